@@ -18,13 +18,15 @@ from starlette.responses import Response
 from starlette.types import Lifespan
 
 from picospec.gateway.accounts.access import Access
-from picospec.gateway.accounts.middleware import Accounts
-from picospec.gateway.doors.chat.answer import ChatAnswer
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.accounts.middleware import Accounts, ShapeOf, openai_shape
+from picospec.gateway.doors.chat import answer as chat
 from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.completions.answer import CompletionAnswer
+from picospec.gateway.doors.completions import answer as completions
 from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.doors.generation import generate
 from picospec.gateway.doors.services import About, Relay, Services, nothing_more
+from picospec.gateway.doors.shapes import shape_of
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
@@ -58,14 +60,14 @@ ROUTES: Final = (
         "POST",
         "/v1/chat/completions",
         "Answer a chat",
-        partial(generate, ChatRequest, ChatAnswer),
+        partial(generate, ChatRequest, chat.asked),
         ChatRequest,
     ),
     Route(
         "POST",
         "/v1/completions",
         "Go on with a text",
-        partial(generate, CompletionRequest, CompletionAnswer),
+        partial(generate, CompletionRequest, completions.asked),
         CompletionRequest,
     ),
     Route("POST", "/tokenize", "The tokens of a text or chat", tokenize, TokenizeRequest),
@@ -120,7 +122,7 @@ def create_app(
         title="PicoSpec",
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's pages load scripts from elsewhere
-        middleware=accounted(settings, tenants, metrics, access),
+        middleware=accounted(settings, tenants, metrics, access, shape_of),
         exception_handlers=HANDLERS,
     )
     services = Services(
@@ -151,6 +153,7 @@ def accounted(
     tenants: Tenants,
     metrics: Metrics,
     access: Access,
+    shape_of: ShapeOf = openai_shape,
 ) -> list[Middleware]:
     """Return what stands before every route; see `create_app`. An app that has it has HANDLERS,
     too."""
@@ -160,6 +163,7 @@ def accounted(
         tenants=tenants,
         metrics=metrics,
         access=access,
+        shape_of=shape_of,
     )
     return [*_cors(settings), accounts]
 
@@ -189,8 +193,9 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code == NotFound.status:
         raise NotFound(f"there is no {request.url.path}")
     invalid = InvalidRequest(error.detail, code="invalid_request")
-    request.state.account.failed(invalid)
-    return json_response(invalid.body(), error.status_code, error.headers)
+    account: Account = request.state.account
+    shown = account.shape(account.failed(invalid))
+    return json_response(shown, error.status_code, error.headers)
 
 
 HANDLERS: Final[dict[Any, Any]] = {HTTPException: _http_exception}

@@ -19,7 +19,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 
@@ -59,6 +59,11 @@ class ApiError(Exception):
                 "code": self.error_code,
             }
         }
+
+
+Shape = Callable[[ApiError], object]
+"""Returns the JSON that a client gets of an error. Each door has its own; OpenAI's is
+`ApiError.body`."""
 
 
 class InvalidRequest(ApiError):

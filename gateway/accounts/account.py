@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 
-from picospec.gateway.errors import ApiError, EngineFault
+from picospec.gateway.errors import ApiError, EngineFault, Shape
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.ports import Statistics
@@ -25,6 +25,9 @@ class Account:
     started_s: float
     tenant: Tenant
     """The tenant whose request it is; the anonymous one until a key was found."""
+
+    shape: Shape = ApiError.body
+    """How an error of this request looks that becomes a response."""
 
     strays: bool = False
     """Whether the path names a session that the tenant does not have."""

@@ -11,6 +11,7 @@ import re
 import traceback
 import uuid
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Final
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from picospec.gateway.accounts.access import Access, is_open
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.errors import ClientGone, RateLimited
+from picospec.gateway.errors import ApiError, ClientGone, RateLimited, Shape
 from picospec.gateway.hosting.listening import check_head
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.http.request_body import MAX_BODY_BYTES, RequestBody
@@ -39,6 +40,14 @@ _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
 """Anybody who asks without a key can get these statuses. Such requests share a log line, see
 LogLimit."""
 
+ShapeOf = Callable[[str, Headers], Shape]
+"""Returns how errors look to a request, by its path and headers."""
+
+
+def openai_shape(_: str, __: Headers) -> Shape:
+    """Return OpenAI's shape of errors, whatever is asked for."""
+    return ApiError.body
+
 
 class Accounts:
     """Gives each request an id and an Account in `scope["state"]`; logs and counts it.
@@ -55,12 +64,14 @@ class Accounts:
         tenants: Tenants,
         metrics: Metrics,
         access: Access,
+        shape_of: ShapeOf,
     ) -> None:
         self._app = app
         self._settings = settings
         self._tenants = tenants
         self._metrics = metrics
         self._access = access
+        self._shape_of = shape_of
         self._clock = access.clock
         self._refused: defaultdict[int, LogLimit] = defaultdict(LogLimit)
         self._log = structlog.get_logger("gateway")
@@ -72,6 +83,7 @@ class Accounts:
         account = Account(
             _request_id(scope), self._metrics, self._clock, self._clock(), anonymous
         )
+        account.shape = self._shape_of(scope["path"], Headers(scope=scope))
         scope.setdefault("state", {})["account"] = account
         if self._access.is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
@@ -104,7 +116,7 @@ class Accounts:
         except Exception as raised:
             if account.status:
                 raise
-            response = error_response(account.failed(raised))
+            response = error_response(account.failed(raised), account.shape)
             await body.refuse(response, send, briefly=isinstance(raised, RateLimited))
 
     def _admit(self, account: Account, scope: Scope) -> None:

@@ -1,9 +1,9 @@
-"""The JSON of an answer: what chat completions and completions share, and where they differ."""
+"""How an answer is written: what each door has of its own."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,71 +15,59 @@ from picospec.gateway.errors import ApiError
 from picospec.gateway.http.client import connected
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.output.choice_stream import ChoiceStream, together
-from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
+from picospec.gateway.output.detokenise import LogprobEntry, TextDelta
 from picospec.gateway.output.message import joined
 from picospec.gateway.ports import UNLIKELY
-from picospec.gateway.watching import Spans, Told
 
 Json = dict[str, object]
 Entries = Sequence[LogprobEntry]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(ABC):
-    """The answer to one request. Each method returns a choice, without its index."""
-
-    id_prefix: ClassVar[str]
-    object: ClassVar[str]
-    chunk_object: ClassVar[str]
+class Heading:
+    """What is known of an answer before its first token."""
 
     id: str
     created: int
     """Unix time, in seconds."""
 
     model: str
-    wants_logprobs: bool
+    choices: int
+    account: Account
+    """It counts what `events` are made of, before they are made."""
+
     fingerprint: str | None = None
     """OpenAI calls it `system_fingerprint`; not every answer has one."""
 
-    def body(self, choices: Sequence[Json], *, chunk: bool) -> Json:
-        """Return the whole body, or that of one chunk of a stream."""
-        body: Json = {
-            "id": self.id,
-            "object": self.chunk_object if chunk else self.object,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        }
-        if self.fingerprint is not None:
-            body["system_fingerprint"] = self.fingerprint
-        return body
 
-    def first_chunk(self, delta: TextDelta) -> Json | None:
-        """Return what a choice begins with, before its first delta, if the API has that."""
-        return None
+class Answer(ABC):
+    """Writes one answer, streamed or whole."""
 
-    def chunks(self, delta: TextDelta) -> list[Json]:
-        """Return the chunks of a delta, without its finish."""
-        shows = delta.text or delta.entries
-        return [self.text_chunk(delta.text, delta.entries)] if shows else []
+    media_type: ClassVar[str] = "text/event-stream; charset=utf-8"
+    """The type of the stream."""
 
-    def spans(self, delta: TextDelta, told: Told) -> list[Spans]:
-        """Return the origins of what each of its chunks shows."""
-        return [told.text] if delta.text or delta.entries else []
-
-    def error(self, error: ApiError) -> Mapping[str, Mapping[str, str | None]]:
-        """Return the event of an error in a stream."""
-        return error.body()
+    keep_alive: ClassVar[bytes] = b": keep-alive\n\n"
+    """What is sent while nothing else is; b"" for nothing. Clients skip a comment, as the
+    standard of server-sent events says."""
 
     @abstractmethod
-    def text_chunk(self, text: str, entries: Entries) -> Json: ...
+    def events(self, index: int, delta: TextDelta) -> bytes:
+        """Return what the stream has for the next delta of choice `index`."""
 
     @abstractmethod
-    def last_chunk(self, finish: Finish) -> Json: ...
+    def end(self) -> bytes:
+        """Return what the stream has after all choices have finished."""
 
     @abstractmethod
-    def choice(self, whole: TextDelta) -> Json:
-        """Return a choice that is not streamed."""
+    def failure(self, error: ApiError) -> bytes:
+        """Return what the stream ends with after an error."""
+
+    @abstractmethod
+    def whole(self, choices: Sequence[TextDelta]) -> Json:
+        """Return the answer that is not streamed. choices: each as one delta."""
+
+
+AnswerMaker = Callable[[Heading], Answer]
 
 
 async def json_answer(
@@ -91,9 +79,7 @@ async def json_answer(
         async for index, delta in deltas:
             account.count(index, delta)
             read[index].append(delta)
-    choices = [{"index": i, **answer.choice(_joined(deltas))} for i, deltas in enumerate(read)]
-    body = answer.body(choices, chunk=False)
-    return json_response({**body, "usage": account.usage(), **account.extensions()})
+    return json_response(answer.whole([_joined(deltas) for deltas in read]))
 
 
 def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
@@ -106,6 +92,7 @@ def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
         finish=deltas[-1].finish,
         statistics=deltas[-1].statistics,
         parsed=joined(parsed) if parsed else None,
+        stop=deltas[-1].stop,
     )
 
 

@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.answer import Answer, json_answer
+from picospec.gateway.doors.answer import Heading, json_answer
 from picospec.gateway.doors.body import checked, parse
+from picospec.gateway.doors.door import Body, Read
 from picospec.gateway.doors.event_stream import EventStream
 from picospec.gateway.doors.parameters import Parameters, parameters_of, shown_names
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
@@ -25,36 +26,36 @@ from picospec.gateway.output.steady import singly
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import SEEDS, Facts, Job
 from picospec.gateway.tenants.reading import BoundedTokenizer
-from picospec.gateway.watching import Watch
 
 
 async def generate(
-    schema: type[GenerationRequest],
-    make_answer: type[Answer],
-    services: Services,
-    request: Request,
+    schema: type[Body], read: Read[Body], services: Services, request: Request
 ) -> Response:
     """Generate the choices that the request asks for. Raises ApiError."""
     services.drain.check()
     account: Account = request.state.account
     account.begin_answers(1)  # before the body is read, so that those on the way are bounded
-    body = await parse(schema, services, request)
+    parsed = await parse(schema, services, request)
+    asked = await checked(services, request, partial(read, parsed))
+    account.field_names, body = asked.names, asked.body
     services = await services.for_request(account)
     facts = await services.facts_of(body.model)
-    given, account.ignored = await checked(services, request, partial(_given, body, facts))
+    given, ignored = await checked(services, request, partial(_given, body, facts))
+    account.ignored = shown_names((*asked.ignored, *ignored))
     if services.relay and (relayed := await services.relay(services, request, facts.model)):
         account.begin_answers(body.n * body.prompt_count - 1)
         return relayed
     tokenizer = await services.tokenizer(facts.vocabulary)
     style = await services.style_of(tokenizer, account)
-    name = f"{make_answer.id_prefix}{uuid.uuid4().hex}"
+    name = f"{asked.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, style, name, given.extras, account)
-    if isinstance(asked := jobs[0].extras.get(structured.NAME), Mapping):
-        account.field_names = structured.names_of(given.constrained_at or "tools", asked)
+    if isinstance(found := jobs[0].extras.get(structured.NAME), Mapping):
+        names = structured.names_of(given.constrained_at or "tools", found)
+        account.field_names = {**account.field_names, **names}
     account.begin_answers(len(jobs) - 1)
-    wants_logprobs = body.wanted_logprobs is not None
-    answer = make_answer(
-        name, int(time.time()), facts.model, wants_logprobs, services.begin(len(jobs), facts)
+    fingerprint = services.begin(len(jobs), facts)
+    answer = asked.answer(
+        Heading(name, int(time.time()), facts.model, len(jobs), account, fingerprint)
     )
     stop_tokens = facts.stop_tokens.union(given.stop_tokens)
     begin = services.engine.generate
@@ -68,26 +69,20 @@ async def generate(
     ]
     streams = await checked(services, request, partial(body.shown, streams, tokenizer))
     if body.stream:
+        order = services.steady.paced if body.is_steady else None
         return EventStream(
-            answer,
-            streams,
-            account,
-            services.drain,
-            usage=body.include_usage,
-            watch=Watch() if body.is_watched else None,
-            order=services.steady.paced if body.is_steady else None,
-            keep_alive_s=services.keep_alive_s,
+            answer, streams, account, services.drain, order, services.keep_alive_s
         )
     async with services.drain.answer():
         return await json_answer(answer, streams, account, request.receive)
 
 
 def _given(body: GenerationRequest, facts: Facts) -> tuple[Parameters, tuple[str, ...]]:
-    """Return the parameters that no schema has, and the fields that have no effect, as the
-    client is shown them. Raises InvalidRequest."""
+    """Return the parameters that no schema has, and the fields that have no effect. Raises
+    InvalidRequest."""
     given = parameters_of(body, facts)
     body.check_served(facts)
-    return given, shown_names((*given.ignored, *body.unknown_inside()))
+    return given, (*given.ignored, *body.unknown_inside())
 
 
 async def _jobs(

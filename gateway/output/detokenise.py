@@ -57,6 +57,9 @@ class TextDelta(msgspec.Struct, frozen=True):
     told: Told | None = None
     """What this delta tells of speculation, if the choice is watched."""
 
+    stop: str | None = None
+    """The stop string that ends the text, if one does."""
+
 
 class Detokeniser:
     """Converts the Deltas of one choice, in order.
@@ -100,7 +103,9 @@ class Detokeniser:
         self._shown_chars += len(text)
         entries = self._shown_entries(finish) if self._pending else ()
         told = None if self.origins is None else self._tell(self.origins, shown, delta.events)
-        return TextDelta(text, tokens, entries, finish, delta.statistics, told=told)
+        return TextDelta(
+            text, tokens, entries, finish, delta.statistics, told=told, stop=self._stops.hit
+        )
 
     def _read_tokens(self, delta: Delta) -> tuple[str, int]:
         """Return the text to show and the number of tokens read."""
@@ -178,8 +183,8 @@ class StopStrings:
         self._stops = tuple(stops)
         self._include_stop = include_stop
         self._withheld = ""
-        self.hit = False
-        """A stop string was found, and the text has ended."""
+        self.hit: str | None = None
+        """The stop string that was found; the text has ended with it."""
 
     def feed(self, text: str, *, ends: bool = True) -> str:
         """Take more text, unless a stop string was hit, and return what may be shown now.
@@ -188,8 +193,8 @@ class StopStrings:
         """
         text = self._withheld + text
         if ends and (found := self._find(text)):
-            self.hit, self._withheld = True, ""
-            end, start = min(found)
+            end, start, self.hit = min(found)
+            self._withheld = ""
             return text[: end if self._include_stop else start]
         keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._withheld = text[len(text) - keep :]
@@ -200,10 +205,10 @@ class StopStrings:
         withheld, self._withheld = self._withheld, ""
         return withheld
 
-    def _find(self, text: str) -> list[tuple[int, int]]:
-        """Return (end, start) of the first occurrence of each stop string in `text`."""
+    def _find(self, text: str) -> list[tuple[int, int, str]]:
+        """Return (end, start, stop) of the first occurrence of each stop string in `text`."""
         starts = [(stop, text.find(stop)) for stop in self._stops]
-        return [(start + len(stop), start) for stop, start in starts if start >= 0]
+        return [(start + len(stop), start, stop) for stop, start in starts if start >= 0]
 
 
 def overlap(text: str, stop: str) -> int:

@@ -42,6 +42,7 @@ class OutputParser:
         """Raise EngineFault as the Detokeniser does."""
         tokens = thoughts = 0
         finish: Finish | None = None
+        stop: str | None = None
         told: list[Told] = []
         for one in single_tokens(delta):
             shown = self._detokeniser.read(one)
@@ -49,7 +50,7 @@ class OutputParser:
             tokens += shown.tokens
             if shown.told is not None:
                 told.append(shown.told)
-            finish = self._finish(shown)
+            finish, stop = self._finish(shown), shown.stop
             if finish is not None:
                 break
         content, spans = self._message.take_content()
@@ -62,6 +63,7 @@ class OutputParser:
             delta.statistics,
             parsed,
             self._told(told, spans, parsed),
+            stop,
         )
 
     def _told(

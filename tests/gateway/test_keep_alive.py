@@ -10,11 +10,12 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from picospec.gateway.doors.event_stream import COMMENT
+from picospec.gateway.doors.answer import Answer
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job
 from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
 
+COMMENT = Answer.keep_alive
 STREAM = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
 

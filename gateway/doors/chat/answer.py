@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from picospec.gateway.doors.answer import Answer, Entries, Json, finite
+from picospec.gateway.doors.answer import Entries, Json, finite
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.chunks import ChunkAnswer
+from picospec.gateway.doors.door import Asked
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
 from picospec.gateway.watching import Spans, Told
 
 
-class ChatAnswer(Answer):
-    id_prefix = "chatcmpl-"
+def asked(body: ChatRequest) -> Asked:
+    """Return a chat as it is; see Asked."""
+    return Asked(body, "chatcmpl-", partial(ChatAnswer, body))
+
+
+class ChatAnswer(ChunkAnswer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from picospec.gateway.doors.answer import Answer, Entries, Json, finite
+from functools import partial
+
+from picospec.gateway.doors.answer import Entries, Json, finite
+from picospec.gateway.doors.chunks import ChunkAnswer
+from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.door import Asked
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 
 
-class CompletionAnswer(Answer):
-    id_prefix = "cmpl-"
+def asked(body: CompletionRequest) -> Asked:
+    """Return a completion as it is; see Asked."""
+    return Asked(body, "cmpl-", partial(CompletionAnswer, body))
+
+
+class CompletionAnswer(ChunkAnswer):
     object = "text_completion"
     chunk_object = "text_completion"
 

@@ -147,6 +147,15 @@ def test_the_text_ends_at_the_stop_string_that_is_complete_first(
 
 
 @given(LETTERS, STOPS)
+def test_the_stop_string_that_ended_the_text_is_told(text: str, stops: list[str]) -> None:
+    read_now = detokeniser(stops).read(Delta(tuple(text.encode()), finish="length"))
+
+    assert read_now.stop in {None, *stops}
+    assert text.startswith(read_now.text + (read_now.stop or ""))
+    assert (read_now.stop is None) == (read_now.text == text)
+
+
+@given(LETTERS, STOPS)
 def test_no_moment_shows_more_than_the_final_text(text: str, stops: list[str]) -> None:
     final = first_stop(text, stops)
 

@@ -1,0 +1,131 @@
+"""The answers of OpenAI's chat completions and completions: what they share, and where they
+differ. A stream is of chunks, `data: {...}`, and ends with [DONE], or with an event
+`data: {"error": ...}` and without it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import msgspec
+
+from picospec.gateway.doors.answer import Answer, Entries, Heading, Json
+from picospec.gateway.doors.request import GenerationRequest
+from picospec.gateway.errors import ApiError
+from picospec.gateway.output.detokenise import Finish, TextDelta
+from picospec.gateway.watching import Spans, Told, Watch
+
+
+class ChunkAnswer(Answer):
+    object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, asked: GenerationRequest, heading: Heading) -> None:
+        self.wants_logprobs = asked.wanted_logprobs is not None
+        self._heading = heading
+        self._account = heading.account
+        self._usage = asked.include_usage
+        self._watch = Watch() if asked.is_watched else None
+        self._begun: set[int] = set()  # choices of which a chunk was made
+        self._ended = 0  # how many choices have finished
+
+    def events(self, index: int, delta: TextDelta) -> bytes:
+        return _events(*self._chunks(index, delta))
+
+    def end(self) -> bytes:
+        last: Json = {}
+        if self._usage:
+            last |= {"usage": self._account.usage(), **self._account.extensions()}
+        if self._watch is not None:
+            last["speculation"] = self._watch.totals() | self._account.speculation()
+        ends = [{**self._body([], chunk=True), **last}] if last else []
+        return _events(*ends) + b"data: [DONE]\n\n"
+
+    def failure(self, error: ApiError) -> bytes:
+        return _events(error.body())
+
+    def whole(self, choices: Sequence[TextDelta]) -> Json:
+        shown = [{"index": i, **self.choice(choice)} for i, choice in enumerate(choices)]
+        body, account = self._body(shown, chunk=False), self._account
+        return {**body, "usage": account.usage(), **account.extensions()}
+
+    def first_chunk(self, delta: TextDelta) -> Json | None:
+        """Return what a choice begins with, before its first delta, if the API has that."""
+        return None
+
+    def chunks(self, delta: TextDelta) -> list[Json]:
+        """Return the chunks of a delta, without its finish."""
+        shows = delta.text or delta.entries
+        return [self.text_chunk(delta.text, delta.entries)] if shows else []
+
+    def spans(self, delta: TextDelta, told: Told) -> list[Spans]:
+        """Return the origins of what each of its chunks shows."""
+        return [told.text] if delta.text or delta.entries else []
+
+    @abstractmethod
+    def text_chunk(self, text: str, entries: Entries) -> Json: ...
+
+    @abstractmethod
+    def last_chunk(self, finish: Finish) -> Json: ...
+
+    @abstractmethod
+    def choice(self, whole: TextDelta) -> Json:
+        """Return a choice that is not streamed, without its index."""
+
+    def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
+        first = self.first_chunk(delta) if index not in self._begun else None
+        self._begun.add(index)
+        if first is not None:
+            yield self._indexed(index, first)
+        chunks = self.chunks(delta)
+        if self._watch is not None and delta.told is not None:
+            yield from self._watched(index, delta, chunks, self._watch, delta.told)
+        else:
+            yield from (self._indexed(index, chunk) for chunk in chunks)
+        if delta.finish is not None:
+            self._ended += 1
+            last = self._indexed(index, self.last_chunk(delta.finish))
+            if self._watch is not None and (tokens := self._watch.count(index)):
+                last["speculation"] = {"tokens": tokens}
+            ends_answer = self._ended == self._heading.choices and not self._usage
+            yield {**last, **self._account.extensions()} if ends_answer else last
+
+    def _watched(
+        self, index: int, delta: TextDelta, chunks: Sequence[Json], watch: Watch, told: Told
+    ) -> Iterator[Json]:
+        """Yield a chunk for each event, and those of the text with their origins."""
+        for event in watch.take(index, told):
+            yield {**self._chunked([]), "speculation": event}
+        for chunk, spans in zip(chunks, self.spans(delta, told), strict=True):
+            tokens = watch.count(index)
+            yield {
+                **self._indexed(index, chunk),
+                "speculation": {"spans": spans, "tokens": tokens},
+            }
+
+    def _indexed(self, index: int, choice: Json) -> Json:
+        return self._chunked([{"index": index, **choice}])
+
+    def _chunked(self, choices: Sequence[Json]) -> Json:
+        body = self._body(choices, chunk=True)
+        return {**body, "usage": None} if self._usage else body
+
+    def _body(self, choices: Sequence[Json], *, chunk: bool) -> Json:
+        """Return the whole body, or that of one chunk of a stream."""
+        heading = self._heading
+        body: Json = {
+            "id": heading.id,
+            "object": self.chunk_object if chunk else self.object,
+            "created": heading.created,
+            "model": heading.model,
+            "choices": choices,
+        }
+        if heading.fingerprint is not None:
+            body["system_fingerprint"] = heading.fingerprint
+        return body
+
+
+def _events(*objects: object) -> bytes:
+    encoded = [msgspec.json.encode(item) for item in objects]
+    return b"".join(b"data: %b\n\n" % event for event in encoded)
