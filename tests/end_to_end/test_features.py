@@ -67,6 +67,10 @@ LARK: Final[Json] = {
     },
 }
 NAMED: Final[Json] = {"type": "custom", "custom": {"name": "tell"}}
+CONTINUED: Final[Json] = {
+    "messages": [user("Add 17 and 25."), {"role": "assistant", "content": "First, "}],
+    "continue_final_message": True,
+}
 ALLOWED: Final[Json] = {
     "type": "allowed_tools",
     "allowed_tools": {
@@ -84,10 +88,8 @@ FEATURES: Final[Mapping[str, Json]] = {
     "shaped": SHAPED,
     "sentence": {**SENTENCE, **UNSPLIT},
     "reasoning": THINKS,
-    "reasoned": {**SENTENCE, **THINKS},
-    "custom": {"tools": [TEXT], "tool_choice": "required", **UNSPLIT},
     "lark": {"tools": [LARK, *TOOLS], "tool_choice": NAMED},
-    "allowed": {"tools": [TEXT, *TOOLS], "tool_choice": ALLOWED, **UNSPLIT},
+    "continued": {**CONTINUED, "tools": [TEXT, *TOOLS], "tool_choice": ALLOWED, **UNSPLIT},
     "all": {"tools": STRICT, **AS_JSON, **SHAPED, **UNSPLIT},
 }
 WRONG: Final = "An entirely different text, which is wrong. " * 3
@@ -118,7 +120,7 @@ def seen(answer: Json) -> Json:
     """Return what must be the same of an answer: all but ids, times and counts of drafts."""
     (choice,) = answer["choices"]
     calls = choice["message"].get("tool_calls", ())
-    functions = [call["function"] for call in calls]
+    functions = [call.get("function", call.get("custom")) for call in calls]
     usage = {**answer["usage"], "completion_tokens_details": None}
     thought = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
     message = {**choice["message"], "tool_calls": functions}
@@ -192,6 +194,8 @@ def check_shape(feature: str, plain: Sequence[Json]) -> None:
     messages = [answer["choices"][0]["message"] for answer in plain]
     if feature == "required":
         assert all(message["tool_calls"] for message in messages)
+    if feature == "lark":
+        assert all(message["tool_calls"][0]["custom"]["input"] for message in messages)
     if feature in ("schema", "compact"):
         assert all(message["content"].lstrip().startswith("{") for message in messages)
     if feature == "reasoning":
