@@ -51,9 +51,16 @@ class Chunk(msgspec.Struct):
 class Model(msgspec.Struct):
     id: str
     owned_by: str | None = ""
+    max_model_len: int | None = None
+    context_length: int | None = None
 
     def __post_init__(self) -> None:
         self.id = visible(self.id)
+
+    @property
+    def context_tokens(self) -> int:
+        """The model's context, under the names that services give it, or a small one."""
+        return self.context_length or self.max_model_len or 4096
 
     @property
     def tells(self) -> bool:

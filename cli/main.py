@@ -7,19 +7,26 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
-from typer import Option
+from typer import Argument, Option
 
 from picospec.cli.chat import chat as chat_in_terminal
+from picospec.cli.chat_client import ChatError
+from picospec.cli.connecting import command as connecting
+from picospec.cli.connecting.clients import Client, read_clients
+from picospec.cli.connecting.copies import Changed, Copies
+from picospec.cli.connecting.launching import NotLaunched
+from picospec.cli.connecting.launching import launch as launch_client
 from picospec.cli.doctor.finding import report
 from picospec.cli.doctor.machine import HOST, check_gpu, gpu_here
 from picospec.cli.keys import keys_app
 from picospec.cli.models import models_app
 from picospec.cli.up import Plan, check_plain, read_settings
 from picospec.cli.up import up as run_up
+from picospec.cli.visible import visible
 from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import ServiceError
@@ -119,6 +126,51 @@ def chat(
     chat_in_terminal(where, key, console, ask_user, steady=steady)
 
 
+Url = Annotated[str | None, Option(help="Where the edge is, if not here.")]
+
+
+@app.command()
+def connect(
+    client: Annotated[str | None, Argument(help="Which; without it, all are listed.")] = None,
+    write: Annotated[bool, Option("--write", help="Put it into the client's files.")] = False,
+    undo: Annotated[bool, Option("--undo", help="Take back what --write did.")] = False,
+    url: Url = None,
+    edge_port: EdgePort = 8000,
+    api_keys: Keys = "",
+) -> None:
+    """Have Codex, Claude Code, an editor or another client ask this edge."""
+    console, copies = Console(), Copies(connecting.default_copies())
+    try:
+        if client is None:
+            return connecting.show_list(read_clients(), console)
+        if undo:
+            return connecting.undo(_client(client), copies, console)
+        edge = connecting.find_edge(_edge_url(url, edge_port), _first_key(api_keys))
+        if not write:
+            connecting.show(_client(client), edge, os.environ, console)
+        elif not connecting.write(_client(client), edge, os.environ, copies, console):
+            raise typer.Exit(1)
+    except (ChatError, Changed, OSError) as error:
+        _fail(error)
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def launch(
+    context: typer.Context,
+    client: Annotated[str, Argument(help="See picospec connect. Its arguments: after --.")],
+    url: Url = None,
+    edge_port: EdgePort = 8000,
+    api_keys: Keys = "",
+) -> None:
+    """Run a client for this edge, and change none of its files."""
+    try:
+        edge = connecting.find_edge(_edge_url(url, edge_port), _first_key(api_keys))
+        status = launch_client(_client(client), edge, context.args, os.environ)
+    except (ChatError, NotLaunched, OSError) as error:
+        _fail(error)
+    raise typer.Exit(status)
+
+
 @app.command()
 def doctor(
     edge_port: EdgePort = 8000,
@@ -151,6 +203,23 @@ def _pins(text: str | None) -> Pins:
         return share(cores_of(available)) if text is None else parse_pins(text, available)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--pin") from None
+
+
+def _client(name: str) -> Client:
+    clients = read_clients()
+    if name not in clients:
+        raise typer.BadParameter(f"{name} is none of {', '.join(clients)}")
+    return clients[name]
+
+
+def _edge_url(url: str | None, edge_port: int) -> str:
+    return (url or f"http://{HOST}:{edge_port}").rstrip("/").removesuffix("/v1")
+
+
+def _fail(error: Exception) -> NoReturn:
+    text = visible(str(error))
+    Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(1) from None
 
 
 def _first_key(keys: str) -> str | None:

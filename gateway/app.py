@@ -25,6 +25,9 @@ from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions import answer as completions
 from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.doors.generation import generate
+from picospec.gateway.doors.messages import answer as messages
+from picospec.gateway.doors.messages.counting import count_tokens
+from picospec.gateway.doors.messages.request import MessagesRequest
 from picospec.gateway.doors.services import About, Relay, Services, nothing_more
 from picospec.gateway.doors.shapes import shape_of
 from picospec.gateway.drain import Drain
@@ -69,6 +72,20 @@ ROUTES: Final = (
         "Go on with a text",
         partial(generate, CompletionRequest, completions.asked),
         CompletionRequest,
+    ),
+    Route(
+        "POST",
+        "/v1/messages",
+        "Answer messages, as Anthropic does",
+        partial(generate, MessagesRequest, messages.asked),
+        MessagesRequest,
+    ),
+    Route(
+        "POST",
+        "/v1/messages/count_tokens",
+        "How many tokens messages have",
+        count_tokens,
+        MessagesRequest,
     ),
     Route("POST", "/tokenize", "The tokens of a text or chat", tokenize, TokenizeRequest),
     Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
@@ -194,7 +211,7 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
         raise NotFound(f"there is no {request.url.path}")
     invalid = InvalidRequest(error.detail, code="invalid_request")
     account: Account = request.state.account
-    shown = account.shape(account.failed(invalid))
+    shown = account.shape.body(account.failed(invalid))
     return json_response(shown, error.status_code, error.headers)
 
 

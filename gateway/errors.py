@@ -2,6 +2,7 @@
 
 * ApiError
   - InvalidRequest      400  the request names something wrong or unsupported (`param`)
+    - PromptTooLong     400  the prompt leaves no room in the context
   - Unauthorized        401  no key, or a wrong one
   - Forbidden           403  the request's Host is not one of this service's names, or without
                              keys a page of another origin may have sent it
@@ -20,7 +21,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 
 class ApiError(Exception):
@@ -61,13 +63,18 @@ class ApiError(Exception):
         }
 
 
-Shape = Callable[[ApiError], object]
-"""Returns the JSON that a client gets of an error. Each door has its own; OpenAI's is
-`ApiError.body`."""
-
-
 class InvalidRequest(ApiError):
     status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class PromptTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, *, param: str, tokens: int, context_tokens: int) -> None:
+        """tokens: the prompt's, or an estimate where it was not tokenised."""
+        super().__init__(message, param=param)
+        self.tokens = tokens
+        self.context_tokens = context_tokens
 
 
 class Unauthorized(ApiError):
@@ -121,6 +128,24 @@ class Unavailable(ApiError):
 class Draining(Unavailable):
     code = "draining"
     retry_after_s = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How errors look to a client. Each door has its own; this is OpenAI's."""
+
+    body: Callable[[ApiError], object] = ApiError.body
+    """Returns the JSON."""
+
+    full: int = Overloaded.status
+    """The status that says that the service is full."""
+
+    def status(self, error: ApiError) -> int:
+        is_full = isinstance(error, Overloaded) and not isinstance(error, RateLimited)
+        return self.full if is_full else error.status
+
+
+OPENAI: Final = Shape()
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

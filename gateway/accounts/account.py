@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 
-from picospec.gateway.errors import ApiError, EngineFault, Shape
+from picospec.gateway.errors import OPENAI, ApiError, EngineFault, Shape
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.ports import Statistics
@@ -26,7 +26,7 @@ class Account:
     tenant: Tenant
     """The tenant whose request it is; the anonymous one until a key was found."""
 
-    shape: Shape = ApiError.body
+    shape: Shape = OPENAI
     """How an error of this request looks that becomes a response."""
 
     strays: bool = False

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from picospec.gateway.accounts.access import Access, is_open
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.errors import ApiError, ClientGone, RateLimited, Shape
+from picospec.gateway.errors import OPENAI, ClientGone, RateLimited, Shape
 from picospec.gateway.hosting.listening import check_head
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.http.request_body import MAX_BODY_BYTES, RequestBody
@@ -46,7 +46,7 @@ ShapeOf = Callable[[str, Headers], Shape]
 
 def openai_shape(_: str, __: Headers) -> Shape:
     """Return OpenAI's shape of errors, whatever is asked for."""
-    return ApiError.body
+    return OPENAI
 
 
 class Accounts:

@@ -19,7 +19,7 @@ from picospec.gateway.doors.event_stream import EventStream
 from picospec.gateway.doors.parameters import Parameters, parameters_of, shown_names
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.doors.services import Services
-from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.errors import InvalidRequest, PromptTooLong
 from picospec.gateway.grammars import structured
 from picospec.gateway.output.choice_stream import stream_choice
 from picospec.gateway.output.steady import singly
@@ -166,10 +166,11 @@ def _max_tokens(
         )
     room = facts.context_tokens - len(prompt)
     if room < 1:
-        raise InvalidRequest(
+        raise PromptTooLong(
             f"the context has {facts.context_tokens} tokens, the prompt takes {len(prompt)}",
             param=field,
-            code="context_length_exceeded",
+            tokens=len(prompt),
+            context_tokens=facts.context_tokens,
         )
     limits = (facts.defaults.get(name, room) for name in ("max_tokens", "most_tokens"))
     usual, most = map(int, limits)

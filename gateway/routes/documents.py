@@ -13,7 +13,6 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.doors.services import Services
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.schemas.base import RequestModel
@@ -99,7 +98,7 @@ def _operation(route: Route) -> Json:
     if route.body is not None:
         content = {"application/json": {"schema": _reference(route.body.__name__)}}
         operation["requestBody"] = {"required": True, "content": content}
-        if issubclass(route.body, GenerationRequest):
+        if "stream" in route.body.model_fields:
             answers["text/event-stream"] = {}
     failure = {"application/json": {"schema": _reference("Error")}}
     operation["responses"] = {

@@ -34,7 +34,7 @@ _HEADERS: Final = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-cache",  # a browser asks each time, and gets a 304 for what it has
 }
-_SERVED: Final = (".html", ".css", ".js", ".svg")
+_SERVED: Final = (".html", ".css", ".js", ".json", ".svg")
 """Other files, such as licences, are in the package and are not served."""
 
 

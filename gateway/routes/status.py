@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from picospec.gateway.doors.messages import models as anthropic
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError
 from picospec.gateway.http.responses import json_response
@@ -65,10 +66,14 @@ async def list_models(services: Services, request: Request) -> Response:
     """Answer the engine's model, under each of its names, and its adapters."""
     services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
-    can = await _capabilities(services, facts, request)
     names = [facts.model, *sorted(services.model_aliases - {facts.model}), *facts.adapters]
-    models = [_model(services, facts.named(name), name) | can for name in names]
-    return json_response({"object": "list", "data": models})
+    models = [(name, facts.named(name)) for name in names]
+    if "anthropic-version" in request.headers:
+        listed = [anthropic.model_of(*each, services.started) for each in models]
+        return json_response(anthropic.page_of(listed))
+    can = await _capabilities(services, facts, request)
+    listed = [_model(services, facts, name) | can for name, facts in models]
+    return json_response({"object": "list", "data": listed})
 
 
 async def retrieve_model(services: Services, request: Request) -> Response:
@@ -76,6 +81,8 @@ async def retrieve_model(services: Services, request: Request) -> Response:
     services = await services.for_request(request.state.account)
     name: str = request.path_params["name"]
     facts = await services.facts_of(name)
+    if "anthropic-version" in request.headers:
+        return json_response(anthropic.model_of(name, facts, services.started))
     can = await _capabilities(services, facts, request)
     return json_response(_model(services, facts, name) | can)
 

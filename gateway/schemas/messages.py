@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -152,7 +152,7 @@ class ChatMessage(RequestModel):
         """Return the text, or the parts if there are several or none."""
         parts = self.content or ()
         if self.role == "system":
-            parts = tuple(_without_billing(parts))
+            parts = tuple(without_billing(parts))
         if len(parts) == 1:
             return parts[0].text
         return [part.shown() for part in parts]
@@ -167,7 +167,8 @@ class ChatMessage(RequestModel):
         return found
 
 
-def _without_billing(parts: tuple[Part, ...]) -> Iterator[Part]:
+def without_billing(parts: Iterable[Part]) -> Iterator[Part]:
+    """Yield the parts of a system message, without the line that says who pays."""
     for part in parts:
         if not part.text.startswith(_BILLING):
             yield part

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Final, TypeVar
 
-from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
+from picospec.gateway.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from picospec.gateway.ports import Facts
 from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
@@ -121,14 +121,16 @@ class BoundedTokenizer:
         if size > self._most_bytes:
             raise self._too_long(size)
 
-    def _too_long(self, size: int) -> InvalidRequest:
+    def _too_long(self, size: int) -> PromptTooLong:
         context = self.facts.context_tokens
-        self.charged += min(size // CHARGED_BYTES_A_TOKEN, context)
-        return InvalidRequest(
+        estimate = size // CHARGED_BYTES_A_TOKEN
+        self.charged += min(estimate, context)
+        return PromptTooLong(
             f"the context has {context} tokens; the prompt has more than {self._most_bytes}"
             " bytes, which cannot fit",
             param=self.field,
-            code="context_length_exceeded",
+            tokens=estimate,
+            context_tokens=context,
         )
 
     def _counted(self, tokens: list[int]) -> list[int]:

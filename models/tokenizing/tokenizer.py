@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain, count
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from picospec.models.tokenizing.chat_template import MAX_BYTES, ChatTemplate, Json
-from picospec.models.tokenizing.conversation import shaped
+from picospec.models.tokenizing.conversation import shaped, system_first
 from picospec.models.tokenizing.infill import Hole, infill_format
-from picospec.models.tokenizing.renderer import Renderer
+from picospec.models.tokenizing.renderer import Overrun, Renderer
 from picospec.models.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
@@ -92,8 +92,8 @@ class Tokenizer:
         sentinel = _unused(self.template + "".join(_texts(given)))
         if continues := options.get(CONTINUES) is True:
             given |= {"messages": _marked(shown, sentinel), "options": _left_open(options)}
-        safe = {name: self._break(value, sentinel) for name, value in given.items()}
-        rendered = self._template.render(**safe, most_bytes=most_bytes)  # type: ignore[arg-type]
+        safe: Any = {name: self._break(value, sentinel) for name, value in given.items()}
+        rendered = _rendered(self._template, safe, most_bytes)
         if continues:
             rendered = _cut(rendered, sentinel)
         if sentinel in rendered:
@@ -172,6 +172,18 @@ def _cut(rendered: str, sentinel: str) -> str:
 def _left_open(options: Json) -> Json:
     others = {name: value for name, value in options.items() if name != CONTINUES}
     return {**others, "add_generation_prompt": False}
+
+
+def _rendered(template: ChatTemplate | Renderer, chat: dict[str, Any], most_bytes: int) -> str:
+    try:
+        return template.render(**chat, most_bytes=most_bytes)
+    except Overrun:
+        raise
+    except ValueError:  # it may take system messages at the beginning only
+        merged = system_first(chat["messages"])
+        if merged == chat["messages"]:
+            raise
+        return template.render(**{**chat, "messages": merged}, most_bytes=most_bytes)
 
 
 def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:
