@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from functools import partial
 from typing import Annotated, Final
 
 from pydantic import AliasChoices, Field
@@ -16,7 +15,6 @@ from picospec.gateway.doors.ollama.request import LATEST
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import NotServed
 from picospec.gateway.http.responses import json_response
-from picospec.gateway.output.style import Style
 from picospec.gateway.ports import Facts
 from picospec.gateway.schemas.base import RequestModel
 
@@ -70,7 +68,6 @@ async def show(services: Services, request: Request) -> Response:
     services = await services.for_request(account)
     facts = await services.facts_of(body.model.removesuffix(LATEST))
     style = await services.style_of(await services.tokenizer(facts.vocabulary), account)
-    capabilities = await services.reader.read(account.tenant, partial(_capabilities, style))
     shown: Json = {
         "modelfile": "",
         "parameters": "",
@@ -80,7 +77,7 @@ async def show(services: Services, request: Request) -> Response:
             "general.architecture": FAMILY,
             f"{FAMILY}.context_length": facts.context_tokens,
         },
-        "capabilities": capabilities,
+        "capabilities": style.capabilities,
         "modified_at": _time(services.started),
     }
     return json_response(shown)
@@ -107,24 +104,6 @@ def _model(services: Services, facts: Facts, name: str) -> Json:
         "details": _DETAILS,
         "context_length": facts.context_tokens,
     }
-
-
-def _capabilities(style: Style) -> list[str]:
-    found = {
-        "completion": True,
-        "tools": style.tokenizer.takes_tools,
-        "insert": _fills_in(style),
-        "thinking": style.tags is not None,
-    }
-    return [name for name, has in found.items() if has]
-
-
-def _fills_in(style: Style) -> bool:
-    try:
-        style.tokenizer.infill("", "")
-    except ValueError:
-        return False
-    return True
 
 
 def _time(seconds: int) -> str:
