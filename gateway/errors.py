@@ -25,6 +25,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 
+def renamed(field: str, names: Mapping[str, str]) -> str:
+    """Return the name of a field, where one of `names` is the field's or that of what it is
+    in."""
+    for own, theirs in names.items():
+        if field == own or field.startswith(f"{own}."):
+            return theirs + field.removeprefix(own)
+    return field
+
+
 class ApiError(Exception):
     """An error that is sent as OpenAI's {"error": {"message", "type", "param", "code"}}."""
 
@@ -45,12 +54,9 @@ class ApiError(Exception):
     def name_field(self, names: Mapping[str, str]) -> None:
         """Name the field as the client does. names: the client's names, by the engine's."""
         param = self.param or ""
-        for own, theirs in names.items():
-            if param == own or param.startswith(f"{own}."):
-                self.param = theirs + param.removeprefix(own)
-                if self.message.startswith(param):
-                    self.message = self.param + self.message.removeprefix(param)
-                return
+        self.param = renamed(param, names) or None
+        if param and self.message.startswith(param):
+            self.message = f"{self.param}{self.message.removeprefix(param)}"
 
     def body(self) -> dict[str, dict[str, str | None]]:
         return {

@@ -168,6 +168,12 @@ def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.A
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
 
 
+def door_of(body: Mapping[str, object]) -> str:
+    """Return the path that takes such a body."""
+    named = {"messages": "chat/completions", "input": "responses"}
+    return "/v1/" + next((named[name] for name in named if name in body), "completions")
+
+
 async def ask(
     body: Mapping[str, object],
     engine: ScriptedEngine | None = None,
@@ -177,9 +183,8 @@ async def ask(
     **app: Any,  # noqa: ANN401 - what make_app takes
 ) -> httpx.Response:
     """Return what one request gets of an app of its own. path: by default that of the body."""
-    door = path or ("/v1/chat/completions" if "messages" in body else "/v1/completions")
     async with client_of(make_app(engine or ScriptedEngine(), **app), headers) as client:
-        return await client.post(door, json=body)
+        return await client.post(path or door_of(body), json=body)
 
 
 class Server(uvicorn.Server):
