@@ -2,6 +2,7 @@
 
 * ApiError
   - InvalidRequest      400  the request names something wrong or unsupported (`param`)
+    - PromptTooLong     400  the prompt leaves no room in the context
   - Unauthorized        401  no key, or a wrong one
   - Forbidden           403  the request's Host is not one of this service's names, or without
                              keys a page of another origin may have sent it
@@ -13,6 +14,7 @@
     - RateLimited       429  the client's key is at one of its limits
   - ClientGone          499  the client closed the connection; for logs and metrics only
   - EngineFault         500  a bug of this service
+  - NotServed           501  something that another server of the same API does
   - Unavailable         503  the verifier cannot be reached, or the connection was lost
     - Draining          503  the service is about to stop; another one takes the request
 """
@@ -20,7 +22,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+
+def renamed(field: str, names: Mapping[str, str]) -> str:
+    """Return the name of a field, where one of `names` is the field's or that of what it is
+    in."""
+    for own, theirs in names.items():
+        if field == own or field.startswith(f"{own}."):
+            return theirs + field.removeprefix(own)
+    return field
 
 
 class ApiError(Exception):
@@ -43,12 +55,9 @@ class ApiError(Exception):
     def name_field(self, names: Mapping[str, str]) -> None:
         """Name the field as the client does. names: the client's names, by the engine's."""
         param = self.param or ""
-        for own, theirs in names.items():
-            if param == own or param.startswith(f"{own}."):
-                self.param = theirs + param.removeprefix(own)
-                if self.message.startswith(param):
-                    self.message = self.param + self.message.removeprefix(param)
-                return
+        self.param = renamed(param, names) or None
+        if param and self.message.startswith(param):
+            self.message = f"{self.param}{self.message.removeprefix(param)}"
 
     def body(self) -> dict[str, dict[str, str | None]]:
         return {
@@ -61,13 +70,18 @@ class ApiError(Exception):
         }
 
 
-Shape = Callable[[ApiError], object]
-"""Returns the JSON that a client gets of an error. Each door has its own; OpenAI's is
-`ApiError.body`."""
-
-
 class InvalidRequest(ApiError):
     status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class PromptTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, *, param: str, tokens: int, context_tokens: int) -> None:
+        """tokens: the prompt's, or an estimate where it was not tokenised."""
+        super().__init__(message, param=param)
+        self.tokens = tokens
+        self.context_tokens = context_tokens
 
 
 class Unauthorized(ApiError):
@@ -114,6 +128,10 @@ class EngineFault(ApiError):
     status, type, code = 500, "server_error", "internal_error"
 
 
+class NotServed(ApiError):
+    status, type, code = 501, "invalid_request_error", "not_served"
+
+
 class Unavailable(ApiError):
     status, type, code = 503, "server_error", "verifier_unavailable"
 
@@ -121,6 +139,24 @@ class Unavailable(ApiError):
 class Draining(Unavailable):
     code = "draining"
     retry_after_s = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How errors look to a client. Each door has its own; this is OpenAI's."""
+
+    body: Callable[[ApiError], object] = ApiError.body
+    """Returns the JSON."""
+
+    full: int = Overloaded.status
+    """The status that says that the service is full."""
+
+    def status(self, error: ApiError) -> int:
+        is_full = isinstance(error, Overloaded) and not isinstance(error, RateLimited)
+        return self.full if is_full else error.status
+
+
+OPENAI: Final = Shape()
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

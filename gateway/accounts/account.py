@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 
-from picospec.gateway.errors import ApiError, EngineFault, Shape
+from picospec.gateway.errors import OPENAI, ApiError, EngineFault, Shape
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.ports import Statistics
@@ -26,7 +26,7 @@ class Account:
     tenant: Tenant
     """The tenant whose request it is; the anonymous one until a key was found."""
 
-    shape: Shape = ApiError.body
+    shape: Shape = OPENAI
     """How an error of this request looks that becomes a response."""
 
     strays: bool = False
@@ -190,8 +190,11 @@ class Account:
         return {
             "prompt_n": self.prompt_tokens,
             "prompt_ms": prompt_s * 1000,
+            "prompt_per_token_ms": _ratio(prompt_s * 1000, self.prompt_tokens),
+            "prompt_per_second": _ratio(self.prompt_tokens, prompt_s),
             "predicted_n": self.completion_tokens,
             "predicted_ms": predicted_s * 1000,
+            "predicted_per_token_ms": _ratio(predicted_s * 1000, self.completion_tokens),
             "predicted_per_second": _ratio(self.completion_tokens, predicted_s),
             "draft_n": counted.draft_tokens,
             "draft_n_accepted": counted.accepted_tokens,
@@ -229,5 +232,5 @@ def _speculative_decoding(counted: Statistics) -> dict[str, object]:
     }
 
 
-def _ratio(part: int, whole: float) -> float:
+def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0

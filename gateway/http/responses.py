@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
-from picospec.gateway.errors import ApiError, Shape, Unauthorized
+from picospec.gateway.errors import OPENAI, ApiError, Shape, Unauthorized
 
 NOSNIFF: Final = {"x-content-type-options": "nosniff"}
 """It has a browser take a response for what its `content-type` says, and not for a page."""
@@ -22,11 +22,11 @@ def json_response(
     return Response(msgspec.json.encode(body), status, given, "application/json")
 
 
-def error_response(error: ApiError, shape: Shape = ApiError.body) -> Response:
+def error_response(error: ApiError, shape: Shape = OPENAI) -> Response:
     """Return the error with the headers that RFC 9110 and RFC 6585 name for its status."""
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    return json_response(shape(error), error.status, headers)
+    return json_response(shape.body(error), shape.status(error), headers)

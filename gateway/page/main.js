@@ -5,6 +5,7 @@ import { change, settings } from "./store.js";
 import { Composer } from "./chat/composer.js";
 import { ConversationView } from "./chat/conversation.js";
 import { Sidebar } from "./panels/sidebar.js";
+import { openConnect } from "./panels/connect.js";
 import { openSettings } from "./panels/settings.js";
 import { Service } from "./panels/status.js";
 import { showColours } from "./race/strip.js";
@@ -40,6 +41,7 @@ conversation = new ConversationView({
 });
 
 addEventListener("pagehide", () => conversation.save(conversation.kept));
+$("open-connect").addEventListener("click", openConnect);
 $("open-settings").addEventListener("click", editSettings);
 $("open-status").addEventListener("click", () => service.open());
 $("theme").addEventListener("click", () => {

@@ -13,7 +13,6 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.doors.services import Services
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.schemas.base import RequestModel
@@ -93,13 +92,13 @@ def openapi(routes: Sequence[Route]) -> Json:
 def _operation(route: Route) -> Json:
     answers: Json = {route.answer_type: {}}
     operation: Json = {"summary": route.summary}
-    if route.path.endswith("}"):
+    if "{name" in route.path:
         name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
         operation["parameters"] = [name]
     if route.body is not None:
         content = {"application/json": {"schema": _reference(route.body.__name__)}}
         operation["requestBody"] = {"required": True, "content": content}
-        if issubclass(route.body, GenerationRequest):
+        if "stream" in route.body.model_fields:
             answers["text/event-stream"] = {}
     failure = {"application/json": {"schema": _reference("Error")}}
     operation["responses"] = {

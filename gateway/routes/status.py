@@ -1,4 +1,4 @@
-"""GET /health, /ready, /status, /metrics, /v1/models and /v1/models/{name}.
+"""GET /health, /ready, /status, /props, /metrics, /v1/models and /v1/models/{name}.
 
 A service that knows more of its state answers /health and /ready itself.
 """
@@ -6,12 +6,14 @@ A service that knows more of its state answers /health and /ready itself.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from picospec.gateway.doors.messages import models as anthropic
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError
 from picospec.gateway.http.responses import json_response
@@ -64,16 +66,60 @@ async def list_models(services: Services, request: Request) -> Response:
     """Answer the engine's model, under each of its names, and its adapters."""
     services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
-    names = [facts.model, *sorted(services.model_aliases - {facts.model}), *facts.adapters]
-    models = [_model(services, facts.named(name), name) for name in names]
-    return json_response({"object": "list", "data": models})
+    models = [(name, facts.named(name)) for name in services.names_of(facts)]
+    if "anthropic-version" in request.headers:
+        listed = [anthropic.model_of(*each, services.started) for each in models]
+        return json_response(anthropic.page_of(listed))
+    can = await _capabilities(services, facts, request)
+    listed = [_model(services, facts, name) | can for name, facts in models]
+    others = [_entry(services, name) for name in services.models_elsewhere]
+    return json_response({"object": "list", "data": listed + others})
 
 
 async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer the model of that name."""
     services = await services.for_request(request.state.account)
     name: str = request.path_params["name"]
-    return json_response(_model(services, await services.facts_of(name), name))
+    if name in services.models_elsewhere:
+        return json_response(_entry(services, name))
+    facts = await services.facts_of(name)
+    if "anthropic-version" in request.headers:
+        return json_response(anthropic.model_of(name, facts, services.started))
+    can = await _capabilities(services, facts, request)
+    return json_response(_model(services, facts, name) | can)
+
+
+async def _capabilities(
+    services: Services, facts: Facts, request: Request
+) -> dict[str, Sequence[str]]:
+    """Return what the model can do, as far as its tokenizer is here to tell it."""
+    try:
+        tokenizer = await services.tokenizer(facts.vocabulary)
+        style = await services.style_of(tokenizer, request.state.account)
+    except ApiError:
+        return {}
+    return {"capabilities": style.capabilities}
+
+
+async def props(services: Services, request: Request) -> Response:
+    """Answer what llama-server's clients ask about the model."""
+    services = await services.for_request(request.state.account)
+    facts = await services.engine.facts()
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    body = {
+        "default_generation_settings": {"n_ctx": facts.context_tokens},
+        "model_alias": facts.model,
+        "model_path": facts.model,
+        "chat_template": tokenizer.template,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"picospec-{VERSION}",
+    }
+    return json_response(body)
+
+
+def _entry(services: Services, name: str, owner: str = "relayed") -> dict[str, object]:
+    """Return OpenAI's object, with what is known of any model."""
+    return {"id": name, "object": "model", "created": services.started, "owned_by": owner}
 
 
 def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:
@@ -81,10 +127,7 @@ def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:
     and OpenRouter's, or by llama-server's."""
     length = facts.context_tokens
     return {
-        "id": name,
-        "object": "model",
-        "created": services.started,
-        "owned_by": "picospec",
+        **_entry(services, name, "picospec"),
         "root": facts.model,
         "max_model_len": length,
         "context_length": length,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Unserved, missing
+from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Typed, Unserved, missing
 from picospec.gateway.schemas.json_bounds import check_structure
 
 Json = dict[str, object]
@@ -79,13 +79,23 @@ class FunctionCall(RequestModel):
     arguments: Annotated[Any, AfterValidator(_as_object), Field(default_factory=dict)]
 
 
-class ToolCall(RequestModel):
+class CustomCall(RequestModel):
+    name: Annotated[str, Field(min_length=1)]
+    input: str
+
+
+class ToolCall(Typed):
     id: str | None = None
-    type: Literal["function"] = "function"
-    function: FunctionCall
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
 
     def shown(self) -> Json:
-        function = {"arguments": self.function.arguments, "name": self.function.name}
+        function: Json = {}
+        if self.type == "custom" and self.custom is not None:
+            function = {"arguments": {"input": self.custom.input}, "name": self.custom.name}
+        elif self.function is not None:
+            function = {"arguments": self.function.arguments, "name": self.function.name}
         call: Json = {"function": function, "type": "function"}
         return call if self.id is None else {"id": self.id, **call}
 
@@ -123,6 +133,11 @@ class ChatMessage(RequestModel):
             missing()
         return value
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether an answer may go on with this message: it is a text of the assistant's."""
+        return self.role == "assistant" and not (self.tool_calls or self.function_call)
+
     def shown(self) -> Json:
         """Return what a tokenizer gets. vLLM gives a template the same, in this order: some
         templates write a message as JSON."""
@@ -137,7 +152,7 @@ class ChatMessage(RequestModel):
         """Return the text, or the parts if there are several or none."""
         parts = self.content or ()
         if self.role == "system":
-            parts = tuple(_without_billing(parts))
+            parts = tuple(without_billing(parts))
         if len(parts) == 1:
             return parts[0].text
         return [part.shown() for part in parts]
@@ -152,7 +167,8 @@ class ChatMessage(RequestModel):
         return found
 
 
-def _without_billing(parts: tuple[Part, ...]) -> Iterator[Part]:
+def without_billing(parts: Iterable[Part]) -> Iterator[Part]:
+    """Yield the parts of a system message, without the line that says who pays."""
     for part in parts:
         if not part.text.startswith(_BILLING):
             yield part

@@ -2,6 +2,8 @@
 
 * A content is a text, in which parts that are empty leave no trace; or, for a template that
   reads parts, a list of them, but for a tool's result.
+* A template that refuses system messages which are not the first gets them as one that is; see
+  `system_first`.
 * Of "developer", OpenAI's newer name for "system", many templates have not heard. For those
   such messages are system messages, and a chat that has any of them has all of its system
   messages as one, which is its first.
@@ -20,7 +22,7 @@ def shaped(messages: Sequence[Json], template: str, *, takes_parts: bool) -> lis
     knows_developers = any(f"{quote}developer{quote}" in template for quote in "\"'")
     if knows_developers or all(message["role"] != "developer" for message in found):
         return found
-    return _merged([_as_system(message) for message in found])
+    return system_first([_as_system(message) for message in found])
 
 
 def _with_content(message: Json, *, takes_parts: bool) -> Json:
@@ -44,10 +46,10 @@ def _as_system(message: Json) -> Json:
     return {**message, "role": "system"} if message["role"] == "developer" else message
 
 
-def _merged(messages: Sequence[Json]) -> list[Json]:
-    """Return the messages with one system message, which comes first."""
+def system_first(messages: Sequence[Json]) -> list[Json]:
+    """Return the messages with at most one system message, which comes first."""
     system = [message for message in messages if message["role"] == "system"]
-    if len(system) == 1 and messages[0] is system[0]:
+    if not system or (len(system) == 1 and messages[0] is system[0]):
         return list(messages)
     texts = [_text(_parts(message["content"])) for message in system]
     first = {"role": "system", "content": "\n\n".join(text for text in texts if text)}

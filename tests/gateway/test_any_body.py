@@ -15,13 +15,20 @@ from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.routes.tokens import TokenizeRequest
 from picospec.gateway.schemas.known import NEUTRAL
 from picospec.gateway.schemas.messages import ChatMessage
-from tests.gateway.scripted import ScriptedEngine, ask
+from tests.gateway.messages import claude_code
+from tests.gateway.scripted import ScriptedEngine, ask, door_of
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields})
 ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], {}, {"a": 1}]
 ROLES = ["system", "developer", "user", "assistant", "tool", "function", "robot"]
 BODIES = [json.loads(path.read_text()) for path in (Path(__file__).parent / "data").iterdir()]
 
+ANTHROPICS: dict[str, Any] = {
+    "tool_choice": {"type": "tool", "name": "Bash", "disable_parallel_tool_use": True},
+    "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+    "thinking": {"type": "enabled", "budget_tokens": 1024},
+    "stop_sequences": ["a"],
+}
 values = st.sampled_from(ODD) | st.recursive(
     st.sampled_from(ODD),
     lambda inner: (
@@ -60,8 +67,11 @@ def check(path: str, body: Any) -> None:  # noqa: ANN401 - JSON
     assert found.status_code in (200, 400, 404), (body, found.text)
     if found.status_code == 400 and isinstance(body, dict):
         error = found.json()["error"]
-        assert error["param"], error
-        assert error["param"].split(".")[0] in body.keys() | {"messages", "prompt", "tokens"}
+        field = error.get("details", error)["param"]
+        assert field, error
+        assert field.split(".")[0] in body.keys() | {"messages", "prompt", "tokens", "input"}, (
+            error
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,9 +85,13 @@ def test_any_chat_is_served_or_named(sent: object, more: dict[str, object]) -> N
 def test_a_clients_request_with_odd_values_is_served_or_named(
     body: dict[str, object], data: st.DataObject
 ) -> None:
-    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    check(door_of(body), replaced(body, data))
 
-    check(path, replaced(body, data))
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_claude_codes_request_with_odd_values_is_served_or_named(data: st.DataObject) -> None:
+    check("/v1/messages", replaced(claude_code.request(**ANTHROPICS), data))
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,7 +15,9 @@ PAGE = Path(__file__).parents[2] / "gateway" / "page"
 VENDOR = PAGE / "vendor"
 LIBRARIES = tomllib.loads((VENDOR / "vendor.toml").read_text())
 SERVED = [
-    path for path in sorted(PAGE.rglob("*")) if path.suffix in (".html", ".css", ".js", ".svg")
+    path
+    for path in sorted(PAGE.rglob("*"))
+    if path.suffix in (".html", ".css", ".js", ".json", ".svg")
 ]
 DIGESTS = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in SERVED}
 
@@ -30,12 +32,13 @@ async def test_every_file_is_served_without_a_key_with_its_type_and_a_strict_pol
     path: Path,
 ) -> None:
     async with client_of(make_app(ScriptedEngine(), api_keys=["k"])) as client:
-        answer = await client.get(address(path))
+        answer = await client.get(address(path), headers={"accept": "text/html, */*"})
 
     types = {
         ".html": "text/html",
         ".css": "text/css",
         ".js": "text/javascript",
+        ".json": "application/json",
         ".svg": "image/svg+xml",
     }
     assert hashlib.sha256(answer.content).hexdigest() == DIGESTS[path]
@@ -72,10 +75,10 @@ async def test_nothing_else_is_served(path: str) -> None:
 def test_no_file_names_another_host() -> None:
     ours = [path for path in SERVED if path.parent != VENDOR]
     found = {
-        url for path in ours for url in re.findall(r"https?://[^\s\"'`)]+", path.read_text())
+        url for path in ours for url in re.findall(r"https?://[^\s\"'`)\\]+", path.read_text())
     }
 
-    assert found == {"http://www.w3.org/2000/svg"}
+    assert found == {"http://www.w3.org/2000/svg", "https://opencode.ai/config.json"}
 
 
 def test_no_file_of_ours_parses_text_as_html_or_as_code() -> None:

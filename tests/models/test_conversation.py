@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from picospec.models.tokenizing.chat_template import ChatTemplate
 from picospec.models.tokenizing.conversation import shaped
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from tests.models.test_tokenizer import ByteModel
 
 PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 EMPTY = {"type": "text", "text": ""}
@@ -34,6 +37,19 @@ def test_a_tools_result_is_a_text_for_every_template() -> None:
 
     assert shaped([result], "", takes_parts=True)[0]["content"] == "\na\nb"
     assert shaped([result], "", takes_parts=False)[0]["content"] == "a\nb"
+
+
+def test_a_template_that_wants_system_messages_first_gets_them_as_one() -> None:
+    strict = (
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+        "{{ raise_exception('first') }}{% endif %}{{ m.role }}:{{ m.content }};{% endfor %}"
+    )
+    chat = [{"role": "system", "content": "a"}, USER, {"role": "system", "content": "b"}]
+    tokenizer = Tokenizer(ByteModel(), ChatTemplate(strict, {}))
+
+    assert bytes(tokenizer.chat(chat)) == b"system:a\n\nb;user:hi;"
+    with pytest.raises(ValueError, match="no"):
+        Tokenizer(ByteModel(), ChatTemplate("{{ raise_exception('no') }}", {})).chat(chat)
 
 
 def test_developers_are_one_system_message_for_a_template_without_them() -> None:

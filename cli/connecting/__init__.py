@@ -1,0 +1,1 @@
+"""`picospec connect` and `launch`: they make clients ask this edge."""

@@ -1,0 +1,125 @@
+"""The clients that can be connected, as gateway/page/clients.json lists them.
+
+The page reads the same table. A text has `${url}`, `${model}`, `${key}`, `${context}`,
+`${input}` and `${output}` in it, which are filled in as the text's format quotes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+Format = Literal["toml", "json", "yaml", "shell", "vim", "text"]
+
+MAX_OUTPUT_TOKENS: Final = 32_000
+"""The most that a client is told an answer may have; it is a quarter of a smaller context."""
+
+
+class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the client, by its number: its text, or the path of a file that has it."""
+
+    text: int | None = None
+    file: int | None = None
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A text for the client. `files` is where it reads it, the usual place last; the variable
+    `home` moves the first folder of that path."""
+
+    format: Format
+    text: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    home: str = ""
+
+    def path(self, environ: Mapping[str, str]) -> Path | None:
+        """Return the file that is there, or else the first that has a folder to be in."""
+        paths = [_moved(file, environ.get(self.home, "")) for file in self.files]
+        there = [path for path in paths if path.exists()] or [
+            path for path in paths if path.parent.exists()
+        ]
+        return next(iter([*there, *paths[-1:]]), None)
+
+
+class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the client is started for the edge alone, without a change of its files."""
+
+    program: str = ""
+    arguments: tuple[str | Reference, ...] = ()
+    environment: dict[str, str | Reference] = {}
+
+
+class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    title: str
+    parts: tuple[Part, ...]
+    program: str = ""
+    signs: tuple[str, ...] = ()
+    """Paths, with wildcards, that show that the client is on this machine."""
+
+    steps: tuple[str, ...] = ()
+    first_request_tokens: int = 0
+    """About so many tokens its first prompt has, before the user's own words."""
+
+    launch: Launch | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the client is on this machine."""
+        seen = (next(Path("/").glob(str(Path(s).expanduser())[1:]), None) for s in self.signs)
+        return bool(self.program and shutil.which(self.program)) or any(seen)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What a client must know. url: without a path. context: of the model, in tokens."""
+
+    url: str
+    model: str
+    context: int
+    key: str
+
+    def fill(self, part: Part) -> str:
+        """Return the text of a part, whose lines all end."""
+        text = "\n".join([*part.text, ""])
+        return self.fill_line(text, _QUOTES.get(part.format, escaped))
+
+    def fill_line(self, text: str, quote: Callable[[str], str] = str) -> str:
+        """Return a text with the values in it, each through `quote`."""
+        output = min(self.context // 4, MAX_OUTPUT_TOKENS)
+        values = {
+            "url": self.url,
+            "model": self.model,
+            "key": self.key,
+            "context": str(self.context),
+            "input": str(self.context - output),
+            "output": str(output),
+        }
+        return re.sub(r"\$\{(\w+)\}", lambda found: quote(values[found[1]]), text)
+
+
+def read_clients() -> dict[str, Client]:
+    """Return the shipped clients by name."""
+    table = (files("picospec.gateway") / "page" / "clients.json").read_bytes()
+    clients = msgspec.json.decode(table, type=tuple[Client, ...])
+    return {client.name: client for client in clients}
+
+
+def _moved(file: str, home: str) -> Path:
+    return Path(home, *Path(file).parts[2:]) if home else Path(file).expanduser()
+
+
+def escaped(text: str) -> str:
+    """Quote for JSON, TOML, YAML and Vim, within double quotes."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+_QUOTES: Final[dict[Format, Callable[[str], str]]] = {"shell": shlex.quote, "text": str}

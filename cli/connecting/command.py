@@ -1,0 +1,130 @@
+"""`picospec connect`: prints what to paste into a client, or writes it and takes it back."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from picospec.cli.chatting.client import client_of, first_model
+from picospec.cli.connecting.clients import Client, Edge, Part
+from picospec.cli.connecting.copies import Copies
+from picospec.cli.connecting.merging import NotMergeable, merged
+from picospec.models.fetching.user_catalogue import user_file
+
+NO_KEY = "none"
+"""The key of clients that want one, where the edge wants none."""
+
+
+def find_edge(url: str, key: str | None) -> Edge:
+    """Ask an edge what it serves. Raises chat_client.ChatError."""
+
+    async def ask() -> Edge:
+        async with client_of(url, key) as client:
+            model = await first_model(client)
+        return Edge(url.rstrip("/"), model.id, model.context_tokens, key or NO_KEY)
+
+    return asyncio.run(ask())
+
+
+def show_list(clients: Mapping[str, Client], console: Console) -> None:
+    """Print a table of the clients, those on this machine first."""
+    table = Table("client", "", "here", "what picospec can do", box=None, pad_edge=False)
+    for client in sorted(clients.values(), key=lambda client: not client.is_here):
+        writes = any(part.files for part in client.parts)
+        can = ["connect", *["connect --write"] * writes, *["launch"] * bool(client.launch)]
+        here = "[green]yes[/]" if client.is_here else "no"
+        table.add_row(f"[bold]{client.name}[/]", client.title, here, ", ".join(can))
+    console.print(table)
+
+
+def show(client: Client, edge: Edge, environ: Mapping[str, str], console: Console) -> None:
+    """Print what to paste, and where."""
+    _warn_of_room(client, edge, console)
+    for step in client.steps:
+        console.print(step, soft_wrap=True, highlight=False)
+    for part in client.parts:
+        if path := part.path(environ):
+            console.print(f"[bold]{escape(str(path))}[/]", soft_wrap=True, highlight=False)
+        _print(console, edge.fill(part))
+    if any(part.files for part in client.parts):
+        console.print(f"[dim]picospec connect {client.name} --write puts it there[/]")
+    if client.launch:
+        console.print(f"[dim]picospec launch {client.name} changes no file[/]")
+
+
+def write(
+    client: Client, edge: Edge, environ: Mapping[str, str], copies: Copies, console: Console
+) -> bool:
+    """Put the settings into the client's files, and show the difference.
+
+    Returns whether all could be; what could not is shown, to be pasted. Raises OSError.
+    """
+    _warn_of_room(client, edge, console)
+    done = [
+        _write_part(client, part, edge, path, copies, console)
+        for part in client.parts
+        if (path := part.path(environ)) is not None
+    ]
+    if not done:
+        show(client, edge, environ, console)
+    return bool(done) and all(done)
+
+
+def undo(client: Client, copies: Copies, console: Console) -> None:
+    """Put back what the client's files had. Raises copies.Changed, OSError."""
+    done = [f"{path} is as it was" for path in copies.undo(client.name)]
+    _print(console, "\n".join(done or [f"nothing of {client.title} was written"]))
+
+
+def _write_part(
+    client: Client, part: Part, edge: Edge, path: Path, copies: Copies, console: Console
+) -> bool:
+    ours, before = edge.fill(part), ""
+    try:
+        before = path.read_bytes().decode() if path.exists() else ""
+        after = merged(part.format, before, ours)
+    except (NotMergeable, UnicodeDecodeError) as error:
+        console.print(f"{path} is left as it is: {error}.", style="yellow", markup=False)
+        console.print("Put this into it:")
+        _print(console, ours)
+        return False
+    if after == before:
+        console.print(f"{path} has it already", highlight=False, markup=False)
+        return True
+    for line, style in _difference(str(path), before, after):
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    copies.write(client.name, path, after.encode())
+    return True
+
+
+def default_copies() -> Path:
+    """Return where copies are kept, beside the user's settings."""
+    return user_file(os.environ).parent / "copies"
+
+
+def _difference(name: str, before: str, after: str) -> Iterator[tuple[str, str]]:
+    styles = {"+": "green", "-": "red"}
+    old, new = before.splitlines(), after.splitlines()
+    for line in difflib.unified_diff(old, new, name, name, lineterm=""):
+        yield line, styles.get(line[0], "dim")
+
+
+def _warn_of_room(client: Client, edge: Edge, console: Console) -> None:
+    if edge.context < 2 * client.first_request_tokens:
+        console.print(
+            f"{client.title} begins with about {client.first_request_tokens} tokens of its own,"
+            f" and {edge.model} has room for {edge.context}.",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

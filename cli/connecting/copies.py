@@ -1,0 +1,95 @@
+"""Writes clients' files, and takes it back: each write keeps a copy of what was there.
+
+A copy is the folder `CLIENT/NUMBER`, with `before`, unless there was no file, and a record.
+It is put back only over what was written then: what has changed since is the user's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+
+class Changed(Exception):
+    """A file is no longer as it was written; the text names its copy."""
+
+
+class _Record(msgspec.Struct, frozen=True):
+    file: str
+    sha256: str
+    """Of what was written."""
+
+    made_folder: bool
+
+
+class Copies:
+    """The copies of all clients, in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, client: str, path: Path, content: bytes) -> None:
+        """Keep a copy of a file, then replace its content. Raises OSError."""
+        path = path.resolve()  # a link to it stays one
+        numbers = [int(copy.name) for copy in (self._folder / client).glob("*")]
+        copy = self._folder / client / str(max(numbers, default=0) + 1)
+        copy.mkdir(parents=True, mode=0o700)
+        if path.exists():
+            shutil.copy2(path, copy / "before")
+        made = not path.parent.exists()
+        record = _Record(str(path), hashlib.sha256(content).hexdigest(), made)
+        (copy / "record.json").write_bytes(msgspec.json.encode(record))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+
+    def undo(self, client: str) -> Iterator[Path]:
+        """Put back what was there before, and yield each file. Raises Changed, OSError.
+
+        Writes are taken back from the last one, up to one that the user has changed.
+        """
+        undone = set[str]()
+        for copy in reversed(self._of(client)):
+            record = msgspec.json.decode((copy / "record.json").read_bytes(), type=_Record)
+            path = Path(record.file)
+            if _sha256(path) != record.sha256:
+                if record.file in undone:
+                    continue
+                raise Changed(f"{path} has changed since; the copy of before is in {copy}")
+            _restore(path, copy / "before", record)
+            shutil.rmtree(copy)
+            undone.add(record.file)
+            yield path
+
+    def _of(self, client: str) -> list[Path]:
+        copies = (self._folder / client).glob("*/record.json")
+        return sorted((record.parent for record in copies), key=lambda copy: int(copy.name))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600  # it may hold a key
+    partial = path.with_name(f".{path.name}.picospec")
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content)
+    partial.replace(path)
+
+
+def _restore(path: Path, before: Path, record: _Record) -> None:
+    if before.exists():
+        _replace(path, before.read_bytes())
+        return
+    path.unlink()
+    if record.made_folder:
+        with suppress(OSError):  # there is more in it now
+            path.parent.rmdir()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""

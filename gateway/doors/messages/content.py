@@ -1,0 +1,105 @@
+"""The content of a message: its blocks, whole or as the events of a stream.
+
+Blocks come one after the other, each with a number. One begins, grows by deltas and ends before
+the next begins; a client joins what comes without looking ahead.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final
+
+from pydantic_core import from_json
+
+from picospec.gateway.doors.answer import Json
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
+
+SIGNATURE: Final = "picospec"
+"""Clients send reasoning back only with its signature. Nobody checks this one."""
+
+_TEXT: Final[Json] = {"type": "text", "text": ""}
+_THINKING: Final[Json] = {"type": "thinking", "thinking": "", "signature": ""}
+
+
+def content_of(whole: TextDelta) -> list[Json]:
+    """Return the blocks of a message that is not streamed."""
+    parsed = whole.parsed
+    blocks: list[Json] = []
+    if parsed is not None and parsed.reasoning:
+        blocks.append({**_THINKING, "thinking": parsed.reasoning, "signature": SIGNATURE})
+    if whole.text:
+        blocks.append({**_TEXT, "text": whole.text})
+    written: defaultdict[int, str] = defaultdict(str)
+    calls = parsed.calls if parsed is not None else ()
+    for piece in calls:
+        written[piece.index] += piece.text if isinstance(piece, CallArguments) else ""
+    starts = [piece for piece in calls if isinstance(piece, CallStart)]
+    return blocks + [{**_call(s), "input": _input(written[s.index])} for s in starts]
+
+
+def _call(start: CallStart) -> Json:
+    """Return a call that has no input yet."""
+    name = start.id.removeprefix("call_")
+    shown = start.id if name == start.id else f"toolu_{name}"
+    return {"type": "tool_use", "id": shown, "name": start.name, "input": {}}
+
+
+def _input(arguments: str) -> object:
+    """Return the object of a call's arguments; of a text that is cut, what is there."""
+    try:
+        found = from_json(arguments, allow_partial="trailing-strings")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class ContentEvents:
+    """Makes the events of one message's content from its deltas, in order."""
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._open = ""
+        """The type of the block that has not ended; "" for none."""
+
+    def read(self, delta: TextDelta) -> Iterator[Json]:
+        """Yield the events of what a delta shows; what the open call still gets comes first."""
+        calls = list(delta.parsed.calls) if delta.parsed is not None else []
+        while calls and isinstance(calls[0], CallArguments):
+            yield from self._call(calls.pop(0))
+        if delta.parsed is not None and delta.parsed.reasoning:
+            yield from self._grow("thinking", delta.parsed.reasoning, _THINKING)
+        if delta.text:
+            yield from self._grow("text", delta.text, _TEXT)
+        for piece in calls:
+            yield from self._call(piece)
+
+    def end(self) -> Iterator[Json]:
+        """Yield what ends the open block, if there is one."""
+        if self._open == "thinking":
+            yield self._delta("signature", SIGNATURE)
+        if self._open:
+            yield {"type": "content_block_stop", "index": self._index}
+        self._open = ""
+
+    def _call(self, piece: CallPiece) -> Iterator[Json]:
+        if isinstance(piece, CallStart):
+            yield from self._begin(_call(piece))
+        else:
+            yield self._delta("input_json", piece.text, "partial_json")
+
+    def _grow(self, kind: str, text: str, empty: Json) -> Iterator[Json]:
+        if self._open != kind:
+            yield from self._begin(empty)
+        yield self._delta(kind, text)
+
+    def _begin(self, block: Json) -> Iterator[Json]:
+        yield from self.end()
+        self._index += 1
+        self._open = str(block["type"])
+        yield {"type": "content_block_start", "index": self._index, "content_block": block}
+
+    def _delta(self, kind: str, text: str, name: str = "") -> Json:
+        delta = {"type": f"{kind}_delta", name or kind: text}
+        return {"type": "content_block_delta", "index": self._index, "delta": delta}

@@ -1,0 +1,140 @@
+"""The body of POST /v1/messages and /v1/messages/count_tokens, and the chat that it asks for.
+
+A field that the body shares with chats, or that only a chat knows, means what it means there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.chat.thinking import Effort
+from picospec.gateway.doors.messages.blocks import Message, Texts, chat_messages
+from picospec.gateway.doors.messages.tools import ClientTool, ToolChoice, Tools
+from picospec.gateway.doors.request import Stops
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.grammars.structured import Schema
+from picospec.gateway.schemas.base import (
+    FIRST_ERROR,
+    Flag,
+    Integer,
+    Number,
+    RequestModel,
+    invalid,
+    unknown_fields,
+)
+
+
+class ThinkingConfig(RequestModel):
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    """"adaptive" leaves it to the model's template, as saying nothing does."""
+
+
+class Format(RequestModel):
+    type: Literal["json_schema"]
+    content: Annotated[Schema, Field(alias="schema")]
+
+
+class OutputConfig(RequestModel):
+    effort: Effort | None = None
+    format: Format | None = None
+
+
+class MessagesRequest(RequestModel):
+    model: str | None = None
+    messages: Annotated[tuple[Message, ...], Field(min_length=1), FIRST_ERROR]
+    system: Texts = ()
+    max_tokens: Integer | None = None
+    tools: Tools = ()
+    tool_choice: ToolChoice | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+    stop_sequences: Stops = ()
+    stream: Flag = False
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: Integer | None = None
+
+    def chat(self) -> ChatRequest:
+        """Return the chat that asks for the same. Raises InvalidRequest."""
+        for name in (self.model_extra or {}).keys() & _REFUSED.keys():
+            raise _unserved(name, _REFUSED[name])
+        own = self._own()
+        others = {**(self.model_extra or {}), **{name: getattr(self, name) for name in _SHARED}}
+        for name in own.keys() & others.keys():
+            raise InvalidRequest(f"{name} is not a field of this API", param=name)
+        try:
+            chat = ChatRequest.model_validate({**others, **own})
+        except ValidationError as error:
+            named = invalid(error)
+            named.name_field(self.names())
+            raise named from None
+        if chat.n > 1 or chat.logprobs:
+            raise _unserved("logprobs" if chat.logprobs else "n")
+        return chat
+
+    def _own(self) -> dict[str, object]:
+        """Return what has another name or form in a chat, as far as it is asked for."""
+        own: dict[str, object] = {"messages": chat_messages(self.system, self.messages)}
+        if self._client_tools:
+            own["tools"] = [tool.shown() for _, tool in self._client_tools]
+        if (choice := self.tool_choice) is not None:
+            own["tool_choice"] = choice.shown()
+            own["parallel_tool_calls"] = not choice.disable_parallel_tool_use
+        if self.stop_sequences:
+            own["stop"] = self.stop_sequences
+        config = self.output_config or OutputConfig()
+        if config.format is not None:
+            schema = {"schema": config.format.content}
+            own["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if self.messages[-1].role == "assistant":
+            own["continue_final_message"] = True
+        if self.thinking is not None and self.thinking.type != "adaptive":
+            own["enable_thinking"] = not self._thinks_not
+        if config.effort is not None and not self._thinks_not:
+            own["reasoning_effort"] = config.effort
+        return own
+
+    @property
+    def _thinks_not(self) -> bool:
+        return self.thinking is not None and self.thinking.type == "disabled"
+
+    @property
+    def _client_tools(self) -> list[tuple[int, ClientTool]]:
+        return [(i, t) for i, t in enumerate(self.tools) if isinstance(t, ClientTool)]
+
+    def ignored(self) -> tuple[str, ...]:
+        """Return the fields without effect, but for those that the body itself has."""
+        inside = (name for name in unknown_fields(self) if name not in (self.model_extra or ()))
+        found = [f"tools.{t.type}" for t in self.tools if not isinstance(t, ClientTool)]
+        if self._thinks_not and self.output_config is not None and self.output_config.effort:
+            found.append("output_config.effort")
+        return (*found, *inside)
+
+    def names(self) -> Mapping[str, str]:
+        """Return this API's names of fields, by those of the chat."""
+        tools = enumerate(self._client_tools)
+        names = {f"tools.{i}.function": f"tools.{own}" for i, (own, _) in tools} | _NAMES
+        return names if self.thinking is None else {**names, "enable_thinking": "thinking"}
+
+
+def _unserved(name: str, code: str = "unsupported_parameter") -> InvalidRequest:
+    return InvalidRequest(f"{name} is not served here", param=name, code=code)
+
+
+_REFUSED: Final = {
+    "compaction": "unsupported_parameter",
+    "thread": "thread_unsupported_request",  # SDKs then send the whole conversation
+}
+"""Fields that ask for what is not served, and the codes of their errors."""
+
+_SHARED: Final = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")
+_NAMES: Final = {
+    "continue_final_message": "messages",
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+}

@@ -1,0 +1,78 @@
+"""Anthropic's tools, and which of them an answer may or must call, as a chat has them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+
+from picospec.gateway.doors.chat.tools import MAX_TOOLS, Json
+from picospec.gateway.grammars.structured import Schema
+from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel, missing
+
+
+class ClientTool(RequestModel):
+    """A tool that the client describes."""
+
+    type: Literal["custom"] = "custom"
+    name: Name
+    description: str | None = None
+    input_schema: Schema
+    strict: Flag | None = None
+
+    def shown(self) -> Json:
+        """Return OpenAI's object."""
+        function: dict[str, object] = {"name": self.name, "parameters": self.input_schema}
+        given = {"description": self.description, "strict": self.strict}
+        function |= {name: value for name, value in given.items() if value is not None}
+        return {"type": "function", "function": function}
+
+
+class KnownTool(BaseModel):
+    """A tool that Anthropic's models know by its type, or that Anthropic runs. The model here
+    is not told of it, as it could not be described."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str
+
+
+def _kind(tool: Any) -> str:  # noqa: ANN401 - whatever JSON value it is, or a tool
+    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+    return "custom" if kind in (None, "custom") else "known"
+
+
+Tool = Annotated[
+    Annotated[ClientTool, Tag("custom")] | Annotated[KnownTool, Tag("known")],
+    Discriminator(_kind),
+]
+Tools = Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR]
+
+_WORDS: Final = {"auto": "auto", "any": "required", "none": "none"}
+
+
+class ToolChoice(RequestModel):
+    type: Literal["auto", "any", "tool", "none"]
+    name: Annotated[str | None, Field(validate_default=True)] = None
+    disable_parallel_tool_use: Flag = False
+
+    @field_validator("name")
+    @classmethod
+    def _goes_with_its_type(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("type") == "tool":
+            missing()
+        return value
+
+    def shown(self) -> object:
+        """Return OpenAI's `tool_choice`."""
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name}}
+        return _WORDS[self.type]

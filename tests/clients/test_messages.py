@@ -1,0 +1,69 @@
+"""Anthropic's SDK, unchanged, against the gateway over a scripted model that reasons."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from picospec.gateway.ports import Job
+from tests.clients.test_clients import python
+from tests.edge_agent.processes import ROOT
+from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
+
+CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
+SCRIPT = (
+    ("69.8", "It is 69.8 degrees Fahrenheit in Paris."),
+    ("t:21", CALL % ("to_fahrenheit", '{"celsius": 21}')),
+    (
+        "Fahrenheit",
+        "<think>First its temperature.</think>Let me look.\n"
+        + CALL % ("temperature_of", '{"city": "Paris"}'),
+    ),
+    ("36 years", '{"name": "Ada", "age": 36}'),
+)
+
+
+def reply(job: Job) -> Sequence[bytes]:
+    """Answer what a prompt holds, in pieces of five tokens."""
+    prompt = bytes(job.prompt).decode()
+    text = next(text for key, text in SCRIPT if key in prompt).encode()
+    return [text[at : at + 5] for at in range(0, len(text), 5)]
+
+
+@pytest.mark.clients
+@pytest.mark.skipif(
+    not python("anthropic").exists(), reason="run `make test-clients`, which installs it"
+)
+async def test_anthropics_sdk_streams_thinks_calls_counts_and_understands_errors() -> None:
+    engine = ScriptedEngine(
+        reply, context_tokens=20_000, features=frozenset({"structured_outputs"})
+    )
+    tokenizer = ByteTokenizer(template="<think></think><tool_call>")
+
+    async with served(make_app(engine, tokenizer=tokenizer)) as url:
+        client = await asyncio.create_subprocess_exec(
+            python("anthropic"), ROOT / "tests/clients/claude.py", url, MODEL,
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        printed, _ = await client.communicate()
+
+    assert client.returncode == 0
+    found = json.loads(printed)
+    assert found["called"] == ["temperature_of Paris", "to_fahrenheit 21"] * 2
+    assert found["answers"] == ["It is 69.8 degrees Fahrenheit in Paris."] * 2
+    assert found["blocks"] == ["thinking", "text", "tool_use"]
+    assert found["reason"] == "tool_use"
+    assert {"thinking", "text", "input_json", "signature"} <= set(found["kinds"])
+    assert found["events"][0] == "message_start"
+    assert found["events"][-2:] == ["message_delta", "message_stop"]
+    assert found["person"] == {"name": "Ada", "age": 36}
+    assert found["counted"] == len("u:How many degrees Fahrenheit are there in Paris?\n")
+    assert found["models"] == [MODEL]
+    assert found["unknown"][0] == "NotFoundError"
+    assert found["long"] == [
+        "BadRequestError",
+        "prompt is too long: 40003 tokens > 20000 maximum",
+    ]

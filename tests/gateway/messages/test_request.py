@@ -1,0 +1,243 @@
+"""A request for messages asks for the same as a chat, or gets an error that names its field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.messages.request import MessagesRequest
+from tests.gateway.messages import claude_code
+from tests.gateway.messages.claude_code import text
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+
+HI = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": [text("Yes.")]}
+SCHEMA = {"type": "object"}
+TOOL = {"name": "f", "input_schema": SCHEMA}
+SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+RESULT = {"type": "tool_result", "tool_use_id": "t", "content": [text("a"), text("b")]}
+IMAGE = {"type": "image", "source": {"type": "url", "url": "http://a"}}
+GRAMMAR = frozenset({"structured_outputs"})
+
+
+def turns(*messages: object, **more: object) -> dict[str, Any]:
+    return {"messages": list(messages), **more}
+
+
+def one(**more: object) -> dict[str, Any]:
+    return turns(HI, **more)
+
+
+SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        one(max_tokens=5, temperature=0, top_p=0.5, top_k=3, seed=7, min_p=0.1, model="m"),
+        one(max_tokens=5, temperature=0, top_p=0.5, top_k=3, seed=7, min_p=0.1, model="m"),
+    ),
+    (one(stop_sequences=["a", " "]), one(stop=["a", " "])),
+    (one(system="Be kind."), turns({"role": "system", "content": "Be kind."}, HI)),
+    (one(system=[text("x-anthropic-billing-header: a")]), one()),
+    (turns(HI, HI), turns({"role": "user", "content": [text("Hi"), text("Hi")]})),
+    (
+        turns({"role": "user", "content": [RESULT, {**RESULT, "is_error": True}, text("c")]}),
+        turns(
+            {"role": "tool", "tool_call_id": "t", "content": [text("a"), text("b")]},
+            {
+                "role": "tool",
+                "tool_call_id": "t",
+                "content": [text("Error:"), text("a"), text("b")],
+            },
+            {"role": "user", "content": [text("c")]},
+        ),
+    ),
+    (
+        turns(
+            HI,
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Well.", "signature": "any"},
+                    {"type": "redacted_thinking", "data": "AAAA"},
+                    text("I call."),
+                    {"type": "tool_use", "id": "t", "name": "f", "input": {"b": 1, "a": [2.0]}},
+                ],
+            },
+            {"role": "user", "content": [RESULT]},
+        ),
+        turns(
+            HI,
+            {
+                "role": "assistant",
+                "content": "I call.",
+                "reasoning": "Well.",
+                "tool_calls": [
+                    {"id": "t", "function": {"name": "f", "arguments": '{"b":1,"a":[2.0]}'}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "t", "content": RESULT["content"]},
+        ),
+    ),
+    (one(tools=[SERVER_TOOL, TOOL]), one(tools=[FUNCTION])),
+    (
+        one(tools=[TOOL], tool_choice={"type": "any"}),
+        one(tools=[FUNCTION], tool_choice="required"),
+    ),
+    (
+        one(tools=[TOOL], tool_choice={"type": "auto", "disable_parallel_tool_use": True}),
+        one(tools=[FUNCTION], tool_choice="auto", parallel_tool_calls=False),
+    ),
+    (
+        one(tools=[TOOL], tool_choice={"type": "tool", "name": "f"}),
+        one(tools=[FUNCTION], tool_choice={"type": "function", "function": {"name": "f"}}),
+    ),
+    (
+        one(tools=[TOOL], tool_choice={"type": "none"}),
+        one(tools=[FUNCTION], tool_choice="none"),
+    ),
+    (
+        one(output_config={"format": {"type": "json_schema", "schema": SCHEMA}}),
+        one(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
+    ),
+    (one(thinking={"type": "adaptive"}), one()),
+    (turns(HI, ANSWER), turns(HI, ANSWER, continue_final_message=True)),
+    (
+        one(thinking={"type": "enabled", "budget_tokens": 1024}),
+        one(enable_thinking=True),
+    ),
+    (
+        one(thinking={"type": "adaptive"}, output_config={"effort": "high"}),
+        one(reasoning_effort="high"),
+    ),
+    (
+        one(thinking={"type": "disabled"}, output_config={"effort": "high"}),
+        one(enable_thinking=False),
+    ),
+]
+
+
+@pytest.mark.parametrize(("messages", "chat"), SAME)
+async def test_it_is_answered_as_the_chat_that_asks_for_the_same(
+    messages: dict[str, Any], chat: dict[str, Any]
+) -> None:
+    asked, tokenizers, engines = (messages, chat), [], []
+    for body, path in zip(asked, ("/v1/messages", "/v1/chat/completions"), strict=True):
+        tokenizers.append(ByteTokenizer(template="<think></think><tool_call>"))
+        engines.append(ScriptedEngine(context_tokens=4096, features=GRAMMAR))
+        named = {**body, "model": "bytes-1"}
+        answer = await ask(named, engines[-1], path=path, tokenizer=tokenizers[-1])
+        assert answer.status_code == 200, answer.text
+
+    ours, theirs = (MessagesRequest.model_validate(messages).chat(), ChatRequest(**chat))
+    (job, chats_job), (shown, chats) = (
+        (e.jobs[0] for e in engines),
+        (t.rendered[-1] for t in tokenizers),
+    )
+    assert shown == chats
+    assert (job.prompt, job.sampling, job.seed) == (
+        chats_job.prompt,
+        chats_job.sampling,
+        chats_job.seed,
+    )
+    assert (job.max_tokens, job.extras) == (chats_job.max_tokens, chats_job.extras)
+    assert (ours.stop, ours.tool_use) == (theirs.stop, theirs.tool_use)
+
+
+async def test_what_claude_code_sends_is_served_whole() -> None:
+    tokenizer, engine = ByteTokenizer(), ScriptedEngine(context_tokens=4096)
+
+    answer = await ask(
+        claude_code.request(),
+        engine,
+        path=claude_code.PATH,
+        headers=claude_code.HEADERS,
+        tokenizer=tokenizer,
+        api_keys=["key"],
+    )
+
+    (shown,) = tokenizer.rendered
+    system, user, late, assistant, tool = shown["messages"]  # type: ignore[misc]
+    assert answer.status_code == 200, answer.text
+    assert [part["text"] for part in system["content"]] == [
+        "You help with code.",
+        "The directory is /tmp.",
+    ]
+    assert (user["role"], len(user["content"])) == ("user", 2)
+    assert late == {"role": "system", "content": "The date has changed."}
+    assert assistant["reasoning"] == "I look."
+    (call,) = assistant["tool_calls"]
+    assert (call["id"], call["function"]["arguments"]) == ("toolu_1", {"command": "ls -a"})
+    assert tool == {"role": "tool", "content": "a.py", "tool_call_id": "toolu_1"}
+    assert [each["function"]["name"] for each in shown["tools"]] == claude_code.NAMES  # type: ignore[attr-defined]
+    assert shown["options"] == {"enable_thinking": True, "reasoning_effort": "high"}
+    assert engine.jobs[0].max_tokens == 4096 - len(engine.jobs[0].prompt)
+    assert answer.headers["x-picospec-ignored"] == (
+        "messages.content.cache_control, system.cache_control, metadata, context_management"
+    )
+
+
+async def test_what_cannot_be_told_to_the_model_is_named() -> None:
+    asked = one(
+        tools=[SERVER_TOOL, TOOL | {"defer_loading": True}], mcp_servers=[], container="c"
+    )
+    asked |= {"thinking": {"type": "disabled"}, "output_config": {"effort": "low"}}
+    asked |= {"stream": True, "stream_options": {"include_speculation": True}}
+    answer = await ask(asked, path="/v1/messages")
+
+    assert answer.headers["x-picospec-ignored"] == (
+        "tools.web_search_20250305, output_config.effort, tools.defer_loading,"
+        " stream_options.include_speculation, mcp_servers, container"
+    )
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({}, "messages"),
+    (turns(), "messages"),
+    (turns(HI, {"role": "assistant", "content": [claude_code.CALL]}), "messages"),
+    (turns({"role": "robot", "content": "a"}), "messages.0.role"),
+    (turns({"role": "user"}), "messages.0.content"),
+    (turns({"role": "user", "content": [IMAGE]}), "messages.0.content.0"),
+    (
+        turns({"role": "user", "content": [{**IMAGE, "type": "document"}]}),
+        "messages.0.content.0",
+    ),
+    (turns({"role": "user", "content": [claude_code.CALL]}), "messages.0.content"),
+    (turns(HI, {"role": "assistant", "content": [RESULT]}, HI), "messages.1.content"),
+    (
+        turns({"role": "user", "content": [{**RESULT, "content": [IMAGE]}]}),
+        "messages.0.content.0.tool_result.content.0.type",
+    ),
+    (one(system=[IMAGE]), "system.0.type"),
+    (one(tools=[{"name": "f"}]), "tools.0.custom.input_schema"),
+    (one(tools=[{**TOOL, "name": "a b"}]), "tools.0.custom.name"),
+    (one(tools=[SERVER_TOOL, {**TOOL, "strict": True}]), "tools.1.strict"),
+    (one(tool_choice={"type": "any"}), "tool_choice"),
+    (one(tools=[TOOL], tool_choice={"type": "tool"}), "tool_choice.name"),
+    (one(tools=[TOOL], tool_choice={"type": "tool", "name": "g"}), "tool_choice"),
+    (one(stop_sequences=[""]), "stop_sequences.0"),
+    (one(stop_sequences=["a"], stop="b"), "stop"),
+    (one(max_tokens=0), "max_tokens"),
+    (one(temperature="warm"), "temperature"),
+    (one(thinking={"type": "loud"}), "thinking.type"),
+    (one(thinking={"type": "enabled"}, reasoning_effort="none"), "thinking"),
+    (one(output_config={"effort": "some"}), "output_config.effort"),
+    (
+        one(output_config={"format": {"type": "json_schema", "schema": {}}}),
+        "output_config.format",
+    ),
+    (one(thread={"type": "create"}), "thread"),
+    (one(compaction={}), "compaction"),
+    (one(n=2), "n"),
+    (one(logprobs=True), "logprobs"),
+    (one(mirostat=2), "mirostat"),
+]
+
+
+@pytest.mark.parametrize(("body", "field"), REFUSED)
+async def test_what_is_not_served_is_named(body: dict[str, Any], field: str) -> None:
+    answer = await ask(body, path="/v1/messages")
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["message"].replace(":", "").split()[0] == error["details"]["param"] == field
