@@ -19,7 +19,7 @@ from picospec.edge_agent.relay.allowed import EVENTS, SAFE, type_of
 from picospec.edge_agent.relay.upload import HEAD_S, Upload
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError, ClientGone, Unavailable
+from picospec.gateway.errors import OPENAI, ApiError, ClientGone, Unavailable
 from picospec.gateway.http.client import connected, send_to_client
 
 MAX_BYTES: Final = 256 << 20
@@ -142,7 +142,9 @@ class Relayed(Response):
 
     async def _fail(self, error: ApiError, send: Send) -> None:
         if self._kind == EVENTS:
-            event = b"data: %b\n\n" % msgspec.json.encode(self._account.shape(error))
+            shape = self._account.shape
+            named = b"" if shape is OPENAI else b"event: error\n"
+            event = b"%bdata: %b\n\n" % (named, msgspec.json.encode(shape.body(error)))
             with suppress(ClientGone):
                 await send_to_client(send, _piece(event, more=False))
 

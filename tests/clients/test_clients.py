@@ -7,6 +7,7 @@ the gateway over a scripted model, where a client's loop must come to a known en
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -50,14 +51,16 @@ pytestmark = [
 ]
 
 
-def _serve(url: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+def _serve(
+    url: str, *command: str, path: str = "/ready", **environment: str
+) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}
     )
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{url}/ready").status_code == 200:
+            if httpx.get(f"{url}{path}").status_code == 200:
                 return process
         except httpx.TransportError:
             pass
@@ -84,6 +87,24 @@ def scripted() -> Iterator[str]:
     yield url
     process.terminate()
     process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def embedding() -> Iterator[tuple[str, str]]:
+    """An edge that relays embeddings, and the server to which it does."""
+    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+    edge, server = urls
+    ports = [url.rpartition(":")[2] for url in urls]
+    settings = {"EDGE_PORT": ports[0], "PICOSPEC_EDGE__DRAFTER": "none"}
+    settings["PICOSPEC_EDGE__RELAY__URL"] = server
+    processes = [
+        _serve(server, "-m", "tests.clients.embedding_service", ports[1]),
+        _serve(edge, "-m", "picospec.edge_agent", path="/health", **settings),
+    ]
+    yield edge, server
+    for process in processes:
+        process.terminate()
+        process.wait(30)
 
 
 def run(*command: str | Path, cwd: Path = CLIENTS, status: int = 0) -> str:
@@ -166,6 +187,22 @@ def test_openai_goes_on_from_a_response_that_is_kept(pair: str) -> None:
     assert "response.output_text.delta" in kinds
     assert "Ada" in second.output_text
     assert responses.retrieve(second.id).output == second.output
+
+
+def test_openai_gets_through_an_edge_the_embeddings_of_another_server(
+    embedding: tuple[str, str],
+) -> None:
+    texts = ["The cat sits on the mat.", "A cat sat on a mat.", "Interest rates were raised."]
+
+    through, straight = (
+        client(url).embeddings.create(model="qwen2.5-coder-0.5b", input=texts)
+        for url in embedding
+    )
+
+    cat, same, other = (item.embedding for item in through.data)
+    assert through == straight
+    assert through.usage.prompt_tokens > 0
+    assert math.dist(cat, same) < math.dist(cat, other)
 
 
 def test_instructor_gets_objects_in_each_of_its_modes(pair: str) -> None:
