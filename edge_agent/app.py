@@ -69,6 +69,7 @@ def build(
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
     drafter = make_drafter(model, settings)
+    metrics.read_tokens.set_function(lambda: drafter.read_tokens)
     verifiers = open_verifiers(settings, metrics)
     speculation = Speculation(
         settings.judge,

@@ -39,8 +39,7 @@ class Prompt(msgspec.Struct, frozen=True):
 
     @property
     def root(self) -> str:
-        """The family, without the kind of turn that a scenario's has after a slash."""
-        return self.family.partition("/")[0]
+        return script.root(self.family)
 
 
 def sampling(temperature: float) -> Sampling:

@@ -24,6 +24,19 @@ AGENTS: Final = ("agent", "held-out")
 
 FAMILIES: Final = (*AGENTS, "long")
 
+CONTEXT_TOKENS: Final = 17 * 1024
+"""Every scenario fits, with its answers: it ends at 16,384 tokens at most."""
+
+
+def root(family: str) -> str:
+    """Return a family without the kind of turn, which a scenario's has after a slash."""
+    return family.partition("/")[0]
+
+
+def scenario_of(prompt: str) -> str:
+    """Return the scenario of a turn by its id; any other prompt is one by itself."""
+    return prompt.rpartition("/")[0] if root(prompt) in FAMILIES else prompt
+
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     say: str
