@@ -105,5 +105,5 @@ class Rival:
         if self.kind == DRAFT and not draft_model:
             raise ValueError(f"{self.name} needs --cloud-draft-model, a folder of safetensors")
         if self.kind == SUFFIX and subprocess.run([python, "-c", _HAS_PACKAGE]).returncode:
-            how = f"{python} -m pip install {_PACKAGE}"
-            raise ValueError(f"{self.name} needs a package that vLLM's Python lacks: {how}")
+            how = f"{_PACKAGE}; docs/performance.md says how it is built"
+            raise ValueError(f"{self.name} needs a package that {python} lacks: {how}")
