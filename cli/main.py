@@ -5,28 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from typer import Argument, Option
+from typer import Option
 
-from picospec.cli.chat import chat as chat_in_terminal
-from picospec.cli.chat_client import ChatError
-from picospec.cli.connecting import command as connecting
-from picospec.cli.connecting.clients import Client, read_clients
-from picospec.cli.connecting.copies import Changed, Copies
-from picospec.cli.connecting.launching import NotLaunched
-from picospec.cli.connecting.launching import launch as launch_client
+from picospec.cli.chatting.commands import app as chatting_app
+from picospec.cli.configuration import SERVICES, config_app, default_file, with_default_file
+from picospec.cli.connecting.commands import app as connecting_app
 from picospec.cli.doctor.finding import report
 from picospec.cli.doctor.machine import HOST, check_gpu, gpu_here
 from picospec.cli.keys import keys_app
 from picospec.cli.models import models_app
+from picospec.cli.options import EdgePort, fail, first_key
+from picospec.cli.service import COMMANDS, NoService, call, install, remove
 from picospec.cli.up import Plan, check_plain, read_settings
 from picospec.cli.up import up as run_up
-from picospec.cli.visible import visible
 from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import ServiceError
@@ -37,21 +34,20 @@ from picospec.models.store import open_store
 app = typer.Typer(
     help="A large model's own words, faster: the edge drafts, the cloud verifies.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
+app.add_typer(config_app, name="config")
+app.add_typer(connecting_app)
+app.add_typer(chatting_app)
 
-EdgePort = Annotated[int, Option(envvar="EDGE_PORT", help="Port of the edge.")]
 VerifierPort = Annotated[int, Option(envvar="VERIFIER_PORT", help="Port of the verifier.")]
-Keys = Annotated[
-    str, Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used.")
-]
 
 VERIFIERS: Final = {"PICOSPEC_EDGE__VERIFIER_URL", "PICOSPEC_EDGE__VERIFIER_URLS"}
 """Variables that name verifiers for an edge."""
 
+_SERVICE_OPTIONS: Final = frozenset({"--install-service", "--remove-service"})
 PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
 
 
@@ -85,7 +81,7 @@ def up(
             console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
         wanted = Wanted.of(settings, os.environ, target=target, draft=draft)
         arguments = prepare(wanted, open_store(os.environ), console)
-        key = _first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
+        key = first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
         threaded = with_threads(settings, pins)
         plan = Plan(edge_port, verifier_port, threaded, arguments, pins, wait, key)
         asyncio.run(run_up(plan, plan.services(), console))
@@ -100,75 +96,45 @@ def _add(name: str, module: str, *arguments: str, help: str) -> None:
     @app.command(name, help=help, context_settings=PASS_ON)
     def become(context: typer.Context) -> None:
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, *program(module, *arguments, *context.args)])
+        given = context.args
+        if name == "edge" and (change := _SERVICE_OPTIONS & {*given}):
+            return _change_service(change, [each for each in given if each not in change])
+        if name in SERVICES:
+            given = with_default_file(name, given, os.environ)
+        os.execv(sys.executable, [sys.executable, *program(module, *arguments, *given)])
 
 
-_add("edge", "picospec.edge_agent", help="Run the edge alone; --help shows its options.")
+edge_help = (
+    "Run the edge alone; --install-service: in the background; --help shows its options."
+)
+_add("edge", "picospec.edge_agent", help=edge_help)
 _add("verifier", "picospec.verifier", help="Run the verifier alone; --help shows its options.")
 _add("bench", "picospec.bench", help="Measure; --help shows how.")
 replays = "Replay recorded traces on a virtual clock; --help shows how."
 _add("simulate", "picospec.bench", "simulate", help=replays)
 
 
-@app.command()
-def chat(
-    url: Annotated[str | None, Option(help="Any OpenAI-compatible service.")] = None,
-    edge_port: EdgePort = 8000,
-    api_keys: Keys = "",
-    steady: Annotated[
-        bool, Option(help="Show tokens that come together one after another.")
-    ] = True,
-) -> None:
-    """Talk to the model in this terminal. Ctrl-C ends an answer, Ctrl-D the conversation."""
-    console = Console()
-    where, key = url or f"http://127.0.0.1:{edge_port}", _first_key(api_keys)
-    ask_user = partial(console.input, "[bold cyan]> [/]")
-    chat_in_terminal(where, key, console, ask_user, steady=steady)
-
-
-Url = Annotated[str | None, Option(help="Where the edge is, if not here.")]
-
-
-@app.command()
-def connect(
-    client: Annotated[str | None, Argument(help="Which; without it, all are listed.")] = None,
-    write: Annotated[bool, Option("--write", help="Put it into the client's files.")] = False,
-    undo: Annotated[bool, Option("--undo", help="Take back what --write did.")] = False,
-    url: Url = None,
-    edge_port: EdgePort = 8000,
-    api_keys: Keys = "",
-) -> None:
-    """Have Codex, Claude Code, an editor or another client ask this edge."""
-    console, copies = Console(), Copies(connecting.default_copies())
+def _change_service(change: frozenset[str], arguments: list[str]) -> None:
+    """Install or remove the edge's service."""
     try:
-        if client is None:
-            return connecting.show_list(read_clients(), console)
-        if undo:
-            return connecting.undo(_client(client), copies, console)
-        edge = connecting.find_edge(_edge_url(url, edge_port), _first_key(api_keys))
-        if not write:
-            connecting.show(_client(client), edge, os.environ, console)
-        elif not connecting.write(_client(client), edge, os.environ, copies, console):
-            raise typer.Exit(1)
-    except (ChatError, Changed, OSError) as error:
-        _fail(error)
+        installs = change == {"--install-service"}
+        typer.echo(install(arguments, os.environ) if installs else remove(os.environ))
+    except (NoService, OSError) as error:
+        fail(error)
 
 
-@app.command(context_settings={"allow_extra_args": True})
-def launch(
-    context: typer.Context,
-    client: Annotated[str, Argument(help="See picospec connect. Its arguments: after --.")],
-    url: Url = None,
-    edge_port: EdgePort = 8000,
-    api_keys: Keys = "",
-) -> None:
-    """Run a client for this edge, and change none of its files."""
-    try:
-        edge = connecting.find_edge(_edge_url(url, edge_port), _first_key(api_keys))
-        status = launch_client(_client(client), edge, context.args, os.environ)
-    except (ChatError, NotLaunched, OSError) as error:
-        _fail(error)
-    raise typer.Exit(status)
+def _add_systemd(name: str, help: str, command: Sequence[str]) -> None:
+    @app.command(name, help=help)
+    def run() -> None:
+        try:
+            status = call(command)
+        except NoService as error:
+            fail(error)
+        raise typer.Exit(status)
+
+
+for each, (says, runs) in COMMANDS.items():
+    _add_systemd(each, says, runs)
 
 
 @app.command()
@@ -185,6 +151,8 @@ def doctor(
     """Check this machine and the verifier, and say what to do about what is wrong."""
     from picospec.cli.doctor.examination import examine
 
+    if (default := default_file("edge", os.environ)).is_file():
+        config = config or default
     local = config is None and not VERIFIERS & os.environ.keys()
     url = verifier_url or (f"http://{HOST}:{verifier_port}" if local else None)
     try:
@@ -203,24 +171,3 @@ def _pins(text: str | None) -> Pins:
         return share(cores_of(available)) if text is None else parse_pins(text, available)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--pin") from None
-
-
-def _client(name: str) -> Client:
-    clients = read_clients()
-    if name not in clients:
-        raise typer.BadParameter(f"{name} is none of {', '.join(clients)}")
-    return clients[name]
-
-
-def _edge_url(url: str | None, edge_port: int) -> str:
-    return (url or f"http://{HOST}:{edge_port}").rstrip("/").removesuffix("/v1")
-
-
-def _fail(error: Exception) -> NoReturn:
-    text = visible(str(error))
-    Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
-    raise typer.Exit(1) from None
-
-
-def _first_key(keys: str) -> str | None:
-    return next((key.strip() for key in keys.split(",") if key.strip()), None)

@@ -15,7 +15,7 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from picospec.cli.chat_client import ChatError, client_of, first_model
+from picospec.cli.chatting.client import ChatError, client_of, first_model
 from picospec.cli.doctor.machine import HOST, why_not_free
 from picospec.gateway.hosting.cores import Pins
 from picospec.gateway.hosting.parent_death import program

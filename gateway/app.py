@@ -28,6 +28,10 @@ from picospec.gateway.doors.generation import generate
 from picospec.gateway.doors.messages import answer as messages
 from picospec.gateway.doors.messages.counting import count_tokens
 from picospec.gateway.doors.messages.request import MessagesRequest
+from picospec.gateway.doors.responses import create as responses
+from picospec.gateway.doors.responses import kept
+from picospec.gateway.doors.responses.request import ResponsesRequest
+from picospec.gateway.doors.responses.store import Shelves
 from picospec.gateway.doors.services import About, Relay, Services, nothing_more
 from picospec.gateway.doors.shapes import shape_of
 from picospec.gateway.drain import Drain
@@ -38,6 +42,7 @@ from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.style import Styles
 from picospec.gateway.ports import SEEDS, Engine, Fallback
 from picospec.gateway.routes.documents import Route, answer_version, documents
+from picospec.gateway.routes.native import NATIVE_ROUTES
 from picospec.gateway.routes.page import page
 from picospec.gateway.routes.status import (
     health,
@@ -87,6 +92,29 @@ ROUTES: Final = (
         count_tokens,
         MessagesRequest,
     ),
+    Route(
+        "POST",
+        "/v1/responses",
+        "Answer as the Responses API does",
+        responses.create,
+        ResponsesRequest,
+    ),
+    Route(
+        "POST",
+        "/v1/responses/input_tokens",
+        "How many tokens the prompt of a response has",
+        responses.count,
+        ResponsesRequest,
+    ),
+    Route("GET", "/v1/responses/{name}", "A response that is kept", kept.retrieve),
+    Route("DELETE", "/v1/responses/{name}", "Forget a response", kept.delete),
+    Route(
+        "POST",
+        "/v1/responses/{name}/cancel",
+        "End a response: what runs ends with its connection",
+        kept.cancel,
+    ),
+    Route("GET", "/v1/responses/{name}/input_items", "What came before it", kept.input_items),
     Route("POST", "/tokenize", "The tokens of a text or chat", tokenize, TokenizeRequest),
     Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
     Route("GET", "/v1/models", "The model, by each of its names", list_models),
@@ -96,6 +124,7 @@ ROUTES: Final = (
     Route("GET", "/status", "What this service is, and how it is", status),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
+    *NATIVE_ROUTES,
 )
 
 ANY: Final = Access()
@@ -149,11 +178,13 @@ def create_app(
         registry=registry,
         reader=PromptReader(),
         model_aliases=frozenset(settings.model_aliases),
+        accept_any_model=settings.accept_any_model,
         styles=Styles(settings.tool_format),
         max_choices=settings.max_choices,
         keep_alive_s=settings.keep_alive_s,
         draw_seed=draw_seed,
         started=int(time.time()),
+        shelves=Shelves(access.clock),
         fallback=fallback,
         relay=relay,
         about=about,
@@ -192,7 +223,7 @@ def _cors(settings: GatewaySettings) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=[
                 "x-request-id",

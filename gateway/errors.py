@@ -14,6 +14,7 @@
     - RateLimited       429  the client's key is at one of its limits
   - ClientGone          499  the client closed the connection; for logs and metrics only
   - EngineFault         500  a bug of this service
+  - NotServed           501  something that another server of the same API does
   - Unavailable         503  the verifier cannot be reached, or the connection was lost
     - Draining          503  the service is about to stop; another one takes the request
 """
@@ -23,6 +24,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
+
+
+def renamed(field: str, names: Mapping[str, str]) -> str:
+    """Return the name of a field, where one of `names` is the field's or that of what it is
+    in."""
+    for own, theirs in names.items():
+        if field == own or field.startswith(f"{own}."):
+            return theirs + field.removeprefix(own)
+    return field
 
 
 class ApiError(Exception):
@@ -45,12 +55,9 @@ class ApiError(Exception):
     def name_field(self, names: Mapping[str, str]) -> None:
         """Name the field as the client does. names: the client's names, by the engine's."""
         param = self.param or ""
-        for own, theirs in names.items():
-            if param == own or param.startswith(f"{own}."):
-                self.param = theirs + param.removeprefix(own)
-                if self.message.startswith(param):
-                    self.message = self.param + self.message.removeprefix(param)
-                return
+        self.param = renamed(param, names) or None
+        if param and self.message.startswith(param):
+            self.message = f"{self.param}{self.message.removeprefix(param)}"
 
     def body(self) -> dict[str, dict[str, str | None]]:
         return {
@@ -119,6 +126,10 @@ class ClientGone(ApiError):
 
 class EngineFault(ApiError):
     status, type, code = 500, "server_error", "internal_error"
+
+
+class NotServed(ApiError):
+    status, type, code = 501, "invalid_request_error", "not_served"
 
 
 class Unavailable(ApiError):

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from picospec.cli.chat_client import client_of, first_model
+from picospec.cli.chatting.client import client_of, first_model
 from picospec.cli.connecting.clients import Client, Edge, Part
 from picospec.cli.connecting.copies import Copies
 from picospec.cli.connecting.merging import NotMergeable, merged
+from picospec.models.fetching.user_catalogue import user_file
 
 NO_KEY = "none"
 """The key of clients that want one, where the edge wants none."""
@@ -105,8 +106,6 @@ def _write_part(
 
 def default_copies() -> Path:
     """Return where copies are kept, beside the user's settings."""
-    from picospec.models.fetching.user_catalogue import user_file
-
     return user_file(os.environ).parent / "copies"
 
 

@@ -50,6 +50,10 @@ class Answer(ABC):
     """What is sent while nothing else is; b"" for nothing. Clients skip a comment, as the
     standard of server-sent events says."""
 
+    def waiting(self) -> bytes:
+        """Return what is sent while nothing else is."""
+        return self.keep_alive
+
     @abstractmethod
     def events(self, index: int, delta: TextDelta) -> bytes:
         """Return what the stream has for the next delta of choice `index`."""
@@ -63,7 +67,7 @@ class Answer(ABC):
         """Return what the stream ends with after an error."""
 
     @abstractmethod
-    def whole(self, choices: Sequence[TextDelta]) -> Json:
+    def whole(self, choices: Sequence[TextDelta]) -> object:
         """Return the answer that is not streamed. choices: each as one delta."""
 
 

@@ -71,7 +71,7 @@ class EventStream(Response):
 
     async def _keep_alive(self, send: Send) -> None:
         await self._send_status(send)
-        await send_to_client(send, _piece(self.answer.keep_alive))
+        await send_to_client(send, _piece(self.answer.waiting()))
 
     async def _send_status(self, send: Send) -> None:
         if not self._has_status:

@@ -19,7 +19,7 @@ from picospec.gateway.doors.event_stream import EventStream
 from picospec.gateway.doors.parameters import Parameters, parameters_of, shown_names
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.doors.services import Services
-from picospec.gateway.errors import InvalidRequest, PromptTooLong
+from picospec.gateway.errors import InvalidRequest, PromptTooLong, renamed
 from picospec.gateway.grammars import structured
 from picospec.gateway.output.choice_stream import stream_choice
 from picospec.gateway.output.steady import singly
@@ -42,6 +42,8 @@ async def generate(
     facts = await services.facts_of(body.model)
     given, ignored = await checked(services, request, partial(_given, body, facts))
     account.ignored = shown_names((*asked.ignored, *ignored))
+    if asked.instead is not None:
+        return asked.instead(facts.model)
     if services.relay and (relayed := await services.relay(services, request, facts.model)):
         account.begin_answers(body.n * body.prompt_count - 1)
         return relayed
@@ -50,8 +52,8 @@ async def generate(
     name = f"{asked.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, style, name, given.extras, account)
     if isinstance(found := jobs[0].extras.get(structured.NAME), Mapping):
-        names = structured.names_of(given.constrained_at or "tools", found)
-        account.field_names = {**account.field_names, **names}
+        path = renamed(given.constrained_at or "tools", asked.names)
+        account.field_names = {**asked.names, **structured.names_of(path, found)}
     account.begin_answers(len(jobs) - 1)
     fingerprint = services.begin(len(jobs), facts)
     answer = asked.answer(

@@ -92,7 +92,7 @@ def openapi(routes: Sequence[Route]) -> Json:
 def _operation(route: Route) -> Json:
     answers: Json = {route.answer_type: {}}
     operation: Json = {"summary": route.summary}
-    if route.path.endswith("}"):
+    if "{name" in route.path:
         name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
         operation["parameters"] = [name]
     if route.body is not None:

@@ -21,6 +21,12 @@ from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 
 MODEL = "scripted"
 SCRIPT = (
+    ("Process exited with code 0", "hello.py greets in the evening now."),
+    (
+        "exec_command",
+        '<tool_call>\n{"name": "exec_command", "arguments": {"cmd":'
+        " \"sed -i 's/hello/good evening/' hello.py\"}}\n</tool_call>",
+    ),
     ("SEARCH/REPLACE", "hello.py\n```\ndef greet():\n    print('good evening')\n```\n"),
     ("entire content", "hello.py\n```\ndef greet():\n    print('good evening')\n```\n"),
     ("\n69.8\n", "It is 69.8 degrees Fahrenheit in Paris."),

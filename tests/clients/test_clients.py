@@ -147,6 +147,27 @@ def test_openai_parses_an_answer_by_its_schema(pair: str) -> None:
     assert completion.choices[0].message.parsed == Person(name="Ada", age=36)
 
 
+def test_openai_goes_on_from_a_response_that_is_kept(pair: str) -> None:
+    class Person(BaseModel):
+        name: str
+        age: int
+
+    responses = client(pair).responses
+    with responses.stream(
+        model=PAIR, input="Ada is 36 years old.", text_format=Person, temperature=0
+    ) as stream:
+        kinds = {event.type for event in stream}
+        first = stream.get_final_response()
+    second = responses.create(
+        model=PAIR, input="What is her name?", previous_response_id=first.id, temperature=0
+    )
+
+    assert first.output_parsed == Person(name="Ada", age=36)
+    assert "response.output_text.delta" in kinds
+    assert "Ada" in second.output_text
+    assert responses.retrieve(second.id).output == second.output
+
+
 def test_instructor_gets_objects_in_each_of_its_modes(pair: str) -> None:
     found = result(python("agents"), ROOT / "tests/clients/extract.py", pair, PAIR)
 
@@ -175,10 +196,11 @@ def test_compatcanary_finds_nothing_missing_in_chat(pair: str) -> None:
     assert {probe["status"] for probe in json.loads(report)["results"]} == {"pass"}
 
 
-def test_the_agents_sdk_goes_through_two_tools_to_an_answer(scripted: str) -> None:
+@pytest.mark.parametrize("door", ["chat", "responses"])
+def test_the_agents_sdk_goes_through_two_tools_to_an_answer(scripted: str, door: str) -> None:
     script = ROOT / "tests/clients/two_tools.py"
 
-    found = result(python("agents"), script, scripted, SCRIPTED)
+    found = result(python("agents"), script, scripted, SCRIPTED, door)
 
     loop = ["temperature_of Paris", "to_fahrenheit 21"]
     assert found["called"] == [*loop, *loop]
@@ -186,26 +208,45 @@ def test_the_agents_sdk_goes_through_two_tools_to_an_answer(scripted: str) -> No
     assert found["tokens"] > 0
 
 
-def test_aider_edits_a_file_in_a_repository(scripted: str, tmp_path: Path) -> None:
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git repository with a file hello.py."""
+    (tmp_path / "hello.py").write_text("def greet():\n    print('hello')\n")
     for command in (
         ("git", "init", "-q"),
         ("git", "config", "user.email", "a@example.org"),
         ("git", "config", "user.name", "a"),
+        ("git", "add", "."),
+        ("git", "commit", "-qm", "begin"),
     ):
         run(*command, cwd=tmp_path)
-    file = tmp_path / "hello.py"
-    file.write_text("def greet():\n    print('hello')\n")
-    run("git", "add", ".", cwd=tmp_path)
-    run("git", "commit", "-qm", "begin", cwd=tmp_path)
+    return tmp_path
 
+
+def test_codex_edits_a_file_in_a_repository(scripted: str, repository: Path) -> None:
+    provider = f'{{name = "PicoSpec", base_url = "{scripted}/v1", wire_api = "responses"}}'
+
+    said = run(
+        "env", f"CODEX_HOME={CLIENTS}", CLIENTS / "node_modules/.bin/codex", "exec",
+        "--model", SCRIPTED, "--config", 'model_provider="picospec"',
+        "--config", f"model_providers.picospec={provider}",
+        "--dangerously-bypass-approvals-and-sandbox", "Greet in the evening.",
+        cwd=repository,
+    )  # fmt: skip
+
+    assert "good evening" in (repository / "hello.py").read_text()
+    assert "hello.py greets in the evening now." in said
+
+
+def test_aider_edits_a_file_in_a_repository(scripted: str, repository: Path) -> None:
     run(
         CLIENTS / "aider/bin/aider", "--model", f"openai/{SCRIPTED}",
         "--openai-api-base", f"{scripted}/v1", "--openai-api-key", "none",
         "--edit-format", "whole", "--yes-always", "--no-check-update",
         "--no-show-model-warnings", "--no-analytics", "--map-tokens", "0",
         "--message", "Greet in the evening.", "hello.py",
-        cwd=tmp_path,
+        cwd=repository,
     )  # fmt: skip
 
-    assert "good evening" in file.read_text()
-    assert run("git", "log", "--oneline", cwd=tmp_path).count("\n") == 2
+    assert "good evening" in (repository / "hello.py").read_text()
+    assert run("git", "log", "--oneline", cwd=repository).count("\n") == 2

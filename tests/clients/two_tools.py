@@ -1,4 +1,7 @@
-"""OpenAI's Agents SDK against `URL MODEL`: a loop of two tools to its end, streamed or not."""
+"""OpenAI's Agents SDK against `URL MODEL DOOR`: two tools to their end, streamed or not.
+
+DOOR is `chat` or `responses`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from agents import (
     Agent,
     ModelSettings,
     OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
     RunConfig,
     Runner,
     function_tool,
@@ -34,13 +38,16 @@ def to_fahrenheit(celsius: float) -> str:
     return str(celsius * 9 / 5 + 32)
 
 
-async def main(url: str, model: str) -> None:
+DOORS = {"chat": OpenAIChatCompletionsModel, "responses": OpenAIResponsesModel}
+
+
+async def main(url: str, model: str, door: str) -> None:
     set_tracing_disabled(True)
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none")
     agent = Agent(
         name="weather",
         instructions="Use the tools, one after the other.",
-        model=OpenAIChatCompletionsModel(model=model, openai_client=client),
+        model=DOORS[door](model=model, openai_client=client),
         model_settings=ModelSettings(temperature=0, include_usage=True),
         tools=[temperature_of, to_fahrenheit],
     )

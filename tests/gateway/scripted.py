@@ -76,8 +76,15 @@ class ByteTokenizer:
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
         return [*self.begins, *text.encode()] if begin else list(text.encode())
 
-    def infill(self, prefix: str, suffix: str) -> list[int]:
-        return self.encode(f"<{prefix}|{suffix}>")
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        snippets: Sequence[Mapping[str, str]] = (),
+        most_tokens: int = 0,
+    ) -> list[int]:
+        shown = "".join(f"[{each['filename']}:{each['text']}]" for each in snippets)
+        return self.encode(f"{shown}<{prefix}|{suffix}>")
 
     def piece(self, token: int, special: bool = False) -> bytes:
         return bytes([token]) if token < END else b"<end>" if special else b""
@@ -168,6 +175,12 @@ def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.A
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
 
 
+def door_of(body: Mapping[str, object]) -> str:
+    """Return the path that takes such a body."""
+    named = {"messages": "chat/completions", "input": "responses"}
+    return "/v1/" + next((named[name] for name in named if name in body), "completions")
+
+
 async def ask(
     body: Mapping[str, object],
     engine: ScriptedEngine | None = None,
@@ -177,9 +190,8 @@ async def ask(
     **app: Any,  # noqa: ANN401 - what make_app takes
 ) -> httpx.Response:
     """Return what one request gets of an app of its own. path: by default that of the body."""
-    door = path or ("/v1/chat/completions" if "messages" in body else "/v1/completions")
     async with client_of(make_app(engine or ScriptedEngine(), **app), headers) as client:
-        return await client.post(door, json=body)
+        return await client.post(path or door_of(body), json=body)
 
 
 class Server(uvicorn.Server):

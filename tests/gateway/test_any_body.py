@@ -16,7 +16,7 @@ from picospec.gateway.routes.tokens import TokenizeRequest
 from picospec.gateway.schemas.known import NEUTRAL
 from picospec.gateway.schemas.messages import ChatMessage
 from tests.gateway.messages import claude_code
-from tests.gateway.scripted import ScriptedEngine, ask
+from tests.gateway.scripted import ScriptedEngine, ask, door_of
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields})
 ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], {}, {"a": 1}]
@@ -69,7 +69,9 @@ def check(path: str, body: Any) -> None:  # noqa: ANN401 - JSON
         error = found.json()["error"]
         field = error.get("details", error)["param"]
         assert field, error
-        assert field.split(".")[0] in body.keys() | {"messages", "prompt", "tokens"}, error
+        assert field.split(".")[0] in body.keys() | {"messages", "prompt", "tokens", "input"}, (
+            error
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,9 +85,7 @@ def test_any_chat_is_served_or_named(sent: object, more: dict[str, object]) -> N
 def test_a_clients_request_with_odd_values_is_served_or_named(
     body: dict[str, object], data: st.DataObject
 ) -> None:
-    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
-
-    check(path, replaced(body, data))
+    check(door_of(body), replaced(body, data))
 
 
 @settings(max_examples=50, deadline=None)

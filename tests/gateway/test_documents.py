@@ -13,7 +13,7 @@ import pytest
 
 from picospec.gateway.app import ROUTES
 from picospec.gateway.routes.documents import openapi
-from tests.gateway.scripted import ScriptedEngine, ask, client_of, make_app
+from tests.gateway.scripted import ScriptedEngine, ask, client_of, door_of, make_app
 
 DATA = sorted((Path(__file__).parent / "data").iterdir())
 USER = {"role": "user", "content": "Hi"}
@@ -31,9 +31,8 @@ def errors_of(path: str, body: object) -> list[str]:
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
 def test_what_clients_send_fits_the_published_schema(path: Path) -> None:
     body = json.loads(path.read_text())
-    door = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
 
-    assert errors_of(door, body) == []
+    assert errors_of(door_of(body), body) == []
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from picospec.cli.chat import answer
-from picospec.cli.chat_client import ChatError, Turn, first_model
+from picospec.cli.chatting.client import ChatError, Turn, first_model
+from picospec.cli.chatting.view import answer
 from picospec.cli.doctor.finding import Finding, report
 
 ORDERS = "\x1b]52;c;aGk=\x07\x1b[2J\x9b2J\x00\x08\x7f\r"

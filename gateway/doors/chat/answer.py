@@ -62,7 +62,7 @@ class ChatAnswer(ChunkAnswer):
     def _logprobs(self, entries: Entries) -> Json | None:
         if not self.wants_logprobs:
             return None
-        return {"content": [_entry(entry) for entry in entries], "refusal": None}
+        return {"content": logprobs_of(entries), "refusal": None}
 
 
 def _message(whole: TextDelta) -> Json:
@@ -89,12 +89,22 @@ def _piece(piece: CallPiece) -> Json:
     """Return a piece of a call as a stream has it: `arguments` is to be joined by index."""
     if isinstance(piece, CallStart):
         return {"index": piece.index, **_call(piece, "")}
+    if piece.custom:
+        return {"index": piece.index, "custom": {"input": piece.text}}
     return {"index": piece.index, "function": {"arguments": piece.text}}
 
 
 def _call(start: CallStart, arguments: str) -> Json:
+    if start.custom:
+        custom = {"name": start.name, "input": arguments}
+        return {"id": start.id, "type": "custom", "custom": custom}
     function = {"name": start.name, "arguments": arguments}
     return {"id": start.id, "type": "function", "function": function}
+
+
+def logprobs_of(entries: Entries) -> list[Json]:
+    """Return log-probabilities as OpenAI gives them."""
+    return [_entry(entry) for entry in entries]
 
 
 def _entry(entry: LogprobEntry) -> Json:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import httpx
 import msgspec
 
 from picospec.cli.visible import visible
+
+CHAT: Final = "/v1/chat/completions"
+DIRECT: Final = "/v1/picospec/direct/chat/completions"
+"""Where an edge has the large model alone answer a chat."""
+
+SILENCE_S: Final = 120.0
+"""The service is taken for dead after this time without a byte."""
 
 
 class ChatError(Exception):
@@ -33,6 +40,7 @@ class Speculation(msgspec.Struct):
     accepted: int = 0
     drafted: int = 0
     rtt_ms: float | None = None
+    cloud_row_ms: float | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -113,18 +121,26 @@ async def first_model(client: httpx.AsyncClient) -> Model:
 
 
 async def stream_answer(
-    client: httpx.AsyncClient, model: Model, turns: Sequence[Turn], *, steady: bool = True
+    client: httpx.AsyncClient,
+    model: Model,
+    turns: Sequence[Turn],
+    path: str = CHAT,
+    *,
+    steady: bool = True,
+    seed: int | None = None,
 ) -> AsyncGenerator[Chunk]:
     """Yield the answer as it comes. Closing the generator cancels the answer.
 
     steady: whether tokens that come together are shown one after another.
     """
-    asked = {"model": model.id, "messages": turns, "stream": True}
-    if model.tells:
+    asked: dict[str, object] = {"model": model.id, "messages": turns, "stream": True}
+    if seed is not None:
+        asked["seed"] = seed
+    if model.tells and path == CHAT:
         asked["stream_options"] = {"include_speculation": True, "steady": steady}
     body = msgspec.json.encode(asked)
     headers = {"content-type": "application/json"}
-    request = client.stream("POST", "/v1/chat/completions", content=body, headers=headers)
+    request = client.stream("POST", path, content=body, headers=headers)
     try:
         async with request as response:
             if response.status_code != 200:

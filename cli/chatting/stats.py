@@ -7,8 +7,38 @@ service that does not tell of speculation has none.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
-from picospec.cli.chat_client import Chunk
+from picospec.cli.chatting.client import Chunk
+
+ENOUGH_TOKENS: Final = 64
+"""A race over fewer tokens says little."""
+
+NOTEWORTHY: Final = 1.05
+"""From this ratio on an answer was faster; below, it was as fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """How long answers took, and how long the target alone takes for as many tokens."""
+
+    taken_s: float = 0.0
+    alone_s: float = 0.0
+    tokens: int = 0
+
+    def __add__(self, other: Race) -> Race:
+        taken_s, alone_s = self.taken_s + other.taken_s, self.alone_s + other.alone_s
+        return Race(taken_s, alone_s, self.tokens + other.tokens)
+
+    def __str__(self) -> str:
+        """Return a sentence, or nothing where nothing is known."""
+        if self.tokens < ENOUGH_TOKENS or not self.taken_s or not self.alone_s:
+            return ""
+        ratio = self.alone_s / self.taken_s
+        if ratio < NOTEWORTHY:
+            return "About as fast as the large model alone, in its own words."
+        return f"{ratio:.1f} times as fast as the large model alone, in its own words."
 
 
 class Progress:
@@ -20,6 +50,7 @@ class Progress:
         self._last_s = 0.0
         self._tokens = self._accepted = self._judged = 0
         self._rtt_ms = 0.0
+        self._row_ms: float | None = None
 
     def add(self, chunk: Chunk) -> None:
         """Take in what a chunk tells."""
@@ -35,6 +66,7 @@ class Progress:
             case "totals":
                 self._accepted, self._judged = told.accepted, told.drafted
         self._rtt_ms = told.rtt_ms or self._rtt_ms
+        self._row_ms = told.cloud_row_ms or self._row_ms
 
     def _count(self, tokens: int) -> None:
         """Count tokens from the first ones on, whose time is that of the prompt."""
@@ -43,6 +75,14 @@ class Progress:
             self._first_s = self._last_s
         else:
             self._tokens += tokens
+
+    @property
+    def race(self) -> Race:
+        """The time after the first tokens; nothing where the target's is not known."""
+        if self._row_ms is None or self._first_s is None:
+            return Race()
+        taken_s = self._last_s - self._first_s
+        return Race(taken_s, self._tokens * self._row_ms / 1000, self._tokens)
 
     def __str__(self) -> str:
         seconds = self._last_s - (self._first_s or 0.0)

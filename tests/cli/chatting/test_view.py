@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from picospec.cli.chat import AnswerView, answer, coloured
-from picospec.cli.chat_client import (
+from picospec.cli.chatting.client import (
     ChatError,
     Chunk,
     Model,
@@ -22,6 +21,7 @@ from picospec.cli.chat_client import (
     first_model,
     stream_answer,
 )
+from picospec.cli.chatting.view import AnswerView, answer, coloured
 
 TURNS = (Turn("user", "hi"),)
 

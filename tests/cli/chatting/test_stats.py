@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from picospec.cli.chat_client import Chunk, Speculation
-from picospec.cli.chat_stats import Progress
+from picospec.cli.chatting.client import Chunk, Speculation
+from picospec.cli.chatting.stats import Progress
 
 
 def progress(*moments: float) -> Progress:

@@ -1,4 +1,4 @@
-"""`picospec chat`: a conversation in the terminal, with a line of statistics below it.
+"""An answer in the terminal while it comes, with a line of statistics below it.
 
 The text has the colours of who had its tokens first, and the chain runs ahead of it, dimmed.
 What the model reasons before it answers is dimmed too.
@@ -6,9 +6,8 @@ What the model reasons before it answers is dimmed too.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -17,19 +16,14 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from picospec.cli.chat_client import (
-    ChatError,
+from picospec.cli.chatting.client import (
     Chunk,
     Turn,
-    client_of,
     first_model,
     stream_answer,
 )
-from picospec.cli.chat_stats import Progress
+from picospec.cli.chatting.stats import Progress
 from picospec.cli.visible import visible
-
-SILENCE_S: Final = 120.0
-"""The service is taken for dead after this time without a byte."""
 
 COLOURS: Final = {
     "draft": "green",
@@ -105,14 +99,25 @@ def coloured(text: str, spans: Sequence[tuple[int, str]]) -> Text:
 
 
 async def answer(
-    client: httpx.AsyncClient, turns: Sequence[Turn], console: Console, *, steady: bool = True
+    client: httpx.AsyncClient,
+    turns: Sequence[Turn],
+    console: Console,
+    progress: Progress | None = None,
+    *,
+    steady: bool = True,
+    seed: int | None = None,
 ) -> str:
-    """Stream one answer to the console; return its text. Raises ChatError."""
-    model, progress, pieces = await first_model(client), Progress(time.monotonic), list[str]()
+    """Stream one answer to the console; return its text. Raises ChatError.
+
+    progress: counts the answer. seed: of a service that tells of speculation, or None.
+    """
+    model, pieces = await first_model(client), list[str]()
+    progress = progress or Progress(time.monotonic)
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         view = AnswerView(live)
         try:
-            async with aclosing(stream_answer(client, model, turns, steady=steady)) as stream:
+            stream = stream_answer(client, model, turns, steady=steady, seed=seed)
+            async with aclosing(stream):
                 async for chunk in stream:
                     pieces.append(chunk.text)
                     progress.add(chunk)
@@ -120,41 +125,3 @@ async def answer(
         finally:
             view.end()
     return "".join(pieces)
-
-
-def chat(
-    url: str,
-    key: str | None,
-    console: Console,
-    ask_user: Callable[[], str],
-    *,
-    steady: bool = True,
-) -> None:
-    """Answer questions until the input ends.
-
-    An answer that fails or is interrupted is left out of the conversation, with its question.
-    """
-    turns: list[Turn] = []
-    while True:
-        try:
-            question = ask_user().strip()
-        except (EOFError, KeyboardInterrupt):
-            return
-        if not question:
-            continue
-        asked = [*turns, Turn("user", question)]
-        try:
-            text = asyncio.run(_ask(url, key, asked, console, steady))
-        except KeyboardInterrupt:
-            console.print("interrupted", style="yellow")
-        except ChatError as error:
-            console.print(str(error), style="red", markup=False)
-        else:
-            turns = [*asked, Turn("assistant", text)]
-
-
-async def _ask(
-    url: str, key: str | None, turns: Sequence[Turn], console: Console, steady: bool
-) -> str:
-    async with client_of(url, key, SILENCE_S) as client:
-        return await answer(client, turns, console, steady=steady)

@@ -1,0 +1,6 @@
+"""`python -m picospec.cli`: the picospec command."""
+
+from picospec.cli.main import app
+
+if __name__ == "__main__":
+    app()

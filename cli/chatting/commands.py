@@ -1,0 +1,68 @@
+"""The command lines of `picospec chat` and `picospec run`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from functools import partial
+from random import randrange
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer import Argument, Option
+
+from picospec.cli.chatting.client import ChatError
+from picospec.cli.chatting.conversation import MAX_SEED, Conversation, connector
+from picospec.cli.chatting.lines import message_reader
+from picospec.cli.chatting.one_shot import question
+from picospec.cli.chatting.one_shot import run as run_once
+from picospec.cli.options import EdgePort, Keys, Url, edge_url, fail, first_key
+from picospec.models.fetching.user_catalogue import user_file
+
+app = typer.Typer()
+
+
+@app.command()
+def chat(
+    url: Annotated[str | None, Option(help="Any OpenAI-compatible service.")] = None,
+    edge_port: EdgePort = 8000,
+    api_keys: Keys = "",
+    steady: Annotated[
+        bool, Option(help="Show tokens that come together one after another.")
+    ] = True,
+) -> None:
+    """Talk to the model in this terminal; /help shows how.
+
+    Ctrl-C ends an answer, Ctrl-D the conversation.
+    """
+    where = connector(edge_url(url, edge_port), first_key(api_keys))
+    conversation = Conversation(where, Console(), partial(randrange, MAX_SEED), steady=steady)
+    conversation.talk(message_reader(user_file(os.environ).parent / "chat_history"))
+
+
+@app.command()
+def run(
+    prompt: Annotated[str, Argument(help="What is asked; what is piped in follows it.")] = "",
+    system: Annotated[str, Option(help="What the model is told first.")] = "",
+    seed: Annotated[int | None, Option(help="The same seed gives the same answer.")] = None,
+    url: Url = None,
+    edge_port: EdgePort = 8000,
+    api_keys: Keys = "",
+) -> None:
+    """Ask once, and print the answer: picospec run "Explain this." < file"""
+    asked = question(prompt, "" if sys.stdin.isatty() else sys.stdin.read())
+    if not asked:
+        raise typer.BadParameter("there is nothing to ask", param_hint="PROMPT")
+    connect = connector(edge_url(url, edge_port), first_key(api_keys))
+
+    async def ask() -> None:
+        harmless, put = sys.stdout.isatty(), partial(typer.echo, nl=False)
+        async with connect() as client:
+            await run_once(client, asked, put, system=system, seed=seed, harmless=harmless)
+
+    try:
+        asyncio.run(ask())
+    except ChatError as error:
+        fail(error)

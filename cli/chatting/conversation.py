@@ -1,0 +1,130 @@
+"""`picospec chat`: questions and answers until the input ends, with commands between them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import httpx
+import msgspec
+from rich.console import Console
+
+from picospec.cli.chatting.client import SILENCE_S, ChatError, Turn, client_of
+from picospec.cli.chatting.proof import Asked, prove
+from picospec.cli.chatting.stats import Progress, Race
+from picospec.cli.chatting.view import answer
+
+HELP: Final = """/system TEXT   what the model is told first; without a text, nothing
+/seed NUMBER   of all answers from now on; without a number, another one each time
+/save FILE     this conversation, as JSON if the name ends so, else as text
+/proof         ask the large model alone for the last answer, and compare
+Several lines: begin and end them with \"\"\""""
+
+MAX_SEED: Final = 2**31
+
+
+class Conversation:
+    """One conversation. draw_seed: returns a seed below MAX_SEED for each answer.
+
+    An answer that fails or is interrupted is left out of it, with its question.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], httpx.AsyncClient],
+        console: Console,
+        draw_seed: Callable[[], int],
+        *,
+        steady: bool = True,
+    ) -> None:
+        self._connect, self._console = connect, console
+        self._draw_seed, self._steady = draw_seed, steady
+        self._system, self._seed = "", ""
+        self._turns: list[Turn] = []
+        self._last: Asked | None = None
+        self._race = Race()
+
+    def talk(self, ask_user: Callable[[], str]) -> None:
+        """Answer until the input ends, then say how fast that was."""
+        while True:
+            try:
+                said = ask_user().strip()
+            except (EOFError, KeyboardInterrupt):
+                break
+            if said:
+                self.hear(said)
+        if str(self._race):
+            self._console.print(f"\n{self._race}", style="bold", highlight=False)
+
+    def hear(self, said: str) -> None:
+        """Obey a command, or answer a question."""
+        command = re.match(r"/([a-z]+)(?:\s+|$)", said)
+        try:
+            if command:
+                self._obey(command[1], said[command.end() :])
+            else:
+                asyncio.run(self._answer(said))
+        except KeyboardInterrupt:
+            self._console.print("interrupted", style="yellow")
+        except (ChatError, OSError, ValueError) as error:
+            self._console.print(str(error), style="red", markup=False)
+
+    def _obey(self, command: str, text: str) -> None:
+        match command:
+            case "system":
+                self._system = text
+            case "seed":
+                if text and not text.isdecimal():
+                    raise ValueError(f"a seed is a whole number, not {text}")
+                self._seed = text
+            case "save":
+                save(Path(text).expanduser(), self._messages())
+            case "proof":
+                asyncio.run(self._prove())
+            case _:
+                self._console.print(HELP, markup=False, highlight=False)
+
+    async def _answer(self, question: str) -> None:
+        asked = [*self._turns, Turn("user", question)]
+        seed = int(self._seed) if self._seed else self._draw_seed()
+        progress, began_s = Progress(time.monotonic), time.monotonic()
+        messages = self._messages(asked)
+        async with self._connect() as client:
+            text = await answer(
+                client, messages, self._console, progress, steady=self._steady, seed=seed
+            )
+        self._turns = [*asked, Turn("assistant", text)]
+        self._last = Asked(messages, seed, text, time.monotonic() - began_s)
+        self._race += progress.race
+
+    async def _prove(self) -> None:
+        if self._last is None:
+            raise ValueError("there is no answer to prove yet")
+        async with self._connect() as client:
+            with self._console.status("asking the large model alone"):
+                verdict = await prove(client, self._last)
+        self._console.print(verdict, style="bold", highlight=False, markup=False)
+
+    def _messages(self, turns: Sequence[Turn] | None = None) -> list[Turn]:
+        system = [Turn("system", self._system)] if self._system else []
+        return [*system, *(self._turns if turns is None else turns)]
+
+
+def save(path: Path, messages: Sequence[Turn]) -> None:
+    """Write messages into a file that is not there yet. Raises OSError."""
+    if path.suffix == ".json":
+        text = json.dumps(msgspec.to_builtins(messages), indent=2, ensure_ascii=False)
+    else:
+        text = "\n\n".join(f"## {turn.role}\n\n{turn.content}" for turn in messages)
+    with path.open("x") as file:
+        file.write(f"{text}\n")
+
+
+def connector(url: str, key: str | None) -> Callable[[], httpx.AsyncClient]:
+    """Return what makes a client for one answer."""
+    return lambda: client_of(url, key, SILENCE_S)

@@ -1,0 +1,123 @@
+"""Where settings come from: the file that is read by default, and `picospec config show`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from pydantic import BaseModel, SecretStr
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer import Option
+
+from picospec.cli.options import fail
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.hosting.settings_sources import ServiceSettings
+from picospec.models.fetching.user_catalogue import user_file
+from picospec.verifier.settings import VerifierSettings
+
+config_app = typer.Typer(help="Settings of the services.", no_args_is_help=True)
+
+SERVICES: Final[dict[str, type[ServiceSettings]]] = {
+    "edge": EdgeSettings,
+    "verifier": VerifierSettings,
+}
+
+
+def default_file(service: str, environ: Mapping[str, str]) -> Path:
+    """Return the settings file of a service that is told of none."""
+    return user_file(environ).with_name(f"{service}.toml")
+
+
+def with_default_file(
+    service: str, arguments: Sequence[str], environ: Mapping[str, str]
+) -> list[str]:
+    """Return arguments of a service, which name the default file where there is one."""
+    file = default_file(service, environ)
+    named = any(each.partition("=")[0] == "--config" for each in arguments)
+    if named or not file.is_file():
+        return list(arguments)
+    return ["--config", str(file), *arguments]
+
+
+@config_app.callback()
+def _config() -> None:
+    """Settings of the services."""
+
+
+@config_app.command()
+def show(
+    service: Annotated[str, typer.Argument(help="edge or verifier.")] = "edge",
+    config: Annotated[Path | None, Option(help="A file in place of the default one.")] = None,
+) -> None:
+    """Show each setting, and where its value is from. Keys are counted, and not shown."""
+    if service not in SERVICES:
+        raise typer.BadParameter(f"{service} is neither edge nor verifier")
+    default = default_file(service, os.environ)
+    file = config or (default if default.is_file() else None)
+    port = os.environ.get(f"{service.upper()}_PORT")
+    try:
+        settings = SERVICES[service].load(file, os.environ, {"port": port} if port else {})
+    except (ValueError, OSError) as error:
+        fail(error)
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    for name, value in _flat(settings):
+        origin = origin_of(type(settings), name, file, os.environ)
+        style = "dim" if origin == "default" else ""
+        table.add_row(name, escape(_shown(value)), escape(origin), style=style)
+    Console().print(table)
+    Console(stderr=True).print(f"the default file is {default}", style="dim", highlight=False)
+
+
+def origin_of(
+    kind: type[ServiceSettings], name: str, file: Path | None, environ: Mapping[str, str]
+) -> str:
+    """Return the variable or the file that sets a field, "a.b" of a table, or "default"."""
+    variables = {variable.upper(): variable for variable in environ}
+    prefix, parts = str(kind.model_config.get("env_prefix")), name.split(".")
+    if name in kind.secrets:
+        return kind.secrets[name] if environ.get(kind.secrets[name]) else "default"
+    if name == "port" and (own := prefix.split("_")[1] + "_PORT") in environ:
+        return own
+    for count in range(len(parts), 0, -1):
+        variable = variables.get((prefix + "__".join(parts[:count])).upper())
+        if variable and _has(environ[variable], parts[count:]):
+            return variable
+    read: object = tomllib.loads(file.read_text()) if file else {}
+    return str(file) if _within(read, parts) else "default"
+
+
+def _has(text: str, parts: Sequence[str]) -> bool:
+    return not parts or _within(json.loads(text), parts)
+
+
+def _within(table: object, parts: Sequence[str]) -> bool:
+    for part in parts:
+        if not isinstance(table, Mapping) or part not in table:
+            return False
+        table = table[part]
+    return True
+
+
+def _flat(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of settings and of the tables in them, with their values."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple) and any(isinstance(each, SecretStr) for each in value):
+        return f"{len(value)} of them"
+    if value is None:
+        return "none"
+    return json.dumps(value, default=str, ensure_ascii=False)

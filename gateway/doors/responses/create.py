@@ -1,0 +1,101 @@
+"""POST /v1/responses and /v1/responses/input_tokens: how a request is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.body import checked, parse
+from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.generation import generate
+from picospec.gateway.doors.parameters import parameters_of
+from picospec.gateway.doors.responses.answer import ResponseAnswer
+from picospec.gateway.doors.responses.items import ITEMS, Item
+from picospec.gateway.doors.responses.output import PREFIX, place_of
+from picospec.gateway.doors.responses.request import ResponsesRequest, names_of
+from picospec.gateway.doors.responses.store import Kept, Shelf
+from picospec.gateway.doors.responses.tools import offered
+from picospec.gateway.doors.services import Services
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.http.responses import json_response
+from picospec.gateway.tenants.reading import BoundedTokenizer
+
+Json = dict[str, object]
+
+
+async def create(services: Services, request: Request) -> Response:
+    """Answer a response, or stream it."""
+    shelf = services.shelves.of(request.state.account.tenant)
+    return await generate(ResponsesRequest, partial(asked, shelf), services, request)
+
+
+async def count(services: Services, request: Request) -> Response:
+    """Answer how many tokens the prompt of such a response has."""
+    account: Account = request.state.account
+    body = await parse(ResponsesRequest, services, request)
+    meant = await checked(
+        services, request, partial(asked, services.shelves.of(account.tenant), body)
+    )
+    account.field_names, chat = meant.names, meant.body
+    services = await services.for_request(account)
+    facts = await services.facts_of(chat.model)
+    await checked(services, request, partial(parameters_of, chat, facts))
+    source = await services.tokenizer(facts.vocabulary)
+    tokenizer = BoundedTokenizer(source, facts, chat.prompt_field)
+    (tokens,) = await services.reader.read(account.tenant, partial(chat.tokenise, tokenizer))
+    return json_response({"object": "response.input_tokens", "input_tokens": len(tokens)})
+
+
+def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:
+    """Return what a request asks for, after what it goes on from. Raises InvalidRequest."""
+    items = (*_history(shelf, body.previous_response_id), *_resolved(shelf, body.input))
+    tools = tuple(offered(body.tools))
+    chat = body.chat(items, tools)
+    keep = partial(_keep, shelf, items) if body.store else _forget
+    by_name = {tool.name: tool for tool in tools}
+    answer = partial(ResponseAnswer, body, chat, by_name, keep)
+    return Asked(chat, PREFIX, answer, tuple(body.ignored()), names_of(tools))
+
+
+def _history(shelf: Shelf, id: str | None) -> Sequence[Item]:
+    """Return the conversation of a response, with what it put out."""
+    if id is None:
+        return ()
+    if (kept := shelf.find(id)) is None:
+        field = "previous_response_id"
+        message = f"{field}: no such response is kept"
+        raise InvalidRequest(message, param=field, code="previous_response_not_found")
+    return (*ITEMS.validate_json(kept.items), *_output(kept))
+
+
+def _output(kept: Kept) -> Sequence[Item]:
+    return ITEMS.validate_python(msgspec.json.decode(kept.response)["output"])
+
+
+def _resolved(shelf: Shelf, items: Sequence[Item]) -> Iterator[Item]:
+    """Yield the items, with those that are referred to in their places."""
+    for index, item in enumerate(items):
+        if item.type != "item_reference":
+            yield item
+            continue
+        found = place_of(item.id or "")
+        kept = shelf.find(found[0]) if found is not None else None
+        output = _output(kept) if kept is not None else ()
+        if found is None or found[1] >= len(output):
+            field = f"input.{index}.id"
+            raise InvalidRequest(f"{field}: no such item is kept", param=field)
+        yield output[found[1]]
+
+
+def _keep(shelf: Shelf, items: Sequence[Item], response: Json) -> None:
+    before = ITEMS.dump_json(tuple(items), exclude_unset=True)
+    shelf.keep(str(response["id"]), Kept(msgspec.json.encode(response), before))
+
+
+def _forget(_: Json) -> None:
+    """Keep nothing."""

@@ -1,0 +1,180 @@
+"""The items of a conversation, and the chat messages that they make.
+
+A turn of the assistant is several items here, and one message to a chat template: reasoning,
+text and calls, in this order. An item that can follow what the last message has joins it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+)
+
+from picospec.gateway.doors.responses.tools import INPUT, flat_name
+from picospec.gateway.grammars.json_text import encode
+from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, missing
+
+Json = dict[str, Any]
+
+_UNSEEN: Final = ("web_search_call",)
+"""Items that say only that a service searched; the model is not shown them."""
+
+_REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
+    "message": ("role", "content"),
+    "function_call": ("name", "call_id", "arguments"),
+    "custom_tool_call": ("name", "call_id", "input"),
+    "function_call_output": ("call_id", "output"),
+    "custom_tool_call_output": ("call_id", "output"),
+    "item_reference": ("id",),
+}
+"""The fields that each kind of item must have."""
+
+_ORDER: Final = ("reasoning", "content", "tool_calls")
+"""What an assistant's message has, in the order in which a model writes it."""
+
+
+class ItemPart(RequestModel):
+    """A part of an item's content. There are none but texts."""
+
+    type: Literal[
+        "input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"
+    ]
+    text: str = Field(validation_alias=AliasChoices("text", "refusal"))
+    annotations: object = None
+    logprobs: object = None
+
+
+def _as_parts(value: object) -> object:
+    return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
+
+
+Parts = Annotated[
+    tuple[ItemPart, ...],
+    FIRST_ERROR,
+    BeforeValidator(_as_parts, json_schema_input_type=str | tuple[ItemPart, ...]),
+]
+
+
+class Item(RequestModel):
+    type: Literal[
+        "message",
+        "reasoning",
+        "function_call",
+        "function_call_output",
+        "custom_tool_call",
+        "custom_tool_call_output",
+        "item_reference",
+        "web_search_call",
+    ] = "message"
+    id: Annotated[str | None, Field(validate_default=True)] = None
+    status: str | None = None
+    phase: str | None = None
+    role: Annotated[
+        Literal["user", "assistant", "system", "developer"] | None, Field(validate_default=True)
+    ] = None
+    content: Annotated[Parts | None, Field(validate_default=True)] = None
+    summary: Parts = ()
+    encrypted_content: str | None = None
+    name: Annotated[str | None, Field(min_length=1, validate_default=True)] = None
+    namespace: str | None = None
+    call_id: Annotated[str | None, Field(validate_default=True)] = None
+    arguments: Annotated[str | None, Field(validate_default=True)] = None
+    input: Annotated[str | None, Field(validate_default=True)] = None
+    output: Annotated[Parts | None, Field(validate_default=True)] = None
+
+    @field_validator("id", "role", "content", "name", "call_id", "arguments", "input", "output")
+    @classmethod
+    def _is_there(cls, value: object, info: ValidationInfo) -> object:
+        needed = _REQUIRED.get(info.data.get("type", ""), ())
+        return missing() if value is None and info.field_name in needed else value
+
+    @property
+    def thoughts(self) -> str | None:
+        """The reasoning, also where only this service's encoding of it came back; None where it
+        is another service's secret."""
+        if self.content or not self.encrypted_content:
+            return "\n".join(part.text for part in self.content or self.summary)
+        try:
+            return base64.b64decode(self.encrypted_content, validate=True).decode()
+        except ValueError:
+            return None
+
+    def unseen(self) -> str | None:
+        """Return what the model is not shown of it."""
+        if self.type in _UNSEEN:
+            return f"input.{self.type}"
+        hidden = self.type == "reasoning" and self.thoughts is None
+        return "input.encrypted_content" if hidden else None
+
+
+Items = Annotated[tuple[Item, ...], FIRST_ERROR]
+ITEMS: Final[TypeAdapter[tuple[Item, ...]]] = TypeAdapter(Items)
+
+
+def sealed(thoughts: str) -> str:
+    """Return reasoning as `encrypted_content`: a client hands it back, and nothing is kept. It
+    is no secret, since `content` has the same text."""
+    return base64.b64encode(thoughts.encode()).decode()
+
+
+def messages_of(items: Sequence[Item]) -> list[Json]:
+    """Return the messages of a chat. Where system messages are anywhere but first, they are a
+    developer's, which any template gets in a place that it has."""
+    messages: list[Json] = []
+    for item in items:
+        if (part := _assistants(item)) is not None:
+            _join(messages, *part)
+        elif item.type == "message":
+            messages.append({"role": item.role, "content": _texts(item.content)})
+        elif item.call_id is not None:
+            output = _texts(item.output)
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
+    if any(message["role"] == "system" for message in messages[1:]):
+        for message in messages:
+            if message["role"] == "system":
+                message["role"] = "developer"
+    return messages
+
+
+def _assistants(item: Item) -> tuple[str, Any] | None:
+    """Return what an item is of an assistant's message; None if it is no part of one."""
+    match item.type:
+        case "message" if item.role == "assistant":
+            return "content", _texts(item.content)
+        case "reasoning" if item.thoughts:
+            return "reasoning", item.thoughts
+        case "function_call":
+            return "tool_calls", [_call(item, item.arguments)]
+        case "custom_tool_call":
+            return "tool_calls", [_call(item, encode({INPUT: item.input}))]
+    return None
+
+
+def _join(messages: list[Json], kind: str, value: Any) -> None:  # noqa: ANN401 - of any kind
+    """Add to the last message what can follow what it has, or else begin another."""
+    last = messages[-1] if messages else {"role": None}
+    if kind == "tool_calls" and kind in last:
+        last[kind] += value
+    elif last["role"] == "assistant" and last.keys().isdisjoint(_ORDER[_ORDER.index(kind) :]):
+        last[kind] = value
+    else:
+        messages.append({"role": "assistant", kind: value})
+
+
+def _call(item: Item, arguments: str | None) -> Json:
+    name = flat_name(item.namespace, item.name or "")
+    function = {"name": name, "arguments": arguments}
+    return {"id": item.call_id, "type": "function", "function": function}
+
+
+def _texts(parts: Sequence[ItemPart] | None) -> list[Json]:
+    return [{"type": "text", "text": part.text} for part in parts or ()]

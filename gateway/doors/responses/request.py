@@ -1,0 +1,169 @@
+"""The body of POST /v1/responses, and the chat that it asks for.
+
+A field that this API does not have means what it means in a chat: `seed` and `top_k` are
+served, and one that no door serves is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Final, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.responses.items import Item, Items, messages_of
+from picospec.gateway.doors.responses.tools import Offered, ToolChoice, Tools, unserved
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.grammars.structured import Schema
+from picospec.gateway.schemas.base import (
+    Flag,
+    Integer,
+    RequestModel,
+    Unserved,
+    invalid,
+    unknown_fields,
+)
+
+Json = dict[str, object]
+
+ENCRYPTED: Final = "reasoning.encrypted_content"
+LOGPROBS: Final = "message.output_text.logprobs"
+
+_NAMES: Final[Mapping[str, str]] = {
+    "response_format.json_schema.schema": "text.format.schema",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+}
+"""The names of fields here, by those of a chat; a longer name comes before what it begins
+with."""
+
+
+class TextFormat(RequestModel):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    description: str | None = None
+    strict: Flag | None = None
+    content: Annotated[Schema | None, Field(alias="schema")] = None
+
+    def chat(self) -> Json:
+        """Return it as a chat's `response_format`. Raises InvalidRequest."""
+        if self.type != "json_schema":
+            return {"type": self.type}
+        if self.content is None:
+            field, code = "text.format.schema", "missing_required_parameter"
+            raise InvalidRequest(f"{field}: Field required", param=field, code=code)
+        return {"type": self.type, "json_schema": {"schema": self.content}}
+
+    def shown(self) -> Json:
+        if self.type != "json_schema":
+            return {"type": self.type}
+        more = {"description": self.description, "strict": bool(self.strict)}
+        return {"type": self.type, "name": self.name, "schema": self.content, **more}
+
+
+class Text(RequestModel):
+    format: TextFormat = TextFormat()
+    verbosity: str | None = None
+    """It means nothing to the models that are served."""
+
+
+class Reasoning(RequestModel):
+    effort: str | None = None
+    summary: str | None = None
+    """It has no effect: reasoning is shown as it is."""
+
+
+def _as_items(value: object) -> object:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class ResponsesRequest(RequestModel):
+    model: Annotated[str, Field(min_length=1)] | None = None
+    input: Annotated[
+        Items, BeforeValidator(_as_items, json_schema_input_type=str | tuple[Item, ...])
+    ]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    tools: Tools = ()
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: Flag = True
+    text: Text = Text()
+    reasoning: Reasoning = Reasoning()
+    include: tuple[str, ...] = ()
+    stream: Flag = False
+    store: Flag = True
+    max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=20)] = 0
+    truncation: Literal["auto", "disabled"] = "disabled"
+    """With either, a prompt that is too long is an error."""
+
+    background: Unserved = False
+    conversation: Unserved = False
+    prompt: Unserved = False
+    context_management: Unserved = False
+    max_tool_calls: Integer | None = None
+    """It counts calls of the tools that only OpenAI's service runs."""
+
+    metadata: dict[str, object] = Field(default_factory=dict)
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str = "default"
+    user: str | None = None
+
+    def chat(self, items: Sequence[Item], tools: Sequence[Offered]) -> ChatRequest:
+        """Return the chat that this asks for. items: the whole conversation, without the
+        instructions. Raises InvalidRequest."""
+        told = [Item(role="system", content=self.instructions)] if self.instructions else []
+        meant: Json = {
+            "model": self.model,
+            "messages": messages_of([*told, *items]),
+            "tools": [tool.function() for tool in tools] or None,
+            "tool_choice": self.tool_choice and self.tool_choice.chat(),
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "max_tokens": self.max_output_tokens,
+            "reasoning_effort": self.reasoning.effort,
+            "response_format": self.text.format.chat(),
+            "logprobs": LOGPROBS in self.include,
+            "top_logprobs": self.top_logprobs if LOGPROBS in self.include else None,
+            "stream": self.stream,
+            "n": 1,
+        }
+        given = self.model_extra or {}
+        for name in meant.keys() & given.keys():
+            if given[name] not in (None, meant[name]):
+                raise InvalidRequest(f"{name}: this is not a field of responses", param=name)
+        chat = self._validated({**given, **meant}, tools)
+        if chat.is_watched:
+            name = "stream_options.include_speculation"
+            raise InvalidRequest(f"{name}: only chats and completions tell of it", param=name)
+        return chat
+
+    def _validated(self, chat: Json, tools: Sequence[Offered]) -> ChatRequest:
+        try:
+            return ChatRequest.model_validate(chat)
+        except ValidationError as raised:
+            error = invalid(raised)
+            error.name_field(names_of(tools))
+            raise error from None
+
+    def ignored(self) -> Iterator[str]:
+        """Yield the names of what has no effect, but for fields that no API has."""
+        if self.text.verbosity is not None:
+            yield "text.verbosity"
+        if self.reasoning.summary is not None:
+            yield "reasoning.summary"
+        yield from unserved(self.tools)
+        yield from (name for item in self.input if (name := item.unseen()) is not None)
+        yield from (name for name in unknown_fields(self) if "." in name)
+
+
+def names_of(tools: Sequence[Offered]) -> dict[str, str]:
+    """Return the names of fields here, by those of the chat that was made of them."""
+    of_tools = dict(
+        pair for index, tool in enumerate(tools) for pair in tool.names(f"tools.{index}")
+    )
+    return {**of_tools, **_NAMES}

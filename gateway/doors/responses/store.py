@@ -1,0 +1,96 @@
+"""Keeps responses in memory, so that a conversation can go on from one of them.
+
+Each tenant has a shelf of its own and sees no other. A shelf has bounds in number, bytes and
+age, and what was not used for the longest time leaves it first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from picospec.gateway.accounts.account import Clock
+from picospec.gateway.tenants.tenant import Tenant
+
+MAX_RESPONSES: Final = 128
+"""A tenant's shelf holds at most so many."""
+
+MAX_BYTES: Final = 16 << 20
+"""A tenant's shelf holds at most so many bytes of JSON: each response has its whole
+conversation, 80 kB for one of 20,000 tokens."""
+
+MAX_AGE_S: Final = 6 * 3600.0
+"""So long a response is kept after it was last used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    response: bytes
+    """The response, as JSON."""
+
+    items: bytes
+    """All items before its output, as JSON."""
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.response) + len(self.items)
+
+
+class Shelf:
+    """The responses of one tenant, by their ids."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._kept: OrderedDict[str, tuple[Kept, float]] = OrderedDict()
+        self._size_bytes = 0
+
+    def keep(self, id: str, kept: Kept) -> None:
+        self._kept[id] = kept, self._clock()
+        self._size_bytes += kept.size_bytes
+        self._clear()
+
+    def find(self, id: str) -> Kept | None:
+        """Return what is kept by that id, and count it as used."""
+        self._clear()
+        if id not in self._kept:
+            return None
+        kept, _ = self._kept[id]
+        self._kept[id] = kept, self._clock()
+        self._kept.move_to_end(id)
+        return kept
+
+    def remove(self, id: str) -> bool:
+        """Forget a response; return whether it was there."""
+        self._clear()
+        return self._drop(id)
+
+    def _clear(self) -> None:
+        """Drop what is beyond the bounds."""
+        oldest = self._clock() - MAX_AGE_S
+        while self._kept:
+            id, (_, used_s) = next(iter(self._kept.items()))
+            full = len(self._kept) > MAX_RESPONSES or self._size_bytes > MAX_BYTES
+            if not full and used_s > oldest:
+                return
+            self._drop(id)
+
+    def _drop(self, id: str) -> bool:
+        found = self._kept.pop(id, None)
+        if found is not None:
+            self._size_bytes -= found[0].size_bytes
+        return found is not None
+
+
+class Shelves:
+    """The shelves of all tenants, each of which lives as long as its tenant."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._shelves: WeakKeyDictionary[Tenant, Shelf] = WeakKeyDictionary()
+
+    def of(self, tenant: Tenant) -> Shelf:
+        if (shelf := self._shelves.get(tenant)) is None:
+            self._shelves[tenant] = shelf = Shelf(self._clock)
+        return shelf

@@ -1,0 +1,160 @@
+"""A response is the chat that says the same: the same prompt, settings and grammar, and so the
+same tokens."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.ports import Job
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+
+USER = {"role": "user", "content": "Hi"}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+TOOL = {"name": "f", "description": "d", "parameters": SCHEMA, "strict": False}
+CALLS = [
+    {"id": name, "type": "function", "function": {"name": name, "arguments": '{"a": "1"}'}}
+    for name in ("f", "n__g")
+]
+SEALED = base64.b64encode(b"why").decode()
+DONE = {"role": "assistant", "content": "So."}
+
+
+def function(name: str = "f", **more: object) -> dict[str, object]:
+    return {"type": "function", "function": {**TOOL, "name": name, **more}}
+
+
+def pattern(text: str) -> dict[str, object]:
+    argument = {"input": {"type": "string", "pattern": text}}
+    return {"type": "object", "properties": argument, "required": ["input"]}
+
+
+CUSTOM = {"type": "grammar", "syntax": "regex", "definition": "a+"}
+SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"input": "Hi"}, {"messages": [USER]}),
+    ({"input": [USER], "seed": 7, "top_k": 3, "stop": ["x"]},
+     {"messages": [USER], "seed": 7, "top_k": 3, "stop": ["x"]}),
+    ({"input": "Hi", "instructions": "Be.", "max_output_tokens": 5, "temperature": 0.5},
+     {"messages": [{"role": "system", "content": "Be."}, USER], "max_tokens": 5,
+      "temperature": 0.5}),
+    ({"input": [USER, {"role": "system", "content": "Be."}]},
+     {"messages": [USER, {"role": "developer", "content": "Be."}]}),
+    ({"input": "Hi", "reasoning": {"effort": "low"}},
+     {"messages": [USER], "reasoning_effort": "low"}),
+    ({"input": "Hi",
+      "text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}}},
+     {"messages": [USER], "response_format": {
+         "type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}}),
+    ({"input": "Hi", "include": ["message.output_text.logprobs"], "top_logprobs": 2},
+     {"messages": [USER], "logprobs": True, "top_logprobs": 2}),
+    ({"input": "Hi", "tools": [{"type": "web_search"}, {"type": "function", **TOOL}]},
+     {"messages": [USER], "tools": [function()]}),
+    ({"input": "Hi", "parallel_tool_calls": False, "tools": [{"type": "function", **TOOL}],
+      "tool_choice": {"type": "function", "name": "f"}},
+     {"messages": [USER], "parallel_tool_calls": False, "tools": [function()],
+      "tool_choice": {"type": "function", "function": {"name": "f"}}}),
+    ({"input": "Hi", "tools": [
+        {"type": "namespace", "name": "n", "tools": [{"type": "function", **TOOL}]}]},
+     {"messages": [USER], "tools": [function("n__f")]}),
+    ({"input": "Hi", "tools": [{"type": "custom", "name": "f", "format": CUSTOM}]},
+     {"messages": [USER], "tools": [
+         function(description=None, strict=True, parameters=pattern("^(?:a+)$"))]}),
+    ({"input": [
+        USER,
+        {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": SEALED},
+        {"type": "message", **DONE},
+        {"type": "function_call", "call_id": "f", "name": "f", "arguments": '{"a": "1"}'},
+        {"type": "function_call", "call_id": "n__g", "name": "g", "namespace": "n",
+         "arguments": '{"a": "1"}'},
+        {"type": "function_call_output", "call_id": "f", "output": "2"},
+        {"type": "function_call_output", "call_id": "n__g",
+         "output": [{"type": "input_text", "text": "3"}]},
+        {"type": "message", **DONE}, {"type": "message", **DONE}]},
+     {"messages": [
+        USER, {**DONE, "reasoning": "why", "tool_calls": CALLS},
+        {"role": "tool", "tool_call_id": "f", "content": "2"},
+        {"role": "tool", "tool_call_id": "n__g", "content": "3"}, DONE, DONE]}),
+    ({"input": [
+        {"type": "custom_tool_call", "call_id": "f", "name": "f", "input": "1"},
+        {"type": "custom_tool_call_output", "call_id": "f", "output": "2"}],
+      "instructions": "Be."},
+     {"messages": [
+        {"role": "system", "content": "Be."},
+        {"role": "assistant", "tool_calls": [{"id": "f", "type": "function", "function": {
+            "name": "f", "arguments": '{"input": "1"}'}}]},
+        {"role": "tool", "tool_call_id": "f", "content": "2"}]}),
+]  # fmt: skip
+
+
+async def jobs(body: dict[str, Any], path: str) -> tuple[list[Job], list[dict[str, object]]]:
+    engine = ScriptedEngine(features=frozenset({"structured_outputs"}), context_tokens=500)
+    tokenizer = ByteTokenizer(template="<think><tool_call>")
+    found = await ask(body, engine, path=path, tokenizer=tokenizer)
+    assert found.status_code == 200, found.text
+    return [replace(job, request_id="", owner=None) for job in engine.jobs], tokenizer.rendered
+
+
+@pytest.mark.parametrize(("response", "chat"), SAME)
+async def test_a_response_has_the_job_of_the_chat_that_says_the_same(
+    response: dict[str, Any], chat: dict[str, Any]
+) -> None:
+    assert await jobs(response, "/v1/responses") == await jobs(chat, "/v1/chat/completions")
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"input": [{"type": "message", "role": "user"}]}, "input.0.content"),
+        ({"input": [{"type": "function_call", "name": "f"}]}, "input.0.call_id"),
+        ({"input": [{"type": "mcp_call"}]}, "input.0.type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]},
+         "input.0.content.0.type"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.id"),
+        ({"input": []}, "input"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"background": True}, "background"),
+        ({"conversation": "c"}, "conversation"),
+        ({"n": 2}, "n"),
+        ({"messages": []}, "messages"),
+        ({"suffix": "a"}, "suffix"),
+        ({"stream_options": {"include_speculation": True}, "stream": True},
+         "stream_options.include_speculation"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"temperature": 3}, "temperature"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"tools": [{"type": "function"}]}, "tools.0.name"),
+        ({"tools": [{"type": "custom", "name": "f", "format": {"type": "grammar"}}]},
+         "tools.0.format.definition"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "web_search"},
+                    {"type": "namespace", "name": "n", "tools": [
+                        {"type": "custom", "name": "f", "format": CUSTOM}]}]},
+         "tools.1.tools.0.format"),
+    ],
+)  # fmt: skip
+async def test_what_is_not_served_is_named_as_this_api_names_it(
+    more: dict[str, object], field: str
+) -> None:
+    found = await ask({"input": "Hi", **more}, path="/v1/responses")
+
+    assert (found.status_code, found.json()["error"]["param"]) == (400, field), found.text
+
+
+async def test_what_an_engine_says_of_a_grammar_is_named_as_this_api_names_it() -> None:
+    of_schema = InvalidRequest("structured_outputs.json: no", param="structured_outputs.json")
+    engine = ScriptedEngine((), of_schema, frozenset({"structured_outputs"}))
+    schema = {"type": "json_schema", "name": "s", "schema": SCHEMA}
+
+    found = await ask({"input": "Hi", "text": {"format": schema}}, engine, path="/v1/responses")
+
+    error = found.json()["error"]
+    assert (error["param"], error["message"]) == (
+        "text.format.schema",
+        "text.format.schema: no",
+    )

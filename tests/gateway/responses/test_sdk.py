@@ -1,0 +1,170 @@
+"""The real openai SDK on responses, served by uvicorn on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+from openai.types.responses import Response
+from pydantic import BaseModel
+
+from picospec.gateway.errors import Overloaded, Unavailable
+from picospec.gateway.ports import Delta, Job
+from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
+
+CALL = '<tool_call>\n{"name": "n__f", "arguments": {"a": 1}}\n</tool_call>'
+TEXT = f"<think>why</think>Let me see.\n{CALL}"
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
+TOOLS: Any = [{"type": "namespace", "name": "n", "description": "d", "tools": [FUNCTION]}]
+FEATURES = frozenset({"structured_outputs"})
+
+
+class Person(BaseModel):
+    name: str
+
+
+class Slow(ScriptedEngine):
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        await asyncio.sleep(0.05)
+        async for delta in super().generate(job):
+            yield delta
+
+
+class Cut(ScriptedEngine):
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        yield Delta(tuple(b"Hi"), finish="length", statistics=self.statistics)
+
+
+def writes(text: str, **more: Any) -> ScriptedEngine:  # noqa: ANN401 - ScriptedEngine's
+    """Return a model that writes a text, three bytes a Delta."""
+    data = text.encode()
+    chunks = [data[at : at + 3] for at in range(0, len(data), 3)]
+    return ScriptedEngine(chunks, features=FEATURES, context_tokens=400, **more)
+
+
+@asynccontextmanager
+async def sdk(engine: ScriptedEngine, **settings: object) -> AsyncIterator[AsyncOpenAI]:
+    app = make_app(engine, tokenizer=ByteTokenizer(template="<think><tool_call>"), **settings)
+    async with (
+        served(app) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client,
+    ):
+        yield client
+
+
+async def streamed(client: AsyncOpenAI, **request: Any) -> Response:  # noqa: ANN401 - SDK's
+    async with client.responses.stream(model=MODEL, input="Hi", **request) as stream:
+        events = [event async for event in stream]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    return events[-1].response
+
+
+async def created(client: AsyncOpenAI, **request: Any) -> Response:  # noqa: ANN401 - SDK's
+    return await client.responses.create(model=MODEL, input="Hi", **request)
+
+
+@pytest.mark.parametrize("ask", [streamed, created])
+async def test_reasoning_text_and_calls_are_the_same_streamed_or_not(ask: Any) -> None:  # noqa: ANN401
+    async with sdk(writes(TEXT)) as client:
+        answer = await ask(client, tools=TOOLS, include=["reasoning.encrypted_content"])
+
+    thoughts, message, call = answer.output
+    assert (thoughts.content[0].text, thoughts.encrypted_content) == ("why", "d2h5")
+    assert (message.content[0].text, answer.output_text) == ("Let me see.", "Let me see.")
+    assert (call.name, call.namespace, call.arguments) == ("f", "n", '{"a": 1}')
+    assert (answer.status, answer.usage.output_tokens) == ("completed", len(TEXT) + 1)
+    assert answer.usage.output_tokens_details.reasoning_tokens == 12
+    Response.model_validate(answer.to_dict(), strict=True)
+
+
+async def test_an_object_is_parsed() -> None:
+    async with sdk(writes('{"name": "Ada"}')) as client:
+        answer = await client.responses.parse(model=MODEL, input="Hi", text_format=Person)
+
+    assert answer.output_parsed == Person(name="Ada")
+
+
+@pytest.mark.parametrize("ask", [streamed, created])
+async def test_an_answer_that_is_cut_is_incomplete(ask: Any) -> None:  # noqa: ANN401
+    async with sdk(Cut()) as client:
+        answer = await ask(client, max_output_tokens=2)
+
+    assert (answer.status, answer.incomplete_details.reason) == (
+        "incomplete",
+        "max_output_tokens",
+    )
+    assert answer.output[0].status == "incomplete"
+
+
+async def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
+    engine = writes(TEXT)
+    async with sdk(engine) as client:
+        first = await created(client, tools=TOOLS)
+        result = {
+            "type": "function_call_output",
+            "call_id": first.output[2].call_id,
+            "output": "2",
+        }
+        reference = {"type": "item_reference", "id": first.output[2].id}
+        second = await client.responses.create(
+            model=MODEL, input=[result], previous_response_id=first.id
+        )
+        await client.responses.create(
+            model=MODEL, input=[{"role": "user", "content": "Hi"}, reference, result]
+        )
+        listed = await client.responses.input_items.list(second.id, order="asc", limit=3)
+        found = await client.responses.retrieve(first.id)
+        await client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(first.id)
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.cancel(second.id)
+
+    assert found == first
+    kinds = [item.type for item in listed.data]
+    assert (kinds, listed.has_more) == (["message", "reasoning", "message"], True)
+    history = "u:Hi\na:Let me see.\nt:2\n"
+    assert bytes(engine.jobs[1].prompt).decode() == history
+    assert bytes(engine.jobs[2].prompt).decode() == "u:Hi\na:\nt:2\n"
+
+
+async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
+    async with sdk(ScriptedEngine(), api_keys=["k", "other"]) as client:
+        forgotten, kept = await created(client, store=False), await created(client)
+        other = client.with_options(api_key="other")
+        for asked, id in ((client, forgotten.id), (other, kept.id)):
+            with pytest.raises(openai.NotFoundError):
+                await asked.responses.retrieve(id)
+            with pytest.raises(openai.BadRequestError) as refused:
+                await created(asked, previous_response_id=id)
+
+    assert refused.value.code == "previous_response_not_found"
+
+
+async def test_tokens_of_a_prompt_are_counted() -> None:
+    async with sdk(ScriptedEngine()) as client:
+        counted = await client.responses.input_tokens.count(model=MODEL, input="Hi")
+
+    assert counted.input_tokens == len("u:Hi\n")
+
+
+async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None:
+    async with sdk(Slow((), Unavailable("gone")), keep_alive_s=0.01) as client:
+        stream = await client.responses.create(model=MODEL, input="Hi", stream=True)
+        events = [event async for event in stream]
+
+    kinds = [event.type for event in events]
+    assert kinds[:3] == ["response.created", "response.in_progress", "keepalive"]
+    assert (kinds[-1], events[-1].response.error.code) == ("response.failed", "server_error")
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+async def test_an_error_before_the_first_event_has_its_status() -> None:
+    async with sdk(ScriptedEngine((), Overloaded("full"))) as client:
+        with pytest.raises(openai.RateLimitError):
+            await client.responses.create(model=MODEL, input="Hi", stream=True)
