@@ -83,7 +83,7 @@ class FakeTokenizer:
         return [STREAMS, len(text) % V]
 
     def infill(self, prefix: str, suffix: str) -> list[int]:
-        raise ValueError("this vocabulary has no markers")
+        raise ValueError("the model has no form for a gap")
 
     def piece(self, token: int) -> bytes:
         return bytes([token + 32])
