@@ -23,6 +23,10 @@ INFILL_SAMPLER: Final = "infill"
 it in every request, and would get no answer at all."""
 
 
+MAX_FIELDS: Final = 64
+"""The limit of names in a list; llama-server's answers have no more."""
+
+
 class NativeRequest(GenerationRequest):
     """What both bodies have of llama-server's own."""
 
@@ -38,7 +42,7 @@ class NativeRequest(GenerationRequest):
     t_max_predict_ms: Annotated[Integer, Field(ge=-1)] = -1
     """After this time the answer ends, if it has a whole line."""
 
-    response_fields: tuple[str, ...] = ()
+    response_fields: Annotated[tuple[str, ...], Field(max_length=MAX_FIELDS)] = ()
     """The only fields that the answer has: paths, such as "timings/prompt_n"."""
 
     @property
@@ -101,7 +105,7 @@ class InfillRequest(NativeRequest):
     prompt: str = ""
     """The text between the prefix and the cursor."""
 
-    samplers: tuple[str, ...] | str = ()
+    samplers: Annotated[tuple[str, ...], Field(max_length=MAX_FIELDS)] | str = ()
 
     @field_validator("samplers")
     @classmethod
