@@ -218,6 +218,7 @@ async def test_who_asks_nothing_learns_that_the_model_is_loaded(
         ("chat", {"messages": HELLO, "n": 2}, 400, "n:"),
         ("chat", {"messages": [{"role": "robot", "content": "a"}]}, 400, "messages.0.role:"),
         ("chat", {"messages": [{**HELLO[0], "images": ["aa"]}]}, 400, "messages:"),
+        ("chat", {"messages": HELLO, "tools": [{"type": "custom"}]}, 400, "tools.0.function:"),
         ("chat", {"messages": HELLO, "model": "other"}, 404, "the model 'other'"),
         ("generate", {"prompt": "a", "template": "{{ .Prompt }}"}, 400, "template:"),
         ("generate", {"prompt": "a", "context": [1]}, 400, "context:"),
