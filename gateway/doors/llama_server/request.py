@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Annotated, ClassVar, Final
 
 from msgspec.structs import replace
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
 from picospec.gateway.doors.completions.request import Prompts
 from picospec.gateway.doors.llama_server.lines import LineLimits, limited
@@ -21,7 +21,6 @@ from picospec.gateway.tokenizer import Tokenizer
 INFILL_SAMPLER: Final = "infill"
 """llama.cpp's sampler of this name chooses among likely tokens that begin alike. Editors name
 it in every request, and would get no answer at all."""
-
 
 MAX_FIELDS: Final = 64
 """The limit of names in a list; llama-server's answers have no more."""
@@ -109,7 +108,7 @@ class InfillRequest(NativeRequest):
 
     @field_validator("samplers")
     @classmethod
-    def _are_the_usual(cls, value: Sequence[str], info: ValidationInfo) -> Sequence[str]:
+    def _are_the_usual(cls, value: Sequence[str]) -> Sequence[str]:
         usual = is_neutral([*value] if isinstance(value, tuple) else value, NEUTRAL["samplers"])
         if value and INFILL_SAMPLER not in value and not usual:
             unsupported("only the usual samplers, or a list with infill, are supported")
