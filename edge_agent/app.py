@@ -68,6 +68,9 @@ def build(
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
+    if model is not None:  # once: memory is scarcer after the first time
+        slot_tokens = loading.length_of(model, settings).tokens
+        settings = settings.model_copy(update={"context_tokens": slot_tokens})
     drafter = make_drafter(model, settings)
     verifiers = open_verifiers(settings, metrics)
     speculation = Speculation(
@@ -88,8 +91,8 @@ def build(
     draft = None if model is None else store.find(settings.draft_model, "draft")
     engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
     fallback = None
-    if settings.fallback == "draft" and model is not None and draft is not None:
-        alone = open_engine(draft, drafter, loading.context_tokens_of(model, settings))
+    if settings.fallback == "draft" and settings.context_tokens and draft is not None:
+        alone = open_engine(draft, drafter, settings.context_tokens)
         fallback = DraftFallback(*alone, verifiers, tokenizer, metrics)
 
     @asynccontextmanager

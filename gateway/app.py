@@ -176,6 +176,7 @@ def create_app(
         registry=registry,
         reader=PromptReader(),
         model_aliases=frozenset(settings.model_aliases),
+        accept_any_model=settings.accept_any_model,
         styles=Styles(settings.tool_format),
         max_choices=settings.max_choices,
         keep_alive_s=settings.keep_alive_s,

@@ -44,7 +44,8 @@ class Tokenizer(Protocol):
         messages: objects with `role`, `content` (a text, or parts of the type "text", which a
         template gets joined unless it reads parts), and where there are any `tool_calls`,
         `reasoning` and `reasoning_content`, `tool_call_id`, `name`. A tool call's `arguments`
-        are an object. tools: OpenAI's tool objects. options: more variables for the template.
+        are an object. tools: OpenAI's tool objects. options: more variables for the template;
+        where `continue_final_message` is one, the chat ends with the last message's content.
         """
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:

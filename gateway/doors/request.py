@@ -72,6 +72,9 @@ Seed = Annotated[
 
 class StreamOptions(RequestModel):
     include_usage: Flag = False
+    continuous_usage_stats: Flag = False
+    """vLLM has this field: with `include_usage`, each chunk has the usage so far."""
+
     include_speculation: Flag = False
     """Chunks also tell how their text came about, see docs/api.md."""
 
@@ -189,6 +192,12 @@ class GenerationRequest(Servable):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def counts_along(self) -> bool:
+        """Whether each chunk has the usage so far."""
+        options = self.stream_options
+        return self.include_usage and options is not None and options.continuous_usage_stats
 
     @property
     def is_watched(self) -> bool:

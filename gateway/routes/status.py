@@ -6,6 +6,7 @@ A service that knows more of its state answers /health and /ready itself.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -70,7 +71,8 @@ async def list_models(services: Services, request: Request) -> Response:
     if "anthropic-version" in request.headers:
         listed = [anthropic.model_of(*each, services.started) for each in models]
         return json_response(anthropic.page_of(listed))
-    listed = [_model(services, facts, name) for name, facts in models]
+    can = await _capabilities(services, facts, request)
+    listed = [_model(services, facts, name) | can for name, facts in models]
     return json_response({"object": "list", "data": listed})
 
 
@@ -81,7 +83,20 @@ async def retrieve_model(services: Services, request: Request) -> Response:
     facts = await services.facts_of(name)
     if "anthropic-version" in request.headers:
         return json_response(anthropic.model_of(name, facts, services.started))
-    return json_response(_model(services, facts, name))
+    can = await _capabilities(services, facts, request)
+    return json_response(_model(services, facts, name) | can)
+
+
+async def _capabilities(
+    services: Services, facts: Facts, request: Request
+) -> dict[str, Sequence[str]]:
+    """Return what the model can do, as far as its tokenizer is here to tell it."""
+    try:
+        tokenizer = await services.tokenizer(facts.vocabulary)
+        style = await services.style_of(tokenizer, request.state.account)
+    except ApiError:
+        return {}
+    return {"capabilities": style.capabilities}
 
 
 def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:

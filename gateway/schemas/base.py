@@ -18,6 +18,8 @@ from pydantic import (
     Strict,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -60,6 +62,20 @@ class RequestModel(BaseModel):
         if not isinstance(value, dict):
             return value
         return {name: item for name, item in value.items() if item is not None}
+
+
+class Typed(RequestModel):
+    """An object in which the field that is named like its `type` must be there."""
+
+    model_config = ConfigDict(validate_default=True)
+    type: str
+
+    @field_validator("*")
+    @classmethod
+    def _goes_with_its_type(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and info.field_name == info.data.get("type"):
+            missing()
+        return value
 
 
 def unknown_fields(body: RequestModel, path: str = "") -> list[str]:
