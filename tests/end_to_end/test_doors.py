@@ -1,4 +1,4 @@
-"""By each door, at the verifier and at edges, an answer is that of the chat that asks for it."""
+"""At the verifier and at edges, by each door an answer is that of the same chat."""
 
 from __future__ import annotations
 
