@@ -34,7 +34,7 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.speculation import Speculation
-from picospec.gateway.accounts.access import Access
+from picospec.gateway.accounts.access import HEALTH_PATHS, Access
 from picospec.gateway.app import create_app
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.drain import Drain
@@ -142,7 +142,8 @@ def build(
     )
     health = partial(_health, verifiers, drafter, drain)
     ready = partial(_ready, engine, verifiers, tokenizer, fallback, drain)
-    for path, answer in (("/health", health), ("/ready", ready)):
+    answers = {**dict.fromkeys(HEALTH_PATHS, health), "/ready": ready}
+    for path, answer in answers.items():
         app.router.routes.insert(0, Route(path, answer))
     return app
 

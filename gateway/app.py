@@ -42,6 +42,7 @@ from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.style import Styles
 from picospec.gateway.ports import SEEDS, Engine, Fallback
 from picospec.gateway.routes.documents import Route, answer_version, documents
+from picospec.gateway.routes.native import NATIVE_ROUTES
 from picospec.gateway.routes.page import page
 from picospec.gateway.routes.status import (
     health,
@@ -124,6 +125,7 @@ ROUTES: Final = (
     Route("GET", "/status", "What this service is, and how it is", status),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
+    *NATIVE_ROUTES,
 )
 
 ANY: Final = Access()

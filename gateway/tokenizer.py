@@ -55,8 +55,17 @@ class Tokenizer(Protocol):
         of this model come first.
         """
 
-    def infill(self, prefix: str, suffix: str) -> list[int]:
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        snippets: Sequence[Mapping[str, str]] = (),
+        most_tokens: int = 0,
+    ) -> list[int]:
         """Return the tokens of a prompt for the text between two; markers in them stay text.
+
+        snippets: objects with `filename` and `text`, of other files, which the model is shown
+        before: as many of the last ones as keep the prompt within most_tokens.
 
         Raises ValueError if the model has no tokens for that.
         """

@@ -52,20 +52,21 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _minus_one_is_none(value: object) -> object:
+def minus_one_is_none(value: object) -> object:
+    """Return None for -1, by which llama-server and vLLM mean that a field is not set."""
     return None if type(value) is int and value == -1 else value
 
 
 Limit = Annotated[
     Annotated[Integer, Field(ge=1)] | None,
     BeforeValidator(
-        _minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
+        minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
     ),
 ]
 """A number of tokens; -1 means that there is no limit, as in llama-server."""
 
 Seed = Annotated[
-    Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None, BeforeValidator(_minus_one_is_none)
+    Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None, BeforeValidator(minus_one_is_none)
 ]
 """A seed; at -1 one is drawn, as in vLLM and llama-server."""
 

@@ -95,6 +95,10 @@ class Services:
             return style
         return await self.reader.read(account.tenant, partial(self.styles.find, tokenizer))
 
+    def names_of(self, facts: Facts) -> list[str]:
+        """Return all names by which clients may ask for a model."""
+        return [facts.model, *sorted(self.model_aliases - {facts.model}), *facts.adapters]
+
     async def facts_of(self, model: str | None) -> Facts:
         """Return the engine's facts; raise NotFound for any model but the engine's.
 

@@ -1,4 +1,4 @@
-"""GET /health, /ready, /status, /metrics, /v1/models and /v1/models/{name}.
+"""GET /health, /ready, /status, /props, /metrics, /v1/models and /v1/models/{name}.
 
 A service that knows more of its state answers /health and /ready itself.
 """
@@ -66,8 +66,7 @@ async def list_models(services: Services, request: Request) -> Response:
     """Answer the engine's model, under each of its names, and its adapters."""
     services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
-    names = [facts.model, *sorted(services.model_aliases - {facts.model}), *facts.adapters]
-    models = [(name, facts.named(name)) for name in names]
+    models = [(name, facts.named(name)) for name in services.names_of(facts)]
     if "anthropic-version" in request.headers:
         listed = [anthropic.model_of(*each, services.started) for each in models]
         return json_response(anthropic.page_of(listed))
@@ -97,6 +96,22 @@ async def _capabilities(
     except ApiError:
         return {}
     return {"capabilities": style.capabilities}
+
+
+async def props(services: Services, request: Request) -> Response:
+    """Answer what llama-server's clients ask about the model."""
+    services = await services.for_request(request.state.account)
+    facts = await services.engine.facts()
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    body = {
+        "default_generation_settings": {"n_ctx": facts.context_tokens},
+        "model_alias": facts.model,
+        "model_path": facts.model,
+        "chat_template": tokenizer.template,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"picospec-{VERSION}",
+    }
+    return json_response(body)
 
 
 def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from picospec.models.tokenizing.chat_template import MAX_BYTES, ChatTemplate, Json
 from picospec.models.tokenizing.conversation import shaped, system_first
-from picospec.models.tokenizing.infill import Hole, infill_format
+from picospec.models.tokenizing.infill import InfillFormat, infill_format
 from picospec.models.tokenizing.renderer import Overrun, Renderer
 from picospec.models.vocabulary import Vocabulary
 
@@ -107,19 +107,23 @@ class Tokenizer:
         tokens = self._encoder.tokenize(text, special)
         return _beginning(self._encoder.begins_raw, tokens) if begin else tokens
 
-    def infill(self, prefix: str, suffix: str) -> list[int]:
-        """Return a prompt for the text between two. Raises ValueError if the model has none."""
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        snippets: Sequence[Mapping[str, str]] = (),
+        most_tokens: int = 0,
+    ) -> list[int]:
+        """Return a prompt for the text between two. See gateway.tokenizer.Tokenizer."""
         if self._infill is None:
             raise ValueError("the model has no tokens for filling in between two texts")
-        texts = {Hole.PREFIX: prefix, Hole.SUFFIX: suffix}
-        parts = (
-            self._encoder.tokenize(texts[part], False) if isinstance(part, Hole) else [part]
-            for part in self._infill
-        )
-        return _beginning(self._encoder.begins_raw, list(chain.from_iterable(parts)))
+        encode = partial(self._encoder.tokenize, special=False)
+        prompt = self._infill.prompt(prefix, suffix, encode)
+        before = self._infill.before(snippets, most_tokens - len(prompt), encode)
+        return _beginning(self._encoder.begins_raw, [*before, *prompt])
 
     @cached_property
-    def _infill(self) -> Sequence[int | Hole] | None:
+    def _infill(self) -> InfillFormat | None:
         return infill_format(self.vocabulary)
 
     def piece(self, token: int, special: bool = False) -> bytes:

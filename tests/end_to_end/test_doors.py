@@ -1,96 +1,116 @@
-"""At the verifier and at edges, by each door an answer is that of the same chat."""
+"""Whatever the door, the same request gets the tokens of the chat, with an edge and without."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, Final
+import json
+from typing import Final
 
 import httpx
 import pytest
 
 from picospec.bench.run.services import Services
-from tests.end_to_end.test_features import PROMPTS, SCHEMA, STRICT, TOOLS, UNSPLIT
+from tests.end_to_end.test_features import FEATURES, PROMPTS, asked
 from tests.models.chats import Json
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
-FORMAT: Final = {"name": "a", "schema": SCHEMA}
-FEATURES: Final[Mapping[str, tuple[Json, Json]]] = {
-    "plain": ({"max_tokens": 12}, {"max_output_tokens": 12}),
-    "reasoning": ({"reasoning_effort": "low"}, {"reasoning": {"effort": "low"}}),
-    "required": (
-        {"tools": TOOLS, "tool_choice": "required", **UNSPLIT},
-        {
-            "tools": [{"type": "function", **each["function"]} for each in TOOLS],
-            "tool_choice": "required",
-            **UNSPLIT,
-        },
-    ),
-    "strict": (
-        {"tools": STRICT, "parallel_tool_calls": False},
-        {
-            "tools": [{"type": "function", **each["function"]} for each in STRICT],
-            "parallel_tool_calls": False,
-        },
-    ),
-    "schema": (
-        {"response_format": {"type": "json_schema", "json_schema": FORMAT}, **UNSPLIT},
-        {"text": {"format": {"type": "json_schema", **FORMAT}}, **UNSPLIT},
-    ),
-}
-"""What asks for a feature, by chat and by response."""
+REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+CHOICES: Final = {"required": {"type": "any"}}
 
 
-async def ask(http: httpx.AsyncClient, url: str, body: Json) -> Any:  # noqa: ANN401 - JSON
-    answer = await http.post(url, json={"seed": 7, **body})
-    assert answer.is_success, answer.text
-    return answer.json()
+def as_messages(own: Json) -> Json:
+    """Return a chat's settings as those of /v1/messages; others have the same names there."""
+    asked = {**own}
+    if tools := asked.pop("tools", None):
+        functions = [tool["function"] for tool in tools]
+        asked["tools"] = [
+            {
+                "name": f["name"],
+                "description": f["description"],
+                "input_schema": f["parameters"],
+            }
+            for f in functions
+        ]
+    if choice := asked.pop("tool_choice", None):
+        asked["tool_choice"] = CHOICES[choice]
+    if form := asked.pop("response_format", None):
+        schema = form["json_schema"]["schema"]
+        asked["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+    return asked
 
 
-async def by_chat(http: httpx.AsyncClient, url: str, prompt: str, more: Json) -> object:
-    """Return reasoning, text, calls and numbers of tokens."""
-    messages = [{"role": "user", "content": prompt}]
-    body = {"messages": messages, "max_tokens": 16, **more}
-    answer = await ask(http, f"{url}/v1/chat/completions", body)
-    message, usage = answer["choices"][0]["message"], answer["usage"]
+def as_response(own: Json) -> Json:
+    """Return a chat's settings as those of /v1/responses."""
+    asked = {**own, "max_output_tokens": own["max_tokens"]}
+    del asked["max_tokens"]
+    if tools := asked.pop("tools", None):
+        asked["tools"] = [{"type": "function", **tool["function"]} for tool in tools]
+    if form := asked.pop("response_format", None):
+        asked["text"] = {"format": {"type": "json_schema", **form["json_schema"]}}
+    return asked
+
+
+async def messages(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
+    """Return what a stream of /v1/messages adds up to."""
+    body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **own}
+    stream = (await http.post("/v1/messages", json=body)).text
+    events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
+    found: Json = {"text": "", "thinking": "", "partial_json": "", "names": []}
+    for event in events:
+        if event["type"] == "content_block_start" and "name" in event["content_block"]:
+            found["names"].append(event["content_block"]["name"])
+        if event["type"] == "content_block_delta":
+            for name in found.keys() & event["delta"].keys():
+                found[name] += event["delta"][name]
+    usage, reason = events[-2]["usage"], events[-2]["delta"]["stop_reason"]
+    return {**found, "reason": reason, "tokens": usage["output_tokens"]}
+
+
+async def response(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
+    """Return what a stream of /v1/responses ends with."""
+    stream = await http.post("/v1/responses", json={"input": prompt, "stream": True, **own})
+    found = json.loads(stream.text.rpartition("data: ")[2])["response"]
+    texts = {i["type"]: i["content"][0]["text"] for i in found["output"] if "content" in i}
+    calls = [item for item in found["output"] if item["type"] == "function_call"]
+    ended = "tool_use" if calls else "end_turn"
+    return {
+        "text": texts.get("message", ""),
+        "thinking": texts.get("reasoning", ""),
+        "partial_json": "".join(call["arguments"] for call in calls),
+        "names": [call["name"] for call in calls],
+        "reason": "max_tokens" if found["status"] == "incomplete" else ended,
+        "tokens": found["usage"]["output_tokens"],
+    }
+
+
+DOORS: Final = ((as_messages, messages), (as_response, response))
+
+
+def of_chat(answer: Json) -> Json:
+    """Return the same of a chat's answer."""
+    (choice,) = answer["choices"]
+    message = choice["message"]
     calls = [call["function"] for call in message.get("tool_calls", ())]
-    return (
-        message.get("reasoning_content", ""),
-        message["content"] or "",
-        [(call["name"], call["arguments"]) for call in calls],
-        (usage["prompt_tokens"], usage["completion_tokens"]),
-    )
+    return {
+        "text": message["content"] or "",
+        "thinking": message.get("reasoning_content", ""),
+        "partial_json": "".join(call["arguments"] for call in calls),
+        "names": [call["name"] for call in calls],
+        "reason": REASONS[choice["finish_reason"]],
+        "tokens": answer["usage"]["completion_tokens"],
+    }
 
 
-async def by_response(http: httpx.AsyncClient, url: str, prompt: str, more: Json) -> object:
-    """Return the same of a response."""
-    body = {"input": prompt, "max_output_tokens": 16, **more}
-    answer = await ask(http, f"{url}/v1/responses", body)
-    found, usage = answer["output"], answer["usage"]
-    texts = {item["type"]: item["content"][0]["text"] for item in found if "content" in item}
-    return (
-        texts.get("reasoning", ""),
-        texts.get("message", ""),
-        [(item["name"], item["arguments"]) for item in found if "arguments" in item],
-        (usage["input_tokens"], usage["output_tokens"]),
-    )
+@pytest.mark.parametrize("feature", ["plain", "required", "schema", "shaped", "reasoning"])
+async def test_each_door_has_the_tokens_of_the_chat(services: Services, feature: str) -> None:
+    own, edges = FEATURES[feature], services.edge_urls
 
-
-@pytest.mark.parametrize("feature", FEATURES)
-async def test_a_response_is_the_chat_with_right_and_with_useless_drafts(
-    services: Services, feature: str
-) -> None:
-    chat, response = FEATURES[feature]
-    urls = [services.verifier_url, services.edge_urls["eager"], services.edge_urls["noise"]]
-
-    async with httpx.AsyncClient(trust_env=False, timeout=300) as http:
-        for heat in ({"temperature": 0.0}, {"temperature": 1.0}):
-            wanted = await asyncio.gather(
-                *(by_chat(http, urls[0], prompt, chat | heat) for prompt in PROMPTS)
-            )
-            for url in urls:
-                found = await asyncio.gather(
-                    *(by_response(http, url, prompt, response | heat) for prompt in PROMPTS)
-                )
-                assert found == wanted
+    for heat in (0.0, 1.0):
+        chats = await asked(services.verifier_url, heat, [own] * len(PROMPTS))
+        fixed = {"seed": 7, "temperature": heat, "max_tokens": 12, **own}
+        for url in (services.verifier_url, edges["eager"], edges["noise"]):
+            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=300) as http:
+                for translate, ask in DOORS:
+                    asks = [ask(http, prompt, translate(fixed)) for prompt in PROMPTS]
+                    assert await asyncio.gather(*asks) == list(map(of_chat, chats))
