@@ -16,14 +16,13 @@ from picospec.gateway.doors.responses.items import Item, Items, messages_of
 from picospec.gateway.doors.responses.tools import (
     CHOICE_NAMES,
     Offered,
-    Tool,
+    Tools,
     chosen,
     grouped,
     unserved,
 )
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.schemas.base import (
-    FIRST_ERROR,
     Flag,
     Integer,
     RequestModel,
@@ -75,7 +74,7 @@ class ResponsesRequest(RequestModel):
     ]
     instructions: str | None = None
     previous_response_id: str | None = None
-    tools: Annotated[tuple[Tool, ...], FIRST_ERROR] = ()
+    tools: Tools = ()
     tool_choice: str | dict[str, object] | None = None
     parallel_tool_calls: Flag = True
     text: Text = Text()

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from picospec.gateway.doors.chat.tools import MAX_TOOLS
 from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, missing
 
 Json = dict[str, Any]
@@ -36,7 +37,7 @@ class Tool(RequestModel):
     format: dict[str, Any] | None = None
     """What the input of a custom tool keeps to."""
 
-    tools: Annotated[tuple[Tool, ...], FIRST_ERROR] = ()
+    tools: Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR] = ()
     """Those of a namespace."""
 
     @field_validator("name")
@@ -50,6 +51,9 @@ class Tool(RequestModel):
         if self.type != "function":
             return given
         return {"description": None, "parameters": None, "strict": False, **given}
+
+
+Tools = Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR]
 
 
 @dataclass(frozen=True, slots=True)
