@@ -111,7 +111,7 @@ def verifier_arguments(target: str, sessions: int, more: Sequence[str] = ()) -> 
     has not left yet; for vLLM the others are as in configs/local-vllm.toml. `more` wins."""
     slots = str(sessions + 1)
     if target == "llama":
-        return "--llama.slots", slots, *more
+        return "--llama.slots", slots, "--llama.context_tokens", "4096", *more
     return (
         "--vllm.dtype", "bfloat16", "--vllm.max_model_len", "4096",
         "--vllm.max_num_seqs", slots, "--vllm.kv_cache_memory_bytes", str(1 << 29), *more,

@@ -52,6 +52,9 @@ class MessagesRequest(RequestModel):
     tool_choice: ToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    output_format: Format | None = None
+    """The format of `output_config`, as SDKs of 2025 send it."""
+
     stop_sequences: Stops = ()
     stream: Flag = False
     temperature: Number | None = None
@@ -60,8 +63,8 @@ class MessagesRequest(RequestModel):
 
     def chat(self) -> ChatRequest:
         """Return the chat that asks for the same. Raises InvalidRequest."""
-        for name in (self.model_extra or {}).keys() & _REFUSED.keys():
-            raise _unserved(name, _REFUSED[name])
+        for name in (self.model_extra or {}).keys() & REFUSED.keys():
+            raise _unserved(name, REFUSED[name])
         own = self._own()
         others = {**(self.model_extra or {}), **{name: getattr(self, name) for name in _SHARED}}
         for name in own.keys() & others.keys():
@@ -87,8 +90,12 @@ class MessagesRequest(RequestModel):
         if self.stop_sequences:
             own["stop"] = self.stop_sequences
         config = self.output_config or OutputConfig()
-        if config.format is not None:
-            schema = {"schema": config.format.content}
+        if self.output_format is not None and config.format is not None:
+            raise InvalidRequest(
+                "output_format: output_config has one, too", param="output_format"
+            )
+        if (form := self.output_format or config.format) is not None:
+            schema = {"schema": form.content}
             own["response_format"] = {"type": "json_schema", "json_schema": schema}
         if self.messages[-1].role == "assistant":
             own["continue_final_message"] = True
@@ -117,7 +124,13 @@ class MessagesRequest(RequestModel):
     def names(self) -> Mapping[str, str]:
         """Return this API's names of fields, by those of the chat."""
         tools = enumerate(self._client_tools)
-        names = {f"tools.{i}.function": f"tools.{own}" for i, (own, _) in tools} | _NAMES
+        form = "output_format" if self.output_format is not None else "output_config.format"
+        names = {f"tools.{i}.function": f"tools.{own}" for i, (own, _) in tools} | {
+            "continue_final_message": "messages",
+            "response_format.json_schema": form,
+            "response_format": form,
+            "stop": "stop_sequences",
+        }
         return names if self.thinking is None else {**names, "enable_thinking": "thinking"}
 
 
@@ -125,16 +138,10 @@ def _unserved(name: str, code: str = "unsupported_parameter") -> InvalidRequest:
     return InvalidRequest(f"{name} is not served here", param=name, code=code)
 
 
-_REFUSED: Final = {
+REFUSED: Final = {
     "compaction": "unsupported_parameter",
     "thread": "thread_unsupported_request",  # SDKs then send the whole conversation
 }
 """Fields that ask for what is not served, and the codes of their errors."""
 
 _SHARED: Final = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")
-_NAMES: Final = {
-    "continue_final_message": "messages",
-    "response_format.json_schema": "output_config.format",
-    "response_format": "output_config.format",
-    "stop": "stop_sequences",
-}

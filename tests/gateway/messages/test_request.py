@@ -18,6 +18,8 @@ SCHEMA = {"type": "object"}
 TOOL = {"name": "f", "input_schema": SCHEMA}
 SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+LONG = "mcp__" + "a" * 123
+LONG_FUNCTION = {"type": "function", "function": {"name": LONG, "parameters": SCHEMA}}
 RESULT = {"type": "tool_result", "tool_use_id": "t", "content": [text("a"), text("b")]}
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://a"}}
 GRAMMAR = frozenset({"structured_outputs"})
@@ -80,6 +82,7 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ),
     ),
     (one(tools=[SERVER_TOOL, TOOL]), one(tools=[FUNCTION])),
+    (one(tools=[{**TOOL, "name": LONG}]), one(tools=[LONG_FUNCTION])),
     (
         one(tools=[TOOL], tool_choice={"type": "any"}),
         one(tools=[FUNCTION], tool_choice="required"),
@@ -98,6 +101,10 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     (
         one(output_config={"format": {"type": "json_schema", "schema": SCHEMA}}),
+        one(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
+    ),
+    (
+        one(output_format={"type": "json_schema", "schema": SCHEMA}),
         one(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
     ),
     (one(thinking={"type": "adaptive"}), one()),
@@ -211,6 +218,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (one(system=[IMAGE]), "system.0.type"),
     (one(tools=[{"name": "f"}]), "tools.0.custom.input_schema"),
     (one(tools=[{**TOOL, "name": "a b"}]), "tools.0.custom.name"),
+    (one(tools=[{**TOOL, "name": "a" * 129}]), "tools.0.custom.name"),
     (one(tools=[SERVER_TOOL, {**TOOL, "strict": True}]), "tools.1.strict"),
     (one(tool_choice={"type": "any"}), "tool_choice"),
     (one(tools=[TOOL], tool_choice={"type": "tool"}), "tool_choice.name"),
@@ -226,6 +234,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         one(output_config={"format": {"type": "json_schema", "schema": {}}}),
         "output_config.format",
     ),
+    (one(output_format={"type": "json_schema", "schema": {}}), "output_format"),
     (one(thread={"type": "create"}), "thread"),
     (one(compaction={}), "compaction"),
     (one(n=2), "n"),
