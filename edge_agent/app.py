@@ -34,7 +34,7 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.speculation import Speculation
-from picospec.gateway.accounts.access import Access
+from picospec.gateway.accounts.access import HEALTH_PATHS, Access
 from picospec.gateway.app import create_app
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.drain import Drain
@@ -68,7 +68,11 @@ def build(
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
+    if model is not None:  # once: memory is scarcer after the first time
+        slot_tokens = loading.length_of(model, settings).tokens
+        settings = settings.model_copy(update={"context_tokens": slot_tokens})
     drafter = make_drafter(model, settings)
+    metrics.read_tokens.set_function(lambda: drafter.read_tokens)
     verifiers = open_verifiers(settings, metrics)
     speculation = Speculation(
         settings.judge,
@@ -88,8 +92,8 @@ def build(
     draft = None if model is None else store.find(settings.draft_model, "draft")
     engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
     fallback = None
-    if settings.fallback == "draft" and model is not None and draft is not None:
-        alone = open_engine(draft, drafter, loading.context_tokens_of(model, settings))
+    if settings.fallback == "draft" and settings.context_tokens and draft is not None:
+        alone = open_engine(draft, drafter, settings.context_tokens)
         fallback = DraftFallback(*alone, verifiers, tokenizer, metrics)
 
     @asynccontextmanager
@@ -139,7 +143,8 @@ def build(
     )
     health = partial(_health, verifiers, drafter, drain)
     ready = partial(_ready, engine, verifiers, tokenizer, fallback, drain)
-    for path, answer in (("/health", health), ("/ready", ready)):
+    answers = {**dict.fromkeys(HEALTH_PATHS, health), "/ready": ready}
+    for path, answer in answers.items():
         app.router.routes.insert(0, Route(path, answer))
     return app
 

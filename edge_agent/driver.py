@@ -80,8 +80,6 @@ class Driver:
             except ApiError as error:
                 if (finish := self._machine.lost()) is not None:
                     return finish
-                if not self._machine.may_reopen:
-                    raise
                 await self._sessions.again(error)
             self._open()
 

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from picospec.gateway.accounts.access import HEALTH_PATHS
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.http.responses import error_response, json_response
 
@@ -40,7 +41,7 @@ class Starting:
             await self._live(receive, send)
         elif self._app is not None:
             await self._app(scope, receive, send)
-        elif Request(scope).url.path == "/health":
+        elif Request(scope).url.path in HEALTH_PATHS:
             await json_response({"status": "ok", "state": "loading"})(scope, receive, send)
         else:
             await error_response(LOADING)(scope, receive, send)

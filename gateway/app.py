@@ -42,6 +42,7 @@ from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.style import Styles
 from picospec.gateway.ports import SEEDS, Engine, Fallback
 from picospec.gateway.routes.documents import Route, answer_version, documents
+from picospec.gateway.routes.native import NATIVE_ROUTES
 from picospec.gateway.routes.page import page
 from picospec.gateway.routes.status import (
     health,
@@ -123,6 +124,7 @@ ROUTES: Final = (
     Route("GET", "/status", "What this service is, and how it is", status),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
+    *NATIVE_ROUTES,
 )
 
 ANY: Final = Access()
@@ -176,6 +178,7 @@ def create_app(
         registry=registry,
         reader=PromptReader(),
         model_aliases=frozenset(settings.model_aliases),
+        accept_any_model=settings.accept_any_model,
         styles=Styles(settings.tool_format),
         max_choices=settings.max_choices,
         keep_alive_s=settings.keep_alive_s,

@@ -14,6 +14,7 @@
     - RateLimited       429  the client's key is at one of its limits
   - ClientGone          499  the client closed the connection; for logs and metrics only
   - EngineFault         500  a bug of this service
+  - NotServed           501  something that another server of the same API does
   - Unavailable         503  the verifier cannot be reached, or the connection was lost
     - Draining          503  the service is about to stop; another one takes the request
 """
@@ -125,6 +126,10 @@ class ClientGone(ApiError):
 
 class EngineFault(ApiError):
     status, type, code = 500, "server_error", "internal_error"
+
+
+class NotServed(ApiError):
+    status, type, code = 501, "invalid_request_error", "not_served"
 
 
 class Unavailable(ApiError):

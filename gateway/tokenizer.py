@@ -44,7 +44,8 @@ class Tokenizer(Protocol):
         messages: objects with `role`, `content` (a text, or parts of the type "text", which a
         template gets joined unless it reads parts), and where there are any `tool_calls`,
         `reasoning` and `reasoning_content`, `tool_call_id`, `name`. A tool call's `arguments`
-        are an object. tools: OpenAI's tool objects. options: more variables for the template.
+        are an object. tools: OpenAI's tool objects. options: more variables for the template;
+        where `continue_final_message` is one, the chat ends with the last message's content.
         """
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
@@ -54,8 +55,17 @@ class Tokenizer(Protocol):
         of this model come first.
         """
 
-    def infill(self, prefix: str, suffix: str) -> list[int]:
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        snippets: Sequence[Mapping[str, str]] = (),
+        most_tokens: int = 0,
+    ) -> list[int]:
         """Return the tokens of a prompt for the text between two; markers in them stay text.
+
+        snippets: objects with `filename` and `text`, of other files, which the model is shown
+        before: as many of the last ones as keep the prompt within most_tokens.
 
         Raises ValueError if the model has no tokens for that.
         """

@@ -108,6 +108,10 @@ def _check_judge(request: Open, facts: ModelFacts) -> None:
     judge = JUDGES[request.judge]
     if request.own_drafts and not judge.takes_any_draft:
         raise _invalid("own_drafts", f"not in judge `{request.judge}`")
+    if request.rejected and judge.takes_any_draft:
+        raise _invalid("rejected", f"not in judge `{request.judge}`")
+    if request.rejected and len(request.committed) + 2 > request.max_tokens:
+        raise _invalid("rejected", "no draft token is judged at the answer's last position")
     if request.top_logprobs is None:
         return
     if request.top_logprobs > MAX_TOP_LOGPROBS:

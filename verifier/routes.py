@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from picospec.gateway.accounts.access import HEALTH_PATHS
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.http.request_body import read_body
@@ -72,7 +73,7 @@ class Routes:
         """
         return [
             Route(f"{SESSION_PATHS}{{session}}/drafts", self.drafts, methods=["POST"]),
-            Route("/health", self.health),
+            *(Route(path, self.health) for path in HEALTH_PATHS),
             Route("/ready", self.ready),
             Route("/v1/model-facts", self.facts, methods=["GET"]),
             Route("/v1/tokenizer", self.tokenizer, methods=["GET"]),

@@ -22,13 +22,17 @@ class Finding:
     remedy: str = ""
     """It says what to do, when not ok."""
 
+    warns: bool = False
+    """All is ok, and could be better: the remedy says how."""
+
 
 def report(findings: Sequence[Finding], console: Console) -> bool:
     """Print a table of the findings; return whether all are ok."""
     table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
     for finding in findings:
-        mark = "[green]ok[/]" if finding.ok else "[red]fail[/]"
-        remedy = "" if finding.ok else finding.remedy
+        warns = finding.ok and finding.warns
+        mark = "[yellow]warn[/]" if warns else "[green]ok[/]" if finding.ok else "[red]fail[/]"
+        remedy = finding.remedy if warns or not finding.ok else ""
         told = (escape(visible(text)) for text in (finding.subject, finding.found, remedy))
         table.add_row(mark, *told)
     console.print(table)

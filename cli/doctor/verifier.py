@@ -16,6 +16,7 @@ from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 ONE_VERSION: Final = "install one version of PicoSpec at both ends"
 ROUND_TRIPS: Final = 5
+AGENT_TOKENS: Final = 32_768
 
 
 async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -> list[Finding]:
@@ -45,6 +46,7 @@ async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
         Finding("certificate", True, secrecy(uplink.url)),
         Finding("key", True, "accepted"),
         spoken(facts),
+        check_context(facts),
     ]
 
 
@@ -63,6 +65,17 @@ def spoken(facts: ModelFacts) -> Finding:
         return Finding("protocol", True, f"version {PROTOCOL_VERSION}")
     found = f"the verifier speaks version {facts.protocol}, this edge {PROTOCOL_VERSION}"
     return Finding("protocol", False, f"{found}: answers have no drafts", ONE_VERSION)
+
+
+def check_context(facts: ModelFacts) -> Finding:
+    """Warn of a context that is too short for coding agents, whose first prompts have up to
+    18,000 tokens."""
+    remedy = (
+        "agents need 32,768: llama.context_tokens with fewer llama.slots at the verifier, or"
+        " max_model_len of vLLM, if the model takes them"
+    )
+    short = facts.context_tokens < AGENT_TOKENS
+    return Finding("context", True, f"{facts.context_tokens} tokens", remedy, warns=short)
 
 
 def not_reached(error: ApiError, url: str) -> list[Finding]:

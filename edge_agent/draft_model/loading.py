@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import structlog
 from rich.console import Console
 
 from picospec.edge_agent.draft_model.drafter import Drafter, NoDrafter
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.hosting.cores import compute_threads
+from picospec.models.context_room import Length, context_length
 from picospec.models.fetching.progress_bar import progress_bar
 from picospec.models.llama import Context, Model
-from picospec.models.llama_library import check_llama
+from picospec.models.llama_library import can_use_gpu, check_llama
 from picospec.models.obtaining import obtain
 from picospec.models.store import Store
 
 AUTO: Final = "auto"
 NONE: Final = "none"
 """Values of the setting draft_model that name no model."""
+
+LEAST_TOKENS: Final = 8192
+"""A slot holds so many tokens, if the draft model takes them, on the smallest machine."""
 
 MakeDrafter = Callable[[Model | None, EdgeSettings], Drafter]
 
@@ -51,16 +57,28 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
     """Return the drafter. Raises models.errors.CannotOpen when there is not enough memory."""
     if model is None:
         return NoDrafter()
-    context_tokens = context_tokens_of(model, settings)
+    length = length_of(model, settings)
+    structlog.get_logger("edge_agent").info("context", **length.told())
     return LlamaDrafter(
-        Context(model, context_tokens, sequences=settings.slots, threads=threads_of(settings)),
+        Context(model, length.tokens, sequences=settings.slots, threads=threads_of(settings)),
         share_prefixes=settings.share_prefixes,
     )
 
 
-def context_tokens_of(model: Model, settings: EdgeSettings) -> int:
-    """Return how many tokens a slot of the draft model holds."""
-    return min(settings.context_tokens, model.context_tokens)
+def length_of(model: Model, settings: EdgeSettings) -> Length:
+    """Return how many tokens a slot of the draft model holds. A GPU with a memory of its own
+    does not tell how much of it is free."""
+    facts, asked = model.metadata(), settings.context_tokens
+    if asked is None and settings.gpu_layers and sys.platform != "darwin" and can_use_gpu():
+        asked = LEAST_TOKENS
+    return context_length(
+        facts,
+        model.context_tokens,
+        asked,
+        sequences=settings.slots,
+        cache="F16",
+        least=LEAST_TOKENS,
+    )
 
 
 def threads_of(settings: EdgeSettings) -> int:

@@ -14,7 +14,12 @@ from picospec.gateway.tracing import NO_TRACING, Tracing
 PAGE_PATHS: Final = "/page/"
 """The paths of the page's files begin with this."""
 
-_OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs"})
+HEALTH_PATHS: Final = ("/health", "/v1/health", "/ping")
+"""The paths that answer whether a process is alive: vLLM's, and llama-server's."""
+
+_OPEN_PATHS: Final = frozenset(
+    {"/", *HEALTH_PATHS, "/ready", "/metrics", "/openapi.json", "/docs"}
+)
 
 IsMessage = Callable[[str], bool]
 """Tells whether a path takes messages of a request that runs already. A message is no request

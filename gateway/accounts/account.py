@@ -187,8 +187,11 @@ class Account:
         return {
             "prompt_n": self.prompt_tokens,
             "prompt_ms": prompt_s * 1000,
+            "prompt_per_token_ms": _ratio(prompt_s * 1000, self.prompt_tokens),
+            "prompt_per_second": _ratio(self.prompt_tokens, prompt_s),
             "predicted_n": self.completion_tokens,
             "predicted_ms": predicted_s * 1000,
+            "predicted_per_token_ms": _ratio(predicted_s * 1000, self.completion_tokens),
             "predicted_per_second": _ratio(self.completion_tokens, predicted_s),
             "draft_n": counted.draft_tokens,
             "draft_n_accepted": counted.accepted_tokens,
@@ -226,5 +229,5 @@ def _speculative_decoding(counted: Statistics) -> dict[str, object]:
     }
 
 
-def _ratio(part: int, whole: float) -> float:
+def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0

@@ -20,7 +20,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from picospec.gateway.accounts.access import Access, is_open
+from picospec.gateway.accounts.access import HEALTH_PATHS, Access, is_open
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import OPENAI, ClientGone, RateLimited, Shape
 from picospec.gateway.hosting.listening import check_head
@@ -33,7 +33,7 @@ from picospec.gateway.tenants.origins import check_page
 from picospec.gateway.tenants.tenants import Tenants
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_PROBES: Final = frozenset({"/health", "/ready", "/status", "/metrics"})
+_PROBES: Final = frozenset({*HEALTH_PATHS, "/ready", "/status", "/metrics"})
 """Paths that are asked for every few seconds: only a bug in them is logged."""
 
 _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})

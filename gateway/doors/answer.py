@@ -67,7 +67,7 @@ class Answer(ABC):
         """Return what the stream ends with after an error."""
 
     @abstractmethod
-    def whole(self, choices: Sequence[TextDelta]) -> Json:
+    def whole(self, choices: Sequence[TextDelta]) -> object:
         """Return the answer that is not streamed. choices: each as one delta."""
 
 

@@ -26,6 +26,7 @@ class ChunkAnswer(Answer):
         self._heading = heading
         self._account = heading.account
         self._usage = asked.include_usage
+        self._counts_along = asked.counts_along
         self._watch = Watch() if asked.is_watched else None
         self._begun: set[int] = set()  # choices of which a chunk was made
         self._ended = 0  # how many choices have finished
@@ -109,7 +110,8 @@ class ChunkAnswer(Answer):
 
     def _chunked(self, choices: Sequence[Json]) -> Json:
         body = self._body(choices, chunk=True)
-        return {**body, "usage": None} if self._usage else body
+        usage = self._account.usage() if self._counts_along else None
+        return {**body, "usage": usage} if self._usage else body
 
     def _body(self, choices: Sequence[Json], *, chunk: bool) -> Json:
         """Return the whole body, or that of one chunk of a stream."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from starlette.responses import Response
+
 from picospec.gateway.doors.answer import AnswerMaker
 from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.schemas.base import RequestModel
@@ -30,6 +32,9 @@ class Asked:
 
     names: Mapping[str, str] = field(default_factory=dict)
     """The door's names of fields, by those of `body`, where they differ. Errors have them."""
+
+    instead: Callable[[str], Response] | None = None
+    """Makes the answer of the model's name, where nothing is to be generated."""
 
 
 Read = Callable[[Body], Asked]

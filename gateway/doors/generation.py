@@ -42,6 +42,8 @@ async def generate(
     facts = await services.facts_of(body.model)
     given, ignored = await checked(services, request, partial(_given, body, facts))
     account.ignored = shown_names((*asked.ignored, *ignored))
+    if asked.instead is not None:
+        return asked.instead(facts.model)
     if services.relay and (relayed := await services.relay(services, request, facts.model)):
         account.begin_answers(body.n * body.prompt_count - 1)
         return relayed

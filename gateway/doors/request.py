@@ -52,26 +52,30 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _minus_one_is_none(value: object) -> object:
+def minus_one_is_none(value: object) -> object:
+    """Return None for -1, by which llama-server and vLLM mean that a field is not set."""
     return None if type(value) is int and value == -1 else value
 
 
 Limit = Annotated[
     Annotated[Integer, Field(ge=1)] | None,
     BeforeValidator(
-        _minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
+        minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
     ),
 ]
 """A number of tokens; -1 means that there is no limit, as in llama-server."""
 
 Seed = Annotated[
-    Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None, BeforeValidator(_minus_one_is_none)
+    Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None, BeforeValidator(minus_one_is_none)
 ]
 """A seed; at -1 one is drawn, as in vLLM and llama-server."""
 
 
 class StreamOptions(RequestModel):
     include_usage: Flag = False
+    continuous_usage_stats: Flag = False
+    """vLLM has this field: with `include_usage`, each chunk has the usage so far."""
+
     include_speculation: Flag = False
     """Chunks also tell how their text came about, see docs/api.md."""
 
@@ -189,6 +193,12 @@ class GenerationRequest(Servable):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def counts_along(self) -> bool:
+        """Whether each chunk has the usage so far."""
+        options = self.stream_options
+        return self.include_usage and options is not None and options.continuous_usage_stats
 
     @property
     def is_watched(self) -> bool:

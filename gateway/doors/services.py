@@ -47,6 +47,7 @@ class Services:
     registry: CollectorRegistry
     reader: PromptReader
     model_aliases: frozenset[str]
+    accept_any_model: bool
     styles: Styles
     max_choices: int
     keep_alive_s: float
@@ -94,15 +95,19 @@ class Services:
             return style
         return await self.reader.read(account.tenant, partial(self.styles.find, tokenizer))
 
+    def names_of(self, facts: Facts) -> list[str]:
+        """Return all names by which clients may ask for a model."""
+        return [facts.model, *sorted(self.model_aliases - {facts.model}), *facts.adapters]
+
     async def facts_of(self, model: str | None) -> Facts:
         """Return the engine's facts; raise NotFound for any model but the engine's.
 
         model: None, where a request names none, and the aliases mean the engine's too. So does
-        any name where the fallback answers, as clients name the model that is away. An adapter
-        of the model is named as a model is.
+        any name where the fallback answers, as clients name the model that is away, and where
+        the settings accept any. An adapter of the model is named as a model is.
         """
         facts = (await self.engine.facts()).named(model)
-        if self.falls_back:
+        if self.falls_back or self.accept_any_model:
             return facts
         if model is not None and model != facts.model and model not in self.model_aliases:
             message = f"the model {model!r} does not exist; this service has {facts.model!r}"

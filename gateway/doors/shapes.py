@@ -8,9 +8,10 @@ from typing import Final
 from starlette.datastructures import Headers
 
 from picospec.gateway.doors.messages.errors import SHAPE as ANTHROPIC
+from picospec.gateway.doors.ollama.answer import SHAPE as OLLAMA
 from picospec.gateway.errors import OPENAI, Shape
 
-_SHAPES: Final[Mapping[str, Shape]] = {"/v1/messages": ANTHROPIC}
+_SHAPES: Final[Mapping[str, Shape]] = {"/v1/messages": ANTHROPIC, "/api/": OLLAMA}
 """Shapes by the paths that begin so; all other paths have OpenAI's."""
 
 

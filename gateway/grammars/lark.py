@@ -36,6 +36,8 @@ _STRING_KEYWORDS: Final = frozenset(
     | {"definitions", "minLength", "maxLength", "pattern"}
 )
 _ANY: Final = "(?s:.*)"
+_LARK: Final = re.compile(r"^\s*(%llguidance\b|start\s*:)", re.MULTILINE)
+"""A grammar in which this is not found is in GBNF, for llguidance."""
 
 
 def literal(text: str) -> str:
@@ -121,7 +123,14 @@ def content(constraint: Mapping[str, object]) -> str:
             return f"content: /{_quoted(pattern)}/\n"
         case {"choice": list(texts)}:
             return f"content: {' | '.join(literal(str(text)) for text in texts)}\n"
-    raise ValueError("a grammar of its own does not go with tools or reasoning")
+        case {"grammar": str(rules)} if _LARK.search(rules):
+            return f"content: %lark {{\n{rules}\n}}\n"
+    raise ValueError("a grammar in GBNF does not go with tools or reasoning; one in Lark does")
+
+
+def in_lark(rules: str) -> dict[str, object]:
+    """Return the constraint of a text that keeps to these rules, which are not GBNF."""
+    return {"grammar": rules if _LARK.search(rules) else f"%llguidance {{}}\n{rules}"}
 
 
 def free_text(trigger: str, special: Special, untagged: str) -> str:

@@ -39,6 +39,10 @@ class GatewaySettings(BaseModel):
     model_aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Other names by which clients may ask for the model."""
 
+    accept_any_model: bool = False
+    """Whether any name means the model: agents name one of their maker's for small work. An
+    answer says which model it is from."""
+
     cors_origins: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Origins whose pages may call this service from a browser, such as
     "https://chat.example"; "*" stands for all."""

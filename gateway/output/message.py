@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from picospec.gateway.output.custom_input import CustomInput
 from picospec.gateway.watching import Positions
 
 
@@ -17,16 +18,20 @@ class CallStart:
 
     id: str
     name: str
+    custom: bool = False
+    """The tool is a custom one: it takes a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A piece of the JSON text that is the arguments of call `index`."""
+    """A piece of what call `index` gives its tool: arguments in JSON, or a text."""
 
     index: int
     text: str
     sources: tuple[Positions, ...] = ()
     """Where in the model's text it comes from."""
+
+    custom: bool = False
 
 
 CallPiece = CallStart | CallArguments
@@ -55,9 +60,18 @@ def joined(parts: Sequence[Parsed]) -> Parsed:
 class Message:
     """Collects what a parser finds, until it is handed on to the client."""
 
-    def __init__(self, new_id: Callable[[], str], *, parallel: bool = True) -> None:
+    def __init__(
+        self,
+        new_id: Callable[[], str],
+        *,
+        parallel: bool = True,
+        custom: frozenset[str] = frozenset(),
+    ) -> None:
+        """custom: the names of the tools that take a text."""
         self._new_id = new_id
         self._parallel = parallel
+        self._custom = custom
+        self._input: CustomInput | None = None
         self.calls = 0
         """The number of calls that have begun."""
 
@@ -72,6 +86,7 @@ class Message:
         self._reasoning = ""
         self._thoughts: list[range] = []
         self._pieces: list[CallPiece] = []
+        self._end = 0  # what of the text the arguments so far come from
 
     def content(self, text: str, end: int) -> None:
         """Add content, which ends before character `end` of the model's text."""
@@ -88,17 +103,30 @@ class Message:
     def begin_call(self, name: str) -> None:
         if self.complete:
             return
-        self._pieces.append(CallStart(self.calls, self._new_id(), name))
+        custom = name in self._custom
+        self._input = CustomInput() if custom else None
+        self._pieces.append(CallStart(self.calls, self._new_id(), name, custom))
         self.calls += 1
 
     def arguments(self, text: str, end: int, *, rewritten: bool = False) -> None:
         """Add a piece of the arguments of the last call, which ends before character `end` of
         the model's text. rewritten: the model wrote it in another way."""
-        if text and not self.complete:
+        if self._input is not None:
+            self.input(self._input.feed(text), end)
+        elif text and not self.complete:
             source = (end - 1,) * len(text) if rewritten else range(end - len(text), end)
             self._pieces.append(CallArguments(self.calls - 1, text, (source,)))
+        self._end = end
+
+    def input(self, text: str, end: int) -> None:
+        """Add a piece of what a custom tool gets, read from before character `end`."""
+        if text and not self.complete:
+            sources = ((end - 1,) * len(text),)
+            self._pieces.append(CallArguments(self.calls - 1, text, sources, custom=True))
 
     def end_call(self) -> None:
+        if self._input is not None:
+            self.input(self._input.finish(), self._end)
         self.complete = not self._parallel
 
     def take_content(self) -> tuple[str, list[range]]:
@@ -122,7 +150,7 @@ def _merged(pieces: list[CallPiece]) -> list[CallPiece]:
         last = merged[-1] if merged else None
         if isinstance(piece, CallArguments) and isinstance(last, CallArguments):
             text, sources = last.text + piece.text, last.sources + piece.sources
-            merged[-1] = CallArguments(piece.index, text, sources)
+            merged[-1] = CallArguments(piece.index, text, sources, piece.custom)
         else:
             merged.append(piece)
     return merged

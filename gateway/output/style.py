@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,7 @@ from picospec.gateway.grammars.answer import Constraint, Wanted, grammar
 from picospec.gateway.grammars.json_schema import Schemas
 from picospec.gateway.grammars.lark import Tags
 from picospec.gateway.output.detokenise import Detokeniser, Piece
-from picospec.gateway.output.formats.base import Format, pass_content
+from picospec.gateway.output.formats.base import Format, pass_content, pass_input
 from picospec.gateway.output.formats.choose import FORMATS, FormatName, choose
 from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message
@@ -30,6 +31,9 @@ class Style:
     special: Mapping[str, int]
     """The markers of calls and reasoning that are special tokens in this model."""
 
+    capabilities: tuple[str, ...] = ()
+    """What the model can do, in the words of Ollama and llama-server."""
+
     def reader(
         self,
         detokeniser: Callable[[Piece], Detokeniser],
@@ -37,22 +41,29 @@ class Style:
         tools: Schemas,
         *,
         parallel: bool = True,
+        custom: frozenset[str] = frozenset(),
+        only: str | None = None,
         splits_reasoning: bool = True,
     ) -> Detokeniser | OutputParser:
         """Return what reads the Deltas of a choice that continues `prompt`.
 
         Where there can be neither calls nor reasoning, all text is content and nothing is
-        parsed. tools: what may be called; parallel: more than one call may be.
+        parsed. tools: what may be called; parallel: more than one call may be. custom: those of
+        the tools that take a text; only: the one whose text is the answer.
         """
         tags = self.tags if splits_reasoning else None
         if not tools and tags is None:
             return detokeniser(self.tokenizer.piece)
         spell = self._spelling((*_markers(tags), *(self.format.markers if tools else ())))
         opened = tags is not None and is_opened(tags, prompt, spell)
+        new_id = partial(_new_id, self.format.id_length)
+        read = partial(self.format.read, tools=tools) if tools else pass_content
+        if only is not None:
+            read = partial(pass_input, name=only)
         return OutputParser(
             detokeniser(spell),
-            Message(partial(_new_id, self.format.id_length), parallel=parallel),
-            partial(_parse, tags=tags, opened=opened, form=self.format, tools=tools),
+            Message(new_id, parallel=parallel, custom=custom),
+            partial(_parse, tags=tags, opened=opened, read=read),
         )
 
     def constraint(
@@ -92,7 +103,8 @@ class Styles:
         form = FORMATS[self._name or choose(tokenizer.template)]
         tags = tags_of(tokenizer.template)
         special = _special(tokenizer, (*_markers(tags), *form.markers))
-        self._latest = Style(tokenizer, form, tags, special)
+        can = tuple(_capabilities(tokenizer, tags))
+        self._latest = Style(tokenizer, form, tags, special, can)
         return self._latest
 
 
@@ -102,15 +114,11 @@ def _parse(
     *,
     tags: Tags | None,
     opened: bool,
-    form: Format,
-    tools: Schemas,
+    read: Callable[[Incoming, Message], Steps[None]],
 ) -> Steps[None]:
     if tags is not None:
         yield from read_reasoning(text, out, tags, opened=opened)
-    if tools:
-        yield from form.read(text, out, tools)
-    else:
-        yield from pass_content(text, out)
+    yield from read(text, out)
 
 
 def _markers(tags: Tags | None) -> tuple[str, ...]:
@@ -121,6 +129,17 @@ def _special(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
     """Return those of the texts that are special tokens. A BOS may come before each."""
     tokens = {text: tokenizer.encode(text, special=True) for text in texts}
     return {t: ids[-1] for t, ids in tokens.items() if not any(map(tokenizer.piece, ids))}
+
+
+def _capabilities(tokenizer: Tokenizer, tags: Tags | None) -> Iterator[str]:
+    yield "completion"
+    if tokenizer.takes_tools:
+        yield "tools"
+    if tags is not None:
+        yield "thinking"
+    with suppress(ValueError):
+        tokenizer.infill("", "")
+        yield "insert"
 
 
 def _new_id(length: int | None) -> str:

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from picospec.gateway.accounts.access import PAGE_PATHS
 from picospec.gateway.doors.services import Services
@@ -48,7 +48,11 @@ def page() -> tuple[Route, ...]:
     """Return the routes of all files of the page; index.html is at "/"."""
     return tuple(
         Route(
-            "GET", path, "A file of the page", partial(_answer, file), answer_type="text/html"
+            "GET",
+            path,
+            "A file of the page",
+            partial(_root if path == "/" else _answer, file),
+            answer_type="text/html",
         )
         for path, file in _read(files("picospec.gateway") / "page", PAGE_PATHS)
     )
@@ -70,6 +74,17 @@ def _file(name: str, content: bytes) -> _File:
     kind = "text/javascript" if name.endswith(".js") else mimetypes.guess_type(name)[0]
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     return _File(content, {**_HEADERS, "content-type": f"{kind}; charset=utf-8", "etag": etag})
+
+
+async def _root(file: _File, services: Services, request: Request) -> Response:
+    """Answer the page to a browser, and to others the text by which Ollama's clients know that
+    they may go on."""
+    headers = {"vary": "accept"}
+    if "text/html" in request.headers.get("accept", ""):
+        response = await _answer(file, services, request)
+        response.headers.update(headers)
+        return response
+    return PlainTextResponse("Ollama is running", headers=headers)
 
 
 async def _answer(file: _File, _: Services, request: Request) -> Response:

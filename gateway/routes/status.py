@@ -1,4 +1,4 @@
-"""GET /health, /ready, /status, /metrics, /v1/models and /v1/models/{name}.
+"""GET /health, /ready, /status, /props, /metrics, /v1/models and /v1/models/{name}.
 
 A service that knows more of its state answers /health and /ready itself.
 """
@@ -6,6 +6,7 @@ A service that knows more of its state answers /health and /ready itself.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -65,12 +66,12 @@ async def list_models(services: Services, request: Request) -> Response:
     """Answer the engine's model, under each of its names, and its adapters."""
     services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
-    names = [facts.model, *sorted(services.model_aliases - {facts.model}), *facts.adapters]
-    models = [(name, facts.named(name)) for name in names]
+    models = [(name, facts.named(name)) for name in services.names_of(facts)]
     if "anthropic-version" in request.headers:
         listed = [anthropic.model_of(*each, services.started) for each in models]
         return json_response(anthropic.page_of(listed))
-    listed = [_model(services, facts, name) for name, facts in models]
+    can = await _capabilities(services, facts, request)
+    listed = [_model(services, facts, name) | can for name, facts in models]
     return json_response({"object": "list", "data": listed})
 
 
@@ -81,7 +82,36 @@ async def retrieve_model(services: Services, request: Request) -> Response:
     facts = await services.facts_of(name)
     if "anthropic-version" in request.headers:
         return json_response(anthropic.model_of(name, facts, services.started))
-    return json_response(_model(services, facts, name))
+    can = await _capabilities(services, facts, request)
+    return json_response(_model(services, facts, name) | can)
+
+
+async def _capabilities(
+    services: Services, facts: Facts, request: Request
+) -> dict[str, Sequence[str]]:
+    """Return what the model can do, as far as its tokenizer is here to tell it."""
+    try:
+        tokenizer = await services.tokenizer(facts.vocabulary)
+        style = await services.style_of(tokenizer, request.state.account)
+    except ApiError:
+        return {}
+    return {"capabilities": style.capabilities}
+
+
+async def props(services: Services, request: Request) -> Response:
+    """Answer what llama-server's clients ask about the model."""
+    services = await services.for_request(request.state.account)
+    facts = await services.engine.facts()
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    body = {
+        "default_generation_settings": {"n_ctx": facts.context_tokens},
+        "model_alias": facts.model,
+        "model_path": facts.model,
+        "chat_template": tokenizer.template,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"picospec-{VERSION}",
+    }
+    return json_response(body)
 
 
 def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:

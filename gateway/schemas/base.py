@@ -18,6 +18,8 @@ from pydantic import (
     Strict,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -27,8 +29,8 @@ from picospec.gateway.errors import InvalidRequest
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Integer = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-"""The name of a function or of a schema, as OpenAI allows it, and with dots."""
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+"""The name of a function, as Anthropic allows it, and with dots; OpenAI allows 64 letters."""
 
 _CODES: Final[Mapping[str, str]] = {
     "json_invalid": "invalid_json",
@@ -60,6 +62,20 @@ class RequestModel(BaseModel):
         if not isinstance(value, dict):
             return value
         return {name: item for name, item in value.items() if item is not None}
+
+
+class Typed(RequestModel):
+    """An object in which the field that is named like its `type` must be there."""
+
+    model_config = ConfigDict(validate_default=True)
+    type: str
+
+    @field_validator("*")
+    @classmethod
+    def _goes_with_its_type(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and info.field_name == info.data.get("type"):
+            missing()
+        return value
 
 
 def unknown_fields(body: RequestModel, path: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Unserved, missing
+from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Typed, Unserved, missing
 from picospec.gateway.schemas.json_bounds import check_structure
 
 Json = dict[str, object]
@@ -79,13 +79,23 @@ class FunctionCall(RequestModel):
     arguments: Annotated[Any, AfterValidator(_as_object), Field(default_factory=dict)]
 
 
-class ToolCall(RequestModel):
+class CustomCall(RequestModel):
+    name: Annotated[str, Field(min_length=1)]
+    input: str
+
+
+class ToolCall(Typed):
     id: str | None = None
-    type: Literal["function"] = "function"
-    function: FunctionCall
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
 
     def shown(self) -> Json:
-        function = {"arguments": self.function.arguments, "name": self.function.name}
+        function: Json = {}
+        if self.type == "custom" and self.custom is not None:
+            function = {"arguments": {"input": self.custom.input}, "name": self.custom.name}
+        elif self.function is not None:
+            function = {"arguments": self.function.arguments, "name": self.function.name}
         call: Json = {"function": function, "type": "function"}
         return call if self.id is None else {"id": self.id, **call}
 
@@ -122,6 +132,11 @@ class ChatMessage(RequestModel):
         if value is None and info.data.get("role") in ("system", "developer", "user"):
             missing()
         return value
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether an answer may go on with this message: it is a text of the assistant's."""
+        return self.role == "assistant" and not (self.tool_calls or self.function_call)
 
     def shown(self) -> Json:
         """Return what a tokenizer gets. vLLM gives a template the same, in this order: some

@@ -7,8 +7,8 @@ is refused by its bytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from typing import Final, TypeVar
 
 from picospec.gateway.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
@@ -31,6 +31,9 @@ texts have 3 to 5 bytes a token."""
 
 CHARGED_BYTES_A_TOKEN: Final = 4
 """A tenant is charged by this for a text that was refused before it was tokenised."""
+
+SNIPPETS_SHARE: Final = 0.75
+"""Snippets of other files may fill a prompt up to this part of the context."""
 
 T = TypeVar("T")
 
@@ -108,9 +111,20 @@ class BoundedTokenizer:
         except ValueError as error:
             raise InvalidRequest(f"{self.field}: {error}", param=self.field) from error
 
-    def infill(self, prefix: str, suffix: str) -> list[int]:
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        snippets: Sequence[Mapping[str, str]] = (),
+        most_tokens: int = 0,
+    ) -> list[int]:
+        """See Tokenizer.infill. Snippets leave a part of the context to the answer."""
         self._check(prefix, suffix)
-        return self._counted(self.tokenizer.infill(prefix, suffix))
+        sizes = accumulate(sum(map(len, each.values())) for each in reversed(snippets))
+        fitting = sum(size <= self._most_bytes for size in sizes)
+        last = snippets[len(snippets) - fitting :]
+        most = most_tokens or int(self.facts.context_tokens * SNIPPETS_SHARE)
+        return self._counted(self.tokenizer.infill(prefix, suffix, last, most))
 
     @property
     def _most_bytes(self) -> int:

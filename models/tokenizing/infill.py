@@ -1,13 +1,16 @@
 """Prompts that ask a model for the text between a prefix and a suffix.
 
 Models that can do this were trained with markers of their own, which are found by their
-spelling. A vocabulary that has them all is taken for one of such a model.
+spelling. A vocabulary that has them all is taken for one of such a model. Some models also have
+a marker that a file begins with, so that they can be shown others of the same repository.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import chain
 from typing import Final
 
 from picospec.models.vocabulary import Vocabulary
@@ -33,11 +36,76 @@ _FORMATS: Final[Sequence[Sequence[str | Hole]]] = (
 (twice) and Codestral, each from its model's documentation."""
 
 
-def infill_format(vocabulary: Vocabulary) -> Sequence[int | Hole] | None:
-    """Return the markers as token ids, with the holes between; None if the model has none."""
-    wanted = {part.encode() for each in _FORMATS for part in each if isinstance(part, str)}
+_FILES: Final = (
+    ("<|repo_name|>", "<|file_sep|>"),
+    ("<repo_name>", "<file_sep>"),
+    ("<reponame>", "<filename>"),
+    ("", "<|file_separator|>"),
+)
+"""What a repository's name and a file's begin with: in Qwen, StarCoder2, Granite, CodeGemma."""
+
+_REPOSITORY: Final = "repository\n"
+_FILE: Final = "file\n"
+"""Their names where a client does not say them."""
+
+Encode = Callable[[str], Sequence[int]]
+"""Returns the tokens of a text in which markers stay text."""
+
+
+@dataclass(frozen=True, slots=True)
+class InfillFormat:
+    """How one model is asked."""
+
+    parts: Sequence[int | Hole]
+    """The markers as token ids, with the holes between."""
+
+    repository: int | None
+    file: int | None
+
+    def prompt(self, prefix: str, suffix: str, encode: Encode) -> list[int]:
+        """Return the prompt for what is between two texts."""
+        texts = {Hole.PREFIX: prefix, Hole.SUFFIX: suffix}
+        tokens: list[int] = []
+        for part in self.parts:
+            tokens += encode(texts[part]) if isinstance(part, Hole) else [part]
+        return tokens
+
+    def before(
+        self, snippets: Sequence[Mapping[str, str]], most_tokens: int, encode: Encode
+    ) -> list[int]:
+        """Return what shows snippets of other files, and comes before the prompt: as many of
+        the last ones as fit into most_tokens. snippets: objects with `filename` and `text`."""
+        head = [] if self.repository is None else [self.repository, *encode(_REPOSITORY)]
+        tail = [] if self.file is None else [self.file, *encode(_FILE)]
+        room, shown = most_tokens - len(head) - len(tail), list[list[int]]()
+        for snippet in reversed(snippets):
+            tokens = self._snippet(f"{snippet['filename']}\n", snippet["text"], encode)
+            if (room := room - len(tokens)) < 0:
+                break
+            shown.insert(0, tokens)
+        return [*head, *(token for each in shown for token in each), *tail] if shown else []
+
+    def _snippet(self, name: str, text: str, encode: Encode) -> list[int]:
+        if self.file is None:
+            return [*encode(f"{name}{text}\n\n")]
+        return [self.file, *encode(name), *encode(text)]
+
+
+def infill_format(vocabulary: Vocabulary) -> InfillFormat | None:
+    """Return the format of a vocabulary's model; None if it has none."""
+    spelt = (part for each in _FORMATS for part in each if isinstance(part, str))
+    wanted = {each.encode() for each in (*spelt, *chain.from_iterable(_FILES))}
     ids = {piece: token for token, piece in enumerate(vocabulary.pieces) if piece in wanted}
+    repository, file = next(
+        (
+            (ids.get(repo.encode()), ids[sep.encode()])
+            for repo, sep in _FILES
+            if sep.encode() in ids
+        ),
+        (None, None),
+    )
     for each in _FORMATS:
         if all(isinstance(part, Hole) or part.encode() in ids for part in each):
-            return [part if isinstance(part, Hole) else ids[part.encode()] for part in each]
+            parts = [part if isinstance(part, Hole) else ids[part.encode()] for part in each]
+            return InfillFormat(parts, repository, file)
     return None

@@ -18,11 +18,14 @@ from typing import Any, Final, Protocol
 
 from picospec.models.tokenizing.chat_template import MAX_BYTES, ChatTemplate, Json
 from picospec.models.tokenizing.conversation import shaped, system_first
-from picospec.models.tokenizing.infill import Hole, infill_format
+from picospec.models.tokenizing.infill import InfillFormat, infill_format
 from picospec.models.tokenizing.renderer import Overrun, Renderer
 from picospec.models.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
+CONTINUES: Final = "continue_final_message"
+"""The option by which the answer goes on with the last message: the chat ends with its content,
+whatever the template writes after it."""
 
 
 class Encoder(Protocol):
@@ -87,8 +90,12 @@ class Tokenizer:
         shown = shaped(messages, self.template, takes_parts=self._takes_parts)
         given = {"messages": shown, "tools": tools, "options": options}
         sentinel = _unused(self.template + "".join(_texts(given)))
+        if continues := options.get(CONTINUES) is True:
+            given |= {"messages": _marked(shown, sentinel), "options": _left_open(options)}
         safe: Any = {name: self._break(value, sentinel) for name, value in given.items()}
         rendered = _rendered(self._template, safe, most_bytes)
+        if continues:
+            rendered = _cut(rendered, sentinel)
         if sentinel in rendered:
             tokens = list(self._tokens(rendered, sentinel))
         else:
@@ -100,19 +107,23 @@ class Tokenizer:
         tokens = self._encoder.tokenize(text, special)
         return _beginning(self._encoder.begins_raw, tokens) if begin else tokens
 
-    def infill(self, prefix: str, suffix: str) -> list[int]:
-        """Return a prompt for the text between two. Raises ValueError if the model has none."""
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        snippets: Sequence[Mapping[str, str]] = (),
+        most_tokens: int = 0,
+    ) -> list[int]:
+        """Return a prompt for the text between two. See gateway.tokenizer.Tokenizer."""
         if self._infill is None:
             raise ValueError("the model has no tokens for filling in between two texts")
-        texts = {Hole.PREFIX: prefix, Hole.SUFFIX: suffix}
-        parts = (
-            self._encoder.tokenize(texts[part], False) if isinstance(part, Hole) else [part]
-            for part in self._infill
-        )
-        return _beginning(self._encoder.begins_raw, list(chain.from_iterable(parts)))
+        encode = partial(self._encoder.tokenize, special=False)
+        prompt = self._infill.prompt(prefix, suffix, encode)
+        before = self._infill.before(snippets, most_tokens - len(prompt), encode)
+        return _beginning(self._encoder.begins_raw, [*before, *prompt])
 
     @cached_property
-    def _infill(self) -> Sequence[int | Hole] | None:
+    def _infill(self) -> InfillFormat | None:
         return infill_format(self.vocabulary)
 
     def piece(self, token: int, special: bool = False) -> bytes:
@@ -137,6 +148,34 @@ class Tokenizer:
                 yield self.vocabulary.markers[part]
             elif text := part.replace(sentinel, ""):
                 yield from self._encoder.tokenize(text, False)
+
+
+def _marked(messages: Sequence[Json], sentinel: str) -> list[Json]:
+    """Return the messages with a mark where the last one's content ends. A space follows it, to
+    see whether the template strips contents."""
+    *others, last = messages
+    mark = f"{sentinel}0 "
+    content = last.get("content") or ""
+    if isinstance(content, str):
+        return [*others, {**last, "content": content + mark}]
+    *parts, end = content if isinstance(content, list) else []
+    return [*others, {**last, "content": [*parts, {**end, "text": end["text"] + mark}]}]
+
+
+def _cut(rendered: str, sentinel: str) -> str:
+    """Return a chat up to the mark, as `transformers` does: without the space before it, where
+    the template strips contents. Raises ValueError if there is no mark."""
+    mark = f"{sentinel}0"
+    before, found, after = rendered.rpartition(mark)
+    if not found:
+        raise ValueError("the chat template does not show the last message")
+    before = before.replace(mark, "")
+    return before if after.startswith(" ") else before.rstrip()
+
+
+def _left_open(options: Json) -> Json:
+    others = {name: value for name, value in options.items() if name != CONTINUES}
+    return {**others, "add_generation_prompt": False}
 
 
 def _rendered(template: ChatTemplate | Renderer, chat: dict[str, Any], most_bytes: int) -> str:

@@ -216,18 +216,17 @@ class DraftMachine:
         return fresh if fresh.tokens else None
 
     def _rejected(self, reject: Reject) -> Outcome:
-        """Answer a Reject. A recovered token is the text once it is drawn, whether or not the
-        verifier has it, with the draft tokens accepted before it."""
+        """Answer a Reject. The draft tokens that it accepts are the text, and so is a recovered
+        token once it is drawn, whether or not the verifier has it."""
         session = self.session
         if reject.position < len(session.committed):
             return Outcome()  # it was answered
         accepted = session.before(reject)
         answer = self._judge.rejected(reject, session.chain[len(accepted)])
-        if not isinstance(answer, Recovered):
-            return Outcome(send=(answer,) if answer else ())
-        tokens = (*(drafted.token for drafted in accepted), answer.token)
+        recovered = (answer.token,) if isinstance(answer, Recovered) else ()
+        tokens = (*(drafted.token for drafted in accepted), *recovered)
         commit = Commit(reject.epoch, len(session.committed), tokens, len(accepted))
-        return Outcome(send=(answer,), commit=self._commit(commit))
+        return Outcome(send=(answer,) if answer else (), commit=self._commit(commit))
 
     def lost(self) -> Finish | None:
         """Note that the session is lost; return the Finish of a text that is complete."""
@@ -235,15 +234,11 @@ class DraftMachine:
         finished = self.session.finished
         return Finish(finished, self._tally.totals) if finished else None
 
-    @property
-    def may_reopen(self) -> bool:
-        """Whether another verifier can go on."""
-        return self._judge.may_move
-
     def opening(self) -> Open:
         """Return the Open of a session that generates the rest of the answer. Its verifier has
         no draft token yet, so the whole chain will be sent."""
         self.observer.opened()
         self.session.away = 0
         self._opened_at = len(self.session.committed)
-        return replace(self._request, committed=tuple(self.session.committed))
+        committed = tuple(self.session.committed)
+        return replace(self._request, committed=committed, rejected=self._judge.reopened())

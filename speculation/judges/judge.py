@@ -78,10 +78,10 @@ class EdgeHalf:
     sends_at_once = False
     """Whether each draft token is sent as soon as it is drawn, whatever the policy says."""
 
-    @property
-    def may_move(self) -> bool:
-        """Whether another verifier could go on from the committed text now."""
-        return True
+    def reopened(self) -> bool:
+        """Note that a session begins; return whether the one before was lost after a rejection
+        that is yet to be answered: the draft token after the committed text was rejected."""
+        return False
 
     def rejected(self, reject: Reject, drafted: DraftToken) -> Answer | None:
         """Return what answers a rejection, None for one that was answered. drafted: the draft
@@ -91,6 +91,9 @@ class EdgeHalf:
 
 class VerifierHalf(ABC):
     """One session's, at the verifier; by default it leaves no token to the edge."""
+
+    needs_draft = False
+    """Whether no pass may begin without a draft token."""
 
     @property
     def owed_at(self) -> int | None:

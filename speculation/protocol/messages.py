@@ -78,6 +78,10 @@ class Open:
     """The session that this one takes the place of, because its stream was cut; empty: none.
     Its name is a secret, and proves that whoever opens this one had it."""
 
+    rejected: bool = False
+    """`separate`: another verifier has rejected the draft token that is sent for the position
+    after `committed`. It is not judged again, only its Reject is sent anew."""
+
     version: int = PROTOCOL_VERSION
 
 

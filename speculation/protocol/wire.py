@@ -87,7 +87,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     3: record(Draft, **DRAFT, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
     4: record(messages.Redraw, epoch=UINT, position=UINT, draw=UINT),
     5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
-    6: record(messages.Open, **OPEN, replaces=TEXT),
+    6: record(messages.Open, **OPEN, replaces=TEXT, rejected=BOOL),
     7: record(messages.Recovered, epoch=UINT, position=UINT, token=UINT),
     16: record(
         messages.Opened, session=SESSION,

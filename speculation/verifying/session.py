@@ -75,7 +75,13 @@ class VerifyingSession:
     @property
     def may_begin(self) -> bool:
         """Whether the target may generate: the answer goes on, and the edge owes nothing."""
-        return not self.finished and self._judge.owed_at is None
+        owes = self._judge.owed_at is not None or (self.needs_draft and not self.pending)
+        return not (self.finished or owes)
+
+    @property
+    def needs_draft(self) -> bool:
+        """Whether the next pass must have a draft token."""
+        return self._judge.needs_draft
 
     @property
     def pending(self) -> int:
@@ -141,7 +147,7 @@ class VerifyingSession:
         """
         start = len(self.committed)
         room = self.request.max_tokens - start - 1  # the target's own token needs a position
-        least = int(self.request.fill == "never")
+        least = int(self.needs_draft or self.request.fill == "never")
         count = min(self._judgeable, max(most, least), self.limits.max_verify, room)
         return tuple(token for token, _ in self._items(count))
 
@@ -156,8 +162,8 @@ class VerifyingSession:
         follow."""
         if self._running or not self.may_begin:
             raise LocalProtocolError("no pass may begin now")
-        if drafts > self._judgeable:
-            raise LocalProtocolError(f"there are no {drafts} draft tokens")
+        if not int(self.needs_draft) <= drafts <= self._judgeable:
+            raise LocalProtocolError(f"no pass can have {drafts} draft tokens")
         self.chain.broken = False
         self._tried = None if head else self._propose()
         start, items = len(self.committed), self._items(drafts)

@@ -9,6 +9,7 @@ import httpx
 from picospec.bench.run.services import free_port
 from picospec.edge_agent.app import build
 from picospec.edge_agent.settings import load
+from picospec.gateway.accounts.access import HEALTH_PATHS
 from picospec.gateway.drain import Drain
 from picospec.models.store import open_store
 
@@ -26,8 +27,10 @@ def client_of(drain: Drain, cache: Path) -> httpx.AsyncClient:
 async def test_an_edge_without_a_verifier_is_alive_and_not_ready(tmp_path: Path) -> None:
     async with client_of(Drain(), tmp_path) as client:
         health, ready = await client.get("/health"), await client.get("/ready")
+        same = [await client.get(path) for path in HEALTH_PATHS]
 
     assert (health.status_code, health.json()["state"]) == (200, "unavailable")
+    assert {each.text for each in same} == {health.text}
     assert (ready.status_code, ready.json()["error"]["code"]) == (503, "verifier_unavailable")
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 
 import numpy as np
 
+from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.speculation.protocol.messages import (
     Commit,
@@ -13,12 +14,13 @@ from picospec.speculation.protocol.messages import (
     Finish,
     Opened,
     Recovered,
+    Redraw,
     Reject,
 )
 from picospec.speculation.sampling.distributions import QuantisedDistribution
 from picospec.speculation.sampling.draft_token import DraftToken
 from tests.edge_agent.driven import Edge
-from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink
+from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, scripted, sent
 
 
 class DrawingSlot(CountingSlot):
@@ -43,3 +45,25 @@ async def test_after_a_rejection_the_recovered_token_is_sent_at_once(
     await edge.run()
 
     assert edge.emitted == [5]
+
+
+async def test_samples_that_were_awaited_of_a_lost_verifier_come_from_the_next(
+    metrics: EdgeMetrics,
+) -> None:
+    async def losing(link: ScriptedLink) -> AsyncGenerator[Down]:
+        yield Opened("s", LIMITS)
+        await link.until_sent(2)
+        yield Reject(0, 1, 0, (), 1.0)
+        assert link.sent[-1] == Redraw(0, 1, 1)
+        raise LinkDown("cut")
+
+    later = ScriptedLink(
+        scripted(sent(1), Reject(0, 1, 0, (), 1.0, ((5, 1.0),)), Finish("stop"))
+    )
+    edge = Edge(metrics, ScriptedLink(losing), DrawingSlot(), separate=True, later=[later])
+    await edge.run()
+
+    reopened = edge.sessions.opened[1]
+    assert (reopened.committed, reopened.rejected) == ((1,), True)
+    assert Recovered(1, 1, 5) in later.sent
+    assert edge.emitted == [1, 5]

@@ -57,6 +57,28 @@ UNSPLIT: Final[Json] = {"reasoning_format": "none"}
 
 THINKS: Final[Json] = {"chat_template_kwargs": {"enable_thinking": True}}
 
+TEXT: Final[Json] = {"type": "custom", "custom": {"name": "say"}}
+RULES: Final = SENTENCE["structured_outputs"]["grammar"]
+LARK: Final[Json] = {
+    "type": "custom",
+    "custom": {
+        "name": "tell",
+        "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": RULES}},
+    },
+}
+NAMED: Final[Json] = {"type": "custom", "custom": {"name": "tell"}}
+CONTINUED: Final[Json] = {
+    "messages": [user("Add 17 and 25."), {"role": "assistant", "content": "First, "}],
+    "continue_final_message": True,
+}
+ALLOWED: Final[Json] = {
+    "type": "allowed_tools",
+    "allowed_tools": {
+        "mode": "auto",
+        "tools": [{"type": "function", "function": {"name": "add"}}],
+    },
+}
+
 FEATURES: Final[Mapping[str, Json]] = {
     "plain": {},
     "required": {"tools": TOOLS, "tool_choice": "required", "max_tokens": 20, **UNSPLIT},
@@ -66,6 +88,8 @@ FEATURES: Final[Mapping[str, Json]] = {
     "shaped": SHAPED,
     "sentence": {**SENTENCE, **UNSPLIT},
     "reasoning": THINKS,
+    "lark": {"tools": [LARK, *TOOLS], "tool_choice": NAMED},
+    "continued": {**CONTINUED, "tools": [TEXT, *TOOLS], "tool_choice": ALLOWED, **UNSPLIT},
     "all": {"tools": STRICT, **AS_JSON, **SHAPED, **UNSPLIT},
 }
 WRONG: Final = "An entirely different text, which is wrong. " * 3
@@ -96,7 +120,7 @@ def seen(answer: Json) -> Json:
     """Return what must be the same of an answer: all but ids, times and counts of drafts."""
     (choice,) = answer["choices"]
     calls = choice["message"].get("tool_calls", ())
-    functions = [call["function"] for call in calls]
+    functions = [call.get("function", call.get("custom")) for call in calls]
     usage = {**answer["usage"], "completion_tokens_details": None}
     thought = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
     message = {**choice["message"], "tool_calls": functions}
@@ -170,6 +194,8 @@ def check_shape(feature: str, plain: Sequence[Json]) -> None:
     messages = [answer["choices"][0]["message"] for answer in plain]
     if feature == "required":
         assert all(message["tool_calls"] for message in messages)
+    if feature == "lark":
+        assert all(message["tool_calls"][0]["custom"]["input"] for message in messages)
     if feature in ("schema", "compact"):
         assert all(message["content"].lstrip().startswith("{") for message in messages)
     if feature == "reasoning":

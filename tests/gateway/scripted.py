@@ -76,8 +76,15 @@ class ByteTokenizer:
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
         return [*self.begins, *text.encode()] if begin else list(text.encode())
 
-    def infill(self, prefix: str, suffix: str) -> list[int]:
-        return self.encode(f"<{prefix}|{suffix}>")
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        snippets: Sequence[Mapping[str, str]] = (),
+        most_tokens: int = 0,
+    ) -> list[int]:
+        shown = "".join(f"[{each['filename']}:{each['text']}]" for each in snippets)
+        return self.encode(f"{shown}<{prefix}|{suffix}>")
 
     def piece(self, token: int, special: bool = False) -> bytes:
         return bytes([token]) if token < END else b"<end>" if special else b""

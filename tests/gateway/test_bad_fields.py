@@ -29,6 +29,7 @@ F = {"name": "f", "parameters": {"type": "object"}}
 TOOLS = {"tools": [{"type": "function", "function": F}]}
 MISSING, UNSUPPORTED = "missing_required_parameter", "unsupported_parameter"
 TOO_LONG = "context_length_exceeded"
+CONTINUED = {"continue_final_message": True, "add_generation_prompt": True}
 NAMED_G = {"type": "function", "function": {"name": "g"}}
 
 
@@ -61,7 +62,8 @@ BAD_CHATS = [
     (said({"role": "user", "content": [{"type": "image_url"}]}), "messages.1.content.0.type"),
     (calling("user"), "messages.1.tool_calls"),
     (calling("assistant", arguments=7), "messages.1.tool_calls.0.function.arguments"),
-    (calling("assistant", type="custom"), "messages.1.tool_calls.0.type"),
+    (calling("assistant", type="other"), "messages.1.tool_calls.0.type"),
+    ({"continue_final_message": True}, "continue_final_message"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ({"reasoning_format": "deepseek-legacy"}, "reasoning_format"),
     ({"logit_bias": {"257": 1}}, "logit_bias.257"),
@@ -101,6 +103,12 @@ OTHER_CODES = [
     ({"messages": None}, "messages", MISSING),
     (said({"role": "user"}), "messages.1.content", MISSING),
     ({"prompt": "Hello"}, "prompt", UNSUPPORTED),
+    (calling("assistant", type="custom"), "messages.1.tool_calls.0.custom", MISSING),
+    (
+        {**said({"role": "assistant", "content": "a"}), **CONTINUED},
+        "add_generation_prompt",
+        UNSUPPORTED,
+    ),
     (
         said({"role": "assistant", "audio": {"id": "a"}}),
         "messages.1.audio",

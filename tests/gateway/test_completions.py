@@ -25,7 +25,7 @@ async def test_a_suffix_makes_a_prompt_for_the_text_before_it() -> None:
 
 async def test_a_model_that_cannot_fill_in_is_a_400_that_names_the_suffix() -> None:
     class Plain(ByteTokenizer):
-        def infill(self, prefix: str, suffix: str) -> list[int]:
+        def infill(self, *_: object, **__: object) -> list[int]:
             raise ValueError("the model has no tokens for that")
 
     answer = await ask({"prompt": "a", "suffix": "z"}, tokenizer=Plain())

@@ -32,7 +32,7 @@ async def test_every_file_is_served_without_a_key_with_its_type_and_a_strict_pol
     path: Path,
 ) -> None:
     async with client_of(make_app(ScriptedEngine(), api_keys=["k"])) as client:
-        answer = await client.get(address(path))
+        answer = await client.get(address(path), headers={"accept": "text/html, */*"})
 
     types = {
         ".html": "text/html",

@@ -87,6 +87,18 @@ async def test_the_usage_chunk_comes_last_and_has_no_choices() -> None:
     assert chunks[-1].metrics["speculative_decoding"]["num_draft_tokens"] == 12
 
 
+async def test_each_chunk_may_have_the_usage_so_far() -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    async with sdk(ScriptedEngine()) as client:
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=ASK, stream=True, stream_options=options
+        )
+        counts = [chunk.usage.completion_tokens async for chunk in stream]
+
+    assert counts == sorted(counts)
+    assert {2, 8, 9} <= set(counts)
+
+
 async def test_each_choice_has_its_own_seed_and_is_the_same_streamed_or_not() -> None:
     async with sdk(ScriptedEngine(seeded)) as client:
         whole = await client.chat.completions.create(

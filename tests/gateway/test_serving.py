@@ -189,8 +189,11 @@ async def test_times_are_measured_from_the_start_of_the_request() -> None:
         {
             "prompt_n": 15,
             "prompt_ms": 1000 / 3,
+            "prompt_per_token_ms": 1000 / 45,
+            "prompt_per_second": 45,
             "predicted_n": 9,
             "predicted_ms": 500,
+            "predicted_per_token_ms": 500 / 9,
             "predicted_per_second": 18,
             "draft_n": 12,
             "draft_n_accepted": 7,

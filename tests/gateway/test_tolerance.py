@@ -17,7 +17,10 @@ from tests.gateway.scripted import (
 )
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
-OF_CHAT = {"messages", "tools", "tool_choice", "chat_template_kwargs", "top_logprobs"}
+OF_CHAT = {
+    "messages", "tools", "tool_choice", "chat_template_kwargs", "top_logprobs",
+    "continue_final_message", "add_generation_prompt",
+}  # fmt: skip
 NEUTRAL_VALUES = [(name, value) for name, values in NEUTRAL.items() for value in values]
 UNSERVED = {
     "presence_penalty": 0.5,
@@ -161,8 +164,9 @@ async def test_the_model_may_be_left_out_or_have_another_name() -> None:
         for body in ({}, {"model": "gpt-4o"}, {"model": MODEL})
     ]
     unknown = await ask(CHAT | {"model": "gpt-4"}, **aliases)
+    answers.append(await ask(CHAT | {"model": "gpt-4"}, accept_any_model=True))
 
-    assert [answer.json()["model"] for answer in answers] == [MODEL] * 3
+    assert [answer.json()["model"] for answer in answers] == [MODEL] * 4
     assert unknown.status_code == 404
 
 
@@ -173,6 +177,7 @@ async def test_the_list_of_models_has_every_name() -> None:
 
     assert [model["id"] for model in listed] == [MODEL, "gpt-4o", "z"]
     assert {model["root"] for model in listed} == {MODEL}
+    assert listed[0]["capabilities"] == ["completion", "tools", "insert"]
     assert found == listed[1]
 
 

@@ -30,6 +30,7 @@ MESSAGE = '{"role":"user","content":"a"}'
 PART = '{"type":"text","text":"a"}'
 JSON = {"content-type": "application/json"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+BLOCKS = "/v1/messages"
 LONG = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
 
 SHORT = '{"max_tokens":1,'
@@ -78,6 +79,22 @@ KINDS = {
         "]}}",
     ),
     "escaped quotes": (CHAT, SHORT + '"messages":[{"role":"user","content":"', r"\"\\", '"}]}'),
+    "turns": (BLOCKS, SHORT + '"messages":[', MESSAGE, "]}"),
+    "blocks": (BLOCKS, SHORT + '"messages":[{"role":"user","content":[', PART, "]}]}"),
+    "bad blocks": (BLOCKS, SHORT + '"messages":[{"role":"user","content":[', "{}", "]}]}"),
+    "results": (
+        BLOCKS,
+        SHORT + '"messages":[{"role":"user","content":[',
+        '{"type":"tool_result","tool_use_id":"a"}',
+        "]}]}",
+    ),
+    "unknown fields of a request for messages": (
+        BLOCKS,
+        ONE_CHAT,
+        '"%d":1',
+        "}",
+    ),
+    "tools of a server": (BLOCKS, ONE_CHAT + '"tools":[', '{"type":"a"}', "]}"),
     "prompts": (TEXT, SHORT + '"prompt":[', '"a"', "]}"),
     "prompts of ids": (TEXT, SHORT + '"prompt":[', "[1]", "]}"),
     "ids": (TEXT, SHORT + '"prompt":[', "1", "]}"),

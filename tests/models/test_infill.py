@@ -49,3 +49,49 @@ def test_a_marker_in_a_text_stays_text() -> None:
 def test_a_model_without_markers_cannot(markers: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="no tokens for filling in"):
         tokenizer(*markers).infill("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("repository", "file", "before"),
+    [
+        (
+            "<|repo_name|>",
+            "<|file_sep|>",
+            [303, *b"repository\n", 304, *b"a.py\nA", 304, *b"file\n"],
+        ),
+        (
+            "<repo_name>",
+            "<file_sep>",
+            [303, *b"repository\n", 304, *b"a.py\nA", 304, *b"file\n"],
+        ),
+        (
+            "<reponame>",
+            "<filename>",
+            [303, *b"repository\n", 304, *b"a.py\nA", 304, *b"file\n"],
+        ),
+        ("<|other|>", "<|file_separator|>", [304, *b"a.py\nA", 304, *b"file\n"]),
+        ("<|other|>", "<|another|>", [*b"a.py\nA\n\n"]),
+    ],
+)
+def test_snippets_of_other_files_come_before_as_the_model_knows_them(
+    repository: str, file: str, before: list[int]
+) -> None:
+    model = tokenizer("<fim_prefix>", "<fim_suffix>", "<fim_middle>", repository, file)
+
+    tokens = model.infill("ab", "c", [{"filename": "a.py", "text": "A"}], 100)
+
+    assert tokens == [*before, *model.infill("ab", "c")]
+
+
+def test_the_first_snippets_are_left_out_where_not_all_fit() -> None:
+    model = tokenizer("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<|file_sep|>")
+    snippets = [{"filename": name, "text": "text"} for name in "abc"]
+
+    for most in range(50):
+        tokens = model.infill("ab", "c", snippets, most)
+        kept = tokens.count(303) - 1
+
+        assert len(tokens) <= most or tokens == model.infill("ab", "c")
+        if kept > 0:
+            assert tokens == model.infill("ab", "c", snippets[3 - kept :], 100)
+    assert kept == 3

@@ -56,6 +56,27 @@ def user(text: str) -> list[dict[str, object]]:
     return [{"role": "user", "content": text}]
 
 
+STRIPPED = "{% for m in messages %}{{ m.content | trim }};{% endfor %}"
+OPTION = {"continue_final_message": True}
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"), [(CHATML, "assistant\n <s>é "), (STRIPPED, "hi;<s>é")]
+)
+def test_an_answer_may_go_on_with_the_last_message(template: str, ends: str) -> None:
+    said = {"role": "assistant", "content": " <s>é "}
+
+    tokens = tokenizer(template).chat([*user("hi"), said], options=OPTION)
+
+    assert bytes(token for token in tokens if token < START).decode().endswith(ends)
+    assert tokens[-1] != END
+
+
+def test_a_template_that_hides_the_last_message_cannot_go_on_with_it() -> None:
+    with pytest.raises(ValueError, match="does not show"):
+        tokenizer("{{ messages[0].content }}").chat(user("hi") * 2, options=OPTION)
+
+
 def test_a_chat_becomes_the_template_with_the_assistants_turn_open() -> None:
     tokens = tokenizer().chat(user("hi"))
 

@@ -64,7 +64,7 @@ class Words:
     ) -> list[int]:
         return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages))
 
-    def infill(self, prefix: str, suffix: str) -> list[int]:
+    def infill(self, *_: object, **__: object) -> list[int]:
         raise ValueError("there are no tokens for that")
 
     def piece(self, token: int, special: bool = False) -> bytes:

@@ -135,7 +135,8 @@ class VerifyDriver:
 
     def open(self, name: str, request: Open, now: float) -> VerifyingSession:
         self.machine.open(name, request, self.limits, vocabulary_size=SIZE, now=now)
-        self.served[name] = _Served(request, self.machine.session(name))
+        was_read = request.rejected  # a pass that reads the prompt would have no draft token
+        self.served[name] = _Served(request, self.machine.session(name), was_read, was_read)
         self.down[name] = [wire.encode(Opened(name, self.limits))]
         return self.served[name].session
 
@@ -184,7 +185,9 @@ class VerifyDriver:
             if self.chance.random() < 0.1:
                 self.served[name].is_read = False
                 continue
-            least = int(self.served[name].request.fill == "never" and len(draft) > 0)
+            served = self.served[name]
+            needs_one = served.request.fill == "never" or served.session.needs_draft
+            least = int(needs_one and len(draft) > 0)
             taken[name] = self.chance.randint(least, len(draft))
         self._begin(now, taken)
 

@@ -93,7 +93,7 @@ class Joined:
 
     def replace(self) -> None:
         """Lose the verifier with all that is on its way, and go on with a fresh one."""
-        if self.edge.finish or not self.edge.machine.may_reopen:
+        if self.edge.finish:
             return
         self.edge.lost()
         if not self.edge.finish:

@@ -4,7 +4,7 @@ texts."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy import stats
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.judges.judges import JUDGES
+from picospec.speculation.judges.separate.edge import SeparateEdge
 from picospec.speculation.protocol.messages import Down, Limits, Open, Sampling, TokenId
 from picospec.speculation.sampling.distributions import Distribution, quantise
 from picospec.speculation.sampling.draft_token import DraftToken
@@ -51,23 +51,30 @@ class Ends:
     loses: float = 0.0
     """How often a verifier is lost after a message."""
 
-    forgets: bool = False
-    """The edge takes back a recovered token when its verifier is lost."""
+    rejudges: bool = False
+    """A draft token that was rejected elsewhere is judged anew, as if it had not been."""
 
     tokens: int = 1000
     lost: int = field(default=0, init=False)
+    pending: int = field(default=0, init=False)
+    """Verifiers that were lost after a rejection that the edge had yet to answer."""
 
     def __post_init__(self) -> None:
         request = Open("", "", (0,), Sampling(), 0, self.tokens, (), judge="separate")
         self.u: Iterator[float] = iter(self.chance.random, 2.0)
-        half = JUDGES["separate"].edge(request, self.u)
-        self.machine = DraftMachine(request, StreamPolicy(), Limits(), half, rtt_s=lambda: 0.0)
+        self.half = SeparateEdge(request, self.u)
+        self.machine = DraftMachine(
+            request, StreamPolicy(), Limits(), self.half, rtt_s=lambda: 0.0
+        )
         self._open()
 
     def _open(self) -> None:
-        self.verifier = VerifyingSession(
-            self.machine.opening(), Limits(), vocabulary_size=SIZE, u=self.u
-        )
+        opening = self.machine.opening()
+        self.pending += opening.rejected
+        if self.rejudges:
+            opening = replace(opening, rejected=False)
+            self.half._in_tail = False
+        self.verifier = VerifyingSession(opening, Limits(), vocabulary_size=SIZE, u=self.u)
 
     def run(self) -> list[TokenId]:
         edge = self.machine.session
@@ -97,11 +104,9 @@ class Ends:
                 return
 
     def _lose(self) -> bool:
-        if not self.machine.may_reopen or self.chance.random() >= self.loses:
+        if self.chance.random() >= self.loses:
             return False
         self.lost += 1
-        if self.forgets and not self.verifier.may_begin:
-            self.machine.session.committed.pop()
         self.machine.lost()
         self._open()
         return True

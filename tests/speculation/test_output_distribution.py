@@ -53,11 +53,12 @@ def test_it_keeps_the_distribution_when_verifiers_are_lost() -> None:
     found = pvalue([each.run() for each in ends])
 
     assert sum(each.lost for each in ends) > 10_000
+    assert sum(each.pending for each in ends) > 1_000
     assert found > 1e-3, found
 
 
 @pytest.mark.usefixtures("head_of_three")
-def test_it_would_not_if_a_rejection_were_forgotten() -> None:
-    found = pvalue([Ends(Random(i), loses=0.3, forgets=True).run() for i in range(25)])
+def test_it_would_not_if_a_rejected_draft_token_were_judged_anew() -> None:
+    found = pvalue([Ends(Random(i), loses=0.3, rejudges=True).run() for i in range(60)])
 
     assert found < 1e-9, found

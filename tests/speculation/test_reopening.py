@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import Outcome
 from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
@@ -21,7 +24,9 @@ from picospec.speculation.protocol.messages import (
     Limits,
     Open,
     Opened,
+    Recovered,
     Redraw,
+    Reject,
     Sampling,
     TokenId,
     Totals,
@@ -121,16 +126,42 @@ def test_the_whole_chain_is_sent_again_after_the_committed_text() -> None:
     assert drafting.next(0.0, busy=False).send == (Draft(0, 2, 0, (3, 4, 5), pauses=True),)
 
 
-def test_a_rejection_without_a_recovered_token_cannot_move() -> None:
+def test_a_rejection_that_awaits_samples_moves_with_its_draft_token() -> None:
     drafting = machine("separate")
-    drafting.session.extend(DraftToken(1, 0.9, Q))
-    drafting.next(0.0, busy=False)
-    assert drafting.may_reopen
+    for token in (2, 1):
+        drafting.session.extend(DraftToken(token, 0.9, Q))
+    (draft,) = drafting.next(0.0, busy=False).send
+    only_tail = replace(ONLY_TAIL, position=1)
 
-    (answer,) = drafting.received(ONLY_TAIL).send
+    outcome = drafting.received(only_tail)
+    drafting.lost()
+    verifier = VerifyingSession(
+        drafting.opening(), LIMITS, vocabulary_size=7, u=iter([0.0] * 20)
+    )
 
-    assert isinstance(answer, Redraw)
-    assert not drafting.may_reopen
+    assert outcome == Outcome(send=(Redraw(0, 1, 1),), commit=Commit(0, 0, (2,), 1))
+    assert verifier.request.committed == (2,)
+    assert not verifier.may_begin
+    (draft,) = drafting.next(0.0, busy=False).send
+    verifier.receive(draft)
+    judged = verifier.begin(len(verifier.plan(0)))
+    p = Distribution(np.array([1, 3]), np.array([0.9, 0.1]))
+    (reject,) = verifier.resolve(judged.rule.judge(lambda _: p, judged.draft))
+    assert reject == Reject(0, 1, 0, ((1, ANY), (3, ANY)), 0.0)
+    fresh = replace(only_tail, tail=((3, 0.1),))
+    assert drafting.received(fresh).send == (Recovered(1, 1, 3),)
+    (commit,) = verifier.receive(Recovered(1, 1, 3))
+    assert commit == Commit(0, 1, (3,))
+    assert not drafting.opening().rejected
+
+
+def test_no_pass_of_a_draft_token_that_was_rejected_elsewhere_begins_without_it() -> None:
+    verifier = VerifyingSession(
+        opening(judge="separate", rejected=True), LIMITS, vocabulary_size=7, u=iter(())
+    )
+
+    with pytest.raises(LocalProtocolError):
+        verifier.begin(0)
 
 
 @pytest.mark.parametrize(

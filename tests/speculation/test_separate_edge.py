@@ -85,12 +85,10 @@ def test_a_tail_that_runs_out_asks_for_more_until_the_answer_to_that_comes() -> 
 
     assert edge.received(ONLY_TAIL) == Outcome(send=(Redraw(0, 0, 1),))
 
-    assert not edge.may_reopen
     assert edge.received(ONLY_TAIL) == Outcome()  # the same samples again
     assert edge.received(Reject(0, 0, 1, ONLY_TAIL.head, 1.0)).send == (Redraw(0, 0, 2),)
     fresh = Reject(0, 0, 2, ONLY_TAIL.head, 1.0, ((3, 0.9),))
     assert edge.received(fresh).send == (Recovered(1, 0, 3),)
-    assert edge.may_reopen
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_pass_judges_what_the_driver_took_of_the_offer() -> None:
 def test_no_more_is_judged_than_is_pending_and_one_pass_runs_at_a_time() -> None:
     verifier = machine(a="always")
     verifier.received("a", Draft(0, 0, 0, (0,)), arrived=0.0)
-    with pytest.raises(LocalProtocolError, match="there are no 2 draft tokens"):
+    with pytest.raises(LocalProtocolError, match="no pass can have 2 draft tokens"):
         verifier.begin({"a": 2}, 0.0)
 
     verifier.begin({"a": 1}, 0.0)

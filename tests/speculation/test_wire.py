@@ -69,7 +69,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.booleans(),
         TOKENS,
         st.text(),
-        UINTS.filter(lambda version: version != 5),  # it has no `replaces`
+        st.booleans(),
+        UINTS.filter(lambda version: version != 5),  # it has neither of these two
     ),
     st.just(Beat()),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, pauses=st.booleans()),

@@ -33,6 +33,13 @@ BAD_OPENS = [
     ("predicted", opening(predicted=(V,)), 400, "invalid_value"),
     ("predicted", opening(predicted=(4,) * (MAX_PREDICTED + 1)), 400, "invalid_value"),
     ("own_drafts", opening(judge="separate", own_drafts=True), 400, "invalid_value"),
+    ("rejected", opening(rejected=True), 400, "invalid_value"),
+    (
+        "rejected",
+        opening(judge="separate", rejected=True, committed=(4,) * 7),
+        400,
+        "invalid_value",
+    ),
     ("committed", opening(committed=(4,) * 8), 400, "invalid_value"),
     ("committed", opening(committed=(4, STOP_TOKEN, 5)), 400, "invalid_value"),
     ("prompt", opening(prompt=()), 400, "invalid_value"),

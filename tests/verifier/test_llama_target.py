@@ -17,6 +17,7 @@ from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.messages import (
     Commit,
+    Draft,
     Finish,
     Open,
     Reject,
@@ -182,13 +183,26 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
             rejected += isinstance(message, Reject)
             for answer in machine.received(message).send:
                 await target.push("separate", Framed(answer))
-            if machine.may_reopen:
-                await draft_half_right(target, edge, text)
+            await draft_half_right(target, edge, text)
 
     assert rejected > 0
     assert message.totals.accepted > 0
     assert message.totals.filled <= 1  # the last position has no room for a draft
     assert edge.committed == text
+
+
+async def test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew(host: Host) -> None:
+    target, job = host.ready(), job_of(host, PROMPTS[3], 0.0)
+    text = await plain(host, job)
+    request = replace(
+        opening(job, target.facts), judge="separate", committed=tuple(text[:2]), rejected=True
+    )
+    async with aclosing(target.serve("moved", request)) as session:
+        coming = asyncio.create_task(anext(session))
+        await asyncio.sleep(0.1)
+        await target.push("moved", Framed(Draft(5, 2, 0, (text[2], 7), (1, 1))))
+
+        assert (await coming).message == Reject(5, 2, 0, ((text[2], 1.0),), 0.0)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import Final
 
 from picospec.gateway.hosting.cores import compute_threads
+from picospec.models.context_room import context_length
 from picospec.models.errors import GrammarFailed
 from picospec.models.file_hashes import FileHashes
 from picospec.models.llama import Cache, Context, Model
@@ -25,6 +27,9 @@ from picospec.verifier.identity import weights_of
 from picospec.verifier.llama_target.judging import Part, judge
 from picospec.verifier.llama_target.settings import LlamaSettings
 
+LEAST_TOKENS: Final = 4096
+"""A context has so many tokens, if its model takes them, on the smallest machine."""
+
 
 class Engine:
     """A model and the KV of its slots. hashes: what is known of its file. Raises
@@ -33,13 +38,20 @@ class Engine:
     def __init__(self, path: Path, settings: LlamaSettings, hashes: FileHashes) -> None:
         self.model = Model(path)
         self._tokens = len(self.model.vocabulary.pieces)  # what follows is padding, never drawn
-        self.context_tokens = min(settings.context_tokens, self.model.context_tokens)
         threads = settings.threads or compute_threads()
         # with several threads, an F16 cache lets passes differ in the last bit
         cache: Cache = "F16" if threads == 1 else "Q8_0"
+        self.length = context_length(
+            self.model.metadata(),
+            self.model.context_tokens,
+            settings.context_tokens,
+            sequences=settings.slots,
+            cache=cache,
+            least=LEAST_TOKENS,
+        )
         self._context = Context(
             self.model,
-            self.context_tokens,
+            self.length.tokens,
             sequences=settings.slots,
             threads=threads,
             batch_tokens=settings.max_rows,

@@ -16,9 +16,9 @@ class LlamaSettings(Table):
     waiting: Annotated[int, Field(ge=0, le=4096)] = 64
     """Sessions that may wait for a slot; one more is rejected."""
 
-    context_tokens: Annotated[int, Field(ge=16)] = 4096
-    """A session has no more tokens, prompt and answer together; the model's own limit may be
-    lower."""
+    context_tokens: Annotated[int, Field(ge=16)] | None = None
+    """A session has no more tokens, prompt and answer together. None: as many as the model was
+    trained for, or as fit into the memory (models.context_room)."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of llama.cpp. None: one for each core this process may use. With more than one,

@@ -190,15 +190,16 @@ class LlamaTarget(Described):
         """Return the share of all cells that sessions hold. What ended ones left is free."""
         if self._engine is None:
             return 0.0
-        cells = self._settings.slots * self._engine.context_tokens
+        cells = self._settings.slots * self._engine.length.tokens
         return sum(len(slot.held) for slot in self._slots.values()) / cells
 
     def _load(self) -> Engine:
         found = self._find()
         engine = self._engine = Engine(found.path, self._settings, self._hashes)
+        structlog.get_logger("verifier").info("context", **engine.length.told())
         file = tokenizer_file(found.path, self._template)
-        self.describe(found.name, file, engine.context_tokens, engine.shapes)
-        most = min(self._limits.max_verify, engine.context_tokens - 1)
+        self.describe(found.name, file, engine.length.tokens, engine.shapes)
+        most = min(self._limits.max_verify, engine.length.tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine
 

@@ -89,10 +89,15 @@ def _piece(piece: CallPiece) -> Json:
     """Return a piece of a call as a stream has it: `arguments` is to be joined by index."""
     if isinstance(piece, CallStart):
         return {"index": piece.index, **_call(piece, "")}
+    if piece.custom:
+        return {"index": piece.index, "custom": {"input": piece.text}}
     return {"index": piece.index, "function": {"arguments": piece.text}}
 
 
 def _call(start: CallStart, arguments: str) -> Json:
+    if start.custom:
+        custom = {"name": start.name, "input": arguments}
+        return {"id": start.id, "type": "custom", "custom": custom}
     function = {"name": start.name, "arguments": arguments}
     return {"id": start.id, "type": "function", "function": function}
 

@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from picospec.gateway.doors.chat.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
+from picospec.gateway.doors.chat.thinking import Thoughtful
+from picospec.gateway.doors.chat.tool_use import ToolUse, tool_use
+from picospec.gateway.doors.chat.tools import ToolChoice, Tools, check_choice
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.grammars import structured
 from picospec.gateway.grammars.answer import Constraint, Wanted
-from picospec.gateway.grammars.json_schema import schemas_of
+from picospec.gateway.grammars.lark import in_lark
 from picospec.gateway.output.choice_stream import Reader
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import Facts
-from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer
+from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, unsupported
 from picospec.gateway.schemas.messages import ChatMessage
 from picospec.gateway.tokenizer import Tokenizer
 
-_EFFORTS = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _RESERVED: Final = frozenset(
-    {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+    | {"bos_token", "eos_token"}
 )
 """Only this service sets these variables of a chat template."""
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(Thoughtful, GenerationRequest):
     prompt_field: ClassVar[str] = "messages"
 
     messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1), FIRST_ERROR]
+    continue_final_message: Flag = False
+    """The answer goes on with the last message, which is the assistant's."""
+
+    add_generation_prompt: Flag | None = None
+    """vLLM has this field: it is false only where the answer goes on with a message."""
+
     tools: Tools = ()
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: Flag = True
-    reasoning_effort: _EFFORTS | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] = "auto"
     """llama-server has this field: at "none", reasoning stays in the text of the answer."""
 
-    chat_template_kwargs: Annotated[dict[str, object], Field(default_factory=dict)]
     logprobs: Flag = False
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+
+    @field_validator("continue_final_message")
+    @classmethod
+    def _has_what_it_continues(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (messages := info.data.get("messages")) and not messages[-1].can_go_on:
+            raise ValueError("the last message is no text of the assistant's")
+        return value
+
+    @field_validator("add_generation_prompt")
+    @classmethod
+    def _goes_with_it(cls, value: bool, info: ValidationInfo) -> bool:
+        if value is info.data.get("continue_final_message"):
+            unsupported("it is true unless continue_final_message is")
+        return value
 
     @field_validator("tool_choice")
     @classmethod
@@ -82,11 +101,14 @@ class ChatRequest(GenerationRequest):
     def reader(
         self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int], min_tokens: int
     ) -> Reader:
+        use = self.tool_use
         return style.reader(
             self._detokeniser(stop_tokens, min_tokens),
             prompt,
-            schemas_of(self.tool_use.callable),
-            parallel=self.tool_use.parallel,
+            use.schemas,
+            parallel=use.parallel,
+            custom=use.custom,
+            only=None if use.lark is None else use.name,
             splits_reasoning=self.splits_reasoning,
         )
 
@@ -96,17 +118,21 @@ class ChatRequest(GenerationRequest):
         use = self.tool_use
         if content is None and not use.needs_grammar:
             return None
-        tools = schemas_of(use.callable)
-        wanted = Wanted(
-            tools if use.name is None else {use.name: tools[use.name]},
-            required=use.choice == "required",
-            parallel=use.parallel,
-            content=content,
-        )
+        tools = use.schemas
+        if use.lark is not None:
+            wanted = Wanted({}, required=False, parallel=False, content=in_lark(use.lark))
+        else:
+            wanted = Wanted(
+                tools if use.name is None else {use.name: tools[use.name]},
+                required=use.choice == "required",
+                parallel=use.parallel,
+                content=content,
+            )
         try:
             return style.constraint(prompt, wanted, splits_reasoning=self.splits_reasoning)
         except ValueError as error:
-            raise InvalidRequest(f"tools: {error}", param="tools") from error
+            field = "tools" if tools else next(self.constraints())[0]
+            raise InvalidRequest(f"{field}: {error}", param=field) from error
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest for calls that need a grammar, if the engine has none."""
@@ -114,9 +140,12 @@ class ChatRequest(GenerationRequest):
         if structured.NAME in facts.features or not use.needs_grammar:
             return
         field = "tool_choice"
-        if use.choice != "required":
-            first = [tool.function.strict for tool in self.tools].index(True)
-            field = f"tools.{first}.function.strict"
+        if use.choice != "required" and use.allowed is None:
+            first = [tool.is_strict for tool in self.tools].index(True)
+            kind = self.tools[first].type
+            field = (
+                f"tools.{first}.{'custom.format' if kind == 'custom' else 'function.strict'}"
+            )
         raise InvalidRequest(
             f"{field}: this model cannot be made to call a function",
             param=field,
@@ -133,18 +162,10 @@ class ChatRequest(GenerationRequest):
                 param="tools",
                 code="unsupported_parameter",
             )
+        options = self.template_variables
+        if self.continue_final_message:
+            options["continue_final_message"] = True
         try:
-            return (tuple(tokenizer.chat(messages, tools=tools, options=self._options())),)
+            return (tuple(tokenizer.chat(messages, tools=tools, options=options)),)
         except ValueError as error:
             raise InvalidRequest(f"messages: {error}", param="messages") from error
-
-    def _options(self) -> Mapping[str, object]:
-        """Return variables for the template, as vLLM makes them: some effort means to think at
-        all, and null and "auto" set nothing."""
-        asked = self.chat_template_kwargs
-        given = {name: value for name, value in asked.items() if value not in (None, "auto")}
-        if self.reasoning_effort is None:
-            return given
-        if "enable_thinking" not in asked:
-            given["enable_thinking"] = self.reasoning_effort != "none"
-        return {**given, "reasoning_effort": self.reasoning_effort}

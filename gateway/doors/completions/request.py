@@ -40,6 +40,14 @@ def _is_tokens(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
+Prompts = Annotated[
+    tuple[str | TokenIds, ...],
+    BeforeValidator(
+        _as_prompts, json_schema_input_type=str | TokenIds | tuple[str | TokenIds, ...]
+    ),
+]
+
+
 def text_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
     """Return a prompt as a text, in which special tokens are spelt out."""
     if isinstance(prompt, str):
@@ -60,12 +68,7 @@ class CompletionRequest(GenerationRequest):
     prompt_field: ClassVar[str] = "prompt"
     default_tokens: ClassVar[int | None] = 16  # OpenAI's default
 
-    prompt: Annotated[
-        tuple[str | TokenIds, ...],
-        BeforeValidator(
-            _as_prompts, json_schema_input_type=str | TokenIds | tuple[str | TokenIds, ...]
-        ),
-    ]
+    prompt: Prompts
     logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     suffix: str = ""
     """The text that comes after the completion."""

@@ -6,6 +6,7 @@ the next begins; a client joins what comes without looking ahead.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
@@ -30,11 +31,12 @@ def content_of(whole: TextDelta) -> list[Json]:
         blocks.append({**_THINKING, "thinking": parsed.reasoning, "signature": SIGNATURE})
     if whole.text:
         blocks.append({**_TEXT, "text": whole.text})
+    written: defaultdict[int, str] = defaultdict(str)
     calls = parsed.calls if parsed is not None else ()
-    for start in (piece for piece in calls if isinstance(piece, CallStart)):
-        pieces = [piece for piece in calls if piece.index == start.index]
-        blocks.append({**_call(start), "input": _input(pieces)})
-    return blocks
+    for piece in calls:
+        written[piece.index] += piece.text if isinstance(piece, CallArguments) else ""
+    starts = [piece for piece in calls if isinstance(piece, CallStart)]
+    return blocks + [{**_call(s), "input": _input(written[s.index])} for s in starts]
 
 
 def _call(start: CallStart) -> Json:
@@ -44,11 +46,10 @@ def _call(start: CallStart) -> Json:
     return {"type": "tool_use", "id": shown, "name": start.name, "input": {}}
 
 
-def _input(pieces: list[CallPiece]) -> object:
+def _input(arguments: str) -> object:
     """Return the object of a call's arguments; of a text that is cut, what is there."""
-    text = "".join(each.text for each in pieces if isinstance(each, CallArguments))
     try:
-        found = from_json(text, allow_partial="trailing-strings")
+        found = from_json(arguments, allow_partial="trailing-strings")
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

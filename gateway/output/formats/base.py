@@ -61,6 +61,16 @@ def pass_content(text: Incoming, out: Message) -> Steps[None]:
         yield
 
 
+def pass_input(text: Incoming, out: Message, name: str) -> Steps[None]:
+    """Pass everything on as what the custom tool `name` gets, in the only call."""
+    out.begin_call(name)
+    while True:
+        out.input(text.use(len(text.held)), text.used)
+        if text.ended:
+            return
+        yield
+
+
 def _content_until(text: Incoming, out: Message, opening: tuple[str, ...]) -> Steps[bool]:
     """Pass content on up to an `opening`; tell whether there is one.
 

@@ -45,13 +45,16 @@ class SeparateEdge(EdgeHalf):
         self.sampler = sampler(request.sampling, u)
         self._u = u
         self._draw = 0
-        """More samples were asked for so many times since a token was drawn."""
+        """This session was asked for more samples so many times since a token was drawn."""
 
-    @property
-    def may_move(self) -> bool:
-        """Not while more samples are awaited: another verifier has no p of a draft token that
-        was rejected elsewhere, and to judge it anew would favour it."""
-        return self._draw == 0
+        self._in_tail = False
+        """A token of the tail is proposed, and is among the samples that are awaited."""
+
+    def reopened(self) -> bool:
+        """Another verifier must not judge the draft token anew, which would favour it: it sends
+        its own samples of the same p, and these continue those that were tried."""
+        self._draw = 0
+        return self._in_tail
 
     def rejected(self, reject: Reject, drafted: DraftToken) -> Answer | None:
         """Draw the recovered token, or ask for more samples of the tail. Samples that were
@@ -60,7 +63,8 @@ class SeparateEdge(EdgeHalf):
             raise RemoteProtocolError("Reject.position: the draft token there was not drawn")
         if reject.draw != self._draw:
             return None
-        token = recover(reject, drafted.q, self._u, in_tail=self._draw > 0)
+        token = recover(reject, drafted.q, self._u, in_tail=self._in_tail)
+        self._in_tail = token is None
         if token is None:
             self._draw += 1
             return Redraw(reject.epoch, reject.position, self._draw)

@@ -18,7 +18,7 @@ class Separate:
     """Each of the K draft tokens has its weight in q here, in 1/Q_SCALE; it is positive."""
 
     u: tuple[float, ...]
-    """K + 1 fresh uniforms in [0, 1)."""
+    """K + 1 fresh uniforms in [0, 1); inf for a draft token that is rejected whatever its p."""
 
     noise = None
 

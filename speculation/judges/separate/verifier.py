@@ -1,7 +1,8 @@
 """The verifier's half of `separate`: it keeps what was rejected until the edge has drawn.
 
-The tokens accepted before a rejection are committed with the recovered token, as one pass: a
-rejection that is lost with its verifier is as if it had never been.
+The tokens accepted before a rejection are committed with the recovered token, as one pass. A
+rejection that is lost before the edge has it is as if it had never been. An edge that has it,
+but needs more samples, says so to its next verifier, which rejects the draft token unjudged.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -45,8 +47,11 @@ hardly ever needs two."""
 
 
 class SeparateVerifier(VerifierHalf):
-    def __init__(self, _: Open, u: Iterator[float]) -> None:
+    def __init__(self, request: Open, u: Iterator[float]) -> None:
         self._u = u
+        self.needs_draft = request.rejected
+        """The next pass rejects its first draft token, as another verifier has done."""
+
         self._owed: Owed | None = None
 
     @property
@@ -70,9 +75,11 @@ class SeparateVerifier(VerifierHalf):
         return most
 
     def rule(self, start: int, weights: Sequence[int]) -> Rule:
-        return Separate(tuple(weights), tuple(islice(self._u, len(weights) + 1)))
+        u = tuple(islice(self._u, len(weights) + 1))
+        return Separate(tuple(weights), (inf, *u[1:]) if self.needs_draft else u)
 
     def rejected(self, rejection: Rejection, commit: Commit) -> Reject:
+        self.needs_draft = False
         self._owed = Owed(rejection, commit)
         return self._owed.message(self._u)
 

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -14,9 +15,17 @@ from typing import cast
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
+from rich.console import Console
 
 from picospec.cli.doctor.drafting import check_speed, check_vocabulary
-from picospec.cli.doctor.verifier import check_verifier, not_reached, secrecy, spoken
+from picospec.cli.doctor.finding import report
+from picospec.cli.doctor.verifier import (
+    check_context,
+    check_verifier,
+    not_reached,
+    secrecy,
+    spoken,
+)
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
@@ -90,6 +99,15 @@ def test_a_verifier_of_another_version_is_named(protocol: int, newest: int, ok: 
 
     assert found.ok is ok
     assert "one version of PicoSpec" in found.remedy or ok
+
+
+@pytest.mark.parametrize(("tokens", "warns"), [(16384, True), (32768, False)])
+def test_a_context_too_short_for_agents_is_a_warning(tokens: int, warns: bool) -> None:
+    found = check_context(msgspec.structs.replace(FACTS, context_tokens=tokens))
+    console = Console(file=StringIO(), width=200)
+
+    assert report([found], console)
+    assert ("fewer llama.slots" in console.file.getvalue()) is warns
 
 
 def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_the_style_of_a_tokenizer_is_found_once() -> None:
 
     assert styles.known(tokenizer) is found
     assert styles.known(MarkedTokenizer()) is None
-    assert sorted(tokenizer.encoded) == ["</think>", "</tool_call>", "<think>", "<tool_call>"]
+    markers = ["</think>", "</tool_call>", "<think>", "<tool_call>"]
+    assert sorted(tokenizer.encoded) == [*markers, "<|>"]  # the last by infill
+    assert found.capabilities == ("completion", "tools", "thinking", "insert")
 
 
 def test_the_setting_replaces_what_the_template_tells() -> None:

@@ -17,10 +17,12 @@ from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.messages import (
     Commit,
+    Draft,
     Finish,
     ModelFacts,
     Open,
     Pushed,
+    Recovered,
     Reject,
     Sampling,
     TokenLogprob,
@@ -196,12 +198,33 @@ async def recovered(
                 rejections += 1
                 await asyncio.sleep(late_s)
             answers = machine.received(reply.message).send
-            while machine.may_reopen and edge.may_extend and len(edge.chain) < 3:
+            while edge.may_extend and len(edge.chain) < 3:
                 edge.extend(DraftToken(q.at(random.random()), 1.0, q))
             for message in (*answers, edge.flush()):
                 if message is not None:
                     await target.push(session, Framed(message))
     return list(edge.committed), rejections
+
+
+async def moved(
+    target: VllmTarget, session: str, request: Open, rejected: int, taken: int
+) -> tuple[Reject, list[int]]:
+    """Go on with an answer whose draft token was rejected elsewhere; its weight is one that
+    judging would accept. taken: the recovered token. Return what is sent of the rejection, and
+    the tokens from there on."""
+    at = len(request.committed)
+    answer = Answer(list(request.committed))
+    async with aclosing(target.serve(session, request)) as messages:
+        coming = asyncio.create_task(anext(messages))
+        await served(target, 1, within_s=60)
+        await asyncio.sleep(0.2)
+        await target.push(session, Framed(Draft(5, at, 0, (rejected, 7), (1, 1))))
+        reject = (await coming).message
+        assert isinstance(reject, Reject)
+        await target.push(session, Framed(Recovered(6, at, taken)))
+        async for reply in messages:
+            take_in(answer, reply.message)
+    return reject, answer.tokens[at:]
 
 
 async def served(target: VllmTarget, count: int, within_s: float) -> None:

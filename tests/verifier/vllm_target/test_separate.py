@@ -31,6 +31,7 @@ from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     SHAPED,
+    moved,
     opening,
     plain,
     recovered,
@@ -160,6 +161,22 @@ async def test_a_distribution_cut_to_its_head_is_noticed(
     pvalue, _, _ = await draw(target, exact, "cut", most=10, draws=DRAWS // 4)
 
     assert pvalue < 1e-6
+
+
+async def test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew(
+    target: VllmTarget, exact: tuple[int, Distribution]
+) -> None:
+    first, p = exact
+    likely, other = p.tokens[np.argsort(-p.p)[:2]].tolist()
+    request = opening(
+        target, PROMPT, SHAPE, judge="separate", max_tokens=6, committed=(first,), rejected=True
+    )
+
+    reject, tokens = await moved(target, "moved", request, likely, other)
+
+    assert (reject.epoch, reject.position, reject.draw) == (5, 1, 0)
+    assert dict(reject.head) == pytest.approx(dict(zip(p.tokens, p.p, strict=True)), abs=1e-4)
+    assert (tokens[0], len(tokens)) == (other, 5)
 
 
 async def test_an_answer_judged_separate_runs_to_its_end(target: VllmTarget) -> None:

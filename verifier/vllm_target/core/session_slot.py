@@ -77,10 +77,11 @@ class SessionSlot:
     def may_begin(self, owed: tuple[TokenId, ...], injected: int) -> bool:
         """Return whether a step that judges `injected` of our tokens begins a pass.
 
-        It does not while the edge owes a token, nor where vLLM has yet to be told of a token
-        and the step has no row to follow it.
+        It does not while the edge owes a token, nor where the step has no row after a token
+        that vLLM has yet to be told of, or for a draft token that the pass must have.
         """
-        return self.session.may_begin and not (owed and not injected)
+        needs_more = bool(owed) or self.session.needs_draft
+        return self.session.may_begin and (injected > 0 or not needs_more)
 
     def verify_request(self, judged: Pass | None, owed: tuple[TokenId, ...]) -> VerifyRequest:
         """Return the session's part of a step. judged: None where no pass has begun."""

@@ -13,7 +13,7 @@ from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
-from tests.verifier.vllm_target.scripted import Answer, Script, drafted, gone, served
+from tests.verifier.vllm_target.scripted import Answer, Script, drafted, gone, moved, served
 from tests.verifier.vllm_target.v2.cases import CASES, Text, keywords, prompts, session
 
 pytestmark = ON_ENGINE
@@ -99,6 +99,20 @@ async def test_a_pass_that_begins_inside_the_prompt_judges_its_drafts(
 
     commit, _ = messages
     assert (commit.tokens, commit.accepted) == (tuple(whole[:9]), 8)
+
+
+@pytest.mark.parametrize("known", [0, 9])
+async def test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew(
+    target: VllmTarget, texts: Texts, known: int
+) -> None:
+    whole = texts["T=0", 1].tokens
+    fields = {"judge": "separate", "rejected": True, "committed": tuple(whole[:known])}
+    request = session(target.facts, "T=0", 1, **fields)
+
+    reject, tokens = await moved(target, f"separate {known}", request, 3, whole[known])
+
+    assert reject.head == ((whole[known], 1.0),)
+    assert tokens == whole[known:]
 
 
 async def test_cancelled_sessions_leave_the_others_as_they_were(

@@ -1,0 +1,120 @@
+"""Whether a model is to think before it answers, and how hard, in the spellings of several
+servers. All of them become two variables of the chat template.
+
+    reasoning_effort    OpenAI, vLLM
+    reasoning           OpenAI's Responses, OpenRouter
+    think               Ollama, LM Studio
+    thinking            Anthropic, DeepSeek, Z.ai
+    enable_thinking     Alibaba, SGLang
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from picospec.gateway.schemas.base import Flag, RequestModel, Unserved
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+_NONE: Final = "none"
+_SPELLINGS: Final = ("reasoning_effort", "reasoning", "think", "thinking", "enable_thinking")
+
+
+class Asked(NamedTuple):
+    """What a field asks for; None where it says nothing of it."""
+
+    thinks: bool | None = None
+    effort: str | None = None
+
+
+class Reasoning(RequestModel):
+    effort: Effort | None = None
+    enabled: Flag | None = None
+    exclude: Unserved = False
+    max_tokens: Unserved = False
+
+    @field_validator("enabled")
+    @classmethod
+    def _goes_with_the_effort(cls, value: bool, info: ValidationInfo) -> bool:
+        if _differ(_asked(info.data.get("effort")), Asked(value)):
+            raise ValueError("it contradicts effort")
+        return value
+
+
+class Thinking(RequestModel):
+    type: Literal["enabled", "adaptive", "auto", "disabled"]
+    """"adaptive" and "auto" leave it to the model, as saying nothing does."""
+
+
+class Thoughtful(RequestModel):
+    """The fields of a request that ask for thoughts. Two that contradict each other are an
+    error; a `budget_tokens` is a target that no model here knows, and named as ignored."""
+
+    reasoning_effort: Effort | None = None
+    reasoning: Reasoning | None = None
+    think: Literal[True, False, Effort] | None = None
+    thinking: Thinking | None = None
+    enable_thinking: Flag | None = None
+
+    chat_template_kwargs: dict[str, object] = Field(default_factory=dict)
+    """Variables of the chat template. As in vLLM, its `enable_thinking` outdoes a
+    `reasoning_effort`."""
+
+    @field_validator("reasoning", "think", "thinking", "enable_thinking")
+    @classmethod
+    def _contradicts_none_before(cls, value: object, info: ValidationInfo) -> object:
+        _check_agreement(_asked(value), info.data)
+        return value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _contradicts_no_other(
+        cls, value: dict[str, object], info: ValidationInfo
+    ) -> dict[str, object]:
+        if isinstance(thinks := value.get("enable_thinking"), bool):
+            others = {n: said for n, said in info.data.items() if n != "reasoning_effort"}
+            _check_agreement(Asked(thinks), others)
+        return value
+
+    @property
+    def asked_thoughts(self) -> Asked:
+        """What the fields ask for together."""
+        found = [_asked(getattr(self, name)) for name in _SPELLINGS]
+        thinks = next((each.thinks for each in found if each.thinks is not None), None)
+        return Asked(thinks, next((each.effort for each in found if each.effort), None))
+
+    @property
+    def template_variables(self) -> dict[str, object]:
+        """The variables of the chat template, as vLLM makes them: some effort means to think at
+        all, and null and "auto" set nothing."""
+        own = self.chat_template_kwargs
+        given = {name: value for name, value in own.items() if value not in (None, "auto")}
+        thinks, effort = self.asked_thoughts
+        if "enable_thinking" not in own and thinks is not None:
+            given["enable_thinking"] = thinks
+        return given if effort is None else {**given, "reasoning_effort": effort}
+
+
+def _asked(value: object) -> Asked:
+    match value:
+        case bool():
+            return Asked(value)
+        case str():
+            return Asked(value != _NONE, value)
+        case Reasoning(effort=effort, enabled=enabled):
+            return Asked(enabled if effort is None else effort != _NONE, effort)
+        case Thinking(type="enabled" | "disabled" as kind):
+            return Asked(kind == "enabled")
+    return Asked()
+
+
+def _check_agreement(asked: Asked, others: Mapping[str, object]) -> None:
+    for name in others.keys() & set(_SPELLINGS):
+        if _differ(_asked(others[name]), asked):
+            raise ValueError(f"it contradicts {name}")
+
+
+def _differ(one: Asked, other: Asked) -> bool:
+    return any(None not in pair and pair[0] != pair[1] for pair in zip(one, other, strict=True))

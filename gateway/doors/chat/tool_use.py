@@ -1,0 +1,100 @@
+"""Which calls an answer may have, as the tools and the choice of a request say together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from picospec.gateway.doors.chat.tools import Choice, Json, Tool
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.grammars.json_schema import Schemas, schemas_of
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The calls that an answer may have: none, as many as the model likes, or at least one."""
+
+    tools: tuple[Json, ...] = ()
+    """The tools that the client offers: OpenAI's objects, as the chat template gets them, also
+    where none may be called."""
+
+    choice: Literal["none", "auto", "required"] = "none"
+    name: str | None = None
+    """The tool of the one call that the answer must be; `choice` is "required" then."""
+
+    parallel: bool = True
+    """The answer may have more than one call."""
+
+    strict: frozenset[str] = frozenset()
+    """The tools whose arguments must keep to their schema."""
+
+    allowed: frozenset[str] | None = None
+    """The tools that may be called, where the model is shown others, too; None: all."""
+
+    custom: frozenset[str] = frozenset()
+    """The tools that take a text."""
+
+    lark: str | None = None
+    """The grammar of an answer that is nothing but the text for the custom tool `name`."""
+
+    @property
+    def callable(self) -> tuple[Json, ...]:
+        """The tools that the model may be shown and may call, without a choice among them."""
+        return () if self.choice == "none" else self.tools
+
+    @property
+    def schemas(self) -> Schemas:
+        """The schemas of the tools that the answer may call."""
+        found = schemas_of(self.callable)
+        return {n: s for n, s in found.items() if self.allowed is None or n in self.allowed}
+
+    @property
+    def needs_grammar(self) -> bool:
+        """The model alone cannot be trusted to make only such calls."""
+        return self.choice == "required" or bool(self.strict) or self.allowed is not None
+
+
+def tool_use(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> ToolUse:
+    """Return what a request asks for, where `choice` has been checked against `tools`. Raises
+    InvalidRequest for a grammar that such an answer cannot be kept to."""
+    shown = tuple(tool.shown() for tool in tools)
+    if not tools or (choice is not None and choice.type == "none"):
+        return ToolUse(shown)
+    named = frozenset(name for _, name in choice.names) if choice else frozenset[str]()
+    may = [tool for tool in tools if not named or tool.name in named]
+    only = choice is not None and choice.type in ("function", "custom")
+    use = ToolUse(
+        shown,
+        "auto" if _is_free(choice) else "required",
+        may[0].name if only else None,
+        parallel and not only,
+        frozenset(tool.name for tool in may if tool.is_strict),
+        None if only or len(may) == len(tools) else named,
+        frozenset(tool.name for tool in tools if tool.type == "custom"),
+    )
+    return _in_lark(use, tools, may)
+
+
+def _is_free(choice: Choice | None) -> bool:
+    """Tell whether the answer need not have a call."""
+    if choice is not None and choice.type == "allowed_tools" and choice.allowed_tools:
+        return choice.allowed_tools.mode == "auto"
+    return choice is None or choice.type == "auto"
+
+
+def _in_lark(use: ToolUse, tools: Sequence[Tool], may: Sequence[Tool]) -> ToolUse:
+    """Return the use of tools of which `may` may be called. A text that keeps to a grammar in
+    Lark has no place inside the JSON of a call, so it is the whole answer."""
+    found = [tool for tool in may if tool.grammar and tool.grammar.syntax == "lark"]
+    if not found or found[0].grammar is None:
+        return use
+    if len(may) == 1 and use.choice == "required":
+        lark = found[0].grammar.definition
+        return replace(use, name=may[0].name, parallel=False, lark=lark)
+    field = f"tools.{tools.index(found[0])}.custom.format.grammar.syntax"
+    raise InvalidRequest(
+        f"{field}: an answer keeps to Lark only where tool_choice names the tool",
+        param=field,
+        code="unsupported_parameter",
+    )

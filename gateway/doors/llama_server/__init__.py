@@ -1,0 +1,1 @@
+"""POST /completion, /completions and /infill, and GET /props, as llama-server has them."""

@@ -1,0 +1,92 @@
+"""The answers of POST /completion and POST /infill."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from picospec.gateway.doors.answer import Answer, Heading, Json
+from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.llama_server.request import NativeRequest
+from picospec.gateway.errors import ApiError
+from picospec.gateway.output.detokenise import TextDelta
+
+_ABSENT: Final = object()
+
+
+def asked(body: NativeRequest) -> Asked:
+    """Return a request as it is; see Asked."""
+    return Asked(body, "cmpl-", partial(NativeAnswer, body))
+
+
+class NativeAnswer(Answer):
+    """The object of each choice; in a stream, one for each piece of text before it."""
+
+    def __init__(self, body: NativeRequest, heading: Heading) -> None:
+        self._fields = body.response_fields
+        self._heading = heading
+        self._account = heading.account
+        self._tokens = Counter[int]()
+
+    def events(self, index: int, delta: TextDelta) -> bytes:
+        self._tokens[index] += delta.tokens
+        pieces = [self._piece(index, delta.text)] if delta.text else []
+        if delta.finish is not None:
+            pieces.append(self._last(index, "", delta))
+        return b"".join(map(_event, pieces))
+
+    def end(self) -> bytes:
+        return b""
+
+    def failure(self, error: ApiError) -> bytes:
+        return _event(error.body())
+
+    def whole(self, choices: Sequence[TextDelta]) -> object:
+        """Return the object of the choice, or all if there are several."""
+        self._tokens.update({index: each.tokens for index, each in enumerate(choices)})
+        shown = [self._last(i, each.text, each) for i, each in enumerate(choices)]
+        return shown[0] if len(shown) == 1 else shown
+
+    def _piece(self, index: int, text: str) -> Json:
+        return {
+            "index": index,
+            "content": text,
+            "stop": False,
+            "tokens_predicted": self._tokens[index],
+            "tokens_evaluated": self._account.prompt_tokens,
+        }
+
+    def _last(self, index: int, text: str, delta: TextDelta) -> Json:
+        account = self._account
+        ended_by = "limit" if delta.finish == "length" else "word" if delta.stop else "eos"
+        answer = {
+            **self._piece(index, text),
+            "stop": True,
+            "model": self._heading.model,
+            "truncated": False,
+            "stop_type": ended_by,
+            "stopping_word": delta.stop or "",
+            "tokens_cached": account.prompt_tokens + self._tokens[index],
+            **account.extensions(),
+        }
+        return _only(self._fields, answer) if self._fields else answer
+
+
+def _only(paths: Sequence[str], answer: Json) -> Json:
+    """Return the fields that paths such as "timings/prompt_n" lead to, by the paths."""
+    found = {path: _at(path, answer) for path in paths}
+    return {path: value for path, value in found.items() if value is not _ABSENT}
+
+
+def _at(path: str, value: object) -> object:
+    for name in path.split("/"):
+        value = value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+    return value
+
+
+def _event(content: object) -> bytes:
+    return b"data: %b\n\n" % msgspec.json.encode(content)

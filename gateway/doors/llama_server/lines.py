@@ -1,0 +1,76 @@
+"""The limits of an answer that go by its lines: an indentation, and a time.
+
+Editors ask for them: what is less indented than the line at the cursor belongs to what
+follows, and a suggestion that comes late is of no use. The limit of time counts from the first
+token, and holds only once there is a whole line to show.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Final
+
+from msgspec.structs import replace
+
+from picospec.gateway.output.choice_stream import ChoiceStream
+
+_LINE: Final = re.compile(r"\n([ \t]*)(?=[^ \t])")
+_OPEN_LINE: Final = re.compile(r"\n[ \t]*\Z")
+
+
+class LineLimits:
+    """What may be shown of one text that comes piece by piece.
+
+    indent: a line, but for the first, that begins with fewer spaces and tabs ends the text
+    before it; so does an empty one. most_s: seconds from the first piece; 0 for no limit.
+    """
+
+    def __init__(self, *, indent: int, most_s: float) -> None:
+        self._indent = indent
+        self._most_s = most_s
+        self._ends_s: float | None = None
+        self._withheld = ""
+        self._has_line = False
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """Return what may be shown now, and whether the text ends with it."""
+        text, self._withheld = self._withheld + text, ""
+        if self._indent:
+            for line in _LINE.finditer(text):
+                if len(line[1]) < self._indent:
+                    return text[: line.start()], True
+            if begun := _OPEN_LINE.search(text):
+                text, self._withheld = text[: begun.start()], begun[0]
+        self._has_line = self._has_line or "\n" in text
+        return text, False
+
+    def is_late(self, now_s: float) -> bool:
+        """Return whether the time is up after what was fed."""
+        if self._ends_s is None:
+            self._ends_s = now_s + self._most_s
+        return self._has_line and self._most_s > 0 and now_s > self._ends_s
+
+    def finish(self) -> str:
+        """Return what was withheld of a text that has ended by itself."""
+        return self._withheld
+
+
+async def limited(
+    stream: ChoiceStream, limits: LineLimits, clock: Callable[[], float] = time.monotonic
+) -> ChoiceStream:
+    """Yield a choice up to one of its limits, where its finish is "length"."""
+    async with aclosing(stream):
+        async for index, delta in stream:
+            text, ends = limits.feed(delta.text)
+            if ends or delta.finish is not None or limits.is_late(clock()):
+                break
+            yield index, replace(delta, text=text)
+        else:
+            return
+    if ends or delta.finish is None:
+        yield index, replace(delta, text=text, finish="length")
+    else:
+        yield index, replace(delta, text=text + limits.finish())

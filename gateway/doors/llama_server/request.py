@@ -1,0 +1,124 @@
+"""The bodies of POST /completion and POST /infill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Annotated, ClassVar, Final
+
+from msgspec.structs import replace
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
+
+from picospec.gateway.doors.completions.request import Prompts
+from picospec.gateway.doors.llama_server.lines import LineLimits, limited
+from picospec.gateway.doors.request import GenerationRequest, TokenIds, minus_one_is_none
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.output.choice_stream import ChoiceStream
+from picospec.gateway.schemas.base import FIRST_ERROR, Integer, RequestModel, unsupported
+from picospec.gateway.schemas.known import NEUTRAL, is_neutral
+from picospec.gateway.tokenizer import Tokenizer
+
+INFILL_SAMPLER: Final = "infill"
+"""llama.cpp's sampler of this name chooses among likely tokens that begin alike. Editors name
+it in every request, and would get no answer at all."""
+
+
+class NativeRequest(GenerationRequest):
+    """What both bodies have of llama-server's own."""
+
+    max_tokens: Annotated[
+        Annotated[Integer, Field(ge=0)] | None, BeforeValidator(minus_one_is_none)
+    ] = Field(None, validation_alias=AliasChoices("n_predict", "max_tokens"))
+    """At 0 the prompt is read, so that a later one which begins like it is read sooner, and the
+    answer is empty."""
+
+    n_indent: Annotated[Integer, Field(ge=0)] = 0
+    """A line with fewer spaces or tabs before it ends the answer."""
+
+    t_max_predict_ms: Annotated[Integer, Field(ge=-1)] = -1
+    """After this time the answer ends, if it has a whole line."""
+
+    response_fields: tuple[str, ...] = ()
+    """The only fields that the answer has: paths, such as "timings/prompt_n"."""
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return 1 if self.max_tokens == 0 else super().wanted_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return None
+
+    def shown(
+        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer
+    ) -> list[ChoiceStream]:
+        if self.max_tokens == 0:
+            return [_hidden(stream) for stream in streams]
+        if not self.n_indent and self.t_max_predict_ms <= 0:
+            return list(streams)
+        most_s = max(self.t_max_predict_ms, 0) / 1000
+        limits = (LineLimits(indent=self.n_indent, most_s=most_s) for _ in streams)
+        return [limited(*each) for each in zip(streams, limits, strict=True)]
+
+
+async def _hidden(stream: ChoiceStream) -> ChoiceStream:
+    async with aclosing(stream):
+        async for index, delta in stream:
+            yield index, replace(delta, text="")
+
+
+class NativeCompletionRequest(NativeRequest):
+    prompt_field: ClassVar[str] = "prompt"
+
+    prompt: Prompts
+
+    @property
+    def prompt_count(self) -> int:
+        return len(self.prompt)
+
+    def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
+        return tuple(
+            tuple(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+            for prompt in self.prompt
+        )
+
+
+class Snippet(RequestModel):
+    """A part of another file."""
+
+    text: str
+    filename: str = "snippet"
+
+
+class InfillRequest(NativeRequest):
+    prompt_field: ClassVar[str] = "input_prefix"
+
+    input_prefix: str
+    input_suffix: str
+    input_extra: Annotated[tuple[Snippet, ...], FIRST_ERROR] = ()
+    """As many of the last ones as leave room for the answer are shown to the model."""
+
+    prompt: str = ""
+    """The text between the prefix and the cursor."""
+
+    samplers: tuple[str, ...] | str = ()
+
+    @field_validator("samplers")
+    @classmethod
+    def _are_the_usual(cls, value: Sequence[str], info: ValidationInfo) -> Sequence[str]:
+        usual = is_neutral([*value] if isinstance(value, tuple) else value, NEUTRAL["samplers"])
+        if value and INFILL_SAMPLER not in value and not usual:
+            unsupported("only the usual samplers, or a list with infill, are supported")
+        return value
+
+    def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
+        snippets = [{"filename": each.filename, "text": each.text} for each in self.input_extra]
+        try:
+            prefix = self.input_prefix + self.prompt
+            return (tuple(tokenizer.infill(prefix, self.input_suffix, snippets)),)
+        except ValueError as error:
+            raise InvalidRequest(f"input_suffix: {error}", param="input_suffix") from error
+
+    def unknown_inside(self) -> list[str]:
+        unserved = ["samplers"] if INFILL_SAMPLER in self.samplers else []
+        return [*super().unknown_inside(), *unserved]

@@ -1,0 +1,199 @@
+"""The answers of POST /api/chat and POST /api/generate: JSON, and as a stream a line each.
+
+Calls are shown when they are whole, since their arguments are objects here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+import msgspec
+from pydantic_core import from_json
+from starlette.responses import Response
+
+from picospec.gateway.doors.answer import Answer, Heading, Json
+from picospec.gateway.doors.chat.answer import logprobs_of
+from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.ollama.request import OllamaChat, OllamaGenerate, OllamaRequest
+from picospec.gateway.errors import ApiError, Shape
+from picospec.gateway.http.responses import json_response
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
+
+_NS: Final = 10**9
+
+
+def error_body(error: ApiError) -> Json:
+    """Return the body of an error, which is its line in a stream, too."""
+    return {"error": error.message}
+
+
+SHAPE: Final = Shape(error_body)
+
+
+def asked_chat(body: OllamaChat) -> Asked:
+    """Return what a chat means; see Asked."""
+    return _asked(body, ChatAnswer)
+
+
+def asked_text(body: OllamaGenerate) -> Asked:
+    """Return what a prompt means; see Asked."""
+    return _asked(body, TextAnswer)
+
+
+def _asked(body: OllamaRequest, answer: type[OllamaAnswer]) -> Asked:
+    made = partial(answer, body.logprobs)
+    if body.is_empty:
+        unused = CompletionRequest(model=body.name, prompt="")
+        ignored = tuple(body.model_extra or ())
+        return Asked(unused, answer.id_prefix, made, ignored, body.names, answer.loaded)
+    return Asked(body.request(), answer.id_prefix, made, names=body.names)
+
+
+class OllamaAnswer(Answer):
+    """An object that shows text, for each piece, and a last one with what was counted."""
+
+    media_type = "application/x-ndjson"
+    id_prefix: str
+
+    def __init__(self, wants_logprobs: bool, heading: Heading) -> None:
+        self._wants_logprobs = wants_logprobs
+        self._heading = heading
+        self._calls = Calls()
+
+    @classmethod
+    @abstractmethod
+    def shown(cls, text: str, thinking: str, calls: Sequence[Json]) -> Json:
+        """Return the field that shows a part of an answer."""
+
+    @classmethod
+    def loaded(cls, model: str) -> Response:
+        """Return the answer of a model that was asked nothing, and has been loaded before."""
+        head = {"model": model, "created_at": _now()}
+        done = {"done": True, "done_reason": "load"}
+        return json_response({**head, **cls.shown("", "", ()), **done})
+
+    def events(self, index: int, delta: TextDelta) -> bytes:
+        shown = self._shown(delta)
+        lines = [{**self._head(), **shown, "done": False}] if shown else []
+        if delta.finish is not None:
+            lines.append({**self._head(), **self.shown("", "", ()), **self._counted(delta)})
+        return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+
+    def end(self) -> bytes:
+        return b""
+
+    def failure(self, error: ApiError) -> bytes:
+        return msgspec.json.encode(error_body(error)) + b"\n"
+
+    def whole(self, choices: Sequence[TextDelta]) -> Json:
+        (choice,) = choices
+        shown = self._shown(choice) or self.shown("", "", ())
+        return {**self._head(), **shown, **self._counted(choice)}
+
+    def _head(self) -> Json:
+        return {"model": self._heading.model, "created_at": _now()}
+
+    def _shown(self, delta: TextDelta) -> Json:
+        """Return the fields of what a delta shows, if it shows something."""
+        pieces = delta.parsed.calls if delta.parsed else ()
+        thinking = delta.parsed.reasoning if delta.parsed else ""
+        calls, rest = self._calls.read(pieces, ended=delta.finish is not None)
+        if not (delta.text or rest or thinking or calls or delta.entries):
+            return {}
+        shown = self.shown(delta.text + rest, thinking, calls)
+        if self._wants_logprobs:
+            shown["logprobs"] = logprobs_of(delta.entries)
+        return shown
+
+    def _counted(self, delta: TextDelta) -> Json:
+        account = self._heading.account
+        total, first = (
+            int(seconds * _NS) for seconds in (account.elapsed_s, account.first_token_s or 0)
+        )
+        return {
+            "done": True,
+            "done_reason": "length" if delta.finish == "length" else "stop",
+            "total_duration": total,
+            "load_duration": 0,
+            "prompt_eval_count": account.prompt_tokens,
+            "prompt_eval_duration": first,
+            "eval_count": account.completion_tokens,
+            "eval_duration": total - first,
+        }
+
+
+class ChatAnswer(OllamaAnswer):
+    id_prefix = "chatcmpl-"
+    keep_alive = b'{"message":{"role":"assistant","content":""},"done":false}\n'
+
+    @classmethod
+    def shown(cls, text: str, thinking: str, calls: Sequence[Json]) -> Json:
+        message: Json = {"role": "assistant", "content": text}
+        if thinking:
+            message["thinking"] = thinking
+        if calls:
+            message["tool_calls"] = calls
+        return {"message": message}
+
+
+class TextAnswer(OllamaAnswer):
+    id_prefix = "cmpl-"
+    keep_alive = b'{"response":"","done":false}\n'
+
+    @classmethod
+    def shown(cls, text: str, thinking: str, calls: Sequence[Json]) -> Json:
+        return {"response": text, "thinking": thinking} if thinking else {"response": text}
+
+
+class Calls:
+    """Gathers the calls of one answer."""
+
+    def __init__(self) -> None:
+        self._open: CallStart | None = None
+        self._arguments = ""
+        self._whole: list[Json] = []
+        self._rest = ""
+
+    def read(self, pieces: Sequence[CallPiece], *, ended: bool) -> tuple[list[Json], str]:
+        """Return the calls that are whole with these pieces, and the arguments of those that
+        are no JSON object: an answer that was cut has such. They are shown as text."""
+        for piece in pieces:
+            if isinstance(piece, CallArguments):
+                self._arguments += piece.text
+            else:
+                self._close()
+                self._open = piece
+        if ended:
+            self._close()
+        whole, rest = self._whole, self._rest
+        self._whole, self._rest = [], ""
+        return whole, rest
+
+    def _close(self) -> None:
+        call, text = self._open, self._arguments
+        self._open, self._arguments = None, ""
+        if call is None:
+            return
+        if (arguments := _object(text)) is None:
+            self._rest += text
+        else:
+            function = {"index": call.index, "name": call.name, "arguments": arguments}
+            self._whole.append({"id": call.id, "function": function})
+
+
+def _object(text: str) -> Json | None:
+    try:
+        found = from_json(text or "{}")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,110 @@
+"""GET /api/tags, /api/ps and /api/version, POST /api/show, and what is not served."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+from pydantic import AliasChoices, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from picospec.gateway.doors.body import parse
+from picospec.gateway.doors.ollama.request import LATEST
+from picospec.gateway.doors.services import Services
+from picospec.gateway.errors import NotServed
+from picospec.gateway.http.responses import json_response
+from picospec.gateway.ports import Facts
+from picospec.gateway.schemas.base import RequestModel
+
+Json = dict[str, object]
+
+API_VERSION: Final = "0.13.0"
+"""The version of Ollama whose API this is; some clients refuse older ones."""
+
+FAMILY: Final = "picospec"
+"""It stands for the architecture, which no client needs: they look for the length that
+`model_info` has under it."""
+
+_DETAILS: Final[Json] = {
+    "parent_model": "",
+    "format": "gguf",
+    "family": FAMILY,
+    "families": [FAMILY],
+    "parameter_size": "",
+    "quantization_level": "",
+}
+_FOREVER: Final = datetime(9999, 12, 31, tzinfo=UTC).isoformat()
+
+
+class ShowRequest(RequestModel):
+    model: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("model", "name"))]
+
+
+async def version(_: Services, __: Request) -> Response:
+    """Answer the version of Ollama whose API this is."""
+    return json_response({"version": API_VERSION})
+
+
+async def tags(services: Services, request: Request) -> Response:
+    """Answer the engine's model, under each of its names, and its adapters."""
+    return json_response({"models": await _models(services, request)})
+
+
+async def running(services: Services, request: Request) -> Response:
+    """Answer the same models, which stay loaded."""
+    models = [
+        {**model, "expires_at": _FOREVER, "size_vram": 0}
+        for model in await _models(services, request)
+    ]
+    return json_response({"models": models})
+
+
+async def show(services: Services, request: Request) -> Response:
+    """Answer what a model can do, and the length of its context."""
+    body = await parse(ShowRequest, services, request)
+    account = request.state.account
+    services = await services.for_request(account)
+    facts = await services.facts_of(body.model.removesuffix(LATEST))
+    style = await services.style_of(await services.tokenizer(facts.vocabulary), account)
+    shown: Json = {
+        "modelfile": "",
+        "parameters": "",
+        "template": style.tokenizer.template,
+        "details": _DETAILS,
+        "model_info": {
+            "general.architecture": FAMILY,
+            f"{FAMILY}.context_length": facts.context_tokens,
+        },
+        "capabilities": style.capabilities,
+        "modified_at": _time(services.started),
+    }
+    return json_response(shown)
+
+
+async def not_served(_: Services, request: Request) -> Response:
+    """Raise NotServed: models are managed elsewhere."""
+    raise NotServed(f"{request.url.path} is not served: `picospec models` manages models")
+
+
+async def _models(services: Services, request: Request) -> list[Json]:
+    services = await services.for_request(request.state.account)
+    facts = await services.engine.facts()
+    return [_model(services, facts.named(name), name) for name in services.names_of(facts)]
+
+
+def _model(services: Services, facts: Facts, name: str) -> Json:
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": _time(services.started),
+        "size": 0,
+        "digest": hashlib.sha256(f"{facts.model} {facts.identity}".encode()).hexdigest(),
+        "details": _DETAILS,
+        "context_length": facts.context_tokens,
+    }
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

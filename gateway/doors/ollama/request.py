@@ -1,0 +1,180 @@
+"""The bodies of POST /api/chat and POST /api/generate, as the requests that they mean.
+
+What Ollama has under `options` and by names of its own is put where the requests of the other
+doors have it, and checked there. Errors name the client's field.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.request import GenerationRequest
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.schemas.base import (
+    FIRST_ERROR,
+    Flag,
+    Integer,
+    RequestModel,
+    invalid,
+    unsupported,
+)
+from picospec.gateway.schemas.known import NEUTRAL
+
+Json = dict[str, object]
+
+LATEST: Final = ":latest"
+"""The tag that Ollama's clients may add to a name."""
+
+_RENAMED: Final[Mapping[str, str]] = {
+    "num_predict": "max_tokens",
+    "penalize_newline": "penalize_nl",
+}
+"""Options that requests have by other names."""
+
+_ANSWERING: Final = frozenset({*GenerationRequest.model_fields, *NEUTRAL, "repeat_last_n"})
+"""The names by which options can change an answer; others are about memory and threads."""
+
+_MESSAGE: Final[Mapping[str, str]] = {"thinking": "reasoning_content", "tool_name": "name"}
+
+
+class OllamaRequest(RequestModel):
+    """What both bodies have."""
+
+    model: Annotated[str, Field(min_length=1)] | None = None
+    stream: Flag = True
+    format: Literal["json", ""] | dict[str, object] = ""
+    """At "json" any JSON object, or a schema."""
+
+    options: dict[str, object] = Field(default_factory=dict)
+    logprobs: Flag = False
+    top_logprobs: Integer | None = None
+
+    @property
+    def name(self) -> str | None:
+        """The model's name without a tag that says nothing."""
+        return self.model and self.model.removesuffix(LATEST)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The client's names of fields, by those that errors name."""
+        options = {_lifted_name(name): f"options.{name}" for name in self.options}
+        form = {"json_schema": "format", "response_format": "format"} if self.format else {}
+        return {**options, **form}
+
+    @property
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether nothing is asked: Ollama then loads the model, and says that it has."""
+
+    @abstractmethod
+    def request(self) -> GenerationRequest:
+        """Return the request that this one means. Raises InvalidRequest."""
+
+    def _read(self, schema: type[GenerationRequest], **own: object) -> GenerationRequest:
+        """Return the request with fields of its own, and what is common to all."""
+        given = {**(self.model_extra or {}), **_lifted(self.options), **self._common(), **own}
+        try:
+            request = schema.model_validate(given)
+        except ValidationError as error:
+            raised = invalid(error)
+            raised.name_field(self.names)
+            raise raised from None
+        if request.n != 1:
+            raise InvalidRequest("n: an answer is one choice here", param="n")
+        return request
+
+    @property
+    def _logprobs(self) -> Json:
+        return {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
+
+    def _common(self) -> Json:
+        common: Json = {"stream": self.stream, "model": self.name}
+        if self.format == "json":
+            common["response_format"] = {"type": "json_object"}
+        elif self.format:
+            common["json_schema"] = self.format
+        return common
+
+
+class OllamaChat(OllamaRequest):
+    messages: Annotated[tuple[dict[str, object], ...], FIRST_ERROR] = ()
+    tools: tuple[dict[str, object], ...] = ()
+
+    @field_validator("messages")
+    @classmethod
+    def _have_no_images(cls, value: Sequence[Json]) -> Sequence[Json]:
+        if any(message.get("images") for message in value):
+            unsupported("this model does not see images")
+        return value
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.messages
+
+    def request(self) -> GenerationRequest:
+        messages = [{_MESSAGE.get(n, n): v for n, v in each.items()} for each in self.messages]
+        tools = [{"type": "function", **tool} for tool in self.tools]
+        return self._read(ChatRequest, messages=messages, tools=tools, **self._logprobs)
+
+
+class OllamaGenerate(OllamaRequest):
+    prompt: str = ""
+    suffix: str = ""
+    system: str = ""
+    raw: Flag = False
+    """The prompt is not put into the model's chat template."""
+
+    template: str = ""
+    context: tuple[object, ...] = ()
+    images: tuple[object, ...] = ()
+
+    @field_validator("template", "context", "images")
+    @classmethod
+    def _is_empty(cls, value: object) -> object:
+        if value:
+            unsupported("this is not supported")
+        return value
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {**super().names, "messages": "prompt"}
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.prompt or self.suffix)
+
+    def request(self) -> GenerationRequest:
+        if self.suffix or self.raw:
+            if self.system:
+                raise InvalidRequest("system: a raw prompt has no place for it", param="system")
+            own: Json = {"prompt": self.prompt, "suffix": self.suffix}
+            if "num_predict" not in self.options:
+                own["max_tokens"] = -1
+            if self.logprobs:
+                own["logprobs"] = self.top_logprobs or 0
+            return self._read(CompletionRequest, **own)
+        texts = {"system": self.system, "user": self.prompt}
+        messages = [{"role": role, "content": text} for role, text in texts.items() if text]
+        return self._read(ChatRequest, messages=messages, **self._logprobs)
+
+
+def _lifted(options: Mapping[str, object]) -> Json:
+    """Return options as fields of a request."""
+    lifted = {_lifted_name(name): value for name, value in options.items()}
+    if type(limit := lifted.get("max_tokens")) is int and limit <= 0:
+        lifted["max_tokens"] = -1
+    return lifted
+
+
+def _lifted_name(option: str) -> str:
+    """Return the name of a request's field. What changes no answer keeps its whole name, by
+    which the client is told that it was ignored."""
+    if option in _RENAMED:
+        return _RENAMED[option]
+    return option if option in _ANSWERING else f"options.{option}"

@@ -1,0 +1,122 @@
+"""How long a context may be where no setting says it: as long as the model was trained for, as
+far as memory allows.
+
+The KV of all sequences takes its memory from the start on. So the bound is a share of the
+memory that this process may have, which is the same at each start; only where little of that is
+free, it is less. A shorter context than the model's has a power of two of tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+SHARE: Final = 8
+"""The KV takes at most this part of the memory: an eighth, so that both ends with their weights
+have room on one machine of 8 GiB."""
+
+FREE_SHARE: Final = 2
+"""It takes at most this part of what is free."""
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_CACHES: Final[Mapping[str, float]] = {"F16": 2, "Q8_0": 34 / 32}
+"""The bytes of a value in each cache; Q8_0 has two more for each 32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a context is, and what its KV costs."""
+
+    tokens: int
+    trained: int
+    """The model was trained for so many."""
+
+    sequences: int
+    kv_bytes: int
+    """The bytes of all sequences together."""
+
+    def told(self) -> dict[str, int]:
+        """Return this for a log."""
+        return {
+            "tokens": self.tokens,
+            "model_tokens": self.trained,
+            "slots": self.sequences,
+            "kv_mib": self.kv_bytes >> 20,
+        }
+
+
+def context_length(
+    facts: Mapping[str, str],
+    trained: int,
+    asked: int | None,
+    *,
+    sequences: int,
+    cache: str,
+    least: int,
+) -> Length:
+    """Return the length of a context. facts: the metadata of the model's GGUF file; asked: the
+    setting; least: the length that is taken whatever memory there is."""
+    kv_bytes = kv_bytes_a_token(facts, cache) * sequences
+    tokens = asked or fitting_tokens(trained, kv_bytes, least, room_bytes())
+    tokens = min(tokens, trained)
+    return Length(tokens, trained, sequences, int(tokens * kv_bytes))
+
+
+def fitting_tokens(trained: int, kv_bytes: float, least: int, room_bytes: float) -> int:
+    """Return the longest context that fits. kv_bytes: what a token of all sequences takes."""
+    if trained * kv_bytes <= room_bytes:
+        return trained
+    tokens = least
+    while 2 * tokens < trained and 2 * tokens * kv_bytes <= room_bytes:
+        tokens *= 2
+    return min(tokens, trained)
+
+
+def kv_bytes_a_token(facts: Mapping[str, str], cache: str) -> float:
+    """Return how many bytes of KV a token of one sequence takes. facts: the metadata of a GGUF
+    file. It is an upper bound: some layers of some models take less."""
+
+    def number(name: str, otherwise: int) -> int:
+        told = facts.get(f"{facts['general.architecture']}.{name}", "")
+        return int(told) if told.isdecimal() else otherwise
+
+    heads = number("attention.head_count", 1)
+    width = number("embedding_length", 0) // max(heads, 1)
+    values = number("attention.key_length", width) + number("attention.value_length", width)
+    layers = number("block_count", 0)
+    return layers * number("attention.head_count_kv", heads) * values * _CACHES[cache]
+
+
+def room_bytes() -> float:
+    """Return how many bytes the KV may take."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = min([physical, *_limits(Path("/proc/self/cgroup"), _CGROUPS)])
+    return min(memory / SHARE, _free_bytes(memory) / FREE_SHARE)
+
+
+def _limits(own: Path, root: Path) -> Iterator[int]:
+    """Yield the limits of memory of this process' control groups."""
+    try:
+        path = root / own.read_text().strip().rpartition("::")[2].lstrip("/")
+    except OSError:  # there are none, as on macOS
+        return
+    for group in (path, *path.parents):
+        try:
+            told = (group / "memory.max").read_text().strip()
+        except OSError:
+            continue
+        if told.isdecimal():
+            yield int(told)
+
+
+def _free_bytes(memory: int) -> int:
+    """Return how many bytes are free; all, where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return memory
+    free = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), "")
+    return min(memory, int(free) * 1024) if free.isdecimal() else memory

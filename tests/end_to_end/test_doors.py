@@ -1,0 +1,84 @@
+"""Whatever the door, the same request gets the tokens of the chat, with an edge and without."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Final
+
+import httpx
+import pytest
+
+from picospec.bench.run.services import Services
+from tests.end_to_end.test_features import FEATURES, PROMPTS, asked
+from tests.models.chats import Json
+
+pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
+
+REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+CHOICES: Final = {"required": {"type": "any"}}
+
+
+def as_messages(own: Json) -> Json:
+    """Return a chat's settings as those of /v1/messages; others have the same names there."""
+    asked = {**own}
+    if tools := asked.pop("tools", None):
+        functions = [tool["function"] for tool in tools]
+        asked["tools"] = [
+            {
+                "name": f["name"],
+                "description": f["description"],
+                "input_schema": f["parameters"],
+            }
+            for f in functions
+        ]
+    if choice := asked.pop("tool_choice", None):
+        asked["tool_choice"] = CHOICES[choice]
+    if form := asked.pop("response_format", None):
+        schema = form["json_schema"]["schema"]
+        asked["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+    return asked
+
+
+async def streamed(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
+    """Return what a stream of /v1/messages adds up to."""
+    body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **own}
+    stream = (await http.post("/v1/messages", json=body)).text
+    events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
+    found: Json = {"text": "", "thinking": "", "partial_json": "", "names": []}
+    for event in events:
+        if event["type"] == "content_block_start" and "name" in event["content_block"]:
+            found["names"].append(event["content_block"]["name"])
+        if event["type"] == "content_block_delta":
+            for name in found.keys() & event["delta"].keys():
+                found[name] += event["delta"][name]
+    usage, reason = events[-2]["usage"], events[-2]["delta"]["stop_reason"]
+    return {**found, "reason": reason, "tokens": usage["output_tokens"]}
+
+
+def of_chat(answer: Json) -> Json:
+    """Return the same of a chat's answer."""
+    (choice,) = answer["choices"]
+    message = choice["message"]
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    return {
+        "text": message["content"] or "",
+        "thinking": message.get("reasoning_content", ""),
+        "partial_json": "".join(call["arguments"] for call in calls),
+        "names": [call["name"] for call in calls],
+        "reason": REASONS[choice["finish_reason"]],
+        "tokens": answer["usage"]["completion_tokens"],
+    }
+
+
+@pytest.mark.parametrize("feature", ["plain", "required", "schema", "shaped", "reasoning"])
+async def test_messages_have_the_tokens_of_the_chat(services: Services, feature: str) -> None:
+    own, edges = FEATURES[feature], services.edge_urls
+
+    for heat in (0.0, 1.0):
+        chats = await asked(services.verifier_url, heat, [own] * len(PROMPTS))
+        fixed = as_messages({"seed": 7, "temperature": heat, "max_tokens": 12, **own})
+        for url in (services.verifier_url, edges["eager"], edges["noise"]):
+            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=300) as http:
+                asks = [streamed(http, prompt, fixed) for prompt in PROMPTS]
+                assert await asyncio.gather(*asks) == list(map(of_chat, chats))

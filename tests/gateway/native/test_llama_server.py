@@ -1,0 +1,158 @@
+"""llama-server's clients get its fields, made of the tokens that any other door gives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.gateway.scripted import MODEL, ScriptedEngine, ask, client_of, make_app
+
+PROMPT = {"prompt": "Hello"}
+LLAMA_VIM: dict[str, Any] = {
+    "input_prefix": "def add(a, b):\n",
+    "input_suffix": "\n\nprint(add(1, 2))\n",
+    "input_extra": [
+        {"text": "import math\n", "time": [1, 2], "filename": "a.py"},
+        {"text": "x = 1\n", "time": [3, 4], "filename": "b.py"},
+    ],
+    "prompt": "    return ",
+    "n_predict": 128,
+    "n_indent": 4,
+    "top_k": 40,
+    "top_p": 0.99,
+    "stream": False,
+    "samplers": ["top_k", "top_p", "infill"],
+    "cache_prompt": True,
+    "t_max_prompt_ms": 500,
+    "t_max_predict_ms": 1000,
+    "response_fields": ["content", "timings/prompt_n", "timings/predicted_ms", "truncated"],
+}
+"""A request of llama.vim's shape."""
+
+WARMING = LLAMA_VIM | {
+    "input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0, "n_indent": 0,
+    "samplers": [], "temperature": 0.0, "t_max_predict_ms": 1, "response_fields": [""],
+}  # fmt: skip
+
+
+def engine(*script: bytes) -> ScriptedEngine:
+    return ScriptedEngine(script or (b"Hi", b" there"), context_tokens=4096)
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(part.removeprefix("data: ")) for part in text.split("\n\n") if part]
+
+
+async def test_llama_vim_gets_what_it_asks_for() -> None:
+    serving = engine(b"a + b", b"\n    # sum\nprint()")
+
+    answer = await ask(LLAMA_VIM, serving, path="/infill")
+
+    shown = answer.json()
+    assert shown["content"] == "a + b\n    # sum"
+    assert shown.keys() == set(LLAMA_VIM["response_fields"])
+    ignored = {"cache_prompt", "input_extra.time", "samplers", "t_max_prompt_ms"}
+    assert set(answer.headers["x-picospec-ignored"].split(", ")) == ignored
+    (job,) = serving.jobs
+    extra = "[a.py:import math\n][b.py:x = 1\n]"
+    fill = "<def add(a, b):\n    return |\n\nprint(add(1, 2))\n>"
+    assert bytes(job.prompt).decode() == extra + fill
+    assert (job.max_tokens, job.sampling.top_k, job.sampling.top_p) == (128, 40, 0.99)
+
+
+async def test_llama_vim_has_a_prompt_read_without_an_answer() -> None:
+    serving = engine()
+
+    answer = await ask(WARMING, serving, path="/infill")
+    whole = await ask(WARMING | {"response_fields": []}, engine(), path="/infill")
+
+    assert (answer.status_code, answer.json()) == (200, {})
+    assert serving.jobs[0].max_tokens == 1
+    assert whole.json()["content"] == ""
+
+
+@pytest.mark.parametrize("path", ["/completion", "/completions"])
+async def test_a_completion_is_one_of_v1_completions(path: str) -> None:
+    native, openai = engine(), engine()
+    fields = {"temperature": 0.5, "top_k": 3, "seed": 7, "stop": ["x"], "min_p": 0.1}
+
+    answer = await ask(PROMPT | fields | {"n_predict": 9}, native, path=path)
+    same = await ask(PROMPT | fields | {"max_tokens": 9}, openai)
+
+    shown, expected = answer.json(), same.json()
+    assert shown["content"] == expected["choices"][0]["text"]
+    assert shown["tokens_predicted"] == expected["usage"]["completion_tokens"]
+    assert shown["tokens_evaluated"] == expected["usage"]["prompt_tokens"]
+    (one,), (other,) = native.jobs, openai.jobs
+    assert (one.prompt, one.max_tokens, one.sampling, one.seed, one.extras) == (
+        other.prompt, other.max_tokens, other.sampling, other.seed, other.extras,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "stop_type", "word"),
+    [({}, "eos", ""), ({"stop": [" th"]}, "word", " th")],
+)
+async def test_a_stream_is_pieces_and_an_end_that_says_why(
+    body: dict[str, object], stop_type: str, word: str
+) -> None:
+    stream = await ask(PROMPT | body | {"stream": True}, engine(), path="/completion")
+    whole = (await ask(PROMPT | body, engine(), path="/completion")).json()
+
+    *pieces, last = events(stream.text)
+    assert "".join(piece["content"] for piece in pieces) == whole["content"]
+    assert not any(piece["stop"] for piece in pieces)
+    assert (last["stop"], last["stop_type"], last["stopping_word"]) == (True, stop_type, word)
+    assert {name: last[name] for name in last.keys() - {"content", "timings"}} == {
+        name: whole[name] for name in whole.keys() - {"content", "timings"}
+    }
+    assert last["timings"].keys() == whole["timings"].keys()
+
+
+async def test_several_prompts_have_an_object_each() -> None:
+    answer = await ask({"prompt": ["a", "b"]}, engine(), path="/completion")
+
+    assert [each["index"] for each in answer.json()] == [0, 1]
+    assert {each["content"] for each in answer.json()} == {"Hi there"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/completion", {}, "prompt"),
+        ("/completion", PROMPT | {"n_predict": -2}, "n_predict"),
+        ("/completion", PROMPT | {"n_probs": 3}, "n_probs"),
+        ("/completion", PROMPT | {"samplers": ["top_k"]}, "samplers"),
+        ("/infill", LLAMA_VIM | {"samplers": ["top_k"]}, "samplers"),
+        ("/infill", LLAMA_VIM | {"input_extra": [{"filename": "a"}]}, "input_extra.0.text"),
+        ("/infill", LLAMA_VIM | {"input_prefix": "x" * 99_999}, "input_prefix"),
+    ],
+)
+async def test_what_cannot_be_served_is_named(
+    path: str, body: dict[str, object], field: str
+) -> None:
+    answer = await ask(body, engine(), path=path)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
+async def test_paths_without_v1_are_the_same() -> None:
+    app = make_app(engine(), api_keys=["k"])
+    async with client_of(app, {"authorization": "Bearer k"}) as client:
+        chat = {"messages": [{"role": "user", "content": "Hi"}]}
+        answer = await client.post("/chat/completions", json=chat)
+        models = [(await client.get(path)).json() for path in ("/models", "/v1/models")]
+        props = (await client.get("/props")).json()
+    async with client_of(app) as stranger:
+        statuses = [
+            (await stranger.get(path)).status_code
+            for path in ("/ping", "/v1/health", "/models", "/props")
+        ]
+
+    assert answer.json()["choices"][0]["message"]["content"] == "Hi there"
+    assert models[0] == models[1]
+    assert props["default_generation_settings"] == {"n_ctx": 4096}
+    assert props["model_alias"] == MODEL
+    assert statuses == [200, 200, 401, 401]

@@ -1,0 +1,156 @@
+"""Custom tools take a text; an answer may be allowed fewer tools than the model is shown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from picospec.gateway.grammars import structured
+from picospec.gateway.output.custom_input import CustomInput
+from tests.gateway.output.reading import CUTS, split
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.test_calls_sdk import CALL, HERMES, THINKING, WEATHER, asked, sdk
+
+USER = {"role": "user", "content": "Hi"}
+GRAMMAR = frozenset({structured.NAME})
+PLAIN = {"type": "custom", "custom": {"name": "patch", "description": "Patches."}}
+NAMED = {"type": "custom", "custom": {"name": "patch"}}
+ALLOWED = {
+    "type": "allowed_tools",
+    "allowed_tools": {"mode": "auto", "tools": [NAMED]},
+}
+INPUT = 'a "b"\nü'
+TEXT = '<tool_call>\n{"name": "patch", "arguments": %s}\n</tool_call>'
+
+
+def custom(syntax: str, definition: str) -> dict[str, object]:
+    grammar = {"syntax": syntax, "definition": definition}
+    form = {"type": "grammar", "grammar": grammar}
+    return {"type": "custom", "custom": {**PLAIN["custom"], "format": form}}
+
+
+LARK = custom("lark", 'start: "a"+')
+
+
+@given(st.text(), st.booleans(), CUTS)
+def test_a_text_comes_out_of_json_however_it_is_cut(
+    text: str, escaped: bool, cuts: list[int]
+) -> None:
+    reader = CustomInput()
+
+    pieces = split(json.dumps({"input": text}, ensure_ascii=escaped), cuts)
+
+    assert "".join(map(reader.feed, pieces)) + reader.finish() == text
+
+
+@pytest.mark.parametrize("written", ['{"patch": "a"}', "[1]", '{"input": 1}', "{"])
+def test_arguments_of_another_form_are_the_text_themselves(written: str) -> None:
+    reader = CustomInput()
+
+    assert reader.feed(written) + reader.finish() == written
+
+
+async def test_calls_of_both_kinds_are_the_same_streamed_or_not() -> None:
+    written = f"{TEXT % json.dumps({'input': INPUT})}\n{CALL % 'Oslo'}"
+    async with sdk(written) as client:
+        answer = await asked(client, tools=[PLAIN, WEATHER])
+        stream = await asked(client, tools=[PLAIN, WEATHER], stream=True)
+        deltas = [chunk.choices[0].delta.model_dump() async for chunk in stream]
+
+    first, second = (call.model_dump() for call in answer.choices[0].message.tool_calls)
+    pieces = [call for delta in deltas for call in delta["tool_calls"] or ()]
+    texts = [piece["custom"]["input"] for piece in pieces if piece["index"] == 0]
+    assert (first["type"], first["custom"]) == ("custom", {"name": "patch", "input": INPUT})
+    assert second["function"] == {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    assert pieces[0]["custom"] == {"name": "patch", "input": ""}
+    assert "".join(texts) == INPUT
+    assert len(texts) > 2
+
+
+@pytest.mark.parametrize("tokenizer", [HERMES, THINKING])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_text_in_lark_is_the_whole_answer(
+    tokenizer: ByteTokenizer, stream: bool
+) -> None:
+    thought = "<think>So.</think>" if tokenizer is THINKING else ""
+    engine = ScriptedEngine([f"{thought}aa".encode()], features=GRAMMAR)
+    body = {"messages": [USER], "tools": [LARK], "tool_choice": NAMED, "stream": stream}
+
+    answer = await ask(body, engine, tokenizer=tokenizer)
+
+    [job] = engine.jobs
+    assert 'start: "a"+' in job.extras[structured.NAME]["grammar"]
+    assert '"finish_reason":"tool_calls"' in answer.text
+    assert '"type":"custom"' in answer.text
+    if not stream:
+        [call] = answer.json()["choices"][0]["message"]["tool_calls"]
+        assert call["custom"] == {"name": "patch", "input": "aa"}
+
+
+async def test_the_model_is_shown_a_function_of_a_text() -> None:
+    tokenizer, engine = ByteTokenizer(), ScriptedEngine(features=GRAMMAR)
+    call = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "x"}}
+    said = {"role": "assistant", "tool_calls": [call]}
+
+    body = {"messages": [USER, said], "tools": [custom("regex", "a+")]}
+    assert (await ask(body, engine, tokenizer=tokenizer)).status_code == 200
+
+    seen = tokenizer.rendered[0]
+    parameters = seen["tools"][0]["function"]["parameters"]
+    assert parameters["properties"] == {"input": {"type": "string", "pattern": "^(?:a+)$"}}
+    assert seen["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"input": "x"}
+    assert "a+" in engine.jobs[0].extras[structured.NAME]["grammar"]
+
+
+async def test_of_the_tools_that_are_shown_only_those_allowed_may_be_called() -> None:
+    tokenizer, engine = ByteTokenizer(), ScriptedEngine(features=GRAMMAR)
+    body = {"messages": [USER], "tools": [PLAIN, WEATHER], "tool_choice": ALLOWED}
+
+    assert (await ask(body, engine, tokenizer=tokenizer)).status_code == 200
+
+    grammar = engine.jobs[0].extras[structured.NAME]["grammar"]
+    assert [each["function"]["name"] for each in tokenizer.rendered[0]["tools"]] == [
+        "patch",
+        "weather",
+    ]
+    assert [word in grammar for word in ("patch", "weather", "free")] == [True, False, True]
+
+
+BAD = [
+    ({"tools": [{"type": "custom"}]}, "tools.0.custom"),
+    ({"tools": [LARK]}, "tools.0.custom.format.grammar.syntax"),
+    ({"tools": [PLAIN], "tool_choice": {"type": "custom"}}, "tool_choice.custom"),
+    ({"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice"),
+    ({"tools": [WEATHER], "tool_choice": ALLOWED}, "tool_choice"),
+    ({"tools": [PLAIN], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+    ({"grammar": 'root ::= "a"'}, "grammar"),
+]
+
+
+@pytest.mark.parametrize(("body", "param"), BAD)
+async def test_what_an_answer_cannot_be_kept_to_is_a_400(
+    body: dict[str, object], param: str
+) -> None:
+    engine = ScriptedEngine(features=GRAMMAR)
+
+    answer = await ask({"messages": [USER], **body}, engine, tokenizer=THINKING)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [custom("regex", "a")]}, "tools.0.custom.format"),
+        ({"tools": [PLAIN, WEATHER], "tool_choice": ALLOWED}, "tool_choice"),
+    ],
+)
+async def test_an_engine_without_grammars_says_that_it_has_none(
+    body: dict[str, object], param: str
+) -> None:
+    answer = await ask({"messages": [USER], **body})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
