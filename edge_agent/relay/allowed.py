@@ -50,9 +50,9 @@ SAFE: Final = {
 
 
 def target_of(scope: Scope, patterns: Sequence[str]) -> str:
-    """Return the path and query that an upstream is asked for. Raises NotFound for any but POST
-    to one of the patterns, and for a path that is written with escapes; InvalidRequest."""
-    if scope["method"] != "POST" or not passes(scope, patterns):
+    """Return the path and query that an upstream is asked for. Raises NotFound for a path of no
+    pattern, or one that is written with escapes; InvalidRequest."""
+    if not passes(scope, patterns):
         raise NotFound(f"there is no {scope['path']}")
     return f"{scope['path']}{query_of(scope)}"
 

@@ -111,10 +111,11 @@ def test_openai_gets_through_an_edge_the_embeddings_of_another_server(
 ) -> None:
     texts = ["The cat sits on the mat.", "A cat sat on a mat.", "Interest rates were raised."]
 
-    through, straight = (
-        client(url).embeddings.create(model="qwen2.5-coder-0.5b", input=texts)
-        for url in embedding
-    )
+    with client(embedding[0]) as edge, client(embedding[1]) as server:
+        through, straight = (
+            sdk.embeddings.create(model="qwen2.5-coder-0.5b", input=texts)
+            for sdk in (edge, server)
+        )
 
     cat, same, other = (item.embedding for item in through.data)
     assert through == straight

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from picospec.edge_agent.settings import RelaySettings, load
-from tests.edge_agent.relaying import Upstream, relaying, saying
+from tests.edge_agent.relaying import MODEL, Upstream, relaying, saying
 
 JSON = "content-type: application/json"
 ELSEWHERE = [
@@ -137,12 +137,13 @@ async def test_only_data_sound_and_pictures_come_back(
 async def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     there = Upstream()
     async with relaying(there, tmp_path) as other:
-        away = saying(b"", 307, location=f"{other.base_url}/v1/embeddings")
-        upstream = Upstream(away)
-        async with relaying(upstream, tmp_path) as client:
+        upstream = Upstream(saying(b"", 307, location=f"{other.base_url}/v1/embeddings"))
+        async with relaying(upstream, tmp_path, relay={"models": [MODEL]}) as client:
             answer = await client.post("/v1/embeddings", json={})
+            held = await client.post("/v1/completions", json={"model": MODEL, "prompt": ""})
 
-    assert (answer.status_code, len(upstream.asked), there.asked) == (500, 1, [])
+    assert (answer.status_code, held.status_code) == (500, 500)
+    assert (len(upstream.asked), there.asked) == (2, [])
 
 
 @pytest.mark.parametrize(
