@@ -77,7 +77,8 @@ class Relay:
     def no_routes(self) -> Iterator[AnyMethod]:
         """Yield what follows `routes`, so that other methods find nothing there."""
         for path in self._settings.paths:
-            yield AnyMethod(path.replace("/*", "/{name:path}"), _Nothing())
+            for found in (path.replace("/*", "/{name:path}"), f"{path}/"):
+                yield AnyMethod(found, _Nothing())  # without, a slash is a redirect
 
     async def answer(self, services: Services, request: Request) -> Response:
         """Pass on a request to a path of the list. Raises ApiError."""

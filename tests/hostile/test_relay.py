@@ -16,6 +16,7 @@ ELSEWHERE = [
     "POST /v1/embedding",
     "POST /v1/embeddings/more",
     "POST /v1/embeddings/..",
+    "POST /v1/embeddings/",
     "POST /v1/audio/../embeddings",
     "POST /v1/audio/..%2fmodel-facts",
     "POST /v1/audio/%2e%2e/speculate",
