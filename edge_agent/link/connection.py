@@ -135,6 +135,23 @@ class Connection:
                 self.renew(client)
             raise upstream_errors.unreachable(self.url, error, self.peer) from error
 
+    @asynccontextmanager
+    async def post_to(
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | AsyncIterator[bytes],
+        *,
+        within_s: float | None = None,
+    ) -> AsyncGenerator[Response]:
+        """Give the answer to a POST, whose content is still to be read. Raises ApiError, also
+        for what the peer answers that is no 200."""
+        async with self.stream("POST", path, body, headers, within_s=within_s) as response:
+            if response.status != HTTPStatus.OK:
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    raise upstream_errors.from_answer(await whole(response), self.peer)
+            yield response
+
     async def ask(
         self,
         method: str,
@@ -161,11 +178,7 @@ class Connection:
     async def open(
         self, frame: bytes, headers: Mapping[str, str], within_s: float
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
-        asked = self.stream("POST", OPEN_PATH, frame, headers, within_s=within_s)
-        async with asked as response:
-            if response.status != HTTPStatus.OK:
-                async with asyncio.timeout(within_s):
-                    raise upstream_errors.from_answer(await whole(response))
+        async with self.post_to(OPEN_PATH, headers, frame, within_s=within_s) as response:
             yield (bytes(piece) async for piece in response.content)
 
     async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> bool:

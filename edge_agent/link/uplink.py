@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Annotated, Final
 
@@ -19,7 +17,6 @@ from picospec.edge_agent.link.connection import (
     REQUEST_TIMEOUT_S,
     Connection,
     Response,
-    whole,
 )
 from picospec.edge_agent.link.fleet import Endpoint, Event
 from picospec.edge_agent.link.transport import Transport
@@ -135,17 +132,10 @@ class Uplink:
         except (ApiError, msgspec.MsgspecError):
             return VerifierStatus()
 
-    @asynccontextmanager
-    async def ask(self, path: str, body: bytes) -> AsyncGenerator[Response]:
-        """Put a request to the verifier's own API. Give the answer, whose content is still to
-        be read. Raises ApiError."""
+    def ask(self, path: str, body: bytes) -> AbstractAsyncContextManager[Response]:
+        """Put a request to the verifier's own API; see Connection.post_to."""
         headers = {"content-type": "application/json"}
-        asked = self._connection.stream("POST", path, body, headers, within_s=ANSWER_TIMEOUT_S)
-        async with asked as response:
-            if response.status != HTTPStatus.OK:
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    raise upstream_errors.from_answer(await whole(response))
-            yield response
+        return self._connection.post_to(path, headers, body, within_s=ANSWER_TIMEOUT_S)
 
     def forget(self) -> None:
         """Have the facts fetched again: the verifier was away, or is another one now."""

@@ -96,7 +96,7 @@ class Relayed(Response):
                 answer = await self._head(stack)
                 await self._pass_on(answer, send)
         except TimeoutError as error:
-            raise Unavailable(f"the {self._peer} takes too long") from error
+            raise self._unavailable("takes too long") from error
         except ApiError as error:
             if self._upload is None or self._upload.error is None:
                 raise
@@ -105,6 +105,9 @@ class Relayed(Response):
     @property
     def _peer(self) -> str:
         return self._account.relayed or "verifier"
+
+    def _unavailable(self, how: str) -> Unavailable:
+        return Unavailable(f"the {self._peer} {how}", code=f"{self._peer}_unavailable")
 
     async def _head(self, stack: AsyncExitStack) -> Answering:
         async with asyncio.timeout(HEAD_S) as deadline:
@@ -136,9 +139,7 @@ class Relayed(Response):
                 piece = await anext(pieces, None)
                 return None if piece is None else bytes(piece)
         except TimeoutError as error:
-            raise Unavailable(
-                f"the {self._peer} sent nothing for {ANSWER_TIMEOUT_S:g} s"
-            ) from error
+            raise self._unavailable(f"sent nothing for {ANSWER_TIMEOUT_S:g} s") from error
 
     async def _fail(self, error: ApiError, send: Send) -> None:
         if self._kind == EVENTS:

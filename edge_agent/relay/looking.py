@@ -33,10 +33,6 @@ class _Fields(msgspec.Struct):
     input: Any = None
 
 
-class _Model(msgspec.Struct):
-    model: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What another service is to answer. model: as the request names it."""
@@ -53,14 +49,11 @@ def look(body: bytes, models: Collection[str]) -> Wanted | None:
         return None
     try:
         check_structure(body)
-        named = msgspec.json.decode(body, type=_Model).model in models
-        if not (named or has_marks):
-            return None
         fields = msgspec.json.decode(body, type=_Fields)
     except (ApiError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     has_media = has_marks and (_has_media(fields.messages) or _has_media(fields.input))
-    if not (named or has_media):
+    if not (has_media or fields.model in models):
         return None
     return Wanted(fields.model, fields.n or 1, has_media)
 

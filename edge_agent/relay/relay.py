@@ -1,5 +1,8 @@
 """Has a verifier or an upstream answer what this edge does not speed up.
 
+That goes by connections which nothing else uses. It may be large and its client slow, and would
+hold up the messages of sessions.
+
 Three kinds of requests are passed on: those to a path that is on a list, those for a model that
 is on one, and those with images or other media for the verifier's own model.
 """
@@ -17,13 +20,13 @@ from starlette.routing import Route as AnyMethod
 from starlette.types import Receive, Scope, Send
 
 from picospec.edge_agent.link.connection import Connection, connections
+from picospec.edge_agent.link.upstream_errors import Peer
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.relay import direct
 from picospec.edge_agent.relay.allowed import AS_IT_IS, headers_of, passes, query_of, target_of
 from picospec.edge_agent.relay.answer import Relayed
 from picospec.edge_agent.relay.looking import look
 from picospec.edge_agent.relay.upload import Upload
-from picospec.edge_agent.relay.upstream import UPSTREAM, Upstream
 from picospec.edge_agent.settings import EdgeSettings, RelaySettings
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.body import checked, read
@@ -39,6 +42,8 @@ MEDIA_BYTES: Final = 1 << 15
 """What is charged of a request with media where its answer tells no tokens."""
 
 
+UPSTREAM: Final = Peer("upstream", "PICOSPEC_RELAY_KEY")
+
 _DOORS: Final = ("/chat/completions", "/completions", "/responses", "/messages")
 """What another service can be expected to have, too."""
 
@@ -50,8 +55,8 @@ class Relay:
         self,
         settings: RelaySettings,
         verifiers: Verifiers,
-        to_verifiers: Sequence[Upstream],
-        upstream: Upstream | None,
+        to_verifiers: Sequence[Connection],
+        upstream: Connection | None,
     ) -> None:
         self._settings = settings
         self._verifiers = verifiers
@@ -88,8 +93,8 @@ class Relay:
         services.drain.check()
         account.begin_answers(1)
         upload, way = Upload(request), await self._way()
-        account.relayed = way.name
-        ask = partial(way.ask, target, headers, upload.pieces())
+        account.relayed = way.peer.name
+        ask = partial(way.post_to, target, headers, upload.pieces())
         return Relayed(ask, account, services.drain, upload)
 
     async def ahead(self, services: Services, request: Request) -> Response | None:
@@ -103,14 +108,16 @@ class Relay:
         if wanted is None:
             return None
         account: Account = request.state.account
-        model, way = wanted.model, await self._way()
-        if model not in self.models:  # it is the verifier's own, or there is none of that name
-            model, way = (await services.facts_of(model)).model, await self._to_verifier()
+        if (model := wanted.model) in self.models:
+            way = await self._way()
+        else:  # it is the verifier's own, or there is none of that name
+            facts, way = await services.facts_of(model), await self._to_verifier()
+            model = facts.model
         account.begin_answers(wanted.answers - 1)
-        account.relayed = way.name
+        account.relayed = way.peer.name
         asked = await checked(services, request, partial(direct.renamed, body, model))
         target = f"/v1{door}{query_of(request.scope)}"
-        ask = partial(way.ask, target, headers_of(request.headers), asked)
+        ask = partial(way.post_to, target, headers_of(request.headers), asked)
         text_bytes = min(len(asked), MEDIA_BYTES) if wanted.has_media else len(asked)
         return Relayed(ask, account, services.drain, asked_bytes=text_bytes)
 
@@ -120,10 +127,10 @@ class Relay:
         """Have the verifier answer a request that was read, where it opens no sessions."""
         return await direct.undrafted(self._verifiers, services, request, model)
 
-    async def _way(self) -> Upstream:
+    async def _way(self) -> Connection:
         return self._upstream or await self._to_verifier()
 
-    async def _to_verifier(self) -> Upstream:
+    async def _to_verifier(self) -> Connection:
         with suppress(ApiError):  # whoever is asked says that it is away
             await self._verifiers.facts()
         return self._to_verifiers[self._verifiers.current.endpoint.number]
@@ -131,19 +138,18 @@ class Relay:
 
 def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:
     """Return the relay of the settings; it connects at its first use. Raises OSError."""
-    to_verifiers = map(Upstream, connections(settings, prior_knowledge=False))
+    to_verifiers = connections(settings, prior_knowledge=False)
     upstream = None
     if url := settings.relay.url:
         key = next((key.get_secret_value() for key in settings.relay_key), None)
-        host = Connection(
+        upstream = Connection(
             str(url).rstrip("/"),
             key=key,
             ca_certificate=None,
             peer=UPSTREAM,
             prior_knowledge=False,
         )
-        upstream = Upstream(host)
-    return Relay(settings.relay, verifiers, list(to_verifiers), upstream)
+    return Relay(settings.relay, verifiers, to_verifiers, upstream)
 
 
 class _Nothing:
