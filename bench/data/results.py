@@ -68,6 +68,17 @@ class Answer(msgspec.Struct, frozen=True):
     draft_model_tokens: int = 0
     """The draft model generated so many tokens, judged or not; 0 in older files."""
 
+    prompt_tokens: int = 0
+    read_tokens: int = 0
+    """The target read so many of them, because it had not read them before."""
+
+    draft_model_read_tokens: int = 0
+    first_draft_ms: float | None = None
+    """The draft model had its first token then; None where nobody told of it."""
+
+    origins: dict[str, int] = {}
+    """The answer's tokens by who had them first, where that was told."""
+
     @property
     def later(self) -> tuple[float, float]:
         """Tokens after the first piece of text, and seconds from it to the end.
