@@ -52,6 +52,9 @@ class Account:
     fallback: str | None = None
     """The name of the fallback that answered, if one did."""
 
+    relayed: str | None = None
+    """Which other service was asked for the whole answer, if one was."""
+
     ignored: tuple[str, ...] = ()
     """These fields of the request cannot change the answer and had no effect."""
 

@@ -29,8 +29,14 @@ as escapes of UTF-16 about 12; the rest is room for what surrounds the texts."""
 async def parse(schema: type[Body], services: Services, request: Request) -> Body:
     """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
     `checked` raise."""
-    body = await read_body(request, await _limit_bytes(services, request))
+    body = await read(services, request)
     return await checked(services, request, partial(_validated, schema, body))
+
+
+async def read(services: Services, request: Request, least_bytes: int = 0) -> bytes:
+    """Return the body of a request, which may have as many bytes as the context holds, or
+    `least_bytes`. Raises what `read_body` raises."""
+    return await read_body(request, max(least_bytes, await _limit_bytes(services, request)))
 
 
 async def checked(services: Services, request: Request, check: Callable[[], T]) -> T:
