@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError
 from picospec.gateway.http.request_body import read_body
@@ -41,11 +42,12 @@ async def read(services: Services, request: Request, least_bytes: int = 0) -> by
 
 async def checked(services: Services, request: Request, check: Callable[[], T]) -> T:
     """Return what `check` makes of a request whose body has been read: at once if it is small,
-    else in a thread, one after the other. Raises Overloaded, or what `check` raises."""
-    if len(await request.body()) <= SMALL_BYTES:
+    with what it may go on from, else in a thread, one after the other. Raises Overloaded, or
+    what `check` raises."""
+    account: Account = request.state.account
+    if len(await request.body()) + account.kept_bytes <= SMALL_BYTES:
         return check()
-    owner = request.state.account.tenant
-    return await services.checks.run(owner, check)
+    return await services.checks.run(account.tenant, check)
 
 
 def _validated(schema: type[Body], body: bytes) -> Body:
