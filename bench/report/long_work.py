@@ -14,9 +14,10 @@ from picospec.bench.data.tables import grid, markdown
 from picospec.bench.report.speedups import Comparison, Link
 
 LONG_WORK: Final = (
-    "Nothing was warmed up. Tokens are means over turns; the first draft token is timed from "
-    "the request, and `never` says in how many turns the draft model had none. Origins are "
-    "those of [the stream](api.md#watching-speculation), in shares of the answers' tokens."
+    "Nothing was warmed up. An answer in one piece has no rate, and is in no speed-up. Tokens "
+    "are means over turns; the first draft token is timed from the request, and `never` counts "
+    "the turns in which the draft model had none. Origins are those of "
+    "[the stream](api.md#watching-speculation), in shares of the answers' tokens."
 )
 
 
@@ -40,6 +41,7 @@ def _figures(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
     against = f"{ttft_ms / np.median(clouds_ms):.2f}" if clouds_ms else ""
     return {
         "count": str(len(answers)),
+        "without a rate": str(sum(not a.shows_rate for a in answers)),
         "TTFT p50 ms": f"{ttft_ms:.0f}",
         "of `cloud`'s": against,
         "first draft p50 ms": f"{np.median(first_ms):.0f}" if first_ms else "",

@@ -61,6 +61,6 @@ def _faster(answers: Iterable[Answer], others: Mapping[Key, Answer]) -> Mean | N
     ratios = (
         (root(a.family), a.prompt, a.tokens_per_s / others[a.asked].tokens_per_s)
         for a in answers
-        if a.asked in others
+        if a.asked in others and a.shows_rate and others[a.asked].shows_rate
     )
     return mean(ratios, scenario_of)

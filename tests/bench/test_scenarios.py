@@ -16,6 +16,7 @@ from picospec.bench.data.scenarios.script import SOURCES, scenario_of
 from picospec.bench.data.statistics import mean
 from picospec.bench.link.path import Conditions
 from picospec.bench.report.markdown import markdown
+from picospec.bench.report.speedups import Comparison
 from picospec.bench.run.arms import parse
 from picospec.bench.run.plan import Plan, stints
 from tests.bench.answers import answer, results
@@ -130,8 +131,28 @@ def test_turns_of_one_conversation_widen_an_interval() -> None:
     assert apart.low > 1.1
 
 
+def test_an_answer_in_one_piece_shows_no_rate_where_its_prompt_was_not_read_before() -> None:
+    answers = [
+        long_answer("cloud", "call", 4.0), long_answer("cloud", "edit", 4.0),
+        long_answer("picospec", "call", 3.0, first_share=1.0),
+        long_answer("picospec", "edit", 2.0),
+    ]  # fmt: skip
+    alone = [a for a in answers if a.family == "agent/edit"]
+
+    of_all, of_alone = (Comparison(results(*some), 0.0) for some in (answers, alone))
+
+    link, families = of_all.links[0], of_all.families
+    assert of_all.speedup("picospec", link, families) == of_alone.speedup(
+        "picospec", link, families
+    )
+    assert of_all.speedup("picospec", link, ["agent/call"]) is None
+    assert answer("picospec", 3.0, first_share=1.0).shows_rate  # it was warmed up
+
+
 def long_answer(arm: str, kind: str, seconds: float, **more: object) -> Answer:
-    made = answer(arm, seconds, prompt=f"agent/a/{kind}", family=f"agent/{kind}")
+    made = answer(
+        arm, seconds, prompt=f"agent/a/{kind}", family=f"agent/{kind}", first_share=0.1
+    )
     return msgspec.structs.replace(made, **more)
 
 
@@ -147,9 +168,9 @@ def test_the_report_has_kinds_of_turns_by_themselves_and_what_both_ends_read() -
     page = markdown(results(*answers))
 
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
-    assert ["picospec", "agent/call", "1", "50", "1.00", "1234", "0", "900", "100", "70", "10",
-            "draft 60%, lookup 20%, target 20%"] in rows  # fmt: skip
-    assert ["picospec", "agent/edit", "1", "50", "1.00", "", "1", "900", "100", "70", "10",
-            "target 100%"] in rows  # fmt: skip
+    read, origins = ["900", "100", "70", "10"], "draft 60%, lookup 20%, target 20%"
+    timed = ["1", "0", "50", "1.00"]
+    assert ["picospec", "agent/call", *timed, "1234", "0", *read, origins] in rows
+    assert ["picospec", "agent/edit", *timed, "", "1", *read, "target 100%"] in rows
     means = page.partition("agent, all turns")[2]
-    assert "| picospec | 2.83 [2.00, 4.00] |" in means
+    assert "| picospec | 2.90 [2.03, 4.16] |" in means

@@ -101,7 +101,7 @@ CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
         ),
         (
             "generate",
-            {"prompt": "a", "raw": True},
+            {"prompt": "a", "raw": True, "options": {"num_predict": None}},
             COMPLETION,
             {"prompt": "a", "max_tokens": -1},
         ),
