@@ -72,6 +72,7 @@ def build(
         slot_tokens = loading.length_of(model, settings).tokens
         settings = settings.model_copy(update={"context_tokens": slot_tokens})
     drafter = make_drafter(model, settings)
+    metrics.read_tokens.set_function(lambda: drafter.read_tokens)
     verifiers = open_verifiers(settings, metrics)
     speculation = Speculation(
         settings.judge,

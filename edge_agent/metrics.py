@@ -48,6 +48,10 @@ class EdgeMetrics:
             "fallback_answers", "Answers of the draft model alone, without a verifier."
         )
         self.rtt_s = gauge("link_rtt_seconds", "Smoothed round trip to the verifier in use.")
+        self.read_tokens = gauge(
+            "read_tokens",
+            "Tokens of prompts that the draft model read, without those it still had.",
+        )
         self.verifier_ready = gauge("verifier_ready", "Whether it answers.", "verifier")
         self.verifier_rtt_s = gauge("verifier_rtt_seconds", "Smoothed round trip.", "verifier")
         self.verifier_sessions = gauge(

@@ -172,7 +172,8 @@ class AnswerObserver(Observer):
 
 def _chain(epoch: int, at: int, chain: Sequence[DraftToken], *, broken: bool) -> Chain:
     ids = tuple(drafted.token for drafted in chain[:MAX_TOKENS])
-    return Chain(epoch, at, len(chain), broken, ids)
+    drafted = sum(each.origin in ("draft", "ahead") for each in chain)
+    return Chain(epoch, at, len(chain), broken, ids, drafted=drafted)
 
 
 def _beyond(commit: Commit, drafts: int) -> Literal["recovered", "bonus", "fill"] | None:

@@ -106,6 +106,7 @@ ROUTES: Final = (
         responses.count,
         ResponsesRequest,
     ),
+    Route("POST", "/v1/responses/compact", "Not served: a 404", kept.compact),
     Route("GET", "/v1/responses/{name}", "A response that is kept", kept.retrieve),
     Route("DELETE", "/v1/responses/{name}", "Forget a response", kept.delete),
     Route(

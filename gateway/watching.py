@@ -41,6 +41,8 @@ class Chain(msgspec.Struct, frozen=True):
     """The chain's first tokens, of which the gateway makes `text`."""
 
     text: str = ""
+    drafted: int = 0
+    """The draft model had so many of its tokens, or agreed with them."""
 
 
 class Pass(msgspec.Struct, frozen=True):

@@ -195,6 +195,7 @@ class Described:
         file: TokenizerFile,
         context_tokens: int,
         shapes: Sequence[object],
+        features: Sequence[str] = FEATURES,
     ) -> None:
         """Set all of these. shapes: the weights, the engine and its settings, as far as they
         shape a text."""
@@ -210,7 +211,7 @@ class Described:
             stop_tokens=sorted(vocabulary.stop_tokens),
             limits=self._limits,
             judges=list(JUDGES),
-            features=list(FEATURES),
+            features=list(features),
             padding=vocabulary.padding,
             defaults=file.defaults,
             protocol=SPOKEN[0],

@@ -117,6 +117,7 @@ class ScriptedDrafter:
     step_s: Curve
     vocabulary: int
     stuck: bool = False
+    read_tokens: int = 0
 
     def take(self, prompt: Sequence[TokenId], owner: object = None) -> ScriptedSlot:
         return ScriptedSlot(self, self.sources[tuple(prompt)])

@@ -1,13 +1,18 @@
-"""Prompts by family: code, maths, chat, edit. Families differ more than methods do."""
+"""Prompts by family: code, maths, chat, edit. Families differ more than methods do.
+
+The families `agent`, `held-out` and `long` are scenarios, long work of many turns. They are
+read only where they are named.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 
+from picospec.bench.data.scenarios import script
 from picospec.speculation.protocol.messages import Sampling
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")
@@ -23,6 +28,19 @@ class Prompt(msgspec.Struct, frozen=True):
     prediction: str = ""
     """The answer is expected to be this; an OpenAI client would send it as `prediction`."""
 
+    scenario: str = ""
+    """It is a turn of this conversation; "" means a question by itself."""
+
+    turn: int = 0
+    """The conversation has so many turns before it."""
+
+    system: str = ""
+    """The conversation begins with this system message."""
+
+    @property
+    def root(self) -> str:
+        return script.root(self.family)
+
 
 def sampling(temperature: float) -> Sampling:
     """Return the settings that every arm and every trace samples with."""
@@ -32,19 +50,40 @@ def sampling(temperature: float) -> Sampling:
 def read(
     path: Path = SHIPPED, families: Collection[str] = (), per_family: int | None = None
 ) -> list[Prompt]:
-    """Return the prompts of some families, or of all, in the file's order. Raises OSError, or
-    ValueError that names the line, or a family that the file does not have."""
-    taken: Counter[str] = Counter()
+    """Return the prompts of some families, or of all in the file, in order. per_family: so many
+    of each; of scenarios, so many conversations. Raises OSError, or ValueError that names the
+    line, or a family that the file does not have."""
+    prompts = _lines(path)
+    if path == SHIPPED and set(families) & set(script.FAMILIES):
+        prompts += _scenarios()
+    if missing := set(families) - {prompt.root for prompt in prompts}:
+        raise ValueError(f"{path} has no prompts of {', '.join(sorted(missing))}")
+    taken: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    chosen = []
+    for prompt in prompts:
+        taken[prompt.root].setdefault(prompt.scenario or prompt.id)
+        if (not families or prompt.root in families) and (
+            per_family is None or len(taken[prompt.root]) <= per_family
+        ):
+            chosen.append(prompt)
+    return chosen
+
+
+def _lines(path: Path) -> list[Prompt]:
     prompts = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            prompt = msgspec.json.decode(line, type=Prompt)
+            prompts.append(msgspec.json.decode(line, type=Prompt))
         except msgspec.MsgspecError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
-        taken[prompt.family] += 1
-        chosen = not families or prompt.family in families
-        if chosen and (per_family is None or taken[prompt.family] <= per_family):
-            prompts.append(prompt)
-    if missing := set(families) - set(taken):
-        raise ValueError(f"{path} has no prompts of {', '.join(sorted(missing))}")
     return prompts
+
+
+def _scenarios() -> list[Prompt]:
+    return [
+        Prompt(
+            f"{each.scenario}/{each.turn + 1}", each.family, each.text,
+            scenario=each.scenario, turn=each.turn, system=each.system,
+        )
+        for each in script.said()
+    ]  # fmt: skip

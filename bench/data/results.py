@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from picospec.bench.data.host import Host
+from picospec.bench.data.scenarios.script import FAMILIES, root
 from picospec.bench.data.statistics import geometric_mean
 
 Settings = dict[str, str | int | float | list[str]]
@@ -68,6 +69,17 @@ class Answer(msgspec.Struct, frozen=True):
     draft_model_tokens: int = 0
     """The draft model generated so many tokens, judged or not; 0 in older files."""
 
+    prompt_tokens: int = 0
+    read_tokens: int = 0
+    """The target read so many of them, because it had not read them before."""
+
+    draft_model_read_tokens: int = 0
+    first_draft_ms: float | None = None
+    """The draft model had its first token then; None where nobody told of it."""
+
+    origins: dict[str, int] = {}
+    """The answer's tokens by who had them first, where that was told."""
+
     @property
     def later(self) -> tuple[float, float]:
         """Tokens after the first piece of text, and seconds from it to the end.
@@ -85,6 +97,12 @@ class Answer(msgspec.Struct, frozen=True):
     def tokens_per_s(self) -> float:
         tokens, seconds = self.later
         return tokens / seconds
+
+    @property
+    def shows_rate(self) -> bool:
+        """Whether the rate is one of generating. An answer in one piece counts as a whole, and
+        in a scenario, where nothing is warmed up, most of that is reading the prompt."""
+        return root(self.family) not in FAMILIES or self.later[1] != self.seconds
 
     @property
     def asked(self) -> Key:
@@ -175,6 +193,11 @@ def references(answers: Iterable[Answer]) -> dict[Key, Answer]:
     return found
 
 
+def with_rate(answers: Sequence[Answer]) -> Sequence[Answer]:
+    """Return those answers that show a rate, or all where none does."""
+    return [answer for answer in answers if answer.shows_rate] or answers
+
+
 def rate(answers: Sequence[Timed]) -> float:
     """Return the tokens per second of these answers together."""
     tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
@@ -231,12 +254,13 @@ def rows(answers: Sequence[Answer]) -> list[Row]:
 
 def _row(group: Sequence[Answer], cloud: Mapping[Key, Answer], pass_ms: float) -> Row:
     first = group[0]
-    ratios = [a.tokens_per_s / cloud[a.asked].tokens_per_s for a in group]
+    timed = with_rate(group)
+    ratios = [a.tokens_per_s / cloud[a.asked].tokens_per_s for a in timed]
     return Row(
         arm=first.arm, family=first.family, temperature=first.temperature,
         rtt_ms=first.rtt_ms, rate_mbit=first.rate_mbit,
         prompts=len({a.prompt for a in group}),
-        tokens_per_s=round(rate(group), 4),
+        tokens_per_s=round(rate(timed), 4),
         speedup_vs_cloud=round(geometric_mean(ratios), 4),
         identical_to_cloud=all(same_texts(group, cloud)),
         **figures(group, pass_ms),

@@ -1,13 +1,15 @@
 """Geometric means of speed-ups, with intervals that say how far the prompts carry.
 
 Repeats of one prompt are averaged first. An interval is a percentile bootstrap over prompts
-(Efron 1979), within each family; a family with one prompt gives none.
+(Efron 1979), within each family; a family with one prompt gives none. Turns of one conversation
+are not independent: where there are several conversations, these are drawn first, and then
+turns of each (Davison and Hinkley 1997, section 3.8).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,28 +40,46 @@ def geometric_mean(values: Sequence[float]) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def mean(ratios: Iterable[tuple[str, str, float]]) -> Mean | None:
+def mean(
+    ratios: Iterable[tuple[str, str, float]], scenario_of: Callable[[str], str] = str
+) -> Mean | None:
     """Return the geometric mean over families of the geometric means over their prompts; None
-    for no ratios. ratios: (family, prompt, positive ratio), one a repeat."""
+    for no ratios. ratios: (family, prompt, positive ratio), one a repeat. scenario_of: returns
+    the conversation of a prompt."""
     grouped: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for family, prompt, ratio in ratios:
         grouped[family][prompt].append(ratio)
     if not grouped:
         return None
     families = [
-        np.array([np.mean(np.log(repeats)) for repeats in prompts.values()])
+        (
+            np.array([np.mean(np.log(repeats)) for repeats in prompts.values()]),
+            [scenario_of(prompt) for prompt in prompts],
+        )
         for prompts in grouped.values()
     ]
-    value = float(np.exp(np.mean([logs.mean() for logs in families])))
-    if any(len(logs) < 2 for logs in families):
+    value = float(np.exp(np.mean([logs.mean() for logs, _ in families])))
+    if any(len(logs) < 2 for logs, _ in families):
         return Mean(value)
     chance = np.random.default_rng(0)
-    draws = np.mean([_resampled(logs, chance) for logs in families], axis=0)
+    draws = np.mean([_resampled(*family, chance) for family in families], axis=0)
     low, high = np.exp(np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Mean(value, float(low), float(high))
 
 
-def _resampled(logs: Floats, chance: np.random.Generator) -> Floats:
-    """Return the mean of each draw of as many prompts, with replacement: [DRAWS]."""
-    chosen = chance.integers(len(logs), size=(DRAWS, len(logs)))
-    return np.asarray(logs[chosen].mean(axis=1))
+def _resampled(logs: Floats, scenarios: Sequence[str], chance: np.random.Generator) -> Floats:
+    """Return the mean of each draw of as many scenarios, with replacement, and of as many turns
+    of each: [DRAWS]. A single scenario is drawn turn by turn."""
+    names = list(dict.fromkeys(scenarios))
+    if len(names) in (1, len(logs)):
+        chosen = chance.integers(len(logs), size=(DRAWS, len(logs)))
+        return np.asarray(logs[chosen].mean(axis=1))
+    of = np.array([names.index(name) for name in scenarios])
+    sums, counts = np.zeros(DRAWS), np.zeros(DRAWS)
+    for drawn in chance.integers(len(names), size=(len(names), DRAWS)):
+        for at in range(len(names)):
+            here, turns = np.flatnonzero(drawn == at), logs[of == at]
+            chosen = chance.integers(len(turns), size=(len(here), len(turns)))
+            sums[here] += turns[chosen].sum(axis=1)
+            counts[here] += len(turns)
+    return sums / counts

@@ -8,7 +8,15 @@ from typing import Final
 
 import numpy as np
 
-from picospec.bench.data.results import WAITS_PASSES, Answer, gap_ms, rate, same_texts, waiting
+from picospec.bench.data.results import (
+    WAITS_PASSES,
+    Answer,
+    gap_ms,
+    rate,
+    same_texts,
+    waiting,
+    with_rate,
+)
 from picospec.bench.report.speedups import RIVALS, ROUNDS, Comparison, Link
 
 COLOCATED: Final = "colocated-edge"
@@ -24,7 +32,7 @@ def cost(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
     same = same_texts(answers, compared.cloud)
     pass_ms = gap_ms(compared.cloud.values(), 50)
     return {
-        "tokens/s": f"{rate(answers):.2f}",
+        "tokens/s": f"{rate(with_rate(answers)):.2f}",
         "s/answer": f"{seconds / len(answers):.2f}",
         "TTFT p50 ms": f"{np.median([a.ttft_ms for a in answers]):.0f}",
         "gap p50 ms": f"{gap_ms(answers, 50):.0f}",

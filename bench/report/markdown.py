@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from picospec.bench.data.results import Results, link_name
+from picospec.bench.data.scenarios.script import root
 from picospec.bench.data.tables import grid
 from picospec.bench.data.tables import markdown as table
 from picospec.bench.report.costs import cost, figures
 from picospec.bench.report.differences import HEAD, differences
+from picospec.bench.report.long_work import LONG_WORK, long_work
 from picospec.bench.report.speedups import Comparison
 
 BUSY = (
@@ -51,7 +54,10 @@ def _conditions(results: Results) -> list[str]:
 def _temperature(compared: Comparison, temperature: float) -> list[str]:
     parts = [f"## Temperature {temperature:g}"]
     over = {family: [family] for family in compared.families}
-    if len(over) > 1:
+    by_root = groupby(sorted(compared.families, key=root), key=root)
+    roots = {f"{name}, all turns": list(some) for name, some in by_root}
+    over |= {name: some for name, some in roots.items() if len(some) > 1}
+    if len(roots) > 1:
         over["geometric mean of the families"] = compared.families
     for title, families in over.items():
         parts += [f"### Speed-up over cloud: {title}", _speedups(compared, families)]
@@ -69,6 +75,8 @@ def _temperature(compared: Comparison, temperature: float) -> list[str]:
             if (answers := compared.of(arm, link))
             for name, value in cost(answers, compared).items()
         }
+        if table_of := long_work(compared, link):
+            parts += [f"### Long work at {link_name(*link)}", LONG_WORK, table_of]
         parts += [f"### Costs at {link_name(*link)}", table(*grid(("arm",), costs))]
     if found := differences(compared.answers, compared.cloud):
         parts += ["### Other texts than cloud's", DIFFERENT, table(HEAD, found)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from picospec.bench.data.results import Answer, Key, Results, references
+from picospec.bench.data.scenarios.script import root, scenario_of
 from picospec.bench.data.statistics import Mean, mean
 
 ROUNDS = ("sync", "paper", "colocated")
@@ -55,9 +56,11 @@ class Comparison:
 
 
 def _faster(answers: Iterable[Answer], others: Mapping[Key, Answer]) -> Mean | None:
-    """Return how much faster answers are than others to the same questions."""
-    return mean(
-        (a.family, a.prompt, a.tokens_per_s / others[a.asked].tokens_per_s)
+    """Return how much faster answers are than others to the same questions. All kinds of turns
+    of a scenario's family are one family."""
+    ratios = (
+        (root(a.family), a.prompt, a.tokens_per_s / others[a.asked].tokens_per_s)
         for a in answers
-        if a.asked in others
+        if a.asked in others and a.shows_rate and others[a.asked].shows_rate
     )
+    return mean(ratios, scenario_of)

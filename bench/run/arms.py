@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -48,6 +48,13 @@ class Arm:
     def engine(self) -> str:
         """Identifies the services that answer: arms of one engine are started together."""
         return self.name if self.rival else ""
+
+    def at_long_work(self) -> Arm:
+        """Return the arm as it is asked for scenarios: an edge also tells whose the tokens are,
+        and a rival that can remember requests does."""
+        rival = self.rival and replace(self.rival, remembers=True)
+        watched = WATCHED if self.edge else NONE
+        return replace(self, rival=rival, stream_options={**self.stream_options, **watched})
 
 
 _FIXED: Final = {

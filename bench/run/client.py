@@ -11,12 +11,17 @@ from typing import Any
 
 import httpx
 
+from picospec.bench.data.conversation import Message
 from picospec.bench.data.prompts import sampling
 from picospec.gateway.tokenizer import NONE
 
 
 class AnswerError(Exception):
     """The service answered with an error, or ended the stream too soon."""
+
+
+class TooLong(AnswerError):
+    """The model's context has no room for the question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ class Question:
 
     stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
     """Its `stream_options` have these beside `include_usage`."""
+
+    before: Sequence[Message] = ()
+    """The conversation up to the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,12 @@ class Reply:
     pass."""
 
     prompt_tokens: int = 0
+    first_draft_s: float | None = None
+    """A chain that the draft model had a share in was told of then; None: it never was."""
+
+    origins: Mapping[str, int] = field(default_factory=dict)
+    """The answer's tokens by who had them first, where the stream tells that."""
+
     logprobs: Sequence[dict[str, Any]] = ()
     """The API said this of each token; it is empty unless log-probabilities were asked for."""
 
@@ -88,7 +102,9 @@ class Client:
         chunks: list[tuple[float, dict[str, Any]]] = []
         async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
-                raise AnswerError(f"{response.status_code}: {(await response.aread())!r}")
+                text = (await response.aread()).decode(errors="replace")
+                kind = TooLong if _is_too_long(response.status_code, text) else AnswerError
+                raise kind(f"{response.status_code}: {text}")
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     chunk = json.loads(line.removeprefix("data: "))
@@ -104,7 +120,7 @@ class Client:
         likeliest = question.likeliest
         return {
             "model": self._model,
-            "messages": [{"role": "user", "content": question.prompt}],
+            "messages": [*question.before, {"role": "user", "content": question.prompt}],
             "temperature": question.temperature,
             "top_p": sampling(question.temperature).top_p,
             "seed": question.seed,
@@ -114,6 +130,11 @@ class Client:
             **({} if likeliest is None else {"logprobs": True, "top_logprobs": likeliest}),
             **question.settings,
         }
+
+
+def _is_too_long(status: int, text: str) -> bool:
+    """Return whether an error says so: of this product's services, or of vLLM's own server."""
+    return status == 400 and ("context_length" in text or "context length" in text)
 
 
 def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
@@ -128,6 +149,8 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
     scored = ((choice.get("logprobs") or {}).get("content") or () for _, choice in choices)
     speculation = (last.get("metrics") or {}).get("speculative_decoding") or {}
     accepted = speculation.get("num_accepted_draft_tokens", 0)
+    told = [(at_s, chunk.get("speculation") or {}) for at_s, chunk in chunks]
+    drafted_s = (at_s for at_s, event in told if event.get("drafted"))
     return Reply(
         text,
         usage["completion_tokens"],
@@ -138,5 +161,7 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
         accepted,
         speculation.get("num_target_passes", usage["completion_tokens"] - accepted),
         usage["prompt_tokens"],
+        next(drafted_s, None),
+        dict(told[-1][1].get("tokens") or {}),
         list(chain.from_iterable(scored)),
     )

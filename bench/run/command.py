@@ -15,18 +15,22 @@ from rich.console import Console
 
 from picospec.bench import options
 from picospec.bench.data.prompts import SHIPPED, read
+from picospec.bench.data.scenarios import script
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.arms import NAMES, parse
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.measuring import Run
 from picospec.bench.run.plan import Plan
-from picospec.bench.run.services import ServicesPlan, pins, verifier_arguments
+from picospec.bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_arguments
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import ModelError
 
-EDGE_ENVIRONMENT = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "4096"}
-"""Every edge has these settings: each serves one answer at a time, and many share the
-memory."""
+
+def edge_environment(context_tokens: int) -> dict[str, str]:
+    """Return settings that every edge has: each serves one answer at a time, and many share
+    the memory."""
+    context = str(context_tokens)
+    return {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": context}
 
 
 def run(
@@ -74,10 +78,12 @@ def run(
         cores = pins(pin)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
+    long = any(prompt.scenario for prompt in plan.prompts)
+    room = script.CONTEXT_TOKENS if long else CONTEXT_TOKENS
     services = ServicesPlan(
         target_model, draft_model, {}, target,
-        verifier_arguments(target, 1, context.args), verifier_python,
-        cores.verifier, cores.edge, EDGE_ENVIRONMENT, cloud_draft_model=cloud_draft_model,
+        verifier_arguments(target, 1, context.args, room), verifier_python,
+        cores.verifier, cores.edge, edge_environment(room), cloud_draft_model=cloud_draft_model,
     )  # fmt: skip
     if cores.edge:
         os.sched_setaffinity(0, cores.edge)  # links and client are on the user's side

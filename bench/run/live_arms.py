@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from time import monotonic
@@ -35,6 +36,10 @@ ANSWER_TIMEOUT_S = 600.0
 """An answer fails when no byte of it has come for so long."""
 
 _BYTES = 'picospec:edge_link_bytes_total{direction="%s"}'
+_DRAFT_MODEL_READ = "picospec:edge_read_tokens"
+_PREFILLED = "picospec:prefilled_tokens_total"
+_VLLM_PROMPTS = "vllm:prompt_tokens_total"
+_VLLM_HITS = "vllm:prefix_cache_hits_total"
 _DRAFT_MODEL_TOKENS = ("picospec:edge_draft_tokens_total", "picospec:edge_stale_steps_total")
 
 
@@ -52,6 +57,11 @@ class Costs:
     link_bytes_down: float = 0.0
     draft_model_tokens: float = 0.0
     """The draft model generated so many tokens, judged or not."""
+
+    read_tokens: float = 0.0
+    """The target read so many tokens of prompts, without those whose KV it still had."""
+
+    draft_model_read_tokens: float = 0.0
 
     edge_cpu_s: float = 0.0
     stolen_s: float = 0.0
@@ -71,9 +81,14 @@ class LiveArm:
     group: int | None
     """The processor time of this process group counts as the edge's."""
 
-    async def ask(self, question: Question) -> tuple[Reply, Costs]:
-        """Have both ends read the prompt; then measure."""
-        await self._warm_up(question)
+    verifier: httpx.AsyncClient | None = None
+    """It asks what the verifier has read, without the link."""
+
+    async def ask(self, question: Question, *, cold: bool = False) -> tuple[Reply, Costs]:
+        """Have both ends read the prompt, unless the question is to find them cold; then
+        measure."""
+        if not cold:
+            await self._warm_up(question)
         before = await self._costs()
         reply = await self.client.ask(question)
         return reply, (await self._costs()).since(before)
@@ -88,16 +103,15 @@ class LiveArm:
                 return
 
     async def _costs(self) -> Costs:
-        metrics = "" if self.edge is None else (await self.edge.get("/metrics")).text
-        values = dict(
-            line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#")
-        )
+        values, far = await _metrics(self.edge), await _metrics(self.verifier)
         return Costs(
-            float(values.get(_BYTES % "up", 0)),
-            float(values.get(_BYTES % "down", 0)),
+            values[_BYTES % "up"],
+            values[_BYTES % "down"],
             self.link.up.bytes if self.link else 0.0,
             self.link.down.bytes if self.link else 0.0,
-            sum(float(values.get(name, 0)) for name in _DRAFT_MODEL_TOKENS),
+            sum(values[name] for name in _DRAFT_MODEL_TOKENS),
+            far[_PREFILLED] + far[_VLLM_PROMPTS] - far[_VLLM_HITS],
+            values[_DRAFT_MODEL_READ],
             processor_s(self.group) if self.group else 0.0,
             stolen_s(),
         )
@@ -142,7 +156,8 @@ class LiveArms(Started):
         if edge and arm.place == "far":
             self._far_edges.append(edge)
         client = Client(await self._http(url, ANSWER_TIMEOUT_S))
-        return LiveArm(client, link, edge, services.pids.get(arm.name))
+        verifier = await self._http(services.verifier_url, 30)
+        return LiveArm(client, link, edge, services.pids.get(arm.name), verifier)
 
     async def _http(self, url: str, timeout_s: float) -> httpx.AsyncClient:
         http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=timeout_s)
@@ -160,6 +175,20 @@ class LiveArms(Started):
         alone = await self.enter_async_context(Services(draft_only))
         client = Client(await self._http(alone.verifier_url, ANSWER_TIMEOUT_S))
         return LiveArm(client, None, None, alone.pids["verifier"])
+
+
+async def _metrics(service: httpx.AsyncClient | None) -> defaultdict[str, float]:
+    """Return a service's counters; those with labels by their whole names, and summed up by
+    their names alone. Nothing where there is no service, or it has none."""
+    values: defaultdict[str, float] = defaultdict(float)
+    if service is None or (answered := await service.get("/metrics")).status_code != 200:
+        return values
+    for line in answered.text.splitlines():
+        if line.startswith(("picospec:", "vllm:")):
+            name, value = line.rsplit(" ", 1)
+            for each in {name, name.partition("{")[0]}:
+                values[each] += float(value)
+    return values
 
 
 async def _settle(edge: httpx.AsyncClient) -> None:

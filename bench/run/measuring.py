@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -13,14 +14,24 @@ from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
+from picospec.bench.data.conversation import Conversation
 from picospec.bench.data.files import save
 from picospec.bench.data.host import commit, this_host
 from picospec.bench.data.results import Answer, Results, Row, Settings, link_name, rows
 from picospec.bench.data.tables import console as console_table
 from picospec.bench.data.tables import grid
-from picospec.bench.run.live_arms import LiveArms
+from picospec.bench.run.client import TooLong
+from picospec.bench.run.live_arms import LiveArm, LiveArms
 from picospec.bench.run.plan import Plan, Turn, answer, stints
 from picospec.bench.run.services import ServicesPlan
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A turn that was not asked, because the conversation before it is too long."""
+
+    reason: str = ""
+    """It says so of the first such turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +52,49 @@ class Run:
         def show(what: str) -> None:
             progress.update(task, description=what)
 
-        def keep(given: Answer) -> None:
+        def keep(given: Answer | LeftOut) -> None:
             nonlocal found
+            progress.advance(task)
+            if isinstance(given, LeftOut):
+                if given.reason:
+                    console.print(given.reason, markup=False, soft_wrap=True)
+                return
             answers = [*found.answers, given]
             found = msgspec.structs.replace(found, rows=rows(answers), answers=answers)
             save(found, self.out)
-            progress.advance(task)
             live.update(Group(_table(found.rows), progress))
 
         with Live(Group(progress), console=console, refresh_per_second=2) as live:
             for asked in planned:
-                await self._stint(asked, show, keep)
+                async with aclosing(self._stint(asked, show)) as stint:
+                    async for given in stint:
+                        keep(given)
         return found
 
     async def _stint(
-        self, turns: Sequence[Turn], show: Callable[[str], None], keep: Callable[[Answer], None]
-    ) -> None:
-        """Start one engine and what else its arms need, and ask them."""
-        link, engine = None, turns[0].arm.engine
-        show(f"starting {engine or 'the services'}")
-        own = [arm for arm in self.plan.arms if arm.engine == engine]
-        async with LiveArms(self.services, own) as arms:
+        self, turns: Sequence[Turn], show: Callable[[str], None]
+    ) -> AsyncGenerator[Answer | LeftOut]:
+        """Start one engine and what else its arms need, and ask them. A scenario ends where the
+        model's context does."""
+        link, conversation, full = None, Conversation(), ""
+        show(f"starting {turns[0].arm.engine or 'the services'}")
+        own = {turn.arm.name: turn.arm for turn in turns}
+        async with LiveArms(self.services, list(own.values())) as arms:
             for turn in turns:
                 show(f"{turn.prompt.id} {turn.arm.name} at {turn.link.rtt_ms:g} ms")
                 if turn.link != link:
                     await arms.become(link := turn.link)
-                asked = await arms.by_name[turn.arm.name].ask(turn.question)
-                keep(answer(turn, *asked))
+                if full and turn.prompt.scenario == full:
+                    yield LeftOut()
+                    continue
+                try:
+                    yield await _asked(turn, arms.by_name[turn.arm.name], conversation)
+                except TooLong as error:
+                    if not (full := turn.prompt.scenario):
+                        raise
+                    yield LeftOut(
+                        f"{turn.arm.name}: {full} ends before {turn.prompt.id}: {error}"
+                    )
 
     def _nothing_yet(self) -> Results:
         plan, services, first = self.plan, self.services, self.plan.links[0]
@@ -82,6 +109,14 @@ class Run:
             "driver_cores": _listed(os.sched_getaffinity(0)),
         }
         return Results(this_host(), commit(), services.models, link, settings, [], [])
+
+
+async def _asked(turn: Turn, arm: LiveArm, conversation: Conversation) -> Answer:
+    """Ask one question, after what this arm was asked and answered before."""
+    question = replace(turn.question, before=conversation.before(turn.prompt))
+    reply, costs = await arm.ask(question, cold=bool(turn.prompt.scenario))
+    conversation.answered(turn.prompt, reply.text)
+    return answer(turn, reply, costs)
 
 
 def _listed(cores: Collection[int]) -> str:

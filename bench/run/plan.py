@@ -6,13 +6,18 @@ within minutes. Arms of several engines (bench.run.rivals) take turns: each engi
 questions before the next one is started, in the order A B, B A, A B, so that a host whose speed
 drifts changes all alike. `cloud` generates one token a pass at any distance: it is asked over
 the first link in every repeat, and over the last link in the first repeat, as a check.
+
+Scenarios are asked after all other questions, and as users ask them, without a warm-up. Each
+arm has services of its own for them, started anew for each link, so that no arm finds what
+another one's requests left there; an arm that remembers requests (cloud-suffix) may do so,
+since no question comes twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, groupby, zip_longest
+from itertools import chain, groupby, product, zip_longest
 
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.results import Answer
@@ -47,11 +52,20 @@ class Turn:
     repeat: int
     question: Question
 
+    @property
+    def services(self) -> tuple[object, ...]:
+        """Identifies the services that answer it: turns in a row that share them are asked
+        without a new start."""
+        if not self.prompt.scenario:
+            return (self.arm.engine,)
+        return (self.arm.name, self.repeat, self.question.temperature, self.link)
+
 
 def turns(plan: Plan) -> Iterator[Turn]:
     """Yield the questions in the order in which they are asked."""
     for repeat in range(plan.repeats):
-        asked = [(t, each) for t in plan.temperatures for each in _in_turn(plan.prompts)]
+        short = [prompt for prompt in plan.prompts if not prompt.scenario]
+        asked = [(t, each) for t in plan.temperatures for each in _in_turn(short)]
         for temperature, (turn, prompt) in asked:
             question = Question(prompt.prompt, temperature, plan.seed + repeat, plan.tokens)
             for at, link in enumerate(plan.links):
@@ -72,7 +86,31 @@ def stints(plan: Plan) -> list[list[Turn]]:
     for number, part in enumerate(_parts(plan)):
         for engine in engines if number % 2 == 0 else reversed(engines):
             ordered += [turn for turn in part if turn.arm.engine == engine]
-    return [list(some) for _, some in groupby(ordered, key=lambda turn: turn.arm.engine)]
+    ordered += _long_work(plan)
+    return [list(some) for _, some in groupby(ordered, key=lambda turn: turn.services)]
+
+
+def _long_work(plan: Plan) -> Iterator[Turn]:
+    """Yield the turns of the scenarios: a few conversations of one family by one arm, then the
+    same ones by the next arm."""
+    settings = product(range(plan.repeats), plan.temperatures, enumerate(plan.links))
+    for repeat, temperature, (at, link) in settings:
+        arms = [arm.at_long_work() for arm in plan.arms if _asked(arm, repeat, at, plan)]
+        for number, prompts in enumerate(_few_conversations(plan)):
+            for arm in arms if number % 2 == 0 else reversed(arms):
+                for prompt in prompts:
+                    question = Question(
+                        prompt.prompt, temperature, plan.seed + repeat, plan.tokens,
+                        stream_options=arm.stream_options,
+                    )  # fmt: skip
+                    yield Turn(arm, prompt, link, repeat, question)
+
+
+def _few_conversations(plan: Plan) -> Iterator[list[Prompt]]:
+    for _, family in groupby((p for p in plan.prompts if p.scenario), key=lambda p: p.root):
+        scenarios = [list(turns) for _, turns in groupby(family, key=lambda p: p.scenario)]
+        for first in range(0, len(scenarios), plan.questions_per_engine):
+            yield list(chain(*scenarios[first : first + plan.questions_per_engine]))
 
 
 def _parts(plan: Plan) -> Iterator[list[Turn]]:
@@ -113,6 +151,10 @@ def _asked(arm: Arm, repeat: int, link: int, plan: Plan) -> bool:
     return arm.name != "cloud" or link == 0 or (repeat == 0 and link == len(plan.links) - 1)
 
 
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 2)
+
+
 def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
     """Return what is kept of one reply."""
     ttft_s = reply.arrivals_s[0] if reply.arrivals_s else reply.seconds
@@ -125,5 +167,7 @@ def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
         turn.link.rtt_ms, turn.link.rate_mbit, turn.question.temperature,
         reply.text, reply.tokens, round(reply.first_share, 5), round(reply.seconds, 5),
         round(ttft_s * 1000, 2), [round(gap * 1000, 2) for gap in reply.gaps_s],
-        reply.drafted, reply.accepted, reply.target_passes, **counted,
+        reply.drafted, reply.accepted, reply.target_passes,
+        prompt_tokens=reply.prompt_tokens, origins=dict(reply.origins),
+        first_draft_ms=_ms(reply.first_draft_s), **counted,
     )  # fmt: skip

@@ -27,10 +27,12 @@ _LOOKUP: Final = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 _SUFFIX: Final = {
     "suffix_decoding_max_spec_factor": 4.0,
     "suffix_decoding_min_token_prob": 0.3,
-    "suffix_decoding_max_cached_requests": 0,
 }
 """vLLM drafts so many tokens for each that matches, where a draft token followed at least so
-often; it keeps no answers of before, because the bench asks the same questions again."""
+often."""
+
+_FORGETS: Final = {"suffix_decoding_max_cached_requests": 0}
+"""It keeps no answers of before, where the bench asks the same questions again."""
 
 _PACKAGE: Final = "arctic-inference==0.1.1"
 _HAS_PACKAGE: Final = "from importlib import util; exit(not util.find_spec('arctic_inference'))"
@@ -46,6 +48,9 @@ class Rival:
 
     config: str = ""
     """This is vLLM's `speculative_config` as JSON, where it is given whole."""
+
+    remembers: bool = False
+    """Suffix decoding keeps what it answered, up to vLLM's own bound."""
 
     @staticmethod
     def parse(text: str) -> Rival | None:
@@ -75,6 +80,7 @@ class Rival:
             case "cloud-suffix":
                 depth = {"suffix_decoding_max_tree_depth": 2 * self.tokens}
                 method = {"method": "suffix", **depth, **_SUFFIX}
+                method |= {} if self.remembers else _FORGETS
             case _:
                 return {}
         return {**method, "num_speculative_tokens": self.tokens}
@@ -99,5 +105,5 @@ class Rival:
         if self.kind == DRAFT and not draft_model:
             raise ValueError(f"{self.name} needs --cloud-draft-model, a folder of safetensors")
         if self.kind == SUFFIX and subprocess.run([python, "-c", _HAS_PACKAGE]).returncode:
-            how = f"{python} -m pip install {_PACKAGE}"
-            raise ValueError(f"{self.name} needs a package that vLLM's Python lacks: {how}")
+            how = f"{_PACKAGE}; docs/performance.md says how it is built"
+            raise ValueError(f"{self.name} needs a package that {python} lacks: {how}")

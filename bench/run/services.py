@@ -31,6 +31,9 @@ LINKED = Conditions()
 PORTS = range(10_000, 32_000)
 """Ports below those that kernels choose from: Linux from 32,768, others from 49,152."""
 
+CONTEXT_TOKENS = 4096
+"""Prompt and answer of a short question together."""
+
 READY_WITHIN_S = 300.0
 """All services must be ready within this time."""
 
@@ -106,15 +109,21 @@ class ServicesPlan:
         }
 
 
-def verifier_arguments(target: str, sessions: int, more: Sequence[str] = ()) -> tuple[str, ...]:
+def verifier_arguments(
+    target: str,
+    sessions: int,
+    more: Sequence[str] = (),
+    context_tokens: int = CONTEXT_TOKENS,
+) -> tuple[str, ...]:
     """Return the arguments of a verifier that serves `sessions` answers at once, and one that
     has not left yet; for vLLM the others are as in configs/local-vllm.toml. `more` wins."""
-    slots = str(sessions + 1)
+    slots, context = str(sessions + 1), str(context_tokens)
     if target == "llama":
-        return "--llama.slots", slots, *more
+        return "--llama.slots", slots, "--llama.context_tokens", context, *more
+    kv_bytes = (1 << 29) * (1 + context_tokens // (4 * CONTEXT_TOKENS))
     return (
-        "--vllm.dtype", "bfloat16", "--vllm.max_model_len", "4096",
-        "--vllm.max_num_seqs", slots, "--vllm.kv_cache_memory_bytes", str(1 << 29), *more,
+        "--vllm.dtype", "bfloat16", "--vllm.max_model_len", context,
+        "--vllm.max_num_seqs", slots, "--vllm.kv_cache_memory_bytes", str(kv_bytes), *more,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class UselessDrafter:
 
     context_tokens: int = 1 << 30
     stuck: bool = False
+    read_tokens: int = 0
 
     def take(self, prompt: Sequence[TokenId], owner: object = None) -> UselessDrafter:
         return self

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import chain, groupby, product
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -55,10 +55,12 @@ def results(turn: Turn) -> Path:
 
 
 def deal(prompts: Sequence[Prompt], slices: int, folder: Path) -> list[Path]:
-    """Write the prompts to files, in turn; each file has some of every family."""
-    dealt = sorted(prompts, key=lambda prompt: prompt.family)
+    """Write the prompts to files, in turn; each file has some of every family, and whole
+    conversations."""
+    asked = groupby(prompts, key=lambda prompt: prompt.scenario or prompt.id)
+    dealt = sorted((list(turns) for _, turns in asked), key=lambda turns: turns[0].root)
     for n, path in enumerate(paths := [folder / f"slice{n}.jsonl" for n in range(slices)]):
-        path.write_bytes(msgspec.json.Encoder().encode_lines(dealt[n::slices]))
+        path.write_bytes(msgspec.json.Encoder().encode_lines(chain(*dealt[n::slices])))
     return paths
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from picospec.bench.data.results import Cell, figures, gap_ms
+from picospec.bench.data.scenarios.script import root
 from picospec.bench.data.statistics import geometric_mean
 from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
 from picospec.bench.simulator.edge import Answer, steadied
@@ -53,7 +54,7 @@ class Group:
 def groups(folder: Path, families: Sequence[str], tokens: int | None = None) -> list[Group]:
     """Read the traces of some families, or of all, grouped by temperature and family; of each
     the first `tokens`, or all. Raises OSError or ValueError, also where there are none."""
-    found = [t for t in load_folder(folder) if not families or t.family in families]
+    found = [t for t in load_folder(folder) if not families or root(t.family) in families]
     if not found:
         raise ValueError(f"no traces of these families in {folder}")
     found.sort(key=lambda trace: (trace.temperature, trace.family))

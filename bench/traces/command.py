@@ -15,7 +15,8 @@ from picospec.bench import options
 from picospec.bench.data.files import load
 from picospec.bench.data.prompts import SHIPPED, read
 from picospec.bench.data.results import Results
-from picospec.bench.traces.record import Subject, answered, traces
+from picospec.bench.data.scenarios import script
+from picospec.bench.traces.record import CONTEXT_TOKENS, Subject, answered, traces
 from picospec.edge_agent.draft_model.loading import find
 from picospec.models.errors import ModelError
 from picospec.models.store import open_store
@@ -45,10 +46,12 @@ def record(
         if answers:
             subjects = answered(load(answers, Results), {p.id: p for p in chosen})
         else:
-            asked = product(chosen, options.numbers(temperatures))
-            subjects = [Subject(prompt, prompt.family, heat, seed) for prompt, heat in asked]
+            asked = product(options.numbers(temperatures), chosen)
+            subjects = [Subject(prompt, prompt.family, heat, seed) for heat, prompt in asked]
+        long = any(prompt.scenario for prompt in chosen)
         out.mkdir(parents=True, exist_ok=True)
-        recorded = traces(*files, subjects, tokens)
+        room = script.CONTEXT_TOKENS if long else CONTEXT_TOKENS
+        recorded = traces(*files, subjects, tokens, room)
         for trace in track(recorded, "recording", total=len(subjects)):
             Console().print(str(trace.save(out)))
     except (ModelError, ValueError, OSError) as error:

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from picospec.bench.data.conversation import Conversation
 from picospec.bench.data.prompts import Prompt, sampling
 from picospec.bench.data.results import Answer, Results
 from picospec.bench.traces.files import Ids, Trace
@@ -82,17 +83,22 @@ def traces(
         draft = stack.enter_context(closing(Context(draft_model, context_tokens)))
         if generates:
             generator = stack.enter_context(closing(Context(target, context_tokens)))
-        tokenizer = tokenizer_file(target_file).open()
+        tokenizer, conversation = tokenizer_file(target_file).open(), Conversation()
         for subject in subjects:
-            prompt = tokenizer.chat([{"role": "user", "content": subject.prompt.prompt}])
+            before = conversation.before(subject.prompt)
+            prompt = tokenizer.chat(
+                [*before, {"role": "user", "content": subject.prompt.prompt}]
+            )
             p: list[Logits] = []
             if subject.reply is None:
                 answer, p = _generate(generator, subject, prompt, tokens)
+                text = b"".join(map(tokenizer.piece, answer)).decode(errors="replace")
             else:
-                answer = tokenizer.encode(subject.reply.text)
+                answer = tokenizer.encode(text := subject.reply.text)
                 eos = target.vocabulary.eos
                 if eos is not None and subject.reply.tokens == len(answer) + 1:
                     answer = [*answer, eos]
+            conversation.answered(subject.prompt, text)
             yield _trace(draft, subject, prompt, answer, p)
 
 

@@ -123,6 +123,7 @@ def _warn_of_room(client: Client, edge: Edge, console: Console) -> None:
             f" and {edge.model} has room for {edge.context}.",
             style="yellow",
             soft_wrap=True,
+            markup=False,
         )
 
 

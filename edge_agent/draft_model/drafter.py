@@ -48,6 +48,10 @@ class Drafter(Protocol):
         whose prompt it is; what a slot holds of it is of use to nobody else."""
 
     @property
+    def read_tokens(self) -> int:
+        """How many tokens of prompts the draft model has read, without those it still had."""
+
+    @property
     def stuck(self) -> bool:
         """Whether a pass takes so long that it may never end. Then no slot is free."""
 
@@ -63,6 +67,7 @@ class NoDrafter:
     """A Drafter without slots: only lookup drafts."""
 
     stuck = False
+    read_tokens = 0
 
     async def watch(self) -> None:
         pass

@@ -100,6 +100,7 @@ class LlamaDrafter:
     owners count as one."""
 
     def __init__(self, cache: Cache, *, share_prefixes: bool = False) -> None:
+        self.read_tokens = 0  # only the thread changes it
         self._cache = cache
         self._share_prefixes = share_prefixes
         self._slots = [KvSlot(index) for index in range(cache.limits.sequences)]
@@ -193,6 +194,8 @@ class LlamaDrafter:
         for segment in segments:
             request = waiting[segment.sequence]
             request.slot.tokens.extend(segment.tokens)
+            unread = len(request.context) - request.position - segment.start
+            self.read_tokens += max(0, min(len(segment.tokens), unread))
             if segment.logits:
                 drafts = self._drafts(request, row, segment.logits)
                 del waiting[segment.sequence]

@@ -25,8 +25,9 @@ from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
 from picospec.speculation.sampling.logprobs import logprob_of
 from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.thinking_budget import BUDGET
 
-FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME)
+FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)
 """OpenAI parameters served beyond Sampling: all those of an embedded target."""
 
 FAILED: Final = "draft_model_failed"

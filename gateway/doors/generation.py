@@ -149,9 +149,11 @@ def _constrained(
     content = extras.get(structured.NAME)
     given = content if isinstance(content, Mapping) else None
     constraint = body.constraint(style, prompt, given)
-    if constraint is given:
+    more = body.more_extras(style, prompt)
+    if constraint is given and not more:
         return extras
-    return MappingProxyType({**extras, structured.NAME: constraint})
+    constrained = {} if constraint is None else {structured.NAME: constraint}
+    return MappingProxyType({**extras, **more, **constrained})
 
 
 def _max_tokens(

@@ -157,6 +157,10 @@ class GenerationRequest(Servable):
         """Return what an answer keeps to, where its `content` does. Raises InvalidRequest."""
         return content
 
+    def more_extras(self, style: Style, prompt: TokenIds) -> Mapping[str, object]:
+        """Return what else a job asks of the engine. Raises InvalidRequest."""
+        return {}
+
     def _detokeniser(
         self, stop_tokens: frozenset[int], min_tokens: int
     ) -> Callable[[Piece], Detokeniser]:

@@ -31,6 +31,9 @@ class Style:
     special: Mapping[str, int]
     """The markers of calls and reasoning that are special tokens in this model."""
 
+    tag_tokens: tuple[int | None, int | None] = (None, None)
+    """The tokens that open and close reasoning, where the tags are tokens of their own."""
+
     capabilities: tuple[str, ...] = ()
     """What the model can do, in the words of Ollama and llama-server."""
 
@@ -79,6 +82,19 @@ class Style:
         opened = tags is not None and is_opened(tags, prompt, self._spelling(_markers(tags)))
         return {"grammar": grammar(wanted, self.format, self.special, tags, opened=opened)}
 
+    def budget(self, prompt: Sequence[int], tokens: int) -> dict[str, int]:
+        """Return the setting that ends the reasoning of an answer to `prompt` after so many
+        tokens. Raises ValueError for a model that has no token for that."""
+        opening, closing = self.tag_tokens
+        if self.tags is None or closing is None:
+            raise ValueError("the model has no token that ends its reasoning")
+        found = {"tokens": tokens, "closing": closing}
+        if is_opened(self.tags, prompt, self._spelling(_markers(self.tags))):
+            return found
+        if opening is None:
+            raise ValueError("the model has no token that begins its reasoning")
+        return found | {"opening": opening}
+
     def _spelling(self, markers: Sequence[str]) -> Piece:
         """Return what tells a token's bytes, also for the markers that are special tokens."""
         seen = {self.special[text]: text.encode() for text in markers if text in self.special}
@@ -103,8 +119,10 @@ class Styles:
         form = FORMATS[self._name or choose(tokenizer.template)]
         tags = tags_of(tokenizer.template)
         special = _special(tokenizer, (*_markers(tags), *form.markers))
+        spelt = [tokenizer.encode(t, begin=False) for t in _markers(tags)] or [[], []]
+        opening, closing = (ids[0] if len(ids) == 1 else None for ids in spelt)
         can = tuple(_capabilities(tokenizer, tags))
-        self._latest = Style(tokenizer, form, tags, special, can)
+        self._latest = Style(tokenizer, form, tags, special, (opening, closing), can)
         return self._latest
 
 

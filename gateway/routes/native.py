@@ -17,35 +17,22 @@ from picospec.gateway.doors.ollama.request import OllamaChat, OllamaGenerate
 from picospec.gateway.routes.documents import Handler, Route
 from picospec.gateway.routes.status import health, list_models, props
 
+_SAME: Final = "The same as with /v1"
+_LINES: Final = "application/x-ndjson"
+_OPENAI: Final[Handler] = partial(generate, ChatRequest, chat.asked)
 _COMPLETION: Final[Handler] = partial(generate, NativeCompletionRequest, llama_server.asked)
 _INFILL: Final[Handler] = partial(generate, InfillRequest, llama_server.asked)
 _CHAT: Final[Handler] = partial(generate, OllamaChat, ollama.asked_chat)
 _TEXT: Final[Handler] = partial(generate, OllamaGenerate, ollama.asked_text)
-_LINES: Final = "application/x-ndjson"
-_MANAGED: Final = (
-    ("POST", "pull"),
-    ("POST", "push"),
-    ("POST", "create"),
-    ("POST", "copy"),
-    ("DELETE", "delete"),
-)
 
 NATIVE_ROUTES: Final = (
-    Route(
-        "POST",
-        "/chat/completions",
-        "The same as with /v1",
-        partial(generate, ChatRequest, chat.asked),
-        ChatRequest,
-    ),
-    Route("GET", "/models", "The same as with /v1", list_models),
+    Route("POST", "/chat/completions", _SAME, _OPENAI, ChatRequest),
+    Route("GET", "/models", _SAME, list_models),
     Route("GET", "/v1/health", "The same as without /v1", health),
     Route("GET", "/ping", "The same as /health", health),
     Route("GET", "/props", "The model, as llama-server tells it", props),
-    *(
-        Route("POST", path, "Go on with a text", _COMPLETION, NativeCompletionRequest)
-        for path in ("/completion", "/completions")
-    ),
+    Route("POST", "/completion", "Go on with a text", _COMPLETION, NativeCompletionRequest),
+    Route("POST", "/completions", "Go on with a text", _COMPLETION, NativeCompletionRequest),
     Route("POST", "/infill", "Fill in between two texts", _INFILL, InfillRequest),
     Route("POST", "/api/chat", "Answer a chat", _CHAT, OllamaChat, _LINES),
     Route("POST", "/api/generate", "Answer a prompt", _TEXT, OllamaGenerate, _LINES),
@@ -53,8 +40,9 @@ NATIVE_ROUTES: Final = (
     Route("GET", "/api/tags", "The model, by each of its names", models.tags),
     Route("GET", "/api/ps", "The same, as what is loaded", models.running),
     Route("GET", "/api/version", "The version of Ollama whose API this is", models.version),
+    Route("DELETE", "/api/delete", "Not served", models.not_served),
     *(
-        Route(method, f"/api/{name}", "Not served", models.not_served)
-        for method, name in _MANAGED
+        Route("POST", f"/api/{name}", "Not served", models.not_served)
+        for name in ("pull", "push", "create", "copy")
     ),
 )

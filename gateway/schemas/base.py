@@ -29,8 +29,8 @@ from picospec.gateway.errors import InvalidRequest
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Integer = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-"""The name of a function or of a schema, as OpenAI allows it, and with dots."""
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+"""The name of a function, as Anthropic allows it, and with dots; OpenAI allows 64 letters."""
 
 _CODES: Final[Mapping[str, str]] = {
     "json_invalid": "invalid_json",

@@ -86,6 +86,7 @@ _LLAMA_SERVER: Final[Mapping[str, tuple[object, ...]]] = {
     ),
     "t_max_predict_ms": (-1, 0),
     "tfs_z": (1,),
+    "thinking_budget": (-1,),
     "thinking_budget_tokens": (-1,),
     "top_n_sigma": (-1,),
     "typ_p": (1,),

@@ -16,6 +16,9 @@ from pathlib import Path
 
 MODULE, ARGUMENTS = sys.argv[2], sys.argv[3:]
 READY = {"picospec.verifier": "/ready", "picospec.bench.run.stock_vllm": "/health"}[MODULE]
+MESSAGES = int(os.environ.get("FAKE_MESSAGES", "99"))
+"""The context has room for so many."""
+
 SPECULATES = "--speculation" in ARGUMENTS
 
 
@@ -32,7 +35,10 @@ class Answers(BaseHTTPRequestHandler):
         self._reply(200 if known else 404, json.dumps({"data": [{"id": "fake"}]}).encode())
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if len(asked["messages"]) > MESSAGES:
+            error = {"message": "the model's maximum context length is 8192 tokens"}
+            return self._reply(400, json.dumps({"error": error}).encode())
         said: list[dict[str, object]] = [
             {"choices": [{"delta": {"content": text}, "finish_reason": None}]} for text in "abc"
         ]

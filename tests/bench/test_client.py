@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from picospec.bench.run.client import AnswerError, Client, Question
+from picospec.bench.run.client import AnswerError, Client, Question, TooLong
 
 QUESTION = Question("Say hello.", 0.0, seed=7, tokens=5)
 
@@ -28,7 +28,7 @@ USAGE = {
 }  # fmt: skip
 
 
-def client(*events: object, status: int = 200) -> Client:
+def client(*events: object, status: int = 200, body: str = "") -> Client:
     """A client of a service that sends these events; each reading of its clock is a second."""
 
     async def stream() -> AsyncIterator[bytes]:
@@ -42,7 +42,7 @@ def client(*events: object, status: int = 200) -> Client:
         asked = json.loads(request.content)
         assert (asked["model"], asked["seed"], asked["max_tokens"]) == ("m", 7, 5)
         assert asked["stream_options"]["include_usage"]
-        return httpx.Response(status, content=stream())
+        return httpx.Response(status, content=body or stream())
 
     seconds: Iterator[float] = iter(range(100))
     transport = httpx.MockTransport(serve)
@@ -64,14 +64,16 @@ async def test_pieces_are_timed_from_the_moment_of_asking() -> None:
 
 
 async def test_chunks_that_tell_of_speculation_are_no_text() -> None:
-    chain = {"choices": [], "speculation": {"event": "chain", "text": "lo"}}
+    looked_up = {"choices": [], "speculation": {"event": "chain", "tokens": 3, "drafted": 0}}
+    chain = {"choices": [], "speculation": {"event": "chain", "text": "lo", "drafted": 2}}
     said = {**piece("Hello"), "speculation": {"tokens": {"draft": 1}}}
-    last = {**USAGE, "speculation": {"event": "totals", "passes": 2}}
+    last = {**USAGE, "speculation": {"event": "totals", "tokens": {"draft": 1, "target": 3}}}
 
-    reply = await client(chain, said, piece(None, "stop"), last).ask(QUESTION)
+    reply = await client(looked_up, chain, said, piece(None, "stop"), last).ask(QUESTION)
 
     assert (reply.text, reply.tokens) == ("Hello", 4)
-    assert reply.arrivals_s == (2.0,)
+    assert reply.arrivals_s == (3.0,)
+    assert (reply.first_draft_s, reply.origins) == (2.0, {"draft": 1, "target": 3})
     assert (reply.drafted, reply.accepted, reply.target_passes) == (6, 2, 2)
 
 
@@ -83,6 +85,11 @@ async def test_an_error_within_the_stream_is_raised() -> None:
 async def test_an_answer_cut_short_is_an_error() -> None:
     with pytest.raises(AnswerError, match="before it was complete"):
         await client(piece("Hel")).ask(QUESTION)
+
+
+async def test_a_question_that_the_context_cannot_hold_is_an_error_of_its_own() -> None:
+    with pytest.raises(TooLong, match="8192"):
+        await client(status=400, body="context_length_exceeded: 8192").ask(QUESTION)
 
 
 async def test_a_refusal_is_an_error_with_its_status() -> None:

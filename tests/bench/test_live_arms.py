@@ -25,7 +25,8 @@ class ChunkedArm:
 
     async def get(self, path: str) -> SimpleNamespace:
         stale = float(len(self.asked) >= self._askings)
-        return SimpleNamespace(text=f"picospec:edge_stale_steps_total {stale}\n")
+        text = f"picospec:edge_stale_steps_total {stale}\n"
+        return SimpleNamespace(text=text, status_code=200)
 
 
 async def test_an_edge_is_asked_until_its_draft_model_has_taken_part() -> None:
@@ -35,6 +36,29 @@ async def test_an_edge_is_asked_until_its_draft_model_has_taken_part() -> None:
     await live.ask(QUESTION)
 
     assert arm.asked == [2, 2, 2, 64]
+
+
+async def test_a_cold_question_is_asked_once_and_what_the_target_read_is_counted() -> None:
+    scraped = iter([(5, 0, 0), (5, 1470, 1024)])
+
+    async def metrics(path: str) -> SimpleNamespace:
+        llamas, prompts, hits = next(scraped)
+        text = f"""# HELP vllm:prompt_tokens_total Prompts.
+picospec:prefilled_tokens_total {llamas}.0
+vllm:prompt_tokens_total{{engine="0",model_name="a b"}} {prompts}
+vllm:prefix_cache_hits_total{{engine="0"}} {hits / 2}
+vllm:prefix_cache_hits_total{{engine="1"}} {hits / 2}
+"""
+        return SimpleNamespace(text=text, status_code=200)
+
+    arm = ChunkedArm(askings=3)
+    verifier = cast(httpx.AsyncClient, SimpleNamespace(get=metrics))
+    live = LiveArm(cast(Client, arm), None, cast(httpx.AsyncClient, arm), None, verifier)
+
+    _, costs = await live.ask(QUESTION, cold=True)
+
+    assert arm.asked == [64]
+    assert costs.read_tokens == 1470 - 1024
 
 
 async def test_an_arm_without_an_edge_is_asked_once() -> None:

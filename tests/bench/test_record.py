@@ -60,3 +60,18 @@ def test_a_target_that_is_the_draft_model_agrees_with_it(tmp_path: Path) -> None
     assert (found.draft_tokens[:, 0] == found.tokens).all()
     assert found.overlap == pytest.approx(1.0)
     assert (found.after_miss_tokens == -1).all()
+
+
+@pytest.mark.models
+def test_a_turn_is_recorded_after_what_was_answered_before() -> None:
+    file = find("smollm2", open_store({}))
+    turns = [
+        Prompt(f"agent/a/{n}", "agent/call", f"Say {n}.", scenario="agent/a", turn=n)
+        for n in range(2)
+    ]
+    asked = [Subject(turn, turn.family, 0.0, 7) for turn in turns]
+
+    first, second = traces(file, file, asked, tokens=6, context_tokens=256)
+
+    before = [*first.prompt, *first.tokens]
+    assert list(second.prompt[: len(before)]) == before

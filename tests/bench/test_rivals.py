@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from io import StringIO
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
 from picospec.bench.data.files import load
-from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.prompts import Prompt, read
 from picospec.bench.data.results import Results
 from picospec.bench.link.path import Conditions
 from picospec.bench.run import stock_vllm
@@ -130,18 +131,40 @@ def test_stock_vllm_has_no_plugin_of_ours(
     assert started[0]["VLLM_PLUGINS"] == left
 
 
-async def test_one_engine_runs_at_a_time_and_all_are_compared_with_cloud(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, log, python = tmp_path / "out.json", tmp_path / "log", tmp_path / "python"
-    fake = Path(__file__).with_name("fake_vllm.py")
+@pytest.fixture
+def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServicesPlan:
+    python, fake = tmp_path / "python", Path(__file__).with_name("fake_vllm.py")
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
     python.chmod(0o755)
-    monkeypatch.setenv("FAKE_LOG", str(log))
-    services = ServicesPlan(
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    return ServicesPlan(
         "target", "", {}, "vllm", ("--vllm.dtype", "bfloat16"), str(python),
         cloud_draft_model="small",
     )  # fmt: skip
+
+
+async def test_a_conversation_ends_where_the_context_does_and_the_next_one_begins(
+    tmp_path: Path, services: ServicesPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_MESSAGES", "6")
+    prompts = read(families=["agent"], per_family=2)
+    asked = Plan(parse("cloud,cloud-ngram:3"), prompts, [Conditions(1.0)])
+    console = Console(file=StringIO())
+
+    found = await Run(asked, services, tmp_path / "out.json").go(console)
+
+    reached = [f"agent/{name}/{turn}" for name in ("ngrams", "uplink") for turn in (1, 2, 3)]
+    assert [a.prompt for a in found.answers] == reached * 2
+    assert [row.identical_to_cloud for row in found.rows] == [True] * len(found.rows)
+    said = cast(StringIO, console.file).getvalue()
+    assert said.count("8192 tokens") == 4
+    assert "cloud-ngram:3: agent/uplink ends before agent/uplink/4: 400" in said
+
+
+async def test_one_engine_runs_at_a_time_and_all_are_compared_with_cloud(
+    tmp_path: Path, services: ServicesPlan
+) -> None:
+    out, log = tmp_path / "out.json", tmp_path / "log"
     asked = plan("cloud,cloud-ngram:3,cloud-draft:2", prompts=2, questions=1)
 
     await Run(asked, services, out).go(Console(quiet=True))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.prompts import Prompt, read
 from picospec.bench.data.results import Answer
 from picospec.bench.run.versus import Key, deal, report
 from tests.bench.answers import answer
@@ -45,3 +45,13 @@ def test_every_slice_has_prompts_of_every_family(tmp_path: Path) -> None:
     for path in slices:
         dealt = msgspec.json.Decoder(Prompt).decode_lines(path.read_bytes())
         assert sorted(prompt.family for prompt in dealt) == ["a", "a", "b", "b"]
+
+
+def test_a_slice_has_whole_conversations_in_order(tmp_path: Path) -> None:
+    prompts = read(families=["agent", "held-out"])
+
+    slices = deal(prompts, 2, tmp_path)
+
+    dealt = [read(path) for path in slices]
+    assert sorted(p.id for some in dealt for p in some) == sorted(p.id for p in prompts)
+    assert all(turn.turn == n % 8 for some in dealt for n, turn in enumerate(some))

@@ -12,6 +12,7 @@ from typing import Any
 import anthropic
 from anthropic import beta_tool
 from anthropic.types import Message, ModelInfo, RawMessageStreamEvent
+from anthropic.types.beta.message_create_params import MessageCreateParamsBase
 from pydantic import BaseModel, TypeAdapter
 
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
@@ -93,6 +94,7 @@ def main(url: str, model: str) -> None:
         "person": person.parsed_output.model_dump() if person.parsed_output else None,
         "counted": client.messages.count_tokens(model=model, messages=QUESTION).input_tokens,
         "models": [ModelInfo.model_validate(m.to_dict()).id for m in client.models.list()],
+        "fields": sorted(MessageCreateParamsBase.__annotations__),
         "unknown": refused(client, **{**asked, "model": "no-such-model"}),
         "long": refused(
             client,

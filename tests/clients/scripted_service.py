@@ -20,7 +20,12 @@ from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 
 MODEL = "scripted"
+EDIT = '<tool_call>\n{"name": "%s", "arguments": {"%s": "%s"}}\n</tool_call>'
+SED = "sed -i 's/hello/good evening/' hello.py && echo edited"
 SCRIPT = (
+    ("<tool_response>\nedited", "hello.py greets in the evening now."),
+    ('"name": "Bash"', EDIT % ("Bash", "command", SED)),
+    ('"name": "bash"', EDIT % ("bash", "command", SED)),
     ("Process exited with code 0", "hello.py greets in the evening now."),
     (
         "exec_command",

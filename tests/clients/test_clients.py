@@ -7,27 +7,18 @@ the gateway over a scripted model, where a client's loop must come to a known en
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from pydantic import BaseModel
 
-from picospec.bench.run.services import free_port
+from tests.clients.conftest import CLIENTS, run
 from tests.clients.scripted_service import MODEL as SCRIPTED
 from tests.edge_agent.processes import ROOT
 
-CLIENTS = ROOT / ".clients"
 PAIR = "qwen2.5-coder-1.5b"
-WITHIN_S = 300
-UP = "from picospec.cli.main import app; app()"
 WEATHER: Any = {
     "type": "function",
     "function": {
@@ -42,61 +33,7 @@ WEATHER: Any = {
     },
 }
 
-pytestmark = [
-    pytest.mark.clients,
-    pytest.mark.skipif(
-        not (CLIENTS / ".ready").exists(), reason="run `make test-clients`, which installs them"
-    ),
-]
-
-
-def _serve(url: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}
-    )
-    deadline = time.monotonic() + WITHIN_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/ready").status_code == 200:
-                return process
-        except httpx.TransportError:
-            pass
-        time.sleep(0.3)
-    raise TimeoutError(f"{url} is not ready")
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[str]:
-    edge, verifier = free_port(), free_port()
-    url = f"http://127.0.0.1:{edge}"
-    ports = {"EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier)}
-    process = _serve(url, "-c", UP, "up", "--config", "configs/local.toml", **ports)
-    yield url
-    process.terminate()
-    process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[str]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    process = _serve(url, "-m", "tests.clients.scripted_service", str(port))
-    yield url
-    process.terminate()
-    process.wait(30)
-
-
-def run(*command: str | Path, cwd: Path = CLIENTS, status: int = 0) -> str:
-    """Run a client; return what it printed."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=WITHIN_S,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
+pytestmark = pytest.mark.clients
 
 
 def result(*command: str | Path) -> dict[str, Any]:
@@ -206,21 +143,6 @@ def test_the_agents_sdk_goes_through_two_tools_to_an_answer(scripted: str, door:
     assert found["called"] == [*loop, *loop]
     assert found["answers"] == ["It is 69.8 degrees Fahrenheit in Paris."] * 2
     assert found["tokens"] > 0
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A git repository with a file hello.py."""
-    (tmp_path / "hello.py").write_text("def greet():\n    print('hello')\n")
-    for command in (
-        ("git", "init", "-q"),
-        ("git", "config", "user.email", "a@example.org"),
-        ("git", "config", "user.name", "a"),
-        ("git", "add", "."),
-        ("git", "commit", "-qm", "begin"),
-    ):
-        run(*command, cwd=tmp_path)
-    return tmp_path
 
 
 def test_codex_edits_a_file_in_a_repository(scripted: str, repository: Path) -> None:

@@ -8,10 +8,30 @@ from collections.abc import Sequence
 
 import pytest
 
+from picospec.gateway.doors.messages.request import REFUSED, MessagesRequest
 from picospec.gateway.ports import Job
 from tests.clients.test_clients import python
 from tests.edge_agent.processes import ROOT
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
+
+HARMLESS = {
+    "betas",  # a header
+    "billing_policy",
+    "cache_control",
+    "container",
+    "context_management",
+    "diagnostics",
+    "fallback_credit_token",
+    "fallbacks",
+    "inference_geo",
+    "mcp_servers",
+    "metadata",
+    "service_tier",
+    "speed",
+    "user_profile_id",
+    "workspace_id",
+}
+"""Fields that are ignored by name, as nothing here can heed them."""
 
 CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
 SCRIPT = (
@@ -62,6 +82,8 @@ async def test_anthropics_sdk_streams_thinks_calls_counts_and_understands_errors
     assert found["person"] == {"name": "Ada", "age": 36}
     assert found["counted"] == len("u:How many degrees Fahrenheit are there in Paris?\n")
     assert found["models"] == [MODEL]
+    known = {*MessagesRequest.model_fields, *REFUSED}
+    assert set(found["fields"]) - known == HARMLESS
     assert found["unknown"][0] == "NotFoundError"
     assert found["long"] == [
         "BadRequestError",

@@ -93,6 +93,7 @@ class OneSlot:
         return self.slot
 
     stuck = False
+    read_tokens = 0
 
     async def watch(self) -> None:
         pass

@@ -190,7 +190,7 @@ def test_a_chain_that_breaks_is_told_at_once_from_its_wrong_token_on() -> None:
 
     assert events == [
         Pass(0, 5, 1, 2, "recovered", 20.0, 1.0, None, None),
-        Chain(0, 1, 3, broken=True, ids=(101, 102, 103)),
+        Chain(0, 1, 3, broken=True, ids=(101, 102, 103), drafted=3),
     ]
     (chain, _) = edge.observer.look(edge.now)
     assert chain == Chain(1, 2, 0, broken=False)
@@ -243,7 +243,7 @@ def test_a_look_tells_of_a_chain_and_of_a_link_only_when_they_have_changed() -> 
     later = edge.observer.look(edge.now + 0.6)
 
     (chain, link) = first
-    assert chain == Chain(0, 0, 3, broken=False, ids=(100, 101, 102))
+    assert chain == Chain(0, 0, 3, broken=False, ids=(100, 101, 102), drafted=3)
     assert isinstance(link, LinkUse)
     assert (link.verifier, link.reopened, link.rtt_ms) == (1, 0, 40.0)
     assert link.bytes_up > 0

@@ -43,7 +43,14 @@ async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
         "smollm2",
         "smollm2",
         PLANS,
-        verifier_arguments=("--chat-template", str(file), "--llama.slots", "6"),
+        verifier_arguments=(
+            "--chat-template",
+            str(file),
+            "--llama.slots",
+            "6",
+            "--llama.context_tokens",
+            "4096",
+        ),
         environment={"PICOSPEC_EDGE__CONTEXT_TOKENS": "1024"},
     )
     async with Services(plan) as run:

@@ -62,7 +62,8 @@ class Fleet:
 
     def verifier(self, url: str = "", drain_timeout_s: float = 0.0) -> str:
         return self.start(
-            "picospec.verifier", "--model", "smollm2", "--llama.threads", "1", url=url,
+            "picospec.verifier", "--model", "smollm2", "--llama.threads", "1",
+            "--llama.context_tokens", "4096", url=url,
             PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
 

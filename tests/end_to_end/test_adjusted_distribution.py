@@ -1,4 +1,4 @@
-"""Penalties, biases and min_tokens under speculation: all answers, enumerated.
+"""Penalties, biases, min_tokens and a budget of thoughts, drafted: all answers, enumerated.
 
 Both ends run what ships, the edge's sampler and the embedded target's judge, over logits that
 depend on the last token. The draft model is another one than the target.
@@ -42,6 +42,7 @@ SETTINGS = {
     "repetition_penalty": 1.4,
     "logit_bias": {1: 0.6},
     "min_tokens": 2,
+    "thinking_budget": {"tokens": 2, "closing": 0, "opening": 2},
 }
 TARGET = np.random.default_rng(1).normal(0, 1, (V, V)).astype(np.float32)
 DRAFTER = np.random.default_rng(2).normal(0, 1, (V, V)).astype(np.float32)
@@ -118,7 +119,8 @@ def exact() -> dict[Text, float]:
 def pvalue(texts: Sequence[Text]) -> float:
     """Test how often each answer was given; the rare ones together."""
     expected, counts = exact(), Counter(texts)
-    assert set(counts) <= set(expected)
+    if not set(counts) <= set(expected):
+        return 0.0  # an answer that there cannot be
     many = [text for text, p in expected.items() if p * len(texts) >= 5]
     found = [counts[text] for text in many]
     due = [expected[text] * len(texts) for text in many]

@@ -40,7 +40,18 @@ def as_messages(own: Json) -> Json:
     return asked
 
 
-async def streamed(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
+def as_response(own: Json) -> Json:
+    """Return a chat's settings as those of /v1/responses."""
+    asked = {**own, "max_output_tokens": own["max_tokens"]}
+    del asked["max_tokens"]
+    if tools := asked.pop("tools", None):
+        asked["tools"] = [{"type": "function", **tool["function"]} for tool in tools]
+    if form := asked.pop("response_format", None):
+        asked["text"] = {"format": {"type": "json_schema", **form["json_schema"]}}
+    return asked
+
+
+async def messages(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
     """Return what a stream of /v1/messages adds up to."""
     body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **own}
     stream = (await http.post("/v1/messages", json=body)).text
@@ -54,6 +65,26 @@ async def streamed(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
                 found[name] += event["delta"][name]
     usage, reason = events[-2]["usage"], events[-2]["delta"]["stop_reason"]
     return {**found, "reason": reason, "tokens": usage["output_tokens"]}
+
+
+async def response(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
+    """Return what a stream of /v1/responses ends with."""
+    stream = await http.post("/v1/responses", json={"input": prompt, "stream": True, **own})
+    found = json.loads(stream.text.rpartition("data: ")[2])["response"]
+    texts = {i["type"]: i["content"][0]["text"] for i in found["output"] if "content" in i}
+    calls = [item for item in found["output"] if item["type"] == "function_call"]
+    ended = "tool_use" if calls else "end_turn"
+    return {
+        "text": texts.get("message", ""),
+        "thinking": texts.get("reasoning", ""),
+        "partial_json": "".join(call["arguments"] for call in calls),
+        "names": [call["name"] for call in calls],
+        "reason": "max_tokens" if found["status"] == "incomplete" else ended,
+        "tokens": found["usage"]["output_tokens"],
+    }
+
+
+DOORS: Final = ((as_messages, messages), (as_response, response))
 
 
 def of_chat(answer: Json) -> Json:
@@ -72,13 +103,14 @@ def of_chat(answer: Json) -> Json:
 
 
 @pytest.mark.parametrize("feature", ["plain", "required", "schema", "shaped", "reasoning"])
-async def test_messages_have_the_tokens_of_the_chat(services: Services, feature: str) -> None:
+async def test_each_door_has_the_tokens_of_the_chat(services: Services, feature: str) -> None:
     own, edges = FEATURES[feature], services.edge_urls
 
     for heat in (0.0, 1.0):
         chats = await asked(services.verifier_url, heat, [own] * len(PROMPTS))
-        fixed = as_messages({"seed": 7, "temperature": heat, "max_tokens": 12, **own})
+        fixed = {"seed": 7, "temperature": heat, "max_tokens": 12, **own}
         for url in (services.verifier_url, edges["eager"], edges["noise"]):
             async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=300) as http:
-                asks = [streamed(http, prompt, fixed) for prompt in PROMPTS]
-                assert await asyncio.gather(*asks) == list(map(of_chat, chats))
+                for translate, ask in DOORS:
+                    asks = [ask(http, prompt, translate(fixed)) for prompt in PROMPTS]
+                    assert await asyncio.gather(*asks) == list(map(of_chat, chats))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.scripted import ByteTokenizer, ask
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
 from tests.gateway.test_messages import USER, rendered
 
 ON, OFF = {"enable_thinking": True}, {"enable_thinking": False}
@@ -56,6 +56,50 @@ async def test_what_contradicts_itself_is_a_400_that_names_the_field(
     answer = await ask({"messages": [USER], **asked}, tokenizer=ByteTokenizer())
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+NAMES = (
+    "thinking_token_budget",
+    "thinking_budget",
+    "thinking_budget_tokens",
+    "reasoning_budget_tokens",
+)
+
+
+class Spelling(ByteTokenizer):
+    """Its tags are tokens of their own."""
+
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        tags = {"<think>": [1], "</think>": [2]}
+        return tags.get(text) or super().encode(text, special=special, begin=begin)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_limit_of_reasoning_reaches_the_engine(name: str) -> None:
+    engine = ScriptedEngine(features=frozenset({"thinking_budget"}))
+    tokenizer = Spelling(template="<think></think>")
+
+    answer = await ask({"messages": [USER], name: 5}, engine, tokenizer=tokenizer)
+
+    assert answer.status_code == 200
+    assert engine.jobs[0].extras["thinking_budget"] == {"tokens": 5, "closing": 2, "opening": 1}
+
+
+@pytest.mark.parametrize(
+    ("features", "template", "status"),
+    [((), "<think>", 400), (("thinking_budget",), "<think>", 400),
+     (("thinking_budget",), "", 200)],
+)  # fmt: skip
+async def test_a_limit_that_cannot_be_kept_is_a_400_unless_nothing_is_thought(
+    features: tuple[str, ...], template: str, status: int
+) -> None:
+    engine = ScriptedEngine(features=frozenset(features))
+    body = {"messages": [USER], "thinking_token_budget": 5}
+
+    answer = await ask(body, engine, tokenizer=ByteTokenizer(template=template))
+
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["param"] == "thinking_token_budget"
 
 
 async def test_a_budget_is_a_target_that_is_named_as_ignored() -> None:

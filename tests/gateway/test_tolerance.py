@@ -19,7 +19,8 @@ from tests.gateway.scripted import (
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 OF_CHAT = {
     "messages", "tools", "tool_choice", "chat_template_kwargs", "top_logprobs",
-    "continue_final_message", "add_generation_prompt",
+    "continue_final_message", "add_generation_prompt", "thinking_token_budget",
+    "thinking_budget", "thinking_budget_tokens", "reasoning_budget_tokens",
 }  # fmt: skip
 NEUTRAL_VALUES = [(name, value) for name, values in NEUTRAL.items() for value in values]
 UNSERVED = {

@@ -63,7 +63,7 @@ async def test_events_come_in_chunks_of_their_own_before_the_text_they_are_about
     assert events[:3] == [
         {
             "event": "chain", "index": 0, "epoch": 2, "position": 1, "tokens": 3,
-            "broken": False, "text": "ck ",
+            "broken": False, "text": "ck ", "drafted": 0,
         },
         {
             "event": "link", "index": 0, "rtt_ms": 31.5, "bytes_up": 40, "bytes_down": 60,

@@ -30,7 +30,9 @@ MESSAGE = '{"role":"user","content":"a"}'
 PART = '{"type":"text","text":"a"}'
 JSON = {"content-type": "application/json"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-BLOCKS = "/v1/messages"
+BLOCKS, ITEMS = "/v1/messages", "/v1/responses"
+OLLAMA, INFILL = "/api/chat", "/infill"
+FILL = '{"input_prefix":"","input_suffix":""'
 LONG = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
 
 SHORT = '{"max_tokens":1,'
@@ -95,6 +97,40 @@ KINDS = {
         "}",
     ),
     "tools of a server": (BLOCKS, ONE_CHAT + '"tools":[', '{"type":"a"}', "]}"),
+    "messages for Ollama": (OLLAMA, '{"messages":[', MESSAGE, "]}"),
+    "bad messages for Ollama": (OLLAMA, '{"messages":[', "{}", "]}"),
+    "options": (OLLAMA, f'{{"messages":[{MESSAGE}],"options":{{', '"%d":1', "}}"),
+    "snippets": (INFILL, f'{FILL},"input_extra":[', '{"text":"a"}', "]}"),
+    "fields of a response": (INFILL, f'{FILL},"response_fields":[', '"a/a"', "]}"),
+    "samplers": (INFILL, f'{FILL},"samplers":[', '"infill"', "]}"),
+    "items": (ITEMS, '{"input":[', MESSAGE, "]}"),
+    "bad items": (ITEMS, '{"input":[', "{}", "]}"),
+    "parts of an item": (
+        ITEMS,
+        '{"input":[{"role":"user","content":[',
+        '{"type":"input_text","text":"a"}',
+        "]}]}",
+    ),
+    "calls": (
+        ITEMS,
+        '{"input":[',
+        '{"type":"function_call","name":"f","call_id":"a","arguments":""}',
+        "]}",
+    ),
+    "references": (ITEMS, '{"input":[', '{"type":"item_reference","id":"a"}', "]}"),
+    "tools of namespaces": (
+        ITEMS,
+        '{"input":"a","tools":[',
+        '{"type":"namespace","name":"a","tools":[{"type":"b"}]}',
+        "]}",
+    ),
+    "nested namespaces": (
+        ITEMS,
+        '{"input":"a","tools":[',
+        '{"type":"namespace","name":"a","tools":[',
+        "]}",
+    ),
+    "unknown fields of items": (ITEMS, '{"input":[', MESSAGE[:-1] + ',"%d":1}', "]}"),
     "prompts": (TEXT, SHORT + '"prompt":[', '"a"', "]}"),
     "prompts of ids": (TEXT, SHORT + '"prompt":[', "[1]", "]}"),
     "ids": (TEXT, SHORT + '"prompt":[', "1", "]}"),

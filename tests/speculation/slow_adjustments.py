@@ -28,4 +28,8 @@ def slow(
         value -= asked.get("presence_penalty", 0.0) * (token in output)
         barred = token in stop_tokens and len(output) < asked.get("min_tokens", 0)
         expected.append(-inf if barred else value)
-    return expected
+    if not (budget := asked.get("thinking_budget")) or budget["closing"] in output:
+        return expected
+    if len(output) != 1 + budget["tokens"] or output[0] != budget["opening"]:
+        return expected
+    return [0.0 if token == budget["closing"] else -inf for token in range(len(logits))]

@@ -82,6 +82,9 @@ class FakeTokenizer:
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
         return [STREAMS, len(text) % V]
 
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        raise ValueError("the model has no form for a gap")
+
     def piece(self, token: int) -> bytes:
         return bytes([token + 32])
 

@@ -49,6 +49,7 @@ SHAPED: dict[str, object] = {
     "logit_bias": {28: 5.0, 30: -100.0, 198: 2.0},
     "min_tokens": 12,
 }
+BUDGET: dict[str, object] = {"thinking_budget": {"tokens": 6, "closing": 9}}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -69,7 +70,7 @@ async def test_kv_use_is_that_of_the_sessions_that_run(host: Host) -> None:
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("extras", [{}, SHAPED], ids=["plain", "shaped"])
+@pytest.mark.parametrize("extras", [{}, SHAPED, BUDGET], ids=["plain", "shaped", "budget"])
 @pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
 async def test_drafts_do_not_change_the_text(
     host: Host, drafter: Drafter, extras: dict[str, object], temperature: float
@@ -90,6 +91,15 @@ async def test_settings_change_the_text(host: Host) -> None:
     free, shaped = [await plain(host, job_of(host, PROMPTS[0], 0.0, **e)) for e in ({}, SHAPED)]
 
     assert free != shaped
+
+
+async def test_a_budget_ends_reasoning_and_what_was_generated_before_it_stays(
+    host: Host,
+) -> None:
+    free, ended = [await plain(host, job_of(host, PROMPTS[0], 0.0, **e)) for e in ({}, BUDGET)]
+
+    assert ended[:7] == [*free[:6], 9]
+    assert len(ended) > 7
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

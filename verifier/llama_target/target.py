@@ -19,6 +19,7 @@ from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.protocol.messages import Finish, Limits, Open, Pushed
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
+from picospec.speculation.sampling.thinking_budget import BUDGET
 from picospec.speculation.verifying.latency import measured
 from picospec.speculation.verifying.machine import VerifyMachine
 from picospec.verifier.llama_target.engine import Engine
@@ -28,6 +29,7 @@ from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.slot import Slot
 from picospec.verifier.metrics import PassMetrics
 from picospec.verifier.target import (
+    FEATURES,
     Described,
     Reply,
     TargetFailed,
@@ -198,7 +200,8 @@ class LlamaTarget(Described):
         engine = self._engine = Engine(found.path, self._settings, self._hashes)
         structlog.get_logger("verifier").info("context", **engine.length.told())
         file = tokenizer_file(found.path, self._template)
-        self.describe(found.name, file, engine.length.tokens, engine.shapes)
+        features = (*FEATURES, BUDGET)
+        self.describe(found.name, file, engine.length.tokens, engine.shapes, features)
         most = min(self._limits.max_verify, engine.length.tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine

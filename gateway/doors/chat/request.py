@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -21,6 +22,9 @@ from picospec.gateway.ports import Facts
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, unsupported
 from picospec.gateway.schemas.messages import ChatMessage
 from picospec.gateway.tokenizer import Tokenizer
+
+BUDGET: Final = "thinking_budget"
+"""The name of the budget in Job.extras and in Facts.features."""
 
 _RESERVED: Final = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
@@ -134,8 +138,19 @@ class ChatRequest(Thoughtful, GenerationRequest):
             field = "tools" if tools else next(self.constraints())[0]
             raise InvalidRequest(f"{field}: {error}", param=field) from error
 
+    def more_extras(self, style: Style, prompt: TokenIds) -> Mapping[str, object]:
+        if self.thinking_token_budget < 0 or style.tags is None:
+            return {}
+        try:
+            return {BUDGET: style.budget(prompt, self.thinking_token_budget)}
+        except ValueError as error:
+            raise _unbudgeted(str(error)) from error
+
     def check_served(self, facts: Facts) -> None:
-        """Raise InvalidRequest for calls that need a grammar, if the engine has none."""
+        """Raise InvalidRequest for calls that need a grammar, or for a budget of thoughts, if
+        the engine has none."""
+        if self.thinking_token_budget >= 0 and BUDGET not in facts.features:
+            raise _unbudgeted("this target does not count tokens of reasoning")
         use = self.tool_use
         if structured.NAME in facts.features or not use.needs_grammar:
             return
@@ -169,3 +184,8 @@ class ChatRequest(Thoughtful, GenerationRequest):
             return (tuple(tokenizer.chat(messages, tools=tools, options=options)),)
         except ValueError as error:
             raise InvalidRequest(f"messages: {error}", param="messages") from error
+
+
+def _unbudgeted(reason: str) -> InvalidRequest:
+    field = "thinking_token_budget"
+    return InvalidRequest(f"{field}: {reason}", param=field, code="unsupported_parameter")

@@ -11,11 +11,11 @@ servers. All of them become two variables of the chat template.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 
-from picospec.gateway.schemas.base import Flag, RequestModel, Unserved
+from picospec.gateway.schemas.base import Flag, Integer, RequestModel, Unserved
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _NONE: Final = "none"
@@ -57,6 +57,18 @@ class Thoughtful(RequestModel):
     think: Literal[True, False, Effort] | None = None
     thinking: Thinking | None = None
     enable_thinking: Flag | None = None
+
+    thinking_token_budget: Annotated[Integer, Field(ge=-1)] = Field(
+        -1,
+        validation_alias=AliasChoices(
+            "thinking_token_budget",
+            "thinking_budget",
+            "thinking_budget_tokens",
+            "reasoning_budget_tokens",
+        ),
+    )
+    """The reasoning ends after so many tokens; -1: by itself. vLLM calls it so, Alibaba and
+    llama-server have the other names."""
 
     chat_template_kwargs: dict[str, object] = Field(default_factory=dict)
     """Variables of the chat template. As in vLLM, its `enable_thinking` outdoes a

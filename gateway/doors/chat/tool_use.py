@@ -40,7 +40,7 @@ class ToolUse:
 
     @property
     def callable(self) -> tuple[Json, ...]:
-        """The tools that the model may be shown and may call, without a choice among them."""
+        """All tools, where an answer may have calls; `allowed` may leave out some of them."""
         return () if self.choice == "none" else self.tools
 
     @property

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Annotated, ClassVar, Final
 
 from msgspec.structs import replace
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
 from picospec.gateway.doors.completions.request import Prompts
 from picospec.gateway.doors.llama_server.lines import LineLimits, limited
@@ -21,6 +21,9 @@ from picospec.gateway.tokenizer import Tokenizer
 INFILL_SAMPLER: Final = "infill"
 """llama.cpp's sampler of this name chooses among likely tokens that begin alike. Editors name
 it in every request, and would get no answer at all."""
+
+MAX_FIELDS: Final = 64
+"""The limit of names in a list; llama-server's answers have no more."""
 
 
 class NativeRequest(GenerationRequest):
@@ -38,7 +41,7 @@ class NativeRequest(GenerationRequest):
     t_max_predict_ms: Annotated[Integer, Field(ge=-1)] = -1
     """After this time the answer ends, if it has a whole line."""
 
-    response_fields: tuple[str, ...] = ()
+    response_fields: Annotated[tuple[str, ...], Field(max_length=MAX_FIELDS)] = ()
     """The only fields that the answer has: paths, such as "timings/prompt_n"."""
 
     @property
@@ -101,11 +104,11 @@ class InfillRequest(NativeRequest):
     prompt: str = ""
     """The text between the prefix and the cursor."""
 
-    samplers: tuple[str, ...] | str = ()
+    samplers: Annotated[tuple[str, ...], Field(max_length=MAX_FIELDS)] | str = ()
 
     @field_validator("samplers")
     @classmethod
-    def _are_the_usual(cls, value: Sequence[str], info: ValidationInfo) -> Sequence[str]:
+    def _are_the_usual(cls, value: Sequence[str]) -> Sequence[str]:
         usual = is_neutral([*value] if isinstance(value, tuple) else value, NEUTRAL["samplers"])
         if value and INFILL_SAMPLER not in value and not usual:
             unsupported("only the usual samplers, or a list with infill, are supported")

@@ -24,7 +24,10 @@ _REASONS: Final[dict[Finish | None, str]] = {
 
 def asked(body: MessagesRequest) -> Asked:
     """Return the chat that a request asks for. Raises InvalidRequest."""
-    return Asked(body.chat(), "msg_", MessageAnswer, body.ignored(), body.names())
+    chat, ignored = body.chat(), body.ignored()
+    if chat.is_watched:
+        ignored = (*ignored, "stream_options.include_speculation")
+    return Asked(chat, "msg_", MessageAnswer, ignored, body.names())
 
 
 class MessageAnswer(Answer):

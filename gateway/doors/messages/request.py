@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.chat.thinking import Effort
 from picospec.gateway.doors.messages.blocks import Message, Texts, chat_messages
 from picospec.gateway.doors.messages.tools import ClientTool, ToolChoice, Tools
 from picospec.gateway.doors.request import Stops
@@ -24,14 +25,12 @@ from picospec.gateway.schemas.base import (
     RequestModel,
     invalid,
     unknown_fields,
-    unsupported,
 )
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ThinkingConfig(RequestModel):
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    """"adaptive" leaves it to the model's template, as saying nothing does."""
 
 
 class Format(RequestModel):
@@ -53,23 +52,19 @@ class MessagesRequest(RequestModel):
     tool_choice: ToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    output_format: Format | None = None
+    """The format of `output_config`, as SDKs of 2025 send it."""
+
     stop_sequences: Stops = ()
     stream: Flag = False
     temperature: Number | None = None
     top_p: Number | None = None
     top_k: Integer | None = None
 
-    @field_validator("messages")
-    @classmethod
-    def _are_answered(cls, value: tuple[Message, ...]) -> tuple[Message, ...]:
-        if value[-1].role == "assistant":
-            unsupported("the last message is the assistant's, which is not continued here")
-        return value
-
     def chat(self) -> ChatRequest:
         """Return the chat that asks for the same. Raises InvalidRequest."""
-        for name in (self.model_extra or {}).keys() & _REFUSED.keys():
-            raise _unserved(name, _REFUSED[name])
+        for name in (self.model_extra or {}).keys() & REFUSED.keys():
+            raise _unserved(name, REFUSED[name])
         own = self._own()
         others = {**(self.model_extra or {}), **{name: getattr(self, name) for name in _SHARED}}
         for name in own.keys() & others.keys():
@@ -77,7 +72,9 @@ class MessagesRequest(RequestModel):
         try:
             chat = ChatRequest.model_validate({**others, **own})
         except ValidationError as error:
-            raise invalid(error) from None
+            named = invalid(error)
+            named.name_field(self.names())
+            raise named from None
         if chat.n > 1 or chat.logprobs:
             raise _unserved("logprobs" if chat.logprobs else "n")
         return chat
@@ -93,17 +90,24 @@ class MessagesRequest(RequestModel):
         if self.stop_sequences:
             own["stop"] = self.stop_sequences
         config = self.output_config or OutputConfig()
-        if config.format is not None:
-            schema = {"schema": config.format.content}
+        if self.output_format is not None and config.format is not None:
+            raise InvalidRequest(
+                "output_format: output_config has one, too", param="output_format"
+            )
+        if (form := self.output_format or config.format) is not None:
+            schema = {"schema": form.content}
             own["response_format"] = {"type": "json_schema", "json_schema": schema}
-        match self.thinking:
-            case ThinkingConfig(type="disabled"):
-                own["reasoning_effort"] = "none"
-            case _ if config.effort is not None:
-                own["reasoning_effort"] = config.effort
-            case ThinkingConfig(type="enabled" | "between_tools"):
-                own["chat_template_kwargs"] = {"enable_thinking": True}
+        if self.messages[-1].role == "assistant":
+            own["continue_final_message"] = True
+        if self.thinking is not None and self.thinking.type != "adaptive":
+            own["enable_thinking"] = not self._thinks_not
+        if config.effort is not None and not self._thinks_not:
+            own["reasoning_effort"] = config.effort
         return own
+
+    @property
+    def _thinks_not(self) -> bool:
+        return self.thinking is not None and self.thinking.type == "disabled"
 
     @property
     def _client_tools(self) -> list[tuple[int, ClientTool]]:
@@ -112,28 +116,32 @@ class MessagesRequest(RequestModel):
     def ignored(self) -> tuple[str, ...]:
         """Return the fields without effect, but for those that the body itself has."""
         inside = (name for name in unknown_fields(self) if name not in (self.model_extra or ()))
-        known = (f"tools.{t.type}" for t in self.tools if not isinstance(t, ClientTool))
-        return (*known, *inside)
+        found = [f"tools.{t.type}" for t in self.tools if not isinstance(t, ClientTool)]
+        if self._thinks_not and self.output_config is not None and self.output_config.effort:
+            found.append("output_config.effort")
+        return (*found, *inside)
 
     def names(self) -> Mapping[str, str]:
         """Return this API's names of fields, by those of the chat."""
         tools = enumerate(self._client_tools)
-        return {f"tools.{i}.function": f"tools.{own}" for i, (own, _) in tools} | _NAMES
+        form = "output_format" if self.output_format is not None else "output_config.format"
+        names = {f"tools.{i}.function": f"tools.{own}" for i, (own, _) in tools} | {
+            "continue_final_message": "messages",
+            "response_format.json_schema": form,
+            "response_format": form,
+            "stop": "stop_sequences",
+        }
+        return names if self.thinking is None else {**names, "enable_thinking": "thinking"}
 
 
 def _unserved(name: str, code: str = "unsupported_parameter") -> InvalidRequest:
     return InvalidRequest(f"{name} is not served here", param=name, code=code)
 
 
-_REFUSED: Final = {
+REFUSED: Final = {
     "compaction": "unsupported_parameter",
     "thread": "thread_unsupported_request",  # SDKs then send the whole conversation
 }
 """Fields that ask for what is not served, and the codes of their errors."""
 
 _SHARED: Final = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")
-_NAMES: Final = {
-    "response_format.json_schema": "output_config.format",
-    "response_format": "output_config.format",
-    "stop": "stop_sequences",
-}

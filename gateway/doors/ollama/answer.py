@@ -155,36 +155,28 @@ class Calls:
     """Gathers the calls of one answer."""
 
     def __init__(self) -> None:
-        self._open: CallStart | None = None
-        self._arguments = ""
-        self._whole: list[Json] = []
-        self._rest = ""
+        self._pieces: list[CallPiece] = []
 
     def read(self, pieces: Sequence[CallPiece], *, ended: bool) -> tuple[list[Json], str]:
         """Return the calls that are whole with these pieces, and the arguments of those that
         are no JSON object: an answer that was cut has such. They are shown as text."""
-        for piece in pieces:
-            if isinstance(piece, CallArguments):
-                self._arguments += piece.text
-            else:
-                self._close()
-                self._open = piece
-        if ended:
-            self._close()
-        whole, rest = self._whole, self._rest
-        self._whole, self._rest = [], ""
-        return whole, rest
+        self._pieces += pieces
+        begins = [i for i, piece in enumerate(self._pieces) if isinstance(piece, CallStart)]
+        end = len(self._pieces) if ended else max(begins, default=0)
+        whole, self._pieces = self._pieces[:end], self._pieces[end:]
+        texts = {piece.index: "" for piece in whole}
+        for piece in whole:
+            texts[piece.index] += piece.text if isinstance(piece, CallArguments) else ""
+        made = [_call(each, texts[each.index]) for each in whole if isinstance(each, CallStart)]
+        rest = "".join(text for text in texts.values() if _object(text) is None)
+        return [call for call in made if call is not None], rest
 
-    def _close(self) -> None:
-        call, text = self._open, self._arguments
-        self._open, self._arguments = None, ""
-        if call is None:
-            return
-        if (arguments := _object(text)) is None:
-            self._rest += text
-        else:
-            function = {"index": call.index, "name": call.name, "arguments": arguments}
-            self._whole.append({"id": call.id, "function": function})
+
+def _call(start: CallStart, text: str) -> Json | None:
+    if (arguments := _object(text)) is None:
+        return None
+    function = {"index": start.index, "name": start.name, "arguments": arguments}
+    return {"id": start.id, "function": function}
 
 
 def _object(text: str) -> Json | None:

@@ -119,7 +119,7 @@ class OllamaChat(OllamaRequest):
 
     def request(self) -> GenerationRequest:
         messages = [{_MESSAGE.get(n, n): v for n, v in each.items()} for each in self.messages]
-        tools = [{"type": "function", **tool} for tool in self.tools]
+        tools = [{**tool, "type": "function"} for tool in self.tools]
         return self._read(ChatRequest, messages=messages, tools=tools, **self._logprobs)
 
 

@@ -11,7 +11,6 @@ from picospec.gateway.doors.answer import Answer, Heading
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.responses.output import PREFIX, Event, Output
 from picospec.gateway.doors.responses.request import ENCRYPTED, ResponsesRequest
-from picospec.gateway.doors.responses.tools import Offered
 from picospec.gateway.errors import ApiError, InvalidRequest, Overloaded
 from picospec.gateway.output.detokenise import Finish, TextDelta
 
@@ -34,7 +33,7 @@ class ResponseAnswer(Answer):
         self,
         asked: ResponsesRequest,
         chat: ChatRequest,
-        tools: Mapping[str, Offered],
+        called: Mapping[str, Json],
         keep: Keep,
         heading: Heading,
     ) -> None:
@@ -43,7 +42,7 @@ class ResponseAnswer(Answer):
         self._keep = keep
         self._response = _beginning(asked, chat, heading)
         seals = ENCRYPTED in asked.include
-        self._output = Output(heading.id.removeprefix(PREFIX), tools, seals=seals)
+        self._output = Output(heading.id.removeprefix(PREFIX), called, seals=seals)
         self._finish: Finish | None = None
         self._events = 0
 
@@ -108,7 +107,7 @@ class ResponseAnswer(Answer):
 
 def _beginning(asked: ResponsesRequest, chat: ChatRequest, heading: Heading) -> Json:
     """Return the response as it is before its first token."""
-    text: Json = {"format": asked.text.format.shown()}
+    text: Json = {"format": asked.text.format}
     if asked.text.verbosity is not None:
         text["verbosity"] = asked.text.verbosity
     return {
@@ -128,7 +127,7 @@ def _beginning(asked: ResponsesRequest, chat: ChatRequest, heading: Heading) -> 
         "reasoning": {"effort": asked.reasoning.effort, "summary": asked.reasoning.summary},
         "text": text,
         "tools": [tool.shown() for tool in asked.tools],
-        "tool_choice": asked.tool_choice.shown() if asked.tool_choice else "auto",
+        "tool_choice": asked.tool_choice or "auto",
     }
 
 

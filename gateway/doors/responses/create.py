@@ -9,11 +9,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.body import checked, parse
+from picospec.gateway.doors.counting import count_prompt
 from picospec.gateway.doors.door import Asked
 from picospec.gateway.doors.generation import generate
-from picospec.gateway.doors.parameters import parameters_of
 from picospec.gateway.doors.responses.answer import ResponseAnswer
 from picospec.gateway.doors.responses.items import ITEMS, Item
 from picospec.gateway.doors.responses.output import PREFIX, place_of
@@ -23,7 +21,6 @@ from picospec.gateway.doors.responses.tools import offered
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.http.responses import json_response
-from picospec.gateway.tenants.reading import BoundedTokenizer
 
 Json = dict[str, object]
 
@@ -36,19 +33,9 @@ async def create(services: Services, request: Request) -> Response:
 
 async def count(services: Services, request: Request) -> Response:
     """Answer how many tokens the prompt of such a response has."""
-    account: Account = request.state.account
-    body = await parse(ResponsesRequest, services, request)
-    meant = await checked(
-        services, request, partial(asked, services.shelves.of(account.tenant), body)
-    )
-    account.field_names, chat = meant.names, meant.body
-    services = await services.for_request(account)
-    facts = await services.facts_of(chat.model)
-    await checked(services, request, partial(parameters_of, chat, facts))
-    source = await services.tokenizer(facts.vocabulary)
-    tokenizer = BoundedTokenizer(source, facts, chat.prompt_field)
-    (tokens,) = await services.reader.read(account.tenant, partial(chat.tokenise, tokenizer))
-    return json_response({"object": "response.input_tokens", "input_tokens": len(tokens)})
+    read = partial(asked, services.shelves.of(request.state.account.tenant))
+    tokens = await count_prompt(ResponsesRequest, read, services, request)
+    return json_response({"object": "response.input_tokens", "input_tokens": tokens})
 
 
 def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:
@@ -57,8 +44,8 @@ def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:
     tools = tuple(offered(body.tools))
     chat = body.chat(items, tools)
     keep = partial(_keep, shelf, items) if body.store else _forget
-    by_name = {tool.name: tool for tool in tools}
-    answer = partial(ResponseAnswer, body, chat, by_name, keep)
+    called = {tool.name: tool.called for tool in tools}
+    answer = partial(ResponseAnswer, body, chat, called, keep)
     return Asked(chat, PREFIX, answer, tuple(body.ignored()), names_of(tools))
 
 
@@ -78,18 +65,24 @@ def _output(kept: Kept) -> Sequence[Item]:
 
 
 def _resolved(shelf: Shelf, items: Sequence[Item]) -> Iterator[Item]:
-    """Yield the items, with those that are referred to in their places."""
+    """Yield the items, with those that are referred to in their places. Each may be so once: a
+    short body could name a long text often."""
+    known: dict[str, list[Item | None]] = {}
     for index, item in enumerate(items):
         if item.type != "item_reference":
             yield item
             continue
-        found = place_of(item.id or "")
-        kept = shelf.find(found[0]) if found is not None else None
-        output = _output(kept) if kept is not None else ()
-        if found is None or found[1] >= len(output):
+        id, place = place_of(item.id or "")
+        if id not in known:
+            kept = shelf.find(id)
+            known[id] = list(_output(kept)) if kept is not None else []
+        output = known[id]
+        found = output[place] if place < len(output) else None
+        if found is None:
             field = f"input.{index}.id"
-            raise InvalidRequest(f"{field}: no such item is kept", param=field)
-        yield output[found[1]]
+            raise InvalidRequest(f"{field}: no such item is kept, or twice", param=field)
+        output[place] = None
+        yield found
 
 
 def _keep(shelf: Shelf, items: Sequence[Item], response: Json) -> None:

@@ -19,8 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from picospec.gateway.doors.responses.tools import INPUT, flat_name
-from picospec.gateway.grammars.json_text import encode
+from picospec.gateway.doors.responses.tools import flat_name
 from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, missing
 
 Json = dict[str, Any]
@@ -153,9 +152,9 @@ def _assistants(item: Item) -> tuple[str, Any] | None:
         case "reasoning" if item.thoughts:
             return "reasoning", item.thoughts
         case "function_call":
-            return "tool_calls", [_call(item, item.arguments)]
+            return "tool_calls", [_call(item, "function", arguments=item.arguments)]
         case "custom_tool_call":
-            return "tool_calls", [_call(item, encode({INPUT: item.input}))]
+            return "tool_calls", [_call(item, "custom", input=item.input)]
     return None
 
 
@@ -170,10 +169,9 @@ def _join(messages: list[Json], kind: str, value: Any) -> None:  # noqa: ANN401 
         messages.append({"role": "assistant", kind: value})
 
 
-def _call(item: Item, arguments: str | None) -> Json:
-    name = flat_name(item.namespace, item.name or "")
-    function = {"name": name, "arguments": arguments}
-    return {"id": item.call_id, "type": "function", "function": function}
+def _call(item: Item, kind: str, **given: str | None) -> Json:
+    called = {"name": flat_name(item.namespace, item.name), **given}
+    return {"id": item.call_id, "type": kind, kind: called}
 
 
 def _texts(parts: Sequence[ItemPart] | None) -> list[Json]:

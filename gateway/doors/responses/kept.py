@@ -48,6 +48,11 @@ async def cancel(services: Services, request: Request) -> Response:
     raise InvalidRequest("only a response that runs in the background can be cancelled")
 
 
+async def compact(_: Services, __: Request) -> Response:
+    """Say that conversations are not compacted here; clients do that themselves."""
+    raise NotFound("responses are not compacted here")
+
+
 async def input_items(services: Services, request: Request) -> Response:
     """Answer the items that came before a response."""
     kept = _found(services, request)

@@ -13,7 +13,6 @@ from typing import Final, Literal
 
 from picospec.gateway.doors.chat.answer import logprobs_of
 from picospec.gateway.doors.responses.items import sealed
-from picospec.gateway.doors.responses.tools import Offered, input_of
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallPiece, CallStart
 
@@ -22,6 +21,10 @@ Event = tuple[str, Json]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 PREFIX: Final = "resp_"
+_FUNCTION: Final = ("function_call", "arguments", "function_call_arguments")
+_CUSTOM: Final = ("custom_tool_call", "input", "custom_tool_call_input")
+"""The type of a call, the field with what its tool gets, and how its events begin."""
+
 _ITEM_ID: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_([0-9]{1,6})")
 
 
@@ -112,48 +115,38 @@ class GrowingMessage(GrowingText):
 
 
 class GrowingCall(Growing):
-    """A call. The input of a custom tool is known when its arguments have ended."""
-
-    def __init__(self, id: str, place: int, start: CallStart, tool: Offered | None) -> None:
+    def __init__(self, id: str, place: int, start: CallStart, called: Json) -> None:
+        """called: how the call names its tool."""
         super().__init__(id, place)
-        self._is_custom = tool is not None and tool.is_custom
-        called = {"name": start.name} if tool is None else tool.called()
-        kind = "custom_tool_call" if self._is_custom else "function_call"
+        kind, self._field, stem = _CUSTOM if start.custom else _FUNCTION
+        self._stem = f"response.{stem}"
         self._head: Json = {"type": kind, "id": id, "call_id": start.id, **called}
 
     def item(self, status: Status) -> Json:
-        if not self._is_custom:
-            return {**self._head, "arguments": self.text, "status": status}
-        given = "" if status == "in_progress" else input_of(self.text)
-        return {**self._head, "input": given, "status": status}
+        return {**self._head, self._field: self.text, "status": status}
 
     def grow(self, text: str) -> Iterator[Event]:
         self.text += text
-        if not self._is_custom:
-            yield "response.function_call_arguments.delta", {**self.at, "delta": text}
+        yield f"{self._stem}.delta", {**self.at, "delta": text}
 
     def end(self, status: Status) -> Iterator[Event]:
-        if self._is_custom:
-            stem, text = "response.custom_tool_call_input", input_of(self.text)
-            yield f"{stem}.delta", {**self.at, "delta": text}
-            yield f"{stem}.done", {**self.at, "input": text}
-        else:
-            done = {**self.at, "name": self._head["name"], "arguments": self.text}
-            yield "response.function_call_arguments.done", done
+        done = {"name": self._head["name"], self._field: self.text}
+        yield f"{self._stem}.done", {**self.at, **done}
         yield from super().end(status)
 
 
 class Output:
     """All items of an answer."""
 
-    def __init__(self, key: str, tools: Mapping[str, Offered], *, seals: bool) -> None:
-        """key: what the ids of the items have, by which `place_of` finds them again. tools: by
-        the names of their functions. seals: reasoning is wanted as `encrypted_content`, too."""
+    def __init__(self, key: str, called: Mapping[str, Json], *, seals: bool) -> None:
+        """key: what the ids of the items have, by which `place_of` finds them again. called:
+        how calls name their tools, by the names of the chat. seals: reasoning is wanted as
+        `encrypted_content`, too."""
         self.items: list[Json] = []
         """Those that have ended."""
 
         self._key = key
-        self._tools = tools
+        self._called = called
         self._seals = seals
         self._open: Growing | None = None
 
@@ -170,22 +163,23 @@ class Output:
             yield from self._end("incomplete" if delta.finish == "length" else "completed")
 
     def _read_reasoning(self, text: str) -> Iterator[Event]:
-        if not isinstance(self._open, GrowingReasoning):
-            yield from self._begin(GrowingReasoning(*self._next("rs"), seals=self._seals))
-        if isinstance(self._open, GrowingReasoning):
-            yield from self._open.grow(text)
+        item = self._open
+        if not isinstance(item, GrowingReasoning):
+            item = GrowingReasoning(*self._next("rs"), seals=self._seals)
+            yield from self._begin(item)
+        yield from item.grow(text)
 
     def _read_text(self, delta: TextDelta) -> Iterator[Event]:
-        if not isinstance(self._open, GrowingMessage):
-            yield from self._begin(GrowingMessage(*self._next("msg")))
-        if isinstance(self._open, GrowingMessage):
-            yield from self._open.grow_with(delta.text, logprobs_of(delta.entries))
+        item = self._open
+        if not isinstance(item, GrowingMessage):
+            item = GrowingMessage(*self._next("msg"))
+            yield from self._begin(item)
+        yield from item.grow_with(delta.text, logprobs_of(delta.entries))
 
     def _read_call(self, piece: CallPiece) -> Iterator[Event]:
         if isinstance(piece, CallStart):
-            tool = self._tools.get(piece.name)
-            prefix = "ctc" if tool is not None and tool.is_custom else "fc"
-            yield from self._begin(GrowingCall(*self._next(prefix), piece, tool))
+            called = self._called.get(piece.name, {"name": piece.name})
+            yield from self._begin(GrowingCall(*self._next("fc"), piece, called))
         elif isinstance(self._open, GrowingCall):
             yield from self._open.grow(piece.text)
 
@@ -205,8 +199,8 @@ class Output:
             self._open = None
 
 
-def place_of(item_id: str) -> tuple[str, int] | None:
-    """Return the id of the response that an item came in, and its place; None if it was none of
-    ours."""
+def place_of(item_id: str) -> tuple[str, int]:
+    """Return the id of the response that an item came in, and its place; "" for an item of none
+    of ours."""
     found = _ITEM_ID.fullmatch(item_id)
-    return None if found is None else (f"{PREFIX}{found[1]}", int(found[2]))
+    return (f"{PREFIX}{found[1]}", int(found[2])) if found else ("", 0)

@@ -13,9 +13,15 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.responses.items import Item, Items, messages_of
-from picospec.gateway.doors.responses.tools import Offered, ToolChoice, Tools, unserved
+from picospec.gateway.doors.responses.tools import (
+    CHOICE_NAMES,
+    Offered,
+    Tools,
+    chosen,
+    grouped,
+    unserved,
+)
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.grammars.structured import Schema
 from picospec.gateway.schemas.base import (
     Flag,
     Integer,
@@ -31,7 +37,6 @@ ENCRYPTED: Final = "reasoning.encrypted_content"
 LOGPROBS: Final = "message.output_text.logprobs"
 
 _NAMES: Final[Mapping[str, str]] = {
-    "response_format.json_schema.schema": "text.format.schema",
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
@@ -42,31 +47,12 @@ _NAMES: Final[Mapping[str, str]] = {
 with."""
 
 
-class TextFormat(RequestModel):
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str | None = None
-    description: str | None = None
-    strict: Flag | None = None
-    content: Annotated[Schema | None, Field(alias="schema")] = None
-
-    def chat(self) -> Json:
-        """Return it as a chat's `response_format`. Raises InvalidRequest."""
-        if self.type != "json_schema":
-            return {"type": self.type}
-        if self.content is None:
-            field, code = "text.format.schema", "missing_required_parameter"
-            raise InvalidRequest(f"{field}: Field required", param=field, code=code)
-        return {"type": self.type, "json_schema": {"schema": self.content}}
-
-    def shown(self) -> Json:
-        if self.type != "json_schema":
-            return {"type": self.type}
-        more = {"description": self.description, "strict": bool(self.strict)}
-        return {"type": self.type, "name": self.name, "schema": self.content, **more}
+def _free() -> dict[str, object]:
+    return {"type": "text"}
 
 
 class Text(RequestModel):
-    format: TextFormat = TextFormat()
+    format: dict[str, object] = Field(default_factory=_free)
     verbosity: str | None = None
     """It means nothing to the models that are served."""
 
@@ -89,7 +75,7 @@ class ResponsesRequest(RequestModel):
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Tools = ()
-    tool_choice: ToolChoice | None = None
+    tool_choice: str | dict[str, object] | None = None
     parallel_tool_calls: Flag = True
     text: Text = Text()
     reasoning: Reasoning = Reasoning()
@@ -121,12 +107,12 @@ class ResponsesRequest(RequestModel):
         meant: Json = {
             "model": self.model,
             "messages": messages_of([*told, *items]),
-            "tools": [tool.function() for tool in tools] or None,
-            "tool_choice": self.tool_choice and self.tool_choice.chat(),
+            "tools": [tool.chat() for tool in tools] or None,
+            "tool_choice": chosen(self.tool_choice),
             "parallel_tool_calls": self.parallel_tool_calls,
             "max_tokens": self.max_output_tokens,
             "reasoning_effort": self.reasoning.effort,
-            "response_format": self.text.format.chat(),
+            "response_format": grouped(self.text.format, "json_schema"),
             "logprobs": LOGPROBS in self.include,
             "top_logprobs": self.top_logprobs if LOGPROBS in self.include else None,
             "stream": self.stream,
@@ -166,4 +152,4 @@ def names_of(tools: Sequence[Offered]) -> dict[str, str]:
     of_tools = dict(
         pair for index, tool in enumerate(tools) for pair in tool.names(f"tools.{index}")
     )
-    return {**of_tools, **_NAMES}
+    return {**of_tools, **CHOICE_NAMES, **_NAMES}

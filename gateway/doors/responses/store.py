@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -39,32 +40,35 @@ class Kept:
 
 
 class Shelf:
-    """The responses of one tenant, by their ids."""
+    """The responses of one tenant, by their ids. Large bodies are read in a thread, which looks
+    for responses, too."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._kept: OrderedDict[str, tuple[Kept, float]] = OrderedDict()
         self._size_bytes = 0
+        self._lock = Lock()
 
     def keep(self, id: str, kept: Kept) -> None:
-        self._kept[id] = kept, self._clock()
-        self._size_bytes += kept.size_bytes
-        self._clear()
+        with self._lock:
+            self._kept[id] = kept, self._clock()
+            self._size_bytes += kept.size_bytes
+            self._clear()
 
     def find(self, id: str) -> Kept | None:
         """Return what is kept by that id, and count it as used."""
-        self._clear()
-        if id not in self._kept:
-            return None
-        kept, _ = self._kept[id]
-        self._kept[id] = kept, self._clock()
-        self._kept.move_to_end(id)
-        return kept
+        with self._lock:
+            self._clear()
+            if id not in self._kept:
+                return None
+            kept, _ = self._kept[id]
+            self._kept[id] = kept, self._clock()
+            self._kept.move_to_end(id)
+            return kept
 
-    def remove(self, id: str) -> bool:
-        """Forget a response; return whether it was there."""
-        self._clear()
-        return self._drop(id)
+    def remove(self, id: str) -> None:
+        with self._lock:
+            self._drop(id)
 
     def _clear(self) -> None:
         """Drop what is beyond the bounds."""
@@ -76,11 +80,9 @@ class Shelf:
                 return
             self._drop(id)
 
-    def _drop(self, id: str) -> bool:
-        found = self._kept.pop(id, None)
-        if found is not None:
+    def _drop(self, id: str) -> None:
+        if (found := self._kept.pop(id, None)) is not None:
             self._size_bytes -= found[0].size_bytes
-        return found is not None
 
 
 class Shelves:

@@ -1,60 +1,43 @@
-"""The tools of a response, and the functions of a chat that they become.
+"""The tools of a response, and those of a chat that they become.
 
-function       is a function
-custom         is a function with one argument, `input`, which is a text
-namespace      its tools are functions named `namespace__name`
-anything else  is what only OpenAI's own service can run, so the model does not see it
+    function, custom  are the same in a chat
+    namespace         its tools are named `namespace__name` in a chat
+    anything else     is what only OpenAI's own service can run, so the model does not see it
+
+The chat checks them, and its errors are put in this API's names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from picospec.gateway.doors.chat.tools import MAX_TOOLS
-from picospec.gateway.grammars.json_text import decode
-from picospec.gateway.grammars.structured import Schema
-from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel, missing
+from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, missing
 
-Json = dict[str, object]
-
-INPUT: Final = "input"
-"""The argument that a custom tool has as a function."""
+Json = dict[str, Any]
 
 _SERVED: Final = ("function", "custom", "namespace")
 
-
-class Format(RequestModel):
-    """What the input of a custom tool keeps to."""
-
-    type: Literal["text", "grammar"] = "text"
-    syntax: Literal["regex"] | None = None
-    definition: Annotated[str | None, Field(validate_default=True)] = None
-
-    @field_validator("definition")
-    @classmethod
-    def _goes_with_a_grammar(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if info.data.get("type") == "grammar" and value is None:
-            missing()
-        return value
-
-    def schema_of_input(self) -> Json:
-        if self.type == "text":
-            return {"type": "string"}
-        return {"type": "string", "pattern": f"^(?:{self.definition})$"}
+CHOICE_NAMES: Final[Mapping[str, str]] = {
+    f"tool_choice.{kind}": "tool_choice" for kind in ("function", "custom", "allowed_tools")
+}
+"""The names of what a choice has, by those of a chat."""
 
 
 class Tool(RequestModel):
     type: str
-    name: Annotated[Name | None, Field(validate_default=True)] = None
-    description: str | None = None
-    parameters: Schema | None = None
-    strict: Flag | None = None
-    format: Format = Format()
-    tools: Annotated[tuple[Tool, ...], FIRST_ERROR] = ()
+    name: Annotated[str | None, Field(validate_default=True)] = None
+    description: object = None
+    parameters: object = None
+    strict: object = None
+    format: dict[str, Any] | None = None
+    """What the input of a custom tool keeps to."""
+
+    tools: Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR] = ()
     """Those of a namespace."""
 
     @field_validator("name")
@@ -70,9 +53,12 @@ class Tool(RequestModel):
         return {"description": None, "parameters": None, "strict": False, **given}
 
 
+Tools = Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR]
+
+
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A function of the chat, and the tool that it stands for."""
+    """A tool that a chat has, too."""
 
     tool: Tool
     namespace: str | None
@@ -81,58 +67,49 @@ class Offered:
 
     @property
     def name(self) -> str:
-        return flat_name(self.namespace, self.tool.name or "")
+        return flat_name(self.namespace, self.tool.name)
 
     @property
-    def is_custom(self) -> bool:
-        return self.tool.type == "custom"
-
-    def function(self) -> Json:
-        tool, strict, parameters = self.tool, self.tool.strict, self.tool.parameters
-        if self.is_custom:
-            strict = tool.format.type == "grammar" or None
-            argument = {INPUT: tool.format.schema_of_input()}
-            parameters = {"type": "object", "properties": argument, "required": [INPUT]}
-        function = {
-            "name": self.name,
-            "description": tool.description,
-            "parameters": parameters,
-            "strict": strict,
-        }
-        return {"type": "function", "function": function}
-
-    def names(self, place: str) -> Iterator[tuple[str, str]]:
-        """Yield the request's names for the fields of the function, by those of the chat."""
-        if self.is_custom:
-            yield f"{place}.function.strict", f"{self.path}.format"
-            yield f"{place}.function.parameters", f"{self.path}.format.definition"
-        yield f"{place}.function", self.path
-
     def called(self) -> Json:
-        """Return how a call names the tool."""
-        name: Json = {"name": self.tool.name}
+        """How a call names it."""
+        name = {"name": self.tool.name}
         return name if self.namespace is None else {**name, "namespace": self.namespace}
 
+    def chat(self) -> Json:
+        """Return the tool of the chat."""
+        tool, kind = self.tool, self.tool.type
+        more: Json = {"parameters": tool.parameters, "strict": tool.strict}
+        if kind == "custom":
+            more = {"format": tool.format and grouped(tool.format, "grammar")}
+        return {
+            "type": kind,
+            kind: {"name": self.name, "description": tool.description, **more},
+        }
 
-def flat_name(namespace: str | None, name: str) -> str:
-    """Return the name of a tool as a function."""
-    return name if namespace is None else f"{namespace}__{name}"
+    def names(self, place: str) -> Iterator[tuple[str, str]]:
+        """Yield the request's names for its fields, by those of the chat."""
+        yield f"{place}.custom.format.grammar", f"{self.path}.format"
+        yield f"{place}.custom", self.path
+        yield f"{place}.function", self.path
 
 
-def input_of(arguments: str) -> str:
-    """Return the input of a custom tool; a model may have written it without the argument."""
-    try:
-        found = decode(arguments)
-    except ValueError:
-        return arguments
-    text = found.get(INPUT) if isinstance(found, Mapping) else None
-    return text if isinstance(text, str) else arguments
+def grouped(fields: Mapping[str, Any], kind: str) -> Json:
+    """Return an object of a type as a chat has it: with all but its type in a field of their
+    own, `kind`, if that is its type."""
+    others = {name: value for name, value in fields.items() if name != "type"}
+    is_kind = fields.get("type") == kind
+    return {"type": fields.get("type"), **({kind: others} if is_kind else {})}
+
+
+def flat_name(namespace: str | None, name: str | None) -> str:
+    """Return the name of a tool in a chat."""
+    return f"{namespace}__{name}" if namespace else name or ""
 
 
 def offered(
     tools: Sequence[Tool], path: str = "tools", namespace: str | None = None
 ) -> Iterator[Offered]:
-    """Yield what becomes a function."""
+    """Yield what the chat has."""
     for index, tool in enumerate(tools):
         here = f"{path}.{index}"
         if tool.type == "namespace":
@@ -141,57 +118,23 @@ def offered(
             yield Offered(tool, namespace, here)
 
 
-def unserved(tools: Sequence[Tool]) -> list[str]:
-    """Return names of the tools that the model does not see."""
-    inside = [name for tool in tools for name in unserved(tool.tools)]
-    return inside + [f"tools.{tool.type}" for tool in tools if tool.type not in _SERVED]
+def unserved(tools: Sequence[Tool]) -> Iterator[str]:
+    """Yield names of the tools that the model does not see."""
+    for tool in tools:
+        yield from unserved(tool.tools)
+        if tool.type not in _SERVED:
+            yield f"tools.{tool.type}"
 
 
-def _few(tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
-    if sum(1 for _ in offered(tools)) > MAX_TOOLS:
-        raise ValueError(f"expected at most {MAX_TOOLS} tools")
-    return tools
-
-
-Tools = Annotated[tuple[Tool, ...], FIRST_ERROR, AfterValidator(_few)]
-
-
-def _as_choice(value: object) -> object:
-    return {"type": value} if isinstance(value, str) else value
-
-
-class Choice(RequestModel):
-    type: Literal["none", "auto", "required", "function", "custom", "allowed_tools"]
-    name: Annotated[str | None, Field(validate_default=True)] = None
-    namespace: str | None = None
-    mode: Literal["auto", "required"] = "auto"
-    tools: Annotated[tuple[Choice, ...], FIRST_ERROR] = ()
-
-    @field_validator("name")
-    @classmethod
-    def _has_one(cls, value: str | None, info: ValidationInfo) -> str | None:
-        named = info.data.get("type") in ("function", "custom")
-        return missing() if value is None and named else value
-
-    def chat(self) -> object:
-        """Return the choice as a chat has it."""
-        if self.type in ("none", "auto", "required"):
-            return self.type
-        if self.type != "allowed_tools":
-            name = flat_name(self.namespace, self.name or "")
-            return {"type": "function", "function": {"name": name}}
-        allowed = [choice.chat() for choice in self.tools]
-        return {
-            "type": "allowed_tools",
-            "allowed_tools": {"mode": self.mode, "tools": allowed},
-        }
-
-    def shown(self) -> object:
-        return (
-            self.type
-            if self.model_fields_set == {"type"}
-            else self.model_dump(exclude_unset=True)
-        )
-
-
-ToolChoice = Annotated[Choice, BeforeValidator(_as_choice, json_schema_input_type=str | Choice)]
+def chosen(choice: str | Json | None) -> object:
+    """Return a `tool_choice` as a chat has it."""
+    if not isinstance(choice, dict):
+        return choice
+    kind = choice.get("type")
+    if kind == "allowed_tools":
+        tools = choice.get("tools")
+        allowed = [chosen(each) for each in tools] if isinstance(tools, list) else tools
+        return {"type": kind, kind: {"mode": choice.get("mode"), "tools": allowed}}
+    if kind in ("function", "custom") and isinstance(name := choice.get("name"), str):
+        return {"type": kind, kind: {"name": flat_name(choice.get("namespace"), name)}}
+    return {"type": kind}

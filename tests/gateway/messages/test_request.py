@@ -18,6 +18,8 @@ SCHEMA = {"type": "object"}
 TOOL = {"name": "f", "input_schema": SCHEMA}
 SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+LONG = "mcp__" + "a" * 123
+LONG_FUNCTION = {"type": "function", "function": {"name": LONG, "parameters": SCHEMA}}
 RESULT = {"type": "tool_result", "tool_use_id": "t", "content": [text("a"), text("b")]}
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://a"}}
 GRAMMAR = frozenset({"structured_outputs"})
@@ -80,6 +82,7 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ),
     ),
     (one(tools=[SERVER_TOOL, TOOL]), one(tools=[FUNCTION])),
+    (one(tools=[{**TOOL, "name": LONG}]), one(tools=[LONG_FUNCTION])),
     (
         one(tools=[TOOL], tool_choice={"type": "any"}),
         one(tools=[FUNCTION], tool_choice="required"),
@@ -100,10 +103,15 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
         one(output_config={"format": {"type": "json_schema", "schema": SCHEMA}}),
         one(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
     ),
+    (
+        one(output_format={"type": "json_schema", "schema": SCHEMA}),
+        one(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
+    ),
     (one(thinking={"type": "adaptive"}), one()),
+    (turns(HI, ANSWER), turns(HI, ANSWER, continue_final_message=True)),
     (
         one(thinking={"type": "enabled", "budget_tokens": 1024}),
-        one(chat_template_kwargs={"enable_thinking": True}),
+        one(enable_thinking=True),
     ),
     (
         one(thinking={"type": "adaptive"}, output_config={"effort": "high"}),
@@ -111,7 +119,7 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     (
         one(thinking={"type": "disabled"}, output_config={"effort": "high"}),
-        one(reasoning_effort="none"),
+        one(enable_thinking=False),
     ),
 ]
 
@@ -180,17 +188,20 @@ async def test_what_cannot_be_told_to_the_model_is_named() -> None:
     asked = one(
         tools=[SERVER_TOOL, TOOL | {"defer_loading": True}], mcp_servers=[], container="c"
     )
+    asked |= {"thinking": {"type": "disabled"}, "output_config": {"effort": "low"}}
+    asked |= {"stream": True, "stream_options": {"include_speculation": True}}
     answer = await ask(asked, path="/v1/messages")
 
     assert answer.headers["x-picospec-ignored"] == (
-        "tools.web_search_20250305, tools.defer_loading, mcp_servers, container"
+        "tools.web_search_20250305, output_config.effort, tools.defer_loading,"
+        " stream_options.include_speculation, mcp_servers, container"
     )
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "messages"),
     (turns(), "messages"),
-    (turns(HI, ANSWER), "messages"),
+    (turns(HI, {"role": "assistant", "content": [claude_code.CALL]}), "messages"),
     (turns({"role": "robot", "content": "a"}), "messages.0.role"),
     (turns({"role": "user"}), "messages.0.content"),
     (turns({"role": "user", "content": [IMAGE]}), "messages.0.content.0"),
@@ -207,6 +218,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (one(system=[IMAGE]), "system.0.type"),
     (one(tools=[{"name": "f"}]), "tools.0.custom.input_schema"),
     (one(tools=[{**TOOL, "name": "a b"}]), "tools.0.custom.name"),
+    (one(tools=[{**TOOL, "name": "a" * 129}]), "tools.0.custom.name"),
     (one(tools=[SERVER_TOOL, {**TOOL, "strict": True}]), "tools.1.strict"),
     (one(tool_choice={"type": "any"}), "tool_choice"),
     (one(tools=[TOOL], tool_choice={"type": "tool"}), "tool_choice.name"),
@@ -216,11 +228,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (one(max_tokens=0), "max_tokens"),
     (one(temperature="warm"), "temperature"),
     (one(thinking={"type": "loud"}), "thinking.type"),
+    (one(thinking={"type": "enabled"}, reasoning_effort="none"), "thinking"),
     (one(output_config={"effort": "some"}), "output_config.effort"),
     (
         one(output_config={"format": {"type": "json_schema", "schema": {}}}),
         "output_config.format",
     ),
+    (one(output_format={"type": "json_schema", "schema": {}}), "output_format"),
     (one(thread={"type": "create"}), "thread"),
     (one(compaction={}), "compaction"),
     (one(n=2), "n"),

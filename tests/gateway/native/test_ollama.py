@@ -16,6 +16,7 @@ from tests.gateway.scripted import (
     client_of,
     make_app,
 )
+from tests.gateway.test_keep_alive import Slow
 
 HELLO = [{"role": "user", "content": "Hello"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -218,6 +219,7 @@ async def test_who_asks_nothing_learns_that_the_model_is_loaded(
         ("chat", {"messages": HELLO, "n": 2}, 400, "n:"),
         ("chat", {"messages": [{"role": "robot", "content": "a"}]}, 400, "messages.0.role:"),
         ("chat", {"messages": [{**HELLO[0], "images": ["aa"]}]}, 400, "messages:"),
+        ("chat", {"messages": HELLO, "tools": [{"type": "custom"}]}, 400, "tools.0.function:"),
         ("chat", {"messages": HELLO, "model": "other"}, 404, "the model 'other'"),
         ("generate", {"prompt": "a", "template": "{{ .Prompt }}"}, 400, "template:"),
         ("generate", {"prompt": "a", "context": [1]}, 400, "context:"),
@@ -246,6 +248,24 @@ async def test_an_error_in_mid_stream_is_the_last_line() -> None:
 
     first, last = lines(answer.text)
     assert (first["message"]["content"], last) == ("Hi", {"error": "gone"})
+
+
+@pytest.mark.parametrize("body", [{"messages": HELLO}, {"prompt": "Hello"}])
+async def test_lines_without_text_keep_the_connection_until_there_is_some(
+    body: dict[str, object],
+) -> None:
+    path = "/api/chat" if "messages" in body else "/api/generate"
+
+    slow = await ask(body, Slow(), path=path, keep_alive_s=0.02)
+    quick = await ask(body, engine(), path=path)
+
+    late, early = (
+        [line.get("response", line.get("message")) for line in lines(each.text)]
+        for each in (slow, quick)
+    )
+    waits = len(late) - len(early)
+    assert waits > 0
+    assert late == [early[-1]] * waits + early
 
 
 async def test_models_are_told_with_their_length_and_what_they_can_do() -> None:

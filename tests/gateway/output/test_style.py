@@ -109,7 +109,7 @@ def test_the_style_of_a_tokenizer_is_found_once() -> None:
     assert styles.known(tokenizer) is found
     assert styles.known(MarkedTokenizer()) is None
     markers = ["</think>", "</tool_call>", "<think>", "<tool_call>"]
-    assert sorted(tokenizer.encoded) == [*markers, "<|>"]  # the last by infill
+    assert sorted(set(tokenizer.encoded)) == [*markers, "<|>"]  # the last by infill
     assert found.capabilities == ("completion", "tools", "thinking", "insert")
 
 

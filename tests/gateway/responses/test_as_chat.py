@@ -28,11 +28,6 @@ def function(name: str = "f", **more: object) -> dict[str, object]:
     return {"type": "function", "function": {**TOOL, "name": name, **more}}
 
 
-def pattern(text: str) -> dict[str, object]:
-    argument = {"input": {"type": "string", "pattern": text}}
-    return {"type": "object", "properties": argument, "required": ["input"]}
-
-
 CUSTOM = {"type": "grammar", "syntax": "regex", "definition": "a+"}
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"input": "Hi"}, {"messages": [USER]}),
@@ -61,8 +56,20 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"type": "namespace", "name": "n", "tools": [{"type": "function", **TOOL}]}]},
      {"messages": [USER], "tools": [function("n__f")]}),
     ({"input": "Hi", "tools": [{"type": "custom", "name": "f", "format": CUSTOM}]},
-     {"messages": [USER], "tools": [
-         function(description=None, strict=True, parameters=pattern("^(?:a+)$"))]}),
+     {"messages": [USER], "tools": [{"type": "custom", "custom": {"name": "f", "format": {
+         "type": "grammar", "grammar": {"syntax": "regex", "definition": "a+"}}}}]}),
+    ({"input": "Hi", "tool_choice": {"type": "custom", "name": "f"}, "tools": [
+        {"type": "custom", "name": "f", "format": {**CUSTOM, "syntax": "lark"}}]},
+     {"messages": [USER], "tool_choice": {"type": "custom", "custom": {"name": "f"}},
+      "tools": [{"type": "custom", "custom": {"name": "f", "format": {
+         "type": "grammar", "grammar": {"syntax": "lark", "definition": "a+"}}}}]}),
+    ({"input": "Hi", "tools": [{"type": "function", **TOOL},
+                               {"type": "custom", "name": "g", "format": {"type": "text"}}],
+      "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [
+          {"type": "custom", "name": "g"}]}},
+     {"messages": [USER], "tools": [function(), {"type": "custom", "custom": {"name": "g"}}],
+      "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [
+          {"type": "custom", "custom": {"name": "g"}}]}}}),
     ({"input": [
         USER,
         {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": SEALED},
@@ -84,8 +91,8 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
       "instructions": "Be."},
      {"messages": [
         {"role": "system", "content": "Be."},
-        {"role": "assistant", "tool_calls": [{"id": "f", "type": "function", "function": {
-            "name": "f", "arguments": '{"input": "1"}'}}]},
+        {"role": "assistant", "tool_calls": [
+            {"id": "f", "type": "custom", "custom": {"name": "f", "input": "1"}}]},
         {"role": "tool", "tool_call_id": "f", "content": "2"}]}),
 ]  # fmt: skip
 
@@ -130,8 +137,15 @@ async def test_a_response_has_the_job_of_the_chat_that_says_the_same(
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"tools": [{"type": "function"}]}, "tools.0.name"),
         ({"tools": [{"type": "custom", "name": "f", "format": {"type": "grammar"}}]},
-         "tools.0.format.definition"),
+         "tools.0.format.syntax"),
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools.0.name"),
+        ({"tools": [{"type": "web_search"}, {"type": "function", "name": "f", "strict": 1}]},
+         "tools.1.strict"),
+        ({"tools": [{"type": "function", "name": "f"}],
+          "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice"),
         ({"tools": [{"type": "web_search"},
                     {"type": "namespace", "name": "n", "tools": [
                         {"type": "custom", "name": "f", "format": CUSTOM}]}]},

@@ -11,18 +11,17 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from picospec.gateway.doors.responses.output import Output, place_of
-from picospec.gateway.doors.responses.tools import Offered, Tool
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallArguments, CallStart, Parsed
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 KEY = "0" * 32
-TOOLS = {
-    "f": Offered(Tool(type="function", name="f"), None, ""),
-    "n__g": Offered(Tool(type="function", name="g"), "n", ""),
-    "c": Offered(Tool(type="custom", name="c"), None, ""),
+CALLED = {
+    "f": {"name": "f"},
+    "n__g": {"name": "g", "namespace": "n"},
+    "custom": {"name": "custom"},
+    "unknown": {"name": "unknown"},
 }
-CALLED = {"f": ("f", None), "n__g": ("g", "n"), "c": ("c", None), "unknown": ("unknown", None)}
 
 pieces = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=3)
 answers = st.tuples(
@@ -40,17 +39,17 @@ def deltas(answer: Any) -> list[TextDelta]:  # noqa: ANN401 - what `answers` dra
     found = [TextDelta("", 1, parsed=each) for each in parsed]
     found += [TextDelta(piece, 1) for piece in text]
     for index, (name, arguments) in enumerate(calls):
-        start = CallStart(index, f"call_{index}", name)
+        start = CallStart(index, f"call_{index}", name, name == "custom")
         found.append(TextDelta("", 1, parsed=Parsed("", (start,), 0)))
         for piece in arguments:
-            grown = Parsed("", (CallArguments(index, piece),), 0)
+            grown = Parsed("", (CallArguments(index, piece, custom=name == "custom"),), 0)
             found.append(TextDelta("", 1, parsed=grown))
     return [*found, TextDelta("", 1, finish=finish)]
 
 
 def read(answer: Any) -> tuple[list[Any], list[Any]]:  # noqa: ANN401 - what `answers` draws
     """Return the events, each of OpenAI's type, and the items."""
-    output = Output(KEY, TOOLS, seals=True)
+    output = Output(KEY, CALLED, seals=True)
     told = [event for delta in deltas(answer) for event in output.read(delta)]
     numbered = [{"type": name, "sequence_number": 0, **fields} for name, fields in told]
     return [EVENTS.validate_python(event) for event in numbered], output.items
@@ -93,11 +92,18 @@ def test_the_items_have_all_that_was_written(answer: Any) -> None:  # noqa: ANN4
     assert [item["content"][0]["text"] for item in items[: len(kinds)]] == [
         "".join(each) for each in (reasoning, text) if each
     ]
-    found = [
-        (i["name"], i.get("namespace"), i.get("arguments", i.get("input")))
-        for i in items[len(kinds) :]
+    found = [{**item, "id": "", "status": ""} for item in items[len(kinds) :]]
+    assert found == [
+        {
+            "type": "custom_tool_call" if name == "custom" else "function_call",
+            "input" if name == "custom" else "arguments": "".join(arguments),
+            "call_id": f"call_{index}",
+            **CALLED[name],
+            "id": "",
+            "status": "",
+        }
+        for index, (name, arguments) in enumerate(calls)
     ]
-    assert found == [(*CALLED[name], "".join(arguments)) for name, arguments in calls]
     told = [item.get("status", "completed") for item in items]
     cut = finish == "length" and items and items[-1]["type"] != "reasoning"
     assert told == ["completed"] * (len(items) - bool(cut)) + ["incomplete"] * bool(cut)

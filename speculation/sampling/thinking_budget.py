@@ -1,0 +1,58 @@
+"""Ends a model's reasoning after so many tokens: only the token that closes it is left then.
+
+Like `adjustments`, it depends on the setting and the text before a position alone, and the
+judge and the edge apply the same function. Only one position is concerned: the first one that
+is beyond the budget, unless the reasoning has ended before it or never began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Final
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from picospec.speculation.protocol.errors import InvalidSetting
+from picospec.speculation.protocol.messages import Open, TokenId
+from picospec.speculation.sampling.distributions import Logits
+
+BUDGET: Final = "thinking_budget"
+"""The extra by which an Open asks for it."""
+
+
+class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tokens: Annotated[int, Meta(ge=0)]
+    closing: Annotated[TokenId, Meta(ge=0)]
+    """The token that ends the reasoning."""
+
+    opening: Annotated[TokenId, Meta(ge=0)] | None = None
+    """The token by which an answer begins that is reasoning; None: it is, by its prompt."""
+
+    def adjust(self, logits: Logits, output: Sequence[TokenId]) -> Logits:
+        """Return what logits (float32[V]) become after `output`. See `adjustments.Adjust`."""
+        begins = self.opening is not None
+        if len(output) != self.tokens + begins or self.closing in output:
+            return logits
+        if begins and output[0] != self.opening:
+            return logits
+        only = np.full_like(logits, -np.inf)
+        only[self.closing] = 0.0
+        return only
+
+
+def budget(
+    request: Open, *, vocabulary_size: int
+) -> Callable[[Logits, Sequence[TokenId]], Logits] | None:
+    """Return what a request's budget changes; None if it has none. Raises InvalidSetting."""
+    if (asked := request.sampling.extras.get(BUDGET)) is None:
+        return None
+    try:
+        found = msgspec.json.decode(bytes(asked), type=Budget)
+    except msgspec.MsgspecError as error:
+        raise InvalidSetting(BUDGET, str(error)) from None
+    if (highest := max(found.closing, found.opening or 0)) >= vocabulary_size:
+        raise InvalidSetting(BUDGET, f"{highest} is not a token")
+    return partial(Budget.adjust, found)

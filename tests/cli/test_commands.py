@@ -1,0 +1,85 @@
+"""The commands that ask an edge, from their arguments to what they print, over HTTP."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from picospec.cli.main import app
+from tests.page.service import MODEL
+from tests.page.visiting import Serving
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    service = Serving()
+    service.start()
+    yield service.url
+    service.stop()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("XDG_CONFIG_HOME", "PICOSPEC_CONFIG_DIR", "CODEX_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def said(*arguments: str, status: int = 0, piped: str = "") -> str:
+    result = CliRunner().invoke(app, arguments, input=piped)
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_an_edge_is_connected_and_that_is_taken_back(url: str, home: Path) -> None:
+    file = home / ".codex/config.toml"
+
+    pasted = said("connect", "codex", "--url", f"{url}/v1", "--api-keys", "k-1,k-2")
+    written = said("connect", "codex", "--write", "--url", url)
+    content = file.read_text()
+    undone = said("connect", "codex", "--undo")
+
+    assert 'experimental_bearer_token = "k-1"' in pasted
+    assert f'base_url = "{url}/v1"' in pasted
+    assert f'model = "{MODEL}"' in content
+    assert f'+model = "{MODEL}"' in written
+    assert f"{file} is as it was" in undone
+    assert not file.parent.exists()
+
+
+def test_what_cannot_be_done_is_one_line(url: str) -> None:
+    nowhere = ("--url", "http://127.0.0.1:9")
+
+    assert "cannot be reached" in said("connect", "codex", *nowhere, status=1)
+    assert "cannot be reached" in said("run", "hi", *nowhere, status=1)
+    assert "is none of codex, claude" in said("connect", "x", "--url", url, status=2)
+    assert "connected by its settings" in said("launch", "zed", "--url", url, status=1)
+    assert "nothing to ask" in said("run", "--url", url, status=2)
+    assert "nothing of Zed was written" in said("connect", "zed", "--undo")
+
+
+def test_run_prints_the_answer_and_nothing_else(url: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "picospec.cli",
+        "run",
+        "Say it",
+        "--seed",
+        "1",
+        "--url",
+        url,
+    ]
+
+    first, again = (subprocess.check_output(command, input=b"x = 1\n") for _ in range(2))
+
+    assert first == again
+    assert first.rstrip() + b"\n" == first
+    assert b"request" not in first

@@ -1,0 +1,92 @@
+"""Services that real clients ask, and how a client is run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from picospec.bench.run.services import free_port
+from tests.edge_agent.processes import ROOT
+
+CLIENTS = ROOT / ".clients"
+WITHIN_S = 300
+UP = "from picospec.cli.main import app; app()"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _installed() -> None:
+    if not (CLIENTS / ".ready").exists():
+        pytest.skip("run `make test-clients`, which installs the clients")
+
+
+def _serve(url: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}
+    )
+    deadline = time.monotonic() + WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/ready").status_code == 200:
+                return process
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    raise TimeoutError(f"{url} is not ready")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[str]:
+    edge, verifier = free_port(), free_port()
+    url = f"http://127.0.0.1:{edge}"
+    ports = {"EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier)}
+    process = _serve(url, "-c", UP, "up", "--config", "configs/local.toml", **ports)
+    yield url
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[str]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = _serve(url, "-m", "tests.clients.scripted_service", str(port))
+    yield url
+    process.terminate()
+    process.wait(30)
+
+
+def run(*command: str | Path, cwd: Path = CLIENTS, status: int = 0) -> str:
+    """Run a client; return what it printed."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "PWD": str(cwd)},  # opencode believes it
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git repository with a file hello.py."""
+    (tmp_path / "hello.py").write_text("def greet():\n    print('hello')\n")
+    for command in (
+        ("git", "init", "-q"),
+        ("git", "config", "user.email", "a@example.org"),
+        ("git", "config", "user.name", "a"),
+        ("git", "add", "."),
+        ("git", "commit", "-qm", "begin"),
+    ):
+        run(*command, cwd=tmp_path)
+    return tmp_path

@@ -1,0 +1,71 @@
+"""What a shelf keeps: never more than its bounds, and the responses that were used last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from picospec.gateway.doors.responses import store
+from picospec.gateway.doors.responses.store import MAX_AGE_S, MAX_BYTES, MAX_RESPONSES
+
+HALF = store.Kept(b"", bytes(MAX_BYTES // 2))
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["keep", "keep large", "keep too large", "find", "remove", "wait"]),
+        st.integers(0, 5),
+    ),
+    max_size=30,
+)
+KEPT = {
+    "keep": store.Kept(b"1", b"2"),
+    "keep large": HALF,
+    "keep too large": store.Kept(b"1", bytes(MAX_BYTES)),
+}
+
+
+@dataclass
+class Clock:
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@given(STEPS)
+def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
+    steps: list[tuple[str, int]],
+) -> None:
+    clock = Clock()
+    shelf, used = store.Shelf(clock), list[tuple[str, store.Kept, float]]()
+    for number, (step, id) in enumerate(steps):
+        name = f"{id}" if step in ("find", "remove") else f"{number}"
+        if step == "wait":
+            clock.now_s += MAX_AGE_S / 3
+        elif step == "find":
+            found = next((each for each in used if each[0] == name), None)
+            assert shelf.find(name) == (found and found[1])
+            if found:
+                used = [each for each in used if each is not found]
+                used.append((found[0], found[1], clock.now_s))
+        elif step == "remove":
+            shelf.remove(name)
+            used = [each for each in used if each[0] != name]
+        else:
+            shelf.keep(name, KEPT[step])
+            used.append((name, KEPT[step], clock.now_s))
+        used = [each for each in used if each[2] > clock.now_s - MAX_AGE_S]
+        while sum(kept.size_bytes for _, kept, _ in used) > MAX_BYTES:
+            del used[0]
+    for name, kept, _ in used:
+        assert shelf.find(name) == kept
+
+
+def test_the_last_responses_are_kept() -> None:
+    shelf = store.Shelf(Clock())
+
+    for number in range(MAX_RESPONSES + 2):
+        shelf.keep(str(number), KEPT["keep"])
+
+    assert [shelf.find(str(number)) is None for number in range(3)] == [True, True, False]
