@@ -20,7 +20,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from picospec.edge_agent import direct
 from picospec.edge_agent.draft_model import loading
 from picospec.edge_agent.draft_model.drafter import Drafter
 from picospec.edge_agent.draft_model.foreign.translation import Translation
@@ -28,20 +27,19 @@ from picospec.edge_agent.draft_model.loading import MakeDrafter
 from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback.fallback import DraftFallback, open_engine
-from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.connection import connections
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.relay.relay import open_relay
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.speculation import Speculation
 from picospec.gateway.accounts.access import HEALTH_PATHS, Access
 from picospec.gateway.app import create_app
-from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.hosting.listening import hosts_of
 from picospec.gateway.hosting.tracing import open_tracing
-from picospec.gateway.routes.documents import Route as DocumentedRoute
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from picospec.speculation.drafting.policy import DraftPolicy
@@ -74,6 +72,7 @@ def build(
     drafter = make_drafter(model, settings)
     metrics.read_tokens.set_function(lambda: drafter.read_tokens)
     verifiers = open_verifiers(settings, metrics)
+    relay = open_relay(settings, verifiers)
     speculation = Speculation(
         settings.judge,
         settings.fill,
@@ -122,21 +121,15 @@ def build(
         engine,
         tokenizer,
         settings,
-        Access(hosts=hosts_of(settings), tracing=tracing),
+        Access(
+            hosts=hosts_of(settings), body_limit_bytes=relay.body_limit_bytes, tracing=tracing
+        ),
         registry=registry,
         lifespan=lifespan,
         drain=drain,
         fallback=fallback,
-        relay=partial(direct.undrafted, verifiers),
-        routes=[
-            DocumentedRoute(
-                "POST",
-                direct.PATH,
-                "The same chat without the edge",
-                partial(direct.relay, verifiers),
-                ChatRequest,
-            ),
-        ],
+        relay=relay,
+        routes=list(relay.routes()),
         about=partial(
             _about, settings, verifiers, tokenizer, draft.name if draft else None, registry
         ),
@@ -146,25 +139,14 @@ def build(
     answers = {**dict.fromkeys(HEALTH_PATHS, health), "/ready": ready}
     for path, answer in answers.items():
         app.router.routes.insert(0, Route(path, answer))
+    app.router.routes.extend(relay.no_routes())
     return app
 
 
 def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     """Return the verifiers, with connections made at their first use. Raises OSError."""
-    authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
-    certificate = None
-    if settings.client_certificate and settings.client_key:
-        certificate = settings.client_certificate.read_bytes(), settings.client_key.read_bytes()
-    connections = [
-        Connection(
-            str(url).rstrip("/"),
-            key=settings.key_for(url),
-            ca_certificate=authority,
-            certificate=certificate,
-        )
-        for url in settings.verifiers
-    ]
-    uplinks = [Uplink(each, metrics, number) for number, each in enumerate(connections)]
+    made = connections(settings)
+    uplinks = [Uplink(each, metrics, number) for number, each in enumerate(made)]
     return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 

@@ -3,7 +3,8 @@
 The command line wins over the environment, that over a TOML file, that over the defaults below.
 A field is PICOSPEC_EDGE__FIELD in the environment, a nested one PICOSPEC_EDGE__DRAFTING__FIELD.
 Keys come from the environment alone: PICOSPEC_API_KEYS holds those that clients must show, with
-commas between them, and PICOSPEC_VERIFIER_KEY the one that this edge shows the verifier.
+commas between them, PICOSPEC_VERIFIER_KEY the one that this edge shows the verifier, and
+PICOSPEC_RELAY_KEY the one for the upstream of `relay`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, AnyHttpUrl, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    AnyHttpUrl,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import SettingsConfigDict
 
 from picospec.gateway.hosting.listening import is_loopback
@@ -24,7 +32,10 @@ _LOCAL_VERIFIER: Final = AnyHttpUrl("http://127.0.0.1:9000")
 
 def _address(url: AnyHttpUrl) -> AnyHttpUrl:
     if url.username is not None or url.password is not None:
-        raise ValueError("it may hold no user and no password; set PICOSPEC_VERIFIER_KEY")
+        raise ValueError(
+            "it may hold no user and no password; set PICOSPEC_VERIFIER_KEY, or of `relay`"
+            " PICOSPEC_RELAY_KEY"
+        )
     if url.query is not None or url.fragment is not None:
         raise ValueError("it may have no query and no fragment")
     return url
@@ -40,9 +51,57 @@ class DraftingSettings(Table):
     flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftSettings().flush_tokens
 
 
+_SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
+RelayPath = Annotated[str, Field(pattern=rf"^/v[0-9]+(/{_SEGMENT})+(/\*)?$")]
+"""A path, or with `/*` all that begins so."""
+
+_OWN_PATHS: Final = (
+    "/v1/chat/", "/v1/completions", "/v1/models", "/v1/responses", "/v1/messages",
+    "/v1/picospec", "/v1/speculate", "/v1/model-facts", "/v1/tokenizer",
+)  # fmt: skip
+"""What begins so is answered here, or is between this edge and its verifier."""
+
+
+class RelaySettings(Table):
+    """What is passed on, without drafts, to whom. Its key is PICOSPEC_RELAY_KEY."""
+
+    url: VerifierUrl | None = None
+    """Where `paths` and `models` are served; None: at the verifier in use."""
+
+    paths: tuple[RelayPath, ...] = (
+        "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/moderations", "/v1/audio/*",
+        "/v1/images/*",
+    )  # fmt: skip
+    """A POST to one of these is passed on."""
+
+    models: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    """Requests for one of these models are passed on, whichever door they come by."""
+
+    body_limit_bytes: Annotated[int, Field(ge=1024)] = 128 << 20
+    """The most bytes of a request to one of `paths`."""
+
+    @field_validator("paths")
+    @classmethod
+    def _are_not_this_edges(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if path.startswith(_OWN_PATHS):
+                raise ValueError(f"{path} is not relayed; `models` are, by all doors")
+        return paths
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_host(cls, url: AnyHttpUrl | None) -> AnyHttpUrl | None:
+        if url is not None and (url.path or "/").rstrip("/").endswith("/v1"):
+            raise ValueError("leave the /v1 out: it is in `paths`")
+        return url
+
+
 class EdgeSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="PICOSPEC_EDGE__", hide_input_in_errors=True)
-    secrets = ServiceSettings.secrets | {"verifier_key": "PICOSPEC_VERIFIER_KEY"}
+    secrets = ServiceSettings.secrets | {
+        "verifier_key": "PICOSPEC_VERIFIER_KEY",
+        "relay_key": "PICOSPEC_RELAY_KEY",
+    }
 
     port: Port = 8000
     verifier_urls: Annotated[tuple[VerifierUrl, ...], Field(min_length=1)] = (_LOCAL_VERIFIER,)
@@ -111,8 +170,12 @@ class EdgeSettings(ServiceSettings):
     judge: Judge = "coupled"
     fill: Fill = "auto"
     drafting: DraftingSettings = DraftingSettings()
+    relay: RelaySettings = RelaySettings()
     verifier_key: tuple[SecretStr, ...] = ()
     """The key that this edge shows the verifier, if any."""
+
+    relay_key: tuple[SecretStr, ...] = ()
+    """The key that this edge shows at `relay.url`, if any. It goes to no other host."""
 
     @property
     def draft_settings(self) -> DraftSettings:
@@ -130,8 +193,11 @@ class EdgeSettings(ServiceSettings):
 
     @property
     def hosts_that_get_a_key_in_clear(self) -> tuple[str, ...]:
-        """The verifiers elsewhere that this edge shows a key without TLS."""
-        plain = (url for url in self.verifiers if url.scheme == "http" and self.key_for(url))
+        """The hosts elsewhere that this edge shows a key without TLS."""
+        shown = [url for url in self.verifiers if self.key_for(url)]
+        if self.relay.url and self.relay_key:
+            shown.append(self.relay.url)
+        plain = (url for url in shown if url.scheme == "http")
         return tuple(url.host or "" for url in plain if not is_loopback(url.host or ""))
 
     @model_validator(mode="after")

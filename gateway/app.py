@@ -230,6 +230,7 @@ def _cors(settings: GatewaySettings) -> list[Middleware]:
                 "x-request-id",
                 "x-picospec-ignored",
                 "x-picospec-fallback",
+                "x-picospec-relayed",
                 "retry-after",
             ],
         )

@@ -82,8 +82,9 @@ def _lines(path: Path) -> list[Prompt]:
 def _scenarios() -> list[Prompt]:
     return [
         Prompt(
-            f"{each.scenario}/{each.turn + 1}", each.family, each.text,
-            scenario=each.scenario, turn=each.turn, system=each.system,
+            f"{each.name}/{number + 1}", each.family_of(turn), script.text(turn),
+            scenario=each.name, turn=number, system=each.system,
         )
-        for each in script.said()
+        for each in script.scenarios()
+        for number, turn in enumerate(each.turns)
     ]  # fmt: skip

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,14 +26,6 @@ from picospec.bench.run.services import ServicesPlan
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A turn that was not asked, because the conversation before it is too long."""
-
-    reason: str = ""
-    """It says so of the first such turn."""
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
     plan: Plan
     services: ServicesPlan
@@ -52,12 +43,12 @@ class Run:
         def show(what: str) -> None:
             progress.update(task, description=what)
 
-        def keep(given: Answer | LeftOut) -> None:
+        def keep(given: Answer | str) -> None:
             nonlocal found
             progress.advance(task)
-            if isinstance(given, LeftOut):
-                if given.reason:
-                    console.print(given.reason, markup=False, soft_wrap=True)
+            if isinstance(given, str):
+                if given:
+                    console.print(given, markup=False, soft_wrap=True)
                 return
             answers = [*found.answers, given]
             found = msgspec.structs.replace(found, rows=rows(answers), answers=answers)
@@ -66,16 +57,17 @@ class Run:
 
         with Live(Group(progress), console=console, refresh_per_second=2) as live:
             for asked in planned:
-                async with aclosing(self._stint(asked, show)) as stint:
-                    async for given in stint:
-                        keep(given)
+                await self._stint(asked, show, keep)
         return found
 
     async def _stint(
-        self, turns: Sequence[Turn], show: Callable[[str], None]
-    ) -> AsyncGenerator[Answer | LeftOut]:
+        self,
+        turns: Sequence[Turn],
+        show: Callable[[str], None],
+        keep: Callable[[Answer | str], None],
+    ) -> None:
         """Start one engine and what else its arms need, and ask them. A scenario ends where the
-        model's context does."""
+        model's context does: `keep` gets a line that says so, and "" for each further turn."""
         link, conversation, full = None, Conversation(), ""
         show(f"starting {turns[0].arm.engine or 'the services'}")
         own = {turn.arm.name: turn.arm for turn in turns}
@@ -85,16 +77,14 @@ class Run:
                 if turn.link != link:
                     await arms.become(link := turn.link)
                 if full and turn.prompt.scenario == full:
-                    yield LeftOut()
+                    keep("")
                     continue
                 try:
-                    yield await _asked(turn, arms.by_name[turn.arm.name], conversation)
+                    keep(await _asked(turn, arms.by_name[turn.arm.name], conversation))
                 except TooLong as error:
                     if not (full := turn.prompt.scenario):
                         raise
-                    yield LeftOut(
-                        f"{turn.arm.name}: {full} ends before {turn.prompt.id}: {error}"
-                    )
+                    keep(f"{turn.arm.name}: {full} ends before {turn.prompt.id}: {error}")
 
     def _nothing_yet(self) -> Results:
         plan, services, first = self.plan, self.services, self.plan.links[0]

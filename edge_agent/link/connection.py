@@ -1,4 +1,4 @@
-"""One HTTP/2 connection to a verifier. Only this file imports pyqwest.
+"""The connections to one verifier or other peer. Only this file imports pyqwest.
 
 It resets a stream that is left early, and opens a new connection when a server recycles the old
 one. Whatever keeps a request from its verifier is a LinkDown, also where this process has no
@@ -28,7 +28,8 @@ from pyqwest import (
 from pyqwest import Response as Response
 
 from picospec.edge_agent.link import upstream_errors
-from picospec.edge_agent.link.upstream_errors import Answer, LinkDown
+from picospec.edge_agent.link.upstream_errors import VERIFIER, Answer, LinkDown, Peer
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import EngineFault, Unavailable
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
@@ -55,6 +56,8 @@ class Connection:
     http:// is HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
     certificate against ca_certificate (PEM), or else the system's authorities. certificate: the
     chain and the key (PEM) that it shows a verifier that asks for them.
+
+    prior_knowledge: without it, http:// is HTTP/1.1, a connection for each request that runs.
     """
 
     def __init__(
@@ -64,8 +67,11 @@ class Connection:
         key: str | None,
         ca_certificate: bytes | None,
         certificate: tuple[bytes, bytes] | None = None,
+        peer: Peer = VERIFIER,
+        prior_knowledge: bool = True,
     ) -> None:
         self.url = url
+        self.peer = peer
         self._headers = {"content-type": CONTENT_TYPE, "accept-encoding": "identity"}
         if key:
             self._headers["authorization"] = f"Bearer {key}"
@@ -75,7 +81,7 @@ class Connection:
         chain, private_key = certificate or (None, None)
         self._make = partial(
             HTTPTransport,
-            http_version=None if secured else HTTPVersion.HTTP2,
+            http_version=HTTPVersion.HTTP2 if prior_knowledge and not secured else None,
             tls_ca_cert=ca_certificate,
             tls_include_system_certs=secured and ca_certificate is None,
             tls_cert=chain,
@@ -109,7 +115,7 @@ class Connection:
         self,
         method: str,
         path: str,
-        body: bytes = b"",
+        body: bytes | AsyncIterator[bytes] = b"",
         headers: Mapping[str, str] = NO_HEADERS,
         *,
         within_s: float | None = None,
@@ -127,7 +133,7 @@ class Connection:
         except (OSError, ReadError, WriteError, RemoteProtocolError) as error:
             if isinstance(error, TimeoutError):
                 self.renew(client)
-            raise upstream_errors.unreachable(self.url, error) from error
+            raise upstream_errors.unreachable(self.url, error, self.peer) from error
 
     async def ask(
         self,
@@ -149,7 +155,7 @@ class Connection:
                 return await whole(response, most_bytes)
         except TimeoutError as error:
             self.renew(client)
-            raise upstream_errors.unreachable(self.url, error) from error
+            raise upstream_errors.unreachable(self.url, error, self.peer) from error
 
     @asynccontextmanager
     async def open(
@@ -175,6 +181,25 @@ class Connection:
         if isinstance(error, Unavailable):
             raise error
         raise EngineFault(f"the verifier does not take a draft: {error.message}")
+
+
+def connections(settings: EdgeSettings, *, prior_knowledge: bool = True) -> list[Connection]:
+    """Return one to each verifier of the settings; it is made at its first use. Raises
+    OSError."""
+    authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+    certificate = None
+    if settings.client_certificate and settings.client_key:
+        certificate = settings.client_certificate.read_bytes(), settings.client_key.read_bytes()
+    return [
+        Connection(
+            str(url).rstrip("/"),
+            key=settings.key_for(url),
+            ca_certificate=authority,
+            certificate=certificate,
+            prior_knowledge=prior_knowledge,
+        )
+        for url in settings.verifiers
+    ]
 
 
 async def whole(response: Response, most_bytes: int = MAX_ANSWER_BYTES) -> Answer:

@@ -26,8 +26,28 @@ from picospec.gateway.errors import (
 from picospec.speculation.protocol.messages import Fault
 
 _SESSION: Final = re.compile(r"(/v1/speculate/)[^/?)\s]+")
-_OF_THE_CLIENT: Final = {400: InvalidRequest, 404: NotFound, 413: TooLarge}
+_OF_THE_CLIENT: Final = {
+    400: InvalidRequest,
+    404: NotFound,
+    413: TooLarge,
+    422: InvalidRequest,
+}
 
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another service, as errors name it, and the variable of the key that it is shown."""
+
+    name: str
+    key: str
+
+    @property
+    def unavailable(self) -> str:
+        """The code of an error where it cannot be used."""
+        return f"{self.name}_unavailable"
+
+
+VERIFIER: Final = Peer("verifier", "PICOSPEC_VERIFIER_KEY")
 
 _MOST_CHARACTERS: Final = 1000
 """So much of an error's text is passed on to clients and to the log."""
@@ -44,12 +64,17 @@ class _Error(msgspec.Struct):
 
     message: str
     param: str | None = None
-    code: str | None = None
+    said: str | int | None = msgspec.field(default=None, name="code")
+    """The code; vLLM and llama-server have the status here."""
 
     def __post_init__(self) -> None:
         self.message = self.message[:_MOST_CHARACTERS]
         self.param = self.param and self.param[:_MOST_CHARACTERS]
-        self.code = self.code and _CODE.fullmatch(self.code) and self.code
+
+    @property
+    def code(self) -> str | None:
+        is_code = isinstance(self.said, str) and _CODE.fullmatch(self.said)
+        return str(self.said) if is_code else None
 
 
 class _Body(msgspec.Struct):
@@ -61,9 +86,12 @@ class LinkDown(Unavailable):
     `broken` where the connection was, `silent` where it is there and carries nothing."""
 
     def __init__(
-        self, message: str, how: Literal["refused", "broken", "silent"] = "broken"
+        self,
+        message: str,
+        how: Literal["refused", "broken", "silent"] = "broken",
+        peer: Peer = VERIFIER,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, code=peer.unavailable)
         self.how = how
 
 
@@ -76,18 +104,18 @@ class Answer:
     retry_after: str = ""
 
 
-def from_answer(answer: Answer) -> ApiError:
-    """Translate an answer that is an error."""
+def from_answer(answer: Answer, peer: Peer = VERIFIER) -> ApiError:
+    """Translate an answer of a peer that is an error."""
     error, status = _read(answer), answer.status
     match status:
-        case 400 | 404 | 413:
+        case 400 | 404 | 413 | 422:
             return _OF_THE_CLIENT[status](error.message, param=error.param, code=error.code)
         case 403 if error.code == Forbidden.code:
-            return EngineFault(f"the verifier answered: {error.message}", code=error.code)
+            return EngineFault(f"the {peer.name} answered: {error.message}", code=error.code)
         case 401 | 403:
             return EngineFault(
-                "the verifier refuses this edge's key (PICOSPEC_VERIFIER_KEY)",
-                code="verifier_unauthorized",
+                f"the {peer.name} refuses this edge's key ({peer.key})",
+                code=f"{peer.name}_unauthorized",
             )
         case 409 if error.code == "identity_mismatch":
             return Unavailable(
@@ -96,26 +124,28 @@ def from_answer(answer: Answer) -> ApiError:
         case 429:
             return Overloaded(error.message, retry_after_s=_retry_after_s(answer.retry_after))
         case 503 if error.code == Draining.code:
-            return Draining(f"the verifier is draining: {error.message}")
+            return Draining(f"the {peer.name} is draining: {error.message}")
         case 502 | 503 | 504:
-            return Unavailable(f"the verifier is not ready: {error.message}")
-    return EngineFault(f"the verifier answered {status}: {error.message}", code=error.code)
+            message = f"the {peer.name} is not ready: {error.message}"
+            return Unavailable(message, code=peer.unavailable)
+    return EngineFault(f"the {peer.name} answered {status}: {error.message}", code=error.code)
 
 
 def from_fault(message: Fault) -> ApiError:
     """Translate the end of a session that did not finish."""
     kind = Unavailable if message.retryable else EngineFault
-    error = _Error(message.text, code=message.code)
+    error = _Error(message.text, said=message.code)
     return kind(f"the verifier ended the session: {error.message}", code=error.code)
 
 
-def unreachable(url: str, error: Exception) -> LinkDown:
-    """Return the error for a verifier that cannot be reached."""
+def unreachable(url: str, error: Exception, peer: Peer = VERIFIER) -> LinkDown:
+    """Return the error for a peer that cannot be reached."""
     if isinstance(error, TimeoutError):
-        return LinkDown(f"the verifier at {url} does not answer", "silent")
+        return LinkDown(f"the {peer.name} at {url} does not answer", "silent", peer)
     if isinstance(error, ConnectionError) and "refused" in str(error).lower():
-        return LinkDown(f"no verifier answers at {url} (connection refused)", "refused")
-    return LinkDown(f"no verifier answers at {url} ({reason(error)})")
+        message = f"no {peer.name} answers at {url} (connection refused)"
+        return LinkDown(message, "refused", peer)
+    return LinkDown(f"no {peer.name} answers at {url} ({reason(error)})", peer=peer)
 
 
 def reason(error: Exception) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
+from starlette.types import Scope
+
 from picospec.gateway.accounts.account import Clock
 from picospec.gateway.log_lines import shown
 from picospec.gateway.tracing import NO_TRACING, Tracing
@@ -37,6 +39,9 @@ class Access:
     is_message: IsMessage = lambda _: False
     hosts: Collection[str] | None = None
     """The names in `Host` that are answered; None for any."""
+
+    body_limit_bytes: Callable[[Scope], int | None] = lambda _: None
+    """Returns the limit of a request's body; None for the settings'."""
 
     clock: Clock = time.monotonic
     tracing: Tracing = NO_TRACING

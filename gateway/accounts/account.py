@@ -35,6 +35,9 @@ class Account:
     answers: int = 0
     """The answers that the tenant began for this request; they end with it."""
 
+    kept_bytes: int = 0
+    """The request may go on from so many bytes that are kept of earlier ones."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
@@ -51,6 +54,9 @@ class Account:
 
     fallback: str | None = None
     """The name of the fallback that answered, if one did."""
+
+    relayed: str | None = None
+    """Which other service was asked for the whole answer, if one was."""
 
     ignored: tuple[str, ...] = ()
     """These fields of the request cannot change the answer and had no effect."""

@@ -109,7 +109,8 @@ class Accounts:
             account.fault = fault
 
     async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
-        body = RequestBody(scope, receive, self._settings.body_limit_bytes or MAX_BODY_BYTES)
+        limit_bytes = self._access.body_limit_bytes(scope) or self._settings.body_limit_bytes
+        body = RequestBody(scope, receive, limit_bytes or MAX_BODY_BYTES)
         try:
             self._admit(account, scope)
             await self._app(scope, body.admitted(), send)
@@ -186,6 +187,7 @@ class Accounts:
             **({"refused": refused} if refused else {}),
             **({"ignored": account.ignored} if account.ignored else {}),
             **({"fallback": account.fallback} if account.fallback else {}),
+            **({"relayed": account.relayed} if account.relayed else {}),
             prompt_tokens=account.prompt_tokens,
             completion_tokens=account.completion_tokens,
             first_token_s=account.first_token_s and round(account.first_token_s, 6),
@@ -218,6 +220,8 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
             headers["x-picospec-ignored"] = ", ".join(account.ignored)
         if account.fallback:
             headers["x-picospec-fallback"] = account.fallback
+        if account.relayed:
+            headers["x-picospec-relayed"] = account.relayed
     await send(message)
 
 

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError
 from picospec.gateway.http.request_body import read_body
@@ -29,17 +30,24 @@ as escapes of UTF-16 about 12; the rest is room for what surrounds the texts."""
 async def parse(schema: type[Body], services: Services, request: Request) -> Body:
     """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
     `checked` raise."""
-    body = await read_body(request, await _limit_bytes(services, request))
+    body = await read(services, request)
     return await checked(services, request, partial(_validated, schema, body))
+
+
+async def read(services: Services, request: Request, least_bytes: int = 0) -> bytes:
+    """Return the body of a request, which may have as many bytes as the context holds, or
+    `least_bytes`. Raises what `read_body` raises."""
+    return await read_body(request, max(least_bytes, await _limit_bytes(services, request)))
 
 
 async def checked(services: Services, request: Request, check: Callable[[], T]) -> T:
     """Return what `check` makes of a request whose body has been read: at once if it is small,
-    else in a thread, one after the other. Raises Overloaded, or what `check` raises."""
-    if len(await request.body()) <= SMALL_BYTES:
+    with what it may go on from, else in a thread, one after the other. Raises Overloaded, or
+    what `check` raises."""
+    account: Account = request.state.account
+    if len(await request.body()) + account.kept_bytes <= SMALL_BYTES:
         return check()
-    owner = request.state.account.tenant
-    return await services.checks.run(owner, check)
+    return await services.checks.run(account.tenant, check)
 
 
 def _validated(schema: type[Body], body: bytes) -> Body:

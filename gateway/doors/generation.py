@@ -35,6 +35,9 @@ async def generate(
     services.drain.check()
     account: Account = request.state.account
     account.begin_answers(1)  # before the body is read, so that those on the way are bounded
+    relay = services.relay
+    if relay and (relayed := await relay.ahead(services, request)):
+        return relayed
     parsed = await parse(schema, services, request)
     asked = await checked(services, request, partial(read, parsed))
     account.field_names, body = asked.names, asked.body
@@ -44,7 +47,7 @@ async def generate(
     account.ignored = shown_names((*asked.ignored, *ignored))
     if asked.instead is not None:
         return asked.instead(facts.model)
-    if services.relay and (relayed := await services.relay(services, request, facts.model)):
+    if relay and (relayed := await relay.undrafted(services, request, facts.model)):
         account.begin_answers(body.n * body.prompt_count - 1)
         return relayed
     tokenizer = await services.tokenizer(facts.vocabulary)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
@@ -31,9 +31,21 @@ async def nothing_more() -> dict[str, object]:
     return {}
 
 
-Relay = Callable[["Services", Request, str], Awaitable[Response | None]]
-"""Returns what another service answers to a request for a model, whose body has been read; None
-where this one answers. Raises ApiError."""
+class Relay(Protocol):
+    """Has another service answer. None stands for what this one answers."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The models that the other one has for clients of this one."""
+
+    async def ahead(self, services: Services, request: Request) -> Response | None:
+        """Answer a request that has begun, before its door reads it. Raises ApiError."""
+
+    async def undrafted(
+        self, services: Services, request: Request, model: str
+    ) -> Response | None:
+        """Answer a request for a model, which its door has read. Raises ApiError."""
+
 
 _WAITING: Final = 32
 """So many large bodies of one tenant may wait to be checked: each is in memory."""
@@ -94,6 +106,11 @@ class Services:
         if (style := self.styles.known(tokenizer)) is not None:
             return style
         return await self.reader.read(account.tenant, partial(self.styles.find, tokenizer))
+
+    @property
+    def models_elsewhere(self) -> Sequence[str]:
+        """The models for which another service is asked."""
+        return self.relay.models if self.relay else ()
 
     def names_of(self, facts: Facts) -> list[str]:
         """Return all names by which clients may ask for a model."""

@@ -16,13 +16,15 @@ UNREAD_S: Final = 60.0
 of kilobytes of a stream before it has to wait at all."""
 
 
-def connected(receive: Receive) -> AbstractAsyncContextManager[asyncio.TaskGroup]:
+def connected(
+    receive: Receive, read: asyncio.Event | None = None
+) -> AbstractAsyncContextManager[asyncio.TaskGroup]:
     """Cancel the body and raise ClientGone if the client disconnects; give a group of tasks
     that end likewise.
 
-    The request's body must have been read.
+    read: is set once the request's body has been read; None if it has been.
     """
-    return beside(_disconnect(receive))
+    return beside(_disconnect(receive, read))
 
 
 async def send_to_client(send: Send, message: Message) -> None:
@@ -37,7 +39,9 @@ async def send_to_client(send: Send, message: Message) -> None:
         raise ClientGone("the client went away") from error
 
 
-async def _disconnect(receive: Receive) -> None:
+async def _disconnect(receive: Receive, read: asyncio.Event | None) -> None:
+    if read is not None:
+        await read.wait()
     while (await receive())["type"] != "http.disconnect":
         pass
     raise ClientGone("the client went away")

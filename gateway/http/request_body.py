@@ -45,9 +45,11 @@ async def read_body(request: Request, limit_bytes: int | None = None) -> bytes:
     if limit_bytes is not None:
         request.state.body.limit(limit_bytes)
     try:
-        return await request.body()
+        body = await request.body()
     except ClientDisconnect as error:
         raise ClientGone("the client went away before its request was complete") from error
+    request.state.body.check(len(body))  # it may have been read with a higher limit
+    return body
 
 
 class RequestBody:
@@ -91,9 +93,13 @@ class RequestBody:
             self._stalled = True
             reason = f"the request's body did not come within {allowed_s:.0f} s"
             raise RequestTimeout(reason) from None
-        if self._taken_bytes > self._limit_bytes:
-            raise self._too_large()
+        self.check(self._taken_bytes)
         return message
+
+    def check(self, taken_bytes: int) -> None:
+        """Raise TooLarge if that is more than may be taken."""
+        if taken_bytes > self._limit_bytes:
+            raise self._too_large()
 
     async def refuse(self, response: Response, send: Send, *, briefly: bool = False) -> None:
         """Send a response to a request whose body may not have been read: read it first, for

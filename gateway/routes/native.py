@@ -11,8 +11,8 @@ from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.generation import generate
 from picospec.gateway.doors.llama_server import answer as llama_server
 from picospec.gateway.doors.llama_server.request import InfillRequest, NativeCompletionRequest
-from picospec.gateway.doors.ollama import answer as ollama
 from picospec.gateway.doors.ollama import models
+from picospec.gateway.doors.ollama.answer import ChatAnswer, TextAnswer, asked
 from picospec.gateway.doors.ollama.request import OllamaChat, OllamaGenerate
 from picospec.gateway.routes.documents import Handler, Route
 from picospec.gateway.routes.status import health, list_models, props
@@ -22,8 +22,8 @@ _LINES: Final = "application/x-ndjson"
 _OPENAI: Final[Handler] = partial(generate, ChatRequest, chat.asked)
 _COMPLETION: Final[Handler] = partial(generate, NativeCompletionRequest, llama_server.asked)
 _INFILL: Final[Handler] = partial(generate, InfillRequest, llama_server.asked)
-_CHAT: Final[Handler] = partial(generate, OllamaChat, ollama.asked_chat)
-_TEXT: Final[Handler] = partial(generate, OllamaGenerate, ollama.asked_text)
+_CHAT: Final[Handler] = partial(generate, OllamaChat, partial(asked, ChatAnswer))
+_TEXT: Final[Handler] = partial(generate, OllamaGenerate, partial(asked, TextAnswer))
 
 NATIVE_ROUTES: Final = (
     Route("POST", "/chat/completions", _SAME, _OPENAI, ChatRequest),

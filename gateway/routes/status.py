@@ -72,13 +72,16 @@ async def list_models(services: Services, request: Request) -> Response:
         return json_response(anthropic.page_of(listed))
     can = await _capabilities(services, facts, request)
     listed = [_model(services, facts, name) | can for name, facts in models]
-    return json_response({"object": "list", "data": listed})
+    others = [_entry(services, name) for name in services.models_elsewhere]
+    return json_response({"object": "list", "data": listed + others})
 
 
 async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer the model of that name."""
     services = await services.for_request(request.state.account)
     name: str = request.path_params["name"]
+    if name in services.models_elsewhere:
+        return json_response(_entry(services, name))
     facts = await services.facts_of(name)
     if "anthropic-version" in request.headers:
         return json_response(anthropic.model_of(name, facts, services.started))
@@ -114,15 +117,17 @@ async def props(services: Services, request: Request) -> Response:
     return json_response(body)
 
 
+def _entry(services: Services, name: str, owner: str = "relayed") -> dict[str, object]:
+    """Return OpenAI's object, with what is known of any model."""
+    return {"id": name, "object": "model", "created": services.started, "owned_by": owner}
+
+
 def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:
     """Return OpenAI's object. Clients find the context's length by vLLM's name, by LM Studio's
     and OpenRouter's, or by llama-server's."""
     length = facts.context_tokens
     return {
-        "id": name,
-        "object": "model",
-        "created": services.started,
-        "owned_by": "picospec",
+        **_entry(services, name, "picospec"),
         "root": facts.model,
         "max_model_len": length,
         "context_length": length,

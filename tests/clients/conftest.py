@@ -26,14 +26,16 @@ def _installed() -> None:
         pytest.skip("run `make test-clients`, which installs the clients")
 
 
-def _serve(url: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+def _serve(
+    url: str, *command: str, path: str = "/ready", **environment: str
+) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}
     )
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{url}/ready").status_code == 200:
+            if httpx.get(f"{url}{path}").status_code == 200:
                 return process
         except httpx.TransportError:
             pass
@@ -60,6 +62,23 @@ def scripted() -> Iterator[str]:
     yield url
     process.terminate()
     process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def embedding() -> Iterator[tuple[str, str]]:
+    """An edge that relays embeddings, and the server to which it does."""
+    edge, server = urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+    ports = [url.rpartition(":")[2] for url in urls]
+    settings = {"EDGE_PORT": ports[0], "PICOSPEC_EDGE__DRAFTER": "none"}
+    settings["PICOSPEC_EDGE__RELAY__URL"] = server
+    processes = [
+        _serve(server, "-m", "tests.clients.embedding_service", ports[1]),
+        _serve(edge, "-m", "picospec.edge_agent", path="/health", **settings),
+    ]
+    yield edge, server
+    for process in processes:
+        process.terminate()
+        process.wait(30)
 
 
 def run(*command: str | Path, cwd: Path = CLIENTS, status: int = 0) -> str:

@@ -7,6 +7,7 @@ the gateway over a scripted model, where a client's loop must come to a known en
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,22 @@ def test_openai_goes_on_from_a_response_that_is_kept(pair: str) -> None:
     assert "response.output_text.delta" in kinds
     assert "Ada" in second.output_text
     assert responses.retrieve(second.id).output == second.output
+
+
+def test_openai_gets_through_an_edge_the_embeddings_of_another_server(
+    embedding: tuple[str, str],
+) -> None:
+    texts = ["The cat sits on the mat.", "A cat sat on a mat.", "Interest rates were raised."]
+
+    through, straight = (
+        client(url).embeddings.create(model="qwen2.5-coder-0.5b", input=texts)
+        for url in embedding
+    )
+
+    cat, same, other = (item.embedding for item in through.data)
+    assert through == straight
+    assert through.usage.prompt_tokens > 0
+    assert math.dist(cat, same) < math.dist(cat, other)
 
 
 def test_instructor_gets_objects_in_each_of_its_modes(pair: str) -> None:

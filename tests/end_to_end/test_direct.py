@@ -13,9 +13,9 @@ import pytest
 from fastapi import FastAPI
 
 from picospec.edge_agent import app as edge
-from picospec.edge_agent import direct
-from picospec.edge_agent.direct import PATH
 from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
+from picospec.edge_agent.relay import answer as relaying
+from picospec.edge_agent.relay.direct import PATH
 from picospec.edge_agent.settings import load as load_edge
 from picospec.gateway.drain import Drain
 from picospec.models.store import Store, open_store
@@ -106,7 +106,7 @@ async def tenants_tokens(client: httpx.AsyncClient) -> float:
 async def test_a_verifier_that_falls_silent_ends_the_answer_and_its_prompt_is_counted(
     client: httpx.AsyncClient, target: FakeTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(relaying, "ANSWER_TIMEOUT_S", 0.2)
     target._pass_s = 0.5
     long = "Hi " * 400
 

@@ -58,7 +58,7 @@ async def serving(app: FastAPI) -> AsyncIterator[str]:
     """Serve by granian, and give the URL."""
     port = free_port()
     server = Server(
-        app, port=port, interface=Interfaces.ASGI, http=HTTPModes.http2, websockets=False,
+        app, port=port, interface=Interfaces.ASGI, http=HTTPModes.auto, websockets=False,
         log_enabled=False,
     )  # fmt: skip
     running = asyncio.create_task(server.serve())

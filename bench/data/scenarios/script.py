@@ -8,8 +8,6 @@ and calls are text: so every model, and every server, gets the same prompt.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from zipfile import ZipFile
@@ -55,42 +53,32 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     family: str
     turns: tuple[Turn, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.family}/{self.id}"
+
+    @property
+    def system(self) -> str:
+        """The system message that it begins with; "" if it has none."""
+        return (FOLDER / "system.md").read_text("utf-8") if self.family in AGENTS else ""
+
+    def family_of(self, turn: Turn) -> str:
+        """Return the family with the kind of turn after a slash."""
+        return f"{self.family}/{turn.kind}" if turn.kind else self.family
+
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scenario: tuple[Scenario, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One turn as the target reads it."""
-
-    scenario: str
-    turn: int
-    family: str
-    """It has the scenario's family, and the kind of the turn after a slash."""
-
-    system: str
-    text: str
+def scenarios(script: Path = FOLDER / "scenarios.toml") -> tuple[Scenario, ...]:
+    """Return the scenarios. Raises OSError, or ValueError."""
+    return msgspec.convert(tomllib.loads(script.read_text("utf-8")), Script).scenario
 
 
-def said(script: Path = FOLDER / "scenarios.toml") -> Iterator[Said]:
-    """Yield the turns of all scenarios in order. Raises OSError, or ValueError."""
-    document = tomllib.loads(script.read_text("utf-8"))
-    system = (FOLDER / "system.md").read_text("utf-8")
+def text(turn: Turn) -> str:
+    """Return what the target reads at a turn."""
     with ZipFile(SOURCES) as sources:
-        for scenario in msgspec.convert(document, Script).scenario:
-            for number, turn in enumerate(scenario.turns):
-                yield Said(
-                    f"{scenario.family}/{scenario.id}",
-                    number,
-                    "/".join(filter(None, (scenario.family, turn.kind))),
-                    system if scenario.family in AGENTS else "",
-                    "\n\n".join((*_results(turn, sources), turn.say.strip())),
-                )
-
-
-def _results(turn: Turn, sources: ZipFile) -> Iterator[str]:
-    if turn.output:
-        yield turn.output.strip()
-    for path in turn.reads:
-        yield f"[read_file {path}]\n{sources.read(path).decode()}".rstrip()
+        read = [f"[read_file {path}]\n{sources.read(path).decode()}" for path in turn.reads]
+    parts = (turn.output, *read, turn.say)
+    return "\n\n".join(stripped for part in parts if (stripped := part.strip()))

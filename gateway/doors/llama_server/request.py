@@ -29,6 +29,9 @@ MAX_FIELDS: Final = 64
 class NativeRequest(GenerationRequest):
     """What both bodies have of llama-server's own."""
 
+    model: Annotated[str | None, BeforeValidator(lambda value: value or None)] = None
+    """Editors send an empty one by default."""
+
     max_tokens: Annotated[
         Annotated[Integer, Field(ge=0)] | None, BeforeValidator(minus_one_is_none)
     ] = Field(None, validation_alias=AliasChoices("n_predict", "max_tokens"))

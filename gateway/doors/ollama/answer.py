@@ -19,7 +19,7 @@ from picospec.gateway.doors.answer import Answer, Heading, Json
 from picospec.gateway.doors.chat.answer import logprobs_of
 from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.doors.door import Asked
-from picospec.gateway.doors.ollama.request import OllamaChat, OllamaGenerate, OllamaRequest
+from picospec.gateway.doors.ollama.request import OllamaRequest
 from picospec.gateway.errors import ApiError, Shape
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.output.detokenise import TextDelta
@@ -36,17 +36,8 @@ def error_body(error: ApiError) -> Json:
 SHAPE: Final = Shape(error_body)
 
 
-def asked_chat(body: OllamaChat) -> Asked:
-    """Return what a chat means; see Asked."""
-    return _asked(body, ChatAnswer)
-
-
-def asked_text(body: OllamaGenerate) -> Asked:
-    """Return what a prompt means; see Asked."""
-    return _asked(body, TextAnswer)
-
-
-def _asked(body: OllamaRequest, answer: type[OllamaAnswer]) -> Asked:
+def asked(answer: type[OllamaAnswer], body: OllamaRequest) -> Asked:
+    """Return what a request means that has such an answer; see Asked."""
     made = partial(answer, body.logprobs)
     if body.is_empty:
         unused = CompletionRequest(model=body.name, prompt="")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -89,12 +89,9 @@ class OllamaRequest(RequestModel):
             raise InvalidRequest("n: an answer is one choice here", param="n")
         return request
 
-    @property
-    def _logprobs(self) -> Json:
-        return {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
-
     def _common(self) -> Json:
         common: Json = {"stream": self.stream, "model": self.name}
+        common |= {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
         if self.format == "json":
             common["response_format"] = {"type": "json_object"}
         elif self.format:
@@ -120,7 +117,7 @@ class OllamaChat(OllamaRequest):
     def request(self) -> GenerationRequest:
         messages = [{_MESSAGE.get(n, n): v for n, v in each.items()} for each in self.messages]
         tools = [{**tool, "type": "function"} for tool in self.tools]
-        return self._read(ChatRequest, messages=messages, tools=tools, **self._logprobs)
+        return self._read(ChatRequest, messages=messages, tools=tools)
 
 
 class OllamaGenerate(OllamaRequest):
@@ -153,15 +150,16 @@ class OllamaGenerate(OllamaRequest):
         if self.suffix or self.raw:
             if self.system:
                 raise InvalidRequest("system: a raw prompt has no place for it", param="system")
-            own: Json = {"prompt": self.prompt, "suffix": self.suffix}
-            if "num_predict" not in self.options:
-                own["max_tokens"] = -1
-            if self.logprobs:
-                own["logprobs"] = self.top_logprobs or 0
-            return self._read(CompletionRequest, **own)
+            logprobs = (self.top_logprobs or 0) if self.logprobs else None
+            own = {"prompt": self.prompt, "suffix": self.suffix, "logprobs": logprobs}
+            return self._read(RawRequest, **own, top_logprobs=None)
         texts = {"system": self.system, "user": self.prompt}
         messages = [{"role": role, "content": text} for role, text in texts.items() if text]
-        return self._read(ChatRequest, messages=messages, **self._logprobs)
+        return self._read(ChatRequest, messages=messages)
+
+
+class RawRequest(CompletionRequest):
+    default_tokens: ClassVar[int | None] = None
 
 
 def _lifted(options: Mapping[str, object]) -> Json:

@@ -122,6 +122,7 @@ def _beginning(asked: ResponsesRequest, chat: ChatRequest, heading: Heading) -> 
         "output": [],
         "usage": None,
         "background": False,
+        "system_fingerprint": heading.fingerprint,
         **{name: getattr(asked, name) for name in _REPEATED},
         **{name: getattr(chat, name) for name in _ADJUSTED},
         "reasoning": {"effort": asked.reasoning.effort, "summary": asked.reasoning.summary},

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.counting import count_prompt
 from picospec.gateway.doors.door import Asked
 from picospec.gateway.doors.generation import generate
@@ -27,15 +28,23 @@ Json = dict[str, object]
 
 async def create(services: Services, request: Request) -> Response:
     """Answer a response, or stream it."""
-    shelf = services.shelves.of(request.state.account.tenant)
-    return await generate(ResponsesRequest, partial(asked, shelf), services, request)
+    read = partial(asked, _shelf(services, request))
+    return await generate(ResponsesRequest, read, services, request)
 
 
 async def count(services: Services, request: Request) -> Response:
     """Answer how many tokens the prompt of such a response has."""
-    read = partial(asked, services.shelves.of(request.state.account.tenant))
+    read = partial(asked, _shelf(services, request))
     tokens = await count_prompt(ResponsesRequest, read, services, request)
     return json_response({"object": "response.input_tokens", "input_tokens": tokens})
+
+
+def _shelf(services: Services, request: Request) -> Shelf:
+    """Return the tenant's shelf. What is on it takes time to read."""
+    account: Account = request.state.account
+    shelf = services.shelves.of(account.tenant)
+    account.kept_bytes = shelf.size_bytes
+    return shelf
 
 
 def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:

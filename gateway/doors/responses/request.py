@@ -103,6 +103,7 @@ class ResponsesRequest(RequestModel):
     def chat(self, items: Sequence[Item], tools: Sequence[Offered]) -> ChatRequest:
         """Return the chat that this asks for. items: the whole conversation, without the
         instructions. Raises InvalidRequest."""
+        logprobs = LOGPROBS in self.include or self.top_logprobs > 0
         told = [Item(role="system", content=self.instructions)] if self.instructions else []
         meant: Json = {
             "model": self.model,
@@ -113,8 +114,8 @@ class ResponsesRequest(RequestModel):
             "max_tokens": self.max_output_tokens,
             "reasoning_effort": self.reasoning.effort,
             "response_format": grouped(self.text.format, "json_schema"),
-            "logprobs": LOGPROBS in self.include,
-            "top_logprobs": self.top_logprobs if LOGPROBS in self.include else None,
+            "logprobs": logprobs,
+            "top_logprobs": self.top_logprobs if logprobs else None,
             "stream": self.stream,
             "n": 1,
         }

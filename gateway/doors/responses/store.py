@@ -46,13 +46,15 @@ class Shelf:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._kept: OrderedDict[str, tuple[Kept, float]] = OrderedDict()
-        self._size_bytes = 0
+        self.size_bytes = 0
+        """What all of it takes."""
+
         self._lock = Lock()
 
     def keep(self, id: str, kept: Kept) -> None:
         with self._lock:
             self._kept[id] = kept, self._clock()
-            self._size_bytes += kept.size_bytes
+            self.size_bytes += kept.size_bytes
             self._clear()
 
     def find(self, id: str) -> Kept | None:
@@ -75,14 +77,14 @@ class Shelf:
         oldest = self._clock() - MAX_AGE_S
         while self._kept:
             id, (_, used_s) = next(iter(self._kept.items()))
-            full = len(self._kept) > MAX_RESPONSES or self._size_bytes > MAX_BYTES
+            full = len(self._kept) > MAX_RESPONSES or self.size_bytes > MAX_BYTES
             if not full and used_s > oldest:
                 return
             self._drop(id)
 
     def _drop(self, id: str) -> None:
         if (found := self._kept.pop(id, None)) is not None:
-            self._size_bytes -= found[0].size_bytes
+            self.size_bytes -= found[0].size_bytes
 
 
 class Shelves:

@@ -11,6 +11,8 @@ from tests.gateway.scripted import MODEL, ScriptedEngine, ask, client_of, make_a
 
 PROMPT = {"prompt": "Hello"}
 LLAMA_VIM: dict[str, Any] = {
+    "id_slot": 0,
+    "model": "",
     "input_prefix": "def add(a, b):\n",
     "input_suffix": "\n\nprint(add(1, 2))\n",
     "input_extra": [
@@ -20,6 +22,7 @@ LLAMA_VIM: dict[str, Any] = {
     "prompt": "    return ",
     "n_predict": 128,
     "n_indent": 4,
+    "stop": [],
     "top_k": 40,
     "top_p": 0.99,
     "stream": False,
@@ -53,7 +56,7 @@ async def test_llama_vim_gets_what_it_asks_for() -> None:
     shown = answer.json()
     assert shown["content"] == "a + b\n    # sum"
     assert shown.keys() == set(LLAMA_VIM["response_fields"])
-    ignored = {"cache_prompt", "input_extra.time", "samplers", "t_max_prompt_ms"}
+    ignored = {"cache_prompt", "id_slot", "input_extra.time", "samplers", "t_max_prompt_ms"}
     assert set(answer.headers["x-picospec-ignored"].split(", ")) == ignored
     (job,) = serving.jobs
     extra = "[a.py:import math\n][b.py:x = 1\n]"

@@ -44,7 +44,9 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
       "text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}}},
      {"messages": [USER], "response_format": {
          "type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}}),
-    ({"input": "Hi", "include": ["message.output_text.logprobs"], "top_logprobs": 2},
+    ({"input": "Hi", "include": ["message.output_text.logprobs"]},
+     {"messages": [USER], "logprobs": True}),
+    ({"input": "Hi", "top_logprobs": 2},
      {"messages": [USER], "logprobs": True, "top_logprobs": 2}),
     ({"input": "Hi", "tools": [{"type": "web_search"}, {"type": "function", **TOOL}]},
      {"messages": [USER], "tools": [function()]}),

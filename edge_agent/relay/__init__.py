@@ -1,0 +1,1 @@
+"""Passes requests on that this edge does not speed up, under its own keys and limits."""

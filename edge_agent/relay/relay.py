@@ -1,0 +1,152 @@
+"""Has a verifier or an upstream answer what this edge does not speed up.
+
+Three kinds of requests are passed on: those to a path that is on a list, those for a model that
+is on one, and those with images or other media for the verifier's own model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as AnyMethod
+from starlette.types import Receive, Scope, Send
+
+from picospec.edge_agent.link.connection import Connection, connections
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.relay import direct
+from picospec.edge_agent.relay.allowed import AS_IT_IS, headers_of, passes, query_of, target_of
+from picospec.edge_agent.relay.answer import Relayed
+from picospec.edge_agent.relay.looking import look
+from picospec.edge_agent.relay.upload import Upload
+from picospec.edge_agent.relay.upstream import UPSTREAM, Upstream
+from picospec.edge_agent.settings import EdgeSettings, RelaySettings
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.body import checked, read
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.services import Services
+from picospec.gateway.errors import ApiError, NotFound
+from picospec.gateway.routes.documents import Route
+
+HELD_BYTES: Final = 16 << 20
+"""A request with images may be so long: it is held, to see which model it is for."""
+
+MEDIA_BYTES: Final = 1 << 15
+"""What is charged of a request with media where its answer tells no tokens."""
+
+
+_DOORS: Final = ("/chat/completions", "/completions", "/responses", "/messages")
+"""What another service can be expected to have, too."""
+
+
+class Relay:
+    """to_verifiers: the way to each of them. upstream: that of the settings, if any."""
+
+    def __init__(
+        self,
+        settings: RelaySettings,
+        verifiers: Verifiers,
+        to_verifiers: Sequence[Upstream],
+        upstream: Upstream | None,
+    ) -> None:
+        self._settings = settings
+        self._verifiers = verifiers
+        self._to_verifiers = to_verifiers
+        self._upstream = upstream
+
+    @property
+    def models(self) -> Sequence[str]:
+        return self._settings.models
+
+    def body_limit_bytes(self, scope: Scope) -> int | None:
+        """Return the limit of a body that is passed on as it comes; None for any other."""
+        is_relayed = passes(scope, self._settings.paths)
+        return self._settings.body_limit_bytes if is_relayed else None
+
+    def routes(self) -> Iterator[Route]:
+        for path in self._settings.paths:
+            open_ended = path.replace("/*", "/{name:path}")
+            yield Route("POST", open_ended, "Passed on to another service", self.answer)
+        compare = partial(direct.direct, self._verifiers)
+        yield Route("POST", direct.PATH, "The same chat without the edge", compare, ChatRequest)
+
+    def no_routes(self) -> Iterator[AnyMethod]:
+        """Yield what follows `routes`, so that other methods find nothing there."""
+        for path in self._settings.paths:
+            yield AnyMethod(path.replace("/*", "/{name:path}"), _Nothing())
+
+    async def answer(self, services: Services, request: Request) -> Response:
+        """Pass on a request to a path of the list. Raises ApiError."""
+        target = target_of(request.scope, self._settings.paths)
+        headers = headers_of(request.headers, *AS_IT_IS)
+        account: Account = request.state.account
+        services.drain.check()
+        account.begin_answers(1)
+        upload, way = Upload(request), await self._way()
+        account.relayed = way.name
+        ask = partial(way.ask, target, headers, upload.pieces())
+        return Relayed(ask, account, services.drain, upload)
+
+    async def ahead(self, services: Services, request: Request) -> Response | None:
+        """Have another service answer a request that has begun, by what is in its body; None
+        where a door of this edge answers it. Raises ApiError."""
+        door = request.scope["path"].removeprefix("/v1")
+        if door not in _DOORS:
+            return None
+        body = await read(services, request, HELD_BYTES)
+        wanted = await checked(services, request, partial(look, body, self.models))
+        if wanted is None:
+            return None
+        account: Account = request.state.account
+        model, way = wanted.model, await self._way()
+        if model not in self.models:  # it is the verifier's own, or there is none of that name
+            model, way = (await services.facts_of(model)).model, await self._to_verifier()
+        account.begin_answers(wanted.answers - 1)
+        account.relayed = way.name
+        asked = await checked(services, request, partial(direct.renamed, body, model))
+        target = f"/v1{door}{query_of(request.scope)}"
+        ask = partial(way.ask, target, headers_of(request.headers), asked)
+        text_bytes = min(len(asked), MEDIA_BYTES) if wanted.has_media else len(asked)
+        return Relayed(ask, account, services.drain, asked_bytes=text_bytes)
+
+    async def undrafted(
+        self, services: Services, request: Request, model: str
+    ) -> Response | None:
+        """Have the verifier answer a request that was read, where it opens no sessions."""
+        return await direct.undrafted(self._verifiers, services, request, model)
+
+    async def _way(self) -> Upstream:
+        return self._upstream or await self._to_verifier()
+
+    async def _to_verifier(self) -> Upstream:
+        with suppress(ApiError):  # whoever is asked says that it is away
+            await self._verifiers.facts()
+        return self._to_verifiers[self._verifiers.current.endpoint.number]
+
+
+def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:
+    """Return the relay of the settings; it connects at its first use. Raises OSError."""
+    to_verifiers = map(Upstream, connections(settings, prior_knowledge=False))
+    upstream = None
+    if url := settings.relay.url:
+        key = next((key.get_secret_value() for key in settings.relay_key), None)
+        host = Connection(
+            str(url).rstrip("/"),
+            key=key,
+            ca_certificate=None,
+            peer=UPSTREAM,
+            prior_knowledge=False,
+        )
+        upstream = Upstream(host)
+    return Relay(settings.relay, verifiers, list(to_verifiers), upstream)
+
+
+class _Nothing:
+    """An ASGI app of a path at which there is nothing by this method."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotFound(f"there is no {scope['path']}")

@@ -1,0 +1,102 @@
+"""An upstream that says what it was asked, and an edge that relays to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from picospec.edge_agent.app import build
+from picospec.edge_agent.settings import load
+from picospec.gateway.drain import Drain
+from picospec.models.store import open_store
+from tests.gateway.scripted import served
+
+NOWHERE = "http://127.0.0.1:9"
+EMBEDDED = {"data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}
+MODEL = "elsewhere"
+
+Answering = Callable[[Request], Awaitable[Response]]
+
+
+async def embed(request: Request) -> Response:
+    got = 0
+    async for piece in request.stream():
+        got += len(piece)
+    return Response(json.dumps({**EMBEDDED, "got": got}), 200, {}, JSON)
+
+
+JSON = "application/json"
+
+
+@dataclass
+class Upstream:
+    """An ASGI app. answer: to what it is asked."""
+
+    answer: Answering = embed
+    asked: list[Scope] = field(default_factory=list)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """It is set once a client has left before all of its request was there."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        self.asked.append(scope)
+        self.reached.set()
+        try:
+            response = await self.answer(Request(scope, receive))
+            await response(scope, receive, send)
+        except ClientDisconnect:
+            self.left.set()
+            raise
+
+
+def streaming(kind: str, pieces: AsyncIterator[bytes], **headers: str) -> Answering:
+    async def answer(request: Request) -> Response:
+        await request.body()
+        return StreamingResponse(pieces, 200, headers, kind)
+
+    return answer
+
+
+def saying(content: bytes, status: int = 200, kind: str = JSON, **headers: str) -> Answering:
+    async def answer(request: Request) -> Response:
+        await request.body()
+        said = {name.replace("_", "-"): value for name, value in headers.items()}
+        return Response(content, status, said, kind)
+
+    return answer
+
+
+@asynccontextmanager
+async def relaying(
+    upstream: Upstream,
+    root: Path,
+    drain: Drain | None = None,
+    *,
+    environ: dict[str, str] | None = None,
+    verifier: str = NOWHERE,
+    relay: dict[str, Any] | None = None,
+    **settings: object,
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Give a client of an edge on loopback whose relay has that upstream."""
+    async with served(upstream) as url:  # type: ignore[arg-type]  # it is an ASGI app
+        given = {"drafter": "none", "verifier_url": verifier, "relay": {"url": url}}
+        given["relay"] = {"url": url, **(relay or {})}
+        app = build(
+            load(None, environ or {}, {**given, **settings}),
+            open_store({"PICOSPEC_CACHE": str(root)}),
+            drain or Drain(),
+        )
+        async with served(app) as edge, httpx.AsyncClient(base_url=edge, timeout=30) as client:
+            yield client

@@ -1,0 +1,294 @@
+"""What an edge does not speed up is answered by another service, as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from structlog.testing import capture_logs
+
+from picospec.edge_agent.relay import upload
+from picospec.gateway.drain import Drain
+from picospec.verifier.app import build as build_verifier
+from picospec.verifier.settings import load as load_verifier
+from tests.edge_agent.relaying import (
+    EMBEDDED,
+    MODEL,
+    NOWHERE,
+    Answering,
+    Upstream,
+    embed,
+    relaying,
+    saying,
+    streaming,
+)
+from tests.end_to_end.traced import serving
+from tests.hostile.test_verifier import resident_bytes
+from tests.verifier.fake_target import FakeTarget
+
+EMBEDDINGS = "/v1/embeddings"
+RECORDING = "/v1/audio/transcriptions"
+RAW = {"content-type": "application/octet-stream"}
+CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aa"}}
+SEEING = {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, IMAGE]}]}
+PIECES = 1600
+PIECE = bytes(1 << 16)
+
+
+async def test_an_answer_comes_back_and_says_who_gave_it(tmp_path: Path) -> None:
+    upstream = Upstream()
+
+    async with relaying(upstream, tmp_path) as client:
+        with capture_logs() as logs:
+            answer = await client.post(f"{EMBEDDINGS}?dimensions=3", json={"input": "Hi"})
+
+    assert answer.json() == {**EMBEDDED, "got": len(answer.request.content)}
+    assert answer.headers["x-picospec-relayed"] == "upstream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    (line,) = [line for line in logs if line["event"] == "request"]
+    assert (line["relayed"], line["prompt_tokens"], line["status"]) == ("upstream", 7, 200)
+    assert (upstream.asked[0]["path"], upstream.asked[0]["query_string"]) == (
+        EMBEDDINGS,
+        b"dimensions=3",
+    )
+
+
+async def test_the_upstream_gets_its_own_key_and_none_of_the_clients_headers(
+    tmp_path: Path,
+) -> None:
+    upstream, environ = (
+        Upstream(),
+        {
+            "PICOSPEC_API_KEYS": "clients",
+            "PICOSPEC_VERIFIER_KEY": "edges",
+            "PICOSPEC_RELAY_KEY": "upstreams",
+        },
+    )
+    headers = {"authorization": "Bearer clients", "cookie": "a=b", "x-own": "c"}
+
+    async with relaying(upstream, tmp_path, environ=environ) as client:
+        stranger = await client.post(EMBEDDINGS, json={})
+        known = await client.post(EMBEDDINGS, json={}, headers=headers)
+
+    assert (stranger.status_code, known.status_code) == (401, 200)
+    (got,) = [dict(scope["headers"]) for scope in upstream.asked]
+    assert got[b"authorization"] == b"Bearer upstreams"
+    assert not got.keys() & {b"cookie", b"x-own", b"x-api-key"}
+
+
+async def test_a_large_body_and_a_large_answer_go_through_piece_by_piece(
+    tmp_path: Path,
+) -> None:
+    async def body(pieces: int) -> AsyncIterator[bytes]:
+        for _ in range(pieces):
+            yield PIECE
+
+    upstream, most = Upstream(), 0
+
+    async def watch(before: int) -> None:
+        nonlocal most
+        while True:
+            most = max(most, resident_bytes() - before)
+            await asyncio.sleep(0.005)
+
+    async with relaying(upstream, tmp_path) as client:
+        await client.post(RECORDING, content=body(16), headers=RAW)
+        watching = asyncio.create_task(watch(resident_bytes()))
+        up = await client.post(RECORDING, content=body(PIECES), headers=RAW)
+        upstream.answer = streaming("audio/mpeg", body(PIECES))
+        came = 0
+        async with client.stream("POST", "/v1/audio/speech", json={}) as down:
+            async for piece in down.aiter_bytes():
+                came += len(piece)
+        watching.cancel()
+
+    assert up.json()["got"] == came == PIECES * len(PIECE)
+    assert most < 32 << 20
+
+
+async def test_events_come_when_they_are_made(tmp_path: Path) -> None:
+    seen = asyncio.Event()
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+        await seen.wait()
+        yield b"data: 2\n\n"
+
+    async with (
+        relaying(Upstream(streaming("text/event-stream", events())), tmp_path) as client,
+        client.stream("POST", "/v1/audio/speech", json={}) as answer,
+    ):
+        pieces = answer.aiter_bytes()
+        first = await anext(pieces)
+        seen.set()
+        rest = b"".join([piece async for piece in pieces])
+
+    assert (first, rest) == (b"data: 1\n\n", b"data: 2\n\n")
+
+
+async def test_a_client_that_leaves_ends_the_request_to_the_upstream(tmp_path: Path) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield PIECE
+                await asyncio.sleep(0.01)
+        finally:
+            upstream.left.set()
+
+    async def until_left() -> AsyncIterator[bytes]:
+        yield PIECE
+        await asyncio.Event().wait()
+
+    upstream = Upstream(streaming("audio/mpeg", endless()))
+    async with asyncio.timeout(20), relaying(upstream, tmp_path) as client:
+        async with client.stream("POST", "/v1/audio/speech", json={}) as answer:
+            await anext(answer.aiter_bytes())
+        await upstream.left.wait()
+
+        upstream.answer, upstream.left = embed, asyncio.Event()
+        upstream.reached.clear()
+        sending = asyncio.create_task(
+            client.post(EMBEDDINGS, content=until_left(), headers=RAW)
+        )
+        await upstream.reached.wait()
+        sending.cancel()
+        await upstream.left.wait()
+
+
+async def test_an_answer_that_is_cut_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
+    async def cut() -> AsyncIterator[bytes]:
+        yield b'{"data": ['
+        raise ConnectionError
+
+    upstream = Upstream()
+    async with relaying(upstream, tmp_path) as client:
+        upstream.answer = streaming("application/json", cut())
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post(EMBEDDINGS, json={})
+
+        upstream.answer = streaming("text/event-stream", cut())
+        events = await client.post(EMBEDDINGS, json={})
+
+    assert '"code":"upstream_unavailable"' in events.text.splitlines()[-2]
+
+
+async def test_keys_limits_and_a_drain_hold(tmp_path: Path) -> None:
+    drain, limits = Drain(), {"requests_a_minute": 1, "tokens_a_minute": 1000}
+    async with relaying(Upstream(), tmp_path, drain, key_limits=limits) as client:
+        first = await client.post(EMBEDDINGS, json={})
+        second = await client.post(EMBEDDINGS, json={})
+        tokens = (await client.get("/metrics")).text
+    async with relaying(Upstream(), tmp_path, drain) as client:
+        drain.begin(60)
+        drained = await client.post(EMBEDDINGS, json={})
+
+    assert (first.status_code, second.status_code, drained.status_code) == (200, 429, 503)
+    assert 'picospec:tenant_tokens_total{tenant="anonymous"} 7.0' in tokens
+    assert drained.json()["error"]["code"] == "draining"
+
+
+async def test_its_body_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    limits: Any = {"body_limit_bytes": 1024, "relay": {"body_limit_bytes": 4096}}
+    async with relaying(Upstream(), tmp_path, **limits) as client:
+        found = [
+            (await client.post(path, content=bytes(size), headers=RAW))
+            for path, size in [(EMBEDDINGS, 4096), (EMBEDDINGS, 4097), ("/tokenize", 1025)]
+        ]
+
+        async def unannounced() -> AsyncIterator[bytes]:
+            yield bytes(5000)
+
+        later = await client.post(EMBEDDINGS, content=unannounced(), headers=RAW)
+
+    assert [answer.status_code for answer in (*found, later)] == [200, 413, 413, 413]
+
+
+async def test_an_upstream_that_does_not_take_a_body_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("picospec.edge_agent.relay.answer.HEAD_S", 0.3)
+    monkeypatch.setattr(upload, "HEAD_S", 0.3)
+
+    async def never(request: Request) -> Response:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return Response()
+
+    async with relaying(Upstream(never), tmp_path) as client:
+        answer = await client.post(EMBEDDINGS, json={})
+
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        503,
+        "the upstream takes too long",
+    )
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_model_of_the_upstream_is_asked_there(tmp_path: Path, path: str) -> None:
+    upstream = Upstream()
+    async with relaying(upstream, tmp_path, relay={"models": [MODEL]}) as client:
+        answer = await client.post(path, json=CHAT)
+        twice = b'{"model":"costly","model":"%b","messages":[]}' % MODEL.encode()
+        headers = {"content-type": "application/json"}
+        again = await client.post(path, content=twice, headers=headers)
+        other = await client.post(path, json={**CHAT, "prompt": "Hi", "model": "another"})
+
+    assert answer.headers["x-picospec-relayed"] == "upstream"
+    assert [scope["path"] for scope in upstream.asked] == [path, path]
+    assert again.json()["got"] == len(b'{"model":"%b","messages":[]}' % MODEL.encode())
+    assert other.status_code == 503  # it would be the verifier's, which is away
+    assert "x-picospec-relayed" not in other.headers
+
+
+async def test_media_go_to_the_verifier_and_so_does_all_without_an_upstream(
+    tmp_path: Path,
+) -> None:
+    verifier = build_verifier(load_verifier(None, {}, {}), lambda _: FakeTarget())
+    upstream = Upstream()
+    async with (
+        serving(verifier) as url,
+        relaying(upstream, tmp_path, verifier=url) as client,
+        relaying(upstream, tmp_path, verifier=url, relay={"url": None}) as alone,
+    ):
+        seen = await client.post("/v1/chat/completions", json=SEEING)
+        named = await client.post("/v1/chat/completions", json={**SEEING, "model": "other"})
+        text = await client.post("/v1/chat/completions", json={**SEEING, "messages": ["image"]})
+        embedded = await alone.post(EMBEDDINGS, json={})
+
+    assert (seen.status_code, seen.headers["x-picospec-relayed"]) == (400, "verifier")
+    assert seen.json()["error"]["param"].startswith("messages")
+    assert (named.status_code, text.status_code) == (404, 400)
+    assert "x-picospec-relayed" not in text.headers
+    assert (embedded.status_code, embedded.headers["x-picospec-relayed"]) == (404, "verifier")
+    assert upstream.asked == []
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "code"),
+    [
+        (saying(b'{"error": {"message": "no", "code": 400}}', 400), 400, "invalid_value"),
+        (saying(b'{"detail": "no"}', 422), 400, "invalid_value"),
+        (saying(b"{}", 404), 404, "not_found"),
+        (saying(b"{}", 401), 500, "upstream_unauthorized"),
+        (saying(b"{}", 429, retry_after="7"), 429, "overloaded"),
+        (saying(b"{}", 502), 503, "upstream_unavailable"),
+        (saying(b"", 302, location=f"{NOWHERE}/x"), 500, "internal_error"),
+        (saying(b"", 204), 500, "internal_error"),
+    ],
+)
+async def test_an_error_of_the_upstream_is_told_as_one_of_ours(
+    tmp_path: Path, said: Answering, status: int, code: str
+) -> None:
+    async with relaying(Upstream(said), tmp_path) as client:
+        answer = await client.post(EMBEDDINGS, json={})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.headers["x-picospec-relayed"] == "upstream"
