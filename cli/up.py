@@ -172,4 +172,6 @@ def usage_lines(plan: Plan, model: str) -> tuple[str, ...]:
         f'answer = client.chat.completions.create(model="{model}", messages={messages})',
         "print(answer.choices[0].message.content)",
         "",
+        f"Codex, Claude Code, an editor: picospec connect --edge-port {plan.edge_port}",
+        "",
     )

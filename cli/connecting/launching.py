@@ -51,7 +51,8 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         process = subprocess.Popen(command, env=environ)
         before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        return process.wait()
+        status = process.wait()
+        return status if status >= 0 else 128 - status  # as a shell says of a signal
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

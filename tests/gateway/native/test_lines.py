@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,14 +30,23 @@ def kept(text: str, indent: int) -> str:
 async def streamed(
     pieces: list[str], limits: LineLimits, seconds: float = 0
 ) -> list[TextDelta]:
+    closed = asyncio.Event()
+
     async def stream() -> ChoiceStream:
-        for piece in pieces:
-            yield 0, TextDelta(piece, 1)
-        yield 0, TextDelta("", 1, finish="stop")
+        try:
+            for piece in pieces:
+                yield 0, TextDelta(piece, 1)
+            yield 0, TextDelta("", 1, finish="stop")
+        finally:
+            closed.set()
 
     now_s = iter(range(1000))
     clock = lambda: next(now_s) * seconds  # noqa: E731
-    return [delta async for _, delta in limited(stream(), limits, clock)]
+    deltas = []
+    async for _, delta in limited(stream(), limits, clock):
+        assert closed.is_set() == (delta.finish is not None)
+        deltas.append(delta)
+    return deltas
 
 
 @given(PIECES, st.integers(0, 3))

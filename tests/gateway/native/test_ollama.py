@@ -138,6 +138,7 @@ async def test_a_request_means_the_same_as_at_openais_doors(
         (b"Let me ", b"look.\n", CALL[:30], CALL[30:], b"\n" + CALL),
         (b"<think>Well</think>" + CALL,),
         (CALL[:-20],),
+        tuple(bytes([byte]) for byte in CALL + CALL),
     ],
 )
 async def test_a_stream_adds_up_to_the_whole(script: tuple[bytes, ...]) -> None:
