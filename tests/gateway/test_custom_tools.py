@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from picospec.gateway.grammars import structured
@@ -37,6 +37,7 @@ LARK = custom("lark", 'start: "a"+')
 
 
 @given(st.text(), st.booleans(), CUTS)
+@example("a\U0001f600", True, list(range(30)))
 def test_a_text_comes_out_of_json_however_it_is_cut(
     text: str, escaped: bool, cuts: list[int]
 ) -> None:
@@ -130,6 +131,7 @@ async def test_a_text_in_lark_has_a_call_of_its_own_beside_other_tools(stream: b
 
     grammar = Grammar(engine.jobs[0].extras[structured.NAME]["grammar"])
     assert grammar.accepts(said)
+    assert grammar.accepts('{"name": "weather", "arguments": {"city": "Rom"}}')
     assert not grammar.accepts(said.replace("aa", "ab"))
     assert not grammar.accepts(said.replace('"patch"', '"patch", "arguments": {"input": "aa"}'))
     if not stream:
