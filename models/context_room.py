@@ -70,7 +70,7 @@ def fitting_tokens(trained: int, kv_bytes: float, least: int, room_bytes: float)
     if trained * kv_bytes <= room_bytes:
         return trained
     tokens = least
-    while 2 * tokens < trained and 2 * tokens * kv_bytes <= room_bytes:
+    while 2 * tokens * kv_bytes <= room_bytes:
         tokens *= 2
     return min(tokens, trained)
 

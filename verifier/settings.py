@@ -23,7 +23,7 @@ EXACT_DRAFTS: Final = 62
 
 VLLM_DRAFTS: Final = 127
 """Most draft tokens of a session in one step of vLLM, whose kernels take 128; one of them may
-be a forced token."""
+be a committed token that vLLM is told of."""
 
 MAX_VERIFY: Final = {"llama": 16, "vllm": 32}
 """Default of speculation.max_verify, in draft tokens. It is lower for llama.cpp, because rows

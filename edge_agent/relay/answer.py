@@ -34,9 +34,11 @@ _ENDS_BYTES: Final = 4096
 _BYTES_A_TOKEN: Final = 4
 """About how many bytes of a request are a token of its prompt."""
 
-_PROMPT: Final = re.compile(rb'"(?:prompt_n|prompt_tokens|input_tokens)": ?(\d{1,9})')
+_PROMPT: Final = re.compile(
+    rb'"(?:prompt_n|prompt_tokens|input_tokens|prompt_eval_count)": ?(\d{1,9})'
+)
 _GENERATED: Final = re.compile(
-    rb'"(?:predicted_n|completion_tokens|output_tokens)": ?(\d{1,9})'
+    rb'"(?:predicted_n|completion_tokens|output_tokens|eval_count)": ?(\d{1,9})'
 )
 
 Piece = bytes | bytearray | memoryview
@@ -129,7 +131,7 @@ class Relayed(Response):
                 raise Unavailable(f"the {self._peer}'s answer has more than {MAX_BYTES} bytes")
             self._began += piece[: _ENDS_BYTES - len(self._began)]
             self._end = (self._end + piece[-_ENDS_BYTES:])[-_ENDS_BYTES:]
-            self._events += piece.count(b"data: ")
+            self._events += piece.count(b"data: ") + piece.count(b'"done":false')
             await send_to_client(send, _piece(piece, more=True))
 
     async def _next(self, pieces: AsyncIterator[Piece]) -> bytes | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from picospec.gateway.grammars import lark
-from picospec.gateway.grammars.json_schema import Schemas
+from picospec.gateway.grammars.json_schema import LARK, Schemas
 from picospec.gateway.grammars.lark import Special, Tags
 
 Constraint = Mapping[str, object]
@@ -93,4 +93,5 @@ def _answer(wanted: Wanted, form: CallGrammar, special: Special) -> str:
         raise ValueError("this model cannot choose between a call and a constrained answer")
     if wanted.content is not None:
         return f"content | {trigger} calls"
-    return f"free | {'before' if form.trigger else ''} calls{form.also}"
+    also = form.also if any(LARK not in schema for schema in wanted.tools.values()) else ""
+    return f"free | {'before' if form.trigger else ''} calls{also}"

@@ -7,6 +7,8 @@ from typing import Final
 
 Schema = Mapping[str, object]
 Schemas = Mapping[str, Schema]
+LARK: Final = "x-lark"
+"""A schema that has this is of a tool that takes a text, which keeps to these rules."""
 
 COMBINING: Final = frozenset(
     {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties"}
@@ -18,6 +20,15 @@ def schemas_of(tools: Sequence[Mapping[str, object]]) -> Schemas:
     """Return the schema of each tool's arguments, by the tool's name. tools: as OpenAI's."""
     functions = [_mapping(tool.get("function")) for tool in tools]
     return {str(f.get("name")): _mapping(f.get("parameters")) for f in functions}
+
+
+def check_json(schema: Schema) -> None:
+    """Raise ValueError for a tool whose text has no place in JSON, nor in arguments."""
+    if LARK in schema:
+        raise ValueError(
+            "this model's format of calls has no place for a text in Lark: let tool_choice name"
+            " its tool"
+        )
 
 
 def properties(schema: Schema) -> Schemas:
@@ -32,6 +43,7 @@ def parameters(schema: Schema) -> Iterator[tuple[str, Schema, bool]]:
 
     Raises ValueError for a schema that says more about the object than this.
     """
+    check_json(schema)
     named = properties(schema)
     listed = schema.get("required", ())
     required = set(map(str, listed)) if isinstance(listed, Sequence) else set()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from picospec.gateway.grammars.json_schema import COMBINING, Schema
+from picospec.gateway.grammars.json_schema import COMBINING, Schema, check_json
 from picospec.gateway.grammars.json_text import encode
 
 Special = Mapping[str, int]
@@ -58,6 +58,7 @@ def json_value(schema: Schema) -> str:
 def arguments(schema: Schema) -> str:
     """Return the object of a call's arguments: with those that are declared and no others. A
     schema that asks for an object and declares none leaves them free."""
+    check_json(schema)
     undeclared = schema.get("type") == "object" and "properties" not in schema
     closed = {} if undeclared or COMBINING & schema.keys() else {"additionalProperties": False}
     return json_value({**closed, **schema, "type": "object"})
@@ -124,8 +125,13 @@ def content(constraint: Mapping[str, object]) -> str:
         case {"choice": list(texts)}:
             return f"content: {' | '.join(literal(str(text)) for text in texts)}\n"
         case {"grammar": str(rules)} if _LARK.search(rules):
-            return f"content: %lark {{\n{rules}\n}}\n"
+            return f"content: {nested(rules)}\n"
     raise ValueError("a grammar in GBNF does not go with tools or reasoning; one in Lark does")
+
+
+def nested(rules: str) -> str:
+    """Return a grammar in Lark as a part of a larger one."""
+    return f"%lark {{\n{rules}\n}}"
 
 
 def in_lark(rules: str) -> dict[str, object]:

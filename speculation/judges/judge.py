@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -47,6 +47,10 @@ class Judgement:
     tokens: tuple[TokenId, ...]
     accepted: int
     rejection: Rejection | None = None
+
+    def after(self, told: int) -> Judgement:
+        """Return it without its first `told` accepted draft tokens."""
+        return replace(self, tokens=self.tokens[told:], accepted=self.accepted - told)
 
 
 class Noise(NamedTuple):

@@ -27,7 +27,7 @@ from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.speculation.sampling.noise import Tokens
 from picospec.speculation.sampling.seen_tokens import SeenTokens
-from picospec.speculation.sampling.thinking_budget import budget
+from picospec.speculation.sampling.thinking_budget import BUDGET, budget
 
 Adjust = Callable[[Logits, Sequence[TokenId]], Logits]
 """Adjust(logits, output) returns what the logits (float32[V]) become of the position after the
@@ -45,8 +45,10 @@ def adjustment(request: Open, *, vocabulary_size: int) -> Adjust | None:
     """
     settings = LogitSettings.of(request, vocabulary_size=vocabulary_size)
     first = Adjustment.first(settings, request.prompt, request.stop_tokens)
-    then = budget(request, vocabulary_size=vocabulary_size)
-    return in_turn(None if first is None else _Follower(first), then)
+    adjust = None if first is None else _Follower(first)
+    if BUDGET not in request.sampling.extras:
+        return adjust
+    return in_turn(adjust, budget(request, vocabulary_size=vocabulary_size))
 
 
 def in_turn(first: Adjust | None, then: Adjust | None) -> Adjust | None:

@@ -45,12 +45,10 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def budget(
     request: Open, *, vocabulary_size: int
-) -> Callable[[Logits, Sequence[TokenId]], Logits] | None:
-    """Return what a request's budget changes; None if it has none. Raises InvalidSetting."""
-    if (asked := request.sampling.extras.get(BUDGET)) is None:
-        return None
+) -> Callable[[Logits, Sequence[TokenId]], Logits]:
+    """Return what the budget of a request that has one changes. Raises InvalidSetting."""
     try:
-        found = msgspec.json.decode(bytes(asked), type=Budget)
+        found = msgspec.json.decode(bytes(request.sampling.extras[BUDGET]), type=Budget)
     except msgspec.MsgspecError as error:
         raise InvalidSetting(BUDGET, str(error)) from None
     if (highest := max(found.closing, found.opening or 0)) >= vocabulary_size:

@@ -142,6 +142,16 @@ def test_the_ai_sdk_streams_a_tool_call(pair: str) -> None:
     assert found["tokens"] > 0
 
 
+def test_the_ai_sdk_refers_to_items_of_responses(scripted: str) -> None:
+    script = CLIENTS / "ai_sdk_responses.mjs"
+    script.write_text((ROOT / "tests/clients/ai_sdk_responses.mjs").read_text())
+
+    found = result("node", script, scripted, SCRIPTED)
+
+    assert found["called"] == ["temperature_of Paris", "to_fahrenheit 21"]
+    assert found["answer"] == "It is 69.8 degrees Fahrenheit in Paris."
+
+
 def test_compatcanary_finds_nothing_missing_in_chat(pair: str) -> None:
     report = run(
         "npx", "compatcanary", "scan", "--base-url", f"{pair}/v1", "--model", PAIR,

@@ -92,7 +92,7 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await _reply(send, 200, counts)
     elif path == "/v1/model-facts":
         await _reply(send, 200, FACTS | {"protocol": 5} if NAME == "old" else FACTS)
-    elif path in ("/v1/chat/completions", "/v1/completions"):
+    elif path in ("/v1/chat/completions", "/v1/completions", "/api/chat"):
         await _reply(send, 200, {"path": path, "asked": json.loads(body)})
     elif (method, path) == ("POST", "/v1/speculate"):
         await _open(body, name, receive, send)

@@ -53,6 +53,19 @@ async def test_it_passes_on_what_the_verifier_answers_and_says_so(
     ] * 2
 
 
+async def test_what_an_answer_for_a_client_of_ollama_took_is_counted(
+    edge: httpx.AsyncClient,
+) -> None:
+    said = {"messages": CHAT["messages"], "prompt_eval_count": 7, "eval_count": 3}
+
+    with capture_logs() as logs:
+        answer = await edge.post("/api/chat", json=said)  # it is answered what was asked
+
+    (line,) = [line for line in logs if line["event"] == "request"]
+    assert answer.json()["path"] == "/api/chat"
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (7, 3)
+
+
 async def test_its_status_says_so(edge: httpx.AsyncClient) -> None:
     await edge.post("/v1/chat/completions", json=CHAT)
 

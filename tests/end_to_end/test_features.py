@@ -89,6 +89,7 @@ FEATURES: Final[Mapping[str, Json]] = {
     "sentence": {**SENTENCE, **UNSPLIT},
     "reasoning": THINKS,
     "lark": {"tools": [LARK, *TOOLS], "tool_choice": NAMED},
+    "text": {"tools": [LARK, *TOOLS], "tool_choice": "required", "max_tokens": 30, **UNSPLIT},
     "continued": {**CONTINUED, "tools": [TEXT, *TOOLS], "tool_choice": ALLOWED, **UNSPLIT},
     "all": {"tools": STRICT, **AS_JSON, **SHAPED, **UNSPLIT},
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from picospec.gateway.grammars import structured
 from picospec.gateway.output.custom_input import CustomInput
+from tests.gateway.output.grammars import Grammar
 from tests.gateway.output.reading import CUTS, split
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
 from tests.gateway.test_calls_sdk import CALL, HERMES, THINKING, WEATHER, asked, sdk
@@ -36,6 +37,7 @@ LARK = custom("lark", 'start: "a"+')
 
 
 @given(st.text(), st.booleans(), CUTS)
+@example("a\U0001f600", True, list(range(30)))
 def test_a_text_comes_out_of_json_however_it_is_cut(
     text: str, escaped: bool, cuts: list[int]
 ) -> None:
@@ -119,9 +121,37 @@ async def test_of_the_tools_that_are_shown_only_those_allowed_may_be_called() ->
     assert [word in grammar for word in ("patch", "weather", "free")] == [True, False, True]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_text_in_lark_has_a_call_of_its_own_beside_other_tools(stream: bool) -> None:
+    said = f'Well.\n<tool_call>\n{{"name": "patch"}}\naa\n</tool_call>\n{CALL % "Oslo"}'
+    engine = ScriptedEngine([bytes([byte]) for byte in said.encode()], features=GRAMMAR)
+    body = {"messages": [USER], "tools": [LARK, WEATHER], "stream": stream}
+
+    answer = await ask(body, engine, tokenizer=HERMES)
+
+    grammar = Grammar(engine.jobs[0].extras[structured.NAME]["grammar"])
+    assert grammar.accepts(said)
+    assert grammar.accepts('{"name": "weather", "arguments": {"city": "Rom"}}')
+    assert not grammar.accepts(said.replace("aa", "ab"))
+    assert not grammar.accepts(said.replace('"patch"', '"patch", "arguments": {"input": "aa"}'))
+    if not stream:
+        first, second = answer.json()["choices"][0]["message"]["tool_calls"]
+        assert first["custom"] == {"name": "patch", "input": "aa"}
+        assert second["function"]["name"] == "weather"
+
+
+async def test_a_format_of_calls_without_a_place_for_lark_says_so() -> None:
+    engine = ScriptedEngine(features=GRAMMAR)
+    llama = ByteTokenizer(template='{"name": function name, "parameters": dictionary}')
+
+    answer = await ask({"messages": [USER], "tools": [LARK]}, engine, tokenizer=llama)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+    assert "tool_choice" in answer.text
+
+
 BAD = [
     ({"tools": [{"type": "custom"}]}, "tools.0.custom"),
-    ({"tools": [LARK]}, "tools.0.custom.format.grammar.syntax"),
     ({"tools": [PLAIN], "tool_choice": {"type": "custom"}}, "tool_choice.custom"),
     ({"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice"),
     ({"tools": [WEATHER], "tool_choice": ALLOWED}, "tool_choice"),

@@ -7,7 +7,7 @@ judged by noise that vLLM draws too, and all that vLLM generated is its outcome.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from picospec.speculation.judges.judge import Judgement, Row, Rule
@@ -25,26 +25,25 @@ class VerifyRequest:
     """Our judge has yet to apply this to the logits. It has no extras."""
 
     rule: Rule | None
-    """None where no pass has begun: nothing is generated beyond `forced`, and no row judged."""
+    """None where no pass has begun: nothing is generated, and no row judged."""
 
     draft: tuple[TokenId, ...] = ()
-    adjustment: Adjustment | None = None
-    """What the session's other settings change of the first row that is judged; None: nothing,
-    in no row."""
+    """All of our tokens in the step."""
 
-    forced: TokenId | None = None
-    """A committed token that vLLM has not seen yet: the step's first token, whatever its p."""
+    told: int = 0
+    """So many of them, the first ones, are committed, and vLLM is told so: they are accepted
+    whatever their p, and stand before the pass."""
+
+    adjustment: Adjustment | None = None
+    """What the session's other settings change of the step's first row; None: nothing, in no
+    row."""
 
     def judge(self, row: Row) -> Judgement:
-        """Return the outcome of the pass, or nothing where none has begun."""
-        return NOTHING if self.rule is None else self.rule.judge(row, self.draft)
-
-    @property
-    def owed(self) -> tuple[TokenId, ...]:
-        """The step's first token, if it is forced."""
-        return () if self.forced is None else (self.forced,)
-
-    @property
-    def injected(self) -> int:
-        """How many tokens vLLM takes for draft tokens."""
-        return len(self.draft) + (self.forced is not None and self.rule is not None)
+        """Return the outcome of the step: of the pass, with the tokens before it."""
+        if self.rule is None:
+            return NOTHING
+        found = self.rule.judge(lambda i: row(self.told + i), self.draft[self.told :])
+        before = self.draft[: self.told]
+        return replace(
+            found, tokens=(*before, *found.tokens), accepted=self.told + found.accepted
+        )

@@ -112,7 +112,7 @@ class ChatRequest(Thoughtful, GenerationRequest):
             use.schemas,
             parallel=use.parallel,
             custom=use.custom,
-            only=None if use.lark is None else use.name,
+            only=None if use.only_text is None else use.name,
             splits_reasoning=self.splits_reasoning,
         )
 
@@ -123,8 +123,8 @@ class ChatRequest(Thoughtful, GenerationRequest):
         if content is None and not use.needs_grammar:
             return None
         tools = use.schemas
-        if use.lark is not None:
-            wanted = Wanted({}, required=False, parallel=False, content=in_lark(use.lark))
+        if use.only_text is not None:
+            wanted = Wanted({}, required=False, parallel=False, content=in_lark(use.only_text))
         else:
             wanted = Wanted(
                 tools if use.name is None else {use.name: tools[use.name]},

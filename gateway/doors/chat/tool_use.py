@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from picospec.gateway.doors.chat.tools import Choice, Json, Tool
-from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.grammars.json_schema import Schemas, schemas_of
+from picospec.gateway.grammars.json_schema import LARK, Schemas, schemas_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,8 @@ class ToolUse:
     custom: frozenset[str] = frozenset()
     """The tools that take a text."""
 
-    lark: str | None = None
-    """The grammar of an answer that is nothing but the text for the custom tool `name`."""
+    larks: Mapping[str, str] = field(default_factory=dict)
+    """The grammars, in Lark, of texts that custom tools get."""
 
     @property
     def callable(self) -> tuple[Json, ...]:
@@ -47,7 +46,17 @@ class ToolUse:
     def schemas(self) -> Schemas:
         """The schemas of the tools that the answer may call."""
         found = schemas_of(self.callable)
-        return {n: s for n, s in found.items() if self.allowed is None or n in self.allowed}
+        marked = {name: {**found[name], LARK: rules} for name, rules in self.larks.items()}
+        return {
+            name: schema
+            for name, schema in {**found, **marked}.items()
+            if self.allowed is None or name in self.allowed
+        }
+
+    @property
+    def only_text(self) -> str | None:
+        """The grammar of an answer that is nothing but the text for the custom tool `name`."""
+        return None if self.name is None else self.larks.get(self.name)
 
     @property
     def needs_grammar(self) -> bool:
@@ -56,24 +65,26 @@ class ToolUse:
 
 
 def tool_use(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> ToolUse:
-    """Return what a request asks for, where `choice` has been checked against `tools`. Raises
-    InvalidRequest for a grammar that such an answer cannot be kept to."""
+    """Return what a request asks for, where `choice` has been checked against `tools`."""
     shown = tuple(tool.shown() for tool in tools)
     if not tools or (choice is not None and choice.type == "none"):
         return ToolUse(shown)
     named = frozenset(name for _, name in choice.names) if choice else frozenset[str]()
     may = [tool for tool in tools if not named or tool.name in named]
+    larks = {t.name: t.grammar.definition for t in may if t.grammar and t.grammar.is_lark}
+    is_free = _is_free(choice)
     only = choice is not None and choice.type in ("function", "custom")
-    use = ToolUse(
+    only = only or (len(may) == 1 and bool(larks) and not is_free)
+    return ToolUse(
         shown,
-        "auto" if _is_free(choice) else "required",
+        "auto" if is_free else "required",
         may[0].name if only else None,
         parallel and not only,
         frozenset(tool.name for tool in may if tool.is_strict),
         None if only or len(may) == len(tools) else named,
         frozenset(tool.name for tool in tools if tool.type == "custom"),
+        larks,
     )
-    return _in_lark(use, tools, may)
 
 
 def _is_free(choice: Choice | None) -> bool:
@@ -81,20 +92,3 @@ def _is_free(choice: Choice | None) -> bool:
     if choice is not None and choice.type == "allowed_tools" and choice.allowed_tools:
         return choice.allowed_tools.mode == "auto"
     return choice is None or choice.type == "auto"
-
-
-def _in_lark(use: ToolUse, tools: Sequence[Tool], may: Sequence[Tool]) -> ToolUse:
-    """Return the use of tools of which `may` may be called. A text that keeps to a grammar in
-    Lark has no place inside the JSON of a call, so it is the whole answer."""
-    found = [tool for tool in may if tool.grammar and tool.grammar.syntax == "lark"]
-    if not found or found[0].grammar is None:
-        return use
-    if len(may) == 1 and use.choice == "required":
-        lark = found[0].grammar.definition
-        return replace(use, name=may[0].name, parallel=False, lark=lark)
-    field = f"tools.{tools.index(found[0])}.custom.format.grammar.syntax"
-    raise InvalidRequest(
-        f"{field}: an answer keeps to Lark only where tool_choice names the tool",
-        param=field,
-        code="unsupported_parameter",
-    )

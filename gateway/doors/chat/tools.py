@@ -42,6 +42,10 @@ class Grammar(RequestModel):
     syntax: Literal["lark", "regex"]
     definition: Annotated[str, Field(min_length=1, max_length=MAX_BYTES)]
 
+    @property
+    def is_lark(self) -> bool:
+        return self.syntax == "lark"
+
 
 class InputFormat(Typed):
     type: Literal["text", "grammar"]
@@ -56,7 +60,7 @@ class Custom(RequestModel):
     def shown(self) -> Json:
         """Return the function that the model is shown."""
         text, told, grammar = {"type": "string"}, self.description or "", self.grammar
-        if grammar is not None and grammar.syntax == "regex":
+        if grammar is not None and not grammar.is_lark:
             text["pattern"] = f"^(?:{grammar.definition})$"
         elif grammar is not None:
             told += f"\n\nIts input keeps to this grammar:\n{grammar.definition}"

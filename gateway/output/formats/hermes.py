@@ -6,11 +6,12 @@ Qwen2.5-Coder writes them in a fence, ```json, instead of the tags that its temp
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from picospec.gateway.grammars.json_schema import Schemas
-from picospec.gateway.grammars.lark import Special, marker, repeated
+from picospec.gateway.grammars.json_schema import LARK, Schemas
+from picospec.gateway.grammars.lark import Special, literal, marker, nested, repeated
 from picospec.gateway.output.formats.base import Format, read_calls
 from picospec.gateway.output.formats.json_calls import (
     UNTAGGED,
@@ -34,19 +35,49 @@ class Hermes(Format):
     also = ' | object | "```json\\n" object "\\n```"'
 
     def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
-        yield from read_untagged(text, out, tools)
-        yield from read_calls(text, out, (_OPEN,), partial(_call, text, out))
+        texts = [name for name, schema in tools.items() if LARK in schema]
+        yield from read_untagged(text, out, tools.keys() - texts)
+        yield from read_calls(text, out, (_OPEN,), partial(_call, text, out, texts))
 
     def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
         before = f'"\\n" {marker(_OPEN, special)}'
-        call = f'call: "\\n" object "\\n" {marker(_CLOSE, special)}'
-        calls = repeated("call", before, parallel=parallel)
-        return f"calls: {calls}\n{call}\n{json_call_rules(tools, 'arguments')}"
+        texts = {name: schema for name, schema in tools.items() if LARK in schema}
+        others = {name: schema for name, schema in tools.items() if name not in texts}
+        kinds = [*(f"text_{i}" for i in range(len(texts))), *["object"][: len(others)]]
+        rules = [f"calls: {repeated('call', before, parallel=parallel)}"]
+        rules.append(f'call: "\\n" ({" | ".join(kinds)}) "\\n" {marker(_CLOSE, special)}')
+        for i, (name, schema) in enumerate(texts.items()):
+            rules.append(f"text_{i}: {literal(_named(name))} rules_{i}")
+            rules.append(f"rules_{i}: {nested(str(schema[LARK]))}")
+        made = json_call_rules(others, "arguments") if others else ""
+        return "\n".join([*rules, made])
 
 
-def _call(text: Incoming, out: Message) -> Steps[None]:
+def _named(name: str) -> str:
+    """Return what comes before the text for a custom tool whose text has no place in JSON."""
+    return f'{{"name": "{name}"}}\n'
+
+
+def _text(text: Incoming, out: Message, name: str) -> Steps[None]:
+    out.begin_call(name)
+    text.use()
+    while True:
+        end, found = text.settled((f"\n{_CLOSE}",))
+        out.input(text.use(end), text.used)
+        if found or text.ended:
+            break
+        yield
+    yield from text.take(f"\n{_CLOSE}")
+    out.end_call()
+
+
+def _call(text: Incoming, out: Message, texts: Sequence[str]) -> Steps[None]:
     yield from text.expect(_OPEN)
     yield from text.space()
+    for name in texts:
+        if (yield from text.take(_named(name))):
+            yield from _text(text, out, name)
+            return
     yield from JsonCall(text, out).read()
     yield from text.match(_SURPLUS)
     yield from text.take(_CLOSE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,8 +14,13 @@ from openai import AsyncOpenAI
 from openai.types.responses import Response
 from pydantic import BaseModel
 
+from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.responses import create
+from picospec.gateway.doors.responses.request import ResponsesRequest
+from picospec.gateway.doors.responses.store import Shelf
 from picospec.gateway.errors import Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Job
+from picospec.gateway.schemas.json_bounds import SMALL_BYTES
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
 
 CALL = '<tool_call>\n{"name": "n__f", "arguments": {"a": 1}}\n</tool_call>'
@@ -144,6 +150,24 @@ async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
                 await created(asked, previous_response_id=id)
 
     assert refused.value.code == "previous_response_not_found"
+
+
+async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, read = list[threading.Thread](), create.asked
+
+    def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:
+        threads.append(threading.current_thread())
+        return read(shelf, body)
+
+    monkeypatch.setattr(create, "asked", asked)
+    async with sdk(ScriptedEngine(context_tokens=100_000)) as client:
+        short = await created(client)
+        long = await client.responses.create(model=MODEL, input="a" * (SMALL_BYTES + 1))
+        for id in (short.id, long.id):
+            await created(client, previous_response_id=id)
+
+    main = threading.main_thread()
+    assert [thread is main for thread in threads] == [True, False, False, False]
 
 
 async def test_tokens_of_a_prompt_are_counted() -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.speculation.judges.coupled import Coupled
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.judges.separate.rule import Separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling.adjustments import Adjustment
@@ -65,18 +66,21 @@ def test_each_row_is_drawn_with_the_noise_of_its_place() -> None:
     assert judge(replace(request, rule=Coupled(8, 40)), logits.__getitem__).tokens != tuple(own)
 
 
-def test_a_forced_token_takes_the_first_row() -> None:
+def test_a_token_that_vllm_is_told_of_takes_the_first_row_unjudged() -> None:
     logits = rows(3)
     logits[1:, 4] = 90.0
 
-    assert judge(greedy(4, 4, forced=9), logits.__getitem__).tokens == (4, 4, 4)
+    judged = judge(greedy(9, 4, 4, told=1), logits.__getitem__)
+
+    assert judged == Judgement((9, 4, 4, 4), accepted=3)
+    assert judged.after(1) == Judgement((4, 4, 4), accepted=2)
 
 
 def test_where_no_pass_has_begun_nothing_is_read() -> None:
     def row(i: int) -> Logits:
         raise AssertionError(i)
 
-    assert judge(VerifyRequest(Sampling(0.0), None, forced=9), row).tokens == ()
+    assert judge(VerifyRequest(Sampling(0.0), None), row).tokens == ()
 
 
 def test_settings_see_the_draft_tokens_before_a_row_and_leave_the_steps_logits() -> None:

@@ -92,7 +92,7 @@ def test_what_a_session_begins_with_is_vllms_prompt_and_its_own_text() -> None:
     request = core.begin(generated=0, injected=0)
     core.run(5)
 
-    assert request.forced is None  # vLLM knows all three
+    assert request.told == 0  # vLLM knows all three
     assert request.rule == Coupled(9, place(PROMPT_TOKENS, 3))
     assert request.adjustment is not None
     assert request.adjustment.position == 3
@@ -133,8 +133,7 @@ def test_a_request_names_the_place_of_its_first_row() -> None:
     request = core.begin(1, 0)
 
     assert request.rule == Coupled(9, place(PROMPT_TOKENS, 1))
-    assert request.forced is None
-    assert request.injected == 0
+    assert request.draft == ()
 
 
 def test_a_request_without_settings_carries_no_text() -> None:
@@ -175,9 +174,8 @@ def test_a_recovered_token_is_owed_until_the_next_step() -> None:
     assert core.slot.owed(core.told + 2) == (8,)
     assert core.offered() == (3,)
     request = core.begin(2, 2)
-    assert (request.forced, request.draft) == (8, (3,))
+    assert (request.told, request.draft) == (1, (8, 3))
     assert request.rule == Separate((50,), (0.5, 0.5))
-    assert request.injected == 2
     assert core.slot.owed(core.told + 3) == ()
 
 
@@ -205,9 +203,7 @@ def test_a_step_that_cannot_tell_vllm_what_is_owed_begins_no_pass() -> None:
     request = core.begin(0, 0)
 
     assert request.rule is None
-    assert request.forced == 8
-    assert request.injected == 0
-    assert core.begin(1, 0).rule
+    assert core.begin(0, 1).draft == (8,)
 
 
 def test_a_step_while_a_recovered_token_is_awaited_generates_nothing() -> None:
@@ -218,7 +214,6 @@ def test_a_step_while_a_recovered_token_is_awaited_generates_nothing() -> None:
     request = core.begin(0, 0)
 
     assert request.rule is None
-    assert request.forced is None
     assert core.offered() is None
 
 

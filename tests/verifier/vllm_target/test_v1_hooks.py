@@ -89,10 +89,12 @@ def test_draft_tokens_of_a_session_are_judged_beside_requests_that_have_none(
     runner: Any,
 ) -> None:
     drafted, last = torch.zeros(3, V + 2), torch.zeros(3, V)
-    drafted[0, 5] = drafted[1, 8] = drafted[2, 4] = 9.0  # of a forced token, and of two drafts
+    drafted[0, 5] = drafted[1, 8] = drafted[2, 4] = (
+        9.0  # of a token before the pass, and of two in it
+    )
     drafted[:, V:] = 99.0  # padding
     last[0, 3] = 9.0
-    asked = VerifyRequest(Sampling(0.0), Coupled(9, 4), (8, 4), forced=6)
+    asked = VerifyRequest(Sampling(0.0), Coupled(9, 4), (6, 8, 4), told=1)
     runner.execute_model(SimpleNamespace(picospec_requests={"session": asked}))
     drawn_last, _ = runner.sampler.topk_topp_sampler.forward(last, {}, None, None)
 
@@ -103,4 +105,4 @@ def test_draft_tokens_of_a_session_are_judged_beside_requests_that_have_none(
     assert tokens.tolist() == [[6, 8, 4, 3], [STOCKS, -1, -1, -1], [STOCKS, -1, -1, -1]]
     output = SimpleNamespace()
     runner.hooks._return_judgements(lambda: output)
-    assert output.picospec_judged["session"].accepted == 2
+    assert output.picospec_judged["session"].accepted == 3

@@ -29,8 +29,8 @@ class Choice:
     """vLLM uses this model runner."""
 
     max_verify: int
-    """A session has so many draft tokens in one step at most. A forced token may stand before
-    them."""
+    """A session has so many draft tokens in one step at most. One that is committed already
+    may stand before them."""
 
     head: int = 0
     """vLLM's own speculation proposes so many draft tokens, as --speculative-config has it."""
@@ -44,7 +44,7 @@ class Choice:
 
     @property
     def width(self) -> int:
-        """The most draft tokens of a request in one step, with a session's forced token."""
+        """The most draft tokens of a request in one step, a committed one included."""
         return max(self.max_verify + 1, self.head)
 
     def added_to(self, carried: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ EXTENSIONS: Final = {
 """Each model runner has its own."""
 
 _OTHERS: Final = 2
-"""A session has so many rows beside those of its draft tokens: a forced token before them, and
-after them the one that is drawn."""
+"""A session has so many rows beside those of its draft tokens: before them a token that vLLM is
+told of, and after them the one that is drawn."""
 
 _EXTENSIONS: Final = ("", *EXTENSIONS.values())
 

@@ -51,7 +51,6 @@ class PicoScheduler(SessionScheduler):
         choice = Choice.of(self.vllm_config)
         self._head = choice.head if choice else 0
         self._heads: Mapping[str, int] = {}  # what was offered of the head's, by session
-        self._silent: frozenset[str] = frozenset()
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         """Take in what vLLM's own speculation has proposed after a step. A session keeps it to
@@ -63,8 +62,7 @@ class PicoScheduler(SessionScheduler):
             slot, request = self._slots.get(request_id), self.requests.get(request_id)
             if slot is None or request is None:
                 continue
-            proposed, request.spec_token_ids = request.spec_token_ids, []
-            slot.proposed = [] if request_id in self._silent else proposed
+            slot.proposed, request.spec_token_ids = request.spec_token_ids, []
             self._machine.proposed(slot.name, len(slot.proposed))
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -104,7 +102,8 @@ class PicoScheduler(SessionScheduler):
             for request in self.running
             if (slot := self._slots.get(request.request_id)) and has_read_its_text(request)
         }
-        rows = self.scheduler_config.max_num_batched_tokens
+        owing = sum(len(slot.owed(request.num_tokens)) for request, slot in ready.values())
+        rows = self.scheduler_config.max_num_batched_tokens - owing
         others = len(self.running) - len(ready)
         offer = self._machine.offer(ready, now, rows=rows, others=others)
         self._heads = offer.heads
@@ -136,12 +135,10 @@ class PicoScheduler(SessionScheduler):
             elif slot.may_begin(owed, injected):
                 taken[slot.name] = injected - len(owed)
         self._plan = self._machine.begin(taken, now, heads)
-        requests = {
+        return {
             request_id: slot.verify_request(self._plan.passes.get(slot.name), owed)
             for request_id, slot, owed in sampled
         }
-        self._silent = frozenset(name for name, each in requests.items() if each.rule is None)
-        return requests
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -162,8 +159,8 @@ class PicoScheduler(SessionScheduler):
             _correct(request, asked[request_id], generated)
             if asked[request_id].rule is not None:
                 logprobs = _logprobs(model_runner_output, request, index, len(generated))
-                found = judged.get(request_id) or _judgement(asked[request_id], generated)
-                verdicts[slot.name] = Verdict(found, logprobs)
+                found = judged.get(request_id) or _judgement(generated)
+                verdicts[slot.name] = Verdict(found.after(asked[request_id].told), logprobs)
         rows = scheduler_output.total_num_scheduled_tokens
         usual = _only_decodes(scheduler_output) and not self._is_dear(scheduler_output)
         learned = rows if rows > 0 and usual else None
@@ -194,15 +191,14 @@ class PicoScheduler(SessionScheduler):
 def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> None:
     """Make vLLM's record of a step what it is for us, in place."""
     if asked.rule is None:
-        generated[:] = asked.owed
+        generated.clear()
     if not generated:
-        request.num_computed_tokens -= asked.injected + 1
+        request.num_computed_tokens -= len(asked.draft) + 1
 
 
-def _judgement(asked: VerifyRequest, generated: list[int]) -> Judgement:
-    """Return the outcome of a pass whose tokens are all there is to know of it."""
-    tokens = tuple(generated[len(asked.owed) :])
-    return Judgement(tokens, accepted=len(tokens) - 1)
+def _judgement(generated: list[int]) -> Judgement:
+    """Return the outcome of a step whose tokens are all there is to know of it."""
+    return Judgement(tuple(generated), accepted=len(generated) - 1)
 
 
 def _only_decodes(output: SchedulerOutput) -> bool:

@@ -85,18 +85,18 @@ class SessionSlot:
 
     def verify_request(self, judged: Pass | None, owed: tuple[TokenId, ...]) -> VerifyRequest:
         """Return the session's part of a step. judged: None where no pass has begun."""
+        sampling = self.session.request.sampling
+        if judged is None:
+            return VerifyRequest(sampling, None)
+        adjustment = self._adjusted(judged.start - len(owed))
         return VerifyRequest(
-            self.session.request.sampling,
-            judged.rule if judged else None,
-            judged.draft if judged else (),
-            self._adjusted(),
-            forced=owed[0] if owed else None,
+            sampling, judged.rule, (*owed, *judged.draft), len(owed), adjustment
         )
 
-    def _adjusted(self) -> Adjustment | None:
-        """Return what the settings change at the position after the committed tokens."""
+    def _adjusted(self, position: int) -> Adjustment | None:
+        """Return what the settings change at a position of the committed text."""
         if self._adjustment is not None:
-            new = self.session.committed[self._adjustment.position :]
+            new = self.session.committed[self._adjustment.position : position]
             self._adjustment = self._adjustment.after(new)
         return self._adjustment
 

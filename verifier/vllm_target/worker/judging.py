@@ -14,17 +14,16 @@ from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 
 def judge(request: VerifyRequest, logits: Callable[[int], Logits]) -> Judgement:
-    """Return the outcome of a session's pass, or nothing where none has begun.
+    """Return the outcome of a session's step, or nothing where no pass has begun.
 
     logits(i): float32[V] of the i-th row that vLLM computed for the session, after the masks of
-    grammars. A forced token takes the first row, which judges nothing.
+    grammars.
     """
-    forced, draft = len(request.owed), request.draft
 
     def row(i: int) -> Distribution:
-        found = logits(forced + i)
+        found = logits(i)
         if request.adjustment is not None:
-            found = request.adjustment.after(draft[:i]).apply(found)
+            found = request.adjustment.after(request.draft[:i]).apply(found)
         return distribution(found, request.sampling)
 
     return request.judge(row)

@@ -118,7 +118,7 @@ class SamplerHooks:
             at = upload(np.array(theirs), logits.device)
             rows = [None if cut is None else cut[at] for cut in cuts]
             drawn[at] = stock(logits[at], {}, *rows)[0].to(torch.int64)
-        if any(request.injected for request in asked.values()):
+        if any(request.draft for request in asked.values()):
             return drawn, None
         tokens = self._judge(logits[:0], [0] * len(logits), 0, drawn)[:, 0]
         return tokens.clamp(min=0).to(torch.int64), None
@@ -163,8 +163,7 @@ class SamplerHooks:
         for i, request in step.asked.items():
             rows = [*verify_rows[starts[i] : starts[i + 1]], step.last_rows[i]]
             judgement = judge(request, partial(self._logits, rows))
-            generated = [*request.owed, *judgement.tokens]
-            tokens[i, : len(generated)] = generated
+            tokens[i, : len(judgement.tokens)] = judgement.tokens
             step.judged[ids[i]] = judgement
         ours = np.isin(np.arange(len(counts)), list(step.asked))
         result = upload(tokens, verify_rows.device)

@@ -151,10 +151,10 @@ class RunnerHooks:
         names = [name_of[slot] for slot in step.slots.tolist()]
         starts = accumulate((len(step.drafts.get(name, ())) + 1 for name in names), initial=0)
         found = [
-            (i, start + len(request.owed), request)
+            (i, start, request)
             for i, (name, start) in enumerate(zip(names, starts, strict=False))
             if (request := step.requests.get(name))
-            if request.rule and not request.rule.noise and request.injected
+            if request.rule and not request.rule.noise and request.draft
         ]
         if not found:
             return
@@ -163,27 +163,23 @@ class RunnerHooks:
         step.judged |= {names[i]: each for i, each in zip(places, judged, strict=True)}
         tokens = np.zeros((len(found), sampled.shape[1]), np.int64)
         lengths = np.zeros(len(found), np.int32)
-        for i, (request, judgement) in enumerate(zip(requests, judged, strict=True)):
-            generated = [*request.owed, *judgement.tokens]
-            tokens[i, : len(generated)], lengths[i] = generated, len(generated)
+        for i, judgement in enumerate(judged):
+            lengths[i] = len(judgement.tokens)
+            tokens[i, : lengths[i]] = judgement.tokens
         where = upload(np.array(places), sampled.device)
         sampled[where] = upload(tokens, sampled.device)
         counts[where] = upload(lengths, sampled.device)
 
     def _sample(self, stock: Stock, hidden: Any, batch: Any, *args: Any) -> Any:
-        """Let silent requests generate nothing but what is owed: V2's own arithmetic then
-        leaves the last token and the count of computed tokens as they were."""
+        """Let silent requests generate nothing: V2's own arithmetic then leaves the last token
+        and the count of computed tokens as they were."""
         output, counts, rejected = stock(hidden, batch, *args)
         requests = [self._step.requests.get(name) for name in batch.req_ids]
-        silent = [
-            (i, each.owed) for i, each in enumerate(requests) if each and each.rule is None
-        ]
+        silent = [i for i, each in enumerate(requests) if each and each.rule is None]
         if silent:
-            generated = [(i, sum(owed), len(owed), 1 - len(owed)) for i, owed in silent]
-            where, tokens, kept, dropped = upload(np.array(generated).T.copy(), counts.device)
-            output.sampled_token_ids[where, 0] = tokens
-            counts[where] = kept.to(counts.dtype)
-            rejected[where] = dropped.to(rejected.dtype)
+            where = upload(np.array(silent), counts.device)
+            counts.index_fill_(0, where, 0)
+            rejected.index_fill_(0, where, 1)
         return output, counts, rejected
 
     def _return_judgements(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
