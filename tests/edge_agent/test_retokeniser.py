@@ -40,6 +40,7 @@ def test_what_is_stable_is_how_every_continuation_begins(
 @given(text=TEXTS, share=st.floats(0, 1))
 @example(text=" --,the", share=0.4)
 @example(text="🙂's", share=0.5)
+@example(text="\ue000/A00\x81's", share=0.875)
 def test_text_is_tokenised_alike_behind_any_of_its_tokens(
     name: Name, text: str, share: float
 ) -> None:

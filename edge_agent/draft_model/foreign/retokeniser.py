@@ -96,9 +96,11 @@ class Retokeniser:
         are; a byte without one is lost.
         """
         before = self._whole_characters(behind)
-        tokens = self._tokens(self.bytes_of(before) + text)
-        if tokens[: len(before)] == before:
-            return tokens[len(before) :]
+        while before:
+            tokens = self._tokens(self.bytes_of(before) + text)
+            if tokens[: len(before)] == before:
+                return tokens[len(before) :]
+            before = self._whole_characters(before[1:])  # the first was within a word
         return self._tokens(text)
 
     def stable(self, text: bytes, behind: Sequence[int] = ()) -> list[int]:
