@@ -52,7 +52,7 @@ async def session(verifiers: Verifiers, model: str = "cut", tokens: int = 40) ->
             Open(model, "fake", (1, 2, 3), Sampling(), 5, tokens, (7,), committed=known)
         )
         try:
-            async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
                 posting = tasks.create_task(link.post())
                 async for message in link.events():
                     if isinstance(message, Commit):
