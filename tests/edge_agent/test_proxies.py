@@ -154,6 +154,7 @@ async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_othe
 
     assert all(text == [target_at(i) for i in range(LONG)] for text in texts)
     assert all(text == TEXT[:40] for text in after)
-    lost = metrics.posts._value.get() - sum(count["posts"] for count in counts)
-    assert lost <= 4 * SESSIONS  # those on their way when a session ended
+    sent = metrics.posts._value.get()
+    lost = sent - sum(count["posts"] for count in counts)
+    assert lost < sent / 10  # those on their way when a session ended
     assert counts[0]["opened"] == had > 0

@@ -68,7 +68,8 @@ LARK: Final[Json] = {
 }
 NAMED: Final[Json] = {"type": "custom", "custom": {"name": "tell"}}
 CONTINUED: Final[Json] = {
-    "messages": [user("Add 17 and 25."), {"role": "assistant", "content": "First, "}],
+    "messages": [user("Count to thirty."), {"role": "assistant", "content": "One, two, "}],
+    "max_tokens": 24,
     "continue_final_message": True,
 }
 ALLOWED: Final[Json] = {
@@ -96,7 +97,7 @@ FEATURES: Final[Mapping[str, Json]] = {
 WRONG: Final = "An entirely different text, which is wrong. " * 3
 
 
-ATTEMPTS = 4
+ATTEMPTS = 8
 
 
 def predicted(text: str) -> Json:

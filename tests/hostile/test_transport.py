@@ -47,7 +47,7 @@ asyncio.run(main())
 
 def test_without_a_descriptor_a_connection_is_renewed_and_its_requests_fail() -> None:
     command = [sys.executable, "-c", RENEW_WITHOUT_DESCRIPTORS]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
 
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
 
