@@ -205,10 +205,13 @@ def check_shape(feature: str, plain: Sequence[Json]) -> None:
 
 
 async def prefilled(http: httpx.AsyncClient, services: Services) -> int:
-    """Return how many prompt tokens the target has decoded so far, of all sessions."""
-    lines = (await http.get(f"{services.verifier_url}/metrics")).text.splitlines()
-    name = "picospec:prefilled_tokens_total "
-    return next(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
+    """Return how many prompt tokens the target has decoded so far, once all sessions ended."""
+    while True:
+        lines = (await http.get(f"{services.verifier_url}/metrics")).text.splitlines()
+        told = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        if not float(told["picospec:kv_cache_usage_perc"]):
+            return int(float(told["picospec:prefilled_tokens_total"]))
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("heat", [0.0, 1.0])
