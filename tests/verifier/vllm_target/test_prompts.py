@@ -130,7 +130,8 @@ def test_300_chats_have_the_prompts_that_vllm_gives_them(
     packed: Packed, vllms: httpx.Client
 ) -> None:
     """Where a text spells a special token, the prompt has the same text and fewer of them.
-    Tools for which a template has no place are an error."""
+    Tools for which a template has no place are an error. Late system messages that a template
+    refuses are none here: they are put with the first."""
     opened = {name: packed(chat_template=text).open() for name, text in templates()}
     pieces = opened["smollm2"].vocabulary.pieces
     compared = forged = refused = 0
@@ -140,7 +141,8 @@ def test_300_chats_have_the_prompts_that_vllm_gives_them(
         found, expected = ours(opened[name], body), theirs(vllms, body, template)
         if found is None or expected is None:
             unshown = body.get("tool_choice") == "auto" and not opened[name].takes_tools
-            assert found is None, (seed, name)
+            merged = any(message["role"] == "system" for message in body["messages"][1:])
+            assert found is None or merged, (seed, name)
             assert unshown or expected is None, (seed, name)
             refused += 1
         elif any(marker in json.dumps(body) for marker in MARKERS):
