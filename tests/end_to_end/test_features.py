@@ -97,7 +97,7 @@ FEATURES: Final[Mapping[str, Json]] = {
 WRONG: Final = "An entirely different text, which is wrong. " * 3
 
 
-ATTEMPTS = 8
+ATTEMPTS = 4
 
 
 def predicted(text: str) -> Json:
@@ -134,13 +134,22 @@ def counted(answers: Sequence[Json], name: str) -> int:
 
 
 async def drafted(url: str, heat: float, own: Json, name: str) -> list[Json]:
-    """Return answers for which draft tokens were counted: on a busy machine the drafts of so
-    short an answer may all be late, and then it is asked for again."""
+    """Return answers for which draft tokens were counted, or those of the last attempt: on a
+    busy machine the drafts of so short an answer may all be late, and an edge whose drafts are
+    useless learns to send few."""
     for _ in range(ATTEMPTS):
         answers = await asked(url, heat, [own] * len(PROMPTS))
         if counted(answers, name):
-            return answers
-    raise AssertionError(f"{name} was 0 in {ATTEMPTS} attempts")
+            break
+    return answers
+
+
+async def judged(url: str) -> float:
+    """Return how many of an edge's draft tokens were judged since it was started."""
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        lines = (await http.get("/metrics")).text.splitlines()
+    name = "picospec:spec_decode_num_draft_tokens_total "
+    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
 def right(plain: Sequence[Json]) -> list[Json]:
@@ -164,6 +173,8 @@ async def test_a_message_is_the_same_with_right_and_with_useless_drafts(
         check_shape(feature, plain)
         assert list(map(seen, eager)) == list(map(seen, plain))
         assert list(map(seen, noise)) == list(map(seen, plain))
+        assert counted(eager, "num_accepted_draft_tokens")
+        assert await judged(edges["noise"])
 
 
 @pytest.mark.parametrize("feature", ["shaped", "sentence"])

@@ -42,6 +42,7 @@ async def main():
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 asyncio.run(main())
+os._exit(0)  # threads of the HTTP client that still run do not outlive an interpreter that ends
 """
 
 
