@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from http import HTTPStatus
 from typing import Final
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -18,6 +17,7 @@ from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S
 from picospec.edge_agent.relay.allowed import EVENTS, SAFE, type_of
 from picospec.edge_agent.relay.upload import HEAD_S, Upload
 from picospec.gateway.accounts.account import Account
+from picospec.gateway.doors.event_stream import sent_event
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import OPENAI, ApiError, ClientGone, Unavailable
 from picospec.gateway.http.client import connected, send_to_client
@@ -146,8 +146,7 @@ class Relayed(Response):
     async def _fail(self, error: ApiError, send: Send) -> None:
         if self._kind == EVENTS:
             shape = self._account.shape
-            named = b"" if shape is OPENAI else b"event: error\n"
-            event = b"%bdata: %b\n\n" % (named, msgspec.json.encode(shape.body(error)))
+            event = sent_event(shape.body(error), "" if shape is OPENAI else "error")
             with suppress(ClientGone):
                 await send_to_client(send, _piece(event, more=False))
 

@@ -8,9 +8,8 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-import msgspec
-
 from picospec.gateway.doors.answer import Answer, Entries, Heading, Json
+from picospec.gateway.doors.event_stream import sent_event
 from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.errors import ApiError
 from picospec.gateway.output.detokenise import Finish, TextDelta
@@ -32,7 +31,7 @@ class ChunkAnswer(Answer):
         self._ended = 0  # how many choices have finished
 
     def events(self, index: int, delta: TextDelta) -> bytes:
-        return _events(*self._chunks(index, delta))
+        return b"".join(map(sent_event, self._chunks(index, delta)))
 
     def end(self) -> bytes:
         last: Json = {}
@@ -41,10 +40,10 @@ class ChunkAnswer(Answer):
         if self._watch is not None:
             last["speculation"] = self._watch.totals() | self._account.speculation()
         ends = [{**self._body([], chunk=True), **last}] if last else []
-        return _events(*ends) + b"data: [DONE]\n\n"
+        return b"".join(map(sent_event, ends)) + b"data: [DONE]\n\n"
 
     def failure(self, error: ApiError) -> bytes:
-        return _events(error.body())
+        return sent_event(error.body())
 
     def whole(self, choices: Sequence[TextDelta]) -> Json:
         shown = [{"index": i, **self.choice(choice)} for i, choice in enumerate(choices)]
@@ -126,8 +125,3 @@ class ChunkAnswer(Answer):
         if heading.fingerprint is not None:
             body["system_fingerprint"] = heading.fingerprint
         return body
-
-
-def _events(*objects: object) -> bytes:
-    encoded = [msgspec.json.encode(item) for item in objects]
-    return b"".join(b"data: %b\n\n" % event for event in encoded)

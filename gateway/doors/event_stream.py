@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -86,6 +87,12 @@ def _start(media_type: str) -> Message:
 
 def _piece(body: bytes, *, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def sent_event(content: object, name: str = "") -> bytes:
+    """Return a server-sent event with JSON in it. name: the event's, where it has one."""
+    named = b"event: %b\n" % name.encode() if name else b""
+    return b"%bdata: %b\n\n" % (named, msgspec.json.encode(content))
 
 
 async def keep_alive(

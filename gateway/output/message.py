@@ -48,6 +48,16 @@ class Parsed:
     """Where in the model's text the reasoning comes from."""
 
 
+def whole_calls(pieces: Sequence[CallPiece]) -> list[tuple[CallStart, str]]:
+    """Return the calls that begin among the pieces, each with all that it gives its tool."""
+    texts: dict[int, str] = {}
+    for piece in pieces:
+        text = piece.text if isinstance(piece, CallArguments) else ""
+        texts[piece.index] = texts.get(piece.index, "") + text
+    starts = [piece for piece in pieces if isinstance(piece, CallStart)]
+    return [(start, texts[start.index]) for start in starts]
+
+
 def joined(parts: Sequence[Parsed]) -> Parsed:
     """Return what was found in several deltas as one."""
     return Parsed(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 
 import pytest
 
 from picospec.gateway.doors.messages.request import REFUSED, MessagesRequest
-from picospec.gateway.ports import Job
 from tests.clients.test_clients import python
 from tests.edge_agent.processes import ROOT
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
+from tests.gateway.scripted import (
+    MODEL,
+    ByteTokenizer,
+    ScriptedEngine,
+    answers,
+    make_app,
+    served,
+)
 
 HARMLESS = {
     "betas",  # a header
@@ -46,20 +51,13 @@ SCRIPT = (
 )
 
 
-def reply(job: Job) -> Sequence[bytes]:
-    """Answer what a prompt holds, in pieces of five tokens."""
-    prompt = bytes(job.prompt).decode()
-    text = next(text for key, text in SCRIPT if key in prompt).encode()
-    return [text[at : at + 5] for at in range(0, len(text), 5)]
-
-
 @pytest.mark.clients
 @pytest.mark.skipif(
     not python("anthropic").exists(), reason="run `make test-clients`, which installs it"
 )
 async def test_anthropics_sdk_streams_thinks_calls_counts_and_understands_errors() -> None:
     engine = ScriptedEngine(
-        reply, context_tokens=20_000, features=frozenset({"structured_outputs"})
+        answers(SCRIPT), context_tokens=20_000, features=frozenset({"structured_outputs"})
     )
     tokenizer = ByteTokenizer(template="<think></think><tool_call>")
 

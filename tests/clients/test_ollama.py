@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 
 import pytest
 
-from picospec.gateway.ports import Job
 from tests.clients.test_clients import python
 from tests.edge_agent.processes import ROOT
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
+from tests.gateway.scripted import (
+    MODEL,
+    ByteTokenizer,
+    ScriptedEngine,
+    answers,
+    make_app,
+    served,
+)
 
 CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
 SCRIPT = (
@@ -24,20 +29,15 @@ SCRIPT = (
 )
 
 
-def reply(job: Job) -> Sequence[bytes]:
-    """Answer what a prompt holds, in pieces of five tokens."""
-    prompt = bytes(job.prompt).decode()
-    text = next(text for key, text in SCRIPT if key in prompt).encode()
-    return [text[at : at + 5] for at in range(0, len(text), 5)]
-
-
 @pytest.mark.clients
 @pytest.mark.skipif(
     not python("ollama").exists(), reason="run `make test-clients`, which installs it"
 )
 async def test_ollamas_sdk_chats_generates_calls_thinks_and_lists() -> None:
     tokenizer = ByteTokenizer(template="<think><tool_call>")
-    engine = ScriptedEngine(reply, context_tokens=4096, features={"structured_outputs"})
+    engine = ScriptedEngine(
+        answers(SCRIPT), context_tokens=4096, features=frozenset({"structured_outputs"})
+    )
     sdk = ROOT / "tests/clients/ollama_sdk.py"
 
     async with served(make_app(engine, tokenizer=tokenizer)) as url:

@@ -181,6 +181,18 @@ def door_of(body: Mapping[str, object]) -> str:
     return "/v1/" + next((named[name] for name in named if name in body), "completions")
 
 
+def answers(script: Sequence[tuple[str, str]]) -> Callable[[Job], Sequence[bytes]]:
+    """Return a script that answers what a prompt holds, in pieces of five tokens: the text of
+    the first key that is in it. It needs a tokenizer of bytes."""
+
+    def reply(job: Job) -> Sequence[bytes]:
+        prompt = bytes(job.prompt).decode()
+        text = next(text for key, text in script if key in prompt).encode()
+        return [text[at : at + 5] for at in range(0, len(text), 5)]
+
+    return reply
+
+
 async def ask(
     body: Mapping[str, object],
     engine: ScriptedEngine | None = None,

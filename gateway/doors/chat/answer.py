@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from picospec.gateway.doors.answer import Entries, Json, finite
@@ -10,7 +9,7 @@ from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.chunks import ChunkAnswer
 from picospec.gateway.doors.door import Asked
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
-from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
+from picospec.gateway.output.message import CallPiece, CallStart, whole_calls
 from picospec.gateway.watching import Spans, Told
 
 
@@ -72,17 +71,8 @@ def _message(whole: TextDelta) -> Json:
         message["reasoning_content"] = whole.parsed.reasoning
     if whole.parsed is not None and whole.parsed.calls:
         message["content"] = whole.text or None
-        message["tool_calls"] = _calls(whole.parsed.calls)
+        message["tool_calls"] = [_call(*call) for call in whole_calls(whole.parsed.calls)]
     return message
-
-
-def _calls(pieces: Sequence[CallPiece]) -> list[Json]:
-    texts: dict[int, str] = {}
-    for piece in pieces:
-        text = piece.text if isinstance(piece, CallArguments) else ""
-        texts[piece.index] = texts.get(piece.index, "") + text
-    starts = [piece for piece in pieces if isinstance(piece, CallStart)]
-    return [_call(start, texts[start.index]) for start in starts]
 
 
 def _piece(piece: CallPiece) -> Json:

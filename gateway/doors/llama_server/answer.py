@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
-import msgspec
-
 from picospec.gateway.doors.answer import Answer, Heading, Json
 from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.event_stream import sent_event
 from picospec.gateway.doors.llama_server.request import NativeRequest
 from picospec.gateway.errors import ApiError
 from picospec.gateway.output.detokenise import TextDelta
@@ -37,13 +36,13 @@ class NativeAnswer(Answer):
         pieces = [self._piece(index, delta.text)] if delta.text else []
         if delta.finish is not None:
             pieces.append(self._last(index, "", delta))
-        return b"".join(map(_event, pieces))
+        return b"".join(map(sent_event, pieces))
 
     def end(self) -> bytes:
         return b""
 
     def failure(self, error: ApiError) -> bytes:
-        return _event(error.body())
+        return sent_event(error.body())
 
     def whole(self, choices: Sequence[TextDelta]) -> object:
         """Return the object of the choice, or all if there are several."""
@@ -86,7 +85,3 @@ def _at(path: str, value: object) -> object:
     for name in path.split("/"):
         value = value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
     return value
-
-
-def _event(content: object) -> bytes:
-    return b"data: %b\n\n" % msgspec.json.encode(content)

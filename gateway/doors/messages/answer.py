@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Final
 
-import msgspec
-
 from picospec.gateway.doors.answer import Answer, Heading, Json
 from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.event_stream import sent_event
 from picospec.gateway.doors.messages.content import ContentEvents, content_of
 from picospec.gateway.doors.messages.errors import error_body
 from picospec.gateway.doors.messages.request import MessagesRequest
@@ -94,7 +93,4 @@ def _reason(last: TextDelta) -> Json:
 
 
 def _encoded(events: Iterable[Json]) -> bytes:
-    return b"".join(
-        b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), msgspec.json.encode(event))
-        for event in events
-    )
+    return b"".join(sent_event(event, str(event["type"])) for event in events)

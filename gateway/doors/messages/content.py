@@ -6,7 +6,6 @@ the next begins; a client joins what comes without looking ahead.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
@@ -14,7 +13,12 @@ from pydantic_core import from_json
 
 from picospec.gateway.doors.answer import Json
 from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
+from picospec.gateway.output.message import (
+    CallArguments,
+    CallPiece,
+    CallStart,
+    whole_calls,
+)
 
 SIGNATURE: Final = "picospec"
 """Clients send reasoning back only with its signature. Nobody checks this one."""
@@ -31,12 +35,8 @@ def content_of(whole: TextDelta) -> list[Json]:
         blocks.append({**_THINKING, "thinking": parsed.reasoning, "signature": SIGNATURE})
     if whole.text:
         blocks.append({**_TEXT, "text": whole.text})
-    written: defaultdict[int, str] = defaultdict(str)
-    calls = parsed.calls if parsed is not None else ()
-    for piece in calls:
-        written[piece.index] += piece.text if isinstance(piece, CallArguments) else ""
-    starts = [piece for piece in calls if isinstance(piece, CallStart)]
-    return blocks + [{**_call(s), "input": _input(written[s.index])} for s in starts]
+    calls = whole_calls(parsed.calls if parsed is not None else ())
+    return blocks + [{**_call(start), "input": _input(text)} for start, text in calls]
 
 
 def _call(start: CallStart) -> Json:

@@ -23,7 +23,7 @@ from picospec.gateway.doors.ollama.request import OllamaRequest
 from picospec.gateway.errors import ApiError, Shape
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.output.message import CallArguments, CallPiece, CallStart
+from picospec.gateway.output.message import CallPiece, CallStart, whole_calls
 
 _NS: Final = 10**9
 
@@ -155,11 +155,9 @@ class Calls:
         begins = [i for i, piece in enumerate(self._pieces) if isinstance(piece, CallStart)]
         end = len(self._pieces) if ended else max(begins, default=0)
         whole, self._pieces = self._pieces[:end], self._pieces[end:]
-        texts = {piece.index: "" for piece in whole}
-        for piece in whole:
-            texts[piece.index] += piece.text if isinstance(piece, CallArguments) else ""
-        made = [_call(each, texts[each.index]) for each in whole if isinstance(each, CallStart)]
-        rest = "".join(text for text in texts.values() if _object(text) is None)
+        calls = whole_calls(whole)
+        made = [_call(start, text) for start, text in calls]
+        rest = "".join(text for _, text in calls if _object(text) is None)
         return [call for call in made if call is not None], rest
 
 

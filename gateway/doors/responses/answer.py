@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-
 from picospec.gateway.doors.answer import Answer, Heading
 from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.event_stream import sent_event
 from picospec.gateway.doors.responses.output import PREFIX, Event, Output
 from picospec.gateway.doors.responses.request import ENCRYPTED, ResponsesRequest
 from picospec.gateway.errors import ApiError, InvalidRequest, Overloaded
@@ -99,9 +98,7 @@ class ResponseAnswer(Answer):
         for name, fields in events:
             event = {"type": name, "sequence_number": self._events, **fields}
             self._events += 1
-            encoded.append(
-                b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(event))
-            )
+            encoded.append(sent_event(event, name))
         return b"".join(encoded)
 
 
