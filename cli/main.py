@@ -28,7 +28,7 @@ from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, us
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import ModelError
-from picospec.models.llama_library import can_use_gpu, has_llama
+from picospec.models.llama_cpp.library import can_use_gpu, has_llama
 from picospec.models.store import open_store
 
 app = typer.Typer(

@@ -21,8 +21,8 @@ from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import NotPulled
 from picospec.models.fetching.progress_bar import progress_bar
 from picospec.models.fetching.reference import parse
-from picospec.models.llama import Model
-from picospec.models.llama_library import check_llama
+from picospec.models.llama_cpp.library import check_llama
+from picospec.models.llama_cpp.model import Model
 from picospec.models.obtaining import fitting_draft
 from picospec.models.store import Store
 

@@ -17,7 +17,7 @@ import msgspec
 
 from picospec.models.digests import file_path, repository_name, sha256_name, wheel_name
 from picospec.models.errors import InvalidCatalogue, UnknownModel
-from picospec.models.llama_library import Quantisation
+from picospec.models.llama_cpp.library import Quantisation
 
 Role = Literal["draft", "target"]
 """A model is used for this; a pair has one model for each."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from picospec.models.errors import CannotDequantise
-from picospec.models.llama import Model
+from picospec.models.llama_cpp.model import Model
 from picospec.models.vocabulary import Vocabulary
 
 Weights = Literal["bfloat16", "float16", "float32"]

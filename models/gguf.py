@@ -49,8 +49,8 @@ def metadata_of(path: Path) -> bytes:
 def is_exact(path: Path) -> bool:
     """Return whether a row's logits can be the same whatever rows share its pass.
 
-    That needs matrices in Q8_0 or Q4_0 (models.llama). Those in F32 do not count unless there
-    are no others, because every quantisation leaves some so. Raises CannotOpen.
+    That needs matrices in Q8_0 or Q4_0 (models.llama_cpp.model). Those in F32 do not count
+    unless there are no others, because every quantisation leaves some so. Raises CannotOpen.
     """
     with _mapped(path) as data:
         types = set(_matrix_types(data)) - {_F32}

@@ -8,7 +8,7 @@ from typing import Final
 from picospec.models.catalogue import Role
 from picospec.models.errors import ModelError, NotPulled
 from picospec.models.fetching.sources import Progress
-from picospec.models.llama import Model
+from picospec.models.llama_cpp.model import Model
 from picospec.models.store import Found, Store
 from picospec.models.vocabulary import Vocabulary, relate
 

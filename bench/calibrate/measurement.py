@@ -31,7 +31,7 @@ from picospec.edge_agent.draft_model.loading import find
 from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.models.llama import Context, Model
+from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.protocol.messages import Commit, TokenId

@@ -30,7 +30,7 @@ from picospec.edge_agent.speculation import Speculation
 from picospec.edge_agent.step_sampler import StepSampler
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.ports import Job, Sampling, Statistics
-from picospec.models.kv_reuse import common_prefix
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken

@@ -14,7 +14,7 @@ import numpy as np
 
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.step_sampler import StepSampler
-from picospec.models.llama import Model
+from picospec.models.llama_cpp.model import Model
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
 from picospec.speculation.sampling.draft_token import DraftToken

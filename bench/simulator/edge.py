@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 from picospec.bench.simulator.clock import Action, Clock, Curve, Line
 from picospec.bench.simulator.source import Source
 from picospec.gateway.output.pacer import Pacer
-from picospec.models.kv_reuse import common_prefix
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep
 from picospec.speculation.protocol.messages import Down, Opened, Pushed, TokenId

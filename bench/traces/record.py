@@ -21,8 +21,8 @@ from picospec.bench.data.conversation import Conversation
 from picospec.bench.data.prompts import Prompt, sampling
 from picospec.bench.data.results import Answer, Results
 from picospec.bench.traces.files import Ids, Trace
-from picospec.models.llama import Context, Logits, Model
-from picospec.models.segments import Segment
+from picospec.models.llama_cpp.model import Context, Logits, Model
+from picospec.models.llama_cpp.segments import Segment
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Sampling, TokenId

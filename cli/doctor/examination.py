@@ -16,7 +16,7 @@ from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import load
 from picospec.gateway.hosting import logs
-from picospec.models.llama_library import can_use_gpu, has_llama
+from picospec.models.llama_cpp.library import can_use_gpu, has_llama
 from picospec.models.store import Store, open_store
 
 

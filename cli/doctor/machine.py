@@ -16,7 +16,7 @@ import httpx
 from picospec.cli.doctor.finding import Finding
 from picospec.gateway.hosting.cores import compute_threads
 from picospec.models.errors import ModelError, NoLlama, NotPulled
-from picospec.models.llama_library import INSTALL, check_llama
+from picospec.models.llama_cpp.library import INSTALL, check_llama
 from picospec.models.store import Store
 
 TIMEOUT_S: Final = 3.0

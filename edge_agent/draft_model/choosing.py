@@ -16,7 +16,7 @@ from picospec.edge_agent.draft_model.target_tokenizer import RETRY_S, TargetToke
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError
-from picospec.models.llama_library import INSTALL, has_llama
+from picospec.models.llama_cpp.library import INSTALL, has_llama
 from picospec.models.obtaining import fitting_draft
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache

@@ -9,7 +9,7 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
 * A pass that does not end holds up the thread, but no session: its steps fail after a while.
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix can be used that is of the same
-  owner: to others the time that drafts take would show what was asked (models.kv_reuse).
+  owner: to others the time of drafts would show what was asked (models.llama_cpp.kv_reuse).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import structlog
 from picospec.edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
 from picospec.edge_agent.draft_model.step_request import KvSlot, StepRequest
 from picospec.edge_agent.step_sampler import StepSampler
-from picospec.models.kv_reuse import common_prefix, reuse_cost
-from picospec.models.segments import Limits, Segment
+from picospec.models.llama_cpp.kv_reuse import common_prefix, reuse_cost
+from picospec.models.llama_cpp.segments import Limits, Segment
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.draft_token import DraftToken
@@ -46,7 +46,7 @@ CLOSE_S: Final = 3.0
 
 
 class Cache(Protocol):
-    """What models.llama.Context does; one thread uses it."""
+    """What models.llama_cpp.model.Context does; one thread uses it."""
 
     limits: Limits
 

@@ -14,10 +14,10 @@ from picospec.edge_agent.draft_model.drafter import Drafter, NoDrafter
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.hosting.cores import compute_threads
-from picospec.models.context_room import Length, context_length
 from picospec.models.fetching.progress_bar import progress_bar
-from picospec.models.llama import Context, Model
-from picospec.models.llama_library import can_use_gpu, check_llama
+from picospec.models.llama_cpp.context_room import Length, context_length
+from picospec.models.llama_cpp.library import can_use_gpu, check_llama
+from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.obtaining import obtain
 from picospec.models.store import Store
 

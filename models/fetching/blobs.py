@@ -20,7 +20,7 @@ from typing import IO, Final
 from picospec.models.catalogue import ModelFile
 from picospec.models.errors import DiskFull, PullError, SourceFailed, WrongHash
 from picospec.models.fetching.sources import Progress, Source, sha256_of
-from picospec.models.llama_library import Quantisation, quantise
+from picospec.models.llama_cpp.library import Quantisation, quantise
 
 LOCK_S: Final = 7200.0
 POLL_S: Final = 0.2

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from picospec.models.errors import GrammarFailed
 from picospec.models.grammars.binding import Matcher, MatcherTokens, make_matcher, reason_of
-from picospec.models.kv_reuse import common_prefix
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 
 Logits = NDArray[np.float32]
 

@@ -20,7 +20,7 @@ import msgspec
 
 from picospec.models.errors import CannotOpen
 from picospec.models.gguf import check_metadata, metadata_of
-from picospec.models.llama import Model
+from picospec.models.llama_cpp.model import Model
 from picospec.models.tokenizing.chat_template import joined
 from picospec.models.tokenizing.hugging_face import HuggingFaceEncoder, read_directory
 from picospec.models.tokenizing.renderer import Renderer

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from picospec.edge_agent.draft_model.drafter import DraftSlot
-from picospec.models.segments import Limits, Segment, check
+from picospec.models.llama_cpp.segments import Limits, Segment, check
 from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling.distributions import Logits

@@ -12,8 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.models.llama import Model
-from picospec.models.segments import Limits, Segment
+from picospec.models.llama_cpp.model import Model
+from picospec.models.llama_cpp.segments import Limits, Segment
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.sampling.distributions import Logits

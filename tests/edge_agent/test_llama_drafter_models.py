@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.models.llama import Context, Model
-from picospec.models.segments import Segment
+from picospec.models.llama_cpp.model import Context, Model
+from picospec.models.llama_cpp.segments import Segment
 from picospec.models.store import open_store
 from picospec.speculation.judges import coupled
 from picospec.speculation.judges.separate import edge as separate

@@ -14,7 +14,7 @@ import pytest
 
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.gateway.schemas.messages import ChatMessage
-from picospec.models.kv_reuse import common_prefix
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file

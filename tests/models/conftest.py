@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from picospec.models.catalogue import ModelFile, Wheel
-from picospec.models.llama import Model
+from picospec.models.llama_cpp.model import Model
 from picospec.models.store import open_store
 
 CONTENT = bytes(range(256)) * 40

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.models.gguf import check_metadata, metadata_of
-from picospec.models.llama import Model
+from picospec.models.llama_cpp.model import Model
 
 HEADER = struct.Struct("<4sIQQ")
 

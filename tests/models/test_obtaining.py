@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant, shipped
-from picospec.models.llama import Model
+from picospec.models.llama_cpp.model import Model
 from picospec.models.obtaining import fitting_draft
 from picospec.models.store import Store, open_store
 from picospec.models.vocabulary import Vocabulary

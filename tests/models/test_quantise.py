@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from picospec.models.errors import CannotQuantise
-from picospec.models.llama_library import quantise
+from picospec.models.llama_cpp.library import quantise
 
 
 def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:

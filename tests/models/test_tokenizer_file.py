@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tokenizers import decoders, models, pre_tokenizers
 
 from picospec.models.errors import CannotOpen
-from picospec.models.llama import Model
+from picospec.models.llama_cpp.model import Model
 from picospec.models.tokenizing import tokenizer_cache
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from picospec.models.tokenizing.tokenizer_file import MAX_BYTES, TokenizerFile, tokenizer_file

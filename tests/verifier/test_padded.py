@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 from picospec.gateway.drain import Drain
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.ports import Job, Sampling
-from picospec.models.llama import Context, Model
-from picospec.models.segments import Segment
+from picospec.models.llama_cpp.model import Context, Model
+from picospec.models.llama_cpp.segments import Segment
 from picospec.models.store import Found, open_store
 from picospec.models.vocabulary import relate
 from picospec.speculation.protocol.messages import Limits

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from picospec.gateway.hosting.cores import compute_threads
-from picospec.models.context_room import context_length
 from picospec.models.errors import GrammarFailed
 from picospec.models.file_hashes import FileHashes
-from picospec.models.llama import Cache, Context, Model
-from picospec.models.llama_library import engine
-from picospec.models.segments import Segment
+from picospec.models.llama_cpp.context_room import context_length
+from picospec.models.llama_cpp.library import engine
+from picospec.models.llama_cpp.model import Cache, Context, Model
+from picospec.models.llama_cpp.segments import Segment
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.verifying.machine import Verdict

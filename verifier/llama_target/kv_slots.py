@@ -3,14 +3,14 @@
 The next turn of a conversation begins with the tokens of the turns before, which need not be
 decoded again. A token's KV has the same bits whatever pass it was decoded in
 (tests/models/test_llama.py), so this changes no text. An owner's tokens are for that owner
-alone, see models.kv_reuse.
+alone, see models.llama_cpp.kv_reuse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from picospec.models.kv_reuse import common_prefix, reuse_cost
+from picospec.models.llama_cpp.kv_reuse import common_prefix, reuse_cost
 from picospec.speculation.protocol.messages import TokenId
 
 

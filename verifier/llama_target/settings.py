@@ -18,7 +18,7 @@ class LlamaSettings(Table):
 
     context_tokens: Annotated[int, Field(ge=16)] | None = None
     """A session has no more tokens, prompt and answer together. None: as many as the model was
-    trained for, or as fit into the memory (models.context_room)."""
+    trained for, or as fit into the memory (models.llama_cpp.context_room)."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of llama.cpp. None: one for each core this process may use. With more than one,

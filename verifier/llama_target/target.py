@@ -13,7 +13,7 @@ import structlog
 
 from picospec.models.errors import CannotCheck
 from picospec.models.file_hashes import FileHashes
-from picospec.models.llama_library import check_llama
+from picospec.models.llama_cpp.library import check_llama
 from picospec.models.store import Found
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.protocol.messages import Finish, Limits, Open, Pushed

@@ -17,7 +17,7 @@ from picospec.cli.doctor.machine import (
     check_models,
     check_port,
 )
-from picospec.models.llama_library import Library
+from picospec.models.llama_cpp.library import Library
 from picospec.models.store import open_store
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from picospec.models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
-from picospec.models.llama_library import lib, on_stack
-from picospec.models.segments import Limits, Segment, check
+from picospec.models.llama_cpp.library import lib, on_stack
+from picospec.models.llama_cpp.segments import Limits, Segment, check
 from picospec.models.vocabulary import Vocabulary
 
 Cache = Literal["F16", "Q8_0"]

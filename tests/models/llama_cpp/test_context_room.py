@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.models import context_room
-from picospec.models.context_room import context_length, fitting_tokens, kv_bytes_a_token
-from picospec.models.llama import Context, Model
+from picospec.models.llama_cpp import context_room
+from picospec.models.llama_cpp.context_room import (
+    context_length,
+    fitting_tokens,
+    kv_bytes_a_token,
+)
+from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.store import open_store
 
 QWEN = {
