@@ -23,10 +23,8 @@ _REASONS: Final[dict[Finish | None, str]] = {
 
 def asked(body: MessagesRequest) -> Asked:
     """Return the chat that a request asks for. Raises InvalidRequest."""
-    chat, ignored = body.chat(), body.ignored()
-    if chat.is_watched:
-        ignored = (*ignored, "stream_options.include_speculation")
-    return Asked(chat, "msg_", MessageAnswer, ignored, body.names())
+    chat = body.chat()
+    return Asked(chat, "msg_", MessageAnswer, (*body.ignored(), *chat.untold), body.names())
 
 
 class MessageAnswer(Answer):
