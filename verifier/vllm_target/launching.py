@@ -24,6 +24,11 @@ PLUGINS: Final = ("vllm.general_plugins", "vllm.endpoint_plugins")
 """Ours are in these groups. Without them vLLM would start, and serve none of our routes."""
 
 _ALLOW_LIST: Final = "VLLM_PLUGINS"
+_ON_CPUS: Final = {"enforce-eager": True, "long-prefill-token-threshold": 128}
+"""These options hold on CPUs unless the table [vllm] has others. By the second, a step reads no
+more of a prompt beside other requests: by vLLM's default one of 2,048 tokens stops the others'
+text for seconds, and short prompts wait until the long one is read."""
+
 _OWN_PORT: Final = frozenset({"host", "port", "uds"})
 
 
@@ -58,7 +63,7 @@ def options(settings: VerifierSettings) -> dict[str, Any]:
         "model": settings.model.removeprefix("hf://"),
         "served-model-name": settings.served_name or name,
         **({"chat-template": str(settings.chat_template)} if settings.chat_template else {}),
-        **({"enforce-eager": True} if _is_for_cpus() else {}),
+        **(_ON_CPUS if _is_for_cpus() else {}),
         **table,
     }
     if "port" in table:
