@@ -68,7 +68,7 @@ class Reply:
     accepted: int = 0
     target_passes: int = 0
     """Where the service does not say it, each token that was no draft token counts as one pass,
-    and there is one at least: vLLM also counts accepted draft tokens beyond the answer's end."""
+    and there is one at least: vLLM counts accepted draft tokens beyond the answer's end."""
 
     prompt_tokens: int = 0
     first_draft_s: float | None = None

@@ -87,7 +87,12 @@ def test_vllms_own_port_is_there_only_if_it_is_named(
 
 
 @pytest.mark.parametrize(
-    ("table", "tokens"), [((), "128"), (("--vllm.long_prefill_token_threshold", "0"), "0")]
+    ("table", "tokens"),
+    [
+        ((), "64"),
+        (("--speculation.max-verify", "100"), "102"),
+        (("--vllm.long_prefill_token_threshold", "0"), "0"),
+    ],
 )
 def test_on_cpus_prompts_are_read_in_short_pieces_unless_the_table_has_another_length(
     launched: Callable[..., Launched],
@@ -97,7 +102,7 @@ def test_on_cpus_prompts_are_read_in_short_pieces_unless_the_table_has_another_l
 ) -> None:
     flag = "--long-prefill-token-threshold"
     monkeypatch.setattr(launching, "_is_for_cpus", lambda: False)
-    assert (flag in launched(*table, model="m")[0]) == bool(table)
+    assert (flag in launched(*table, model="m")[0]) == (tokens == "0")
 
     monkeypatch.setattr(launching, "_is_for_cpus", lambda: True)
     assert value(launched(*table, model="m")[0], flag) == tokens
