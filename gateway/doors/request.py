@@ -1,6 +1,7 @@
-"""The fields that chat completions and completions share.
+"""The one kind of request that is answered, which every door's own request becomes.
 
-A field that no schema has is checked by `parameters`.
+Chat completions and completions are such requests themselves. A field that only some engines
+serve is in no schema, and `parameters` checks it.
 """
 
 from __future__ import annotations

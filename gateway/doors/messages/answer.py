@@ -72,10 +72,12 @@ class MessageAnswer(Answer):
 
     def _read(self) -> Json:
         """Return the usage before the first token."""
+        account = self._heading.account
+        cached = account.total().cached_tokens
         return {
-            "input_tokens": self._heading.account.prompt_tokens,
+            "input_tokens": account.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "cache_read_input_tokens": cached,
             "output_tokens": 0,
         }
 
