@@ -23,10 +23,14 @@ _REASONS: Final[dict[Finish | None, str]] = {
 
 def asked(body: MessagesRequest) -> Asked:
     """Return the chat that a request asks for. Raises InvalidRequest."""
-    chat, ignored = body.chat(), body.ignored()
-    if chat.is_watched:
-        ignored = (*ignored, "stream_options.include_speculation")
-    return Asked(chat, "msg_", MessageAnswer, ignored, body.names())
+    chat = body.chat()
+    return Asked(chat, "msg_", MessageAnswer, (*body.ignored(), *chat.untold), body.names())
+
+
+_NONE: Final = dict.fromkeys(
+    ("cache_creation", "server_tool_use", "service_tier", "inference_geo")
+)
+"""Anthropic's `usage` has these, and they may be null."""
 
 
 class MessageAnswer(Answer):
@@ -67,6 +71,8 @@ class MessageAnswer(Answer):
             "model": self._heading.model,
             "content": content,
             **_reason(last),
+            "stop_details": None,
+            "container": None,
             "usage": self._usage(),
         }
 
@@ -75,6 +81,7 @@ class MessageAnswer(Answer):
         account = self._heading.account
         cached = account.total().cached_tokens
         return {
+            **_NONE,
             "input_tokens": account.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
