@@ -30,6 +30,10 @@ from picospec.speculation.protocol.opening import PREDICTION
 INLINE_TOKENS: Final = 2048
 """Tokens of a prompt whose n-grams are made in the event loop, in a few milliseconds."""
 
+EXPECTED_TOKENS: Final = 2048
+"""Most tokens of an earlier answer that the verifier is told, which are 6 KB: the edge itself
+drafts what follows."""
+
 MAX_PREDICTED_CHARS: Final = 16 * MAX_PREDICTED
 """Most characters of a prediction that are read: what follows is beyond MAX_PREDICTED tokens of
 any text but spaces."""
@@ -82,7 +86,7 @@ class ProposalFinder:
         if not (self._how.verifier_drafts and request.fill == "auto"):
             return Proposals(request, (), grammar, proposer, pool)
         predicted = await self._predicted(job, request.vocabulary)
-        expected = predicted or (pool.expected(request.prompt, MAX_PREDICTED) if pool else ())
+        expected = predicted or (pool.expected(request.prompt, EXPECTED_TOKENS) if pool else ())
         request = replace(request, own_drafts=True, predicted=expected)
         return Proposals(request, predicted, grammar, proposer, pool)
 
