@@ -7,6 +7,7 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
 * A pass holds one segment of every waiting request. A long prompt goes in chunks, so that other
   sessions' steps share its passes instead of waiting for all of it.
 * A pass that does not end holds up the thread, but no session: its steps fail after a while.
+* Of a long prompt the draft model reads a view, which a second is enough for (view.py).
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix can be used that is of the same
   owner: to others the time of drafts would show what was asked (models.llama_cpp.kv_reuse).
@@ -25,9 +26,9 @@ from typing import Final, Protocol
 import structlog
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
-from picospec.edge_agent.draft_model.step_request import KvSlot, StepRequest
-from picospec.edge_agent.step_sampler import StepSampler
-from picospec.models.llama_cpp.kv_reuse import common_prefix, reuse_cost
+from picospec.edge_agent.draft_model.llama_slot import KvSlot, LlamaSlot, StepRequest
+from picospec.edge_agent.draft_model.view import WHOLE, Reading
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.llama_cpp.segments import Limits, Segment
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Logits
@@ -56,45 +57,6 @@ class Cache(Protocol):
     def close(self) -> None: ...
 
 
-class LlamaSlot:
-    """A DraftSlot whose steps go to the thread through `requests`."""
-
-    def __init__(
-        self,
-        slot: KvSlot,
-        prompt_tokens: int,
-        requests: queue.SimpleQueue[StepRequest | None],
-        context_tokens: int,
-        owner: object,
-    ) -> None:
-        self.context_tokens = context_tokens
-        self._owner = owner
-        self._slot = slot
-        self._prompt_tokens = prompt_tokens
-        self._requests = requests
-        self._left = False
-
-    async def step(
-        self,
-        context: Sequence[TokenId],
-        sampler: StepSampler,
-        *,
-        ahead: Sequence[TokenId] = (),
-    ) -> list[DraftToken]:
-        ahead = ahead[: max(0, self.context_tokens - len(context))]
-        position = len(context) - self._prompt_tokens
-        # a row of `ahead` is used only where the draft tokens before it equal those ahead
-        draw = sampler([*context[self._prompt_tokens :], *ahead])
-        request = StepRequest(self._slot, context, ahead, position, draw, self._owner)
-        self._requests.put(request)
-        return await asyncio.wrap_future(request.drafts)
-
-    def leave(self) -> None:
-        if not self._left:
-            self._left = True
-            self._slot.taken = False
-
-
 class LlamaDrafter:
     """A Drafter over llama.cpp. It owns the cache, and closes it. share_prefixes: whether all
     owners count as one."""
@@ -103,6 +65,8 @@ class LlamaDrafter:
         self.read_tokens = 0  # only the thread changes it
         self._cache = cache
         self._share_prefixes = share_prefixes
+        self._reading = Reading(cache.limits.context_tokens)
+        self._takes = 0
         self._slots = [KvSlot(index) for index in range(cache.limits.sequences)]
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
         self._waiting: dict[int, StepRequest] = {}
@@ -114,16 +78,19 @@ class LlamaDrafter:
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
 
-    def take(self, prompt: Sequence[TokenId], owner: object = None) -> LlamaSlot | None:
+    def take(
+        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
+    ) -> LlamaSlot | None:
         owner = None if self._share_prefixes else owner
         free = [slot for slot in self._slots if not slot.taken]
-        if not free or self.stuck or len(prompt) >= self._cache.limits.context_tokens:
+        if not free or self.stuck or (whole and len(prompt) >= self._reading.room):
             return None
         own = list(prompt)
-        best = min(free, key=lambda s: reuse_cost(s.tokens, own, owned=s.owner is owner))
-        best.taken = True
-        context_tokens = self._cache.limits.context_tokens
-        return LlamaSlot(best, len(prompt), self._requests, context_tokens, owner)
+        slot = min(free, key=lambda slot: slot.cost(own, owner, self._reading))
+        slot.view = WHOLE if whole else slot.view_of(own, owner, self._reading)
+        self._takes += 1
+        slot.taken, slot.taken_at = True, self._takes
+        return LlamaSlot(slot, len(own), self._requests, self._reading, owner, whole)
 
     @property
     def stuck(self) -> bool:
@@ -189,7 +156,10 @@ class LlamaDrafter:
         if not waiting:
             return
         segments = self._segments(list(waiting.values()))
+        began = time.monotonic()
         self._cache.decode(segments)
+        rows = sum(len(segment.tokens) for segment in segments)
+        self._reading.observe(rows, time.monotonic() - began)
         row = 0
         for segment in segments:
             request = waiting[segment.sequence]
