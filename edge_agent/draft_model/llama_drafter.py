@@ -7,7 +7,8 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
 * A pass holds one segment of every waiting request. A long prompt goes in chunks, so that other
   sessions' steps share its passes instead of waiting for all of it.
 * A pass that does not end holds up the thread, but no session: its steps fail after a while.
-* Of a long prompt the draft model reads a view, which a second is enough for (view.py).
+* Of a long prompt a view is read first, in about a second (llama_slot.py); all of it while no
+  step waits, in a spare sequence that then takes the place of the slot's.
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix can be used that is of the same
   owner: to others the time of drafts would show what was asked (models.llama_cpp.kv_reuse).
@@ -21,21 +22,30 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
-from picospec.edge_agent.draft_model.llama_slot import KvSlot, LlamaSlot, StepRequest
-from picospec.edge_agent.draft_model.view import WHOLE, Reading
-from picospec.models.llama_cpp.kv_reuse import common_prefix
-from picospec.models.llama_cpp.segments import Limits, Segment
+from picospec.edge_agent.draft_model.llama_slot import (
+    Cache,
+    KvSlot,
+    LlamaSlot,
+    Reading,
+    StepRequest,
+)
+from picospec.models.llama_cpp.segments import Segment
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.draft_token import DraftToken
 
 CHUNK_TOKENS: Final = 64
 """A pass has no more tokens of one prompt: this limits how long other sessions' steps take."""
+
+READ_ON_TOKENS: Final = 32
+"""A pass that reads on has no more tokens: a step that comes meanwhile waits for it."""
+
+IDLE_S: Final = 0.1
+"""After so long without a step, in seconds, the rest of a prompt is read."""
 
 PASS_TIMEOUT_S: Final = 30.0
 """How long a pass may take before its steps fail, in seconds. A full one, of 256 rows, takes
@@ -44,17 +54,6 @@ PASS_TIMEOUT_S: Final = 30.0
 CHECK_S: Final = 1.0
 CLOSE_S: Final = 3.0
 """Closing waits so long for the pass that is running, in seconds."""
-
-
-class Cache(Protocol):
-    """What models.llama_cpp.model.Context does; one thread uses it."""
-
-    limits: Limits
-
-    def decode(self, segments: Sequence[Segment]) -> None: ...
-    def logits(self, index: int) -> Logits: ...
-    def truncate(self, sequence: int, length: int) -> None: ...
-    def close(self) -> None: ...
 
 
 class LlamaDrafter:
@@ -67,11 +66,12 @@ class LlamaDrafter:
         self._share_prefixes = share_prefixes
         self._reading = Reading(cache.limits.context_tokens)
         self._takes = 0
-        self._slots = [KvSlot(index) for index in range(cache.limits.sequences)]
+        *self._slots, self._spare = map(KvSlot, range(cache.limits.sequences))
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
         self._waiting: dict[int, StepRequest] = {}
         """One request a slot, by the slot's index. Only the thread changes it."""
 
+        self._idle = False  # no step came for IDLE_S; only the thread changes it
         self._began: float | None = None
         """The pass that is running began then; None between two. Only the thread sets it."""
 
@@ -87,10 +87,9 @@ class LlamaDrafter:
             return None
         own = list(prompt)
         slot = min(free, key=lambda slot: slot.cost(own, owner, self._reading))
-        slot.view = WHOLE if whole else slot.view_of(own, owner, self._reading)
         self._takes += 1
         slot.taken, slot.taken_at = True, self._takes
-        return LlamaSlot(slot, len(own), self._requests, self._reading, owner, whole)
+        return LlamaSlot(slot, len(own), self._requests, owner, whole)
 
     @property
     def stuck(self) -> bool:
@@ -133,21 +132,35 @@ class LlamaDrafter:
         while self._admit(waiting):
             self._began = time.monotonic()
             try:
-                self._pass(waiting)
+                if waiting:
+                    self._pass(waiting)
+                else:
+                    self._read_on()
             except Exception as error:  # any error must reach the sessions that wait
                 self._fail(waiting, error)
             self._began = None
 
     def _admit(self, waiting: dict[int, StepRequest]) -> bool:
-        """Take in new requests, and wait for one if there are none. Return False at the end."""
+        """Take in new requests. If there are none, wait for one; for a while only, where a
+        prompt can be read on. Return False at the end."""
         while not waiting or not self._requests.empty():
-            request = self._requests.get()
+            try:
+                request = self._requests.get(timeout=self._patience_s())
+            except queue.Empty:
+                self._idle = True
+                return True
             if request is None:
                 for left in waiting.values():
                     left.drafts.cancel()
                 return False
-            waiting[request.slot.index] = request
+            self._idle = False
+            waiting[request.session.slot.index] = request
         return True
+
+    def _patience_s(self) -> float | None:
+        if not any(slot.rest for slot in self._slots):
+            return None
+        return 0.0 if self._idle else IDLE_S
 
     def _pass(self, waiting: dict[int, StepRequest]) -> None:
         """Decode one segment of each request; answer those whose context is read completely."""
@@ -156,21 +169,22 @@ class LlamaDrafter:
         if not waiting:
             return
         segments = self._segments(list(waiting.values()))
-        began = time.monotonic()
-        self._cache.decode(segments)
-        rows = sum(len(segment.tokens) for segment in segments)
-        self._reading.observe(rows, time.monotonic() - began)
+        self._decode(segments)
         row = 0
         for segment in segments:
             request = waiting[segment.sequence]
-            request.slot.tokens.extend(segment.tokens)
-            unread = len(request.context) - request.position - segment.start
-            self.read_tokens += max(0, min(len(segment.tokens), unread))
+            request.session.slot.tokens.extend(segment.tokens)
             if segment.logits:
                 drafts = self._drafts(request, row, segment.logits)
                 del waiting[segment.sequence]
                 request.succeed(drafts)
                 row += segment.logits
+
+    def _decode(self, segments: Sequence[Segment]) -> None:
+        began = time.monotonic()
+        self._cache.decode(segments)
+        rows = sum(len(segment.tokens) for segment in segments)
+        self._reading.observe(rows, time.monotonic() - began)
 
     def _drafts(self, request: StepRequest, row: int, rows: int) -> list[DraftToken]:
         """Return a request's drafts. Its `rows` rows of logits begin with `row`."""
@@ -184,36 +198,43 @@ class LlamaDrafter:
         room = self._cache.limits.batch_tokens
         segments = []
         for place, request in enumerate(requests):
-            self._rewind(request)
-            start = len(request.slot.tokens)
+            slot, seen = request.session.slot, request.seen(self._reading, self._cache)
+            slot.rewind(seen[:-1], self._cache)  # the draft comes from the last token's row
+            start = len(slot.tokens)
             most = min(CHUNK_TOKENS, room - len(requests) + place + 1)
-            tokens, rows = list(request.context[start : start + most]), 0
-            if start + len(tokens) == len(request.context):
-                ahead = request.ahead[: most - len(tokens)]
+            tokens, rows = seen[start : start + most], 0
+            unread = len(seen) - request.position - start
+            self.read_tokens += max(0, min(len(tokens), unread))
+            if start + len(tokens) == len(seen):
+                free = self._reading.room - len(seen)
+                ahead = request.ahead[: max(0, min(free, most - len(tokens)))]
                 tokens += ahead
                 rows = 1 + len(ahead)
-            segments.append(Segment(request.slot.index, start, tokens, rows))
+            segments.append(Segment(slot.index, start, tokens, rows))
             room -= len(tokens)
         return segments
 
-    def _rewind(self, request: StepRequest) -> None:
-        """Truncate the slot to what it shares with the context, without its last token.
-
-        The last token is always read, because the draft comes from its row of logits.
-        """
-        slot = request.slot
-        length = min(common_prefix(slot.tokens, request.context), len(request.context) - 1)
-        if slot.owner is not request.owner:
-            slot.owner, length = request.owner, 0
-        if length < len(slot.tokens):
-            self._cache.truncate(slot.index, length)
-            del slot.tokens[length:]
+    def _read_on(self) -> None:
+        """Read a chunk of the prompt whose view was taken last, in the spare sequence. Once it
+        is whole, it takes the place of the view."""
+        slot = max((s for s in self._slots if s.rest), key=lambda slot: slot.taken_at)
+        spare = self._spare
+        spare.begin(slot.rest, slot, self._cache)
+        start = len(spare.tokens)
+        tokens = list(slot.rest[start : start + READ_ON_TOKENS])
+        if tokens:
+            self._decode([Segment(spare.index, start, tokens, 0)])
+            spare.tokens += tokens
+            self.read_tokens += len(tokens)
+        if len(spare.tokens) == len(slot.rest):
+            slot.take_from(spare)
 
     def _fail(self, waiting: dict[int, StepRequest], error: Exception) -> None:
         """Fail all waiting requests, and forget what the cache holds of their slots."""
+        for slot in (self._spare, *(request.session.slot for request in waiting.values())):
+            slot.rewind((), self._cache)
+            slot.rest = ()
         for request in waiting.values():
-            self._cache.truncate(request.slot.index, 0)
-            request.slot.tokens.clear()
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
             request.fail(failure)

@@ -25,8 +25,9 @@ AUTO: Final = "auto"
 NONE: Final = "none"
 """Values of the setting draft_model that name no model."""
 
-LEAST_TOKENS: Final = 8192
-"""A slot holds so many tokens, if the draft model takes them, on the smallest machine."""
+SLOT_TOKENS: Final = 8192
+"""A slot holds so many tokens, if the draft model takes them; more only where it may have to
+answer alone, and memory allows."""
 
 MakeDrafter = Callable[[Model | None, EdgeSettings], Drafter]
 
@@ -60,7 +61,9 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
     length = length_of(model, settings)
     structlog.get_logger("edge_agent").info("context", **length.told())
     return LlamaDrafter(
-        Context(model, length.tokens, sequences=settings.slots, threads=threads_of(settings)),
+        Context(
+            model, length.tokens, sequences=settings.slots + 1, threads=threads_of(settings)
+        ),
         share_prefixes=settings.share_prefixes,
     )
 
@@ -69,15 +72,16 @@ def length_of(model: Model, settings: EdgeSettings) -> Length:
     """Return how many tokens a slot of the draft model holds. A GPU with a memory of its own
     does not tell how much of it is free."""
     facts, asked = model.metadata(), settings.context_tokens
-    if asked is None and settings.gpu_layers and sys.platform != "darwin" and can_use_gpu():
-        asked = LEAST_TOKENS
+    on_gpu = settings.gpu_layers and sys.platform != "darwin" and can_use_gpu()
+    if asked is None and (settings.fallback == "none" or on_gpu):
+        asked = SLOT_TOKENS
     return context_length(
         facts,
         model.context_tokens,
         asked,
-        sequences=settings.slots,
+        sequences=settings.slots + 1,  # one in which prompts are read on
         cache="F16",
-        least=LEAST_TOKENS,
+        least=SLOT_TOKENS,
     )
 
 
