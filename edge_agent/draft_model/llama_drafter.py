@@ -230,9 +230,12 @@ class LlamaDrafter:
             slot.take_from(spare)
 
     def _fail(self, waiting: dict[int, StepRequest], error: Exception) -> None:
-        """Fail all waiting requests, and forget what the cache holds of their slots."""
+        """Fail all waiting requests, forget what the cache holds of their slots, and read no
+        prompt on."""
         for slot in (self._spare, *(request.session.slot for request in waiting.values())):
-            slot.rewind((), self._cache)
+            self._cache.truncate(slot.index, 0)
+            slot.tokens.clear()
+        for slot in self._slots:
             slot.rest = ()
         for request in waiting.values():
             failure = CannotDraft(f"{type(error).__name__}: {error}")

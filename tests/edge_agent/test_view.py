@@ -55,7 +55,7 @@ async def test_in_any_turns_drafts_follow_the_view_and_little_is_read_for_the_fi
     for which, asked, committed, whole in turns:
         context = told[which]
         context += text(which, len(context) + asked)[len(context) :]
-        slot = drafter.take(context, "owner", whole=whole)
+        slot = drafter.take(context, which % 2, whole=whole)
         if slot is None:
             assert whole
             continue
@@ -111,8 +111,9 @@ async def test_conversations_lose_their_slots_in_the_order_of_their_last_turns()
     drafter.close()
 
 
+@pytest.mark.parametrize("broken", [False, True])
 async def test_a_prompt_is_read_on_while_no_step_waits_and_then_drafts_follow_all_of_it(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, broken: bool
 ) -> None:
     monkeypatch.setattr(llama_drafter, "IDLE_S", 0.01)
     cache = FakeCache(slots=2)
@@ -121,11 +122,14 @@ async def test_a_prompt_is_read_on_while_no_step_waits_and_then_drafts_follow_al
     assert slot is not None
 
     assert await draft_after(slot, prompt) == truth([*prompt[:FIRST_TOKENS], *prompt[-LAST:]])
+    cache.broken = broken
     for _ in range(500):
         await asyncio.sleep(0.01 if slot.slot.rest else 0)
     before = cache.rows
 
-    assert await draft_after(slot, [*prompt, 1]) == truth([*prompt, 1])
+    seen = slot.slot.view.of([*prompt, 1])
+    assert (seen == [*prompt, 1]) is not broken
+    assert await draft_after(slot, [*prompt, 1]) == truth(seen)
     assert cache.rows - before == 1
-    assert drafter.read_tokens == FIRST_TOKENS + LAST + len(prompt) - FIRST_TOKENS
+    assert drafter.read_tokens == LAST + (FIRST_TOKENS if broken else len(prompt))
     drafter.close()
