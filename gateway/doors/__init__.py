@@ -1,5 +1,15 @@
 """The doors by which answers are asked for, a folder each, and what they share.
 
-A door reads a body into a `GenerationRequest`, and its `Answer` writes what an engine makes of
-it, and errors, in the door's own shape. Everything between the two is one path for all doors.
+A request goes the same way at every door. `NAME/` stands for the door's folder:
+
+    gateway/app.py            binds a path to `generate`, with the door's schema and its `asked`
+    generation.py             takes all the steps below, and is the place to begin reading
+    body.py                   reads the body as the door's own request
+    NAME/request.py           makes a GenerationRequest of it (request.py), the kind answered
+    NAME/answer.py            has `asked`: returns this, and the maker of an Answer (door.py)
+    parameters.py             checks fields that not every engine serves
+    gateway/tenants/reading   reads the prompt as tokens, in fair turns
+    gateway/ports.py          has an engine's Facts, the Job of a choice, and its Deltas
+    gateway/output/           makes text, reasoning and calls of the tokens (choice_stream.py)
+    NAME/answer.py            has the Answer: writes these, and errors, in the door's shape
 """

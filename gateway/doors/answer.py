@@ -34,7 +34,7 @@ class Heading:
     model: str
     choices: int
     account: Account
-    """It counts what `events` are made of, before they are made."""
+    """It has counted a delta before `events` gets that delta, so that usage is up to date."""
 
     fingerprint: str | None = None
     """OpenAI calls it `system_fingerprint`; not every answer has one."""

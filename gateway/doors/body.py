@@ -41,9 +41,10 @@ async def read(services: Services, request: Request, least_bytes: int = 0) -> by
 
 
 async def checked(services: Services, request: Request, check: Callable[[], T]) -> T:
-    """Return what `check` makes of a request whose body has been read: at once if it is small,
-    with what it may go on from, else in a thread, one after the other. Raises Overloaded, or
-    what `check` raises."""
+    """Return what `check` returns for a request whose body has been read. It runs at once if
+    the body and the responses that its tenant keeps, which the body may refer to, are small;
+    else in the one thread where large bodies take turns. Raises Overloaded, or what `check`
+    raises."""
     account: Account = request.state.account
     if len(await request.body()) + account.kept_bytes <= SMALL_BYTES:
         return check()

@@ -31,10 +31,12 @@ class Asked:
     """Fields of the door's own request that have no effect, besides those of `body`."""
 
     names: Mapping[str, str] = field(default_factory=dict)
-    """The door's names of fields, by those of `body`, where they differ. Errors have them."""
+    """From a field of `body` to the name that it has in the client's request, where these
+    differ. An error names the field as the client does."""
 
     instead: Callable[[str], Response] | None = None
-    """Makes the answer of the model's name, where nothing is to be generated."""
+    """Where nothing is to be generated, as when Ollama's client only loads a model: a function
+    that takes the model's name and returns the whole answer."""
 
 
 Read = Callable[[Body], Asked]

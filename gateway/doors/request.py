@@ -1,6 +1,7 @@
-"""The fields that chat completions and completions share.
+"""The one kind of request that is answered, which every door's own request becomes.
 
-A field that no schema has is checked by `parameters`.
+Chat completions and completions are such requests themselves. A field that only some engines
+serve is in no schema, and `parameters` checks it.
 """
 
 from __future__ import annotations
@@ -215,6 +216,13 @@ class GenerationRequest(Servable):
         """Whether tokens that came together are streamed one after another."""
         options = self.stream_options
         return self.stream and options is not None and options.steady
+
+    @property
+    def untold(self) -> tuple[str, ...]:
+        """What `stream_options` ask for that only chats and completions of OpenAI's tell."""
+        names = ("include_usage", "continuous_usage_stats", "include_speculation")
+        told = (name for name in names if getattr(self.stream_options, name, False))
+        return tuple(f"stream_options.{name}" for name in told)
 
     def unknown_inside(self) -> list[str]:
         """Return the unknown fields of the objects in the body, without its own."""

@@ -32,19 +32,22 @@ async def nothing_more() -> dict[str, object]:
 
 
 class Relay(Protocol):
-    """Has another service answer. None stands for what this one answers."""
+    """Asks another service, such as the verifier, to answer in place of this one. Where a
+    method returns None, the request is answered here."""
 
     @property
     def models(self) -> Sequence[str]:
         """The models that the other one has for clients of this one."""
 
     async def ahead(self, services: Services, request: Request) -> Response | None:
-        """Answer a request that has begun, before its door reads it. Raises ApiError."""
+        """Answer a request before its door reads it, by what is in its body, such as a picture.
+        Raises ApiError."""
 
     async def undrafted(
         self, services: Services, request: Request, model: str
     ) -> Response | None:
-        """Answer a request for a model, which its door has read. Raises ApiError."""
+        """Answer a request for this model that its door has read, where the verifier opens no
+        sessions for the edge. Raises ApiError."""
 
 
 _WAITING: Final = 32

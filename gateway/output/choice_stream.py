@@ -55,8 +55,8 @@ async def together(
 ) -> AsyncGenerator[ChoiceStream]:
     """Give all streams as one, and close them at the end. order: None for what comes first.
 
-    A client that does not read stops the streams. An error of one ends all, when what came
-    before it has been read.
+    While the client does not read, the streams pause. An error of one stream ends all of them,
+    once the client has got what came before it.
     """
     if len(streams) == 1 and order is None:
         async with aclosing(streams[0]) as only:

@@ -34,12 +34,14 @@ class OutputParser:
         self._steps = parse(self._text, message)
         self._entries = ContentEntries()
         self._complete = False
-        """The only call that the client wants has ended, and not just because the text has."""
+        """The client wants no more than one call, and this one was closed, not cut by the end
+        of the text."""
 
         next(self._steps, None)
 
     def read(self, delta: Delta) -> TextDelta:
-        """Raise EngineFault as the Detokeniser does."""
+        """Return what the tokens of a delta show of the choice. Raises what the Detokeniser
+        raises: EngineFault."""
         tokens = thoughts = 0
         finish: Finish | None = None
         stop: str | None = None

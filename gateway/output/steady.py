@@ -25,7 +25,8 @@ async def singly(deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
 
 
 class Steady:
-    """Paces the choices of one service: the first burst of each by the pace of the last one."""
+    """Paces the choices of all requests to one service. The first burst of a choice has the
+    pace of the choice that ended last, whoever asked for that one."""
 
     def __init__(self) -> None:
         self._interval_s = 0.0

@@ -39,7 +39,8 @@ class Arrivals:
 
     first_s: float = 0.0
     """From a Commit that the edge waited for to the first draft token after it: a round trip
-    and a draft step. It is 0 until it is known. After a rest of the edge it hardly counts."""
+    and a draft step. It is 0 until it is known. After that it is learned where a chain broke,
+    and not where the edge paused, and a wait counts as at most twice the usual one."""
 
     interval_s: float = 0.0
     """Between two draft tokens while the edge drafts; 0 until it is known."""

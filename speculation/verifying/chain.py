@@ -93,8 +93,9 @@ class HeldChain:
         self.broken = True
 
     def follow(self, text: Sequence[TokenId], known: int = 0) -> None:
-        """Compare the chain with the text from the first position on that is not known to
-        agree. Before `known` the edge agrees."""
+        """Compare the chain with the text, from the first position on that is not known to
+        agree. known: the edge had the text before this position when it made the chain, so a
+        draft token that is missing there is no gap."""
         while self._agreed < len(text):
             if draft := self._drafts.pop(self._agreed, None):
                 right = draft[0] == text[self._agreed]

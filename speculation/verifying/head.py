@@ -18,13 +18,14 @@ observations. EAGLE-3 and n-grams are reported from 0.5 to 0.8."""
 PRIOR_SEEN: Final = 4
 
 NO_HOLD: Final = 0.5
-"""Expected accepted tokens from which on a session is not held for its edge's draft tokens: a
-pass without them brings about as much as one with them is worth waiting for."""
+"""A session is not held for its edge's draft tokens where the head is expected to have so many
+tokens accepted: waiting for the edge would then gain little. Not tuned."""
 
 
 @dataclass(slots=True)
 class Head:
-    """tokens: how many it has proposed after the committed text; 0 once they were judged."""
+    """tokens: how many it has proposed after the committed text; 0 once a pass has begun, which
+    takes them or makes them useless."""
 
     tokens: int = 0
     precision: Precision = field(default_factory=lambda: Precision(PRIOR, PRIOR_SEEN))

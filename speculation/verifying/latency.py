@@ -35,8 +35,8 @@ MAX_SAMPLES: Final = 15
 """Recent passes of a size that its mean covers."""
 
 MIN_EXCESS: Final = 1.1
-"""A size counts as slower than a larger one only when its mean latency exceeds that one's by
-this factor, and as dearer a row than half of it; below, the difference is noise."""
+"""A smaller factor between two latencies is noise. A size counts as slower than a larger one,
+or as dearer a row than a pass of half as many rows, only where the factor is exceeded."""
 
 MAX_GROWTH: Final = 2
 """Rows that a pass may have, in times of the largest cheap one's."""
@@ -57,12 +57,13 @@ SLOWDOWN_DECAY: Final = 1 / 128
 slow by nature."""
 
 FORGET_AFTER: Final = 128
-"""Passes after which sizes that were seen once, and dear, count as unknown and are tried again.
-What was seen is kept: a size that was dear twice stays dear."""
+"""After so many passes, a size that was seen once, and was dearer than the other sizes say,
+counts as unknown and is tried again. Its first latency still counts then, so that a size that
+is dear twice stays dear."""
 
 MEASURE_S: Final = 10.0
-"""Passes before the first session take no longer. None is begun that would go beyond it if it
-took as long as one with fewer rows."""
+"""All passes before the first session together may take so long. A pass is left out if they
+would take longer with it, by what the sizes timed so far say of it."""
 
 
 class _Size:

@@ -35,7 +35,7 @@ from picospec.speculation.verifying.row_allocation import allocate
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 MIN_PASS_S: Final = 1e-6
-"""The shortest time that a pass counts as, where clocks leave less of it."""
+"""The shortest time that a pass counts as, where less is left of it without `dear_s`."""
 
 MIN_HOLD_S: Final = 1e-6
 """A shorter hold is none: it is what rounding leaves of a hold whose time has come."""
@@ -174,8 +174,9 @@ class VerifyMachine:
         return seconds if seconds > MIN_HOLD_S else 0.0
 
     def _allocated(self, names: Sequence[str], others: int, rows: int) -> list[int]:
-        """Return how many draft tokens of each session to judge. others: rows that
-        take none. One row a session is kept for the draft token that fill `never` needs."""
+        """Return how many draft tokens of each session to judge. others: rows that no draft
+        token follows. `plan` may add one draft token a session, because fill `never` needs one,
+        so the allocation leaves as many rows free."""
         sessions = [self._sessions[name].session for name in names]
         counts = allocate(
             [*(session.gains for session in sessions), *([()] * others)],
@@ -209,8 +210,8 @@ class VerifyMachine:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
 
         rows: of the whole pass; None when its latency says nothing, as with a prompt in it.
-        dear_s: what single sessions took of its time by dear settings; were that learned, all
-        sessions would get fewer rows.
+        dear_s: how much longer judging took than with the cheapest settings, such as without a
+        grammar. It is not learned as latency, or every session would get fewer rows for it.
         """
         pass_s = now - plan.started
         if rows is not None and pass_s > 0.0:  # else the clock is too coarse

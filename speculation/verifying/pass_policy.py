@@ -56,9 +56,10 @@ def _is_worth_waiting(session: Waiting, latency: PassLatency, max_verify: int) -
     """Return whether some number of draft tokens to come earns more than the time they take.
 
     This is an optimal stopping rule. Starting with k draft tokens instead of the n pending ones
-    commits a^(n+1) + ... + a^k tokens more, and takes the wait and T(k+1) - T(n+1) longer; in
-    that time the session would have gone on at its best rate. Draft tokens that the text has
-    overtaken arrive first, and must equal it.
+    commits a^(n+1) + ... + a^k tokens more, and takes the wait and T(k+1) - T(n+1) longer,
+    where T(r) is the latency of r rows. In that time the session would have gone on at its
+    `best_rate`. The draft tokens `behind`, which the text has overtaken, arrive first, and the
+    later ones are of use only if all of these equal the text.
     """
     rate = best_rate(session.acceptance, latency, max_verify, restart_s=session.restart_s)
     wait_s = max(0.0, session.due_s) + session.behind * session.interval_s

@@ -1,7 +1,8 @@
 """What a Draft must be to come from a correct edge. Each error names the field.
 
-An edge knows its own draft tokens and a part of the committed text, never more of it than the
-verifier. So a Draft may be late, early or repeated, and still none of these errors can happen.
+An edge knows its own draft tokens and a part of the committed text: never more of it than the
+verifier, but for a recovered token that the edge draws. So a Draft may be late, early or
+repeated, and still none of these errors can happen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Drives the VerifyMachine with llama.cpp: passes over its offers, and prompts in between.
 
 One turn is one pass, if the machine offers one, and one piece of one prompt, if any is unread:
-so a long prompt never stops the other sessions for longer than a piece takes.
+so a long prompt never stops the other sessions for longer than a piece takes. By turns a piece
+is of the prompt that came first, and of the one with the least unread: a short prompt does not
+wait for long ones, and these have half of the time at least.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import structlog
 from picospec.models.errors import GrammarFailed
 from picospec.speculation.verifying.machine import Offer, VerifyMachine
 from picospec.verifier.llama_target.engine import Engine
+from picospec.verifier.llama_target.pieces import Pieces
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.slot import Slot
 from picospec.verifier.metrics import PassMetrics
@@ -40,13 +43,14 @@ class Scheduler:
         settings: LlamaSettings,
         clock: Clock,
     ) -> None:
-        self._slots: dict[str, Slot] = {}  # in the order in which prompts are read
+        self._slots: dict[str, Slot] = {}  # in the order in which they came
         self._engine = engine
         self._machine = machine
         self._thread = thread
         self._metrics = metrics
         self._settings = settings
         self._clock = clock
+        self._pieces = Pieces(settings.prefill_rows)
         self._changed = asyncio.Event()
 
     def add(self, slot: Slot) -> None:
@@ -70,9 +74,8 @@ class Scheduler:
             offer = self._offer(self._clock())
             if offer.start:
                 await self._pass(offer)
-            unread = next((slot for slot in self._slots.values() if slot.unread), None)
-            if unread:
-                await self._prefill(unread)
+            if unread := [slot for slot in self._slots.values() if slot.unread]:
+                await self._prefill(unread[self._pieces.whose([s.unread for s in unread])])
             elif not offer.start:
                 await self._sleep(offer.wait_s)
 
@@ -115,10 +118,13 @@ class Scheduler:
             slots[name].send(messages)
 
     async def _prefill(self, slot: Slot) -> None:
-        start = slot.prefilled
-        count = min(self._settings.prefill_rows, slot.unread)
+        start, began = slot.prefilled, self._clock()
+        running = sum(each.ready for each in self._slots.values())
+        pass_s = self._machine.latency.of(running) if running else 0.0
+        count = min(self._pieces.rows(pass_s), slot.unread)
         tokens = slot.opening[start : start + count]
         await self._call([slot], self._engine.prefill, slot.sequence, start, tokens)
+        self._pieces.observe(count, self._clock() - began)
         slot.prefilled += count
         self._metrics.prefilled(count)
 

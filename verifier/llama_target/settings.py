@@ -29,9 +29,10 @@ class LlamaSettings(Table):
     """One pass has no more rows, all sessions together."""
 
     prefill_rows: Annotated[int, Field(ge=1, le=63)] = 63
-    """Prompt tokens decoded between two passes: few, so that other sessions go on meanwhile.
-    From 64 rows of a sequence on, llama.cpp's attention rounds differently, and the KV of a
-    prompt would depend on how it was divided."""
+    """Prompt tokens decoded between two passes at most; beside running sessions only as many as
+    take two passes' time (verifier.llama_target.pieces), so that those go on meanwhile. From 64
+    rows of a sequence on llama.cpp's attention rounds differently, and the KV of a prompt would
+    depend on how it was divided."""
 
     @model_validator(mode="after")
     def _rows_suffice(self) -> Self:

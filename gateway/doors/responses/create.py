@@ -74,8 +74,8 @@ def _output(kept: Kept) -> Sequence[Item]:
 
 
 def _resolved(shelf: Shelf, items: Sequence[Item]) -> Iterator[Item]:
-    """Yield the items, with those that are referred to in their places. Each may be so once: a
-    short body could name a long text often."""
+    """Yield the items, each reference replaced by the kept item that it names. No item may be
+    named twice, or a short body could stand for an endless text."""
     known: dict[str, list[Item | None]] = {}
     for index, item in enumerate(items):
         if item.type != "item_reference":

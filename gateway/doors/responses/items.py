@@ -126,8 +126,8 @@ def sealed(thoughts: str) -> str:
 
 
 def messages_of(items: Sequence[Item]) -> list[Json]:
-    """Return the messages of a chat. Where system messages are anywhere but first, they are a
-    developer's, which any template gets in a place that it has."""
+    """Return the messages of a chat. If a system message is not the first message, all system
+    messages become a developer's: rendering puts these where the template takes them."""
     messages: list[Json] = []
     for item in items:
         if (part := _assistants(item)) is not None:

@@ -22,7 +22,7 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.sampling.distributions import Q_SCALE
 from picospec.speculation.sampling.logit_settings import LogitSettings
-from picospec.speculation.verifying.machine import VerifyMachine
+from picospec.speculation.verifying.machine import Offer, VerifyMachine
 from picospec.verifier.vllm_target.admission import Admission
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 
@@ -156,3 +156,25 @@ def test_a_grammar_of_any_request_keeps_a_step_from_being_learned_once_one_ran_w
     assert not is_dear("session")
     assert is_dear("session", "plain")
     assert not is_dear("session", "finished meanwhile")
+
+
+@pytest.mark.parametrize(("waiting", "seats", "held"), [(0, 8, 1), (1, 8, 0), (1, 1, 1)])
+def test_no_session_is_held_out_of_a_step_that_begins_to_read_a_prompt(
+    waiting: int, seats: int, held: int
+) -> None:
+    pytest.importorskip("vllm")
+    from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+
+    request = SimpleNamespace(request_id="r", num_computed_tokens=5, num_tokens=6)
+    scheduler = Scheduler()
+
+    def offer(ready: dict[str, Any], now: float, rows: int, others: int) -> Offer:
+        return Offer(dict.fromkeys(ready, ()) if others else {}, 1.0)
+
+    scheduler._machine = SimpleNamespace(offer=offer)
+    scheduler.running, scheduler.waiting = [request], ["a prompt"] * waiting
+    scheduler.max_num_running_reqs = seats
+    scheduler.scheduler_config = SimpleNamespace(max_num_batched_tokens=2048)
+    scheduler.structured_output_manager = SimpleNamespace(validate_tokens=lambda r, t: t)
+
+    assert len(PicoScheduler._offer_drafts(scheduler, 0.0)) == held  # type: ignore[arg-type]

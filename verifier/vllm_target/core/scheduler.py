@@ -96,7 +96,9 @@ class PicoScheduler(SessionScheduler):
         self.waiting.add_request(held)
 
     def _offer_drafts(self, now: float) -> list[Request]:
-        """Give each session its draft tokens for this step; return the sessions left out."""
+        """Give each session its draft tokens for this step; return the sessions left out. None
+        is held where a prompt is read: the step may take long, and vLLM cuts prompts shorter
+        (long_prefill_token_threshold) only beside requests that it sees."""
         ready = {
             slot.name: (request, slot)
             for request in self.running
@@ -104,7 +106,8 @@ class PicoScheduler(SessionScheduler):
         }
         owing = sum(len(slot.owed(request.num_tokens)) for request, slot in ready.values())
         rows = self.scheduler_config.max_num_batched_tokens - owing
-        others = len(self.running) - len(ready)
+        admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
+        others = len(self.running) - len(ready) + admits
         offer = self._machine.offer(ready, now, rows=rows, others=others)
         self._heads = offer.heads
         for name, draft in offer.start.items():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 
 import pytest
 import pytest_asyncio
@@ -15,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE, engine
 from tests.verifier.vllm_target.conftest import make as make_target
-from tests.verifier.vllm_target.scripted import Answer, Script, drafted, plain
+from tests.verifier.vllm_target.scripted import Answer, Script, drafted, plain, recovered
 from tests.verifier.vllm_target.v2.cases import Text, keywords, prompts, session
-from tests.verifier.vllm_target.v2.tiny import make
+from tests.verifier.vllm_target.v2.tiny import make, make_eagle3
 
 pytestmark = ON_ENGINE
 Texts = dict[tuple[str, int], Text]
@@ -44,6 +45,8 @@ async def merged(
     speculation: dict[str, object] = {"method": request.param, "num_speculative_tokens": K}
     if request.param == "draft_model":
         speculation["model"] = str(head)
+    if request.param == "eagle3":
+        speculation["model"] = str(make_eagle3(directory.parent / "eagle3"))
     async with engine(directory, speculative_config=speculation) as running:
         served = make_target(running)
         await served.start()
@@ -107,3 +110,24 @@ async def test_vllms_own_requests_keep_its_judge(merged: VllmTarget, texts: Text
 
     assert found == [texts["T=0", i].tokens for i in range(3)]
     assert (await beside).tokens == texts["T=1", 1].tokens
+
+
+@pytest.mark.parametrize("merged", ["eagle3"], indirect=True)
+async def test_a_head_that_reads_the_targets_hidden_states(
+    merged: VllmTarget, texts: Texts
+) -> None:
+    """Beside a session that is silent for a step after each rejection. The head's weights are
+    random: what it proposes is judged, and hardly ever right."""
+    names, scripts = ("T=0", "T=1", "penalties"), (None, Script(), Script(wrong=0.2))
+    separate = session(merged.facts, "T=1", 0, judge="separate", fill="never")
+
+    silent = asyncio.create_task(recovered(merged, "silent", separate, Random(3)))
+    answers = await asyncio.gather(
+        *(run(merged, texts, names[i], i, script) for i, script in enumerate(scripts))
+    )
+
+    assert [a.tokens for a in answers] == [texts[names[i], i].tokens for i in range(3)]
+    totals = [answer.finish.totals for answer in answers if answer.finish]
+    assert totals[0].judged > totals[0].passes, "the head's tokens are judged"
+    assert totals[1].accepted > 20, "an edge's are in their place"
+    assert (await silent)[1] > 10

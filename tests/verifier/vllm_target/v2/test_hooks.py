@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 from picospec.speculation.judges.coupled import Coupled
 from picospec.speculation.judges.separate.rule import Separate
 from picospec.speculation.protocol.messages import Sampling
+from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.v2 import by_noise
 from picospec.verifier.vllm_target.worker.v2.hooks import RunnerHooks
@@ -25,8 +26,8 @@ DRAWN = [7, 8, 1, 2, 3, 5, 9, 1, 4, 2]
 """What the rows draw: two draft tokens of a, then 1; b draws 3; and so on."""
 
 
-def runner() -> Any:
-    """A runner that does nothing by itself."""
+def runner(head: int = 0) -> Any:
+    """A runner that does nothing by itself. head: so many tokens are proposed by vLLM's."""
     states = SimpleNamespace(
         req_id_to_index=SLOTS,
         index_to_req_id={slot: name for name, slot in SLOTS.items()},
@@ -35,7 +36,7 @@ def runner() -> Any:
         max_num_reqs=8,
     )
     return SimpleNamespace(
-        vllm_config=SimpleNamespace(additional_config={}),
+        vllm_config=SimpleNamespace(additional_config=Choice("v2", K, head).added_to({})),
         rejection_sampler=SimpleNamespace(),
         req_states=states,
         vocab_size=PADDED,
@@ -70,11 +71,11 @@ def judged(hooked: Any, logits: torch.Tensor, most_waits: int = 0) -> list[list[
 
 
 @pytest.fixture
-def hooked(monkeypatch: pytest.MonkeyPatch) -> Any:
+def hooked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
     for name in ("gather_draft_sampled", "rejection_sample"):
         monkeypatch.setattr(rejection_sampler, name, getattr(rejection_sampler, name))
     monkeypatch.setattr(by_noise, "gumbel_sample", lambda *a, **k: torch.tensor(DRAWN))
-    found = runner()
+    found = runner(getattr(request, "param", 0))
     RunnerHooks(found, V)
     return found
 
@@ -142,6 +143,18 @@ def test_without_a_pass_a_request_generates_nothing_and_takes_its_row_back(
     assert waits.count == 0
     assert counts.tolist() == [1, 0, 1, 1]
     assert rejected.tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("hooked", [2], indirect=True)
+def test_a_head_has_a_row_of_each_request_though_one_is_silent(hooked: Any) -> None:
+    begin(hooked, b=request("b", rule=None))
+    counts, rejected = torch.ones(4, dtype=torch.int32), torch.tensor([2, 0, 0, 1])
+    hooked.sample((object(), counts, rejected), SimpleNamespace(req_ids=list(DRAFTS)))
+
+    proposed = hooked.speculator.propose(rejected=rejected)
+
+    assert proposed["rejected"].tolist() == [2, 0, 0, 1]
+    assert "dummy_run" not in proposed
 
 
 def test_nothing_is_proposed(hooked: Any) -> None:

@@ -50,6 +50,21 @@ def make(directory: Path, *, padding: int = 0, seed: int = 0) -> Path:
     return directory
 
 
+def make_eagle3(directory: Path, *, seed: int = 0) -> Path:
+    """Write a head that reads two of the model's layers. Its weights are random, so that it is
+    hardly ever right."""
+    from safetensors.torch import save_file
+
+    layers = {"eagle_aux_hidden_state_layer_ids": [0, 1], "num_aux_hidden_states": 2}
+    kind = {"architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1}
+    sizes = {"vocab_size": TOKENS, "draft_vocab_size": TOKENS}
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(CONFIG | kind | sizes | layers))
+    weights = directory / "model.safetensors"
+    save_file(_eagle3_weights(seed), weights, metadata={"format": "pt"})
+    return directory
+
+
 def _tokenizer() -> Tokenizer:
     """Return a byte-level BPE; trained on ourselves, so that it has some merges."""
     tokenizer = Tokenizer(models.BPE())
@@ -65,31 +80,61 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
+class Normal:
+    """Draws weights by a seed."""
+
+    def __init__(self, seed: int) -> None:
+        import torch
+
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, rows: int, columns: int, scale: float) -> torch.Tensor:
+        import torch
+
+        drawn = torch.randn(rows, columns, generator=self._generator)
+        return drawn * scale / columns**0.5
+
+
 def _weights(size: int, seed: int) -> dict[str, torch.Tensor]:
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(rows: int, columns: int, scale: float) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * scale / columns**0.5
-
+    normal = Normal(seed)
     weights = {
         "model.embed_tokens.weight": normal(size, WIDTH, WIDTH**0.5),
         "lm_head.weight": normal(size, WIDTH, 3.0),
         "model.norm.weight": torch.ones(WIDTH),
     }
+    for number in range(2):
+        weights |= _layer(normal, f"model.layers.{number}.", WIDTH)
+    return weights
+
+
+def _eagle3_weights(seed: int) -> dict[str, torch.Tensor]:
+    import torch
+
+    normal = Normal(seed)
+    weights = {
+        "fc.weight": normal(WIDTH, 2 * WIDTH, 1.0),
+        "lm_head.weight": normal(TOKENS, WIDTH, 3.0),
+        "norm.weight": torch.ones(WIDTH),
+        "midlayer.hidden_norm.weight": torch.ones(WIDTH),
+    }
+    return weights | _layer(normal, "midlayer.", 2 * WIDTH)
+
+
+def _layer(normal: Normal, name: str, attended: int) -> dict[str, torch.Tensor]:
+    """Return the weights of a layer whose attention reads vectors of such a width."""
+    import torch
+
     shapes = {
-        "self_attn.q_proj": (WIDTH, WIDTH),
-        "self_attn.k_proj": (KV_HEADS * HEAD, WIDTH),
-        "self_attn.v_proj": (KV_HEADS * HEAD, WIDTH),
+        "self_attn.q_proj": (WIDTH, attended),
+        "self_attn.k_proj": (KV_HEADS * HEAD, attended),
+        "self_attn.v_proj": (KV_HEADS * HEAD, attended),
         "self_attn.o_proj": (WIDTH, WIDTH),
         "mlp.gate_proj": (INNER, WIDTH),
         "mlp.up_proj": (INNER, WIDTH),
         "mlp.down_proj": (WIDTH, INNER),
     }
-    for layer in (f"model.layers.{number}." for number in range(2)):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{layer}{norm}.weight"] = torch.ones(WIDTH)
-        for name, shape in shapes.items():
-            weights[f"{layer}{name}.weight"] = normal(*shape, 1.5)
-    return weights
+    norms = ("input_layernorm", "post_attention_layernorm")
+    ones = {f"{name}{norm}.weight": torch.ones(WIDTH) for norm in norms}
+    return ones | {f"{name}{each}.weight": normal(*of, 1.5) for each, of in shapes.items()}

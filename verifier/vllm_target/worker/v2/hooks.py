@@ -46,6 +46,9 @@ class Step:
     slots: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     """The rows that are being judged have these slots, request after request."""
 
+    silent: tuple[Tensor, Tensor] | None = None
+    """Which requests are silent, and of all requests how many rows are rejected."""
+
 
 class RunnerHooks:
     """Wraps the runner's step and its rejection sampler; vLLM's own requests pass through.
@@ -68,7 +71,9 @@ class RunnerHooks:
             self._wrap(rejection_sampler, "gather_draft_sampled", self._gather)
             self._wrap(rejection_sampler, "rejection_sample", self._judge)
             runner.rejection_sampler.num_speculative_steps = choice.width
-            if not choice.head:
+            if choice.head:
+                self._wrap(runner.speculator, "propose", self._propose)
+            else:
                 propose = partial(runner.speculator.propose, dummy_run=True)
                 runner.speculator.propose = propose
 
@@ -180,7 +185,17 @@ class RunnerHooks:
             where = upload(np.array(silent), counts.device)
             counts.index_fill_(0, where, 0)
             rejected.index_fill_(0, where, 1)
+            self._step.silent = where, rejected
         return output, counts, rejected
+
+    def _propose(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+        """Leave vLLM's own speculation a row of each silent request: heads that read the
+        target's hidden states write behind the last row that is not rejected, and the place
+        before the first row is not theirs."""
+        if self._step.silent:
+            where, rejected = self._step.silent
+            rejected.index_fill_(0, where, 0)
+        return stock(*args, **kwargs)
 
     def _return_judgements(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
         output, judged = stock(*args, **kwargs), self._step.judged
