@@ -154,9 +154,9 @@ class EdgeSettings(ServiceSettings):
     """Answers that draft at the same time; further ones run without drafts."""
 
     context_tokens: Annotated[int, Field(ge=64)] | None = None
-    """Tokens that a slot holds; of a longer context the draft model reads the beginning and the
-    end. None: 8,192; with fallback `draft` as many as the draft model was trained for, or as
-    fit into the memory (models.llama_cpp.context_room)."""
+    """Tokens that a slot holds. Of a longer context the draft model reads a part. None: as many
+    as the draft model was trained for, or as fit into the memory
+    (models.llama_cpp.context_room)."""
 
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """Threads of the draft model. None: one for each core this process may use, less one."""

@@ -7,8 +7,8 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
 * A pass holds one segment of every waiting request. A long prompt goes in chunks, so that other
   sessions' steps share its passes instead of waiting for all of it.
 * A pass that does not end holds up the thread, but no session: its steps fail after a while.
-* Of a long prompt a view is read first, in about a second (llama_slot.py); all of it while no
-  step waits, in a spare sequence that then takes the place of the slot's.
+* Of a long prompt a part is read first, in about a second (llama_slot.py). The rest is read in
+  a spare sequence while no step waits, and else by turns with the steps, each half of the time.
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix can be used that is of the same
   owner: to others the time of drafts would show what was asked (models.llama_cpp.kv_reuse).
@@ -41,12 +41,6 @@ from picospec.speculation.sampling.draft_token import DraftToken
 CHUNK_TOKENS: Final = 64
 """A pass has no more tokens of one prompt: this limits how long other sessions' steps take."""
 
-READ_ON_TOKENS: Final = 32
-"""A pass that reads on has no more tokens: a step that comes meanwhile waits for it."""
-
-IDLE_S: Final = 0.1
-"""After so long without a step, in seconds, the rest of a prompt is read."""
-
 PASS_TIMEOUT_S: Final = 30.0
 """How long a pass may take before its steps fail, in seconds. A full one, of 256 rows, takes
 3 s with a draft model of 0.5B on one core; and sessions lose only their drafts."""
@@ -68,10 +62,12 @@ class LlamaDrafter:
         self._takes = 0
         *self._slots, self._spare = map(KvSlot, range(cache.limits.sequences))
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
-        self._waiting: dict[int, StepRequest] = {}
-        """One request a slot, by the slot's index. Only the thread changes it."""
+        self._waiting: dict[KvSlot, StepRequest] = {}
+        """One request a slot. Only the thread changes it."""
 
-        self._idle = False  # no step came for IDLE_S; only the thread changes it
+        self._owed_s = 0.0
+        """Reading on may take so long before the next pass. Only the thread changes it."""
+
         self._began: float | None = None
         """The pass that is running began then; None between two. Only the thread sets it."""
 
@@ -131,60 +127,57 @@ class LlamaDrafter:
         waiting = self._waiting
         while self._admit(waiting):
             self._began = time.monotonic()
+            reads_on = self._reads_on and (self._owed_s > 0 or not waiting)
             try:
-                if waiting:
-                    self._pass(waiting)
-                else:
+                if reads_on:
                     self._read_on()
-            except Exception as error:  # any error must reach the sessions that wait
-                self._fail(waiting, error)
+                else:
+                    self._pass(waiting)
+            except Exception as error:  # any error must reach the sessions that wait for it
+                self._fail({} if reads_on else waiting, error)
             self._began = None
 
-    def _admit(self, waiting: dict[int, StepRequest]) -> bool:
-        """Take in new requests. If there are none, wait for one; for a while only, where a
-        prompt can be read on. Return False at the end."""
-        while not waiting or not self._requests.empty():
-            try:
-                request = self._requests.get(timeout=self._patience_s())
-            except queue.Empty:
-                self._idle = True
-                return True
+    def _admit(self, waiting: dict[KvSlot, StepRequest]) -> bool:
+        """Take in new requests, and wait for one if there is nothing to do. Return False at the
+        end."""
+        while not (waiting or self._reads_on) or not self._requests.empty():
+            request = self._requests.get()
             if request is None:
                 for left in waiting.values():
                     left.drafts.cancel()
                 return False
-            self._idle = False
-            waiting[request.session.slot.index] = request
+            waiting[request.session.slot] = request
         return True
 
-    def _patience_s(self) -> float | None:
-        if not any(slot.rest for slot in self._slots):
-            return None
-        return 0.0 if self._idle else IDLE_S
+    @property
+    def _reads_on(self) -> bool:
+        return any(slot.rest for slot in self._slots)
 
-    def _pass(self, waiting: dict[int, StepRequest]) -> None:
+    def _pass(self, waiting: dict[KvSlot, StepRequest]) -> None:
         """Decode one segment of each request; answer those whose context is read completely."""
-        for index in [index for index, each in waiting.items() if each.drafts.done()]:
-            del waiting[index]
+        for slot in [slot for slot, each in waiting.items() if each.drafts.done()]:
+            del waiting[slot]
         if not waiting:
             return
-        segments = self._segments(list(waiting.values()))
-        self._decode(segments)
+        segments = self._segments(requests := list(waiting.values()))
+        self._owed_s = min(self._owed_s, 0.0) + self._decode(segments)
         row = 0
-        for segment in segments:
-            request = waiting[segment.sequence]
-            request.session.slot.tokens.extend(segment.tokens)
+        for request, segment in zip(requests, segments, strict=True):
+            slot = request.session.slot
+            slot.tokens.extend(segment.tokens)
             if segment.logits:
                 drafts = self._drafts(request, row, segment.logits)
-                del waiting[segment.sequence]
+                del waiting[slot]
                 request.succeed(drafts)
                 row += segment.logits
 
-    def _decode(self, segments: Sequence[Segment]) -> None:
+    def _decode(self, segments: Sequence[Segment]) -> float:
+        """Run a pass, and return the time that it took."""
         began = time.monotonic()
         self._cache.decode(segments)
-        rows = sum(len(segment.tokens) for segment in segments)
-        self._reading.observe(rows, time.monotonic() - began)
+        took_s = time.monotonic() - began
+        self._reading.observe(sum(len(segment.tokens) for segment in segments), took_s)
+        return took_s
 
     def _drafts(self, request: StepRequest, row: int, rows: int) -> list[DraftToken]:
         """Return a request's drafts. Its `rows` rows of logits begin with `row`."""
@@ -215,21 +208,22 @@ class LlamaDrafter:
         return segments
 
     def _read_on(self) -> None:
-        """Read a chunk of the prompt whose view was taken last, in the spare sequence. Once it
-        is whole, it takes the place of the view."""
+        """Read a chunk of the wider view of the session that began last, in the spare sequence.
+        Once that is read, it takes the place of the slot's."""
         slot = max((s for s in self._slots if s.rest), key=lambda slot: slot.taken_at)
         spare = self._spare
         spare.begin(slot.rest, slot, self._cache)
         start = len(spare.tokens)
-        tokens = list(slot.rest[start : start + READ_ON_TOKENS])
+        tokens = list(slot.rest[start : start + CHUNK_TOKENS])
         if tokens:
-            self._decode([Segment(spare.index, start, tokens, 0)])
+            took_s = self._decode([Segment(spare.index, start, tokens, 0)])
+            self._owed_s -= took_s if self._waiting else 0.0
             spare.tokens += tokens
             self.read_tokens += len(tokens)
         if len(spare.tokens) == len(slot.rest):
             slot.take_from(spare)
 
-    def _fail(self, waiting: dict[int, StepRequest], error: Exception) -> None:
+    def _fail(self, waiting: dict[KvSlot, StepRequest], error: Exception) -> None:
         """Fail all waiting requests, forget what the cache holds of their slots, and read no
         prompt on."""
         for slot in (self._spare, *(request.session.slot for request in waiting.values())):

@@ -85,10 +85,13 @@ class Reading:
             first = kept
         return View(first, len(context) - first - last)
 
-    def rest(self, prompt: Sequence[TokenId], view: View) -> Sequence[TokenId]:
-        """Return what to read in idle time, because a view leaves some of it out: the prompt,
-        if an answer has room behind it."""
-        return prompt if view.skipped and len(prompt) <= self.room * 3 // 4 else ()
+    def wider(self, context: Sequence[TokenId]) -> View:
+        """Return the view of a context that is read beside the steps: all of it, if an answer
+        has room behind it, or more first tokens, which often tell of tools."""
+        if len(context) <= self.room * 3 // 4:
+            return WHOLE
+        first = self.room // 2
+        return View(first, len(context) - first - self._last)
 
     @property
     def _last(self) -> int:
@@ -107,7 +110,7 @@ class Cache(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class KvSlot:
     """One sequence of the KV cache. Only the thread changes what is behind `taken_at`."""
 
@@ -128,8 +131,9 @@ class KvSlot:
     session: object = None
     """The session that they were read for last."""
 
+    wider: View = WHOLE
     rest: Sequence[TokenId] = ()
-    """A prompt to read whole, because its view leaves some out."""
+    """The wider view of the session's context, if it has yet to be read."""
 
     def rewind(self, tokens: Sequence[TokenId], cache: Cache) -> None:
         """Truncate the sequence to what it shares with `tokens`."""
@@ -154,10 +158,10 @@ class KvSlot:
         self.rewind(tokens, cache)
 
     def take_from(self, spare: KvSlot) -> None:
-        """Have what another one has read of the prompt, and give it what is here."""
+        """Have the wider view, which was read in another one, and give it what is here."""
         self.index, spare.index = spare.index, self.index
         self.tokens, spare.tokens = spare.tokens, self.tokens
-        self.view, self.rest = WHOLE, ()
+        self.view, self.rest = self.wider, ()
 
     def held_of(self, owner: object) -> list[TokenId]:
         """Return what the cache holds that is of use to an owner."""
@@ -195,11 +199,12 @@ class StepRequest:
             before, slot.session = slot.view, session
             whole = session.whole
             slot.view = WHOLE if whole else reading.view(context, slot.tokens, before)
-            slot.rest = context
+            slot.wider, slot.rest = reading.wider(context), context
         elif len(slot.view.of(context)) > reading.room and not session.whole:
             slot.view = reading.view(context)
         if slot.rest:
-            slot.rest = reading.rest(context, slot.view)
+            wider = slot.view.skipped > slot.wider.skipped
+            slot.rest = slot.wider.of(context) if wider else ()
         return slot.view.of(context)
 
     def succeed(self, drafts: list[DraftToken]) -> None:

@@ -25,9 +25,8 @@ AUTO: Final = "auto"
 NONE: Final = "none"
 """Values of the setting draft_model that name no model."""
 
-SLOT_TOKENS: Final = 8192
-"""A slot holds so many tokens, if the draft model takes them; more only where it may have to
-answer alone, and memory allows."""
+LEAST_TOKENS: Final = 8192
+"""A slot holds so many tokens, if the draft model takes them, on the smallest machine."""
 
 MakeDrafter = Callable[[Model | None, EdgeSettings], Drafter]
 
@@ -72,16 +71,15 @@ def length_of(model: Model, settings: EdgeSettings) -> Length:
     """Return how many tokens a slot of the draft model holds. A GPU with a memory of its own
     does not tell how much of it is free."""
     facts, asked = model.metadata(), settings.context_tokens
-    on_gpu = settings.gpu_layers and sys.platform != "darwin" and can_use_gpu()
-    if asked is None and (settings.fallback == "none" or on_gpu):
-        asked = SLOT_TOKENS
+    if asked is None and settings.gpu_layers and sys.platform != "darwin" and can_use_gpu():
+        asked = LEAST_TOKENS
     return context_length(
         facts,
         model.context_tokens,
         asked,
-        sequences=settings.slots + 1,  # one in which prompts are read on
+        sequences=settings.slots + 1,  # a spare one, in which prompts are read on
         cache="F16",
-        least=SLOT_TOKENS,
+        least=LEAST_TOKENS,
     )
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft_model import llama_drafter
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.draft_model.llama_slot import (
     FIRST_TOKENS,
     LEAST_TOKENS,
-    WHOLE,
-    LlamaSlot,
+    Cache,
+    Reading,
+    StepRequest,
+    View,
 )
+from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.segments import Segment
 from tests.edge_agent.fake_cache import FakeCache, V, draft_after, truth
 
 ROOM = 300
@@ -34,53 +38,76 @@ whether steps read all of it."""
 
 
 def text(seed: int, length: int) -> list[int]:
-    """Return tokens of which any two stretches differ."""
-    return [(at * at + seed * at + seed) % V for at in range(length)]
+    """Return the first tokens of a text."""
+    return Random(seed).choices(range(V), k=length)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def never_idle() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llama_drafter, "IDLE_S", 60.0)
-        yield
+@pytest.fixture
+def reads_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reading, "wider", lambda *_: View(0, 1 << 30))
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """What steps read of their contexts."""
+
+    def recording(request: StepRequest, reading: Reading, cache: Cache) -> list[int]:
+        seen.append(see(request, reading, cache))
+        return seen[-1]
+
+    see, seen = StepRequest.seen, list[list[int]]()
+    monkeypatch.setattr(StepRequest, "seen", recording)
+    return seen
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.lists(TURNS, min_size=1, max_size=12))
-async def test_in_any_turns_drafts_follow_the_view_and_little_is_read_for_the_first_one(
-    turns: Sequence[tuple[int, int, list[int], bool]],
+async def test_in_any_turns_drafts_follow_the_beginning_and_the_end_of_their_contexts(
+    seen: list[list[int]], turns: Sequence[tuple[int, int, list[int], bool]]
 ) -> None:
     cache = FakeCache(slots=2, context_tokens=ROOM)
     drafter, told = LlamaDrafter(cache), [list[int]() for _ in range(6)]
     for which, asked, committed, whole in turns:
-        context = told[which]
-        context += text(which, len(context) + asked)[len(context) :]
-        slot = drafter.take(context, which % 2, whole=whole)
-        if slot is None:
-            assert whole
-            continue
-        before = cache.rows
-        await drafted(slot, context)
-        assert whole or cache.rows - before <= FIRST_TOKENS + LAST
-        for tokens in committed:
-            context += text(which, len(context) + tokens)[len(context) :]
-            if not whole or len(context) <= ROOM:
-                await drafted(slot, context)
+        slot = drafter.take(text(which, len(told[which]) + asked), which % 2, whole=whole)
+        for tokens in (asked, *committed):
+            context = told[which] = text(which, len(told[which]) + tokens)
+            if slot is None or (whole and len(context) > ROOM):
+                assert whole
+                continue
+            token = await draft_after(slot, context)
+            (read,) = seen[-1:]
+            assert token == truth(read)
             assert cache.held <= 3 * ROOM
-        slot.leave()
+            if whole or read == context:
+                assert read == context
+                continue
+            assert read[-LEAST_TOKENS:] == context[-LEAST_TOKENS:]
+            first = common_prefix(read, context)
+            assert first >= FIRST_TOKENS
+            assert context[len(context) - len(read) + first :] == read[first:]
+        if slot is not None:
+            slot.leave()
     drafter.close()
 
 
-async def drafted(slot: LlamaSlot, context: list[int]) -> None:
-    """Draft, and check what the draft token follows."""
-    token = await draft_after(slot, context)
-    view = slot.slot.view
-    seen = [*context[: view.first], *context[view.first + view.skipped :]]
-    assert token == truth(seen)
-    assert view == WHOLE or len(seen) - view.first >= LEAST_TOKENS
-    assert not (slot.whole and view.skipped)
+@pytest.mark.usefixtures("reads_nothing_on")
+@given(st.integers(1, 2000))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_little_is_read_of_any_prompt_for_the_first_draft_token(length: int) -> None:
+    cache = FakeCache(slots=2, context_tokens=ROOM)
+    drafter = LlamaDrafter(cache)
+
+    await draft_after(drafter.take(text(1, length)), text(1, length))
+    drafter.close()
+
+    assert cache.rows <= FIRST_TOKENS + LAST
 
 
+@pytest.mark.usefixtures("reads_nothing_on")
 async def test_a_turn_goes_on_from_the_view_of_the_one_before() -> None:
     cache = FakeCache()
     drafter, context = LlamaDrafter(cache), text(1, 2000)
@@ -111,25 +138,47 @@ async def test_conversations_lose_their_slots_in_the_order_of_their_last_turns()
     drafter.close()
 
 
-@pytest.mark.parametrize("broken", [False, True])
-async def test_a_prompt_is_read_on_while_no_step_waits_and_then_drafts_follow_all_of_it(
-    monkeypatch: pytest.MonkeyPatch, broken: bool
+@pytest.mark.parametrize(
+    ("length", "broken", "skipped"), [(400, False, 0), (400, True, 208), (800, False, 172)]
+)
+async def test_more_of_a_prompt_is_read_beside_the_steps_and_then_drafts_follow_that(
+    monkeypatch: pytest.MonkeyPatch, length: int, broken: bool, skipped: int
 ) -> None:
-    monkeypatch.setattr(llama_drafter, "IDLE_S", 0.01)
-    cache = FakeCache(slots=2)
-    drafter, prompt = LlamaDrafter(cache), text(1, 200)
+    cache, spare = FakeCache(slots=2, context_tokens=1000), 2
+    decode = cache.decode
+
+    def breaking(segments: Sequence[Segment]) -> None:
+        if broken and segments[0].sequence == spare:
+            raise OSError("out of luck")
+        decode(segments)
+
+    monkeypatch.setattr(cache, "decode", breaking)
+    drafter, prompt = LlamaDrafter(cache), text(1, length)
     slot = drafter.take(prompt, "ann")
     assert slot is not None
 
-    assert await draft_after(slot, prompt) == truth([*prompt[:FIRST_TOKENS], *prompt[-LAST:]])
-    cache.broken = broken
+    assert await draft_after(slot, prompt) == truth([*prompt[:FIRST_TOKENS], *prompt[-128:]])
     for _ in range(500):
         await asyncio.sleep(0.01 if slot.slot.rest else 0)
-    before = cache.rows
+    before, seen = cache.rows, slot.slot.view.of([*prompt, 1])
 
-    seen = slot.slot.view.of([*prompt, 1])
-    assert (seen == [*prompt, 1]) is not broken
+    assert len(seen) == length + 1 - skipped
     assert await draft_after(slot, [*prompt, 1]) == truth(seen)
     assert cache.rows - before == 1
-    assert drafter.read_tokens == LAST + (FIRST_TOKENS if broken else len(prompt))
     drafter.close()
+
+
+async def test_what_was_read_on_for_one_owner_is_read_again_for_another() -> None:
+    drafter, prompt = LlamaDrafter(FakeCache(slots=2, context_tokens=1000)), text(1, 400)
+    read = []
+    for owner in ("ann", "ben"):
+        slot = drafter.take(prompt, owner)
+        await draft_after(slot, prompt)
+        assert slot is not None
+        for _ in range(500):
+            await asyncio.sleep(0.01 if slot.slot.rest else 0)
+        read.append(drafter.read_tokens)
+        slot.leave()
+    drafter.close()
+
+    assert min(read[0], read[1] - read[0]) >= len(prompt)
