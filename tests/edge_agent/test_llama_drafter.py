@@ -121,7 +121,7 @@ async def test_a_long_prompt_goes_in_chunks_together_with_another_sessions_token
 async def test_a_cancelled_step_ends_after_the_running_pass(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
-    long = [i % V for i in range(CHUNK_TOKENS * 4)]
+    long = [i % V for i in range(CHUNK_TOKENS * 2)]
     slot = drafter.take(long)
     cache.gate.clear()
     step = asyncio.create_task(draft_after(slot, long))
