@@ -47,6 +47,7 @@ async def merged(
         speculation["model"] = str(head)
     if request.param == "eagle3":
         speculation["model"] = str(make_eagle3(directory.parent / "eagle3"))
+        speculation["draft_sample_method"] = "probabilistic"
     async with engine(directory, speculative_config=speculation) as running:
         served = make_target(running)
         await served.start()
@@ -94,6 +95,19 @@ async def test_either_helps_where_it_is_better(
     assert passes[0] < len(only_head.tokens) or head == "ngram"  # this text repeats nothing
     assert passes[1] <= passes[0] + 2, "a chain that is always wrong soon leaves it to the head"
     assert passes[2] < passes[0]
+
+
+@pytest.mark.parametrize("merged", ["draft_model"], indirect=True)
+async def test_a_head_draws_with_the_noise_of_the_judge(
+    merged: VllmTarget, texts: Texts
+) -> None:
+    """Its likeliest token alone would have .28 accepted here, and a token of other noise .15;
+    with the judge's noise .79 are."""
+    answers = [await run(merged, texts, "T=1", number, None) for number in range(3)]
+
+    totals = [answer.finish.totals for answer in answers if answer.finish]
+    assert [a.tokens for a in answers] == [texts["T=1", number].tokens for number in range(3)]
+    assert sum(t.passes for t in totals) < 3 * 32 * 0.55
 
 
 async def test_vllms_own_requests_keep_its_judge(merged: VllmTarget, texts: Texts) -> None:
