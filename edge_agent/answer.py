@@ -62,7 +62,8 @@ class Answer:
 
     def _delta(self, commit: Commit) -> Delta:
         """Return the Delta of tokens that were not known before."""
-        self._statistics = with_commit(self._statistics, commit)
+        known = replace(self._statistics, cached_tokens=self._counts.reused)
+        self._statistics = with_commit(known, commit)
         if self._prediction is not None:
             text = self.session.committed
             self._statistics = with_prediction(self._statistics, self._prediction, text)

@@ -21,7 +21,14 @@ def with_commit(before: Statistics, commit: Commit) -> Statistics:
     per_position = zip_longest(before.accepted_per_position, accepted, fillvalue=0)
     counts = tuple(earlier + now for earlier, now in per_position)
     drafts, total = counts[0] if counts else 0, sum(counts)
-    return Statistics(before.target_passes + 1, drafts, total, total, counts)
+    return replace(
+        before,
+        target_passes=before.target_passes + 1,
+        drafts=drafts,
+        draft_tokens=total,
+        accepted_tokens=total,
+        accepted_per_position=counts,
+    )
 
 
 def with_prediction(

@@ -111,6 +111,9 @@ class Statistics:
     rejected_prediction_tokens: int = 0
     """Tokens of the client's prediction that were draft tokens and are not in the answer."""
 
+    cached_tokens: int = 0
+    """Tokens of the prompt that the target did not have to read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from picospec.gateway.errors import (
     ApiError,
@@ -15,7 +16,7 @@ from picospec.gateway.errors import (
     Unavailable,
 )
 from picospec.gateway.ports import Delta, Facts, Job, Statistics
-from picospec.speculation.protocol.messages import Commit, Finish
+from picospec.speculation.protocol.messages import Commit, Finish, Reused
 from picospec.speculation.protocol.opening import opening
 from picospec.verifier.target import (
     Reply,
@@ -41,7 +42,7 @@ class PlainEngine:
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         """Stream one choice; it equals what an edge gets with the same seed."""
         target = self._host.ready()
-        passes = 0
+        counted = Statistics()
         try:
             with unservable():
                 request = opening(job, target.facts, fill="always")
@@ -50,15 +51,25 @@ class PlainEngine:
             replies = target.serve(secrets.token_urlsafe(12), request, tenant)
             async with aclosing(replies):
                 async for reply in replies:
-                    passes += isinstance(reply.message, Commit)
-                    yield _delta(reply.message, passes)
+                    counted = _counted(counted, reply.message)
+                    yield _delta(reply.message, counted)
         except TargetError as error:
             raise translate(error) from error
 
 
-def _delta(message: Reply, passes: int) -> Delta:
-    statistics = Statistics(target_passes=passes)
+def _counted(before: Statistics, message: Reply) -> Statistics:
     match message:
+        case Reused(tokens=tokens):
+            return replace(before, cached_tokens=tokens)
+        case Commit():
+            return replace(before, target_passes=before.target_passes + 1)
+    return before
+
+
+def _delta(message: Reply, statistics: Statistics) -> Delta:
+    match message:
+        case Reused():
+            return Delta((), statistics=statistics)
         case Commit():
             return Delta(message.tokens, message.logprobs, statistics=statistics)
         case Finish():

@@ -30,6 +30,7 @@ from picospec.speculation.protocol.messages import (
     Open,
     Pushed,
     Reject,
+    Reused,
 )
 from picospec.speculation.protocol.opening import SALT, STOPPING
 from picospec.speculation.protocol.wire import Framed
@@ -40,7 +41,7 @@ FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 """Targets serve these OpenAI parameters beyond Sampling."""
 
 T = TypeVar("T")
-Reply = Commit | Reject | Finish
+Reply = Reused | Commit | Reject | Finish
 """A target sends these to a session's edge."""
 
 

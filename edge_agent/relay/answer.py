@@ -35,8 +35,11 @@ _BYTES_A_TOKEN: Final = 4
 """About how many bytes of a request are a token of its prompt."""
 
 _PROMPT: Final = re.compile(
-    rb'"(?:prompt_n|prompt_tokens|input_tokens|prompt_eval_count)": ?(\d{1,9})'
+    rb'"(?:tokens_evaluated|prompt_tokens|input_tokens|prompt_eval_count)": ?(\d{1,9})'
 )
+_CACHED: Final = re.compile(rb'"cache_read_input_tokens": ?(\d{1,9})')
+"""In Anthropic's usage, `input_tokens` is without these."""
+
 _GENERATED: Final = re.compile(
     rb'"(?:predicted_n|completion_tokens|output_tokens|eval_count)": ?(\d{1,9})'
 )
@@ -158,7 +161,8 @@ class Relayed(Response):
         if prompt is None and generated is None:
             asked = self._upload.text_bytes if self._upload else self._asked_bytes
             prompt, generated = asked // _BYTES_A_TOKEN, self._events
-        self._account.took_prompt(prompt or 0)
+        cached = _last(_CACHED, self._began, self._end)
+        self._account.took_prompt((prompt or 0) + (cached or 0))
         self._account.completion_tokens = generated or 0
 
 

@@ -44,8 +44,14 @@ MEDIA_BYTES: Final = 1 << 15
 
 UPSTREAM: Final = Peer("upstream", "PICOSPEC_RELAY_KEY")
 
-_DOORS: Final = ("/chat/completions", "/completions", "/responses", "/messages")
-"""What another service can be expected to have, too."""
+_OPENAI: Final = "/v1/chat/completions"
+_NATIVE: Final = ("/completion", "/completions", "/infill", "/api/chat", "/api/generate")
+_DOORS: Final = {
+    "/chat/completions": _OPENAI,
+    **{path: path for path in (_OPENAI, "/v1/completions", "/v1/responses", "/v1/messages")},
+    **{path: path for path in _NATIVE},
+}
+"""The doors of this edge, and where another service has them."""
 
 
 class Relay:
@@ -100,12 +106,12 @@ class Relay:
     async def ahead(self, services: Services, request: Request) -> Response | None:
         """Have another service answer a request that has begun, by what is in its body; None
         where a door of this edge answers it. Raises ApiError."""
-        door = request.scope["path"].removeprefix("/v1")
-        if door not in _DOORS:
+        door = _DOORS.get(request.scope["path"])
+        if door is None or (door in _NATIVE and not self.models):
             return None
         body = await read(services, request, HELD_BYTES)
         wanted = await checked(services, request, partial(look, body, self.models))
-        if wanted is None:
+        if wanted is None or (door in _NATIVE and wanted.model not in self.models):
             return None
         account: Account = request.state.account
         if (model := wanted.model) in self.models:
@@ -116,7 +122,7 @@ class Relay:
         account.begin_answers(wanted.answers - 1)
         account.relayed = way.peer.name
         asked = await checked(services, request, partial(direct.renamed, body, model))
-        target = f"/v1{door}{query_of(request.scope)}"
+        target = f"{door}{query_of(request.scope)}"
         ask = partial(way.post_to, target, headers_of(request.headers), asked)
         text_bytes = min(len(asked), MEDIA_BYTES) if wanted.has_media else len(asked)
         return Relayed(ask, account, services.drain, asked_bytes=text_bytes)

@@ -39,6 +39,9 @@ class Account:
     """The request may go on from so many bytes that are kept of earlier ones."""
 
     prompt_tokens: int = 0
+    choices_of_prompt: int = 1
+    """So many choices in a row have the same prompt."""
+
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     """The completion tokens that are reasoning."""
@@ -104,8 +107,9 @@ class Account:
         self.tenant.spend(self.completion_tokens - self._spent, self.clock())
         self._spent = self.completion_tokens
 
-    def took_prompt(self, tokens: int) -> None:
-        self.prompt_tokens = tokens
+    def took_prompt(self, tokens: int, *, choices: int = 1) -> None:
+        """Count the prompts. choices: of each."""
+        self.prompt_tokens, self.choices_of_prompt = tokens, choices
         self.tenant.spend(tokens, self.clock())
         self.metrics.prompt_tokens.inc(tokens)
 
@@ -122,8 +126,9 @@ class Account:
             self._observe_latency(index, delta.tokens)
 
     def total(self) -> Statistics:
-        """Add up the statistics of all choices."""
-        parts = self.statistics.values()
+        """Add up the statistics of all choices; what was cached, once for each prompt."""
+        parts, each = self.statistics.values(), self.choices_of_prompt
+        firsts = (part for i, part in self.statistics.items() if i % each == 0)
         positions = (part.accepted_per_position for part in parts)
         return Statistics(
             target_passes=sum(part.target_passes for part in parts),
@@ -133,6 +138,7 @@ class Account:
             accepted_per_position=tuple(map(sum, zip_longest(*positions, fillvalue=0))),
             accepted_prediction_tokens=sum(part.accepted_prediction_tokens for part in parts),
             rejected_prediction_tokens=sum(part.rejected_prediction_tokens for part in parts),
+            cached_tokens=sum(part.cached_tokens for part in firsts),
         )
 
     def end_span(self, status: int) -> None:
@@ -161,6 +167,7 @@ class Account:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": counted.cached_tokens},
             "completion_tokens_details": {
                 "reasoning_tokens": self.reasoning_tokens,
                 "accepted_prediction_tokens": counted.accepted_prediction_tokens,
@@ -186,15 +193,17 @@ class Account:
         }
 
     def _timings(self) -> dict[str, float]:
-        """Here "prompt" is the time to the first token."""
+        """Here "prompt" is the time to the first token, and what was read of the prompt."""
         prompt_s = self.first_token_s or 0.0
         predicted_s = self.elapsed_s - prompt_s
         counted = self.total()
+        read = self.prompt_tokens - counted.cached_tokens
         return {
-            "prompt_n": self.prompt_tokens,
+            "cache_n": counted.cached_tokens,
+            "prompt_n": read,
             "prompt_ms": prompt_s * 1000,
-            "prompt_per_token_ms": _ratio(prompt_s * 1000, self.prompt_tokens),
-            "prompt_per_second": _ratio(self.prompt_tokens, prompt_s),
+            "prompt_per_token_ms": _ratio(prompt_s * 1000, read),
+            "prompt_per_second": _ratio(read, prompt_s),
             "predicted_n": self.completion_tokens,
             "predicted_ms": predicted_s * 1000,
             "predicted_per_token_ms": _ratio(predicted_s * 1000, self.completion_tokens),

@@ -140,7 +140,7 @@ async def _read(
     except BaseException:
         account.took_prompt(tokenizer.charged)
         raise
-    account.took_prompt(sum(map(len, prompts)))
+    account.took_prompt(sum(map(len, prompts)), choices=body.n)
     return prompts
 
 

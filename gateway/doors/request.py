@@ -217,6 +217,13 @@ class GenerationRequest(Servable):
         options = self.stream_options
         return self.stream and options is not None and options.steady
 
+    @property
+    def untold(self) -> tuple[str, ...]:
+        """What `stream_options` ask for that only chats and completions of OpenAI's tell."""
+        names = ("include_usage", "continuous_usage_stats", "include_speculation")
+        told = (name for name in names if getattr(self.stream_options, name, False))
+        return tuple(f"stream_options.{name}" for name in told)
+
     def unknown_inside(self) -> list[str]:
         """Return the unknown fields of the objects in the body, without its own."""
         return [name for name in unknown_fields(self) if name not in (self.model_extra or ())]

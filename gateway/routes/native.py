@@ -40,6 +40,8 @@ NATIVE_ROUTES: Final = (
     Route("GET", "/api/tags", "The model, by each of its names", models.tags),
     Route("GET", "/api/ps", "The same, as what is loaded", models.running),
     Route("GET", "/api/version", "The version of Ollama whose API this is", models.version),
+    Route("POST", "/api/embed", "Not served", models.no_embeddings),
+    Route("POST", "/api/embeddings", "Not served", models.no_embeddings),
     Route("DELETE", "/api/delete", "Not served", models.not_served),
     *(
         Route("POST", f"/api/{name}", "Not served", models.not_served)

@@ -68,7 +68,8 @@ async def list_models(services: Services, request: Request) -> Response:
     facts = await services.engine.facts()
     models = [(name, facts.named(name)) for name in services.names_of(facts)]
     if "anthropic-version" in request.headers:
-        listed = [anthropic.model_of(*each, services.started) for each in models]
+        found = [*models, *((name, None) for name in services.models_elsewhere)]
+        listed = [anthropic.model_of(name, services.started, each) for name, each in found]
         return json_response(anthropic.page_of(listed))
     can = await _capabilities(services, facts, request)
     listed = [_model(services, facts, name) | can for name, facts in models]
@@ -80,11 +81,12 @@ async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer the model of that name."""
     services = await services.for_request(request.state.account)
     name: str = request.path_params["name"]
-    if name in services.models_elsewhere:
-        return json_response(_entry(services, name))
-    facts = await services.facts_of(name)
+    is_elsewhere = name in services.models_elsewhere
+    facts = None if is_elsewhere else await services.facts_of(name)
     if "anthropic-version" in request.headers:
-        return json_response(anthropic.model_of(name, facts, services.started))
+        return json_response(anthropic.model_of(name, services.started, facts))
+    if facts is None:
+        return json_response(_entry(services, name))
     can = await _capabilities(services, facts, request)
     return json_response(_model(services, facts, name) | can)
 

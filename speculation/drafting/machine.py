@@ -21,7 +21,7 @@ from picospec.speculation.drafting.outcome import DraftCounts, DraftStep, Observ
 from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.drafting.tally import Tally
-from picospec.speculation.drafting.validation import check_commit, check_reject
+from picospec.speculation.drafting.validation import check_commit, check_reject, check_reused
 from picospec.speculation.judges.judge import EdgeHalf
 from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.proposing.proposer import Proposer
@@ -37,6 +37,7 @@ from picospec.speculation.protocol.messages import (
     Pushed,
     Recovered,
     Reject,
+    Reused,
     TokenId,
 )
 from picospec.speculation.sampling.draft_token import DraftToken, mark_ahead
@@ -194,6 +195,10 @@ class DraftMachine:
         match message:
             case Opened(limits=limits):
                 self.limits = limits
+            case Reused(tokens=tokens):
+                check_reused(message, self._request, self.session.committed)
+                if not self.session.committed:  # the first token's session tells
+                    self.counts.reused = tokens
             case Commit():
                 check_commit(message, self._request, self._vocabulary_size)
                 return Outcome(commit=self._commit(message))

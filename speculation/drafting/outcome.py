@@ -31,11 +31,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class DraftCounts:
-    """Draft tokens of one answer by where they came from."""
+    """Counts one answer's draft tokens by where they came from, and more."""
 
     drafted: int = 0
     looked_up: int = 0  # proposed without a step: by lookup, or forced by a grammar
     stale_steps: int = 0  # steps whose chain had broken when they ended
+    reused: int = 0  # tokens of the prompt that the target did not have to read
 
 
 class Observer:

@@ -1,12 +1,12 @@
-"""What no Commit and no Reject of a session may have, whatever the edge knows of its text."""
+"""What no message of a session may have, whatever the edge knows of its text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.facts import MAX_VERIFY
-from picospec.speculation.protocol.messages import Commit, Open, Reject, TokenId
+from picospec.speculation.protocol.messages import Commit, Open, Reject, Reused, TokenId
 
 
 def check_commit(commit: Commit, request: Open, vocabulary_size: int) -> None:
@@ -23,6 +23,12 @@ def check_reject(reject: Reject, vocabulary_size: int) -> None:
     """Raises RemoteProtocolError."""
     tokens = (token for token, _ in (*reject.head, *reject.tail))
     _check_tokens("Reject", tokens, vocabulary_size)
+
+
+def check_reused(reused: Reused, request: Open, committed: Sequence[TokenId]) -> None:
+    """Raises RemoteProtocolError."""
+    if reused.tokens > (known := len(request.prompt) + len(committed)):
+        raise RemoteProtocolError(f"Reused.tokens: {reused.tokens} of {known}")
 
 
 def _check_tokens(field: str, tokens: Iterable[TokenId], vocabulary_size: int) -> None:

@@ -1,7 +1,7 @@
 """The messages that the two ends of a session exchange, as values without bytes or sockets.
 
     up     Open, Draft, Recovered, Redraw
-    down   Opened, Commit, Reject, Finish, Fault, Beat
+    down   Opened, Reused, Commit, Reject, Finish, Fault, Beat
 
 A *position* counts output tokens from 0: the first token after the prompt has position 0.
 An *epoch* numbers the edge's chains: it rises when the edge learns that its chain was wrong.
@@ -131,6 +131,14 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Reused:
+    """The target had so many of the first tokens already, those of the prompt and of
+    `Open.committed`, and did not read them. Edges of version 5 do not know this message."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Natural logarithms under softmax(logits), before any sampling setting."""
 
@@ -236,5 +244,5 @@ Answer = Recovered | Redraw
 
 Pushed = Draft | Answer
 Up = Open | Pushed
-Down = Opened | Commit | Reject | Finish | Fault | Beat
+Down = Opened | Reused | Commit | Reject | Finish | Fault | Beat
 Message = Up | Down

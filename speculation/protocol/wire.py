@@ -102,12 +102,14 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     20: record(messages.Finish, reason=one_of(get_args(messages.FinishReason)), totals=TOTALS),
     21: record(messages.Fault, code=TEXT, text=TEXT, retryable=BOOL),
     22: record(messages.Beat),
+    23: record(messages.Reused, tokens=UINT),
     **{kind: _near(kind) for kind in range(64, 64 + 2 * NEAR)},
 }  # fmt: skip
 
 ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
     messages.Open: 6, messages.Redraw: 4, messages.Recovered: 7, messages.Opened: 16,
     messages.Reject: 19, messages.Finish: 20, messages.Fault: 21, messages.Beat: 22,
+    messages.Reused: 23,
 }  # fmt: skip
 
 

@@ -232,7 +232,7 @@ async def test_an_upstream_that_does_not_take_a_body_is_given_up(
     assert error["message"] == "the upstream takes too long"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/completions", "/api/chat"])
 async def test_a_model_of_the_upstream_is_asked_there(tmp_path: Path, path: str) -> None:
     upstream = Upstream()
     async with relaying(upstream, tmp_path, relay={"models": [MODEL]}) as client:
@@ -256,14 +256,16 @@ async def test_media_go_to_the_verifier_and_so_does_all_without_an_upstream(
     upstream = Upstream()
     async with (
         serving(verifier) as url,
-        relaying(upstream, tmp_path, verifier=url) as client,
+        relaying(upstream, tmp_path, verifier=url, relay={"models": [MODEL]}) as client,
         relaying(upstream, tmp_path, verifier=url, relay={"url": None}) as alone,
     ):
         seen = await client.post("/v1/chat/completions", json=SEEING)
         named = await client.post("/v1/chat/completions", json={**SEEING, "model": "other"})
         text = await client.post("/v1/chat/completions", json={**SEEING, "messages": ["image"]})
         embedded = await alone.post(EMBEDDINGS, json={})
+        listed = await client.get("/v1/models", headers={"anthropic-version": "2023-06-01"})
 
+    assert [each["id"] for each in listed.json()["data"]][-1] == MODEL
     assert (seen.status_code, seen.headers["x-picospec-relayed"]) == (400, "verifier")
     assert seen.json()["error"]["param"].startswith("messages")
     assert (named.status_code, text.status_code) == (404, 400)

@@ -114,3 +114,16 @@ async def test_each_door_has_the_tokens_of_the_chat(services: Services, feature:
                 for translate, ask in DOORS:
                     asks = [ask(http, prompt, translate(fixed)) for prompt in PROMPTS]
                     assert await asyncio.gather(*asks) == list(map(of_chat, chats))
+
+
+@pytest.mark.parametrize("edge", ["", "noise"])
+async def test_a_prompt_that_is_asked_again_was_cached(services: Services, edge: str) -> None:
+    url = services.edge_urls[edge] if edge else services.verifier_url
+    question = f"What do {edge or 'no'} drafts change in an answer? " * 8
+    body: Json = {"messages": [{"role": "user", "content": question}], "max_tokens": 4}
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        asked = [(await http.post("/v1/chat/completions", json=body)).json() for _ in range(2)]
+
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in asked]
+    prompt = asked[0]["usage"]["prompt_tokens"]
+    assert cached[0] < prompt / 2 < cached[1] < prompt

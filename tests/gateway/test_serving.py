@@ -187,6 +187,7 @@ async def test_times_are_measured_from_the_start_of_the_request() -> None:
 
     assert answer.json()["timings"] == pytest.approx(
         {
+            "cache_n": 0,
             "prompt_n": 15,
             "prompt_ms": 1000 / 3,
             "prompt_per_token_ms": 1000 / 45,

@@ -14,6 +14,7 @@ from picospec.speculation.protocol.messages import (
     Limits,
     Opened,
     Reject,
+    Reused,
     TokenLogprob,
     Totals,
 )
@@ -75,6 +76,20 @@ def test_limits_are_those_of_the_opened_session() -> None:
 def test_a_finish_with_more_tokens_of_the_verifiers_own_than_accepted_is_a_lie() -> None:
     with pytest.raises(RemoteProtocolError, match=r"^Finish\.own: "):
         machine().received(Finish("stop", Totals(passes=2, judged=2, accepted=1, own=2)))
+
+
+def test_what_the_target_had_of_the_prompt_is_known_from_the_session_of_the_first_token() -> (
+    None
+):
+    edge = machine()
+
+    with pytest.raises(RemoteProtocolError, match=r"^Reused\.tokens: "):
+        edge.received(Reused(len(edge.opening().prompt) + 1))
+    edge.received(Reused(1))
+    edge.received(Commit(0, 0, (4,)))
+    edge.received(Reused(2))
+
+    assert edge.counts.reused == 1
 
 
 def test_a_finish_is_passed_on_and_a_fault_is_the_links_matter() -> None:

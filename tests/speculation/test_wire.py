@@ -27,6 +27,7 @@ from picospec.speculation.protocol.messages import (
     Recovered,
     Redraw,
     Reject,
+    Reused,
     Sampling,
     TokenLogprob,
     Totals,
@@ -73,6 +74,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         UINTS.filter(lambda version: version != 5),  # it has neither of these two
     ),
     st.just(Beat()),
+    st.builds(Reused, UINTS),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, pauses=st.booleans()),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS.filter(len), st.booleans()),
     st.builds(Recovered, UINTS, UINTS, UINTS),

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from itertools import pairwise
 
 import httpx
 
 from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Beat, Commit, Message, Open, Opened, Pushed
+from picospec.speculation.protocol.messages import (
+    Beat,
+    Commit,
+    Message,
+    Open,
+    Opened,
+    Pushed,
+    Reused,
+)
+from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.target import Reply, Target
 
 HEADERS = {"content-type": "application/vnd.picospec"}
 
@@ -73,3 +83,13 @@ def text_of(messages: Sequence[Message | None]) -> list[int]:
     for before, after in pairwise(commits):
         assert after.start == before.start + len(before.tokens)
     return [token for commit in commits for token in commit.tokens]
+
+
+async def replies_of(
+    target: Target, session: str, request: Open, tenant: str | None = None
+) -> AsyncGenerator[Framed[Reply]]:
+    """What a target serves, without what it did not have to read."""
+    async with aclosing(target.serve(session, request, tenant)) as replies:
+        async for reply in replies:
+            if not isinstance(reply.message, Reused):
+                yield reply

@@ -18,6 +18,7 @@ from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.verifier.plain_engine import opening
 from picospec.verifier.target import Target, UnknownSession
 from picospec.verifier.target_host import Host
+from tests.verifier.down import replies_of
 
 TOKENS = 24
 Drafter = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]
@@ -55,7 +56,7 @@ async def with_drafts(
     request = opening(job, target.facts)
     if drafter is perfect:
         request = replace(request, fill="never")
-    async with aclosing(target.serve(name, request)) as session:
+    async with aclosing(replies_of(target, name, request)) as session:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
         if drafter is perfect:

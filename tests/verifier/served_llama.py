@@ -20,6 +20,7 @@ from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import PassMetrics
 from picospec.verifier.plain_engine import PlainEngine
 from picospec.verifier.target_host import Host
+from tests.verifier.down import replies_of
 from tests.verifier.llama_edges import TOKENS
 
 LONG = "Here is what I know of the sea. " * 12
@@ -60,6 +61,6 @@ async def plain(host: Host, job: Job) -> list[TokenId]:
 
 
 async def tokens_of(host: Host, name: str, request: Open) -> list[TokenId]:
-    async with aclosing(host.ready().serve(name, request)) as replies:
+    async with aclosing(replies_of(host.ready(), name, request)) as replies:
         messages = [reply.message async for reply in replies]
     return [token for m in messages if isinstance(m, Commit) for token in m.tokens]

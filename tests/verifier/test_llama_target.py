@@ -28,6 +28,7 @@ from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.plain_engine import PlainEngine, opening
 from picospec.verifier.target import TargetFull
 from picospec.verifier.target_host import Host
+from tests.verifier.down import replies_of
 from tests.verifier.llama_edges import (
     TOKENS,
     Drafter,
@@ -121,7 +122,7 @@ async def test_a_session_goes_on_after_committed_tokens_as_if_it_had_generated_t
 async def said_with_logprobs(host: Host, request: Open) -> list[tuple[TokenId, TokenLogprob]]:
     """Return the tokens that a session without drafts commits, and their log-probabilities."""
     said: list[tuple[TokenId, TokenLogprob]] = []
-    async with aclosing(host.ready().serve("committed", request)) as replies:
+    async with aclosing(replies_of(host.ready(), "committed", request)) as replies:
         async for reply in replies:
             if isinstance(commit := reply.message, Commit):
                 assert commit.start == len(request.committed) + len(said)
@@ -184,7 +185,7 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
         request, StreamPolicy(), target.facts.limits, half, rtt_s=lambda: 0.0
     )
     edge, rejected = machine.session, 0
-    async with aclosing(target.serve("separate", request)) as session:
+    async with aclosing(replies_of(target, "separate", request)) as session:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0)
         await draft_half_right(target, edge, text)
@@ -207,7 +208,7 @@ async def test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew(host
     request = replace(
         opening(job, target.facts), judge="separate", committed=tuple(text[:2]), rejected=True
     )
-    async with aclosing(target.serve("moved", request)) as session:
+    async with aclosing(replies_of(target, "moved", request)) as session:
         coming = asyncio.create_task(anext(session))
         await asyncio.sleep(0.1)
         await target.push("moved", Framed(Draft(5, 2, 0, (text[2], 7), (1, 1))))
@@ -257,11 +258,11 @@ async def test_a_closed_session_frees_its_slot_even_while_it_waits_or_prefills(
 ) -> None:
     target = host.ready()
     request = opening(job_of(host, LONG, 0.0), target.facts)
-    sessions = [target.serve(f"s{i}", request) for i in range(5)]
+    sessions = [replies_of(target, f"s{i}", request) for i in range(5)]
     first = [asyncio.create_task(anext(session)) for session in sessions]
     await asyncio.sleep(0.03)
     with pytest.raises(TargetFull):
-        await anext(target.serve("one too many", request))
+        await anext(replies_of(target, "one too many", request))
     for task in reversed(first):
         task.cancel()
     await asyncio.wait(first)

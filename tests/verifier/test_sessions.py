@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +23,7 @@ from picospec.speculation.protocol.messages import (
     Message,
     Open,
     Redraw,
+    Reused,
 )
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.metrics import SessionMetrics
@@ -30,7 +31,7 @@ from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.session import Session
 from picospec.verifier.settings import SessionSettings
-from picospec.verifier.target import TargetFull, Unservable
+from picospec.verifier.target import Reply, TargetFull, Unservable
 from picospec.verifier.target_host import Host
 from tests.verifier.fake_target import FAILS, SLOW, STALLS, FakeTarget, opening, said
 
@@ -108,6 +109,23 @@ async def test_what_a_check_finds_is_raised_before_there_is_a_session() -> None:
             await sessions.open(opening())
 
         assert not target.running
+
+
+@pytest.mark.parametrize("version", [5, 6])
+async def test_what_was_reused_is_sent_to_an_edge_that_knows_the_message(version: int) -> None:
+    class Reusing(FakeTarget):
+        async def serve(
+            self, session: str, request: Open, tenant: str | None = None
+        ) -> AsyncGenerator[Framed[Reply]]:
+            yield Framed(Reused(7))
+            async with aclosing(super().serve(session, request, tenant)) as replies:
+                async for reply in replies:
+                    yield reply
+
+    async with running(Reusing()) as (sessions, _, _m):
+        sent = await rest(await sessions.open(opening(version=version)))
+
+    assert (Reused(7) in sent) == (version > 5)
 
 
 async def test_a_draft_postpones_the_idle_end() -> None:

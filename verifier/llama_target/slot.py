@@ -40,6 +40,9 @@ class Slot:
         self.prefilled = 0
         """So many tokens of it are in the KV cache."""
 
+        self.reused = 0
+        """So many were there when it took its sequence."""
+
         self.held_since: float | None = None
         """Its pass has been held since then; None while it is not."""
 

@@ -16,7 +16,7 @@ from picospec.models.file_hashes import FileHashes
 from picospec.models.llama_cpp.library import check_llama
 from picospec.models.store import Found
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
-from picospec.speculation.protocol.messages import Finish, Limits, Open, Pushed
+from picospec.speculation.protocol.messages import Finish, Limits, Open, Pushed, Reused
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from picospec.speculation.sampling.thinking_budget import BUDGET
@@ -119,11 +119,14 @@ class LlamaTarget(Described):
         """Run one session to its Finish, once a slot is free. Closing it frees the slot."""
         slot = self._admit(session, request, self.owner_of_prefixes(tenant, request))
         try:
+            message = await slot.next()
+            if slot.reused:
+                yield Framed(Reused(slot.reused))
             while True:
-                message = await slot.next()
                 yield Framed(message)
                 if isinstance(message, Finish):
                     return
+                message = await slot.next()
         finally:
             self._release(session, slot)
 
@@ -185,7 +188,8 @@ class LlamaTarget(Described):
 
     def _place(self, slot: Slot, scheduler: Scheduler) -> None:
         """Let a session take part, with a sequence of the KV cache."""
-        slot.sequence, slot.prefilled = self._places.take(slot.opening, slot.owner)
+        slot.sequence, slot.reused = self._places.take(slot.opening, slot.owner)
+        slot.prefilled = slot.reused
         scheduler.add(slot)
 
     def _kv_usage(self) -> float:

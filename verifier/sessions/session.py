@@ -21,6 +21,7 @@ from picospec.speculation.protocol.messages import (
     Opened,
     Pushed,
     Reject,
+    Reused,
 )
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.sessions.account import SessionAccount
@@ -147,6 +148,10 @@ class Session:
             raise bug
 
     def _record(self, reply: Framed[Reply]) -> None:
+        if isinstance(reply.message, Reused):
+            if self._request.version > 5:
+                self._send(reply)
+            return
         now, timeouts = self._clock(), self._timeouts
         timeouts.active_at, timeouts.started = now, True
         match reply.message:

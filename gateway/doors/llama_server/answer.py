@@ -19,7 +19,7 @@ _ABSENT: Final = object()
 
 def asked(body: NativeRequest) -> Asked:
     """Return a request as it is; see Asked."""
-    return Asked(body, "cmpl-", partial(NativeAnswer, body))
+    return Asked(body, "cmpl-", partial(NativeAnswer, body), body.untold)
 
 
 class NativeAnswer(Answer):

@@ -23,10 +23,8 @@ _REASONS: Final[dict[Finish | None, str]] = {
 
 def asked(body: MessagesRequest) -> Asked:
     """Return the chat that a request asks for. Raises InvalidRequest."""
-    chat, ignored = body.chat(), body.ignored()
-    if chat.is_watched:
-        ignored = (*ignored, "stream_options.include_speculation")
-    return Asked(chat, "msg_", MessageAnswer, ignored, body.names())
+    chat = body.chat()
+    return Asked(chat, "msg_", MessageAnswer, (*body.ignored(), *chat.untold), body.names())
 
 
 class MessageAnswer(Answer):
@@ -72,10 +70,12 @@ class MessageAnswer(Answer):
 
     def _read(self) -> Json:
         """Return the usage before the first token."""
+        account = self._heading.account
+        cached = account.total().cached_tokens
         return {
-            "input_tokens": self._heading.account.prompt_tokens,
+            "input_tokens": account.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "cache_read_input_tokens": cached,
             "output_tokens": 0,
         }
 

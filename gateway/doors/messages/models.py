@@ -9,16 +9,16 @@ from picospec.gateway.doors.answer import Json
 from picospec.gateway.ports import Facts
 
 
-def model_of(name: str, facts: Facts, created: int) -> Json:
-    """Return a model; created: the Unix time, in seconds."""
+def model_of(name: str, created: int, facts: Facts | None = None) -> Json:
+    """Return a model. created: the Unix time, in seconds. facts: None of another service's."""
+    limits = ("max_input_tokens", "max_tokens") if facts else ()
     return {
         "type": "model",
         "id": name,
         "display_name": name,
         "created_at": datetime.fromtimestamp(created, UTC).isoformat(),
         "lifecycle": "active",
-        "max_input_tokens": facts.context_tokens,
-        "max_tokens": facts.context_tokens,
+        **{limit: facts.context_tokens for limit in limits if facts},
     }
 
 

@@ -43,7 +43,8 @@ def asked(answer: type[OllamaAnswer], body: OllamaRequest) -> Asked:
         unused = CompletionRequest(model=body.name, prompt="")
         ignored = tuple(body.model_extra or ())
         return Asked(unused, answer.id_prefix, made, ignored, body.names, answer.loaded)
-    return Asked(body.request(), answer.id_prefix, made, names=body.names)
+    request = body.request()
+    return Asked(request, answer.id_prefix, made, request.untold, body.names)
 
 
 class OllamaAnswer(Answer):

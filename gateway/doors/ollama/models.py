@@ -88,6 +88,12 @@ async def not_served(_: Services, request: Request) -> Response:
     raise NotServed(f"{request.url.path} is not served: `picospec models` manages models")
 
 
+async def no_embeddings(_: Services, request: Request) -> Response:
+    """Raise NotServed: another service makes them."""
+    path = request.url.path
+    raise NotServed(f"{path} is not served: an edge relays embeddings at /v1/embeddings")
+
+
 async def _models(services: Services, request: Request) -> list[Json]:
     services = await services.for_request(request.state.account)
     facts = await services.engine.facts()

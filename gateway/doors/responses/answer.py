@@ -131,11 +131,10 @@ def _beginning(asked: ResponsesRequest, chat: ChatRequest, heading: Heading) -> 
 
 def _usage(chat: Mapping[str, Any]) -> Json:
     """Return what a chat's `usage` says, as it is called here."""
-    read, written = chat.get("prompt_tokens_details") or {}, chat["completion_tokens_details"]
-    cached = read.get("cached_tokens", 0)
+    written = chat["completion_tokens_details"]
     return {
         "input_tokens": chat["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "input_tokens_details": {**chat["prompt_tokens_details"], "cache_write_tokens": 0},
         "output_tokens": chat["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": written["reasoning_tokens"]},
         "total_tokens": chat["total_tokens"],

@@ -159,3 +159,23 @@ async def test_paths_without_v1_are_the_same() -> None:
     assert props["default_generation_settings"] == {"n_ctx": 4096}
     assert props["model_alias"] == MODEL
     assert statuses == [200, 200, 401, 401]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/completion", {"prompt": "a"}),
+        ("/infill", {"input_prefix": "a", "input_suffix": "b"}),
+        ("/api/chat", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/api/generate", {"prompt": "a"}),
+    ],
+)
+async def test_what_only_streams_of_openais_doors_tell_is_named(
+    path: str, body: dict[str, object]
+) -> None:
+    options = {"include_usage": True, "include_speculation": True, "steady": True}
+    answer = await ask({**body, "stream": True, "stream_options": options}, path=path)
+
+    ignored = answer.headers["x-picospec-ignored"].split(", ")
+    named = {name for name in ignored if name.startswith("stream_options")}
+    assert named == {"stream_options.include_usage", "stream_options.include_speculation"}

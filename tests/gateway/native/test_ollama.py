@@ -229,7 +229,7 @@ async def test_who_asks_nothing_learns_that_the_model_is_loaded(
         ("show", {}, 400, "model:"),
         ("show", {"model": "other"}, 404, "the model 'other'"),
         ("pull", {"model": MODEL}, 501, "/api/pull is not served"),
-        ("embed", {"model": MODEL}, 404, "there is no /api/embed"),
+        ("embed", {"model": MODEL}, 501, "/api/embed is not served: an edge relays"),
     ],
 )
 async def test_errors_are_a_text_that_begins_with_the_clients_field(

@@ -36,6 +36,7 @@ from picospec.speculation.sampling.distributions import (
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.verifier.target import UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.verifier.down import replies_of
 
 PROMPTS = (
     "The capital of France is a city that",
@@ -105,7 +106,7 @@ def opening(target: VllmTarget, prompt: str, sampling: Sampling, **fields: objec
 async def plain(target: VllmTarget, session: str, request: Open) -> Answer:
     """Run a session without drafts."""
     answer = Answer(list(request.committed))
-    async with aclosing(target.serve(session, request)) as messages:
+    async with aclosing(replies_of(target, session, request)) as messages:
         async for reply in messages:
             message = reply.message
             take_in(answer, message)
@@ -131,7 +132,7 @@ async def drafted(
     draft = drafter(oracle, script, target.facts.vocabulary_size)
     answer = Answer(list(request.committed))
     async with (
-        aclosing(target.serve(session, request)) as messages,
+        aclosing(replies_of(target, session, request)) as messages,
         asyncio.TaskGroup() as tasks,
     ):
 
@@ -192,7 +193,7 @@ async def recovered(
         request, StreamPolicy(), target.facts.limits, half, rtt_s=lambda: 0.0
     )
     edge, q, rejections = machine.session, even(), 0
-    async with aclosing(target.serve(session, request)) as messages:
+    async with aclosing(replies_of(target, session, request)) as messages:
         async for reply in messages:
             if isinstance(reply.message, Reject):
                 rejections += 1
@@ -214,7 +215,7 @@ async def moved(
     the tokens from there on."""
     at = len(request.committed)
     answer = Answer(list(request.committed))
-    async with aclosing(target.serve(session, request)) as messages:
+    async with aclosing(replies_of(target, session, request)) as messages:
         coming = asyncio.create_task(anext(messages))
         await served(target, 1, within_s=60)
         await asyncio.sleep(0.2)

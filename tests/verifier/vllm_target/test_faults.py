@@ -13,6 +13,7 @@ from picospec.speculation.protocol.messages import Commit, Draft, Open, Reject
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.target import TargetFull, UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -32,7 +33,7 @@ pytestmark = ON_ENGINE
 async def leave_after(
     target: VllmTarget, session: str, request: Open, enough: Callable[[object], bool]
 ) -> None:
-    async with aclosing(target.serve(session, request)) as messages:
+    async with aclosing(replies_of(target, session, request)) as messages:
         async for reply in messages:
             message = reply.message
             if enough(message):
@@ -86,7 +87,7 @@ async def test_a_client_that_leaves_while_its_recovered_token_is_awaited_frees_i
 ) -> None:
     request = opening(target, PROMPTS[0], DRAWN, judge="separate", fill="never")
 
-    async with aclosing(target.serve("awaited", request)) as messages:
+    async with aclosing(replies_of(target, "awaited", request)) as messages:
         async for reply in messages:
             message = reply.message
             if isinstance(message, Commit):

@@ -13,6 +13,7 @@ from picospec.speculation.protocol.messages import Draft, Pushed, Recovered, Red
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.target import UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -45,7 +46,7 @@ async def test_a_lie_ends_its_own_session(target: VllmTarget) -> None:
     request = opening(target, PROMPTS[0], GREEDY, fill="never")
 
     async def tell() -> None:
-        async with aclosing(target.serve("liar", request)) as said:
+        async with aclosing(replies_of(target, "liar", request)) as said:
             async for _ in said:
                 await target.push("liar", Framed(LIES[0]))
 

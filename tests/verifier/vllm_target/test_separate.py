@@ -28,6 +28,7 @@ from picospec.speculation.sampling.distributions import (
 )
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     SHAPED,
@@ -91,7 +92,7 @@ async def second_token(
         request, StreamPolicy(), target.facts.limits, half, rtt_s=lambda: 0.0
     )
     edge, rejected = machine.session, False
-    async with aclosing(target.serve(session, request)) as messages:
+    async with aclosing(replies_of(target, session, request)) as messages:
         async for reply in messages:
             message = reply.message
             if isinstance(message, Reject):

@@ -22,7 +22,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.messages import Reused
 from picospec.verifier.target import TargetFailed, Unservable
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
@@ -152,8 +154,11 @@ class Engine:
                     lora_request=adapter,
                     data_parallel_rank=rank,
                 )
+                reused: int | None = None
                 async with aclosing(outputs):
-                    async for _ in outputs:
+                    async for output in outputs:
+                        if reused is None and (reused := output.num_cached_tokens or 0):
+                            yield OutgoingFrame(wire.encode(Reused(reused)))
                         for frame in inbox.taken():
                             yield frame
         except VLLMValidationError as error:

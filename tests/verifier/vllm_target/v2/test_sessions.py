@@ -12,6 +12,7 @@ from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import Answer, Script, drafted, gone, moved, served
 from tests.verifier.vllm_target.v2.cases import CASES, Text, keywords, prompts, session
@@ -93,7 +94,7 @@ async def test_a_pass_that_begins_inside_the_prompt_judges_its_drafts(
         await target.push("inside", Framed(first))
 
     sending = asyncio.create_task(send())
-    async with aclosing(target.serve("inside", request)) as replies:
+    async with aclosing(replies_of(target, "inside", request)) as replies:
         messages = [reply.message async for reply in replies]
     await sending
 
@@ -120,7 +121,7 @@ async def test_cancelled_sessions_leave_the_others_as_they_were(
 ) -> None:
     async def cancelled(number: int) -> None:
         request = session(target.facts, "T=1", number)
-        async with aclosing(target.serve(f"cancelled {number}", request)) as replies:
+        async with aclosing(replies_of(target, f"cancelled {number}", request)) as replies:
             async for reply in replies:
                 if getattr(reply.message, "start", 0) > 4 * number:
                     return
