@@ -67,8 +67,8 @@ class Reply:
 
     accepted: int = 0
     target_passes: int = 0
-    """Where the service does not say it, each token that was no draft token counts as one
-    pass."""
+    """Where the service does not say it, each token that was no draft token counts as one pass,
+    and there is one at least: vLLM counts accepted draft tokens beyond the answer's end."""
 
     prompt_tokens: int = 0
     first_draft_s: float | None = None
@@ -159,7 +159,7 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
         ends_s[-1],
         speculation.get("num_draft_tokens", 0),
         accepted,
-        speculation.get("num_target_passes", usage["completion_tokens"] - accepted),
+        speculation.get("num_target_passes", max(1, usage["completion_tokens"] - accepted)),
         usage["prompt_tokens"],
         next(drafted_s, None),
         dict(told[-1][1].get("tokens") or {}),

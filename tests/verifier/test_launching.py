@@ -87,6 +87,28 @@ def test_vllms_own_port_is_there_only_if_it_is_named(
 
 
 @pytest.mark.parametrize(
+    ("table", "tokens"),
+    [
+        ((), "64"),
+        (("--speculation.max-verify", "100"), "102"),
+        (("--vllm.long_prefill_token_threshold", "0"), "0"),
+    ],
+)
+def test_on_cpus_prompts_are_read_in_short_pieces_unless_the_table_has_another_length(
+    launched: Callable[..., Launched],
+    monkeypatch: pytest.MonkeyPatch,
+    table: tuple[str, ...],
+    tokens: str,
+) -> None:
+    flag = "--long-prefill-token-threshold"
+    monkeypatch.setattr(launching, "_is_for_cpus", lambda: False)
+    assert (flag in launched(*table, model="m")[0]) == (tokens == "0")
+
+    monkeypatch.setattr(launching, "_is_for_cpus", lambda: True)
+    assert value(launched(*table, model="m")[0], flag) == tokens
+
+
+@pytest.mark.parametrize(
     ("named", "allowed"), [("a,b", "a,b,picospec"), ("picospec", "picospec"), ("", "picospec")]
 )
 def test_our_plugin_is_appended_to_those_that_are_allowed(

@@ -27,6 +27,12 @@ def asked(body: MessagesRequest) -> Asked:
     return Asked(chat, "msg_", MessageAnswer, (*body.ignored(), *chat.untold), body.names())
 
 
+_NONE: Final = dict.fromkeys(
+    ("cache_creation", "server_tool_use", "service_tier", "inference_geo")
+)
+"""Anthropic's `usage` has these, and they may be null."""
+
+
 class MessageAnswer(Answer):
     keep_alive: ClassVar[bytes] = b'event: ping\ndata: {"type": "ping"}\n\n'
 
@@ -65,6 +71,8 @@ class MessageAnswer(Answer):
             "model": self._heading.model,
             "content": content,
             **_reason(last),
+            "stop_details": None,
+            "container": None,
             "usage": self._usage(),
         }
 
@@ -73,6 +81,7 @@ class MessageAnswer(Answer):
         account = self._heading.account
         cached = account.total().cached_tokens
         return {
+            **_NONE,
             "input_tokens": account.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,

@@ -46,6 +46,8 @@ class ToolUseBlock(RequestModel):
     id: str
     name: str
     input: dict[str, object]
+    caller: object = None
+    """Who called is the model, in every answer; clients send it back."""
 
 
 class ToolResultBlock(RequestModel):

@@ -23,7 +23,7 @@ from picospec.gateway.output.message import (
 SIGNATURE: Final = "picospec"
 """Clients send reasoning back only with its signature. Nobody checks this one."""
 
-_TEXT: Final[Json] = {"type": "text", "text": ""}
+_TEXT: Final[Json] = {"type": "text", "text": "", "citations": None}
 _THINKING: Final[Json] = {"type": "thinking", "thinking": "", "signature": ""}
 
 
@@ -43,7 +43,8 @@ def _call(start: CallStart) -> Json:
     """Return a call that has no input yet."""
     name = start.id.removeprefix("call_")
     shown = start.id if name == start.id else f"toolu_{name}"
-    return {"type": "tool_use", "id": shown, "name": start.name, "input": {}}
+    call: Json = {"type": "tool_use", "id": shown, "name": start.name, "input": {}}
+    return {**call, "caller": {"type": "direct"}}
 
 
 def _input(arguments: str) -> object:
