@@ -17,7 +17,7 @@ from typing import Final
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from picospec.edge_agent.draft_model import loading
@@ -81,7 +81,7 @@ def build(
         settings.grammars,
         settings.verifier_drafts,
         policy,
-        settings.past_answers_tokens,
+        settings.pool_tokens,
         not settings.separates_prefixes,
     )
     vocabulary = None if model is None else model.vocabulary
@@ -139,6 +139,8 @@ def build(
     answers = {**dict.fromkeys(HEALTH_PATHS, health), "/ready": ready}
     for path, answer in answers.items():
         app.router.routes.insert(0, Route(path, answer))
+    pool = Route("/v1/picospec/pool", partial(_forget, engine), methods=["DELETE"])
+    app.router.routes.insert(0, pool)
     app.router.routes.extend(relay.no_routes())
     return app
 
@@ -184,6 +186,11 @@ async def _about(
         "draft": draft and known,
         "verifiers": [{**each, "sessions": sessions(i)} for i, each in enumerate(found)],
     }
+
+
+async def _forget(engine: EdgeEngine, request: Request) -> Response:
+    engine.forget(request.state.account.tenant)
+    return Response(status_code=204)
 
 
 async def _ready(

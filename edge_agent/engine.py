@@ -172,6 +172,10 @@ class EdgeEngine:
             vocabulary_size=facts.vocabulary_size,
         )
 
+    def forget(self, owner: object) -> None:
+        """Forget what an owner was answered."""
+        self._proposals.pools.empty(owner)
+
     async def close(self) -> None:
         """End what the engine started."""
         await self._proposals.close()

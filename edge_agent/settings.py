@@ -143,9 +143,9 @@ class EdgeSettings(ServiceSettings):
     """Whether drafts keep to the grammar of an answer that has one, and take from it at once
     what it forces; in `coupled` only."""
 
-    past_answers_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    """Tokens of answers that are kept in memory for each key, 4 to 8 bytes each: the verifier
-    drafts from the last answer when the same is asked again. Only with `verifier_drafts`."""
+    pool_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
+    """Tokens of answers that are kept in memory for each key, 12 to 20 bytes each: both ends
+    draft from them what an answer repeats."""
     verifier_drafts: bool = True
     """Whether the verifier proposes draft tokens too, where the edge's have not arrived: from
     the prompt, the answer and the client's prediction. In `coupled` with fill `auto` only."""

@@ -28,8 +28,8 @@ class Speculation:
     policy: DraftPolicy | None = None
     """It replaces StreamPolicy, as where a published system is measured."""
 
-    past_answers_tokens: int = 0
-    """Tokens of past answers kept for each owner of answers; only with `verifier_drafts`."""
+    pool_tokens: int = 0
+    """Tokens of answers kept for each owner of answers."""
 
     share_prefixes: bool = False
     """Whether the verifier may use what it has read for one key of the edge for another."""

@@ -66,7 +66,7 @@ _FIXED: Final = {
         Arm("picospec-separate", "far", EdgePlan(judge="separate", link=LINKED)),
         Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
         Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),
-        Arm("picospec-past", "far", EdgePlan(past_answers_tokens=100_000, link=LINKED)),
+        Arm("picospec-pool", "far", EdgePlan(pool_tokens=100_000, link=LINKED)),
         Arm("picospec-noown", "far", EdgePlan(verifier_drafts=False, link=LINKED)),
         Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
         Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),

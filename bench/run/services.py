@@ -48,7 +48,7 @@ class EdgePlan:
     lookup: bool = True
     grammars: bool = True
     verifier_drafts: bool = True
-    past_answers_tokens: int = 0
+    pool_tokens: int = 0
     link: Conditions | None = None
     """The way to the verifier is an emulated link whose conditions can be changed; None means
     that there is no link."""
@@ -65,7 +65,7 @@ class EdgePlan:
     @property
     def settings(self) -> dict[str, object]:
         names = ("drafter", "judge", "fill", "lookup", "grammars", "verifier_drafts")
-        return {name: getattr(self, name) for name in (*names, "past_answers_tokens")}
+        return {name: getattr(self, name) for name in (*names, "pool_tokens")}
 
 
 def pins(text: str = "") -> Pins:

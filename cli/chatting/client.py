@@ -15,6 +15,9 @@ CHAT: Final = "/v1/chat/completions"
 DIRECT: Final = "/v1/picospec/direct/chat/completions"
 """Where an edge has the large model alone answer a chat."""
 
+POOL: Final = "/v1/picospec/pool"
+"""Where an edge forgets answers."""
+
 SILENCE_S: Final = 120.0
 """The service is taken for dead after this time without a byte."""
 
@@ -107,6 +110,16 @@ def client_of(url: str, key: str | None, silence_s: float = 5.0) -> httpx.AsyncC
     headers = {"authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(silence_s, connect=5.0)
     return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+
+
+async def empty_pool(client: httpx.AsyncClient) -> None:
+    """Have an edge forget the answers that it keeps for this key."""
+    try:
+        response = await client.delete(POOL)
+    except httpx.TransportError as error:
+        raise ChatError(f"{client.base_url} cannot be reached: {error}") from error
+    if response.status_code != 204:
+        raise ChatError(_reason(response))
 
 
 async def first_model(client: httpx.AsyncClient) -> Model:

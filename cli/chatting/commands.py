@@ -1,4 +1,4 @@
-"""The command lines of `picospec chat` and `picospec run`."""
+"""The command lines of `picospec chat`, `picospec run` and `picospec forget`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from picospec.cli.chatting.client import ChatError
+from picospec.cli.chatting.client import ChatError, empty_pool
 from picospec.cli.chatting.conversation import MAX_SEED, Conversation, connector
 from picospec.cli.chatting.lines import message_reader
 from picospec.cli.chatting.one_shot import question
@@ -61,6 +61,21 @@ def run(
         harmless, put = sys.stdout.isatty(), partial(typer.echo, nl=False)
         async with connect() as client:
             await run_once(client, asked, put, system=system, seed=seed, harmless=harmless)
+
+    try:
+        asyncio.run(ask())
+    except ChatError as error:
+        fail(error)
+
+
+@app.command()
+def forget(url: Url = None, edge_port: EdgePort = 8000, api_keys: Keys = "") -> None:
+    """Have the edge forget the answers that it keeps for this key, to draft from."""
+    connect = connector(edge_url(url, edge_port), first_key(api_keys))
+
+    async def ask() -> None:
+        async with connect() as client:
+            await empty_pool(client)
 
     try:
         asyncio.run(ask())

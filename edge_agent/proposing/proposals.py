@@ -1,7 +1,8 @@
 """Finds what can propose one answer's draft tokens besides the draft model.
 
-At the edge that is prompt lookup, and the answer's grammar where it forces a token. At the
-verifier, which is told in the Open, it is what the client predicts or what was answered before.
+At the edge that is prompt lookup, in the pool too, and the answer's grammar where it forces a
+token. At the verifier, which is told in the Open, it is what the client predicts, or how the
+answer begins by the pool.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from picospec.edge_agent.proposing.grammars import EdgeGrammars, within
-from picospec.edge_agent.proposing.past_answers import PastAnswers, PastAnswersByOwner
+from picospec.edge_agent.proposing.pools import Pools
 from picospec.edge_agent.speculation import Speculation
 from picospec.gateway.ports import Job
 from picospec.models.grammars.constraint import NAME
@@ -20,6 +21,7 @@ from picospec.models.grammars.grammar import Grammar
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.ngrams import PromptGrams
+from picospec.speculation.proposing.pool import Pool
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.proposing.proposer import Proposer
 from picospec.speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, TokenId
@@ -27,6 +29,10 @@ from picospec.speculation.protocol.opening import PREDICTION
 
 INLINE_TOKENS: Final = 2048
 """Tokens of a prompt whose n-grams are made in the event loop, in a few milliseconds."""
+
+EXPECTED_TOKENS: Final = 2048
+"""Most tokens of an earlier answer that the verifier is told, which are 6 KB: the edge itself
+drafts what follows."""
 
 MAX_PREDICTED_CHARS: Final = 16 * MAX_PREDICTED
 """Most characters of a prediction that are read: what follows is beyond MAX_PREDICTED tokens of
@@ -45,12 +51,12 @@ class Proposals:
 
     grammar: Grammar | None
     proposer: Proposer | None
-    past: PastAnswers | None
+    pool: Pool | None
 
     def keep(self, answer: Sequence[TokenId]) -> None:
-        """Keep an answer for when its prompt comes again, if such are kept."""
-        if self.past is not None:
-            self.past.add(self.request.prompt, answer)
+        """Keep an answer, as far as it came, if such are kept."""
+        if self.pool is not None:
+            self.pool.add(self.request.prompt, answer)
 
 
 class ProposalFinder:
@@ -63,7 +69,7 @@ class ProposalFinder:
         self._tokenizer = tokenizer
         self._grammars = EdgeGrammars()
         self._grams: dict[int, asyncio.Task[PromptGrams]] = {}  # being made, by id of a prompt
-        self._past = PastAnswersByOwner(speculation.past_answers_tokens)
+        self.pools = Pools(speculation.pool_tokens)
 
     async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
         """Return the proposals for one request.
@@ -74,27 +80,27 @@ class ProposalFinder:
         if not JUDGES[request.judge].takes_any_draft:
             return Proposals(request, (), None, None, None)
         grammar = await self._grammar(request, job.owner)
-        lookup = await self._lookup(request.prompt) if self._how.lookup else None
+        pool = self.pools.of(job.owner, target)
+        lookup = await self._lookup(request.prompt, pool) if self._how.lookup else None
         proposer = within(grammar, lookup)
         if not (self._how.verifier_drafts and request.fill == "auto"):
-            return Proposals(request, (), grammar, proposer, None)
+            return Proposals(request, (), grammar, proposer, pool)
         predicted = await self._predicted(job, request.vocabulary)
-        past = self._past.of(job.owner, target)
-        expected = predicted or (past.to(request.prompt) if past else ())
+        expected = predicted or (pool.expected(request.prompt, EXPECTED_TOKENS) if pool else ())
         request = replace(request, own_drafts=True, predicted=expected)
-        return Proposals(request, predicted, grammar, proposer, past)
+        return Proposals(request, predicted, grammar, proposer, pool)
 
-    async def _lookup(self, prompt: tuple[TokenId, ...]) -> PromptLookup:
+    async def _lookup(self, prompt: tuple[TokenId, ...], pool: Pool | None) -> PromptLookup:
         """Return the prompt lookup of one answer. A thread makes the n-grams of a long prompt,
         once for all choices that begin at a time."""
         if len(prompt) <= INLINE_TOKENS:
-            return PromptLookup(prompt)
+            return PromptLookup(prompt, pool=pool)
         making = self._grams.get(id(prompt))
         if making is None:
             making = asyncio.create_task(asyncio.to_thread(PromptGrams, prompt))
             self._grams[id(prompt)] = making
             making.add_done_callback(lambda _: self._grams.pop(id(prompt)))
-        return PromptLookup(prompt, await asyncio.shield(making))
+        return PromptLookup(prompt, await asyncio.shield(making), pool)
 
     async def _grammar(self, request: Open, owner: object) -> Grammar | None:
         if not (self._how.grammars and NAME in request.sampling.extras):

@@ -24,7 +24,8 @@ from math import inf
 from typing import Final
 
 from picospec.speculation.proposing.latencies import Latencies
-from picospec.speculation.proposing.ngrams import Index, PromptGrams, resumption
+from picospec.speculation.proposing.ngrams import Index, Match, PromptGrams, resumption
+from picospec.speculation.proposing.pool import Pool
 from picospec.speculation.proposing.precision import Continuation, Precision
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
@@ -104,13 +105,24 @@ class ReadingTime:
 
 class PromptLookup:
     """A Proposer: one session's index, and how often its matches are right. grams: those of the
-    prompt, where they have been made already."""
+    prompt, where they have been made already. pool: where else unread tokens may be found. The
+    draft model has not read them there, and would not agree: they are not read ahead."""
 
-    def __init__(self, prompt: Sequence[TokenId], grams: PromptGrams | None = None) -> None:
+    def __init__(
+        self,
+        prompt: Sequence[TokenId],
+        grams: PromptGrams | None = None,
+        pool: Pool | None = None,
+    ) -> None:
+        self._pool = pool
         self._index = Index(prompt=grams or PromptGrams(prompt))
         self._prompt_tokens = len(prompt)
         self._matches = [self._index.match()]  # for each position, up to the next one
-        self._precision = {length: Precision(*prior) for length, prior in MATCH_PRIORS.items()}
+        self._pooled = [self._in_pool()]  # the same in the pool
+        self._precision, self._pool_precision = (
+            {length: Precision(*prior) for length, prior in MATCH_PRIORS.items()}
+            for _ in range(2)
+        )
         self._committed = 0
         self._reading = ReadingTime()
         self._dropped: list[TokenId] = []  # the last broken chain, from its wrong token on
@@ -127,12 +139,16 @@ class PromptLookup:
 
     def propose(self, latencies: Latencies) -> DraftToken | None:
         """Return the token to put behind the chain unread, if there is one worth it."""
-        match = self._matches[-1]
-        if match is None or match.length < MIN_UNREAD_LENGTH:
+        found = [
+            (match.length, precision[match.length].right, match.token)
+            for matches, precision in self._sources
+            if (match := matches[-1]) and match.length >= MIN_UNREAD_LENGTH
+        ]
+        if not found:
             return None
-        confidence = self._precision[match.length].right
+        _, confidence, token = max(found)
         worth = is_worth_unread(confidence, latencies, read_s=self._reading.of(latencies))
-        return DraftToken(match.token, confidence, origin="lookup") if worth else None
+        return DraftToken(token, confidence, origin="lookup") if worth else None
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
         """Return what the draft model should read behind the chain in its next step."""
@@ -157,17 +173,26 @@ class PromptLookup:
         self._reading.observe(more, took_s, draft_s)
 
     def _commit(self, position: int, token: TokenId) -> None:
-        if (match := self._matches[position]) is not None:
-            self._precision[match.length].observe(match.token == token)
+        for matches, precision in self._sources:
+            if match := matches[position]:
+                precision[match.length].observe(match.token == token)
         at = self._prompt_tokens + position
         if (rest := self._index.tokens[at:])[:1] == [token]:
             return
         if len(rest) > 1:
             self._dropped, self._dropped_at = rest, at
         self._index.truncate(at)
-        del self._matches[position + 1 :]
+        del self._matches[position + 1 :], self._pooled[position + 1 :]
         self._append(token)
 
     def _append(self, token: TokenId) -> None:
         self._index.append(token)
         self._matches.append(self._index.match())
+        self._pooled.append(self._in_pool())
+
+    def _in_pool(self) -> Match | None:
+        return self._pool.match(self._index.tokens) if self._pool else None
+
+    @property
+    def _sources(self) -> tuple[tuple[list[Match | None], dict[int, Precision]], ...]:
+        return (self._matches, self._precision), (self._pooled, self._pool_precision)

@@ -59,6 +59,8 @@ def test_what_cannot_be_done_is_one_line(url: str) -> None:
 
     assert "cannot be reached" in said("connect", "codex", *nowhere, status=1)
     assert "cannot be reached" in said("run", "hi", *nowhere, status=1)
+    assert "cannot be reached" in said("forget", *nowhere, status=1)
+    assert "/v1/picospec/pool" in said("forget", "--url", url, status=1)
     assert "is none of codex, claude" in said("connect", "x", "--url", url, status=2)
     assert "connected by its settings" in said("launch", "zed", "--url", url, status=1)
     assert "nothing to ask" in said("run", "--url", url, status=2)

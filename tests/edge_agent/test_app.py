@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 
 from picospec.bench.run.services import free_port
+from picospec.cli.chatting.client import POOL
 from picospec.edge_agent.app import build
 from picospec.edge_agent.settings import load
 from picospec.gateway.accounts.access import HEALTH_PATHS
@@ -43,6 +44,13 @@ async def test_a_stranger_sees_no_address_of_a_verifier(tmp_path: Path) -> None:
     assert address in status["error"]
     assert address.removeprefix("http://") not in "".join(shown)
     assert 'picospec:edge_verifier_ready{verifier="0"} 0.0' in shown[2]
+
+
+async def test_a_pool_is_emptied_also_where_nothing_is_kept(tmp_path: Path) -> None:
+    async with client_of(Drain(), tmp_path) as client:
+        answers = [await client.request(how, POOL) for how in ("DELETE", "GET")]
+
+    assert [answer.status_code for answer in answers] == [204, 405]
 
 
 async def test_an_edge_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:

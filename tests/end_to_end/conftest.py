@@ -20,7 +20,7 @@ PLANS: Final = {
     "eager": EDGES["eager"],
     "noise": EDGES["noise"],
     "far": EDGES["far"],
-    "past": EdgePlan(drafter="none", past_answers_tokens=1000),
+    "past": EdgePlan(drafter="none", pool_tokens=1000),
     "separate": EdgePlan(judge="separate", fill="never"),
 }
 """`eager` and `separate` start no pass without a draft token, however busy this machine is; the

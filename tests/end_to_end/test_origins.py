@@ -128,7 +128,7 @@ async def test_separate_is_greedy_where_the_target_is_and_tells_what_it_accepted
     assert await text(url, HAIKU, **GREEDY) == alone
 
 
-@pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "temperature 1"])
+@pytest.mark.parametrize("settings", [WARM, GREEDY, WARM | {"seed": 99}])  # others are known
 async def test_what_is_asked_again_has_the_same_answer_in_no_more_passes(
     services: Services, settings: dict[str, object]
 ) -> None:

@@ -15,6 +15,7 @@ from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
 from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.judges.judges import JUDGES
+from picospec.speculation.proposing.pool import Pool
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Finish, Limits, Open, Opened, Redraw
@@ -23,7 +24,7 @@ from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
 from picospec.speculation.verifying.session import Pass, VerifyingSession
-from tests.speculation.small_models import SIZE, Model
+from tests.speculation.small_models import SIZE, Model, plain
 
 
 def uniforms(chance: Random) -> Iterator[float]:
@@ -43,7 +44,9 @@ class EdgeDriver:
     limits: Limits
 
     def __post_init__(self) -> None:
-        lookup = PromptLookup(self.request.prompt) if self.looks_up else None
+        lookup = (
+            PromptLookup(self.request.prompt, pool=self._wrong()) if self.looks_up else None
+        )
         self.rtt_s = self.chance.choice([0.0, 0.1])
         self.machine = DraftMachine(
             self.request,
@@ -61,6 +64,14 @@ class EdgeDriver:
         self.finish: Finish | None = None
         self.redraws = 0
         self._step: DraftStep | None = None
+
+    def _wrong(self) -> Pool:
+        """A pool that holds the text up to a place, and anything after it."""
+        text, pool = plain(self.target, self.request), Pool(200)
+        right = self.chance.randrange(len(text))
+        anything = self.chance.choices(range(SIZE), k=20)
+        pool.add(self.request.prompt, [*text[:right], *anything])
+        return pool
 
     def next(self, now: float) -> None:
         busy = self._step is not None

@@ -1,4 +1,4 @@
-"""An edge that keeps past answers predicts the last one when the same is asked again."""
+"""An edge with a pool predicts what it answered last when the same is asked again."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
 from tests.edge_agent.fakes import ScriptedLink, scripted
 
 ANSWER = tuple(range(100, 112))
-KEPT = Speculation(past_answers_tokens=1000)
+KEPT = Speculation(pool_tokens=1000)
 
 
 class Owner:
     name = "somebody"
 
 
-ASKED = replace(JOB, owner=Owner())
+ASKED = replace(JOB, prompt=tuple(range(30)), owner=Owner())
 
 
 async def predicted(
@@ -52,7 +52,7 @@ async def test_the_same_question_has_its_answer_predicted(metrics: EdgeMetrics) 
 @pytest.mark.parametrize(
     "other",
     [
-        replace(ASKED, prompt=(50, 51)),
+        replace(ASKED, prompt=tuple(range(1, 31))),
         replace(ASKED, owner=Owner()),
         replace(ASKED, owner=None),
     ],
@@ -82,7 +82,7 @@ async def test_what_the_client_predicts_comes_first(metrics: EdgeMetrics) -> Non
     assert bytes(await predicted(metrics, asked)) == b"Ishmael"
 
 
-async def test_a_past_answer_is_not_counted_as_a_prediction_of_the_clients(
+async def test_what_the_pool_expects_is_not_counted_as_a_prediction_of_the_clients(
     metrics: EdgeMetrics,
 ) -> None:
     uplink = FakeUplink(scripted(Commit(0, 0, ANSWER), Finish("stop")))
@@ -116,6 +116,19 @@ async def test_another_target_gets_none_of_it(metrics: EdgeMetrics) -> None:
     await deltas(edge.generate(ASKED))
     uplink.known = msgspec.structs.replace(uplink.known, vocabulary="another")
 
+    await asked_again(edge, uplink, ASKED)
+
+    assert uplink.opened[1].predicted == ()
+
+
+async def test_an_owner_whose_pool_is_emptied_has_nothing_predicted(
+    metrics: EdgeMetrics,
+) -> None:
+    uplink = FakeUplink(scripted(Commit(0, 0, ANSWER), Finish("stop")))
+    edge = engine(uplink, metrics, speculation=KEPT)
+    await deltas(edge.generate(ASKED))
+
+    edge.forget(ASKED.owner)
     await asked_again(edge, uplink, ASKED)
 
     assert uplink.opened[1].predicted == ()

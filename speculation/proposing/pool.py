@@ -1,0 +1,89 @@
+"""What answers held, over requests: what an answer repeats goes on as it did the last time.
+
+Answers lie one after another in a ring of tokens, each after the end of its prompt. Hashed
+tables say, by lengths of n-grams, where one stood last. Nothing is deleted from them: a match
+counts only if its tokens are still in the ring, so those written longest ago leave first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from picospec.speculation.proposing.ngrams import Match
+from picospec.speculation.protocol.messages import TokenId
+
+LENGTHS: Final = (16, 8)
+"""Lengths of the n-grams kept, longest first. A token of the ring takes 4 bytes, and in each
+table 4 to 8."""
+
+_MULTIPLIERS: Final = np.random.default_rng(16).integers(
+    1 << 63, size=max(LENGTHS), dtype=np.uint64
+) * np.uint64(2) + np.uint64(1)
+"""A hash of an n-gram is the upper bits of its product with these."""
+
+Ids = NDArray[np.uint32]
+
+
+class Pool:
+    """most_tokens: of the ring, above max(LENGTHS)."""
+
+    def __init__(self, most_tokens: int) -> None:
+        self._ring = np.zeros(most_tokens, np.uint32)  # token ids plus 1; 0 ends each text
+        self._next = 0
+        self._bits = most_tokens.bit_length()
+        self._after = {n: np.zeros(1 << self._bits, np.uint32) for n in LENGTHS}
+        """By the hash of an n-gram: the place in the ring of the token that followed it."""
+
+    def add(self, prompt: Sequence[TokenId], answer: Sequence[TokenId]) -> None:
+        """Keep an answer, as far as it came, unless it is what the pool expects."""
+        if not answer or self.expected(prompt, len(answer)) == tuple(answer):
+            return
+        kept = [*prompt[-max(LENGTHS) :], *answer][: len(self._ring) - 1]
+        text = _ids([*kept, -1])
+        places = (np.arange(len(text)) + self._next) % len(self._ring)
+        self._ring[places] = text
+        self._next = (self._next + len(text)) % len(self._ring)
+        for n, after in self._after.items():
+            if len(kept) > n:
+                after[self._hashes(sliding_window_view(text[:-2], n))] = places[n:-1]
+
+    def match(self, text: Sequence[TokenId]) -> Match | None:
+        """Return what followed the longest n-gram that ends a text when it stood here last. Its
+        index is for `following`."""
+        for n in LENGTHS:
+            if len(text) < n:
+                continue
+            gram = _ids(text[-n:])
+            at = int(self._after[n][self._hashes(gram[None])[0]])
+            *before, token = self._slice(at - n, n + 1).tolist()
+            if token and before == gram.tolist():
+                return Match(token - 1, at, n)
+        return None
+
+    def following(self, at: int, most: int) -> tuple[TokenId, ...]:
+        """Return the tokens from a match on, up to the end of their answer."""
+        ids = self._slice(at, min(most, len(self._ring)))
+        ends = np.flatnonzero(ids == 0)
+        return tuple((ids[: ends[0] if len(ends) else None].astype(np.int64) - 1).tolist())
+
+    def expected(self, prompt: Sequence[TokenId], most: int) -> tuple[TokenId, ...]:
+        """Return how an answer to a prompt probably begins; empty if nothing is known."""
+        match = self.match(prompt)
+        return self.following(match.at, most) if match else ()
+
+    def _slice(self, begin: int, size: int) -> Ids:
+        return self._ring.take(range(begin, begin + size), mode="wrap")
+
+    def _hashes(self, grams: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """grams: [count, n]."""
+        mixed: NDArray[np.uint64] = (grams * _MULTIPLIERS[: grams.shape[1]]).sum(1)
+        return mixed >> np.uint64(64 - self._bits)
+
+
+def _ids(tokens: Sequence[TokenId]) -> Ids:
+    return (np.array(tokens, np.int64) + 1).astype(np.uint32)

@@ -1,0 +1,149 @@
+"""A pool continues a text as the answers that it holds did, and holds a bounded number."""
+
+from __future__ import annotations
+
+import tracemalloc
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.pool import LENGTHS, Pool
+from picospec.speculation.proposing.prompt_lookup import PromptLookup
+
+TEXTS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 2), max_size=20), st.lists(st.integers(0, 2), max_size=40)
+    ),
+    max_size=5,
+)
+UNDRAFTED = Latencies(rtt_s=0.05, pass_s=0.07, draft_s=inf)
+READING = Latencies(rtt_s=0.05, pass_s=0.2, draft_s=0.02)
+PROMPT = tuple(range(30))
+ANSWER = tuple(range(50, 90))
+
+
+def kept(prompt: list[int], answer: list[int]) -> list[int]:
+    return [*prompt[-max(LENGTHS) :], *answer]
+
+
+@given(TEXTS, st.lists(st.integers(0, 2), max_size=40))
+def test_a_match_is_the_longest_that_an_answer_went_on_from(
+    texts: list[tuple[list[int], list[int]]], text: list[int]
+) -> None:
+    pool = Pool(1 << 20)
+    last: dict[tuple[int, ...], int] = {}
+    for prompt, answer in texts:
+        pool.add(prompt, answer)
+        held = kept(prompt, answer)
+        last |= {
+            tuple(held[at - n : at]): held[at] for n in LENGTHS for at in range(n, len(held))
+        }
+
+    found = pool.match(text)
+
+    grams = [tuple(text[-n:]) for n in LENGTHS if n <= len(text)]
+    known = next((gram for gram in grams if gram in last), None)
+    assert (found is None) == (known is None)
+    if found and known:
+        assert found.length == len(known)
+        assert any(
+            kept(*each)[at - found.length : at + 1] == [*known, found.token]
+            for each in texts
+            for at in range(found.length, len(kept(*each)))
+        )
+
+
+@given(TEXTS, st.lists(st.integers(0, 2), min_size=8, max_size=40))
+def test_what_is_overwritten_is_never_found(
+    texts: list[tuple[list[int], list[int]]], text: list[int]
+) -> None:
+    pool = Pool(50)
+    for prompt, answer in texts:
+        pool.add(prompt, answer)
+
+    found = pool.match(text)
+
+    if found:
+        expected = [*text[-found.length :], found.token]
+        held = [kept(*each) for each in texts]
+        assert any(
+            each[at : at + len(expected)] == expected
+            for each in held
+            for at in range(len(each))
+        )
+        assert len(pool.following(found.at, 1000)) <= 50
+
+
+def test_an_answer_is_expected_again_after_its_prompt_or_one_that_ends_alike() -> None:
+    pool = Pool(1000)
+    pool.add(PROMPT, ANSWER)
+
+    assert pool.expected(PROMPT, 1000) == ANSWER
+    assert pool.expected((99, 98, *PROMPT[-8:]), 4) == ANSWER[:4]
+    assert pool.expected((*PROMPT, 7), 1000) == ()
+
+
+@pytest.mark.parametrize("part", [0, 1, 40])
+def test_an_answer_that_was_cut_short_does_not_replace_the_whole_one(part: int) -> None:
+    pool = Pool(1000)
+    pool.add(PROMPT, ANSWER)
+
+    pool.add(PROMPT, ANSWER[:part])
+
+    assert pool.expected(PROMPT, 1000) == ANSWER
+
+
+def test_the_latest_answer_is_expected_and_the_oldest_leaves_first() -> None:
+    pool = Pool(150)
+    pool.add(PROMPT, ANSWER)
+    pool.add(PROMPT, ANSWER[::-1])
+    assert pool.expected(PROMPT, 1000) == ANSWER[::-1]
+
+    for n in range(3):
+        pool.add(range(100 * n, 100 * n + 20), range(1000 * n, 1000 * n + 50))
+
+    assert pool.expected(PROMPT, 1000) == ()
+    assert len(pool.expected(range(200, 220), 1000)) == 50
+
+
+def test_a_token_of_32_conversations_of_16k_tokens_takes_at_most_20_bytes() -> None:
+    tracemalloc.start()
+    try:
+        pool = Pool(32 * 16_384)
+        for n in range(40):
+            pool.add(PROMPT, range(n, n + 16_000))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert held <= 32 * 16_384 * 21
+
+
+def test_what_the_pool_knows_is_proposed_unread_and_never_read_ahead() -> None:
+    pool = Pool(1000)
+    pool.add(PROMPT, ANSWER)
+    lookup = PromptLookup(ANSWER[:20], pool=pool)
+
+    found = lookup.propose(UNDRAFTED)
+
+    assert found is not None
+    assert (found.token, found.origin) == (ANSWER[20], "lookup")
+    assert lookup.ahead(READING) == []
+
+
+def test_a_pool_that_is_wrong_is_soon_believed_no_more() -> None:
+    pool = Pool(1000)
+    pool.add(PROMPT, ANSWER)
+    lookup = PromptLookup(ANSWER[:20], pool=pool)
+    first = lookup.propose(UNDRAFTED)
+
+    lookup.follow([1], [])
+    lookup.follow([1, *ANSWER[20:36]], [])
+    then = lookup.propose(UNDRAFTED)
+
+    assert first is not None
+    assert then is not None
+    assert then.confidence < first.confidence
