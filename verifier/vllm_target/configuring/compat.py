@@ -49,6 +49,7 @@ BY_RUNNER: Final[Mapping[str, Names]] = {
     "v2": {
         "vllm.v1.worker.gpu.model_runner": ("init_speculator", "req_states"),
         "vllm.v1.worker.gpu.spec_decode.rejection_sampler": ("num_speculative_steps",),
+        "vllm.v1.worker.gpu.spec_decode.speculator": ("compute_draft_logits", "sample_draft"),
     },
 }
 """The hooks of each model runner use these besides."""
