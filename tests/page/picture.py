@@ -60,6 +60,8 @@ def take(url: str) -> str:
         answer.wait_for()
         while len(answer.inner_text()) < ENOUGH_CHARACTERS or not ahead.inner_text().strip():
             page.wait_for_timeout(20)
+            if "took" in page.locator("section.strip").inner_text():
+                sys.exit("the answer ended before a picture was worth taking")
         page.screenshot(path=PICTURE)
         said = page.locator("section.strip").inner_text()
         browser.close()
