@@ -16,10 +16,3 @@ def common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
         return shorter
     pairs = enumerate(zip(cached, prompt, strict=False))
     return next((i for i, (a, b) in pairs if a != b), shorter)
-
-
-def reuse_cost(cached: Sequence[int], prompt: Sequence[int], *, owned: bool = True) -> int:
-    """Return how many tokens a sequence's reuse must decode plus how many it loses. owned:
-    whether the prompt's owner owns what is cached."""
-    common = common_prefix(cached, prompt) if owned else 0
-    return len(prompt) + len(cached) - 2 * common

@@ -22,7 +22,7 @@ ACCEPTANCE_WEIGHT: Final = 1 / 16
 """Weight of the latest comparison in the running mean; the first few weigh more."""
 
 
-class HeldChain:
+class Chain:
     """start: the first position that can be drafted; the edge knows the text before it."""
 
     def __init__(self, start: int = 0) -> None:

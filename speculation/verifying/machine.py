@@ -50,7 +50,7 @@ class Offer:
     no pass should start yet."""
 
     wait_s: float  # when to ask again if no message arrives; inf: not before one arrives
-    held: Collection[str] = ()  # sessions that wait for draft tokens about to arrive
+    on_hold: Collection[str] = ()  # sessions that wait for draft tokens about to arrive
     heads: Mapping[str, int] = field(default_factory=dict)
     """Which sessions of `start` judge tokens of the target's head instead, and how many."""
 
@@ -73,7 +73,7 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class _Held:
+class _Observed:
     """A session with what was observed of it. passed_at: when its last pass ended."""
 
     session: VerifyingSession
@@ -88,13 +88,13 @@ class VerifyMachine:
     def __init__(self, u: Iterator[float], latency: PassLatency | None = None) -> None:
         self.latency = latency or PassLatency()
         self._u = u
-        self._sessions: dict[str, _Held] = {}
+        self._sessions: dict[str, _Observed] = {}
 
     def open(
         self, name: str, request: Open, limits: Limits, *, vocabulary_size: int, now: float
     ) -> None:
         session = VerifyingSession(request, limits, vocabulary_size=vocabulary_size, u=self._u)
-        self._sessions[name] = _Held(session, now)
+        self._sessions[name] = _Observed(session, now)
 
     def close(self, name: str) -> None:
         """Forget a session; a pass that runs drops its outcome. Harmless when repeated."""
@@ -106,10 +106,10 @@ class VerifyMachine:
     def received(self, name: str, message: Pushed, *, arrived: float) -> list[Down]:
         """Take in an edge's message, which reached the host at `arrived`; return what it brings
         about at once. Raise RemoteProtocolError for what no correct edge sends."""
-        held = self._sessions[name]
-        chain, arrivals = held.session.chain, held.arrivals
+        observed = self._sessions[name]
+        chain, arrivals = observed.session.chain, observed.arrivals
         newest, broken = chain.newest, chain.broken
-        down = held.session.receive(message)
+        down = observed.session.receive(message)
         if isinstance(message, Draft) and chain.newest > newest:
             arrivals.came(arrived, len(message.tokens))
             if message.pauses:
@@ -154,22 +154,22 @@ class VerifyMachine:
         counts = self._allocated(going, len(start) + others, rows)
         heads: dict[str, int] = {}
         for name, count in zip(going, counts, strict=True):
-            held = self._sessions[name]
-            room, gains = held.session.head_room, held.session.gains[:count]
-            start[name] = held.session.plan(count)
-            if (expected := held.head.expected(room)) and expected >= sum(gains):
-                start[name], heads[name] = (), min(room, held.head.tokens)
+            observed = self._sessions[name]
+            room, gains = observed.session.head_room, observed.session.gains[:count]
+            start[name] = observed.session.plan(count)
+            if (expected := observed.head.expected(room)) and expected >= sum(gains):
+                start[name], heads[name] = (), min(room, observed.head.tokens)
         left = rows - others - sum(1 + len(draft) for draft in start.values())
         return Offer(start, 0.0, heads=_fitting(heads, left))
 
     def _hold_s(self, name: str, now: float) -> float:
-        held = self._sessions[name]
-        session = held.session
+        observed = self._sessions[name]
+        session = observed.session
         if not session.may_begin:
             return inf
-        if held.head.expected(session.head_room) >= NO_HOLD:
+        if observed.head.expected(session.head_room) >= NO_HOLD:
             return 0.0
-        state = waiting(session, held.arrivals, now)
+        state = waiting(session, observed.arrivals, now)
         seconds = hold_s(state, self.latency, session.limits.max_verify)
         return seconds if seconds > MIN_HOLD_S else 0.0
 
@@ -193,8 +193,8 @@ class VerifyMachine:
         or of its head's. `ran` must follow, for the sessions that are still open then."""
         passes = {}
         for name, count in taken.items():
-            held, head = self._sessions[name], (heads or {}).get(name, 0)
-            session, held.head.tokens = held.session, 0
+            observed, head = self._sessions[name], (heads or {}).get(name, 0)
+            session, observed.head.tokens = observed.session, 0
             passes[name] = session.begin(count, head=head)
         return PassPlan(passes, now)
 
@@ -218,18 +218,18 @@ class VerifyMachine:
             self.latency.observe(rows, max(MIN_PASS_S, pass_s - dear_s))
         down = {}
         for name, verdict in verdicts.items():
-            if not (held := self._sessions.get(name)):
+            if not (observed := self._sessions.get(name)):
                 continue
             if head := plan.passes[name].head:
-                held.head.judged(head, verdict.judgement.accepted)
-            down[name] = held.session.resolve(
+                observed.head.judged(head, verdict.judgement.accepted)
+            down[name] = observed.session.resolve(
                 verdict.judgement,
-                queue_s=max(0.0, plan.started - held.passed_at),
+                queue_s=max(0.0, plan.started - observed.passed_at),
                 pass_s=pass_s,
                 logprobs=verdict.logprobs,
             )
-            held.passed_at = now
-            held.arrivals.committed(held.session, now)
+            observed.passed_at = now
+            observed.arrivals.committed(observed.session, now)
         return down
 
 

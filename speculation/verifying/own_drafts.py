@@ -22,7 +22,7 @@ from picospec.speculation.proposing.prediction import Prediction
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.protocol.messages import Draft, Limits, Open, TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.verifying.chain import HeldChain
+from picospec.speculation.verifying.chain import Chain
 
 MAX_TEXT_TOKENS: Final = 2048
 """Tokens of the text that a session begins with, its last ones, in which matches are looked
@@ -32,9 +32,9 @@ MAX_DROPPED: Final = 64
 """Tokens kept of a broken chain: what lies further on is hardly ever right."""
 
 RESUMPTION_PRIORS: Final = {1: (0.4, 4), 2: (0.6, 4), 3: (0.7, 4)}
-"""By the tokens that agree before it: how often a broken chain goes on like the text, and the
-number of tokens that this counts as. A prior, fitted to the Qwen pair; each session corrects it
-by what it sees."""
+"""From the number of tokens before a place that the broken chain and the text share: how often
+the chain's next token is the text's, too, and as how many observations this counts. A prior,
+fitted to the Qwen pair (docs/decisions.md); each session corrects it by what it sees."""
 
 
 class OwnDrafts:
@@ -50,12 +50,12 @@ class OwnDrafts:
         self._resumed = {
             agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
         }
-        self._broken: tuple[TokenId, ...] = ()  # HeldChain.dropped
+        self._broken: tuple[TokenId, ...] = ()  # Chain.dropped
         self._dropped: list[TokenId] = []  # the same, and what came of it later
         self._at: tuple[int, ...] = ()  # where the text and the chain were at `propose`
         self._proposed: Continuation | None = None
 
-    def came_late(self, draft: Draft, chain: HeldChain) -> None:
+    def came_late(self, draft: Draft, chain: Chain) -> None:
         """Note more draft tokens of the chain that broke last."""
         self._note_break(chain)
         known = chain.wrong_at + len(self._dropped) - draft.start
@@ -64,13 +64,13 @@ class OwnDrafts:
             self._dropped.extend(draft.tokens[known : known + room])
             self._at = ()
 
-    def _note_break(self, chain: HeldChain) -> None:
+    def _note_break(self, chain: Chain) -> None:
         if self._broken is not chain.dropped:
             self._broken, self._at = chain.dropped, ()
             self._dropped = list(chain.dropped[:MAX_DROPPED])
 
     def propose(
-        self, committed: Sequence[TokenId], chain: HeldChain, pending: int
+        self, committed: Sequence[TokenId], chain: Chain, pending: int
     ) -> Continuation | None:
         """Return the tokens to judge after so many pending draft tokens of the edge, the
         likeliest that there are, and no more than a pass can take."""

@@ -31,7 +31,7 @@ from picospec.speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from picospec.speculation.verifying.chain import HeldChain
+from picospec.speculation.verifying.chain import Chain
 from picospec.speculation.verifying.own_drafts import OwnDrafts
 from picospec.speculation.verifying.validation import check
 
@@ -60,7 +60,7 @@ class VerifyingSession:
     ) -> None:
         self.request = request
         self.limits = limits
-        self.chain = HeldChain(len(request.committed))
+        self.chain = Chain(len(request.committed))
         self.committed: list[TokenId] = list(request.committed)
         self.totals = Totals()
         self.finished: FinishReason | None = None

@@ -6,11 +6,11 @@ import pytest
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Draft
-from picospec.speculation.verifying.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, HeldChain
+from picospec.speculation.verifying.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, Chain
 
 
-def holding(*drafts: Draft, text: tuple[int, ...] = ()) -> HeldChain:
-    chain = HeldChain()
+def holding(*drafts: Draft, text: tuple[int, ...] = ()) -> Chain:
+    chain = Chain()
     for draft in drafts:
         chain.begin(draft)
         chain.extend(draft, text)
@@ -18,7 +18,7 @@ def holding(*drafts: Draft, text: tuple[int, ...] = ()) -> HeldChain:
 
 
 def test_an_empty_chain_reaches_nowhere_and_no_epoch_is_void() -> None:
-    chain = HeldChain()
+    chain = Chain()
 
     assert (chain.epoch, chain.reach, chain.newest, chain.broken) == (0, 0, (0, 0), False)
     assert not chain.is_void(0)

@@ -2,15 +2,19 @@
 
 The next turn of a conversation begins with the tokens of the turns before, which need not be
 decoded again. A token's KV has the same bits whatever pass it was decoded in
-(tests/models/test_llama.py), so this changes no text. An owner's tokens are for that owner
-alone, see models.llama_cpp.kv_reuse.
+(tests/models/llama_cpp/test_model.py), so this changes no text. An owner's tokens are for that
+owner alone, see models.llama_cpp.kv_reuse.
+
+A prompt takes the sequence where it has least to decode and least is lost. What was not used
+for long counts less: else conversations that are over would keep their sequences for ever, and
+those that go on, being shorter, would take one another's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from picospec.models.llama_cpp.kv_reuse import common_prefix, reuse_cost
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.speculation.protocol.messages import TokenId
 
 
@@ -20,6 +24,9 @@ class KvSlots:
         self._owners: dict[int, str | None] = dict.fromkeys(range(count))
         """Says whose tokens a free sequence holds. None, where nobody is known, is an owner
         like others."""
+
+        self._takes = 0
+        self._given_back: dict[int, int] = dict.fromkeys(range(count), 0)  # after so many takes
 
     @property
     def free(self) -> int:
@@ -32,16 +39,19 @@ class KvSlots:
         The last token is never counted, because the first pass decodes it. Raises ValueError if
         no sequence is free.
         """
-
-        def cost(place: int) -> int:
-            owned = self._owners[place] == owner
-            return reuse_cost(self._held[place], prompt, owned=owned)
-
-        best = min(self._held, key=cost)
+        best = min(self._held, key=lambda place: self._cost(place, prompt, owner))
         held = self._held.pop(best)
+        self._takes += 1
         return best, common_prefix(held, prompt[:-1]) if self._owners[best] == owner else 0
 
     def give_back(self, place: int, held: Sequence[TokenId], owner: str | None = None) -> None:
         """Free a sequence. held: the tokens that its KV certainly holds, from position 0 on,
         for a prompt of `owner`."""
         self._held[place], self._owners[place] = held, owner
+        self._given_back[place] = self._takes
+
+    def _cost(self, place: int, prompt: Sequence[TokenId], owner: str | None) -> float:
+        held, unused = self._held[place], self._takes - self._given_back[place]
+        common = common_prefix(held, prompt) if self._owners[place] == owner else 0
+        lost = (len(held) - common) / (1 + unused / len(self._owners))
+        return len(prompt) - common + lost

@@ -82,7 +82,7 @@ class Scheduler:
     def _offer(self, now: float) -> Offer:
         ready = [slot.name for slot in self._slots.values() if slot.ready]
         offer = self._machine.offer(ready, now, rows=self._settings.max_rows)
-        for name in offer.held:
+        for name in offer.on_hold:
             slot = self._slots[name]
             slot.held_since = now if slot.held_since is None else slot.held_since
         return offer

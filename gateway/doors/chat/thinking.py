@@ -22,7 +22,7 @@ _NONE: Final = "none"
 _SPELLINGS: Final = ("reasoning_effort", "reasoning", "think", "thinking", "enable_thinking")
 
 
-class Asked(NamedTuple):
+class Wish(NamedTuple):
     """What a field asks for; None where it says nothing of it."""
 
     thinks: bool | None = None
@@ -38,7 +38,7 @@ class Reasoning(RequestModel):
     @field_validator("enabled")
     @classmethod
     def _goes_with_the_effort(cls, value: bool, info: ValidationInfo) -> bool:
-        if _differ(_asked(info.data.get("effort")), Asked(value)):
+        if _differ(_wish_of(info.data.get("effort")), Wish(value)):
             raise ValueError("it contradicts effort")
         return value
 
@@ -77,7 +77,7 @@ class Thoughtful(RequestModel):
     @field_validator("reasoning", "think", "thinking", "enable_thinking")
     @classmethod
     def _contradicts_none_before(cls, value: object, info: ValidationInfo) -> object:
-        _check_agreement(_asked(value), info.data)
+        _check_agreement(_wish_of(value), info.data)
         return value
 
     @field_validator("chat_template_kwargs")
@@ -87,15 +87,15 @@ class Thoughtful(RequestModel):
     ) -> dict[str, object]:
         if isinstance(thinks := value.get("enable_thinking"), bool):
             others = {n: said for n, said in info.data.items() if n != "reasoning_effort"}
-            _check_agreement(Asked(thinks), others)
+            _check_agreement(Wish(thinks), others)
         return value
 
     @property
-    def asked_thoughts(self) -> Asked:
+    def wished_thoughts(self) -> Wish:
         """What the fields ask for together."""
-        found = [_asked(getattr(self, name)) for name in _SPELLINGS]
+        found = [_wish_of(getattr(self, name)) for name in _SPELLINGS]
         thinks = next((each.thinks for each in found if each.thinks is not None), None)
-        return Asked(thinks, next((each.effort for each in found if each.effort), None))
+        return Wish(thinks, next((each.effort for each in found if each.effort), None))
 
     @property
     def template_variables(self) -> dict[str, object]:
@@ -103,30 +103,30 @@ class Thoughtful(RequestModel):
         all, and null and "auto" set nothing."""
         own = self.chat_template_kwargs
         given = {name: value for name, value in own.items() if value not in (None, "auto")}
-        thinks, effort = self.asked_thoughts
+        thinks, effort = self.wished_thoughts
         if "enable_thinking" not in own and thinks is not None:
             given["enable_thinking"] = thinks
         return given if effort is None else {**given, "reasoning_effort": effort}
 
 
-def _asked(value: object) -> Asked:
+def _wish_of(value: object) -> Wish:
     match value:
         case bool():
-            return Asked(value)
+            return Wish(value)
         case str():
-            return Asked(value != _NONE, value)
+            return Wish(value != _NONE, value)
         case Reasoning(effort=effort, enabled=enabled):
-            return Asked(enabled if effort is None else effort != _NONE, effort)
+            return Wish(enabled if effort is None else effort != _NONE, effort)
         case Thinking(type="enabled" | "disabled" as kind):
-            return Asked(kind == "enabled")
-    return Asked()
+            return Wish(kind == "enabled")
+    return Wish()
 
 
-def _check_agreement(asked: Asked, others: Mapping[str, object]) -> None:
+def _check_agreement(wish: Wish, others: Mapping[str, object]) -> None:
     for name in others.keys() & set(_SPELLINGS):
-        if _differ(_asked(others[name]), asked):
+        if _differ(_wish_of(others[name]), wish):
             raise ValueError(f"it contradicts {name}")
 
 
-def _differ(one: Asked, other: Asked) -> bool:
+def _differ(one: Wish, other: Wish) -> bool:
     return any(None not in pair and pair[0] != pair[1] for pair in zip(one, other, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.models.llama_cpp.kv_reuse import common_prefix, reuse_cost
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 
 TOKENS = st.lists(st.integers(0, 1), max_size=6)
 
@@ -17,9 +17,3 @@ def test_the_common_prefix_is_the_longest_that_both_have(a: list[int], b: list[i
     assert a[:length] == b[:length]
     assert a[: length + 1] != b[: length + 1] or length == min(len(a), len(b))
     assert common_prefix(tuple(a), b) == length
-
-
-def test_the_cost_counts_what_is_decoded_and_what_is_lost() -> None:
-    assert reuse_cost([], [1, 2]) == 2
-    assert reuse_cost([1, 2, 3], [1, 2, 4, 5]) == 3
-    assert reuse_cost([1, 2], [1, 2]) == 0
