@@ -163,7 +163,9 @@ class LlamaDrafter:
         if not waiting:
             return
         segments = self._segments(requests := list(waiting.values()))
-        self._owed_s = min(self._owed_s, 0.0) + self._decode(segments)
+        took_s = self._decode(segments)
+        if all(segment.logits for segment in segments):  # a first part is read without pause
+            self._owed_s = min(self._owed_s, 0.0) + took_s
         row = 0
         for request, segment in zip(requests, segments, strict=True):
             slot = request.session.slot
