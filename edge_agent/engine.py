@@ -131,8 +131,7 @@ class EdgeEngine:
 
     def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
         how = self._speculation
-        reaches_end = slot and len(job.prompt) + job.max_tokens <= slot.context_tokens
-        fill = how.fill if reaches_end else "auto"  # `never` would not end
+        fill = how.fill if slot else "auto"  # `never` would not end
         salt = job.owner.name if job.owner and not how.share_prefixes else None
         return opening(job, facts, judge=how.judge, fill=fill, salt=salt)
 
@@ -166,7 +165,7 @@ class EdgeEngine:
             facts.limits,
             half,
             rtt_s=lambda: sessions.rtt_s,
-            readable_tokens=slot.context_tokens - len(request.prompt) if slot else 0,
+            drafts=slot is not None,
             lookup=proposals.proposer,
             unused=self._unused,
             vocabulary_size=facts.vocabulary_size,

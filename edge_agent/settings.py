@@ -154,8 +154,8 @@ class EdgeSettings(ServiceSettings):
     """Answers that draft at the same time; further ones run without drafts."""
 
     context_tokens: Annotated[int, Field(ge=64)] | None = None
-    """Tokens that a slot holds. An answer that grows longer goes on without drafts. None: as
-    many as the draft model was trained for, or as fit into the memory
+    """Tokens that a slot holds. Of a longer context the draft model reads a part. None: as many
+    as the draft model was trained for, or as fit into the memory
     (models.llama_cpp.context_room)."""
 
     threads: Annotated[int, Field(ge=1, le=256)] | None = None

@@ -119,7 +119,9 @@ class ScriptedDrafter:
     stuck: bool = False
     read_tokens: int = 0
 
-    def take(self, prompt: Sequence[TokenId], owner: object = None) -> ScriptedSlot:
+    def take(
+        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
+    ) -> ScriptedSlot:
         return ScriptedSlot(self, self.sources[tuple(prompt)])
 
     async def watch(self) -> None:
@@ -136,7 +138,6 @@ class ScriptedSlot:
 
     drafter: ScriptedDrafter
     source: Source
-    context_tokens: int = 1 << 30
     _read: list[TokenId] = field(default_factory=list)
 
     async def step(

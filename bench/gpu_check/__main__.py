@@ -19,8 +19,9 @@ import typer
 
 from picospec.bench import options
 from picospec.bench.data.prompts import read
-from picospec.bench.gpu_check.engines import UNPLUGGED, Engines
+from picospec.bench.gpu_check.engines import Engines
 from picospec.bench.gpu_check.host import host
+from picospec.bench.gpu_check.loads import UNPLUGGED
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.gpu_check.serving import CLIENTS, PARTS, Serving
 from picospec.bench.run.services import ServicesPlan, verifier_arguments
@@ -32,14 +33,18 @@ ON_CPU: Final = (
 )
 
 
-async def _run(check: Check, device: str, serving: Serving) -> None:
+async def _run(device: str, serving: Serving) -> None:
+    engines, check = serving.engines, serving.engines.check
     if not await check.run("host", 60.0, partial(host, device)):
         return check.skip("There is no GPU here.", UNPLUGGED, *PARTS)
     if not serving.plan.target_model:
         return check.skip("No `--target-model` was named.", UNPLUGGED, *PARTS)
-    await serving.engines.check_stock(check)
-    await serving.check(check)
-    await serving.engines.check_merged(check, device)
+    await engines.check_stock()
+    await serving.check()
+    await engines.check_again()
+    await engines.check_merged(device)
+    await engines.check_again()
+    await check.run("all loads", 9.0, engines.table)
 
 
 def main(
@@ -65,15 +70,12 @@ def main(
     arguments = verifier_arguments("vllm", max(*CLIENTS, *counts), context.args)
     plan = ServicesPlan(target_model, draft_model, {}, "vllm", arguments, environment=settings)
     prompts = read(families=("code", "maths", "chat"), per_family=per_family)
-    check = Check()
-    engines = Engines(plan, prompts, tokens, counts, head)
-    asyncio.run(_run(check, device, Serving(plan, prompts, tokens, engines)))
     models = f"Target `{target_model}`, draft model `{draft_model}`." if target_model else ""
-    report = check.report(*filter(None, (ON_CPU if device == "cpu" else "", models)))
-    typer.echo(report)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(report)
+    notes = tuple(filter(None, (ON_CPU if device == "cpu" else "", models)))
+    check = Check(notes, out)
+    engines = Engines(plan, prompts, tokens, counts, head, check)
+    asyncio.run(_run(device, Serving(plan, prompts, tokens, engines)))
+    typer.echo(check.finish())
     sys.exit(check.failed)
 
 

@@ -6,8 +6,9 @@ Whatever ends a part early is its result, as the other parts and the report do w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 
 import typer
@@ -29,46 +30,85 @@ class Part:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Check:
-    """Runs parts one after another, shows their results and collects them."""
+    """Runs parts one after another, says what they do, and collects their results."""
+
+    notes: Sequence[str] = ()
+    """These paragraphs stand before the report's table."""
+
+    out: Path | None = None
+    """The report is here after each part, so that one which is ended early is kept."""
 
     parts: list[Part] = field(default_factory=list)
+    finished: bool = False
+    _step: str = ""
 
     async def run(self, name: str, limit_s: float, work: Work) -> bool:
         """Run a part; return whether it passed."""
-        right, began_s = False, perf_counter()
+        right, began_s, self._step = False, perf_counter(), ""
+        typer.echo(f"==> {name}: at most {limit_s:g} s", err=True)
+        found = "It was ended from outside."
         try:
             async with asyncio.timeout(limit_s):
                 right, found = await work()
         except TimeoutError:
-            found = f"It was not done within {limit_s:g} s."
+            found = self._after_step(f"It was not done within {limit_s:g} s.")
         except Exception as error:
             cause = first_error(error) if isinstance(error, ExceptionGroup) else error
-            found = fenced(f"{type(cause).__name__}: {cause}")
-        self._add(Part(name, "PASS" if right else "FAIL", found, perf_counter() - began_s))
+            found = self._after_step(fenced(f"{type(cause).__name__}: {cause}"))
+        finally:
+            verdict = "PASS" if right else "FAIL"
+            self._add(Part(name, verdict, found, perf_counter() - began_s))
         return right
+
+    def step(self, what: str) -> None:
+        """Say what a part does now. A part that does not come to its end names it."""
+        self._step = what
+        typer.echo(f"    {what}", err=True)
 
     def skip(self, why: str, *names: str) -> None:
         """Note parts that are not run."""
         for name in names:
             self._add(Part(name, "not run", why))
 
-    def _add(self, part: Part) -> None:
-        typer.echo(f"==> {part.name}: {part.verdict}, {part.seconds:.0f} s", err=True)
-        self.parts.append(part)
+    def finish(self) -> str:
+        """Return the whole report."""
+        self.finished = True
+        self._keep()
+        return self.report()
 
     @property
     def failed(self) -> bool:
         return any(part.verdict == "FAIL" for part in self.parts)
 
-    def report(self, *notes: str) -> str:
-        """Return the whole report as Markdown. notes: paragraphs before the table."""
+    @property
+    def verdict(self) -> str:
+        """The report's title says this of the whole."""
+        skipped = sum(part.verdict == "not run" for part in self.parts)
+        passed = f"PASS{f', {skipped} not run' if skipped else ''}"
+        return "FAIL" if self.failed else passed if self.finished else "not finished"
+
+    def report(self) -> str:
+        """Return the report as Markdown, as far as parts have run."""
         lines = [(part.name, part.verdict, f"{part.seconds:.0f}") for part in self.parts]
         table = markdown(("part", "result", "seconds"), lines)
         sections = [f"## {part.name}: {part.verdict}\n\n{part.found}" for part in self.parts]
-        title = f"# GPU check: {'FAIL' if self.failed else 'PASS'}"
-        return "\n\n".join([title, *notes, table, *sections]) + "\n"
+        title = f"# GPU check: {self.verdict}"
+        return "\n\n".join([title, *self.notes, table, *sections]) + "\n"
+
+    def _after_step(self, found: str) -> str:
+        return f"While: {self._step}.\n\n{found}" if self._step else found
+
+    def _add(self, part: Part) -> None:
+        typer.echo(f"==> {part.name}: {part.verdict}, {part.seconds:.0f} s", err=True)
+        self.parts.append(part)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self.out:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(self.report())
 
 
 def fenced(text: str) -> str:

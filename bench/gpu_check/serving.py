@@ -16,7 +16,6 @@ import httpx
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.tables import markdown
 from picospec.bench.gpu_check.engines import ENGINE_S, Engines
-from picospec.bench.gpu_check.parts import Check
 from picospec.bench.identity.__main__ import LIKELIEST
 from picospec.bench.identity.answers import SEED, TIMEOUT_S, Answer, ask, noise_of
 from picospec.bench.identity.comparison import EDGES, batched, compare, is_defect, judged, tally
@@ -60,8 +59,9 @@ class Serving:
     engines: Engines
     """It keeps what was measured of other engines, and gets this one's loads."""
 
-    async def check(self, check: Check) -> None:
+    async def check(self) -> None:
         """Start the services once, and run all parts on them."""
+        check = self.engines.check
         edges = {"picospec": EdgePlan(link=LINK), "bad": EDGES["bad"]}
         services = Services(replace(self.plan, edges=edges))
         (start, start_s), *others = PARTS.items()
@@ -84,7 +84,12 @@ class Serving:
         batches = batched((0.0, 1.0), self.prompts, max(CLIENTS))
         asking = partial(ask, tokens=self.tokens, likeliest=LIKELIEST)
         urls = services.verifier_url, services.edge_urls
-        answers = [answer async for answer in compare(*urls, batches, asking, explained)]
+        answers = list[Answer]()
+        async for answer in compare(*urls, batches, asking, explained):
+            answers.append(answer)
+            self.engines.check.step(
+                f"{answer.arm} answered at temperature {answer.temperature:g}"
+            )
         stock = {answer.prompt: answer for answer in self.engines.texts}
         answers += [
             judged(replace(each, arm="plain, of stock vLLM's"), stock[each.prompt], explained)
@@ -109,6 +114,7 @@ class Serving:
             seconds = dict.fromkeys(urls, 0.0)
             for turn in range(TURNS):
                 for arm in sorted(urls, reverse=turn % 2 == 1):
+                    self.engines.check.step(f"{clients} at once ask {arm}, turn {turn + 1}")
                     answered, took_s = await self.load(urls[arm], clients)
                     replies[arm] += answered
                     seconds[arm] += took_s

@@ -32,11 +32,12 @@ class UselessDrafter:
     separate: bool
     """It says whether each token needs its distribution."""
 
-    context_tokens: int = 1 << 30
     stuck: bool = False
     read_tokens: int = 0
 
-    def take(self, prompt: Sequence[TokenId], owner: object = None) -> UselessDrafter:
+    def take(
+        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
+    ) -> UselessDrafter:
         return self
 
     async def step(

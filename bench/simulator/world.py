@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from math import inf
 from random import Random
 
 from picospec.bench.link.path import Conditions, Path
@@ -85,7 +84,7 @@ class _Run:
             self._world.limits,
             JUDGES[request.judge].edge(request, iter(())),
             rtt_s=lambda: self._conditions.rtt_s,
-            readable_tokens=inf if arm.policy else 0,
+            drafts=arm.policy is not None,
             lookup=PromptLookup(request.prompt) if arm.lookup else None,
             unused=unused,
         )

@@ -17,9 +17,6 @@ class CannotDraft(Exception):
 class DraftSlot(Protocol):
     """A session's slot in the draft model."""
 
-    context_tokens: int
-    """The longest context that a step takes."""
-
     async def step(
         self,
         context: Sequence[TokenId],
@@ -43,9 +40,12 @@ class DraftSlot(Protocol):
 
 
 class Drafter(Protocol):
-    def take(self, prompt: Sequence[TokenId], owner: object = None) -> DraftSlot | None:
-        """Return a free slot that can hold the prompt, or None; the caller leaves it. owner:
-        whose prompt it is; what a slot holds of it is of use to nobody else."""
+    def take(
+        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
+    ) -> DraftSlot | None:
+        """Return a free slot, or None; the caller leaves it. owner: whose prompt it is; what a
+        slot holds of it is of use to nobody else. whole: no step may leave out any of its
+        context; then the slot can hold the prompt."""
 
     @property
     def read_tokens(self) -> int:
@@ -72,7 +72,9 @@ class NoDrafter:
     async def watch(self) -> None:
         pass
 
-    def take(self, prompt: Sequence[TokenId], owner: object = None) -> None:
+    def take(
+        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
+    ) -> None:
         return None
 
     def close(self) -> bool:

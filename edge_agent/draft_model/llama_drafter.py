@@ -7,6 +7,8 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
 * A pass holds one segment of every waiting request. A long prompt goes in chunks, so that other
   sessions' steps share its passes instead of waiting for all of it.
 * A pass that does not end holds up the thread, but no session: its steps fail after a while.
+* Of a long prompt a part is read first, in about a second (llama_slot.py). The rest is read in
+  a spare sequence while no step waits, and else by turns with the steps, each half of the time.
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix can be used that is of the same
   owner: to others the time of drafts would show what was asked (models.llama_cpp.kv_reuse).
@@ -20,17 +22,20 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
-from picospec.edge_agent.draft_model.step_request import KvSlot, StepRequest
-from picospec.edge_agent.step_sampler import StepSampler
-from picospec.models.llama_cpp.kv_reuse import common_prefix, reuse_cost
-from picospec.models.llama_cpp.segments import Limits, Segment
+from picospec.edge_agent.draft_model.llama_slot import (
+    Cache,
+    KvSlot,
+    LlamaSlot,
+    Reading,
+    StepRequest,
+)
+from picospec.models.llama_cpp.segments import Segment
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.draft_token import DraftToken
 
 CHUNK_TOKENS: Final = 64
@@ -45,56 +50,6 @@ CLOSE_S: Final = 3.0
 """Closing waits so long for the pass that is running, in seconds."""
 
 
-class Cache(Protocol):
-    """What models.llama_cpp.model.Context does; one thread uses it."""
-
-    limits: Limits
-
-    def decode(self, segments: Sequence[Segment]) -> None: ...
-    def logits(self, index: int) -> Logits: ...
-    def truncate(self, sequence: int, length: int) -> None: ...
-    def close(self) -> None: ...
-
-
-class LlamaSlot:
-    """A DraftSlot whose steps go to the thread through `requests`."""
-
-    def __init__(
-        self,
-        slot: KvSlot,
-        prompt_tokens: int,
-        requests: queue.SimpleQueue[StepRequest | None],
-        context_tokens: int,
-        owner: object,
-    ) -> None:
-        self.context_tokens = context_tokens
-        self._owner = owner
-        self._slot = slot
-        self._prompt_tokens = prompt_tokens
-        self._requests = requests
-        self._left = False
-
-    async def step(
-        self,
-        context: Sequence[TokenId],
-        sampler: StepSampler,
-        *,
-        ahead: Sequence[TokenId] = (),
-    ) -> list[DraftToken]:
-        ahead = ahead[: max(0, self.context_tokens - len(context))]
-        position = len(context) - self._prompt_tokens
-        # a row of `ahead` is used only where the draft tokens before it equal those ahead
-        draw = sampler([*context[self._prompt_tokens :], *ahead])
-        request = StepRequest(self._slot, context, ahead, position, draw, self._owner)
-        self._requests.put(request)
-        return await asyncio.wrap_future(request.drafts)
-
-    def leave(self) -> None:
-        if not self._left:
-            self._left = True
-            self._slot.taken = False
-
-
 class LlamaDrafter:
     """A Drafter over llama.cpp. It owns the cache, and closes it. share_prefixes: whether all
     owners count as one."""
@@ -103,10 +58,15 @@ class LlamaDrafter:
         self.read_tokens = 0  # only the thread changes it
         self._cache = cache
         self._share_prefixes = share_prefixes
-        self._slots = [KvSlot(index) for index in range(cache.limits.sequences)]
+        self._reading = Reading(cache.limits.context_tokens)
+        self._takes = 0
+        *self._slots, self._spare = map(KvSlot, range(cache.limits.sequences))
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
-        self._waiting: dict[int, StepRequest] = {}
-        """One request a slot, by the slot's index. Only the thread changes it."""
+        self._waiting: dict[KvSlot, StepRequest] = {}
+        """One request a slot. Only the thread changes it."""
+
+        self._owed_s = 0.0
+        """Reading on may take so long before the next pass. Only the thread changes it."""
 
         self._began: float | None = None
         """The pass that is running began then; None between two. Only the thread sets it."""
@@ -114,16 +74,18 @@ class LlamaDrafter:
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
 
-    def take(self, prompt: Sequence[TokenId], owner: object = None) -> LlamaSlot | None:
+    def take(
+        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
+    ) -> LlamaSlot | None:
         owner = None if self._share_prefixes else owner
         free = [slot for slot in self._slots if not slot.taken]
-        if not free or self.stuck or len(prompt) >= self._cache.limits.context_tokens:
+        if not free or self.stuck or (whole and len(prompt) >= self._reading.room):
             return None
         own = list(prompt)
-        best = min(free, key=lambda s: reuse_cost(s.tokens, own, owned=s.owner is owner))
-        best.taken = True
-        context_tokens = self._cache.limits.context_tokens
-        return LlamaSlot(best, len(prompt), self._requests, context_tokens, owner)
+        slot = min(free, key=lambda slot: slot.cost(own, owner, self._reading))
+        self._takes += 1
+        slot.taken, slot.taken_at = True, self._takes
+        return LlamaSlot(slot, len(own), self._requests, owner, whole)
 
     @property
     def stuck(self) -> bool:
@@ -165,42 +127,57 @@ class LlamaDrafter:
         waiting = self._waiting
         while self._admit(waiting):
             self._began = time.monotonic()
+            reads_on = self._reads_on and (self._owed_s > 0 or not waiting)
             try:
-                self._pass(waiting)
-            except Exception as error:  # any error must reach the sessions that wait
-                self._fail(waiting, error)
+                if reads_on:
+                    self._read_on()
+                else:
+                    self._pass(waiting)
+            except Exception as error:  # any error must reach the sessions that wait for it
+                self._fail({} if reads_on else waiting, error)
             self._began = None
 
-    def _admit(self, waiting: dict[int, StepRequest]) -> bool:
-        """Take in new requests, and wait for one if there are none. Return False at the end."""
-        while not waiting or not self._requests.empty():
+    def _admit(self, waiting: dict[KvSlot, StepRequest]) -> bool:
+        """Take in new requests, and wait for one if there is nothing to do. Return False at the
+        end."""
+        while not (waiting or self._reads_on) or not self._requests.empty():
             request = self._requests.get()
             if request is None:
                 for left in waiting.values():
                     left.drafts.cancel()
                 return False
-            waiting[request.slot.index] = request
+            waiting[request.session.slot] = request
         return True
 
-    def _pass(self, waiting: dict[int, StepRequest]) -> None:
+    @property
+    def _reads_on(self) -> bool:
+        return any(slot.rest for slot in self._slots)
+
+    def _pass(self, waiting: dict[KvSlot, StepRequest]) -> None:
         """Decode one segment of each request; answer those whose context is read completely."""
-        for index in [index for index, each in waiting.items() if each.drafts.done()]:
-            del waiting[index]
+        for slot in [slot for slot, each in waiting.items() if each.drafts.done()]:
+            del waiting[slot]
         if not waiting:
             return
-        segments = self._segments(list(waiting.values()))
-        self._cache.decode(segments)
+        segments = self._segments(requests := list(waiting.values()))
+        self._owed_s = min(self._owed_s, 0.0) + self._decode(segments)
         row = 0
-        for segment in segments:
-            request = waiting[segment.sequence]
-            request.slot.tokens.extend(segment.tokens)
-            unread = len(request.context) - request.position - segment.start
-            self.read_tokens += max(0, min(len(segment.tokens), unread))
+        for request, segment in zip(requests, segments, strict=True):
+            slot = request.session.slot
+            slot.tokens.extend(segment.tokens)
             if segment.logits:
                 drafts = self._drafts(request, row, segment.logits)
-                del waiting[segment.sequence]
+                del waiting[slot]
                 request.succeed(drafts)
                 row += segment.logits
+
+    def _decode(self, segments: Sequence[Segment]) -> float:
+        """Run a pass, and return the time that it took."""
+        began = time.monotonic()
+        self._cache.decode(segments)
+        took_s = time.monotonic() - began
+        self._reading.observe(sum(len(segment.tokens) for segment in segments), took_s)
+        return took_s
 
     def _drafts(self, request: StepRequest, row: int, rows: int) -> list[DraftToken]:
         """Return a request's drafts. Its `rows` rows of logits begin with `row`."""
@@ -214,36 +191,47 @@ class LlamaDrafter:
         room = self._cache.limits.batch_tokens
         segments = []
         for place, request in enumerate(requests):
-            self._rewind(request)
-            start = len(request.slot.tokens)
+            slot, seen = request.session.slot, request.seen(self._reading, self._cache)
+            slot.rewind(seen[:-1], self._cache)  # the draft comes from the last token's row
+            start = len(slot.tokens)
             most = min(CHUNK_TOKENS, room - len(requests) + place + 1)
-            tokens, rows = list(request.context[start : start + most]), 0
-            if start + len(tokens) == len(request.context):
-                ahead = request.ahead[: most - len(tokens)]
+            tokens, rows = seen[start : start + most], 0
+            unread = len(seen) - request.position - start
+            self.read_tokens += max(0, min(len(tokens), unread))
+            if start + len(tokens) == len(seen):
+                free = self._reading.room - len(seen)
+                ahead = request.ahead[: max(0, min(free, most - len(tokens)))]
                 tokens += ahead
                 rows = 1 + len(ahead)
-            segments.append(Segment(request.slot.index, start, tokens, rows))
+            segments.append(Segment(slot.index, start, tokens, rows))
             room -= len(tokens)
         return segments
 
-    def _rewind(self, request: StepRequest) -> None:
-        """Truncate the slot to what it shares with the context, without its last token.
+    def _read_on(self) -> None:
+        """Read a chunk of the wider view of the session that began last, in the spare sequence.
+        Once that is read, it takes the place of the slot's."""
+        slot = max((s for s in self._slots if s.rest), key=lambda slot: slot.taken_at)
+        spare = self._spare
+        spare.begin(slot.rest, slot, self._cache)
+        start = len(spare.tokens)
+        tokens = list(slot.rest[start : start + CHUNK_TOKENS])
+        if tokens:
+            took_s = self._decode([Segment(spare.index, start, tokens, 0)])
+            self._owed_s -= took_s if self._waiting else 0.0
+            spare.tokens += tokens
+            self.read_tokens += len(tokens)
+        if len(spare.tokens) == len(slot.rest):
+            slot.take_from(spare)
 
-        The last token is always read, because the draft comes from its row of logits.
-        """
-        slot = request.slot
-        length = min(common_prefix(slot.tokens, request.context), len(request.context) - 1)
-        if slot.owner is not request.owner:
-            slot.owner, length = request.owner, 0
-        if length < len(slot.tokens):
-            self._cache.truncate(slot.index, length)
-            del slot.tokens[length:]
-
-    def _fail(self, waiting: dict[int, StepRequest], error: Exception) -> None:
-        """Fail all waiting requests, and forget what the cache holds of their slots."""
+    def _fail(self, waiting: dict[KvSlot, StepRequest], error: Exception) -> None:
+        """Fail all waiting requests, forget what the cache holds of their slots, and read no
+        prompt on."""
+        for slot in (self._spare, *(request.session.slot for request in waiting.values())):
+            self._cache.truncate(slot.index, 0)
+            slot.tokens.clear()
+        for slot in self._slots:
+            slot.rest = ()
         for request in waiting.values():
-            self._cache.truncate(request.slot.index, 0)
-            request.slot.tokens.clear()
             failure = CannotDraft(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
             request.fail(failure)

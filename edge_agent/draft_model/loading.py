@@ -60,7 +60,9 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
     length = length_of(model, settings)
     structlog.get_logger("edge_agent").info("context", **length.told())
     return LlamaDrafter(
-        Context(model, length.tokens, sequences=settings.slots, threads=threads_of(settings)),
+        Context(
+            model, length.tokens, sequences=settings.slots + 1, threads=threads_of(settings)
+        ),
         share_prefixes=settings.share_prefixes,
     )
 
@@ -75,7 +77,7 @@ def length_of(model: Model, settings: EdgeSettings) -> Length:
         facts,
         model.context_tokens,
         asked,
-        sequences=settings.slots,
+        sequences=settings.slots + 1,  # a spare one, in which prompts are read on
         cache="F16",
         least=LEAST_TOKENS,
     )

@@ -53,7 +53,7 @@ class DraftEngine:
             adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
-        slot = self._drafter.take(job.prompt, job.owner)
+        slot = self._drafter.take(job.prompt, job.owner, whole=True)
         if slot is None:
             raise Overloaded("all slots of the draft model are taken; try again later")
         try:

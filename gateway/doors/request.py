@@ -197,32 +197,31 @@ class GenerationRequest(Servable):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self._asks("include_usage")
 
     @property
     def counts_along(self) -> bool:
         """Whether each chunk has the usage so far."""
-        options = self.stream_options
-        return self.include_usage and options is not None and options.continuous_usage_stats
+        return self.include_usage and self._asks("continuous_usage_stats")
 
     @property
     def is_watched(self) -> bool:
         """Whether the stream tells of speculation."""
-        options = self.stream_options
-        return self.stream and options is not None and options.include_speculation
+        return self.stream and self._asks("include_speculation")
 
     @property
     def is_steady(self) -> bool:
         """Whether tokens that came together are streamed one after another."""
-        options = self.stream_options
-        return self.stream and options is not None and options.steady
+        return self.stream and self._asks("steady")
 
     @property
     def untold(self) -> tuple[str, ...]:
         """What `stream_options` ask for that only chats and completions of OpenAI's tell."""
         names = ("include_usage", "continuous_usage_stats", "include_speculation")
-        told = (name for name in names if getattr(self.stream_options, name, False))
-        return tuple(f"stream_options.{name}" for name in told)
+        return tuple(f"stream_options.{name}" for name in names if self._asks(name))
+
+    def _asks(self, option: str) -> bool:
+        return bool(getattr(self.stream_options, option, False))
 
     def unknown_inside(self) -> list[str]:
         """Return the unknown fields of the objects in the body, without its own."""

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final, NoReturn
+from types import MappingProxyType
+from typing import Annotated, Final, NoReturn, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -26,6 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from picospec.gateway.errors import InvalidRequest
 
+Model = TypeVar("Model", bound=BaseModel)
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Integer = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
@@ -76,6 +78,19 @@ class Typed(RequestModel):
         if value is None and info.field_name == info.data.get("type"):
             missing()
         return value
+
+
+def validated(
+    schema: type[Model], given: object, names: Mapping[str, str] = MappingProxyType({})
+) -> Model:
+    """Return what a schema makes of `given`. names: the client's names of fields, by those of
+    the schema. Raises InvalidRequest."""
+    try:
+        return schema.model_validate(given)
+    except ValidationError as error:
+        raised = invalid(error)
+        raised.name_field(names)
+        raise raised from None
 
 
 def unknown_fields(body: RequestModel, path: str = "") -> list[str]:

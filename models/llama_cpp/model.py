@@ -209,6 +209,11 @@ class Context:
         """Remove a sequence's tokens from position `length` on."""
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
+    def copy(self, source: int, target: int) -> None:
+        """Let one sequence hold what another one does."""
+        lib.llama_memory_seq_rm(self._memory, target, -1, -1)
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
     def decode(self, segments: Sequence[Segment]) -> None:
         """Decode the rows in one pass. Raises BadSegment, NoRoom or DecodeFailed."""
         check(segments, self.limits, self.length)

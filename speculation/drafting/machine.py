@@ -45,8 +45,8 @@ from picospec.speculation.smoothing import smoothed
 
 
 class DraftMachine:
-    """rtt_s: returns the link's round trip as it is now, in seconds. readable_tokens: output
-    tokens that the draft model's context can hold; 0 without a draft model. unused: see
+    """rtt_s: returns the link's round trip as it is now, in seconds. drafts: whether there
+    is a draft model. unused: see
     DraftingSession. vocabulary_size: the ids that are tokens of the target."""
 
     def __init__(
@@ -57,7 +57,7 @@ class DraftMachine:
         judge: EdgeHalf,
         *,
         rtt_s: Callable[[], float],
-        readable_tokens: float = 0,
+        drafts: bool = False,
         lookup: Proposer | None = None,
         unused: int = 0,
         vocabulary_size: int = MAX_VOCABULARY,
@@ -72,7 +72,7 @@ class DraftMachine:
         self.limits = limits
         self._judge = judge
         self._rtt_s = rtt_s
-        self._readable_tokens = readable_tokens
+        self._drafts = drafts
         self._lookup = lookup
         self._pass_s = 0.0
         self._draft_s = 0.0
@@ -112,7 +112,7 @@ class DraftMachine:
         if self._lookup is None:
             return
         session, latencies = self.session, self.latencies
-        if session.end >= self._readable_tokens:
+        if not self._drafts:
             latencies = replace(latencies, draft_s=inf)
         while self._may_look_up():
             self._lookup.follow(session.committed, session.chain)
@@ -129,7 +129,7 @@ class DraftMachine:
 
     def _is_step_due(self) -> bool:
         session = self.session
-        if not session.may_extend or session.end >= self._readable_tokens:
+        if not session.may_extend or not self._drafts:
             return False
         return self._policy.may_draft(session, self.latencies, self.limits)
 
@@ -168,7 +168,7 @@ class DraftMachine:
 
     def cannot_draft(self) -> None:
         """Ask for no more steps: the draft model failed."""
-        self._readable_tokens = 0
+        self._drafts = False
 
     def _observe_step(self, step: DraftStep, took_s: float, tokens: int) -> None:
         """Learn from a step's time, unless the draft model went back or read a prompt in it."""

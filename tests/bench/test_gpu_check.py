@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from picospec.bench.capacity.figures import Figures, Row
 from picospec.bench.gpu_check import __main__ as command_line
-from picospec.bench.gpu_check.engines import PLUGGED, UNPLUGGED, Engines
+from picospec.bench.gpu_check.engines import PLUGGED, Engines
 from picospec.bench.gpu_check.host import command
+from picospec.bench.gpu_check.loads import AGAIN, UNPLUGGED
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.gpu_check.serving import Serving
 from picospec.bench.link.path import Conditions
@@ -37,19 +39,19 @@ async def wrong() -> tuple[bool, str]:
     return False, "another figure"
 
 
-async def raising(error: Exception) -> tuple[bool, str]:
+async def raising(error: BaseException) -> tuple[bool, str]:
     raise error
 
 
 async def test_a_part_passes_or_fails_by_what_it_found() -> None:
-    check = Check()
+    check = Check(["a note"])
 
     assert await check.run("one", 9.0, fine)
     assert not check.failed
     assert not await check.run("two", 9.0, wrong)
 
     assert check.failed
-    report = check.report("a note")
+    report = check.finish()
     assert report.startswith("# GPU check: FAIL\n\na note\n\n")
     assert "| one | PASS | 0 |" in report
     assert "## two: FAIL\n\nanother figure" in report
@@ -72,11 +74,32 @@ async def test_a_part_that_takes_too_long_fails() -> None:
     check = Check()
 
     async def endless() -> tuple[bool, str]:
+        check.step("the engine starts")
         await asyncio.Event().wait()
         return True, ""
 
     assert not await check.run("endless", 0.01, endless)
-    assert "not done within 0.01 s" in check.parts[0].found
+    assert check.parts[0].found == (
+        "While: the engine starts.\n\nIt was not done within 0.01 s."
+    )
+
+
+async def test_a_check_that_is_ended_leaves_its_report_so_far(tmp_path: Path) -> None:
+    out = tmp_path / "folder" / "report.md"
+    check = Check(out=out)
+
+    await check.run("one", 9.0, fine)
+    assert out.read_text().startswith("# GPU check: not finished\n")
+    with pytest.raises(asyncio.CancelledError):
+        await check.run("two", 9.0, partial(raising, asyncio.CancelledError()))
+    assert "## two: FAIL\n\nIt was ended from outside." in out.read_text()
+
+
+def test_a_report_says_in_its_title_that_parts_were_not_run() -> None:
+    check = Check()
+    check.skip("There is no head.", "merged")
+
+    assert check.finish().startswith("# GPU check: PASS, 1 not run\n")
 
 
 async def test_a_command_that_fails_shows_its_last_errors_where_it_printed_nothing() -> None:
@@ -93,12 +116,12 @@ async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    check = Check()
+    found = engines()
 
-    await command_line._run(check, "cuda", Serving(ANY, (), 8, engines()))
+    await command_line._run("cuda", Serving(ANY, (), 8, found))
 
-    assert [part.verdict for part in check.parts] == ["FAIL", *["not run"] * 5]
-    assert "nvidia-smi" in check.parts[0].found
+    assert [part.verdict for part in found.check.parts] == ["FAIL", *["not run"] * 5]
+    assert "nvidia-smi" in found.check.parts[0].found
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,30 +166,83 @@ def row(sessions: int, tokens_per_s: float) -> Row:
     )
 
 
-@pytest.mark.parametrize(("plugged", "right"), [(90.0, True), (89.0, False)])
+@pytest.mark.parametrize(
+    ("plugged", "again", "right"),
+    [(90.0, None, True), (89.0, None, False), (50.0, 55.0, True), (50.0, 99.0, False)],
+)
 async def test_the_plugin_may_not_slow_down_requests_without_sessions(
-    plugged: float, right: bool
+    plugged: float, again: float | None, right: bool
 ) -> None:
+    """Stock made 100 tokens/s before, and `again` where it was measured again."""
     found = engines()
     for sessions in (1, 16):
-        found.measured[sessions, UNPLUGGED] = row(sessions, 100.0)
-        found.measured[sessions, PLUGGED] = row(sessions, 100.0)
-    found.measured[16, PLUGGED] = row(16, plugged)
+        found.loads.add(UNPLUGGED, row(sessions, 100.0))
+        found.loads.add(PLUGGED, row(sessions, 100.0))
+    found.loads.add(PLUGGED, row(16, plugged))
+    if again is not None:
+        found.loads.add(UNPLUGGED + AGAIN, row(16, again))
 
     verdict, table = await found.table()
 
     assert verdict == right
     assert f"| 16 | {PLUGGED} | {plugged:.1f} | {plugged / 100:.2f} |" in table
+    assert ("too slow" in table) == (not right)
+    assert ("not steady" in table) == (again == 55.0)
+
+
+class Started(Engines):
+    """Its engines make so many tokens/s, and are not started."""
+
+    async def _engine(
+        self, name: str, plan: ServicesPlan, sessions: object
+    ) -> tuple[bool, str]:
+        for each in cast(Sequence[int], sessions):
+            self.loads.add(name, row(each, 10.0))
+        return True, ""
+
+
+async def test_what_a_slow_engine_is_compared_with_is_measured_again_once() -> None:
+    found = Started(ANY, (), 8, (1, 16))
+    await found.check_stock()
+    found.loads.add(PLUGGED, row(1, 9.0))
+    await found.check_again()
+    assert not found.loads.has(UNPLUGGED + AGAIN)
+
+    found.loads.add(PLUGGED, row(16, 8.0))
+    await found.check_again()
+    await found.check_again()
+
+    names = [part.name for part in found.check.parts]
+    assert names == [UNPLUGGED, f"{UNPLUGGED}, n-gram", UNPLUGGED + AGAIN]
+    assert [key for key in found.loads.rows if key[1] == UNPLUGGED + AGAIN] == [
+        (16, UNPLUGGED + AGAIN)
+    ]
+
+
+async def test_sessions_may_not_slow_down_vllms_own_speculation() -> None:
+    found = Started(ANY, (), 8, (1,), head='{"method": "eagle3"}')
+    await found.check_stock()
+    await found.check_merged("cuda")
+    found.loads.add(PLUGGED, row(1, 10.0))
+    assert (await found.table())[0]
+
+    found.loads.add("PicoSpec merged with head", row(1, 8.0))
+
+    right, table = await found.table()
+    assert not right
+    assert (
+        "PicoSpec merged with head, 1 at once: 0.80 of the tokens/s of stock vLLM, head"
+        in table
+    )
 
 
 async def test_on_a_cpu_nothing_is_merged_and_a_table_without_loads_fails() -> None:
-    check = Check()
+    found = engines(head='{"method": "eagle3"}')
 
-    await engines(head='{"method": "eagle3"}').check_merged(check, "cpu")
+    await found.check_merged("cpu")
 
-    assert [(part.name, part.verdict) for part in check.parts] == [
+    assert [(part.name, part.verdict) for part in found.check.parts] == [
         ("PicoSpec merged with n-gram", "not run"),
         ("PicoSpec merged with head", "not run"),
-        ("all loads", "FAIL"),
     ]
-    assert "PicoSpec merged with n-gram" in check.report()
+    assert not (await found.table())[0]

@@ -28,7 +28,7 @@ class Edge:
         request = Open("m", "v", (), Sampling(), 0, max_tokens, ())
         half = JUDGES["coupled"].edge(request, iter(()))
         self.machine = DraftMachine(
-            request, policy, Limits(), half, rtt_s=lambda: 0.0, readable_tokens=1000
+            request, policy, Limits(), half, rtt_s=lambda: 0.0, drafts=True
         )
         self.session = self.machine.session
 

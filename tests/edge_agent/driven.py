@@ -48,7 +48,7 @@ class Edge:
             LIMITS,
             JUDGES[judge].edge(request, iter(np.random.default_rng(3).random, 2.0)),
             rtt_s=lambda: 0.0,
-            readable_tokens=slot.context_tokens - len(prompt) if slot else 0,
+            drafts=slot is not None,
             lookup=PromptLookup(prompt) if lookup else None,
         )
         self.emitted: list[TokenId] = []

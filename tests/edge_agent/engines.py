@@ -86,10 +86,12 @@ class Paired:
 class OneSlot:
     """A Drafter with one slot."""
 
-    def __init__(self, context_tokens: int = 64) -> None:
-        self.slot = CountingSlot(context_tokens=context_tokens)
+    def __init__(self) -> None:
+        self.slot = CountingSlot()
 
-    def take(self, prompt: Sequence[TokenId], owner: object = None) -> CountingSlot:
+    def take(
+        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
+    ) -> CountingSlot:
         return self.slot
 
     stuck = False

@@ -27,7 +27,8 @@ def truth(context: Sequence[int]) -> int:
 
 
 class FakeCache:
-    def __init__(self, sequences: int = 4, context_tokens: int = 300) -> None:
+    def __init__(self, slots: int = 4, context_tokens: int = 300) -> None:
+        sequences = slots + 1
         self.limits = Limits(sequences, context_tokens, batch_tokens=128, vocabulary_size=V)
         self.passes: list[list[Segment]] = []
         self.gate = threading.Event()
@@ -58,6 +59,9 @@ class FakeCache:
 
     def truncate(self, sequence: int, length: int) -> None:
         del self._held[sequence][length:]
+
+    def copy(self, source: int, target: int) -> None:
+        self._held[target] = list(self._held[source])
 
     def close(self) -> None:
         self.closed = True

@@ -30,11 +30,9 @@ class CountingSlot:
     def __init__(
         self,
         *,
-        context_tokens: int = 1000,
         confidence: float = 1.0,
         wait: Callable[[Sequence[TokenId]], Awaitable[object]] = lambda _: asyncio.sleep(0),
     ) -> None:
-        self.context_tokens = context_tokens
         self.contexts: list[list[TokenId]] = []
         self.sampler: StepSampler | None = None  # of the last step
         self.left = 0

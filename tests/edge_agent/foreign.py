@@ -49,7 +49,7 @@ class Typist:
     draft model, and goes on from any beginning of it. It ends the turn behind the text."""
 
     def __init__(self, translation: Translation, prompt: Sequence[int], text: bytes) -> None:
-        self.limits = Limits(1, 4096, 64, len(translation.draft.vocabulary.pieces))
+        self.limits = Limits(2, 4096, 64, len(translation.draft.vocabulary.pieces))
         self.text = text
         self.passes = 0
         self.longest = False
@@ -74,6 +74,9 @@ class Typist:
 
     def truncate(self, sequence: int, length: int) -> None:
         del self._held[length:]
+
+    def copy(self, source: int, target: int) -> None:
+        raise NotImplementedError("its prompts are short")
 
     def close(self) -> None:
         pass

@@ -47,15 +47,15 @@ STEPS = "picospec:edge_draft_step_seconds"
 
 
 @pytest.mark.parametrize(
-    ("drafter", "max_tokens", "fill"),
-    [(OneSlot(), 20, "never"), (OneSlot(), 100, "auto"), (NoDrafter(), 20, "auto")],
-    ids=["a slot", "a slot that cannot hold the answer", "no slot"],
+    ("drafter", "fill"),
+    [(OneSlot(), "never"), (NoDrafter(), "auto")],
+    ids=["a slot", "no slot"],
 )
 async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_drafts(
-    metrics: EdgeMetrics, drafter: OneSlot | NoDrafter, max_tokens: int, fill: str
+    metrics: EdgeMetrics, drafter: OneSlot | NoDrafter, fill: str
 ) -> None:
     uplink = FakeUplink(scripted(Finish("stop")))
-    job = Job("r", (1, 2), max_tokens, Sampling(), 9)
+    job = Job("r", (1, 2), 20, Sampling(), 9)
 
     edge = engine(uplink, metrics, drafter, Speculation(fill="never"))
     await deltas(edge.generate(job))
@@ -111,23 +111,13 @@ async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(
     metrics: EdgeMetrics, fill: Fill
 ) -> None:
     misses = (step for at in range(60) for step in (Commit(0, at, (900,), pass_s=0.1), quiet))
-    uplink, drafter = FakeUplink(scripted(*misses, Finish("length"))), OneSlot(200)
+    uplink, drafter = FakeUplink(scripted(*misses, Finish("length"))), OneSlot()
     edge = engine(uplink, metrics, drafter, Speculation(fill=fill))
 
     await deltas(edge.generate(replace(JOB, max_tokens=60)))
 
     chains = len({message.epoch for message in uplink.link.sent})
     assert (chains >= 59) is (fill == "never")  # a rest would have both ends wait
-
-
-async def test_no_more_is_drafted_than_the_slot_can_hold_besides_the_prompt(
-    metrics: EdgeMetrics,
-) -> None:
-    uplink = FakeUplink(scripted(quiet, Finish("stop")))
-
-    await deltas(engine(uplink, metrics, OneSlot(len(JOB.prompt) + 2)).generate(JOB))
-
-    assert uplink.link.drafted == [3, 4]
 
 
 async def test_another_policy_replaces_the_products_own(metrics: EdgeMetrics) -> None:
@@ -201,7 +191,7 @@ async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier(
         for step in (Commit(0, at, (len(JOB.prompt) + at,), pass_s=0.1), quiet)
     )
     script = scripted(*right, Finish("length"))
-    drafter = OneSlot(context_tokens=200)
+    drafter = OneSlot()
     edge = engine(FakeUplink(script), metrics, drafter)
     job = replace(JOB, max_tokens=60)
 

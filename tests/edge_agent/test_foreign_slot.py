@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft_model.drafter import CannotDraft
 from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from picospec.edge_agent.draft_model.foreign.slot import ForeignSlot
@@ -149,14 +148,6 @@ async def test_text_without_a_certain_boundary_is_proposed_in_the_end() -> None:
         steps = [await pair.step([]) for _ in range(foreign_slot.MAX_PENDING)]
 
     assert any(steps)
-
-
-async def test_a_draft_model_that_is_full_cannot_draft() -> None:
-    with Pair("smollm2", "qwen", "word " * 10) as pair:
-        pair.slot._slot.context_tokens = len(pair.translation.prompt(pair.prompt))
-
-        with pytest.raises(CannotDraft, match="full"):
-            await pair.step([])
 
 
 async def test_what_is_read_ahead_costs_one_pass() -> None:

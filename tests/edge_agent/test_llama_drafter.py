@@ -58,7 +58,7 @@ async def test_the_same_context_again_gives_the_same_draft(drafter: LlamaDrafter
 async def test_when_all_slots_are_taken_there_is_none_until_one_is_left(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
-    first, *others = (drafter.take([1]) for _ in range(cache.limits.sequences))
+    first, *others = (drafter.take([1]) for _ in range(cache.limits.sequences - 1))
     assert first is not None
     assert None not in others
 
@@ -70,8 +70,10 @@ async def test_when_all_slots_are_taken_there_is_none_until_one_is_left(
     assert drafter.take([1]) is None
 
 
-async def test_a_prompt_that_fills_the_context_gets_no_slot(drafter: LlamaDrafter) -> None:
-    assert drafter.take([1] * 300) is None
+async def test_a_prompt_that_fills_the_cache_gets_no_slot_where_it_must_be_read_whole(
+    drafter: LlamaDrafter,
+) -> None:
+    assert drafter.take([1] * 300, whole=True) is None
 
 
 async def test_a_session_that_begins_like_an_earlier_one_starts_where_that_ended(
@@ -103,7 +105,7 @@ async def test_a_little_in_common_does_not_cost_a_long_conversation_its_slot(
 async def test_a_long_prompt_goes_in_chunks_together_with_another_sessions_tokens(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
-    long, short = [i % V for i in range(CHUNK_TOKENS * 3)], [5]
+    long, short = [i % V for i in range(CHUNK_TOKENS * 2)], [5]
     cache.gate.clear()
     first = asyncio.create_task(draft_after(drafter.take(long), long))
     second = asyncio.create_task(draft_after(drafter.take(short), short))
@@ -119,7 +121,7 @@ async def test_a_long_prompt_goes_in_chunks_together_with_another_sessions_token
 async def test_a_cancelled_step_ends_after_the_running_pass(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
-    long = [i % V for i in range(CHUNK_TOKENS * 4)]
+    long = [i % V for i in range(CHUNK_TOKENS * 2)]
     slot = drafter.take(long)
     cache.gate.clear()
     step = asyncio.create_task(draft_after(slot, long))
@@ -161,8 +163,10 @@ async def test_a_sampler_that_fails_fails_its_step_and_the_next_step_works(
     assert await draft_after(slot, [1, 2, 3]) == truth([1, 2, 3])
 
 
-async def test_a_context_past_the_cache_is_an_error_of_that_step(drafter: LlamaDrafter) -> None:
-    slot = drafter.take([1])
+async def test_a_whole_context_past_the_cache_is_an_error_of_that_step(
+    drafter: LlamaDrafter,
+) -> None:
+    slot = drafter.take([1], whole=True)
 
     with pytest.raises(CannotDraft, match="NoRoom"):
         await draft_after(slot, [1] * 301)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from itertools import repeat
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft_model.llama_slot import FIRST_TOKENS, PRIOR_TOKENS_A_S, WHOLE
 from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.llama_cpp.segments import Segment
 from picospec.models.store import open_store
@@ -79,6 +81,31 @@ async def test_a_real_model_reads_ahead_and_drafts_what_it_would_step_by_step(
     drafter.close()
 
     assert [each.token for each in (*right, *wrong)] == expected
+
+
+@pytest.mark.models
+async def test_a_real_model_drafts_from_all_of_a_prompt_once_it_has_read_the_rest(
+    smollm: Model,
+) -> None:
+    numbers = ", ".join(map(str, range(60)))
+    prompt = smollm.tokenize(f"{numbers}. The word is", False)
+    expected = plainly(smollm, prompt, 3)
+    drafter = LlamaDrafter(Context(smollm, 1024, sequences=2))
+    sampler = coupled.sampler(Sampling(temperature=0.0), 1, len(prompt))
+    slot, drafts = drafter.take(prompt), list[DraftToken]()
+    assert slot is not None
+    assert len(prompt) > FIRST_TOKENS + PRIOR_TOKENS_A_S
+
+    await slot.step(prompt, lambda _: sampler)
+    for _ in range(500):
+        await asyncio.sleep(0.1 if slot.slot.rest else 0)
+    assert slot.slot.view == WHOLE
+    for _ in expected:
+        context = [*prompt, *(draft.token for draft in drafts)]
+        drafts += await slot.step(context, lambda _: sampler)
+    drafter.close()
+
+    assert [each.token for each in drafts] == expected
 
 
 def plainly(model: Model, prompt: list[int], count: int) -> list[int]:

@@ -155,7 +155,7 @@ class Edge:
         request = Open("m", "v", (1, 2, 3), Sampling(), 0, 40, (777,))
         self.machine = DraftMachine(
             request, StreamPolicy(), LIMITS, JUDGES["coupled"].edge(request, iter(())),
-            rtt_s=lambda: 0.04, readable_tokens=1000,
+            rtt_s=lambda: 0.04, drafts=True,
         )  # fmt: skip
         self.observer = AnswerObserver(self.machine, Where(), lambda: self.now)
         self.machine.opening()

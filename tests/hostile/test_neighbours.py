@@ -124,7 +124,7 @@ def test_what_a_sequence_holds_is_of_use_to_its_owner_alone() -> None:
 
 @pytest.mark.parametrize(("shared", "again"), [(False, 51), (True, 1)])
 async def test_the_draft_model_reads_for_each_owner(shared: bool, again: int) -> None:
-    ann, ben, prompt, cache = tenant(), tenant(), list(range(51)), FakeCache(sequences=1)
+    ann, ben, prompt, cache = tenant(), tenant(), list(range(51)), FakeCache(slots=1)
     with closing(LlamaDrafter(cache, share_prefixes=shared)) as drafter:
         rows = []
         for owner in (ann, ann, ben, ann):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import repeat
-from math import inf
 
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Outcome
@@ -54,7 +53,7 @@ def machine(
     *,
     judge: str = "coupled",
     max_tokens: int = 100,
-    readable_tokens: float = inf,
+    drafts: bool = True,
     prompt: tuple[int, ...] | None = None,
     unused: int = 0,
 ) -> DraftMachine:
@@ -67,7 +66,7 @@ def machine(
         LIMITS,
         JUDGES[request.judge].edge(request, repeat(0.9)),
         rtt_s=lambda: 0.05,
-        readable_tokens=readable_tokens,
+        drafts=drafts,
         lookup=None if prompt is None else PromptLookup(prompt),
         unused=unused,
     )

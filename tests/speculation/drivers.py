@@ -54,7 +54,7 @@ class EdgeDriver:
             self.limits,
             JUDGES[self.request.judge].edge(self.request, uniforms(self.chance)),
             rtt_s=lambda: self.rtt_s,
-            readable_tokens=inf,
+            drafts=True,
             lookup=lookup,
             unused=self.chance.choice([0, 30]),  # of the session before: at 30 it soon rests
         )

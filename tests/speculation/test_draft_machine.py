@@ -50,14 +50,12 @@ def test_when_no_step_is_due_all_is_sent_and_the_draft_pauses() -> None:
     assert edge.next(6.0, busy=False) == Outcome()
 
 
-@pytest.mark.parametrize(("readable_tokens", "asks"), [(0, False), (2, False), (3, True)])
-def test_no_step_is_asked_for_that_the_draft_model_cannot_read(
-    readable_tokens: int, asks: bool
-) -> None:
-    edge = machine(readable_tokens=readable_tokens)
+@pytest.mark.parametrize("drafts", [False, True])
+def test_no_step_is_asked_for_without_a_draft_model(drafts: bool) -> None:
+    edge = machine(drafts=drafts)
     edge.received(Commit(0, 0, (7, 8)))
 
-    assert (edge.next(0.0, busy=False).step is not None) is asks
+    assert (edge.next(0.0, busy=False).step is not None) is drafts
 
 
 @pytest.mark.parametrize(

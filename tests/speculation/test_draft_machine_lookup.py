@@ -12,7 +12,7 @@ from tests.speculation.draft_sessions import STOP, chain_of
 
 
 def test_a_copy_is_proposed_to_its_end() -> None:
-    edge = machine(Policy(looks_up=30, drafts=0), prompt=(*COPIED, 1, 2), readable_tokens=0)
+    edge = machine(Policy(looks_up=30, drafts=0), prompt=(*COPIED, 1, 2), drafts=False)
     edge.received(Commit(0, 0, COPIED[:16]))
 
     (draft,) = edge.next(0.0, busy=False).send
@@ -24,7 +24,7 @@ def test_a_copy_is_proposed_to_its_end() -> None:
 
 
 def test_nothing_is_proposed_after_a_stop_token() -> None:
-    edge = machine(prompt=(*COPIED[:20], STOP, *COPIED[20:]), readable_tokens=0)
+    edge = machine(prompt=(*COPIED[:20], STOP, *COPIED[20:]), drafts=False)
     edge.received(Commit(0, 0, COPIED[:18]))
 
     edge.next(0.0, busy=False)
@@ -68,7 +68,7 @@ def test_what_is_sent_may_make_room_for_more() -> None:
         def may_look_up(self, session: DraftingSession, *_: object) -> bool:
             return session.unsent < 2 and len(session.chain) < 5
 
-    edge = machine(Rounds(drafts=0), prompt=COPIED, readable_tokens=0)
+    edge = machine(Rounds(drafts=0), prompt=COPIED, drafts=False)
     edge.received(Commit(0, 0, COPIED[:16]))
 
     sent = edge.next(0.0, busy=False).send

@@ -41,7 +41,7 @@ class Edge:
             limits,
             JUDGES[request.judge].edge(request, iter(())),
             rtt_s=lambda: rtt_s,
-            readable_tokens=1000,
+            drafts=True,
             lookup=self.lookup if lookup else None,
         )
         self.now_s = 0.0

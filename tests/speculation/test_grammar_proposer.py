@@ -49,7 +49,7 @@ class Texts:
         return (fits.index(False) if False in fits else len(fits)) - len(self.output)
 
 
-def drafting(prompt: Sequence[TokenId] = (1,), readable: float = 0) -> DraftMachine:
+def drafting(prompt: Sequence[TokenId] = (1,), drafts: bool = False) -> DraftMachine:
     request = Open("m", "v", tuple(prompt), Sampling(), 0, 7, ())
     return DraftMachine(
         request,
@@ -57,7 +57,7 @@ def drafting(prompt: Sequence[TokenId] = (1,), readable: float = 0) -> DraftMach
         Limits(),
         JUDGES[request.judge].edge(request, repeat(0.5)),
         rtt_s=lambda: 0.01,
-        readable_tokens=readable,
+        drafts=drafts,
         lookup=GrammarProposer(Texts(), PromptLookup(prompt)),
     )
 
@@ -73,7 +73,7 @@ def test_what_is_forced_is_sent_without_a_draft_model() -> None:
 
 
 def test_the_draft_model_is_asked_only_where_the_grammar_leaves_a_choice() -> None:
-    machine, now, asked = drafting(readable=100), 0.0, list[int]()
+    machine, now, asked = drafting(drafts=True), 0.0, list[int]()
     while (step := machine.next(now, busy=False).step) is not None:
         asked.append(len(step.context))
         machine.drafted(step, [DraftToken(TEXT[len(step.context)], 0.9)], now)
@@ -84,7 +84,7 @@ def test_the_draft_model_is_asked_only_where_the_grammar_leaves_a_choice() -> No
 
 
 def test_after_a_wrong_draft_token_it_follows_the_text() -> None:
-    machine = drafting(readable=100)
+    machine = drafting(drafts=True)
     step = machine.next(0.0, busy=False).step
     assert step is not None
     machine.drafted(step, [DraftToken(20, 0.9)], 0.0)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from picospec.edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
+from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot
 from picospec.edge_agent.draft_model.foreign.draft_text import DraftText
 from picospec.edge_agent.draft_model.foreign.retokeniser import BEHIND_TOKENS
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
@@ -58,8 +58,6 @@ class ForeignSlot:
         self._prompt_tokens = prompt_tokens
         self._own_prompt = own
         self._text = DraftText(translation.draft)
-        longer = max(1.0, len(own) / max(1, prompt_tokens))
-        self.context_tokens = int(slot.context_tokens / longer)
 
     async def step(
         self,
@@ -76,8 +74,6 @@ class ForeignSlot:
         owed = self._text.follow(text, partial(self._translation.target.goes_on, behind))
         if drafts := self._ready(len(text), behind):
             return drafts
-        if len(self._own_prompt) + len(self._text.tokens) >= self._slot.context_tokens:
-            raise CannotDraft("the draft model's context is full")
         read = self._readable(owed, self._text.spelt[len(text) :], ahead)
         rows = self._rows(context, len(text), owed, read)
         first = len(self._text.tokens)

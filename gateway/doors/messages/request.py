@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.chat.thinking import Effort
@@ -23,8 +23,8 @@ from picospec.gateway.schemas.base import (
     Integer,
     Number,
     RequestModel,
-    invalid,
     unknown_fields,
+    validated,
 )
 
 
@@ -69,12 +69,7 @@ class MessagesRequest(RequestModel):
         others = {**(self.model_extra or {}), **{name: getattr(self, name) for name in _SHARED}}
         for name in own.keys() & others.keys():
             raise InvalidRequest(f"{name} is not a field of this API", param=name)
-        try:
-            chat = ChatRequest.model_validate({**others, **own})
-        except ValidationError as error:
-            named = invalid(error)
-            named.name_field(self.names())
-            raise named from None
+        chat = validated(ChatRequest, {**others, **own}, self.names())
         if chat.n > 1 or chat.logprobs:
             raise _unserved("logprobs" if chat.logprobs else "n")
         return chat

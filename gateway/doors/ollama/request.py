@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions.request import CompletionRequest
@@ -21,8 +21,8 @@ from picospec.gateway.schemas.base import (
     Flag,
     Integer,
     RequestModel,
-    invalid,
     unsupported,
+    validated,
 )
 from picospec.gateway.schemas.known import NEUTRAL
 
@@ -79,12 +79,7 @@ class OllamaRequest(RequestModel):
     def _read(self, schema: type[GenerationRequest], **own: object) -> GenerationRequest:
         """Return the request with fields of its own, and what is common to all."""
         given = {**(self.model_extra or {}), **_lifted(self.options), **self._common(), **own}
-        try:
-            request = schema.model_validate(given)
-        except ValidationError as error:
-            raised = invalid(error)
-            raised.name_field(self.names)
-            raise raised from None
+        request = validated(schema, given, self.names)
         if request.n != 1:
             raise InvalidRequest("n: an answer is one choice here", param="n")
         return request

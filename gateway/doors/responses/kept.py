@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +14,7 @@ from picospec.gateway.doors.responses.store import Kept
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.http.responses import json_response
-from picospec.gateway.schemas.base import invalid
+from picospec.gateway.schemas.base import validated
 
 Json = dict[str, Any]
 
@@ -56,10 +56,7 @@ async def compact(_: Services, __: Request) -> Response:
 async def input_items(services: Services, request: Request) -> Response:
     """Answer the items that came before a response."""
     kept = _found(services, request)
-    try:
-        page = Page.model_validate(dict(request.query_params))
-    except ValidationError as error:
-        raise invalid(error) from None
+    page = validated(Page, dict(request.query_params))
     key = request.path_params["name"].removeprefix(PREFIX)
     named = enumerate(msgspec.json.decode(kept.items))
     items = [_shown(item, f"item_{key}_{index}") for index, item in named]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.responses.items import Item, Items, messages_of
@@ -27,8 +27,8 @@ from picospec.gateway.schemas.base import (
     Integer,
     RequestModel,
     Unserved,
-    invalid,
     unknown_fields,
+    validated,
 )
 
 Json = dict[str, object]
@@ -123,19 +123,11 @@ class ResponsesRequest(RequestModel):
         for name in meant.keys() & given.keys():
             if given[name] not in (None, meant[name]):
                 raise InvalidRequest(f"{name}: this is not a field of responses", param=name)
-        chat = self._validated({**given, **meant}, tools)
+        chat = validated(ChatRequest, {**given, **meant}, names_of(tools))
         if chat.is_watched:
             name = "stream_options.include_speculation"
             raise InvalidRequest(f"{name}: only chats and completions tell of it", param=name)
         return chat
-
-    def _validated(self, chat: Json, tools: Sequence[Offered]) -> ChatRequest:
-        try:
-            return ChatRequest.model_validate(chat)
-        except ValidationError as raised:
-            error = invalid(raised)
-            error.name_field(names_of(tools))
-            raise error from None
 
     def ignored(self) -> Iterator[str]:
         """Yield the names of what has no effect, but for fields that no API has."""

@@ -80,10 +80,10 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
         await asyncio.to_thread(llm.shutdown, 4.0)
 
 
-def make(engine: Engine, **settings: Any) -> VllmTarget:
+def make(engine: Engine, limits: Limits = LIMITS, **settings: Any) -> VllmTarget:
     registry = CollectorRegistry()
     metrics = PassMetrics(registry, Metrics(registry))
-    return VllmTarget("smollm2", engine, LIMITS, metrics, **settings)
+    return VllmTarget("smollm2", engine, limits, metrics, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -178,3 +178,30 @@ def test_no_session_is_held_out_of_a_step_that_begins_to_read_a_prompt(
     scheduler.structured_output_manager = SimpleNamespace(validate_tokens=lambda r, t: t)
 
     assert len(PicoScheduler._offer_drafts(scheduler, 0.0)) == held  # type: ignore[arg-type]
+
+
+def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+
+    from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+
+    held, prompt = SimpleNamespace(), SimpleNamespace()
+    scheduler: Any = object.__new__(PicoScheduler)
+    scheduler.running, scheduler.num_spec_tokens = [held, prompt], 9
+    scheduler._offer_drafts = lambda now: [held]
+    scheduler._begin = lambda output, now: {}
+    scheduler._head, scheduler.waiting, scheduler.steps, counts = 0, [], 0, []
+
+    def plan(stock: Any) -> SimpleNamespace:
+        counts.append((len(stock.running), stock.get_request_counts()))
+        return SimpleNamespace(total_num_scheduled_tokens=64)
+
+    monkeypatch.setattr(Stock, "schedule", plan)
+    monkeypatch.setattr(Stock, "get_request_counts", lambda stock: (len(stock.running), 0))
+    scheduler.schedule()
+
+    assert counts == [(1, (2, 0))]
+    assert scheduler.get_request_counts() == (2, 0)

@@ -35,9 +35,9 @@ USED: Final[Names] = {
     "vllm.sampling_params": ("_validate_spec_decode",),
     "vllm.v1.core.sched.output": ("num_spec_tokens_to_schedule",),
     "vllm.v1.core.sched.scheduler": (
-        "_free_request", "_preempt_request", "add_request", "has_requests",
-        "max_num_running_reqs", "num_spec_tokens", "schedule", "update_draft_token_ids",
-        "update_from_output",
+        "_free_request", "_preempt_request", "add_request", "get_request_counts",
+        "has_requests", "max_num_running_reqs", "num_spec_tokens", "schedule",
+        "update_draft_token_ids", "update_from_output",
     ),
     "vllm.v1.engine": ("new_logprobs",),
     "vllm.v1.engine.core": ("check_for_draft_tokens", "run_engine_core"),
@@ -49,6 +49,7 @@ BY_RUNNER: Final[Mapping[str, Names]] = {
     "v2": {
         "vllm.v1.worker.gpu.model_runner": ("init_speculator", "req_states"),
         "vllm.v1.worker.gpu.spec_decode.rejection_sampler": ("num_speculative_steps",),
+        "vllm.v1.worker.gpu.spec_decode.speculator": ("compute_draft_logits", "sample_draft"),
     },
 }
 """The hooks of each model runner use these besides."""

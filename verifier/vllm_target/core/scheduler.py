@@ -48,6 +48,7 @@ class PicoScheduler(SessionScheduler):
         super().__init__(*args, **kwargs)
         self._plan = PassPlan({}, 0.0)
         self._has_run_without_grammars = False
+        self._held = 0  # sessions left out of the step that is planned
         choice = Choice.of(self.vllm_config)
         self._head = choice.head if choice else 0
         self._heads: Mapping[str, int] = {}  # what was offered of the head's, by session
@@ -68,8 +69,10 @@ class PicoScheduler(SessionScheduler):
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         now = time.monotonic()
         held = self._offer_drafts(now)
+        self._held = len(held)
         with aside(self, held), no_wider_than_asked(self):
             output = super().schedule(*args, **kwargs)
+        self._held = 0
         output.num_spec_tokens_to_schedule = self._head
         output.picospec_requests = self._begin(output, now)
         stuck = not output.total_num_scheduled_tokens and self.waiting
@@ -77,6 +80,12 @@ class PicoScheduler(SessionScheduler):
             self._make_way(held[-1], now)
         self.steps += output.total_num_scheduled_tokens > 0
         return output
+
+    def get_request_counts(self) -> tuple[int, int]:
+        """Count held sessions, which vLLM does not see, as running: beside any other request it
+        reads a prompt in shorter parts (long_prefill_token_threshold)."""
+        running, waiting = super().get_request_counts()
+        return running + self._held, waiting
 
     def _is_dear(self, output: SchedulerOutput) -> bool:
         """Return whether grammars may have made a step longer than others are. A grammar takes
@@ -97,8 +106,7 @@ class PicoScheduler(SessionScheduler):
 
     def _offer_drafts(self, now: float) -> list[Request]:
         """Give each session its draft tokens for this step; return the sessions left out. None
-        is held where a prompt is read: the step may take long, and vLLM cuts prompts shorter
-        (long_prefill_token_threshold) only beside requests that it sees."""
+        waits for draft tokens about to arrive where a prompt is read: such a step is long."""
         ready = {
             slot.name: (request, slot)
             for request in self.running

@@ -11,10 +11,11 @@ from random import Random
 import pytest
 import pytest_asyncio
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from picospec.verifier.vllm_target.serving.target import VllmTarget
-from tests.verifier.vllm_target.conftest import ON_ENGINE, engine
+from tests.verifier.vllm_target.conftest import LIMITS, ON_ENGINE, engine
 from tests.verifier.vllm_target.conftest import make as make_target
 from tests.verifier.vllm_target.scripted import Answer, Script, drafted, plain, recovered
 from tests.verifier.vllm_target.v2.cases import Text, keywords, prompts, session
@@ -22,7 +23,8 @@ from tests.verifier.vllm_target.v2.tiny import make, make_eagle3
 
 pytestmark = ON_ENGINE
 Texts = dict[tuple[str, int], Text]
-K = 3
+K, WIDE = 3, 32
+MAX_VERIFY = "PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY"
 NAMES = ("T=0", "T=1", "top-k, top-p, min-p", "penalties", "schema")
 
 
@@ -45,13 +47,18 @@ async def merged(
     speculation: dict[str, object] = {"method": request.param, "num_speculative_tokens": K}
     if request.param == "draft_model":
         speculation["model"] = str(head)
+    limits = LIMITS
     if request.param == "eagle3":
         speculation["model"] = str(make_eagle3(directory.parent / "eagle3"))
-    async with engine(directory, speculative_config=speculation) as running:
-        served = make_target(running)
-        await served.start()
-        yield served
-        await served.stop()
+        speculation["draft_sample_method"] = "probabilistic"
+        limits = replace(limits, max_verify=WIDE)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(MAX_VERIFY, str(limits.max_verify))
+        async with engine(directory, speculative_config=speculation) as running:
+            served = make_target(running, limits)
+            await served.start()
+            yield served
+            await served.stop()
 
 
 async def run(
@@ -96,6 +103,19 @@ async def test_either_helps_where_it_is_better(
     assert passes[2] < passes[0]
 
 
+@pytest.mark.parametrize("merged", ["draft_model"], indirect=True)
+async def test_a_head_draws_with_the_noise_of_the_judge(
+    merged: VllmTarget, texts: Texts
+) -> None:
+    """Its likeliest token alone would have .28 accepted here, and a token of other noise .15;
+    with the judge's noise .79 are."""
+    answers = [await run(merged, texts, "T=1", number, None) for number in range(3)]
+
+    totals = [answer.finish.totals for answer in answers if answer.finish]
+    assert [a.tokens for a in answers] == [texts["T=1", number].tokens for number in range(3)]
+    assert sum(t.passes for t in totals) < 3 * 32 * 0.55
+
+
 async def test_vllms_own_requests_keep_its_judge(merged: VllmTarget, texts: Texts) -> None:
     from tests.verifier.vllm_target.v2.stock import parameters
 
@@ -118,7 +138,7 @@ async def test_a_head_that_reads_the_targets_hidden_states(
 ) -> None:
     """Beside a session that is silent for a step after each rejection. The head's weights are
     random: what it proposes is judged, and hardly ever right."""
-    names, scripts = ("T=0", "T=1", "penalties"), (None, Script(), Script(wrong=0.2))
+    names, scripts = ("T=0", "T=1", "penalties"), (None, Script(window=WIDE), Script(wrong=0.2))
     separate = session(merged.facts, "T=1", 0, judge="separate", fill="never")
 
     silent = asyncio.create_task(recovered(merged, "silent", separate, Random(3)))
@@ -130,4 +150,5 @@ async def test_a_head_that_reads_the_targets_hidden_states(
     totals = [answer.finish.totals for answer in answers if answer.finish]
     assert totals[0].judged > totals[0].passes, "the head's tokens are judged"
     assert totals[1].accepted > 20, "an edge's are in their place"
+    assert totals[1].passes < 32 / (K + 1), "and many more than the head has"
     assert (await silent)[1] > 10

@@ -1,7 +1,8 @@
 """The worker extension of Model Runner V2: vLLM's own speculation beside edges' draft tokens.
 
 A worker imports this module before it builds its runner. So what vLLM's speculator proposes
-fits from the first step on into rows that are as wide as an edge's draft.
+fits from the first step on into rows that are as wide as an edge's draft, and a head draws the
+draft tokens of sessions with the noise that the judge draws with: it is right more often then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from vllm.platforms import current_platform
@@ -21,8 +23,12 @@ from picospec.verifier.vllm_target.worker.extension import (
 if current_platform.is_cpu():  # first: it changes what the runner's modules import
     import vllm.v1.worker.cpu.shm  # noqa: F401
 from vllm.v1.worker.gpu import model_runner
+from vllm.v1.worker.gpu.sample import gumbel
+from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 NO_TOKEN = -1
+DRAFT_SALT: int = gumbel._DRAFT_NOISE_SALT.value
+"""vLLM adds this to a place where a head draws, so that its noise is not the judge's."""
 
 
 def _widened(stock: Callable[..., Tensor], width: int, *args: Any, **kwargs: Any) -> Tensor:
@@ -31,12 +37,37 @@ def _widened(stock: Callable[..., Tensor], width: int, *args: Any, **kwargs: Any
     return pad(proposed, (0, width - proposed.shape[1]), value=NO_TOKEN)
 
 
+def _sample_draft(
+    stock: Callable[..., Tensor], speculator: Any, hidden: Tensor, places: Tensor,
+    slots: Tensor, temperatures: Tensor, seeds: Tensor, step: Tensor, cache: Tensor | None,
+    number: int = 0, **more: Any,
+) -> Tensor:  # fmt: skip
+    """Draw draft tokens: those of sessions with the judge's noise, others as vLLM does.
+
+    It may be captured in a CUDA graph, so it looks up whose they are on the device.
+    """
+    ours: Tensor = speculator.picospec_ours
+    if cache is not None:
+        places = places - DRAFT_SALT * ours[slots]
+    elif not (speculator.use_local_argmax_reduction or speculator.enable_adaptive_verification):
+        logits = speculator.compute_draft_logits(hidden, number)
+        heat = torch.where(ours, temperatures, 0.0)
+        drawn: Tensor = gumbel.gumbel_sample(logits, slots, heat, seeds, places, True, False)
+        return drawn
+    return stock(hidden, places, slots, temperatures, seeds, step, cache, number, **more)
+
+
 def _init_speculator(
-    stock: Callable[..., Any], config: Any, device: object, states: object
+    stock: Callable[..., Any], config: Any, device: torch.device, states: object
 ) -> Any:
     speculator = stock(config, device, states)
     width = config.num_speculative_tokens
     speculator.propose = partial(_widened, speculator.propose, width)
+    if isinstance(speculator, DraftModelSpeculator):
+        speculator.picospec_ours = torch.zeros(
+            speculator.max_num_reqs, dtype=torch.bool, device=device
+        )
+        speculator.sample_draft = partial(_sample_draft, speculator.sample_draft, speculator)
     return speculator
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
 from picospec.speculation.judges.judge import Judgement
@@ -62,7 +63,11 @@ class RunnerHooks:
         self._tokens = tokens
         self._step = Step()
         choice = Choice.of(runner.vllm_config) or Choice("v2", 0)
+        self._head = choice.head
         self._is_mixed = bool(choice.head) and not choice.seed_exact
+        self._drawing: Tensor | None = getattr(runner.speculator, "picospec_ours", None)
+        if self._drawing is not None:
+            self._drawing.fill_(choice.seed_exact)
         self._wrap(runner, "prepare_inputs", self._begin)
         self._wrap(runner, "sample", self._sample)
         self._wrap(runner, "sample_tokens", self._return_judgements)
@@ -95,10 +100,15 @@ class RunnerHooks:
         if placed:
             slots, columns, tokens = upload(np.array(placed).T.copy(), states.device)
             states.draft_tokens[slots, columns] = tokens
-        if requests and self._tokens < self._runner.vocab_size:
-            ours = np.zeros(states.max_num_reqs, np.bool_)
-            ours[[states.req_id_to_index[name] for name in requests]] = True
-            self._step.ours = upload(ours, states.device)
+        is_padded = bool(requests) and self._tokens < self._runner.vocab_size
+        drawing = self._drawing if self._is_mixed else None
+        if is_padded or drawing is not None:
+            marks = np.zeros(states.max_num_reqs, np.bool_)
+            marks[[states.req_id_to_index[name] for name in requests]] = True
+            ours = upload(marks, states.device)
+            self._step.ours = ours if is_padded else None
+            if drawing is not None:
+                drawing.copy_(ours)
         return stock(plan, *args, **kwargs)
 
     def _cut_padding(
@@ -121,8 +131,15 @@ class RunnerHooks:
     ) -> tuple[Tensor, Tensor]:
         given = Judged(*args[:NUMBER_OF_JUDGED])
         rest, others = args[NUMBER_OF_JUDGED:], self._others()
+
+        def as_stock(logits: Tensor, given: Judged) -> tuple[Tensor, Tensor]:
+            """Have vLLM judge, whose head has no more logits than it proposes tokens."""
+            narrow = given._replace(most=self._head)
+            sampled, counts = stock(logits, draft_logits, *narrow, *rest, **kwargs)
+            return pad(sampled, (0, given.most - self._head)), counts
+
         if others is not None and not self._step.requests:
-            return stock(logits, draft_logits, *given, *rest, **kwargs)
+            return as_stock(logits, given)
         sampled, counts = by_noise.judge(
             logits, given.drafted, given.bounds[1:], given.at, given.rows, given.columns,
             given.temperatures, given.seeds, given.most,
@@ -132,9 +149,7 @@ class RunnerHooks:
             at = upload(others.places, logits.device)
             rows = upload(others.rows, logits.device)
             theirs = given.of(at, rows, upload(others.bounds, logits.device))
-            sampled[at], counts[at] = stock(
-                logits[rows], draft_logits, *theirs, *rest, **kwargs
-            )
+            sampled[at], counts[at] = as_stock(logits[rows], theirs)
         return sampled, counts
 
     def _others(self) -> Others | None:

@@ -11,15 +11,19 @@ from picospec.speculation.sampling.noise import gumbel
 
 def gumbel_sample_kernel(
     local_argmax: Tensor, _0: int, local_max: Tensor, _1: int,
-    logits_cache: Tensor | None, _2: int, _3: int, _4: object, _5: object, _6: int,
+    logits_cache: Tensor | None, _2: int, _3: int, column: Tensor, source: Tensor, _6: int,
     logits: Tensor, _7: int, mapping: Tensor, seeds: Tensor, pos: Tensor, temperatures: Tensor,
     vocab_size: int, BLOCK_SIZE: int, IS_DRAFTING: bool, APPLY_TEMPERATURE: bool,
     USE_FP64: bool, PER_TOKEN_COL: bool,
 ) -> None:  # fmt: skip
     """Draw tokens, in all blocks at once, which are 48 a row with SmolLM2. A test compares this
     with the interpreted kernel."""
-    if logits_cache is not None or USE_FP64:
-        raise NotImplementedError("heads that draw their drafts, and noise of 64 bits")
+    if USE_FP64:
+        raise NotImplementedError("noise of 64 bits")
+    if logits_cache is not None:
+        known = (mapping >= 0).nonzero().view(-1)
+        columns = column.expand(len(mapping))[known].to(torch.int64)
+        logits_cache[mapping[known].to(torch.int64), columns, :vocab_size] = source[known]
     values = logits.to(torch.float32, copy=True)
     temperature = temperatures[mapping]
     drawn = (temperature != 0).nonzero().view(-1)

@@ -1,0 +1,92 @@
+"""What engines made of their loads, and which of them must not be slower than which.
+
+Engines run one after another. What is too slow is compared with two measurements, of before and
+of after it, because the host may have become slower between the engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from picospec.bench.capacity.figures import Row
+from picospec.bench.data.tables import markdown
+
+UNPLUGGED: Final = "stock vLLM"
+AGAIN: Final = ", again"
+"""The name of an engine that is measured once more ends so."""
+
+MIN_RATIO: Final = 0.9
+"""Requests without sessions must have this share of the tokens/s that they have without the
+plugin, and sessions beside vLLM's own speculation of what that has without them."""
+
+MAX_BUSY: Final = 0.9
+HEADLINE: Final = (
+    "sessions", "engine", "tokens/s", "/ stock", "slowest", "gap p50, p95, ms",
+    "stock's text", "clients busy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    rows: dict[tuple[int, str], Row] = field(default_factory=dict)
+    """By the number of sessions, and the engine."""
+
+    def add(self, name: str, row: Row) -> list[str]:
+        """Take in a row; return its line of the table."""
+        self.rows[row.sessions, name] = row
+        return self._line(name, row)
+
+    def has(self, name: str) -> bool:
+        return any(each == name for _, each in self.rows)
+
+    def shares(self, promises: Mapping[str, str]) -> dict[tuple[str, int], float]:
+        """Return, by engine and number of sessions, its share of the tokens/s of the one that
+        it must not be slower than, by whichever time that was slower itself."""
+        return {
+            (name, sessions): max(ratios)
+            for (sessions, name), row in self._sorted()
+            if (stock := promises.get(name))
+            if (ratios := [*self._ratios(row, stock), *self._ratios(row, stock + AGAIN)])
+        }
+
+    def compared(self, promises: Mapping[str, str]) -> Iterator[str]:
+        """Yield paragraphs: each promise, what to know of the figures, and all of them."""
+        lines = [
+            f"- {name}, {sessions} at once: {share:.2f} of the tokens/s of {promises[name]}"
+            f"{'' if share >= MIN_RATIO else '. **This is too slow.**'}"
+            for (name, sessions), share in self.shares(promises).items()
+        ]
+        yield "\n".join([f"{MIN_RATIO:g} is the least for:\n", *lines])
+        changes = [
+            ratio
+            for (_, name), row in self.rows.items()
+            if name.endswith(AGAIN)
+            for ratio in self._ratios(row, name.removesuffix(AGAIN))
+        ]
+        if not all(MIN_RATIO <= change <= 1 / MIN_RATIO for change in changes):
+            made = ", ".join(f"{change:.2f}" for change in changes)
+            yield (
+                f"**The host was not steady**: measured again, an engine made {made} of its "
+                "own tokens/s. Engines compare badly here; run this where nothing else runs."
+            )
+        yield f"Clients that are busy for {MAX_BUSY:g} of the time are what is measured."
+        yield markdown(HEADLINE, [self._line(name, row) for (_, name), row in self._sorted()])
+
+    def _sorted(self) -> list[tuple[tuple[int, str], Row]]:
+        return sorted(self.rows.items(), key=lambda item: item[0][0])
+
+    def _ratios(self, row: Row, name: str) -> list[float]:
+        """Return the ratio of a row to another engine's, if that was measured."""
+        found = self.rows.get((row.sessions, name))
+        return [row.measured.tokens_per_s / found.measured.tokens_per_s] if found else []
+
+    def _line(self, name: str, row: Row) -> list[str]:
+        own, ratio = row.measured, "".join(f"{r:.2f}" for r in self._ratios(row, UNPLUGGED))
+        return [
+            f"{row.sessions}", name, f"{own.tokens_per_s:.1f}", ratio,
+            f"{own.slowest_tokens_per_s:.2f}", f"{own.gap_ms_p50:.0f}, {own.gap_ms_p95:.0f}",
+            f"{own.scripted_share:.2f}" if row.arm == "picospec" else "",
+            f"{row.busy_share:.2f}",
+        ]  # fmt: skip

@@ -1,0 +1,248 @@
+"""A session's slot in the draft model's KV cache, the steps that it asks the thread for, and
+what of a context these read: all of it, or a view, which has its first and its last tokens.
+
+The draft model would read a long prompt for minutes, while the target answers without drafts.
+So it reads the first tokens, to which every model attends (arXiv:2309.17453), and as many of
+the last ones as it reads in a second. They have consecutive positions, as a short context has.
+
+* What the slot holds is not read again, so the next turn of a conversation goes on from there.
+* A view may cost acceptance, and cannot change the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from picospec.edge_agent.draft_model.drafter import CannotDraft
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.segments import Limits, Segment
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
+
+READ_S: Final = 1.0
+"""Reading the last tokens of a prompt takes so long, in seconds."""
+
+FIRST_TOKENS: Final = 64
+"""The first tokens of a view: of most templates, the beginning of the system message."""
+
+PRIOR_TOKENS_A_S: Final = 128.0
+"""The reading speed before any was measured: that of 0.5B on one core."""
+
+LEAST_TOKENS: Final = 64
+"""A view has at least so many last tokens, however slowly they are read."""
+
+TIMED_TOKENS: Final = 32
+"""Passes of fewer tokens say nothing of the reading speed."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A context without `skipped` tokens behind its first ones."""
+
+    first: int = 0
+    skipped: int = 0
+
+    def of(self, context: Sequence[TokenId]) -> list[TokenId]:
+        return [*context[: self.first], *context[self.first + self.skipped :]]
+
+
+WHOLE: Final = View()
+
+
+@dataclass(slots=True)
+class Reading:
+    """How much of a prompt is read. room: tokens that a slot holds."""
+
+    room: int
+    tokens_a_s: float = PRIOR_TOKENS_A_S
+
+    def observe(self, tokens: int, took_s: float) -> None:
+        """Learn from a pass."""
+        if tokens >= TIMED_TOKENS and took_s > 0:
+            self.tokens_a_s += (tokens / took_s - self.tokens_a_s) / 4
+
+    def view(
+        self, context: Sequence[TokenId], held: Sequence[TokenId] = (), before: View = WHOLE
+    ) -> View:
+        """Return the view of a context in a slot that holds `held`, which was the view `before`
+        of another one."""
+        first, last = min(FIRST_TOKENS, self.room // 4), self._last
+        for view in (WHOLE, before):
+            seen = view.of(context)
+            kept = common_prefix(held, seen)
+            goes_on = view is WHOLE or kept > view.first
+            if goes_on and len(seen) - kept <= first + last and len(seen) < self.room:
+                return view
+        if first < (kept := common_prefix(held, context)) <= self.room // 2:
+            first = kept
+        return View(first, len(context) - first - last)
+
+    def wider(self, context: Sequence[TokenId]) -> View:
+        """Return the view of a context that is read beside the steps: all of it, if an answer
+        has room behind it, or more first tokens, which often tell of tools."""
+        if len(context) <= self.room * 3 // 4:
+            return WHOLE
+        first = self.room // 2
+        return View(first, len(context) - first - self._last)
+
+    @property
+    def _last(self) -> int:
+        return min(max(LEAST_TOKENS, int(READ_S * self.tokens_a_s)), self.room // 4)
+
+
+class Cache(Protocol):
+    """What models.llama_cpp.model.Context does; one thread uses it."""
+
+    limits: Limits
+
+    def decode(self, segments: Sequence[Segment]) -> None: ...
+    def logits(self, index: int) -> Logits: ...
+    def truncate(self, sequence: int, length: int) -> None: ...
+    def copy(self, source: int, target: int) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class KvSlot:
+    """One sequence of the KV cache. Only the thread changes what is behind `taken_at`."""
+
+    index: int
+    taken: bool = False
+    taken_at: int = 0
+    """So many slots had been taken when this one was."""
+
+    tokens: list[TokenId] = field(default_factory=list)
+    """The cache holds these of the sequence."""
+
+    owner: object = None
+    """Whose prompt they are of."""
+
+    view: View = WHOLE
+    """They are this of a context."""
+
+    session: object = None
+    """The session that they were read for last."""
+
+    wider: View = WHOLE
+    rest: Sequence[TokenId] = ()
+    """The wider view of the session's context, if it has yet to be read."""
+
+    def rewind(self, tokens: Sequence[TokenId], cache: Cache) -> None:
+        """Truncate the sequence to what it shares with `tokens`."""
+        length = common_prefix(self.tokens, tokens)
+        if length < len(self.tokens):
+            cache.truncate(self.index, length)
+            del self.tokens[length:]
+
+    def own(self, owner: object, cache: Cache) -> None:
+        """Forget what is of another owner."""
+        if self.owner is not owner:
+            self.rewind((), cache)
+            self.owner = owner
+
+    def begin(self, tokens: Sequence[TokenId], like: KvSlot, cache: Cache) -> None:
+        """Hold the beginning of `tokens`, as far as it is here or in another slot, whose owner
+        they are of."""
+        self.own(like.owner, cache)
+        if common_prefix(like.tokens, tokens) > common_prefix(self.tokens, tokens):
+            cache.copy(like.index, self.index)
+            self.tokens = list(like.tokens)
+        self.rewind(tokens, cache)
+
+    def take_from(self, spare: KvSlot) -> None:
+        """Have the wider view, which was read in another one, and give it what is here."""
+        self.index, spare.index = spare.index, self.index
+        self.tokens, spare.tokens = spare.tokens, self.tokens
+        self.view, self.rest = self.wider, ()
+
+    def held_of(self, owner: object) -> list[TokenId]:
+        """Return what the cache holds that is of use to an owner."""
+        return self.tokens if self.owner is owner else []
+
+    def cost(
+        self, prompt: Sequence[TokenId], owner: object, reading: Reading
+    ) -> tuple[bool, int]:
+        """Return what orders slots for a prompt: that which holds most of it comes first, if
+        that is half of what it holds; then that which was taken least recently."""
+        held = self.held_of(owner)
+        kept = common_prefix(held, reading.view(prompt, held, self.view).of(prompt))
+        return (False, -kept) if 2 * kept >= len(held) > 0 else (True, self.taken_at)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRequest:
+    """A step that a session asked for, see DraftSlot.step."""
+
+    session: LlamaSlot
+    context: Sequence[TokenId]
+    ahead: Sequence[TokenId]
+    position: int
+    """The first draft token goes there, counted from the end of the prompt."""
+
+    sampler: DraftSampler
+    drafts: Future[list[DraftToken]] = field(default_factory=Future)
+    """The result. The session cancels it when it does not need the step any more."""
+
+    def seen(self, reading: Reading, cache: Cache) -> list[TokenId]:
+        """Return what the draft model reads of the context."""
+        session, slot, context = self.session, self.session.slot, self.context
+        if slot.session is not session:
+            slot.own(session.owner, cache)
+            before, slot.session = slot.view, session
+            whole = session.whole
+            slot.view = WHOLE if whole else reading.view(context, slot.tokens, before)
+            slot.wider, slot.rest = reading.wider(context), context
+        elif len(slot.view.of(context)) > reading.room and not session.whole:
+            slot.view = reading.view(context)
+        if slot.rest:
+            wider = slot.view.skipped > slot.wider.skipped
+            slot.rest = slot.wider.of(context) if wider else ()
+        return slot.view.of(context)
+
+    def succeed(self, drafts: list[DraftToken]) -> None:
+        with suppress(InvalidStateError):  # it was cancelled, or has failed, in another thread
+            self.drafts.set_result(drafts)
+
+    def fail(self, reason: CannotDraft) -> None:
+        with suppress(InvalidStateError):
+            self.drafts.set_exception(reason)
+
+
+@dataclass(slots=True, eq=False)
+class LlamaSlot:
+    """A DraftSlot whose steps go to the thread through `requests`. whole: they read all of
+    their contexts."""
+
+    slot: KvSlot
+    prompt_tokens: int
+    requests: queue.SimpleQueue[StepRequest | None]
+    owner: object
+    whole: bool
+    _left: bool = False
+
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        sampler: StepSampler,
+        *,
+        ahead: Sequence[TokenId] = (),
+    ) -> list[DraftToken]:
+        position = len(context) - self.prompt_tokens
+        # a row of `ahead` is used only where the draft tokens before it equal those ahead
+        draw = sampler([*context[self.prompt_tokens :], *ahead])
+        request = StepRequest(self, context, ahead, position, draw)
+        self.requests.put(request)
+        return await asyncio.wrap_future(request.drafts)
+
+    def leave(self) -> None:
+        if not self._left:
+            self._left = True
+            self.slot.taken = False
