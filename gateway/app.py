@@ -24,9 +24,9 @@ from picospec.gateway.doors.chat import answer as chat
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions import answer as completions
 from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.counting import count_prompt
 from picospec.gateway.doors.generation import generate
 from picospec.gateway.doors.messages import answer as messages
-from picospec.gateway.doors.messages.counting import count_tokens
 from picospec.gateway.doors.messages.request import MessagesRequest
 from picospec.gateway.doors.responses import create as responses
 from picospec.gateway.doors.responses import kept
@@ -89,7 +89,7 @@ ROUTES: Final = (
         "POST",
         "/v1/messages/count_tokens",
         "How many tokens messages have",
-        count_tokens,
+        partial(count_prompt, MessagesRequest, messages.asked),
         MessagesRequest,
     ),
     Route(

@@ -21,7 +21,6 @@ from picospec.gateway.doors.responses.store import Kept, Shelf
 from picospec.gateway.doors.responses.tools import offered
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.http.responses import json_response
 
 Json = dict[str, object]
 
@@ -35,8 +34,8 @@ async def create(services: Services, request: Request) -> Response:
 async def count(services: Services, request: Request) -> Response:
     """Answer how many tokens the prompt of such a response has."""
     read = partial(asked, _shelf(services, request))
-    tokens = await count_prompt(ResponsesRequest, read, services, request)
-    return json_response({"object": "response.input_tokens", "input_tokens": tokens})
+    name = "response.input_tokens"
+    return await count_prompt(ResponsesRequest, read, services, request, object=name)
 
 
 def _shelf(services: Services, request: Request) -> Shelf:
