@@ -39,7 +39,7 @@ _BYTES = 'picospec:edge_link_bytes_total{direction="%s"}'
 _DRAFT_MODEL_READ = "picospec:edge_read_tokens"
 _PREFILLED = "picospec:prefilled_tokens_total"
 _VLLM_PROMPTS = "vllm:prompt_tokens_total"
-_VLLM_HITS = "vllm:prefix_cache_hits_total"
+_VLLM_CACHED = "vllm:prompt_tokens_cached_total"
 _DRAFT_MODEL_TOKENS = ("picospec:edge_draft_tokens_total", "picospec:edge_stale_steps_total")
 
 
@@ -110,7 +110,7 @@ class LiveArm:
             self.link.up.bytes if self.link else 0.0,
             self.link.down.bytes if self.link else 0.0,
             sum(values[name] for name in _DRAFT_MODEL_TOKENS),
-            far[_PREFILLED] + far[_VLLM_PROMPTS] - far[_VLLM_HITS],
+            far[_PREFILLED] + far[_VLLM_PROMPTS] - far[_VLLM_CACHED],
             values[_DRAFT_MODEL_READ],
             processor_s(self.group) if self.group else 0.0,
             stolen_s(),

@@ -127,20 +127,20 @@ class LlamaDrafter:
         waiting = self._waiting
         while self._admit(waiting):
             self._began = time.monotonic()
-            reads_on = self._reads_on and (self._owed_s > 0 or not waiting)
+            slot = self._unread if self._owed_s > 0 or not waiting else None
             try:
-                if reads_on:
-                    self._read_on()
+                if slot is not None:
+                    self._read_on(slot)
                 else:
                     self._pass(waiting)
             except Exception as error:  # any error must reach the sessions that wait for it
-                self._fail({} if reads_on else waiting, error)
+                self._fail(waiting if slot is None else {}, error)
             self._began = None
 
     def _admit(self, waiting: dict[KvSlot, StepRequest]) -> bool:
         """Take in new requests, and wait for one if there is nothing to do. Return False at the
         end."""
-        while not (waiting or self._reads_on) or not self._requests.empty():
+        while not (waiting or self._unread) or not self._requests.empty():
             request = self._requests.get()
             if request is None:
                 for left in waiting.values():
@@ -150,8 +150,11 @@ class LlamaDrafter:
         return True
 
     @property
-    def _reads_on(self) -> bool:
-        return any(slot.rest for slot in self._slots)
+    def _unread(self) -> KvSlot | None:
+        """The slot of the session that began last of those with a wider view to read. Nothing
+        is read for a session that has ended."""
+        unread = (slot for slot in self._slots if slot.taken and slot.rest)
+        return max(unread, key=lambda slot: slot.taken_at, default=None)
 
     def _pass(self, waiting: dict[KvSlot, StepRequest]) -> None:
         """Decode one segment of each request; answer those whose context is read completely."""
@@ -160,7 +163,9 @@ class LlamaDrafter:
         if not waiting:
             return
         segments = self._segments(requests := list(waiting.values()))
-        self._owed_s = min(self._owed_s, 0.0) + self._decode(segments)
+        took_s = self._decode(segments)
+        if all(segment.logits for segment in segments):  # a first part is read without pause
+            self._owed_s = min(self._owed_s, 0.0) + took_s
         row = 0
         for request, segment in zip(requests, segments, strict=True):
             slot = request.session.slot
@@ -207,10 +212,9 @@ class LlamaDrafter:
             room -= len(tokens)
         return segments
 
-    def _read_on(self) -> None:
-        """Read a chunk of the wider view of the session that began last, in the spare sequence.
-        Once that is read, it takes the place of the slot's."""
-        slot = max((s for s in self._slots if s.rest), key=lambda slot: slot.taken_at)
+    def _read_on(self, slot: KvSlot) -> None:
+        """Read a chunk of a slot's wider view in the spare sequence. The last one gives
+        that the place of the slot's."""
         spare = self._spare
         spare.begin(slot.rest, slot, self._cache)
         start = len(spare.tokens)

@@ -7,6 +7,7 @@ counts only if its tokens are still in the ring, so those written longest ago le
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,6 +21,9 @@ from picospec.speculation.protocol.messages import TokenId
 LENGTHS: Final = (16, 8)
 """Lengths of the n-grams kept, longest first. A token of the ring takes 4 bytes, and in each
 table 4 to 8."""
+
+CONTEXT: Final = 64
+"""Tokens of a prompt's end that are kept before its answer: prompts often end alike."""
 
 _MULTIPLIERS: Final = np.random.default_rng(16).integers(
     1 << 63, size=max(LENGTHS), dtype=np.uint64
@@ -43,14 +47,15 @@ class Pool:
         """Keep an answer, as far as it came, unless it is what the pool expects."""
         if not answer or self.expected(prompt, len(answer)) == tuple(answer):
             return
-        kept = [*prompt[-max(LENGTHS) :], *answer][: len(self._ring) - 1]
+        kept = [*prompt[-CONTEXT:], *answer][: len(self._ring) - 1]
         text = _ids([*kept, -1])
         places = (np.arange(len(text)) + self._next) % len(self._ring)
         self._ring[places] = text
         self._next = (self._next + len(text)) % len(self._ring)
         for n, after in self._after.items():
             if len(kept) > n:
-                after[self._hashes(sliding_window_view(text[:-2], n))] = places[n:-1]
+                hashes = self._hashes(sliding_window_view(text[:-2], n))
+                after[hashes[::-1]] = places[n:-1][::-1]  # the first in a text counts
 
     def match(self, text: Sequence[TokenId]) -> Match | None:
         """Return what followed the longest n-gram that ends a text when it stood here last. Its
@@ -72,12 +77,21 @@ class Pool:
         return tuple((ids[: ends[0] if len(ends) else None].astype(np.int64) - 1).tolist())
 
     def expected(self, prompt: Sequence[TokenId], most: int) -> tuple[TokenId, ...]:
-        """Return how an answer to a prompt probably begins; empty if nothing is known."""
-        match = self.match(prompt)
-        return self.following(match.at, most) if match else ()
+        """Return how an answer to a prompt probably begins; empty if nothing is known.
+
+        It is the answer whose prompt has most n-grams where this one has them, counted from the
+        end, and half of them at least: a template and an instruction make no prompts alike.
+        """
+        begins: Counter[int] = Counter()
+        compared = min(CONTEXT, len(prompt))
+        for behind in range(compared):
+            if match := self.match(prompt[-max(LENGTHS) - behind : len(prompt) - behind]):
+                begins[(match.at + behind) % len(self._ring)] += 1
+        (at, votes), *_ = begins.most_common(1) or [(0, 0)]
+        return self.following(at, most) if 0 < compared <= 2 * votes else ()
 
     def _slice(self, begin: int, size: int) -> Ids:
-        return self._ring.take(range(begin, begin + size), mode="wrap")
+        return self._ring.take(np.arange(begin, begin + size), mode="wrap")
 
     def _hashes(self, grams: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """grams: [count, n]."""

@@ -46,8 +46,8 @@ async def test_a_cold_question_is_asked_once_and_what_the_target_read_is_counted
         text = f"""# HELP vllm:prompt_tokens_total Prompts.
 picospec:prefilled_tokens_total {llamas}.0
 vllm:prompt_tokens_total{{engine="0",model_name="a b"}} {prompts}
-vllm:prefix_cache_hits_total{{engine="0"}} {hits / 2}
-vllm:prefix_cache_hits_total{{engine="1"}} {hits / 2}
+vllm:prompt_tokens_cached_total{{engine="0"}} {hits / 2}
+vllm:prompt_tokens_cached_total{{engine="1"}} {hits / 2}
 """
         return SimpleNamespace(text=text, status_code=200)
 

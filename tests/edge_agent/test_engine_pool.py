@@ -52,7 +52,7 @@ async def test_the_same_question_has_its_answer_predicted(metrics: EdgeMetrics) 
 @pytest.mark.parametrize(
     "other",
     [
-        replace(ASKED, prompt=tuple(range(1, 31))),
+        replace(ASKED, prompt=tuple(range(40, 70))),
         replace(ASKED, owner=Owner()),
         replace(ASKED, owner=None),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from random import Random
 
@@ -182,3 +183,25 @@ async def test_what_was_read_on_for_one_owner_is_read_again_for_another() -> Non
     drafter.close()
 
     assert min(read[0], read[1] - read[0]) >= len(prompt)
+
+
+async def test_no_more_is_read_for_a_session_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, prompt = FakeCache(slots=1, context_tokens=1000), text(1, 700)
+    decode = cache.decode
+
+    def slowly(segments: Sequence[Segment]) -> None:
+        time.sleep(0.02)
+        decode(segments)
+
+    monkeypatch.setattr(cache, "decode", slowly)
+    drafter = LlamaDrafter(cache)
+    slot = drafter.take(prompt)
+    await draft_after(slot, prompt)
+    assert slot is not None
+    slot.leave()
+    await asyncio.sleep(0.6)
+    drafter.close()
+
+    assert slot.slot.rest

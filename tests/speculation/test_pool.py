@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.speculation.proposing.latencies import Latencies
-from picospec.speculation.proposing.pool import LENGTHS, Pool
+from picospec.speculation.proposing.pool import CONTEXT, LENGTHS, Pool
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 
 TEXTS = st.lists(
@@ -26,7 +26,7 @@ ANSWER = tuple(range(50, 90))
 
 
 def kept(prompt: list[int], answer: list[int]) -> list[int]:
-    return [*prompt[-max(LENGTHS) :], *answer]
+    return [*prompt[-CONTEXT:], *answer]
 
 
 @given(TEXTS, st.lists(st.integers(0, 2), max_size=40))
@@ -82,8 +82,18 @@ def test_an_answer_is_expected_again_after_its_prompt_or_one_that_ends_alike() -
     pool.add(PROMPT, ANSWER)
 
     assert pool.expected(PROMPT, 1000) == ANSWER
-    assert pool.expected((99, 98, *PROMPT[-8:]), 4) == ANSWER[:4]
-    assert pool.expected((*PROMPT, 7), 1000) == ()
+    assert pool.expected((99, *PROMPT[1:]), 4) == ANSWER[:4]
+    assert pool.expected((*PROMPT, 7), 1000) == ANSWER[1:]
+    assert pool.expected(range(7, 14), 1000) == ()
+
+
+def test_of_prompts_that_end_alike_the_most_similar_has_its_answer_expected() -> None:
+    pool, end = Pool(1000), tuple(range(200, 220))
+    for n in range(3):
+        pool.add((*range(50 * n, 50 * n + 30), *end), range(1000 * n, 1000 * n + 50))
+
+    assert pool.expected((*range(50, 80), *end), 2) == (1000, 1001)
+    assert pool.expected((*range(500, 530), *end), 2) == ()
 
 
 @pytest.mark.parametrize("part", [0, 1, 40])
