@@ -148,7 +148,9 @@ async def test_sigterm_lets_sessions_of_both_finish(served: Served) -> None:
     """It ends the fixture's service, and so is the last."""
 
     async def whole(request: Open) -> object:
-        async with http2_client(served.url) as client, opened(client, request) as stream:
+        client = http2_client(served.url)
+        client.timeout = httpx.Timeout(60)  # four processes may share two busy cores
+        async with client, opened(client, request) as stream:
             await stream.opened()
             begun.release()
             return (await stream.rest())[-1]
