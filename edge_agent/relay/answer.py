@@ -37,8 +37,11 @@ _BYTES_A_TOKEN: Final = 4
 _PROMPT: Final = re.compile(
     rb'"(?:tokens_evaluated|prompt_tokens|input_tokens|prompt_eval_count)": ?(\d{1,9})'
 )
-_CACHED: Final = re.compile(rb'"cache_read_input_tokens": ?(\d{1,9})')
-"""In Anthropic's usage, `input_tokens` is without these."""
+_READ: Final = re.compile(rb'"prompt_n": ?(\d{1,9})')
+"""Of a prompt that is counted nowhere else: those of its tokens that were not cached."""
+
+_CACHED: Final = re.compile(rb'"(?:cache_n|cache_read_input_tokens)": ?(\d{1,9})')
+"""Neither `prompt_n` nor Anthropic's `input_tokens` has these."""
 
 _GENERATED: Final = re.compile(
     rb'"(?:predicted_n|completion_tokens|output_tokens|eval_count)": ?(\d{1,9})'
@@ -156,14 +159,22 @@ class Relayed(Response):
     def _count(self) -> None:
         """Count the tokens; of an answer that does not tell them one an event, and its prompt
         by the size of the request."""
-        prompt = _last(_PROMPT, self._began, self._end)
+        prompt, cached = _prompt(self._began, self._end)
         generated = _last(_GENERATED, self._began, self._end)
         if prompt is None and generated is None:
             asked = self._upload.text_bytes if self._upload else self._asked_bytes
             prompt, generated = asked // _BYTES_A_TOKEN, self._events
-        cached = _last(_CACHED, self._began, self._end)
-        self._account.took_prompt((prompt or 0) + (cached or 0))
+        self._account.took_prompt((prompt or 0) + cached)
         self._account.completion_tokens = generated or 0
+
+
+def _prompt(*texts: bytes) -> tuple[int | None, int]:
+    """Return how many tokens a prompt has, and how many cached ones that does not include."""
+    cached = _last(_CACHED, *texts) or 0
+    if (whole := _last(_PROMPT, *texts)) is None:
+        return _last(_READ, *texts), cached
+    anthropic = any(b'"cache_read_input_tokens"' in text for text in texts)
+    return whole, cached if anthropic else 0
 
 
 def _last(said: re.Pattern[bytes], *texts: bytes) -> int | None:

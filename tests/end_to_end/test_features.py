@@ -119,11 +119,13 @@ async def asked(url: str, heat: float, settings: Sequence[Json]) -> list[Json]:
 
 
 def seen(answer: Json) -> Json:
-    """Return what must be the same of an answer: all but ids, times and counts of drafts."""
+    """Return what must be the same of an answer: all but ids, times, and counts of drafts and
+    of what caches had."""
     (choice,) = answer["choices"]
     calls = choice["message"].get("tool_calls", ())
     functions = [call.get("function", call.get("custom")) for call in calls]
-    usage = {**answer["usage"], "completion_tokens_details": None}
+    details = dict.fromkeys(("prompt_tokens_details", "completion_tokens_details"))
+    usage = {**answer["usage"], **details}
     thought = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
     message = {**choice["message"], "tool_calls": functions}
     return {**choice, "message": message, "usage": usage, "reasoning_tokens": thought}

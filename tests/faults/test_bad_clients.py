@@ -115,4 +115,5 @@ async def _post(world: World, url: str, body: Json) -> Json:
 
 def _text(answer: Json) -> Json:
     (choice,) = answer["choices"]
-    return {"message": choice["message"], "usage": answer["usage"]}
+    usage = {**answer["usage"], "prompt_tokens_details": None}  # which a cache decides
+    return {"message": choice["message"], "usage": usage}

@@ -51,7 +51,8 @@ class Answer:
 
     def take(self, event: Json) -> None:
         self.error = event.get("error", self.error)
-        self.usage = event.get("usage") or self.usage
+        if usage := event.get("usage"):  # but for what caches had
+            self.usage = {**usage, "prompt_tokens_details": None}
         for choice in event.get("choices", ()):
             self.finish = choice["finish_reason"] or self.finish
             self.logprobs += (choice.get("logprobs") or {}).get("content") or []
