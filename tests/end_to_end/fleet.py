@@ -81,6 +81,7 @@ class Fleet:
             *urls,
             PICOSPEC_EDGE__FAILOVER_DEADLINE_S=str(deadline_s),
             PICOSPEC_EDGE__DRAIN_TIMEOUT_S=str(drain_timeout_s),
+            PICOSPEC_EDGE__POOL_TOKENS="0",  # or what is asked again takes one pass
         )  # fmt: skip
 
     def signal(self, url: str, number: int) -> None:
