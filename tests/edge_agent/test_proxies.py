@@ -100,7 +100,7 @@ async def test_all_requests_of_a_session_reach_the_same_verifier(
 
     assert all(text == TEXT[:40] for text in texts)
     # drafts that are on their way when a stream is cut: nginx asks the other verifier for them
-    assert sum(count["strays"] for count in counts) <= SESSIONS
+    assert sum(count["strays"] for count in counts) <= 3 * SESSIONS  # one a cut
     assert sum(count["opened"] for count in counts) == 4 * SESSIONS
     assert sum(count["different"] for count in counts) == SESSIONS
     assert all(count["opened"] > 0 for count in counts)
