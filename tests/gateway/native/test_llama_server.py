@@ -88,6 +88,7 @@ async def test_a_completion_is_one_of_v1_completions(path: str) -> None:
     assert shown["content"] == expected["choices"][0]["text"]
     assert shown["tokens_predicted"] == expected["usage"]["completion_tokens"]
     assert shown["tokens_evaluated"] == expected["usage"]["prompt_tokens"]
+    assert shown["tokens_cached"] == expected["usage"]["total_tokens"]
     (one,), (other,) = native.jobs, openai.jobs
     assert (one.prompt, one.max_tokens, one.sampling, one.seed, one.extras) == (
         other.prompt, other.max_tokens, other.sampling, other.seed, other.extras,
