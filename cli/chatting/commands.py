@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 from random import randrange
 from typing import Annotated
 
+import httpx
 import typer
 from rich.console import Console
 from typer import Argument, Option
@@ -55,29 +57,34 @@ def run(
     asked = question(prompt, "" if sys.stdin.isatty() else sys.stdin.read())
     if not asked:
         raise typer.BadParameter("there is nothing to ask", param_hint="PROMPT")
-    connect = connector(edge_url(url, edge_port), first_key(api_keys))
 
-    async def ask() -> None:
+    async def ask(client: httpx.AsyncClient) -> None:
         harmless, put = sys.stdout.isatty(), partial(typer.echo, nl=False)
-        async with connect() as client:
-            await run_once(client, asked, put, system=system, seed=seed, harmless=harmless)
+        await run_once(client, asked, put, system=system, seed=seed, harmless=harmless)
 
-    try:
-        asyncio.run(ask())
-    except ChatError as error:
-        fail(error)
+    _connected(url, edge_port, api_keys, ask)
 
 
 @app.command()
 def forget(url: Url = None, edge_port: EdgePort = 8000, api_keys: Keys = "") -> None:
     """Have the edge forget the answers that it keeps for this key, to draft from."""
+    _connected(url, edge_port, api_keys, empty_pool)
+
+
+def _connected(
+    url: str | None,
+    edge_port: int,
+    api_keys: str,
+    ask: Callable[[httpx.AsyncClient], Awaitable[None]],
+) -> None:
+    """Ask the service, and end the program with the reason where that fails."""
     connect = connector(edge_url(url, edge_port), first_key(api_keys))
 
-    async def ask() -> None:
+    async def connected() -> None:
         async with connect() as client:
-            await empty_pool(client)
+            await ask(client)
 
     try:
-        asyncio.run(ask())
+        asyncio.run(connected())
     except ChatError as error:
         fail(error)

@@ -200,7 +200,7 @@ class StepRequest:
             whole = session.whole
             slot.view = WHOLE if whole else reading.view(context, slot.tokens, before)
             slot.wider, slot.rest = reading.wider(context), context
-        elif len(slot.view.of(context)) > reading.room and not session.whole:
+        elif len(context) - slot.view.skipped > reading.room and not session.whole:
             slot.view = reading.view(context)
         if slot.rest:
             wider = slot.view.skipped > slot.wider.skipped

@@ -38,7 +38,7 @@ _PROMPT: Final = re.compile(
     rb'"(?:tokens_evaluated|prompt_tokens|input_tokens|prompt_eval_count)": ?(\d{1,9})'
 )
 _READ: Final = re.compile(rb'"prompt_n": ?(\d{1,9})')
-"""Of a prompt that is counted nowhere else: those of its tokens that were not cached."""
+"""It counts the tokens of a prompt that were not cached, where nothing counts all of them."""
 
 _CACHED: Final = re.compile(rb'"(?:cache_n|cache_read_input_tokens)": ?(\d{1,9})')
 """Neither `prompt_n` nor Anthropic's `input_tokens` has these."""

@@ -46,8 +46,8 @@ from picospec.speculation.smoothing import smoothed
 
 class DraftMachine:
     """rtt_s: returns the link's round trip as it is now, in seconds. drafts: whether there
-    is a draft model. unused: see
-    DraftingSession. vocabulary_size: the ids that are tokens of the target."""
+    is a draft model. unused: see DraftingSession. vocabulary_size: the ids that are tokens of
+    the target."""
 
     def __init__(
         self,

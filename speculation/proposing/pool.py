@@ -41,7 +41,7 @@ class Pool:
         self._next = 0
         self._bits = most_tokens.bit_length()
         self._after = {n: np.zeros(1 << self._bits, np.uint32) for n in LENGTHS}
-        """By the hash of an n-gram: the place in the ring of the token that followed it."""
+        """It has, by an n-gram's hash, the place in the ring of the token that followed."""
 
     def add(self, prompt: Sequence[TokenId], answer: Sequence[TokenId]) -> None:
         """Keep an answer, as far as it came, unless it is what the pool expects."""
