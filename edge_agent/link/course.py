@@ -26,6 +26,7 @@ from picospec.gateway.errors import (
     Unavailable,
 )
 from picospec.gateway.http.request_body import LEAST_BYTES_PER_S
+from picospec.models.grammars.checker import ANSWER_TIMEOUT_S
 from picospec.speculation.protocol.messages import RUN_CHARACTERS
 
 MAX_LOST: Final = 3
@@ -203,8 +204,11 @@ class Course:
     def _choose(self, without: set[Endpoint]) -> Endpoint | None:
         return self._fleet.choose(self._identity, without | self._barred)
 
-    def patience_s(self, open_bytes: int) -> float:
-        """Return how long an Open of that size may wait for the first byte of its stream."""
+    def patience_s(self, open_bytes: int, *, constrained: bool = False) -> float:
+        """Return how long an Open of that size may wait for the first byte of its stream.
+        constrained: it has a grammar, which a verifier tries first."""
+        trial_s = ANSWER_TIMEOUT_S if constrained else 0.0
         if not self.is_elsewhere:
-            return RESPONSE_TIMEOUT_S
-        return min(RESPONSE_TIMEOUT_S, OPEN_TIMEOUT_S + open_bytes / LEAST_BYTES_PER_S)
+            return RESPONSE_TIMEOUT_S + trial_s
+        upload_s = open_bytes / LEAST_BYTES_PER_S
+        return min(RESPONSE_TIMEOUT_S, OPEN_TIMEOUT_S + upload_s) + trial_s

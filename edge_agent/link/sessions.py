@@ -18,6 +18,7 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import ApiError
 from picospec.gateway.tracing import Fact, Span
+from picospec.models.grammars.constraint import NAME
 from picospec.speculation.protocol.messages import Open, Opened
 
 
@@ -72,7 +73,8 @@ class Sessions:
             self._uplink,
             replace(request, replaces=self._session),
             within_s=self._course.patience_s(
-                4 * len(request.prompt + request.committed + request.predicted)
+                4 * len(request.prompt + request.committed + request.predicted),
+                constrained=NAME in request.sampling.extras,
             ),
             headers=self._headers,
             progress=self._progress,

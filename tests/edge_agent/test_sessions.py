@@ -20,6 +20,9 @@ from picospec.gateway.errors import (
     Overloaded,
     Unavailable,
 )
+from picospec.models.grammars.checker import ANSWER_TIMEOUT_S
+from picospec.models.grammars.constraint import NAME
+from picospec.speculation.protocol.messages import Sampling
 from tests.edge_agent.virtual import PASS_S, RTT_S, TEXT, TOKENS, FakeVerifier, World, run
 
 Befall = Callable[[FakeVerifier], Awaitable[None]]
@@ -163,6 +166,20 @@ def test_a_new_answer_over_a_connection_that_died_while_it_was_idle_begins_on_an
         return text
 
     assert run(main(), monkeypatch) == TEXT
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_verifier_that_tries_a_grammar_for_long_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    world, text = World(count), list[int]()
+    for verifier in world.verifiers:
+        verifier.trial_s = ANSWER_TIMEOUT_S
+
+    run(world.answer(text, sampling=Sampling(extras={NAME: b"{}"})), monkeypatch)
+
+    assert text == TEXT
+    assert [verifier.asked for verifier in world.verifiers] == [1, 0][:count]
 
 
 def test_verifiers_that_hand_an_answer_over_have_not_lost_it(

@@ -43,6 +43,7 @@ from tests.edge_agent.fake_verifier import target_at
 RTT_S, PASS_S = 0.05, 0.05
 TOKENS = 100
 TEXT = [target_at(position) for position in range(TOKENS)]
+PLAIN = Sampling()
 LIMITS = Limits(max_verify=4, max_ahead=16)
 FACTS = ModelFacts("m", 1000, "v", 512, [7], LIMITS, ["coupled"], [], identity="i")
 T = TypeVar("T")
@@ -92,6 +93,9 @@ class FakeVerifier:
     hands_over: bool = False
     """It ends each session at once, as one that is told to stop a second time."""
 
+    trial_s: float = 0.0
+    """It tries the grammar of an Open for so long."""
+
     first_token_s: float = 0.0
     asked: int = 0
     run: int = 0
@@ -124,6 +128,8 @@ class FakeVerifier:
         self.asked += 1
         (request,) = wire.Decoder().feed(frame)
         assert isinstance(request, Open)
+        if request.sampling.extras:
+            await self._try(within_s)
         await self._answer(within_s)
         self.opened += 1
         self.names.update(headers.values())
@@ -138,6 +144,11 @@ class FakeVerifier:
             raise LinkDown("nothing came", "silent") from error
         finally:
             self.sessions.pop(name, None)
+
+    async def _try(self, within_s: float) -> None:
+        await asyncio.sleep(min(self.trial_s, within_s))
+        if self.trial_s >= within_s:
+            raise LinkDown("no answer", "silent")
 
     async def _answer(self, within_s: float) -> None:
         if self.silent:
@@ -220,11 +231,13 @@ class World:
         else:
             uplink.note(Event.IS_READY)
 
-    async def answer(self, text: list[int], tokens: int = TOKENS) -> None:
+    async def answer(
+        self, text: list[int], tokens: int = TOKENS, sampling: Sampling = PLAIN
+    ) -> None:
         """Generate an answer into `text`. Raises ApiError."""
         sessions = Sessions(self.fleet, self.uplinks, self.probe, self.deadline_s, NO_SPAN)
         self._last_s = asyncio.get_running_loop().time()
-        request = Open("m", "v", (1, 2), Sampling(), 5, tokens, (7,), identity="i")
+        request = Open("m", "v", (1, 2), sampling, 5, tokens, (7,), identity="i")
         while not await self._follow(sessions, request, text):
             pass
 
