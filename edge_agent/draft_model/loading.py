@@ -61,7 +61,11 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
     structlog.get_logger("edge_agent").info("context", **length.told())
     return LlamaDrafter(
         Context(
-            model, length.tokens, sequences=settings.slots + 1, threads=threads_of(settings)
+            model,
+            length.tokens,
+            sequences=settings.slots + 1,
+            threads=threads_of(settings),
+            flash_attention=settings.gpu_layers != 0,
         ),
         share_prefixes=settings.share_prefixes,
     )
