@@ -24,9 +24,10 @@ from picospec.speculation.protocol.messages import Draft, Limits, Open, TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.verifying.chain import Chain
 
-MAX_TEXT_TOKENS: Final = 2048
+MAX_TEXT_TOKENS: Final = 8192
 """Tokens of the text that a session begins with, its last ones, in which matches are looked
-for: an index of them is made in a few milliseconds, in which no pass can start."""
+for: the file that an agent edits is among them. An index of all takes 5 MB, and 5 to 8 ms, in
+which no pass can start."""
 
 MAX_DROPPED: Final = 64
 """Tokens kept of a broken chain: what lies further on is hardly ever right."""
