@@ -84,7 +84,8 @@ class Measurement:
         show(f"software: {stack_s:.4f} s a round trip, {message_s:.5f} s a message")
         room = max(len(q.prompt) + len(q.answer) + 64 for q in questions)
         first = questions[0]
-        with closing(LlamaDrafter(Context(model, room, sequences=2))) as drafter:
+        context = Context(model, room, sequences=2, flash_attention=False)
+        with closing(LlamaDrafter(context)) as drafter:
             slot = drafter.take(first.prompt)
             if slot is None:
                 raise TimingError("the draft model has no room for the prompt")

@@ -7,8 +7,7 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
 * A pass holds one segment of every waiting request. A long prompt goes in chunks, so that other
   sessions' steps share its passes instead of waiting for all of it.
 * A pass that does not end holds up the thread, but no session: its steps fail after a while.
-* Of a long prompt a part is read first, in about a second (llama_slot.py). The rest is read in
-  a spare sequence while no step waits, and else by turns with the steps, each half of the time.
+* Of a long prompt a part is read first, and the rest in a spare sequence (reading.py).
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix can be used that is of the same
   owner: to others the time of drafts would show what was asked (models.llama_cpp.kv_reuse).
@@ -31,9 +30,9 @@ from picospec.edge_agent.draft_model.llama_slot import (
     Cache,
     KvSlot,
     LlamaSlot,
-    Reading,
     StepRequest,
 )
+from picospec.edge_agent.draft_model.reading import IDLE_S, Reading
 from picospec.models.llama_cpp.segments import Segment
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
@@ -65,8 +64,10 @@ class LlamaDrafter:
         self._waiting: dict[KvSlot, StepRequest] = {}
         """One request a slot. Only the thread changes it."""
 
-        self._owed_s = 0.0
-        """Reading on may take so long before the next pass. Only the thread changes it."""
+        self._stepped_at = 0.0
+        self._steps_are_ahead = False
+        """When a step ended last, and whether nothing was read on since. Only the thread
+        changes them."""
 
         self._began: float | None = None
         """The pass that is running began then; None between two. Only the thread sets it."""
@@ -127,7 +128,7 @@ class LlamaDrafter:
         waiting = self._waiting
         while self._admit(waiting):
             self._began = time.monotonic()
-            slot = self._unread if self._owed_s > 0 or not waiting else None
+            slot = self._to_read
             try:
                 if slot is not None:
                     self._read_on(slot)
@@ -138,10 +139,13 @@ class LlamaDrafter:
             self._began = None
 
     def _admit(self, waiting: dict[KvSlot, StepRequest]) -> bool:
-        """Take in new requests, and wait for one if there is nothing to do. Return False at the
-        end."""
-        while not (waiting or self._unread) or not self._requests.empty():
-            request = self._requests.get()
+        """Take in new requests. Wait for one if there is nothing to do, and a moment if there
+        is only what is read on. Return False at the end."""
+        while not (waiting and self._requests.empty()):
+            try:
+                request = self._requests.get(timeout=self._patience_s)
+            except queue.Empty:
+                return True
             if request is None:
                 for left in waiting.values():
                     left.drafts.cancel()
@@ -150,11 +154,27 @@ class LlamaDrafter:
         return True
 
     @property
+    def _patience_s(self) -> float | None:
+        if self._unread is None:
+            return None
+        return max(0.0, self._stepped_at + IDLE_S - time.monotonic())
+
+    @property
     def _unread(self) -> KvSlot | None:
         """The slot of the session that began last of those with a wider view to read. Nothing
         is read for a session that has ended."""
         unread = (slot for slot in self._slots if slot.taken and slot.rest)
         return max(unread, key=lambda slot: slot.taken_at, default=None)
+
+    @property
+    def _to_read(self) -> KvSlot | None:
+        """The slot whose wider view is read now, if any is."""
+        slot = self._unread
+        if slot is None or not self._waiting:
+            return slot
+        goes_on = self._spare.session is slot.session
+        left = len(slot.rest) - (len(self._spare.tokens) if goes_on else slot.view.first)
+        return slot if self._steps_are_ahead and self._reading.ends_soon(left) else None
 
     def _pass(self, waiting: dict[KvSlot, StepRequest]) -> None:
         """Decode one segment of each request; answer those whose context is read completely."""
@@ -163,9 +183,10 @@ class LlamaDrafter:
         if not waiting:
             return
         segments = self._segments(requests := list(waiting.values()))
-        took_s = self._decode(segments)
-        if all(segment.logits for segment in segments):  # a first part is read without pause
-            self._owed_s = min(self._owed_s, 0.0) + took_s
+        self._decode(segments)
+        # a first part is read without pause
+        self._steps_are_ahead = all(segment.logits for segment in segments)
+        self._stepped_at = time.monotonic()
         row = 0
         for request, segment in zip(requests, segments, strict=True):
             slot = request.session.slot
@@ -176,13 +197,11 @@ class LlamaDrafter:
                 request.succeed(drafts)
                 row += segment.logits
 
-    def _decode(self, segments: Sequence[Segment]) -> float:
-        """Run a pass, and return the time that it took."""
+    def _decode(self, segments: Sequence[Segment]) -> None:
         began = time.monotonic()
         self._cache.decode(segments)
         took_s = time.monotonic() - began
         self._reading.observe(sum(len(segment.tokens) for segment in segments), took_s)
-        return took_s
 
     def _drafts(self, request: StepRequest, row: int, rows: int) -> list[DraftToken]:
         """Return a request's drafts. Its `rows` rows of logits begin with `row`."""
@@ -216,12 +235,15 @@ class LlamaDrafter:
         """Read a chunk of a slot's wider view in the spare sequence. The last one gives
         that the place of the slot's."""
         spare = self._spare
+        spare.session = slot.session
         spare.begin(slot.rest, slot, self._cache)
         start = len(spare.tokens)
-        tokens = list(slot.rest[start : start + CHUNK_TOKENS])
+        idle_s = IDLE_S if self._waiting else time.monotonic() - self._stepped_at
+        most = min(CHUNK_TOKENS, self._reading.chunk(idle_s))
+        tokens = list(slot.rest[start : start + most])
+        self._steps_are_ahead = False
         if tokens:
-            took_s = self._decode([Segment(spare.index, start, tokens, 0)])
-            self._owed_s -= took_s if self._waiting else 0.0
+            self._decode([Segment(spare.index, start, tokens, 0)])
             spare.tokens += tokens
             self.read_tokens += len(tokens)
         if len(spare.tokens) == len(slot.rest):

@@ -181,7 +181,9 @@ class DraftMachine:
             if tokens:
                 self._draft_s = smoothed(self._draft_s or None, self._unfinished_s / tokens)
                 self._unfinished_s = 0.0
-        elif self._lookup is not None:
+            return
+        self._draft_s = min(self._draft_s, took_s)
+        if self._lookup is not None:
             self._lookup.observe_reading(more, took_s, self._draft_s)
 
     def received(self, message: Down) -> Outcome:
