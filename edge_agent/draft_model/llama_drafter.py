@@ -7,7 +7,7 @@ slots are taken, further sessions run without drafts, and the verifier's fill-in
 * A pass holds one segment of every waiting request. A long prompt goes in chunks, so that other
   sessions' steps share its passes instead of waiting for all of it.
 * A pass that does not end holds up the thread, but no session: its steps fail after a while.
-* Of a long prompt a part is read first, and the rest in a spare sequence (reading.py).
+* Of a long prompt a part is read first, and the rest when steps leave time (reading_on.py).
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix can be used that is of the same
   owner: to others the time of drafts would show what was asked (models.llama_cpp.kv_reuse).
@@ -32,7 +32,8 @@ from picospec.edge_agent.draft_model.llama_slot import (
     LlamaSlot,
     StepRequest,
 )
-from picospec.edge_agent.draft_model.reading import IDLE_S, Reading
+from picospec.edge_agent.draft_model.reading import Reading
+from picospec.edge_agent.draft_model.reading_on import ReadingOn
 from picospec.models.llama_cpp.segments import Segment
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
@@ -59,15 +60,11 @@ class LlamaDrafter:
         self._share_prefixes = share_prefixes
         self._reading = Reading(cache.limits.context_tokens)
         self._takes = 0
-        *self._slots, self._spare = map(KvSlot, range(cache.limits.sequences))
+        *self._slots, spare = map(KvSlot, range(cache.limits.sequences))
+        self._reading_on = ReadingOn(spare, self._reading)
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
         self._waiting: dict[KvSlot, StepRequest] = {}
         """One request a slot. Only the thread changes it."""
-
-        self._stepped_at = 0.0
-        self._steps_are_ahead = False
-        """When a step ended last, and whether nothing was read on since. Only the thread
-        changes them."""
 
         self._began: float | None = None
         """The pass that is running began then; None between two. Only the thread sets it."""
@@ -128,7 +125,7 @@ class LlamaDrafter:
         waiting = self._waiting
         while self._admit(waiting):
             self._began = time.monotonic()
-            slot = self._to_read
+            slot = self._reading_on.due(self._slots, waited_for=bool(waiting))
             try:
                 if slot is not None:
                     self._read_on(slot)
@@ -143,7 +140,7 @@ class LlamaDrafter:
         is only what is read on. Return False at the end."""
         while not (waiting and self._requests.empty()):
             try:
-                request = self._requests.get(timeout=self._patience_s)
+                request = self._requests.get(timeout=self._reading_on.patience_s(self._slots))
             except queue.Empty:
                 return True
             if request is None:
@@ -153,29 +150,6 @@ class LlamaDrafter:
             waiting[request.session.slot] = request
         return True
 
-    @property
-    def _patience_s(self) -> float | None:
-        if self._unread is None:
-            return None
-        return max(0.0, self._stepped_at + IDLE_S - time.monotonic())
-
-    @property
-    def _unread(self) -> KvSlot | None:
-        """The slot of the session that began last of those with a wider view to read. Nothing
-        is read for a session that has ended."""
-        unread = (slot for slot in self._slots if slot.taken and slot.rest)
-        return max(unread, key=lambda slot: slot.taken_at, default=None)
-
-    @property
-    def _to_read(self) -> KvSlot | None:
-        """The slot whose wider view is read now, if any is."""
-        slot = self._unread
-        if slot is None or not self._waiting:
-            return slot
-        goes_on = self._spare.session is slot.session
-        left = len(slot.rest) - (len(self._spare.tokens) if goes_on else slot.view.first)
-        return slot if self._steps_are_ahead and self._reading.ends_soon(left) else None
-
     def _pass(self, waiting: dict[KvSlot, StepRequest]) -> None:
         """Decode one segment of each request; answer those whose context is read completely."""
         for slot in [slot for slot, each in waiting.items() if each.drafts.done()]:
@@ -184,9 +158,7 @@ class LlamaDrafter:
             return
         segments = self._segments(requests := list(waiting.values()))
         self._decode(segments)
-        # a first part is read without pause
-        self._steps_are_ahead = all(segment.logits for segment in segments)
-        self._stepped_at = time.monotonic()
+        self._reading_on.stepped(ended=all(segment.logits for segment in segments))
         row = 0
         for request, segment in zip(requests, segments, strict=True):
             slot = request.session.slot
@@ -232,27 +204,19 @@ class LlamaDrafter:
         return segments
 
     def _read_on(self, slot: KvSlot) -> None:
-        """Read a chunk of a slot's wider view in the spare sequence. The last one gives
-        that the place of the slot's."""
-        spare = self._spare
-        spare.session = slot.session
-        spare.begin(slot.rest, slot, self._cache)
-        start = len(spare.tokens)
-        idle_s = IDLE_S if self._waiting else time.monotonic() - self._stepped_at
-        most = min(CHUNK_TOKENS, self._reading.chunk(idle_s))
-        tokens = list(slot.rest[start : start + most])
-        self._steps_are_ahead = False
-        if tokens:
-            self._decode([Segment(spare.index, start, tokens, 0)])
-            spare.tokens += tokens
-            self.read_tokens += len(tokens)
-        if len(spare.tokens) == len(slot.rest):
-            slot.take_from(spare)
+        """Read a chunk of what a slot's view lacks."""
+        waited_for = bool(self._waiting)
+        segment = self._reading_on.chunk(slot, self._cache, waited_for=waited_for)
+        if segment.tokens:
+            self._decode([segment])
+            self.read_tokens += len(segment.tokens)
+        self._reading_on.was_read(slot, segment.tokens)
 
     def _fail(self, waiting: dict[KvSlot, StepRequest], error: Exception) -> None:
         """Fail all waiting requests, forget what the cache holds of their slots, and read no
         prompt on."""
-        for slot in (self._spare, *(request.session.slot for request in waiting.values())):
+        slots = [request.session.slot for request in waiting.values()]
+        for slot in (self._reading_on.spare, *slots):
             self._cache.truncate(slot.index, 0)
             slot.tokens.clear()
         for slot in self._slots:

@@ -1,4 +1,4 @@
-"""What the draft model reads of a long prompt: a view at first, the rest when there is time.
+"""What the draft model reads of a long prompt: a view, which is its first and last tokens.
 
 The draft model would read a long prompt for minutes, while the target answers without drafts.
 So it reads the first tokens, to which every model attends (arXiv:2309.17453), and as many of
@@ -6,9 +6,6 @@ the last ones as it reads in a second. They have consecutive positions, as a sho
 
 * What the slot holds is not read again, so the next turn of a conversation goes on from there.
 * A view may cost acceptance, and cannot change the text.
-* Steps come first: one that ends after the next Commit is stale. The rest is read while none is
-  asked for, in chunks that last about as long as none has been; and by turns with steps where
-  it will soon be read.
 """
 
 from __future__ import annotations
@@ -34,18 +31,6 @@ LEAST_TOKENS: Final = 64
 
 TIMED_TOKENS: Final = 16
 """Passes of fewer tokens say nothing of the reading speed."""
-
-IDLE_S: Final = 0.02
-"""Nothing is read on until no step was asked for this time, in seconds: the next one is often
-asked for as soon as the last one has ended."""
-
-CHUNK_S: Final = 0.2
-LEAST_CHUNK: Final = 4
-"""A chunk of what is read on takes this time at most, and has so many tokens at least: they
-take less than twice the time of one."""
-
-SOON_S: Final = 2.0
-"""What is read in this time is worth half of the steps until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +82,6 @@ class Reading:
             return WHOLE
         first = self.room // 2
         return View(first, len(context) - first - self._last)
-
-    def chunk(self, idle_s: float) -> int:
-        """Return how many tokens to read on at once where no step was asked for so long."""
-        return max(LEAST_CHUNK, int(self.tokens_a_s * min(idle_s, CHUNK_S)))
-
-    def ends_soon(self, tokens: int) -> bool:
-        """Return whether so many tokens are soon read."""
-        return tokens <= self.tokens_a_s * SOON_S
 
     @property
     def _last(self) -> int:
