@@ -21,6 +21,9 @@ WATCHED: Final = MappingProxyType({"include_speculation": True})
 STEADY: Final = MappingProxyType({"steady": True})
 """The page asks for this too, so that its text does not come in bursts."""
 
+POOL_TOKENS: Final = 100_000
+"""Of an edge's pool, as the product ships."""
+
 Place = Literal["cloud", "far", "near", "alone"]
 Predicts = Literal["", "own", "other"]
 
@@ -50,11 +53,14 @@ class Arm:
         return self.name if self.rival else ""
 
     def at_long_work(self) -> Arm:
-        """Return the arm as it is asked for scenarios: an edge also tells whose the tokens are,
-        and a rival that can remember requests does."""
+        """Return the arm as it is asked for scenarios. What can remember requests does: a
+        rival, and the product's edge as it ships. An edge also tells whose the tokens are."""
         rival = self.rival and replace(self.rival, remembers=True)
-        watched = WATCHED if self.edge else NONE
-        return replace(self, rival=rival, stream_options={**self.stream_options, **watched})
+        edge, watched = self.edge, WATCHED if self.edge else NONE
+        if edge and not edge.rounds:
+            edge = replace(edge, pool_tokens=POOL_TOKENS)
+        options = {**self.stream_options, **watched}
+        return replace(self, rival=rival, edge=edge, stream_options=options)
 
 
 _FIXED: Final = {
@@ -66,7 +72,7 @@ _FIXED: Final = {
         Arm("picospec-separate", "far", EdgePlan(judge="separate", link=LINKED)),
         Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
         Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),
-        Arm("picospec-pool", "far", EdgePlan(pool_tokens=100_000, link=LINKED)),
+        Arm("picospec-pool", "far", EdgePlan(pool_tokens=POOL_TOKENS, link=LINKED)),
         Arm("picospec-noown", "far", EdgePlan(verifier_drafts=False, link=LINKED)),
         Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
         Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),

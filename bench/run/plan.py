@@ -8,9 +8,9 @@ drifts changes all alike. `cloud` generates one token a pass at any distance: it
 the first link in every repeat, and over the last link in the first repeat, as a check.
 
 Scenarios are asked after all other questions, and as users ask them, without a warm-up. Each
-arm has services of its own for them, started anew for each link, so that no arm finds what
-another one's requests left there; an arm that remembers requests (cloud-suffix) may do so,
-since no question comes twice.
+arm has services of its own for them, started anew for each turn of it, so that no arm finds
+what another one's requests left there; an arm that remembers requests (cloud-suffix, an edge)
+may do so, since no question comes twice.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def _long_work(plan: Plan) -> Iterator[Turn]:
     settings = product(range(plan.repeats), plan.temperatures, enumerate(plan.links))
     for repeat, temperature, (at, link) in settings:
         arms = [arm.at_long_work() for arm in plan.arms if _asked(arm, repeat, at, plan)]
-        for number, prompts in enumerate(_few_conversations(plan)):
-            for arm in arms if number % 2 == 0 else reversed(arms):
+        for prompts in _few_conversations(plan):
+            for arm in arms:  # never the same one twice in a row, in services that remember
                 for prompt in prompts:
                     question = Question(
                         prompt.prompt, temperature, plan.seed + repeat, plan.tokens,
