@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Limits
 
 MAX_GAMMA: Final = 16

@@ -30,9 +30,9 @@ from picospec.edge_agent.draft_model.llama_slot import (
     Cache,
     KvSlot,
     LlamaSlot,
+    Reading,
     StepRequest,
 )
-from picospec.edge_agent.draft_model.reading import Reading
 from picospec.edge_agent.draft_model.reading_on import ReadingOn
 from picospec.models.llama_cpp.segments import Segment
 from picospec.speculation.protocol.messages import TokenId

@@ -11,8 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from picospec.edge_agent.draft_model.llama_slot import Cache, KvSlot
-from picospec.edge_agent.draft_model.reading import Reading
+from picospec.edge_agent.draft_model.llama_slot import Cache, KvSlot, Reading
 from picospec.models.llama_cpp.segments import Segment
 
 IDLE_S: Final = 0.02

@@ -17,14 +17,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
 
-from picospec.speculation.drafting.outcome import DraftCounts, DraftStep, Observer, Outcome
+from picospec.speculation.drafting.outcome import (
+    DraftCounts,
+    DraftStep,
+    Observer,
+    Outcome,
+    Tally,
+)
 from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.drafting.tally import Tally
 from picospec.speculation.drafting.validation import check_commit, check_reject, check_reused
 from picospec.speculation.judges.judge import EdgeHalf
-from picospec.speculation.proposing.latencies import Latencies
-from picospec.speculation.proposing.proposer import Proposer
+from picospec.speculation.proposing.proposer import Latencies, Proposer
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.facts import MAX_VOCABULARY
 from picospec.speculation.protocol.messages import (

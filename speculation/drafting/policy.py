@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from picospec.speculation.drafting.rest import should_rest
 from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Limits
 
 MAX_UNSENT_SHARE: Final = 1 / 8

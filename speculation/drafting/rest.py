@@ -14,7 +14,7 @@ from math import inf
 from typing import Final
 
 from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.proposer import Latencies
 
 MAX_MISSES: Final = 6
 """The edge rests after so many misses in a row. Found with `python -m

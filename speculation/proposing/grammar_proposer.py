@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from picospec.speculation.proposing.latencies import Latencies
-from picospec.speculation.proposing.proposer import Proposer
+from picospec.speculation.proposing.proposer import Latencies, Proposer
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
 

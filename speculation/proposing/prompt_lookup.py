@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.proposing.ngrams import Index, Match, PromptGrams, resumption
 from picospec.speculation.proposing.pool import Pool
 from picospec.speculation.proposing.precision import Continuation, Precision
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.smoothing import smoothed

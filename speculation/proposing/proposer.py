@@ -1,13 +1,24 @@
-"""What a machine needs of whatever proposes draft tokens without a draft step."""
+"""What a machine needs of whatever proposes draft tokens without a draft step, and the times
+that it goes by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """What the edge has measured. All are in seconds, and 0 until they are measured."""
+
+    rtt_s: float  # one round trip to the verifier
+    pass_s: float  # one pass of the target
+    draft_s: float
+    """One step of the draft model over one token; inf where no draft model can be asked."""
 
 
 class Proposer(Protocol):

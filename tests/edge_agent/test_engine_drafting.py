@@ -18,7 +18,7 @@ from picospec.edge_agent.speculation import Speculation
 from picospec.gateway.ports import Job, Sampling
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import (
     Commit,
     Fill,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.edge_agent.draft_model.reading import FIRST_TOKENS, PRIOR_TOKENS_A_S, WHOLE
+from picospec.edge_agent.draft_model.llama_slot import FIRST_TOKENS, PRIOR_TOKENS_A_S, WHOLE
 from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.llama_cpp.segments import Segment
 from picospec.models.store import open_store

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.edge_agent.draft_model import reading_on
-from picospec.edge_agent.draft_model.llama_slot import KvSlot
-from picospec.edge_agent.draft_model.reading import Reading, View
+from picospec.edge_agent.draft_model.llama_slot import KvSlot, Reading, View
 from picospec.edge_agent.draft_model.reading_on import (
     CHUNK_S,
     IDLE_S,

@@ -12,8 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.edge_agent.draft_model.llama_slot import Cache, StepRequest
-from picospec.edge_agent.draft_model.reading import FIRST_TOKENS, LEAST_TOKENS, Reading, View
+from picospec.edge_agent.draft_model.llama_slot import (
+    FIRST_TOKENS,
+    LEAST_TOKENS,
+    Cache,
+    Reading,
+    StepRequest,
+    View,
+)
 from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.llama_cpp.segments import Segment
 from tests.edge_agent.fake_cache import FakeCache, V, draft_after, truth

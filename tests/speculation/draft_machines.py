@@ -10,8 +10,8 @@ from picospec.speculation.drafting.outcome import Outcome
 from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Limits, Open, Sampling
 from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_sessions import STOP

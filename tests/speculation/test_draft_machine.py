@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
-from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Commit, Draft
 from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_machines import Policy, machine, step

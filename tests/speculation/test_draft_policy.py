@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from picospec.speculation.drafting.policy import StreamPolicy, window
 from picospec.speculation.drafting.rest import MAX_MISSES
 from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Limits
 from picospec.speculation.sampling.draft_token import DraftToken
 

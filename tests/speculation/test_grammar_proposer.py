@@ -11,8 +11,8 @@ from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.grammar_proposer import GrammarProposer
-from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import (
     Commit,
     Draft,

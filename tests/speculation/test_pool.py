@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.proposing.pool import CONTEXT, LENGTHS, Pool
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
+from picospec.speculation.proposing.proposer import Latencies
 
 TEXTS = st.lists(
     st.tuples(

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.latencies import Latencies
 from picospec.speculation.proposing.prompt_lookup import (
     MATCH_PRIORS,
     MIN_UNREAD_LENGTH,
@@ -19,6 +18,7 @@ from picospec.speculation.proposing.prompt_lookup import (
     ahead_size,
     is_worth_unread,
 )
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Commit, TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.draft_sessions import chain_of

@@ -12,7 +12,7 @@ from picospec.speculation.drafting.rest import (
     should_rest,
 )
 from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.latencies import Latencies
+from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Commit
 
 UNUSED = MAX_UNUSED
