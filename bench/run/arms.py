@@ -22,7 +22,7 @@ STEADY: Final = MappingProxyType({"steady": True})
 """The page asks for this too, so that its text does not come in bursts."""
 
 POOL_TOKENS: Final = 100_000
-"""Of an edge's pool, as the product ships."""
+"""An edge's pool holds so many tokens, as the product ships."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 Predicts = Literal["", "own", "other"]

@@ -24,7 +24,7 @@ LEAST_TOKENS, MOST_TOKENS = 4, 64
 long as one."""
 
 SOON_S: Final = 2.0
-"""What is read in this time is worth half of the steps until then."""
+"""A rest that takes no longer to read, in seconds, is read by turns with steps."""
 
 
 class ReadingOn:
