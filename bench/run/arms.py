@@ -10,6 +10,7 @@ from typing import Final, Literal
 from picospec.bench.round_policy import RoundPolicy
 from picospec.bench.run.rivals import PLAIN, TOKENS, Rival
 from picospec.bench.run.services import LINKED, EdgePlan
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.tokenizer import NONE
 
 GAMMA: Final = 4
@@ -21,7 +22,7 @@ WATCHED: Final = MappingProxyType({"include_speculation": True})
 STEADY: Final = MappingProxyType({"steady": True})
 """The page asks for this too, so that its text does not come in bursts."""
 
-POOL_TOKENS: Final = 100_000
+POOL_TOKENS: Final[int] = EdgeSettings.model_fields["pool_tokens"].default
 """An edge's pool holds so many tokens, as the product ships."""
 
 Place = Literal["cloud", "far", "near", "alone"]

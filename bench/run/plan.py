@@ -8,9 +8,9 @@ drifts changes all alike. `cloud` generates one token a pass at any distance: it
 the first link in every repeat, and over the last link in the first repeat, as a check.
 
 Scenarios are asked after all other questions, and as users ask them, without a warm-up. Each
-arm has services of its own for them, started anew for each turn of it, so that no arm finds
-what another one's requests left there; an arm that remembers requests (cloud-suffix, an edge)
-may do so, since no question comes twice.
+arm has services of its own for them, started anew for each few conversations, so that no arm
+finds what another one's requests left there; an arm that remembers requests (cloud-suffix, an
+edge) may do so, since no question comes twice.
 """
 
 from __future__ import annotations

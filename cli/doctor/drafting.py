@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from picospec.cli.doctor.finding import Finding, milliseconds
-from picospec.edge_agent.draft_model.loading import AUTO, NONE, threads_of
+from picospec.edge_agent.draft_model.loading import AUTO, NONE, open_context
 from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.edge_agent.link.connection import whole
 from picospec.edge_agent.link.uplink import Uplink
@@ -20,7 +20,7 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError
 from picospec.models.errors import ModelError, NoLlama
 from picospec.models.llama_cpp.library import INSTALL
-from picospec.models.llama_cpp.model import Context, Model
+from picospec.models.llama_cpp.model import Model
 from picospec.models.llama_cpp.segments import Segment
 from picospec.models.obtaining import fitting_draft
 from picospec.models.store import Store
@@ -93,9 +93,8 @@ def check_vocabulary(relation: Relation, judge: Judge) -> Finding:
 
 def draft_step_s(model: Model, settings: EdgeSettings) -> float:
     """Return how long the draft model takes for a token: the median of some steps."""
-    context = Context(model, 256, threads=threads_of(settings))
     seconds = []
-    with closing(context):
+    with closing(open_context(model, settings, 256)) as context:
         context.decode([Segment(0, 0, [0] * 64, 1)])
         for position in range(64, 64 + DRAFT_STEPS):
             began_s = time.perf_counter()

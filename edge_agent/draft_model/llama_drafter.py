@@ -61,7 +61,7 @@ class LlamaDrafter:
         self._reading = Reading(cache.limits.context_tokens)
         self._takes = 0
         *self._slots, spare = map(KvSlot, range(cache.limits.sequences))
-        self._reading_on = ReadingOn(spare, self._reading)
+        self._reading_on = ReadingOn(spare, self._reading, CHUNK_TOKENS)
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
         self._waiting: dict[KvSlot, StepRequest] = {}
         """One request a slot. Only the thread changes it."""
@@ -206,7 +206,7 @@ class LlamaDrafter:
     def _read_on(self, slot: KvSlot) -> None:
         """Read a chunk of what a slot's view lacks."""
         waited_for = bool(self._waiting)
-        segment = self._reading_on.chunk(slot, self._cache, waited_for=waited_for)
+        segment = self._reading_on.begin_chunk(slot, self._cache, waited_for=waited_for)
         if segment.tokens:
             self._decode([segment])
             self.read_tokens += len(segment.tokens)

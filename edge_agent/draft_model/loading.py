@@ -60,14 +60,25 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
     length = length_of(model, settings)
     structlog.get_logger("edge_agent").info("context", **length.told())
     return LlamaDrafter(
-        Context(
-            model,
-            length.tokens,
-            sequences=settings.slots + 1,
-            threads=threads_of(settings),
-            flash_attention=settings.gpu_layers != 0,
-        ),
+        open_context(model, settings, length.tokens, length.sequences),
         share_prefixes=settings.share_prefixes,
+    )
+
+
+def open_context(
+    model: Model, settings: EdgeSettings, tokens: int, sequences: int = 1
+) -> Context:
+    """Return a KV cache of the draft model, as the edge runs it. Raises
+    models.errors.CannotOpen.
+
+    A core is left to the event loop: it would interrupt a thread that all others wait for.
+    """
+    return Context(
+        model,
+        tokens,
+        sequences=sequences,
+        threads=settings.threads or max(1, compute_threads() - 1),
+        flash_attention=settings.gpu_layers != 0,
     )
 
 
@@ -85,11 +96,3 @@ def length_of(model: Model, settings: EdgeSettings) -> Length:
         cache="F16",
         least=LEAST_TOKENS,
     )
-
-
-def threads_of(settings: EdgeSettings) -> int:
-    """Return how many threads the draft model has.
-
-    A core is left to the event loop: it would interrupt a thread that all others wait for.
-    """
-    return settings.threads or max(1, compute_threads() - 1)

@@ -19,20 +19,23 @@ IDLE_S: Final = 0.02
 asked for as soon as the last one has ended."""
 
 CHUNK_S: Final = 0.2
-LEAST_TOKENS, MOST_TOKENS = 4, 64
-"""A chunk takes this time at most, and has so many tokens: four take less than three times as
-long as one."""
+"""A chunk takes no longer, in seconds, if it has more than LEAST_CHUNK tokens."""
+
+LEAST_CHUNK: Final = 4
+"""So many tokens take less than three times as long as one."""
 
 SOON_S: Final = 2.0
 """A rest that takes no longer to read, in seconds, is read by turns with steps."""
 
 
 class ReadingOn:
-    """The draft model's thread uses it. spare: the slot of the sequence."""
+    """The draft model's thread uses it. spare: the slot of the sequence. most: the tokens of a
+    chunk."""
 
-    def __init__(self, spare: KvSlot, reading: Reading) -> None:
+    def __init__(self, spare: KvSlot, reading: Reading, most: int) -> None:
         self.spare = spare
         self._reading = reading
+        self._most = most
         self._stepped_at = 0.0
         self._is_due = False
         """The last pass was one of steps, which have got what they asked for."""
@@ -57,14 +60,14 @@ class ReadingOn:
         soon = len(slot.rest) - read <= self._reading.tokens_a_s * SOON_S
         return slot if self._is_due and soon else None
 
-    def chunk(self, slot: KvSlot, cache: Cache, *, waited_for: bool) -> Segment:
+    def begin_chunk(self, slot: KvSlot, cache: Cache, *, waited_for: bool) -> Segment:
         """Return what to read next of a slot's rest; it may have no tokens."""
         self.spare.session, self._is_due = slot.session, False
         self.spare.begin(slot.rest, slot, cache)
         time_s = IDLE_S if waited_for else min(self._idle_s, CHUNK_S)
-        most = min(MOST_TOKENS, int(self._reading.tokens_a_s * time_s))
+        count = max(LEAST_CHUNK, min(self._most, int(self._reading.tokens_a_s * time_s)))
         start = len(self.spare.tokens)
-        tokens = list(slot.rest[start : start + max(most, LEAST_TOKENS)])
+        tokens = list(slot.rest[start : start + count])
         return Segment(self.spare.index, start, tokens, 0)
 
     def was_read(self, slot: KvSlot, tokens: Sequence[int]) -> None:

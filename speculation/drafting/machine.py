@@ -186,7 +186,7 @@ class DraftMachine:
                 self._draft_s = smoothed(self._draft_s or None, self._unfinished_s / tokens)
                 self._unfinished_s = 0.0
             return
-        self._draft_s = min(self._draft_s, took_s)
+        self._draft_s = min(self._draft_s, took_s)  # less than one over more tokens
         if self._lookup is not None:
             self._lookup.observe_reading(more, took_s, self._draft_s)
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.edge_agent.draft_model import reading_on
+from picospec.edge_agent.draft_model.llama_drafter import CHUNK_TOKENS
 from picospec.edge_agent.draft_model.llama_slot import KvSlot, Reading, View
 from picospec.edge_agent.draft_model.reading_on import (
     CHUNK_S,
     IDLE_S,
-    LEAST_TOKENS,
-    MOST_TOKENS,
+    LEAST_CHUNK,
     SOON_S,
     ReadingOn,
 )
@@ -31,14 +31,14 @@ def test_a_step_waits_for_no_long_chunk_and_for_one_only_where_the_rest_is_soon_
 ) -> None:
     slot = KvSlot(0, taken=True, session=object(), rest=range(rest))
     cache, reading = FakeCache(), Reading(room=300, tokens_a_s=speed)
-    on, now = ReadingOn(KvSlot(1), reading), 100.0
+    on, now = ReadingOn(KvSlot(1), reading, CHUNK_TOKENS), 100.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading_on.time, "monotonic", lambda: now)
         on.stepped(ended=ended)
         now += idle_s
         patience_s = on.patience_s([slot])
         due = on.due([slot], waited_for=waited_for)
-        chunk = on.chunk(slot, cache, waited_for=waited_for)
+        chunk = on.begin_chunk(slot, cache, waited_for=waited_for)
         on.was_read(slot, chunk.tokens)
         again = on.due([slot], waited_for=True)
 
@@ -46,7 +46,7 @@ def test_a_step_waits_for_no_long_chunk_and_for_one_only_where_the_rest_is_soon_
     assert (due is slot) == (not waited_for or (ended and rest <= speed * SOON_S))
     assert again is None
     limit_s = IDLE_S if waited_for else min(idle_s, CHUNK_S)
-    assert 0 < len(chunk.tokens) <= min(MOST_TOKENS, max(LEAST_TOKENS, speed * limit_s))
+    assert 0 < len(chunk.tokens) <= min(CHUNK_TOKENS, max(LEAST_CHUNK, speed * limit_s))
     assert (slot.rest == ()) == (len(chunk.tokens) == rest)
 
 
@@ -55,7 +55,8 @@ def test_what_is_read_on_counts_for_its_own_session_alone() -> None:
         KvSlot(each, taken=True, session=object(), rest=range(300), view=View(first))
         for each, first in enumerate((0, 200))
     ]
-    on = ReadingOn(KvSlot(2, tokens=[*range(300)], session=object()), Reading(300, 100.0))
+    spare = KvSlot(2, tokens=[*range(300)], session=object())
+    on = ReadingOn(spare, Reading(300, 100.0), CHUNK_TOKENS)
     due = []
     for slot in slots:
         on.stepped(ended=True)

@@ -161,6 +161,16 @@ def test_a_step_after_a_break_or_over_several_tokens_teaches_no_draft_time() -> 
     assert edge.latencies.draft_s == pytest.approx(0.02)
 
 
+def test_a_step_over_several_tokens_shows_the_most_that_one_takes() -> None:
+    edge = machine()
+    step(edge, 1, took_s=9.0)
+    step(edge, 2, took_s=0.5)
+    edge.received(Commit(0, 0, (1, 2, 3, 4)))
+    step(edge, 5, took_s=0.1)
+
+    assert edge.latencies.draft_s == pytest.approx(0.1)
+
+
 def test_a_step_that_drafted_several_tokens_has_read_all_but_the_last() -> None:
     edge = machine()
     step(edge, 1, 2, 3, took_s=9.0)
