@@ -204,11 +204,15 @@ class Course:
     def _choose(self, without: set[Endpoint]) -> Endpoint | None:
         return self._fleet.choose(self._identity, without | self._barred)
 
-    def patience_s(self, open_bytes: int, *, constrained: bool = False) -> float:
-        """Return how long an Open of that size may wait for the first byte of its stream.
-        constrained: it has a grammar, which a verifier tries first."""
-        trial_s = ANSWER_TIMEOUT_S if constrained else 0.0
-        if not self.is_elsewhere:
-            return RESPONSE_TIMEOUT_S + trial_s
-        upload_s = open_bytes / LEAST_BYTES_PER_S
-        return min(RESPONSE_TIMEOUT_S, OPEN_TIMEOUT_S + upload_s) + trial_s
+    def patience_s(self, open_bytes: int, now: float, *, constrained: bool = False) -> float:
+        """Return how long an Open of that size may wait for the first byte of its stream; after
+        a lost session, no longer than the answer waits for a verifier. constrained: it has a
+        grammar, which a verifier tries first."""
+        within_s = RESPONSE_TIMEOUT_S
+        if self.is_elsewhere:
+            within_s = min(within_s, OPEN_TIMEOUT_S + open_bytes / LEAST_BYTES_PER_S)
+        if constrained:
+            within_s += ANSWER_TIMEOUT_S
+        if self._lost_at is None:
+            return within_s
+        return min(within_s, self._lost_at + self._deadline_s - now)

@@ -74,6 +74,7 @@ class Sessions:
             replace(request, replaces=self._session),
             within_s=self._course.patience_s(
                 4 * len(request.prompt + request.committed + request.predicted),
+                time.monotonic(),
                 constrained=NAME in request.sampling.extras,
             ),
             headers=self._headers,

@@ -182,6 +182,27 @@ def test_a_verifier_that_tries_a_grammar_for_long_is_waited_for(
     assert [verifier.asked for verifier in world.verifiers] == [1, 0][:count]
 
 
+def test_a_lost_answer_waits_no_longer_for_a_grammar_than_for_a_verifier(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(2, deadline_s=5.0)
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(kill())
+            with pytest.raises(Unavailable):
+                await world.answer([], sampling=Sampling(extras={NAME: b"{}"}))
+
+    async def kill() -> None:
+        await asyncio.sleep(2.0)
+        world.verifiers[1].trial_s = ANSWER_TIMEOUT_S
+        world.verifiers[0].kill()
+
+    run(main(), monkeypatch)
+
+    assert world.gap_s == pytest.approx(world.deadline_s, abs=JITTER_S + PASS_S)
+
+
 def test_verifiers_that_hand_an_answer_over_have_not_lost_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
