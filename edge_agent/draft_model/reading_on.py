@@ -2,7 +2,8 @@
 
 Steps come first: one that ends after the next Commit is stale. So the rest is read while no
 step is asked for, in chunks that last about as long as none has been; and by turns with steps
-where it will soon be read.
+where it will soon be read. When no session is left, the last one's prompt is read on for a
+while: the next turn of its conversation begins with it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ LEAST_CHUNK: Final = 4
 SOON_S: Final = 2.0
 """A rest that takes no longer to read, in seconds, is read by turns with steps."""
 
+AFTER_S: Final = 30.0
+"""After the last session's last step it is read on for so long, in seconds: an agent runs its
+tools meanwhile, and a person reads the answer. Longer, it would only warm the device."""
+
 
 class ReadingOn:
     """The draft model's thread uses it. spare: the slot of the sequence. most: the tokens of a
@@ -47,13 +52,13 @@ class ReadingOn:
 
     def patience_s(self, slots: Sequence[KvSlot]) -> float | None:
         """Return how long to wait for a step where none is asked for; None: for ever."""
-        if _unread(slots) is None:
+        if self._unread(slots) is None:
             return None
         return max(0.0, IDLE_S - self._idle_s)
 
     def due(self, slots: Sequence[KvSlot], *, waited_for: bool) -> KvSlot | None:
         """Return the slot whose rest is read now, if any is. waited_for: by a step."""
-        slot = _unread(slots)
+        slot = self._unread(slots)
         if slot is None or not waited_for:
             return slot
         read = len(self.spare.tokens) if self.spare.session is slot.session else slot.view.first
@@ -76,13 +81,15 @@ class ReadingOn:
         if len(self.spare.tokens) == len(slot.rest):
             slot.take_from(self.spare)
 
+    def _unread(self, slots: Sequence[KvSlot]) -> KvSlot | None:
+        """Return the slot of the session that began last of those with a rest to read, of the
+        sessions that run or, where none does, of those that ended lately."""
+        running = [slot for slot in slots if slot.taken]
+        if not running and self._idle_s > AFTER_S:
+            return None
+        unread = (slot for slot in running or slots if slot.rest)
+        return max(unread, key=lambda slot: slot.taken_at, default=None)
+
     @property
     def _idle_s(self) -> float:
         return time.monotonic() - self._stepped_at
-
-
-def _unread(slots: Sequence[KvSlot]) -> KvSlot | None:
-    """Return the slot of the session that began last of those with a rest to read. Nothing is
-    read for a session that has ended."""
-    unread = (slot for slot in slots if slot.taken and slot.rest)
-    return max(unread, key=lambda slot: slot.taken_at, default=None)

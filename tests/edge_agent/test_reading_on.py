@@ -10,6 +10,7 @@ from picospec.edge_agent.draft_model import reading_on
 from picospec.edge_agent.draft_model.llama_drafter import CHUNK_TOKENS
 from picospec.edge_agent.draft_model.llama_slot import KvSlot, Reading, View
 from picospec.edge_agent.draft_model.reading_on import (
+    AFTER_S,
     CHUNK_S,
     IDLE_S,
     LEAST_CHUNK,
@@ -63,4 +64,27 @@ def test_what_is_read_on_counts_for_its_own_session_alone() -> None:
         due.append(on.due([slot], waited_for=True))
 
     assert due == [None, slots[1]]
-    assert on.patience_s([KvSlot(0, rest=range(9))]) is None
+
+
+@pytest.mark.parametrize(
+    ("runs", "idle_s", "read"),
+    [(False, AFTER_S - 1, 1), (False, AFTER_S + 1, None), (True, 0.0, None), (None, 9e9, 2)],
+)
+def test_a_session_that_ended_is_read_on_for_a_while_if_no_other_runs(
+    runs: bool | None, idle_s: float, read: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sessions of slots 0 and 1 have ended; runs: that of slot 2 runs, and has no rest; or,
+    None, it has one."""
+    slots = [KvSlot(each, taken_at=each, rest=range(9)) for each in range(3)]
+    slots[2].taken = runs is not False
+    if runs is not None:
+        slots[2].rest = ()
+    on = ReadingOn(KvSlot(3), Reading(300, 100.0), CHUNK_TOKENS)
+    monkeypatch.setattr(reading_on.time, "monotonic", lambda: 100.0)
+    on.stepped(ended=True)
+    monkeypatch.setattr(reading_on.time, "monotonic", lambda: 100.0 + idle_s)
+
+    due = on.due(slots, waited_for=False)
+
+    assert due is (None if read is None else slots[read])
+    assert (on.patience_s(slots) is None) == (read is None)
