@@ -26,7 +26,7 @@ from picospec.speculation.verifying.chain import Chain
 
 MAX_TEXT_TOKENS: Final = 8192
 """Tokens of the text that a session begins with, its last ones, in which matches are looked
-for: the file that an agent edits is among them. An index of all takes 5 MB, and 5 to 8 ms, in
+for: the file that an agent edits is among them. An index of all takes .5 MB, and 8 ms, in
 which no pass can start."""
 
 MAX_DROPPED: Final = 64

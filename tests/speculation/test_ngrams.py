@@ -67,7 +67,10 @@ def test_the_n_grams_of_a_prompt_are_those_of_a_text_that_grew(length: int) -> N
     chance = Random(length)
     prompt = [chance.randrange(4) for _ in range(length)]
 
-    assert PromptGrams(prompt).after == Index(prompt)._after
+    grams, grown = PromptGrams(prompt), Index(prompt)._after
+
+    assert {gram: grams.last(gram) for gram in grown} == grown
+    assert grams.last((5,)) is grams.last((5,) * 16) is None
 
 
 def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() -> None:
