@@ -14,7 +14,7 @@ from random import Random
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Draft, Limits, Open
 from tests.speculation.drivers import EdgeDriver, VerifyDriver
-from tests.speculation.small_models import Model, opening, plain
+from tests.speculation.small_models import Model, model, opening, plain
 
 NAME = "joined"
 
@@ -192,3 +192,8 @@ class Joined:
                 return
             self.turn()
         raise AssertionError(f"deadlock after {len(self.session.committed)} tokens")
+
+
+def joining(request: Open, number: int, right: float = 0.5, **more: object) -> Joined:
+    """Join two ends whose models and chance have a number."""
+    return Joined(request, model(number), model(number + 3), Random(number), right, **more)  # type: ignore[arg-type]

@@ -86,24 +86,6 @@ def test_only_the_logits_that_a_setting_concerns_are_touched() -> None:
     assert np.flatnonzero(adjusted != LOGITS).tolist() == [3, 5, 7, 9]
 
 
-def test_a_prompt_token_counts_for_the_repetition_penalty_alone() -> None:
-    repeated = adjusting(asking((6,), repetition_penalty=2.0))(LOGITS, [])
-    others = adjusting(asking((6,), presence_penalty=2.0, frequency_penalty=2.0))(LOGITS, [])
-
-    assert repeated[6] == 2.0
-    assert others.tolist() == LOGITS.tolist()
-
-
-@pytest.mark.parametrize(("position", "can_stop"), [(0, False), (2, False), (3, True)])
-def test_no_stop_token_can_be_generated_before_the_least_length(
-    position: int, can_stop: bool
-) -> None:
-    adjusted = adjusting(asking(min_tokens=3))(LOGITS, [1] * position)
-
-    assert np.isfinite(adjusted[[0, 2]]).tolist() == [can_stop, can_stop]
-    assert adjusted[[1, 3]].tolist() == LOGITS[[1, 3]].tolist()
-
-
 def test_the_answer_may_have_to_be_as_long_as_it_can_be() -> None:
     assert not np.isfinite(adjusting(asking(min_tokens=30))(LOGITS, [1] * 29)[0])
 

@@ -67,16 +67,6 @@ def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     assert seen.interval_s == pytest.approx(0.1 * (1 + 3 / 4))
 
 
-def test_drafts_that_waited_for_each_other_tell_no_pace() -> None:
-    seen = Arrivals()
-    for at in (1.0, 1.0001, 1.0003):  # made before the session was open
-        seen.came(at, 2)
-    assert seen.interval_s == 0.0
-    seen.came(1.0403, 2)
-
-    assert seen.interval_s == pytest.approx(0.02)
-
-
 def test_an_edge_that_pauses_is_not_waited_for() -> None:
     seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
     seen.came(0.5, 1)

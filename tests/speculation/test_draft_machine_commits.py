@@ -18,7 +18,7 @@ from picospec.speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from tests.speculation.draft_machines import LIMITS, Policy, machine, step
+from tests.speculation.edges import LIMITS, Policy, machine, step
 
 
 def test_a_commit_is_passed_on_without_what_was_known_before() -> None:

@@ -86,14 +86,6 @@ def test_a_draft_token_that_the_target_cannot_generate_is_never_accepted(u: floa
     assert judged.rejection.token == 1
 
 
-@pytest.mark.parametrize("u", [0.0, 0.5, ALMOST_1])
-def test_a_draft_token_that_p_exceeds_q_at_is_always_accepted(u: float) -> None:
-    judged = separately(lambda i: distribution_of(0.5, 0.5), (1,), (Q_SCALE // 2,), u)
-
-    assert judged.accepted == 1
-    assert len(judged.tokens) == 2
-
-
 def test_without_drafts_the_target_draws_from_p() -> None:
     judged = [
         separately(lambda i: distribution_of(0.25, 0.75), (), (), u).tokens[0]

@@ -70,14 +70,6 @@ def test_the_n_grams_of_a_prompt_are_those_of_a_text_that_grew(length: int) -> N
     assert PromptGrams(prompt).after == Index(prompt)._after
 
 
-def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() -> None:
-    last = Index([1, 2, 3, 8, 1, 2, 3, 9, 1, 2, 3])
-    longer = Index([*range(8), 50, 5, 6, 7, 60, *range(8)])
-
-    assert last.match() == Match(9, 7, 3)
-    assert longer.match() == Match(50, 8, 8)
-
-
 @pytest.mark.parametrize(
     ("dropped", "text", "at", "place"),
     [

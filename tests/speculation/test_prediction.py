@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from random import Random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.speculation.proposing.prediction import SURE, Prediction
-from tests.speculation.joined import Joined
+from tests.speculation.joined import joining
 from tests.speculation.predicted import Alone
 from tests.speculation.small_models import model, opening, plain
 
@@ -136,20 +136,19 @@ def test_drafts_that_were_followed_and_dropped_leave_no_trace() -> None:
 )
 @settings(max_examples=150)
 def test_the_text_never_depends_on_the_verifiers_own_drafts(
-    number: int, right: float, disorder: int, fill: str, may_fail: bool, looks_up: bool,
-    cut: int, wrong: list[int], whole: bool, replaced: bool,
-) -> None:  # fmt: skip
+    number: int,
+    disorder: int,
+    fill: str,
+    cut: int,
+    wrong: list[int],
+    whole: bool,
+    **ends: object,
+) -> None:
     request = opening(seed=number, max_tokens=30, fill=fill, stop_tokens=())
     text = plain(model(number), request)
     predicted = (*text[:cut], *wrong, *text[cut if whole else cut + 2 :])
-    asked = opening(
-        seed=number, max_tokens=30, fill=fill, stop_tokens=(),
-        own_drafts=True, predicted=predicted,
-    )  # fmt: skip
-    joined = Joined(
-        asked, model(number), model(number + 3), Random(number), right,
-        looks_up=looks_up, may_fail=may_fail, replaced=replaced,
-    )  # fmt: skip
+    asked = replace(request, own_drafts=True, predicted=predicted)
+    joined = joining(asked, number, **ends)  # type: ignore[arg-type]
 
     joined.run(disorder)
 

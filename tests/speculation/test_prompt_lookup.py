@@ -21,7 +21,7 @@ from picospec.speculation.proposing.prompt_lookup import (
 from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Commit, TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
-from tests.speculation.draft_sessions import chain_of
+from tests.speculation.edges import chain_of
 from tests.speculation.repeating import search, texts
 
 COPIED = tuple(range(100, 140))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from picospec.speculation.verifying.latency import TRIED_ROWS, PassLatency
 from picospec.speculation.verifying.row_allocation import allocate, best_rate
-from tests.speculation.latencies import latency
+from tests.speculation.verifiers import latency
 
 
 def gains(pending: Sequence[int], acceptance: Sequence[float]) -> list[list[float]]:

@@ -10,8 +10,7 @@ from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Commit, Draft, Recovered, Redraw, Reject
 from picospec.speculation.sampling.distributions import Q_SCALE
 from picospec.speculation.sampling.draft_token import DraftToken
-from tests.speculation.draft_machines import Policy, machine
-from tests.speculation.draft_sessions import ONLY_TAIL, REJECT, Q
+from tests.speculation.edges import ONLY_TAIL, REJECT, Policy, Q, machine
 
 
 def sent(*chain: int, judge: str = "separate") -> DraftMachine:

@@ -21,7 +21,7 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.sampling.distributions import Q_SCALE
 from picospec.speculation.verifying.session import VerifyingSession
-from tests.speculation.verify_sessions import P, begin, rejecting, session, state
+from tests.speculation.verifiers import P, begin, rejecting, session
 
 
 def rejected(**changes: object) -> tuple[VerifyingSession, list[Any]]:
@@ -94,7 +94,7 @@ def redraw(verifier: VerifyingSession, position: int, draw: int) -> Sequence[Any
     return verifier.receive(Redraw(0, position, draw))
 
 
-def test_a_redraw_is_answered_once() -> None:
+def test_a_redraw_is_answered_once_where_a_token_is_owed() -> None:
     verifier = rejecting(7)
 
     (again,) = redraw(verifier, 1, 1)
@@ -102,9 +102,6 @@ def test_a_redraw_is_answered_once() -> None:
     assert (again.position, again.draw) == (1, 1)
     assert redraw(verifier, 1, 1) == []
     assert redraw(verifier, 0, 2) == []
-
-
-def test_a_redraw_where_nothing_is_owed_is_dropped() -> None:
     assert redraw(session("separate"), 0, 1) == []
 
 
@@ -115,27 +112,3 @@ def test_one_rejection_is_redrawn_so_many_times_and_no_more() -> None:
 
     with pytest.raises(RemoteProtocolError, match="Redraw"):
         redraw(verifier, 1, MAX_REDRAWS + 1)
-
-
-LIES: dict[str, tuple[VerifyingSession, Pushed, str]] = {
-    "nothing rejected": (session("separate"), Recovered(1, 0, 2), "Recovered.position"),
-    "the rejected token again": (rejecting(), Recovered(1, 0, 1), "Recovered.token"),
-    "impossible in p": (rejecting(), Recovered(1, 0, 4), "Recovered.token"),
-    "beyond its place": (rejecting(), Recovered(1, 1, 2), "Recovered.position"),
-    "over the text": (rejecting(7), Recovered(1, 0, 8), "Recovered.position"),
-    "in coupled": (session(), Recovered(1, 0, 2), "Recovered"),
-    "a redraw in coupled": (session(), Redraw(0, 0, 1), "Redraw"),
-    "drafts beyond the token owed": (rejecting(), Draft(1, 2, 0, (5,), (9,)), "Draft.behind"),
-}
-
-
-@pytest.mark.parametrize(("verifier", "lie", "field"), LIES.values(), ids=LIES)
-def test_what_no_honest_edge_answers_is_named_and_changes_nothing(
-    verifier: VerifyingSession, lie: Pushed, field: str
-) -> None:
-    before = repr(state(verifier))
-
-    with pytest.raises(RemoteProtocolError, match=f"^{field}: "):
-        verifier.receive(lie)
-
-    assert repr(state(verifier)) == before

@@ -11,8 +11,7 @@ from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Draft, Limits
 from picospec.speculation.verifying.latency import measured
 from picospec.speculation.verifying.machine import Verdict, VerifyMachine
-from tests.speculation.verify_machines import counting
-from tests.speculation.verify_sessions import V, opening
+from tests.speculation.verifiers import V, counting, opening
 
 LIMITS = Limits(max_verify=32, max_ahead=64)
 PASSES = 40

@@ -9,20 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.speculation.judges.judge import Judgement, Rejection
-from picospec.speculation.protocol.messages import (
-    Draft,
-)
+from picospec.speculation.protocol.messages import Draft
 from picospec.speculation.verifying.machine import MIN_HOLD_S, Offer, Verdict
-from tests.speculation.latencies import latency
-from tests.speculation.verify_machines import (
+from tests.speculation.verifiers import (
     FLAT,
+    LIMITS,
+    P,
     expecting,
+    latency,
     machine,
     open_,
     run,
     snapshot,
 )
-from tests.speculation.verify_sessions import LIMITS, P
 
 
 def test_nothing_is_offered_without_a_session_that_is_ready() -> None:
