@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -18,41 +17,12 @@ from picospec.models.errors import (
     WrongHash,
 )
 from picospec.models.fetching import blobs as blobs_module
-from picospec.models.fetching.hub import Hub
-from picospec.models.fetching.sources import Folder, Progress, Source
-from picospec.models.fetching.wheels import Wheels
+from picospec.models.fetching.sources import Folder, Source
+from picospec.models.fetching.wheels import Download, Wheels
 from picospec.models.store import Found, Store, open_store
-
-
-class Fake:
-    """A source that writes given bytes, or raises."""
-
-    name = "fake"
-
-    def __init__(self, act: bytes | Exception) -> None:
-        self.act = act
-        self.calls = 0
-
-    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
-        self.calls += 1
-        if isinstance(self.act, Exception):
-            raise self.act
-        partial.write_bytes(self.act)
-
-
-class NoHub(Hub):
-    def files(self, repository: str) -> dict[str, ModelFile]:
-        raise SourceFailed("no hub")
-
-    def directory(self, repository: str) -> Path:
-        raise SourceFailed("no hub")
-
+from tests.models.sources import Fake, NoHub, silent
 
 Make = Callable[..., Store]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 @pytest.fixture
@@ -114,21 +84,20 @@ def test_when_all_sources_fail_every_reason_is_given(make: Make) -> None:
 
 
 def test_an_interrupted_pull_of_wheels_is_resumed_and_tidied(
-    make: Make, model: ModelFile, index: Path, tmp_path: Path, content: bytes
+    make: Make, download: Download, tmp_path: Path, content: bytes
 ) -> None:
     kept = tmp_path / "store" / "wheels"
     asked: list[str] = []
 
-    def download(requirement: str, folder: Path) -> None:
+    def interrupted(requirement: str, folder: Path) -> None:
         asked.append(requirement)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        file = f"{requirement.replace('==', '-')}-py3-none-any.whl"
-        shutil.copy(index / file, folder / file)
+        download(requirement, folder)
 
     with pytest.raises(KeyboardInterrupt):
-        make(Wheels(kept, download)).pull("toy", silent)
-    (path,) = make(Wheels(kept, download)).pull("toy", silent)
+        make(Wheels(kept, interrupted)).pull("toy", silent)
+    (path,) = make(Wheels(kept, interrupted)).pull("toy", silent)
 
     assert path.read_bytes() == content
     assert asked == ["a==1.0", "b==1.0", "b==1.0"]
@@ -224,8 +193,11 @@ def test_an_unknown_source_is_refused() -> None:
 def test_a_folder_is_a_source_like_any_other(
     make: Make, model: ModelFile, tmp_path: Path, content: bytes
 ) -> None:
+    store = make(Folder(tmp_path))
+    with pytest.raises(SourceFailed, match="does not exist"):
+        store.pull("toy", silent)
     (tmp_path / model.file).write_bytes(content)
 
-    (path,) = make(Folder(tmp_path)).pull("toy", silent)
+    (path,) = store.pull("toy", silent)
 
-    assert path.read_bytes() == content
+    assert path.read_bytes() == (tmp_path / model.file).read_bytes() == content

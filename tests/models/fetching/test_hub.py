@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from picospec.models.errors import DiskFull, SourceFailed, UnknownModel, WrongHa
 from picospec.models.fetching import blobs, hub
 from picospec.models.store import Store, open_store
 from tests.models.hub_server import FakeHub
+from tests.models.sources import silent
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB, in more than one piece
 FILES = {
@@ -22,8 +23,6 @@ FILES = {
     "BF16/toy-BF16.gguf": b"GGUF",
     "README.md": b"# Toy",
 }
-
-Open = Callable[..., Store]
 
 
 @pytest.fixture
@@ -50,10 +49,6 @@ def opened(server: FakeHub, tmp_path: Path, **more: str) -> Store:
         "PICOSPEC_CACHE": str(tmp_path), "PICOSPEC_CONFIG_DIR": str(tmp_path),
         "HF_ENDPOINT": server.endpoint, "PICOSPEC_MODEL_SOURCES": "hub", **more,
     })  # fmt: skip
-
-
-def silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 @pytest.mark.parametrize(
@@ -212,25 +207,23 @@ def test_without_the_hub_what_was_pulled_is_still_found(
 
 
 @pytest.mark.parametrize(
-    ("reference", "reason"),
+    ("reference", "error", "reason"),
     [
-        ("someone/Toy-GGUF:Q2_K", r"Q2_K is not there; there are .*toy-q8_0\.gguf"),
-        ("hf://someone/Toy-GGUF/no.gguf", r"no\.gguf is not there"),
-        ("someone/split", "several parts are not read"),
+        (
+            "someone/Toy-GGUF:Q2_K",
+            UnknownModel,
+            r"Q2_K is not there; there are .*toy-q8_0\.gguf",
+        ),
+        ("hf://someone/Toy-GGUF/no.gguf", UnknownModel, r"no\.gguf is not there"),
+        ("someone/split", UnknownModel, "several parts are not read"),
+        ("someone/nothing", SourceFailed, "someone/nothing: HTTP 404"),
+        ("hf://someone/nothing/x.gguf", SourceFailed, "someone/nothing: HTTP 404"),
     ],
 )
-def test_a_file_that_is_not_there_is_answered_with_those_that_are(
-    store: Store, reference: str, reason: str
+def test_what_is_not_there_is_one_clear_error(
+    store: Store, reference: str, error: type[Exception], reason: str
 ) -> None:
-    with pytest.raises(UnknownModel, match=reason):
-        store.pull(reference, silent)
-
-
-@pytest.mark.parametrize("reference", ["someone/nothing", "hf://someone/nothing/x.gguf"])
-def test_a_repository_that_is_not_there_is_one_clear_error(
-    store: Store, reference: str
-) -> None:
-    with pytest.raises(SourceFailed, match="someone/nothing: HTTP 404"):
+    with pytest.raises(error, match=reason):
         store.pull(reference, silent)
 
 
