@@ -42,9 +42,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         ('[models.x]\nfile = "a"\nwheels = [{file = "w-1.whl", sha256 = ""}]\n', "a wheel"),
     ],
 )
-def test_a_field_that_is_misspelt_or_names_a_file_elsewhere_is_refused(
-    text: str, reason: str
-) -> None:
+def test_what_is_misspelt_or_names_a_file_elsewhere_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidCatalogue, match=reason):
         parse(text)
 

@@ -10,15 +10,18 @@ import pytest
 
 from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant
 from picospec.models.errors import (
+    CannotQuantise,
     ModelError,
     NotPulled,
     SourceFailed,
     UnknownModel,
     WrongHash,
 )
-from picospec.models.fetching import blobs as blobs_module
+from picospec.models.fetching import blobs
+from picospec.models.fetching.blobs import Blobs
 from picospec.models.fetching.sources import Folder, Source
 from picospec.models.fetching.wheels import Download, Wheels
+from picospec.models.llama_cpp.library import quantise
 from picospec.models.store import Found, Store, open_store
 from tests.models.sources import Fake, NoHub, silent
 
@@ -39,14 +42,10 @@ def make(model: ModelFile, tmp_path: Path) -> Make:
 def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a toy's quantisation of its bytes and the quantisation's name."""
 
-    def quantise(source: Path, target: Path, kind: str) -> None:
+    def append(source: Path, target: Path, kind: str) -> None:
         target.write_bytes(source.read_bytes() + kind.encode())
 
-    monkeypatch.setattr(blobs_module, "quantise", quantise)
-
-
-def files(store: Store) -> list[str]:
-    return sorted(p.relative_to(store.root).as_posix() for p in store.root.rglob("*.gguf"))
+    monkeypatch.setattr(blobs, "quantise", append)
 
 
 def test_a_pulled_model_has_its_bytes_and_is_verified(make: Make, content: bytes) -> None:
@@ -142,7 +141,7 @@ def test_a_variant_that_cannot_be_written_has_no_name(make: Make, content: bytes
     with pytest.raises(ModelError, match="Q4_0"):
         store.pull("toy-q4", silent)
 
-    assert files(store) == ["names/toy.gguf"]
+    assert list(store.root.rglob("*.gguf")) == [store.root / "names" / "toy.gguf"]
 
 
 @pytest.mark.usefixtures("quick_variants")
@@ -201,3 +200,31 @@ def test_a_folder_is_a_source_like_any_other(
     (path,) = store.pull("toy", silent)
 
     assert path.read_bytes() == (tmp_path / model.file).read_bytes() == content
+
+
+def test_a_pull_waits_for_another_one_but_not_forever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(blobs, "LOCK_S", 0.1)
+    monkeypatch.setattr(blobs, "POLL_S", 0.02)
+    first, second = Blobs(tmp_path, ()), Blobs(tmp_path, ())
+
+    with (
+        first.changing(),
+        pytest.raises(SourceFailed, match="another process has been pulling"),
+        second.changing(),
+    ):
+        pass
+
+    with second.changing():
+        pass
+
+
+def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "a.gguf"
+    source.write_bytes(b"not a gguf")
+
+    with pytest.raises(CannotQuantise):
+        quantise(source, tmp_path / "b.gguf", "Q4_0")
+
+    assert list(tmp_path.iterdir()) == [source]

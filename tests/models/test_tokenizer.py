@@ -123,8 +123,6 @@ def test_bos_comes_first_exactly_once() -> None:
     assert plain.encode("x") == [BOS, *b"x"]
 
 
-# --- what a template can show, and how it wants what it is shown
-
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
 CHAT = [
     {"role": "user", "content": "hi"},

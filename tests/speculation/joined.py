@@ -63,8 +63,6 @@ class Joined:
         longest_s = longest_s or self.chance.choice([1e-5, 1e-3, 0.01, 0.1])
         self.now += longest_s * (1.0 - self.chance.random())
 
-    # --- the network
-
     def deliver(self, *, again: bool = False, first: bool = False) -> None:
         if not self.edge.sent:
             return
@@ -99,8 +97,6 @@ class Joined:
         if not self.edge.finish:
             self._open()
 
-    # --- other sessions
-
     def other(self) -> None:
         """Let another session come, draft or go."""
         names = [name for name in self.verifier.served if name != NAME]
@@ -130,8 +126,6 @@ class Joined:
             epoch = served.session.chain.epoch + 1
             frame = wire.encode(Draft(epoch, len(committed), 0, tuple(tokens)))
             self.verifier.receive(name, frame, self._arrived)
-
-    # --- all of it
 
     def _end_pass(self) -> None:
         self.wait(0.2)

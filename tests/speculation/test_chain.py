@@ -57,13 +57,6 @@ def test_a_rejection_ends_it_after_the_tokens_accepted_before() -> None:
     assert (chain.wrong_at, chain.broken, chain.reach) == (2, True, 2)
 
 
-def test_an_epoch_that_begins_later_takes_the_place_of_the_one_before() -> None:
-    chain = holding(Draft(0, 0, 0, (1, 2, 3)), Draft(2, 1, 0, (9,)), text=(1,))
-
-    assert (chain.epoch, chain.reach) == (2, 2)
-    assert chain.drafts(1, 1) == [(9, 0)]
-
-
 def test_the_newest_draft_tokens_are_those_that_end_last_in_the_newest_epoch() -> None:
     chain = holding(Draft(0, 2, 2, (1,)), Draft(0, 0, 0, (1, 2)))
     assert chain.newest == (0, 3)
@@ -81,9 +74,6 @@ def test_one_position_may_not_have_two_tokens_in_one_epoch(other: int) -> None:
         chain.begin(Draft(0, 1, 1, (other,)))
 
     chain.begin(Draft(1, 1, 1, (other,)))
-
-
-# --- acceptance
 
 
 def test_the_first_comparisons_weigh_more_and_the_prior_counts_as_one() -> None:

@@ -11,8 +11,6 @@ from picospec.speculation.protocol.messages import Commit, Draft, Limits
 from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.edges import STOP, Policy, chain_of, machine, step
 
-# --- what to do next
-
 
 def test_a_step_follows_the_committed_text_and_the_chain() -> None:
     edge = machine()
@@ -84,9 +82,6 @@ def test_the_chain_covers_a_pass_and_a_round_trip() -> None:
     assert len(edge.session.chain) == 8 + 10
 
 
-# --- what the draft model returned
-
-
 @pytest.mark.parametrize(
     ("looks_up", "max_tokens", "tokens", "taken"),
     [
@@ -140,9 +135,6 @@ def test_a_step_whose_chain_is_gone_is_dropped_but_its_time_is_learned(
     assert chain_of(edge.session) == chain
     assert (edge.counts.drafted, edge.counts.stale_steps) == (1 + len(chain), 1 - len(chain))
     assert edge.latencies.draft_s == pytest.approx(0.04)
-
-
-# --- what its time teaches
 
 
 def test_draft_time_is_a_running_mean_over_steps_that_read_one_token() -> None:

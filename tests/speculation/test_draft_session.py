@@ -9,8 +9,6 @@ from picospec.speculation.protocol.messages import Commit, Draft, Reject, TokenL
 from picospec.speculation.sampling.draft_token import DraftToken
 from tests.speculation.edges import STOP, Q, chain_of, drafting
 
-# --- the chain
-
 
 def test_the_chain_is_the_context_and_its_survival_a_product() -> None:
     session = drafting(4, 5)
@@ -31,9 +29,6 @@ def test_nothing_follows_a_stop_token_drafted_or_committed_nor_max_tokens() -> N
         assert not session.may_extend
         with pytest.raises(LocalProtocolError):
             session.extend(DraftToken(5, 0.5))
-
-
-# --- misses
 
 
 def test_chains_that_begin_wrong_are_counted_until_a_draft_token_is_accepted() -> None:
@@ -66,9 +61,6 @@ def test_commits_that_agree_and_take_no_draft_token_are_counted() -> None:
     assert session.unused == 0
 
 
-# --- flushing
-
-
 def test_each_draft_token_is_sent_once() -> None:
     session = drafting(4, 5)
     assert session.flush() == Draft(0, 0, 0, (4, 5))
@@ -80,23 +72,11 @@ def test_each_draft_token_is_sent_once() -> None:
     assert session.flush(pauses=True) == Draft(0, 2, 2, (6,), pauses=True)
 
 
-def test_behind_counts_what_was_sent_and_is_not_yet_committed() -> None:
-    session = drafting(4, 5)
-    session.flush()
-    session.receive(Commit(0, 0, (4,)))
-    session.extend(DraftToken(6, 0.5))
-
-    assert session.flush() == Draft(0, 2, 1, (6,))
-
-
 def test_draft_tokens_confirmed_before_they_were_sent_are_not_sent() -> None:
     session = drafting(4, 5, 6)
     session.receive(Commit(0, 0, (4, 5)))
 
     assert session.flush() == Draft(0, 2, 0, (6,))
-
-
-# --- receiving
 
 
 @pytest.mark.parametrize(
@@ -132,8 +112,6 @@ def test_what_is_known_already_is_passed_over(commit: Commit, tokens: tuple[int,
 
     assert session.receive(commit) == tokens
 
-
-# --- what no honest verifier sends
 
 LIES: dict[str, tuple[Commit | Reject, str]] = {
     "a gap": (Commit(0, 2, (7,)), "Commit.start"),

@@ -14,17 +14,7 @@ from picospec.speculation.judges.separate.rule import Separate, as_sent
 from picospec.speculation.judges.separate.verifier import Owed
 from picospec.speculation.protocol.messages import Commit, Reject, Sampling
 from picospec.speculation.sampling.distributions import Q_SCALE, Distribution, distribution
-from tests.speculation.small_distributions import ALMOST_1, distribution_of, random_distribution
-
-
-@pytest.fixture
-def tiny_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head of two tokens, so that small vocabularies have a tail."""
-    monkeypatch.setattr(verifier, "HEAD_TOKENS", 2)
-    monkeypatch.setattr(verifier, "HEAD_COVERS", 0.5)
-
-
-# --- coupled
+from tests.speculation.small_models import ALMOST_1, distribution_of, random_distribution
 
 
 @given(
@@ -57,9 +47,6 @@ def test_no_row_is_computed_after_the_first_rejected_draft_token() -> None:
     separately(row, (0, 5, 0, 0), (Q_SCALE,) * 4, 0.5)
 
     assert seen == [0, 1, 0, 1]
-
-
-# --- separate: acceptance
 
 
 def separately(row: Row, draft: tuple[int, ...], q: tuple[int, ...], u: float) -> Judgement:
@@ -101,9 +88,6 @@ def test_a_token_whose_p_rounds_to_nothing_is_impossible() -> None:
     assert (p.tokens.tolist(), p.p.tolist()) == ([4, 6], [0.5, 0.5])
 
 
-# --- separate: the rejection
-
-
 def rejecting(token: int, p: Distribution) -> Owed:
     return Owed(Rejection(token, p), Commit(3, 9, ()))
 
@@ -138,8 +122,11 @@ def test_a_recovered_token_is_possible_and_not_the_rejected_one() -> None:
     assert [rejection.allows(token) for token in range(4)] == [False, True, False, False]
 
 
-@pytest.mark.usefixtures("tiny_head")
-def test_samples_of_the_tail_have_the_tails_distribution() -> None:
+def test_samples_of_the_tail_have_the_tails_distribution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verifier, "HEAD_TOKENS", 2)
+    monkeypatch.setattr(verifier, "HEAD_COVERS", 0.5)
     p = as_sent(distribution_of(0.4, 0.3, 0.15, 0.1, 0.05))
     uniforms = (np.arange(3000) + 0.5) / 3000
 

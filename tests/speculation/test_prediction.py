@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.proposing.prediction import SURE, Prediction
+from picospec.speculation.protocol.messages import Limits, Open, Sampling, TokenId
+from picospec.speculation.verifying.session import VerifyingSession
 from tests.speculation.joined import joining
-from tests.speculation.predicted import Alone
 from tests.speculation.small_models import model, opening, plain
+
+LIMITS = Limits(max_verify=4, max_ahead=16)
+
+
+@dataclass
+class Alone:
+    """One answer at a verifier that hears of no edge, and judges four draft tokens a pass."""
+
+    answer: Sequence[TokenId]
+    predicted: Sequence[TokenId] = ()
+    prompt: Sequence[TokenId] = (1,)
+    passes: int = 0
+    judged: list[tuple[int, bool]] = field(default_factory=list)
+    """The positions of draft tokens that were reached, and whether each was right."""
+
+    def __post_init__(self) -> None:
+        request = Open(
+            "m", "v", tuple(self.prompt), Sampling(), 0, len(self.answer), (),
+            own_drafts=True, predicted=tuple(self.predicted),
+        )  # fmt: skip
+        self.session = VerifyingSession(request, LIMITS, vocabulary_size=10**6, u=iter(()))
+        while not self.session.finished:
+            self._pass()
+
+    @property
+    def wrong(self) -> int:
+        return sum(not right for _, right in self.judged)
+
+    def _pass(self) -> None:
+        self.passes += 1
+        drafts = len(self.session.plan(LIMITS.max_verify))
+        start, draft = len(self.session.committed), self.session.begin(drafts).draft
+        accepted = 0
+        for token in draft:
+            right = token == self.answer[start + accepted]
+            self.judged.append((start + accepted, right))
+            if not right:
+                break
+            accepted += 1
+        tokens = tuple(self.answer[start : start + accepted + 1])
+        self.session.resolve(Judgement(tokens, accepted))
+
 
 NEWLINE = 5
 FILE = [token for n in range(20) for token in (*range(100 + 9 * n, 107 + 9 * n), NEWLINE)]
@@ -120,6 +165,15 @@ def test_drafts_that_were_followed_and_dropped_leave_no_trace() -> None:
     prediction.follow(FILE[:14])
 
     assert list(prediction.continuation(3).tokens) == FILE[14:17]
+
+
+def test_its_rates_are_learned_from_every_token_of_the_text() -> None:
+    """A prompt whose line came once as a lure: the answer never repeats it."""
+    answer = [token for n in range(60) for token in (11, 12, 13, 1000 + n)]
+
+    ran = Alone(answer, prompt=range(11, 17))
+
+    assert ran.wrong < 60
 
 
 @given(

@@ -89,9 +89,6 @@ def test_verifiers_may_be_lost_again_and_again(
         assert text == plain(joined.target, request)
 
 
-# --- case by case
-
-
 def test_the_whole_chain_is_sent_again_after_the_committed_text() -> None:
     drafting = machine(drafts=False)
     drafting.received(Commit(0, 0, (7, 8)))

@@ -43,32 +43,16 @@ def test_the_recovered_token_is_the_text_with_the_draft_tokens_before_it() -> No
     assert (edge.session.epoch, edge.session.chain, edge.session.misses) == (1, [], 0)
 
 
-def test_what_the_verifier_commits_of_it_is_known() -> None:
+def test_a_rejected_first_token_is_a_miss_and_what_the_verifier_commits_then_is_known() -> None:
     edge = sent(1)
     edge.received(REJECT)
 
     assert edge.received(Commit(0, 0, (3,), pass_s=0.1)) == Outcome()
 
     assert edge.session.committed == [3]
+    assert (edge.session.misses, edge.session.unused) == (1, 0)
     assert edge.lost() is None
     assert edge.opening().committed == (3,)
-
-
-def test_draft_tokens_after_a_recovered_token_begin_a_chain() -> None:
-    edge = sent(1)
-    edge.received(REJECT)
-    edge.session.extend(DraftToken(2, 0.5, Q))
-
-    assert edge.session.flush() == Draft(1, 1, 0, (2,), (Q_SCALE // 2,))
-
-
-def test_a_rejected_first_token_is_a_miss() -> None:
-    edge = sent(1)
-
-    edge.received(REJECT)
-    edge.received(Commit(0, 0, (3,)))
-
-    assert (edge.session.misses, edge.session.unused) == (1, 0)
 
 
 def test_a_reject_received_again_is_not_drawn_from_again() -> None:

@@ -16,8 +16,6 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.verifying.chain import ACCEPTANCE_PRIOR
 from tests.speculation.verifiers import begin, generate, rejecting, session, state
 
-# --- drafts
-
 
 @pytest.mark.parametrize(
     ("changes", "most", "count"),
@@ -37,16 +35,6 @@ def test_a_pass_takes_no_more_than_it_may(
     verifier.receive(Draft(0, 0, 0, (1,) * 8))
 
     assert len(begin(verifier, most).draft) == count
-
-
-def test_drafts_after_a_gap_wait_for_what_is_missing() -> None:
-    verifier = session()
-    verifier.receive(Draft(0, 2, 2, (3, 4)))
-    assert verifier.pending == 0
-
-    verifier.receive(Draft(0, 0, 0, (1, 2)))
-
-    assert begin(verifier).draft == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(("before", "draft"), [(7, (2, 3)), (8, ())], ids=["it", "another"])
@@ -108,9 +96,6 @@ def test_drafts_arriving_during_a_pass_wait_for_the_next() -> None:
     assert begin(verifier).draft == (3,)
 
 
-# --- passes
-
-
 def test_one_pass_runs_at_a_time_and_judges_no_more_than_is_pending() -> None:
     verifier = session()
     verifier.receive(Draft(0, 0, 0, (0,)))
@@ -168,9 +153,6 @@ def test_totals_show_what_the_drafts_were_worth() -> None:
     totals = verifier.totals
 
     assert (totals.passes, totals.judged, totals.accepted, totals.filled) == (2, 3, 2, 1)
-
-
-# --- what decides how many rows it gets
 
 
 def test_acceptance_falls_with_a_rejection_and_ignores_its_recovered_token() -> None:

@@ -255,16 +255,3 @@ def test_the_prompt_of_the_longest_context_fits_a_frame() -> None:
     prompt = tuple(np.random.default_rng(0).integers(0, 250_000, 262_144).tolist())
 
     assert wire.encode(Open("m", "v", prompt, Sampling(), 2**63 - 1, 1, ()))
-
-
-def test_two_common_drafts_take_ten_bytes_at_most() -> None:
-    draft = Draft(epoch=40, start=1000, behind=12, tokens=(1234, 15_000))
-
-    assert len(wire.encode(draft)) <= 10
-
-
-def test_a_commit_takes_nine_bytes_at_most_besides_its_tokens() -> None:
-    tokens = (1234, 15_000)
-    commit = Commit(40, 120, tokens, accepted=2, queue_s=0.0123, pass_s=0.209)
-
-    assert len(wire.encode(commit)) - sum(len(UINT.write(t)) for t in tokens) <= 9

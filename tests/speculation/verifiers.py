@@ -30,9 +30,6 @@ def latency(*seconds: float) -> PassLatency:
     return learned
 
 
-# --- sessions
-
-
 def opening(judge: str = "coupled", **changes: object) -> Open:
     fields = {"prompt": (1,), "max_tokens": 50, "stop_tokens": (99,), "judge": judge}
     return Open("m", "v", sampling=Sampling(), seed=0, **{**fields, **changes})  # type: ignore[arg-type]
@@ -70,9 +67,6 @@ def rejecting(*committed: TokenId) -> VerifyingSession:
 def state(verifier: VerifyingSession) -> str:
     parts = {"chain": vars(verifier.chain), "_judge": vars(verifier._judge)}
     return repr({**vars(verifier), **parts})
-
-
-# --- machines
 
 
 def counting() -> Iterator[float]:

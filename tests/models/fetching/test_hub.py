@@ -86,11 +86,11 @@ def test_progress_counts_the_bytes_to_the_last(store: Store) -> None:
 
 
 def test_a_token_opens_a_repository_and_stays_at_the_hub(
-    server: FakeHub, tmp_path: Path
+    server: FakeHub, store: Store, tmp_path: Path
 ) -> None:
     server.token = "secret"
     with pytest.raises(SourceFailed, match="HF_TOKEN"):
-        opened(server, tmp_path).pull("someone/Toy-GGUF", silent)
+        store.pull("someone/Toy-GGUF", silent)
 
     opened(server, tmp_path, HF_TOKEN="secret").pull("someone/Toy-GGUF", silent)
 
@@ -247,9 +247,8 @@ def test_a_hub_that_answers_with_something_else_is_a_clear_error(
         client.files("someone/toy")
 
 
-def test_a_file_of_unknown_hash_is_never_continued(server: FakeHub, tmp_path: Path) -> None:
+def test_a_file_of_unknown_hash_is_never_continued(server: FakeHub, store: Store) -> None:
     server.hides_hashes = True
-    store = opened(server, tmp_path)
     (store.root / "partial").mkdir(parents=True)
     (store.root / "partial" / "unknown").write_bytes(b"of another file")
 
@@ -260,13 +259,13 @@ def test_a_file_of_unknown_hash_is_never_continued(server: FakeHub, tmp_path: Pa
 
 
 def test_a_directory_for_vllm_is_fetched_without_other_formats(
-    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FakeHub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     files = {"config.json": b"{}", "model.safetensors": CONTENT, "model.bin": CONTENT}
     server.repositories = {"someone/safe": files}
 
-    place = opened(server, tmp_path).hub.directory("someone/safe")
+    place = store.hub.directory("someone/safe")
 
     assert sorted(file.name for file in place.iterdir()) == ["config.json", "model.safetensors"]
     assert (place / "model.safetensors").read_bytes() == CONTENT
