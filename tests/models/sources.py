@@ -9,6 +9,9 @@ from picospec.models.errors import SourceFailed
 from picospec.models.fetching.hub import Hub
 from picospec.models.fetching.sources import Progress
 
+CONTENT = bytes(range(256)) * 40
+"""What the model of the fixtures is made of."""
+
 
 def silent(what: str, done: int, total: int) -> None:
     pass

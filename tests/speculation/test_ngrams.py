@@ -18,16 +18,6 @@ from picospec.speculation.proposing.ngrams import (
 from tests.speculation.repeating import search, texts
 
 
-@given(texts)
-def test_a_match_is_what_a_search_of_the_text_finds(text: list[int]) -> None:
-    index = Index()
-
-    for end, token in enumerate(text, 1):
-        index.append(token)
-
-        assert index.match() == search(text[:end])
-
-
 @given(texts, st.lists(st.tuples(st.integers(0, 60), texts), max_size=5))
 def test_a_text_cut_back_is_as_if_the_rest_had_never_been_there(
     text: list[int], edits: list[tuple[int, list[int]]]

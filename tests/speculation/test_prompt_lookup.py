@@ -123,25 +123,22 @@ def test_matches_that_are_wrong_switch_it_off_and_right_ones_on_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("latencies", "pays"),
+    ("confidence", "latencies", "pays"),
     [
-        (LIMITED, True),
-        (Latencies(0.05, 0.0, 0.01), False),  # no pass seen yet
-        (Latencies(0.05, 0.02, 0.0), False),  # no step seen yet
-        (Latencies(0.05, 0.1, 0.01), False),  # the draft model fills a pass
-        (Latencies(0.8, 0.02, 0.01), False),  # a wrong token would cost too much
-        (Latencies(0.8, 0.2, inf), True),
+        (0.99, LIMITED, True),
+        (0.99, Latencies(0.05, 0.0, 0.01), False),  # no pass seen yet
+        (0.99, Latencies(0.05, 0.02, 0.0), False),  # no step seen yet
+        (0.99, Latencies(0.05, 0.1, 0.01), False),  # the draft model fills a pass
+        (0.99, Latencies(0.8, 0.02, 0.01), False),  # a wrong token would cost too much
+        (0.7, LIMITED, False),  # and is likely
+        (0.7, NO_MODEL, True),
+        (0.99, Latencies(0.8, 0.2, inf), True),
     ],
 )
-def test_an_unread_token_pays_where_drafting_limits_and_the_link_is_not_too_long(
-    latencies: Latencies, pays: bool
+def test_an_unread_token_pays_where_drafting_limits_and_a_wrong_one_costs_little(
+    confidence: float, latencies: Latencies, pays: bool
 ) -> None:
-    assert is_worth_unread(0.99, latencies, read_s=0.0) is pays
-
-
-def test_a_match_likely_to_be_wrong_pays_only_where_there_is_no_draft_model() -> None:
-    assert not is_worth_unread(0.7, LIMITED, read_s=0.0)
-    assert is_worth_unread(0.7, NO_MODEL, read_s=0.0)
+    assert is_worth_unread(confidence, latencies, read_s=0.0) is pays
 
 
 def test_a_draft_model_that_reads_as_slowly_as_it_drafts_gains_nothing() -> None:

