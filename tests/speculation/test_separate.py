@@ -1,4 +1,4 @@
-"""In `separate` the edge draws recovered tokens, and nothing is committed until one has come."""
+"""In `separate` the edge draws recovered tokens; nothing is committed until one has come."""
 
 from __future__ import annotations
 
