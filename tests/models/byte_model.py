@@ -1,4 +1,4 @@
-"""A model of one token a byte, and one a marker."""
+"""A model for tests that has one token a byte, and one a marker, stands for a real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models are pulled from, and who watches: nobody."""
+"""Tests pull models from these sources, and nobody watches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from picospec.models.fetching.hub import Hub
 from picospec.models.fetching.sources import Progress
 
 CONTENT = bytes(range(256)) * 40
-"""What the model of the fixtures is made of."""
+"""The model of the fixtures has these bytes."""
 
 
 def silent(what: str, done: int, total: int) -> None:

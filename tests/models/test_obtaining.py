@@ -34,7 +34,7 @@ def store(tmp_path: Path, **pairs: Pair) -> Store:
         ("any", XYZ, None, "tiny-q4"),
         ("any", replace(ABC, padding=9), None, "small-q4"),
         ("any", replace(ABC, pieces=(b"o",)), None, None),
-        ("any", ABC, 30, None),  # hardly larger than the draft
+        ("any", ABC, 30, None),  # it is hardly larger than the draft
         ("any", ABC, 40, "small-q4"),
         ("small", ABC, None, "large-q4"),  # no model drafts for itself
     ],

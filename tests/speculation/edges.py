@@ -1,4 +1,4 @@
-"""The edge's sessions and machines to begin a test with, and what a verifier rejects."""
+"""Tests of the edge begin with these sessions and machines, which a verifier may reject."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distributions and models over a few tokens, and the text that a model generates alone."""
+"""Small models have few tokens; `plain` is the text that one of them generates alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the edge drafts, sends and rests: tables of cases, and what must never go wrong."""
+"""Tables say when the edge drafts, sends and rests; properties, what must never go wrong."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ LIMITS = Limits(max_verify=4, max_ahead=16)
 
 @dataclass
 class Alone:
-    """One answer at a verifier that hears of no edge, and judges four draft tokens a pass."""
+    """It generates `answer` at a verifier that hears of no edge and judges four drafts a pass."""
 
     answer: Sequence[TokenId]
     predicted: Sequence[TokenId] = ()

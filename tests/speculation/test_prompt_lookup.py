@@ -34,7 +34,7 @@ NO_MODEL = Latencies(rtt_s=0.05, pass_s=0.02, draft_s=inf)
 
 
 class Answer:
-    """A session, and the lookup that follows it."""
+    """It is a session with the lookup that follows it."""
 
     def __init__(self, prompt: Sequence[TokenId], *text: TokenId) -> None:
         self.session = DraftingSession(max_tokens=1000, stop_tokens=(777,))
@@ -130,7 +130,7 @@ def test_matches_that_are_wrong_switch_it_off_and_right_ones_on_again() -> None:
         (0.99, Latencies(0.05, 0.02, 0.0), False),  # no step seen yet
         (0.99, Latencies(0.05, 0.1, 0.01), False),  # the draft model fills a pass
         (0.99, Latencies(0.8, 0.02, 0.01), False),  # a wrong token would cost too much
-        (0.7, LIMITED, False),  # and is likely
+        (0.7, LIMITED, False),  # a wrong one is likely
         (0.7, NO_MODEL, True),
         (0.99, Latencies(0.8, 0.2, inf), True),
     ],

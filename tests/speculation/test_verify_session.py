@@ -24,7 +24,7 @@ from tests.speculation.verifiers import begin, generate, rejecting, session, sta
         ({}, 3, 3),
         ({}, 0, 0),
         ({"fill": "always"}, 0, 0),
-        ({"fill": "never"}, 0, 1),  # however dear its row
+        ({"fill": "never"}, 0, 1),  # it has one, however dear the row is
         ({"max_tokens": 3}, 16, 2),  # the target's own token needs a position
     ],
 )

@@ -1,4 +1,4 @@
-"""The verifier's sessions and machines to begin a test with, and a pass in one call."""
+"""Tests of the verifier begin with these sessions and machines, and run passes on them."""
 
 from __future__ import annotations
 
