@@ -21,7 +21,7 @@ LIMITS = Limits(max_verify=4, max_ahead=16)
 
 @dataclass
 class Alone:
-    """It generates `answer` at a verifier that hears of no edge and judges four drafts a pass."""
+    """It generates `answer` where no edge drafts, and a pass judges four draft tokens."""
 
     answer: Sequence[TokenId]
     predicted: Sequence[TokenId] = ()
