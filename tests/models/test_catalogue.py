@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.models.catalogue import Wheel, parse, shipped
+from picospec.models.catalogue import parse, shipped
 from picospec.models.errors import InvalidCatalogue, UnknownModel
 
 
-def test_the_shipped_catalogue_has_both_pairs() -> None:
+def test_the_shipped_catalogue_knows_the_parts_of_its_pairs_and_variants() -> None:
     catalogue = shipped()
 
     assert catalogue.files("smollm2") == ["smollm2-135m-q4_0", "smollm2-135m-q8_0"]
     assert catalogue.part("qwen2.5-coder", "draft") == "qwen2.5-coder-0.5b-q4_0"
+    recipe = catalogue.recipe("qwen2.5-coder-1.5b-q8_0")
+    assert (recipe.model, recipe.quantisation) == ("qwen2.5-coder-1.5b", "Q8_0")
 
 
 def test_every_shipped_model_has_a_hub_and_wheels_with_hashes() -> None:
@@ -24,18 +26,6 @@ def test_every_shipped_model_has_a_hub_and_wheels_with_hashes() -> None:
         assert all(len(bytes.fromhex(text)) == 32 for text in hashes)
 
 
-def test_a_variant_is_made_of_its_model() -> None:
-    recipe = shipped().recipe("qwen2.5-coder-1.5b-q8_0")
-
-    assert (recipe.model, recipe.quantisation) == ("qwen2.5-coder-1.5b", "Q8_0")
-
-
-def test_a_wheel_knows_its_exact_requirement() -> None:
-    assert (
-        Wheel("some_model-0.9.0-py3-none-any.whl", "0" * 64).requirement == "some_model==0.9.0"
-    )
-
-
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UnknownModel, match="smollm2-135m"):
         shipped().recipe("gpt")
@@ -43,25 +33,16 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         shipped().part("gpt", "target")
 
 
-def test_a_pair_of_something_not_there_is_refused_when_read() -> None:
-    with pytest.raises(UnknownModel, match="no model 'a'"):
-        parse('[pairs.x]\ndraft = "a"\ntarget = "b"\n').checked()
-
-
-def test_a_misspelt_field_is_refused() -> None:
-    with pytest.raises(InvalidCatalogue, match="mirror"):
-        parse('mirror = ""\n')
-
-
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ('mirror = ""\n', "mirror"),
         ('[models."../x"]\nfile = "a.gguf"\n', "regex"),
         ('[models.x]\nfile = "a.gguf"\nsha256 = "../../x"\n', "64 hex"),
         ('[models.x]\nfile = "a"\nwheels = [{file = "w-1.whl", sha256 = ""}]\n', "a wheel"),
     ],
 )
-def test_what_would_name_a_file_elsewhere_is_refused(text: str, reason: str) -> None:
+def test_what_is_misspelt_or_names_a_file_elsewhere_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidCatalogue, match=reason):
         parse(text)
 

@@ -7,7 +7,7 @@ import pytest
 from picospec.models.tokenizing.chat_template import ChatTemplate
 from picospec.models.tokenizing.conversation import shaped
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from tests.models.test_tokenizer import ByteModel
+from tests.models.byte_model import ByteModel
 
 PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 EMPTY = {"type": "text", "text": ""}
@@ -48,7 +48,7 @@ def test_a_template_that_wants_system_messages_first_gets_them_as_one() -> None:
     tokenizer = Tokenizer(ByteModel(), ChatTemplate(strict, {}))
 
     assert bytes(tokenizer.chat(chat)) == b"system:a\n\nb;user:hi;"
-    with pytest.raises(ValueError, match="no"):
+    with pytest.raises(ValueError, match="refuses: no"):
         Tokenizer(ByteModel(), ChatTemplate("{{ raise_exception('no') }}", {})).chat(chat)
 
 

@@ -10,6 +10,7 @@ import pytest
 from picospec.models.errors import CannotOpen
 from picospec.models.gguf import is_exact
 from picospec.models.store import open_store
+from tests.models.sources import silent
 
 F32, F16, Q4_0, Q8_0, Q6_K = 0, 1, 2, 8, 14
 
@@ -70,13 +71,13 @@ def test_what_the_catalogue_makes_is_exact_and_a_target_is_made_so(tmp_path: Pat
     given = shared.find("smollm2-135m", "draft").path
     store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
 
-    (target,) = store.pull(str(given), lambda *_: None, "target")
+    (target,) = store.pull(str(given), silent, "target")
 
     assert [is_exact(path) for path in (*made, given, target)] == [True, True, False, True]
     assert store.find(str(given), "target").path == target
     assert store.find(str(given), "target").name == given.stem
-    assert store.pull(str(given), lambda *_: None, "target") == [target]
-    assert store.pull(str(made[1]), lambda *_: None, "target") == [made[1]]
+    assert store.pull(str(given), silent, "target") == [target]
+    assert store.pull(str(made[1]), silent, "target") == [made[1]]
     store.remove(str(given))
     assert store.find(str(given), "target").path == given
     assert given.exists()

@@ -5,23 +5,22 @@ from __future__ import annotations
 import pytest
 
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.vocabulary import Vocabulary
-from tests.models.test_tokenizer import BOS, ByteModel
+from tests.models.byte_model import ByteModel
+
+PREFIX, SUFFIX, MIDDLE = 256, 257, 258
+STARCODER = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+BOS = 999
 
 
-def tokenizer(*markers: str, bos: bool = False) -> Tokenizer:
-    """Return one whose markers are the tokens from 300 on."""
-    pieces = [bytes([token % 256]) for token in range(300)]
-    pieces += [marker.encode() for marker in markers]
-    vocabulary = Vocabulary(tuple(pieces), frozenset(range(300, len(pieces))), frozenset())
-    return Tokenizer(ByteModel((BOS,) if bos else (), vocabulary), None)
+def tokenizer(*markers: str, begins: tuple[int, ...] = ()) -> Tokenizer:
+    return Tokenizer(ByteModel(markers, begins), None)
 
 
 @pytest.mark.parametrize(
     "markers",
     [
         ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-        ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+        STARCODER,
         ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
         ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001
         ("▁<PRE>", "▁<SUF>", "▁<MID>"),
@@ -29,54 +28,49 @@ def tokenizer(*markers: str, bos: bool = False) -> Tokenizer:
     ],
 )
 def test_prefix_suffix_and_middle_are_marked(markers: tuple[str, ...]) -> None:
-    assert tokenizer(*markers).infill("ab", "c") == [300, *b"ab", 301, *b"c", 302]
-    assert tokenizer(*markers, bos=True).infill("", "") == [BOS, 300, 301, 302]
+    model, other = tokenizer(*markers), tokenizer(*markers, begins=(BOS,))
+
+    assert model.infill("ab", "c") == [PREFIX, *b"ab", SUFFIX, *b"c", MIDDLE]
+    assert other.infill("", "") == [BOS, PREFIX, SUFFIX, MIDDLE]
 
 
 def test_codestral_reads_the_suffix_first() -> None:
-    assert tokenizer("[PREFIX]", "[SUFFIX]").infill("ab", "c") == [301, *b"c", 300, *b"ab"]
+    tokens = tokenizer("[PREFIX]", "[SUFFIX]").infill("ab", "c")
+
+    assert tokens == [SUFFIX, *b"c", PREFIX, *b"ab"]
 
 
 def test_a_marker_in_a_text_stays_text() -> None:
     marker = "<|im_end|>"
 
-    tokens = tokenizer("<fim_prefix>", "<fim_suffix>", "<fim_middle>").infill(marker, "")
+    tokens = tokenizer(*STARCODER, marker).infill(marker, "")
 
-    assert tokens == [300, *marker.encode(), 301, 302]
+    assert tokens == [PREFIX, *marker.encode(), SUFFIX, MIDDLE]
 
 
-@pytest.mark.parametrize("markers", [(), ("<fim_prefix>", "<fim_suffix>")])
+@pytest.mark.parametrize("markers", [(), STARCODER[:2]])
 def test_a_model_without_markers_cannot(markers: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="no tokens for filling in"):
         tokenizer(*markers).infill("a", "b")
 
 
+SNIPPET = [260, *b"a.py\nA", 260, *b"file\n"]
+
+
 @pytest.mark.parametrize(
     ("repository", "file", "before"),
     [
-        (
-            "<|repo_name|>",
-            "<|file_sep|>",
-            [303, *b"repository\n", 304, *b"a.py\nA", 304, *b"file\n"],
-        ),
-        (
-            "<repo_name>",
-            "<file_sep>",
-            [303, *b"repository\n", 304, *b"a.py\nA", 304, *b"file\n"],
-        ),
-        (
-            "<reponame>",
-            "<filename>",
-            [303, *b"repository\n", 304, *b"a.py\nA", 304, *b"file\n"],
-        ),
-        ("<|other|>", "<|file_separator|>", [304, *b"a.py\nA", 304, *b"file\n"]),
+        ("<|repo_name|>", "<|file_sep|>", [259, *b"repository\n", *SNIPPET]),
+        ("<repo_name>", "<file_sep>", [259, *b"repository\n", *SNIPPET]),
+        ("<reponame>", "<filename>", [259, *b"repository\n", *SNIPPET]),
+        ("<|other|>", "<|file_separator|>", SNIPPET),
         ("<|other|>", "<|another|>", [*b"a.py\nA\n\n"]),
     ],
 )
 def test_snippets_of_other_files_come_before_as_the_model_knows_them(
     repository: str, file: str, before: list[int]
 ) -> None:
-    model = tokenizer("<fim_prefix>", "<fim_suffix>", "<fim_middle>", repository, file)
+    model = tokenizer(*STARCODER, repository, file)
 
     tokens = model.infill("ab", "c", [{"filename": "a.py", "text": "A"}], 100)
 
@@ -84,12 +78,12 @@ def test_snippets_of_other_files_come_before_as_the_model_knows_them(
 
 
 def test_the_first_snippets_are_left_out_where_not_all_fit() -> None:
-    model = tokenizer("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<|file_sep|>")
+    model = tokenizer(*STARCODER, "<|file_sep|>")
     snippets = [{"filename": name, "text": "text"} for name in "abc"]
 
     for most in range(50):
         tokens = model.infill("ab", "c", snippets, most)
-        kept = tokens.count(303) - 1
+        kept = tokens.count(259) - 1
 
         assert len(tokens) <= most or tokens == model.infill("ab", "c")
         if kept > 0:

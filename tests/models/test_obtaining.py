@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from picospec.models.llama_cpp.model import Model
 from picospec.models.obtaining import fitting_draft
 from picospec.models.store import Store, open_store
 from picospec.models.vocabulary import Vocabulary
-from tests.models.test_store import NoHub
+from tests.models.sources import NoHub
 
 ABC = Vocabulary((b"a", b"b", b"c"), frozenset(), frozenset())
 XYZ = Vocabulary((b"x", b"y", b"z"), frozenset(), frozenset())
@@ -26,33 +27,32 @@ def store(tmp_path: Path, **pairs: Pair) -> Store:
     return Store(tmp_path, Catalogue(models, variants, pairs), (), NoHub())
 
 
-def test_the_smallest_draft_with_the_targets_tokens_is_taken(tmp_path: Path) -> None:
-    assert fitting_draft(store(tmp_path), "any", ABC) == "small-q4"
-    assert fitting_draft(store(tmp_path), "any", XYZ) == "tiny-q4"
-
-
-def test_padding_does_not_matter(tmp_path: Path) -> None:
-    padded = Vocabulary(ABC.pieces, frozenset(), frozenset(), padding=9)
-
-    assert fitting_draft(store(tmp_path), "any", padded) == "small-q4"
+@pytest.mark.parametrize(
+    ("target", "vocabulary", "target_bytes", "draft"),
+    [
+        ("any", ABC, None, "small-q4"),
+        ("any", XYZ, None, "tiny-q4"),
+        ("any", replace(ABC, padding=9), None, "small-q4"),
+        ("any", replace(ABC, pieces=(b"o",)), None, None),
+        ("any", ABC, 30, None),  # it is hardly larger than the draft
+        ("any", ABC, 40, "small-q4"),
+        ("small", ABC, None, "large-q4"),  # no model drafts for itself
+    ],
+)
+def test_the_smallest_draft_with_the_targets_tokens_is_taken_if_any(
+    tmp_path: Path,
+    target: str,
+    vocabulary: Vocabulary,
+    target_bytes: int | None,
+    draft: str | None,
+) -> None:
+    assert fitting_draft(store(tmp_path), target, vocabulary, target_bytes) == draft
 
 
 def test_a_pair_comes_first_whatever_its_tokens(tmp_path: Path) -> None:
     paired = store(tmp_path, mine=Pair("tiny", "large"))
 
     assert fitting_draft(paired, "large", ABC) == "tiny"
-
-
-def test_no_draft_is_better_than_one_that_does_not_fit_or_is_as_large(tmp_path: Path) -> None:
-    other = Vocabulary((b"o",), frozenset(), frozenset())
-
-    assert fitting_draft(store(tmp_path), "any", other) is None
-    assert fitting_draft(store(tmp_path), "any", ABC, target_bytes=30) is None
-    assert fitting_draft(store(tmp_path), "any", ABC, target_bytes=40) == "small-q4"
-
-
-def test_a_model_does_not_draft_for_itself(tmp_path: Path) -> None:
-    assert fitting_draft(store(tmp_path), "small", ABC) == "large-q4"
 
 
 @pytest.mark.models

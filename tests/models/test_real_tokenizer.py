@@ -15,6 +15,7 @@ from picospec.models.llama_cpp.model import Model
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from tests.models.sources import silent
 
 pytestmark = pytest.mark.models
 
@@ -34,7 +35,7 @@ def opened(path: Path) -> Tokenizer:
 
 def qwen() -> Tokenizer:
     store = open_store(os.environ)
-    store.pull("qwen2.5-coder-0.5b-q4_0", lambda what, done, total: None)
+    store.pull("qwen2.5-coder-0.5b-q4_0", silent)
     return opened(store.find("qwen2.5-coder-0.5b-q4_0", "draft").path)
 
 

@@ -7,9 +7,7 @@ vLLM suite compares with the installed `transformers`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -18,33 +16,12 @@ import pytest
 from picospec.models.tokenizing.chat_template import ChatTemplate, joined
 from picospec.models.tokenizing.conversation import shaped
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.vocabulary import Vocabulary
+from tests.models.byte_model import ByteModel
 from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, Json, chats
 from tests.models.make_renderings import RENDERINGS, TODAY
 
 STORED: Final[dict[str, dict[str, str | None]]] = json.loads(RENDERINGS.read_text("utf-8"))
 HARMLESS: Final = Family(("(a)", "(b)"))
-
-
-@dataclass
-class Bytes:
-    """models.tokenizing.tokenizer.Encoder of one token a byte, and one a marker."""
-
-    markers: tuple[str, ...]
-    begins_raw: tuple[int, ...] = ()
-    begins_chat: tuple[int, ...] = ()
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        pieces = (*(bytes([b]) for b in range(256)), *(m.encode() for m in self.markers))
-        return Vocabulary(pieces, frozenset(range(256, len(pieces))), frozenset())
-
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        if not special:
-            return list(text.encode())
-        parts = re.split(f"({'|'.join(map(re.escape, self.markers))})", text)
-        known = self.vocabulary.markers
-        return [t for p in parts for t in ([known[p]] if p in known else p.encode())]
 
 
 @cache
@@ -68,7 +45,7 @@ def all_chats(
 
 def tokens_of(name: str, family: Family) -> dict[str, list[int] | None]:
     """Return the tokens of each chat, in which the family's markers are written."""
-    encoder = Bytes(FAMILIES[name].markers)
+    encoder = ByteModel(FAMILIES[name].markers)
     make = Tokenizer(encoder, template(name)).chat
     return all_chats(  # type: ignore[return-value]  # it returns what `chat` returns
         family, lambda chat: make(chat.messages, tools=chat.tools, options=chat.options)
@@ -93,7 +70,7 @@ def test_every_chat_renders_as_transformers_renders_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tokens_spell_the_rendered_text_whatever_markers_messages_hold(name: str) -> None:
-    pieces = Bytes(FAMILIES[name].markers).vocabulary.pieces
+    pieces = ByteModel(FAMILIES[name].markers).vocabulary.pieces
 
     tokens = tokens_of(name, FAMILIES[name])
 
@@ -128,7 +105,7 @@ def test_a_template_does_not_find_special_tokens_in_messages() -> None:
     chat = [{"role": "user", "content": "a"}, answer, {"role": "user", "content": "b"}]
 
     shown = [
-        bytes(token for token in Tokenizer(Bytes(markers), template("qwen3")).chat(chat))
+        bytes(token for token in Tokenizer(ByteModel(markers), template("qwen3")).chat(chat))
         for markers in (("<a>",), ("</think>",))
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -11,48 +10,22 @@ import pytest
 
 from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant
 from picospec.models.errors import (
+    CannotQuantise,
     ModelError,
     NotPulled,
     SourceFailed,
     UnknownModel,
     WrongHash,
 )
-from picospec.models.fetching import blobs as blobs_module
-from picospec.models.fetching.hub import Hub
-from picospec.models.fetching.sources import Folder, Progress, Source
-from picospec.models.fetching.wheels import Wheels
+from picospec.models.fetching import blobs
+from picospec.models.fetching.blobs import Blobs
+from picospec.models.fetching.sources import Folder, Source
+from picospec.models.fetching.wheels import Download, Wheels
+from picospec.models.llama_cpp.library import quantise
 from picospec.models.store import Found, Store, open_store
-
-
-class Fake:
-    """A source that writes given bytes, or raises."""
-
-    name = "fake"
-
-    def __init__(self, act: bytes | Exception) -> None:
-        self.act = act
-        self.calls = 0
-
-    def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
-        self.calls += 1
-        if isinstance(self.act, Exception):
-            raise self.act
-        partial.write_bytes(self.act)
-
-
-class NoHub(Hub):
-    def files(self, repository: str) -> dict[str, ModelFile]:
-        raise SourceFailed("no hub")
-
-    def directory(self, repository: str) -> Path:
-        raise SourceFailed("no hub")
-
+from tests.models.sources import CONTENT, Fake, NoHub, silent
 
 Make = Callable[..., Store]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 @pytest.fixture
@@ -69,28 +42,24 @@ def make(model: ModelFile, tmp_path: Path) -> Make:
 def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a toy's quantisation of its bytes and the quantisation's name."""
 
-    def quantise(source: Path, target: Path, kind: str) -> None:
+    def append(source: Path, target: Path, kind: str) -> None:
         target.write_bytes(source.read_bytes() + kind.encode())
 
-    monkeypatch.setattr(blobs_module, "quantise", quantise)
+    monkeypatch.setattr(blobs, "quantise", append)
 
 
-def files(store: Store) -> list[str]:
-    return sorted(p.relative_to(store.root).as_posix() for p in store.root.rglob("*.gguf"))
-
-
-def test_a_pulled_model_has_its_bytes_and_is_verified(make: Make, content: bytes) -> None:
-    store = make(Fake(content))
+def test_a_pulled_model_has_its_bytes_and_is_verified(make: Make) -> None:
+    store = make(Fake(CONTENT))
 
     (path,) = store.pull("toy", silent)
 
-    assert path.read_bytes() == content
+    assert path.read_bytes() == CONTENT
     assert store.find("toy", "target") == Found("toy", path)
     store.verify("toy")
 
 
-def test_a_second_pull_asks_no_source(make: Make, content: bytes) -> None:
-    source = Fake(content)
+def test_a_second_pull_asks_no_source(make: Make) -> None:
+    source = Fake(CONTENT)
     make(source).pull("toy", silent)
 
     make(source).pull("toy", silent)
@@ -98,12 +67,12 @@ def test_a_second_pull_asks_no_source(make: Make, content: bytes) -> None:
     assert source.calls == 1
 
 
-def test_a_failing_source_is_followed_by_the_next(make: Make, content: bytes) -> None:
+def test_a_failing_source_is_followed_by_the_next(make: Make) -> None:
     broken: list[Source] = [Fake(SourceFailed("gone")), Fake(b"some other file")]
 
-    (path,) = make(*broken, Fake(content)).pull("toy", silent)
+    (path,) = make(*broken, Fake(CONTENT)).pull("toy", silent)
 
-    assert path.read_bytes() == content
+    assert path.read_bytes() == CONTENT
 
 
 def test_when_all_sources_fail_every_reason_is_given(make: Make) -> None:
@@ -114,44 +83,43 @@ def test_when_all_sources_fail_every_reason_is_given(make: Make) -> None:
 
 
 def test_an_interrupted_pull_of_wheels_is_resumed_and_tidied(
-    make: Make, model: ModelFile, index: Path, tmp_path: Path, content: bytes
+    make: Make, download: Download, tmp_path: Path
 ) -> None:
     kept = tmp_path / "store" / "wheels"
     asked: list[str] = []
 
-    def download(requirement: str, folder: Path) -> None:
+    def interrupted(requirement: str, folder: Path) -> None:
         asked.append(requirement)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        file = f"{requirement.replace('==', '-')}-py3-none-any.whl"
-        shutil.copy(index / file, folder / file)
+        download(requirement, folder)
 
     with pytest.raises(KeyboardInterrupt):
-        make(Wheels(kept, download)).pull("toy", silent)
-    (path,) = make(Wheels(kept, download)).pull("toy", silent)
+        make(Wheels(kept, interrupted)).pull("toy", silent)
+    (path,) = make(Wheels(kept, interrupted)).pull("toy", silent)
 
-    assert path.read_bytes() == content
+    assert path.read_bytes() == CONTENT
     assert asked == ["a==1.0", "b==1.0", "b==1.0"]
     assert not list(kept.iterdir())
 
 
 @pytest.mark.usefixtures("quick_variants")
-def test_a_pair_is_its_two_variants(make: Make, content: bytes) -> None:
-    store = make(Fake(content))
+def test_a_pair_is_its_two_variants(make: Make) -> None:
+    store = make(Fake(CONTENT))
 
     store.pull("toys", silent)
 
-    assert store.find("toys", "draft").path.read_bytes() == content + b"Q4_0"
-    assert store.find("toys", "target").path.read_bytes() == content + b"Q8_0"
+    assert store.find("toys", "draft").path.read_bytes() == CONTENT + b"Q4_0"
+    assert store.find("toys", "target").path.read_bytes() == CONTENT + b"Q8_0"
     store.verify("toys")
 
 
 @pytest.mark.usefixtures("quick_variants")
 @pytest.mark.parametrize("first", ["toy-q4", "toy"])
 def test_a_name_given_to_another_model_brings_its_weights_and_its_variants(
-    make: Make, tmp_path: Path, content: bytes, first: str
+    make: Make, tmp_path: Path, first: str
 ) -> None:
-    make(Fake(content)).pull("toy-q4", silent)
+    make(Fake(CONTENT)).pull("toy-q4", silent)
     other = ModelFile("b.gguf", sha256=sha256(b"other").hexdigest(), repository="o/b")
     catalogue = Catalogue(models={"toy": other}, variants={"toy-q4": Variant("toy", "Q4_0")})
     store = Store(tmp_path / "store", catalogue, [Fake(b"other")], NoHub())
@@ -167,21 +135,19 @@ def test_a_name_given_to_another_model_brings_its_weights_and_its_variants(
     assert len(list((store.root / "blobs").iterdir())) == 2
 
 
-def test_a_variant_that_cannot_be_written_has_no_name(make: Make, content: bytes) -> None:
-    store = make(Fake(content))
+def test_a_variant_that_cannot_be_written_has_no_name(make: Make) -> None:
+    store = make(Fake(CONTENT))
 
     with pytest.raises(ModelError, match="Q4_0"):
         store.pull("toy-q4", silent)
 
-    assert files(store) == ["names/toy.gguf"]
+    assert list(store.root.rglob("*.gguf")) == [store.root / "names" / "toy.gguf"]
 
 
 @pytest.mark.usefixtures("quick_variants")
 @pytest.mark.parametrize("name", ["toy", "toy-q4"])
-def test_a_changed_file_is_found_deleted_and_pulled_again(
-    make: Make, content: bytes, name: str
-) -> None:
-    store = make(Fake(content))
+def test_a_changed_file_is_found_deleted_and_pulled_again(make: Make, name: str) -> None:
+    store = make(Fake(CONTENT))
     (path,) = store.pull(name, silent)
     path.resolve().write_bytes(b"x")
 
@@ -199,8 +165,8 @@ def test_the_error_for_a_missing_file_names_the_command_that_pulls_it(make: Make
         make().find("toys-of-others", "draft")
 
 
-def test_entries_show_which_files_are_here(make: Make, content: bytes) -> None:
-    store = make(Fake(content))
+def test_entries_show_which_files_are_here(make: Make) -> None:
+    store = make(Fake(CONTENT))
     store.pull("toy", silent)
 
     here = {entry.name: entry.path for entry in store.entries()}
@@ -222,10 +188,41 @@ def test_an_unknown_source_is_refused() -> None:
 
 
 def test_a_folder_is_a_source_like_any_other(
-    make: Make, model: ModelFile, tmp_path: Path, content: bytes
+    make: Make, model: ModelFile, tmp_path: Path
 ) -> None:
-    (tmp_path / model.file).write_bytes(content)
+    store = make(Folder(tmp_path))
+    with pytest.raises(SourceFailed, match="does not exist"):
+        store.pull("toy", silent)
+    (tmp_path / model.file).write_bytes(CONTENT)
 
-    (path,) = make(Folder(tmp_path)).pull("toy", silent)
+    (path,) = store.pull("toy", silent)
 
-    assert path.read_bytes() == content
+    assert path.read_bytes() == (tmp_path / model.file).read_bytes() == CONTENT
+
+
+def test_a_pull_waits_for_another_one_but_not_forever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(blobs, "LOCK_S", 0.1)
+    monkeypatch.setattr(blobs, "POLL_S", 0.02)
+    first, second = Blobs(tmp_path, ()), Blobs(tmp_path, ())
+
+    with (
+        first.changing(),
+        pytest.raises(SourceFailed, match="another process has been pulling"),
+        second.changing(),
+    ):
+        pass
+
+    with second.changing():
+        pass
+
+
+def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "a.gguf"
+    source.write_bytes(b"not a gguf")
+
+    with pytest.raises(CannotQuantise):
+        quantise(source, tmp_path / "b.gguf", "Q4_0")
+
+    assert list(tmp_path.iterdir()) == [source]

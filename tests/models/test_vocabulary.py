@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,21 +27,27 @@ def test_an_id_that_is_no_token_shows_nothing() -> None:
     assert WORDS.piece(4) == b""
 
 
-def test_a_vocabulary_is_identical_to_itself() -> None:
-    assert relate(WORDS, replace(WORDS)) == "identical"
+PADDED = replace(WORDS, padding=1)
+LONGER = replace(WORDS, pieces=(*WORDS.pieces, b"<think>"))
+SMALLER = Vocabulary((b"a", b"b"), frozenset(), frozenset())
 
 
-def test_padding_changes_no_meaning() -> None:
-    assert relate(replace(WORDS, padding=3), WORDS) == "padded"
-    assert relate(WORDS, replace(WORDS, padding=3)) == "padded"
-
-
-def test_more_tokens_are_padding_to_a_draft_model_that_can_read_them() -> None:
-    longer = replace(WORDS, pieces=(*WORDS.pieces, b"<think>"))
-
-    assert relate(longer, replace(WORDS, padding=1)) == "padded"
-    assert relate(WORDS, longer) == "padded"
-    assert relate(longer, WORDS) == "different"
+@pytest.mark.parametrize(
+    ("target", "draft", "relation"),
+    [
+        (WORDS, replace(WORDS), "identical"),
+        (PADDED, WORDS, "padded"),
+        (WORDS, PADDED, "padded"),
+        (LONGER, PADDED, "padded"),  # the draft model can read the token more
+        (WORDS, LONGER, "padded"),
+        (LONGER, WORDS, "different"),
+        (WORDS, SMALLER, "different"),
+    ],
+)
+def test_padding_changes_no_meaning_and_neither_do_tokens_that_a_draft_model_can_read(
+    target: Vocabulary, draft: Vocabulary, relation: str
+) -> None:
+    assert relate(target, draft) == relation
 
 
 @given(st.integers(0, 3), st.binary(max_size=3))
@@ -49,7 +56,3 @@ def test_one_other_piece_makes_vocabularies_different(token: int, piece: bytes) 
 
     expected = "identical" if pieces == WORDS.pieces else "different"
     assert relate(WORDS, replace(WORDS, pieces=pieces)) == expected
-
-
-def test_a_smaller_vocabulary_of_another_family_is_different() -> None:
-    assert relate(WORDS, Vocabulary((b"a", b"b"), frozenset(), frozenset())) == "different"

@@ -163,8 +163,6 @@ class VerifyDriver:
             held = self.served[name].session.chain._drafts
             assert len(held) <= self.limits.max_ahead
 
-    # --- passes
-
     def offer(self, now: float, rows: int = 100) -> Offer:
         ready = [name for name, served in self.served.items() if served.is_read]
         new = [name for name, served in self.served.items() if not served.was_read]

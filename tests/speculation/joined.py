@@ -14,7 +14,7 @@ from random import Random
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Draft, Limits, Open
 from tests.speculation.drivers import EdgeDriver, VerifyDriver
-from tests.speculation.small_models import Model, opening, plain
+from tests.speculation.small_models import Model, model, opening, plain
 
 NAME = "joined"
 
@@ -63,8 +63,6 @@ class Joined:
         longest_s = longest_s or self.chance.choice([1e-5, 1e-3, 0.01, 0.1])
         self.now += longest_s * (1.0 - self.chance.random())
 
-    # --- the network
-
     def deliver(self, *, again: bool = False, first: bool = False) -> None:
         if not self.edge.sent:
             return
@@ -99,8 +97,6 @@ class Joined:
         if not self.edge.finish:
             self._open()
 
-    # --- other sessions
-
     def other(self) -> None:
         """Let another session come, draft or go."""
         names = [name for name in self.verifier.served if name != NAME]
@@ -130,8 +126,6 @@ class Joined:
             epoch = served.session.chain.epoch + 1
             frame = wire.encode(Draft(epoch, len(committed), 0, tuple(tokens)))
             self.verifier.receive(name, frame, self._arrived)
-
-    # --- all of it
 
     def _end_pass(self) -> None:
         self.wait(0.2)
@@ -192,3 +186,8 @@ class Joined:
                 return
             self.turn()
         raise AssertionError(f"deadlock after {len(self.session.committed)} tokens")
+
+
+def joining(request: Open, number: int, right: float = 0.5, **more: object) -> Joined:
+    """Join two ends whose models and chance have a number."""
+    return Joined(request, model(number), model(number + 3), Random(number), right, **more)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Models over a few tokens, and the text that one of them generates alone."""
+"""Small models have few tokens; `plain` is the text that one of them generates alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from picospec.speculation.protocol.messages import Open, Sampling, TokenId
-from picospec.speculation.sampling.distributions import Distribution
+from picospec.speculation.sampling.distributions import Distribution, distribution
 from picospec.speculation.sampling.noise import place
 
 Model = Callable[[tuple[TokenId, ...]], Distribution]
@@ -16,6 +16,7 @@ Model = Callable[[tuple[TokenId, ...]], Distribution]
 SIZE = 7
 STOP = 6
 PROMPT = (3, 1, 2)
+ALMOST_1 = 1 - 2**-53
 
 
 def model(number: int) -> Model:
@@ -23,11 +24,11 @@ def model(number: int) -> Model:
     evenness = 0.05 if number % 3 == 0 else 0.5
     table = np.random.default_rng(number).dirichlet([evenness] * SIZE, (SIZE, SIZE))
 
-    def distribution(context: tuple[TokenId, ...]) -> Distribution:
+    def after(context: tuple[TokenId, ...]) -> Distribution:
         p = table[context[-2], context[-1]]
         return Distribution(np.flatnonzero(p), p[p > 0.0])
 
-    return distribution
+    return after
 
 
 def opening(**changes: object) -> Open:
@@ -42,3 +43,13 @@ def plain(target: Model, request: Open) -> list[TokenId]:
         at = place(len(request.prompt), len(text))
         text.append(target((*request.prompt, *text)).picked(request.seed, at))
     return text
+
+
+def distribution_of(*p: float) -> Distribution:
+    kept = np.flatnonzero(p)
+    return Distribution(kept, np.array(p)[kept] / np.sum(p))
+
+
+def random_distribution(seed: int, size: int, spread: float = 1.5) -> Distribution:
+    values = np.random.default_rng(seed).normal(0, spread, size)
+    return distribution(values.astype(np.float32), Sampling())

@@ -49,13 +49,16 @@ def adjusting(request: Open) -> Adjust:
 
 
 @given(TEXT, TEXT, EXTRAS)
-def test_the_logits_become_what_the_definitions_say(
+def test_the_logits_become_what_the_definitions_say_and_no_others_are_touched(
     prompt: list[int], output: list[int], asked: dict[str, Any]
 ) -> None:
     adjusted = adjusting(asking(prompt, **asked))(LOGITS, output)
 
     assert adjusted.dtype == np.float32
     expected = slow(LOGITS.tolist(), prompt, output, asked, STOPS)
+    concerned = {*prompt, *output, *asked.get("logit_bias", {}), *STOPS}
+    others = [token for token in range(V) if token not in concerned]
+    assert adjusted[others].tolist() == LOGITS[others].tolist()
     np.testing.assert_allclose(adjusted, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -76,36 +79,6 @@ def test_they_depend_on_the_text_alone_and_not_on_what_was_asked_before(
                 alone = adjusting(request)(LOGITS, tuple(output[:end]))
                 assert adjusted.tobytes() == alone.tobytes()
     assert before.tobytes() == LOGITS.tobytes()
-
-
-def test_only_the_logits_that_a_setting_concerns_are_touched() -> None:
-    request = asking((5,), presence_penalty=1.0, repetition_penalty=1.5, logit_bias={"7": 3})
-
-    adjusted = adjusting(request)(LOGITS, [3, 9, 9])
-
-    assert np.flatnonzero(adjusted != LOGITS).tolist() == [3, 5, 7, 9]
-
-
-def test_a_prompt_token_counts_for_the_repetition_penalty_alone() -> None:
-    repeated = adjusting(asking((6,), repetition_penalty=2.0))(LOGITS, [])
-    others = adjusting(asking((6,), presence_penalty=2.0, frequency_penalty=2.0))(LOGITS, [])
-
-    assert repeated[6] == 2.0
-    assert others.tolist() == LOGITS.tolist()
-
-
-@pytest.mark.parametrize(("position", "can_stop"), [(0, False), (2, False), (3, True)])
-def test_no_stop_token_can_be_generated_before_the_least_length(
-    position: int, can_stop: bool
-) -> None:
-    adjusted = adjusting(asking(min_tokens=3))(LOGITS, [1] * position)
-
-    assert np.isfinite(adjusted[[0, 2]]).tolist() == [can_stop, can_stop]
-    assert adjusted[[1, 3]].tolist() == LOGITS[[1, 3]].tolist()
-
-
-def test_the_answer_may_have_to_be_as_long_as_it_can_be() -> None:
-    assert not np.isfinite(adjusting(asking(min_tokens=30))(LOGITS, [1] * 29)[0])
 
 
 def test_the_answer_may_stop_where_nothing_else_is_left() -> None:
@@ -158,3 +131,30 @@ def test_two_adjustments_apply_in_turn_and_none_changes_nothing() -> None:
     assert in_turn(doubled, None) is doubled
     assert in_turn(None, longer) is longer
     assert in_turn(None, None) is None
+
+
+CLOSING, OPENING = 5, 3
+
+
+@given(TEXT, st.integers(0, 9), st.booleans())
+def test_reasoning_has_no_more_tokens_than_its_budget(
+    output: list[int], tokens: int, begins: bool
+) -> None:
+    asked = {"tokens": tokens, "closing": CLOSING, **({"opening": OPENING} if begins else {})}
+    thought = output[begins:]
+    is_over = len(thought) == tokens and CLOSING not in output
+
+    adjusted = adjusting(asking(thinking_budget=asked))(LOGITS, output)
+
+    if is_over and len(output) >= begins and output[:begins] == [OPENING][:begins]:
+        assert np.flatnonzero(np.isfinite(adjusted)).tolist() == [CLOSING]
+    else:
+        assert adjusted.tolist() == LOGITS.tolist()
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"tokens": -1, "closing": 1}, {"tokens": 1, "closing": V}, {"tokens": 1}, 7]
+)
+def test_a_budget_that_is_none_is_an_error(asked: object) -> None:
+    with pytest.raises(InvalidSetting, match="thinking_budget"):
+        adjusting(asking(thinking_budget=asked))

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
-from typing import cast
+from types import SimpleNamespace
 
 import pytest
 
 from picospec.speculation.verifying.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
-from picospec.speculation.verifying.session import VerifyingSession
 
 
-@dataclass
 class Text:
     """What Arrivals look at of a session."""
 
-    length: int = 0
-    wrong_at: int | None = None
-    reach: int = 0
-
-    @property
-    def committed(self) -> range:
-        return range(self.length)
-
-    @property
-    def chain(self) -> Text:
-        return self
-
-    @property
-    def broken(self) -> bool:
-        return self.wrong_at is not None
+    def __init__(self, reach: int = 0) -> None:
+        self.committed: list[int] = []
+        self.chain = SimpleNamespace(broken=False, wrong_at=None, reach=reach)
 
     def into(self, seen: Arrivals, now: float, wrong_at: int | None = None) -> None:
         """Grow by a token that is sent now."""
-        self.length, self.wrong_at = self.length + 1, wrong_at
-        seen.committed(cast("VerifyingSession", self), now)
+        self.committed.append(0)
+        self.chain.broken, self.chain.wrong_at = wrong_at is not None, wrong_at
+        seen.committed(self, now)  # type: ignore[arg-type]
 
     def behind(self, seen: Arrivals) -> int:
-        return seen.behind(cast("VerifyingSession", self))
+        return seen.behind(self)  # type: ignore[arg-type]
 
 
 def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
@@ -58,23 +44,13 @@ def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
 def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     seen, text = Arrivals(), Text()
     for broke, came in ((0.0, 0.4), (10.0, 90.0)):  # the edge rested
-        text.into(seen, broke, wrong_at=text.length)
+        text.into(seen, broke, wrong_at=len(text.committed))
         seen.came(came, 1)
     seen.came(90.1, 1)
     seen.came(160.0, 1)
 
     assert seen.first_s == pytest.approx(0.5)
     assert seen.interval_s == pytest.approx(0.1 * (1 + 3 / 4))
-
-
-def test_drafts_that_waited_for_each_other_tell_no_pace() -> None:
-    seen = Arrivals()
-    for at in (1.0, 1.0001, 1.0003):  # made before the session was open
-        seen.came(at, 2)
-    assert seen.interval_s == 0.0
-    seen.came(1.0403, 2)
-
-    assert seen.interval_s == pytest.approx(0.02)
 
 
 def test_an_edge_that_pauses_is_not_waited_for() -> None:
@@ -88,17 +64,6 @@ def test_an_edge_that_pauses_is_not_waited_for() -> None:
     seen.came(1.0, 1)
     assert seen.interval_s == pytest.approx(0.1)  # the pause is no interval
     assert seen.due_s(1.0) == pytest.approx(0.1)
-
-
-def test_a_commit_on_its_way_wakes_an_edge_that_pauses() -> None:
-    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
-    for sent_at in (1.0, 1.2, 1.4):
-        text.into(seen, sent_at)
-    seen.came(1.5, 1)
-
-    seen.paused(known=1)  # of the three tokens
-
-    assert seen.due_s(1.5) == pytest.approx(1.2 + 0.4 - 1.5)
 
 
 def test_an_edge_that_wakes_goes_on_where_its_chain_ends() -> None:

@@ -17,13 +17,6 @@ def holding(*drafts: Draft, text: tuple[int, ...] = ()) -> Chain:
     return chain
 
 
-def test_an_empty_chain_reaches_nowhere_and_no_epoch_is_void() -> None:
-    chain = Chain()
-
-    assert (chain.epoch, chain.reach, chain.newest, chain.broken) == (0, 0, (0, 0), False)
-    assert not chain.is_void(0)
-
-
 def test_it_reaches_to_the_first_gap() -> None:
     assert holding(Draft(0, 0, 0, (0, 0))).reach == 2
     assert holding(Draft(0, 1, 1, (5,))).reach == 0
@@ -35,42 +28,33 @@ def test_what_it_reaches_stays_when_the_text_overtakes_it() -> None:
 
     chain.follow((0, 1, 2, 3))
 
-    assert chain.reach == 2
-    assert not chain.broken
+    assert (chain.reach, chain.broken) == (2, False)
+    assert not chain.is_void(0)
 
 
-def test_draft_tokens_are_returned_with_their_weights() -> None:
-    coupled, separate = holding(Draft(0, 0, 0, (4, 0))), holding(Draft(0, 0, 0, (4, 0), (7, 9)))
+@pytest.mark.parametrize(
+    ("tokens", "text", "wrong_at"),
+    [((0, 0, 2), (0, 1), 1), ((0, 3, 2), (0, 1), 1), ((0,), (1,), 0)],
+    ids=["lower", "higher", "first"],
+)
+def test_the_first_difference_breaks_it_there(
+    tokens: tuple[int, ...], text: tuple[int, ...], wrong_at: int
+) -> None:
+    chain = holding(Draft(2, 0, 0, tokens))
 
-    assert coupled.drafts(0, 2) == [(4, 0), (0, 0)]
-    assert separate.drafts(1, 1) == [(0, 9)]
+    chain.follow(text)
 
-
-@pytest.mark.parametrize("first", [0, 3])
-def test_the_first_difference_breaks_it_there(first: int) -> None:
-    chain = holding(Draft(0, 0, 0, (0, first, 2)))
-
-    chain.follow((0, 1))
-
-    assert (chain.broken, chain.wrong_at, chain.reach) == (True, 1, 1)
-    assert chain.is_void(0)
-    assert not chain.is_void(1)
+    assert (chain.broken, chain.wrong_at, chain.reach) == (True, wrong_at, wrong_at)
+    assert [chain.is_void(epoch) for epoch in (2, 3)] == [True, False]
 
 
-def test_a_difference_at_the_first_position_is_one() -> None:
-    chain = holding(Draft(2, 0, 0, (0,)))
+def test_a_rejection_ends_it_after_the_tokens_accepted_before() -> None:
+    chain = holding(Draft(0, 0, 0, (1, 2, 3)))
 
-    chain.follow((1,))
+    chain.rejected((1, 2))
 
-    assert (chain.broken, chain.wrong_at) == (True, 0)
-    assert chain.is_void(2)
-
-
-def test_an_epoch_that_begins_later_takes_the_place_of_the_one_before() -> None:
-    chain = holding(Draft(0, 0, 0, (1, 2, 3)), Draft(2, 1, 0, (9,)), text=(1,))
-
-    assert (chain.epoch, chain.reach) == (2, 2)
-    assert chain.drafts(1, 1) == [(9, 0)]
+    assert [chain.is_void(epoch) for epoch in (0, 1)] == [True, False]
+    assert (chain.wrong_at, chain.broken, chain.reach) == (2, True, 2)
 
 
 def test_the_newest_draft_tokens_are_those_that_end_last_in_the_newest_epoch() -> None:
@@ -86,22 +70,10 @@ def test_the_newest_draft_tokens_are_those_that_end_last_in_the_newest_epoch() -
 def test_one_position_may_not_have_two_tokens_in_one_epoch(other: int) -> None:
     chain = holding(Draft(0, 0, 0, (1, 2)))
 
-    with pytest.raises(RemoteProtocolError, match="position 1"):
+    with pytest.raises(RemoteProtocolError, match=r"^Draft\.tokens: position 1 has changed"):
         chain.begin(Draft(0, 1, 1, (other,)))
 
     chain.begin(Draft(1, 1, 1, (other,)))
-
-
-def test_a_rejection_ends_the_chain_after_the_tokens_accepted_before_it() -> None:
-    chain = holding(Draft(0, 0, 0, (1, 2, 3)))
-
-    chain.rejected((1, 2))
-
-    assert [chain.is_void(epoch) for epoch in (0, 1)] == [True, False]
-    assert (chain.wrong_at, chain.broken, chain.reach) == (2, True, 2)
-
-
-# --- acceptance
 
 
 def test_the_first_comparisons_weigh_more_and_the_prior_counts_as_one() -> None:
@@ -122,6 +94,12 @@ def test_in_the_end_the_latest_comparison_has_a_weight_of_its_own() -> None:
     chain.follow((*[1] * 99, 0))
 
     assert chain.acceptance == pytest.approx(before * (1 - ACCEPTANCE_WEIGHT))
+
+
+def test_draft_tokens_that_the_text_overtook_are_compared_too() -> None:
+    chain = holding(Draft(0, 0, 0, (1, 2, 3)), text=(1, 2))
+
+    assert chain.acceptance == pytest.approx((ACCEPTANCE_PRIOR + 2) / 3)
 
 
 def test_what_the_edge_knew_already_is_not_compared() -> None:

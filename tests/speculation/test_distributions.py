@@ -86,15 +86,6 @@ def test_every_token_of_a_distribution_is_possible_and_named_once(
     assert len(set(found.tokens.tolist())) == len(found.tokens) <= (most or len(values))
 
 
-def test_settings_that_are_not_given_change_nothing() -> None:
-    values = np.array([1.0, 3.0, 2.0], np.float32)
-
-    found = distribution(values, Sampling())
-
-    assert found.tokens.tolist() == [0, 1, 2]
-    assert found.p == pytest.approx(np.exp(values) / np.exp(values).sum())
-
-
 @pytest.mark.parametrize("temperature", [0.0, 9e-6])
 def test_at_temperature_zero_the_distribution_is_the_argmax(temperature: float) -> None:
     found = distribution(np.array([1, 3, 3, 2], np.float32), Sampling(temperature=temperature))

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 
 from picospec.speculation.drafting.outcome import DraftStep, Outcome
+from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import Commit, Draft
+from picospec.speculation.protocol.messages import Commit, Draft, Limits
 from picospec.speculation.sampling.draft_token import DraftToken
-from tests.speculation.draft_machines import Policy, machine, step
-from tests.speculation.draft_sessions import STOP, chain_of
-
-# --- what to do next
+from tests.speculation.edges import STOP, Policy, chain_of, machine, step
 
 
 def test_a_step_follows_the_committed_text_and_the_chain() -> None:
@@ -50,20 +48,14 @@ def test_when_no_step_is_due_all_is_sent_and_the_draft_pauses() -> None:
     assert edge.next(6.0, busy=False) == Outcome()
 
 
-@pytest.mark.parametrize("drafts", [False, True])
-def test_no_step_is_asked_for_without_a_draft_model(drafts: bool) -> None:
-    edge = machine(drafts=drafts)
-    edge.received(Commit(0, 0, (7, 8)))
-
-    assert (edge.next(0.0, busy=False).step is not None) is drafts
+def test_no_step_is_asked_for_without_a_draft_model() -> None:
+    assert machine(drafts=False).next(0.0, busy=False) == Outcome()
 
 
-@pytest.mark.parametrize(
-    "commit", [Commit(0, 0, (1, STOP)), Commit(0, 0, (1, 2, 3))], ids=["stop", "length"]
-)
-def test_no_step_is_asked_for_after_the_end_of_the_answer(commit: Commit) -> None:
+@pytest.mark.parametrize("tokens", [(1, STOP), (1, 2, 3)], ids=["stop", "length"])
+def test_no_step_is_asked_for_after_the_end_of_the_answer(tokens: tuple[int, ...]) -> None:
     edge = machine(max_tokens=3)
-    edge.received(commit)
+    edge.received(Commit(0, 0, tokens))
 
     assert edge.next(0.0, busy=False) == Outcome()
 
@@ -77,22 +69,24 @@ def test_a_draft_model_that_failed_is_asked_for_nothing_more() -> None:
     assert edge.next(0.0, busy=False) == Outcome(send=(Draft(0, 0, 0, (7,), pauses=True),))
 
 
-# --- what the draft model returned
+def test_the_chain_covers_a_pass_and_a_round_trip() -> None:
+    edge = machine(StreamPolicy(), limits=Limits(max_verify=8, max_ahead=64))
+    step(edge, 1)
+    step(edge, 2)
+    edge.received(Commit(0, 0, (1,), pass_s=5.0))  # it also read the prompt
+    edge.received(Commit(0, 1, (2,), pass_s=0.049))
 
+    for _ in range(30):
+        if edge.next(5.0, busy=False).step:
+            step(edge, 3)
 
-def test_a_steps_draft_token_extends_the_chain() -> None:
-    edge = machine()
-
-    step(edge, 0)
-
-    assert chain_of(edge.session) == [0]
-    assert (edge.counts.drafted, edge.counts.stale_steps) == (1, 0)
+    assert len(edge.session.chain) == 8 + 10
 
 
 @pytest.mark.parametrize(
     ("looks_up", "max_tokens", "tokens", "taken"),
     [
-        (0, 9, (1, 2, 3), 1),  # the first was due
+        (0, 9, (0, 2, 3), 1),  # the first was due
         (2, 9, (1, 2, 3), 2),
         (9, 2, (1, 2, 3), 2),
         (9, 9, (1, STOP, 3), 2),
@@ -107,33 +101,41 @@ def test_of_a_steps_draft_tokens_the_first_is_taken_and_others_while_there_is_ro
     step(edge, *tokens)
 
     assert chain_of(edge.session) == list(tokens[:taken])
-    assert edge.counts.drafted == taken
+    assert (edge.counts.drafted, edge.counts.stale_steps) == (taken, 0)
 
 
-def test_a_step_whose_chain_broke_meanwhile_is_dropped_but_its_time_is_learned() -> None:
+def test_a_step_may_complete_no_token_and_a_later_one_several() -> None:
+    """A draft model of another vocabulary writes parts of the target's tokens."""
+    edge = machine()
+    step(edge, 7, took_s=9.0)
+
+    for drafts in (), (), (1, 2):
+        assert chain_of(edge.session) == [7]
+        step(edge, *drafts, took_s=0.01)
+
+    assert chain_of(edge.session) == [7, 1, 2]
+    assert edge.latencies.draft_s == pytest.approx(3 * 0.01 / 2)
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "chain"),
+    [((8,), []), ((7, 9), []), ((7,), [9])],
+    ids=["broke", "was-overtaken", "was-confirmed"],
+)
+def test_a_step_whose_chain_is_gone_is_dropped_but_its_time_is_learned(
+    meanwhile: tuple[int, ...], chain: list[int]
+) -> None:
     edge = machine()
     step(edge, 7)
     asked = edge.next(1.0, busy=False).step
     assert asked
-    edge.received(Commit(0, 0, (8,)))
+    edge.received(Commit(0, 0, meanwhile))
 
     edge.drafted(asked, [DraftToken(9, 0.9)], 1.04)
 
-    assert edge.session.chain == []
-    assert (edge.counts.drafted, edge.counts.stale_steps) == (1, 1)
+    assert chain_of(edge.session) == chain
+    assert (edge.counts.drafted, edge.counts.stale_steps) == (1 + len(chain), 1 - len(chain))
     assert edge.latencies.draft_s == pytest.approx(0.04)
-
-
-def test_a_step_that_the_text_overtook_is_dropped_as_well() -> None:
-    edge = machine()
-    asked = edge.next(1.0, busy=False).step
-    assert asked
-    edge.received(Commit(0, 0, (8,)))
-
-    edge.drafted(asked, [DraftToken(8, 0.9)], 1.04)
-
-    assert edge.session.chain == []
-    assert edge.counts.stale_steps == 1
 
 
 def test_draft_time_is_a_running_mean_over_steps_that_read_one_token() -> None:
@@ -171,8 +173,9 @@ def test_a_step_over_several_tokens_shows_the_most_that_one_takes() -> None:
     assert edge.latencies.draft_s == pytest.approx(0.1)
 
 
-def test_a_step_that_drafted_several_tokens_has_read_all_but_the_last() -> None:
-    edge = machine()
+@pytest.mark.parametrize("room", [3, 2])
+def test_a_step_that_drafted_several_tokens_has_read_all_but_the_last(room: int) -> None:
+    edge = machine(Policy(looks_up=room))
     step(edge, 1, 2, 3, took_s=9.0)
 
     step(edge, 4, took_s=0.02)

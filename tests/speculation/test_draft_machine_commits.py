@@ -18,35 +18,21 @@ from picospec.speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from tests.speculation.draft_machines import LIMITS, Policy, machine, step
+from tests.speculation.edges import LIMITS, Policy, machine, step
 
 
 def test_a_commit_is_passed_on_without_what_was_known_before() -> None:
     edge = machine()
     logprobs = tuple(TokenLogprob(-float(i)) for i in range(3))
+    first = Commit(0, 0, (4,), pass_s=0.1)
     whole = Commit(0, 0, (4, 5, 6), accepted=2, pass_s=0.1, logprobs=logprobs)
-    edge.received(Commit(0, 0, (4,)))
 
+    assert edge.received(first) == Outcome(commit=first)
     assert edge.received(whole) == Outcome(
         commit=Commit(0, 1, (5, 6), accepted=1, pass_s=0.1, logprobs=logprobs[1:])
     )
     assert edge.received(whole) == Outcome()
     assert edge.session.committed == [4, 5, 6]
-
-
-def test_a_commit_that_is_all_new_is_passed_on_as_it_is() -> None:
-    commit = Commit(0, 0, (0,), pass_s=0.1)
-
-    assert machine().received(commit).commit == commit
-
-
-def test_accepted_tokens_that_were_known_are_not_counted_again() -> None:
-    edge = machine()
-    edge.received(Commit(0, 0, (4, 5)))
-
-    outcome = edge.received(Commit(0, 0, (4, 5, 6), accepted=1))
-
-    assert outcome.commit == Commit(0, 2, (6,), accepted=0)
 
 
 def test_pass_latency_is_a_running_mean_without_the_pass_that_read_the_prompt() -> None:

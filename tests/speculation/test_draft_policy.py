@@ -1,4 +1,4 @@
-"""When to draft, and when to send: tables of cases, and what must never go the wrong way."""
+"""Tables say when the edge drafts, sends and rests; properties, what must never go wrong."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.speculation.drafting.policy import StreamPolicy, window
-from picospec.speculation.drafting.rest import MAX_MISSES
+from picospec.speculation.drafting.rest import (
+    MAX_MISSES,
+    MAX_REST_TOKENS,
+    MAX_UNUSED,
+    PROBE_TOKENS,
+    should_rest,
+)
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import Limits
+from picospec.speculation.protocol.messages import Commit, Limits
 from picospec.speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=16, max_ahead=64)
@@ -109,3 +115,47 @@ def test_draft_tokens_are_sent_in_pairs_and_more_at_once_where_many_are_away(
 
     assert (session.unsent, session.away) == (unsent, away)
     assert StreamPolicy().should_send(session, drafting=drafting) is expected
+
+
+def answer(committed: int, *, misses: int = 0, unused: int = 0) -> DraftingSession:
+    session = DraftingSession(max_tokens=1000, stop_tokens=(), unused=unused)
+    session.receive(Commit(0, 0, (1,) * committed))
+    session.misses = misses
+    return session
+
+
+@pytest.mark.parametrize(
+    ("misses", "tokens"),
+    [(0, 0), (MAX_MISSES - 1, 0), (MAX_MISSES, 1), (MAX_MISSES + 3, 8), (999, MAX_REST_TOKENS)],
+)
+def test_the_rest_doubles_with_each_miss_beyond_those_allowed(misses: int, tokens: int) -> None:
+    latencies = Latencies(0.0, 0.1, 0.01)
+
+    rests = [should_rest(answer(n, misses=misses), latencies) for n in range(40)]
+
+    assert rests == [n < tokens for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("unused", "committed", "rtt_s", "rests"),
+    [
+        (MAX_UNUSED, MAX_REST_TOKENS - 1, 0.0, False),
+        (MAX_UNUSED + 1, MAX_REST_TOKENS - 1, 0.0, True),
+        (MAX_UNUSED + 1, MAX_REST_TOKENS + PROBE_TOKENS - 1, 0.0, False),  # a try
+        (MAX_UNUSED + 1, MAX_REST_TOKENS + PROBE_TOKENS, 0.0, True),
+        (MAX_UNUSED + 20, MAX_REST_TOKENS - 1, 1.0, False),  # they may be on their way
+        (MAX_UNUSED + 21, MAX_REST_TOKENS - 1, 1.0, True),
+        (MAX_UNUSED + 21, MAX_REST_TOKENS - 5, 1.0, False),  # a try lasts as much longer
+        (MAX_UNUSED + PROBE_TOKENS, MAX_REST_TOKENS, 0.0, True),  # the first try was in vain
+        (MAX_UNUSED + PROBE_TOKENS, 2 * MAX_REST_TOKENS, 0.0, False),
+        (MAX_UNUSED + 10**6, 2 * MAX_REST_TOKENS, 0.0, True),
+        (MAX_UNUSED + 10**6, 4 * MAX_REST_TOKENS, 0.0, False),
+    ],
+)
+def test_an_edge_whose_right_draft_tokens_are_not_taken_rests_but_for_a_try(
+    unused: int, committed: int, rtt_s: float, rests: bool
+) -> None:
+    session = answer(committed, unused=unused)
+
+    assert should_rest(session, Latencies(rtt_s, 0.1, 0.01)) is rests
+    assert not should_rest(session, Latencies(rtt_s, 0.0, 0.01))  # no pass was timed

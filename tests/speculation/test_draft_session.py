@@ -4,48 +4,35 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from picospec.speculation.protocol.messages import Commit, Draft, Reject, TokenLogprob
 from picospec.speculation.sampling.draft_token import DraftToken
-from tests.speculation.draft_sessions import STOP, Q, chain_of, edge
-
-# --- the chain
+from tests.speculation.edges import STOP, Q, chain_of, drafting
 
 
 def test_the_chain_is_the_context_and_its_survival_a_product() -> None:
-    session = edge(4, 5)
+    session = drafting(4, 5)
     session.receive(Commit(0, 0, (4,)))
 
     assert session.context == [4, 5]
     assert session.survival == 0.5
-    assert edge().survival == 1.0
+    assert drafting().survival == 1.0
 
 
-def test_nothing_follows_a_stop_token_drafted_or_committed() -> None:
-    drafted, committed = edge(4, STOP), edge()
+def test_nothing_follows_a_stop_token_drafted_or_committed_nor_max_tokens() -> None:
+    drafted, committed, full = drafting(4, STOP), drafting(), drafting(4, 5, max_tokens=3)
+    assert full.may_extend
     committed.receive(Commit(0, 0, (4, STOP)))
+    full.receive(Commit(0, 0, (4, 5, 6)))
 
-    for session in (drafted, committed):
+    for session in (drafted, committed, full):
         assert not session.may_extend
         with pytest.raises(LocalProtocolError):
             session.extend(DraftToken(5, 0.5))
 
 
-def test_nothing_follows_max_tokens() -> None:
-    session = edge(4, 5, max_tokens=3)
-    assert session.may_extend
-
-    session.receive(Commit(0, 0, (4, 5, 6)))
-
-    assert not session.may_extend
-
-
-# --- misses
-
-
 def test_chains_that_begin_wrong_are_counted_until_a_draft_token_is_accepted() -> None:
-    session = edge(4)
+    session = drafting(4)
 
     session.receive(Commit(0, 0, (1,)))
     assert (session.misses, session.since_break) == (1, 0)
@@ -62,7 +49,7 @@ def test_chains_that_begin_wrong_are_counted_until_a_draft_token_is_accepted() -
 
 
 def test_commits_that_agree_and_take_no_draft_token_are_counted() -> None:
-    session = edge(4, 5, 6, 7)
+    session = drafting(4, 5, 6, 7)
 
     session.receive(Commit(0, 0, (4,)))
     session.receive(Commit(0, 1, (5,)))
@@ -74,69 +61,40 @@ def test_commits_that_agree_and_take_no_draft_token_are_counted() -> None:
     assert session.unused == 0
 
 
-# --- flushing
-
-
 def test_each_draft_token_is_sent_once() -> None:
-    session = edge(4, 5)
+    session = drafting(4, 5)
     assert session.flush() == Draft(0, 0, 0, (4, 5))
     assert session.flush() is None
 
     session.extend(DraftToken(6, 0.5))
 
     assert session.unsent == 1
-    assert session.flush() == Draft(0, 2, 2, (6,))
-
-
-def test_a_draft_tells_that_none_will_follow() -> None:
-    assert edge(4, 5).flush(pauses=True) == Draft(0, 0, 0, (4, 5), pauses=True)
-
-
-def test_behind_counts_what_was_sent_and_is_not_yet_committed() -> None:
-    session = edge(4, 5)
-    session.flush()
-    session.receive(Commit(0, 0, (4,)))
-    session.extend(DraftToken(6, 0.5))
-
-    assert session.flush() == Draft(0, 2, 1, (6,))
+    assert session.flush(pauses=True) == Draft(0, 2, 2, (6,), pauses=True)
 
 
 def test_draft_tokens_confirmed_before_they_were_sent_are_not_sent() -> None:
-    session = edge(4, 5, 6)
+    session = drafting(4, 5, 6)
     session.receive(Commit(0, 0, (4, 5)))
 
     assert session.flush() == Draft(0, 2, 0, (6,))
 
 
-# --- receiving
-
-
-def test_a_commit_that_agrees_shortens_the_chain() -> None:
-    session = edge(4, 5, 6)
+@pytest.mark.parametrize(
+    ("tokens", "chain", "epoch"),
+    [((4, 5), [6], 0), ((4, 9), [], 1), ((4, 5, 6, 7), [], 0)],
+    ids=["agrees", "differs", "goes-beyond"],
+)
+def test_a_commit_shortens_the_chain_or_breaks_it(
+    tokens: tuple[int, ...], chain: list[int], epoch: int
+) -> None:
+    session = drafting(4, 5, 6)
     session.flush()
 
-    assert session.receive(Commit(0, 0, (4, 5))) == (4, 5)
+    assert session.receive(Commit(0, 0, tokens)) == tokens
 
-    assert (session.committed, chain_of(session), session.epoch) == ([4, 5], [6], 0)
-
-
-def test_a_commit_that_differs_breaks_the_chain() -> None:
-    session = edge(4, 5, 6)
-    session.flush()
-
-    assert session.receive(Commit(0, 0, (4, 9))) == (4, 9)
-
-    assert (session.committed, chain_of(session), session.epoch) == ([4, 9], [], 1)
+    assert (session.committed, chain_of(session)) == ([*tokens], chain)
     session.extend(DraftToken(7, 0.5))
-    assert session.flush() == Draft(1, 2, 0, (7,))
-
-
-def test_a_commit_beyond_the_chain_does_not_break_it() -> None:
-    session = edge(4)
-
-    assert session.receive(Commit(0, 0, (4, 5, 6))) == (4, 5, 6)
-
-    assert (session.chain, session.epoch) == ([], 0)
+    assert session.flush() == Draft(epoch, len(tokens) + len(chain), len(chain), (7,))
 
 
 @pytest.mark.parametrize(
@@ -149,32 +107,11 @@ def test_a_commit_beyond_the_chain_does_not_break_it() -> None:
     ],
 )
 def test_what_is_known_already_is_passed_over(commit: Commit, tokens: tuple[int, ...]) -> None:
-    session = edge()
+    session = drafting()
     session.receive(Commit(0, 0, (4, 5)))
 
     assert session.receive(commit) == tokens
 
-
-# --- rejections
-
-
-def test_a_rejection_accepts_the_draft_tokens_before_it() -> None:
-    session = edge(4, 5, 6)
-    session.flush()
-
-    assert session.before(Reject(0, 2, 0, (), 0.0)) == tuple(session.chain[:2])
-
-
-def test_a_draft_token_that_was_not_sent_cannot_be_rejected() -> None:
-    session = edge(4)
-    session.flush()
-    session.extend(DraftToken(5, 0.5))
-
-    with pytest.raises(RemoteProtocolError, match=r"^Reject.position: "):
-        session.before(Reject(0, 1, 0, (), 0.0))
-
-
-# --- what no honest verifier sends
 
 LIES: dict[str, tuple[Commit | Reject, str]] = {
     "a gap": (Commit(0, 2, (7,)), "Commit.start"),
@@ -186,7 +123,8 @@ LIES: dict[str, tuple[Commit | Reject, str]] = {
         Commit(0, 1, (1, 2), logprobs=(TokenLogprob(-1.0),)), "Commit.logprobs",
     ),
     "no logprobs of tokens": (Commit(0, 1, (1, 2), logprobs=()), "Commit.logprobs"),
-    "a rejection ahead": (Reject(0, 2, 0, ((3, 1.0),), 0.0), "Reject.position"),
+    "a rejection of what was not sent": (Reject(0, 2, 0, (), 0.0), "Reject.position"),
+    "a rejection ahead": (Reject(0, 3, 0, ((3, 1.0),), 0.0), "Reject.position"),
     "a rejection of another epoch": (Reject(1, 1, 0, ((3, 1.0),), 0.0), "Reject.epoch"),
 }  # fmt: skip
 
@@ -195,20 +133,15 @@ LIES: dict[str, tuple[Commit | Reject, str]] = {
 def test_a_lying_verifier_is_named_and_changes_nothing(
     lie: Commit | Reject, field: str
 ) -> None:
-    session = edge()
+    session = drafting()
     session.receive(Commit(0, 0, (4,)))
     session.extend(DraftToken(1, 0.5, Q))
     session.flush()
+    session.extend(DraftToken(2, 0.5, Q))
     before = repr(vars(session))
+    take = session.receive if isinstance(lie, Commit) else session.before
 
     with pytest.raises(RemoteProtocolError, match=f"^{field}: "):
-        send(session, lie)
+        take(lie)  # type: ignore[arg-type]
 
     assert repr(vars(session)) == before
-
-
-def send(session: DraftingSession, message: Commit | Reject) -> None:
-    if isinstance(message, Commit):
-        session.receive(message)
-    else:
-        session.before(message)

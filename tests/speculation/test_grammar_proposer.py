@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from math import inf
 
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.grammar_proposer import GrammarProposer
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import (
-    Commit,
-    Draft,
-    Limits,
-    Open,
-    Sampling,
-    TokenId,
-)
+from picospec.speculation.protocol.messages import Commit, Draft, Limits, TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
+from tests.speculation import edges
 
 LATENCIES = Latencies(rtt_s=0.01, pass_s=0.01, draft_s=inf)
 TEXT = (10, 11, 12, 20, 21, 13, 14)
@@ -49,16 +41,10 @@ class Texts:
         return (fits.index(False) if False in fits else len(fits)) - len(self.output)
 
 
-def drafting(prompt: Sequence[TokenId] = (1,), drafts: bool = False) -> DraftMachine:
-    request = Open("m", "v", tuple(prompt), Sampling(), 0, 7, ())
-    return DraftMachine(
-        request,
-        StreamPolicy(),
-        Limits(),
-        JUDGES[request.judge].edge(request, repeat(0.5)),
-        rtt_s=lambda: 0.01,
-        drafts=drafts,
-        lookup=GrammarProposer(Texts(), PromptLookup(prompt)),
+def drafting(*, drafts: bool = False) -> DraftMachine:
+    lookup = GrammarProposer(Texts(), PromptLookup((1,)))
+    return edges.machine(
+        StreamPolicy(), limits=Limits(), drafts=drafts, lookup=lookup, max_tokens=len(TEXT)
     )
 
 

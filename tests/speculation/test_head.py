@@ -10,8 +10,7 @@ from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Commit, Draft
 from picospec.speculation.verifying.head import Head
 from picospec.speculation.verifying.machine import Offer, Verdict, VerifyMachine
-from tests.speculation.latencies import latency
-from tests.speculation.verify_machines import FLAT, expecting, machine, open_
+from tests.speculation.verifiers import FLAT, expecting, latency, machine, open_
 
 
 def passed(verifier: VerifyMachine, tokens: int, accepted: int) -> Commit:

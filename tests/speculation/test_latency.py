@@ -17,7 +17,7 @@ from picospec.speculation.verifying.latency import (
     PassLatency,
     measured,
 )
-from tests.speculation.latencies import latency
+from tests.speculation.verifiers import latency
 
 
 def test_the_time_of_a_pass_is_learned_and_never_falls_with_rows() -> None:

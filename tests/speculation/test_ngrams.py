@@ -18,16 +18,6 @@ from picospec.speculation.proposing.ngrams import (
 from tests.speculation.repeating import search, texts
 
 
-@given(texts)
-def test_a_match_is_what_a_search_of_the_text_finds(text: list[int]) -> None:
-    index = Index()
-
-    for end, token in enumerate(text, 1):
-        index.append(token)
-
-        assert index.match() == search(text[:end])
-
-
 @given(texts, st.lists(st.tuples(st.integers(0, 60), texts), max_size=5))
 def test_a_text_cut_back_is_as_if_the_rest_had_never_been_there(
     text: list[int], edits: list[tuple[int, list[int]]]
@@ -71,14 +61,6 @@ def test_the_n_grams_of_a_prompt_are_those_of_a_text_that_grew(length: int) -> N
 
     assert {gram: grams.last(gram) for gram in grown} == grown
     assert grams.last((5,)) is grams.last((5,) * 16) is None
-
-
-def test_of_two_occurrences_the_last_is_meant_and_of_two_lengths_the_longer() -> None:
-    last = Index([1, 2, 3, 8, 1, 2, 3, 9, 1, 2, 3])
-    longer = Index([*range(8), 50, 5, 6, 7, 60, *range(8)])
-
-    assert last.match() == Match(9, 7, 3)
-    assert longer.match() == Match(50, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,6 @@ from scipy import stats
 
 from picospec.speculation.sampling import noise
 
-VECTORS = [
-    # seed, place, token, hash, gumbel
-    (0, 0, 0, 0x8134CDF8, 0.3529450019741913),
-    (1, 0, 0, 0x92228D1B, 0.16732482134506757),
-    (0, 1, 0, 0x0D568719, 2.9279257555522733),
-    (0, 0, 1, 0x00990201, 6.058697262852313),
-    (42, 5, 1234, 0xA996F706, -0.08256626691245224),
-    (2**32, 7, 9, 0x65EDFF8B, 0.6777299855852851),
-    (2**63 - 1, 262143, 151935, 0xE6BA90CA, -0.839630364086361),
-    (123456789012345678, -1, 2**32 - 1, 0xF8F2FEBE, -1.2787192562786782),
-]
-
 
 def murmur3_x86_32(data: bytes, seed: int) -> int:
     """The published algorithm, word by word, for whole words."""
@@ -60,15 +48,6 @@ def test_the_hash_is_murmur3_over_seed_place_and_token(seed: int, at: int, token
     assert drawn == pytest.approx(-np.log(-np.log1p(-u)), rel=1e-14, abs=1e-14)
 
 
-@pytest.mark.parametrize(("seed", "at", "token", "hashed", "gumbel"), VECTORS)
-def test_the_noise_never_changes(
-    seed: int, at: int, token: int, hashed: int, gumbel: float
-) -> None:
-    assert hash_of(seed, at, token) == hashed
-    drawn = noise.gumbel(seed, at, np.array([token]))
-    np.testing.assert_allclose(drawn, [gumbel], rtol=1e-12)
-
-
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**31), st.permutations(range(40)))
 def test_a_tokens_noise_does_not_depend_on_the_others(
     seed: int, at: int, order: list[int]
@@ -81,12 +60,6 @@ def test_a_tokens_noise_does_not_depend_on_the_others(
 def test_the_first_output_token_is_drawn_at_the_last_prompt_token() -> None:
     assert noise.place(7, 0) == 6
     assert noise.place(7, 3) == 9
-
-
-def test_the_noise_is_finite_at_both_ends_of_the_hash() -> None:
-    for hashed in (0, 2**32 - 1):
-        u = (hashed + 0.5) * 2.0**-32
-        assert np.isfinite(-np.log(-np.log1p(-u)))
 
 
 def test_the_noise_is_gumbel_over_tokens() -> None:
@@ -115,30 +88,19 @@ def test_neighbouring_places_and_tokens_are_not_correlated() -> None:
         assert abs((one * other).mean() / drawn.var()) < 0.02
 
 
-def draws(logits: np.ndarray, temperature: float, count: int) -> np.ndarray:
-    """How often each token wins argmax(logits / temperature + noise), over many places."""
-    tokens = np.arange(len(logits))
+def pvalue(temperature: float) -> float:
+    """Test how often each token wins argmax(logits / temperature + noise) against p at 1."""
+    logits, tokens = np.array([1.0, 0.5, 0.0, -0.5, -1.0, -2.0]), np.arange(6)
     wins = [
-        np.argmax(logits / temperature + noise.gumbel(99, at, tokens)) for at in range(count)
+        np.argmax(logits / temperature + noise.gumbel(99, at, tokens)) for at in range(20_000)
     ]
-    return np.bincount(wins, minlength=len(logits))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    return np.exp(logits) / np.exp(logits).sum()
+    p = np.exp(logits) / np.exp(logits).sum()
+    return float(stats.chisquare(np.bincount(wins, minlength=6), p * 20_000).pvalue)
 
 
 def test_the_argmax_under_noise_draws_from_p() -> None:
-    logits = np.array([1.0, 0.5, 0.0, -0.5, -1.0, -2.0])
-
-    wins = draws(logits, 1.0, 20_000)
-
-    assert stats.chisquare(wins, softmax(logits) * 20_000).pvalue > 1e-3
+    assert pvalue(1.0) > 1e-3
 
 
 def test_the_argmax_under_noise_at_another_temperature_does_not() -> None:
-    logits = np.array([1.0, 0.5, 0.0, -0.5, -1.0, -2.0])
-
-    wins = draws(logits, 1.1, 20_000)
-
-    assert stats.chisquare(wins, softmax(logits) * 20_000).pvalue < 1e-6
+    assert pvalue(1.1) < 1e-6

@@ -13,8 +13,8 @@ from picospec.speculation.protocol.messages import Draft
 from picospec.speculation.verifying.arrivals import Arrivals
 from picospec.speculation.verifying.latency import PassLatency
 from picospec.speculation.verifying.pass_policy import MAX_HELD_FOR, Waiting, hold_s, waiting
-from tests.speculation import verify_sessions
-from tests.speculation.latencies import latency
+from tests.speculation import verifiers
+from tests.speculation.verifiers import latency
 
 SECONDS = st.floats(0.0, 10.0)
 
@@ -87,7 +87,7 @@ def test_a_held_pass_starts_in_the_end_and_not_later_for_what_comes_later(
 
 
 def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
-    session = verify_sessions.session()
+    session = verifiers.session()
     arrivals = Arrivals(first_s=0.4, interval_s=0.1)
     session.receive(Draft(0, 0, 0, (1, 2)))
     arrivals.came(1.0, 2)

@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
-from random import Random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.proposing.prediction import SURE, Prediction
-from tests.speculation.joined import Joined
-from tests.speculation.predicted import Alone
+from picospec.speculation.protocol.messages import Limits, Open, Sampling, TokenId
+from picospec.speculation.verifying.session import VerifyingSession
+from tests.speculation.joined import joining
 from tests.speculation.small_models import model, opening, plain
+
+LIMITS = Limits(max_verify=4, max_ahead=16)
+
+
+@dataclass
+class Alone:
+    """It generates `answer` where no edge drafts, and a pass judges four draft tokens."""
+
+    answer: Sequence[TokenId]
+    predicted: Sequence[TokenId] = ()
+    prompt: Sequence[TokenId] = (1,)
+    passes: int = 0
+    judged: list[tuple[int, bool]] = field(default_factory=list)
+    """The positions of draft tokens that were reached, and whether each was right."""
+
+    def __post_init__(self) -> None:
+        request = Open(
+            "m", "v", tuple(self.prompt), Sampling(), 0, len(self.answer), (),
+            own_drafts=True, predicted=tuple(self.predicted),
+        )  # fmt: skip
+        self.session = VerifyingSession(request, LIMITS, vocabulary_size=10**6, u=iter(()))
+        while not self.session.finished:
+            self._pass()
+
+    @property
+    def wrong(self) -> int:
+        return sum(not right for _, right in self.judged)
+
+    def _pass(self) -> None:
+        self.passes += 1
+        drafts = len(self.session.plan(LIMITS.max_verify))
+        start, draft = len(self.session.committed), self.session.begin(drafts).draft
+        accepted = 0
+        for token in draft:
+            right = token == self.answer[start + accepted]
+            self.judged.append((start + accepted, right))
+            if not right:
+                break
+            accepted += 1
+        tokens = tuple(self.answer[start : start + accepted + 1])
+        self.session.resolve(Judgement(tokens, accepted))
+
 
 NEWLINE = 5
 FILE = [token for n in range(20) for token in (*range(100 + 9 * n, 107 + 9 * n), NEWLINE)]
@@ -122,6 +167,15 @@ def test_drafts_that_were_followed_and_dropped_leave_no_trace() -> None:
     assert list(prediction.continuation(3).tokens) == FILE[14:17]
 
 
+def test_its_rates_are_learned_from_every_token_of_the_text() -> None:
+    """A prompt whose line came once as a lure: the answer never repeats it."""
+    answer = [token for n in range(60) for token in (11, 12, 13, 1000 + n)]
+
+    ran = Alone(answer, prompt=range(11, 17))
+
+    assert ran.wrong < 60
+
+
 @given(
     number=st.integers(0, 2**32),
     right=st.sampled_from([0.0, 0.5, 1.0]),
@@ -136,20 +190,19 @@ def test_drafts_that_were_followed_and_dropped_leave_no_trace() -> None:
 )
 @settings(max_examples=150)
 def test_the_text_never_depends_on_the_verifiers_own_drafts(
-    number: int, right: float, disorder: int, fill: str, may_fail: bool, looks_up: bool,
-    cut: int, wrong: list[int], whole: bool, replaced: bool,
-) -> None:  # fmt: skip
+    number: int,
+    disorder: int,
+    fill: str,
+    cut: int,
+    wrong: list[int],
+    whole: bool,
+    **ends: object,
+) -> None:
     request = opening(seed=number, max_tokens=30, fill=fill, stop_tokens=())
     text = plain(model(number), request)
     predicted = (*text[:cut], *wrong, *text[cut if whole else cut + 2 :])
-    asked = opening(
-        seed=number, max_tokens=30, fill=fill, stop_tokens=(),
-        own_drafts=True, predicted=predicted,
-    )  # fmt: skip
-    joined = Joined(
-        asked, model(number), model(number + 3), Random(number), right,
-        looks_up=looks_up, may_fail=may_fail, replaced=replaced,
-    )  # fmt: skip
+    asked = replace(request, own_drafts=True, predicted=predicted)
+    joined = joining(asked, number, **ends)  # type: ignore[arg-type]
 
     joined.run(disorder)
 

@@ -21,7 +21,7 @@ from picospec.speculation.proposing.prompt_lookup import (
 from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Commit, TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
-from tests.speculation.draft_sessions import chain_of
+from tests.speculation.edges import chain_of
 from tests.speculation.repeating import search, texts
 
 COPIED = tuple(range(100, 140))
@@ -33,31 +33,29 @@ LIMITED = Latencies(rtt_s=0.05, pass_s=0.02, draft_s=0.01)
 NO_MODEL = Latencies(rtt_s=0.05, pass_s=0.02, draft_s=inf)
 
 
-def looking_up(
-    prompt: Sequence[TokenId], *text: TokenId
-) -> tuple[PromptLookup, DraftingSession]:
-    session = DraftingSession(max_tokens=1000, stop_tokens=(777,))
-    if text:
-        session.receive(Commit(0, 0, text))
-    return PromptLookup(prompt), session
+class Answer:
+    """It is a session with the lookup that follows it."""
 
+    def __init__(self, prompt: Sequence[TokenId], *text: TokenId) -> None:
+        self.session = DraftingSession(max_tokens=1000, stop_tokens=(777,))
+        self.lookup = PromptLookup(prompt)
+        self.commit(*text)
 
-def propose(
-    lookup: PromptLookup, session: DraftingSession, latencies: Latencies
-) -> DraftToken | None:
-    lookup.follow(session.committed, session.chain)
-    return lookup.propose(latencies)
+    def commit(self, *tokens: TokenId) -> None:
+        session = self.session
+        session.receive(Commit(session.epoch, len(session.committed), tokens))
 
+    def draft(self, *tokens: TokenId) -> None:
+        for token in tokens:
+            self.session.extend(DraftToken(token, 1.0))
 
-def ahead(
-    lookup: PromptLookup, session: DraftingSession, latencies: Latencies
-) -> list[TokenId]:
-    lookup.follow(session.committed, session.chain)
-    return lookup.ahead(latencies)
+    def propose(self, latencies: Latencies) -> DraftToken | None:
+        self.lookup.follow(self.session.committed, self.session.chain)
+        return self.lookup.propose(latencies)
 
-
-def commit(session: DraftingSession, *tokens: TokenId) -> None:
-    session.receive(Commit(session.epoch, len(session.committed), tokens))
+    def ahead(self, latencies: Latencies) -> list[TokenId]:
+        self.lookup.follow(self.session.committed, self.session.chain)
+        return self.lookup.ahead(latencies)
 
 
 EVENTS = ["draft", "draft", "draft", "right", "lower", "higher", "fill"]
@@ -74,35 +72,35 @@ EVENTS = ["draft", "draft", "draft", "right", "lower", "higher", "fill"]
 def test_it_follows_a_session_through_commits_breaks_and_fill_ins(
     prompt: list[int], events: list[tuple[str, int]]
 ) -> None:
-    lookup, session = looking_up(prompt)
+    answer = Answer(prompt)
 
     for kind, token in events:
-        chain = chain_of(session)
+        chain = chain_of(answer.session)
         if kind == "draft":
-            session.extend(DraftToken(1 + token, 1.0))
+            answer.draft(1 + token)
         elif kind == "right" and chain:
-            commit(session, *chain[: token + 1])
+            answer.commit(*chain[: token + 1])
         elif kind in ("lower", "higher") and chain:
-            commit(session, *chain[:token], 0 if kind == "lower" else 4)
+            answer.commit(*chain[:token], 0 if kind == "lower" else 4)
         elif kind == "fill":
-            commit(session, *chain, token)
+            answer.commit(*chain, token)
         if token:  # else it lags
-            found = search([*prompt, *session.context])
-            proposed = propose(lookup, session, NO_MODEL)
+            text = [*prompt, *answer.session.context]
+            found, proposed = search(text), answer.propose(NO_MODEL)
 
             expected = found if found and found.length >= MIN_UNREAD_LENGTH else None
             assert (proposed and proposed.token) == (expected and expected.token)
-            assert lookup._index.tokens == [*prompt, *session.context]
+            assert answer.lookup._index.tokens == text
 
 
 def test_the_confidence_is_how_often_matches_of_that_length_were_right() -> None:
-    lookup, session = looking_up(COPIED, *COPIED[:3])
-    first = propose(lookup, session, NO_MODEL)
+    answer = Answer(COPIED, *COPIED[:3])
+    first = answer.propose(NO_MODEL)
 
     for at in range(3, 7):  # never proposed, and yet they would have been right
-        commit(session, COPIED[at])
+        answer.commit(COPIED[at])
 
-    learned = propose(lookup, session, NO_MODEL)
+    learned = answer.propose(NO_MODEL)
     assert first is not None
     assert learned is not None
     assert first.confidence == MATCH_PRIORS[3][0]
@@ -112,62 +110,53 @@ def test_the_confidence_is_how_often_matches_of_that_length_were_right() -> None
 
 def test_matches_that_are_wrong_switch_it_off_and_right_ones_on_again() -> None:
     numbers = count(1000)
-    lookup, session = looking_up((*COPIED, *COPIED), *COPIED[:16])
-    assert propose(lookup, session, LIMITED)
+    answer = Answer((*COPIED, *COPIED), *COPIED[:16])
+    assert answer.propose(LIMITED)
 
     for _ in range(3):  # sixteen tokens are the same, the next is another
-        commit(session, next(numbers), *COPIED[:16])
-    after_three = propose(lookup, session, LIMITED)
+        answer.commit(next(numbers), *COPIED[:16])
+    assert answer.propose(LIMITED) is None
     for _ in range(10):
-        commit(session, *COPIED, *COPIED[:16])
-    after_many = propose(lookup, session, LIMITED)
+        answer.commit(*COPIED, *COPIED[:16])
 
-    assert after_three is None
-    assert after_many is not None
+    assert answer.propose(LIMITED) is not None
 
 
 @pytest.mark.parametrize(
-    ("latencies", "pays"),
+    ("confidence", "latencies", "pays"),
     [
-        (LIMITED, True),
-        (Latencies(0.05, 0.0, 0.01), False),  # no pass seen yet
-        (Latencies(0.05, 0.02, 0.0), False),  # no step seen yet
-        (Latencies(0.05, 0.1, 0.01), False),  # the draft model fills a pass
-        (Latencies(0.8, 0.02, 0.01), False),  # a wrong token would cost too much
-        (Latencies(0.8, 0.2, inf), True),
+        (0.99, LIMITED, True),
+        (0.99, Latencies(0.05, 0.0, 0.01), False),  # no pass seen yet
+        (0.99, Latencies(0.05, 0.02, 0.0), False),  # no step seen yet
+        (0.99, Latencies(0.05, 0.1, 0.01), False),  # the draft model fills a pass
+        (0.99, Latencies(0.8, 0.02, 0.01), False),  # a wrong token would cost too much
+        (0.7, LIMITED, False),  # a wrong one is likely
+        (0.7, NO_MODEL, True),
+        (0.99, Latencies(0.8, 0.2, inf), True),
     ],
 )
-def test_an_unread_token_pays_where_drafting_limits_and_the_link_is_not_too_long(
-    latencies: Latencies, pays: bool
+def test_an_unread_token_pays_where_drafting_limits_and_a_wrong_one_costs_little(
+    confidence: float, latencies: Latencies, pays: bool
 ) -> None:
-    assert is_worth_unread(0.99, latencies, read_s=0.0) is pays
-
-
-def test_a_match_likely_to_be_wrong_pays_only_where_there_is_no_draft_model() -> None:
-    assert not is_worth_unread(0.7, LIMITED, read_s=0.0)
-    assert is_worth_unread(0.7, NO_MODEL, read_s=0.0)
+    assert is_worth_unread(confidence, latencies, read_s=0.0) is pays
 
 
 def test_a_draft_model_that_reads_as_slowly_as_it_drafts_gains_nothing() -> None:
-    slow, fast = looking_up(COPIED, *COPIED[:16])[0], looking_up(COPIED, *COPIED[:16])[0]
-    session = looking_up(COPIED, *COPIED[:16])[1]
-    slow.observe_reading(9, 0.1, 0.01)
-    fast.observe_reading(9, 0.012, 0.01)
+    slow, fast = Answer(COPIED, *COPIED[:16]), Answer(COPIED, *COPIED[:16])
+    slow.lookup.observe_reading(9, 0.1, 0.01)
+    fast.lookup.observe_reading(9, 0.012, 0.01)
 
-    assert propose(slow, session, LIMITED) is None
-    assert propose(fast, session, LIMITED) is not None
+    assert slow.propose(LIMITED) is None
+    assert fast.propose(LIMITED) is not None
 
 
 def test_a_step_over_one_token_or_before_any_other_teaches_no_reading_time() -> None:
-    lookup, session = looking_up(COPIED, *COPIED[:16])
+    answer = Answer(COPIED, *COPIED[:16])
 
-    lookup.observe_reading(0, 9.9, 0.01)
-    lookup.observe_reading(9, 9.9, 0.0)
+    answer.lookup.observe_reading(0, 9.9, 0.01)
+    answer.lookup.observe_reading(9, 9.9, 0.0)
 
-    assert propose(lookup, session, LIMITED) is not None
-
-
-# --- read ahead
+    assert answer.propose(LIMITED) is not None
 
 
 @pytest.mark.parametrize(
@@ -192,62 +181,55 @@ def test_more_is_read_the_likelier_it_is_right_and_the_less_reading_takes(
 def test_nothing_is_read_ahead_without_a_draft_model_or_before_its_first_step(
     draft_s: float,
 ) -> None:
-    lookup, session = looking_up(COPIED, *COPIED[:16])
-
-    assert ahead(lookup, session, Latencies(0.05, 0.1, draft_s)) == []
+    assert Answer(COPIED, *COPIED[:16]).ahead(Latencies(0.05, 0.1, draft_s)) == []
 
 
 def test_what_is_read_ahead_is_what_followed_to_the_end_of_the_text() -> None:
-    lookup, session = looking_up((*COPIED, 1, 2), *COPIED[:16])
+    answer = Answer((*COPIED, 1, 2), *COPIED[:16])
     latencies = Latencies(0.05, 0.1, 0.01)  # the draft model fills a pass
-    assert propose(lookup, session, latencies) is None
+    assert answer.propose(latencies) is None
 
-    assert ahead(lookup, session, latencies) == list(COPIED[16:31])
-    for token in COPIED[16:37]:
-        session.extend(DraftToken(token, 1.0))
-    assert ahead(lookup, session, latencies) == [*COPIED[37:], 1, 2, *COPIED[:10]]
+    assert answer.ahead(latencies) == list(COPIED[16:31])
+    answer.draft(*COPIED[16:37])
+    assert answer.ahead(latencies) == [*COPIED[37:], 1, 2, *COPIED[:10]]
 
-    repeating, again = looking_up((5, 5, 5, 5))
-    assert ahead(repeating, again, latencies) == [5]  # as many as there are
+    assert Answer((5, 5, 5, 5)).ahead(latencies) == [5]  # as many as there are
 
 
 def test_a_match_too_short_to_propose_is_read_where_reading_costs_next_to_nothing() -> None:
-    lookup, session = looking_up((7, 1, 2, 3, 4, 5), 7)
+    answer = Answer((7, 1, 2, 3, 4, 5), 7)
 
-    assert propose(lookup, session, NO_MODEL) is None
-    assert ahead(lookup, session, LIMITED) == []
-    lookup.observe_reading(3, 0.0101, 0.01)
-    assert ahead(lookup, session, LIMITED) == [1, 2, 3]
+    assert answer.propose(NO_MODEL) is None
+    assert answer.ahead(LIMITED) == []
+    answer.lookup.observe_reading(3, 0.0101, 0.01)
+    assert answer.ahead(LIMITED) == [1, 2, 3]
 
 
 def test_after_a_break_what_the_chain_went_on_with_is_read() -> None:
-    lookup, session = looking_up((900, 901))
-    for token in range(10, 20):
-        session.extend(DraftToken(token, 1.0))
-    assert ahead(lookup, session, LIMITED) == []
+    answer = Answer((900, 901))
+    answer.draft(*range(10, 20))
+    assert answer.ahead(LIMITED) == []
 
-    commit(session, 10, 11, 99)  # in place of 12
-    assert ahead(lookup, session, LIMITED) == []
-    session.extend(DraftToken(13, 1.0))
-    assert ahead(lookup, session, LIMITED) == []  # one token the same: too little
-    session.extend(DraftToken(14, 1.0))
-    assert ahead(lookup, session, LIMITED) == [15, 16, 17, 18, 19]  # to its end
+    answer.commit(10, 11, 99)  # in place of 12
+    assert answer.ahead(LIMITED) == []
+    answer.draft(13)
+    assert answer.ahead(LIMITED) == []  # one token the same: too little
+    answer.draft(14)
+    assert answer.ahead(LIMITED) == [15, 16, 17, 18, 19]  # to its end
 
-    lookup.observe_reading(3, 0.022, 0.01)
-    assert ahead(lookup, session, LIMITED) == [15, 16, 17]  # reading is dearer than it seemed
+    answer.lookup.observe_reading(3, 0.022, 0.01)
+    assert answer.ahead(LIMITED) == [15, 16, 17]  # reading is dearer than it seemed
 
 
 def test_a_chain_that_broke_at_its_last_token_leaves_the_one_before_to_read() -> None:
-    lookup, session = looking_up((900, 901))
-    for token in range(10, 20):
-        session.extend(DraftToken(token, 1.0))
-    ahead(lookup, session, LIMITED)
-    commit(session, 99)
-    session.extend(DraftToken(11, 1.0))
-    ahead(lookup, session, LIMITED)
+    answer = Answer((900, 901))
+    answer.draft(*range(10, 20))
+    answer.ahead(LIMITED)
+    answer.commit(99)
+    answer.draft(11)
+    answer.ahead(LIMITED)
 
-    commit(session, 98)
-    for token in (12, 13):
-        session.extend(DraftToken(token, 1.0))
+    answer.commit(98)
+    answer.draft(12, 13)
 
-    assert ahead(lookup, session, LIMITED) == list(range(14, 20))
+    assert answer.ahead(LIMITED) == list(range(14, 20))

@@ -65,12 +65,3 @@ def test_there_are_vectors() -> None:
 )
 def test_the_numbers_are_the_codes(fact: str) -> None:
     assert fact in PAGE
-
-
-def test_every_field_of_a_message_is_described() -> None:
-    for kind in (messages.Open, messages.Draft, messages.Reject):
-        for field in kind.__dataclass_fields__:
-            assert re.search(rf"\b{field}\b", PAGE), field
-    for kind in (messages.Sampling, messages.ModelFacts):
-        for field in kind.__struct_fields__:
-            assert re.search(rf"\b{field}\b", PAGE), field

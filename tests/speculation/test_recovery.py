@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, repeat
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -24,7 +24,7 @@ from picospec.speculation.sampling.distributions import (
     QuantisedDistribution,
     quantise,
 )
-from tests.speculation.small_distributions import ALMOST_1, distribution_of, random_distribution
+from tests.speculation.small_models import ALMOST_1, distribution_of, random_distribution
 
 NONE: Final = -1
 Shares = Counter[int]
@@ -35,11 +35,7 @@ class Asked(Exception):
 
 
 def scripted(values: Sequence[float]) -> Iterator[float]:
-    """An iterator that does not end quietly."""
-    return chain(values, map(_asked, repeat(0)))
-
-
-def _asked(_: int) -> float:
+    yield from values
     raise Asked
 
 
@@ -151,8 +147,6 @@ def test_the_output_distribution_is_not_p_when_the_tail_is_dropped() -> None:
 
     assert abs(out - p.p).max() > 0.05
 
-
-# --- case by case
 
 HEAD = ((0, 0.5), (1, 0.25))
 Q = quantise(distribution_of(0.75, 0.0, 0.25))

@@ -11,32 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Outcome
-from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     Finish,
-    Limits,
-    Open,
-    Opened,
     Recovered,
     Redraw,
     Reject,
-    Sampling,
     TokenId,
     Totals,
 )
 from picospec.speculation.sampling.distributions import Distribution
 from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.verifying.session import VerifyingSession
-from tests.speculation.draft_sessions import ONLY_TAIL, STOP, Q
-from tests.speculation.joined import Joined
+from tests.speculation.edges import LIMITS, ONLY_TAIL, STOP, Q, machine
+from tests.speculation.joined import Joined, joining
 from tests.speculation.small_models import Model, model, opening, plain
+from tests.speculation.verifiers import session
 
 POINTS = 120
 """Actions after which the verifier is lost; an answer of 14 tokens is over after fewer."""
@@ -82,10 +76,7 @@ def test_verifiers_may_be_lost_again_and_again(
     number: int, right: float, disorder: int, judge: str, fill: str, max_tokens: int
 ) -> None:
     request = opening(seed=number, judge=judge, fill=fill, max_tokens=max_tokens)
-    joined = Joined(
-        request, model(number), model(number + 3), Random(number), right,
-        replaced=True, others=2,
-    )  # fmt: skip
+    joined = joining(request, number, right, replaced=True, others=2)
 
     joined.run(disorder)
 
@@ -98,23 +89,8 @@ def test_verifiers_may_be_lost_again_and_again(
         assert text == plain(joined.target, request)
 
 
-# --- case by case
-
-LIMITS = Limits(max_verify=4, max_ahead=16)
-
-
-def machine(judge: str = "coupled", max_tokens: int = 10) -> DraftMachine:
-    request = Open(
-        "m", "v", (1,), Sampling(), 0, max_tokens, (STOP,), judge=judge,  # type: ignore[arg-type]
-    )  # fmt: skip
-    half = JUDGES[request.judge].edge(request, iter([0.5] * 9))
-    drafting = DraftMachine(request, StreamPolicy(), LIMITS, half, rtt_s=lambda: 0.0)
-    drafting.received(Opened("s", LIMITS))
-    return drafting
-
-
 def test_the_whole_chain_is_sent_again_after_the_committed_text() -> None:
-    drafting = machine()
+    drafting = machine(drafts=False)
     drafting.received(Commit(0, 0, (7, 8)))
     for token in (3, 4, 5):
         drafting.session.extend(DraftToken(token, 0.9))
@@ -127,7 +103,7 @@ def test_the_whole_chain_is_sent_again_after_the_committed_text() -> None:
 
 
 def test_a_rejection_that_awaits_samples_moves_with_its_draft_token() -> None:
-    drafting = machine("separate")
+    drafting = machine(judge="separate", drafts=False)
     for token in (2, 1):
         drafting.session.extend(DraftToken(token, 0.9, Q))
     (draft,) = drafting.next(0.0, busy=False).send
@@ -156,9 +132,7 @@ def test_a_rejection_that_awaits_samples_moves_with_its_draft_token() -> None:
 
 
 def test_no_pass_of_a_draft_token_that_was_rejected_elsewhere_begins_without_it() -> None:
-    verifier = VerifyingSession(
-        opening(judge="separate", rejected=True), LIMITS, vocabulary_size=7, u=iter(())
-    )
+    verifier = session("separate", rejected=True)
 
     with pytest.raises(LocalProtocolError):
         verifier.begin(0)
@@ -193,9 +167,7 @@ def test_a_finish_counts_what_lost_sessions_have_committed() -> None:
 
 
 def test_a_verifier_that_goes_on_takes_no_token_before_its_text() -> None:
-    verifier = VerifyingSession(
-        opening(committed=(3, 1), max_tokens=4), LIMITS, vocabulary_size=7, u=iter(())
-    )
+    verifier = session(committed=(3, 1), max_tokens=4)
 
     assert verifier.committed == [3, 1]
     assert verifier.chain.reach == 2
@@ -206,8 +178,7 @@ def test_a_verifier_that_goes_on_takes_no_token_before_its_text() -> None:
 
 
 def test_a_session_that_goes_on_gives_what_is_left_of_the_answer() -> None:
-    request = opening(committed=(3, 1), max_tokens=4, stop_tokens=())
-    verifier = VerifyingSession(request, LIMITS, vocabulary_size=7, u=iter(()))
+    verifier = session(committed=(3, 1), max_tokens=4)
     verifier.begin(0)
 
     down = verifier.resolve(Judgement((2, 4, 5), 0))

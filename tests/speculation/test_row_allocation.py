@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.verifying.latency import TRIED_ROWS, PassLatency
+from picospec.speculation.judges.judge import Judgement
+from picospec.speculation.protocol.messages import Draft, Limits
+from picospec.speculation.verifying.latency import TRIED_ROWS, PassLatency, measured
+from picospec.speculation.verifying.machine import Verdict, VerifyMachine
 from picospec.speculation.verifying.row_allocation import allocate, best_rate
-from tests.speculation.latencies import latency
+from tests.speculation.verifiers import V, counting, latency, opening
 
 
 def gains(pending: Sequence[int], acceptance: Sequence[float]) -> list[list[float]]:
@@ -32,19 +35,30 @@ def test_rows_double_from_pass_to_pass_unless_fewest_passes_count() -> None:
     assert sum(allocate(gains([5] * 20, [0.9] * 20), learned, rows=200)) == 20
 
 
-def test_all_drafts_are_judged_where_rows_are_free() -> None:
-    assert allocate(gains([4], [0.5]), latency(1, 1, 1, 1, 1), rows=16) == [4]
+ALLOCATIONS = {
+    "rows are free": ([4], [0.5], (1, 1, 1, 1, 1), 16, [4]),
+    "rows cost more than they earn": ([4], [0.5], (1, 2, 3, 4, 5), 16, [0]),
+    "a gain within the error of its estimate": ([1], [0.64], (1, 1.5), 16, [0]),
+    "a gain beyond it": ([1], [0.66], (1, 1.5), 16, [1]),
+    "useless draft tokens": ([2, 3], [0.9, 0.01], (1, 1.1, 1.4, 1.7, 2, 2.3, 2.6), 16, [2, 0]),
+    "the likeliest get the rows there are": ([3, 3], [0.9, 0.5], (1, 1, 1), 5, [3, 0]),
+    "no rows": ([3, 3], [0.9, 0.9], (1, 1, 1), 2, [0, 0]),
+}
 
 
-def test_no_draft_is_judged_where_rows_cost_more_than_they_earn() -> None:
-    assert allocate(gains([4], [0.5]), latency(1, 2, 3, 4, 5), rows=16) == [0]
-
-
-@pytest.mark.parametrize(("acceptance", "judged"), [(0.64, 0), (0.66, 1)])
-def test_a_gain_within_the_error_of_its_estimate_counts_as_none(
-    acceptance: float, judged: int
+@pytest.mark.parametrize(
+    ("pending", "acceptance", "seconds", "rows", "judged"),
+    ALLOCATIONS.values(),
+    ids=ALLOCATIONS,
+)
+def test_draft_tokens_are_judged_where_their_rows_earn_most(
+    pending: list[int],
+    acceptance: list[float],
+    seconds: tuple[float, ...],
+    rows: int,
+    judged: list[int],
 ) -> None:
-    assert allocate(gains([1], [acceptance]), latency(1.0, 1.5), rows=16) == [judged]
+    assert allocate(gains(pending, acceptance), latency(*seconds), rows=rows) == judged
 
 
 def test_for_fewest_passes_all_drafts_are_judged_whatever_they_cost() -> None:
@@ -52,19 +66,6 @@ def test_for_fewest_passes_all_drafts_are_judged_whatever_they_cost() -> None:
 
     assert allocate(gains([2, 1], [0.5, 0.1]), costs, rows=16, judge_all=True) == [2, 1]
     assert allocate(gains([2, 1], [0.5, 0.1]), costs, rows=4, judge_all=True) == [2, 0]
-
-
-def test_a_session_with_useless_drafts_costs_the_others_nothing() -> None:
-    costs = latency(1.0, 1.1, 1.4, 1.7, 2.0, 2.3, 2.6)
-
-    assert allocate(gains([2, 3], [0.9, 0.01]), costs, rows=16) == [2, 0]
-
-
-def test_the_likeliest_drafts_get_the_rows_there_are() -> None:
-    flat = latency(1, 1, 1)
-
-    assert allocate(gains([3, 3], [0.9, 0.5]), flat, rows=5) == [3, 0]
-    assert allocate(gains([3, 3], [0.9, 0.9]), flat, rows=2) == [0, 0]
 
 
 @given(
@@ -114,3 +115,47 @@ def test_a_chain_that_begins_again_slowly_brings_the_rate_towards_the_target_alo
     assert rates == sorted(rates, reverse=True)
     assert rates[1] == pytest.approx((1.5 + 0.05 / 0.2) / 0.25, rel=0.01)
     assert rates[2] == pytest.approx(1 / 0.2, rel=0.01)
+
+
+LIMITS = Limits(max_verify=32, max_ahead=64)
+PASSES = 40
+"""Fewer than FORGET_AFTER, after which a dear pass is tried again."""
+
+
+def judged_rows(
+    verifier: VerifyMachine, pass_s: Callable[[int], float], arriving: list[int]
+) -> list[int]:
+    """Return the rows of each pass of a session whose draft tokens are all right. arriving: how
+    many are pending at each."""
+    request, now, rows = opening(fill="always", max_tokens=9999), 0.0, list[int]()
+    verifier.open("a", request, LIMITS, vocabulary_size=V, now=now)
+    for pending in arriving:
+        start = len(verifier.session("a").committed)
+        verifier.received("a", Draft(0, start, 0, (1,) * pending), arrived=now)
+        (draft,) = verifier.offer(["a"], now, rows=256).start.values()
+        plan, taken = verifier.begin({"a": len(draft)}, now), 1 + len(draft)
+        now += pass_s(taken)
+        verdict = Verdict(Judgement((*draft, 1), len(draft)))
+        verifier.ran(plan, {"a": verdict}, now, rows=taken)
+        rows.append(taken)
+    return rows
+
+
+@given(
+    st.integers(3, 33),
+    st.floats(20.0, 50.0),
+    st.lists(st.integers(1, 32), min_size=PASSES, max_size=PASSES),
+)
+def test_dear_rows_are_met_once_and_never_where_passes_were_timed_before(
+    dear_from: int, times: float, arriving: list[int]
+) -> None:
+    def pass_s(rows: int) -> float:
+        return 0.01 * (times if rows >= dear_from else 1.0)
+
+    untimed = VerifyMachine(counting())
+    timed = VerifyMachine(counting(), measured(pass_s, LIMITS.max_verify))
+
+    rows = judged_rows(untimed, pass_s, arriving), judged_rows(timed, pass_s, arriving)
+
+    assert sum(taken >= dear_from for taken in rows[0]) <= 1
+    assert max(rows[1]) < dear_from

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.speculation.judges.separate import verifier
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Limits, Reject
-from tests.speculation.joined import NAME, Joined
-from tests.speculation.small_models import STOP, model, opening, plain
+from picospec.speculation.protocol.messages import Limits
+from tests.speculation.joined import Joined, joining
+from tests.speculation.small_models import STOP, opening, plain
 
-RATES = st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0])
-CASES = {
+CASES: dict[str, st.SearchStrategy[Any]] = {
     "number": st.integers(0, 2**32),
-    "right": RATES,
+    "right": st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0]),
     "disorder": st.integers(0, 300),
     "max_tokens": st.integers(1, 40),
     "fill": st.sampled_from(["always", "auto", "never"]),
@@ -29,21 +27,10 @@ CASES = {
 @given(**CASES, seed=st.integers(0, 2**63 - 1), looks_up=st.booleans())
 @settings(max_examples=400)
 def test_coupled_generates_what_the_target_alone_generates(
-    number: int,
-    right: float,
-    disorder: int,
-    max_tokens: int,
-    fill: str,
-    others: int,
-    may_fail: bool,
-    seed: int,
-    looks_up: bool,
+    seed: int, disorder: int, max_tokens: int, fill: str, **ends: object
 ) -> None:
     request = opening(seed=seed, max_tokens=max_tokens, fill=fill)
-    joined = Joined(
-        request, model(number), model(number + 3), Random(number), right,
-        looks_up=looks_up, may_fail=may_fail, others=others,
-    )  # fmt: skip
+    joined = joining(request, **ends)  # type: ignore[arg-type]
 
     joined.run(disorder)
 
@@ -57,19 +44,10 @@ def test_coupled_generates_what_the_target_alone_generates(
 @given(**CASES)
 @settings(max_examples=400)
 def test_separate_ends_with_one_text_at_both_ends(
-    number: int,
-    right: float,
-    disorder: int,
-    max_tokens: int,
-    fill: str,
-    others: int,
-    may_fail: bool,
+    disorder: int, max_tokens: int, fill: str, **ends: object
 ) -> None:
     request = opening(judge="separate", max_tokens=max_tokens, fill=fill)
-    joined = Joined(
-        request, model(number), model(number + 3), Random(number), right,
-        may_fail=may_fail, others=others,
-    )  # fmt: skip
+    joined = joining(request, **ends)  # type: ignore[arg-type]
 
     joined.run(disorder)
 
@@ -79,11 +57,13 @@ def test_separate_ends_with_one_text_at_both_ends(
     assert STOP not in text[:-1]
 
 
-@pytest.fixture
-def small_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Reject names the likeliest token only, and one sample of the others."""
-    monkeypatch.setattr(verifier, "HEAD_TOKENS", 1)
-    monkeypatch.setattr(verifier, "TAIL_SAMPLES", 1)
+def run_with_small_head(joined: Joined, disorder: int) -> None:
+    """Let a Reject name the likeliest token only, and one sample of the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verifier, "HEAD_TOKENS", 1)
+        patch.setattr(verifier, "TAIL_SAMPLES", 1)
+        patch.setattr(verifier, "MAX_REDRAWS", 10**6)
+        joined.run(disorder)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 200))
@@ -91,25 +71,20 @@ def small_head(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_tail_that_runs_out_is_drawn_again_until_it_does_not(
     number: int, disorder: int
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verifier, "HEAD_TOKENS", 1)
-        patch.setattr(verifier, "TAIL_SAMPLES", 1)
-        patch.setattr(verifier, "MAX_REDRAWS", 10**6)
-        request = opening(judge="separate", max_tokens=25, stop_tokens=(), fill="never")
-        joined = Joined(request, model(number), model(number + 3), Random(number), 0.0)
+    request = opening(judge="separate", max_tokens=25, stop_tokens=(), fill="never")
+    joined = joining(request, number, right=0.0)
 
-        joined.run(disorder)
+    run_with_small_head(joined, disorder)
 
     assert joined.edge.machine.session.committed == joined.session.committed
     assert len(joined.session.committed) == 25
 
 
-@pytest.mark.usefixtures("small_head")
 def test_redraws_do_happen_when_the_head_is_small() -> None:
     request = opening(judge="separate", max_tokens=300, stop_tokens=(), fill="never")
-    joined = Joined(request, model(1), model(2), Random(1), 0.0)
+    joined = joining(request, 1, right=0.0)
 
-    joined.run(0)
+    run_with_small_head(joined, 0)
 
     assert joined.edge.redraws > 3
 
@@ -118,9 +93,7 @@ def test_redraws_do_happen_when_the_head_is_small() -> None:
 def test_draft_tokens_that_are_always_right_save_passes(looks_up: bool) -> None:
     request = opening(max_tokens=60, stop_tokens=())
     limits = Limits(max_verify=6, max_ahead=20)
-    joined = Joined(
-        request, model(3), model(4), Random(0), 1.0, looks_up=looks_up, limits=limits
-    )
+    joined = joining(request, 3, right=1.0, looks_up=looks_up, limits=limits)
 
     joined.run(0)
 
@@ -137,7 +110,7 @@ def test_draft_tokens_that_are_always_right_save_passes(looks_up: bool) -> None:
 @settings(max_examples=50)
 def test_a_session_without_any_draft_is_the_target_alone(number: int) -> None:
     request = opening(max_tokens=20)
-    joined = Joined(request, model(number), model(number), Random(number))
+    joined = joining(request, number)
     joined.edge.machine.cannot_draft()
 
     joined.run(0)
@@ -145,18 +118,3 @@ def test_a_session_without_any_draft_is_the_target_alone(number: int) -> None:
     assert joined.session.committed == plain(joined.target, request)
     assert joined.session.totals.passes == joined.session.totals.filled
     assert joined.session.totals.filled == len(joined.session.committed)
-
-
-@pytest.mark.usefixtures("small_head")
-def test_the_samples_of_a_reject_received_twice_are_not_tried_twice() -> None:
-    assert verifier.TAIL_SAMPLES == 1
-    request = opening(judge="separate", max_tokens=300, stop_tokens=(), fill="never")
-    joined = Joined(request, model(1), model(2), Random(1), 0.0)
-    while not joined.edge.redraws:
-        joined.turn()
-    (reject,) = wire.Decoder().feed(joined.verifier.down[NAME][joined.received - 1])
-    assert isinstance(reject, Reject)
-
-    answers = [joined.edge.machine.received(reject).send for _ in range(50)]
-
-    assert not any(answers)  # else one would be drawn

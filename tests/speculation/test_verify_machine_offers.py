@@ -9,20 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.speculation.judges.judge import Judgement, Rejection
-from picospec.speculation.protocol.messages import (
-    Draft,
-)
+from picospec.speculation.protocol.messages import Draft
 from picospec.speculation.verifying.machine import MIN_HOLD_S, Offer, Verdict
-from tests.speculation.latencies import latency
-from tests.speculation.verify_machines import (
+from tests.speculation.verifiers import (
     FLAT,
+    LIMITS,
+    P,
     expecting,
+    latency,
     machine,
     open_,
     run,
     snapshot,
 )
-from tests.speculation.verify_sessions import LIMITS, P
 
 
 def test_nothing_is_offered_without_a_session_that_is_ready() -> None:
@@ -71,15 +70,6 @@ def test_the_wait_is_the_shortest_hold() -> None:
     assert 0.0 < sooner != later > 0.0
     assert verifier.wait_s(["sooner", "later"], 1.5) == min(sooner, later)
     assert verifier.offer(["sooner", "later"], 1.5, rows=9).wait_s == min(sooner, later)
-
-
-def test_a_session_that_must_have_a_draft_token_waits_for_a_message_however_long() -> None:
-    verifier = machine(a="never")
-    assert verifier.offer(["a"], 0.0, rows=9) == Offer({}, inf, [])
-
-    verifier.received("a", Draft(0, 0, 0, (0,)), arrived=1.0)
-
-    assert verifier.offer(["a"], 1.0, rows=9) == Offer({"a": (0,)}, 0.0)
 
 
 def test_sessions_that_have_ended_or_await_a_recovered_token_are_not_taken() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from picospec.models.errors import DiskFull, SourceFailed, UnknownModel, WrongHa
 from picospec.models.fetching import blobs, hub
 from picospec.models.store import Store, open_store
 from tests.models.hub_server import FakeHub
+from tests.models.sources import silent
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB, in more than one piece
 FILES = {
@@ -22,8 +23,6 @@ FILES = {
     "BF16/toy-BF16.gguf": b"GGUF",
     "README.md": b"# Toy",
 }
-
-Open = Callable[..., Store]
 
 
 @pytest.fixture
@@ -50,10 +49,6 @@ def opened(server: FakeHub, tmp_path: Path, **more: str) -> Store:
         "PICOSPEC_CACHE": str(tmp_path), "PICOSPEC_CONFIG_DIR": str(tmp_path),
         "HF_ENDPOINT": server.endpoint, "PICOSPEC_MODEL_SOURCES": "hub", **more,
     })  # fmt: skip
-
-
-def silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 @pytest.mark.parametrize(
@@ -91,11 +86,11 @@ def test_progress_counts_the_bytes_to_the_last(store: Store) -> None:
 
 
 def test_a_token_opens_a_repository_and_stays_at_the_hub(
-    server: FakeHub, tmp_path: Path
+    server: FakeHub, store: Store, tmp_path: Path
 ) -> None:
     server.token = "secret"
     with pytest.raises(SourceFailed, match="HF_TOKEN"):
-        opened(server, tmp_path).pull("someone/Toy-GGUF", silent)
+        store.pull("someone/Toy-GGUF", silent)
 
     opened(server, tmp_path, HF_TOKEN="secret").pull("someone/Toy-GGUF", silent)
 
@@ -212,25 +207,23 @@ def test_without_the_hub_what_was_pulled_is_still_found(
 
 
 @pytest.mark.parametrize(
-    ("reference", "reason"),
+    ("reference", "error", "reason"),
     [
-        ("someone/Toy-GGUF:Q2_K", r"Q2_K is not there; there are .*toy-q8_0\.gguf"),
-        ("hf://someone/Toy-GGUF/no.gguf", r"no\.gguf is not there"),
-        ("someone/split", "several parts are not read"),
+        (
+            "someone/Toy-GGUF:Q2_K",
+            UnknownModel,
+            r"Q2_K is not there; there are .*toy-q8_0\.gguf",
+        ),
+        ("hf://someone/Toy-GGUF/no.gguf", UnknownModel, r"no\.gguf is not there"),
+        ("someone/split", UnknownModel, "several parts are not read"),
+        ("someone/nothing", SourceFailed, "someone/nothing: HTTP 404"),
+        ("hf://someone/nothing/x.gguf", SourceFailed, "someone/nothing: HTTP 404"),
     ],
 )
-def test_a_file_that_is_not_there_is_answered_with_those_that_are(
-    store: Store, reference: str, reason: str
+def test_what_is_not_there_is_one_clear_error(
+    store: Store, reference: str, error: type[Exception], reason: str
 ) -> None:
-    with pytest.raises(UnknownModel, match=reason):
-        store.pull(reference, silent)
-
-
-@pytest.mark.parametrize("reference", ["someone/nothing", "hf://someone/nothing/x.gguf"])
-def test_a_repository_that_is_not_there_is_one_clear_error(
-    store: Store, reference: str
-) -> None:
-    with pytest.raises(SourceFailed, match="someone/nothing: HTTP 404"):
+    with pytest.raises(error, match=reason):
         store.pull(reference, silent)
 
 
@@ -254,9 +247,8 @@ def test_a_hub_that_answers_with_something_else_is_a_clear_error(
         client.files("someone/toy")
 
 
-def test_a_file_of_unknown_hash_is_never_continued(server: FakeHub, tmp_path: Path) -> None:
+def test_a_file_of_unknown_hash_is_never_continued(server: FakeHub, store: Store) -> None:
     server.hides_hashes = True
-    store = opened(server, tmp_path)
     (store.root / "partial").mkdir(parents=True)
     (store.root / "partial" / "unknown").write_bytes(b"of another file")
 
@@ -267,13 +259,13 @@ def test_a_file_of_unknown_hash_is_never_continued(server: FakeHub, tmp_path: Pa
 
 
 def test_a_directory_for_vllm_is_fetched_without_other_formats(
-    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FakeHub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     files = {"config.json": b"{}", "model.safetensors": CONTENT, "model.bin": CONTENT}
     server.repositories = {"someone/safe": files}
 
-    place = opened(server, tmp_path).hub.directory("someone/safe")
+    place = store.hub.directory("someone/safe")
 
     assert sorted(file.name for file in place.iterdir()) == ["config.json", "model.safetensors"]
     assert (place / "model.safetensors").read_bytes() == CONTENT

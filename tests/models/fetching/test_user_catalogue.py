@@ -71,26 +71,24 @@ def test_a_removed_model_takes_its_pairs_along(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "error", "reason"),
     [
-        ("[models.x", r"models\.toml"),
-        ('[models.x]\nfil = "a"', r"models\.toml.*fil"),
-        ('[models.smollm2-135m]\nfile = "a"', "smollm2-135m is a name of the built-in"),
+        ("[models.x", InvalidCatalogue, r"models\.toml"),
+        ('[models.x]\nfil = "a"', InvalidCatalogue, r"models\.toml.*fil"),
+        (
+            '[models.smollm2-135m]\nfile = "a"',
+            InvalidCatalogue,
+            "smollm2-135m is a name of the built-in",
+        ),
+        ('[pairs.p]\ndraft = "x"\ntarget = "smollm2-135m"', UnknownModel, "no model 'x'"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_in_the_error(
-    tmp_path: Path, text: str, reason: str
+def test_a_file_that_cannot_be_used_is_an_error_that_says_why(
+    tmp_path: Path, text: str, error: type[Exception], reason: str
 ) -> None:
     (tmp_path / "models.toml").write_text(text)
 
-    with pytest.raises(InvalidCatalogue, match=reason):
-        open_store({"PICOSPEC_CONFIG_DIR": str(tmp_path)})
-
-
-def test_a_pair_of_something_unknown_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "models.toml").write_text('[pairs.p]\ndraft = "x"\ntarget = "smollm2-135m"\n')
-
-    with pytest.raises(UnknownModel, match="no model 'x'"):
+    with pytest.raises(error, match=reason):
         open_store({"PICOSPEC_CONFIG_DIR": str(tmp_path)})
 
 

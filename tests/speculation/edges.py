@@ -1,23 +1,38 @@
-"""A DraftMachine whose policy a test sets, and a draft model that answers it."""
+"""Tests of the edge begin with these sessions and machines, which a verifier may reject."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import repeat
 
+import numpy as np
+
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Outcome
 from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.prompt_lookup import PromptLookup
-from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import Limits, Open, Sampling
+from picospec.speculation.proposing.proposer import Latencies, Proposer
+from picospec.speculation.protocol.messages import Limits, Open, Reject, Sampling, TokenId
+from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
 from picospec.speculation.sampling.draft_token import DraftToken
-from tests.speculation.draft_sessions import STOP
 
+STOP = 99
+Q = QuantisedDistribution(np.array([1, 2]), np.array([Q_SCALE // 2, Q_SCALE // 2]))
+REJECT = Reject(0, 0, 0, ((1, 0.25), (3, 0.75)), 0.0)
+ONLY_TAIL = Reject(0, 0, 0, ((1, 0.0),), 1.0, ((2, 0.1),))
 LIMITS = Limits(max_verify=4, max_ahead=16)
-COPIED = tuple(range(200, 240))
+
+
+def drafting(*chain: TokenId, max_tokens: int = 10) -> DraftingSession:
+    session = DraftingSession(max_tokens=max_tokens, stop_tokens=(STOP,))
+    for token in chain:
+        session.extend(DraftToken(token, 0.5))
+    return session
+
+
+def chain_of(session: DraftingSession) -> list[TokenId]:
+    return [drafted.token for drafted in session.chain]
 
 
 @dataclass
@@ -51,28 +66,23 @@ class Policy:
 def machine(
     policy: DraftPolicy | None = None,
     *,
-    judge: str = "coupled",
-    max_tokens: int = 100,
+    limits: Limits = LIMITS,
     drafts: bool = True,
-    prompt: tuple[int, ...] | None = None,
+    lookup: Proposer | None = None,
     unused: int = 0,
+    **changes: object,
 ) -> DraftMachine:
-    request = Open(
-        "m", "v", (1,), Sampling(), 0, max_tokens, (STOP,), judge=judge,  # type: ignore[arg-type]
-    )  # fmt: skip
+    """Return a machine whose request has these changes."""
+    fields = {"max_tokens": 100, "stop_tokens": (STOP,), **changes}
+    request = Open("m", "v", (1,), Sampling(), 0, **fields)  # type: ignore[arg-type]
+    half = JUDGES[request.judge].edge(request, repeat(0.9))
     return DraftMachine(
-        request,
-        policy or Policy(),
-        LIMITS,
-        JUDGES[request.judge].edge(request, repeat(0.9)),
-        rtt_s=lambda: 0.05,
-        drafts=drafts,
-        lookup=None if prompt is None else PromptLookup(prompt),
-        unused=unused,
-    )
+        request, policy or Policy(), limits, half,
+        rtt_s=lambda: 0.05, drafts=drafts, lookup=lookup, unused=unused,
+    )  # fmt: skip
 
 
-def step(edge: DraftMachine, *tokens: int, took_s: float = 0.01) -> Outcome:
+def step(edge: DraftMachine, *tokens: TokenId, took_s: float = 0.01) -> Outcome:
     """Let the machine ask, and the draft model answer; return what the machine asked."""
     outcome = edge.next(5.0, busy=False)
     assert outcome.step
