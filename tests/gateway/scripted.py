@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import (
@@ -15,6 +16,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import httpx
@@ -105,39 +107,37 @@ class ScriptedEngine:
     closed: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     """Released once by each generator that has been closed."""
 
-    pause: Callable[[], Awaitable[None]] | None = None
+    pause: Callable[[], Awaitable[object]] = partial(asyncio.sleep, 0)
+    begins_after_s: float = 0.0
     down: ApiError | None = None
 
     async def facts(self) -> Facts:
         if self.down is not None:
             raise self.down
-        stops = frozenset({END})
-        facts = Facts(MODEL, self.context_tokens, stops, END + 1, self.features)
+        facts = Facts(MODEL, self.context_tokens, frozenset({END}), END + 1, self.features)
         return replace(facts, defaults=self.defaults, adapters=self.adapters)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         self.jobs.append(job)
         try:
+            if self.begins_after_s:
+                await asyncio.sleep(self.begins_after_s)
             chunks = self.script(job) if callable(self.script) else self.script
             for chunk in chunks:
                 yield Delta(tuple(chunk), _logprobs(job, chunk), statistics=self.statistics)
-                await (self.pause or _at_once)()
+                await self.pause()
             if self.then is not None:
                 raise self.then
-            ending = (_logprob(job, END),) if job.top_logprobs is not None else None
-            yield Delta((END,), ending, finish="stop", statistics=self.statistics)
+            logprobs = _logprobs(job, [END])
+            yield Delta((END,), logprobs, finish="stop", statistics=self.statistics)
         finally:
             self.closed.release()
 
 
-async def _at_once() -> None:
-    await asyncio.sleep(0)
-
-
-def _logprobs(job: Job, chunk: bytes) -> tuple[TokenLogprob, ...] | None:
+def _logprobs(job: Job, tokens: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
     if job.top_logprobs is None:
         return None
-    return tuple(_logprob(job, token) for token in chunk)
+    return tuple(_logprob(job, token) for token in tokens)
 
 
 def _logprob(job: Job, token: int) -> TokenLogprob:
@@ -204,6 +204,22 @@ async def ask(
     """Return what one request gets of an app of its own. path: by default that of the body."""
     async with client_of(make_app(engine or ScriptedEngine(), **app), headers) as client:
         return await client.post(path or door_of(body), json=body)
+
+
+async def refusal(
+    body: Mapping[str, object],
+    engine: ScriptedEngine | None = None,
+    **app: Any,  # noqa: ANN401 - what ask takes
+) -> tuple[int, str]:
+    """Return the status of an error, and the field that it names."""
+    answer = await ask(body, engine, **app)
+    return answer.status_code, answer.json()["error"]["param"]
+
+
+def events_of(text: str) -> list[Any]:
+    """Return the data of a stream's events; the "[DONE]" at the end of some is a text."""
+    lines = (line[6:] for line in text.split("\n") if line.startswith("data: "))
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
 class Server(uvicorn.Server):
