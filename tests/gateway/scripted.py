@@ -16,7 +16,6 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import httpx
@@ -107,7 +106,7 @@ class ScriptedEngine:
     closed: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     """Released once by each generator that has been closed."""
 
-    pause: Callable[[], Awaitable[object]] = partial(asyncio.sleep, 0)
+    pause: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)
     begins_after_s: float = 0.0
     down: ApiError | None = None
 

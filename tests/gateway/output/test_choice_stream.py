@@ -9,8 +9,15 @@ import pytest
 
 from picospec.gateway.errors import ClientGone, EngineFault
 from picospec.gateway.http.client import connected
-from picospec.gateway.output.choice_stream import QUEUED, ChoiceStream, stream_choice, together
+from picospec.gateway.output.choice_stream import (
+    QUEUED,
+    ChoiceStream,
+    Order,
+    stream_choice,
+    together,
+)
 from picospec.gateway.output.detokenise import Detokeniser, TextDelta
+from picospec.gateway.output.steady import Steady
 from picospec.gateway.ports import Delta
 
 
@@ -58,8 +65,13 @@ async def test_every_stream_is_emitted_in_its_own_order() -> None:
     assert emitted[:2] == [(0, "a"), (1, "x")]
 
 
-@pytest.mark.parametrize(("choices", "most"), [(1, 1), (3, QUEUED + 4)])
-async def test_a_slow_client_slows_the_streams_down(choices: int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("choices", "order", "most"),
+    [(1, None, 1), (3, None, QUEUED + 4), (1, Steady().paced, 2 * QUEUED + 3)],
+)
+async def test_a_slow_client_slows_the_streams_down(
+    choices: int, order: Order | None, most: int
+) -> None:
     generated = 0
 
     async def stream() -> ChoiceStream:
@@ -70,7 +82,7 @@ async def test_a_slow_client_slows_the_streams_down(choices: int, most: int) -> 
             await asyncio.sleep(0)
 
     async def stall() -> None:
-        async with together([stream() for _ in range(choices)]) as deltas:
+        async with together([stream() for _ in range(choices)], order) as deltas:
             async for _ in deltas:
                 await asyncio.Event().wait()
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-import httpx
 import pytest
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.errors import Unavailable
-from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
+from tests.gateway.scripted import ScriptedEngine, ask, events_of
 from tests.gateway.test_watched_stream import TellingEngine
 
 USER = {"role": "user", "content": "Hi"}
@@ -32,8 +29,7 @@ async def events(
     answer = await ask({**body, "stream_options": options}, engine, tool_format="hermes")
     assert answer.status_code == 200, answer.text
     assert "x-picospec-ignored" not in answer.headers
-    data = [event.removeprefix("data: ") for event in answer.text.split("\n\n")[:-1]]
-    return [each if each == "[DONE]" else json.loads(each) for each in data]
+    return events_of(answer.text)
 
 
 def told(events: list[Any]) -> dict[str, Any]:
@@ -104,14 +100,3 @@ def test_an_answer_that_is_not_streamed_is_not_steady() -> None:
     assert ChatRequest(messages=[USER], stream=True, stream_options=options).is_steady
     assert not ChatRequest(messages=[USER], stream_options=options).is_steady
     assert not ChatRequest(messages=[USER], stream=True, stream_options={}).is_steady
-
-
-async def test_a_client_that_leaves_closes_the_engine() -> None:
-    engine = ScriptedEngine([b"Hello"], pause=asyncio.Event().wait)
-    body = {**CHAT, "stream_options": {"steady": True}}
-    async with served(make_app(engine)) as url, httpx.AsyncClient(base_url=url) as client:
-        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            await anext(response.aiter_lines())
-
-        async with asyncio.timeout(5):
-            await engine.closed.acquire()
