@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import httpx
 import pytest
 
-from tests.gateway.scripted import END, ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.scripted import END, ByteTokenizer, ScriptedEngine, ask, events_of, refusal
 
 
 def texts(answer: httpx.Response) -> list[str]:
@@ -28,9 +26,9 @@ async def test_a_model_that_cannot_fill_in_is_a_400_that_names_the_suffix() -> N
         def infill(self, *_: object, **__: object) -> list[int]:
             raise ValueError("the model has no tokens for that")
 
-    answer = await ask({"prompt": "a", "suffix": "z"}, tokenizer=Plain())
+    refused = await refusal({"prompt": "a", "suffix": "z"}, tokenizer=Plain())
 
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "suffix")
+    assert refused == (400, "suffix")
 
 
 async def test_the_tokens_that_begin_a_prompt_can_be_left_out() -> None:
@@ -58,7 +56,7 @@ async def test_echo_puts_each_prompt_before_its_choices() -> None:
 async def test_echo_streams_the_prompt_first(script: list[bytes]) -> None:
     answer = await ask({"prompt": "ab", "echo": True, "stream": True}, ScriptedEngine(script))
 
-    *events, _ = answer.text.strip().split("\n\n")
-    shown = [json.loads(event[6:])["choices"][0]["text"] for event in events]
+    *events, _ = events_of(answer.text)
+    shown = [event["choices"][0]["text"] for event in events]
     assert "".join(shown) == "ab" + b"".join(script).decode()
     assert shown[0].startswith("ab")

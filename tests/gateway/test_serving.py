@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
-import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -16,17 +14,7 @@ from structlog.testing import capture_logs
 
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job, Statistics
-from picospec.gateway.tenants.reading import PLACES
-from picospec.gateway.tokenizer import Json
-from tests.gateway.scripted import (
-    MODEL,
-    ByteTokenizer,
-    ScriptedEngine,
-    ask,
-    client_of,
-    make_app,
-    served,
-)
+from tests.gateway.scripted import MODEL, ScriptedEngine, ask, client_of, make_app, served
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
 STREAM = CHAT | {"stream": True}
@@ -159,8 +147,7 @@ async def test_a_bug_is_a_500_and_its_traceback_is_logged_without_any_text_of_th
 
 
 async def test_metrics_have_the_names_dashboards_know() -> None:
-    app = make_app(ScriptedEngine())
-    async with client_of(app) as client:
+    async with client_of(make_app(ScriptedEngine())) as client:
         await client.post("/v1/chat/completions", json=CHAT)
         metrics = (await client.get("/metrics")).text
 
@@ -228,23 +215,6 @@ async def test_rates_without_drafts_or_without_time_are_zero() -> None:
     assert (found["mean_acceptance_length"], found["draft_acceptance_rate"]) == (1, 0)
     assert (found["num_target_passes"], found["acceptance_histogram"]) == (3, [0])
     assert answer.json()["timings"]["predicted_per_second"] == 0
-
-
-async def test_prompts_are_tokenised_in_few_threads_and_never_in_the_event_loop() -> None:
-    threads: set[int] = set()
-
-    class Slow(ByteTokenizer):
-        def chat(self, messages: Sequence[Json], **given: object) -> list[int]:
-            threads.add(threading.get_ident())
-            time.sleep(0.02)
-            return super().chat(messages)
-
-    async with client_of(make_app(ScriptedEngine(), tokenizer=Slow())) as client:
-        posts = [client.post("/v1/chat/completions", json=CHAT) for _ in range(9)]
-        await asyncio.gather(*posts)
-
-    assert threading.get_ident() not in threads
-    assert 1 <= len(threads) <= PLACES
 
 
 async def test_routes_that_a_service_adds_are_covered_too() -> None:

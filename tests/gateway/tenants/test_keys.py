@@ -24,17 +24,14 @@ from picospec.gateway.tenants.keys import (
 )
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
+from tests.gateway.tenants.holders import table
 
 ANN, BEN = "key of ann", "key of ben"
 
 
 def written(file: Path, entries: Mapping[str, str], more: str = "") -> Path:
     """Write a file of keys, by their names; `more` goes into each table."""
-    tables = [
-        f'[{name}]\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n{more}\n'
-        for name, key in entries.items()
-    ]
-    file.write_text("".join(tables))
+    file.write_text("".join(table(name, key, more) for name, key in entries.items()))
     return file
 
 
