@@ -17,7 +17,7 @@ CHAT: Final = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens":
 DOORS: Final[dict[str, tuple[dict[str, object], str, str]]] = {
     "/v1/chat/completions": (CHAT, DETAILS, "usage/prompt_tokens"),
     "/v1/completions": ({"prompt": "Hello"}, DETAILS, "usage/prompt_tokens"),
-    "/v1/responses": ({"input": "Hello"}, DETAILS.replace("prompt", "input"), INPUT),
+    "/v1/responses": ({"input": "Hello"}, "usage/input_tokens_details/cached_tokens", INPUT),
     "/v1/messages": (CHAT, "usage/cache_read_input_tokens", INPUT),
     "/completion": ({"prompt": "Hello"}, "timings/cache_n", "timings/prompt_n"),
 }

@@ -7,7 +7,7 @@ import pytest
 from picospec.gateway.doors.parameters import SERVABLE
 from picospec.gateway.grammars import structured
 from picospec.gateway.ports import Sampling, Statistics
-from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, ask
+from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, ask, refusal
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 ALL = frozenset({*SERVABLE, structured.NAME})
@@ -139,14 +139,9 @@ async def test_what_ends_the_text_is_part_of_it_only_if_the_request_says_so(
 
 async def test_the_models_own_settings_apply_where_the_request_has_none() -> None:
     defaults = {
-        "temperature": 0.7,
-        "top_k": 20.0,
-        "top_p": 0.8,
-        "min_p": 0.1,
-        "repetition_penalty": 1.1,
-        "presence_penalty": 0.5,
-        "frequency_penalty": 0.0,
-    }
+        "temperature": 0.7, "top_k": 20.0, "top_p": 0.8, "min_p": 0.1,
+        "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.0,
+    }  # fmt: skip
     engine = ScriptedEngine(features=ALL, defaults=defaults)
 
     await ask(CHAT | {}, engine)
@@ -188,33 +183,18 @@ async def test_a_low_temperature_and_a_negative_seed_are_as_vllm_has_them(
 
 
 async def test_a_false_is_not_the_number_that_changes_nothing() -> None:
-    answer = await ask(CHAT | {"presence_penalty": False})
-
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "presence_penalty")
+    assert await refusal(CHAT | {"presence_penalty": False}) == (400, "presence_penalty")
 
 
 async def test_what_the_engine_serves_reaches_it_as_the_client_sent_it() -> None:
     engine = ScriptedEngine(features=ALL)
 
-    answer = await ask(
-        {
-            **CHAT,
-            "presence_penalty": 1,
-            "repetition_penalty": 1.5,
-            "logit_bias": {"5": -100},
-            "stop_token_ids": [7],
-            "min_tokens": 2,
-            "ignore_eos": True,
-        },
-        engine,
-    )
+    same = {
+        "presence_penalty": 1, "repetition_penalty": 1.5, "stop_token_ids": [7],
+        "min_tokens": 2, "ignore_eos": True,
+    }  # fmt: skip
+
+    answer = await ask({**CHAT, **same, "logit_bias": {"5": -100}}, engine)
 
     assert answer.status_code == 200
-    assert engine.jobs[0].extras == {
-        "presence_penalty": 1.0,
-        "repetition_penalty": 1.5,
-        "logit_bias": {5: -100.0},
-        "stop_token_ids": [7],
-        "min_tokens": 2,
-        "ignore_eos": True,
-    }
+    assert engine.jobs[0].extras == {**same, "logit_bias": {5: -100.0}}

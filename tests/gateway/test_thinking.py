@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask, refusal
 from tests.gateway.test_messages import USER, rendered
 
 ON, OFF = {"enable_thinking": True}, {"enable_thinking": False}
 LOW = {"enable_thinking": True, "reasoning_effort": "low"}
 NONE = {"enable_thinking": False, "reasoning_effort": "none"}
+OWN = {"enable_thinking": 0, "reasoning_effort": "high", "x": None, "y": "auto"}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,13 @@ NONE = {"enable_thinking": False, "reasoning_effort": "none"}
         ({"thinking": {"type": "adaptive"}}, {}),
         ({"enable_thinking": False}, OFF),
         ({"think": True, "reasoning_effort": "low"}, LOW),
+        ({"reasoning_effort": "low"}, LOW),
+        ({"reasoning_effort": "none"}, NONE),
+        ({"chat_template_kwargs": {"x": [1]}}, {"x": [1]}),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": OWN},
+            {"reasoning_effort": "low", "enable_thinking": 0},
+        ),
         ({"think": False, "thinking": {"type": "disabled"}, "reasoning_effort": "none"}, NONE),
     ],
 )
@@ -53,17 +61,7 @@ async def test_each_spelling_reaches_the_template(
 async def test_what_contradicts_itself_is_a_400_that_names_the_field(
     asked: dict[str, object], param: str
 ) -> None:
-    answer = await ask({"messages": [USER], **asked}, tokenizer=ByteTokenizer())
-
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-
-
-NAMES = (
-    "thinking_token_budget",
-    "thinking_budget",
-    "thinking_budget_tokens",
-    "reasoning_budget_tokens",
-)
+    assert await refusal({"messages": [USER], **asked}) == (400, param)
 
 
 class Spelling(ByteTokenizer):
@@ -74,7 +72,11 @@ class Spelling(ByteTokenizer):
         return tags.get(text) or super().encode(text, special=special, begin=begin)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["thinking_token_budget", "thinking_budget", "thinking_budget_tokens",
+     "reasoning_budget_tokens"],
+)  # fmt: skip
 async def test_a_limit_of_reasoning_reaches_the_engine(name: str) -> None:
     engine = ScriptedEngine(features=frozenset({"thinking_budget"}))
     tokenizer = Spelling(template="<think></think>")

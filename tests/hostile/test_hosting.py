@@ -18,6 +18,7 @@ from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.gateway.tenants.holders import Clock
 
 KEY = {"authorization": "Bearer right"}
+LARGE = {"content-length": "9999"}
 ODD = "\x1b]0;pwned\x07\x1b[2J\r\n2026 [info] \x9b2J\u202e"
 
 
@@ -28,13 +29,7 @@ ODD = "\x1b]0;pwned\x07\x1b[2J\r\n2026 [info] \x9b2J\u202e"
         ("GET", "/", {}, {"api_keys": ["right"]}, 200),
         ("GET", "/nothing", {}, {}, 404),
         ("PUT", "/v1/models", {}, {}, 405),
-        (
-            "POST",
-            "/v1/completions",
-            {"content-length": "9999"},
-            {"body_limit_bytes": 1024},
-            413,
-        ),
+        ("POST", "/v1/completions", LARGE, {"body_limit_bytes": 1024}, 413),
     ],
 )
 async def test_requests_without_a_key_share_a_line_a_minute_that_counts_them(
