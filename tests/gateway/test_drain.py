@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from picospec.gateway.drain import Drain
-from picospec.gateway.errors import Draining
 from tests.gateway.scripted import (
     MODEL,
     ScriptedEngine,
@@ -102,19 +101,6 @@ async def test_an_answer_that_is_cut_off_says_so_and_closes_its_generator() -> N
         assert error["code"] == "shutting_down"
         assert "before the answer was complete" in error["message"]
     assert "[DONE]" not in streamed.text
-
-
-async def test_a_hurry_ends_the_wait_for_work() -> None:
-    drain = Drain()
-    drain.enter()
-    drain.begin(60.0)
-    assert not drain.over.is_set()
-
-    drain.hurry()
-
-    assert drain.over.is_set()
-    with pytest.raises(Draining):
-        drain.enter()
 
 
 async def test_a_timeout_of_the_engines_own_is_no_end_of_draining() -> None:

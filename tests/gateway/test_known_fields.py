@@ -17,24 +17,13 @@ from picospec.gateway.schemas.known import NEUTRAL
 KNOWN = {*NEUTRAL, "n_cmpl", "n_predict"}
 
 OPENAI_HARMLESS = {
-    "metadata",
-    "prompt_cache_key",
-    "prompt_cache_options",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-    "verbosity",
-}
-
+    "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "safety_identifier", "service_tier", "store", "user", "verbosity",
+}  # fmt: skip
 RESPONSES_HARMLESS = {
-    "access_programs",
-    "background_options",
-    "image",
-    "prompt_cache_options",
+    "access_programs", "background_options", "image", "prompt_cache_options",
     "prompt_cache_retention",
-}
+}  # fmt: skip
 
 
 def test_every_field_of_openais_sdk_has_its_place() -> None:
