@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from picospec.gateway.ports import Job
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask
 
 FEATURES = frozenset({"structured_outputs", "presence_penalty"})
 
 
 async def meaning(
     body: Mapping[str, object], *, path: str = "", template: str = "<think></think><tool_call>"
-) -> tuple[list[Job], list[dict[str, object]]]:
+) -> tuple[list[Job], list[Body]]:
     """Return the jobs, without what no two requests share, and what the template got."""
     engine = ScriptedEngine(features=FEATURES, context_tokens=4096)
     tokenizer = ByteTokenizer(template=template)

@@ -43,6 +43,10 @@ MODEL = "bytes-1"
 COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
 
 
+Body = dict[str, Any]
+"""A JSON object that is sent or answered."""
+
+
 def _text(content: object) -> str:
     parts = content if isinstance(content, list) else [{"text": content}]
     return "\n".join(part["text"] for part in parts)
@@ -56,7 +60,7 @@ class ByteTokenizer:
     hides_unused_tools: bool = False
     template: str = ""
     begins: tuple[int, ...] = ()
-    rendered: list[dict[str, object]] = field(default_factory=list)
+    rendered: list[Body] = field(default_factory=list)
 
     def chat(
         self,
@@ -158,14 +162,8 @@ def make_app(
         return tokenizer or ByteTokenizer()
 
     given = GatewaySettings.model_validate(settings)
-    return create_app(
-        engine,
-        source,
-        given,
-        Access(session_paths, is_message, clock=clock),
-        drain=drain,
-        draw_seed=lambda: 41,
-    )
+    access = Access(session_paths, is_message, clock=clock)
+    return create_app(engine, source, given, access, drain=drain, draw_seed=lambda: 41)
 
 
 def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
@@ -206,9 +204,7 @@ async def ask(
 
 
 async def refusal(
-    body: Mapping[str, object],
-    engine: ScriptedEngine | None = None,
-    **app: Any,  # noqa: ANN401 - what ask takes
+    body: Body, engine: ScriptedEngine | None = None, **app: object
 ) -> tuple[int, str]:
     """Return the status of an error, and the field that it names."""
     answer = await ask(body, engine, **app)

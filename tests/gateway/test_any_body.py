@@ -20,13 +20,13 @@ from picospec.gateway.schemas.messages import ChatMessage
 from tests.gateway.messages import claude_code
 from tests.gateway.native.test_llama_server import LLAMA_VIM
 from tests.gateway.native.test_ollama import HISTORY, OPTIONS, SCHEMA, TOOL
-from tests.gateway.scripted import ScriptedEngine, ask, door_of
+from tests.gateway.scripted import Body, ScriptedEngine, ask, door_of
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields})
 NATIVE_FIELDS = sorted({
     *FIELDS, *NEUTRAL, *OllamaChat.model_fields, *OllamaGenerate.model_fields,
 })  # fmt: skip
-NATIVE: list[tuple[str, dict[str, Any]]] = [
+NATIVE: list[tuple[str, Body]] = [
     ("/infill", LLAMA_VIM),
     ("/completion", {"prompt": ["a", [1, 2]], "n_predict": 3, "stream": True, "stop": ["x"]}),
     ("/api/chat", {"messages": HISTORY, "tools": [TOOL], "format": SCHEMA, "options": OPTIONS}),
@@ -41,7 +41,7 @@ ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], 
 ROLES = ["system", "developer", "user", "assistant", "tool", "function", "robot"]
 BODIES = [json.loads(path.read_text()) for path in (Path(__file__).parent / "data").iterdir()]
 
-ANTHROPICS: dict[str, Any] = {
+ANTHROPICS: Body = {
     "tool_choice": {"type": "tool", "name": "Bash", "disable_parallel_tool_use": True},
     "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
     "thinking": {"type": "enabled", "budget_tokens": 1024},
@@ -92,14 +92,14 @@ def check(path: str, body: Any) -> None:  # noqa: ANN401 - JSON
 
 @settings(max_examples=60)
 @given(messages, st.dictionaries(st.sampled_from([*FIELDS, *NEUTRAL]), values, max_size=3))
-def test_any_chat_is_served_or_named(sent: object, more: dict[str, object]) -> None:
+def test_any_chat_is_served_or_named(sent: object, more: Body) -> None:
     check("/v1/chat/completions", {"messages": sent, **more})
 
 
 @settings(max_examples=50)
 @given(st.sampled_from(BODIES), st.data())
 def test_a_clients_request_with_odd_values_is_served_or_named(
-    body: dict[str, object], data: st.DataObject
+    body: Body, data: st.DataObject
 ) -> None:
     check(door_of(body), replaced(body, data))
 
@@ -117,7 +117,7 @@ def test_claude_codes_request_with_odd_values_is_served_or_named(data: st.DataOb
     st.data(),
 )
 def test_a_request_at_a_native_door_is_served_or_named(
-    request: tuple[str, dict[str, Any]], more: dict[str, object], data: st.DataObject
+    request: tuple[str, Body], more: Body, data: st.DataObject
 ) -> None:
     path, known = request
 
@@ -126,5 +126,5 @@ def test_a_request_at_a_native_door_is_served_or_named(
 
 @settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from([*TokenizeRequest.model_fields, "tools"]), values))
-def test_any_text_is_tokenised_or_named(body: dict[str, object]) -> None:
+def test_any_text_is_tokenised_or_named(body: Body) -> None:
     check("/tokenize", body)

@@ -16,6 +16,7 @@ from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     END,
     MODEL,
+    Body,
     ByteTokenizer,
     ScriptedEngine,
     ask,
@@ -35,17 +36,17 @@ TAG, UNNAMED = {"structural_tag": "{}"}, {"json_schema": {"schema": {}}}
 NAMED_G = {"type": "function", "function": {"name": "g"}}
 
 
-def said(message: dict[str, object]) -> dict[str, object]:
+def said(message: Body) -> Body:
     return {"messages": [USER, message]}
 
 
-def calling(role: str, **call: object) -> dict[str, object]:
+def calling(role: str, **call: object) -> Body:
     function = {"name": "f", "arguments": call.pop("arguments", "{}")}
     calls = [{"type": "function", "function": function, **call}]
     return said({"role": role, "content": "", "tool_calls": calls})
 
 
-def tool(**function: object) -> dict[str, object]:
+def tool(**function: object) -> Body:
     return {"tools": [{"type": "function", "function": {**F, **function}}]}
 
 
@@ -151,7 +152,7 @@ async def engine() -> AsyncIterator[ScriptedEngine]:
     ("change", "param", "code"), [*((*bad, "invalid_value") for bad in BAD_CHATS), *OTHER_CODES]
 )
 async def test_a_bad_chat_request_is_a_400_that_names_the_field(
-    engine: ScriptedEngine, change: dict[str, object], param: str, code: str
+    engine: ScriptedEngine, change: Body, param: str, code: str
 ) -> None:
     answer = await ask(CHAT | change, engine)
 
@@ -162,7 +163,7 @@ async def test_a_bad_chat_request_is_a_400_that_names_the_field(
 
 @pytest.mark.parametrize(("change", "param", "code"), BAD_TEXTS)
 async def test_a_bad_completion_request_is_a_400_that_names_the_field(
-    engine: ScriptedEngine, change: dict[str, object], param: str, code: str
+    engine: ScriptedEngine, change: Body, param: str, code: str
 ) -> None:
     answer = await ask({"prompt": "Hello"} | change, engine, path="/v1/completions")
 
@@ -172,7 +173,7 @@ async def test_a_bad_completion_request_is_a_400_that_names_the_field(
 
 @pytest.mark.parametrize(("body", "param"), BAD_TOKENS)
 async def test_bad_tokens_are_a_400_that_names_the_field(
-    engine: ScriptedEngine, body: dict[str, object], param: str
+    engine: ScriptedEngine, body: Body, param: str
 ) -> None:
     path = "/detokenize" if "tokens" in body else "/tokenize"
     tokenizer = ByteTokenizer(takes_tools=False)

@@ -11,6 +11,7 @@ from picospec.gateway.errors import Unavailable
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     MODEL,
+    Body,
     ScriptedEngine,
     ask,
     client_of,
@@ -79,7 +80,7 @@ async def test_the_limit_of_choices_is_the_services() -> None:
 @pytest.mark.parametrize(
     "settings", [{"body_limit_bytes": 1023}, {"max_choices": 129}, {"keep_alive_s": 0}]
 )
-def test_settings_beyond_their_range_are_rejected(settings: dict[str, object]) -> None:
+def test_settings_beyond_their_range_are_rejected(settings: Body) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
         make_app(ScriptedEngine(), **settings)
 

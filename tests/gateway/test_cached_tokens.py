@@ -9,12 +9,12 @@ from typing import Final
 
 import pytest
 
-from tests.gateway.scripted import COUNTED, ScriptedEngine, ask, events_of
+from tests.gateway.scripted import COUNTED, Body, ScriptedEngine, ask, events_of
 
 DETAILS: Final = "usage/prompt_tokens_details/cached_tokens"
 INPUT: Final = "usage/input_tokens"
 CHAT: Final = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9}
-DOORS: Final[dict[str, tuple[dict[str, object], str, str]]] = {
+DOORS: Final[dict[str, tuple[Body, str, str]]] = {
     "/v1/chat/completions": (CHAT, DETAILS, "usage/prompt_tokens"),
     "/v1/completions": ({"prompt": "Hello"}, DETAILS, "usage/prompt_tokens"),
     "/v1/responses": ({"input": "Hello"}, "usage/input_tokens_details/cached_tokens", INPUT),

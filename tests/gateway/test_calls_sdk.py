@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.grammars import structured
 from tests.gateway.openai_sdk import sdk, writes
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine
+from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine
 
 ASK = [{"role": "user", "content": "Hello"}]
 WEATHER = {
@@ -73,7 +73,7 @@ async def test_a_stream_shows_the_name_first_and_then_arguments_as_they_come() -
 @pytest.mark.parametrize("ask", [streamed, asked])
 @pytest.mark.parametrize("request_", [{}, {"tools": [WEATHER], "tool_choice": "none"}])
 async def test_without_tools_to_choose_from_everything_is_content(
-    ask: type, request_: dict[str, object]
+    ask: type, request_: Body
 ) -> None:
     async with sdk(writes(TWO), tokenizer=HERMES) as client:
         answer = await ask(client, **request_)
@@ -106,7 +106,7 @@ async def test_reasoning_is_apart_from_content_and_counted(ask: type) -> None:
     ],
 )
 async def test_calls_that_must_be_are_made_by_a_grammar(
-    request_: dict[str, object], grammar: str | None
+    request_: Body, grammar: str | None
 ) -> None:
     engine = writes(CALL % "Oslo", features=GRAMMAR)
     async with sdk(engine, tokenizer=HERMES) as client:
@@ -132,7 +132,7 @@ HARD = {"name": "f", "parameters": {"anyOf": [{"required": ["a"]}]}}
     ids=["the engine cannot compile", "the format cannot express"],
 )
 async def test_a_grammar_that_cannot_be_made_of_the_tools_names_them(
-    then: Exception | None, template: str, tool: dict[str, object], says: str
+    then: Exception | None, template: str, tool: Body, says: str
 ) -> None:
     engine = ScriptedEngine((), then, GRAMMAR)
     async with sdk(engine, tokenizer=ByteTokenizer(template=template)) as client:

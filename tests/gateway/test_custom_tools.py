@@ -13,7 +13,7 @@ from picospec.gateway.output.custom_input import CustomInput
 from tests.gateway.openai_sdk import sdk, writes
 from tests.gateway.output.grammars import Grammar
 from tests.gateway.output.reading import CUTS, split
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask, refusal
+from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, refusal
 from tests.gateway.test_calls_sdk import CALL, GRAMMAR, HERMES, THINKING, WEATHER, asked
 
 USER = {"role": "user", "content": "Hi"}
@@ -25,7 +25,7 @@ INPUT = 'a "b"\nü'
 TEXT = '<tool_call>\n{"name": "patch", "arguments": %s}\n</tool_call>'
 
 
-def custom(syntax: str, definition: str) -> dict[str, object]:
+def custom(syntax: str, definition: str) -> Body:
     grammar = {"syntax": syntax, "definition": definition}
     form = {"type": "grammar", "grammar": grammar}
     return {"type": "custom", "custom": {**PLAIN["custom"], "format": form}}
@@ -161,7 +161,7 @@ BAD = [
 
 @pytest.mark.parametrize(("features", "body", "param"), BAD)
 async def test_what_an_answer_cannot_be_kept_to_is_a_400(
-    features: frozenset[str], body: dict[str, object], param: str
+    features: frozenset[str], body: Body, param: str
 ) -> None:
     engine = ScriptedEngine(features=features)
 

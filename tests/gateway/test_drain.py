@@ -11,6 +11,7 @@ import pytest
 from picospec.gateway.drain import Drain
 from tests.gateway.scripted import (
     MODEL,
+    Body,
     ScriptedEngine,
     ask,
     client_of,
@@ -26,7 +27,7 @@ STREAM = CHAT | {"stream": True}
 class Running:
     """Answers that have begun, and go on when `finish` is set."""
 
-    def __init__(self, drain: Drain, bodies: Iterable[dict[str, object]]) -> None:
+    def __init__(self, drain: Drain, bodies: Iterable[Body]) -> None:
         self.finish = asyncio.Event()
         self.engine = ScriptedEngine(pause=self._pause)
         self.client = client_of(make_app(self.engine, drain=drain))
@@ -52,7 +53,7 @@ class Running:
 
 @pytest.mark.parametrize("body", [CHAT, STREAM, {"prompt": "Hi"}])
 async def test_a_new_answer_is_refused_and_the_client_told_when_to_ask_again(
-    body: dict[str, object],
+    body: Body,
 ) -> None:
     drain, engine = Drain(), ScriptedEngine()
     async with client_of(make_app(engine, drain=drain)) as client:

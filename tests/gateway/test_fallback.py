@@ -14,7 +14,14 @@ from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Facts
 from picospec.gateway.tokenizer import Tokenizer
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, client_of, events_of
+from tests.gateway.scripted import (
+    MODEL,
+    Body,
+    ByteTokenizer,
+    ScriptedEngine,
+    client_of,
+    events_of,
+)
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
 STREAM = CHAT | {"stream": True}
@@ -74,9 +81,7 @@ def said(answer: httpx.Response) -> list[Mapping[str, object]]:
 
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
-async def test_an_answer_of_the_fallback_says_so(
-    fallback: Fallback, body: dict[str, object]
-) -> None:
+async def test_an_answer_of_the_fallback_says_so(fallback: Fallback, body: Body) -> None:
     async with client(away(), fallback) as asked:
         with capture_logs() as logs:
             answer = await asked.post("/v1/chat/completions", json=body)
@@ -91,7 +96,7 @@ async def test_an_answer_of_the_fallback_says_so(
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
 async def test_an_answer_of_the_engine_itself_says_nothing(
-    fallback: Fallback, body: dict[str, object]
+    fallback: Fallback, body: Body
 ) -> None:
     fallback.needed = False
     async with client(ScriptedEngine(), fallback) as asked:

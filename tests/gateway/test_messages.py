@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from picospec.gateway.tokenizer import Json
-from tests.gateway.scripted import ByteTokenizer, ask
+from tests.gateway.scripted import Body, ByteTokenizer, ask
 
 USER = {"role": "user", "content": "Hi"}
 THOUGHT = {"reasoning": "b", "reasoning_content": "b"}
 
 
-async def rendered(*messages: Json, **more: object) -> dict[str, object]:
+async def rendered(*messages: Json, **more: object) -> Body:
     """Return what the template got."""
     tokenizer = ByteTokenizer()
     answer = await ask({"messages": [USER, *messages], **more}, tokenizer=tokenizer)
@@ -23,7 +23,7 @@ async def shown(message: Json) -> Json:
     return (await rendered(message))["messages"][1]
 
 
-def calls(arguments: object, **more: object) -> dict[str, object]:
+def calls(arguments: object, **more: object) -> Body:
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
     return {"role": "assistant", "tool_calls": [call | more]}
 

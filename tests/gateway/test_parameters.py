@@ -7,7 +7,7 @@ import pytest
 from picospec.gateway.doors.parameters import SERVABLE
 from picospec.gateway.grammars import structured
 from picospec.gateway.ports import Sampling, Statistics
-from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, ask, refusal
+from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, Body, ScriptedEngine, ask, refusal
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 ALL = frozenset({*SERVABLE, structured.NAME})
@@ -50,7 +50,7 @@ async def test_a_number_is_accepted_from_its_least_to_its_most_and_no_further(
 
 
 @pytest.mark.parametrize("change", EXTREMES)
-async def test_the_largest_lists_and_texts_are_accepted(change: dict[str, object]) -> None:
+async def test_the_largest_lists_and_texts_are_accepted(change: Body) -> None:
     assert (await ask(CHAT | change, ScriptedEngine(features=ALL))).status_code == 200
 
 
@@ -126,7 +126,7 @@ async def test_the_usage_tells_of_the_predictions_of_all_choices() -> None:
 
 @pytest.mark.parametrize("stopping", [{"stop_token_ids": [ord("!")]}, {"stop": ["!"]}])
 async def test_what_ends_the_text_is_part_of_it_only_if_the_request_says_so(
-    stopping: dict[str, object],
+    stopping: Body,
 ) -> None:
     texts = []
     for included in ({}, {"include_stop_str_in_output": True}):
@@ -173,7 +173,7 @@ async def test_the_targets_own_limits_of_an_answer_hold_where_it_has_any() -> No
     [({"temperature": 1e-6, "seed": -5}, 0.01, 2**64 - 5), ({"temperature": 0}, 0.0, 41)],
 )
 async def test_a_low_temperature_and_a_negative_seed_are_as_vllm_has_them(
-    asked: dict[str, object], temperature: float, seed: int
+    asked: Body, temperature: float, seed: int
 ) -> None:
     engine = ScriptedEngine()
 

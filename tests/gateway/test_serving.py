@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +13,7 @@ from structlog.testing import capture_logs
 
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job, Statistics
-from tests.gateway.scripted import MODEL, ScriptedEngine, ask, client_of, make_app, served
+from tests.gateway.scripted import MODEL, Body, ScriptedEngine, ask, client_of, make_app, served
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
 STREAM = CHAT | {"stream": True}
@@ -52,7 +51,7 @@ async def test_a_stream_is_framed_as_events_that_end_with_done() -> None:
     ids=["one choice", "three choices", "steady", "nothing but comments"],
 )
 async def test_a_client_that_goes_away_mid_stream_closes_every_generator(
-    script: list[bytes], more: dict[str, Any], keep_alive_s: float
+    script: list[bytes], more: Body, keep_alive_s: float
 ) -> None:
     engine = ScriptedEngine(script, pause=forever)
     app = make_app(engine, keep_alive_s=keep_alive_s)
@@ -69,7 +68,7 @@ async def test_a_client_that_goes_away_mid_stream_closes_every_generator(
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
 async def test_a_client_that_goes_away_before_the_first_token_closes_the_generator(
-    body: dict[str, object],
+    body: Body,
 ) -> None:
     waiting = asyncio.Event()
 
@@ -133,7 +132,7 @@ async def test_the_log_has_one_line_a_request_and_never_its_text() -> None:
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
 async def test_a_bug_is_a_500_and_its_traceback_is_logged_without_any_text_of_the_request(
-    body: dict[str, object],
+    body: Body,
 ) -> None:
     engine = ScriptedEngine((), then=RuntimeError("a bug"))
     with capture_logs() as logs:

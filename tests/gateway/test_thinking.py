@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask, refusal
+from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, refusal
 from tests.gateway.test_messages import USER, rendered
 
 ON, OFF = {"enable_thinking": True}, {"enable_thinking": False}
@@ -37,9 +37,7 @@ OWN = {"enable_thinking": 0, "reasoning_effort": "high", "x": None, "y": "auto"}
         ({"think": False, "thinking": {"type": "disabled"}, "reasoning_effort": "none"}, NONE),
     ],
 )
-async def test_each_spelling_reaches_the_template(
-    asked: dict[str, object], expected: dict[str, object]
-) -> None:
+async def test_each_spelling_reaches_the_template(asked: Body, expected: Body) -> None:
     assert (await rendered(**asked))["options"] == expected
 
 
@@ -59,7 +57,7 @@ async def test_each_spelling_reaches_the_template(
     ],
 )
 async def test_what_contradicts_itself_is_a_400_that_names_the_field(
-    asked: dict[str, object], param: str
+    asked: Body, param: str
 ) -> None:
     assert await refusal({"messages": [USER], **asked}) == (400, param)
 

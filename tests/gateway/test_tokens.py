@@ -5,13 +5,13 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.gateway.scripted import CONTEXT_TOKENS, END, MODEL, ByteTokenizer, ask
+from tests.gateway.scripted import CONTEXT_TOKENS, END, MODEL, Body, ByteTokenizer, ask
 
 BOS = 7
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
-async def post(path: str, body: dict[str, object]) -> httpx.Response:
+async def post(path: str, body: Body) -> httpx.Response:
     tokenizer = ByteTokenizer(begins=(BOS,), takes_tools=False)
     return await ask(body, path=path, tokenizer=tokenizer)
 
@@ -28,9 +28,7 @@ async def post(path: str, body: dict[str, object]) -> httpx.Response:
         ({"messages": MESSAGES, "add_generation_prompt": True}, [BOS, *b"u:hi\n"]),
     ],
 )
-async def test_texts_and_chats_become_tokens(
-    body: dict[str, object], tokens: list[int]
-) -> None:
+async def test_texts_and_chats_become_tokens(body: Body, tokens: list[int]) -> None:
     answer = await post("/tokenize", body)
 
     assert answer.json() == {

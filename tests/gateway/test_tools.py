@@ -7,7 +7,7 @@ import pytest
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.chat.tool_use import ToolUse
 from picospec.gateway.grammars import structured
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask
 
 USER = {"role": "user", "content": "Hi"}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -26,7 +26,7 @@ def use_of(**body: object) -> ToolUse:
     return ChatRequest.model_validate({"messages": [USER], **body}).tool_use
 
 
-def strict(**function: object) -> dict[str, object]:
+def strict(**function: object) -> Body:
     return {"type": "function", "function": {**F, "strict": True, **function}}
 
 
@@ -61,7 +61,7 @@ def test_what_the_template_shows_has_no_field_that_it_does_not_know() -> None:
     ],
 )
 async def test_the_template_gets_the_tools_unless_the_target_hides_unused_ones(
-    body: dict[str, object], expected: object
+    body: Body, expected: object
 ) -> None:
     tokenizer = ByteTokenizer(hides_unused_tools="hides" in body)
     engine = ScriptedEngine(features=GRAMMAR)
@@ -93,7 +93,7 @@ NEEDS_GRAMMAR = [
 
 @pytest.mark.parametrize(("body", "param"), NEEDS_GRAMMAR)
 async def test_a_promise_that_only_a_grammar_keeps_needs_an_engine_with_one(
-    body: dict[str, object], param: str
+    body: Body, param: str
 ) -> None:
     answers = [
         await ask({"messages": [USER], **body}, ScriptedEngine(features=features))

@@ -11,7 +11,7 @@ import pytest
 
 from picospec.gateway.ports import Delta, Job
 from picospec.gateway.watching import Chain, LinkUse, Pass
-from tests.gateway.scripted import COUNTED, END, ScriptedEngine, ask, events_of
+from tests.gateway.scripted import COUNTED, END, Body, ScriptedEngine, ask, events_of
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "seed": 3}
 WATCHED = {"include_speculation": True}
@@ -34,7 +34,7 @@ class TellingEngine(ScriptedEngine):
         yield Delta((END,), finish="stop", origins=("draft",), statistics=COUNTED)
 
 
-async def chunks(body: dict[str, object]) -> list[Any]:
+async def chunks(body: Body) -> list[Any]:
     answer = await ask(body, TellingEngine())
     assert answer.status_code == 200, answer.text
     *events, last = events_of(answer.text)
@@ -118,7 +118,7 @@ async def test_each_choice_has_events_and_counts_of_its_own() -> None:
 )
 @pytest.mark.parametrize("asked", [ASK, {"prompt": "Hi", "stream": True, "seed": 3}])
 async def test_a_stream_that_nobody_watches_is_the_watched_one_without_what_that_tells(
-    options: dict[str, bool] | None, asked: dict[str, object]
+    options: dict[str, bool] | None, asked: Body
 ) -> None:
     plain = await chunks({**asked, "stream_options": options})
     told = await chunks({**asked, "stream_options": {**(options or {}), **WATCHED}})
@@ -129,7 +129,7 @@ async def test_a_stream_that_nobody_watches_is_the_watched_one_without_what_that
     assert not any("speculation" in c for c in plain)
 
 
-def without(chunk: dict[str, Any]) -> str:
+def without(chunk: Body) -> str:
     """Return a chunk without what differs from one request to the next."""
     changes = ("id", "created", "speculation", "timings")
     return json.dumps({name: value for name, value in chunk.items() if name not in changes})

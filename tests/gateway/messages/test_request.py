@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from picospec.gateway.doors.chat.request import ChatRequest
@@ -11,7 +9,7 @@ from picospec.gateway.doors.messages.request import MessagesRequest
 from tests.gateway.meaning import meaning
 from tests.gateway.messages import claude_code
 from tests.gateway.messages.claude_code import text
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine, ask
 
 HI = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": [text("Yes.")]}
@@ -44,27 +42,27 @@ ADAPTIVE, DISABLED, HARD = {"type": "adaptive"}, {"type": "disabled"}, {"effort"
 EMPTY_FORMAT = {"type": "json_schema", "schema": {}}
 
 
-def turns(*messages: object, **more: object) -> dict[str, Any]:
+def turns(*messages: object, **more: object) -> Body:
     return {"messages": list(messages), **more}
 
 
-def one(**more: object) -> dict[str, Any]:
+def one(**more: object) -> Body:
     return turns(HI, **more)
 
 
-def user(*blocks: object) -> dict[str, Any]:
+def user(*blocks: object) -> Body:
     return {"role": "user", "content": [*blocks]}
 
 
-def model(*blocks: object) -> dict[str, Any]:
+def model(*blocks: object) -> Body:
     return {"role": "assistant", "content": [*blocks]}
 
 
-def result(*parts: object) -> dict[str, Any]:
+def result(*parts: object) -> Body:
     return {"role": "tool", "tool_call_id": "t", "content": [*parts]}
 
 
-SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+SAME: list[tuple[Body, Body]] = [
     (one(model="m", **SETTINGS), one(**SETTINGS)),
     (one(stop_sequences=["a", " "]), one(stop=["a", " "])),
     (one(system="Be kind."), turns({"role": "system", "content": "Be kind."}, HI)),
@@ -112,7 +110,7 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("messages", "chat"), SAME)
 async def test_it_is_answered_as_the_chat_that_asks_for_the_same(
-    messages: dict[str, Any], chat: dict[str, Any]
+    messages: Body, chat: Body
 ) -> None:
     named = {"model": MODEL}
     assert await meaning(messages | named, path="/v1/messages") == await meaning(chat | named)
@@ -167,7 +165,7 @@ async def test_what_cannot_be_told_to_the_model_is_named() -> None:
     )
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
+REFUSED: list[tuple[Body, str]] = [
     ({}, "messages"),
     (turns(), "messages"),
     (turns(HI, model(CALL)), "messages"),
@@ -207,7 +205,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("body", "field"), REFUSED)
-async def test_what_is_not_served_is_named(body: dict[str, Any], field: str) -> None:
+async def test_what_is_not_served_is_named(body: Body, field: str) -> None:
     answer = await ask(body, path="/v1/messages")
 
     error = answer.json()["error"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import httpx
 import pytest
@@ -16,13 +15,13 @@ from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta
 from tests.gateway.output.reading import CUTS
 from tests.gateway.output.test_parser import grouped, parse
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask, events_of
+from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, events_of
 from tests.gateway.test_keep_alive import slow
 
 CALL = '<tool_call>{{"name": "weather", "arguments": {}}}</tool_call>'
 ARGUMENTS = ("{}", '{"city": "Oslo", "days": [1, 2.0]}', '{"city": "Ålesund\\n"}')
 TOOL = {"name": "weather", "input_schema": {"type": "object"}}
-HI: dict[str, object] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 40}
+HI: Body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 40}
 GROWS = {
     "text_delta": ("text", "text"),
     "thinking_delta": ("thinking", "thinking"),
@@ -37,9 +36,9 @@ answers = st.tuples(
 ).map(lambda parts: (parts[0] + parts[1] + "\n".join(parts[2])).encode())
 
 
-def added_up(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def added_up(events: Iterable[Body]) -> list[Body]:
     """Return the blocks of a stream, in which each event must be in its place."""
-    blocks: list[dict[str, Any]] = []
+    blocks: list[Body] = []
     is_open = False
     for event in events:
         kind = event["type"].removeprefix("content_block_")
@@ -59,7 +58,7 @@ def added_up(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return blocks
 
 
-def without_ids(blocks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_ids(blocks: Iterable[Body]) -> list[Body]:
     return [{name: block[name] for name in block.keys() - {"id"}} for block in blocks]
 
 
@@ -94,7 +93,7 @@ async def answer_of(engine: ScriptedEngine, **body: object) -> httpx.Response:
     )
 
 
-async def streamed(engine: ScriptedEngine, **body: object) -> list[dict[str, Any]]:
+async def streamed(engine: ScriptedEngine, **body: object) -> list[Body]:
     """Return the events, whose names must be their types."""
     answer = await answer_of(engine, stream=True, **body)
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -113,7 +112,7 @@ async def streamed(engine: ScriptedEngine, **body: object) -> list[dict[str, Any
     ],
 )
 async def test_a_message_says_why_it_ended(
-    script: list[bytes], body: dict[str, Any], reason: str, stop: str | None
+    script: list[bytes], body: Body, reason: str, stop: str | None
 ) -> None:
     engine = ScriptedEngine(script, context_tokens=200)
 

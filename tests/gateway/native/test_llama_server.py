@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.gateway.meaning import meaning
 from tests.gateway.scripted import (
     MODEL,
+    Body,
     ScriptedEngine,
     ask,
     client_of,
@@ -18,7 +17,7 @@ from tests.gateway.scripted import (
 )
 
 PROMPT = {"prompt": "Hello"}
-LLAMA_VIM: dict[str, Any] = {
+LLAMA_VIM: Body = {
     "id_slot": 0,
     "model": "",
     "input_prefix": "def add(a, b):\n",
@@ -100,7 +99,7 @@ async def test_a_completion_is_one_of_v1_completions(path: str) -> None:
     [({}, "eos", ""), ({"stop": [" th"]}, "word", " th")],
 )
 async def test_a_stream_is_pieces_and_an_end_that_says_why(
-    body: dict[str, object], stop_type: str, word: str
+    body: Body, stop_type: str, word: str
 ) -> None:
     stream = await ask(PROMPT | body | {"stream": True}, engine(), path="/completion")
     whole = (await ask(PROMPT | body, engine(), path="/completion")).json()
@@ -134,9 +133,7 @@ async def test_several_prompts_have_an_object_each() -> None:
         ("/infill", LLAMA_VIM | {"input_prefix": "x" * 99_999}, "input_prefix"),
     ],
 )
-async def test_what_cannot_be_served_is_named(
-    path: str, body: dict[str, object], field: str
-) -> None:
+async def test_what_cannot_be_served_is_named(path: str, body: Body, field: str) -> None:
     assert await refusal(body, engine(), path=path) == (400, field)
 
 
@@ -169,9 +166,7 @@ async def test_paths_without_v1_are_the_same() -> None:
         ("/api/generate", {"prompt": "a"}),
     ],
 )
-async def test_what_only_streams_of_openais_doors_tell_is_named(
-    path: str, body: dict[str, object]
-) -> None:
+async def test_what_only_streams_of_openais_doors_tell_is_named(path: str, body: Body) -> None:
     options = {"include_usage": True, "include_speculation": True, "steady": True}
     answer = await ask({**body, "stream": True, "stream_options": options}, path=path)
 

@@ -11,6 +11,7 @@ from picospec.gateway.errors import Unavailable
 from tests.gateway.meaning import FEATURES, meaning
 from tests.gateway.scripted import (
     MODEL,
+    Body,
     ByteTokenizer,
     ScriptedEngine,
     ask,
@@ -37,19 +38,19 @@ def engine(*script: bytes) -> ScriptedEngine:
     return ScriptedEngine(script or (b"Hi", b" there"), features=FEATURES, context_tokens=4096)
 
 
-def lines(text: str) -> list[dict[str, Any]]:
+def lines(text: str) -> list[Body]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def chat(**more: object) -> dict[str, object]:
+def chat(**more: object) -> Body:
     return {"messages": HELLO, **more}
 
 
-def text(**more: object) -> dict[str, object]:
+def text(**more: object) -> Body:
     return {"prompt": "a", **more}
 
 
-def calls(arguments: object, **more: str) -> list[dict[str, object]]:
+def calls(arguments: object, **more: str) -> list[Body]:
     return [{**more, "function": {"name": "f", "arguments": arguments}}]
 
 
@@ -89,7 +90,7 @@ OPENAIS = [
     ],
 )
 async def test_a_request_means_the_same_as_at_openais_doors(
-    path: str, body: dict[str, object], same: dict[str, object]
+    path: str, body: Body, same: Body
 ) -> None:
     ours = await meaning(body, path=f"/api/{path}", template="")
 
@@ -146,9 +147,7 @@ async def test_log_probabilities_are_told_of_each_token() -> None:
     ("path", "body"),
     [("chat", {"messages": []}), ("generate", {}), ("generate", {"prompt": ""})],
 )
-async def test_who_asks_nothing_learns_that_the_model_is_loaded(
-    path: str, body: dict[str, object]
-) -> None:
+async def test_who_asks_nothing_learns_that_the_model_is_loaded(path: str, body: Body) -> None:
     serving = engine()
 
     loaded = await ask({"model": MODEL, "keep_alive": 0, **body}, serving, path=f"/api/{path}")
@@ -183,7 +182,7 @@ async def test_who_asks_nothing_learns_that_the_model_is_loaded(
     ],
 )
 async def test_errors_are_a_text_that_begins_with_the_clients_field(
-    path: str, body: dict[str, object], status: int, begins: str
+    path: str, body: Body, status: int, begins: str
 ) -> None:
     answer = await ask(body, engine(), path=f"/api/{path}")
 
@@ -203,7 +202,7 @@ async def test_an_error_in_mid_stream_is_the_last_line() -> None:
 
 @pytest.mark.parametrize(("path", "body"), [("chat", chat()), ("generate", text())])
 async def test_lines_without_text_keep_the_connection_until_there_is_some(
-    path: str, body: dict[str, object]
+    path: str, body: Body
 ) -> None:
     answers = [
         await ask(body, serving, path=f"/api/{path}", keep_alive_s=keep_alive_s)

@@ -4,13 +4,12 @@ same tokens."""
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 import pytest
 
 from picospec.gateway.errors import InvalidRequest
 from tests.gateway.meaning import meaning
-from tests.gateway.scripted import ScriptedEngine, ask, refusal
+from tests.gateway.scripted import Body, ScriptedEngine, ask, refusal
 
 USER = {"role": "user", "content": "Hi"}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
@@ -23,12 +22,12 @@ SEALED = base64.b64encode(b"why").decode()
 DONE = {"role": "assistant", "content": "So."}
 
 
-def function(name: str = "f", **more: object) -> dict[str, object]:
+def function(name: str = "f", **more: object) -> Body:
     return {"type": "function", "function": {**TOOL, "name": name, **more}}
 
 
 CUSTOM = {"type": "grammar", "syntax": "regex", "definition": "a+"}
-SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+SAME: list[tuple[Body, Body]] = [
     ({"input": "Hi"}, {"messages": [USER]}),
     ({"input": [USER], "seed": 7, "top_k": 3, "stop": ["x"]},
      {"messages": [USER], "seed": 7, "top_k": 3, "stop": ["x"]}),
@@ -100,7 +99,7 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("response", "chat"), SAME)
 async def test_a_response_has_the_job_of_the_chat_that_says_the_same(
-    response: dict[str, Any], chat: dict[str, Any]
+    response: Body, chat: Body
 ) -> None:
     assert await meaning(response) == await meaning(chat)
 
@@ -145,9 +144,7 @@ async def test_a_response_has_the_job_of_the_chat_that_says_the_same(
          "tools.1.tools.0.format"),
     ],
 )  # fmt: skip
-async def test_what_is_not_served_is_named_as_this_api_names_it(
-    more: dict[str, object], field: str
-) -> None:
+async def test_what_is_not_served_is_named_as_this_api_names_it(more: Body, field: str) -> None:
     assert await refusal({"input": "Hi", **more}, path="/v1/responses") == (400, field)
 
 

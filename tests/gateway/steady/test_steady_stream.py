@@ -10,7 +10,7 @@ import pytest
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.errors import Unavailable
-from tests.gateway.scripted import ScriptedEngine, ask, events_of
+from tests.gateway.scripted import Body, ScriptedEngine, ask, events_of
 from tests.gateway.test_watched_stream import TellingEngine
 
 USER = {"role": "user", "content": "Hi"}
@@ -22,9 +22,7 @@ CALLS = (
 )
 
 
-async def events(
-    engine: ScriptedEngine, body: dict[str, Any], options: dict[str, bool]
-) -> list[Any]:
+async def events(engine: ScriptedEngine, body: Body, options: dict[str, bool]) -> list[Any]:
     """Return the stream's chunks, and "[DONE]" if it ends with that."""
     answer = await ask({**body, "stream_options": options}, engine, tool_format="hermes")
     assert answer.status_code == 200, answer.text
@@ -32,9 +30,9 @@ async def events(
     return events_of(answer.text)
 
 
-def told(events: list[Any]) -> dict[str, Any]:
+def told(events: list[Any]) -> Body:
     """Return what the chunks say together, without what is of one request alone."""
-    whole: dict[str, Any] = defaultdict(list)
+    whole: Body = defaultdict(list)
     for event in events:
         if event == "[DONE]" or "error" in event:
             whole["end"].append(event)
@@ -49,7 +47,7 @@ def told(events: list[Any]) -> dict[str, Any]:
     return whole
 
 
-def add(whole: dict[str, Any], choice: dict[str, Any], told: dict[str, Any]) -> None:
+def add(whole: Body, choice: Body, told: Body) -> None:
     def to(name: str, items: Iterable[object] | None) -> None:
         whole[f"{name} {choice['index']}"] += list(items or ())
 
@@ -82,7 +80,7 @@ REQUESTS = {
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 async def test_it_says_what_the_stream_says_that_is_not_steady(
-    request_: tuple[ScriptedEngine, dict[str, Any]], watched: bool
+    request_: tuple[ScriptedEngine, Body], watched: bool
 ) -> None:
     engine, body = request_
     options = {"include_usage": True, "include_speculation": watched}

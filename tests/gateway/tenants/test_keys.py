@@ -65,9 +65,7 @@ def test_a_file_without_keys_admits_nobody_and_no_file_everybody(tmp_path: Path)
     assert holder(tenants(None), "any") == "anonymous"
 
 
-def test_the_whole_digest_is_compared_in_constant_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_whole_digest_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
     whole = hmac.compare_digest
 
