@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
 from structlog.testing import capture_logs
 
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.ports import Delta, Job, Statistics
+from picospec.gateway.ports import Job, Statistics
 from tests.gateway.scripted import MODEL, Body, ScriptedEngine, ask, client_of, make_app, served
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
@@ -72,16 +71,11 @@ async def test_a_client_that_goes_away_before_the_first_token_closes_the_generat
 ) -> None:
     waiting = asyncio.Event()
 
-    class Silent(ScriptedEngine):
-        async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-            waiting.set()
-            try:
-                await forever()
-                yield Delta(())
-            finally:
-                self.closed.release()
+    async def wait() -> None:
+        waiting.set()
+        await forever()
 
-    engine = Silent()
+    engine = ScriptedEngine([b""], pause=wait)
     async with served(make_app(engine)) as url, httpx.AsyncClient(base_url=url) as client:
         with capture_logs() as logs:
             request = asyncio.create_task(client.post("/v1/chat/completions", json=body))
@@ -184,21 +178,12 @@ async def test_times_are_measured_from_the_start_of_the_request() -> None:
             answer = await client.post("/v1/chat/completions", json=CHAT)
         metrics = (await client.get("/metrics")).text
 
-    assert answer.json()["timings"] == pytest.approx(
-        {
-            "cache_n": 0,
-            "prompt_n": 15,
-            "prompt_ms": 1000 / 3,
-            "prompt_per_token_ms": 1000 / 45,
-            "prompt_per_second": 45,
-            "predicted_n": 9,
-            "predicted_ms": 500,
-            "predicted_per_token_ms": 500 / 9,
-            "predicted_per_second": 18,
-            "draft_n": 12,
-            "draft_n_accepted": 7,
-        }
-    )
+    assert answer.json()["timings"] == pytest.approx({
+        "cache_n": 0, "prompt_n": 15, "prompt_ms": 1000 / 3,
+        "prompt_per_token_ms": 1000 / 45, "prompt_per_second": 45,
+        "predicted_n": 9, "predicted_ms": 500, "predicted_per_token_ms": 500 / 9,
+        "predicted_per_second": 18, "draft_n": 12, "draft_n_accepted": 7,
+    })  # fmt: skip
     assert (logs[0]["first_token_s"], logs[0]["duration_s"]) == (0.333333, 0.833333)
     sums = re.findall(r"^picospec:(\w+)_seconds_sum(?:{.*})? (.*)", metrics, re.MULTILINE)
     found = {name: pytest.approx(float(seconds)) for name, seconds in sums}

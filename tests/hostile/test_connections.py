@@ -173,12 +173,11 @@ async def test_a_loop_without_descriptors_says_so_in_one_line_a_minute() -> None
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
     be_brief_without_descriptors(loop)
+    failed = {"message": "accept", "exception": OSError(errno.EMFILE, "none left")}
     try:
         with capture_logs() as lines:
             for _ in range(3000):
-                loop.call_exception_handler(
-                    {"message": "accept", "exception": OSError(errno.EMFILE, "none left")}
-                )
+                loop.call_exception_handler(failed)
     finally:
         loop.set_exception_handler(before)
 

@@ -133,8 +133,8 @@ async def test_a_text_that_cannot_fit_is_refused_by_its_bytes(
     answer = await client.post(path, json=body, headers=ANN)
 
     error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
-    assert error["param"] == param
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["code"] == "context_length_exceeded"
     assert all(len(text) <= FITS for text in tokenizer.read)
     charged = CONTEXT_TOKENS + (name == "two prompts")
     assert await tokens_of_ann(client) == (charged if "completions" in path else 0)

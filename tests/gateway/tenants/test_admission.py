@@ -117,31 +117,22 @@ async def test_of_a_request_over_a_limit_little_of_the_body_is_read_and_nothing_
     engine = ScriptedEngine((b"x",), pause=asyncio.Event().wait)
     app = make_app(engine, keys_file=file, body_limit_bytes=1 << 30)
 
-    async def endless() -> dict[str, object]:
+    async def endless() -> AsyncIterator[bytes]:
         nonlocal read
-        read += len(piece)
-        return {"type": "http.request", "body": piece, "more_body": True}
+        while True:
+            read += len(piece)
+            yield piece
 
-    sent: list[dict[str, object]] = []
-
-    async def send(message: dict[str, object]) -> None:
-        sent.append(message)
-
-    headers = [(b"authorization", BEN["authorization"].encode()), (b"host", b"gateway")]
-    scope = {
-        "type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers,
-        "query_string": b"", "raw_path": b"", "root_path": "", "http_version": "1.1",
-    }  # fmt: skip
     async with client_of(app) as client:
         for _ in range(6 if "requests" in limit else 0):
             await client.get("/v1/models", headers=BEN)
         running = asyncio.create_task(ask(client, BEN))
         for _ in range(50):
             await asyncio.sleep(0)
-        await app(scope, endless, send)  # type: ignore[arg-type]
+        refused = await client.post("/v1/chat/completions", content=endless(), headers=BEN)
         running.cancel()
 
-    assert sent[0]["status"] == 429
+    assert refused.status_code == 429
     assert read <= STRANGERS_BYTES + len(piece)
 
 
