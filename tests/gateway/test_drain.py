@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -24,31 +25,24 @@ CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 STREAM = CHAT | {"stream": True}
 
 
-class Running:
-    """Answers that have begun, and go on when `finish` is set."""
+@asynccontextmanager
+async def running(
+    drain: Drain, finish: asyncio.Event
+) -> AsyncIterator[tuple[ScriptedEngine, list[asyncio.Task[httpx.Response]]]]:
+    """Give an engine and two answers of it, one streamed, that go on when `finish` is set."""
+    begun = asyncio.Semaphore(0)
 
-    def __init__(self, drain: Drain, bodies: Iterable[Body]) -> None:
-        self.finish = asyncio.Event()
-        self.engine = ScriptedEngine(pause=self._pause)
-        self.client = client_of(make_app(self.engine, drain=drain))
-        self._begun = asyncio.Semaphore(0)
-        self._bodies = list(bodies)
+    async def pause() -> None:
+        begun.release()
+        await finish.wait()
 
-    async def _pause(self) -> None:
-        self._begun.release()
-        await self.finish.wait()
-
-    async def __aenter__(self) -> list[asyncio.Task[httpx.Response]]:
-        tasks = [
-            asyncio.create_task(self.client.post("/v1/chat/completions", json=body))
-            for body in self._bodies
-        ]
-        for _ in tasks:
-            await self._begun.acquire()
-        return tasks
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.client.aclose()
+    engine = ScriptedEngine(pause=pause)
+    async with client_of(make_app(engine, drain=drain)) as client:
+        asked = [client.post("/v1/chat/completions", json=body) for body in (CHAT, STREAM)]
+        answers = [asyncio.create_task(each) for each in asked]
+        for _ in answers:
+            await begun.acquire()
+        yield engine, answers
 
 
 @pytest.mark.parametrize("body", [CHAT, STREAM, {"prompt": "Hi"}])
@@ -70,14 +64,13 @@ async def test_a_new_answer_is_refused_and_the_client_told_when_to_ask_again(
 
 
 async def test_an_answer_that_runs_finishes_and_then_draining_is_over() -> None:
-    drain = Drain()
-    running = Running(drain, [CHAT, STREAM])
-    async with running as answers:
+    drain, finish = Drain(), asyncio.Event()
+    async with running(drain, finish) as (_, answers):
         drain.begin(60.0)
         await asyncio.sleep(0)
         assert not drain.over.is_set()
 
-        running.finish.set()
+        finish.set()
         whole, streamed = await asyncio.gather(*answers)
 
     assert drain.over.is_set()
@@ -87,15 +80,14 @@ async def test_an_answer_that_runs_finishes_and_then_draining_is_over() -> None:
 
 async def test_an_answer_that_is_cut_off_says_so_and_closes_its_generator() -> None:
     drain = Drain()
-    running = Running(drain, [CHAT, STREAM])
-    async with running as answers, asyncio.timeout(5):
+    async with running(drain, asyncio.Event()) as (engine, answers), asyncio.timeout(5):
         drain.begin(0.01)
         await drain.over.wait()
         await drain.cut()
         whole, streamed = [answer.result() for answer in answers]
 
     for _ in answers:
-        await running.engine.closed.acquire()
+        await engine.closed.acquire()
     last = events_of(streamed.text)[-1]
     assert (whole.status_code, streamed.status_code) == (503, 200)
     for error in (whole.json()["error"], last["error"]):

@@ -81,32 +81,22 @@ def said(answer: httpx.Response) -> list[Mapping[str, object]]:
 
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
-async def test_an_answer_of_the_fallback_says_so(fallback: Fallback, body: Body) -> None:
-    async with client(away(), fallback) as asked:
-        with capture_logs() as logs:
-            answer = await asked.post("/v1/chat/completions", json=body)
-
-    assert (answer.status_code, answer.headers["x-picospec-fallback"]) == (200, "draft")
-    assert {each["model"] for each in said(answer)} == {"small"}
-    assert {each["system_fingerprint"] for each in said(answer)} == {"draft:small"}
-    assert logs[0]["fallback"] == "draft"
-    assert "Well" in answer.text
-    assert fallback.counted == 1
-
-
-@pytest.mark.parametrize("body", [CHAT, STREAM])
-async def test_an_answer_of_the_engine_itself_says_nothing(
-    fallback: Fallback, body: Body
+@pytest.mark.parametrize("needed", [True, False])
+async def test_an_answer_says_so_if_it_is_the_fallbacks(
+    fallback: Fallback, needed: bool, body: Body
 ) -> None:
-    fallback.needed = False
-    async with client(ScriptedEngine(), fallback) as asked:
+    fallback.needed = needed
+    async with client(away() if needed else ScriptedEngine(), fallback) as asked:
         with capture_logs() as logs:
             answer = await asked.post("/v1/chat/completions", json=body)
 
-    assert "x-picospec-fallback" not in answer.headers
-    assert not any("system_fingerprint" in each for each in said(answer))
-    assert "fallback" not in logs[0]
-    assert fallback.counted == 0
+    name, fingerprint = ("draft", "draft:small") if needed else (None, None)
+    assert answer.status_code == 200
+    assert answer.headers.get("x-picospec-fallback") == logs[0].get("fallback") == name
+    assert {each["model"] for each in said(answer)} == {"small" if needed else MODEL}
+    assert {each.get("system_fingerprint") for each in said(answer)} == {fingerprint}
+    assert ("Well" in answer.text) == needed
+    assert fallback.counted == needed
 
 
 async def test_an_answer_that_runs_never_goes_on_in_the_fallback(fallback: Fallback) -> None:

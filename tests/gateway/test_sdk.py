@@ -165,17 +165,6 @@ async def test_an_answer_can_be_sent_back_as_part_of_the_conversation() -> None:
     assert bytes(engine.jobs[1].prompt) == b"d:z\nu:Hello\na:ok\nu:x\ny\n"
 
 
-async def test_the_model_can_be_listed_and_looked_up() -> None:
-    async with sdk(ScriptedEngine()) as client:
-        listed = [model.id async for model in client.models.list()]
-        found = await client.models.retrieve(MODEL)
-        with pytest.raises(openai.NotFoundError):
-            await client.models.retrieve("org/other")
-
-    assert listed == [MODEL]
-    assert found.max_model_len == 64
-
-
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("then", "kind", "retry_after"),

@@ -158,11 +158,14 @@ async def test_the_list_of_models_has_every_name() -> None:
     async with client_of(make_app(ScriptedEngine(), model_aliases=["z", "gpt-4o"])) as client:
         listed = (await client.get("/v1/models")).json()["data"]
         found = (await client.get("/v1/models/gpt-4o")).json()
+        unknown = await client.get("/v1/models/org/other")
 
     assert [model["id"] for model in listed] == [MODEL, "gpt-4o", "z"]
     assert {model["root"] for model in listed} == {MODEL}
     assert listed[0]["capabilities"] == ["completion", "tools", "insert"]
+    assert listed[0]["max_model_len"] == CONTEXT_TOKENS
     assert found == listed[1]
+    assert unknown.status_code == 404
 
 
 async def test_an_adapter_is_asked_for_as_a_model_is() -> None:
