@@ -19,7 +19,8 @@ from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions.request import CompletionRequest
 from picospec.gateway.doors.responses.request import ResponsesRequest
 from picospec.gateway.schemas.known import NEUTRAL
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask, door_of
+from tests.gateway.test_documents import errors_of
 
 DATA = Path(__file__).parent / "data"
 IGNORED = {
@@ -42,6 +43,7 @@ async def test_the_request_of_a_client_is_served(name: str) -> None:
 
     answer = await ask(body, ScriptedEngine(context_tokens=4096), tokenizer=tokenizer)
 
+    assert errors_of(door_of(body), body) == []  # it fits the published schema
     assert answer.status_code == 200, answer.text
     assert (
         answer.text.endswith("data: [DONE]\n\n") or "event: response.completed" in answer.text

@@ -1,4 +1,5 @@
-"""A service listens to strangers only where that is wanted, and answers to its own names."""
+"""A service listens to strangers only where that is wanted, answers to its own names, and with
+keys set, shows without one only what is of no client."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from picospec.gateway.app import create_app
 from picospec.gateway.hosting.listening import check_listening, hosts_of, is_loopback
 from picospec.gateway.hosting.settings_sources import ServiceSettings
 from picospec.gateway.tokenizer import Tokenizer
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
 
 KEYED = {"PICOSPEC_API_KEYS": "one"}
 ROOT = Path(__file__).parents[2]
@@ -110,3 +111,45 @@ async def test_more_names_can_be_allowed_and_with_keys_any_name_will_do() -> Non
     assert await status("any.example", **beyond) == 200
     assert await status("any.example", **beyond, **named) == 403
     assert await status("127.0.0.2:8000", host="127.0.0.2") == 200
+
+
+KEY = {"authorization": "Bearer right"}
+PATHS = ["/v1/chat/completions", "/tokenize", "/v1/models", "/v1/nowhere"]
+
+
+WRONG = [
+    {},
+    *({"authorization": key} for key in ("Bearer wrong", "Basic right", "right", "Bearer")),
+    {"x-api-key": "wrong"},
+    {"x-api-key": ""},
+    {"x-api-key": "right", "authorization": "Bearer wrong"},
+]
+
+
+@pytest.mark.parametrize("headers", WRONG, ids=str)
+@pytest.mark.parametrize("path", PATHS)
+async def test_without_a_right_key_every_path_is_a_401(
+    path: str, headers: dict[str, str]
+) -> None:
+    async with client_of(make_app(ScriptedEngine(), api_keys=["other", "right"])) as client:
+        answer = await client.post(path, content=b"{", headers=headers)
+
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", [KEY, {"x-api-key": "right"}], ids=str)
+async def test_with_a_right_key_every_path_is_open_and_some_always_are(
+    key: dict[str, str],
+) -> None:
+    async with client_of(make_app(ScriptedEngine(), api_keys=["other", "right"])) as client:
+        answers = [
+            await client.get("/v1/models", headers=key),
+            *[await client.get(path) for path in ("/health", "/ready", "/metrics")],
+            *[await client.get(path) for path in ("/openapi.json", "/docs")],
+        ]
+        closed = await client.get("/version")
+
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert closed.status_code == 401

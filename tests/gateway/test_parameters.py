@@ -11,6 +11,7 @@ from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, Body, ScriptedEngine, 
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 ALL = frozenset({*SERVABLE, structured.NAME})
+ROOM = CONTEXT_TOKENS - len("u:Hello\n")
 BOUNDS = {
     "temperature": (-0.1, 0, 2, 2.1),
     "top_p": (0, 1e-9, 1, 1.1),
@@ -21,7 +22,7 @@ BOUNDS = {
     "presence_penalty": (-2.1, -2, 2, 2.1),
     "frequency_penalty": (-2.1, -2, 2, 2.1),
     "repetition_penalty": (0, 0.01, 2, 2.1),
-    "max_tokens": (-2, -1, CONTEXT_TOKENS - len("u:Hello\n"), None),
+    "max_tokens": (-2, -1, ROOM, None),
     "min_tokens": (-1, 0, 8, None),
 }
 """A value below the least, the least, the most, and a value above that."""
@@ -76,23 +77,30 @@ async def test_the_other_names_of_llama_server_mean_the_same() -> None:
     assert [job.max_tokens for job in engine.jobs] == [3, 3]
 
 
-@pytest.mark.parametrize("wanted", [57, 32_000])
-async def test_an_answer_may_take_what_the_context_has_room_for(wanted: int) -> None:
-    engine = ScriptedEngine()
-
-    answer = await ask(CHAT | {"max_tokens": wanted}, engine)
-
-    assert (answer.status_code, engine.jobs[0].max_tokens) == (200, CONTEXT_TOKENS - 8)
+LIMITED = {"max_tokens": 7.0, "most_tokens": 9.0}
 
 
-async def test_minus_one_is_no_limit_and_no_seed() -> None:
-    engine = ScriptedEngine()
-    for body in ({"max_tokens": -1, "seed": -1}, {"n_predict": -1}, {"max_tokens": None}):
-        await ask({"prompt": "Hello", **body}, engine)
+@pytest.mark.parametrize(
+    ("defaults", "body", "max_tokens"),
+    [
+        ({}, CHAT | {"max_tokens": ROOM + 1}, ROOM),
+        ({}, CHAT | {"max_tokens": 32_000}, ROOM),
+        ({}, CHAT | {"max_tokens": -1}, ROOM),
+        ({}, CHAT | {"n_predict": -1}, ROOM),
+        ({}, {"prompt": "Hello", "max_tokens": None}, 16),
+        (LIMITED, CHAT, 7),
+        (LIMITED, CHAT | {"max_tokens": 8}, 8),
+        (LIMITED, CHAT | {"max_tokens": 20}, 9),
+    ],
+)
+async def test_an_answer_has_as_many_tokens_as_are_asked_for_and_the_target_has_room_for(
+    defaults: dict[str, float], body: Body, max_tokens: int
+) -> None:
+    engine = ScriptedEngine(defaults=defaults)
 
-    room = CONTEXT_TOKENS - len("Hello")
-    assert [job.max_tokens for job in engine.jobs] == [room, room, 16]
-    assert engine.jobs[0].seed == 41
+    await ask(body, engine)
+
+    assert engine.jobs[0].max_tokens == max_tokens
 
 
 PARTS = [{"type": "text", "text": text} for text in ("ab", "cd")]
@@ -159,18 +167,13 @@ async def test_the_models_own_settings_apply_where_the_request_has_none() -> Non
     assert engine.jobs[0].extras.keys() == {"repetition_penalty", "presence_penalty"}
 
 
-async def test_the_targets_own_limits_of_an_answer_hold_where_it_has_any() -> None:
-    engine = ScriptedEngine(defaults={"max_tokens": 7.0, "most_tokens": 9.0})
-
-    for asked in ({}, {"max_tokens": 8}, {"max_tokens": 20}):
-        await ask(CHAT | asked, engine)
-
-    assert [job.max_tokens for job in engine.jobs] == [7, 8, 9]
-
-
 @pytest.mark.parametrize(
     ("asked", "temperature", "seed"),
-    [({"temperature": 1e-6, "seed": -5}, 0.01, 2**64 - 5), ({"temperature": 0}, 0.0, 41)],
+    [
+        ({"temperature": 1e-6, "seed": -5}, 0.01, 2**64 - 5),
+        ({"temperature": 0}, 0.0, 41),
+        ({"temperature": 0, "seed": -1}, 0.0, 41),
+    ],
 )
 async def test_a_low_temperature_and_a_negative_seed_are_as_vllm_has_them(
     asked: Body, temperature: float, seed: int

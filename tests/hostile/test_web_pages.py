@@ -4,7 +4,9 @@ another one if, and only if, a setting names it."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
+import httpx
 import pytest
 
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
@@ -43,13 +45,23 @@ def bearing(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+async def posted(
+    headers: Mapping[str, str],
+    engine: ScriptedEngine | None = None,
+    path: str = "/v1/chat/completions",
+    **settings: object,
+) -> httpx.Response:
+    async with client_of(make_app(engine or ScriptedEngine(), **settings)) as client:
+        return await client.post(path, content=CHAT, headers=headers)
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
 @pytest.mark.parametrize("who", HEADS)
 async def test_without_keys_only_own_pages_and_programs_are_served(who: str, path: str) -> None:
     engine = ScriptedEngine()
     headers, status = HEADS[who]
-    async with client_of(make_app(engine, cors_origins=[FRIEND["origin"]])) as client:
-        answer = await client.post(path, content=CHAT, headers=headers)
+
+    answer = await posted(headers, engine, path, cors_origins=[FRIEND["origin"]])
 
     assert answer.status_code == status
     if status != 200:
@@ -65,18 +77,14 @@ async def test_without_keys_only_own_pages_and_programs_are_served(who: str, pat
 
 @pytest.mark.parametrize("who", HEADS)
 async def test_with_keys_the_key_decides(who: str) -> None:
-    headers = HEADS[who][0] | bearing("right")
-    async with client_of(make_app(ScriptedEngine(), api_keys=["right"])) as client:
-        answer = await client.post("/v1/chat/completions", content=CHAT, headers=headers)
+    answer = await posted(HEADS[who][0] | bearing("right"), api_keys=["right"])
 
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("who", ["a program", "a page of another port", "another page"])
 async def test_where_a_setting_names_all_origins_every_page_is_served(who: str) -> None:
-    headers = HEADS[who][0] | EVIL
-    async with client_of(make_app(ScriptedEngine(), cors_origins=["*"])) as client:
-        answer = await client.post("/v1/chat/completions", content=CHAT, headers=headers)
+    answer = await posted(HEADS[who][0] | EVIL, cors_origins=["*"])
 
     assert answer.status_code == 200
 
