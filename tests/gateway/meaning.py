@@ -20,3 +20,13 @@ async def meaning(
     answer = await ask(body, engine, path=path, tokenizer=tokenizer)
     assert answer.status_code == 200, answer.text
     return [replace(job, request_id="", owner=None) for job in engine.jobs], tokenizer.rendered
+
+
+async def job_of(
+    body: Body, engine: ScriptedEngine | None = None, tokenizer: ByteTokenizer | None = None
+) -> Job:
+    """Return what an engine is asked for, at last, by a request that it serves."""
+    engine = engine or ScriptedEngine()
+    answer = await ask(body, engine, tokenizer=tokenizer)
+    assert answer.status_code == 200, answer.text
+    return engine.jobs[-1]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from tests.gateway.meaning import job_of
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     END,
@@ -43,12 +44,12 @@ async def test_a_model_that_cannot_fill_in_is_a_400_that_names_the_suffix() -> N
 
 
 async def test_the_tokens_that_begin_a_prompt_can_be_left_out() -> None:
-    engine, tokenizer = ScriptedEngine(), ByteTokenizer(begins=(7,))
+    tokenizer = ByteTokenizer(begins=(7,))
 
-    await ask({"prompt": "a"}, engine, tokenizer=tokenizer)
-    await ask({"prompt": "a", "add_special_tokens": False}, engine, tokenizer=tokenizer)
+    begun = await job_of({"prompt": "a"}, tokenizer=tokenizer)
+    bare = await job_of({"prompt": "a", "add_special_tokens": False}, tokenizer=tokenizer)
 
-    assert [job.prompt for job in engine.jobs] == [(7, 97), (97,)]
+    assert (begun.prompt, bare.prompt) == ((7, 97), (97,))
 
 
 async def test_echo_puts_each_prompt_before_its_choices() -> None:

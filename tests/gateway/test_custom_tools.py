@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from picospec.gateway.grammars import structured
 from picospec.gateway.output.custom_input import CustomInput
+from tests.gateway.meaning import job_of
 from tests.gateway.openai_sdk import sdk, writes
 from tests.gateway.output.grammars import Grammar
 from tests.gateway.output.reading import CUTS, split
@@ -91,27 +92,27 @@ async def test_a_text_in_lark_is_the_whole_answer(
 
 
 async def test_the_model_is_shown_a_function_of_a_text() -> None:
-    tokenizer, engine = ByteTokenizer(), ScriptedEngine(features=GRAMMAR)
+    tokenizer = ByteTokenizer()
     call = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "x"}}
     said = {"role": "assistant", "tool_calls": [call]}
 
     body = {"messages": [USER, said], "tools": [custom("regex", "a+")]}
-    assert (await ask(body, engine, tokenizer=tokenizer)).status_code == 200
+    job = await job_of(body, ScriptedEngine(features=GRAMMAR), tokenizer)
 
     seen = tokenizer.rendered[0]
     parameters = seen["tools"][0]["function"]["parameters"]
     assert parameters["properties"] == {"input": {"type": "string", "pattern": "^(?:a+)$"}}
     assert seen["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"input": "x"}
-    assert "a+" in engine.jobs[0].extras[structured.NAME]["grammar"]
+    assert "a+" in job.extras[structured.NAME]["grammar"]
 
 
 async def test_of_the_tools_that_are_shown_only_those_allowed_may_be_called() -> None:
-    tokenizer, engine = ByteTokenizer(), ScriptedEngine(features=GRAMMAR)
+    tokenizer = ByteTokenizer()
     body = {"messages": [USER], "tools": [PLAIN, WEATHER], "tool_choice": ALLOWED}
 
-    assert (await ask(body, engine, tokenizer=tokenizer)).status_code == 200
+    job = await job_of(body, ScriptedEngine(features=GRAMMAR), tokenizer)
 
-    grammar = engine.jobs[0].extras[structured.NAME]["grammar"]
+    grammar = job.extras[structured.NAME]["grammar"]
     shown = [each["function"]["name"] for each in tokenizer.rendered[0]["tools"]]
     assert shown == ["patch", "weather"]
     assert [word in grammar for word in ("patch", "weather", "free")] == [True, False, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picospec.gateway.tokenizer import Json
+from tests.gateway.meaning import job_of
 from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, refusal
 
 USER = {"role": "user", "content": "Hi"}
@@ -161,10 +162,9 @@ async def test_a_limit_of_reasoning_reaches_the_engine(name: str) -> None:
     engine = ScriptedEngine(features=frozenset({"thinking_budget"}))
     tokenizer = Spelling(template="<think></think>")
 
-    answer = await ask({"messages": [USER], name: 5}, engine, tokenizer=tokenizer)
+    job = await job_of({"messages": [USER], name: 5}, engine, tokenizer)
 
-    assert answer.status_code == 200
-    assert engine.jobs[0].extras["thinking_budget"] == {"tokens": 5, "closing": 2, "opening": 1}
+    assert job.extras["thinking_budget"] == {"tokens": 5, "closing": 2, "opening": 1}
 
 
 @pytest.mark.parametrize(

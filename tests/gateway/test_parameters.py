@@ -7,6 +7,7 @@ import pytest
 from picospec.gateway.doors.parameters import SERVABLE
 from picospec.gateway.grammars import structured
 from picospec.gateway.ports import Sampling, Statistics
+from tests.gateway.meaning import job_of
 from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, Body, ScriptedEngine, ask, refusal
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
@@ -56,14 +57,12 @@ async def test_the_largest_lists_and_texts_are_accepted(change: Body) -> None:
 
 
 async def test_the_settings_of_a_request_reach_the_engine() -> None:
-    engine = ScriptedEngine()
+    drawn = await job_of(CHAT | {"temperature": 0.5, "min_p": 0.1, "top_k": 3, "top_p": 0.9})
+    other = await job_of(CHAT | {"top_k": -1, "max_completion_tokens": 5, "logprobs": True})
 
-    await ask(CHAT | {"temperature": 0.5, "min_p": 0.1, "top_k": 3, "top_p": 0.9}, engine)
-    await ask(CHAT | {"top_k": -1, "max_completion_tokens": 5, "logprobs": True}, engine)
-
-    assert engine.jobs[0].sampling == Sampling(0.5, min_p=0.1, top_k=3, top_p=0.9)
-    assert engine.jobs[1].sampling == Sampling(top_k=0)
-    assert (engine.jobs[1].max_tokens, engine.jobs[1].top_logprobs) == (5, 0)
+    assert drawn.sampling == Sampling(0.5, min_p=0.1, top_k=3, top_p=0.9)
+    assert other.sampling == Sampling(top_k=0)
+    assert (other.max_tokens, other.top_logprobs) == (5, 0)
 
 
 async def test_the_other_names_of_llama_server_mean_the_same() -> None:
@@ -96,11 +95,9 @@ LIMITED = {"max_tokens": 7.0, "most_tokens": 9.0}
 async def test_an_answer_has_as_many_tokens_as_are_asked_for_and_the_target_has_room_for(
     defaults: dict[str, float], body: Body, max_tokens: int
 ) -> None:
-    engine = ScriptedEngine(defaults=defaults)
+    job = await job_of(body, ScriptedEngine(defaults=defaults))
 
-    await ask(body, engine)
-
-    assert engine.jobs[0].max_tokens == max_tokens
+    assert job.max_tokens == max_tokens
 
 
 PARTS = [{"type": "text", "text": text} for text in ("ab", "cd")]
@@ -152,19 +149,17 @@ async def test_the_models_own_settings_apply_where_the_request_has_none() -> Non
     }  # fmt: skip
     engine = ScriptedEngine(features=ALL, defaults=defaults)
 
-    await ask(CHAT | {}, engine)
-    await ask(
-        CHAT | {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1},
-        engine,
-    )
-    await ask(CHAT | {"temperature": None, "repetition_penalty": 1.3}, engine)
+    own = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
 
-    assert engine.jobs[0].sampling == Sampling(0.7, min_p=0.1, top_k=20, top_p=0.8)
-    assert engine.jobs[1].sampling == Sampling()
-    assert engine.jobs[2].sampling == engine.jobs[0].sampling
-    penalties = [job.extras.get("repetition_penalty") for job in engine.jobs]
+    usual = await job_of(CHAT, engine)
+    owns = await job_of(CHAT | own, engine)
+    mixed = await job_of(CHAT | {"temperature": None, "repetition_penalty": 1.3}, engine)
+
+    assert usual.sampling == mixed.sampling == Sampling(0.7, min_p=0.1, top_k=20, top_p=0.8)
+    assert owns.sampling == Sampling()
+    penalties = [job.extras.get("repetition_penalty") for job in (usual, owns, mixed)]
     assert penalties == [1.1, None, 1.3]
-    assert engine.jobs[0].extras.keys() == {"repetition_penalty", "presence_penalty"}
+    assert usual.extras.keys() == {"repetition_penalty", "presence_penalty"}
 
 
 @pytest.mark.parametrize(
@@ -178,11 +173,9 @@ async def test_the_models_own_settings_apply_where_the_request_has_none() -> Non
 async def test_a_low_temperature_and_a_negative_seed_are_as_vllm_has_them(
     asked: Body, temperature: float, seed: int
 ) -> None:
-    engine = ScriptedEngine()
+    job = await job_of(CHAT | asked)
 
-    await ask(CHAT | asked, engine)
-
-    assert (engine.jobs[0].sampling.temperature, engine.jobs[0].seed) == (temperature, seed)
+    assert (job.sampling.temperature, job.seed) == (temperature, seed)
 
 
 async def test_a_false_is_not_the_number_that_changes_nothing() -> None:
@@ -197,7 +190,8 @@ async def test_what_the_engine_serves_reaches_it_as_the_client_sent_it() -> None
         "min_tokens": 2, "ignore_eos": True,
     }  # fmt: skip
 
-    answer = await ask({**CHAT, **same, "logit_bias": {"5": -100}}, engine)
+    job = await job_of(
+        {**CHAT, **same, "logit_bias": {"5": -100}}, ScriptedEngine(features=ALL)
+    )
 
-    assert answer.status_code == 200
-    assert engine.jobs[0].extras == {**same, "logit_bias": {5: -100.0}}
+    assert job.extras == {**same, "logit_bias": {5: -100.0}}

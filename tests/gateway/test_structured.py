@@ -8,6 +8,7 @@ import pytest
 
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.grammars import structured
+from tests.gateway.meaning import job_of
 from tests.gateway.scripted import Body, ScriptedEngine, ask
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -41,12 +42,9 @@ SAME = [
 
 @pytest.mark.parametrize(("change", "expected"), SAME)
 async def test_each_way_reaches_the_engine_in_one_form(change: Body, expected: Body) -> None:
-    serving = ScriptedEngine(features=frozenset({structured.NAME}))
+    job = await job_of(CHAT | change, ScriptedEngine(features=frozenset({structured.NAME})))
 
-    answer = await ask(CHAT | change, serving)
-
-    assert answer.status_code == 200
-    assert serving.jobs[0].extras == {structured.NAME: expected}
+    assert job.extras == {structured.NAME: expected}
 
 
 AT = [
