@@ -183,8 +183,6 @@ async def test_a_false_is_not_the_number_that_changes_nothing() -> None:
 
 
 async def test_what_the_engine_serves_reaches_it_as_the_client_sent_it() -> None:
-    engine = ScriptedEngine(features=ALL)
-
     same = {
         "presence_penalty": 1, "repetition_penalty": 1.5, "stop_token_ids": [7],
         "min_tokens": 2, "ignore_eos": True,
