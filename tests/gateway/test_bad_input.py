@@ -45,16 +45,17 @@ async def test_a_body_that_is_no_json_object_is_a_400(
 
 
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("own", "limit"), [(1024, 1024), (None, 2**20)])
 async def test_a_body_over_the_limit_is_a_413_announced_or_not(
-    engine: ScriptedEngine, chunked: bool
+    engine: ScriptedEngine, chunked: bool, own: int | None, limit: int
 ) -> None:
     async def chunks(size: int) -> AsyncIterator[bytes]:
         yield b" " * 512
         yield b" " * (size - 512)
 
     answers = []
-    async with client_of(make_app(engine, body_limit_bytes=1024)) as client:
-        for size in (1024, 1025):
+    async with client_of(make_app(engine, body_limit_bytes=own)) as client:
+        for size in (limit, limit + 1):
             content = chunks(size) if chunked else b" " * size
             answers.append(await client.post("/v1/chat/completions", content=content))
 
