@@ -23,7 +23,7 @@ from tests.gateway.native.test_ollama import HISTORY, OPTIONS, SCHEMA, TOOL
 from tests.gateway.scripted import Body, ScriptedEngine, ask, door_of
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields})
-NATIVE_FIELDS = sorted({
+MORE = sorted({
     *FIELDS, *NEUTRAL, *OllamaChat.model_fields, *OllamaGenerate.model_fields,
 })  # fmt: skip
 NATIVE: list[tuple[str, Body]] = [
@@ -57,6 +57,11 @@ values = st.sampled_from(ODD) | st.recursive(
         )
     ),
     max_leaves=5,
+)
+requests = (
+    st.sampled_from([(door_of(body), body) for body in BODIES])
+    | st.just(("/v1/messages", claude_code.request(**ANTHROPICS)))
+    | st.sampled_from(NATIVE)
 )
 message_fields = st.sampled_from(sorted(ChatMessage.model_fields))
 messages = st.lists(
@@ -96,27 +101,9 @@ def test_any_chat_is_served_or_named(sent: object, more: Body) -> None:
     check("/v1/chat/completions", {"messages": sent, **more})
 
 
-@settings(max_examples=50)
-@given(st.sampled_from(BODIES), st.data())
-def test_a_clients_request_with_odd_values_is_served_or_named(
-    body: Body, data: st.DataObject
-) -> None:
-    check(door_of(body), replaced(body, data))
-
-
-@settings(max_examples=50)
-@given(st.data())
-def test_claude_codes_request_with_odd_values_is_served_or_named(data: st.DataObject) -> None:
-    check("/v1/messages", replaced(claude_code.request(**ANTHROPICS), data))
-
-
-@settings(max_examples=80)
-@given(
-    st.sampled_from(NATIVE),
-    st.dictionaries(st.sampled_from(NATIVE_FIELDS), values, max_size=2),
-    st.data(),
-)
-def test_a_request_at_a_native_door_is_served_or_named(
+@settings(max_examples=180)
+@given(requests, st.dictionaries(st.sampled_from(MORE), values, max_size=2), st.data())
+def test_a_request_with_odd_values_is_served_or_named(
     request: tuple[str, Body], more: Body, data: st.DataObject
 ) -> None:
     path, known = request
