@@ -26,9 +26,9 @@ OF_CHAT = {
 NEUTRAL_VALUES = [
     *((name, value) for name, values in NEUTRAL.items() for value in values),
     ("presence_penalty", 0), ("frequency_penalty", 0.0), ("repetition_penalty", 1),
-    ("repeat_last_n", -1), ("min_tokens", 0), ("ignore_eos", False), ("logit_bias", {}),
-    ("stop_token_ids", []), ("response_format", {"type": "text"}), ("grammar", ""),
-    ("guided_json_object", False), ("audio", None), ("stop", None), ("seed", None),
+    ("min_tokens", 0), ("ignore_eos", False), ("logit_bias", {}), ("stop_token_ids", []),
+    ("response_format", {"type": "text"}), ("grammar", ""), ("guided_json_object", False),
+    ("audio", None), ("stop", None), ("seed", None),
 ]  # fmt: skip
 UNSERVED = {
     "presence_penalty": 0.5,
