@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import (
@@ -42,6 +43,10 @@ MODEL = "bytes-1"
 COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
 
 
+Body = dict[str, Any]
+"""A JSON object that is sent or answered."""
+
+
 def _text(content: object) -> str:
     parts = content if isinstance(content, list) else [{"text": content}]
     return "\n".join(part["text"] for part in parts)
@@ -55,7 +60,7 @@ class ByteTokenizer:
     hides_unused_tools: bool = False
     template: str = ""
     begins: tuple[int, ...] = ()
-    rendered: list[dict[str, object]] = field(default_factory=list)
+    rendered: list[Body] = field(default_factory=list)
 
     def chat(
         self,
@@ -105,39 +110,37 @@ class ScriptedEngine:
     closed: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     """Released once by each generator that has been closed."""
 
-    pause: Callable[[], Awaitable[None]] | None = None
+    pause: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)
+    begins_after_s: float = 0.0
     down: ApiError | None = None
 
     async def facts(self) -> Facts:
         if self.down is not None:
             raise self.down
-        stops = frozenset({END})
-        facts = Facts(MODEL, self.context_tokens, stops, END + 1, self.features)
+        facts = Facts(MODEL, self.context_tokens, frozenset({END}), END + 1, self.features)
         return replace(facts, defaults=self.defaults, adapters=self.adapters)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         self.jobs.append(job)
         try:
+            if self.begins_after_s:
+                await asyncio.sleep(self.begins_after_s)
             chunks = self.script(job) if callable(self.script) else self.script
             for chunk in chunks:
                 yield Delta(tuple(chunk), _logprobs(job, chunk), statistics=self.statistics)
-                await (self.pause or _at_once)()
+                await self.pause()
             if self.then is not None:
                 raise self.then
-            ending = (_logprob(job, END),) if job.top_logprobs is not None else None
-            yield Delta((END,), ending, finish="stop", statistics=self.statistics)
+            logprobs = _logprobs(job, [END])
+            yield Delta((END,), logprobs, finish="stop", statistics=self.statistics)
         finally:
             self.closed.release()
 
 
-async def _at_once() -> None:
-    await asyncio.sleep(0)
-
-
-def _logprobs(job: Job, chunk: bytes) -> tuple[TokenLogprob, ...] | None:
+def _logprobs(job: Job, tokens: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
     if job.top_logprobs is None:
         return None
-    return tuple(_logprob(job, token) for token in chunk)
+    return tuple(_logprob(job, token) for token in tokens)
 
 
 def _logprob(job: Job, token: int) -> TokenLogprob:
@@ -159,14 +162,8 @@ def make_app(
         return tokenizer or ByteTokenizer()
 
     given = GatewaySettings.model_validate(settings)
-    return create_app(
-        engine,
-        source,
-        given,
-        Access(session_paths, is_message, clock=clock),
-        drain=drain,
-        draw_seed=lambda: 41,
-    )
+    access = Access(session_paths, is_message, clock=clock)
+    return create_app(engine, source, given, access, drain=drain, draw_seed=lambda: 41)
 
 
 def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
@@ -204,6 +201,20 @@ async def ask(
     """Return what one request gets of an app of its own. path: by default that of the body."""
     async with client_of(make_app(engine or ScriptedEngine(), **app), headers) as client:
         return await client.post(path or door_of(body), json=body)
+
+
+async def refusal(
+    body: Body, engine: ScriptedEngine | None = None, **app: object
+) -> tuple[int, str]:
+    """Return the status of an error, and the field that it names."""
+    answer = await ask(body, engine, **app)
+    return answer.status_code, answer.json()["error"]["param"]
+
+
+def events_of(text: str) -> list[Any]:
+    """Return the data of a stream's events; the "[DONE]" at the end of some is a text."""
+    lines = (line[6:] for line in text.split("\n") if line.startswith("data: "))
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
 class Server(uvicorn.Server):

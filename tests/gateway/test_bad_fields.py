@@ -16,9 +16,11 @@ from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     END,
     MODEL,
+    Body,
     ByteTokenizer,
     ScriptedEngine,
     ask,
+    refusal,
 )
 
 USER = {"role": "user", "content": "Hello"}
@@ -30,23 +32,25 @@ TOOLS = {"tools": [{"type": "function", "function": F}]}
 MISSING, UNSUPPORTED = "missing_required_parameter", "unsupported_parameter"
 TOO_LONG = "context_length_exceeded"
 CONTINUED = {"continue_final_message": True, "add_generation_prompt": True}
+TAG, UNNAMED = {"structural_tag": "{}"}, {"json_schema": {"schema": {}}}
 NAMED_G = {"type": "function", "function": {"name": "g"}}
 
 
-def said(message: dict[str, object]) -> dict[str, object]:
+def said(message: Body) -> Body:
     return {"messages": [USER, message]}
 
 
-def calling(role: str, **call: object) -> dict[str, object]:
+def calling(role: str, **call: object) -> Body:
     function = {"name": "f", "arguments": call.pop("arguments", "{}")}
     calls = [{"type": "function", "function": function, **call}]
     return said({"role": role, "content": "", "tool_calls": calls})
 
 
-def tool(**function: object) -> dict[str, object]:
+def tool(**function: object) -> Body:
     return {"tools": [{"type": "function", "function": {**F, **function}}]}
 
 
+SAID_BY_THE_MODEL = said({"role": "assistant", "content": "a"})
 BAD_CHATS = [
     ({"max_tokens": 4, "max_completion_tokens": 5}, "max_completion_tokens"),
     ({"max_tokens": 4, "n_predict": 4}, "n_predict"),
@@ -76,10 +80,7 @@ BAD_CHATS = [
     ({"prediction": {"type": "file", "content": "a"}}, "prediction.type"),
     ({"prediction": {"type": "content", "content": 7}}, "prediction.content"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-    (
-        {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
-        "response_format.json_schema",
-    ),
+    ({"response_format": {"type": "text", **UNNAMED}}, "response_format.json_schema"),
     ({"guided_json": LARGE}, "guided_json"),
     ({"structured_outputs": {}}, "structured_outputs"),
     ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
@@ -104,28 +105,12 @@ OTHER_CODES = [
     (said({"role": "user"}), "messages.1.content", MISSING),
     ({"prompt": "Hello"}, "prompt", UNSUPPORTED),
     (calling("assistant", type="custom"), "messages.1.tool_calls.0.custom", MISSING),
-    (
-        {**said({"role": "assistant", "content": "a"}), **CONTINUED},
-        "add_generation_prompt",
-        UNSUPPORTED,
-    ),
-    (
-        said({"role": "assistant", "audio": {"id": "a"}}),
-        "messages.1.audio",
-        UNSUPPORTED,
-    ),
+    ({**SAID_BY_THE_MODEL, **CONTINUED}, "add_generation_prompt", UNSUPPORTED),
+    (said({"role": "assistant", "audio": {"id": "a"}}), "messages.1.audio", UNSUPPORTED),
     ({"repeat_penalty": 1.5, "repeat_last_n": 64}, "repeat_last_n", UNSUPPORTED),
-    (
-        {"structured_outputs": {"structural_tag": "{}"}},
-        "structured_outputs.structural_tag",
-        UNSUPPORTED,
-    ),
+    ({"structured_outputs": TAG}, "structured_outputs.structural_tag", UNSUPPORTED),
     ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern", UNSUPPORTED),
-    (
-        {**TOOLS, "tool_choice": {"type": "function"}},
-        "tool_choice.function",
-        MISSING,
-    ),
+    ({**TOOLS, "tool_choice": {"type": "function"}}, "tool_choice.function", MISSING),
 ]
 BAD_TEXTS = [
     ({"prompt": None}, "prompt", MISSING),
@@ -167,7 +152,7 @@ async def engine() -> AsyncIterator[ScriptedEngine]:
     ("change", "param", "code"), [*((*bad, "invalid_value") for bad in BAD_CHATS), *OTHER_CODES]
 )
 async def test_a_bad_chat_request_is_a_400_that_names_the_field(
-    engine: ScriptedEngine, change: dict[str, object], param: str, code: str
+    engine: ScriptedEngine, change: Body, param: str, code: str
 ) -> None:
     answer = await ask(CHAT | change, engine)
 
@@ -178,7 +163,7 @@ async def test_a_bad_chat_request_is_a_400_that_names_the_field(
 
 @pytest.mark.parametrize(("change", "param", "code"), BAD_TEXTS)
 async def test_a_bad_completion_request_is_a_400_that_names_the_field(
-    engine: ScriptedEngine, change: dict[str, object], param: str, code: str
+    engine: ScriptedEngine, change: Body, param: str, code: str
 ) -> None:
     answer = await ask({"prompt": "Hello"} | change, engine, path="/v1/completions")
 
@@ -188,13 +173,12 @@ async def test_a_bad_completion_request_is_a_400_that_names_the_field(
 
 @pytest.mark.parametrize(("body", "param"), BAD_TOKENS)
 async def test_bad_tokens_are_a_400_that_names_the_field(
-    engine: ScriptedEngine, body: dict[str, object], param: str
+    engine: ScriptedEngine, body: Body, param: str
 ) -> None:
     path = "/detokenize" if "tokens" in body else "/tokenize"
+    tokenizer = ByteTokenizer(takes_tools=False)
 
-    answer = await ask(body, engine, path=path, tokenizer=ByteTokenizer(takes_tools=False))
-
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert await refusal(body, engine, path=path, tokenizer=tokenizer) == (400, param)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
@@ -202,8 +186,5 @@ async def test_an_unknown_model_is_a_404(engine: ScriptedEngine, path: str) -> N
     answer = await ask(CHAT | {"model": "g"}, engine, path=path)
 
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"], error["code"]) == (
-        404,
-        "model",
-        "model_not_found",
-    )
+    assert (answer.status_code, error["param"]) == (404, "model")
+    assert error["code"] == "model_not_found"

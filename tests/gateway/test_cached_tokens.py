@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import reduce
 from operator import getitem
@@ -10,19 +9,16 @@ from typing import Final
 
 import pytest
 
-from tests.gateway.scripted import COUNTED, ScriptedEngine, ask
+from tests.gateway.scripted import COUNTED, Body, ScriptedEngine, ask, events_of
 
 DETAILS: Final = "usage/prompt_tokens_details/cached_tokens"
+INPUT: Final = "usage/input_tokens"
 CHAT: Final = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9}
-DOORS: Final[dict[str, tuple[dict[str, object], str, str]]] = {
+DOORS: Final[dict[str, tuple[Body, str, str]]] = {
     "/v1/chat/completions": (CHAT, DETAILS, "usage/prompt_tokens"),
     "/v1/completions": ({"prompt": "Hello"}, DETAILS, "usage/prompt_tokens"),
-    "/v1/responses": (
-        {"input": "Hello"},
-        "usage/input_tokens_details/cached_tokens",
-        "usage/input_tokens",
-    ),
-    "/v1/messages": (CHAT, "usage/cache_read_input_tokens", "usage/input_tokens"),
+    "/v1/responses": ({"input": "Hello"}, "usage/input_tokens_details/cached_tokens", INPUT),
+    "/v1/messages": (CHAT, "usage/cache_read_input_tokens", INPUT),
     "/completion": ({"prompt": "Hello"}, "timings/cache_n", "timings/prompt_n"),
 }
 ENGINE: Final = ScriptedEngine(statistics=replace(COUNTED, cached_tokens=3))
@@ -43,9 +39,8 @@ async def test_a_door_tells_what_was_cached(door: str, stream: bool) -> None:
 
     answer = await ask(asked, ENGINE, path=door)
 
-    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
-    events = list(map(json.loads, lines)) if stream else [answer.json()]
-    told = [event.get("response", event) for event in events]
+    events = events_of(answer.text) if stream else [answer.json()]
+    told = [event.get("response", event) for event in events if event != "[DONE]"]
     last = [each for each in told if each.get("usage") or each.get("timings")][-1]
     prompt = len("Hello") if "prompt" in body else len("u:Hello\n")
     excludes = door in ("/v1/messages", "/completion")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat import ChatCompletion
 
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.ports import Job
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
+from picospec.gateway.grammars import structured
+from tests.gateway.openai_sdk import sdk, writes
+from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine
 
 ASK = [{"role": "user", "content": "Hello"}]
 WEATHER = {
@@ -26,21 +25,8 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "%s"}}\n</tool_ca
 TWO = f"Let me see.\n{CALL % 'Oslo'}\n{CALL % 'Rom'}"
 HERMES = ByteTokenizer(template="<tool_call>")
 THINKING = ByteTokenizer(template="<think><tool_call>")
-
-
-@asynccontextmanager
-async def sdk(
-    text: str, tokenizer: ByteTokenizer = HERMES, **settings: object
-) -> AsyncIterator[AsyncOpenAI]:
-    """Give a client of a model that writes `text`, three bytes a Delta."""
-    data = text.encode()
-    engine = ScriptedEngine([data[at : at + 3] for at in range(0, len(data), 3)])
-    app = make_app(engine, tokenizer=tokenizer, **settings)
-    async with (
-        served(app) as url,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield client
+GRAMMAR = frozenset({structured.NAME})
+JSON = {"response_format": {"type": "json_object"}}
 
 
 async def streamed(client: AsyncOpenAI, **request: object) -> ChatCompletion:
@@ -57,7 +43,7 @@ async def asked(client: AsyncOpenAI, **request: object) -> ChatCompletion:
 
 @pytest.mark.parametrize("ask", [streamed, asked])
 async def test_calls_are_the_same_streamed_or_not(ask: type) -> None:
-    async with sdk(TWO) as client:
+    async with sdk(writes(TWO), tokenizer=HERMES) as client:
         answer = await ask(client, tools=[WEATHER])
 
     [choice] = answer.choices
@@ -71,14 +57,11 @@ async def test_calls_are_the_same_streamed_or_not(ask: type) -> None:
 
 
 async def test_a_stream_shows_the_name_first_and_then_arguments_as_they_come() -> None:
-    async with sdk(CALL % "Oslo") as client:
-        stream = await client.chat.completions.create(
-            model=MODEL, messages=ASK, tools=[WEATHER], stream=True
-        )
+    async with sdk(writes(CALL % "Oslo"), tokenizer=HERMES) as client:
+        stream = await asked(client, tools=[WEATHER], stream=True)
         chunks = [chunk.choices[0] async for chunk in stream]
 
-    pieces = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
-    first, *later = pieces
+    first, *later = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
     assert (first.index, first.type, first.function.name) == (0, "function", "weather")
     assert first.function.arguments == ""
     assert [piece.function.arguments for piece in later][:3] == ['{"c', "ity", '": ']
@@ -90,9 +73,9 @@ async def test_a_stream_shows_the_name_first_and_then_arguments_as_they_come() -
 @pytest.mark.parametrize("ask", [streamed, asked])
 @pytest.mark.parametrize("request_", [{}, {"tools": [WEATHER], "tool_choice": "none"}])
 async def test_without_tools_to_choose_from_everything_is_content(
-    ask: type, request_: dict[str, object]
+    ask: type, request_: Body
 ) -> None:
-    async with sdk(TWO) as client:
+    async with sdk(writes(TWO), tokenizer=HERMES) as client:
         answer = await ask(client, **request_)
 
     message = answer.choices[0].message
@@ -102,7 +85,7 @@ async def test_without_tools_to_choose_from_everything_is_content(
 
 @pytest.mark.parametrize("ask", [streamed, asked])
 async def test_reasoning_is_apart_from_content_and_counted(ask: type) -> None:
-    async with sdk("<think>\nwhy\n</think>\n\nHi", THINKING) as client:
+    async with sdk(writes("<think>\nwhy\n</think>\n\nHi"), tokenizer=THINKING) as client:
         answer = await ask(client)
 
     message = answer.choices[0].message
@@ -113,66 +96,47 @@ async def test_reasoning_is_apart_from_content_and_counted(ask: type) -> None:
 @pytest.mark.parametrize(
     ("request_", "grammar"),
     [
-        ({"tools": [WEATHER]}, None),
-        ({"tools": [WEATHER], "tool_choice": "required"}, '"<tool_call>" calls'),
+        ({}, None),
+        ({"tool_choice": "required"}, '"<tool_call>" calls'),
         (
-            {
-                "tools": [WEATHER],
-                "tool_choice": {"type": "function", "function": {"name": "weather"}},
-                "response_format": {"type": "json_object"},
-            },
+            {"tool_choice": {"type": "function", "function": {"name": "weather"}}, **JSON},
             '"<tool_call>" calls',
         ),
-        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "content |"),
+        (JSON, "content |"),
     ],
 )
 async def test_calls_that_must_be_are_made_by_a_grammar(
-    request_: dict[str, object], grammar: str | None
+    request_: Body, grammar: str | None
 ) -> None:
-    jobs: list[Job] = []
+    engine = writes(CALL % "Oslo", features=GRAMMAR)
+    async with sdk(engine, tokenizer=HERMES) as client:
+        await asked(client, tools=[WEATHER], **request_)
 
-    def script(job: Job) -> list[bytes]:
-        jobs.append(job)
-        return [(CALL % "Oslo").encode()]
-
-    engine = ScriptedEngine(script, features=frozenset({"structured_outputs"}))
-    async with (
-        served(make_app(engine, tokenizer=HERMES)) as url,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client,
-    ):
-        await asked(client, **request_)
-
-    constraint = jobs[0].extras.get("structured_outputs")
+    constraint = engine.jobs[0].extras.get(structured.NAME)
     assert (constraint is None) == (grammar is None)
     if grammar is not None:
         assert grammar in constraint["grammar"]
 
 
-async def test_a_grammar_that_cannot_be_made_of_the_tools_names_them() -> None:
-    wrong = InvalidRequest(
-        "structured_outputs.grammar: 3(1): wrong", param="structured_outputs.grammar"
-    )
-    engine = ScriptedEngine((), then=wrong, features=frozenset({"structured_outputs"}))
-    async with (
-        served(make_app(engine, tokenizer=HERMES)) as url,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client,
-    ):
-        with pytest.raises(BadRequestError, match=r"tools: 3\(1\): wrong") as caught:
-            await asked(client, tools=[WEATHER], tool_choice="required")
-
-    assert caught.value.param == "tools"
+PARAM = f"{structured.NAME}.grammar"
+WRONG = InvalidRequest(f"{PARAM}: 3(1): wrong", param=PARAM)
+HARD = {"name": "f", "parameters": {"anyOf": [{"required": ["a"]}]}}
 
 
-async def test_a_schema_that_the_format_cannot_express_is_an_error_of_the_tools() -> None:
-    function = {"name": "f", "parameters": {"anyOf": [{"required": ["a"]}]}}
-    tool = {"type": "function", "function": function}
-    engine = ScriptedEngine(features=frozenset({"structured_outputs"}))
-    tokenizer = ByteTokenizer(template="<function=")
-    async with (
-        served(make_app(engine, tokenizer=tokenizer)) as url,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client,
-    ):
-        with pytest.raises(BadRequestError, match="anyOf") as caught:
+@pytest.mark.parametrize(
+    ("then", "template", "tool", "says"),
+    [
+        (WRONG, "<tool_call>", WEATHER, r"tools: 3\(1\): wrong"),
+        (None, "<function=", {"type": "function", "function": HARD}, "anyOf"),
+    ],
+    ids=["the engine cannot compile", "the format cannot express"],
+)
+async def test_a_grammar_that_cannot_be_made_of_the_tools_names_them(
+    then: Exception | None, template: str, tool: Body, says: str
+) -> None:
+    engine = ScriptedEngine((), then, GRAMMAR)
+    async with sdk(engine, tokenizer=ByteTokenizer(template=template)) as client:
+        with pytest.raises(BadRequestError, match=says) as caught:
             await asked(client, tools=[tool], tool_choice="required")
 
     assert caught.value.param == "tools"

@@ -1,6 +1,8 @@
 """Requests as well-known clients send them are served, by an engine with no feature at all.
 
 Each file in data/ has the fields that the client's source sends, with short texts of our own.
+No field of openai's SDK was forgotten: each is served, or known as one that changes an answer,
+or listed here as one that cannot.
 """
 
 from __future__ import annotations
@@ -9,8 +11,16 @@ import json
 from pathlib import Path
 
 import pytest
+from openai.types import completion_create_params as completions
+from openai.types.chat import completion_create_params as chats
+from openai.types.responses import response_create_params as responses
 
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.responses.request import ResponsesRequest
+from picospec.gateway.schemas.known import NEUTRAL
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask, door_of
+from tests.gateway.test_documents import errors_of
 
 DATA = Path(__file__).parent / "data"
 IGNORED = {
@@ -33,6 +43,7 @@ async def test_the_request_of_a_client_is_served(name: str) -> None:
 
     answer = await ask(body, ScriptedEngine(context_tokens=4096), tokenizer=tokenizer)
 
+    assert errors_of(door_of(body), body) == []  # it fits the published schema
     assert answer.status_code == 200, answer.text
     assert (
         answer.text.endswith("data: [DONE]\n\n") or "event: response.completed" in answer.text
@@ -46,3 +57,30 @@ async def test_the_request_of_a_client_is_served(name: str) -> None:
         assert [tool["function"]["name"] for tool in shown["tools"]] == [
             tool["function"]["name"] for tool in body["tools"]
         ]
+
+
+KNOWN = {*NEUTRAL, "n_cmpl", "n_predict"}
+
+OPENAI_HARMLESS = {
+    "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "safety_identifier", "service_tier", "store", "user", "verbosity",
+}  # fmt: skip
+RESPONSES_HARMLESS = {
+    "access_programs", "background_options", "image", "prompt_cache_options",
+    "prompt_cache_retention",
+}  # fmt: skip
+
+
+def test_every_field_of_openais_sdk_has_its_place() -> None:
+    chat = set(chats.CompletionCreateParamsBase.__annotations__)
+    text = set(completions.CompletionCreateParamsBase.__annotations__)
+
+    assert chat - KNOWN - set(ChatRequest.model_fields) == OPENAI_HARMLESS
+    assert text - KNOWN - set(CompletionRequest.model_fields) == {"user"}
+
+
+def test_every_field_of_a_response_has_its_place() -> None:
+    named = set(responses.ResponseCreateParamsBase.__annotations__)
+
+    served = {*ResponsesRequest.model_fields, *ChatRequest.model_fields}
+    assert named - KNOWN - served == RESPONSES_HARMLESS

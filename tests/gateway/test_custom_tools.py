@@ -10,24 +10,23 @@ from hypothesis import strategies as st
 
 from picospec.gateway.grammars import structured
 from picospec.gateway.output.custom_input import CustomInput
+from tests.gateway.meaning import job_of
+from tests.gateway.openai_sdk import sdk, writes
 from tests.gateway.output.grammars import Grammar
 from tests.gateway.output.reading import CUTS, split
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
-from tests.gateway.test_calls_sdk import CALL, HERMES, THINKING, WEATHER, asked, sdk
+from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, refusal
+from tests.gateway.test_calls_sdk import CALL, GRAMMAR, HERMES, THINKING, WEATHER, asked
 
 USER = {"role": "user", "content": "Hi"}
-GRAMMAR = frozenset({structured.NAME})
 PLAIN = {"type": "custom", "custom": {"name": "patch", "description": "Patches."}}
 NAMED = {"type": "custom", "custom": {"name": "patch"}}
-ALLOWED = {
-    "type": "allowed_tools",
-    "allowed_tools": {"mode": "auto", "tools": [NAMED]},
-}
+UNNAMED = {"type": "allowed_tools"}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}
 INPUT = 'a "b"\nü'
 TEXT = '<tool_call>\n{"name": "patch", "arguments": %s}\n</tool_call>'
 
 
-def custom(syntax: str, definition: str) -> dict[str, object]:
+def custom(syntax: str, definition: str) -> Body:
     grammar = {"syntax": syntax, "definition": definition}
     form = {"type": "grammar", "grammar": grammar}
     return {"type": "custom", "custom": {**PLAIN["custom"], "format": form}}
@@ -57,7 +56,7 @@ def test_arguments_of_another_form_are_the_text_themselves(written: str) -> None
 
 async def test_calls_of_both_kinds_are_the_same_streamed_or_not() -> None:
     written = f"{TEXT % json.dumps({'input': INPUT})}\n{CALL % 'Oslo'}"
-    async with sdk(written) as client:
+    async with sdk(writes(written), tokenizer=HERMES) as client:
         answer = await asked(client, tools=[PLAIN, WEATHER])
         stream = await asked(client, tools=[PLAIN, WEATHER], stream=True)
         deltas = [chunk.choices[0].delta.model_dump() async for chunk in stream]
@@ -93,31 +92,29 @@ async def test_a_text_in_lark_is_the_whole_answer(
 
 
 async def test_the_model_is_shown_a_function_of_a_text() -> None:
-    tokenizer, engine = ByteTokenizer(), ScriptedEngine(features=GRAMMAR)
+    tokenizer = ByteTokenizer()
     call = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "x"}}
     said = {"role": "assistant", "tool_calls": [call]}
 
     body = {"messages": [USER, said], "tools": [custom("regex", "a+")]}
-    assert (await ask(body, engine, tokenizer=tokenizer)).status_code == 200
+    job = await job_of(body, ScriptedEngine(features=GRAMMAR), tokenizer)
 
     seen = tokenizer.rendered[0]
     parameters = seen["tools"][0]["function"]["parameters"]
     assert parameters["properties"] == {"input": {"type": "string", "pattern": "^(?:a+)$"}}
     assert seen["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"input": "x"}
-    assert "a+" in engine.jobs[0].extras[structured.NAME]["grammar"]
+    assert "a+" in job.extras[structured.NAME]["grammar"]
 
 
 async def test_of_the_tools_that_are_shown_only_those_allowed_may_be_called() -> None:
-    tokenizer, engine = ByteTokenizer(), ScriptedEngine(features=GRAMMAR)
+    tokenizer = ByteTokenizer()
     body = {"messages": [USER], "tools": [PLAIN, WEATHER], "tool_choice": ALLOWED}
 
-    assert (await ask(body, engine, tokenizer=tokenizer)).status_code == 200
+    job = await job_of(body, ScriptedEngine(features=GRAMMAR), tokenizer)
 
-    grammar = engine.jobs[0].extras[structured.NAME]["grammar"]
-    assert [each["function"]["name"] for each in tokenizer.rendered[0]["tools"]] == [
-        "patch",
-        "weather",
-    ]
+    grammar = job.extras[structured.NAME]["grammar"]
+    shown = [each["function"]["name"] for each in tokenizer.rendered[0]["tools"]]
+    assert shown == ["patch", "weather"]
     assert [word in grammar for word in ("patch", "weather", "free")] == [True, False, True]
 
 
@@ -150,37 +147,25 @@ async def test_a_format_of_calls_without_a_place_for_lark_says_so() -> None:
     assert "tool_choice" in answer.text
 
 
+NONE = frozenset[str]()
 BAD = [
-    ({"tools": [{"type": "custom"}]}, "tools.0.custom"),
-    ({"tools": [PLAIN], "tool_choice": {"type": "custom"}}, "tool_choice.custom"),
-    ({"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice"),
-    ({"tools": [WEATHER], "tool_choice": ALLOWED}, "tool_choice"),
-    ({"tools": [PLAIN], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
-    ({"grammar": 'root ::= "a"'}, "grammar"),
+    (GRAMMAR, {"tools": [{"type": "custom"}]}, "tools.0.custom"),
+    (GRAMMAR, {"tools": [PLAIN], "tool_choice": {"type": "custom"}}, "tool_choice.custom"),
+    (GRAMMAR, {"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice"),
+    (GRAMMAR, {"tools": [WEATHER], "tool_choice": ALLOWED}, "tool_choice"),
+    (GRAMMAR, {"tools": [PLAIN], "tool_choice": UNNAMED}, "tool_choice.allowed_tools"),
+    (GRAMMAR, {"grammar": 'root ::= "a"'}, "grammar"),
+    (NONE, {"tools": [custom("regex", "a")]}, "tools.0.custom.format"),
+    (NONE, {"tools": [PLAIN, WEATHER], "tool_choice": ALLOWED}, "tool_choice"),
 ]
 
 
-@pytest.mark.parametrize(("body", "param"), BAD)
+@pytest.mark.parametrize(("features", "body", "param"), BAD)
 async def test_what_an_answer_cannot_be_kept_to_is_a_400(
-    body: dict[str, object], param: str
+    features: frozenset[str], body: Body, param: str
 ) -> None:
-    engine = ScriptedEngine(features=GRAMMAR)
+    engine = ScriptedEngine(features=features)
 
-    answer = await ask({"messages": [USER], **body}, engine, tokenizer=THINKING)
+    refused = await refusal({"messages": [USER], **body}, engine, tokenizer=THINKING)
 
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"tools": [custom("regex", "a")]}, "tools.0.custom.format"),
-        ({"tools": [PLAIN, WEATHER], "tool_choice": ALLOWED}, "tool_choice"),
-    ],
-)
-async def test_an_engine_without_grammars_says_that_it_has_none(
-    body: dict[str, object], param: str
-) -> None:
-    answer = await ask({"messages": [USER], **body})
-
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert refused == (400, param)

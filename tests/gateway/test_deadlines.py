@@ -12,14 +12,10 @@ import pytest
 
 from picospec.gateway.hosting import http1
 from picospec.gateway.http import request_body
-from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app, served
 
 PATH = "/v1/chat/completions"
-STREAM = {
-    "model": MODEL,
-    "stream": True,
-    "messages": [{"role": "user", "content": "on"}],
-}
+STREAM = json.dumps({"stream": True, "messages": [{"role": "user", "content": "on"}]}).encode()
 SOON_S = 0.2
 TYPE = "content-type: application/json"
 ENDLESS = [b"on and on " * 100] * 10_000
@@ -91,7 +87,7 @@ async def test_a_body_that_comes_slowly_but_comes_is_read(
 ) -> None:
     monkeypatch.setattr(request_body, "PATIENCE_S", SOON_S)
     monkeypatch.setattr(request_body, "LEAST_BYTES_PER_S", 1000)
-    body = json.dumps(STREAM).encode() + b" " * 1000
+    body = STREAM + b" " * 1000
     async with connection(ScriptedEngine()) as (reader, writer):
         writer.write(head(f"content-length: {len(body)}", "connection: close") + body[:700])
         await asyncio.sleep(2 * SOON_S)
@@ -140,9 +136,8 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_engine(
 ) -> None:
     monkeypatch.setattr("picospec.gateway.http.client.UNREAD_S", SOON_S)
     engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
-    body = json.dumps(STREAM).encode()
     async with connection(engine) as (_, writer):
-        writer.write(head(f"content-length: {len(body)}") + body)
+        writer.write(head(f"content-length: {len(STREAM)}") + STREAM)
 
         await engine.closed.acquire()
 
@@ -153,9 +148,8 @@ async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
     monkeypatch.setattr(http1, "UNREAD_S", SOON_S)
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # Linux would cut it, too
     engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
-    body = json.dumps(STREAM).encode()
     async with connection(engine) as (reader, writer):
-        writer.write(head(f"content-length: {len(body)}") + body)
+        writer.write(head(f"content-length: {len(STREAM)}") + STREAM)
         await engine.closed.acquire()
 
         assert not (await cut(reader)).endswith(b"0\r\n\r\n")

@@ -3,63 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
 from picospec.gateway.drain import Drain
-from picospec.gateway.errors import Draining
-from tests.gateway.scripted import MODEL, ScriptedEngine, ask, client_of, make_app
+from tests.gateway.scripted import (
+    MODEL,
+    Body,
+    ScriptedEngine,
+    ask,
+    client_of,
+    door_of,
+    events_of,
+    make_app,
+)
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 STREAM = CHAT | {"stream": True}
-COMPLETION = {"model": MODEL, "prompt": "Hi"}
 
 
-class Running:
-    """Answers that have begun, and go on when `finish` is set."""
+@asynccontextmanager
+async def running(
+    drain: Drain, finish: asyncio.Event
+) -> AsyncIterator[tuple[ScriptedEngine, list[asyncio.Task[httpx.Response]]]]:
+    """Give an engine and two answers of it, one streamed, that go on when `finish` is set."""
+    begun = asyncio.Semaphore(0)
 
-    def __init__(self, drain: Drain, bodies: Iterable[dict[str, object]]) -> None:
-        self.finish = asyncio.Event()
-        self.engine = ScriptedEngine(pause=self._pause)
-        self.client = client_of(make_app(self.engine, drain=drain))
-        self._begun = asyncio.Semaphore(0)
-        self._bodies = list(bodies)
+    async def pause() -> None:
+        begun.release()
+        await finish.wait()
 
-    async def _pause(self) -> None:
-        self._begun.release()
-        await self.finish.wait()
-
-    async def __aenter__(self) -> list[asyncio.Task[httpx.Response]]:
-        tasks = [
-            asyncio.create_task(self.client.post("/v1/chat/completions", json=body))
-            for body in self._bodies
-        ]
-        for _ in tasks:
-            await self._begun.acquire()
-        return tasks
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.client.aclose()
+    engine = ScriptedEngine(pause=pause)
+    async with client_of(make_app(engine, drain=drain)) as client:
+        asked = [client.post("/v1/chat/completions", json=body) for body in (CHAT, STREAM)]
+        answers = [asyncio.create_task(each) for each in asked]
+        for _ in answers:
+            await begun.acquire()
+        yield engine, answers
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/chat/completions", CHAT),
-        ("/v1/chat/completions", STREAM),
-        ("/v1/completions", COMPLETION),
-    ],
-)
+@pytest.mark.parametrize("body", [CHAT, STREAM, {"prompt": "Hi"}])
 async def test_a_new_answer_is_refused_and_the_client_told_when_to_ask_again(
-    path: str, body: dict[str, object]
+    body: Body,
 ) -> None:
     drain, engine = Drain(), ScriptedEngine()
     async with client_of(make_app(engine, drain=drain)) as client:
         drain.begin(60.0)
-        answer = await client.post(path, json=body)
+        assert drain.over.is_set()  # there is no work to wait for
+        answer = await client.post(door_of(body), json=body)
         ready, health = await client.get("/ready"), await client.get("/health")
 
     assert not engine.jobs
@@ -70,14 +64,13 @@ async def test_a_new_answer_is_refused_and_the_client_told_when_to_ask_again(
 
 
 async def test_an_answer_that_runs_finishes_and_then_draining_is_over() -> None:
-    drain = Drain()
-    running = Running(drain, [CHAT, STREAM])
-    async with running as answers:
+    drain, finish = Drain(), asyncio.Event()
+    async with running(drain, finish) as (_, answers):
         drain.begin(60.0)
         await asyncio.sleep(0)
         assert not drain.over.is_set()
 
-        running.finish.set()
+        finish.set()
         whole, streamed = await asyncio.gather(*answers)
 
     assert drain.over.is_set()
@@ -85,44 +78,22 @@ async def test_an_answer_that_runs_finishes_and_then_draining_is_over() -> None:
     assert streamed.text.endswith("data: [DONE]\n\n")
 
 
-async def test_without_work_draining_is_over_at_once() -> None:
-    drain = Drain()
-
-    drain.begin(60.0)
-
-    assert drain.over.is_set()
-
-
 async def test_an_answer_that_is_cut_off_says_so_and_closes_its_generator() -> None:
     drain = Drain()
-    running = Running(drain, [CHAT, STREAM])
-    async with running as answers, asyncio.timeout(5):
+    async with running(drain, asyncio.Event()) as (engine, answers), asyncio.timeout(5):
         drain.begin(0.01)
         await drain.over.wait()
         await drain.cut()
         whole, streamed = [answer.result() for answer in answers]
 
     for _ in answers:
-        await running.engine.closed.acquire()
-    last = json.loads(streamed.text.strip().split("\n\n")[-1].removeprefix("data: "))
+        await engine.closed.acquire()
+    last = events_of(streamed.text)[-1]
     assert (whole.status_code, streamed.status_code) == (503, 200)
     for error in (whole.json()["error"], last["error"]):
         assert error["code"] == "shutting_down"
         assert "before the answer was complete" in error["message"]
     assert "[DONE]" not in streamed.text
-
-
-async def test_a_hurry_ends_the_wait_for_work() -> None:
-    drain = Drain()
-    drain.enter()
-    drain.begin(60.0)
-    assert not drain.over.is_set()
-
-    drain.hurry()
-
-    assert drain.over.is_set()
-    with pytest.raises(Draining):
-        drain.enter()
 
 
 async def test_a_timeout_of_the_engines_own_is_no_end_of_draining() -> None:

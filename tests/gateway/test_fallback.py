@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 
 import httpx
@@ -15,7 +14,14 @@ from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Facts
 from picospec.gateway.tokenizer import Tokenizer
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, client_of
+from tests.gateway.scripted import (
+    MODEL,
+    Body,
+    ByteTokenizer,
+    ScriptedEngine,
+    client_of,
+    events_of,
+)
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
 STREAM = CHAT | {"stream": True}
@@ -69,40 +75,28 @@ def said(answer: httpx.Response) -> list[Mapping[str, object]]:
     """Return the bodies of an answer, streamed or not."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         return [answer.json()]
-    events = answer.text.strip().split("\n\n")
-    assert events.pop() == "data: [DONE]"
-    return [json.loads(event.removeprefix("data: ")) for event in events]
+    *events, last = events_of(answer.text)
+    assert last == "[DONE]"
+    return events
 
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
-async def test_an_answer_of_the_fallback_says_so(
-    fallback: Fallback, body: dict[str, object]
+@pytest.mark.parametrize("needed", [True, False])
+async def test_an_answer_says_so_if_it_is_the_fallbacks(
+    fallback: Fallback, needed: bool, body: Body
 ) -> None:
-    async with client(away(), fallback) as asked:
+    fallback.needed = needed
+    async with client(away() if needed else ScriptedEngine(), fallback) as asked:
         with capture_logs() as logs:
             answer = await asked.post("/v1/chat/completions", json=body)
 
-    assert (answer.status_code, answer.headers["x-picospec-fallback"]) == (200, "draft")
-    assert {each["model"] for each in said(answer)} == {"small"}
-    assert {each["system_fingerprint"] for each in said(answer)} == {"draft:small"}
-    assert logs[0]["fallback"] == "draft"
-    assert "Well" in answer.text
-    assert fallback.counted == 1
-
-
-@pytest.mark.parametrize("body", [CHAT, STREAM])
-async def test_an_answer_of_the_engine_itself_says_nothing(
-    fallback: Fallback, body: dict[str, object]
-) -> None:
-    fallback.needed = False
-    async with client(ScriptedEngine(), fallback) as asked:
-        with capture_logs() as logs:
-            answer = await asked.post("/v1/chat/completions", json=body)
-
-    assert "x-picospec-fallback" not in answer.headers
-    assert not any("system_fingerprint" in each for each in said(answer))
-    assert "fallback" not in logs[0]
-    assert fallback.counted == 0
+    name, fingerprint = ("draft", "draft:small") if needed else (None, None)
+    assert answer.status_code == 200
+    assert answer.headers.get("x-picospec-fallback") == logs[0].get("fallback") == name
+    assert {each["model"] for each in said(answer)} == {"small" if needed else MODEL}
+    assert {each.get("system_fingerprint") for each in said(answer)} == {fingerprint}
+    assert ("Well" in answer.text) == needed
+    assert fallback.counted == needed
 
 
 async def test_an_answer_that_runs_never_goes_on_in_the_fallback(fallback: Fallback) -> None:
@@ -117,23 +111,19 @@ async def test_an_answer_that_runs_never_goes_on_in_the_fallback(fallback: Fallb
     async with client(engine, fallback) as asked:
         answer = await asked.post("/v1/chat/completions", json=STREAM)
 
-    assert "the verifier went away" in answer.text.strip().split("\n\n")[-1]
+    assert events_of(answer.text)[-1]["error"]["message"] == "the verifier went away"
     assert not fallback.engine.jobs
 
 
-async def test_what_the_fallback_does_not_serve_is_a_clear_error(fallback: Fallback) -> None:
-    async with client(away(), fallback) as asked:
-        answer = await asked.post("/v1/chat/completions", json=CHAT | {"logit_bias": {"1": 2}})
-
-    error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (400, "logit_bias")
-
-
-async def test_models_and_tokens_are_the_fallbacks_meanwhile(fallback: Fallback) -> None:
+async def test_models_tokens_and_parameters_are_the_fallbacks_meanwhile(
+    fallback: Fallback,
+) -> None:
     async with client(away(), fallback) as asked:
         models = await asked.get("/v1/models")
         tokens = await asked.post("/tokenize", json={"model": MODEL, "content": "ab"})
+        biased = await asked.post("/v1/chat/completions", json=CHAT | {"logit_bias": {"1": 2}})
 
+    assert (biased.status_code, biased.json()["error"]["param"]) == (400, "logit_bias")
     assert [each["id"] for each in models.json()["data"]] == ["small"]
     assert tokens.json()["tokens"] == [97, 98]
     assert models.headers["x-picospec-fallback"] == "draft"

@@ -4,72 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from functools import partial
 
-import httpx
 import pytest
 from starlette.types import Message
 
 from picospec.gateway.doors.answer import Answer
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.ports import Delta, Job
-from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
+from tests.gateway.scripted import ScriptedEngine, ask, make_app
 
 COMMENT = Answer.keep_alive
 STREAM = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
 
-class Slow(ScriptedEngine):
-    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        await asyncio.sleep(0.15)
-        async for delta in super().generate(job):
-            yield delta
-
-
-async def answer(
-    engine: ScriptedEngine, body: dict[str, object] = STREAM, s: float = 0.02
-) -> httpx.Response:
-    return await ask(body, engine, keep_alive_s=s)
+slow = partial(ScriptedEngine, begins_after_s=0.15)
 
 
 @pytest.mark.parametrize("choices", [1, 3])
 async def test_comments_come_until_the_first_event_and_change_none(choices: int) -> None:
     body = STREAM | {"n": choices}
-    engine = Slow(pause=lambda: asyncio.sleep(0.03))
 
-    slow, quick = await answer(engine, body), await answer(ScriptedEngine(), body)
+    late = await ask(body, slow(pause=lambda: asyncio.sleep(0.03)), keep_alive_s=0.02)
+    quick = await ask(body, keep_alive_s=0.02)
 
-    comments, events = slow.text.split("data: ", 1)
+    comments, events = late.text.split("data: ", 1)
     assert comments == COMMENT.decode() * comments.count(COMMENT.decode()) != ""
-    assert slow.headers["content-type"] == quick.headers["content-type"]
+    assert late.headers["content-type"] == quick.headers["content-type"]
     assert COMMENT.decode() not in events + quick.text
     assert events.count("data: ") == quick.text.count("data: ") - 1
 
 
 async def test_an_error_after_a_comment_is_an_event() -> None:
-    failing = {"script": (), "then": Unavailable("gone")}
+    late, quick = [
+        await ask(STREAM, engine((), Unavailable("gone")), keep_alive_s=0.02)
+        for engine in (slow, ScriptedEngine)
+    ]
 
-    slow, quick = await answer(Slow(**failing)), await answer(ScriptedEngine(**failing))
-
-    assert (slow.status_code, quick.status_code) == (200, 503)
-    assert slow.text.startswith(COMMENT.decode())
-    assert '"code":"verifier_unavailable"' in slow.text
-    assert "[DONE]" not in slow.text
-
-
-async def test_a_client_that_goes_away_while_it_waits_closes_the_generator() -> None:
-    engine = ScriptedEngine(pause=asyncio.Event().wait, script=[b""])
-    app = make_app(engine, keep_alive_s=0.01)
-    async with served(app) as url, httpx.AsyncClient(base_url=url) as client:
-        async with client.stream("POST", "/v1/chat/completions", json=STREAM) as response:
-            await anext(response.aiter_lines())
-
-        async with asyncio.timeout(1):
-            await engine.closed.acquire()
+    assert (late.status_code, quick.status_code) == (200, 503)
+    assert late.text.startswith(COMMENT.decode())
+    assert '"code":"verifier_unavailable"' in late.text
+    assert "[DONE]" not in late.text
 
 
 async def test_a_comment_that_a_slow_client_has_not_taken_is_not_overtaken() -> None:
-    app = make_app(Slow(), keep_alive_s=0.02)
+    app = make_app(slow(), keep_alive_s=0.02)
     sending, most = 0, 0
     bodies: list[bytes] = []
     requests = [{"type": "http.request", "body": json.dumps(STREAM).encode()}]
@@ -85,10 +63,11 @@ async def test_a_comment_that_a_slow_client_has_not_taken_is_not_overtaken() -> 
         bodies.append(message.get("body", b""))
         sending -= 1
 
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
-    scope |= {"headers": headers}
-    await app({**scope, "query_string": b"", "app": app}, receive, send)
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    await app(scope, receive, send)
 
     assert COMMENT in bodies
     assert b"".join(bodies).count(b"[DONE]") == 1

@@ -1,4 +1,5 @@
-"""A service listens to strangers only where that is wanted, and answers to its own names."""
+"""A service listens to strangers only where that is wanted, answers to its own names, and with
+keys set, shows without one only what is of no client."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from picospec.edge_agent.settings import load
 from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.hosting.listening import check_listening, hosts_of, is_loopback
+from picospec.gateway.hosting.settings_sources import ServiceSettings
 from picospec.gateway.tokenizer import Tokenizer
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
 
 KEYED = {"PICOSPEC_API_KEYS": "one"}
 ROOT = Path(__file__).parents[2]
@@ -47,17 +49,23 @@ def test_a_file_of_keys_that_cannot_be_read_is_an_error_at_the_start(tmp_path: P
         check_listening(load(None, {"PICOSPEC_API_KEYS": "one,one"}, {}))
 
 
+def test_a_file_of_settings_is_read_and_one_that_is_not_there_is_an_error(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "some.toml").write_text('host = "10.0.0.1"\n')
+
+    assert ServiceSettings.load(tmp_path / "some.toml", {}, {}).host == "10.0.0.1"
+    assert ServiceSettings.load(None, {}, {}).host == "127.0.0.1"
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
+        ServiceSettings.load(tmp_path / "nowhere.toml", {}, {})
+
+
 @pytest.mark.parametrize("module", ["picospec.edge_agent", "picospec.verifier"])
 def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
     command = [sys.executable, "-m", module, "--host", "0.0.0.0", "--port", "1"]
+    environ = {"PYTHONPATH": str(ROOT), "PATH": ""}
     ended = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
     )
 
     assert ended.returncode == 1
@@ -81,23 +89,17 @@ async def status(said: str, environ: dict[str, str] | None = None, **settings: o
         return answer.status_code
 
 
-@pytest.mark.parametrize(
-    "host", ["localhost", "LocalHost:8000", "127.0.0.1:1", "127.0.0.1", "[::1]:8000", "[::1]"]
-)
-async def test_a_request_by_this_machines_name_is_answered(host: str) -> None:
-    assert await status(host) == 200
+OURS = ["localhost", "LocalHost:8000", "127.0.0.1:1", "127.0.0.1", "[::1]:8000", "[::1]"]
+OTHERS = [
+    "evil.example", "evil.example:8000", "localhost.evil.example", "evil.example@localhost",
+    "localhost:8000.evil.example", "127.0.0.1.nip.io:8000", ":8000", "[::2]:8000", "[::1",
+    "localhost:8000:8000",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        "evil.example", "evil.example:8000", "localhost.evil.example", "evil.example@localhost",
-        "localhost:8000.evil.example", "127.0.0.1.nip.io:8000", ":8000", "[::2]:8000",
-        "[::1", "localhost:8000:8000",
-    ],
-)  # fmt: skip
-async def test_a_page_of_another_name_that_points_here_gets_nothing(host: str) -> None:
-    assert await status(host) == 403
+@pytest.mark.parametrize("host", [*OURS, *OTHERS])
+async def test_only_a_request_by_this_machines_name_is_answered(host: str) -> None:
+    assert await status(host) == (200 if host in OURS else 403)
 
 
 async def test_more_names_can_be_allowed_and_with_keys_any_name_will_do() -> None:
@@ -109,3 +111,45 @@ async def test_more_names_can_be_allowed_and_with_keys_any_name_will_do() -> Non
     assert await status("any.example", **beyond) == 200
     assert await status("any.example", **beyond, **named) == 403
     assert await status("127.0.0.2:8000", host="127.0.0.2") == 200
+
+
+KEY = {"authorization": "Bearer right"}
+PATHS = ["/v1/chat/completions", "/tokenize", "/v1/models", "/v1/nowhere"]
+
+
+WRONG = [
+    {},
+    *({"authorization": key} for key in ("Bearer wrong", "Basic right", "right", "Bearer")),
+    {"x-api-key": "wrong"},
+    {"x-api-key": ""},
+    {"x-api-key": "right", "authorization": "Bearer wrong"},
+]
+
+
+@pytest.mark.parametrize("headers", WRONG, ids=str)
+@pytest.mark.parametrize("path", PATHS)
+async def test_without_a_right_key_every_path_is_a_401(
+    path: str, headers: dict[str, str]
+) -> None:
+    async with client_of(make_app(ScriptedEngine(), api_keys=["other", "right"])) as client:
+        answer = await client.post(path, content=b"{", headers=headers)
+
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", [KEY, {"x-api-key": "right"}], ids=str)
+async def test_with_a_right_key_every_path_is_open_and_some_always_are(
+    key: dict[str, str],
+) -> None:
+    async with client_of(make_app(ScriptedEngine(), api_keys=["other", "right"])) as client:
+        answers = [
+            await client.get("/v1/models", headers=key),
+            *[await client.get(path) for path in ("/health", "/ready", "/metrics")],
+            *[await client.get(path) for path in ("/openapi.json", "/docs")],
+        ]
+        closed = await client.get("/version")
+
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert closed.status_code == 401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 
 import pytest
@@ -23,17 +23,6 @@ from tests.gateway.output.reading import CUTS, TOOLS, split
 
 ORIGINS = ("draft", "lookup", "target")
 TEXT = "ab€\U0001f600c\u0301\n"
-
-
-def pieces_of(raw: bytes, cuts: Sequence[int]) -> list[bytes]:
-    """Cut bytes anywhere, also within a character."""
-    ends = sorted({cut % (len(raw) + 1) for cut in cuts} | {0, len(raw)})
-    return [raw[a:b] for a, b in pairwise(ends)]
-
-
-def grouped(count: int, cuts: Sequence[int]) -> list[range]:
-    ends = sorted({cut % (count + 1) for cut in cuts} | {0, count})
-    return [range(a, b) for a, b in pairwise(ends)]
 
 
 def expand(spans: Spans) -> list[str]:
@@ -58,7 +47,7 @@ def test_the_origins_are_those_of_the_tokens_however_the_text_is_cut(
     include: bool,
     draw: object,
 ) -> None:
-    pieces = [*pieces_of(text.encode(), cuts), b""]
+    pieces = [*split(text.encode(), cuts), b""]
     origins = [draw.choice(ORIGINS) for _ in pieces]  # type: ignore[attr-defined]
     reader = Detokeniser(
         pieces.__getitem__, stop_tokens=frozenset(), stops=stops,
@@ -66,9 +55,8 @@ def test_the_origins_are_those_of_the_tokens_however_the_text_is_cut(
     )  # fmt: skip
 
     shown, counted, tokens = list[TextDelta](), Counter[str](), 0
-    groups = grouped(len(pieces), commits)
-    for group in groups:
-        finish = "stop" if group is groups[-1] else None
+    for group in split(range(len(pieces)), commits):
+        finish = "stop" if group.stop == len(pieces) else None
         chosen = tuple(origins[i] for i in group)
         delta = reader.read(Delta(tuple(group), finish=finish, origins=chosen))
         shown.append(delta)
@@ -97,8 +85,6 @@ def test_the_chains_text_continues_the_character_that_is_being_shown() -> None:
     assert told is not None
     assert [event.text for event in told.events if isinstance(event, Chain)] == ["€!"]
 
-
-# --- messages of reasoning and calls
 
 THOUGHT = "<think>\nSo.  Well, a city\n</think>\n\n"
 ANSWERS = {
@@ -132,17 +118,26 @@ def read(
     pieces = split(answer, cuts)
     reader = parser(FORMATS.get(name, FORMATS["hermes"]), pieces)
     starts = list(accumulate(map(len, pieces), initial=0))
-    groups = grouped(len(pieces), commits)
     return [
         reader.read(
             Delta(
                 tuple(group),
-                finish="stop" if group is groups[-1] else None,
+                finish="stop" if group.stop == len(pieces) else None,
                 origins=tuple(str(starts[i]) for i in group),
             )
         )
-        for group in groups
+        for group in split(range(len(pieces)), commits)
     ]
+
+
+def spans_of(delta: TextDelta) -> Iterator[tuple[str, Spans]]:
+    """Yield the texts that a delta shows, each with the origins of its characters."""
+    assert delta.told is not None
+    assert delta.parsed is not None
+    yield delta.text, delta.told.text
+    yield delta.parsed.reasoning, delta.told.reasoning
+    for piece, spans in zip(delta.parsed.calls, delta.told.calls, strict=True):
+        yield piece.text if isinstance(piece, CallArguments) else "", spans
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -157,12 +152,7 @@ def test_spans_add_up_to_content_reasoning_and_arguments(
     counted = sum((Counter(d.told.tokens) for d in deltas if d.told), Counter())
     assert counted.total() == sum(delta.tokens for delta in deltas)
     for delta in deltas:
-        assert delta.told is not None
-        assert delta.parsed is not None
-        assert len(expand(delta.told.text)) == len(delta.text)
-        assert len(expand(delta.told.reasoning)) == len(delta.parsed.reasoning)
-        for piece, spans in zip(delta.parsed.calls, delta.told.calls, strict=True):
-            text = piece.text if isinstance(piece, CallArguments) else ""
+        for text, spans in spans_of(delta):
             assert len(expand(spans)) == len(text)
 
 
@@ -176,13 +166,9 @@ def test_what_is_passed_on_as_it_was_written_has_the_origin_of_its_own_token(
 
     shown = list[tuple[str, str]]()
     for delta in read(answer, name, every_character, commits):
-        assert delta.told is not None
-        assert delta.parsed is not None
-        shown += zip(delta.text, expand(delta.told.text), strict=True)
-        shown += zip(delta.parsed.reasoning, expand(delta.told.reasoning), strict=True)
-        for piece, spans in zip(delta.parsed.calls, delta.told.calls, strict=True):
-            if isinstance(piece, CallArguments) and name != "qwen_coder":
-                shown += zip(piece.text, expand(spans), strict=True)
+        content, reasoning, *calls = spans_of(delta)
+        for text, spans in (content, reasoning, *(calls if name != "qwen_coder" else ())):
+            shown += zip(text, expand(spans), strict=True)
 
     assert shown
     assert all(answer[int(origin)] == character for character, origin in shown)

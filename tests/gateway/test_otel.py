@@ -10,39 +10,33 @@ import pytest
 
 from picospec.gateway.hosting.tracing import exporting
 
-
-class Collector(ThreadingHTTPServer):
-    """Keeps what is posted to it."""
-
-    def __init__(self) -> None:
-        self.received: list[tuple[str, bytes]] = []
-        super().__init__(("127.0.0.1", 0), Handler)
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.received.append((self.path, body))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
+Posts = list[tuple[str, bytes]]
+"""Paths and bodies."""
 
 
 @pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    server = Collector()
+def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[Posts]:
+    """Yield what is posted to the collector that the variables name."""
+    posts: Posts = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posts.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     serving = threading.Thread(target=server.serve_forever, args=(0.02,))
     serving.start()
-    yield server
+    yield posts
     server.shutdown()
     serving.join()
     server.server_close()
@@ -52,7 +46,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     ("variable", "named"), [(None, b"picospec-edge"), ("edge-in-rome", b"edge-in-rome")]
 )
 def test_spans_are_sent_when_tracing_is_closed(
-    collector: Collector,
+    received: Posts,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     variable: str | None,
@@ -68,7 +62,7 @@ def test_spans_are_sent_when_tracing_is_closed(
 
     tracing.close()
 
-    ((path, body),) = collector.received
+    ((path, body),) = received
     assert path == "/v1/traces"
     assert named in body
     assert b"picospec.rtt_s" in body
@@ -78,7 +72,7 @@ def test_spans_are_sent_when_tracing_is_closed(
 
 
 def test_what_is_not_sampled_is_not_sent_and_says_so(
-    collector: Collector, monkeypatch: pytest.MonkeyPatch
+    received: Posts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     tracing = exporting("picospec-edge")
@@ -88,5 +82,5 @@ def test_what_is_not_sampled_is_not_sent_and_says_so(
 
     tracing.close()
 
-    assert collector.received == []
+    assert received == []
     assert int(headers["traceparent"][-2:], 16) & 1 == 0  # the flag `sampled`

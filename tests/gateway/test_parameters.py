@@ -7,10 +7,12 @@ import pytest
 from picospec.gateway.doors.parameters import SERVABLE
 from picospec.gateway.grammars import structured
 from picospec.gateway.ports import Sampling, Statistics
-from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, ScriptedEngine, ask
+from tests.gateway.meaning import job_of
+from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, Body, ScriptedEngine, ask, refusal
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 ALL = frozenset({*SERVABLE, structured.NAME})
+ROOM = CONTEXT_TOKENS - len("u:Hello\n")
 BOUNDS = {
     "temperature": (-0.1, 0, 2, 2.1),
     "top_p": (0, 1e-9, 1, 1.1),
@@ -21,7 +23,7 @@ BOUNDS = {
     "presence_penalty": (-2.1, -2, 2, 2.1),
     "frequency_penalty": (-2.1, -2, 2, 2.1),
     "repetition_penalty": (0, 0.01, 2, 2.1),
-    "max_tokens": (-2, -1, CONTEXT_TOKENS - len("u:Hello\n"), None),
+    "max_tokens": (-2, -1, ROOM, None),
     "min_tokens": (-1, 0, 8, None),
 }
 """A value below the least, the least, the most, and a value above that."""
@@ -50,19 +52,17 @@ async def test_a_number_is_accepted_from_its_least_to_its_most_and_no_further(
 
 
 @pytest.mark.parametrize("change", EXTREMES)
-async def test_the_largest_lists_and_texts_are_accepted(change: dict[str, object]) -> None:
+async def test_the_largest_lists_and_texts_are_accepted(change: Body) -> None:
     assert (await ask(CHAT | change, ScriptedEngine(features=ALL))).status_code == 200
 
 
 async def test_the_settings_of_a_request_reach_the_engine() -> None:
-    engine = ScriptedEngine()
+    drawn = await job_of(CHAT | {"temperature": 0.5, "min_p": 0.1, "top_k": 3, "top_p": 0.9})
+    other = await job_of(CHAT | {"top_k": -1, "max_completion_tokens": 5, "logprobs": True})
 
-    await ask(CHAT | {"temperature": 0.5, "min_p": 0.1, "top_k": 3, "top_p": 0.9}, engine)
-    await ask(CHAT | {"top_k": -1, "max_completion_tokens": 5, "logprobs": True}, engine)
-
-    assert engine.jobs[0].sampling == Sampling(0.5, min_p=0.1, top_k=3, top_p=0.9)
-    assert engine.jobs[1].sampling == Sampling(top_k=0)
-    assert (engine.jobs[1].max_tokens, engine.jobs[1].top_logprobs) == (5, 0)
+    assert drawn.sampling == Sampling(0.5, min_p=0.1, top_k=3, top_p=0.9)
+    assert other.sampling == Sampling(top_k=0)
+    assert (other.max_tokens, other.top_logprobs) == (5, 0)
 
 
 async def test_the_other_names_of_llama_server_mean_the_same() -> None:
@@ -76,23 +76,28 @@ async def test_the_other_names_of_llama_server_mean_the_same() -> None:
     assert [job.max_tokens for job in engine.jobs] == [3, 3]
 
 
-@pytest.mark.parametrize("wanted", [57, 32_000])
-async def test_an_answer_may_take_what_the_context_has_room_for(wanted: int) -> None:
-    engine = ScriptedEngine()
-
-    answer = await ask(CHAT | {"max_tokens": wanted}, engine)
-
-    assert (answer.status_code, engine.jobs[0].max_tokens) == (200, CONTEXT_TOKENS - 8)
+LIMITED = {"max_tokens": 7.0, "most_tokens": 9.0}
 
 
-async def test_minus_one_is_no_limit_and_no_seed() -> None:
-    engine = ScriptedEngine()
-    for body in ({"max_tokens": -1, "seed": -1}, {"n_predict": -1}, {"max_tokens": None}):
-        await ask({"prompt": "Hello", **body}, engine)
+@pytest.mark.parametrize(
+    ("defaults", "body", "max_tokens"),
+    [
+        ({}, CHAT | {"max_tokens": ROOM + 1}, ROOM),
+        ({}, CHAT | {"max_tokens": 32_000}, ROOM),
+        ({}, CHAT | {"max_tokens": -1}, ROOM),
+        ({}, CHAT | {"n_predict": -1}, ROOM),
+        ({}, {"prompt": "Hello", "max_tokens": None}, 16),
+        (LIMITED, CHAT, 7),
+        (LIMITED, CHAT | {"max_tokens": 8}, 8),
+        (LIMITED, CHAT | {"max_tokens": 20}, 9),
+    ],
+)
+async def test_an_answer_has_as_many_tokens_as_are_asked_for_and_the_target_has_room_for(
+    defaults: dict[str, float], body: Body, max_tokens: int
+) -> None:
+    job = await job_of(body, ScriptedEngine(defaults=defaults))
 
-    room = CONTEXT_TOKENS - len("Hello")
-    assert [job.max_tokens for job in engine.jobs] == [room, room, 16]
-    assert engine.jobs[0].seed == 41
+    assert job.max_tokens == max_tokens
 
 
 PARTS = [{"type": "text", "text": text} for text in ("ab", "cd")]
@@ -126,7 +131,7 @@ async def test_the_usage_tells_of_the_predictions_of_all_choices() -> None:
 
 @pytest.mark.parametrize("stopping", [{"stop_token_ids": [ord("!")]}, {"stop": ["!"]}])
 async def test_what_ends_the_text_is_part_of_it_only_if_the_request_says_so(
-    stopping: dict[str, object],
+    stopping: Body,
 ) -> None:
     texts = []
     for included in ({}, {"include_stop_str_in_output": True}):
@@ -139,82 +144,52 @@ async def test_what_ends_the_text_is_part_of_it_only_if_the_request_says_so(
 
 async def test_the_models_own_settings_apply_where_the_request_has_none() -> None:
     defaults = {
-        "temperature": 0.7,
-        "top_k": 20.0,
-        "top_p": 0.8,
-        "min_p": 0.1,
-        "repetition_penalty": 1.1,
-        "presence_penalty": 0.5,
-        "frequency_penalty": 0.0,
-    }
+        "temperature": 0.7, "top_k": 20.0, "top_p": 0.8, "min_p": 0.1,
+        "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.0,
+    }  # fmt: skip
     engine = ScriptedEngine(features=ALL, defaults=defaults)
 
-    await ask(CHAT | {}, engine)
-    await ask(
-        CHAT | {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1},
-        engine,
-    )
-    await ask(CHAT | {"temperature": None, "repetition_penalty": 1.3}, engine)
+    own = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
 
-    assert engine.jobs[0].sampling == Sampling(0.7, min_p=0.1, top_k=20, top_p=0.8)
-    assert engine.jobs[1].sampling == Sampling()
-    assert engine.jobs[2].sampling == engine.jobs[0].sampling
-    penalties = [job.extras.get("repetition_penalty") for job in engine.jobs]
+    usual = await job_of(CHAT, engine)
+    owns = await job_of(CHAT | own, engine)
+    mixed = await job_of(CHAT | {"temperature": None, "repetition_penalty": 1.3}, engine)
+
+    assert usual.sampling == mixed.sampling == Sampling(0.7, min_p=0.1, top_k=20, top_p=0.8)
+    assert owns.sampling == Sampling()
+    penalties = [job.extras.get("repetition_penalty") for job in (usual, owns, mixed)]
     assert penalties == [1.1, None, 1.3]
-    assert engine.jobs[0].extras.keys() == {"repetition_penalty", "presence_penalty"}
-
-
-async def test_the_targets_own_limits_of_an_answer_hold_where_it_has_any() -> None:
-    engine = ScriptedEngine(defaults={"max_tokens": 7.0, "most_tokens": 9.0})
-
-    for asked in ({}, {"max_tokens": 8}, {"max_tokens": 20}):
-        await ask(CHAT | asked, engine)
-
-    assert [job.max_tokens for job in engine.jobs] == [7, 8, 9]
+    assert usual.extras.keys() == {"repetition_penalty", "presence_penalty"}
 
 
 @pytest.mark.parametrize(
     ("asked", "temperature", "seed"),
-    [({"temperature": 1e-6, "seed": -5}, 0.01, 2**64 - 5), ({"temperature": 0}, 0.0, 41)],
+    [
+        ({"temperature": 1e-6, "seed": -5}, 0.01, 2**64 - 5),
+        ({"temperature": 0}, 0.0, 41),
+        ({"temperature": 0, "seed": -1}, 0.0, 41),
+    ],
 )
 async def test_a_low_temperature_and_a_negative_seed_are_as_vllm_has_them(
-    asked: dict[str, object], temperature: float, seed: int
+    asked: Body, temperature: float, seed: int
 ) -> None:
-    engine = ScriptedEngine()
+    job = await job_of(CHAT | asked)
 
-    await ask(CHAT | asked, engine)
-
-    assert (engine.jobs[0].sampling.temperature, engine.jobs[0].seed) == (temperature, seed)
+    assert (job.sampling.temperature, job.seed) == (temperature, seed)
 
 
 async def test_a_false_is_not_the_number_that_changes_nothing() -> None:
-    answer = await ask(CHAT | {"presence_penalty": False})
-
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "presence_penalty")
+    assert await refusal(CHAT | {"presence_penalty": False}) == (400, "presence_penalty")
 
 
 async def test_what_the_engine_serves_reaches_it_as_the_client_sent_it() -> None:
-    engine = ScriptedEngine(features=ALL)
+    same = {
+        "presence_penalty": 1, "repetition_penalty": 1.5, "stop_token_ids": [7],
+        "min_tokens": 2, "ignore_eos": True,
+    }  # fmt: skip
 
-    answer = await ask(
-        {
-            **CHAT,
-            "presence_penalty": 1,
-            "repetition_penalty": 1.5,
-            "logit_bias": {"5": -100},
-            "stop_token_ids": [7],
-            "min_tokens": 2,
-            "ignore_eos": True,
-        },
-        engine,
+    job = await job_of(
+        {**CHAT, **same, "logit_bias": {"5": -100}}, ScriptedEngine(features=ALL)
     )
 
-    assert answer.status_code == 200
-    assert engine.jobs[0].extras == {
-        "presence_penalty": 1.0,
-        "repetition_penalty": 1.5,
-        "logit_bias": {5: -100.0},
-        "stop_token_ids": [7],
-        "min_tokens": 2,
-        "ignore_eos": True,
-    }
+    assert job.extras == {**same, "logit_bias": {5: -100.0}}

@@ -71,29 +71,23 @@ def test_a_child_starts_where_linuxs_calls_are_missing() -> None:
     assert child.stdout == "started\n", child.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
-async def test_a_bound_command_runs_on_its_cores() -> None:
+@ONLY_LINUX
+def test_a_bound_command_runs_on_its_cores() -> None:
     core = min(os.sched_getaffinity(0))
     command = (sys.executable, "-c", "import os; print(os.sched_getaffinity(0))")
 
-    process = await asyncio.create_subprocess_exec(
-        *bound_to_parent(command, [core]), stdout=asyncio.subprocess.PIPE
-    )
-    output, _ = await process.communicate()
+    ended = subprocess.run(bound_to_parent(command, [core]), capture_output=True, text=True)
 
-    assert output.decode().strip() == str({core})
+    assert ended.stdout.strip() == str({core})
 
 
-async def test_a_bound_command_does_not_start_when_its_parent_is_gone_already() -> None:
+def test_a_bound_command_does_not_start_when_its_parent_is_gone_already() -> None:
     command = bound_to_parent((sys.executable, "-c", "print('ran')"), ())
     command[3] = str(os.getppid())  # not the process that starts it
 
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    output, _ = await process.communicate()
+    ended = subprocess.run(command, capture_output=True)
 
-    assert (process.returncode, output) == (1, b"")
+    assert (ended.returncode, ended.stdout) == (1, b"")
 
 
 @ONLY_LINUX

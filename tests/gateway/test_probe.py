@@ -109,10 +109,9 @@ def answered(server: socket.socket, answer: bytes | None) -> None:
 
 
 def test_a_service_that_says_so_is_not_alive() -> None:
-    with served(answers=Fails) as port:
-        assert trouble(port, {}) == "503 so it is"
-    with served(context_of(trustme.CA(), asks=False), Fails) as port:
-        assert trouble(port, {}) == "503 so it is"
+    for context in (None, context_of(trustme.CA(), asks=False)):
+        with served(context, Fails) as port:
+            assert trouble(port, {}) == "503 so it is"
 
 
 def test_the_probe_is_a_command() -> None:

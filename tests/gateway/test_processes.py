@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from picospec.bench.run.services import free_port
 from picospec.gateway.hosting import processes
 from picospec.gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
+from picospec.gateway.hosting.readiness import until_ready
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 
@@ -24,38 +27,60 @@ def service(name: str, *manner: str) -> Service:
     return Service(name, command, f"http://127.0.0.1:{port}")
 
 
+def running(name: str, script: str) -> Service:
+    return Service(name, (sys.executable, "-c", script), "http://unused")
+
+
 class Output:
-    """What services printed, and a way to wait for a line."""
+    """What services printed, and a way to wait for it."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
         self._printed = asyncio.Event()
 
-    async def next(self) -> str:
-        self._printed.clear()
-        async with asyncio.timeout(10):
-            await self._printed.wait()
-        return self.lines[-1][1]
-
     def __call__(self, name: str, line: str) -> None:
         self.lines.append((name, line))
         self._printed.set()
 
-    async def until(self, *wanted: tuple[str, str]) -> None:
+    async def until(self, is_there: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
-            while not set(wanted) <= set(self.lines):
+            while not is_there():
                 self._printed.clear()
                 await self._printed.wait()
 
+    async def until_all_serve(self, services: Sequence[Service]) -> None:
+        wanted = {(one.name, "serving") for one in services}
+        await self.until(lambda: wanted <= set(self.lines))
 
-async def run_until_all_serve(services: Sequence[Service], output: Output) -> None:
+
+async def nothing() -> None:
+    pass
+
+
+async def run(
+    *services: Service,
+    output: Output | None = None,
+    meanwhile: Callable[[], Awaitable[None]] = nothing,
+    stopped: asyncio.Event | None = None,
+    restarts: asyncio.Event | None = None,
+) -> None:
+    await keep_up(
+        services,
+        on_line=output or Output(),
+        meanwhile=meanwhile,
+        stopped=stopped or asyncio.Event(),
+        restarts=restarts,
+    )
+
+
+async def run_until_all_serve(*services: Service, output: Output) -> None:
     stopped = asyncio.Event()
 
     async def stop_when_serving() -> None:
-        await output.until(*((one.name, "serving") for one in services))
+        await output.until_all_serve(services)
         stopped.set()
 
-    await keep_up(services, on_line=output, meanwhile=stop_when_serving, stopped=stopped)
+    await run(*services, output=output, meanwhile=stop_when_serving, stopped=stopped)
 
 
 def is_alive(pid: int) -> bool:
@@ -82,7 +107,7 @@ async def test_a_service_that_cannot_be_started_leaves_no_file_open(
 
     for _ in range(5):
         with pytest.raises(FileNotFoundError):
-            await run_until_all_serve([service("verifier")], Output())
+            await run(service("verifier"))
 
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -90,24 +115,17 @@ async def test_a_service_that_cannot_be_started_leaves_no_file_open(
 async def test_services_stop_in_the_reverse_order_of_their_start() -> None:
     output = Output()
 
-    await run_until_all_serve([service("verifier"), service("edge")], output)
+    await run_until_all_serve(service("verifier"), service("edge"), output=output)
 
     assert [name for name, line in output.lines if line == "stopping"] == ["edge", "verifier"]
 
 
 async def test_a_service_that_dies_brings_all_down_and_is_quoted() -> None:
-    output = Output()
-
     async def wait_forever() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(ServiceDied, match="no model to be found") as caught:
-        await keep_up(
-            [service("verifier"), service("edge", "dies")],
-            on_line=output,
-            meanwhile=wait_forever,
-            stopped=asyncio.Event(),
-        )
+        await run(service("verifier"), service("edge", "dies"), meanwhile=wait_forever)
 
     assert (caught.value.name, caught.value.status) == ("edge", 3)
     assert len(asyncio.all_tasks()) == 1
@@ -122,14 +140,9 @@ async def test_a_service_that_fails_is_started_again_but_not_forever(
     output, ready = Output(), asyncio.Event()
     ready.set()
 
+    edge = running("edge", script)
     with pytest.raises(ServiceDied, match=f"the edge ended with status {status}"):
-        await keep_up(
-            [service("verifier"), Service("edge", (sys.executable, "-c", script), "http://x")],
-            on_line=output,
-            meanwhile=lambda: asyncio.sleep(0),
-            stopped=asyncio.Event(),
-            restarts=ready,
-        )
+        await run(service("verifier"), edge, output=output, restarts=ready)
 
     lines = [line for name, line in output.lines if name == "edge"]
     again = "the edge ended with status 3; it is started again in 0.01 s"
@@ -141,31 +154,20 @@ async def test_a_service_that_fails_before_all_are_ready_is_not_started_again() 
     output = Output()
 
     with pytest.raises(ServiceDied):
-        await keep_up(
-            [service("edge", "dies")],
-            on_line=output,
-            meanwhile=lambda: asyncio.sleep(0),
-            stopped=asyncio.Event(),
-            restarts=asyncio.Event(),
-        )
+        await run(service("edge", "dies"), output=output, restarts=asyncio.Event())
 
     assert [line for _, line in output.lines] == ["no model to be found"]
 
 
 async def test_a_service_that_is_never_ready_is_quoted() -> None:
-    output = Output()
+    output, verifier = Output(), service("verifier")
 
     async def give_up() -> None:
-        await output.until(("verifier", "serving"))
+        await output.until_all_serve([verifier])
         raise NeverReady("verifier", 0.1)
 
     with pytest.raises(NeverReady, match=r"verifier was not ready within 0\.1 s\nserving"):
-        await keep_up(
-            [service("edge"), service("verifier")],
-            on_line=output,
-            meanwhile=give_up,
-            stopped=asyncio.Event(),
-        )
+        await run(service("edge"), verifier, output=output, meanwhile=give_up)
 
 
 async def test_a_service_that_ignores_sigterm_is_killed_after_the_grace_period(
@@ -175,7 +177,7 @@ async def test_a_service_that_ignores_sigterm_is_killed_after_the_grace_period(
     output = Output()
 
     async with asyncio.timeout(5):
-        await run_until_all_serve([service("verifier", "ignores-sigterm")], output)
+        await run_until_all_serve(service("verifier", "ignores-sigterm"), output=output)
 
     assert output.lines[-1] == ("verifier", "did not stop within 0.1 s; killed")
 
@@ -185,9 +187,7 @@ async def test_what_runs_meanwhile_may_fail_and_all_stop() -> None:
         raise LookupError("no such thing")
 
     with pytest.raises(LookupError):
-        await keep_up(
-            [service("verifier")], on_line=Output(), meanwhile=fail, stopped=asyncio.Event()
-        )
+        await run(service("verifier"), meanwhile=fail)
 
 
 async def test_what_a_service_started_ends_with_it() -> None:
@@ -200,14 +200,12 @@ async def test_what_a_service_started_ends_with_it() -> None:
     output, stopped = Output(), asyncio.Event()
 
     async def stop_at_the_first_line() -> None:
-        await output.next()
+        await output.until(lambda: bool(output.lines))
         stopped.set()
 
-    parent = Service("verifier", (sys.executable, "-c", script), "http://unused")
+    parent = running("verifier", script)
     async with asyncio.timeout(10):
-        await keep_up(
-            [parent], on_line=output, meanwhile=stop_at_the_first_line, stopped=stopped
-        )
+        await run(parent, output=output, meanwhile=stop_at_the_first_line, stopped=stopped)
 
     assert await until_gone(int(output.lines[0][1]), within_s=2)
 
@@ -223,15 +221,22 @@ async def test_what_a_dead_service_left_behind_does_not_hide_that_it_died(
         "print('gone', flush=True)\n"
         "raise SystemExit(3)\n"
     )
-    leaver = Service("edge", (sys.executable, "-c", script), "http://unused")
 
     with pytest.raises(ServiceDied, match="status 3\ngone"):
-        await keep_up(
-            [leaver],
-            on_line=Output(),
-            meanwhile=lambda: asyncio.sleep(0),
-            stopped=asyncio.Event(),
-        )
+        await run(running("edge", script))
+
+
+async def test_a_service_that_never_listens_is_named_after_the_wait() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        silent = Service("edge", (), f"http://127.0.0.1:{probe.getsockname()[1]}")
+
+    waited_for: list[Service] = []
+    async with httpx.AsyncClient(trust_env=False) as client:
+        with pytest.raises(NeverReady, match=r"edge was not ready within 0\.1 s"):
+            await until_ready([silent], client, within_s=0.1, on_wait=waited_for.append)
+
+    assert waited_for == [silent]
 
 
 @pytest.mark.parametrize(

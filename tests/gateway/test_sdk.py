@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import openai
 import pytest
-from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from picospec.gateway.errors import EngineFault, InvalidRequest, Overloaded, Unavailable
 from picospec.gateway.ports import Job
-from tests.gateway.scripted import MODEL, ScriptedEngine, make_app, served
+from tests.gateway.openai_sdk import sdk
+from tests.gateway.scripted import MODEL, ScriptedEngine
 
 ASK = [{"role": "user", "content": "Hello"}]
 
 
-@asynccontextmanager
-async def sdk(engine: ScriptedEngine, *, key: str = "k") -> AsyncIterator[AsyncOpenAI]:
-    async with (
-        served(make_app(engine, api_keys=["k"])) as url,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
-    ):
-        yield client
+async def asked(engine: ScriptedEngine | None = None, **request: object) -> ChatCompletion:
+    async with sdk(engine or ScriptedEngine()) as client:
+        return await client.chat.completions.create(model=MODEL, messages=ASK, **request)
+
+
+async def streamed(
+    engine: ScriptedEngine | None = None, **request: object
+) -> list[ChatCompletionChunk]:
+    async with sdk(engine or ScriptedEngine()) as client:
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=ASK, stream=True, **request
+        )
+        return [chunk async for chunk in stream]
 
 
 def seeded(job: Job) -> list[bytes]:
@@ -30,8 +34,7 @@ def seeded(job: Job) -> list[bytes]:
 
 
 async def test_a_chat_completion_carries_text_usage_and_speculation_statistics() -> None:
-    async with sdk(ScriptedEngine()) as client:
-        answer = await client.chat.completions.create(model=MODEL, messages=ASK)
+    answer = await asked()
 
     choice = answer.choices[0]
     assert (choice.message.role, choice.message.content) == ("assistant", "Hi there")
@@ -52,33 +55,18 @@ async def test_a_chat_completion_carries_text_usage_and_speculation_statistics()
 
 
 async def test_a_stream_has_role_content_finish_and_statistics_in_this_order() -> None:
-    async with sdk(ScriptedEngine()) as client:
-        stream = await client.chat.completions.create(model=MODEL, messages=ASK, stream=True)
-        chunks = [chunk async for chunk in stream]
+    chunks = await streamed(stream_options={"include_obfuscation": True})
 
     assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant", None, None, None]
     assert [chunk.choices[0].delta.content for chunk in chunks] == ["", "Hi", " there", None]
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, None, "stop"]
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[-1].timings["draft_n"] == 12
-
-
-async def test_there_is_no_usage_chunk_unless_it_is_asked_for() -> None:
-    async with sdk(ScriptedEngine()) as client:
-        stream = await client.chat.completions.create(
-            model=MODEL, messages=ASK, stream=True, stream_options={"include_obfuscation": True}
-        )
-        chunks = [chunk async for chunk in stream]
-
-    assert all(chunk.choices and "usage" not in chunk.model_fields_set for chunk in chunks)
+    assert not any("usage" in chunk.model_fields_set for chunk in chunks)
 
 
 async def test_the_usage_chunk_comes_last_and_has_no_choices() -> None:
-    async with sdk(ScriptedEngine()) as client:
-        stream = await client.chat.completions.create(
-            model=MODEL, messages=ASK, stream=True, stream_options={"include_usage": True}
-        )
-        chunks = [chunk async for chunk in stream]
+    chunks = await streamed(stream_options={"include_usage": True})
 
     assert all("usage" in chunk.model_fields_set for chunk in chunks)
     assert all(chunk.usage is None for chunk in chunks[:-1])
@@ -89,37 +77,25 @@ async def test_the_usage_chunk_comes_last_and_has_no_choices() -> None:
 
 async def test_each_chunk_may_have_the_usage_so_far() -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
-    async with sdk(ScriptedEngine()) as client:
-        stream = await client.chat.completions.create(
-            model=MODEL, messages=ASK, stream=True, stream_options=options
-        )
-        counts = [chunk.usage.completion_tokens async for chunk in stream]
+
+    counts = [chunk.usage.completion_tokens for chunk in await streamed(stream_options=options)]
 
     assert counts == sorted(counts)
     assert {2, 8, 9} <= set(counts)
 
 
 async def test_each_choice_has_its_own_seed_and_is_the_same_streamed_or_not() -> None:
-    async with sdk(ScriptedEngine(seeded)) as client:
-        whole = await client.chat.completions.create(
-            model=MODEL, messages=ASK, n=3, seed=2**63 - 1
-        )
-        stream = await client.chat.completions.create(
-            model=MODEL, messages=ASK, n=3, seed=2**63 - 1, stream=True
-        )
-        texts = ["", "", ""]
-        async for chunk in stream:
-            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    whole = await asked(ScriptedEngine(seeded), n=3, seed=2**63 - 1)
+    texts = ["", "", ""]
+    for chunk in await streamed(ScriptedEngine(seeded), n=3, seed=2**63 - 1):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
 
     assert texts == [f"{2**63 - 1 + index}!" for index in range(3)]
     assert [choice.message.content for choice in whole.choices] == texts
 
 
 async def test_chat_logprobs_are_in_openais_shape() -> None:
-    async with sdk(ScriptedEngine(["é".encode()])) as client:
-        answer = await client.chat.completions.create(
-            model=MODEL, messages=ASK, logprobs=True, top_logprobs=2
-        )
+    answer = await asked(ScriptedEngine(["é".encode()]), logprobs=True, top_logprobs=2)
 
     first, second = answer.choices[0].logprobs.content
     assert (first.token, first.bytes, first.logprob) == ("\\xc3", [0xC3], -0.5)
@@ -129,25 +105,16 @@ async def test_chat_logprobs_are_in_openais_shape() -> None:
 
 
 async def test_streamed_logprobs_add_up_to_the_whole() -> None:
-    async with sdk(ScriptedEngine()) as client:
-        stream = await client.chat.completions.create(
-            model=MODEL, messages=ASK, logprobs=True, stream=True
-        )
-        tokens = [
-            entry.token
-            async for chunk in stream
-            for entry in (
-                chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else []
-            )
-        ]
+    chunks = await streamed(logprobs=True)
 
-    assert "".join(tokens) == "Hi there"
+    told = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    assert "".join(entry.token for each in told for entry in each.content) == "Hi there"
 
 
 async def test_a_stop_string_across_tokens_ends_the_text_and_keeps_the_statistics() -> None:
     engine = ScriptedEngine([b"one t", b"wo three"])
-    async with sdk(engine) as client:
-        answer = await client.chat.completions.create(model=MODEL, messages=ASK, stop=["two"])
+
+    answer = await asked(engine, stop=["two"])
 
     assert answer.choices[0].message.content == "one "
     assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("stop", 7)
@@ -198,42 +165,27 @@ async def test_an_answer_can_be_sent_back_as_part_of_the_conversation() -> None:
     assert bytes(engine.jobs[1].prompt) == b"d:z\nu:Hello\na:ok\nu:x\ny\n"
 
 
-async def test_the_model_can_be_listed_and_looked_up() -> None:
-    async with sdk(ScriptedEngine()) as client:
-        listed = [model.id async for model in client.models.list()]
-        found = await client.models.retrieve(MODEL)
-        with pytest.raises(openai.NotFoundError):
-            await client.models.retrieve("org/other")
-
-    assert listed == [MODEL]
-    assert found.max_model_len == 64
-
-
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("then", "kind"),
+    ("then", "kind", "retry_after"),
     [
-        (Overloaded("busy", retry_after_s=3), openai.RateLimitError),
-        (Overloaded("full"), openai.RateLimitError),
-        (Unavailable("no verifier"), openai.InternalServerError),
-        (EngineFault("a bug"), openai.InternalServerError),
-        (InvalidRequest("no", param="x"), openai.BadRequestError),
-        (RuntimeError("a bug"), openai.InternalServerError),
+        (Overloaded("busy", retry_after_s=3), openai.RateLimitError, "3"),
+        (Overloaded("full"), openai.RateLimitError, "1"),
+        (Unavailable("no verifier"), openai.InternalServerError, None),
+        (EngineFault("a bug"), openai.InternalServerError, None),
+        (InvalidRequest("no", param="x"), openai.BadRequestError, None),
+        (RuntimeError("a bug"), openai.InternalServerError, None),
     ],
 )
 async def test_an_error_before_the_first_token_has_its_own_status_streamed_or_not(
-    then: Exception, kind: type[openai.APIStatusError], stream: bool
+    then: Exception, kind: type[openai.APIStatusError], retry_after: str | None, stream: bool
 ) -> None:
     engine = ScriptedEngine(script=(), then=then)
-    async with sdk(engine) as client:
-        with pytest.raises(kind) as caught:
-            await client.chat.completions.create(model=MODEL, messages=ASK, stream=stream)
 
-    if isinstance(then, Overloaded):
-        assert (
-            caught.value.response.headers["retry-after"]
-            == {"busy": "3", "full": "1"}[then.message]
-        )
+    with pytest.raises(kind) as caught:
+        await asked(engine, stream=stream)
+
+    assert caught.value.response.headers.get("retry-after") == retry_after
     assert engine.closed.locked() is False
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.grammars import structured
-from tests.gateway.scripted import ScriptedEngine, ask
+from tests.gateway.meaning import job_of
+from tests.gateway.scripted import Body, ScriptedEngine, ask
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -40,15 +41,10 @@ SAME = [
 
 
 @pytest.mark.parametrize(("change", "expected"), SAME)
-async def test_each_way_reaches_the_engine_in_one_form(
-    change: dict[str, object], expected: dict[str, object]
-) -> None:
-    serving = ScriptedEngine(features=frozenset({structured.NAME}))
+async def test_each_way_reaches_the_engine_in_one_form(change: Body, expected: Body) -> None:
+    job = await job_of(CHAT | change, ScriptedEngine(features=frozenset({structured.NAME})))
 
-    answer = await ask(CHAT | change, serving)
-
-    assert answer.status_code == 200
-    assert serving.jobs[0].extras == {structured.NAME: expected}
+    assert job.extras == {structured.NAME: expected}
 
 
 AT = [
@@ -70,7 +66,7 @@ AT = [
 @pytest.mark.parametrize(("change", "path"), AT)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_an_engine_cannot_compile_is_named_as_the_client_does(
-    change: dict[str, object], path: str, stream: bool
+    change: Body, path: str, stream: bool
 ) -> None:
     kind = "grammar" if "tools" in change else "json.properties.a"
     param = f"structured_outputs.{kind}"

@@ -11,10 +11,11 @@ import pytest
 
 from picospec.gateway.ports import Delta, Job
 from picospec.gateway.watching import Chain, LinkUse, Pass
-from tests.gateway.scripted import COUNTED, END, ScriptedEngine, ask
+from tests.gateway.scripted import COUNTED, END, Body, ScriptedEngine, ask, events_of
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "seed": 3}
 WATCHED = {"include_speculation": True}
+WATCHING = {**ASK, "stream_options": WATCHED}
 CHAIN = Chain(2, 1, 3, False, tuple(b"ck "))
 PASS = Pass(1, 4, 2, 3, "recovered", 20.0, 1.5, None, 18.0)
 LINK = LinkUse(31.5, 40, 60, 0, 1)
@@ -33,16 +34,16 @@ class TellingEngine(ScriptedEngine):
         yield Delta((END,), finish="stop", origins=("draft",), statistics=COUNTED)
 
 
-async def chunks(body: dict[str, object]) -> list[Any]:
+async def chunks(body: Body) -> list[Any]:
     answer = await ask(body, TellingEngine())
     assert answer.status_code == 200, answer.text
-    events = answer.text.split("\n\n")
-    assert events[-2:] == ["data: [DONE]", ""]
-    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    *events, last = events_of(answer.text)
+    assert last == "[DONE]"
+    return events
 
 
 async def test_every_chunk_with_text_says_where_it_is_from() -> None:
-    told = [c for c in await chunks({**ASK, "stream_options": WATCHED}) if "speculation" in c]
+    told = [c for c in await chunks(WATCHING) if "speculation" in c]
 
     said = [c["speculation"] for c in told if c["choices"]]
     assert said == [
@@ -57,7 +58,7 @@ async def test_every_chunk_with_text_says_where_it_is_from() -> None:
 
 
 async def test_events_come_in_chunks_of_their_own_before_the_text_they_are_about() -> None:
-    told = await chunks({**ASK, "stream_options": WATCHED})
+    told = await chunks(WATCHING)
 
     events = [c["speculation"] for c in told if not c["choices"]]
     assert events[:3] == [
@@ -100,7 +101,7 @@ async def test_the_last_chunk_has_the_totals(options: dict[str, bool]) -> None:
 
 
 async def test_each_choice_has_events_and_counts_of_its_own() -> None:
-    told = await chunks({**ASK, "n": 2, "stream_options": WATCHED})
+    told = await chunks({**WATCHING, "n": 2})
 
     counted = {0: Counter[str](), 1: Counter[str]()}
     for chunk in told[:-1]:
@@ -117,7 +118,7 @@ async def test_each_choice_has_events_and_counts_of_its_own() -> None:
 )
 @pytest.mark.parametrize("asked", [ASK, {"prompt": "Hi", "stream": True, "seed": 3}])
 async def test_a_stream_that_nobody_watches_is_the_watched_one_without_what_that_tells(
-    options: dict[str, bool] | None, asked: dict[str, object]
+    options: dict[str, bool] | None, asked: Body
 ) -> None:
     plain = await chunks({**asked, "stream_options": options})
     told = await chunks({**asked, "stream_options": {**(options or {}), **WATCHED}})
@@ -128,18 +129,17 @@ async def test_a_stream_that_nobody_watches_is_the_watched_one_without_what_that
     assert not any("speculation" in c for c in plain)
 
 
-def without(chunk: dict[str, Any]) -> str:
+def without(chunk: Body) -> str:
     """Return a chunk without what differs from one request to the next."""
     changes = ("id", "created", "speculation", "timings")
     return json.dumps({name: value for name, value in chunk.items() if name not in changes})
 
 
 async def test_characters_of_an_echoed_prompt_are_of_no_token() -> None:
-    told = await chunks(
-        {"prompt": "Hi", "stream": True, "echo": True, "stream_options": WATCHED}
-    )
+    body = {"prompt": "Hi", "stream": True, "echo": True, "stream_options": WATCHED}
 
-    first = next(c for c in told if c["choices"])
+    first = next(c for c in await chunks(body) if c["choices"])
+
     assert first["choices"][0]["text"] == "HiQ"
     assert first["speculation"]["spans"] == [[2, "prompt"], [1, "target"]]
     assert first["speculation"]["tokens"] == {"target": 1}
@@ -147,10 +147,10 @@ async def test_characters_of_an_echoed_prompt_are_of_no_token() -> None:
 
 async def test_an_engine_without_drafts_has_the_target_for_all() -> None:
     engine = ScriptedEngine()
-    answer = await ask({**ASK, "stream_options": WATCHED}, engine)
+    answer = await ask(WATCHING, engine)
 
     assert engine.jobs[0].watched
-    said = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line[6:7] == "{"]
+    *said, _ = events_of(answer.text)
     spans = [s for c in said for s in c.get("speculation", {}).get("spans", [])]
     assert spans == [[2, "target"], [6, "target"]]
     totals = said[-1]["speculation"]
@@ -160,7 +160,7 @@ async def test_an_engine_without_drafts_has_the_target_for_all() -> None:
 
 async def test_an_answer_that_is_not_streamed_tells_nothing() -> None:
     engine = TellingEngine()
-    answer = await ask({**ASK, "stream": False, "stream_options": WATCHED}, engine)
+    answer = await ask({**WATCHING, "stream": False}, engine)
 
     assert not engine.jobs[0].watched
     assert "speculation" not in answer.json()

@@ -33,128 +33,101 @@ JSON = {"content-type": "application/json"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BLOCKS, ITEMS = "/v1/messages", "/v1/responses"
 OLLAMA, INFILL = "/api/chat", "/infill"
-FILL = '{"input_prefix":"","input_suffix":""'
 LONG = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
 
-SHORT = '{"max_tokens":1,'
-ONE_CHAT = f'{SHORT}"messages":[{MESSAGE}],'
+HERE = "@"
+"""Where the items of a body are."""
+
+IN_CHAT = '{"max_tokens":1,"messages":[@]}'
+ONE = f'"messages":[{MESSAGE}]'
+BESIDE = '{"max_tokens":1,' + ONE + ',"%s":[@]}'
+OF_USER = '{"role":"user","content":[@]}'
+IN_CONTENT = IN_CHAT.replace(HERE, OF_USER)
+IN_CALLS = IN_CHAT.replace(HERE, '{"role":"assistant","tool_calls":[@]}')
+IN_INPUT, IN_PROMPT = '{"input":[@]}', '{"max_tokens":1,"prompt":[@]}'
+IN_TOOLS, NAMESPACE = '{"input":"a","tools":[@]}', '{"type":"namespace","name":"a","tools":['
+IN_FILL = '{"input_prefix":"","input_suffix":"","%s":[@]}'
+FIELD, FIELDS = '"%d":1', BESIDE.replace(',"%s":[@]', ",@")
+UNKNOWN = MESSAGE[:-1] + ',"%d":1}'
+
 KINDS = {
-    "messages": (CHAT, SHORT + '"messages":[', MESSAGE, "]}"),
-    "bad messages": (CHAT, SHORT + '"messages":[', "{}", "]}"),
-    "numbers for messages": (CHAT, SHORT + '"messages":[', "1", "]}"),
-    "parts": (CHAT, SHORT + '"messages":[{"role":"user","content":[', PART, "]}]}"),
-    "bad parts": (CHAT, SHORT + '"messages":[{"role":"user","content":[', "{}", "]}]}"),
-    "unknown fields": (CHAT, ONE_CHAT, '"%d":1', "}"),
-    "unknown fields of messages": (
-        CHAT,
-        SHORT + '"messages":[',
-        MESSAGE[:-1] + ',"%d":1}',
-        "]}",
-    ),
-    "unknown fields of a message": (
-        CHAT,
-        SHORT + '"messages":[' + MESSAGE[:-1] + ",",
-        '"%d":1',
-        "}]}",
-    ),
-    "nested objects": (CHAT, ONE_CHAT + '"x":[', '{"a":{"a":[]}}', "]}"),
-    "deep nesting": (CHAT, SHORT + '"messages":[[', "[[[[[", "]}"),
-    "tools": (CHAT, ONE_CHAT + '"tools":[', '{"type":"function"}', "]}"),
-    "tool calls": (
-        CHAT,
-        SHORT + '"messages":[{"role":"assistant","tool_calls":[',
-        '{"function":{"name":"f"}}',
-        "]}]}",
-    ),
+    "messages": (CHAT, IN_CHAT, MESSAGE),
+    "bad messages": (CHAT, IN_CHAT, "{}"),
+    "numbers for messages": (CHAT, IN_CHAT, "1"),
+    "parts": (CHAT, IN_CONTENT, PART),
+    "bad parts": (CHAT, IN_CONTENT, "{}"),
+    "unknown fields": (CHAT, FIELDS, FIELD),
+    "unknown fields of messages": (CHAT, IN_CHAT, UNKNOWN),
+    "unknown fields of a message": (CHAT, IN_CHAT.replace(HERE, MESSAGE[:-1] + ",@}"), FIELD),
+    "nested objects": (CHAT, BESIDE % "x", '{"a":{"a":[]}}'),
+    "deep nesting": (CHAT, IN_CHAT.replace(HERE, "[@"), "[[[[["),
+    "tools": (CHAT, BESIDE % "tools", '{"type":"function"}'),
+    "tool calls": (CHAT, IN_CALLS, '{"function":{"name":"f"}}'),
     "arguments of a tool call": (
         CHAT,
-        SHORT + '"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f",'
-        '"arguments":"[',
+        IN_CALLS.replace(HERE, '{"function":{"name":"f","arguments":"[@]"}}'),
         "[]",
-        ']"}}]}]}',
     ),
-    "biases": (CHAT, ONE_CHAT + '"logit_bias":{', '"%d":1000', "}}"),
-    "stop strings": (CHAT, ONE_CHAT + '"stop":[', '""', "]}"),
+    "biases": (CHAT, (BESIDE % "logit_bias").replace("[@]", "{@}"), '"%d":1000'),
+    "stop strings": (CHAT, BESIDE % "stop", '""'),
     "a prediction": (
         CHAT,
-        ONE_CHAT + '"prediction":{"type":"content","content":[',
+        (BESIDE % "prediction").replace("[@]", '{"type":"content","content":[@]}'),
         PART,
-        "]}}",
     ),
-    "escaped quotes": (CHAT, SHORT + '"messages":[{"role":"user","content":"', r"\"\\", '"}]}'),
-    "turns": (BLOCKS, SHORT + '"messages":[', MESSAGE, "]}"),
-    "blocks": (BLOCKS, SHORT + '"messages":[{"role":"user","content":[', PART, "]}]}"),
-    "bad blocks": (BLOCKS, SHORT + '"messages":[{"role":"user","content":[', "{}", "]}]}"),
-    "results": (
-        BLOCKS,
-        SHORT + '"messages":[{"role":"user","content":[',
-        '{"type":"tool_result","tool_use_id":"a"}',
-        "]}]}",
-    ),
-    "unknown fields of a request for messages": (
-        BLOCKS,
-        ONE_CHAT,
-        '"%d":1',
-        "}",
-    ),
-    "tools of a server": (BLOCKS, ONE_CHAT + '"tools":[', '{"type":"a"}', "]}"),
-    "messages for Ollama": (OLLAMA, '{"messages":[', MESSAGE, "]}"),
-    "bad messages for Ollama": (OLLAMA, '{"messages":[', "{}", "]}"),
-    "options": (OLLAMA, f'{{"messages":[{MESSAGE}],"options":{{', '"%d":1', "}}"),
-    "snippets": (INFILL, f'{FILL},"input_extra":[', '{"text":"a"}', "]}"),
-    "fields of a response": (INFILL, f'{FILL},"response_fields":[', '"a/a"', "]}"),
-    "samplers": (INFILL, f'{FILL},"samplers":[', '"infill"', "]}"),
-    "items": (ITEMS, '{"input":[', MESSAGE, "]}"),
-    "bad items": (ITEMS, '{"input":[', "{}", "]}"),
+    "escaped quotes": (CHAT, IN_CONTENT.replace("[@]", '"@"'), r"\"\\"),
+    "turns": (BLOCKS, IN_CHAT, MESSAGE),
+    "blocks": (BLOCKS, IN_CONTENT, PART),
+    "bad blocks": (BLOCKS, IN_CONTENT, "{}"),
+    "results": (BLOCKS, IN_CONTENT, '{"type":"tool_result","tool_use_id":"a"}'),
+    "unknown fields of a request for messages": (BLOCKS, FIELDS, FIELD),
+    "tools of a server": (BLOCKS, BESIDE % "tools", '{"type":"a"}'),
+    "messages for Ollama": (OLLAMA, '{"messages":[@]}', MESSAGE),
+    "bad messages for Ollama": (OLLAMA, '{"messages":[@]}', "{}"),
+    "options": (OLLAMA, "{" + ONE + ',"options":{@}}', FIELD),
+    "snippets": (INFILL, IN_FILL % "input_extra", '{"text":"a"}'),
+    "fields of a response": (INFILL, IN_FILL % "response_fields", '"a/a"'),
+    "samplers": (INFILL, IN_FILL % "samplers", '"infill"'),
+    "items": (ITEMS, IN_INPUT, MESSAGE),
+    "bad items": (ITEMS, IN_INPUT, "{}"),
     "parts of an item": (
         ITEMS,
-        '{"input":[{"role":"user","content":[',
+        IN_INPUT.replace(HERE, OF_USER),
         '{"type":"input_text","text":"a"}',
-        "]}]}",
     ),
     "calls": (
         ITEMS,
-        '{"input":[',
+        IN_INPUT,
         '{"type":"function_call","name":"f","call_id":"a","arguments":""}',
-        "]}",
     ),
-    "references": (ITEMS, '{"input":[', '{"type":"item_reference","id":"a"}', "]}"),
-    "tools of namespaces": (
-        ITEMS,
-        '{"input":"a","tools":[',
-        '{"type":"namespace","name":"a","tools":[{"type":"b"}]}',
-        "]}",
-    ),
-    "nested namespaces": (
-        ITEMS,
-        '{"input":"a","tools":[',
-        '{"type":"namespace","name":"a","tools":[',
-        "]}",
-    ),
-    "unknown fields of items": (ITEMS, '{"input":[', MESSAGE[:-1] + ',"%d":1}', "]}"),
-    "prompts": (TEXT, SHORT + '"prompt":[', '"a"', "]}"),
-    "prompts of ids": (TEXT, SHORT + '"prompt":[', "[1]", "]}"),
-    "ids": (TEXT, SHORT + '"prompt":[', "1", "]}"),
-    "tokenize": ("/tokenize", '{"with_pieces":true,"messages":[', MESSAGE, "]}"),
-    "a long text": ("/tokenize", '{"with_pieces":true,"content":"', "a", '"}'),
-    "detokenize": ("/detokenize", '{"tokens":[', "1", "]}"),
-    "fractions": ("/detokenize", '{"tokens":[', "0.5", "]}"),
+    "references": (ITEMS, IN_INPUT, '{"type":"item_reference","id":"a"}'),
+    "tools of namespaces": (ITEMS, IN_TOOLS, NAMESPACE + '{"type":"b"}]}'),
+    "nested namespaces": (ITEMS, IN_TOOLS, NAMESPACE),
+    "unknown fields of items": (ITEMS, IN_INPUT, UNKNOWN),
+    "prompts": (TEXT, IN_PROMPT, '"a"'),
+    "prompts of ids": (TEXT, IN_PROMPT, "[1]"),
+    "ids": (TEXT, IN_PROMPT, "1"),
+    "tokenize": ("/tokenize", '{"with_pieces":true,"messages":[@]}', MESSAGE),
+    "a long text": ("/tokenize", '{"with_pieces":true,"content":"@"}', "a"),
+    "detokenize": ("/detokenize", '{"tokens":[@]}', "1"),
+    "fractions": ("/detokenize", '{"tokens":[@]}', "0.5"),
 }
+"""Paths, bodies and their items. A number stands for %d, another one in each item."""
 
 
 def body_of(kind: str, *, admitted: bool) -> bytes:
     """Return a body of as many bytes as the service takes. admitted: of as many values, too."""
-    _, begin, item, end = KINDS[kind]
+    _, body, item = KINDS[kind]
     comma = "" if kind in ("deep nesting", "escaped quotes", "a long text") else ","
     width = len((item % 10**6 if "%" in item else item) + comma)
-    count = (LEAST_LIMIT_BYTES - len(begin) - len(end)) // width
+    count = (LEAST_LIMIT_BYTES - len(body) + len(HERE)) // width
     if admitted:
         *_, each = count_structure(f"{item},".encode())
         each_in_all = ((MAX_CONTAINERS, each.containers), (MAX_STRINGS, each.strings))
         most = ((limit - 16) // taken for limit, taken in each_in_all if taken)
         count = min(count, *most, MAX_VALUES)
     items = (item % (10**6 + i) for i in range(count)) if "%" in item else [item] * count
-    return (begin + comma.join(items) + end).encode()
+    return body.replace(HERE, comma.join(items)).encode()
 
 
 class Others:

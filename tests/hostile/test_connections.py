@@ -119,13 +119,12 @@ async def connect(
     return reader, writer
 
 
+HALF_A_BODY = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{"
+
+
 @pytest.mark.parametrize(
     "sent",
-    [
-        b"",
-        b"POST /v1/",
-        b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{",
-    ],
+    [b"", b"POST /v1/", HALF_A_BODY],
     ids=["nothing", "half a head", "half a body"],
 )
 async def test_idle_connections_give_way_and_a_running_answer_goes_on(sent: bytes) -> None:
@@ -174,12 +173,11 @@ async def test_a_loop_without_descriptors_says_so_in_one_line_a_minute() -> None
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
     be_brief_without_descriptors(loop)
+    failed = {"message": "accept", "exception": OSError(errno.EMFILE, "none left")}
     try:
         with capture_logs() as lines:
             for _ in range(3000):
-                loop.call_exception_handler(
-                    {"message": "accept", "exception": OSError(errno.EMFILE, "none left")}
-                )
+                loop.call_exception_handler(failed)
     finally:
         loop.set_exception_handler(before)
 
@@ -217,19 +215,10 @@ NO_REQUESTS = (
 
 def test_what_is_no_request_has_no_line_in_an_edges_log(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "picospec.edge_agent",
-        "--port",
-        str(port),
-        "--draft",
-        "none",
-    ]
+    arguments = f"--port {port} --draft none --verifier-url http://127.0.0.1:9"
+    command = [sys.executable, "-m", "picospec.edge_agent", *arguments.split()]
     with log.open("wb") as out:
-        edge = subprocess.Popen(
-            [*command, "--verifier-url", "http://127.0.0.1:9"], cwd=ROOT, stdout=out, stderr=out
-        )
+        edge = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
     try:
         wait_for(port, edge, within_s=60)
         for sent in NO_REQUESTS:

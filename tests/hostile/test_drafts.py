@@ -1,4 +1,4 @@
-"""A session's drafts cost the key that sends them, and nobody else."""
+"""A session's opening and its drafts cost the key that sends them, and nobody else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from itertools import count, pairwise, repeat
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 
 from picospec.bench.run.services import free_port
 from picospec.edge_agent.link import posts
+from picospec.gateway.errors import InvalidRequest
 from picospec.speculation.drafting.outcome import Outcome
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Draft, Fault, Pushed, Redraw
 from picospec.speculation.protocol.wire import Framed
+from picospec.verifier.admission import check
 from picospec.verifier.routes import DRAFTS_BYTES
 from picospec.verifier.sessions.draft_budget import CHAINS_AT_FIRST
 from tests.speculation.joined import Joined
@@ -28,6 +31,7 @@ from tests.verifier.conftest import fake_command, http2_client, serving
 from tests.verifier.down import opened
 from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
 from tests.verifier.test_sessions import ending, running
+from tests.verifier.test_tenants import ANN, BEN, OPEN, app_of, client_of, keys_toml
 
 ALLOWED = CHAINS_AT_FIRST * FACTS.limits.max_ahead
 """Draft tokens of a session that has been sent nothing."""
@@ -158,3 +162,35 @@ async def test_what_waited_long_goes_in_requests_that_the_verifier_takes() -> No
     running.cancel()
 
     assert max(map(len, bodies)) <= DRAFTS_BYTES < waiting
+
+
+LARGE = opening(prompt=(1,) * 300_000)
+MANY = 24
+
+
+async def test_an_open_is_decoded_in_turn_however_many_another_tenant_sends(
+    tmp_path: Path,
+) -> None:
+    file, body = tmp_path / "keys.toml", wire.encode(LARGE)
+    file.write_text(keys_toml("ann", "ben"))
+    async with (
+        app_of(file, FakeTarget()) as app,
+        client_of(app, ANN) as ann,
+        client_of(app, BEN) as ben,
+    ):
+        many = [
+            asyncio.create_task(ann.post("/v1/speculate", content=body)) for _ in range(MANY)
+        ]
+        await asyncio.wait(many, return_when=asyncio.FIRST_COMPLETED)
+        answer = await ben.post("/v1/speculate", content=OPEN)
+        waiting = sum(not task.done() for task in many)
+        refused = await asyncio.gather(*many)
+
+    assert answer.status_code == 200
+    assert waiting > MANY // 2
+    assert {each.status_code for each in refused} == {400}
+
+
+def test_the_length_of_a_prompt_is_checked_before_its_tokens_are() -> None:
+    with pytest.raises(InvalidRequest, match="the context has"):
+        check(opening(prompt=(FACTS.vocabulary_size,) * 300_000), FACTS)

@@ -15,18 +15,11 @@ from structlog.testing import capture_logs
 from picospec.gateway.hosting import logs
 from picospec.gateway.log_lines import EVERY_S, MAX_CHARACTERS
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+from tests.gateway.tenants.holders import Clock
 
 KEY = {"authorization": "Bearer right"}
+LARGE = {"content-length": "9999"}
 ODD = "\x1b]0;pwned\x07\x1b[2J\r\n2026 [info] \x9b2J\u202e"
-
-
-class Time:
-    """A clock that the test sets, in seconds."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.mark.parametrize(
@@ -36,19 +29,13 @@ class Time:
         ("GET", "/", {}, {"api_keys": ["right"]}, 200),
         ("GET", "/nothing", {}, {}, 404),
         ("PUT", "/v1/models", {}, {}, 405),
-        (
-            "POST",
-            "/v1/completions",
-            {"content-length": "9999"},
-            {"body_limit_bytes": 1024},
-            413,
-        ),
+        ("POST", "/v1/completions", LARGE, {"body_limit_bytes": 1024}, 413),
     ],
 )
 async def test_requests_without_a_key_share_a_line_a_minute_that_counts_them(
     method: str, path: str, headers: Mapping[str, str], settings: dict[str, object], status: int
 ) -> None:
-    clock = Time()
+    clock = Clock()
     async with client_of(make_app(ScriptedEngine(), clock=clock, **settings)) as client:
         with capture_logs() as lines:
             for wait_s in (0.0,) * 50 + (EVERY_S,):

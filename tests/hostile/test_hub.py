@@ -1,9 +1,9 @@
-"""A hub, a mirror of one or a catalogue names no file outside the store."""
+"""A hub, a mirror of one, a catalogue or a verifier names no file outside the store."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +11,11 @@ import msgspec
 import pytest
 
 from picospec.models.catalogue import ModelFile, Wheel, parse
-from picospec.models.errors import InvalidCatalogue, PullError
+from picospec.models.digests import sha256_name, tokenizer_name
+from picospec.models.errors import CannotOpen, InvalidCatalogue, PullError
 from picospec.models.fetching.hub import Hub
 from picospec.models.store import Store, open_store
+from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from tests.models.hub_server import FakeHub
 
 CONTENT: Final = b"GGUF of a stranger"
@@ -34,6 +36,12 @@ NAMES: Final = {
 
 DIGITS: Final = {"upper case", "one digit short"}
 """Those of them that only a sha256 may not be."""
+
+FORMS: Final = [
+    "", ".", "..", "../secret", "/etc/passwd", "a/b", "secret", "{digest}\n",
+    "{digest}/../../secret", "{digest}0", "\0{digest}", "A{digest}",
+]  # fmt: skip
+"""Names of which none is a digest."""
 
 
 @pytest.fixture
@@ -144,3 +152,24 @@ def test_no_value_has_a_name_of_another_form_however_it_is_made() -> None:
         parse('[models]\n"../x" = {file = "a.gguf", repository = "o/r"}')
     with pytest.raises(ValueError, match="wheel"):
         Wheel("--index-url=http://127.0.0.1/-1.0-py3-none-any.whl", SHA256)
+
+
+@pytest.mark.parametrize("check", [sha256_name, tokenizer_name])
+@pytest.mark.parametrize("hostile", FORMS)
+def test_a_name_of_another_form_is_refused(check: Callable[[str], str], hostile: str) -> None:
+    digest = "0af9" * (16 if check is sha256_name else 8)
+    name = hostile.format(digest=digest)
+
+    assert check(digest) == digest
+    for wrong in (name, digest.upper(), digest[:-1], digest[:-1] + "\u0663"):
+        with pytest.raises(ValueError, match="hex digits"):
+            check(wrong)
+
+
+@pytest.mark.parametrize("hostile", FORMS)
+def test_no_file_is_read_for_a_tokenizer_of_another_name(hostile: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"the user's")
+    (tmp_path / "tokenizers").mkdir()
+
+    with pytest.raises(CannotOpen, match="hex digits"):
+        TokenizerCache(tmp_path / "tokenizers").find(hostile.format(digest="0af9" * 8))

@@ -17,18 +17,10 @@ from tests.edge_agent.fleet import running
 from tests.edge_agent.proxies import is_here, proxying
 
 METRICS: Final = [
-    "/metrics",
-    "/metrics?x",
-    "/metrics/",
-    "/METRICS",
-    "//metrics",
-    "/./metrics",
-    "/a/../metrics",
-    "/%6detrics",
-    "/%6D%65%74%72%69%63%73",
-    "/%2fmetrics",
+    "/metrics", "/metrics?x", "/metrics/", "/METRICS", "//metrics", "/./metrics",
+    "/a/../metrics", "/%6detrics", "/%6D%65%74%72%69%63%73", "/%2fmetrics",
     "http://localhost/metrics",
-]
+]  # fmt: skip
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 SILENT: Final = {
     "no hello": (None, b""),
@@ -45,6 +37,10 @@ CLOSED_WITHIN_S: Final = 30.0
 """Most time until a silent connection is closed whose deadline the test makes 1 s."""
 
 
+Proxy = tuple[int, ssl.SSLContext]
+"""A proxy's port, and what a client trusts."""
+
+
 def hasty(configuration: str) -> str:
     """Return a proxy's configuration with a deadline of 1 s for whoever says nothing."""
     return re.sub(
@@ -54,19 +50,12 @@ def hasty(configuration: str) -> str:
     )
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(
-            name, marks=pytest.mark.skipif(not is_here(name), reason=f"no {name} here")
-        )
-        for name in ("haproxy", "nginx")
-    ],
-    scope="module",
-)
+@pytest.fixture(params=["haproxy", "nginx"], scope="module")
 def proxy(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[int, ssl.SSLContext]]:
-    """Yield a proxy's port, and what a client trusts."""
+) -> Iterator[Proxy]:
+    if not is_here(request.param):
+        pytest.skip(f"no {request.param} here")
     folder: Path = tmp_path_factory.mktemp("proxy")
     with running("", "") as (one, two):
         ports = (one.port, two.port)
@@ -77,7 +66,7 @@ def proxy(
 
 @asynccontextmanager
 async def connected(
-    proxy: tuple[int, ssl.SSLContext], protocol: str | None
+    proxy: Proxy, protocol: str | None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Open a connection, with TLS if a protocol is named."""
     port, context = proxy
@@ -90,25 +79,25 @@ async def connected(
         writer.transport.abort()
 
 
-async def status(proxy: tuple[int, ssl.SSLContext], target: str) -> int:
+async def status(proxy: Proxy, target: str) -> int:
     async with connected(proxy, "http/1.1") as (reader, writer):
         writer.write(f"GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
         return int((await reader.readline()).split()[1])
 
 
 @pytest.mark.parametrize("target", METRICS)
-async def test_no_metrics_are_passed(proxy: tuple[int, ssl.SSLContext], target: str) -> None:
+async def test_no_metrics_are_passed(proxy: Proxy, target: str) -> None:
     assert await status(proxy, target) == 403
 
 
-async def test_all_else_is_passed(proxy: tuple[int, ssl.SSLContext]) -> None:
+async def test_all_else_is_passed(proxy: Proxy) -> None:
     assert await status(proxy, "/ready") == 200
     assert await status(proxy, "/metric") != 403
 
 
 @pytest.mark.parametrize("said", SILENT.values(), ids=SILENT)
 async def test_a_silent_connection_is_closed(
-    proxy: tuple[int, ssl.SSLContext], said: tuple[str | None, bytes]
+    proxy: Proxy, said: tuple[str | None, bytes]
 ) -> None:
     protocol, words = said
     async with connected(proxy, protocol) as (reader, writer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -21,15 +20,16 @@ from tests.gateway.scripted import (
     client_of,
     make_app,
 )
+from tests.gateway.tenants.holders import ANN, BEN, Headers, keys_toml
 
-ANN, BEN = ({"authorization": f"Bearer key of {name}"} for name in ("ann", "ben"))
+CHAT = "/v1/chat/completions"
 FITS = CONTEXT_TOKENS * BYTES_A_TOKEN
 LONG = "a" * (FITS + 1)
 
 
 @dataclass
 class Slow(ByteTokenizer):
-    """Reads "slow" for as long as it is not let go."""
+    """Reads "slow" for as long as it is not let go, in a thread of its own."""
 
     let_go: threading.Event = field(default_factory=threading.Event)
     read: list[str] = field(default_factory=list)
@@ -38,6 +38,7 @@ class Slow(ByteTokenizer):
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
         self.read.append(text)
         if text == "slow":
+            assert threading.current_thread() is not threading.main_thread()
             self.reading.release()
             self.let_go.wait(60.0)
         return super().encode(text, special=special, begin=begin)
@@ -52,19 +53,13 @@ def tokenizer() -> Iterator[Slow]:
 
 @pytest.fixture
 async def client(tokenizer: Slow, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    keys = tmp_path / "keys.toml"
-    digests = {
-        name: hashlib.sha256(f"key of {name}".encode()).hexdigest() for name in ("ann", "ben")
-    }
-    keys.write_text("".join(f'[{name}]\nsha256 = "{d}"\n' for name, d in digests.items()))
+    keys = keys_toml(tmp_path / "keys.toml", "ann", "ben")
     app = make_app(ScriptedEngine(), tokenizer=tokenizer, keys_file=keys)
     async with client_of(app) as client:
         yield client
 
 
-async def complete(
-    client: httpx.AsyncClient, who: dict[str, str], prompt: str
-) -> httpx.Response:
+async def complete(client: httpx.AsyncClient, who: Headers, prompt: str) -> httpx.Response:
     return await client.post("/v1/completions", json={"prompt": prompt}, headers=who)
 
 
@@ -112,24 +107,20 @@ async def test_the_wait_for_a_prompt_ends(
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
 
 
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
 TOO_LONG: dict[str, tuple[str, dict[str, object], str]] = {
     "a prompt": ("/v1/completions", {"prompt": LONG}, "prompt"),
     "two prompts": ("/v1/completions", {"prompt": ["a", LONG]}, "prompt"),
     "two halves": ("/v1/completions", {"prompt": "a" * FITS, "suffix": "a"}, "prompt"),
     "characters": ("/v1/completions", {"prompt": "\u4e2d" * (FITS // 3 + 1)}, "prompt"),
-    "a chat": (
-        "/v1/chat/completions",
-        {"messages": [{"role": "user", "content": LONG}]},
-        "messages",
-    ),
-    "a chat's whole": (
-        "/v1/chat/completions",
-        {"messages": [{"role": "user", "content": LONG[:-3]}]},
-        "messages",
-    ),
+    "a chat": (CHAT, {"messages": said(LONG)}, "messages"),
+    "a chat's whole": (CHAT, {"messages": said(LONG[:-3])}, "messages"),
     "content": ("/tokenize", {"content": LONG}, "content"),
     "text": ("/tokenize", {"prompt": LONG}, "prompt"),
-    "messages": ("/tokenize", {"messages": [{"role": "user", "content": LONG}]}, "messages"),
+    "messages": ("/tokenize", {"messages": said(LONG)}, "messages"),
 }
 
 
@@ -142,8 +133,8 @@ async def test_a_text_that_cannot_fit_is_refused_by_its_bytes(
     answer = await client.post(path, json=body, headers=ANN)
 
     error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
-    assert error["param"] == param
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["code"] == "context_length_exceeded"
     assert all(len(text) <= FITS for text in tokenizer.read)
     charged = CONTEXT_TOKENS + (name == "two prompts")
     assert await tokens_of_ann(client) == (charged if "completions" in path else 0)
@@ -161,11 +152,10 @@ class Failing(ByteTokenizer):
         return super().encode(text, special=special, begin=begin)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
 async def test_a_tokenizer_that_fails_is_an_error_that_says_so(path: str) -> None:
     async with client_of(make_app(ScriptedEngine(), tokenizer=Failing())) as client:
-        messages = [{"role": "user", "content": "a"}]
-        chat = await client.post(path, json={"messages": messages})
+        chat = await client.post(path, json={"messages": said("a")})
         text = await client.post(path.replace("chat/", ""), json={"prompt": "a"})
 
     assert chat.status_code == 503

@@ -1,5 +1,5 @@
 """A tokenizer from a verifier: neither its failures, nor a full disk, nor a long text stop more
-than the work that they belong to."""
+than the work that they belong to, and no prompt for one verifier's goes to another's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import struct
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,21 @@ import tokenizers
 from msgspec.structs import replace
 from tokenizers import Regex, models, pre_tokenizers
 
+from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
+from picospec.gateway.app import create_app
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.hosting.settings import GatewaySettings
+from picospec.gateway.ports import Facts
+from picospec.gateway.tokenizer import Tokenizer
 from picospec.models.confined import environment
 from picospec.models.errors import CannotOpen
 from picospec.models.store import open_store
 from picospec.models.tokenizing.hugging_face import HuggingFaceEncoder
 from picospec.models.tokenizing.tokenizer_cache import MAX_KEPT, TokenizerCache
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.speculation.protocol.messages import ModelFacts
+from tests.edge_agent.engines import FACTS
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
 
 
 def made(split: str = " ") -> TokenizerFile:
@@ -152,3 +163,59 @@ def test_one_long_word_does_not_end_the_process(split: str) -> None:
 
     command = [sys.executable, "-c", SPLITS]
     assert subprocess.run(command, input=packed, env=environment(), timeout=120).returncode == 0
+
+
+A, B = made(), made("b")
+
+
+@dataclass
+class Flapping:
+    """The verifier in use has the one tokenizer or the other."""
+
+    file: TokenizerFile
+
+    async def facts(self) -> ModelFacts:
+        return replace(FACTS, vocabulary=self.file.digest, vocabulary_size=256)
+
+    async def tokenizer(self) -> bytes:
+        return self.file.pack()
+
+
+async def test_the_tokenizer_is_that_of_the_facts_or_an_error_to_try_again(
+    tmp_path: Path,
+) -> None:
+    uplink = Flapping(A)
+    target = TargetTokenizer(uplink, TokenizerCache(tmp_path), None)
+
+    own = await target(A.digest)
+    uplink.file = B
+    assert await target(A.digest) is own
+    other = await target()
+    assert other is not own
+    uplink.file = replace(A, padding=1)
+    assert await target(B.digest) is other
+    with pytest.raises(Unavailable, match="another one"):
+        await target("0" * 32)
+
+
+async def test_a_request_asks_for_the_tokenizer_of_its_facts() -> None:
+    class Described(ScriptedEngine):
+        async def facts(self) -> Facts:
+            return replaced(await super().facts(), vocabulary="that one")
+
+    asked = []
+
+    async def source(vocabulary: str) -> Tokenizer:
+        asked.append(vocabulary)
+        return ByteTokenizer()
+
+    bodies = {
+        "/v1/completions": {"prompt": "a"},
+        "/tokenize": {"prompt": "a"},
+        "/detokenize": {"tokens": [1]},
+    }
+    async with client_of(create_app(Described(), source, GatewaySettings())) as client:
+        for path, body in bodies.items():
+            assert (await client.post(path, json=body)).status_code == 200
+
+    assert asked == ["that one"] * 3

@@ -55,17 +55,12 @@ def url() -> Iterator[str]:
 
 def set_deadlines(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     for module, names in {
-        connection: ("REQUEST_TIMEOUT_S",),
-        uplink: (
-            "REQUEST_TIMEOUT_S",
-            "TOKENIZER_TIMEOUT_S",
-            "ANSWER_TIMEOUT_S",
-            "CHECK_TIMEOUT_S",
-        ),
-        course: ("RESPONSE_TIMEOUT_S",),
-        progress: ("FIRST_TOKEN_S", "LATE_S"),
+        connection: "REQUEST_TIMEOUT_S",
+        uplink: "REQUEST_TIMEOUT_S TOKENIZER_TIMEOUT_S ANSWER_TIMEOUT_S CHECK_TIMEOUT_S",
+        course: "RESPONSE_TIMEOUT_S",
+        progress: "FIRST_TOKEN_S LATE_S",
     }.items():
-        for name in names:
+        for name in names.split():
             monkeypatch.setattr(module, name, seconds)
 
 
@@ -79,6 +74,10 @@ def little_memory() -> Iterator[None]:
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
+
+
+def uplink_of(url: str, metrics: EdgeMetrics) -> Uplink:
+    return Uplink(Connection(url, key=None, ca_certificate=None), metrics)
 
 
 async def follow(up: Uplink) -> None:
@@ -123,7 +122,7 @@ async def test_each_answer_is_read_up_to_a_limit(
     set_deadlines(monkeypatch, DEADLINE_S if limit == "time" else LONG_S)
 
     async def meet(how: str) -> None:
-        up = Uplink(Connection(f"{url}/{route}+{how}", key=None, ca_certificate=None), metrics)
+        up = uplink_of(f"{url}/{route}+{how}", metrics)
         said = "nothing"
         async with asyncio.timeout(LONG_S):
             try:
@@ -139,7 +138,7 @@ async def test_each_answer_is_read_up_to_a_limit(
 
 async def test_what_may_fail_unnoticed_ends_in_time(url: str, metrics: EdgeMetrics) -> None:
     async def meet(how: str) -> None:
-        up = Uplink(Connection(f"{url}/status+{how}", key=None, ca_certificate=None), metrics)
+        up = uplink_of(f"{url}/status+{how}", metrics)
         async with asyncio.timeout(DEADLINE_S + BUSY_S):
             assert await up.status() == uplink.VerifierStatus()
 
@@ -148,10 +147,8 @@ async def test_what_may_fail_unnoticed_ends_in_time(url: str, metrics: EdgeMetri
 
 async def test_facts_out_of_bounds_are_an_error(url: str, metrics: EdgeMetrics) -> None:
     for field in WRONG_FACTS:
-        up = Uplink(Connection(f"{url}/fact+{field}", key=None, ca_certificate=None), metrics)
-
         with pytest.raises(EngineFault):
-            await up.facts()
+            await uplink_of(f"{url}/fact+{field}", metrics).facts()
 
 
 async def test_a_session_that_brings_nothing_or_what_is_wrong_ends_with_one_error(

@@ -13,7 +13,15 @@ HEADERS = {
 PATH = "/v1/messages?beta=true"
 CACHED = {"cache_control": {"type": "ephemeral"}}
 NAMES = [f"Tool{number}" for number in range(22)] + ["Bash", "mcp__files__read"]
+THOUGHT = {"type": "thinking", "thinking": "I look.", "signature": "s"}
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {"command": "ls -a"}}
+RESULT = {
+    "type": "tool_result",
+    "tool_use_id": "toolu_1",
+    "content": "a.py",
+    "is_error": False,
+    **CACHED,
+}
 
 
 def text(said: str, **more: object) -> dict[str, object]:
@@ -48,25 +56,8 @@ def request(**more: object) -> dict[str, Any]:
         "messages": [
             {"role": "user", "content": [text("A reminder."), text("What is here?", **CACHED)]},
             {"role": "system", "content": "The date has changed."},
-            {
-                "role": "assistant",
-                "content": [
-                    {"type": "thinking", "thinking": "I look.", "signature": "s"},
-                    CALL,
-                ],
-            },
-            {
-                "role": "user",
-                "content": [
-                    {
-                        "type": "tool_result",
-                        "tool_use_id": "toolu_1",
-                        "content": "a.py",
-                        "is_error": False,
-                        **CACHED,
-                    }
-                ],
-            },
+            {"role": "assistant", "content": [THOUGHT, CALL]},
+            {"role": "user", "content": [RESULT]},
         ],
         "tools": [_tool(name) for name in NAMES],
         **more,

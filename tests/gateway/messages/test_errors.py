@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import httpx
 import pytest
 
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
-from tests.gateway.scripted import MODEL, ScriptedEngine, ask, client_of, make_app
+from tests.gateway.scripted import MODEL, Body, ScriptedEngine, ask, client_of, make_app
 
 VERSION = {"anthropic-version": "2023-06-01"}
 HI = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
@@ -24,23 +22,21 @@ def check(answer: httpx.Response, status: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "kind"),
+    ("error", "status", "kind", "retry_after"),
     [
-        (Overloaded("full", retry_after_s=3), 529, "overloaded_error"),
-        (Draining("soon"), 503, "overloaded_error"),
-        (Unavailable("gone"), 503, "api_error"),
-        (EngineFault("oh"), 500, "api_error"),
+        (Overloaded("full", retry_after_s=3), 529, "overloaded_error", "3"),
+        (Draining("soon"), 503, "overloaded_error", "1"),
+        (Unavailable("gone"), 503, "api_error", None),
+        (EngineFault("oh"), 500, "api_error", None),
     ],
 )
 async def test_an_engines_error_has_anthropics_status_and_type(
-    error: ApiError, status: int, kind: str
+    error: ApiError, status: int, kind: str, retry_after: str | None
 ) -> None:
     answer = await ask(HI, ScriptedEngine((), error), path="/v1/messages")
 
     check(answer, status, kind)
-    assert answer.headers.get("retry-after") == (
-        None if error.retry_after_s is None else str(error.retry_after_s)
-    )
+    assert answer.headers.get("retry-after") == retry_after
 
 
 @pytest.mark.parametrize(
@@ -56,7 +52,7 @@ async def test_an_engines_error_has_anthropics_status_and_type(
     ],
 )
 async def test_what_stops_a_request_has_a_type_of_its_own(
-    status: int, kind: str, asked: dict[str, Any], more: dict[str, Any]
+    status: int, kind: str, asked: Body, more: Body
 ) -> None:
     check(await ask(asked, **{"path": "/v1/messages", **more}), status, kind)
 
@@ -74,9 +70,7 @@ async def test_a_key_at_its_limit_and_another_method_have_one_too() -> None:
 
 
 @pytest.mark.parametrize(("asked", "tokens"), [(LONG, 73), (HUGE, 1250)])
-async def test_a_prompt_that_is_too_long_says_how_long_it_is(
-    asked: dict[str, Any], tokens: int
-) -> None:
+async def test_a_prompt_that_is_too_long_says_how_long_it_is(asked: Body, tokens: int) -> None:
     answer = await ask(asked, path="/v1/messages")
 
     check(answer, 400, "invalid_request_error")

@@ -2,84 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.messages.request import MessagesRequest
+from tests.gateway.meaning import meaning
 from tests.gateway.messages import claude_code
 from tests.gateway.messages.claude_code import text
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine, ask
 
 HI = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": [text("Yes.")]}
 SCHEMA = {"type": "object"}
+FORMAT = {"type": "json_schema", "schema": SCHEMA}
+CHATS_FORMAT = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
 TOOL = {"name": "f", "input_schema": SCHEMA}
 SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+NAMED = {"type": "function", "function": {"name": "f"}}
 LONG = "mcp__" + "a" * 123
 LONG_FUNCTION = {"type": "function", "function": {"name": LONG, "parameters": SCHEMA}}
+SETTINGS = {
+    "max_tokens": 5, "temperature": 0, "top_p": 0.5, "top_k": 3, "seed": 7, "min_p": 0.1,
+}  # fmt: skip
+THOUGHTS = [
+    {"type": "thinking", "thinking": "Well.", "signature": "any"},
+    {"type": "redacted_thinking", "data": "AAAA"},
+]
+CALL = {"type": "tool_use", "id": "t", "name": "f", "input": {"b": 1, "a": [2.0]}}
+CHATS_TURN = {
+    "role": "assistant",
+    "content": "I call.",
+    "reasoning": "Well.",
+    "tool_calls": [{"id": "t", "function": {"name": "f", "arguments": '{"b":1,"a":[2.0]}'}}],
+}
 RESULT = {"type": "tool_result", "tool_use_id": "t", "content": [text("a"), text("b")]}
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://a"}}
-GRAMMAR = frozenset({"structured_outputs"})
+ADAPTIVE, DISABLED, HARD = {"type": "adaptive"}, {"type": "disabled"}, {"effort": "high"}
+EMPTY_FORMAT = {"type": "json_schema", "schema": {}}
 
 
-def turns(*messages: object, **more: object) -> dict[str, Any]:
+def turns(*messages: object, **more: object) -> Body:
     return {"messages": list(messages), **more}
 
 
-def one(**more: object) -> dict[str, Any]:
+def one(**more: object) -> Body:
     return turns(HI, **more)
 
 
-SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    (
-        one(max_tokens=5, temperature=0, top_p=0.5, top_k=3, seed=7, min_p=0.1, model="m"),
-        one(max_tokens=5, temperature=0, top_p=0.5, top_k=3, seed=7, min_p=0.1, model="m"),
-    ),
+def user(*blocks: object) -> Body:
+    return {"role": "user", "content": [*blocks]}
+
+
+def model(*blocks: object) -> Body:
+    return {"role": "assistant", "content": [*blocks]}
+
+
+def result(*parts: object) -> Body:
+    return {"role": "tool", "tool_call_id": "t", "content": [*parts]}
+
+
+SAME: list[tuple[Body, Body]] = [
+    (one(model="m", **SETTINGS), one(**SETTINGS)),
     (one(stop_sequences=["a", " "]), one(stop=["a", " "])),
     (one(system="Be kind."), turns({"role": "system", "content": "Be kind."}, HI)),
     (one(system=[text("x-anthropic-billing-header: a")]), one()),
-    (turns(HI, HI), turns({"role": "user", "content": [text("Hi"), text("Hi")]})),
+    (turns(HI, HI), turns(user(text("Hi"), text("Hi")))),
     (
-        turns({"role": "user", "content": [RESULT, {**RESULT, "is_error": True}, text("c")]}),
+        turns(user(RESULT, {**RESULT, "is_error": True}, text("c"))),
         turns(
-            {"role": "tool", "tool_call_id": "t", "content": [text("a"), text("b")]},
-            {
-                "role": "tool",
-                "tool_call_id": "t",
-                "content": [text("Error:"), text("a"), text("b")],
-            },
-            {"role": "user", "content": [text("c")]},
+            result(text("a"), text("b")),
+            result(text("Error:"), text("a"), text("b")),
+            user(text("c")),
         ),
     ),
     (
-        turns(
-            HI,
-            {
-                "role": "assistant",
-                "content": [
-                    {"type": "thinking", "thinking": "Well.", "signature": "any"},
-                    {"type": "redacted_thinking", "data": "AAAA"},
-                    text("I call."),
-                    {"type": "tool_use", "id": "t", "name": "f", "input": {"b": 1, "a": [2.0]}},
-                ],
-            },
-            {"role": "user", "content": [RESULT]},
-        ),
-        turns(
-            HI,
-            {
-                "role": "assistant",
-                "content": "I call.",
-                "reasoning": "Well.",
-                "tool_calls": [
-                    {"id": "t", "function": {"name": "f", "arguments": '{"b":1,"a":[2.0]}'}}
-                ],
-            },
-            {"role": "tool", "tool_call_id": "t", "content": RESULT["content"]},
-        ),
+        turns(HI, model(*THOUGHTS, text("I call."), CALL), user(RESULT)),
+        turns(HI, CHATS_TURN, result(text("a"), text("b"))),
     ),
     (one(tools=[SERVER_TOOL, TOOL]), one(tools=[FUNCTION])),
     (one(tools=[{**TOOL, "name": LONG}]), one(tools=[LONG_FUNCTION])),
@@ -93,61 +92,30 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     (
         one(tools=[TOOL], tool_choice={"type": "tool", "name": "f"}),
-        one(tools=[FUNCTION], tool_choice={"type": "function", "function": {"name": "f"}}),
+        one(tools=[FUNCTION], tool_choice=NAMED),
     ),
     (
         one(tools=[TOOL], tool_choice={"type": "none"}),
         one(tools=[FUNCTION], tool_choice="none"),
     ),
-    (
-        one(output_config={"format": {"type": "json_schema", "schema": SCHEMA}}),
-        one(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
-    ),
-    (
-        one(output_format={"type": "json_schema", "schema": SCHEMA}),
-        one(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
-    ),
-    (one(thinking={"type": "adaptive"}), one()),
+    (one(output_config={"format": FORMAT}), one(response_format=CHATS_FORMAT)),
+    (one(output_format=FORMAT), one(response_format=CHATS_FORMAT)),
+    (one(thinking=ADAPTIVE), one()),
     (turns(HI, ANSWER), turns(HI, ANSWER, continue_final_message=True)),
-    (
-        one(thinking={"type": "enabled", "budget_tokens": 1024}),
-        one(enable_thinking=True),
-    ),
-    (
-        one(thinking={"type": "adaptive"}, output_config={"effort": "high"}),
-        one(reasoning_effort="high"),
-    ),
-    (
-        one(thinking={"type": "disabled"}, output_config={"effort": "high"}),
-        one(enable_thinking=False),
-    ),
+    (one(thinking={"type": "enabled", "budget_tokens": 1024}), one(enable_thinking=True)),
+    (one(thinking=ADAPTIVE, output_config=HARD), one(reasoning_effort="high")),
+    (one(thinking=DISABLED, output_config=HARD), one(enable_thinking=False)),
 ]
 
 
 @pytest.mark.parametrize(("messages", "chat"), SAME)
 async def test_it_is_answered_as_the_chat_that_asks_for_the_same(
-    messages: dict[str, Any], chat: dict[str, Any]
+    messages: Body, chat: Body
 ) -> None:
-    asked, tokenizers, engines = (messages, chat), [], []
-    for body, path in zip(asked, ("/v1/messages", "/v1/chat/completions"), strict=True):
-        tokenizers.append(ByteTokenizer(template="<think></think><tool_call>"))
-        engines.append(ScriptedEngine(context_tokens=4096, features=GRAMMAR))
-        named = {**body, "model": "bytes-1"}
-        answer = await ask(named, engines[-1], path=path, tokenizer=tokenizers[-1])
-        assert answer.status_code == 200, answer.text
+    named = {"model": MODEL}
+    assert await meaning(messages | named, path="/v1/messages") == await meaning(chat | named)
 
-    ours, theirs = (MessagesRequest.model_validate(messages).chat(), ChatRequest(**chat))
-    (job, chats_job), (shown, chats) = (
-        (e.jobs[0] for e in engines),
-        (t.rendered[-1] for t in tokenizers),
-    )
-    assert shown == chats
-    assert (job.prompt, job.sampling, job.seed) == (
-        chats_job.prompt,
-        chats_job.sampling,
-        chats_job.seed,
-    )
-    assert (job.max_tokens, job.extras) == (chats_job.max_tokens, chats_job.extras)
+    ours, theirs = MessagesRequest.model_validate(messages).chat(), ChatRequest(**chat)
     assert (ours.stop, ours.tool_use) == (theirs.stop, theirs.tool_use)
 
 
@@ -166,10 +134,8 @@ async def test_what_claude_code_sends_is_served_whole() -> None:
     (shown,) = tokenizer.rendered
     system, user, late, assistant, tool = shown["messages"]  # type: ignore[misc]
     assert answer.status_code == 200, answer.text
-    assert [part["text"] for part in system["content"]] == [
-        "You help with code.",
-        "The directory is /tmp.",
-    ]
+    texts = [part["text"] for part in system["content"]]
+    assert texts == ["You help with code.", "The directory is /tmp."]
     assert (user["role"], len(user["content"])) == ("user", 2)
     assert late == {"role": "system", "content": "The date has changed."}
     assert assistant["reasoning"] == "I look."
@@ -186,10 +152,11 @@ async def test_what_claude_code_sends_is_served_whole() -> None:
 
 async def test_what_cannot_be_told_to_the_model_is_named() -> None:
     asked = one(
-        tools=[SERVER_TOOL, TOOL | {"defer_loading": True}], mcp_servers=[], container="c"
-    )
-    asked |= {"thinking": {"type": "disabled"}, "output_config": {"effort": "low"}}
-    asked |= {"stream": True, "stream_options": {"include_speculation": True}}
+        tools=[SERVER_TOOL, TOOL | {"defer_loading": True}], mcp_servers=[], container="c",
+        thinking=DISABLED, output_config={"effort": "low"},
+        stream=True, stream_options={"include_speculation": True},
+    )  # fmt: skip
+
     answer = await ask(asked, path="/v1/messages")
 
     assert answer.headers["x-picospec-ignored"] == (
@@ -198,21 +165,18 @@ async def test_what_cannot_be_told_to_the_model_is_named() -> None:
     )
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
+REFUSED: list[tuple[Body, str]] = [
     ({}, "messages"),
     (turns(), "messages"),
-    (turns(HI, {"role": "assistant", "content": [claude_code.CALL]}), "messages"),
+    (turns(HI, model(CALL)), "messages"),
     (turns({"role": "robot", "content": "a"}), "messages.0.role"),
     (turns({"role": "user"}), "messages.0.content"),
-    (turns({"role": "user", "content": [IMAGE]}), "messages.0.content.0"),
+    (turns(user(IMAGE)), "messages.0.content.0"),
+    (turns(user({**IMAGE, "type": "document"})), "messages.0.content.0"),
+    (turns(user(CALL)), "messages.0.content"),
+    (turns(HI, model(RESULT), HI), "messages.1.content"),
     (
-        turns({"role": "user", "content": [{**IMAGE, "type": "document"}]}),
-        "messages.0.content.0",
-    ),
-    (turns({"role": "user", "content": [claude_code.CALL]}), "messages.0.content"),
-    (turns(HI, {"role": "assistant", "content": [RESULT]}, HI), "messages.1.content"),
-    (
-        turns({"role": "user", "content": [{**RESULT, "content": [IMAGE]}]}),
+        turns(user({**RESULT, "content": [IMAGE]})),
         "messages.0.content.0.tool_result.content.0.type",
     ),
     (one(system=[IMAGE]), "system.0.type"),
@@ -230,11 +194,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (one(thinking={"type": "loud"}), "thinking.type"),
     (one(thinking={"type": "enabled"}, reasoning_effort="none"), "thinking"),
     (one(output_config={"effort": "some"}), "output_config.effort"),
-    (
-        one(output_config={"format": {"type": "json_schema", "schema": {}}}),
-        "output_config.format",
-    ),
-    (one(output_format={"type": "json_schema", "schema": {}}), "output_format"),
+    (one(output_config={"format": EMPTY_FORMAT}), "output_config.format"),
+    (one(output_format=EMPTY_FORMAT), "output_format"),
     (one(thread={"type": "create"}), "thread"),
     (one(compaction={}), "compaction"),
     (one(n=2), "n"),
@@ -244,7 +205,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("body", "field"), REFUSED)
-async def test_what_is_not_served_is_named(body: dict[str, Any], field: str) -> None:
+async def test_what_is_not_served_is_named(body: Body, field: str) -> None:
     answer = await ask(body, path="/v1/messages")
 
     error = answer.json()["error"]

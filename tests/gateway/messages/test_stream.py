@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,13 +15,13 @@ from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta
 from tests.gateway.output.reading import CUTS
 from tests.gateway.output.test_parser import grouped, parse
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
-from tests.gateway.test_keep_alive import Slow
+from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, events_of
+from tests.gateway.test_keep_alive import slow
 
 CALL = '<tool_call>{{"name": "weather", "arguments": {}}}</tool_call>'
 ARGUMENTS = ("{}", '{"city": "Oslo", "days": [1, 2.0]}', '{"city": "Ålesund\\n"}')
 TOOL = {"name": "weather", "input_schema": {"type": "object"}}
-HI = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 40}
+HI: Body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 40}
 GROWS = {
     "text_delta": ("text", "text"),
     "thinking_delta": ("thinking", "thinking"),
@@ -36,9 +36,9 @@ answers = st.tuples(
 ).map(lambda parts: (parts[0] + parts[1] + "\n".join(parts[2])).encode())
 
 
-def added_up(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def added_up(events: Iterable[Body]) -> list[Body]:
     """Return the blocks of a stream, in which each event must be in its place."""
-    blocks: list[dict[str, Any]] = []
+    blocks: list[Body] = []
     is_open = False
     for event in events:
         kind = event["type"].removeprefix("content_block_")
@@ -58,7 +58,7 @@ def added_up(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return blocks
 
 
-def without_ids(blocks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_ids(blocks: Iterable[Body]) -> list[Body]:
     return [{name: block[name] for name in block.keys() - {"id"}} for block in blocks]
 
 
@@ -86,24 +86,21 @@ def test_arguments_that_are_cut_are_read_as_far_as_they_go() -> None:
     assert block["input"] == {"a": ["bc", "d"]}
 
 
-def events_of(stream: str) -> list[dict[str, Any]]:
-    """Return the events, whose names must be their types."""
-    events = [event.split("\n") for event in stream.removesuffix("\n\n").split("\n\n")]
-    found = [(name, json.loads(data.removeprefix("data: "))) for name, data in events]
-    assert all(name == f"event: {data['type']}" for name, data in found)
-    return [data for _, data in found]
-
-
-async def streamed(engine: ScriptedEngine, **body: object) -> list[dict[str, Any]]:
-    answer = await ask(
-        {**HI, "stream": True, **body},
-        engine,
-        path="/v1/messages",
-        tokenizer=ByteTokenizer(template="<think></think><tool_call>"),
-        keep_alive_s=0.02,
+async def answer_of(engine: ScriptedEngine, **body: object) -> httpx.Response:
+    tokenizer = ByteTokenizer(template="<think></think><tool_call>")
+    return await ask(
+        HI | body, engine, path="/v1/messages", tokenizer=tokenizer, keep_alive_s=0.02
     )
+
+
+async def streamed(engine: ScriptedEngine, **body: object) -> list[Body]:
+    """Return the events, whose names must be their types."""
+    answer = await answer_of(engine, stream=True, **body)
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-    return events_of(answer.text)
+    events = events_of(answer.text)
+    names = [line[7:] for line in answer.text.split("\n") if line.startswith("event: ")]
+    assert names == [event["type"] for event in events]
+    return events
 
 
 @pytest.mark.parametrize(
@@ -115,22 +112,17 @@ async def streamed(engine: ScriptedEngine, **body: object) -> list[dict[str, Any
     ],
 )
 async def test_a_message_says_why_it_ended(
-    script: list[bytes], body: dict[str, Any], reason: str, stop: str | None
+    script: list[bytes], body: Body, reason: str, stop: str | None
 ) -> None:
-    events = await streamed(ScriptedEngine(script, context_tokens=200), **body)
-    whole = await ask(
-        {**HI, **body},
-        ScriptedEngine(script, context_tokens=200),
-        path="/v1/messages",
-        tokenizer=ByteTokenizer(template="<think></think><tool_call>"),
-    )
+    engine = ScriptedEngine(script, context_tokens=200)
 
-    begin, last, message = events[0]["message"], events[-2], whole.json()
+    events = await streamed(engine, **body)
+    message = (await answer_of(engine, **body)).json()
+
+    begin, last = events[0]["message"], events[-2]
     assert (begin["content"], begin["stop_reason"], begin["role"]) == ([], None, "assistant")
-    assert begin["usage"] == {
-        **{name: message["usage"][name] for name in begin["usage"]},
-        "output_tokens": 0,
-    }
+    usage = {name: message["usage"][name] for name in begin["usage"]}
+    assert begin["usage"] == {**usage, "output_tokens": 0}
     assert last["delta"] == {"stop_reason": reason, "stop_sequence": stop}
     assert last["delta"] == {name: message[name] for name in last["delta"]}
     assert last["usage"] == message["usage"]
@@ -139,17 +131,11 @@ async def test_a_message_says_why_it_ended(
 
 
 async def test_pings_come_before_the_message_and_an_error_is_the_last_event() -> None:
-    events = await streamed(Slow([b"a"], Unavailable("gone")))
+    events = await streamed(slow([b"a"], Unavailable("gone")))
 
     kinds = [event["type"] for event in events]
     assert kinds[0] == "ping"
-    assert kinds[kinds.count("ping") :] == [
-        "message_start",
-        "content_block_start",
-        "content_block_delta",
-        "error",
-    ]
-    assert (events[-1]["error"]["type"], events[-1]["error"]["message"]) == (
-        "api_error",
-        "gone",
-    )
+    block = ["content_block_start", "content_block_delta"]
+    assert kinds[kinds.count("ping") :] == ["message_start", *block, "error"]
+    error = events[-1]["error"]
+    assert (error["type"], error["message"]) == ("api_error", "gone")

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from picospec.gateway.errors import Unavailable
+from tests.gateway.meaning import FEATURES, meaning
 from tests.gateway.scripted import (
     MODEL,
+    Body,
     ByteTokenizer,
     ScriptedEngine,
     ask,
     client_of,
     make_app,
 )
-from tests.gateway.test_keep_alive import Slow
+from tests.gateway.test_keep_alive import slow
 
 HELLO = [{"role": "user", "content": "Hello"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -28,106 +30,71 @@ OPTIONS = {
     "min_p": 0.1, "seed": 7, "stop": ["x"], "presence_penalty": 1, "num_thread": 4,
 }  # fmt: skip
 FLAT = {name: value for name, value in OPTIONS.items() if not name.startswith("num_")}
-FEATURES = frozenset({"structured_outputs", "presence_penalty"})
+SYSTEM = {"role": "system", "content": "Be kind."}
+CALLING = {"role": "assistant", "content": ""}
 
 
 def engine(*script: bytes) -> ScriptedEngine:
     return ScriptedEngine(script or (b"Hi", b" there"), features=FEATURES, context_tokens=4096)
 
 
-def lines(text: str) -> list[dict[str, Any]]:
+def lines(text: str) -> list[Body]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def chat(**more: object) -> Body:
+    return {"messages": HELLO, **more}
+
+
+def text(**more: object) -> Body:
+    return {"prompt": "a", **more}
+
+
+def calls(arguments: object, **more: str) -> list[Body]:
+    return [{**more, "function": {"name": "f", "arguments": arguments}}]
+
+
 HISTORY = [
-    {"role": "system", "content": "Be kind."},
+    SYSTEM,
     *HELLO,
-    {
-        "role": "assistant",
-        "content": "",
-        "thinking": "Hm.",
-        "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}],
-    },
+    {**CALLING, "thinking": "Hm.", "tool_calls": calls({"a": 1})},
     {"role": "tool", "tool_name": "f", "content": "2"},
 ]
-OPENAI_HISTORY = [
-    *HISTORY[:2],
-    {
-        "role": "assistant",
-        "content": "",
-        "reasoning_content": "Hm.",
-        "tool_calls": [
-            {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
-        ],
-    },
+OPENAIS = [
+    SYSTEM,
+    *HELLO,
+    {**CALLING, "reasoning_content": "Hm.", "tool_calls": calls('{"a": 1}', type="function")},
     {"role": "tool", "name": "f", "content": "2"},
 ]
-CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "same_path", "same"),
+    ("path", "body", "same"),
     [
-        ("chat", {"messages": HELLO}, CHAT, {"messages": HELLO}),
-        (
-            "chat",
-            {"messages": HELLO, "options": OPTIONS, "model": f"{MODEL}:latest"},
-            CHAT,
-            {"messages": HELLO, "max_tokens": 9, **FLAT},
-        ),
-        (
-            "chat",
-            {"messages": HELLO, "format": SCHEMA, "options": {"num_predict": -2}},
-            CHAT,
-            {"messages": HELLO, "guided_json": SCHEMA},
-        ),
-        (
-            "chat",
-            {"messages": HELLO, "format": "json"},
-            CHAT,
-            {"messages": HELLO, "response_format": {"type": "json_object"}},
-        ),
-        (
-            "chat",
-            {"messages": HISTORY, "tools": [TOOL]},
-            CHAT,
-            {"messages": OPENAI_HISTORY, "tools": [TOOL]},
-        ),
+        ("chat", chat(), chat()),
+        ("chat", chat(options=OPTIONS, model=f"{MODEL}:latest"), chat(max_tokens=9, **FLAT)),
+        ("chat", chat(format=SCHEMA, options={"num_predict": -2}), chat(guided_json=SCHEMA)),
+        ("chat", chat(format="json"), chat(response_format={"type": "json_object"})),
+        ("chat", chat(messages=HISTORY, tools=[TOOL]), chat(messages=OPENAIS, tools=[TOOL])),
         (
             "generate",
             {"prompt": "Hello", "system": "Be kind.", "options": OPTIONS},
-            CHAT,
-            {"messages": HISTORY[:2], "max_tokens": 9, **FLAT},
+            chat(messages=[SYSTEM, *HELLO], max_tokens=9, **FLAT),
         ),
+        ("generate", text(raw=True, options={"num_predict": None}), text(max_tokens=-1)),
         (
             "generate",
-            {"prompt": "a", "raw": True, "options": {"num_predict": None}},
-            COMPLETION,
-            {"prompt": "a", "max_tokens": -1},
-        ),
-        (
-            "generate",
-            {"prompt": "a", "suffix": "b", "options": {"num_predict": 4}},
-            COMPLETION,
-            {"prompt": "a", "suffix": "b", "max_tokens": 4},
+            text(suffix="b", options={"num_predict": 4}),
+            text(suffix="b", max_tokens=4),
         ),
     ],
 )
 async def test_a_request_means_the_same_as_at_openais_doors(
-    path: str, body: dict[str, object], same_path: str, same: dict[str, object]
+    path: str, body: Body, same: Body
 ) -> None:
-    native, openai = engine(), engine()
-    tokenizers = ByteTokenizer(), ByteTokenizer()
+    ours = await meaning(body, path=f"/api/{path}", template="")
 
-    answer = await ask(body, native, path=f"/api/{path}", tokenizer=tokenizers[0])
-    await ask(same, openai, path=same_path, tokenizer=tokenizers[1])
-
-    assert answer.status_code == 200, answer.text
-    assert tokenizers[0].rendered == tokenizers[1].rendered
-    (one,), (other,) = native.jobs, openai.jobs
-    assert (one.prompt, one.max_tokens, one.sampling, one.seed, one.extras) == (
-        other.prompt, other.max_tokens, other.sampling, other.seed, other.extras,
-    )  # fmt: skip
+    assert ours == await meaning(same, template="")
 
 
 @pytest.mark.parametrize(
@@ -142,41 +109,35 @@ async def test_a_request_means_the_same_as_at_openais_doors(
     ],
 )
 async def test_a_stream_adds_up_to_the_whole(script: tuple[bytes, ...]) -> None:
-    body = {"messages": HELLO, "tools": [TOOL]}
     tokenizer = ByteTokenizer(template=TEMPLATE)
-
-    stream = await ask(body, engine(*script), path="/api/chat", tokenizer=tokenizer)
-    answer = await ask(
-        body | {"stream": False}, engine(*script), path="/api/chat", tokenizer=tokenizer
-    )
+    stream, answer = [
+        await ask(body, engine(*script), path="/api/chat", tokenizer=tokenizer)
+        for body in (chat(tools=[TOOL]), chat(tools=[TOOL], stream=False))
+    ]
 
     *parts, last = lines(stream.text)
     message, whole = dict[str, Any](), answer.json()
     for part in parts:
         assert not part["done"]
         for name, value in part["message"].items():
-            message[name] = (
-                value if name == "role" else message.get(name, type(value)()) + value
-            )
+            before = type(value)() if name == "role" else message.get(name, type(value)())
+            message[name] = before + value
     for call in (*message.get("tool_calls", ()), *whole["message"].get("tool_calls", ())):
         assert call.pop("id").startswith("call_")
         assert call["function"]["arguments"] == {"a": 1}
     assert message == whole["message"]
     assert stream.headers["content-type"] == "application/x-ndjson"
     assert (last["done"], last["done_reason"]) == (whole["done"], "stop") == (True, "stop")
-    assert (last["prompt_eval_count"], last["eval_count"]) == (
-        whole["prompt_eval_count"], whole["eval_count"],
-    )  # fmt: skip
+    for count in ("prompt_eval_count", "eval_count"):
+        assert last[count] == whole[count]
     assert last["total_duration"] == last["prompt_eval_duration"] + last["eval_duration"] > 0
 
 
 async def test_log_probabilities_are_told_of_each_token() -> None:
-    body = {"prompt": "a", "logprobs": True, "top_logprobs": 1}
+    for raw in (False, True):
+        body = text(logprobs=True, top_logprobs=1, raw=raw)
+        answer = await ask(body, engine(), path="/api/generate")
 
-    chat = await ask(body, engine(), path="/api/generate")
-    raw = await ask(body | {"raw": True}, engine(), path="/api/generate")
-
-    for answer in (chat, raw):
         found = [entry for line in lines(answer.text) for entry in line.get("logprobs", ())]
         assert [entry["token"] for entry in found] == [*"Hi there"]
         assert found[0]["top_logprobs"][0]["logprob"] == -0.5
@@ -186,9 +147,7 @@ async def test_log_probabilities_are_told_of_each_token() -> None:
     ("path", "body"),
     [("chat", {"messages": []}), ("generate", {}), ("generate", {"prompt": ""})],
 )
-async def test_who_asks_nothing_learns_that_the_model_is_loaded(
-    path: str, body: dict[str, object]
-) -> None:
+async def test_who_asks_nothing_learns_that_the_model_is_loaded(path: str, body: Body) -> None:
     serving = engine()
 
     loaded = await ask({"model": MODEL, "keep_alive": 0, **body}, serving, path=f"/api/{path}")
@@ -202,30 +161,20 @@ async def test_who_asks_nothing_learns_that_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("path", "body", "status", "begins"),
     [
-        (
-            "chat",
-            {"messages": HELLO, "options": {"temperature": 3}},
-            400,
-            "options.temperature:",
-        ),
-        (
-            "chat",
-            {"messages": HELLO, "options": {"num_predict": "a"}},
-            400,
-            "options.num_predict:",
-        ),
-        ("chat", {"messages": HELLO, "options": {"mirostat": 2}}, 400, "options.mirostat "),
-        ("chat", {"messages": HELLO, "options": {"frequency_penalty": 1}}, 400, "options.freq"),
-        ("chat", {"messages": HELLO, "format": "yaml"}, 400, "format"),
-        ("chat", {"messages": HELLO, "n": 2}, 400, "n:"),
+        ("chat", chat(options={"temperature": 3}), 400, "options.temperature:"),
+        ("chat", chat(options={"num_predict": "a"}), 400, "options.num_predict:"),
+        ("chat", chat(options={"mirostat": 2}), 400, "options.mirostat "),
+        ("chat", chat(options={"frequency_penalty": 1}), 400, "options.freq"),
+        ("chat", chat(format="yaml"), 400, "format"),
+        ("chat", chat(n=2), 400, "n:"),
         ("chat", {"messages": [{"role": "robot", "content": "a"}]}, 400, "messages.0.role:"),
         ("chat", {"messages": [{**HELLO[0], "images": ["aa"]}]}, 400, "messages:"),
-        ("chat", {"messages": HELLO, "tools": [{"type": "custom"}]}, 400, "tools.0.function:"),
-        ("chat", {"messages": HELLO, "model": "other"}, 404, "the model 'other'"),
-        ("generate", {"prompt": "a", "template": "{{ .Prompt }}"}, 400, "template:"),
-        ("generate", {"prompt": "a", "context": [1]}, 400, "context:"),
-        ("generate", {"prompt": "a", "images": ["aa"]}, 400, "images:"),
-        ("generate", {"prompt": "a", "raw": True, "system": "b"}, 400, "system:"),
+        ("chat", chat(tools=[{"type": "custom"}]), 400, "tools.0.function:"),
+        ("chat", chat(model="other"), 404, "the model 'other'"),
+        ("generate", text(template="{{ .Prompt }}"), 400, "template:"),
+        ("generate", text(context=[1]), 400, "context:"),
+        ("generate", text(images=["aa"]), 400, "images:"),
+        ("generate", text(raw=True, system="b"), 400, "system:"),
         ("show", {}, 400, "model:"),
         ("show", {"model": "other"}, 404, "the model 'other'"),
         ("pull", {"model": MODEL}, 501, "/api/pull is not served"),
@@ -233,7 +182,7 @@ async def test_who_asks_nothing_learns_that_the_model_is_loaded(
     ],
 )
 async def test_errors_are_a_text_that_begins_with_the_clients_field(
-    path: str, body: dict[str, object], status: int, begins: str
+    path: str, body: Body, status: int, begins: str
 ) -> None:
     answer = await ask(body, engine(), path=f"/api/{path}")
 
@@ -245,24 +194,24 @@ async def test_errors_are_a_text_that_begins_with_the_clients_field(
 async def test_an_error_in_mid_stream_is_the_last_line() -> None:
     serving = ScriptedEngine((b"Hi",), then=Unavailable("gone"))
 
-    answer = await ask({"messages": HELLO}, serving, path="/api/chat")
+    answer = await ask(chat(), serving, path="/api/chat")
 
     first, last = lines(answer.text)
     assert (first["message"]["content"], last) == ("Hi", {"error": "gone"})
 
 
-@pytest.mark.parametrize("body", [{"messages": HELLO}, {"prompt": "Hello"}])
+@pytest.mark.parametrize(("path", "body"), [("chat", chat()), ("generate", text())])
 async def test_lines_without_text_keep_the_connection_until_there_is_some(
-    body: dict[str, object],
+    path: str, body: Body
 ) -> None:
-    path = "/api/chat" if "messages" in body else "/api/generate"
-
-    slow = await ask(body, Slow(), path=path, keep_alive_s=0.02)
-    quick = await ask(body, engine(), path=path)
+    answers = [
+        await ask(body, serving, path=f"/api/{path}", keep_alive_s=keep_alive_s)
+        for serving, keep_alive_s in ((slow(), 0.02), (engine(), 9.0))
+    ]
 
     late, early = (
         [line.get("response", line.get("message")) for line in lines(each.text)]
-        for each in (slow, quick)
+        for each in answers
     )
     waits = len(late) - len(early)
     assert waits > 0
@@ -270,9 +219,8 @@ async def test_lines_without_text_keep_the_connection_until_there_is_some(
 
 
 async def test_models_are_told_with_their_length_and_what_they_can_do() -> None:
-    app = make_app(
-        engine(), model_aliases=["other"], tokenizer=ByteTokenizer(template=TEMPLATE)
-    )
+    tokenizer = ByteTokenizer(template=TEMPLATE)
+    app = make_app(engine(), model_aliases=["other"], tokenizer=tokenizer)
     async with client_of(app) as client:
         tags = (await client.get("/api/tags")).json()["models"]
         running = (await client.get("/api/ps")).json()["models"]

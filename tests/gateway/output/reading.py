@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from hypothesis import strategies as st
 
@@ -15,7 +16,8 @@ from picospec.gateway.output.message import CallArguments, CallStart, Message, P
 
 STRING = {"type": "string"}
 INTEGER = {"type": "integer"}
-TOOLS: Mapping[str, Mapping[str, object]] = {
+Tools = Mapping[str, Mapping[str, object]]
+TOOLS: Tools = {
     "weather": {
         "type": "object",
         "properties": {"city": STRING, "days": INTEGER, "when": {}},
@@ -84,23 +86,26 @@ def run(parse: Parse, pieces: Iterable[str], *, parallel: bool = True) -> list[R
     return [*moments, whole]
 
 
+def moments(
+    form: Format, pieces: Iterable[str], *, tools: Tools = TOOLS, parallel: bool = True
+) -> list[Read]:
+    """Return the message that is read by a format, after each piece, and at last the whole."""
+    return run(lambda text, out: form.read(text, out, tools), pieces, parallel=parallel)
+
+
 def read(
-    form: Format,
-    pieces: Iterable[str],
-    *,
-    tools: Mapping[str, Mapping[str, object]] = TOOLS,
-    parallel: bool = True,
+    form: Format, pieces: Iterable[str], *, tools: Tools = TOOLS, parallel: bool = True
 ) -> Read:
-    def parse(text: Incoming, out: Message) -> Steps[None]:
-        return form.read(text, out, tools)
-
-    return run(parse, pieces, parallel=parallel)[-1]
+    return moments(form, pieces, tools=tools, parallel=parallel)[-1]
 
 
-def split(text: str, cuts: Sequence[int]) -> list[str]:
-    """Cut a text anywhere."""
-    ends = sorted({cut % (len(text) + 1) for cut in cuts} | {len(text)})
-    return [text[a:b] for a, b in itertools.pairwise([0, *ends])]
+S = TypeVar("S", str, bytes, range)
+
+
+def split(whole: S, cuts: Sequence[int]) -> list[S]:
+    """Cut a text, bytes, or numbers anywhere."""
+    ends = sorted({cut % (len(whole) + 1) for cut in cuts} | {len(whole)})
+    return [whole[a:b] for a, b in itertools.pairwise([0, *ends])]
 
 
 CUTS = st.lists(st.integers(0, 400), max_size=12)

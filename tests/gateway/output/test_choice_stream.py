@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
+from itertools import count, repeat
 
 import pytest
 
 from picospec.gateway.errors import ClientGone, EngineFault
 from picospec.gateway.http.client import connected
-from picospec.gateway.output.choice_stream import QUEUED, ChoiceStream, stream_choice, together
+from picospec.gateway.output.choice_stream import (
+    QUEUED,
+    ChoiceStream,
+    Order,
+    stream_choice,
+    together,
+)
 from picospec.gateway.output.detokenise import Detokeniser, TextDelta
+from picospec.gateway.output.steady import Steady
 from picospec.gateway.ports import Delta
 
 
@@ -43,14 +51,29 @@ async def test_an_engine_that_ends_without_a_finish_is_at_fault() -> None:
         [delta async for delta in stream_choice(0, engine(), detokeniser("c"))]
 
 
-async def test_every_stream_is_emitted_in_its_own_order() -> None:
-    async def stream(index: int, words: str) -> ChoiceStream:
-        for word in words:
+async def stream(
+    texts: Iterable[str],
+    index: int = 0,
+    *,
+    then: Exception | None = None,
+    closed: list[int] | None = None,
+) -> ChoiceStream:
+    """Yield texts, one a turn of the loop, and then a finish or an error."""
+    try:
+        for text in texts:
+            yield index, TextDelta(text, 1)
             await asyncio.sleep(0)
-            yield index, TextDelta(word, 1)
+        if then is not None:
+            raise then
         yield index, TextDelta("", 0, finish="stop")
+    finally:
+        if closed is not None:
+            await asyncio.sleep(0)  # as the end of a session does
+            closed.append(index)
 
-    async with together([stream(0, "abc"), stream(1, "xy")]) as deltas:
+
+async def test_every_stream_is_emitted_in_its_own_order() -> None:
+    async with together([stream("abc"), stream("xy", 1)]) as deltas:
         emitted = [(index, delta.text) async for index, delta in deltas]
 
     assert [text for index, text in emitted if index == 0] == ["a", "b", "c", ""]
@@ -58,41 +81,32 @@ async def test_every_stream_is_emitted_in_its_own_order() -> None:
     assert emitted[:2] == [(0, "a"), (1, "x")]
 
 
-@pytest.mark.parametrize(("choices", "most"), [(1, 1), (3, QUEUED + 4)])
-async def test_a_slow_client_slows_the_streams_down(choices: int, most: int) -> None:
-    generated = 0
-
-    async def stream() -> ChoiceStream:
-        nonlocal generated
-        while True:
-            generated += 1
-            yield 0, TextDelta("a", 1)
-            await asyncio.sleep(0)
+@pytest.mark.parametrize(
+    ("choices", "order", "most"),
+    [(1, None, 1), (3, None, QUEUED + 4), (1, Steady().paced, 2 * QUEUED + 3)],
+)
+async def test_a_slow_client_slows_the_streams_down(
+    choices: int, order: Order | None, most: int
+) -> None:
+    generated = count()
+    streams = [stream(map(str, generated)) for _ in range(choices)]
 
     async def stall() -> None:
-        async with together([stream() for _ in range(choices)]) as deltas:
+        async with together(streams, order) as deltas:
             async for _ in deltas:
                 await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(stall(), 0.05)
 
-    assert generated <= most
+    assert next(generated) <= most
 
 
 @pytest.mark.parametrize("choices", [1, 2])
 async def test_whoever_leaves_has_closed_all_streams(choices: int) -> None:
     closed: list[int] = []
+    streams = [stream(repeat("a"), index, closed=closed) for index in range(choices)]
 
-    async def endless(index: int) -> ChoiceStream:
-        try:
-            while True:
-                yield index, TextDelta("a", 1)
-        finally:
-            await asyncio.sleep(0)  # as the end of a session does
-            closed.append(index)
-
-    streams = [endless(index) for index in range(choices)]
     async with together(streams) as deltas:
         await anext(deltas)
 
@@ -101,37 +115,23 @@ async def test_whoever_leaves_has_closed_all_streams(choices: int) -> None:
 
 
 async def test_the_first_error_closes_all_streams_and_is_raised_as_itself() -> None:
-    closed: list[str] = []
-
-    async def endless() -> ChoiceStream:
-        try:
-            yield 0, TextDelta("a", 1)
-            await asyncio.Event().wait()
-        finally:
-            closed.append("endless")
-
-    async def failing() -> ChoiceStream:
-        yield 1, TextDelta("b", 1)
-        raise EngineFault("broken")
+    closed: list[int] = []
+    streams = [stream(repeat("a"), closed=closed), stream("b", 1, then=EngineFault("broken"))]
 
     with pytest.raises(EngineFault, match="broken"):
-        async with together([endless(), failing()]) as deltas:
+        async with together(streams) as deltas:
             [delta async for delta in deltas]
 
-    assert closed == ["endless"]
+    assert closed == [0]
     assert len(asyncio.all_tasks()) == 1
 
 
 async def test_an_error_comes_after_all_that_its_stream_showed_to_a_slow_client() -> None:
     emitted = ["", ""]
-
-    async def stream(index: int) -> ChoiceStream:
-        for letter in "abc":
-            yield index, TextDelta(letter, 1)
-        raise EngineFault("lost")
+    streams = [stream("abc", index, then=EngineFault("lost")) for index in range(2)]
 
     async def read_slowly() -> None:
-        async with together([stream(0), stream(1)]) as deltas:
+        async with together(streams) as deltas:
             async for index, delta in deltas:
                 for _ in range(3):
                     await asyncio.sleep(0)

@@ -12,10 +12,12 @@ from picospec.gateway.errors import EngineFault
 from picospec.gateway.output.detokenise import Detokeniser, StopStrings
 from picospec.gateway.ports import Delta
 from picospec.speculation.protocol.messages import TokenLogprob
+from tests.gateway.output.reading import split
 
 END, EXCLAIMED = 256, 257
 STOPPING_PIECES = {END: b"", EXCLAIMED: b"!"}
 LETTERS = st.text(alphabet="abé€😀", max_size=24)
+CUTS = st.lists(st.integers(0, 99))
 STOPS = st.lists(st.text(alphabet="abé€", min_size=1, max_size=4), max_size=4)
 
 
@@ -41,12 +43,6 @@ def test_a_stop_token_is_counted_and_not_shown() -> None:
     assert (read.text, read.tokens, read.finish) == ("a", 2, "stop")
 
 
-def test_a_stop_string_ends_the_choice_though_the_engine_ran_out_of_room() -> None:
-    read = detokeniser(["b"]).read(Delta(tuple(b"abc"), finish="length"))
-
-    assert (read.text, read.tokens, read.finish) == ("a", 2, "stop")
-
-
 @pytest.mark.parametrize(
     ("min_tokens", "text"),
     [(0, "a"), (2, "a"), (3, "abcxa"), (6, "abcxa"), (7, "abcxabca"), (10, "abcxabcabc")],
@@ -64,17 +60,12 @@ def test_a_stop_string_within_the_least_tokens_ends_nothing(min_tokens: int, tex
 def test_log_probabilities_wait_for_the_text_of_their_token() -> None:
     choice = detokeniser(["stop"])
 
-    first = choice.read(delta(b"a st"))
-    second = choice.read(delta(b"\xc3"))
-    third = choice.read(delta(b"\xa9"))
+    read = [choice.read(delta(data)).entries for data in (b"a st", b"\xc3", b"\xa9")]
 
-    assert [entry.piece for entry in first.entries] == [b"a", b" "]
-    assert [entry.piece for entry in second.entries] == []
-    assert [(entry.piece, entry.offset) for entry in third.entries] == [
-        (b"s", 2),
-        (b"t", 3),
-        (b"\xc3", 4),
-        (b"\xa9", 4),
+    assert [[(entry.piece, entry.offset) for entry in entries] for entries in read] == [
+        [(b"a", 0), (b" ", 1)],
+        [],
+        [(b"s", 2), (b"t", 3), (b"\xc3", 4), (b"\xa9", 4)],
     ]
 
 
@@ -94,13 +85,8 @@ def test_log_probabilities_for_some_tokens_only_are_the_engines_fault() -> None:
         detokeniser().read(incomplete)
 
 
-def bytes_split(data: bytes, cuts: Sequence[int]) -> list[bytes]:
-    ends = sorted({cut % (len(data) + 1) for cut in cuts} | {len(data)})
-    return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-
-
 def read(
-    data: bytes, chunks: Sequence[bytes], stops: Sequence[str], *, include_stop: bool = False
+    chunks: Sequence[bytes], stops: Sequence[str], *, include_stop: bool = False
 ) -> tuple[list[str], int]:
     """Return the shown texts and the counted tokens; tokens are bytes, `chunks` groups them."""
     choice = detokeniser(stops, include_stop=include_stop)
@@ -124,24 +110,22 @@ def first_stop(text: str, stops: Sequence[str], *, include_stop: bool = False) -
     return text
 
 
-@given(st.binary(max_size=24), st.lists(st.integers(0, 99)), STOPS)
+@given(st.binary(max_size=24), CUTS, STOPS)
 def test_any_grouping_of_tokens_gives_the_same_text_and_usage(
     data: bytes, cuts: list[int], stops: list[str]
 ) -> None:
-    shown, tokens = read(data, bytes_split(data, cuts), stops)
-    whole, whole_tokens = read(data, [data], stops)
+    shown, tokens = read(split(data, cuts), stops)
+    whole, whole_tokens = read([data], stops)
 
     assert "".join(shown) == "".join(whole)
     assert tokens == whole_tokens
 
 
-@given(LETTERS, st.lists(st.integers(0, 99)), STOPS, st.booleans())
+@given(LETTERS, CUTS, STOPS, st.booleans())
 def test_the_text_ends_at_the_stop_string_that_is_complete_first(
     text: str, cuts: list[int], stops: list[str], include_stop: bool
 ) -> None:
-    data = text.encode()
-
-    shown, _ = read(data, bytes_split(data, cuts), stops, include_stop=include_stop)
+    shown, _ = read(split(text.encode(), cuts), stops, include_stop=include_stop)
 
     assert "".join(shown) == first_stop(text, stops, include_stop=include_stop)
 
@@ -153,29 +137,19 @@ def test_the_stop_string_that_ended_the_text_is_told(text: str, stops: list[str]
     assert read_now.stop in {None, *stops}
     assert text.startswith(read_now.text + (read_now.stop or ""))
     assert (read_now.stop is None) == (read_now.text == text)
+    assert read_now.finish == ("length" if read_now.stop is None else "stop")
 
 
-@given(LETTERS, STOPS)
-def test_no_moment_shows_more_than_the_final_text(text: str, stops: list[str]) -> None:
-    final = first_stop(text, stops)
-
-    shown, _ = read(text.encode(), [bytes([byte]) for byte in text.encode()], stops)
-
-    for count in range(len(shown) + 1):
-        assert final.startswith("".join(shown[:count]))
-    assert "\ufffd" not in "".join(shown)
-
-
-@given(st.binary(max_size=24), st.lists(st.integers(0, 99)))
+@given(st.binary(max_size=24), CUTS)
 def test_bytes_that_are_no_text_decode_as_a_whole_would(data: bytes, cuts: list[int]) -> None:
-    shown, _ = read(data, bytes_split(data, cuts), ())
+    shown, _ = read(split(data, cuts), ())
 
     assert "".join(shown) == data.decode("utf-8", "replace")
 
 
 @given(LETTERS)
 def test_without_stop_strings_every_whole_character_is_shown_at_once(text: str) -> None:
-    shown, _ = read(text.encode(), [character.encode() for character in text], ())
+    shown, _ = read([character.encode() for character in text], ())
 
     assert shown == [*text, ""]
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.output.detokenise import Detokeniser, TextDelta
+from picospec.gateway.output.detokenise import Detokeniser, Piece, TextDelta
 from picospec.gateway.output.style import Styles
 from picospec.gateway.ports import Delta, Statistics
 from picospec.speculation.protocol.messages import TokenLogprob
-from tests.gateway.output.reading import CUTS, TOOLS, Read
+from tests.gateway.output.reading import CUTS, TOOLS, Read, split
 from tests.gateway.scripted import END, ByteTokenizer
 
 TEMPLATE = "<think></think><tool_call></tool_call>"
@@ -24,12 +24,11 @@ def parse(
 ) -> list[TextDelta]:
     """Return what the Deltas show, up to the finish."""
     style = Styles().find(ByteTokenizer(template=TEMPLATE))
-    reader = style.reader(
-        lambda piece: Detokeniser(piece, stop_tokens=frozenset({END}), stops=stops),
-        (),
-        TOOLS,
-        parallel=parallel,
-    )
+
+    def detokeniser(piece: Piece) -> Detokeniser:
+        return Detokeniser(piece, stop_tokens=frozenset({END}), stops=stops)
+
+    reader = style.reader(detokeniser, (), TOOLS, parallel=parallel)
     shown = []
     for delta in deltas:
         shown.append(reader.read(delta))
@@ -41,16 +40,14 @@ def parse(
 def grouped(data: bytes, cuts: Sequence[int] = (), *, logprobs: bool = False) -> list[Delta]:
     """Return Deltas with the bytes as tokens, END as the last token, and a finish."""
     tokens = [*data, END]
-    ends = sorted({cut % len(tokens) for cut in cuts} | {len(tokens)})
-    starts = [0, *ends]
     return [
         Delta(
-            tuple(tokens[a:b]),
-            tuple(TokenLogprob(-1.0, ()) for _ in range(a, b)) if logprobs else None,
-            finish="stop" if b == len(tokens) else None,
-            statistics=Statistics(target_passes=b),
+            tuple(tokens[at] for at in group),
+            tuple(TokenLogprob(-1.0, ()) for _ in group) if logprobs else None,
+            finish="stop" if group.stop == len(tokens) else None,
+            statistics=Statistics(target_passes=group.stop),
         )
-        for a, b in zip(starts, ends, strict=False)
+        for group in split(range(len(tokens)), cuts)
     ]
 
 
@@ -108,13 +105,6 @@ def test_a_call_inside_reasoning_is_reasoning() -> None:
     assert shown[-1].finish == "stop"
 
 
-def test_an_answer_that_is_cut_in_a_call_has_that_finish() -> None:
-    shown = parse([Delta(tuple(CALL[:-20])), Delta((), finish="length")])
-
-    assert whole(shown).calls[0].name == "weather"
-    assert shown[-1].finish == "length"
-
-
 def test_the_choice_ends_with_its_first_call_if_calls_must_not_be_parallel() -> None:
     deltas = [Delta(tuple(CALL + CALL), statistics=Statistics(3)), Delta((), finish="length")]
 
@@ -145,10 +135,16 @@ def test_content_that_is_only_content_has_all_its_log_probabilities() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 100])
 @pytest.mark.parametrize(
-    ("text", "finish"), [(CALL[:50], "length"), (CALL[:61], "tool_calls"), (CALL, "tool_calls")]
+    ("text", "parallel", "finish"),
+    [
+        (CALL[:50], True, "length"),
+        (CALL[:50], False, "length"),
+        (CALL[:61], False, "tool_calls"),
+        (CALL, False, "tool_calls"),
+    ],
 )
 def test_the_only_call_that_may_be_made_ends_the_answer_unless_the_limit_cuts_it(
-    text: bytes, finish: str, size: int
+    text: bytes, parallel: bool, finish: str, size: int
 ) -> None:
     starts = range(0, len(text), size)
     deltas = [
@@ -156,4 +152,7 @@ def test_the_only_call_that_may_be_made_ends_the_answer_unless_the_limit_cuts_it
         for a in starts
     ]
 
-    assert parse(deltas, parallel=False)[-1].finish == finish
+    shown = parse(deltas, parallel=parallel)
+
+    assert whole(shown).calls[0].name == "weather"
+    assert shown[-1].finish == finish

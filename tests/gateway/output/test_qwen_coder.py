@@ -7,9 +7,7 @@ import json
 import pytest
 
 from picospec.gateway.output.formats.qwen_coder import QwenCoder
-from picospec.gateway.output.incoming import Incoming, Steps
-from picospec.gateway.output.message import Message
-from tests.gateway.output.reading import Read, read, run
+from tests.gateway.output.reading import Read, moments, read
 
 STRING, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 OBJECT, ANY = {"type": "object"}, {}
@@ -62,14 +60,11 @@ def test_the_schema_says_what_a_text_means(schema: object, text: str, value: obj
 
 
 def test_a_string_is_passed_on_as_it_comes() -> None:
-    def parse(text: Incoming, out: Message) -> Steps[None]:
-        tools = {"f": {"properties": {"a": STRING}}}
-        return QwenCoder().read(text, out, tools)
-
     pieces = ["<function=f><parameter=a>\n", "one", "\n", 'two"', "\n</para", "meter>"]
-    moments = run(parse, pieces)
 
-    assert [moment.calls[0].arguments for moment in moments[:6]] == [
+    shown = moments(QwenCoder(), pieces, tools={"f": {"properties": {"a": STRING}}})
+
+    assert [moment.calls[0].arguments for moment in shown[:6]] == [
         '{"a": "',
         '{"a": "one',
         '{"a": "one',
@@ -87,11 +82,6 @@ def test_a_call_has_several_parameters_or_none() -> None:
 
 def test_the_first_tag_may_be_missing() -> None:
     assert qwen("Well <function=f></function></tool_call>").decoded == [("f", {})]
-
-
-@pytest.mark.parametrize("text", ["<tool_call>\n<function f>", "<function=f", "<tool_call>x"])
-def test_a_malformed_call_is_content(text: str) -> None:
-    assert qwen(f"a {text}") == Read(content=f"a {text}")
 
 
 def test_text_between_parameters_ends_the_arguments_and_is_content() -> None:

@@ -15,7 +15,7 @@ from picospec.gateway.output.formats.mistral import Mistral
 from picospec.gateway.output.parser import OutputParser
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Delta
-from tests.gateway.output.reading import TOOLS, Read
+from tests.gateway.output.reading import TOOLS, Read, Tools
 from tests.gateway.scripted import END, ByteTokenizer
 
 BOS = END + 1
@@ -63,19 +63,21 @@ def read(style: Style, text: str, prompt: str = "", **wanted: bool) -> Read:
     return message
 
 
-def test_a_model_without_reasoning_is_not_parsed_unless_there_are_tools() -> None:
-    plain = style("{{ messages }}")
+@pytest.mark.parametrize(
+    ("template", "tools", "splits", "reader"),
+    [
+        ("{{ messages }}", {}, True, Detokeniser),
+        ("{{ messages }}", TOOLS, True, OutputParser),
+        ("<think>", {}, True, OutputParser),
+        ("<think>", {}, False, Detokeniser),
+    ],
+)
+def test_an_answer_is_parsed_for_calls_and_for_reasoning_that_the_request_wants(
+    template: str, tools: Tools, splits: bool, reader: type
+) -> None:
+    found = style(template).reader(detokeniser, (), tools, splits_reasoning=splits)
 
-    assert isinstance(plain.reader(detokeniser, (), {}), Detokeniser)
-    assert isinstance(plain.reader(detokeniser, (), TOOLS), OutputParser)
-
-
-def test_reasoning_is_split_without_tools_too_unless_the_request_does_not_want_it() -> None:
-    thinking = style("<think>")
-
-    assert isinstance(thinking.reader(detokeniser, (), {}), OutputParser)
-    unsplit = thinking.reader(detokeniser, (), {}, splits_reasoning=False)
-    assert isinstance(unsplit, Detokeniser)
+    assert isinstance(found, reader)
 
 
 def test_markers_that_are_special_tokens_are_seen_by_the_parser() -> None:

@@ -4,14 +4,12 @@ same tokens."""
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.ports import Job
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.meaning import meaning
+from tests.gateway.scripted import Body, ScriptedEngine, ask, refusal
 
 USER = {"role": "user", "content": "Hi"}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
@@ -24,12 +22,12 @@ SEALED = base64.b64encode(b"why").decode()
 DONE = {"role": "assistant", "content": "So."}
 
 
-def function(name: str = "f", **more: object) -> dict[str, object]:
+def function(name: str = "f", **more: object) -> Body:
     return {"type": "function", "function": {**TOOL, "name": name, **more}}
 
 
 CUSTOM = {"type": "grammar", "syntax": "regex", "definition": "a+"}
-SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+SAME: list[tuple[Body, Body]] = [
     ({"input": "Hi"}, {"messages": [USER]}),
     ({"input": [USER], "seed": 7, "top_k": 3, "stop": ["x"]},
      {"messages": [USER], "seed": 7, "top_k": 3, "stop": ["x"]}),
@@ -99,19 +97,11 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-async def jobs(body: dict[str, Any], path: str) -> tuple[list[Job], list[dict[str, object]]]:
-    engine = ScriptedEngine(features=frozenset({"structured_outputs"}), context_tokens=500)
-    tokenizer = ByteTokenizer(template="<think><tool_call>")
-    found = await ask(body, engine, path=path, tokenizer=tokenizer)
-    assert found.status_code == 200, found.text
-    return [replace(job, request_id="", owner=None) for job in engine.jobs], tokenizer.rendered
-
-
 @pytest.mark.parametrize(("response", "chat"), SAME)
 async def test_a_response_has_the_job_of_the_chat_that_says_the_same(
-    response: dict[str, Any], chat: dict[str, Any]
+    response: Body, chat: Body
 ) -> None:
-    assert await jobs(response, "/v1/responses") == await jobs(chat, "/v1/chat/completions")
+    assert await meaning(response) == await meaning(chat)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +144,8 @@ async def test_a_response_has_the_job_of_the_chat_that_says_the_same(
          "tools.1.tools.0.format"),
     ],
 )  # fmt: skip
-async def test_what_is_not_served_is_named_as_this_api_names_it(
-    more: dict[str, object], field: str
-) -> None:
-    found = await ask({"input": "Hi", **more}, path="/v1/responses")
-
-    assert (found.status_code, found.json()["error"]["param"]) == (400, field), found.text
+async def test_what_is_not_served_is_named_as_this_api_names_it(more: Body, field: str) -> None:
+    assert await refusal({"input": "Hi", **more}, path="/v1/responses") == (400, field)
 
 
 async def test_what_an_engine_says_of_a_grammar_is_named_as_this_api_names_it() -> None:
@@ -167,10 +153,7 @@ async def test_what_an_engine_says_of_a_grammar_is_named_as_this_api_names_it() 
     engine = ScriptedEngine((), of_schema, frozenset({"structured_outputs"}))
     schema = {"type": "json_schema", "name": "s", "schema": SCHEMA}
 
-    found = await ask({"input": "Hi", "text": {"format": schema}}, engine, path="/v1/responses")
+    found = await ask({"input": "Hi", "text": {"format": schema}}, engine)
 
     error = found.json()["error"]
-    assert (error["param"], error["message"]) == (
-        "text.format.schema",
-        "text.format.schema: no",
-    )
+    assert error["message"] == f"{error['param']}: no" == "text.format.schema: no"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 import openai
@@ -21,46 +20,25 @@ from picospec.gateway.doors.responses.store import Shelf
 from picospec.gateway.errors import Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Job
 from picospec.gateway.schemas.json_bounds import SMALL_BYTES
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, make_app, served
+from tests.gateway import openai_sdk
+from tests.gateway.openai_sdk import writes
+from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine
 
 CALL = '<tool_call>\n{"name": "n__f", "arguments": {"a": 1}}\n</tool_call>'
 TEXT = f"<think>why</think>Let me see.\n{CALL}"
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
 TOOLS: Any = [{"type": "namespace", "name": "n", "description": "d", "tools": [FUNCTION]}]
 FEATURES = frozenset({"structured_outputs"})
+sdk = partial(openai_sdk.sdk, tokenizer=ByteTokenizer(template="<think><tool_call>"))
 
 
 class Person(BaseModel):
     name: str
 
 
-class Slow(ScriptedEngine):
-    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        await asyncio.sleep(0.05)
-        async for delta in super().generate(job):
-            yield delta
-
-
 class Cut(ScriptedEngine):
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         yield Delta(tuple(b"Hi"), finish="length", statistics=self.statistics)
-
-
-def writes(text: str, **more: Any) -> ScriptedEngine:  # noqa: ANN401 - ScriptedEngine's
-    """Return a model that writes a text, three bytes a Delta."""
-    data = text.encode()
-    chunks = [data[at : at + 3] for at in range(0, len(data), 3)]
-    return ScriptedEngine(chunks, features=FEATURES, context_tokens=400, **more)
-
-
-@asynccontextmanager
-async def sdk(engine: ScriptedEngine, **settings: object) -> AsyncIterator[AsyncOpenAI]:
-    app = make_app(engine, tokenizer=ByteTokenizer(template="<think><tool_call>"), **settings)
-    async with (
-        served(app) as url,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client,
-    ):
-        yield client
 
 
 async def streamed(client: AsyncOpenAI, **request: Any) -> Response:  # noqa: ANN401 - SDK's
@@ -70,13 +48,13 @@ async def streamed(client: AsyncOpenAI, **request: Any) -> Response:  # noqa: AN
     return events[-1].response
 
 
-async def created(client: AsyncOpenAI, **request: Any) -> Response:  # noqa: ANN401 - SDK's
+async def created(client: AsyncOpenAI, **request: Any) -> Any:  # noqa: ANN401 - SDK's
     return await client.responses.create(model=MODEL, input="Hi", **request)
 
 
 @pytest.mark.parametrize("ask", [streamed, created])
 async def test_reasoning_text_and_calls_are_the_same_streamed_or_not(ask: Any) -> None:  # noqa: ANN401
-    async with sdk(writes(TEXT)) as client:
+    async with sdk(writes(TEXT, context_tokens=400)) as client:
         answer = await ask(client, tools=TOOLS, include=["reasoning.encrypted_content"])
 
     thoughts, message, call = answer.output
@@ -89,7 +67,7 @@ async def test_reasoning_text_and_calls_are_the_same_streamed_or_not(ask: Any) -
 
 
 async def test_an_object_is_parsed() -> None:
-    async with sdk(writes('{"name": "Ada"}')) as client:
+    async with sdk(writes('{"name": "Ada"}', features=FEATURES)) as client:
         answer = await client.responses.parse(model=MODEL, input="Hi", text_format=Person)
 
     assert answer.output_parsed == Person(name="Ada")
@@ -100,23 +78,17 @@ async def test_an_answer_that_is_cut_is_incomplete(ask: Any) -> None:  # noqa: A
     async with sdk(Cut()) as client:
         answer = await ask(client, max_output_tokens=2)
 
-    assert (answer.status, answer.incomplete_details.reason) == (
-        "incomplete",
-        "max_output_tokens",
-    )
-    assert answer.output[0].status == "incomplete"
+    assert answer.incomplete_details.reason == "max_output_tokens"
+    assert answer.status == answer.output[0].status == "incomplete"
 
 
 async def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
-    engine = writes(TEXT)
+    engine = writes(TEXT, context_tokens=400)
     async with sdk(engine) as client:
         first = await created(client, tools=TOOLS)
-        result = {
-            "type": "function_call_output",
-            "call_id": first.output[2].call_id,
-            "output": "2",
-        }
-        reference = {"type": "item_reference", "id": first.output[2].id}
+        call = first.output[2]
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "2"}
+        reference = {"type": "item_reference", "id": call.id}
         second = await client.responses.create(
             model=MODEL, input=[result], previous_response_id=first.id
         )
@@ -178,9 +150,9 @@ async def test_tokens_of_a_prompt_are_counted() -> None:
 
 
 async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None:
-    async with sdk(Slow((), Unavailable("gone")), keep_alive_s=0.01) as client:
-        stream = await client.responses.create(model=MODEL, input="Hi", stream=True)
-        events = [event async for event in stream]
+    engine = ScriptedEngine((), Unavailable("gone"), begins_after_s=0.05)
+    async with sdk(engine, keep_alive_s=0.01) as client:
+        events = [event async for event in await created(client, stream=True)]
 
     kinds = [event.type for event in events]
     assert kinds[:3] == ["response.created", "response.in_progress", "keepalive"]
@@ -191,4 +163,4 @@ async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None
 async def test_an_error_before_the_first_event_has_its_status() -> None:
     async with sdk(ScriptedEngine((), Overloaded("full"))) as client:
         with pytest.raises(openai.RateLimitError):
-            await client.responses.create(model=MODEL, input="Hi", stream=True)
+            await created(client, stream=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.gateway.doors.responses import store
 from picospec.gateway.doors.responses.store import MAX_AGE_S, MAX_BYTES, MAX_RESPONSES
+from tests.gateway.tenants.holders import Clock
 
 HALF = store.Kept(b"", bytes(MAX_BYTES // 2))
 STEPS = st.lists(
@@ -25,14 +24,6 @@ KEPT = {
 }
 
 
-@dataclass
-class Clock:
-    now_s: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @given(STEPS)
 def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
     steps: list[tuple[str, int]],
@@ -42,20 +33,20 @@ def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
     for number, (step, id) in enumerate(steps):
         name = f"{id}" if step in ("find", "remove") else f"{number}"
         if step == "wait":
-            clock.now_s += MAX_AGE_S / 3
+            clock.now += MAX_AGE_S / 3
         elif step == "find":
             found = next((each for each in used if each[0] == name), None)
             assert shelf.find(name) == (found and found[1])
             if found:
                 used = [each for each in used if each is not found]
-                used.append((found[0], found[1], clock.now_s))
+                used.append((found[0], found[1], clock.now))
         elif step == "remove":
             shelf.remove(name)
             used = [each for each in used if each[0] != name]
         else:
             shelf.keep(name, KEPT[step])
-            used.append((name, KEPT[step], clock.now_s))
-        used = [each for each in used if each[2] > clock.now_s - MAX_AGE_S]
+            used.append((name, KEPT[step], clock.now))
+        used = [each for each in used if each[2] > clock.now - MAX_AGE_S]
         while sum(kept.size_bytes for _, kept, _ in used) > MAX_BYTES:
             del used[0]
     for name, kept, _ in used:

@@ -14,11 +14,14 @@ GAPS_S = st.floats(0.0, 5.0)
 SHOWS = st.lists(st.booleans(), min_size=1, max_size=5)
 BURSTS = st.lists(st.tuples(GAPS_S, SHOWS), min_size=1, max_size=6)
 
+Bursts = list[tuple[float, list[bool]]]
+"""Of each burst the time since the one before it, and which of its items show something."""
+
 Item = tuple[int, int, bool]
 """Its burst, its place in that, and whether it shows."""
 
 
-def paced(bursts: list[tuple[float, list[bool]]]) -> tuple[list[float], dict[Item, float]]:
+def paced(bursts: Bursts) -> tuple[list[float], dict[Item, float]]:
     """Return when each burst arrived, and when each item was shown, in that order."""
     pacer = Pacer[Item](lambda item: item[2])
     now, arrivals, shown = 0.0, list[float](), dict[Item, float]()
@@ -42,7 +45,7 @@ def steady(interval_s: float, tokens: int, bursts: int = 4) -> list[float]:
 
 
 @given(BURSTS)
-def test_every_item_comes_out_once_and_in_order(bursts: list[tuple[float, list[bool]]]) -> None:
+def test_every_item_comes_out_once_and_in_order(bursts: Bursts) -> None:
     _, shown = paced(bursts)
 
     items = [(b, p, s) for b, (_, shows) in enumerate(bursts) for p, s in enumerate(shows)]
@@ -51,9 +54,7 @@ def test_every_item_comes_out_once_and_in_order(bursts: list[tuple[float, list[b
 
 
 @given(BURSTS)
-def test_no_item_is_earlier_than_it_came_or_later_than_the_next_burst(
-    bursts: list[tuple[float, list[bool]]],
-) -> None:
+def test_no_item_is_earlier_than_it_came_or_later_than_the_next_burst(bursts: Bursts) -> None:
     arrivals, shown = paced(bursts)
 
     for (burst, _, _), at_s in shown.items():
@@ -63,9 +64,7 @@ def test_no_item_is_earlier_than_it_came_or_later_than_the_next_burst(
 
 
 @given(BURSTS)
-def test_the_first_of_a_burst_waits_for_nothing(
-    bursts: list[tuple[float, list[bool]]],
-) -> None:
+def test_the_first_of_a_burst_waits_for_nothing(bursts: Bursts) -> None:
     arrivals, shown = paced(bursts)
 
     for burst, (_, shows) in enumerate(bursts):
@@ -74,9 +73,7 @@ def test_the_first_of_a_burst_waits_for_nothing(
 
 
 @given(BURSTS)
-def test_no_item_is_held_for_longer_than_the_limit(
-    bursts: list[tuple[float, list[bool]]],
-) -> None:
+def test_no_item_is_held_for_longer_than_the_limit(bursts: Bursts) -> None:
     arrivals, shown = paced(bursts)
 
     for (burst, _, shows), at_s in shown.items():

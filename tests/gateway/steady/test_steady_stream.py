@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-import httpx
 import pytest
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.errors import Unavailable
-from tests.gateway.scripted import ScriptedEngine, ask, make_app, served
+from tests.gateway.scripted import Body, ScriptedEngine, ask, events_of
 from tests.gateway.test_watched_stream import TellingEngine
 
 USER = {"role": "user", "content": "Hi"}
@@ -25,20 +22,17 @@ CALLS = (
 )
 
 
-async def events(
-    engine: ScriptedEngine, body: dict[str, Any], options: dict[str, bool]
-) -> list[Any]:
+async def events(engine: ScriptedEngine, body: Body, options: dict[str, bool]) -> list[Any]:
     """Return the stream's chunks, and "[DONE]" if it ends with that."""
     answer = await ask({**body, "stream_options": options}, engine, tool_format="hermes")
     assert answer.status_code == 200, answer.text
     assert "x-picospec-ignored" not in answer.headers
-    data = [event.removeprefix("data: ") for event in answer.text.split("\n\n")[:-1]]
-    return [each if each == "[DONE]" else json.loads(each) for each in data]
+    return events_of(answer.text)
 
 
-def told(events: list[Any]) -> dict[str, Any]:
+def told(events: list[Any]) -> Body:
     """Return what the chunks say together, without what is of one request alone."""
-    whole: dict[str, Any] = defaultdict(list)
+    whole: Body = defaultdict(list)
     for event in events:
         if event == "[DONE]" or "error" in event:
             whole["end"].append(event)
@@ -53,7 +47,7 @@ def told(events: list[Any]) -> dict[str, Any]:
     return whole
 
 
-def add(whole: dict[str, Any], choice: dict[str, Any], told: dict[str, Any]) -> None:
+def add(whole: Body, choice: Body, told: Body) -> None:
     def to(name: str, items: Iterable[object] | None) -> None:
         whole[f"{name} {choice['index']}"] += list(items or ())
 
@@ -86,7 +80,7 @@ REQUESTS = {
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 async def test_it_says_what_the_stream_says_that_is_not_steady(
-    request_: tuple[ScriptedEngine, dict[str, Any]], watched: bool
+    request_: tuple[ScriptedEngine, Body], watched: bool
 ) -> None:
     engine, body = request_
     options = {"include_usage": True, "include_speculation": watched}
@@ -104,14 +98,3 @@ def test_an_answer_that_is_not_streamed_is_not_steady() -> None:
     assert ChatRequest(messages=[USER], stream=True, stream_options=options).is_steady
     assert not ChatRequest(messages=[USER], stream_options=options).is_steady
     assert not ChatRequest(messages=[USER], stream=True, stream_options={}).is_steady
-
-
-async def test_a_client_that_leaves_closes_the_engine() -> None:
-    engine = ScriptedEngine([b"Hello"], pause=asyncio.Event().wait)
-    body = {**CHAT, "stream_options": {"steady": True}}
-    async with served(make_app(engine)) as url, httpx.AsyncClient(base_url=url) as client:
-        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            await anext(response.aiter_lines())
-
-        async with asyncio.timeout(5):
-            await engine.closed.acquire()

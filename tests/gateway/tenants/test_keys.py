@@ -24,18 +24,21 @@ from picospec.gateway.tenants.keys import (
 )
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
+from tests.gateway.tenants.holders import table
 
 ANN, BEN = "key of ann", "key of ben"
 
 
 def written(file: Path, entries: Mapping[str, str], more: str = "") -> Path:
     """Write a file of keys, by their names; `more` goes into each table."""
-    tables = [
-        f'[{name}]\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n{more}\n'
-        for name, key in entries.items()
-    ]
-    file.write_text("".join(tables))
+    file.write_text("".join(table(name, key, more) for name, key in entries.items()))
     return file
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The file has the key of Ann alone."""
+    return written(tmp_path / "keys.toml", {"ann": ANN})
 
 
 def tenants(file: Path | None, *keys: str, limits: KeyLimits | None = None) -> Tenants:
@@ -68,9 +71,7 @@ def test_a_file_without_keys_admits_nobody_and_no_file_everybody(tmp_path: Path)
     assert holder(tenants(None), "any") == "anonymous"
 
 
-def test_the_whole_digest_is_compared_in_constant_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_whole_digest_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
     whole = hmac.compare_digest
 
@@ -84,8 +85,7 @@ def test_the_whole_digest_is_compared_in_constant_time(
     assert compared == [(hashlib.sha256(b"right").digest(),) * 2]
 
 
-def test_a_changed_file_counts_within_a_second_and_not_more_often(tmp_path: Path) -> None:
-    file = written(tmp_path / "keys.toml", {"ann": ANN})
+def test_a_changed_file_counts_within_a_second_and_not_more_often(file: Path) -> None:
     found = tenants(file)
     assert holder(found, ANN, now=10.0) == "ann"
 
@@ -98,8 +98,7 @@ def test_a_changed_file_counts_within_a_second_and_not_more_often(tmp_path: Path
     assert [line["event"] for line in logs] == ["keys_read"]
 
 
-def test_a_file_put_in_place_of_another_counts(tmp_path: Path) -> None:
-    file = written(tmp_path / "keys.toml", {"ann": ANN})
+def test_a_file_put_in_place_of_another_counts(file: Path, tmp_path: Path) -> None:
     times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     found = tenants(file)
 
@@ -125,9 +124,8 @@ def test_a_file_put_in_place_of_another_counts(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_file_leaves_the_keys_as_they_were_and_its_content_out_of_the_log(
-    tmp_path: Path, text: str | None, told: str
+    file: Path, text: str | None, told: str
 ) -> None:
-    file = written(tmp_path / "keys.toml", {"ann": ANN})
     found = tenants(file, "one")
 
     file.unlink() if text is None else file.write_text(text)
@@ -145,12 +143,12 @@ def test_a_bad_file_leaves_the_keys_as_they_were_and_its_content_out_of_the_log(
 
 
 def test_a_key_that_was_taken_away_works_no_longer_than_the_file_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(file: Path, *_: object) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    file, registry = written(tmp_path / "keys.toml", {"ann": ANN}), CollectorRegistry()
+    registry = CollectorRegistry()
     found = Tenants((), file, KeyLimits(), TenantMetrics(registry))
     written(file, {"ben": BEN})
 
@@ -168,9 +166,8 @@ def test_a_key_that_was_taken_away_works_no_longer_than_the_file_cannot_be_read(
 
 
 def test_a_file_that_is_written_in_place_refuses_nobody_and_one_that_stays_empty_all(
-    tmp_path: Path,
+    file: Path,
 ) -> None:
-    file = written(tmp_path / "keys.toml", {"ann": ANN})
     found = tenants(file)
 
     file.write_text("")
