@@ -22,6 +22,7 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
+OPENED = Opened("s", LIMITS)
 
 
 class CountingSlot:
@@ -129,19 +130,23 @@ Step = Down | Callable[[ScriptedLink], Awaitable[object]]
 """Of a script: a message, or what is awaited before it goes on."""
 
 
-def scripted(*steps: Step) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
-    """Return a script that opens the session and takes these steps, one a turn of the loop."""
+def unopened(*steps: Step) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
+    """Return a script that takes these steps, one a turn of the loop."""
 
     async def script(link: ScriptedLink) -> AsyncGenerator[Down]:
-        yield Opened("s", LIMITS)
         for step in steps:
-            await asyncio.sleep(0)
             if isinstance(step, Down):
                 yield step
             else:
                 await step(link)
+            await asyncio.sleep(0)
 
     return script
+
+
+def scripted(*steps: Step) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
+    """Return a script that opens the session before it takes these steps."""
+    return unopened(OPENED, *steps)
 
 
 def sent(tokens: int) -> Step:

@@ -19,21 +19,18 @@ from picospec.gateway.ports import Job, Sampling
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import (
-    Commit,
-    Fill,
-    Finish,
-    Limits,
-    TokenId,
+from picospec.speculation.protocol.messages import Commit, Fill, Finish, Limits, TokenId
+from tests.edge_agent.engines import (
+    FACTS,
+    JOB,
+    FakeUplink,
+    OneSlot,
+    Paired,
+    deltas,
+    engine,
+    opened,
 )
-from tests.edge_agent.engines import FACTS, JOB, FakeUplink, OneSlot, Paired, deltas, engine
-from tests.edge_agent.fakes import (
-    CountingSlot,
-    let,
-    on,
-    quiet,
-    scripted,
-)
+from tests.edge_agent.fakes import CountingSlot, let, on, quiet, scripted
 from tests.edge_agent.words import WordEncoder
 
 PIECES = [bytes([65 + token // 26, 97 + token % 26]) for token in range(101)]
@@ -46,21 +43,11 @@ SHIFTED = Translation(
 STEPS = "picospec:edge_draft_step_seconds"
 
 
-@pytest.mark.parametrize(
-    ("drafter", "fill"),
-    [(OneSlot(), "never"), (NoDrafter(), "auto")],
-    ids=["a slot", "no slot"],
-)
-async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_drafts(
-    metrics: EdgeMetrics, drafter: OneSlot | NoDrafter, fill: str
-) -> None:
-    uplink = FakeUplink(scripted(Finish("stop")))
-    job = Job("r", (1, 2), 20, Sampling(), 9)
+async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_drafts() -> None:
+    waits = Speculation(fill="never")
 
-    edge = engine(uplink, metrics, drafter, Speculation(fill="never"))
-    await deltas(edge.generate(job))
-
-    assert uplink.opened[0].fill == fill
+    assert (await opened(JOB, waits, OneSlot())).fill == "never"
+    assert (await opened(JOB, waits, NoDrafter())).fill == "auto"
 
 
 @pytest.mark.parametrize(
@@ -75,27 +62,19 @@ async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_d
     ids=["identical", "padded", "different", "unknown", "translated"],
 )
 async def test_the_draft_model_reads_the_prompt_in_its_own_tokens(
-    metrics: EdgeMetrics, paired: Paired, context: list[int] | None
+    paired: Paired, context: list[int] | None
 ) -> None:
-    drafter = OneSlot()
-    uplink = FakeUplink(scripted(quiet, Finish("stop")))
+    uplink, drafter = FakeUplink(scripted(quiet, Finish("stop"))), OneSlot()
 
-    await deltas(engine(uplink, metrics, drafter, paired=paired).generate(JOB))
+    await deltas(engine(uplink, drafter=drafter, paired=paired).generate(JOB))
 
     assert drafter.slot.contexts[:1] == ([] if context is None else [context])
 
 
-async def test_a_draft_model_of_another_vocabulary_may_propose_all_of_the_targets_tokens(
-    metrics: EdgeMetrics,
-) -> None:
-    drafter, known = OneSlot(), 10
-    edge = engine(
-        FakeUplink(scripted(quiet, Finish("stop"))),
-        metrics,
-        drafter,
-        paired=Paired("different", SHIFTED),
-        draft_tokens=known,
-    )
+async def test_a_foreign_draft_model_may_propose_all_of_the_targets_tokens() -> None:
+    uplink, drafter, known = FakeUplink(scripted(quiet, Finish("stop"))), OneSlot(), 10
+    foreign = Paired("different", SHIFTED)
+    edge = engine(uplink, drafter=drafter, paired=foreign, draft_tokens=known)
 
     await deltas(edge.generate(JOB))
 
@@ -107,12 +86,10 @@ async def test_a_draft_model_of_another_vocabulary_may_propose_all_of_the_target
 
 
 @pytest.mark.parametrize("fill", ["never", "auto"])
-async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(
-    metrics: EdgeMetrics, fill: Fill
-) -> None:
+async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(fill: Fill) -> None:
     misses = (step for at in range(60) for step in (Commit(0, at, (900,), pass_s=0.1), quiet))
-    uplink, drafter = FakeUplink(scripted(*misses, Finish("length"))), OneSlot()
-    edge = engine(uplink, metrics, drafter, Speculation(fill=fill))
+    uplink = FakeUplink(scripted(*misses, Finish("length")))
+    edge = engine(uplink, speculation=Speculation(fill=fill))
 
     await deltas(edge.generate(replace(JOB, max_tokens=60)))
 
@@ -120,7 +97,7 @@ async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(
     assert (chains >= 59) is (fill == "never")  # a rest would have both ends wait
 
 
-async def test_another_policy_replaces_the_products_own(metrics: EdgeMetrics) -> None:
+async def test_another_policy_replaces_the_products_own() -> None:
     class OneToken:
         def may_draft(self, session: DraftingSession, *_: Latencies | Limits) -> bool:
             return not session.chain
@@ -132,7 +109,7 @@ async def test_another_policy_replaces_the_products_own(metrics: EdgeMetrics) ->
             return session.unsent > 0
 
     uplink = FakeUplink(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
-    edge = engine(uplink, metrics, speculation=Speculation(policy=OneToken()))
+    edge = engine(uplink, speculation=Speculation(policy=OneToken()))
 
     await deltas(edge.generate(JOB))
 
@@ -182,17 +159,11 @@ async def test_without_a_slot_it_looks_up_repeated_text_unless_told_not_to(
     assert (metrics.looked_up._value.get() > 0) is looks_up
 
 
-async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier(
-    metrics: EdgeMetrics,
-) -> None:
-    right = (
-        step
-        for at in range(60)
-        for step in (Commit(0, at, (len(JOB.prompt) + at,), pass_s=0.1), quiet)
-    )
-    script = scripted(*right, Finish("length"))
-    drafter = OneSlot()
-    edge = engine(FakeUplink(script), metrics, drafter)
+async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier() -> None:
+    commits = (Commit(0, at, (len(JOB.prompt) + at,), pass_s=0.1) for at in range(60))
+    right = (step for commit in commits for step in (commit, quiet))
+    uplink, drafter = FakeUplink(scripted(*right, Finish("length"))), OneSlot()
+    edge = engine(uplink, drafter=drafter)
     job = replace(JOB, max_tokens=60)
 
     await deltas(edge.generate(job))

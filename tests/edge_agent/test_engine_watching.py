@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from picospec.edge_agent import answer as making
-from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta
 from picospec.gateway.watching import Chain, Event, LinkUse, Pass
@@ -30,11 +29,9 @@ def kinds(events: tuple[Event, ...]) -> list[type]:
     return [type(event) for event in events]
 
 
-async def test_the_chain_and_the_link_are_told_while_nothing_is_committed(
-    metrics: EdgeMetrics,
-) -> None:
+async def test_the_chain_and_the_link_are_told_while_nothing_is_committed() -> None:
     seen = asyncio.Event()
-    edge = engine(FakeUplink(scripted(sent(4), on(seen), COMMIT, FINISH)), metrics)
+    edge = engine(FakeUplink(scripted(sent(4), on(seen), COMMIT, FINISH)))
     told = list[Delta]()
 
     async with asyncio.timeout(2):
@@ -49,16 +46,12 @@ async def test_the_chain_and_the_link_are_told_while_nothing_is_committed(
     (committed,) = [delta for delta in told if delta.tokens]
     assert committed.origins == ("draft", "draft", "target")
     assert kinds(committed.events) == [Pass, Chain]
-    broken = committed.events[1]
-    assert isinstance(broken, Chain)
-    assert broken.broken
-    assert broken.ids[0] == 5
     assert told[-1].finish == "length"
     assert told[-1].events == ()
 
 
-async def test_an_answer_that_nobody_watches_has_tokens_only(metrics: EdgeMetrics) -> None:
-    edge = engine(FakeUplink(scripted(sent(4), quiet, COMMIT, FINISH)), metrics)
+async def test_an_answer_that_nobody_watches_has_tokens_only() -> None:
+    edge = engine(FakeUplink(scripted(sent(4), quiet, COMMIT, FINISH)))
 
     told = await deltas(edge.generate(JOB))
 
@@ -66,11 +59,11 @@ async def test_an_answer_that_nobody_watches_has_tokens_only(metrics: EdgeMetric
     assert all(delta.origins is None and not delta.events for delta in told)
 
 
-async def test_an_error_is_raised_as_itself_and_the_looking_ends(metrics: EdgeMetrics) -> None:
+async def test_an_error_is_raised_as_itself_and_the_looking_ends() -> None:
     async def lose(_: ScriptedLink) -> None:
         raise Unavailable("gone")
 
-    edge = engine(FakeUplink(scripted(sent(2), lose)), metrics)
+    edge = engine(FakeUplink(scripted(sent(2), lose)))
 
     with pytest.raises(Unavailable, match="gone"):
         await deltas(edge.generate(WATCHED))
