@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from itertools import repeat
@@ -19,6 +18,9 @@ from picospec.speculation.judges import coupled
 from picospec.speculation.judges.separate import edge as separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling.draft_token import DraftToken
+from tests.edge_agent.fake_cache import rest_is_read, taken
+
+pytestmark = pytest.mark.models
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,6 @@ def smollm() -> Iterator[Model]:
     model.close()
 
 
-@pytest.mark.models
 @pytest.mark.parametrize("judge", ["coupled", "separate"])
 async def test_a_real_model_drafts_its_argmax_after_any_detour(
     smollm: Model, judge: str
@@ -44,9 +45,7 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
         sampler = separate.sampler(sampling, repeat(0.5))
 
     async def draft(context: list[int], count: int) -> list[DraftToken]:
-        slot = drafter.take(prompt)
-        assert slot is not None
-        drafts: list[DraftToken] = []
+        slot, drafts = taken(drafter, prompt), list[DraftToken]()
         for _ in range(count):
             drafted = [*context, *(draft.token for draft in drafts)]
             drafts += await slot.step(drafted, lambda _: sampler)
@@ -71,8 +70,7 @@ async def test_a_real_model_reads_ahead_and_drafts_what_it_would_step_by_step(
     expected = plainly(smollm, prompt, 6)
     drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
     sampler = coupled.sampler(Sampling(temperature=0.0), 1, len(prompt))
-    slot = drafter.take(prompt)
-    assert slot is not None
+    slot = taken(drafter, prompt)
 
     right = await slot.step(prompt, lambda _: sampler, ahead=expected[:3])
     wrong = await slot.step(
@@ -83,7 +81,6 @@ async def test_a_real_model_reads_ahead_and_drafts_what_it_would_step_by_step(
     assert [each.token for each in (*right, *wrong)] == expected
 
 
-@pytest.mark.models
 async def test_a_real_model_drafts_from_all_of_a_prompt_once_it_has_read_the_rest(
     smollm: Model,
 ) -> None:
@@ -92,13 +89,11 @@ async def test_a_real_model_drafts_from_all_of_a_prompt_once_it_has_read_the_res
     expected = plainly(smollm, prompt, 3)
     drafter = LlamaDrafter(Context(smollm, 1024, sequences=2))
     sampler = coupled.sampler(Sampling(temperature=0.0), 1, len(prompt))
-    slot, drafts = drafter.take(prompt), list[DraftToken]()
-    assert slot is not None
+    slot, drafts = taken(drafter, prompt), list[DraftToken]()
     assert len(prompt) > FIRST_TOKENS + PRIOR_TOKENS_A_S
 
     await slot.step(prompt, lambda _: sampler)
-    for _ in range(500):
-        await asyncio.sleep(0.1 if slot.slot.rest else 0)
+    await rest_is_read(slot, 50.0)
     assert slot.slot.view == WHOLE
     for _ in expected:
         context = [*prompt, *(draft.token for draft in drafts)]

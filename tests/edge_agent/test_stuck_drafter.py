@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from picospec.edge_agent.draft_model import llama_drafter
 from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from tests.edge_agent.fake_cache import FakeCache, draft_after, truth
+from tests.edge_agent.fake_cache import FakeCache, draft_after, taken, truth
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +29,11 @@ def opened_again(cache: FakeCache) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def watched(drafter: LlamaDrafter) -> AsyncIterator[list[DraftSlot]]:
+async def watched(drafter: LlamaDrafter) -> AsyncIterator[tuple[DraftSlot, DraftSlot]]:
     """Give two slots."""
     watching = asyncio.create_task(drafter.watch())
-    slots = [drafter.take([1, 2, 3]), drafter.take([4, 5])]
     async with asyncio.timeout(5):
-        yield [slot for slot in slots if slot is not None]
+        yield taken(drafter, [1, 2, 3]), taken(drafter, [4, 5])
     watching.cancel()
 
 
