@@ -109,22 +109,13 @@ FACTS = {
 
 DRAINING = {"error": {"message": "it is draining", "code": "draining"}}
 
-ERRORS = {
-    "full": (429, "overloaded"), "mismatch": (409, "vocabulary_mismatch"),
-    "unknown": (404, "model_not_found"), "bad": (400, "invalid_value"),
-    "locked": (401, "invalid_api_key"), "loading": (503, "loading"),
-    "draining": (503, "draining"), "large": (413, "too_large"),
-    "other": (409, "identity_mismatch"),
-}  # fmt: skip
-
 
 async def _open(body: bytes, called: str, receive: Receive, send: Send) -> None:
     (request,) = wire.Decoder().feed(body)
     assert isinstance(request, Open)
-    if (kind := "draining" if draining else NAME or request.model) in ERRORS:
-        status, code = ERRORS[kind]
-        error = {"message": f"it is {kind}", "type": "x", "param": "p", "code": code}
-        await _reply(send, status, {"error": error})
+    kind = NAME or request.model
+    if draining or kind == "draining":
+        await _reply(send, 503, DRAINING)
         return
     if request.replaces in sessions:
         replaced.append(request.replaces)

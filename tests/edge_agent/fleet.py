@@ -54,10 +54,10 @@ async def using(
 
 
 class Answer:
-    """What an edge without drafts answers; `lose` is awaited once, after 20 tokens."""
+    """What an edge without drafts answers; `lose` is called once, after 20 tokens."""
 
     def __init__(
-        self, verifiers: Verifiers, metrics: EdgeMetrics, tokens: int = TOKENS
+        self, verifiers: Verifiers, metrics: EdgeMetrics | None = None, tokens: int = TOKENS
     ) -> None:
         self.tokens: list[int] = []
         self.gap_s = 0.0
@@ -66,7 +66,9 @@ class Answer:
         self._edge = engine(verifiers, metrics, NoDrafter())
         self._job = Job("r", (1, 2, 3), tokens, Sampling(), 5)
 
-    async def run(self, lose: Callable[[], Awaitable[object]] | None = None) -> list[int]:
+    async def run(
+        self, lose: Callable[[], Awaitable[object] | None] | None = None
+    ) -> list[int]:
         last = time.monotonic()
         async with asyncio.timeout(20):
             async for delta in self._edge.generate(self._job):
@@ -75,12 +77,23 @@ class Answer:
                 last = time.monotonic()
                 self.tokens += delta.tokens
                 if lose and len(self.tokens) >= 20:
-                    await lose()
+                    if (lost := lose()) is not None:
+                        await lost
                     lose = None
         return self.tokens
 
 
+async def ask(url: str, path: str) -> bytes:
+    return (await Connection(url, key=None, ca_certificate=None).ask("GET", path)).content
+
+
 async def seen(url: str) -> dict[str, int]:
     """What a fake verifier has counted."""
-    answer = await Connection(url, key=None, ca_certificate=None).ask("GET", "/seen")
-    return dict(json.loads(answer.content))
+    return dict(json.loads(await ask(url, "/seen")))
+
+
+async def until_cancelled(url: str, more_than: int = 0, within_s: float = 5.0) -> None:
+    """Wait until a fake verifier knows that sessions have been left, more than so many."""
+    async with asyncio.timeout(within_s):
+        while (await seen(url))["cancelled"] <= more_than:  # noqa: ASYNC110 - a process
+            await asyncio.sleep(0.02)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.upstream_errors import (
-    Answer,
-    LinkDown,
-    from_answer,
-    unreachable,
+from picospec.edge_agent.link.upstream_errors import Answer, LinkDown, from_answer, unreachable
+from picospec.gateway.errors import (
+    ApiError,
+    Draining,
+    EngineFault,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    RateLimited,
+    TooLarge,
+    Unavailable,
 )
-from picospec.gateway.errors import ApiError, EngineFault, Forbidden, Overloaded, RateLimited
 from picospec.gateway.http.responses import error_response
 
 
@@ -26,6 +34,31 @@ async def test_a_sessions_name_is_in_no_error_that_is_shown() -> None:
 
     quoted = OSError("error sending request for url (http://h/v1/speculate/name-of-it/drafts)")
     assert "/v1/speculate/*/drafts" in str(unreachable("http://h", quoted))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "told"),
+    [
+        (429, "overloaded", Overloaded, "overloaded"),
+        (409, "vocabulary_mismatch", EngineFault, "vocabulary_mismatch"),
+        (409, "identity_mismatch", Unavailable, "identity_mismatch"),
+        (404, "model_not_found", NotFound, "model_not_found"),
+        (400, "invalid_value", InvalidRequest, "invalid_value"),
+        (401, "invalid_api_key", EngineFault, "verifier_unauthorized"),
+        (503, "loading", Unavailable, "verifier_unavailable"),
+        (503, "draining", Draining, "draining"),
+        (413, "too_large", TooLarge, "too_large"),
+    ],
+)
+def test_what_a_verifier_answers_is_an_error_with_the_reason(
+    status: int, code: str, error: type[ApiError], told: str
+) -> None:
+    body = {"error": {"message": "no", "type": "x", "param": "p", "code": code}}
+
+    found = from_answer(Answer(status, json.dumps(body).encode(), ""))
+
+    assert type(found) is error
+    assert found.error_code == told
 
 
 def answer(error: ApiError) -> Answer:
