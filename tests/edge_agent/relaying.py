@@ -95,6 +95,8 @@ async def relaying(
             given["relay"] = {"url": url, **(relay or {})}
             store = open_store({"PICOSPEC_CACHE": str(root or empty)})
             app = build(load(None, environ or {}, given), store, drain or Drain())
-            async with served(app) as edge:
-                async with httpx.AsyncClient(base_url=edge, timeout=30) as client:
-                    yield client
+            async with (
+                served(app) as edge,
+                httpx.AsyncClient(base_url=edge, timeout=30) as client,
+            ):
+                yield client

@@ -35,25 +35,6 @@ async def test_a_draft_follows_its_whole_context_wherever_the_chain_breaks(
         context = [*context[:keep], *(int(t) for t in chance.integers(0, V, 2))]
 
 
-async def test_a_step_that_continues_the_last_decodes_one_row(
-    drafter: LlamaDrafter, cache: FakeCache
-) -> None:
-    slot = drafter.take([1, 2, 3])
-    first = await draft_after(slot, [1, 2, 3])
-
-    await draft_after(slot, [1, 2, 3, first])
-
-    assert [len(segment.tokens) for (segment,) in cache.passes] == [3, 1]
-
-
-async def test_the_same_context_again_gives_the_same_draft(drafter: LlamaDrafter) -> None:
-    slot = drafter.take([1, 2, 3])
-
-    drafts = {await draft_after(slot, [1, 2, 3]) for _ in range(3)}
-
-    assert drafts == {truth([1, 2, 3])}
-
-
 async def test_when_all_slots_are_taken_there_is_none_until_one_is_left(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
