@@ -12,6 +12,7 @@ import httpx
 
 from picospec.bench.link.path import Conditions
 from picospec.verifier.target_host import HEARTBEAT_S
+from tests.edge_agent.faulty_link import FaultyLink
 from tests.faults.rig.world import PASS_TIMEOUT_S, World
 
 Strike = Callable[[World], Awaitable[None]]
@@ -127,20 +128,20 @@ def jump(seconds: float) -> Strike:
 # --- the link
 
 
-def silence(seconds: float, everywhere: bool = False) -> Strike:
+def on_links(act: Callable[[FaultyLink], Awaitable[None]], everywhere: bool) -> Strike:
     async def strike(world: World) -> None:
         struck = world.verifiers if everywhere else [await world.used()]
-        await asyncio.gather(*(verifier.link.silence(seconds) for verifier in struck))
+        await asyncio.gather(*(act(verifier.link) for verifier in struck))
 
     return strike
+
+
+def silence(seconds: float, everywhere: bool = False) -> Strike:
+    return on_links(lambda link: link.silence(seconds), everywhere)
 
 
 def refuse(seconds: float, everywhere: bool = False) -> Strike:
-    async def strike(world: World) -> None:
-        struck = world.verifiers if everywhere else [await world.used()]
-        await asyncio.gather(*(verifier.link.refuse(seconds) for verifier in struck))
-
-    return strike
+    return on_links(lambda link: link.refuse(seconds), everywhere)
 
 
 async def half_open(world: World) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -63,3 +64,15 @@ class Line:
             with suppress(OSError):
                 await self.writer.wait_closed()
             self.writer = None
+
+
+@asynccontextmanager
+async def lines(
+    port: int, count: int, tally: Counter[str], key: str = ""
+) -> AsyncIterator[list[Line]]:
+    """Give connections that are closed in the end."""
+    async with AsyncExitStack() as stack:
+        given = [Line(port, tally, key) for _ in range(count)]
+        for line in given:
+            stack.push_async_callback(line.close)
+        yield given
