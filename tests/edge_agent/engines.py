@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent.draft_model.drafter import NoDrafter
@@ -14,10 +15,11 @@ from picospec.edge_agent.driver import Link
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.speculation import Speculation
-from picospec.gateway.errors import ApiError
+from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.gateway.tracing import Span
 from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.protocol.messages import Down, Finish, ModelFacts, Open, TokenId
 from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, scripted
@@ -57,6 +59,40 @@ class FakeUplink:
 
     def forget(self) -> None:
         self.forgotten += 1
+
+
+class TokenizerUplink:
+    """An uplink to a verifier that is away for so many requests, and has this tokenizer.
+
+    packed: what it sends in place of the tokenizer's file.
+    """
+
+    def __init__(
+        self, file: TokenizerFile, packed: bytes | None = None, *, away: int = 0
+    ) -> None:
+        self.sent = 0
+        self.closed = False
+        self._away = away
+        self.serve(file, packed)
+
+    def serve(self, file: TokenizerFile, packed: bytes | None = None) -> None:
+        size = len(file.open().vocabulary.pieces)
+        known = {"vocabulary": file.digest, "vocabulary_size": size}
+        self._facts = msgspec.structs.replace(FACTS, **known)
+        self._packed = file.pack() if packed is None else packed
+
+    async def facts(self) -> ModelFacts:
+        self._away -= 1
+        if self._away >= 0:
+            raise Unavailable("no verifier yet")
+        return self._facts
+
+    async def tokenizer(self) -> bytes:
+        self.sent += 1
+        return self._packed
+
+    async def close(self) -> None:
+        self.closed = True
 
 
 class ByteEncoder:
