@@ -100,8 +100,9 @@ async def test_the_same_question_has_its_answer_predicted() -> None:
     assert await predicted() == ANSWER
 
 
-async def test_another_key_and_another_target_have_not() -> None:
+async def test_another_key_nobody_in_particular_and_another_target_have_not() -> None:
     assert await predicted(replace(ASKED, owner=Owner())) == ()
+    assert await predicted(replace(ASKED, owner=None)) == ()
     assert await predicted(known=OTHER) == ()
 
 
