@@ -25,9 +25,12 @@ from tests.gateway.scripted import served
 @asynccontextmanager
 async def alive(starting: Starting) -> AsyncIterator[httpx.AsyncClient]:
     """Serve an edge to a client, and stop it."""
-    async with asyncio.timeout(5), served(starting) as url:  # type: ignore[arg-type]
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
-            yield client
+    async with (
+        asyncio.timeout(5),
+        served(starting) as url,  # type: ignore[arg-type]  # it is an ASGI app
+        httpx.AsyncClient(base_url=url, trust_env=False) as client,
+    ):
+        yield client
 
 
 def app_of(events: list[str]) -> FastAPI:
