@@ -10,7 +10,6 @@ import signal
 
 import pytest
 
-from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import Draining
 from tests.edge_agent.faulty_link import FaultyLink
@@ -18,24 +17,6 @@ from tests.edge_agent.fleet import TEXT, Answer, ask, running, seen, until_cance
 from tests.edge_agent.processes import Process, start
 
 NOTICED_S = 1.0
-
-
-def used(verifiers: Verifiers, processes: list[Process]) -> Process:
-    (found,) = [each for each in processes if each.url == verifiers.current.url]
-    return found
-
-
-async def test_a_killed_verifiers_answer_goes_on_at_the_other_at_once(
-    metrics: EdgeMetrics,
-) -> None:
-    with running("", "") as processes:
-        async with using([p.url for p in processes], metrics) as verifiers:
-            answer = Answer(verifiers)
-
-            assert await answer.run(lambda: used(verifiers, processes).kill()) == TEXT
-
-    assert answer.gap_s < NOTICED_S
-    assert metrics.reopens._value.get() == 1
 
 
 async def test_a_stopped_verifiers_answer_goes_on_and_its_session_is_left(
@@ -46,7 +27,7 @@ async def test_a_stopped_verifiers_answer_goes_on_and_its_session_is_left(
             answer, stopped = Answer(verifiers), list[Process]()
 
             def stop() -> None:
-                stopped.append(used(verifiers, processes))
+                stopped.extend(p for p in processes if p.url == verifiers.current.url)
                 stopped[0].running.send_signal(signal.SIGSTOP)
 
             assert await answer.run(stop) == TEXT

@@ -70,11 +70,6 @@ def test_keys_do_not_belong_in_files(tmp_path: Path, field: str) -> None:
         load(written(tmp_path, f'{field} = "secret"'), {}, {})
 
 
-def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no settings file"):
-        load(tmp_path / "none.toml", {}, {})
-
-
 def test_keys_come_from_the_environment_and_are_not_shown() -> None:
     environ = {"PICOSPEC_API_KEYS": "key1, key2,", "PICOSPEC_VERIFIER_KEY": "three"}
 
