@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 
+from picospec.edge_agent.draft_model.drafter import drafts_while_matching
 from picospec.edge_agent.step_sampler import StepSampler
 from picospec.gateway.errors import ApiError
 from picospec.speculation.protocol.messages import (
@@ -50,18 +51,11 @@ class CountingSlot:
         self.contexts.append([*context, *ahead])
         self.sampler = sampler
         await self._wait(context)
-        return [self.draft(len(context) + n) for n in range(self._agreed(context, ahead) + 1)]
+        return drafts_while_matching(lambda n: self.draft(len(context) + n), ahead)
 
     def draft(self, length: int) -> DraftToken:
         """Return what follows a context of that length."""
         return DraftToken(length, self._confidence)
-
-    def _agreed(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> int:
-        """Return how many tokens of `ahead` are drafted too."""
-        for n, token in enumerate(ahead):
-            if self.draft(len(context) + n).token != token:
-                return n
-        return len(ahead)
 
     def leave(self) -> None:
         self.left += 1

@@ -14,6 +14,7 @@ from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.beside import beside
 from picospec.gateway.ports import Job, Sampling
 from tests.edge_agent.engines import engine
 from tests.edge_agent.fake_verifier import target_at
@@ -43,13 +44,11 @@ async def using(
     connections = [Connection(url, key=None, ca_certificate=ca) for url in urls]
     uplinks = [Uplink(each, metrics, i) for i, each in enumerate(connections)]
     verifiers = Verifiers(uplinks, metrics, deadline_s)
-    watch = asyncio.create_task(verifiers.watch())
-    await verifiers.probe()
     try:
-        yield verifiers
+        async with beside(verifiers.watch()):
+            await verifiers.probe()
+            yield verifiers
     finally:
-        watch.cancel()
-        await asyncio.wait([watch])
         await verifiers.close()
 
 
