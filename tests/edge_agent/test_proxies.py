@@ -13,7 +13,7 @@ import pytest
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.errors import first_error
+from picospec.gateway.beside import beside
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.protocol.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
@@ -43,17 +43,15 @@ async def session(verifiers: Verifiers, model: str = "cut", tokens: int = 40) ->
             Open(model, "fake", (1, 2, 3), Sampling(), 5, tokens, (7,), committed=known)
         )
         try:
-            async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-                posting = tasks.create_task(link.post())
+            async with asyncio.timeout(60), beside(link.post()):
                 async for message in link.events():
                     if isinstance(message, Commit):
                         text[message.start :] = message.tokens
                         at = message.start + len(message.tokens)
                         link.send(Draft(0, at, at - len(known), (target_at(at),)))
-                posting.cancel()
             return text
-        except* LinkDown as errors:
-            await sessions.again(first_error(errors))  # type: ignore[arg-type]
+        except LinkDown as error:
+            await sessions.again(error)
 
 
 def without_header(configuration: str) -> str:

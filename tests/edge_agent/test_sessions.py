@@ -25,18 +25,15 @@ from picospec.models.grammars.constraint import NAME
 from picospec.speculation.protocol.messages import Sampling
 from tests.edge_agent.virtual import PASS_S, PLAIN, RTT_S, TEXT, FakeVerifier, World, run
 
-Befall = Callable[[FakeVerifier], Awaitable[None]]
+Befall = Callable[[FakeVerifier], Awaitable[None] | None]
 
 
-async def cut(verifier: FakeVerifier) -> None:
-    verifier.cut()
+async def befall(fault: Befall, verifier: FakeVerifier) -> None:
+    if (going_on := fault(verifier)) is not None:
+        await going_on
 
 
-async def kill(verifier: FakeVerifier) -> None:
-    verifier.kill()
-
-
-async def silence(verifier: FakeVerifier) -> None:
+def silence(verifier: FakeVerifier) -> None:
     verifier.silent = True
 
 
@@ -59,7 +56,8 @@ async def drain(verifier: FakeVerifier) -> None:
     verifier.run += 1
 
 
-LINK, PROCESS = (cut, fall_silent), (restart, drain)
+LINK: tuple[Befall, ...] = (FakeVerifier.cut, fall_silent)
+PROCESS: tuple[Befall, ...] = (restart, drain)
 
 
 async def befallen(world: World, seed: int, faults: tuple[Befall, ...], number: int) -> None:
@@ -69,7 +67,7 @@ async def befallen(world: World, seed: int, faults: tuple[Befall, ...], number: 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(number):
             await asyncio.sleep(chance.uniform(0.0, 20.0 / number))
-            tasks.create_task(chance.choice(faults)(chance.choice(world.verifiers)))
+            tasks.create_task(befall(chance.choice(faults), chance.choice(world.verifiers)))
 
 
 async def answered(world: World, seed: int, faults: tuple[Befall, ...], number: int) -> object:
@@ -120,7 +118,7 @@ def seen(
             if befalls is not None:
                 while len(text) < after and not answering.done():  # noqa: ASYNC110 - virtual
                     await asyncio.sleep(PASS_S)
-                await befalls(world.verifiers[0])
+                await befall(befalls, world.verifiers[0])
 
     try:
         run(main())
@@ -132,7 +130,7 @@ def seen(
 def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was() -> None:
     world = World(2)
 
-    assert seen(world, cut) == TEXT
+    assert seen(world, FakeVerifier.cut) == TEXT
     assert [verifier.opened for verifier in world.verifiers] == [2, 0]
     assert world.gap_s < 2 * RTT_S + PASS_S
     assert len(world.verifiers[0].names) == 1
@@ -143,7 +141,7 @@ def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was() -> None:
 def test_where_a_process_is_gone_another_verifier_goes_on_and_the_first_is_asked_once() -> None:
     world = World(2)
 
-    assert seen(world, kill) == TEXT
+    assert seen(world, FakeVerifier.kill) == TEXT
     assert [verifier.asked for verifier in world.verifiers] == [2, 1]
     assert world.gap_s < JITTER_S + 3 * RTT_S + PASS_S
 
@@ -242,7 +240,7 @@ def test_an_answer_that_breaks_verifiers_does_not_break_all() -> None:
 def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline() -> None:
     world = World(2, deadline_s=7.0)
 
-    async def kill_all(_: FakeVerifier) -> None:
+    def kill_all(_: FakeVerifier) -> None:
         for verifier in world.verifiers:
             verifier.kill()
 

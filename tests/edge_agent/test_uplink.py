@@ -16,6 +16,7 @@ from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.beside import beside
 from picospec.gateway.errors import Draining, EngineFault, TooLarge, Unavailable
 from picospec.speculation.protocol.messages import Commit, Down, Draft, Finish, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
@@ -111,12 +112,10 @@ async def test_a_text_that_no_frame_can_carry_is_too_large(uplink: Uplink) -> No
 @pytest.mark.parametrize("model", ["plain", "flaky"])
 async def test_drafts_arrive_even_when_a_post_fails(uplink: Uplink, model: str) -> None:
     link, messages = Link(uplink, request(model, max_tokens=41)), list[Down]()
-    async with asyncio.timeout(8), asyncio.TaskGroup() as tasks:
-        posting = tasks.create_task(link.post())
+    async with asyncio.timeout(8), beside(link.post()):
         link.send(Draft(0, 0, 0, tuple(target_at(i) for i in range(8))))
         link.send(Draft(0, 8, 8, tuple(target_at(i) for i in range(8, 16))))
         messages += [message async for message in link.events()]
-        posting.cancel()
 
     assert committed(messages) == [target_at(i) for i in range(41)]
     assert isinstance(messages[-1], Finish)
