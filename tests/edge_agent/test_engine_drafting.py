@@ -1,4 +1,4 @@
-"""What an engine has its sessions draft, and what it counts of it."""
+"""What an engine has its sessions draft, what it counts, and what it tells those who watch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from picospec.edge_agent import answer as making
 from picospec.edge_agent.draft_model.drafter import NoDrafter
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.speculation import Speculation
-from picospec.gateway.ports import Job, Sampling
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.ports import Delta, Job, Sampling
+from picospec.gateway.watching import Chain, Event, LinkUse, Pass
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import Commit, Fill, Finish, Limits, TokenId
+from picospec.speculation.protocol.messages import Commit, Fill, Finish, Limits, TokenId, Totals
 from tests.edge_agent.engines import (
     FACTS,
     JOB,
@@ -30,7 +33,7 @@ from tests.edge_agent.engines import (
     engine,
     opened,
 )
-from tests.edge_agent.fakes import CountingSlot, let, on, quiet, scripted
+from tests.edge_agent.fakes import CountingSlot, ScriptedLink, let, on, quiet, scripted, sent
 from tests.edge_agent.words import WordEncoder
 
 PIECES = [bytes([65 + token // 26, 97 + token % 26]) for token in range(101)]
@@ -171,3 +174,62 @@ async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier()
     await deltas(edge.generate(job))
 
     assert len(drafter.slot.contexts) - first < first / 2  # no pass took its drafts: it rests
+
+
+# --- those who watch an answer are told what happens, and nobody else
+
+
+WATCHED = replace(JOB, watched=True)
+COMMIT = Commit(0, 0, (3, 4, 90), accepted=2, queue_s=0.003, pass_s=0.02)
+FINISH = Finish("length", Totals(1, 4, 2, 0))
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "LOOK_S", 0.001)
+
+
+def kinds(events: tuple[Event, ...]) -> list[type]:
+    return [type(event) for event in events]
+
+
+async def test_the_chain_and_the_link_are_told_while_nothing_is_committed() -> None:
+    seen = asyncio.Event()
+    edge = engine(FakeUplink(scripted(sent(4), on(seen), COMMIT, FINISH)))
+    told = list[Delta]()
+
+    async with asyncio.timeout(2):
+        async for delta in edge.generate(WATCHED):
+            told.append(delta)
+            if any(isinstance(e, Chain) and e.tokens >= 4 for e in delta.events):
+                seen.set()
+
+    first = told[0]
+    assert first.tokens == ()
+    assert set(kinds(first.events)) == {Chain, LinkUse}
+    (committed,) = [delta for delta in told if delta.tokens]
+    assert committed.origins == ("draft", "draft", "target")
+    assert kinds(committed.events) == [Pass, Chain]
+    assert told[-1].finish == "length"
+    assert told[-1].events == ()
+
+
+async def test_an_answer_that_nobody_watches_has_tokens_only() -> None:
+    edge = engine(FakeUplink(scripted(sent(4), quiet, COMMIT, FINISH)))
+
+    told = await deltas(edge.generate(JOB))
+
+    assert [delta.tokens for delta in told] == [(3, 4, 90), ()]
+    assert all(delta.origins is None and not delta.events for delta in told)
+
+
+async def test_an_error_is_raised_as_itself_and_the_looking_ends() -> None:
+    async def lose(_: ScriptedLink) -> None:
+        raise Unavailable("gone")
+
+    edge = engine(FakeUplink(scripted(sent(2), lose)))
+
+    with pytest.raises(Unavailable, match="gone"):
+        await deltas(edge.generate(WATCHED))
+
+    assert len(asyncio.all_tasks()) == 1

@@ -65,19 +65,16 @@ class Recorder(AnswerObserver):
             self.proposed[position, each.token].add(each.origin)
 
 
-CASES = {
-    "number": st.integers(0, 2**32),
-    "right": st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0]),
-    "disorder": st.integers(0, 300),
-    "judge": st.sampled_from(["coupled", "separate"]),
-    "fill": st.sampled_from(["always", "auto", "never"]),
-    "looks_up": st.booleans(),
-    "replaced": st.booleans(),
-    "predicts": st.booleans(),
-}
-
-
-@given(**CASES)
+@given(
+    number=st.integers(0, 2**32),
+    right=st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0]),
+    disorder=st.integers(0, 300),
+    judge=st.sampled_from(["coupled", "separate"]),
+    fill=st.sampled_from(["always", "auto", "never"]),
+    looks_up=st.booleans(),
+    replaced=st.booleans(),
+    predicts=st.booleans(),
+)
 @settings(max_examples=300)
 def test_each_committed_token_has_one_origin_and_accepted_ones_that_of_their_draft_token(
     number: int,

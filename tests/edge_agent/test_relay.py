@@ -15,11 +15,13 @@ from structlog.testing import capture_logs
 
 from picospec.edge_agent.relay import upload
 from picospec.edge_agent.relay.looking import look
+from picospec.gateway.beside import beside
 from picospec.gateway.drain import Drain
 from picospec.verifier.app import build as build_verifier
 from picospec.verifier.settings import load as load_verifier
 from tests.edge_agent.relaying import (
     EMBEDDED,
+    JSON,
     MODEL,
     NOWHERE,
     Answering,
@@ -91,14 +93,11 @@ async def test_a_large_body_and_a_large_answer_go_through_piece_by_piece() -> No
 
     async with relaying(upstream) as client:
         await client.post(RECORDING, content=body(16), headers=RAW)
-        watching = asyncio.create_task(watch(resident_bytes()))
-        up = await client.post(RECORDING, content=body(PIECES), headers=RAW)
-        upstream.answer = streaming("audio/mpeg", body(PIECES))
-        came = 0
-        async with client.stream("POST", "/v1/audio/speech", json={}) as down:
-            async for piece in down.aiter_bytes():
-                came += len(piece)
-        watching.cancel()
+        async with beside(watch(resident_bytes())):
+            up = await client.post(RECORDING, content=body(PIECES), headers=RAW)
+            upstream.answer = streaming("audio/mpeg", body(PIECES))
+            async with client.stream("POST", "/v1/audio/speech", json={}) as down:
+                came = sum([len(piece) async for piece in down.aiter_bytes()])
 
     assert up.json()["got"] == came == PIECES * len(PIECE)
     assert most < 32 << 20
@@ -188,10 +187,8 @@ async def test_keys_limits_and_a_drain_hold() -> None:
 async def test_its_body_has_a_limit_of_its_own() -> None:
     limits: Any = {"body_limit_bytes": 1024, "relay": {"body_limit_bytes": 4096}}
     async with relaying(Upstream(), **limits) as client:
-        found = [
-            (await client.post(path, content=bytes(size), headers=RAW))
-            for path, size in [(EMBEDDINGS, 4096), (EMBEDDINGS, 4097), ("/tokenize", 1025)]
-        ]
+        sizes = [(EMBEDDINGS, 4096), (EMBEDDINGS, 4097), ("/tokenize", 1025)]
+        found = [await client.post(p, content=bytes(n), headers=RAW) for p, n in sizes]
 
         async def unannounced() -> AsyncIterator[bytes]:
             yield bytes(5000)
@@ -226,8 +223,7 @@ async def test_a_model_of_the_upstream_is_asked_there(path: str) -> None:
     async with relaying(upstream, relay={"models": [MODEL]}) as client:
         answer = await client.post(path, json=CHAT)
         twice = b'{"model":"costly","model":"%b","messages":[]}' % MODEL.encode()
-        headers = {"content-type": "application/json"}
-        again = await client.post(path, content=twice, headers=headers)
+        again = await client.post(path, content=twice, headers={"content-type": JSON})
         other = await client.post(path, json={**CHAT, "prompt": "Hi", "model": "another"})
 
     assert answer.headers["x-picospec-relayed"] == "upstream"
