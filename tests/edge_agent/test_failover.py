@@ -10,8 +10,10 @@ import signal
 
 import pytest
 
+from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.errors import Draining
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import Draining, Unavailable
 from tests.edge_agent.faulty_link import FaultyLink
 from tests.edge_agent.fleet import TEXT, Answer, ask, running, seen, until_cancelled, using
 from tests.edge_agent.processes import Process, start
@@ -56,6 +58,24 @@ async def test_a_single_verifier_that_is_restarted_goes_on(metrics: EdgeMetrics)
             assert await Answer(verifiers).run(lose) == TEXT
 
     assert metrics.reopens._value.get() == 1
+
+
+async def test_an_answer_that_is_cut_off_ends_its_session(metrics: EdgeMetrics) -> None:
+    drain, begun = Drain(), asyncio.Event()
+
+    async def answer(verifiers: Verifiers) -> None:
+        async with drain.answer():
+            await Answer(verifiers).run(begun.set)
+
+    with running("") as (only,):
+        async with using([only.url], metrics) as verifiers:
+            asking = asyncio.create_task(answer(verifiers))
+            await begun.wait()
+            drain.hurry()
+            await drain.cut()
+            with pytest.raises(Unavailable, match="before the answer was complete"):
+                await asking
+            await until_cancelled(only.url, within_s=2.0)
 
 
 async def test_after_a_cut_the_session_is_opened_again_where_it_was(
