@@ -91,19 +91,6 @@ async def test_a_verifier_that_breaks_the_protocol_is_a_fault() -> None:
         await Edge(link).run()
 
 
-async def test_cancelling_ends_the_session_at_the_verifier_and_leaves_no_task() -> None:
-    link = ScriptedLink(scripted(on(asyncio.Event())))
-    job = asyncio.create_task(Edge(link, slot=CountingSlot()).run())
-    await link.until_sent(4)
-
-    job.cancel()
-    await asyncio.wait([job])
-
-    assert job.cancelled()
-    assert link.closed == 1
-    assert len(asyncio.all_tasks()) == 1
-
-
 async def test_what_followed_before_is_read_in_the_step_that_drafts() -> None:
     prompt = (*range(8, 16), 1, 2)  # as long as the repeated text begins
     link = ScriptedLink(scripted(sent(9), Finish("stop")))
