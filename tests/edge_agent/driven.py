@@ -1,16 +1,16 @@
-"""A driver between a fake slot and a fake link, and what it emits."""
+"""A driver between a fake slot and fake links, and what it emits."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent.driver import DraftModel, Driver
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import DraftPolicy, StreamPolicy
+from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.judges import coupled
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
@@ -20,31 +20,27 @@ from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, ScriptedS
 PROMPT = (50, 51, 52)
 """So that CountingSlot drafts 3 for position 0."""
 
+STOP = 777
+
 
 class Edge:
-    """A driver, and what it emitted. later: links of the sessions after the first one."""
+    """A driver, and what it emitted. links: one for each session, the first one first."""
 
     def __init__(
         self,
-        metrics: EdgeMetrics,
-        link: ScriptedLink,
+        *links: ScriptedLink,
         slot: CountingSlot | None = None,
-        *,
         max_tokens: int = 40,
-        policy: DraftPolicy | None = None,
         separate: bool = False,
-        stop: TokenId = 777,
         prompt: tuple[TokenId, ...] = PROMPT,
         lookup: bool = False,
-        later: Sequence[ScriptedLink] = (),
     ) -> None:
         sampler = coupled.sampler(Sampling(), 0, len(prompt))
         judge = "separate" if separate else "coupled"
-        request = Open("m", "v", prompt, Sampling(), 0, max_tokens, (stop,), judge)
-        self.link = link
+        request = Open("m", "v", prompt, Sampling(), 0, max_tokens, (STOP,), judge)
         self.machine = DraftMachine(
             request,
-            policy or StreamPolicy(),
+            StreamPolicy(),
             LIMITS,
             JUDGES[judge].edge(request, iter(np.random.default_rng(3).random, 2.0)),
             rtt_s=lambda: 0.0,
@@ -53,7 +49,8 @@ class Edge:
         )
         self.emitted: list[TokenId] = []
         model = DraftModel(slot, lambda _: sampler, prompt) if slot else None
-        self.sessions = ScriptedSessions(link, *later)
+        self.sessions = ScriptedSessions(*links)
+        metrics = EdgeMetrics(CollectorRegistry())
         self.driver = Driver(self.machine, self.sessions, model, metrics)
 
     async def emit(self, commit: Commit) -> None:

@@ -6,28 +6,23 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+from prometheus_client import CollectorRegistry
+
 from picospec.edge_agent.draft_model.drafter import NoDrafter
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.driver import Link
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.speculation import Speculation
-from picospec.gateway.errors import ApiError
+from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.gateway.tracing import Span
 from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.models.vocabulary import Relation, Vocabulary
-from picospec.speculation.protocol.messages import (
-    Down,
-    ModelFacts,
-    Open,
-    TokenId,
-)
-from tests.edge_agent.fakes import (
-    LIMITS,
-    CountingSlot,
-    ScriptedLink,
-)
+from picospec.speculation.protocol.messages import Down, Finish, ModelFacts, Open, TokenId
+from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, scripted
 
 FACTS = ModelFacts(
     "big", 1000, "print", 512, [7], LIMITS, judges=["coupled"], features=["logit_bias"]
@@ -41,10 +36,12 @@ class FakeUplink:
     rtt_s = 0.01
     verifier = reopened = 0
 
-    def __init__(self, script: Callable[[ScriptedLink], AsyncGenerator[Down]]) -> None:
+    def __init__(
+        self, script: Callable[[ScriptedLink], AsyncGenerator[Down]], known: ModelFacts = FACTS
+    ) -> None:
         self.opened: list[Open] = []
         self.forgotten = 0
-        self.known = FACTS
+        self.known = known
         self.link = ScriptedLink(script)
 
     async def facts(self) -> ModelFacts:
@@ -62,6 +59,40 @@ class FakeUplink:
 
     def forget(self) -> None:
         self.forgotten += 1
+
+
+class TokenizerUplink:
+    """An uplink to a verifier that is away for so many requests, and has this tokenizer.
+
+    packed: what it sends in place of the tokenizer's file.
+    """
+
+    def __init__(
+        self, file: TokenizerFile, packed: bytes | None = None, *, away: int = 0
+    ) -> None:
+        self.sent = 0
+        self.closed = False
+        self._away = away
+        self.serve(file, packed)
+
+    def serve(self, file: TokenizerFile, packed: bytes | None = None) -> None:
+        size = len(file.open().vocabulary.pieces)
+        known = {"vocabulary": file.digest, "vocabulary_size": size}
+        self._facts = msgspec.structs.replace(FACTS, **known)
+        self._packed = file.pack() if packed is None else packed
+
+    async def facts(self) -> ModelFacts:
+        self._away -= 1
+        if self._away >= 0:
+            raise Unavailable("no verifier yet")
+        return self._facts
+
+    async def tokenizer(self) -> bytes:
+        self.sent += 1
+        return self._packed
+
+    async def close(self) -> None:
+        self.closed = True
 
 
 class ByteEncoder:
@@ -106,7 +137,7 @@ class OneSlot:
 
 def engine(
     uplink: FakeUplink,
-    metrics: EdgeMetrics,
+    metrics: EdgeMetrics | None = None,
     drafter: OneSlot | NoDrafter | None = None,
     speculation: Speculation | None = None,
     paired: Paired | None = None,
@@ -116,7 +147,7 @@ def engine(
         uplink,
         drafter or OneSlot(),
         speculation or Speculation(),
-        metrics,
+        metrics or EdgeMetrics(CollectorRegistry()),
         paired or Paired(),
         Vocabulary((b"",) * draft_tokens, frozenset(), frozenset()),
     )
@@ -125,3 +156,16 @@ def engine(
 async def deltas(stream: AsyncGenerator[Delta]) -> list[Delta]:
     async with asyncio.timeout(2):
         return [delta async for delta in stream]
+
+
+async def opened(
+    job: Job = JOB,
+    speculation: Speculation | None = None,
+    drafter: OneSlot | NoDrafter | None = None,
+    known: ModelFacts = FACTS,
+) -> Open:
+    """Return what an engine opens the session of a job with."""
+    uplink = FakeUplink(scripted(Finish("stop")), known)
+    await deltas(engine(uplink, drafter=drafter, speculation=speculation).generate(job))
+    (request,) = uplink.opened
+    return request

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from picospec.edge_agent.draft_model.drafter import DraftSlot
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft_model.llama_slot import LlamaSlot
 from picospec.models.llama_cpp.segments import Limits, Segment, check
 from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Sampling
@@ -77,6 +79,30 @@ class FakeCache:
 
 
 SAMPLER = coupled.sampler(Sampling(temperature=0.0), 0, 3)
+
+
+def taken(
+    drafter: LlamaDrafter, prompt: Sequence[int], owner: object = None, *, whole: bool = False
+) -> LlamaSlot:
+    """Take a slot, of which one must be free."""
+    slot = drafter.take(prompt, owner, whole=whole)
+    assert slot is not None
+    return slot
+
+
+async def turn(drafter: LlamaDrafter, prompt: Sequence[int]) -> int:
+    """Return what is drafted after a prompt by a session that ends then."""
+    slot = taken(drafter, prompt)
+    token = await draft_after(slot, prompt)
+    slot.leave()
+    return token
+
+
+async def rest_is_read(slot: LlamaSlot, within_s: float = 5.0) -> None:
+    """Wait until the rest of the prompt was read beside the steps."""
+    async with asyncio.timeout(within_s):
+        while slot.slot.rest:  # noqa: ASYNC110 - a thread reads it
+            await asyncio.sleep(0.01)
 
 
 async def draft_after(slot: DraftSlot | None, context: Sequence[int]) -> int:

@@ -10,9 +10,14 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive as Receive
+from starlette.types import Scope
+from starlette.types import Send as Send
 
 from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol import wire
@@ -26,9 +31,6 @@ from picospec.speculation.protocol.messages import (
     Pushed,
 )
 from picospec.speculation.verifying.session import VerifyingSession
-
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 NAME = ""
 """How this process misbehaves, whatever the model."""
@@ -68,36 +70,46 @@ strays: list[str] = []
 """Requests of sessions that were not opened here."""
 
 
-async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    if scope["type"] != "http":
-        return
-    method, path = scope["method"], scope["path"]
-    body = await _body(receive)
-    name = dict(scope["headers"]).get(b"picospec-session", b"").decode()
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        response = await _answer(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+async def _answer(request: Request) -> Response:
+    path, body = request.scope["path"], await request.body()
+    name = request.headers.get("picospec-session", "")
     if session := sessions.get(path.removeprefix("/v1/speculate/").partition("/")[0]):
         session.names.add(name)
     elif path.startswith("/v1/speculate/"):
         strays.append(path)
-    if path == "/drain":
-        draining.append(path)
-        await _reply(send, 204)
-    elif path == "/ready":
-        await _reply(send, 503, DRAINING) if draining else await _reply(send, 200)
-    elif path == "/seen":
-        counts = {"opened": len(sessions), "cancelled": len(cancelled), "strays": len(strays)}
-        counts["replaced"] = len(replaced)
-        counts["posts"] = sum(session.posts for session in sessions.values())
-        counts["names"] = sum(len(session.names) for session in sessions.values())
-        counts["different"] = len(set().union(*(s.names for s in sessions.values())))
-        await _reply(send, 200, counts)
-    elif path == "/v1/model-facts":
-        await _reply(send, 200, FACTS | {"protocol": 5} if NAME == "old" else FACTS)
-    elif path in ("/v1/chat/completions", "/v1/completions", "/api/chat"):
-        await _reply(send, 200, {"path": path, "asked": json.loads(body)})
-    elif (method, path) == ("POST", "/v1/speculate"):
-        await _open(body, name, receive, send)
-    else:
-        await _drafts(session, body, send)
+    match path:
+        case "/drain":
+            draining.append(path)
+            return Response(status_code=204)
+        case "/ready":
+            return JSONResponse(DRAINING, 503) if draining else Response()
+        case "/seen":
+            return JSONResponse(_seen())
+        case "/v1/model-facts":
+            return JSONResponse(FACTS | {"protocol": 5} if NAME == "old" else FACTS)
+        case "/v1/chat/completions" | "/v1/completions" | "/api/chat":
+            return JSONResponse({"path": path, "asked": json.loads(body)})
+        case "/v1/speculate":
+            return _open(body, name)
+    return _drafts(session, body)
+
+
+def _seen() -> dict[str, int]:
+    names = [session.names for session in sessions.values()]
+    return {
+        "opened": len(sessions),
+        "cancelled": len(cancelled),
+        "strays": len(strays),
+        "replaced": len(replaced),
+        "posts": sum(session.posts for session in sessions.values()),
+        "different": len(set().union(*names)),
+    }
 
 
 FACTS = {
@@ -109,63 +121,50 @@ FACTS = {
 
 DRAINING = {"error": {"message": "it is draining", "code": "draining"}}
 
-ERRORS = {
-    "full": (429, "overloaded"), "mismatch": (409, "vocabulary_mismatch"),
-    "unknown": (404, "model_not_found"), "bad": (400, "invalid_value"),
-    "locked": (401, "invalid_api_key"), "loading": (503, "loading"),
-    "draining": (503, "draining"), "large": (413, "too_large"),
-    "other": (409, "identity_mismatch"),
-}  # fmt: skip
 
-
-async def _open(body: bytes, called: str, receive: Receive, send: Send) -> None:
+def _open(body: bytes, called: str) -> Response:
     (request,) = wire.Decoder().feed(body)
     assert isinstance(request, Open)
-    if (kind := "draining" if draining else NAME or request.model) in ERRORS:
-        status, code = ERRORS[kind]
-        error = {"message": f"it is {kind}", "type": "x", "param": "p", "code": code}
-        await _reply(send, status, {"error": error})
-        return
+    kind = NAME or request.model
+    if draining or kind == "draining":
+        return JSONResponse(DRAINING, 503)
     if request.replaces in sessions:
         replaced.append(request.replaces)
     machine = VerifyingSession(request, LIMITS, vocabulary_size=VOCABULARY, u=iter(()))
     session = Session(machine, kind, names={called})
     name = f"{RUN}-{len(sessions)}"
     sessions[name] = session
-    stream = asyncio.create_task(_stream(session, name, called, send))
-    gone = asyncio.create_task(_left(receive))
-    await asyncio.wait([stream, gone], return_when=asyncio.FIRST_COMPLETED)
-    if not stream.done():
-        cancelled.append(name)
-    session.runs = False
-    stream.cancel()
-    gone.cancel()
+    return StreamingResponse(_stream(session, name, called))
 
 
-async def _left(receive: Receive) -> None:
-    """Return once the client has left."""
-    await receive()
-
-
-async def _stream(session: Session, name: str, called: str, send: Send) -> None:
+async def _stream(session: Session, name: str, called: str) -> AsyncIterator[bytes]:
     """Send what the machine commits; a model that cuts ends three times before the end."""
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"", "more_body": True})
+    whole = False
+    try:
+        yield b""  # the head goes at once
+        async for piece in _pieces(session, name, called):
+            yield piece
+        whole = True
+    finally:
+        session.runs = False
+        if not whole:
+            cancelled.append(name)
+
+
+async def _pieces(session: Session, name: str, called: str) -> AsyncIterator[bytes]:
     if session.model == "busy":
         await asyncio.sleep(1.5)
     count = 0
     async for message in _messages(session, name):
         if session.model == "garbage" and count == 3:
-            await send(_chunk(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"))
+            yield bytes([255] * 10)
         frame = wire.encode(message)
         if session.model == "cut" and count == 5 and cuts[called] < 3:
             cuts[called] += 1
-            await send(_chunk(frame[: len(frame) // 2]))
-            break
-        await send(_chunk(frame))
+            yield frame[: len(frame) // 2]
+            return
+        yield frame
         count += 1
-    session.runs = False
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _messages(session: Session, name: str) -> AsyncIterator[Down]:
@@ -187,33 +186,13 @@ async def _messages(session: Session, name: str) -> AsyncIterator[Down]:
             yield message
 
 
-async def _drafts(session: Session | None, body: bytes, send: Send) -> None:
+def _drafts(session: Session | None, body: bytes) -> Response:
     if session is None or not session.runs:
-        return await _reply(send, 404, {"error": {"message": "unknown session"}})
+        return JSONResponse({"error": {"message": "unknown session"}}, 404)
     session.posts += 1
     if session.model == "flaky" and session.posts % 2:
-        return await _reply(send, 503)
+        return Response(status_code=503)
     for message in wire.Decoder().feed(body):
         assert isinstance(message, Pushed)
         session.machine.receive(message)
-    await _reply(send, 204)
-
-
-def _chunk(data: bytes) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": data, "more_body": True}
-
-
-async def _body(receive: Receive) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-async def _reply(send: Send, status: int, value: object = None) -> None:
-    body = b"" if value is None else json.dumps(value).encode()
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return Response(status_code=204)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 
+from picospec.edge_agent.draft_model.drafter import drafts_while_matching
 from picospec.edge_agent.step_sampler import StepSampler
 from picospec.gateway.errors import ApiError
 from picospec.speculation.protocol.messages import (
@@ -22,6 +23,7 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
+OPENED = Opened("s", LIMITS)
 
 
 class CountingSlot:
@@ -49,18 +51,11 @@ class CountingSlot:
         self.contexts.append([*context, *ahead])
         self.sampler = sampler
         await self._wait(context)
-        return [self.draft(len(context) + n) for n in range(self._agreed(context, ahead) + 1)]
+        return drafts_while_matching(lambda n: self.draft(len(context) + n), ahead)
 
     def draft(self, length: int) -> DraftToken:
         """Return what follows a context of that length."""
         return DraftToken(length, self._confidence)
-
-    def _agreed(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> int:
-        """Return how many tokens of `ahead` are drafted too."""
-        for n, token in enumerate(ahead):
-            if self.draft(len(context) + n).token != token:
-                return n
-        return len(ahead)
 
     def leave(self) -> None:
         self.left += 1
@@ -129,19 +124,23 @@ Step = Down | Callable[[ScriptedLink], Awaitable[object]]
 """Of a script: a message, or what is awaited before it goes on."""
 
 
-def scripted(*steps: Step) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
-    """Return a script that opens the session and takes these steps, one a turn of the loop."""
+def unopened(*steps: Step) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
+    """Return a script that takes these steps, one a turn of the loop."""
 
     async def script(link: ScriptedLink) -> AsyncGenerator[Down]:
-        yield Opened("s", LIMITS)
         for step in steps:
-            await asyncio.sleep(0)
             if isinstance(step, Down):
                 yield step
             else:
                 await step(link)
+            await asyncio.sleep(0)
 
     return script
+
+
+def scripted(*steps: Step) -> Callable[[ScriptedLink], AsyncGenerator[Down]]:
+    """Return a script that opens the session before it takes these steps."""
+    return unopened(OPENED, *steps)
 
 
 def sent(tokens: int) -> Step:

@@ -14,6 +14,7 @@ from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.beside import beside
 from picospec.gateway.ports import Job, Sampling
 from tests.edge_agent.engines import engine
 from tests.edge_agent.fake_verifier import target_at
@@ -43,21 +44,19 @@ async def using(
     connections = [Connection(url, key=None, ca_certificate=ca) for url in urls]
     uplinks = [Uplink(each, metrics, i) for i, each in enumerate(connections)]
     verifiers = Verifiers(uplinks, metrics, deadline_s)
-    watch = asyncio.create_task(verifiers.watch())
-    await verifiers.probe()
     try:
-        yield verifiers
+        async with beside(verifiers.watch()):
+            await verifiers.probe()
+            yield verifiers
     finally:
-        watch.cancel()
-        await asyncio.wait([watch])
         await verifiers.close()
 
 
 class Answer:
-    """What an edge without drafts answers; `lose` is awaited once, after 20 tokens."""
+    """What an edge without drafts answers; `lose` is called once, after 20 tokens."""
 
     def __init__(
-        self, verifiers: Verifiers, metrics: EdgeMetrics, tokens: int = TOKENS
+        self, verifiers: Verifiers, metrics: EdgeMetrics | None = None, tokens: int = TOKENS
     ) -> None:
         self.tokens: list[int] = []
         self.gap_s = 0.0
@@ -66,7 +65,9 @@ class Answer:
         self._edge = engine(verifiers, metrics, NoDrafter())
         self._job = Job("r", (1, 2, 3), tokens, Sampling(), 5)
 
-    async def run(self, lose: Callable[[], Awaitable[object]] | None = None) -> list[int]:
+    async def run(
+        self, lose: Callable[[], Awaitable[object] | None] | None = None
+    ) -> list[int]:
         last = time.monotonic()
         async with asyncio.timeout(20):
             async for delta in self._edge.generate(self._job):
@@ -75,12 +76,23 @@ class Answer:
                 last = time.monotonic()
                 self.tokens += delta.tokens
                 if lose and len(self.tokens) >= 20:
-                    await lose()
+                    if (lost := lose()) is not None:
+                        await lost
                     lose = None
         return self.tokens
 
 
+async def ask(url: str, path: str) -> bytes:
+    return (await Connection(url, key=None, ca_certificate=None).ask("GET", path)).content
+
+
 async def seen(url: str) -> dict[str, int]:
     """What a fake verifier has counted."""
-    answer = await Connection(url, key=None, ca_certificate=None).ask("GET", "/seen")
-    return dict(json.loads(answer.content))
+    return dict(json.loads(await ask(url, "/seen")))
+
+
+async def until_cancelled(url: str, more_than: int = 0, within_s: float = 5.0) -> None:
+    """Wait until a fake verifier knows that sessions have been left, more than so many."""
+    async with asyncio.timeout(within_s):
+        while (await seen(url))["cancelled"] <= more_than:  # noqa: ASYNC110 - a process
+            await asyncio.sleep(0.02)

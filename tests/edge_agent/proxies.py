@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import pytest
 import trustme
 
 from picospec.bench.run.services import free_port
@@ -66,3 +67,9 @@ def _command(name: str, folder: Path, file: Path) -> list[str]:
 
 def is_here(name: str) -> bool:
     return shutil.which(name) is not None
+
+
+PROXIES: Final = [
+    pytest.param(name, marks=pytest.mark.skipif(not is_here(name), reason=f"no {name} here"))
+    for name in ("haproxy", "nginx")
+]

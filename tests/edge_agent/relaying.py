@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -28,14 +29,12 @@ MODEL = "elsewhere"
 Answering = Callable[[Request], Awaitable[Response]]
 
 
-async def embed(request: Request) -> Response:
-    got = 0
-    async for piece in request.stream():
-        got += len(piece)
-    return Response(json.dumps({**EMBEDDED, "got": got}), 200, {}, JSON)
-
-
 JSON = "application/json"
+
+
+async def embed(request: Request) -> Response:
+    got = sum([len(piece) async for piece in request.stream()])
+    return Response(json.dumps({**EMBEDDED, "got": got}), 200, {}, JSON)
 
 
 @dataclass
@@ -81,7 +80,7 @@ def saying(content: bytes, status: int = 200, kind: str = JSON, **headers: str) 
 @asynccontextmanager
 async def relaying(
     upstream: Upstream,
-    root: Path,
+    root: Path | None = None,
     drain: Drain | None = None,
     *,
     environ: dict[str, str] | None = None,
@@ -89,14 +88,15 @@ async def relaying(
     relay: dict[str, Any] | None = None,
     **settings: object,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Give a client of an edge on loopback whose relay has that upstream."""
-    async with served(upstream) as url:  # type: ignore[arg-type]  # it is an ASGI app
-        given = {"drafter": "none", "verifier_url": verifier, "relay": {"url": url}}
-        given["relay"] = {"url": url, **(relay or {})}
-        app = build(
-            load(None, environ or {}, {**given, **settings}),
-            open_store({"PICOSPEC_CACHE": str(root)}),
-            drain or Drain(),
-        )
-        async with served(app) as edge, httpx.AsyncClient(base_url=edge, timeout=30) as client:
-            yield client
+    """Give a client of an edge on loopback whose relay has that upstream. root: its cache."""
+    with TemporaryDirectory() as empty:
+        async with served(upstream) as url:  # type: ignore[arg-type]  # it is an ASGI app
+            given = {"drafter": "none", "verifier_url": verifier, **settings}
+            given["relay"] = {"url": url, **(relay or {})}
+            store = open_store({"PICOSPEC_CACHE": str(root or empty)})
+            app = build(load(None, environ or {}, given), store, drain or Drain())
+            async with (
+                served(app) as edge,
+                httpx.AsyncClient(base_url=edge, timeout=30) as client,
+            ):
+                yield client

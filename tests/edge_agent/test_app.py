@@ -1,10 +1,14 @@
-"""What an edge says of itself while its verifier is away, and while it drains."""
+"""What an edge says while its verifier is away, speaks another version, or while it drains."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
+from structlog.testing import capture_logs
 
 from picospec.bench.run.services import free_port
 from picospec.cli.chatting.client import POOL
@@ -13,32 +17,42 @@ from picospec.edge_agent.settings import load
 from picospec.gateway.accounts.access import HEALTH_PATHS
 from picospec.gateway.drain import Drain
 from picospec.models.store import open_store
+from tests.edge_agent import fake_verifier
+from tests.edge_agent.processes import start
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 
 
-def client_of(drain: Drain, cache: Path) -> httpx.AsyncClient:
-    """Return a client of an edge whose verifier is away."""
-    away = f"http://127.0.0.1:{free_port()}"
-    settings = load(None, {}, {"drafter": "none", "verifier_url": away})
+def client_of(cache: Path, drain: Drain, verifier: str = "") -> httpx.AsyncClient:
+    """Return a client of an edge whose verifier is at that address, or away."""
+    url = verifier or f"http://127.0.0.1:{free_port()}"
+    settings = load(None, {}, {"drafter": "none", "verifier_url": url})
     app = build(settings, open_store({"PICOSPEC_CACHE": str(cache)}), drain)
-    return httpx.AsyncClient(
-        transport=httpx.ASGITransport(app=app), base_url="http://localhost"
-    )
+    transport = httpx.ASGITransport(app=app)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
-async def test_an_edge_without_a_verifier_is_alive_and_not_ready(tmp_path: Path) -> None:
-    async with client_of(Drain(), tmp_path) as client:
-        health, ready = await client.get("/health"), await client.get("/ready")
-        same = [await client.get(path) for path in HEALTH_PATHS]
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an edge whose verifier is away."""
+    async with client_of(tmp_path, Drain()) as client:
+        yield client
+
+
+async def test_an_edge_without_a_verifier_is_alive_and_not_ready(
+    client: httpx.AsyncClient,
+) -> None:
+    health, ready = await client.get("/health"), await client.get("/ready")
+    same = [await client.get(path) for path in HEALTH_PATHS]
 
     assert (health.status_code, health.json()["state"]) == (200, "unavailable")
     assert {each.text for each in same} == {health.text}
     assert (ready.status_code, ready.json()["error"]["code"]) == (503, "verifier_unavailable")
 
 
-async def test_a_stranger_sees_no_address_of_a_verifier(tmp_path: Path) -> None:
-    async with client_of(Drain(), tmp_path) as client:
-        shown = [(await client.get(path)).text for path in ("/health", "/ready", "/metrics")]
-        status = (await client.get("/status")).json()
+async def test_a_stranger_sees_no_address_of_a_verifier(client: httpx.AsyncClient) -> None:
+    shown = [(await client.get(path)).text for path in ("/health", "/ready", "/metrics")]
+    status = (await client.get("/status")).json()
 
     address = status["verifiers"][0]["url"]
     assert address in status["error"]
@@ -46,19 +60,73 @@ async def test_a_stranger_sees_no_address_of_a_verifier(tmp_path: Path) -> None:
     assert 'picospec:edge_verifier_ready{verifier="0"} 0.0' in shown[2]
 
 
-async def test_a_pool_is_emptied_also_where_nothing_is_kept(tmp_path: Path) -> None:
-    async with client_of(Drain(), tmp_path) as client:
-        answers = [await client.request(how, POOL) for how in ("DELETE", "GET")]
+async def test_a_pool_is_emptied_also_where_nothing_is_kept(client: httpx.AsyncClient) -> None:
+    answers = [await client.request(how, POOL) for how in ("DELETE", "GET")]
 
     assert [answer.status_code for answer in answers] == [204, 405]
 
 
 async def test_an_edge_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
     drain = Drain()
-    async with client_of(drain, tmp_path) as client:
+    async with client_of(tmp_path, drain) as client:
         drain.begin(60.0)
         health, ready = await client.get("/health"), await client.get("/ready")
 
     assert (health.status_code, health.json()["state"]) == (200, "draining")
     assert (ready.status_code, ready.json()["error"]["code"]) == (503, "draining")
     assert ready.headers["retry-after"] == "1"
+
+
+# --- a verifier that speaks version 5 of the protocol answers alone
+
+
+@pytest.fixture
+async def undrafted(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    process = start("old")
+    async with client_of(tmp_path, Drain(), process.url) as client:
+        yield client
+    process.kill()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "Hi", "model": "plain"})],
+)
+async def test_an_edge_passes_on_what_an_old_verifier_answers_and_says_so(
+    undrafted: httpx.AsyncClient, path: str, body: dict[str, object]
+) -> None:
+    with capture_logs() as logs:
+        answer = await undrafted.post(path, json=body)
+        again = await undrafted.post(path, json=body)
+
+    assert answer.status_code == again.status_code == 200
+    assert answer.json() == {"path": path, "asked": {**body, "model": "plain"}}
+    assert answer.headers["x-picospec-fallback"] == "undrafted"
+    (said,) = [line for line in logs if line["event"] == "undrafted"]
+    assert (said["protocol"], said["own"]) == (5, fake_verifier.PROTOCOL_VERSION)
+    requests = [line["fallback"] for line in logs if line["event"] == "request"]
+    assert requests == ["undrafted", "undrafted"]
+    (verifier,) = (await undrafted.get("/status")).json()["verifiers"]
+    assert (verifier["protocol"], verifier["drafted"]) == (5, False)
+
+
+async def test_what_an_answer_for_a_client_of_ollama_took_is_counted(
+    undrafted: httpx.AsyncClient,
+) -> None:
+    said = {"messages": CHAT["messages"], "prompt_eval_count": 7, "eval_count": 3}
+
+    with capture_logs() as logs:
+        answer = await undrafted.post("/api/chat", json=said)  # it is answered what was asked
+
+    (line,) = [line for line in logs if line["event"] == "request"]
+    assert answer.json()["path"] == "/api/chat"
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (7, 3)
+
+
+async def test_a_model_that_an_old_verifier_lacks_is_still_not_found(
+    undrafted: httpx.AsyncClient,
+) -> None:
+    answer = await undrafted.post("/v1/chat/completions", json={**CHAT, "model": "other"})
+
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"

@@ -10,48 +10,28 @@ import pytest
 from picospec.edge_agent.draft_model import choosing
 from picospec.edge_agent.draft_model.choosing import with_draft_model
 from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.gateway.errors import Unavailable
 from picospec.models.catalogue import Catalogue, ModelFile, Pair
 from picospec.models.errors import UnknownModel
 from picospec.models.fetching.sources import Folder
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
-from picospec.speculation.protocol.messages import ModelFacts
-from tests.edge_agent.engines import FACTS
+from tests.edge_agent.engines import TokenizerUplink
 from tests.models.test_store import NoHub
 
 FILE = ModelFile("tiny.gguf", bytes=4, repository="o/r")
 CATALOGUE = Catalogue({"tiny": FILE, "big": FILE}, {}, {"p": Pair("tiny", "big")})
-TOKENIZER = b"""{"version": "1.0", "added_tokens": [], "model":
-    {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"""
-
-
-class Verifier:
-    """An uplink to a verifier that is away at first, and serves the model `big`."""
-
-    def __init__(self) -> None:
-        self.away = 2
-        self.closed = False
-        self.file = TokenizerFile("huggingface", TOKENIZER)
-
-    async def facts(self) -> ModelFacts:
-        self.away -= 1
-        if self.away >= 0:
-            raise Unavailable("no verifier yet")
-        return ModelFacts("big", 2, self.file.digest, 512, [1], FACTS.limits, ["coupled"], [])
-
-    async def tokenizer(self) -> bytes:
-        return self.file.pack()
-
-    async def close(self) -> None:
-        self.closed = True
+TOKENIZER = TokenizerFile(
+    "huggingface",
+    b"""{"version": "1.0", "added_tokens": [], "model":
+    {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}""",
+)
 
 
 def settings(**values: object) -> EdgeSettings:
     return load(None, {}, values)
 
 
-def unreachable() -> Verifier:
+def unreachable() -> TokenizerUplink:
     raise AssertionError("the verifier is not needed")
 
 
@@ -66,7 +46,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "RETRY_S", 0.01)
 
 
-def choose(given: EdgeSettings, store: Store, connect: Callable[[], Verifier]) -> EdgeSettings:
+def choose(
+    given: EdgeSettings, store: Store, connect: Callable[[], TokenizerUplink]
+) -> EdgeSettings:
     return with_draft_model(given, store, connect)  # type: ignore[arg-type]
 
 
@@ -91,7 +73,7 @@ def test_an_unknown_name_is_an_error(store: Store) -> None:
 
 
 def test_the_edge_waits_for_the_verifier_and_takes_what_fits(store: Store) -> None:
-    verifier = Verifier()
+    verifier = TokenizerUplink(TOKENIZER, away=2)
 
     chosen = choose(settings(), store, lambda: verifier)
 
@@ -101,7 +83,8 @@ def test_the_edge_waits_for_the_verifier_and_takes_what_fits(store: Store) -> No
 
 
 def test_where_nothing_fits_the_edge_goes_without(tmp_path: Path) -> None:
-    verifier, empty = Verifier(), Store(tmp_path, Catalogue(), (), NoHub())
+    verifier = TokenizerUplink(TOKENIZER, away=2)
+    empty = Store(tmp_path, Catalogue(), (), NoHub())
 
     assert choose(settings(), empty, lambda: verifier).drafter == "none"
 

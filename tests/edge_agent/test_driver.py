@@ -1,27 +1,29 @@
-"""The driver moves tokens; a fake slot and a fake link are all it needs."""
+"""The driver moves tokens; a fake slot and fake links are all it needs."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft
-from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import EngineFault, Unavailable
 from picospec.speculation.protocol.messages import (
     Commit,
-    Down,
     Draft,
     Finish,
-    Opened,
+    Recovered,
     Reject,
     TokenId,
+    Totals,
 )
-from tests.edge_agent.driven import Edge
+from picospec.speculation.sampling.distributions import QuantisedDistribution
+from picospec.speculation.sampling.draft_token import DraftToken
+from tests.edge_agent.driven import STOP, Edge
 from tests.edge_agent.fakes import (
-    LIMITS,
+    OPENED,
     CountingSlot,
     ScriptedLink,
     commits,
@@ -30,12 +32,13 @@ from tests.edge_agent.fakes import (
     quiet,
     scripted,
     sent,
+    unopened,
 )
 
 
-async def test_tokens_come_out_in_order_and_no_task_is_left(metrics: EdgeMetrics) -> None:
+async def test_tokens_come_out_in_order_and_no_task_is_left() -> None:
     link = ScriptedLink(scripted(*commits(range(3, 23), size=3)))
-    edge = Edge(metrics, link, CountingSlot(), max_tokens=20)
+    edge = Edge(link, slot=CountingSlot(), max_tokens=20)
 
     finish = await edge.run()
 
@@ -45,61 +48,22 @@ async def test_tokens_come_out_in_order_and_no_task_is_left(metrics: EdgeMetrics
     assert not link.posting
 
 
-async def test_without_a_slot_it_only_receives(metrics: EdgeMetrics) -> None:
-    link = ScriptedLink(scripted(*commits([9, 9, 9])))
+async def test_it_drafts_before_the_session_is_open() -> None:
+    commit = Commit(0, 0, (3,), accepted=1)
+    link = ScriptedLink(unopened(sent(8), OPENED, commit, Finish("stop")))
 
-    edge = Edge(metrics, link, None)
-    await edge.run()
-
-    assert edge.emitted == [9, 9, 9]
-    assert link.sent == []
-
-
-async def test_it_drafts_before_the_session_is_open(metrics: EdgeMetrics) -> None:
-    async def slow_to_open(link: ScriptedLink) -> AsyncGenerator[Down]:
-        await link.until_sent(8)  # while the verifier reads the prompt
-        yield Opened("s", LIMITS)
-        yield Commit(0, 0, (3,), accepted=1)
-        yield Finish("stop")
-
-    link = ScriptedLink(slow_to_open)
-    edge = Edge(metrics, link, CountingSlot())
-
-    await edge.run()
+    await Edge(link, slot=CountingSlot()).run()
 
     assert link.drafted[:8] == list(range(3, 11))
 
 
-async def test_a_step_that_ends_after_its_chain_broke_is_never_sent(
-    metrics: EdgeMetrics,
-) -> None:
-    landed, stepping = asyncio.Event(), asyncio.Event()
-
-    async def wait(context: Sequence[TokenId]) -> None:
-        if len(context) == 5:
-            stepping.set()
-            await landed.wait()  # still drafting when the correction lands
-
-    script = scripted(on(stepping), Commit(0, 0, (99,)), let(landed), sent(6), Finish("stop"))
-    link = ScriptedLink(script)
-    edge = Edge(metrics, link, CountingSlot(wait=wait))
-
-    await edge.run()
-
-    first = next(m for m in link.sent if m.epoch == 1 and isinstance(m, Draft))
-    assert first.tokens[0] == 4  # drawn after the prompt and 99, not after the old chain
-    assert edge.machine.counts.stale_steps == 1
-
-
-async def test_a_draft_model_that_fails_leaves_the_rest_to_the_verifier(
-    metrics: EdgeMetrics,
-) -> None:
+async def test_a_draft_model_that_fails_leaves_the_rest_to_the_verifier() -> None:
     async def wait(context: Sequence[TokenId]) -> None:
         if len(context) == 4:
             raise CannotDraft("no room")
 
     link = ScriptedLink(scripted(quiet, *commits([3, 90, 91, 92])))
-    edge = Edge(metrics, link, CountingSlot(wait=wait))
+    edge = Edge(link, slot=CountingSlot(wait=wait))
 
     await edge.run()
 
@@ -107,9 +71,7 @@ async def test_a_draft_model_that_fails_leaves_the_rest_to_the_verifier(
     assert edge.emitted == [3, 90, 91, 92]
 
 
-async def test_it_drafts_on_while_a_slow_client_takes_what_was_committed(
-    metrics: EdgeMetrics,
-) -> None:
+async def test_it_drafts_on_while_a_slow_client_takes_what_was_committed() -> None:
     script = scripted(sent(16), Commit(0, 0, (3, 4), accepted=2), Finish("stop"))
     link = ScriptedLink(script)
 
@@ -117,76 +79,127 @@ async def test_it_drafts_on_while_a_slow_client_takes_what_was_committed(
         async def emit(self, commit: Commit) -> None:
             await link.until_sent(18)
 
-    await Slow(metrics, link, CountingSlot()).run()
+    await Slow(link, slot=CountingSlot()).run()
 
     assert link.drafted[:18] == list(range(3, 21))
 
 
-async def test_a_link_that_fails_is_an_error_and_nothing_is_left(metrics: EdgeMetrics) -> None:
-    async def dying(link: ScriptedLink) -> AsyncGenerator[Down]:
-        yield Opened("s", LIMITS)
-        await link.until_sent(2)
-        raise Unavailable("the verifier went away")
-
-    link = ScriptedLink(dying)
-
-    with pytest.raises(Unavailable, match="went away"):
-        await Edge(metrics, link, CountingSlot()).run()
-
-    assert len(asyncio.all_tasks()) == 1
-    assert link.closed == 1
-
-
-async def test_posts_that_fail_end_the_job(metrics: EdgeMetrics) -> None:
-    class Postless(ScriptedLink):
-        async def post(self) -> None:
-            await self.until_sent(2)
-            raise Unavailable("no way up")
-
-    script = scripted(on(asyncio.Event()))
-    with pytest.raises(Unavailable, match="no way up"):
-        await Edge(metrics, Postless(script), CountingSlot()).run()
-
-
-@pytest.mark.parametrize(
-    "message",
-    [Commit(0, 5, (1,)), Reject(0, 3, 0, ((5, 1.0),), 0.0)],
-    ids=["a gap", "a rejection of nothing"],
-)
-async def test_a_verifier_that_breaks_the_protocol_is_a_fault(
-    metrics: EdgeMetrics, message: Down
-) -> None:
-    link = ScriptedLink(scripted(message))
+async def test_a_verifier_that_breaks_the_protocol_is_a_fault() -> None:
+    link = ScriptedLink(scripted(Commit(0, 5, (1,))))
 
     with pytest.raises(EngineFault, match="broke the protocol"):
-        await Edge(metrics, link).run()
+        await Edge(link).run()
 
 
-async def test_cancelling_ends_the_session_at_the_verifier_and_leaves_no_task(
-    metrics: EdgeMetrics,
-) -> None:
-    script = scripted(on(asyncio.Event()))
-    link = ScriptedLink(script)
-    job = asyncio.create_task(Edge(metrics, link, CountingSlot()).run())
-    await link.until_sent(4)
-
-    job.cancel()
-    await asyncio.wait([job])
-
-    assert job.cancelled()
-    assert link.closed == 1
-    assert len(asyncio.all_tasks()) == 1
-
-
-async def test_what_followed_before_is_read_in_the_step_that_drafts(
-    metrics: EdgeMetrics,
-) -> None:
+async def test_what_followed_before_is_read_in_the_step_that_drafts() -> None:
     prompt = (*range(8, 16), 1, 2)  # as long as the repeated text begins
     link = ScriptedLink(scripted(sent(9), Finish("stop")))
     slot = CountingSlot(wait=lambda _: asyncio.sleep(0.001))
-    edge = Edge(metrics, link, slot, prompt=prompt, lookup=True)
+    edge = Edge(link, slot=slot, prompt=prompt, lookup=True)
 
     await edge.run()
 
     assert max(map(len, slot.contexts)) > len(prompt) + len(slot.contexts)
     assert edge.machine.counts.drafted > len(slot.contexts)
+
+
+class DrawingSlot(CountingSlot):
+    """Drafts token 1, with confidence 1; its distribution also has token 2."""
+
+    def draft(self, length: int) -> DraftToken:
+        return DraftToken(1, 1.0, QuantisedDistribution(np.array([1, 2]), np.array([65535, 1])))
+
+
+async def test_in_separate_the_recovered_token_is_sent_at_once() -> None:
+    async def is_recovered(link: ScriptedLink) -> None:
+        assert Recovered(1, 0, 5) in link.sent
+
+    rejecting = sent(2), Reject(0, 0, 0, ((5, 1.0),), 0.0), is_recovered, Commit(1, 0, (5,))
+    edge = Edge(
+        ScriptedLink(scripted(*rejecting, Finish("stop"))), slot=DrawingSlot(), separate=True
+    )
+
+    await edge.run()
+
+    assert edge.emitted == [5]
+
+
+# --- sessions that are lost
+
+
+async def lose(_: ScriptedLink) -> None:
+    raise Unavailable("the verifier went away")
+
+
+class Postless(ScriptedLink):
+    """A link whose way up fails, and whose way down brings nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(scripted(on(asyncio.Event())))
+
+    async def post(self) -> None:
+        await self.until_sent(2)
+        raise Unavailable("the verifier went away")
+
+
+async def test_the_text_goes_on_and_the_chain_is_sent_again() -> None:
+    first = ScriptedLink(scripted(sent(4), Commit(0, 0, (3, 4), accepted=2), quiet, lose))
+    second = ScriptedLink(scripted(sent(4), Commit(0, 2, (5, 6), accepted=2), Finish("stop")))
+    edge = Edge(first, second, slot=CountingSlot())
+
+    await edge.run()
+
+    assert edge.emitted == [3, 4, 5, 6]
+    assert [request.committed for request in edge.sessions.opened] == [(), (3, 4)]
+    again = next(m for m in second.sent if isinstance(m, Draft))
+    assert (again.start, again.behind, again.tokens[:4]) == (2, 0, (5, 6, 7, 8))
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_it_drafts_on_while_no_verifier_is_there() -> None:
+    lost, drafted = asyncio.Event(), asyncio.Event()
+
+    async def wait(context: Sequence[TokenId]) -> None:
+        if len(context) == 10:
+            await lost.wait()
+        if len(context) == 12:
+            drafted.set()
+
+    first = ScriptedLink(scripted(quiet, let(lost), lose))
+    second = ScriptedLink(unopened(on(drafted), OPENED, Finish("stop")))
+
+    await Edge(first, second, slot=CountingSlot(wait=wait)).run()
+
+    assert drafted.is_set()
+
+
+async def test_a_text_that_is_complete_needs_no_other_verifier() -> None:
+    edge = Edge(ScriptedLink(scripted(Commit(0, 0, (3, STOP), accepted=1), lose)))
+
+    assert await edge.run() == Finish("stop", Totals(1, 1, 1, 0))
+    assert edge.emitted == [3, STOP]
+
+
+@pytest.mark.parametrize(
+    "lost", [lambda: ScriptedLink(scripted(lose)), Postless], ids=["stream", "posts"]
+)
+async def test_sessions_that_are_lost_for_good_are_an_error_and_nothing_is_left(
+    lost: type[Postless],
+) -> None:
+    links = [lost() for _ in range(3)]
+    edge = Edge(*links, slot=CountingSlot())
+
+    with pytest.raises(Unavailable, match="went away"):
+        await edge.run()
+
+    assert [link.closed for link in links] == [1, 1, 1]
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_posts_that_fail_lose_the_session_and_not_the_answer() -> None:
+    second = ScriptedLink(scripted(Commit(0, 0, (3,)), Finish("stop")))
+    edge = Edge(Postless(), second, slot=CountingSlot())
+
+    await edge.run()
+
+    assert edge.emitted == [3]

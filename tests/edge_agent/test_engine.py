@@ -13,7 +13,6 @@ import pytest
 
 from picospec.edge_agent.as_generator import QUEUE_ITEMS
 from picospec.edge_agent.driver import Link
-from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.speculation import Speculation
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.ports import Job, Sampling, Statistics
@@ -22,62 +21,51 @@ from picospec.speculation.protocol.messages import (
     Down,
     Finish,
     Open,
-    Opened,
     TokenLogprob,
     Totals,
 )
-from tests.edge_agent.engines import FACTS, JOB, FakeUplink, OneSlot, Paired, deltas, engine
-from tests.edge_agent.fakes import (
-    LIMITS,
-    ScriptedLink,
-    scripted,
+from tests.edge_agent.engines import (
+    FACTS,
+    JOB,
+    FakeUplink,
+    OneSlot,
+    Paired,
+    deltas,
+    engine,
+    opened,
 )
+from tests.edge_agent.fakes import OPENED, ScriptedLink, on, scripted
+
+SEPARATE = Speculation(judge="separate")
 
 
-async def test_the_facts_are_the_verifiers(metrics: EdgeMetrics) -> None:
-    facts = await engine(FakeUplink(scripted()), metrics).facts()
+async def test_the_facts_are_the_verifiers() -> None:
+    facts = await engine(FakeUplink(scripted())).facts()
 
     assert (facts.model, facts.context_tokens) == ("big", 512)
     assert facts.stop_tokens == {7}
     assert facts.features == {"logit_bias", "prediction"}
 
 
-async def test_a_judge_the_verifier_does_not_have_is_a_fault(metrics: EdgeMetrics) -> None:
-    edge = engine(FakeUplink(scripted()), metrics, speculation=Speculation(judge="separate"))
-
+async def test_a_judge_the_verifier_does_not_have_is_a_fault() -> None:
     with pytest.raises(EngineFault, match="separate"):
-        await edge.facts()
+        await engine(FakeUplink(scripted()), speculation=SEPARATE).facts()
 
 
-async def test_separate_with_another_vocabulary_is_a_fault_that_names_the_setting(
-    metrics: EdgeMetrics,
-) -> None:
-    uplink, how = FakeUplink(scripted()), Speculation(judge="separate")
-    uplink.known = msgspec.structs.replace(FACTS, judges=["coupled", "separate"])
-    foreign = engine(uplink, metrics, speculation=how, paired=Paired("different"))
+async def test_separate_with_another_vocabulary_is_a_fault_that_names_the_setting() -> None:
+    known = msgspec.structs.replace(FACTS, judges=["coupled", "separate"])
+    uplink, foreign = FakeUplink(scripted(), known), Paired("different")
 
-    with pytest.raises(
-        EngineFault, match=r"judge: `separate` needs .* the target's vocabulary"
-    ):
-        await foreign.facts()
-    await engine(uplink, metrics, speculation=how).facts()
+    with pytest.raises(EngineFault, match=r"judge: `separate` needs .* target's vocabulary"):
+        await engine(uplink, speculation=SEPARATE, paired=foreign).facts()
+    await engine(uplink, speculation=SEPARATE).facts()
 
 
-async def test_the_session_asks_for_what_the_job_wants(metrics: EdgeMetrics) -> None:
-    uplink = FakeUplink(scripted(Finish("stop")))
-    job = Job(
-        "r",
-        (1, 2),
-        20,
-        Sampling(0.5, 0.1, 3, 0.9),
-        9,
-        4,
-        MappingProxyType({"logit_bias": {"5": 1}}),
-    )
+async def test_the_session_asks_for_what_the_job_wants() -> None:
+    extras = MappingProxyType({"logit_bias": {"5": 1}})
 
-    await deltas(engine(uplink, metrics).generate(job))
+    asked = await opened(Job("r", (1, 2), 20, Sampling(0.5, 0.1, 3, 0.9), 9, 4, extras))
 
-    (asked,) = uplink.opened
     assert (asked.model, asked.vocabulary, asked.prompt) == ("big", "print", (1, 2))
     assert (asked.seed, asked.max_tokens, asked.stop_tokens) == (9, 20, (7,))
     wanted = asked.sampling
@@ -86,14 +74,14 @@ async def test_the_session_asks_for_what_the_job_wants(metrics: EdgeMetrics) -> 
     assert (asked.judge, asked.fill, asked.top_logprobs) == ("coupled", "auto", 4)
 
 
-async def test_statistics_grow_and_the_finish_sets_them_right(metrics: EdgeMetrics) -> None:
+async def test_statistics_grow_and_the_finish_sets_them_right() -> None:
     script = scripted(
         Commit(0, 0, (3, 4, 90), accepted=2, pass_s=0.1),
         Commit(0, 3, (91,), pass_s=0.1),
         Finish("length", Totals(passes=3, judged=6, accepted=2, filled=1)),
     )
 
-    received = await deltas(engine(FakeUplink(script), metrics).generate(JOB))
+    received = await deltas(engine(FakeUplink(script)).generate(JOB))
 
     assert [delta.tokens for delta in received] == [(3, 4, 90), (91,), ()]
     assert received[1].statistics == Statistics(2, 1, 2, 2, (1, 1))
@@ -101,66 +89,55 @@ async def test_statistics_grow_and_the_finish_sets_them_right(metrics: EdgeMetri
     assert received[2].statistics == Statistics(3, 2, 6, 2, (1, 1))
 
 
-async def test_log_probabilities_are_passed_on(metrics: EdgeMetrics) -> None:
+async def test_log_probabilities_are_passed_on() -> None:
     logprobs = (TokenLogprob(-0.5, ((3, -0.5), (4, -2.0))),)
-    script = scripted(Commit(0, 0, (3,), logprobs=logprobs), Finish("length"))
-    job = Job("r", (1,), 1, Sampling(), 9, top_logprobs=2)
+    uplink = FakeUplink(scripted(Commit(0, 0, (3,), logprobs=logprobs), Finish("length")))
 
-    received = await deltas(engine(FakeUplink(script), metrics).generate(job))
+    received = await deltas(engine(uplink).generate(replace(JOB, top_logprobs=2)))
 
     assert received[0].logprobs is not None
     assert received[0].logprobs[0].top == ((3, -0.5), (4, -2.0))
 
 
 @pytest.mark.parametrize("error", [Unavailable("gone"), EngineFault("another vocabulary")])
-async def test_the_slot_is_left_at_the_end_and_on_an_error(
-    metrics: EdgeMetrics, error: ApiError
-) -> None:
-    async def dying(link: ScriptedLink) -> AsyncGenerator[Down]:
-        yield Opened("s", LIMITS)
+async def test_the_slot_is_left_at_the_end_and_on_an_error(error: ApiError) -> None:
+    async def die(_: ScriptedLink) -> None:
         raise error
 
-    well, ill = OneSlot(), OneSlot()
-    await deltas(engine(FakeUplink(scripted(Finish("stop"))), metrics, well).generate(JOB))
-    uplink = FakeUplink(dying)
+    well, ill, uplink = OneSlot(), OneSlot(), FakeUplink(scripted(die))
+    await opened(drafter=well)
     with pytest.raises(type(error)):
-        await deltas(engine(uplink, metrics, ill).generate(JOB))
+        await deltas(engine(uplink, drafter=ill).generate(JOB))
 
     assert (well.slot.left, ill.slot.left) == (1, 1)
     assert uplink.forgotten == 1
 
 
-async def test_a_prompt_that_was_made_for_another_model_is_not_sent(
-    metrics: EdgeMetrics,
-) -> None:
-    uplink = FakeUplink(scripted(Finish("stop")))
-    uplink.known = msgspec.structs.replace(FACTS, identity="now")
+async def test_a_prompt_that_was_made_for_another_model_is_not_sent() -> None:
+    known = msgspec.structs.replace(FACTS, identity="now")
+    uplink = FakeUplink(scripted(), known)
 
     with pytest.raises(Unavailable, match="another one"):
-        await deltas(engine(uplink, metrics).generate(replace(JOB, identity="before")))
+        await deltas(engine(uplink).generate(replace(JOB, identity="before")))
 
     assert uplink.opened == []
-    await deltas(engine(uplink, metrics).generate(replace(JOB, identity="now")))
+    await opened(replace(JOB, identity="now"), known=known)
 
 
-async def test_a_prompt_for_an_adapter_is_sent_to_that_adapter(metrics: EdgeMetrics) -> None:
-    uplink = FakeUplink(scripted(Finish("stop")))
+async def test_a_prompt_for_an_adapter_is_sent_to_that_adapter() -> None:
     adapters = {"other": "of-other", "styled": "of-styled"}
-    uplink.known = msgspec.structs.replace(FACTS, identity="now", adapters=adapters)
+    known = msgspec.structs.replace(FACTS, identity="now", adapters=adapters)
 
-    await deltas(engine(uplink, metrics).generate(replace(JOB, identity="of-styled")))
+    asked = await opened(replace(JOB, identity="of-styled"), known=known)
 
-    (opened,) = uplink.opened
-    assert (opened.model, opened.identity) == ("styled", "of-styled")
+    assert (asked.model, asked.identity) == ("styled", "of-styled")
 
 
-async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_waiting(
-    metrics: EdgeMetrics,
-) -> None:
+async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_waiting() -> None:
     lost, last = asyncio.Event(), QUEUE_ITEMS + 1  # one is read, and the last finds no room
 
     async def first(link: ScriptedLink) -> AsyncGenerator[Down]:
-        yield Opened("s", LIMITS)
+        yield OPENED
         for position in range(last + 1):
             if position == last:
                 asyncio.get_running_loop().call_later(0.01, lost.set)
@@ -181,7 +158,7 @@ async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_wa
             pass
 
     uplink = Uplinks(scripted())
-    stream = engine(uplink, metrics).generate(JOB)
+    stream = engine(uplink).generate(JOB)
     received = [await anext(stream)]
     await lost.wait()
     await asyncio.sleep(0.01)
@@ -191,16 +168,10 @@ async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_wa
     assert len(uplink.opened) == 2
 
 
-async def test_closing_early_cancels_the_session_and_leaves_no_task(
-    metrics: EdgeMetrics,
-) -> None:
-    async def endless(link: ScriptedLink) -> AsyncGenerator[Down]:
-        yield Opened("s", LIMITS)
-        yield Commit(0, 0, (3,))
-        await asyncio.Event().wait()
-
-    uplink, drafter = FakeUplink(endless), OneSlot()
-    stream = engine(uplink, metrics, drafter).generate(JOB)
+async def test_closing_early_cancels_the_session_and_leaves_no_task() -> None:
+    endless, drafter = scripted(Commit(0, 0, (3,)), on(asyncio.Event())), OneSlot()
+    uplink = FakeUplink(endless)
+    stream = engine(uplink, drafter=drafter).generate(JOB)
 
     async with asyncio.timeout(2), aclosing(stream):
         await anext(stream)

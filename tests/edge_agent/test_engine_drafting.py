@@ -1,4 +1,4 @@
-"""What an engine has its sessions draft, and what it counts of it."""
+"""What an engine has its sessions draft, what it counts, and what it tells those who watch."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from picospec.edge_agent import answer as making
 from picospec.edge_agent.draft_model.drafter import NoDrafter
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.speculation import Speculation
-from picospec.gateway.ports import Job, Sampling
+from picospec.gateway.errors import Unavailable
+from picospec.gateway.ports import Delta, Job, Sampling
+from picospec.gateway.watching import Chain, Event, LinkUse, Pass
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import (
-    Commit,
-    Fill,
-    Finish,
-    Limits,
-    TokenId,
+from picospec.speculation.protocol.messages import Commit, Fill, Finish, Limits, TokenId, Totals
+from tests.edge_agent.engines import (
+    FACTS,
+    JOB,
+    FakeUplink,
+    OneSlot,
+    Paired,
+    deltas,
+    engine,
+    opened,
 )
-from tests.edge_agent.engines import FACTS, JOB, FakeUplink, OneSlot, Paired, deltas, engine
-from tests.edge_agent.fakes import (
-    CountingSlot,
-    let,
-    on,
-    quiet,
-    scripted,
-)
+from tests.edge_agent.fakes import CountingSlot, ScriptedLink, let, on, quiet, scripted, sent
 from tests.edge_agent.words import WordEncoder
 
 PIECES = [bytes([65 + token // 26, 97 + token % 26]) for token in range(101)]
@@ -46,21 +46,11 @@ SHIFTED = Translation(
 STEPS = "picospec:edge_draft_step_seconds"
 
 
-@pytest.mark.parametrize(
-    ("drafter", "fill"),
-    [(OneSlot(), "never"), (NoDrafter(), "auto")],
-    ids=["a slot", "no slot"],
-)
-async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_drafts(
-    metrics: EdgeMetrics, drafter: OneSlot | NoDrafter, fill: str
-) -> None:
-    uplink = FakeUplink(scripted(Finish("stop")))
-    job = Job("r", (1, 2), 20, Sampling(), 9)
+async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_drafts() -> None:
+    waits = Speculation(fill="never")
 
-    edge = engine(uplink, metrics, drafter, Speculation(fill="never"))
-    await deltas(edge.generate(job))
-
-    assert uplink.opened[0].fill == fill
+    assert (await opened(JOB, waits, OneSlot())).fill == "never"
+    assert (await opened(JOB, waits, NoDrafter())).fill == "auto"
 
 
 @pytest.mark.parametrize(
@@ -75,27 +65,19 @@ async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_d
     ids=["identical", "padded", "different", "unknown", "translated"],
 )
 async def test_the_draft_model_reads_the_prompt_in_its_own_tokens(
-    metrics: EdgeMetrics, paired: Paired, context: list[int] | None
+    paired: Paired, context: list[int] | None
 ) -> None:
-    drafter = OneSlot()
-    uplink = FakeUplink(scripted(quiet, Finish("stop")))
+    uplink, drafter = FakeUplink(scripted(quiet, Finish("stop"))), OneSlot()
 
-    await deltas(engine(uplink, metrics, drafter, paired=paired).generate(JOB))
+    await deltas(engine(uplink, drafter=drafter, paired=paired).generate(JOB))
 
     assert drafter.slot.contexts[:1] == ([] if context is None else [context])
 
 
-async def test_a_draft_model_of_another_vocabulary_may_propose_all_of_the_targets_tokens(
-    metrics: EdgeMetrics,
-) -> None:
-    drafter, known = OneSlot(), 10
-    edge = engine(
-        FakeUplink(scripted(quiet, Finish("stop"))),
-        metrics,
-        drafter,
-        paired=Paired("different", SHIFTED),
-        draft_tokens=known,
-    )
+async def test_a_foreign_draft_model_may_propose_all_of_the_targets_tokens() -> None:
+    uplink, drafter, known = FakeUplink(scripted(quiet, Finish("stop"))), OneSlot(), 10
+    foreign = Paired("different", SHIFTED)
+    edge = engine(uplink, drafter=drafter, paired=foreign, draft_tokens=known)
 
     await deltas(edge.generate(JOB))
 
@@ -107,12 +89,10 @@ async def test_a_draft_model_of_another_vocabulary_may_propose_all_of_the_target
 
 
 @pytest.mark.parametrize("fill", ["never", "auto"])
-async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(
-    metrics: EdgeMetrics, fill: Fill
-) -> None:
+async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(fill: Fill) -> None:
     misses = (step for at in range(60) for step in (Commit(0, at, (900,), pass_s=0.1), quiet))
-    uplink, drafter = FakeUplink(scripted(*misses, Finish("length"))), OneSlot()
-    edge = engine(uplink, metrics, drafter, Speculation(fill=fill))
+    uplink = FakeUplink(scripted(*misses, Finish("length")))
+    edge = engine(uplink, speculation=Speculation(fill=fill))
 
     await deltas(edge.generate(replace(JOB, max_tokens=60)))
 
@@ -120,7 +100,7 @@ async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(
     assert (chains >= 59) is (fill == "never")  # a rest would have both ends wait
 
 
-async def test_another_policy_replaces_the_products_own(metrics: EdgeMetrics) -> None:
+async def test_another_policy_replaces_the_products_own() -> None:
     class OneToken:
         def may_draft(self, session: DraftingSession, *_: Latencies | Limits) -> bool:
             return not session.chain
@@ -132,7 +112,7 @@ async def test_another_policy_replaces_the_products_own(metrics: EdgeMetrics) ->
             return session.unsent > 0
 
     uplink = FakeUplink(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
-    edge = engine(uplink, metrics, speculation=Speculation(policy=OneToken()))
+    edge = engine(uplink, speculation=Speculation(policy=OneToken()))
 
     await deltas(edge.generate(JOB))
 
@@ -182,17 +162,11 @@ async def test_without_a_slot_it_looks_up_repeated_text_unless_told_not_to(
     assert (metrics.looked_up._value.get() > 0) is looks_up
 
 
-async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier(
-    metrics: EdgeMetrics,
-) -> None:
-    right = (
-        step
-        for at in range(60)
-        for step in (Commit(0, at, (len(JOB.prompt) + at,), pass_s=0.1), quiet)
-    )
-    script = scripted(*right, Finish("length"))
-    drafter = OneSlot()
-    edge = engine(FakeUplink(script), metrics, drafter)
+async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier() -> None:
+    commits = (Commit(0, at, (len(JOB.prompt) + at,), pass_s=0.1) for at in range(60))
+    right = (step for commit in commits for step in (commit, quiet))
+    uplink, drafter = FakeUplink(scripted(*right, Finish("length"))), OneSlot()
+    edge = engine(uplink, drafter=drafter)
     job = replace(JOB, max_tokens=60)
 
     await deltas(edge.generate(job))
@@ -200,3 +174,62 @@ async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier(
     await deltas(edge.generate(job))
 
     assert len(drafter.slot.contexts) - first < first / 2  # no pass took its drafts: it rests
+
+
+# --- those who watch an answer are told what happens, and nobody else
+
+
+WATCHED = replace(JOB, watched=True)
+COMMIT = Commit(0, 0, (3, 4, 90), accepted=2, queue_s=0.003, pass_s=0.02)
+FINISH = Finish("length", Totals(1, 4, 2, 0))
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "LOOK_S", 0.001)
+
+
+def kinds(events: tuple[Event, ...]) -> list[type]:
+    return [type(event) for event in events]
+
+
+async def test_the_chain_and_the_link_are_told_while_nothing_is_committed() -> None:
+    seen = asyncio.Event()
+    edge = engine(FakeUplink(scripted(sent(4), on(seen), COMMIT, FINISH)))
+    told = list[Delta]()
+
+    async with asyncio.timeout(2):
+        async for delta in edge.generate(WATCHED):
+            told.append(delta)
+            if any(isinstance(e, Chain) and e.tokens >= 4 for e in delta.events):
+                seen.set()
+
+    first = told[0]
+    assert first.tokens == ()
+    assert set(kinds(first.events)) == {Chain, LinkUse}
+    (committed,) = [delta for delta in told if delta.tokens]
+    assert committed.origins == ("draft", "draft", "target")
+    assert kinds(committed.events) == [Pass, Chain]
+    assert told[-1].finish == "length"
+    assert told[-1].events == ()
+
+
+async def test_an_answer_that_nobody_watches_has_tokens_only() -> None:
+    edge = engine(FakeUplink(scripted(sent(4), quiet, COMMIT, FINISH)))
+
+    told = await deltas(edge.generate(JOB))
+
+    assert [delta.tokens for delta in told] == [(3, 4, 90), ()]
+    assert all(delta.origins is None and not delta.events for delta in told)
+
+
+async def test_an_error_is_raised_as_itself_and_the_looking_ends() -> None:
+    async def lose(_: ScriptedLink) -> None:
+        raise Unavailable("gone")
+
+    edge = engine(FakeUplink(scripted(sent(2), lose)))
+
+    with pytest.raises(Unavailable, match="gone"):
+        await deltas(edge.generate(WATCHED))
+
+    assert len(asyncio.all_tasks()) == 1

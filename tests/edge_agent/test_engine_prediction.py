@@ -1,43 +1,39 @@
-"""The client's prediction travels to the verifier, and what became of it is counted."""
+"""A prediction, of the client or of an edge with a pool, travels to the verifier."""
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from picospec.edge_agent.draft_model.drafter import NoDrafter
-from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.speculation import Speculation
-from picospec.speculation.protocol.messages import Commit, Finish
-from tests.edge_agent.engines import JOB, FakeUplink, OneSlot, deltas, engine
-from tests.edge_agent.fakes import quiet, scripted
+from picospec.gateway.ports import Delta, Job
+from picospec.speculation.protocol.messages import Commit, Finish, ModelFacts, TokenId
+from tests.edge_agent.engines import FACTS, JOB, FakeUplink, deltas, engine, opened
+from tests.edge_agent.fakes import ScriptedLink, on, quiet, scripted
 
 TEXT = "Call me Ishmael. Some years ago"
 PREDICTED = replace(JOB, extras={"prediction": TEXT})
 
 
-async def test_its_tokens_go_to_the_verifier_once_and_are_no_setting(
-    metrics: EdgeMetrics,
-) -> None:
-    uplink = FakeUplink(scripted(quiet, Finish("stop")))
+async def test_its_tokens_go_to_the_verifier_once_and_are_no_setting() -> None:
+    asked = await opened(PREDICTED)
 
-    await deltas(engine(uplink, metrics, OneSlot()).generate(PREDICTED))
-
-    (opened,) = uplink.opened
-    assert bytes(opened.predicted) == TEXT.encode()
-    assert opened.own_drafts
-    assert opened.sampling.extras == {}
+    assert bytes(asked.predicted) == TEXT.encode()
+    assert asked.own_drafts
+    assert asked.sampling.extras == {}
 
 
-@pytest.mark.parametrize("drafter", [OneSlot(), NoDrafter()])
-async def test_what_became_of_it_is_told_with_every_delta(
-    metrics: EdgeMetrics, drafter: OneSlot | NoDrafter
-) -> None:
+async def test_what_became_of_it_is_told_with_every_delta() -> None:
     right, wrong = tuple(TEXT[:8].encode()), (99, 98, 97)
     script = scripted(quiet, Commit(0, 0, right, 8), Commit(0, 8, wrong), Finish("stop"))
 
-    told = await deltas(engine(FakeUplink(script), metrics, drafter).generate(PREDICTED))
+    told = await deltas(engine(FakeUplink(script)).generate(PREDICTED))
 
     counted = [delta.statistics for delta in told if delta.statistics]
     assert [each.accepted_prediction_tokens for each in counted] == [8, 8, 8]
@@ -54,12 +50,99 @@ async def test_what_became_of_it_is_told_with_every_delta(
     ],
 )
 async def test_only_where_any_draft_token_is_exact_the_verifier_proposes_some(
-    metrics: EdgeMetrics, speculation: Speculation, text: str, sent: tuple[bool, str]
+    speculation: Speculation, text: str, sent: tuple[bool, str]
 ) -> None:
-    uplink = FakeUplink(scripted(quiet, Finish("stop")))
     job = replace(JOB, extras={"prediction": text})
 
-    await deltas(engine(uplink, metrics, NoDrafter(), speculation).generate(job))
+    asked = await opened(job, speculation, NoDrafter())
 
-    (opened,) = uplink.opened
-    assert (opened.own_drafts, bytes(opened.predicted).decode()) == sent
+    assert (asked.own_drafts, bytes(asked.predicted).decode()) == sent
+
+
+# --- an edge with a pool predicts what it answered last when the same is asked again
+
+
+class Owner:
+    name = "somebody"
+
+
+ANSWER = tuple(range(100, 112))
+KEPT = Speculation(pool_tokens=1000)
+ASKED = replace(JOB, prompt=tuple(range(30)), owner=Owner())
+OTHER = msgspec.structs.replace(FACTS, vocabulary="another")
+
+
+async def answered(speculation: Speculation = KEPT) -> tuple[EdgeEngine, FakeUplink]:
+    """Return an engine that has answered ASKED, and its uplink."""
+    uplink = FakeUplink(scripted(Commit(0, 0, ANSWER), Finish("stop")))
+    edge = engine(uplink, speculation=speculation)
+    await deltas(edge.generate(ASKED))
+    assert uplink.opened[0].predicted == ()
+    return edge, uplink
+
+
+async def asked_again(edge: EdgeEngine, uplink: FakeUplink, job: Job = ASKED) -> list[Delta]:
+    uplink.link = ScriptedLink(scripted(Commit(0, 0, ANSWER, own=11), Finish("stop")))
+    return await deltas(edge.generate(job))
+
+
+async def predicted(
+    job: Job = ASKED, speculation: Speculation = KEPT, known: ModelFacts = FACTS
+) -> tuple[TokenId, ...]:
+    """Return what is predicted for a job after ASKED was answered. known: the facts by then."""
+    edge, uplink = await answered(speculation)
+    uplink.known = known
+    await asked_again(edge, uplink, job)
+    return uplink.opened[1].predicted
+
+
+async def test_the_same_question_has_its_answer_predicted() -> None:
+    assert await predicted() == ANSWER
+
+
+async def test_another_key_nobody_in_particular_and_another_target_have_not() -> None:
+    assert await predicted(replace(ASKED, owner=Owner())) == ()
+    assert await predicted(replace(ASKED, owner=None)) == ()
+    assert await predicted(known=OTHER) == ()
+
+
+@pytest.mark.parametrize(
+    "speculation",
+    [Speculation(), replace(KEPT, judge="separate"), replace(KEPT, verifier_drafts=False)],
+)
+async def test_nothing_is_predicted_without_the_setting_or_where_the_verifier_does_not_draft(
+    speculation: Speculation,
+) -> None:
+    assert await predicted(speculation=speculation) == ()
+
+
+async def test_what_the_client_predicts_comes_first() -> None:
+    asked = replace(ASKED, extras={"prediction": "Ishmael"})
+
+    assert bytes(await predicted(asked)) == b"Ishmael"
+
+
+async def test_what_the_pool_expects_is_not_counted_as_a_prediction_of_the_clients() -> None:
+    told = await asked_again(*await answered())
+
+    assert [d.statistics.accepted_prediction_tokens for d in told if d.statistics] == [0, 0]
+
+
+async def test_an_answer_that_was_cancelled_is_kept_as_far_as_it_came() -> None:
+    uplink = FakeUplink(scripted(Commit(0, 0, ANSWER[:5]), on(asyncio.Event())))
+    edge = engine(uplink, speculation=KEPT)
+    async with asyncio.timeout(2), aclosing(edge.generate(ASKED)) as stream:
+        await anext(stream)
+
+    await asked_again(edge, uplink)
+
+    assert uplink.opened[1].predicted == ANSWER[:5]
+
+
+async def test_an_owner_whose_pool_is_emptied_has_nothing_predicted() -> None:
+    edge, uplink = await answered()
+
+    edge.forget(ASKED.owner)
+    await asked_again(edge, uplink)
+
+    assert uplink.opened[1].predicted == ()

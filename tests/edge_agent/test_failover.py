@@ -10,38 +10,15 @@ import signal
 
 import pytest
 
-from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Draining, Unavailable
 from tests.edge_agent.faulty_link import FaultyLink
-from tests.edge_agent.fleet import TEXT, Answer, running, seen, using
-from tests.edge_agent.processes import start
+from tests.edge_agent.fleet import TEXT, Answer, ask, running, seen, until_cancelled, using
+from tests.edge_agent.processes import Process, start
 
 NOTICED_S = 1.0
-
-
-async def told(url: str, path: str) -> None:
-    answer = await Connection(url, key=None, ca_certificate=None).ask("GET", path)
-    assert answer.status == 204
-
-
-async def test_a_killed_verifiers_answer_goes_on_at_the_other_at_once(
-    metrics: EdgeMetrics,
-) -> None:
-    with running("", "") as processes:
-        async with using([p.url for p in processes], metrics) as verifiers:
-            answer = Answer(verifiers, metrics)
-
-            async def kill() -> None:
-                (used,) = [p for p in processes if p.url == verifiers.current.url]
-                used.kill()
-
-            assert await answer.run(kill) == TEXT
-
-    assert answer.gap_s < NOTICED_S
-    assert metrics.reopens._value.get() == 1
 
 
 async def test_a_stopped_verifiers_answer_goes_on_and_its_session_is_left(
@@ -49,40 +26,36 @@ async def test_a_stopped_verifiers_answer_goes_on_and_its_session_is_left(
 ) -> None:
     with running("", "") as processes:
         async with using([p.url for p in processes], metrics) as verifiers:
-            stopped = processes[0]
+            answer, stopped = Answer(verifiers), list[Process]()
 
-            async def stop() -> None:
-                nonlocal stopped
-                (stopped,) = [p for p in processes if p.url == verifiers.current.url]
-                stopped.running.send_signal(signal.SIGSTOP)
+            def stop() -> None:
+                stopped.extend(p for p in processes if p.url == verifiers.current.url)
+                stopped[0].running.send_signal(signal.SIGSTOP)
 
-            answer = Answer(verifiers, metrics)
             assert await answer.run(stop) == TEXT
-
             assert answer.gap_s < NOTICED_S + 0.5
-            (left,) = [u for u in verifiers.uplinks if u.url == stopped.url]
+            (left,) = [u for u in verifiers.uplinks if u.url == stopped[0].url]
             assert not left.endpoint.is_ready
-            stopped.running.send_signal(signal.SIGCONT)
-            async with asyncio.timeout(5):
-                while not (await seen(stopped.url))["cancelled"]:  # noqa: ASYNC110 - a process
-                    await asyncio.sleep(0.1)
+            stopped[0].running.send_signal(signal.SIGCONT)
+            await until_cancelled(left.url)
 
 
 async def test_a_single_verifier_that_is_restarted_goes_on(metrics: EdgeMetrics) -> None:
     with running("") as processes:
-        async with using([processes[0].url], metrics) as verifiers:
+        async with (
+            using([processes[0].url], metrics) as verifiers,
+            asyncio.TaskGroup() as tasks,
+        ):
 
             async def restart() -> None:
                 processes[0].kill()
                 await asyncio.sleep(1.5)
                 processes[0] = await asyncio.to_thread(start, "", processes[0].port)
 
-            async def lose() -> None:
-                restarts.append(asyncio.create_task(restart()))
+            def lose() -> None:
+                tasks.create_task(restart())
 
-            restarts: list[asyncio.Task[None]] = []
-            assert await Answer(verifiers, metrics).run(lose) == TEXT
-            await asyncio.wait(restarts)
+            assert await Answer(verifiers).run(lose) == TEXT
 
     assert metrics.reopens._value.get() == 1
 
@@ -90,38 +63,35 @@ async def test_a_single_verifier_that_is_restarted_goes_on(metrics: EdgeMetrics)
 async def test_an_answer_that_is_cut_off_ends_its_session(metrics: EdgeMetrics) -> None:
     drain, begun = Drain(), asyncio.Event()
 
-    async def ask(verifiers: Verifiers) -> None:
-        async def tell() -> None:
-            begun.set()
-
+    async def answer(verifiers: Verifiers) -> None:
         async with drain.answer():
-            await Answer(verifiers, metrics).run(tell)
+            await Answer(verifiers).run(begun.set)
 
     with running("") as (only,):
         async with using([only.url], metrics) as verifiers:
-            asking = asyncio.create_task(ask(verifiers))
+            asking = asyncio.create_task(answer(verifiers))
             await begun.wait()
             drain.hurry()
             await drain.cut()
             with pytest.raises(Unavailable, match="before the answer was complete"):
                 await asking
-
-            async with asyncio.timeout(2):
-                while not (await seen(only.url))["cancelled"]:  # noqa: ASYNC110 - a process
-                    await asyncio.sleep(0.02)
+            await until_cancelled(only.url, within_s=2.0)
 
 
 async def test_after_a_cut_the_session_is_opened_again_where_it_was(
     metrics: EdgeMetrics,
 ) -> None:
     with running("cut") as (only,):
-        async with FaultyLink(only.port) as link, using([link.url], metrics) as verifiers:
+        async with (
+            FaultyLink(only.port) as link,
+            using([link.url], metrics) as verifiers,
+            asyncio.TaskGroup() as tasks,
+        ):
 
-            async def cut() -> None:
-                cuts.append(asyncio.create_task(link.refuse(1.0)))
+            def cut() -> None:
+                tasks.create_task(link.refuse(1.0))
 
-            cuts: list[asyncio.Task[None]] = []
-            assert await Answer(verifiers, metrics).run(cut) == TEXT
+            assert await Answer(verifiers).run(cut) == TEXT
             counted = await seen(link.url)
 
     assert metrics.reopens._value.get() == 0
@@ -133,12 +103,9 @@ async def test_after_a_cut_the_session_is_opened_again_where_it_was(
 async def test_a_connection_that_is_open_and_dead_is_replaced(metrics: EdgeMetrics) -> None:
     with running("") as (only,):
         async with FaultyLink(only.port) as link, using([link.url], metrics) as verifiers:
+            answer = Answer(verifiers)
 
-            async def half_open() -> None:
-                link.half_open()
-
-            answer = Answer(verifiers, metrics)
-            assert await answer.run(half_open) == TEXT
+            assert await answer.run(link.half_open) == TEXT
             assert len(link.connections) == 2
 
     assert answer.gap_s < NOTICED_S + 0.5
@@ -150,11 +117,11 @@ async def test_behind_an_address_that_leads_elsewhere_now_a_draining_verifier_is
 ) -> None:
     with running("", "") as (old, other):
         async with FaultyLink(old.port) as link, using([link.url], metrics) as verifiers:
-            assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]
-            await told(old.url, "/drain")
+            assert await Answer(verifiers, tokens=20).run() == TEXT[:20]
+            await ask(old.url, "/drain")
             link.leads_to(other.port)  # later connections, as a Service of Kubernetes has it
 
             with pytest.raises(Draining):
-                await Answer(verifiers, metrics, 20).run()
+                await Answer(verifiers, tokens=20).run()
 
-            assert await Answer(verifiers, metrics, 20).run() == TEXT[:20]
+            assert await Answer(verifiers, tokens=20).run() == TEXT[:20]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
-from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.judges.judges import seeded
 from picospec.speculation.protocol.messages import Limits, ModelFacts
 from picospec.speculation.protocol.opening import opening
@@ -31,21 +30,11 @@ from tests.edge_agent.fake_cache import FakeCache, V, truth
 PROMPT = (1, 2, 3)
 STOP = 98
 FACTS = ModelFacts("small", V, "d" * 32, 300, [STOP], Limits(), ["coupled"], list(FEATURES))
+JOB = Job("r", PROMPT, 12, Sampling(temperature=0.0), 7)
 
 
 class NoGrammars:
     """A GrammarCompiler that no request here needs."""
-
-
-def job(**fields: object) -> Job:
-    good: dict[str, object] = {
-        "request_id": "r",
-        "prompt": PROMPT,
-        "max_tokens": 12,
-        "sampling": Sampling(temperature=0.0),
-        "seed": 7,
-    }
-    return Job(**{**good, **fields})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -53,7 +42,7 @@ def engine(drafter: LlamaDrafter) -> DraftEngine:
     return DraftEngine(FACTS, drafter, NoGrammars())  # type: ignore[arg-type]
 
 
-async def deltas(engine: DraftEngine, asked: Job) -> list[Delta]:
+async def deltas(engine: DraftEngine, asked: Job = JOB) -> list[Delta]:
     return [delta async for delta in engine.generate(asked)]
 
 
@@ -62,7 +51,7 @@ def tokens_of(found: list[Delta]) -> list[int]:
 
 
 async def test_it_says_what_its_model_says_up_to_the_limit(engine: DraftEngine) -> None:
-    found = await deltas(engine, job())
+    found = await deltas(engine)
 
     context = list(PROMPT)
     for _ in range(12):
@@ -77,7 +66,7 @@ async def test_it_says_what_its_model_says_up_to_the_limit(engine: DraftEngine) 
 async def test_a_stop_token_ends_it(engine: DraftEngine) -> None:
     stop = truth([*PROMPT, truth(PROMPT)])
 
-    found = await deltas(engine, job(extras={"stop_token_ids": [stop]}))
+    found = await deltas(engine, replace(JOB, extras={"stop_token_ids": [stop]}))
 
     assert tokens_of(found) == [truth(PROMPT), stop]
     assert found[-1].finish == "stop"
@@ -97,11 +86,8 @@ async def test_its_answer_is_the_one_that_a_verifier_with_its_model_would_give(
 
     monkeypatch.setattr(cache, "decode", decode)
     monkeypatch.setattr(cache, "logits", lambda _: rows(read[0]))
-    asked = job(
-        sampling=Sampling(1.0, top_p=0.9),
-        extras={"frequency_penalty": 0.5},
-        top_logprobs=2,
-    )
+    drawn, extras = Sampling(1.0, top_p=0.9), {"frequency_penalty": 0.5}
+    asked = replace(JOB, sampling=drawn, extras=extras, top_logprobs=2)
 
     found = await deltas(engine, asked)
 
@@ -129,11 +115,11 @@ async def test_when_all_slots_are_taken_the_client_may_come_again(
     slots = [drafter.take([1]) for _ in range(4)]
 
     with pytest.raises(Overloaded):
-        await deltas(engine, job())
+        await deltas(engine)
 
     assert slots[0] is not None
     slots[0].leave()
-    assert len(await deltas(engine, job())) == 13
+    assert len(await deltas(engine)) == 13
     assert drafter.take([1]) is not None  # the answer has left its slot
 
 
@@ -143,69 +129,54 @@ async def test_a_draft_model_that_fails_is_an_error(
     cache.broken = True
 
     with pytest.raises(Unavailable, match="the draft model failed") as raised:
-        await deltas(engine, job())
+        await deltas(engine)
 
     assert raised.value.error_code == "draft_model_failed"
 
 
-class Target:
-    """A TargetTokenizer of a verifier that can be reached, or not."""
+class Verifiers:
+    """Verifiers, and the target's tokenizer. error: what asking them raises."""
 
-    def __init__(self) -> None:
-        self.error: ApiError | None = None
+    def __init__(self, error: ApiError | None = None) -> None:
+        self.error = error
 
-    async def __call__(self, _: str) -> None:
+    async def check(self) -> None:
         if self.error is not None:
             raise self.error
 
+    async def facts(self) -> ModelFacts:
+        return FACTS
 
-@pytest.fixture
-async def fallback(engine: DraftEngine) -> AsyncIterator[DraftFallback]:
+    async def tokenizer(self, _: str) -> None:
+        pass
+
+
+def fallback(engine: DraftEngine, verifiers: Verifiers) -> DraftFallback:
     metrics = EdgeMetrics(CollectorRegistry())
+    return DraftFallback(engine, None, verifiers, verifiers.tokenizer, metrics)  # type: ignore[arg-type]
+
+
+async def test_it_is_needed_when_no_verifier_can_be_reached(engine: DraftEngine) -> None:
+    assert await fallback(engine, Verifiers(Unavailable("away"))).is_needed()
+    assert not await fallback(engine, Verifiers()).is_needed()
+
+
+async def test_it_is_needed_though_a_verifier_answered_just_now(engine: DraftEngine) -> None:
     settings = EdgeSettings(verifier_urls=("http://127.0.0.1:9",))  # type: ignore[arg-type]
-    verifiers = open_verifiers(settings, metrics)
-    tokenizer: Tokenizer = None  # type: ignore[assignment]
-    yield DraftFallback(engine, tokenizer, verifiers, Target(), metrics)  # type: ignore[arg-type]
+    verifiers = open_verifiers(settings, EdgeMetrics(CollectorRegistry()))
+    verifiers.uplinks[0].note(Event.IS_READY)
+
+    assert await fallback(engine, verifiers).is_needed()  # type: ignore[arg-type]
     await verifiers.close()
 
 
-async def test_it_is_needed_when_no_verifier_can_be_reached(fallback: DraftFallback) -> None:
-    assert await fallback.is_needed()
-
-
-async def test_it_is_needed_though_a_verifier_answered_just_now(
-    fallback: DraftFallback,
-) -> None:
-    fallback._verifiers.uplinks[0].note(Event.IS_READY)
-
-    assert await fallback.is_needed()
-
-
-async def test_it_is_not_needed_when_a_verifier_answers(
-    fallback: DraftFallback, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def check() -> None:
-        pass
-
-    async def facts() -> ModelFacts:
-        return FACTS
-
-    monkeypatch.setattr(fallback._verifiers, "check", check)
-    monkeypatch.setattr(fallback._verifiers, "facts", facts)
-
-    assert not await fallback.is_needed()
-
-
 async def test_a_verifier_that_refuses_the_edge_is_no_verifier_that_is_away(
-    fallback: DraftFallback, monkeypatch: pytest.MonkeyPatch
+    engine: DraftEngine,
 ) -> None:
-    async def check() -> None:
-        raise EngineFault("the verifier refuses this edge's key")
-
-    monkeypatch.setattr(fallback._verifiers, "check", check)
+    refusing = Verifiers(EngineFault("the verifier refuses this edge's key"))
 
     with pytest.raises(EngineFault):
-        await fallback.is_needed()
+        await fallback(engine, refusing).is_needed()
 
 
 @pytest.mark.parametrize("unnamed", [{}, {"draft_model": "none"}, {"drafter": "none"}])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,15 +11,15 @@ from picospec.edge_agent.draft_model.drafter import CannotDraft
 from picospec.edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
 from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.draft_token import DraftToken
-from tests.edge_agent.fake_cache import FakeCache, V, draft_after, truth
-
-
-async def run_session(drafter: LlamaDrafter, prompt: Sequence[int]) -> None:
-    """Take a slot, read the prompt, and leave."""
-    slot = drafter.take(prompt)
-    await draft_after(slot, prompt)
-    assert slot is not None
-    slot.leave()
+from tests.edge_agent.fake_cache import (
+    FakeCache,
+    V,
+    draft_after,
+    drafts_after,
+    taken,
+    truth,
+    turn,
+)
 
 
 async def test_a_draft_follows_its_whole_context_wherever_the_chain_breaks(
@@ -36,31 +35,10 @@ async def test_a_draft_follows_its_whole_context_wherever_the_chain_breaks(
         context = [*context[:keep], *(int(t) for t in chance.integers(0, V, 2))]
 
 
-async def test_a_step_that_continues_the_last_decodes_one_row(
-    drafter: LlamaDrafter, cache: FakeCache
-) -> None:
-    slot = drafter.take([1, 2, 3])
-    first = await draft_after(slot, [1, 2, 3])
-
-    await draft_after(slot, [1, 2, 3, first])
-
-    assert [len(segment.tokens) for (segment,) in cache.passes] == [3, 1]
-
-
-async def test_the_same_context_again_gives_the_same_draft(drafter: LlamaDrafter) -> None:
-    slot = drafter.take([1, 2, 3])
-
-    drafts = {await draft_after(slot, [1, 2, 3]) for _ in range(3)}
-
-    assert drafts == {truth([1, 2, 3])}
-
-
 async def test_when_all_slots_are_taken_there_is_none_until_one_is_left(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
-    first, *others = (drafter.take([1]) for _ in range(cache.limits.sequences - 1))
-    assert first is not None
-    assert None not in others
+    first, *_ = [taken(drafter, [1]) for _ in range(cache.limits.sequences - 1)]
 
     assert drafter.take([1]) is None
     first.leave()
@@ -76,28 +54,15 @@ async def test_a_prompt_that_fills_the_cache_gets_no_slot_where_it_must_be_read_
     assert drafter.take([1] * 300, whole=True) is None
 
 
-async def test_a_session_that_begins_like_an_earlier_one_starts_where_that_ended(
-    drafter: LlamaDrafter, cache: FakeCache
-) -> None:
-    talk = list(range(40))
-    await run_session(drafter, talk)
-    before = cache.rows
-
-    later = drafter.take([*talk, 1, 2])
-    assert await draft_after(later, [*talk, 1, 2]) == truth([*talk, 1, 2])
-
-    assert cache.rows - before == 2
-
-
 async def test_a_little_in_common_does_not_cost_a_long_conversation_its_slot(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
     talk = list(range(60))
-    await run_session(drafter, talk)
+    await turn(drafter, talk)
 
     await draft_after(drafter.take([0, 1, 99]), [0, 1, 99])
     before = cache.rows
-    await draft_after(drafter.take(talk), talk)
+    await turn(drafter, talk)
 
     assert cache.rows - before == 1
 
@@ -153,8 +118,7 @@ async def test_a_sampler_that_fails_fails_its_step_and_the_next_step_works(
     def broken(logits: Logits, position: int) -> DraftToken:
         raise ZeroDivisionError("no distribution")
 
-    slot = drafter.take([1, 2, 3])
-    assert slot is not None
+    slot = taken(drafter, [1, 2, 3])
 
     with pytest.raises(CannotDraft, match="no distribution"):
         async with asyncio.timeout(5):
@@ -187,3 +151,59 @@ async def test_closing_cancels_waiting_steps_and_frees_the_cache(cache: FakeCach
     with pytest.raises(asyncio.CancelledError):
         await step
     assert cache.closed
+
+
+# --- tokens that are read ahead of the chain
+
+
+async def test_reading_ahead_drafts_what_step_by_step_would_and_no_further(
+    drafter: LlamaDrafter,
+) -> None:
+    slot = drafter.take([1, 2, 3])
+    chance = np.random.default_rng(2)
+    context = [1, 2, 3]
+
+    for _ in range(40):
+        truths: list[int] = []
+        while len(truths) < 6:
+            truths.append(truth([*context, *truths]))
+        right = int(chance.integers(0, 4))
+        wrong = [(token + 1) % V for token in truths[right : right + int(chance.integers(3))]]
+        ahead = [*truths[:right], *wrong]
+
+        tokens = await drafts_after(slot, context, ahead)
+
+        assert tokens == truths[: right + 1]
+        context = [*context, *tokens]
+
+
+async def test_what_was_read_ahead_and_drafted_is_not_read_again(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    slot = drafter.take([1, 2, 3])
+    first = truth([1, 2, 3])
+    second = truth([1, 2, 3, first])
+
+    assert await drafts_after(slot, [1, 2, 3], [first, V - 1, 0]) == [first, second]
+    await draft_after(slot, [1, 2, 3, first, second])
+
+    assert second != V - 1
+    assert [len(segment.tokens) for (segment,) in cache.passes] == [6, 1]
+
+
+async def test_ahead_is_read_as_far_as_there_is_room(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    prompt = [i % V for i in range(CHUNK_TOKENS - 2)]
+    slot = drafter.take(prompt)
+    first = truth(prompt)
+    second = truth([*prompt, first])
+    full = [*prompt * 5][:298]
+
+    in_chunk = await drafts_after(slot, prompt, [first, second, 5, 6])
+    assert in_chunk == [first, second, truth([*prompt, first, second])]
+    assert len(cache.passes[-1][0].tokens) == CHUNK_TOKENS
+
+    assert (await drafts_after(slot, full, [truth(full), 2, 3]))[0] == truth(full)
+    assert cache.held == 300  # its context_tokens
+    assert await drafts_after(slot, [*full, 1, 2], [3]) == [truth([*full, 1, 2])]

@@ -1,10 +1,10 @@
-"""The drafter over llama.cpp's own cache."""
+"""The drafter over llama.cpp's own cache, and over the tokens of real tokenizers."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import repeat
 
 import numpy as np
@@ -12,13 +12,21 @@ import pytest
 
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.draft_model.llama_slot import FIRST_TOKENS, PRIOR_TOKENS_A_S, WHOLE
+from picospec.gateway.schemas.messages import ChatMessage
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.llama_cpp.segments import Segment
 from picospec.models.store import open_store
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.judges import coupled
 from picospec.speculation.judges.separate import edge as separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling.draft_token import DraftToken
+from tests.edge_agent.fake_cache import FakeCache, draft_after, rest_is_read, taken
+from tests.models.chats import TEMPLATES, TOOLS, Json, result, user
+
+pytestmark = pytest.mark.models
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,6 @@ def smollm() -> Iterator[Model]:
     model.close()
 
 
-@pytest.mark.models
 @pytest.mark.parametrize("judge", ["coupled", "separate"])
 async def test_a_real_model_drafts_its_argmax_after_any_detour(
     smollm: Model, judge: str
@@ -44,9 +51,7 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
         sampler = separate.sampler(sampling, repeat(0.5))
 
     async def draft(context: list[int], count: int) -> list[DraftToken]:
-        slot = drafter.take(prompt)
-        assert slot is not None
-        drafts: list[DraftToken] = []
+        slot, drafts = taken(drafter, prompt), list[DraftToken]()
         for _ in range(count):
             drafted = [*context, *(draft.token for draft in drafts)]
             drafts += await slot.step(drafted, lambda _: sampler)
@@ -71,8 +76,7 @@ async def test_a_real_model_reads_ahead_and_drafts_what_it_would_step_by_step(
     expected = plainly(smollm, prompt, 6)
     drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
     sampler = coupled.sampler(Sampling(temperature=0.0), 1, len(prompt))
-    slot = drafter.take(prompt)
-    assert slot is not None
+    slot = taken(drafter, prompt)
 
     right = await slot.step(prompt, lambda _: sampler, ahead=expected[:3])
     wrong = await slot.step(
@@ -83,7 +87,6 @@ async def test_a_real_model_reads_ahead_and_drafts_what_it_would_step_by_step(
     assert [each.token for each in (*right, *wrong)] == expected
 
 
-@pytest.mark.models
 async def test_a_real_model_drafts_from_all_of_a_prompt_once_it_has_read_the_rest(
     smollm: Model,
 ) -> None:
@@ -92,13 +95,11 @@ async def test_a_real_model_drafts_from_all_of_a_prompt_once_it_has_read_the_res
     expected = plainly(smollm, prompt, 3)
     drafter = LlamaDrafter(Context(smollm, 1024, sequences=2))
     sampler = coupled.sampler(Sampling(temperature=0.0), 1, len(prompt))
-    slot, drafts = drafter.take(prompt), list[DraftToken]()
-    assert slot is not None
+    slot, drafts = taken(drafter, prompt), list[DraftToken]()
     assert len(prompt) > FIRST_TOKENS + PRIOR_TOKENS_A_S
 
     await slot.step(prompt, lambda _: sampler)
-    for _ in range(500):
-        await asyncio.sleep(0.1 if slot.slot.rest else 0)
+    await rest_is_read(slot, 50.0)
     assert slot.slot.view == WHOLE
     for _ in expected:
         context = [*prompt, *(draft.token for draft in drafts)]
@@ -117,3 +118,93 @@ def plainly(model: Model, prompt: list[int], count: int) -> list[int]:
         tokens += rows
     context.close()
     return tokens
+
+
+# --- turns of a conversation with tools: only what is new of each is read
+#
+# What a model generated comes back as JSON that the client parsed or kept, and the chat
+# template writes it again. Where that makes other tokens, the KV is reused up to the first.
+
+
+ASKED = user("Weather in Köln?")
+SAME = (
+    '{"city": "Köln", "unit": "°C", "days": 2}',
+    '{"terms": [1, 2.5, -3], "exact": true, "none": null}',
+    '{"deep": {"a": [{"b": "ü \\" \\\\ \\n"}]}, "empty": {}}',
+    "{}",
+)
+OTHER = {
+    '{"city":"Köln"}': '{"city":',
+    '{"city": "K\\u00f6ln"}': '{"city": "K',
+    '{"days": 1e3}': '{"days": 1',
+    '{"city": "a",\n "days": 2}': '{"city": "a",',
+}
+"""JSON that is written again in another way, and how much of it stays the same text."""
+
+
+@pytest.fixture(scope="module", params=["smollm2", "qwen2.5-coder"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    path = open_store(os.environ).find(request.param, "target").path
+    template = (TEMPLATES / "qwen2.5.jinja").read_text("utf-8")
+    return tokenizer_file(path, template).open()
+
+
+@pytest.fixture
+def cache() -> FakeCache:
+    cache = FakeCache(slots=1)
+    cache.limits = replace(cache.limits, vocabulary_size=1 << 20, context_tokens=4096)
+    return cache
+
+
+@pytest.fixture
+def drafter(cache: FakeCache) -> Iterator[LlamaDrafter]:
+    drafter = LlamaDrafter(cache)
+    drafter._reading.tokens_a_s = 1e6  # it reads every prompt whole
+    yield drafter
+    drafter.close()
+
+
+def turns(tokenizer: Tokenizer, arguments: str, before: str = "") -> tuple[list[int], ...]:
+    """Return the first prompt, what the model generated after it, and the second prompt."""
+    function = {"name": "weather", "arguments": arguments}
+    call = {"id": "call00001", "type": "function", "function": function}
+    answer: Json = {"role": "assistant", "content": before or None, "tool_calls": [call]}
+    chat = [ChatMessage(**each).shown() for each in (ASKED, answer, result(1, "12 °C"))]
+    body = f'{{"name": "weather", "arguments": {arguments}}}'
+    text = f"{before}{before and chr(10)}<tool_call>\n{body}\n</tool_call><|im_end|>"
+    return (
+        tokenizer.chat(chat[:1], tools=TOOLS),
+        tokenizer.encode(text, begin=False),
+        tokenizer.chat(chat, tools=TOOLS),
+    )
+
+
+@pytest.mark.parametrize("before", ["", "I look."])
+@pytest.mark.parametrize("arguments", SAME)
+async def test_a_turn_reads_only_what_follows_the_calls_before_it(
+    tokenizer: Tokenizer, drafter: LlamaDrafter, cache: FakeCache, arguments: str, before: str
+) -> None:
+    first, generated, second = turns(tokenizer, arguments, before)
+    held = [*first, *generated]
+    slot = taken(drafter, first)
+    await draft_after(slot, held)
+    slot.leave()
+    rows = cache.rows
+
+    await draft_after(drafter.take(second), second)
+
+    assert cache.rows - rows == len(second) - len(held)
+
+
+@pytest.mark.parametrize(("arguments", "same"), OTHER.items())
+def test_json_that_is_written_in_another_way_is_reused_up_to_there(
+    tokenizer: Tokenizer, arguments: str, same: str
+) -> None:
+    first, generated, second = turns(tokenizer, arguments)
+
+    reused = common_prefix([*first, *generated], second) - len(first)
+
+    text = b"".join(map(tokenizer.piece, generated[:reused])).decode("utf-8", "ignore")
+    assert f'<tool_call>\n{{"name": "weather", "arguments": {same}'.startswith(text)
+    assert text.endswith('"arguments": ') or '"arguments": {' in text
+    assert 0 < reused < len(generated)

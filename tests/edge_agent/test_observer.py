@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from random import Random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,19 +65,16 @@ class Recorder(AnswerObserver):
             self.proposed[position, each.token].add(each.origin)
 
 
-CASES = {
-    "number": st.integers(0, 2**32),
-    "right": st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0]),
-    "disorder": st.integers(0, 300),
-    "judge": st.sampled_from(["coupled", "separate"]),
-    "fill": st.sampled_from(["always", "auto", "never"]),
-    "looks_up": st.booleans(),
-    "replaced": st.booleans(),
-    "predicts": st.booleans(),
-}
-
-
-@given(**CASES)
+@given(
+    number=st.integers(0, 2**32),
+    right=st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0]),
+    disorder=st.integers(0, 300),
+    judge=st.sampled_from(["coupled", "separate"]),
+    fill=st.sampled_from(["always", "auto", "never"]),
+    looks_up=st.booleans(),
+    replaced=st.booleans(),
+    predicts=st.booleans(),
+)
 @settings(max_examples=300)
 def test_each_committed_token_has_one_origin_and_accepted_ones_that_of_their_draft_token(
     number: int,
@@ -122,10 +118,8 @@ def test_what_the_harness_drafts_has_every_origin() -> None:
     seen = Counter[Origin]()
     for number in range(12):
         request = opening(max_tokens=40, seed=number, stop_tokens=(), own_drafts=True)
-        joined = Joined(
-            request, model(number), model(number + 3), Random(number), 0.9,
-            looks_up=True,
-        )  # fmt: skip
+        models = model(number), model(number + 3)
+        joined = Joined(request, *models, Random(number), 0.9, looks_up=True)
         recorder = Recorder(joined.edge.machine)
         joined.run(50)
         seen.update(recorder.told)
@@ -249,18 +243,15 @@ def test_a_look_tells_of_a_chain_and_of_a_link_only_when_they_have_changed() -> 
     assert link.bytes_up > 0
     assert again == ()
     assert [type(event) for event in later] == [Chain, LinkUse]
-    assert [type(e) for e in edge.observer.look(edge.now + 20)] == [
-        LinkUse
-    ]  # so that it is not silent
+    (beat,) = edge.observer.look(edge.now + 20)  # so that it is not silent
+    assert isinstance(beat, LinkUse)
 
 
-@pytest.mark.parametrize("tokens", [1, 300])
-def test_the_text_of_a_chain_is_bounded(tokens: int) -> None:
+def test_the_text_of_a_chain_is_bounded() -> None:
     edge = Edge()
-    edge.machine.session.chain += [DraftToken(1, 1.0)] * tokens
+    edge.machine.session.chain += [DraftToken(1, 1.0)] * 300
 
     (chain, _) = edge.observer.look(edge.now)
 
     assert isinstance(chain, Chain)
-    assert chain.tokens == tokens
-    assert len(chain.ids) == min(tokens, 256)
+    assert (chain.tokens, len(chain.ids)) == (300, 256)

@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.errors import first_error
+from picospec.gateway.beside import beside
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.protocol.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
-from tests.edge_agent.fleet import TEXT, Answer, running, seen, using
+from tests.edge_agent.fleet import TEXT, Answer, ask, running, seen, using
 from tests.edge_agent.processes import Process
-from tests.edge_agent.proxies import is_here, proxying
+from tests.edge_agent.proxies import PROXIES, proxying
 
 SESSIONS = 12
 LONG = 400
@@ -32,15 +31,7 @@ NOTICED_S = 2.5
 GAP_S = 2.0
 """A bound of the time without text after a kill; on a quiet host it is 0.35 s."""
 
-pytestmark = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=pytest.mark.skipif(not is_here(name), reason=f"no {name} here")
-        )
-        for name in ("haproxy", "nginx")
-    ],
-)
+pytestmark = pytest.mark.parametrize("name", PROXIES)
 
 
 async def session(verifiers: Verifiers, model: str = "cut", tokens: int = 40) -> list[int]:
@@ -52,17 +43,15 @@ async def session(verifiers: Verifiers, model: str = "cut", tokens: int = 40) ->
             Open(model, "fake", (1, 2, 3), Sampling(), 5, tokens, (7,), committed=known)
         )
         try:
-            async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-                posting = tasks.create_task(link.post())
+            async with asyncio.timeout(60), beside(link.post()):
                 async for message in link.events():
                     if isinstance(message, Commit):
                         text[message.start :] = message.tokens
                         at = message.start + len(message.tokens)
                         link.send(Draft(0, at, at - len(known), (target_at(at),)))
-                posting.cancel()
             return text
-        except* LinkDown as errors:
-            await sessions.again(first_error(errors))  # type: ignore[arg-type]
+        except LinkDown as error:
+            await sessions.again(error)
 
 
 def without_header(configuration: str) -> str:
@@ -110,10 +99,8 @@ async def test_all_requests_of_a_session_reach_the_same_verifier(
 async def test_without_the_header_requests_go_astray(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
-    async with together(name, metrics, tmp_path, change=without_header) as (
-        processes,
-        verifiers,
-    ):
+    changed = together(name, metrics, tmp_path, change=without_header)
+    async with changed as (processes, verifiers):
         each = (session(verifiers) for _ in range(SESSIONS))
         await asyncio.gather(*each, return_exceptions=True)
         counts = await counted(processes)
@@ -125,7 +112,7 @@ async def test_a_killed_verifier_costs_no_answer(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
     async with together(name, metrics, tmp_path) as (processes, verifiers):
-        answers = [Answer(verifiers, metrics) for _ in range(SESSIONS)]
+        answers = [Answer(verifiers) for _ in range(SESSIONS)]
 
         async def kill() -> None:
             assert all(count["opened"] for count in await counted(processes))
@@ -145,7 +132,7 @@ async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_othe
         before = [asyncio.create_task(session(verifiers, "", LONG)) for _ in range(SESSIONS)]
         while sum(count["posts"] for count in await counted(processes)) < 2 * SESSIONS:  # noqa: ASYNC110 - processes
             await asyncio.sleep(0.05)
-        await Connection(processes[0].url, key=None, ca_certificate=None).ask("POST", "/drain")
+        await ask(processes[0].url, "/drain")
         (had, _) = [count["opened"] for count in await counted(processes)]
         await asyncio.sleep(NOTICED_S)
         after = await asyncio.gather(*(session(verifiers, "", 40) for _ in range(SESSIONS)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,11 +15,13 @@ from structlog.testing import capture_logs
 
 from picospec.edge_agent.relay import upload
 from picospec.edge_agent.relay.looking import look
+from picospec.gateway.beside import beside
 from picospec.gateway.drain import Drain
 from picospec.verifier.app import build as build_verifier
 from picospec.verifier.settings import load as load_verifier
 from tests.edge_agent.relaying import (
     EMBEDDED,
+    JSON,
     MODEL,
     NOWHERE,
     Answering,
@@ -44,10 +45,10 @@ PIECES = 1600
 PIECE = bytes(1 << 16)
 
 
-async def test_an_answer_comes_back_and_says_who_gave_it(tmp_path: Path) -> None:
+async def test_an_answer_comes_back_and_says_who_gave_it() -> None:
     upstream = Upstream()
 
-    async with relaying(upstream, tmp_path) as client:
+    async with relaying(upstream) as client:
         with capture_logs() as logs:
             answer = await client.post(f"{EMBEDDINGS}?dimensions=3", json={"input": "Hi"})
 
@@ -57,26 +58,17 @@ async def test_an_answer_comes_back_and_says_who_gave_it(tmp_path: Path) -> None
     assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
     (line,) = [line for line in logs if line["event"] == "request"]
     assert (line["relayed"], line["prompt_tokens"], line["status"]) == ("upstream", 7, 200)
-    assert (upstream.asked[0]["path"], upstream.asked[0]["query_string"]) == (
-        EMBEDDINGS,
-        b"dimensions=3",
-    )
+    (asked,) = upstream.asked
+    assert (asked["path"], asked["query_string"]) == (EMBEDDINGS, b"dimensions=3")
 
 
-async def test_the_upstream_gets_its_own_key_and_none_of_the_clients_headers(
-    tmp_path: Path,
-) -> None:
-    upstream, environ = (
-        Upstream(),
-        {
-            "PICOSPEC_API_KEYS": "clients",
-            "PICOSPEC_VERIFIER_KEY": "edges",
-            "PICOSPEC_RELAY_KEY": "upstreams",
-        },
-    )
+async def test_the_upstream_gets_its_own_key_and_none_of_the_clients_headers() -> None:
+    names = ("PICOSPEC_API_KEYS", "PICOSPEC_VERIFIER_KEY", "PICOSPEC_RELAY_KEY")
+    environ = dict(zip(names, ("clients", "edges", "upstreams"), strict=True))
+    upstream = Upstream()
     headers = {"authorization": "Bearer clients", "cookie": "a=b", "x-own": "c"}
 
-    async with relaying(upstream, tmp_path, environ=environ) as client:
+    async with relaying(upstream, environ=environ) as client:
         stranger = await client.post(EMBEDDINGS, json={})
         known = await client.post(EMBEDDINGS, json={}, headers=headers)
 
@@ -86,9 +78,7 @@ async def test_the_upstream_gets_its_own_key_and_none_of_the_clients_headers(
     assert not got.keys() & {b"cookie", b"x-own", b"x-api-key"}
 
 
-async def test_a_large_body_and_a_large_answer_go_through_piece_by_piece(
-    tmp_path: Path,
-) -> None:
+async def test_a_large_body_and_a_large_answer_go_through_piece_by_piece() -> None:
     async def body(pieces: int) -> AsyncIterator[bytes]:
         for _ in range(pieces):
             yield PIECE
@@ -101,22 +91,19 @@ async def test_a_large_body_and_a_large_answer_go_through_piece_by_piece(
             most = max(most, resident_bytes() - before)
             await asyncio.sleep(0.005)
 
-    async with relaying(upstream, tmp_path) as client:
+    async with relaying(upstream) as client:
         await client.post(RECORDING, content=body(16), headers=RAW)
-        watching = asyncio.create_task(watch(resident_bytes()))
-        up = await client.post(RECORDING, content=body(PIECES), headers=RAW)
-        upstream.answer = streaming("audio/mpeg", body(PIECES))
-        came = 0
-        async with client.stream("POST", "/v1/audio/speech", json={}) as down:
-            async for piece in down.aiter_bytes():
-                came += len(piece)
-        watching.cancel()
+        async with beside(watch(resident_bytes())):
+            up = await client.post(RECORDING, content=body(PIECES), headers=RAW)
+            upstream.answer = streaming("audio/mpeg", body(PIECES))
+            async with client.stream("POST", "/v1/audio/speech", json={}) as down:
+                came = sum([len(piece) async for piece in down.aiter_bytes()])
 
     assert up.json()["got"] == came == PIECES * len(PIECE)
     assert most < 32 << 20
 
 
-async def test_events_come_when_they_are_made(tmp_path: Path) -> None:
+async def test_events_come_when_they_are_made() -> None:
     seen = asyncio.Event()
 
     async def events() -> AsyncIterator[bytes]:
@@ -125,7 +112,7 @@ async def test_events_come_when_they_are_made(tmp_path: Path) -> None:
         yield b"data: 2\n\n"
 
     async with (
-        relaying(Upstream(streaming("text/event-stream", events())), tmp_path) as client,
+        relaying(Upstream(streaming("text/event-stream", events()))) as client,
         client.stream("POST", "/v1/audio/speech", json={}) as answer,
     ):
         pieces = answer.aiter_bytes()
@@ -136,7 +123,7 @@ async def test_events_come_when_they_are_made(tmp_path: Path) -> None:
     assert (first, rest) == (b"data: 1\n\n", b"data: 2\n\n")
 
 
-async def test_a_client_that_leaves_ends_the_request_to_the_upstream(tmp_path: Path) -> None:
+async def test_a_client_that_leaves_ends_the_request_to_the_upstream() -> None:
     async def endless() -> AsyncIterator[bytes]:
         try:
             while True:
@@ -150,7 +137,7 @@ async def test_a_client_that_leaves_ends_the_request_to_the_upstream(tmp_path: P
         await asyncio.Event().wait()
 
     upstream = Upstream(streaming("audio/mpeg", endless()))
-    async with asyncio.timeout(20), relaying(upstream, tmp_path) as client:
+    async with asyncio.timeout(20), relaying(upstream) as client:
         async with client.stream("POST", "/v1/audio/speech", json={}) as answer:
             await anext(answer.aiter_bytes())
         await upstream.left.wait()
@@ -165,13 +152,13 @@ async def test_a_client_that_leaves_ends_the_request_to_the_upstream(tmp_path: P
         await upstream.left.wait()
 
 
-async def test_an_answer_that_is_cut_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
+async def test_an_answer_that_is_cut_is_never_taken_for_a_whole_one() -> None:
     async def cut() -> AsyncIterator[bytes]:
         yield b'{"data": ['
         raise ConnectionError
 
     upstream = Upstream()
-    async with relaying(upstream, tmp_path) as client:
+    async with relaying(upstream) as client:
         upstream.answer = streaming("application/json", cut())
         with pytest.raises(httpx.RemoteProtocolError):
             await client.post(EMBEDDINGS, json={})
@@ -182,13 +169,13 @@ async def test_an_answer_that_is_cut_is_never_taken_for_a_whole_one(tmp_path: Pa
     assert '"code":"upstream_unavailable"' in events.text.splitlines()[-2]
 
 
-async def test_keys_limits_and_a_drain_hold(tmp_path: Path) -> None:
+async def test_keys_limits_and_a_drain_hold() -> None:
     drain, limits = Drain(), {"requests_a_minute": 1, "tokens_a_minute": 1000}
-    async with relaying(Upstream(), tmp_path, drain, key_limits=limits) as client:
+    async with relaying(Upstream(), drain=drain, key_limits=limits) as client:
         first = await client.post(EMBEDDINGS, json={})
         second = await client.post(EMBEDDINGS, json={})
         tokens = (await client.get("/metrics")).text
-    async with relaying(Upstream(), tmp_path, drain) as client:
+    async with relaying(Upstream(), drain=drain) as client:
         drain.begin(60)
         drained = await client.post(EMBEDDINGS, json={})
 
@@ -197,13 +184,11 @@ async def test_keys_limits_and_a_drain_hold(tmp_path: Path) -> None:
     assert drained.json()["error"]["code"] == "draining"
 
 
-async def test_its_body_has_a_limit_of_its_own(tmp_path: Path) -> None:
+async def test_its_body_has_a_limit_of_its_own() -> None:
     limits: Any = {"body_limit_bytes": 1024, "relay": {"body_limit_bytes": 4096}}
-    async with relaying(Upstream(), tmp_path, **limits) as client:
-        found = [
-            (await client.post(path, content=bytes(size), headers=RAW))
-            for path, size in [(EMBEDDINGS, 4096), (EMBEDDINGS, 4097), ("/tokenize", 1025)]
-        ]
+    async with relaying(Upstream(), **limits) as client:
+        sizes = [(EMBEDDINGS, 4096), (EMBEDDINGS, 4097), ("/tokenize", 1025)]
+        found = [await client.post(p, content=bytes(n), headers=RAW) for p, n in sizes]
 
         async def unannounced() -> AsyncIterator[bytes]:
             yield bytes(5000)
@@ -214,7 +199,7 @@ async def test_its_body_has_a_limit_of_its_own(tmp_path: Path) -> None:
 
 
 async def test_an_upstream_that_does_not_take_a_body_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("picospec.edge_agent.relay.answer.HEAD_S", 0.3)
     monkeypatch.setattr(upload, "HEAD_S", 0.3)
@@ -224,7 +209,7 @@ async def test_an_upstream_that_does_not_take_a_body_is_given_up(
             pass
         return Response()
 
-    async with relaying(Upstream(never), tmp_path) as client:
+    async with relaying(Upstream(never)) as client:
         answer = await client.post(EMBEDDINGS, json={})
 
     error = answer.json()["error"]
@@ -233,13 +218,12 @@ async def test_an_upstream_that_does_not_take_a_body_is_given_up(
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/completions", "/api/chat"])
-async def test_a_model_of_the_upstream_is_asked_there(tmp_path: Path, path: str) -> None:
+async def test_a_model_of_the_upstream_is_asked_there(path: str) -> None:
     upstream = Upstream()
-    async with relaying(upstream, tmp_path, relay={"models": [MODEL]}) as client:
+    async with relaying(upstream, relay={"models": [MODEL]}) as client:
         answer = await client.post(path, json=CHAT)
         twice = b'{"model":"costly","model":"%b","messages":[]}' % MODEL.encode()
-        headers = {"content-type": "application/json"}
-        again = await client.post(path, content=twice, headers=headers)
+        again = await client.post(path, content=twice, headers={"content-type": JSON})
         other = await client.post(path, json={**CHAT, "prompt": "Hi", "model": "another"})
 
     assert answer.headers["x-picospec-relayed"] == "upstream"
@@ -249,15 +233,13 @@ async def test_a_model_of_the_upstream_is_asked_there(tmp_path: Path, path: str)
     assert "x-picospec-relayed" not in other.headers
 
 
-async def test_media_go_to_the_verifier_and_so_does_all_without_an_upstream(
-    tmp_path: Path,
-) -> None:
+async def test_media_go_to_the_verifier_and_so_does_all_without_an_upstream() -> None:
     verifier = build_verifier(load_verifier(None, {}, {}), lambda _: FakeTarget())
     upstream = Upstream()
     async with (
         serving(verifier) as url,
-        relaying(upstream, tmp_path, verifier=url, relay={"models": [MODEL]}) as client,
-        relaying(upstream, tmp_path, verifier=url, relay={"url": None}) as alone,
+        relaying(upstream, verifier=url, relay={"models": [MODEL]}) as client,
+        relaying(upstream, verifier=url, relay={"url": None}) as alone,
     ):
         seen = await client.post("/v1/chat/completions", json=SEEING)
         named = await client.post("/v1/chat/completions", json={**SEEING, "model": "other"})
@@ -288,9 +270,9 @@ async def test_media_go_to_the_verifier_and_so_does_all_without_an_upstream(
     ],
 )
 async def test_an_error_of_the_upstream_is_told_as_one_of_ours(
-    tmp_path: Path, said: Answering, status: int, code: str
+    said: Answering, status: int, code: str
 ) -> None:
-    async with relaying(Upstream(said), tmp_path) as client:
+    async with relaying(Upstream(said)) as client:
         answer = await client.post(EMBEDDINGS, json={})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)

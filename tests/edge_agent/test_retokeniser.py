@@ -1,4 +1,5 @@
-"""What is certain of text that still grows, for the tokenizers of real models."""
+"""Text that still grows, for real tokenizers: what is certain of it, and what a draft model of
+another vocabulary has of it while the target writes it."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from picospec.edge_agent.draft_model.foreign.draft_text import REREAD_TOKENS, DraftText
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from tests.edge_agent.foreign import TEXTS, Name, model, translation
 from tests.edge_agent.words import WordEncoder
@@ -77,14 +79,6 @@ def test_a_token_is_stable_once_nothing_can_merge_with_it(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_character_that_is_not_complete_waits(name: Name) -> None:
-    retokenise, text = retokeniser(name), "ab, 🙂".encode()
-
-    for missing in (1, 2, 3):
-        assert retokenise.bytes_of(retokenise.stable(text[:-missing])) in (b"ab", b"ab,")
-
-
-@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=200, deadline=None)
 @given(text=st.binary(max_size=12))
 def test_bytes_that_are_no_text_are_spelt_as_far_as_there_are_pieces(
@@ -114,10 +108,10 @@ def test_a_tokenizer_that_begins_with_a_space_is_given_something_before_the_text
 def test_what_text_can_begin_with_is_a_longer_token_or_what_the_tokenizer_takes() -> None:
     retokenise = retokeniser("smollm2")
 
-    pieces = {retokenise.vocabulary.pieces[token] for token in retokenise.compatible(b" It")}
-    newlines = {
-        retokenise.vocabulary.pieces[token] for token in retokenise.compatible(b"\n\n\n")
-    }
+    def beginnings(text: bytes) -> set[bytes]:
+        return {retokenise.vocabulary.pieces[token] for token in retokenise.compatible(text)}
+
+    pieces, newlines = beginnings(b" It"), beginnings(b"\n\n\n")
 
     assert {b" It", b" Its", b" Italy"} <= pieces
     assert b" I" not in pieces  # it is no beginning of the word
@@ -130,3 +124,101 @@ def test_special_tokens_have_no_part_in_it() -> None:
 
     assert retokenise.longest_prefix(b"<end>") is None
     assert list(retokenise.compatible(b"a")) == [0, 2]
+
+
+# --- what a draft model has of a text
+
+
+def draft_models() -> Retokeniser:
+    return translation("qwen", "smollm2").draft
+
+
+def goes_on(_: bytes) -> bool:
+    return True
+
+
+def cut(_: bytes) -> bool:
+    return False
+
+
+@pytest.fixture
+def text() -> DraftText:
+    """ "One two" in two tokens that the draft model drew."""
+    found = DraftText(draft_models())
+    for token, confidence in zip(draft_models().tokenise(b"One two"), (0.5, 0.25), strict=True):
+        found.append(token, confidence)
+    return found
+
+
+def test_what_the_target_confirms_stays_as_the_draft_model_wrote_it(text: DraftText) -> None:
+    before = list(text.tokens)
+
+    assert text.follow(b"One", goes_on) == b""
+    assert text.follow(b"One two", goes_on) == b""
+    assert text.tokens == before
+
+
+def test_what_the_draft_model_writes_behind_a_token_that_is_complete_is_dropped(
+    text: DraftText,
+) -> None:
+    owed = text.follow(b"One", cut)
+
+    assert text.spelt + owed == b"One"
+
+
+def test_other_text_is_tokenised_again_from_a_few_tokens_before_it() -> None:
+    words = [b"a", b" b", b" c", b" d", b" e", b" f", b" g", b" h"]
+    text = DraftText(draft_models())
+    for word in words:
+        text.append(draft_models().tokenise(word)[0], 0.5)
+    kept = len(words) - 2 - REREAD_TOKENS
+
+    owed = text.follow(b"a b c d e f x y", goes_on)
+
+    assert text.spelt + owed == b"a b c d e f x y"
+    assert text.confidences(0, [len(b"a b"), len(text.spelt)]) == [0.5**kept, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("written", "owed"),
+    [
+        (b"f(x):\n", b"\n"),  # the indentation that may follow is one token with it
+        (b"x =", b" ="),
+        (b"    ", b"    "),
+    ],
+)
+def test_the_draft_model_chooses_its_last_tokens_itself(written: bytes, owed: bytes) -> None:
+    text = DraftText(draft_models())
+
+    assert text.follow(written, goes_on) == owed
+    assert text.spelt + owed == written
+
+
+def test_what_it_chose_is_kept_until_the_text_changes() -> None:
+    text = DraftText(draft_models())
+    text.follow(b"x\n\n\n", goes_on)
+    text.append(draft_models().tokenise(b"\n\n")[0], 1.0)
+
+    assert text.follow(b"x\n\n\n", goes_on) == b"\n"
+    assert text.spelt == b"x\n\n"
+
+
+def test_a_stretch_is_as_sure_as_the_tokens_that_begin_in_it(text: DraftText) -> None:
+    assert text.confidences(0, [3, 7]) == [0.5, 0.25]
+    assert text.confidences(0, [7]) == [0.125]
+    assert text.confidences(0, [1, 3, 4, 7]) == [0.5, 1.0, 0.25, 1.0]
+    assert text.confidences(3, [7]) == [0.25]
+
+
+def test_text_that_the_draft_model_cannot_spell_is_passed_over() -> None:
+    retokenise = draft_models()
+    unknown = next(
+        char
+        for char in map(chr, range(0x20000, 0x110000, 0x1000))
+        if retokenise.bytes_of(retokenise.tokenise(char.encode())) != char.encode()
+    )
+    text, written = DraftText(retokenise), f"one {unknown} two".encode()
+
+    assert text.follow(written, goes_on) == b""
+    assert text.spelt == written
+    assert text.follow(written + b" three", goes_on) != b""

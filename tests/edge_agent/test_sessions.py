@@ -23,13 +23,18 @@ from picospec.gateway.errors import (
 from picospec.models.grammars.checker import ANSWER_TIMEOUT_S
 from picospec.models.grammars.constraint import NAME
 from picospec.speculation.protocol.messages import Sampling
-from tests.edge_agent.virtual import PASS_S, RTT_S, TEXT, TOKENS, FakeVerifier, World, run
+from tests.edge_agent.virtual import PASS_S, PLAIN, RTT_S, TEXT, FakeVerifier, World, run
 
-Befall = Callable[[FakeVerifier], Awaitable[None]]
+Befall = Callable[[FakeVerifier], Awaitable[None] | None]
 
 
-async def cut(verifier: FakeVerifier) -> None:
-    verifier.cut()
+async def befall(fault: Befall, verifier: FakeVerifier) -> None:
+    if (going_on := fault(verifier)) is not None:
+        await going_on
+
+
+def silence(verifier: FakeVerifier) -> None:
+    verifier.silent = True
 
 
 async def fall_silent(verifier: FakeVerifier) -> None:
@@ -51,7 +56,8 @@ async def drain(verifier: FakeVerifier) -> None:
     verifier.run += 1
 
 
-LINK, PROCESS = (cut, fall_silent), (restart, drain)
+LINK: tuple[Befall, ...] = (FakeVerifier.cut, fall_silent)
+PROCESS: tuple[Befall, ...] = (restart, drain)
 
 
 async def befallen(world: World, seed: int, faults: tuple[Befall, ...], number: int) -> None:
@@ -61,7 +67,7 @@ async def befallen(world: World, seed: int, faults: tuple[Befall, ...], number: 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(number):
             await asyncio.sleep(chance.uniform(0.0, 20.0 / number))
-            tasks.create_task(chance.choice(faults)(chance.choice(world.verifiers)))
+            tasks.create_task(befall(chance.choice(faults), chance.choice(world.verifiers)))
 
 
 async def answered(world: World, seed: int, faults: tuple[Befall, ...], number: int) -> object:
@@ -83,8 +89,7 @@ async def answered(world: World, seed: int, faults: tuple[Befall, ...], number: 
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 12))
 @settings(max_examples=100, deadline=None)
 def test_what_befalls_links_costs_time_alone(seed: int, count: int, number: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        assert run(answered(World(count), seed, LINK, number), patch) == TEXT
+    assert run(answered(World(count), seed, LINK, number)) == TEXT
 
 
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 8))
@@ -92,45 +97,40 @@ def test_what_befalls_links_costs_time_alone(seed: int, count: int, number: int)
 def test_what_befalls_processes_costs_time_or_one_error(
     seed: int, count: int, number: int
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        found = run(answered(World(count), seed, (*LINK, *PROCESS), number), patch)
+    found = run(answered(World(count), seed, (*LINK, *PROCESS), number))
 
     assert found == TEXT or "3 verifiers were lost at one token" in str(found)
 
 
 def seen(
-    monkeypatch: pytest.MonkeyPatch,
     world: World,
-    befalls: Callable[[World], Awaitable[object]] | None = None,
-    tokens: int = TOKENS,
+    befalls: Befall | None = None,
+    *,
+    after: int = 20,
+    sampling: Sampling = PLAIN,
 ) -> list[int]:
-    """Return an answer that something befalls after twenty tokens."""
+    """Return an answer. befalls: what befalls the first verifier after so many tokens."""
     text: list[int] = []
 
     async def main() -> None:
         async with asyncio.TaskGroup() as tasks:
-            answering = tasks.create_task(world.answer(text, tokens))
+            answering = tasks.create_task(world.answer(text, sampling))
             if befalls is not None:
-                while len(text) < 20 and not answering.done():  # noqa: ASYNC110 - virtual
+                while len(text) < after and not answering.done():  # noqa: ASYNC110 - virtual
                     await asyncio.sleep(PASS_S)
-                await befalls(world)
+                await befall(befalls, world.verifiers[0])
 
     try:
-        run(main(), monkeypatch)
+        run(main())
     except* ApiError as errors:
         raise errors.exceptions[0] from None
     return text
 
 
-def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was() -> None:
     world = World(2)
 
-    async def one_cut(_: World) -> None:
-        world.verifiers[0].cut()
-
-    assert seen(monkeypatch, world, one_cut) == TEXT
+    assert seen(world, FakeVerifier.cut) == TEXT
     assert [verifier.opened for verifier in world.verifiers] == [2, 0]
     assert world.gap_s < 2 * RTT_S + PASS_S
     assert len(world.verifiers[0].names) == 1
@@ -138,53 +138,36 @@ def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was(
     assert world.metrics.reopens._value.get() == 0
 
 
-def test_where_a_process_is_gone_another_verifier_goes_on_and_the_first_is_asked_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_a_process_is_gone_another_verifier_goes_on_and_the_first_is_asked_once() -> None:
     world = World(2)
 
-    async def kill(_: World) -> None:
-        world.verifiers[0].kill()
-
-    assert seen(monkeypatch, world, kill) == TEXT
+    assert seen(world, FakeVerifier.kill) == TEXT
     assert [verifier.asked for verifier in world.verifiers] == [2, 1]
     assert world.gap_s < JITTER_S + 3 * RTT_S + PASS_S
 
 
-def test_a_new_answer_over_a_connection_that_died_while_it_was_idle_begins_on_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_new_answer_over_a_connection_that_died_while_it_was_idle_begins_on_another() -> None:
     world = World(1)
     world.verifiers[0].silent = True
 
-    async def main() -> list[int]:
-        text: list[int] = []
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(world.answer(text))
-            await asyncio.sleep(RESPONSE_TIMEOUT_S - 1.0)
-            world.verifiers[0].silent = False
-        return text
+    async def awake(verifier: FakeVerifier) -> None:
+        await asyncio.sleep(RESPONSE_TIMEOUT_S - 1.0)
+        verifier.silent = False
 
-    assert run(main(), monkeypatch) == TEXT
+    assert seen(world, awake, after=0) == TEXT
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_verifier_that_tries_a_grammar_for_long_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    world, text = World(count), list[int]()
+def test_a_verifier_that_tries_a_grammar_for_long_is_waited_for(count: int) -> None:
+    world = World(count)
     for verifier in world.verifiers:
         verifier.trial_s = ANSWER_TIMEOUT_S
 
-    run(world.answer(text, sampling=Sampling(extras={NAME: b"{}"})), monkeypatch)
-
-    assert text == TEXT
+    assert seen(world, sampling=Sampling(extras={NAME: b"{}"})) == TEXT
     assert [verifier.asked for verifier in world.verifiers] == [1, 0][:count]
 
 
-def test_a_lost_answer_waits_no_longer_for_a_grammar_than_for_a_verifier(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_lost_answer_waits_no_longer_for_a_grammar_than_for_a_verifier() -> None:
     world = World(2, deadline_s=5.0)
 
     async def main() -> None:
@@ -198,126 +181,90 @@ def test_a_lost_answer_waits_no_longer_for_a_grammar_than_for_a_verifier(
         world.verifiers[1].trial_s = ANSWER_TIMEOUT_S
         world.verifiers[0].kill()
 
-    run(main(), monkeypatch)
+    run(main())
 
     assert world.gap_s == pytest.approx(world.deadline_s, abs=JITTER_S + PASS_S)
 
 
-def test_verifiers_that_hand_an_answer_over_have_not_lost_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_verifiers_that_hand_an_answer_over_have_not_lost_it() -> None:
     world = World(5)
     for verifier in world.verifiers[:4]:
         verifier.hands_over = True
 
-    assert seen(monkeypatch, world) == TEXT
+    assert seen(world) == TEXT
 
 
-def test_a_verifier_that_only_ever_hands_over_is_left_in_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_verifier_that_only_ever_hands_over_is_left_in_time() -> None:
     world = World(1)
     world.verifiers[0].hands_over = True
 
     with pytest.raises(Unavailable, match="3 verifiers"):
-        seen(monkeypatch, world)
+        seen(world)
 
 
-def test_where_a_link_is_silent_another_verifier_goes_on_within_a_second_and_a_half(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_a_link_is_silent_another_verifier_goes_on_within_a_second_and_a_half() -> None:
     world = World(2)
 
-    async def silence(_: World) -> None:
-        world.verifiers[0].silent = True
-
-    assert seen(monkeypatch, world, silence) == TEXT
+    assert seen(world, silence) == TEXT
     assert world.verifiers[1].opened == 1
     assert world.gap_s < 1.5
     assert world.metrics.reopens._value.get() == 1
 
 
-def test_a_silent_link_that_is_the_only_one_is_opened_anew_and_frees_what_it_held(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_silent_link_that_is_the_only_one_is_opened_anew_and_frees_what_it_held() -> None:
     world = World(1)
 
-    async def silence(_: World) -> None:
-        await fall_silent(world.verifiers[0])
-
-    assert seen(monkeypatch, world, silence) == TEXT
+    assert seen(world, fall_silent) == TEXT
     assert world.metrics.reopens._value.get() == 0
 
 
-def test_a_prompt_that_takes_longer_to_read_than_the_link_holds_is_read_all_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_prompt_that_takes_longer_to_read_than_the_link_holds_is_read_all_the_same() -> None:
     world = World(1)
     world.verifiers[0].first_token_s = 120.0
 
-    async def cuts(_: World) -> None:
+    async def cuts(verifier: FakeVerifier) -> None:
         for _ in range(10):
             await asyncio.sleep(10.0)
-            world.verifiers[0].cut()
-            world.verifiers[0].first_token_s -= 10.0  # the prefix cache keeps what was read
+            verifier.cut()
+            verifier.first_token_s -= 10.0  # the prefix cache keeps what was read
 
-    async def main() -> list[int]:
-        text: list[int] = []
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(cuts(world))
-            await world.answer(text)
-        return text
-
-    assert run(main(), monkeypatch) == TEXT
+    assert seen(world, cuts, after=0) == TEXT
     assert world.verifiers[0].opened == 11
 
 
-def test_a_verifier_that_takes_sessions_and_never_says_a_token_is_left_in_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_verifier_that_takes_sessions_and_never_says_a_token_is_left_in_time() -> None:
     world = World(1)
     world.verifiers[0].first_token_s = 1e6
 
-    async def cuts(_: World) -> None:
+    async def cuts(verifier: FakeVerifier) -> None:
         while True:
             await asyncio.sleep(10.0)
-            world.verifiers[0].cut()
-
-    async def main() -> None:
-        cutting = asyncio.create_task(cuts(world))
-        try:
-            await world.answer([])
-        finally:
-            cutting.cancel()
+            verifier.cut()
 
     with pytest.raises(Unavailable, match="no token for 6"):
-        run(main(), monkeypatch)
+        seen(world, cuts, after=0)
 
 
-def test_an_answer_that_breaks_verifiers_does_not_break_all(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_answer_that_breaks_verifiers_does_not_break_all() -> None:
     world = World(4)
     for verifier in world.verifiers:
         verifier.poisoned = True
 
     with pytest.raises(Unavailable, match="3 verifiers"):
-        seen(monkeypatch, world)
+        seen(world)
 
     assert sum(verifier.up for verifier in world.verifiers) == 1
 
 
-def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline() -> None:
     world = World(2, deadline_s=7.0)
 
-    async def kill(_: World) -> None:
+    def kill_all(_: FakeVerifier) -> None:
         for verifier in world.verifiers:
             verifier.kill()
 
     with pytest.raises(Unavailable, match="refused"):
-        seen(monkeypatch, world, kill)
+        seen(world, kill_all)
 
     assert 6.9 < world.gap_s < 8.0
 
@@ -333,62 +280,53 @@ def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline(
     ],
     ids=str,
 )
-def test_a_new_answer_begins_where_it_is_taken(
-    monkeypatch: pytest.MonkeyPatch, refusal: ApiError
-) -> None:
+def test_a_new_answer_begins_where_it_is_taken(refusal: ApiError) -> None:
     world = World(2)
     world.verifiers[0].refusal = refusal
 
-    assert seen(monkeypatch, world) == TEXT
+    assert seen(world) == TEXT
     assert world.verifiers[1].opened == 1
 
 
 @pytest.mark.parametrize("refusal", [Overloaded("full"), Draining("draining")], ids=str)
-def test_a_new_answer_that_nobody_takes_is_an_error_at_once(
-    monkeypatch: pytest.MonkeyPatch, refusal: ApiError
-) -> None:
+def test_a_new_answer_that_nobody_takes_is_an_error_at_once(refusal: ApiError) -> None:
     world = World(2)
     for verifier in world.verifiers:
         verifier.refusal = refusal
 
     with pytest.raises(type(refusal)):
-        seen(monkeypatch, world)
+        seen(world)
 
     assert world.gap_s < 4 * RTT_S
 
 
-def test_a_request_that_no_verifier_can_take_is_asked_of_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_request_that_no_verifier_can_take_is_asked_of_one() -> None:
     world = World(2)
     world.verifiers[0].refusal = InvalidRequest("no")
 
     with pytest.raises(InvalidRequest):
-        seen(monkeypatch, world)
+        seen(world)
 
     assert world.verifiers[1].opened == 0
 
 
-def test_a_verifier_that_was_restarted_just_now_takes_what_a_draining_one_does_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_verifier_that_was_restarted_just_now_takes_what_a_draining_one_does_not() -> None:
     world = World(2)
     world.verifiers[0].draining = True
     world.uplinks[1].note(Event.LOST)  # as it was at the last probe
 
-    assert seen(monkeypatch, world) == TEXT
+    assert seen(world) == TEXT
 
 
-def test_a_full_verifier_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_verifier_is_asked_again_when_it_says() -> None:
     world = World(1)
 
-    async def kill_and_fill(_: World) -> None:
-        only = world.verifiers[0]
-        only.kill()
-        only.up, only.refusal = True, Overloaded("full", retry_after_s=3)
+    async def kill_and_fill(verifier: FakeVerifier) -> None:
+        verifier.kill()
+        verifier.up, verifier.refusal = True, Overloaded("full", retry_after_s=3)
         await asyncio.sleep(5.0)
-        only.refusal = None
+        verifier.refusal = None
 
-    assert seen(monkeypatch, world, kill_and_fill) == TEXT
+    assert seen(world, kill_and_fill) == TEXT
     assert world.gap_s >= 3.0
     assert world.verifiers[0].opened == 2

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx
 from fastapi import FastAPI
@@ -20,23 +19,18 @@ from picospec.bench.run.services import free_port
 from picospec.edge_agent.starting import Starting
 from picospec.models.errors import UnknownModel
 from tests.edge_agent.processes import ROOT, wait_for
+from tests.gateway.scripted import served
 
 
 @asynccontextmanager
 async def alive(starting: Starting) -> AsyncIterator[httpx.AsyncClient]:
-    """Start an app as a server does, and stop it."""
-    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    said: asyncio.Queue[Any] = asyncio.Queue()
-    told.put_nowait({"type": "lifespan.startup"})
-    living = asyncio.create_task(starting({"type": "lifespan"}, told.get, said.put))
-    assert (await said.get())["type"] == "lifespan.startup.complete"
-    transport = httpx.ASGITransport(starting)
-    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+    """Serve an edge to a client, and stop it."""
+    async with (
+        asyncio.timeout(5),
+        served(starting) as url,  # type: ignore[arg-type]  # it is an ASGI app
+        httpx.AsyncClient(base_url=url, trust_env=False) as client,
+    ):
         yield client
-    told.put_nowait({"type": "lifespan.shutdown"})
-    async with asyncio.timeout(5):
-        assert (await said.get())["type"] == "lifespan.shutdown.complete"
-        await living
 
 
 def app_of(events: list[str]) -> FastAPI:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 from picospec.edge_agent.draft_model import llama_drafter
 from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from tests.edge_agent.fake_cache import FakeCache, draft_after, truth
+from picospec.gateway.beside import beside
+from tests.edge_agent.fake_cache import FakeCache, draft_after, taken, truth
 
 
 @pytest.fixture(autouse=True)
@@ -22,20 +23,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_drafter, "CLOSE_S", 0.05)
 
 
-@pytest.fixture(autouse=True)
-def opened_again(cache: FakeCache) -> Iterator[None]:
-    yield
-    cache.gate.set()
-
-
 @asynccontextmanager
-async def watched(drafter: LlamaDrafter) -> AsyncIterator[list[DraftSlot]]:
+async def watched(drafter: LlamaDrafter) -> AsyncIterator[tuple[DraftSlot, DraftSlot]]:
     """Give two slots."""
-    watching = asyncio.create_task(drafter.watch())
-    slots = [drafter.take([1, 2, 3]), drafter.take([4, 5])]
-    async with asyncio.timeout(5):
-        yield [slot for slot in slots if slot is not None]
-    watching.cancel()
+    async with asyncio.timeout(5), beside(drafter.watch()):
+        yield taken(drafter, [1, 2, 3]), taken(drafter, [4, 5])
 
 
 async def test_the_steps_that_wait_fail_and_that_is_logged(

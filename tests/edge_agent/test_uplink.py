@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from contextlib import aclosing
@@ -14,36 +15,35 @@ from picospec.edge_agent.link import uplink as uplink_module
 from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.uplink import Uplink
-from picospec.edge_agent.link.upstream_errors import LinkDown
+from picospec.edge_agent.link.upstream_errors import Answer, LinkDown, from_answer, unreachable
 from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.beside import beside
 from picospec.gateway.errors import (
     ApiError,
     Draining,
     EngineFault,
+    Forbidden,
     InvalidRequest,
     NotFound,
     Overloaded,
+    RateLimited,
     TooLarge,
     Unavailable,
 )
-from picospec.speculation.protocol.messages import (
-    Commit,
-    Down,
-    Draft,
-    Finish,
-    Open,
-    Opened,
-    Sampling,
-)
+from picospec.gateway.http.responses import error_response
+from picospec.speculation.protocol.messages import Commit, Down, Draft, Finish, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
-from tests.edge_agent.fleet import seen
+from tests.edge_agent.fleet import seen, until_cancelled
 from tests.edge_agent.processes import Process
+
+
+def uplink_to(url: str, metrics: EdgeMetrics) -> Uplink:
+    return Uplink(Connection(url, key=None, ca_certificate=None), metrics)
 
 
 @pytest.fixture
 async def uplink(verifier: Process, metrics: EdgeMetrics) -> Uplink:
-    up = Uplink(Connection(verifier.url, key=None, ca_certificate=None), metrics)
-    return up
+    return uplink_to(verifier.url, metrics)
 
 
 def request(model: str = "plain", max_tokens: int = 40) -> Open:
@@ -73,14 +73,6 @@ async def test_facts_are_fetched_once_and_the_round_trip_is_measured(uplink: Upl
     assert 0.0 < uplink.rtt_s < 0.5
 
 
-async def test_a_session_is_opened_and_followed_to_its_finish(uplink: Uplink) -> None:
-    messages = await everything(uplink, request())
-
-    assert isinstance(messages[0], Opened)
-    assert isinstance(messages[-1], Finish)
-    assert committed(messages) == [target_at(i) for i in range(40)]
-
-
 async def test_a_busy_host_is_waited_for_until_the_session_is_open(uplink: Uplink) -> None:
     messages = await everything(uplink, request("busy"))
 
@@ -92,8 +84,7 @@ async def test_a_verifier_that_does_not_send_its_tokenizer_is_unavailable_in_tim
 ) -> None:
     monkeypatch.setattr(uplink_module, "TOKENIZER_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        up = Uplink(Connection(url, key=None, ca_certificate=None), metrics)
+        up = uplink_to(f"http://127.0.0.1:{silent.getsockname()[1]}", metrics)
         async with asyncio.timeout(0.9):
             with pytest.raises(Unavailable):
                 await up.tokenizer()
@@ -119,27 +110,9 @@ async def test_bytes_that_are_no_frames_are_a_fault(uplink: Uplink) -> None:
         await everything(uplink, request("garbage"))
 
 
-@pytest.mark.parametrize(
-    ("model", "error", "code"),
-    [
-        ("full", Overloaded, "overloaded"),
-        ("mismatch", EngineFault, "vocabulary_mismatch"),
-        ("unknown", NotFound, "model_not_found"),
-        ("bad", InvalidRequest, "invalid_value"),
-        ("locked", EngineFault, "verifier_unauthorized"),
-        ("loading", Unavailable, "verifier_unavailable"),
-        ("draining", Draining, "draining"),
-        ("large", TooLarge, "too_large"),
-    ],
-)
-async def test_a_session_that_is_not_opened_is_an_error_with_the_reason(
-    uplink: Uplink, model: str, error: type[ApiError], code: str
-) -> None:
-    with pytest.raises(error) as raised:
-        await everything(uplink, request(model))
-
-    assert type(raised.value) is error
-    assert raised.value.error_code == code
+async def test_a_session_that_is_not_opened_is_an_error_with_the_reason(uplink: Uplink) -> None:
+    with pytest.raises(Draining, match="it is draining"):
+        await everything(uplink, request("draining"))
 
 
 async def test_a_text_that_no_frame_can_carry_is_too_large(uplink: Uplink) -> None:
@@ -151,24 +124,18 @@ async def test_a_text_that_no_frame_can_carry_is_too_large(uplink: Uplink) -> No
 
 @pytest.mark.parametrize("model", ["plain", "flaky"])
 async def test_drafts_arrive_even_when_a_post_fails(uplink: Uplink, model: str) -> None:
-    link = Link(uplink, request(model, max_tokens=41))
-    finish = None
-    async with asyncio.timeout(8), asyncio.TaskGroup() as tasks:
-        posting = tasks.create_task(link.post())
+    link, messages = Link(uplink, request(model, max_tokens=41)), list[Down]()
+    async with asyncio.timeout(8), beside(link.post()):
         link.send(Draft(0, 0, 0, tuple(target_at(i) for i in range(8))))
         link.send(Draft(0, 8, 8, tuple(target_at(i) for i in range(8, 16))))
-        async for message in link.events():
-            if isinstance(message, Finish):
-                finish = message
-        posting.cancel()
+        messages += [message async for message in link.events()]
 
-    assert finish is not None
-    assert finish.totals.accepted > 0  # a busy host lets passes overtake some
+    assert committed(messages) == [target_at(i) for i in range(41)]
+    assert isinstance(messages[-1], Finish)
+    assert messages[-1].totals.accepted > 0  # a busy host lets passes overtake some
 
 
-async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(
-    uplink: Uplink, metrics: EdgeMetrics
-) -> None:
+async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(uplink: Uplink) -> None:
     link = Link(uplink, request())
 
     for position in range(100):
@@ -187,13 +154,11 @@ async def test_a_stream_that_is_left_ends_the_session(
             if isinstance(message, Commit):
                 break
 
-    async with asyncio.timeout(2):
-        while (await seen(verifier.url))["cancelled"] == before:  # noqa: ASYNC110 - a process
-            await asyncio.sleep(0.02)
+    await until_cancelled(verifier.url, before, within_s=2.0)
 
 
 async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
-    uplink = Uplink(Connection("http://127.0.0.1:9", key=None, ca_certificate=None), metrics)
+    uplink = uplink_to("http://127.0.0.1:9", metrics)
     begun = time.monotonic()
 
     with pytest.raises(Unavailable, match=r"no verifier answers at http://127\.0\.0\.1:9"):
@@ -202,3 +167,65 @@ async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
         await everything(uplink, request())
 
     assert time.monotonic() - begun < 0.5
+
+
+# --- what becomes of errors of the network, and of a verifier that turns the edge away
+
+
+async def test_a_sessions_name_is_in_no_error_that_is_shown() -> None:
+    refused = Connection("http://127.0.0.1:9", key=None, ca_certificate=None)
+    nowhere = Connection("http://no-such-host.invalid", key=None, ca_certificate=None)
+    for connection in (refused, nowhere):
+        with pytest.raises(LinkDown) as raised:
+            await connection.post("name-of-it", b"", {})
+
+        assert "name-of-it" not in str(raised.value)
+
+    quoted = OSError("error sending request for url (http://h/v1/speculate/name-of-it/drafts)")
+    assert "/v1/speculate/*/drafts" in str(unreachable("http://h", quoted))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "told"),
+    [
+        (429, "overloaded", Overloaded, "overloaded"),
+        (409, "vocabulary_mismatch", EngineFault, "vocabulary_mismatch"),
+        (409, "identity_mismatch", Unavailable, "identity_mismatch"),
+        (404, "model_not_found", NotFound, "model_not_found"),
+        (400, "invalid_value", InvalidRequest, "invalid_value"),
+        (401, "invalid_api_key", EngineFault, "verifier_unauthorized"),
+        (503, "loading", Unavailable, "verifier_unavailable"),
+        (503, "draining", Draining, "draining"),
+        (413, "too_large", TooLarge, "too_large"),
+    ],
+)
+def test_what_a_verifier_answers_is_an_error_with_the_reason(
+    status: int, code: str, error: type[ApiError], told: str
+) -> None:
+    body = {"error": {"message": "no", "type": "x", "param": "p", "code": code}}
+
+    found = from_answer(Answer(status, json.dumps(body).encode(), ""))
+
+    assert type(found) is error
+    assert found.error_code == told
+
+
+def answer(error: ApiError) -> Answer:
+    """The verifier's answer of that error."""
+    sent = error_response(error)
+    return Answer(sent.status_code, bytes(sent.body), sent.headers.get("retry-after", ""))
+
+
+def test_a_limit_of_the_edges_key_is_told_to_its_client_with_when_to_come_back() -> None:
+    error = from_answer(answer(RateLimited("this key may have 2 answers", retry_after_s=7)))
+
+    assert isinstance(error, Overloaded)
+    assert (error.retry_after_s, error.message) == (7, "this key may have 2 answers")
+
+
+def test_a_verifier_that_does_not_go_by_this_name_does_not_refuse_the_key() -> None:
+    error = from_answer(answer(Forbidden("this Host is not one of the service's names")))
+
+    assert isinstance(error, EngineFault)
+    assert error.error_code == "host_not_allowed"
+    assert "PICOSPEC_VERIFIER_KEY" not in error.message

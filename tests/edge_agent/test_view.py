@@ -22,7 +22,15 @@ from picospec.edge_agent.draft_model.llama_slot import (
 )
 from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.llama_cpp.segments import Segment
-from tests.edge_agent.fake_cache import FakeCache, V, draft_after, truth
+from tests.edge_agent.fake_cache import (
+    FakeCache,
+    V,
+    draft_after,
+    rest_is_read,
+    taken,
+    truth,
+    turn,
+)
 
 ROOM = 300
 LAST = ROOM // 4
@@ -114,10 +122,7 @@ async def test_a_turn_goes_on_from_the_view_of_the_one_before() -> None:
     drafter, context = LlamaDrafter(cache), text(1, 2000)
     for unread in (FIRST_TOKENS + LAST, 21, 21):
         before = cache.rows
-        slot = drafter.take(context)
-        context.append(await draft_after(slot, context))
-        assert slot is not None
-        slot.leave()
+        context.append(await turn(drafter, context))
         assert cache.rows - before == unread
         context += text(2, len(context) + 20)[len(context) :]
     drafter.close()
@@ -127,16 +132,14 @@ async def test_conversations_lose_their_slots_in_the_order_of_their_last_turns()
     cache = FakeCache(slots=2)
     drafter = LlamaDrafter(cache)
 
-    async def turn(which: int) -> int:
-        before, prompt = cache.rows, [which, *text(which, 100)]
-        slot = drafter.take(prompt)
-        await draft_after(slot, prompt)
-        assert slot is not None
-        slot.leave()
-        return cache.rows - before
-
-    assert [await turn(which) for which in (1, 2, 1, 3, 1, 2)] == [101, 101, 1, 101, 1, 101]
+    read = []
+    for which in (1, 2, 1, 3, 1, 2):
+        before = cache.rows
+        await turn(drafter, [which, *text(which, 100)])
+        read.append(cache.rows - before)
     drafter.close()
+
+    assert read == [101, 101, 1, 101, 1, 101]
 
 
 @pytest.mark.parametrize(
@@ -155,12 +158,10 @@ async def test_more_of_a_prompt_is_read_beside_the_steps_and_then_drafts_follow_
 
     monkeypatch.setattr(cache, "decode", breaking)
     drafter, prompt = LlamaDrafter(cache), text(1, length)
-    slot = drafter.take(prompt, "ann")
-    assert slot is not None
+    slot = taken(drafter, prompt, "ann")
 
     assert await draft_after(slot, prompt) == truth([*prompt[:FIRST_TOKENS], *prompt[-128:]])
-    for _ in range(500):
-        await asyncio.sleep(0.01 if slot.slot.rest else 0)
+    await rest_is_read(slot)
     before, seen = cache.rows, slot.slot.view.of([*prompt, 1])
 
     assert len(seen) == length + 1 - skipped
@@ -173,11 +174,9 @@ async def test_what_was_read_on_for_one_owner_is_read_again_for_another() -> Non
     drafter, prompt = LlamaDrafter(FakeCache(slots=2, context_tokens=1000)), text(1, 400)
     read = []
     for owner in ("ann", "ben"):
-        slot = drafter.take(prompt, owner)
+        slot = taken(drafter, prompt, owner)
         await draft_after(slot, prompt)
-        assert slot is not None
-        for _ in range(500):
-            await asyncio.sleep(0.01 if slot.slot.rest else 0)
+        await rest_is_read(slot)
         read.append(drafter.read_tokens)
         slot.leave()
     drafter.close()
@@ -197,9 +196,8 @@ async def test_no_more_is_read_for_a_session_that_has_ended(
 
     monkeypatch.setattr(cache, "decode", slowly)
     drafter = LlamaDrafter(cache)
-    slot = drafter.take(prompt)
+    slot = taken(drafter, prompt)
     await draft_after(slot, prompt)
-    assert slot is not None
     slot.leave()
     await asyncio.sleep(0.6)
     drafter.close()

@@ -7,7 +7,6 @@ target generates position * 3 + 100, one token in PASS_S.
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.verifying.session import VerifyingSession
 from tests.edge_agent.fake_verifier import target_at
+from tests.gateway.steady import virtual_time
 
 RTT_S, PASS_S = 0.05, 0.05
 TOKENS = 100
@@ -49,32 +49,15 @@ FACTS = ModelFacts("m", 1000, "v", 512, [7], LIMITS, ["coupled"], [], identity="
 T = TypeVar("T")
 
 
-class _Jumping(selectors.DefaultSelector):
-    """It returns at once, and moves the clock by what it would have waited."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("nothing will ever happen")
-        self.now += max(0.0, timeout)
-        return super().select(0)
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _Jumping()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
-def run(main: Coroutine[Any, Any, T], monkeypatch: pytest.MonkeyPatch) -> T:
+def run(main: Coroutine[Any, Any, T]) -> T:
     """Run on a virtual clock, which `time.monotonic` shows too."""
-    with asyncio.Runner(loop_factory=_Loop) as runner:
-        monkeypatch.setattr("time.monotonic", runner.get_loop().time)
-        return runner.run(main)
+
+    async def timed() -> T:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("time.monotonic", asyncio.get_running_loop().time)
+            return await main
+
+    return virtual_time.run(timed())
 
 
 @dataclass(eq=False)
@@ -231,13 +214,11 @@ class World:
         else:
             uplink.note(Event.IS_READY)
 
-    async def answer(
-        self, text: list[int], tokens: int = TOKENS, sampling: Sampling = PLAIN
-    ) -> None:
+    async def answer(self, text: list[int], sampling: Sampling = PLAIN) -> None:
         """Generate an answer into `text`. Raises ApiError."""
         sessions = Sessions(self.fleet, self.uplinks, self.probe, self.deadline_s, NO_SPAN)
         self._last_s = asyncio.get_running_loop().time()
-        request = Open("m", "v", (1, 2), sampling, 5, tokens, (7,), identity="i")
+        request = Open("m", "v", (1, 2), sampling, 5, TOKENS, (7,), identity="i")
         while not await self._follow(sessions, request, text):
             pass
 

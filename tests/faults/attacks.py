@@ -13,7 +13,6 @@ import json
 import resource
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
 from itertools import cycle
 from typing import Annotated, Final
 
@@ -23,7 +22,7 @@ from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Draft, Opened
 from tests.faults.flood import opening
 from tests.faults.rig.asking import MODEL
-from tests.faults.rig.lines import Line
+from tests.faults.rig.lines import Line, lines
 
 Requests = list[tuple[str, bytes]]
 """Paths and bodies."""
@@ -111,15 +110,10 @@ async def send(requests: Requests, port: int, key: str, seconds: float) -> Count
             await line.send("POST", path, body)
             await asyncio.sleep(period_s)
 
-    async with AsyncExitStack() as stack:
-        lines = [Line(port, tally, key) for _ in range(AT_ONCE)]
-        for line in lines:
-            stack.push_async_callback(line.close)
-        period_s = EVERY_S * len(lines)
-        delays = ((n > 1) * n * 0.01 for n in range(len(lines)))
-        await asyncio.gather(
-            *(one(line, period_s, d) for line, d in zip(lines, delays, strict=True))
-        )
+    async with lines(port, AT_ONCE, tally, key) as opened:
+        period_s = EVERY_S * AT_ONCE
+        each_one = (one(line, period_s, (n > 1) * n * 0.01) for n, line in enumerate(opened))
+        await asyncio.gather(*each_one)
     return tally
 
 
@@ -131,11 +125,7 @@ async def drafts(port: int, key: str, seconds: float) -> Counter[str]:
     opened, loop = wire.encode(opening(port, key)), asyncio.get_running_loop()
     ends_at = loop.time() + seconds
     while loop.time() < ends_at:
-        async with AsyncExitStack() as stack:
-            lines = [Line(port, tally, key) for _ in range(DRAFT_BODIES + 1)]
-            for line in lines:
-                stack.push_async_callback(line.close)
-            first, *others = lines
+        async with lines(port, DRAFT_BODIES + 1, tally, key) as (first, *others):
             if (path := await _open(first, opened)) is None:
                 await asyncio.sleep(0.1)
                 continue
@@ -160,20 +150,18 @@ async def _open(line: Line, opened: bytes) -> str | None:
 async def idle(port: int, seconds: float) -> Counter[str]:
     """Hold connections that send nothing, or half a request."""
     tally: Counter[str] = Counter()
-    lines = [Line(port, tally) for _ in range(CONNECTIONS)]
-    for number, line in enumerate(lines):
-        try:
-            async with asyncio.timeout(2.0):
-                writer = await line.connect()
-            if number % 2:
-                writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n")
-            tally["connected"] += 1
-        except (OSError, TimeoutError) as error:
-            tally[type(error).__name__] += 1
-            break
-    await asyncio.sleep(seconds)
-    for line in lines:
-        await line.close()
+    async with lines(port, CONNECTIONS, tally) as held:
+        for number, line in enumerate(held):
+            try:
+                async with asyncio.timeout(2.0):
+                    writer = await line.connect()
+                if number % 2:
+                    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n")
+                tally["connected"] += 1
+            except (OSError, TimeoutError) as error:
+                tally[type(error).__name__] += 1
+                break
+        await asyncio.sleep(seconds)
     return tally
 
 

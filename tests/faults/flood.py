@@ -10,8 +10,8 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -21,7 +21,7 @@ import typer
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Draft, Open, Sampling
 from tests.faults.rig.asking import BRIEF, MODEL
-from tests.faults.rig.lines import Line
+from tests.faults.rig.lines import Line, lines
 
 LINES: Final = 8
 """Connections over which messages are sent."""
@@ -49,13 +49,8 @@ class Flood:
     tally: Counter[str] = field(default_factory=Counter)
     chance: random.Random = field(default_factory=lambda: random.Random(1))
 
-    @asynccontextmanager
-    async def lines(self, port: int, count: int) -> AsyncIterator[list[Line]]:
-        async with AsyncExitStack() as stack:
-            lines = [Line(port, self.tally, self.key) for _ in range(count)]
-            for line in lines:
-                stack.push_async_callback(line.close)
-            yield lines
+    def lines(self, port: int, count: int) -> AbstractAsyncContextManager[list[Line]]:
+        return lines(port, count, self.tally, self.key)
 
     async def _every(self, period_s: float, send: Callable[[int], Awaitable[None]]) -> None:
         """Call `send` with 0, 1, ... at a fixed rate, however long the answers take."""
@@ -81,9 +76,9 @@ class Flood:
         self, port: int, period_s: float, request: Callable[[int], tuple[str, str, bytes]]
     ) -> None:
         """Send requests at a fixed rate over a few connections."""
-        async with self.lines(port, LINES) as lines:
+        async with self.lines(port, LINES) as opened:
             free: asyncio.Queue[Line] = asyncio.Queue()
-            for line in lines:
+            for line in opened:
                 free.put_nowait(line)
 
             async def send(number: int) -> None:
@@ -119,8 +114,8 @@ class Flood:
             else:
                 await line.send("GET", "/v1/model-facts")
 
-        async with self.lines(self.verifier, OPENS) as lines:
-            await asyncio.gather(*(send(number, line) for number, line in enumerate(lines)))
+        async with self.lines(self.verifier, OPENS) as opened:
+            await asyncio.gather(*(send(number, line) for number, line in enumerate(opened)))
             await asyncio.sleep(self.seconds)
 
     async def connections(self) -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from picospec.gateway.beside import beside
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.models.chats import Json, user
@@ -76,12 +77,9 @@ async def roll(
     expected = [await world.ask(body) for body in asked]
     outcome, begun = Roll(), time.monotonic()
     numbers = iter(range(answers))
-    async with asyncio.TaskGroup() as tasks:
-        restarting = tasks.create_task(_restart(world, outcome, tell))
-        async with asyncio.TaskGroup() as asking:
-            for _ in range(clients):
-                asking.create_task(_client(world, numbers, asked, expected, outcome))
-        restarting.cancel()
+    async with beside(_restart(world, outcome, tell)), asyncio.TaskGroup() as asking:
+        for _ in range(clients):
+            asking.create_task(_client(world, numbers, asked, expected, outcome))
     outcome.seconds = time.monotonic() - begun
     return outcome
 

@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from picospec.gateway.beside import beside
 from tests.faults.rig.asking import KINDS, MODEL, Answer
 from tests.faults.rig.footprint import Footprint
 from tests.faults.rig.services import Service
@@ -98,10 +99,8 @@ class Soak:
         for end in self.ends:
             end.before = await self._quiet(end)
         self.tally.clear()
-        sampling = asyncio.create_task(self._sample(tell))
-        await self._ask(self.answers, self.seconds)
-        sampling.cancel()
-        await asyncio.wait([sampling])
+        async with beside(self._sample(tell)):
+            await self._ask(self.answers, self.seconds)
         for end in self.ends:
             end.after = await self._quiet(end)
         self.left = await self.world.left()

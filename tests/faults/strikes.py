@@ -12,9 +12,10 @@ import httpx
 
 from picospec.bench.link.path import Conditions
 from picospec.verifier.target_host import HEARTBEAT_S
+from tests.edge_agent.faulty_link import FaultyLink
 from tests.faults.rig.world import PASS_TIMEOUT_S, World
 
-Strike = Callable[[World], Awaitable[None]]
+Strike = Callable[[World], Awaitable[None] | None]
 
 GAP_S: Final = 8.0
 """Most time without text where another verifier goes on: a dead link is noticed within a
@@ -117,41 +118,27 @@ async def take_descriptors(world: World) -> None:
     assert world.edge.log.stat().st_size - before < MAX_LOG_BYTES
 
 
-def jump(seconds: float) -> Strike:
-    async def strike(world: World) -> None:
-        world.set_clock(seconds)
-
-    return strike
-
-
 # --- the link
 
 
-def silence(seconds: float, everywhere: bool = False) -> Strike:
+def on_links(act: Callable[[FaultyLink], Awaitable[None]], everywhere: bool) -> Strike:
     async def strike(world: World) -> None:
         struck = world.verifiers if everywhere else [await world.used()]
-        await asyncio.gather(*(verifier.link.silence(seconds) for verifier in struck))
+        await asyncio.gather(*(act(verifier.link) for verifier in struck))
 
     return strike
+
+
+def silence(seconds: float, everywhere: bool = False) -> Strike:
+    return on_links(lambda link: link.silence(seconds), everywhere)
 
 
 def refuse(seconds: float, everywhere: bool = False) -> Strike:
-    async def strike(world: World) -> None:
-        struck = world.verifiers if everywhere else [await world.used()]
-        await asyncio.gather(*(verifier.link.refuse(seconds) for verifier in struck))
-
-    return strike
+    return on_links(lambda link: link.refuse(seconds), everywhere)
 
 
 async def half_open(world: World) -> None:
     (await world.used()).link.half_open()
-
-
-def degrade(conditions: Conditions) -> Strike:
-    async def strike(world: World) -> None:
-        world.degrade(conditions)
-
-    return strike
 
 
 EDGE_DESCRIPTORS: Final = 256
@@ -181,8 +168,8 @@ FAULTS: Final = (
     Fault(
         "edge without descriptors, link silent", take_descriptors, NO_DESCRIPTORS_S + 2 * GAP_S
     ),
-    Fault("clock one hour ahead", jump(3600.0)),
-    Fault("clock one hour back", jump(-3600.0), is_long=True),
+    Fault("clock one hour ahead", lambda world: world.set_clock(3600.0)),
+    Fault("clock one hour back", lambda world: world.set_clock(-3600.0), is_long=True),
     Fault("link silent 1 s", silence(1.0)),
     Fault("link silent 5 s", silence(5.0)),
     Fault("link silent 30 s", silence(30.0), is_long=True),
@@ -193,7 +180,7 @@ FAULTS: Final = (
     Fault("link refused 5 s", refuse(5.0), is_long=True),
     Fault("all links refused 5 s", refuse(5.0, everywhere=True), 5.0 + GAP_S, is_long=True),
     Fault("link half-open", half_open),
-    Fault("links lose 5 %", degrade(LOSSY)),
-    Fault("links of 64 kbit/s", degrade(SLOW)),
+    Fault("links lose 5 %", lambda world: world.degrade(LOSSY)),
+    Fault("links of 64 kbit/s", lambda world: world.degrade(SLOW)),
 )
 """After each of these, every answer is the one that nothing happened to."""

@@ -51,7 +51,8 @@ async def _struck(
             await event.wait()
         assert not all(task.done() for task in asked), "all ended before the fault"
         at = time.monotonic()
-        await strike(world)
+        if (striking := strike(world)) is not None:
+            await striking
     return [task.result() for task in asked], at
 
 

@@ -6,13 +6,16 @@ Meanwhile another client gets its answer as ever, and nothing is left of theirs.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from picospec.gateway.http.client import UNREAD_S
 from tests.faults.rig.asking import BRIEF, KINDS, Answer
+from tests.faults.rig.lines import lines
 from tests.faults.rig.raw_client import RawClient, request
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import World
@@ -99,9 +102,10 @@ async def test_pipelined_requests_are_answered_in_their_order(
     one_by_one = [(await _post(world, service.url, body)) for body in colours]
 
     begun = time.monotonic()
-    async with asyncio.timeout(30), RawClient(service.port) as client:
-        await client.send(b"".join(map(request, colours)))
-        together = list(map(_text, await client.answers(len(colours))))
+    async with asyncio.timeout(30), lines(service.port, 1, Counter()) as (line,):
+        (await line.connect()).write(b"".join(map(request, colours)))
+        bodies = [(await line.read())[1] for _ in colours]
+    together = [_text(json.loads(body)) for body in bodies]
 
     seconds = time.monotonic() - begun
     report.add(f"pipelining at the {end}", "in order", seconds, together == one_by_one)

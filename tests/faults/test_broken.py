@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import pytest
 
 from picospec.edge_agent.link.course import MAX_LOST
+from picospec.gateway.beside import beside
 from tests.faults.rig.asking import BRIEF, KINDS, MODEL, Answer
 from tests.faults.rig.breakable import POISON
 from tests.faults.rig.report import Report
@@ -24,10 +22,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 async def test_a_killed_edges_answers_can_be_asked_for_again(
     world: World, undisturbed: dict[str, Answer], report: Report
 ) -> None:
-    async def kill_edge(world: World) -> None:
-        await world.edge.kill()
-
-    answers, at = await struck(world, kill_edge)
+    answers, at = await struck(world, lambda world: world.edge.kill())
     await serves_again(world)
     again_s = time.monotonic() - at
     again = await ask_again(world)
@@ -42,10 +37,7 @@ async def test_a_killed_edges_answers_can_be_asked_for_again(
 async def test_an_edge_that_is_asked_to_end_ends_its_answers_first(
     world: World, undisturbed: dict[str, Answer], report: Report
 ) -> None:
-    async def terminate(world: World) -> None:
-        await world.edge.terminate()
-
-    answers, at = await struck(world, terminate)
+    answers, at = await struck(world, lambda world: world.edge.terminate())
 
     gap_s = max(answer.gap_s(at) for answer in answers.values())
     report.add("edge SIGTERM", "complete", gap_s, answers == undisturbed)
@@ -91,52 +83,38 @@ async def test_where_no_verifier_comes_back_there_is_an_error_after_the_deadline
     assert later_s < 1.0  # an answer that has not begun waits for nothing
 
 
-@dataclass
-class Supervisor:
-    """It starts verifiers that have ended, as a service manager does."""
-
-    deaths: int = 0
-
-    @asynccontextmanager
-    async def over(self, world: World) -> AsyncIterator[None]:
-        watching = asyncio.create_task(self._watch(world))
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
-
-    async def _watch(self, world: World) -> None:
-        while True:
-            for verifier in world.verifiers:
-                if not verifier.alive:
-                    self.deaths += 1
-                    verifier.start()
-            await asyncio.sleep(0.1)
-
-
 async def test_a_request_that_kills_engines_is_given_up_and_others_go_on(
     world: World, undisturbed: dict[str, Answer], report: Report
 ) -> None:
     """One of the others may be given up too: if it had no token between three losses, nothing
     tells it from the request that kills."""
-    supervisor = Supervisor()
     poison: dict[str, object] = {}
+    deaths = 0
+
+    async def supervise() -> None:
+        """Start verifiers that have ended, as a service manager does."""
+        nonlocal deaths
+        while True:
+            for verifier in world.verifiers:
+                if not verifier.alive:
+                    deaths += 1
+                    verifier.start()
+            await asyncio.sleep(0.1)
 
     async def ask_poison(world: World) -> None:
         body = {"model": MODEL, "prompt": [1, 2, POISON, 3], "max_tokens": 5}
         path = f"{world.edge.url}/v1/completions"
         poison.update((await world.http.post(path, json=body, timeout=150)).json()["error"])
 
-    async with supervisor.over(world):
+    async with beside(supervise()):
         answers, at = await struck(world, ask_poison)
 
     gap_s = max(answer.gap_s(at) for answer in answers.values())
     others = [name for name, answer in answers.items() if answer != undisturbed[name]]
-    note = f"{supervisor.deaths} verifiers died, {len(others)} others given up"
+    note = f"{deaths} verifiers died, {len(others)} others given up"
     report.add("poison request", str(poison["code"]), gap_s, not others, note)
     await serves_again(world)
-    assert supervisor.deaths == MAX_LOST
+    assert deaths == MAX_LOST
     for name in others:
         assert answers[name].error is not None
         assert undisturbed[name].text.startswith(answers[name].text)

@@ -16,6 +16,7 @@ import pytest
 from tests.faults.rig.asking import Answer, long_prompt
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import World
+from tests.faults.rolling import roll
 from tests.faults.strikes import FAULTS, Fault, kill
 from tests.faults.striking import serves_again, struck, struck_one
 
@@ -81,3 +82,17 @@ async def _killed(world: World, beginning: str) -> tuple[float, float]:
     assert answer.outcome in ("stop", "length")
     opened = [verifier.link.sent_up_at(at, PROMPT_BYTES) for verifier in world.verifiers]
     return min(when for when in opened if when) - at, answer.gap_s(at)
+
+
+async def test_a_rolling_restart_loses_and_changes_no_answer(
+    world: World, report: Report, is_long: bool
+) -> None:
+    answers, clients = (500, 16) if is_long else (32, 4)
+
+    outcome = await roll(world, answers, clients)
+
+    same = not (outcome.lost or outcome.changed)
+    report.add("rolling restart", "answered", outcome.longest_gap_s, same, outcome.verdict)
+    assert outcome.restarts
+    assert not outcome.lost
+    assert not outcome.changed

@@ -78,16 +78,10 @@ async def test_verifiers_that_start_on_a_full_disk_answer_as_ever(
 
 def test_a_model_that_a_full_disk_has_no_room_for_is_one_line_of_error(full_disk: Path) -> None:
     environment = {**os.environ, "PICOSPEC_CACHE": str(full_disk / "empty")}
-    command = [
-        sys.executable,
-        "-c",
-        "from picospec.cli.main import app; app()",
-        "models",
-        "pull",
-        "smollm2",
-    ]
+    command = "from picospec.cli.main import app; app()"
+    pull = [sys.executable, "-c", command, "models", "pull", "smollm2"]
 
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = subprocess.run(pull, capture_output=True, text=True, env=environment, cwd=ROOT)
 
     assert done.returncode == 1
     assert re.fullmatch(r"error: .* needs \d+ bytes, 0 are free\n", done.stderr)

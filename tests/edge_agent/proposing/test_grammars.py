@@ -62,11 +62,9 @@ async def test_what_the_grammar_forces_is_drafted_even_without_a_draft_model(
     assert metrics.looked_up._value.get() == len(drafted)
 
 
-async def test_a_grammar_that_cannot_be_compiled_is_an_error_before_the_session(
-    metrics: EdgeMetrics,
-) -> None:
+async def test_a_grammar_that_cannot_be_compiled_is_an_error_before_the_session() -> None:
     uplink = FakeUplink(scripted(Finish("stop")))
-    edge = engine(uplink, metrics, NoDrafter(), paired=SmallPaired())
+    edge = engine(uplink, drafter=NoDrafter(), paired=SmallPaired())
     wrong = {"json": {"properties": {"a": {"type": "banana"}}}}
 
     with pytest.raises(InvalidRequest, match="banana") as raised:
@@ -86,15 +84,17 @@ async def test_where_no_grammar_can_be_tried_drafts_are_free(
     assert await grammars.compile(asking(**CHOICE), TOKENIZER) is None
 
 
-async def test_another_tokenizer_has_grammars_of_its_own() -> None:
+async def test_answers_share_what_was_compiled_for_the_same_tokenizer() -> None:
     grammars, other = EdgeGrammars(), type(TOKENIZER)(TOKENIZER._encoder, None)
-    first = await grammars.compile(asking(**CHOICE), TOKENIZER)
 
-    again = await grammars.compile(asking(**CHOICE), TOKENIZER)
+    first, *others = await asyncio.gather(
+        *(grammars.compile(asking(**CHOICE), TOKENIZER) for _ in range(4))
+    )
+    others.append(await grammars.compile(asking(**CHOICE), TOKENIZER))
     second = await grammars.compile(asking(**CHOICE), other)
     await grammars.close()
 
-    assert again is first
+    assert all(each is first for each in others)
     assert second is not first
 
 
@@ -138,14 +138,3 @@ def test_a_draft_model_that_leaves_the_grammar_may_come_back() -> None:
     assert drafts.count_allowed(greedy("1")) == 1
     assert drafts.mask(logits, greedy("ab")) is not logits
     assert not grammar.is_spent
-
-
-async def test_answers_share_what_was_compiled() -> None:
-    grammars = EdgeGrammars()
-
-    several = await asyncio.gather(
-        *(grammars.compile(asking(**CHOICE), TOKENIZER) for _ in range(4))
-    )
-    await grammars.close()
-
-    assert len(set(map(id, several))) == 1

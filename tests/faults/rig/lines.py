@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -45,17 +46,18 @@ class Line:
         with suppress(ConnectionError):  # it may be answered before all is sent
             writer.write(head.encode() + body)
             await writer.drain()
-        return await self._answer()
+        status, _ = await self.read()
+        return status
 
-    async def _answer(self) -> str:
-        """Return the status. A stream is left at its first bytes, and stays open."""
+    async def read(self) -> tuple[str, bytes]:
+        """Return the status and the body of the next answer. A stream is left at its first
+        bytes, and stays open."""
         answer = (await self.reader.readuntil(b"\r\n\r\n")).lower()
         found = dict(each.split(b": ", 1) for each in answer.split(b"\r\n")[1:-2])
-        if length := int(found.get(b"content-length", 0)):
-            await self.reader.readexactly(length)
+        body = await self.reader.readexactly(int(found.get(b"content-length", 0)))
         if found.get(b"connection") == b"close":
             await self.close()
-        return answer.split(b" ", 2)[1].decode()
+        return answer.split(b" ", 2)[1].decode(), body
 
     async def close(self) -> None:
         if self.writer is not None:
@@ -63,3 +65,15 @@ class Line:
             with suppress(OSError):
                 await self.writer.wait_closed()
             self.writer = None
+
+
+@asynccontextmanager
+async def lines(
+    port: int, count: int, tally: Counter[str], key: str = ""
+) -> AsyncIterator[list[Line]]:
+    """Give connections that are closed in the end."""
+    async with AsyncExitStack() as stack:
+        given = [Line(port, tally, key) for _ in range(count)]
+        for line in given:
+            stack.push_async_callback(line.close)
+        yield given

@@ -55,19 +55,3 @@ class RawClient:
                 break
             found += data
         return found
-
-    async def answers(self, count: int) -> list[Json]:
-        """Return so many answers that are not streamed, in the order in which they come."""
-        loop, rest, found = asyncio.get_running_loop(), b"", list[Json]()
-        while len(found) < count:
-            head, _, body = rest.partition(b"\r\n\r\n")
-            fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-            length = int(fields.get(b"content-length", -1))
-            if 0 <= length <= len(body):
-                found.append(json.loads(body[:length]))
-                rest = body[length:]
-                continue
-            data = await loop.sock_recv(self._socket, 65536)
-            assert data, f"the connection ended after {len(found)} answers"
-            rest += data
-        return found
