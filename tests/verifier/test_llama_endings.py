@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from picospec.gateway.errors import InvalidRequest
 from picospec.speculation.protocol.messages import Open
 from picospec.verifier.plain_engine import opening
 from picospec.verifier.target_host import Host
 from tests.verifier.llama_edges import TOKENS
-from tests.verifier.served_llama import PROMPTS, TEMPERATURES, job_of, plain, serving, tokens_of
+from tests.verifier.served_llama import PROMPTS, TEMPERATURES, job_of, plain, tokens_of
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host() -> AsyncIterator[Host]:
-    async with serving() as host:
-        yield host
 
 
 def at_least(request: Open, tokens: object) -> Open:

@@ -6,11 +6,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-import pytest_asyncio
 
 from picospec.gateway.errors import InvalidRequest, Unavailable
 from picospec.gateway.ports import Job
@@ -22,7 +21,7 @@ from picospec.verifier.plain_engine import opening
 from picospec.verifier.target import TargetFull, Unservable
 from picospec.verifier.target_host import Host
 from tests.verifier.llama_edges import Drafter, late, patchy, perfect, useless, with_drafts
-from tests.verifier.served_llama import job_of, plain, serving, tokens_of
+from tests.verifier.served_llama import job_of, plain, tokens_of
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 
@@ -38,12 +37,6 @@ PERSON = {
 }
 ASKED = "Invent a person. Answer in JSON."
 NEVER_COMPILED = {"json": {"type": "integer", "multipleOf": 1000003}}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host() -> AsyncIterator[Host]:
-    async with serving() as host:
-        yield host
 
 
 def constrained(host: Host, temperature: float, **constraint: object) -> Job:
