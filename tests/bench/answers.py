@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from picospec.bench.data.host import Host
 from picospec.bench.data.results import Answer, Results, Settings, rows
+from picospec.bench.traces.files import Trace
+from picospec.speculation.protocol.messages import TokenId
 
 
 def answer(
@@ -44,6 +50,23 @@ def answer(
         stolen_s=0.003,
         draft_model_tokens=9,
     )
+
+
+def right_trace(
+    prompt: tuple[TokenId, ...],
+    tokens: Sequence[TokenId],
+    *,
+    family: str = "code",
+    name: str = "code/0",
+    temperature: float = 0.0,
+) -> Trace:
+    """An answer whose every draft token is the target's."""
+    text, logits = np.array(tokens, np.int32), np.zeros((len(tokens), 1), np.float32)
+    never = np.full((len(tokens), 1), -1, np.int32)
+    return Trace(
+        family, name, temperature, 7, np.array(prompt, np.int32), text, text[:, None], logits,
+        text[:, None], logits, never, logits, np.ones(len(tokens), np.float32),
+    )  # fmt: skip
 
 
 def results(*answers: Answer, load: float = 0.0) -> Results:
