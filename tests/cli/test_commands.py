@@ -68,17 +68,8 @@ def test_what_cannot_be_done_is_one_line(url: str) -> None:
 
 
 def test_run_prints_the_answer_and_nothing_else(url: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "picospec.cli",
-        "run",
-        "Say it",
-        "--seed",
-        "1",
-        "--url",
-        url,
-    ]
+    asked = ["run", "Say it", "--seed", "1", "--url", url]
+    command = [sys.executable, "-m", "picospec.cli", *asked]
 
     first, again = (subprocess.check_output(command, input=b"x = 1\n") for _ in range(2))
 

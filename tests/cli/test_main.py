@@ -40,27 +40,22 @@ def test_a_service_gets_its_arguments_as_they_are(
     assert executed == [[sys.executable, "-P", "-m", *becomes]]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pins are Linux's")
-def test_pins_of_another_form_are_a_usage_error() -> None:
-    result = runner.invoke(app, ["up", "--pin", "zero"])
+@pytest.mark.parametrize(
+    ("arguments", "environ", "status", "named"),
+    [
+        (["--pin", "zero"], {}, 2, "zero"),
+        (["--config", "nowhere.toml"], {}, 1, "nowhere.toml"),
+        ([], {"EDGE_PORT": "not-a-port"}, 2, "EDGE_PORT"),
+    ],
+)
+def test_what_is_wrong_with_an_option_file_or_variable_is_named(
+    arguments: list[str], environ: dict[str, str], status: int, named: str
+) -> None:
+    result = runner.invoke(app, ["up", *arguments], env=environ)
 
-    assert result.exit_code == 2
-    assert "zero" in result.output
-
-
-def test_a_settings_file_that_is_not_there_is_one_clear_line() -> None:
-    result = runner.invoke(app, ["up", "--config", "nowhere.toml"])
-
-    assert result.exit_code == 1
-    assert "nowhere.toml" in result.output
+    assert result.exit_code == status
+    assert named in result.output
     assert "Traceback" not in result.output
-
-
-def test_ports_come_from_the_environment() -> None:
-    result = runner.invoke(app, ["up"], env={"EDGE_PORT": "not-a-port"})
-
-    assert result.exit_code == 2
-    assert "EDGE_PORT" in result.output
 
 
 @pytest.mark.parametrize(
