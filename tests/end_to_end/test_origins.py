@@ -25,12 +25,10 @@ def client_of(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=120, trust_env=False)
 
 
-async def chat(
-    url: str, prompt: str, path: str = "/v1/chat/completions", **settings: object
-) -> Any:  # noqa: ANN401 - JSON
+async def chat(url: str, prompt: str, **settings: object) -> Any:  # noqa: ANN401 - JSON
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 24, **settings}
     async with client_of(url) as client:
-        reply = await client.post(path, json=body)
+        reply = await client.post("/v1/chat/completions", json=body)
     assert reply.status_code == 200, reply.text
     return reply.json()
 
@@ -42,11 +40,10 @@ async def text(url: str, prompt: str, **settings: object) -> str:
 async def watched(url: str, prompt: str, steady: bool = False, **settings: object) -> list[Any]:
     """Return the chunks of a stream that tells of speculation."""
     options = {"include_usage": True, "include_speculation": True, "steady": steady}
-    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 48, "stream": True}
+    asks = {"max_tokens": 48, "stream": True, "stream_options": options, **settings}
+    body = {"messages": [{"role": "user", "content": prompt}], **asks}
     async with client_of(url) as client:
-        reply = await client.post(
-            "/v1/chat/completions", json={**body, "stream_options": options, **settings}
-        )
+        reply = await client.post("/v1/chat/completions", json=body)
     assert reply.status_code == 200, reply.text
     lines = [line.removeprefix("data: ") for line in reply.text.split("\n\n")]
     assert lines[-2:] == ["[DONE]", ""]
@@ -143,15 +140,6 @@ async def test_what_is_asked_again_has_the_same_answer_in_no_more_passes(
     assert second <= first  # how many fewer, a busy host decides
 
 
-async def test_the_edge_relays_what_the_verifier_generates_alone(services: Services) -> None:
-    path = "/v1/picospec/direct/chat/completions"
-
-    relayed = await chat(services.edge_urls["eager"], HAIKU, path, **WARM)
-
-    alone = await text(services.verifier_url, HAIKU, **WARM)
-    assert relayed["choices"][0]["message"]["content"] == alone
-
-
 async def test_a_connection_that_was_idle_as_long_as_clients_keep_one_still_serves(
     services: Services,
 ) -> None:
@@ -168,12 +156,11 @@ async def test_a_connection_that_was_idle_as_long_as_clients_keep_one_still_serv
 
 
 async def test_a_client_that_goes_away_frees_its_session(services: Services) -> None:
-    body = {"messages": [{"role": "user", "content": HAIKU}], "stream": True}
+    asks = {"stream": True, "max_tokens": 2000}
+    body = {"messages": [{"role": "user", "content": HAIKU}], **asks}
     async with (
         client_of(services.edge_urls["eager"]) as client,
-        client.stream(
-            "POST", "/v1/chat/completions", json=body | {"max_tokens": 2000}
-        ) as reply,
+        client.stream("POST", "/v1/chat/completions", json=body) as reply,
     ):
         await anext(reply.aiter_lines())
 
