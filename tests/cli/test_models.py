@@ -79,9 +79,8 @@ def test_an_added_model_has_the_hubs_hash_is_pulled_by_its_name_and_paired(
     assert catalogue.models["toy"].sha256 == sha256(b"draft").hexdigest()
     assert catalogue.drafts_of("smollm2-135m")[-1] == "toy"
     listed = run("list").splitlines()
-    assert {"toy", "smollm2-135m-q8_0"} <= {
-        word for line in listed for word in line.split()[1:2]
-    }
+    names = {word for line in listed for word in line.split()[1:2]}
+    assert {"toy", "smollm2-135m-q8_0"} <= names
     assert "pair smollm2-135m-q8_0+toy: toy drafts for smollm2-135m-q8_0" in listed
     assert Path(run("pull", "toy").strip()).read_bytes() == b"draft"
     assert "toy is as it should be" in run("verify", "toy")

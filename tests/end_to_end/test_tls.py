@@ -63,10 +63,10 @@ class Files:
     @property
     def service(self) -> dict[str, str]:
         """The TLS settings of a service that takes only the edge's certificate."""
-        names = {"certificate": "service.pem", "key": "service-key.pem"}
-        return {
-            k: self.path(name) for k, name in (names | {"client_ca": "edge-ca.pem"}).items()
-        }
+        names = ("service.pem", "service-key.pem", "edge-ca.pem")
+        return dict(
+            zip(("certificate", "key", "client_ca"), map(self.path, names), strict=True)
+        )
 
 
 @pytest.fixture(scope="module")
