@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import accumulate, groupby
-from zipfile import ZipFile
 
 import msgspec
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from picospec.bench.data.conversation import Conversation
 from picospec.bench.data.prompts import Prompt, read
 from picospec.bench.data.results import Answer
-from picospec.bench.data.scenarios.script import SOURCES, scenario_of
+from picospec.bench.data.scenarios.script import scenario_of
 from picospec.bench.data.statistics import mean
 from picospec.bench.link.path import Conditions
 from picospec.bench.report.markdown import markdown
@@ -37,14 +36,6 @@ def tokens(turns: list[Prompt]) -> list[int]:
     return [round(n / CHARACTERS_A_TOKEN) for n in list(characters)[1:]]
 
 
-def test_four_conversations_have_every_kind_of_turn_and_one_is_held_out() -> None:
-    kinds = {kind for name in AGENTS for kind in (t.family for t in SCENARIOS[name])}
-
-    assert [name.partition("/")[0] for name in AGENTS] == ["agent"] * 3 + ["held-out"]
-    asked = ("call", "edit", "explain", "patch", "react")
-    assert kinds == {f"{root}/{kind}" for root in ("agent", "held-out") for kind in asked}
-
-
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_conversation_has_6_to_8_turns_and_ends_at_8_to_16k_tokens(name: str) -> None:
     turns = SCENARIOS[name]
@@ -60,11 +51,6 @@ def test_the_questions_about_one_long_text_differ_in_their_last_line_only() -> N
     assert len({question.prompt.rpartition("\n")[0] for question in questions}) == 1
     assert len({question.prompt for question in questions}) == len(questions) == 4
     assert 7_000 <= tokens([questions[0]])[0] <= 9_000
-
-
-def test_the_sources_name_their_commit() -> None:
-    with ZipFile(SOURCES) as sources:
-        assert len(bytes.fromhex(sources.comment.decode())) == 20
 
 
 def test_scenarios_are_read_only_by_name_and_counted_as_conversations() -> None:

@@ -21,6 +21,9 @@ from tests.bench.simulated import DRAFT_S, GPU, PASS_S, rounded, run, whole_gaps
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
 """llama.cpp on one core: a row costs nearly a pass."""
 
+EDGES = (picospec(), picospec(fill="never"))
+ARMS = (Arm(), sync(3), paper(3), acespec(3, 4), colocated(3), *EDGES)
+
 
 def test_events_of_one_instant_happen_in_the_order_asked_for() -> None:
     clock, seen = Clock(), []
@@ -51,17 +54,7 @@ def test_the_cloud_commits_a_token_a_pass_at_any_distance(rtt_ms: float) -> None
     rtt_ms=st.floats(0, 300),
     jitter=st.floats(0, 1),
     seed=st.integers(0, 9),
-    arm=st.sampled_from(
-        [
-            Arm(),
-            sync(3),
-            paper(3),
-            acespec(3, 4),
-            colocated(3),
-            picospec(),
-            picospec(fill="never"),
-        ]
-    ),
+    arm=st.sampled_from(ARMS),
 )
 @settings(deadline=None, max_examples=60)
 def test_every_arm_commits_all_of_the_targets_answer(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from picospec.cli.doctor import examination
 from picospec.cli.main import app
+from picospec.gateway.tenants.keys import KeyLimits, digest_of, read_keys
 
 runner = CliRunner()
 
@@ -95,3 +96,16 @@ def test_a_doctor_who_is_told_of_no_model_needs_none_here(
         "models of qwen2.5-coder-1.5b-q8_0": True,
     }
     assert found("qwen2.5-coder") == {"models of qwen2.5-coder": False}
+
+
+def test_the_key_that_is_printed_is_the_one_whose_hash_is_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    limits = ["--sessions", "2", "--tokens-a-minute", "900"]
+
+    printed = runner.invoke(app, ["keys", "add", "ann", str(file), *limits])
+
+    (key,) = read_keys(file)
+    assert (printed.exit_code, key.name) == (0, "ann")
+    assert digest_of(printed.output.strip().encode()) == key.digest
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert key.limits == KeyLimits(sessions=2, tokens_a_minute=900)

@@ -23,6 +23,7 @@ from picospec.verifier.app import build
 from picospec.verifier.settings import load as load_verifier
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import served
+from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import STREAMS, FakeTarget, said
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9, "seed": 4}
@@ -98,12 +99,8 @@ async def test_its_tokens_are_counted_for_the_key(client: httpx.AsyncClient) -> 
 
 
 async def tenants_tokens(client: httpx.AsyncClient) -> float:
-    lines = (await client.get("/metrics")).text.splitlines()
-    return sum(
-        float(line.split()[1])
-        for line in lines
-        if line.startswith("picospec:tenant_tokens_total")
-    )
+    counted = (await metrics(client)).items()
+    return sum(n for name, n in counted if name.startswith("picospec:tenant_tokens_total"))
 
 
 async def test_a_verifier_that_falls_silent_ends_the_answer_and_its_prompt_is_counted(

@@ -27,8 +27,7 @@ def test_a_question_after_a_refused_one_is_shown(visit: Visit) -> None:
     send(visit, "think of two")
     visit.until_done(visit.answers.first)
 
-    questions = visit.page.locator(".said").all_text_contents()
-    assert questions == ["think of one", "think of two"]
+    assert visit.questions == ["think of one", "think of two"]
     assert visit.answers.count() == 1
     assert visit.page.get_by_role("alert").count() == 0
 
@@ -40,14 +39,12 @@ def test_a_page_that_may_keep_nothing_works_and_says_so(
     with visiting(chromium, serving, LOCKED) as visit:
         visit.page.click("#theme")
         visit.set(System_prompt="Be brief.")
-        with visit.page.expect_request("**/v1/chat/completions") as told:
-            visit.ask("think of one")
+        told = visit.sent("think of one")
         visit.ask("think of two")
 
         assert visit.evaluate("document.documentElement.dataset.theme") == "light"
-        assert told.value.post_data_json["messages"][0]["content"] == "Be brief."
-        questions = visit.page.locator(".said").all_text_contents()
-        assert questions == ["think of one", "think of two"]
+        assert told["messages"][0]["content"] == "Be brief."
+        assert visit.questions == ["think of one", "think of two"]
         assert "cannot keep this conversation" in visit.page.get_by_role("alert").inner_text()
 
 

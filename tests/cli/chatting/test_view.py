@@ -115,16 +115,6 @@ async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> Non
     assert "\x1b[2mLet me see.\x1b[0m\n" in screen.text
 
 
-async def test_a_service_that_is_not_there_is_a_clear_error() -> None:
-    def refuse(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused", request=request)
-
-    transport = httpx.MockTransport(refuse)
-    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
-        with pytest.raises(ChatError, match="cannot be reached"):
-            await answer(client, TURNS, Screen())
-
-
 @pytest.mark.parametrize(
     ("owner", "steady"), [("picospec", True), ("picospec", False), ("", True)]
 )
