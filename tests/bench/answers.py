@@ -60,7 +60,7 @@ def right_trace(
     name: str = "code/0",
     temperature: float = 0.0,
 ) -> Trace:
-    """An answer whose every draft token is the target's."""
+    """Return the trace of an answer whose every draft token is the target's."""
     text, logits = np.array(tokens, np.int32), np.zeros((len(tokens), 1), np.float32)
     never = np.full((len(tokens), 1), -1, np.int32)
     return Trace(
@@ -69,8 +69,8 @@ def right_trace(
     )  # fmt: skip
 
 
-def results(*answers: Answer, load: float = 0.0) -> Results:
-    host = Host("a processor", 2, 8.0, "Linux", "3.11", load)
+def results(*answers: Answer) -> Results:
+    host = Host("a processor", 2, 8.0, "Linux", "3.11", 0.0)
     models = {"target": "big", "draft": "small"}
     link: dict[str, float | None] = {"jitter_ms": 0.0}
     settings: Settings = {"tokens": 10, "repeats": 1}

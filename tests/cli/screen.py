@@ -15,6 +15,6 @@ class Screen(Console):
 
     @property
     def text(self) -> str:
-        """All that was written since its file was set."""
+        """Return all that was written since its file was set."""
         assert isinstance(self.file, io.StringIO)
         return self.file.getvalue()

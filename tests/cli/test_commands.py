@@ -32,8 +32,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(*arguments: str, status: int = 0, piped: str = "") -> str:
-    result = CliRunner().invoke(app, arguments, input=piped)
+def said(*arguments: str, status: int = 0) -> str:
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == status, result.output
     return result.output
 

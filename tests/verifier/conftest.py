@@ -73,7 +73,7 @@ def fake_command(port: int, **settings: object) -> list[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def host() -> AsyncIterator[Host]:
-    """The embedded target on SmolLM2, in this process."""
+    """Run the embedded target on SmolLM2 in this process."""
     async with served_llama.serving() as host:
         yield host
 

@@ -70,7 +70,7 @@ BAD_DRAFTS = {
     "an unknown type": (b"\x05\x63abcd", ""),
     "an Open": (wire.encode(opening()), "Open: not in this direction"),
 }
-"""Bodies, and what the error says; which drafts are dishonest, the session's own tests say."""
+"""The error says this of a body. Which drafts are dishonest, the session's own tests say."""
 
 
 def code_of(answer: httpx.Response) -> str:
