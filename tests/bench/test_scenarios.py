@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import accumulate, groupby
 
-import msgspec
 import pytest
 
 from picospec.bench.data.conversation import Conversation
@@ -136,10 +135,8 @@ def test_an_answer_in_one_piece_shows_no_rate_where_its_prompt_was_not_read_befo
 
 
 def long_answer(arm: str, kind: str, seconds: float, **more: object) -> Answer:
-    made = answer(
-        arm, seconds, prompt=f"agent/a/{kind}", family=f"agent/{kind}", first_share=0.1
-    )
-    return msgspec.structs.replace(made, **more)
+    asked = {"prompt": f"agent/a/{kind}", "family": f"agent/{kind}"}
+    return answer(arm, seconds, **{"first_share": 0.1, **asked, **more})
 
 
 def test_the_report_has_kinds_of_turns_by_themselves_and_what_both_ends_read() -> None:
