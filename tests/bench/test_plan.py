@@ -10,6 +10,7 @@ import pytest
 
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.link.path import Conditions
+from picospec.bench.round_policy import RoundPolicy
 from picospec.bench.run.arms import parse
 from picospec.bench.run.plan import Plan, turns
 
@@ -93,6 +94,12 @@ def test_the_steady_arm_differs_by_its_stream_options_alone() -> None:
 def test_arms_that_cannot_be_are_refused(arms: str, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         parse(arms)
+
+
+@pytest.mark.parametrize("text", ["sync", "sync:0", "sync:17", "paper:x", "other:4"])
+def test_what_is_no_policy_of_rounds_is_an_error_that_names_it(text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        RoundPolicy.parse(text)
 
 
 def test_an_arm_sends_its_prompts_prediction_or_anothers_or_none() -> None:
