@@ -14,17 +14,12 @@ LOCKED = """Object.defineProperty(window, "localStorage", {
 });"""
 
 
-def send(visit: Visit, text: str) -> None:
-    visit.page.fill("#question", text)
-    visit.page.press("#question", "Enter")
-
-
 def test_a_question_after_a_refused_one_is_shown(visit: Visit) -> None:
     visit.set(Tools="{")
-    send(visit, "think of one")
+    visit.ask("think of one", wait=False)
     visit.page.get_by_role("alert").wait_for()
     visit.set(Tools="")
-    send(visit, "think of two")
+    visit.ask("think of two", wait=False)
     visit.until_done(visit.answers.first)
 
     assert visit.questions == ["think of one", "think of two"]

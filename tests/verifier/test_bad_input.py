@@ -15,7 +15,6 @@ from picospec.speculation.protocol.messages import (
     Fault,
     Finish,
     Open,
-    Opened,
     Sampling,
 )
 from picospec.verifier.routes import DRAFTS_BYTES, OPEN_BYTES
@@ -205,9 +204,6 @@ async def test_of_a_thousand_sessions_those_over_the_limit_come_back_later(
     await asyncio.gather(*(ask(50) for _ in range(20)))
     running = await sessions_open(client)
     for answer in streams:
-        chunk = await anext(answer.aiter_raw())
-        (first,) = wire.Decoder().feed(chunk)
-        assert isinstance(first, Opened)
         await answer.aclose()
 
     assert (len(streams), running) == (64, 64)
