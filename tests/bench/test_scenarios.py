@@ -1,4 +1,4 @@
-"""The scenarios are long work: their files are those of one commit, and one is held out."""
+"""The scenarios are long work: each arm goes on from its own answers, turn by turn."""
 
 from __future__ import annotations
 
