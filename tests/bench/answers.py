@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
 from picospec.bench.data.host import Host
 from picospec.bench.data.results import Answer, Results, Settings, rows
+from picospec.bench.traces.files import Trace
+from picospec.speculation.protocol.messages import TokenId
+
+ANSWER = Answer(
+    "cloud", "code", "p", 0, 10.0, None, 0.0, "same", tokens=10, first_share=0.0, seconds=1.0,
+    ttft_ms=50.0, gaps_ms=[10.0, 20.0, 30.0], drafted=8, accepted=5, target_passes=5,
+    bytes_up=60, bytes_down=40, link_bytes_up=600, link_bytes_down=400, edge_cpu_s=0.1,
+    stolen_s=0.003, draft_model_tokens=9,
+)  # fmt: skip
+"""It has ten tokens, in five passes."""
 
 
-def answer(
-    arm: str,
-    seconds: float,
+def answer(arm: str, seconds: float, **fields: object) -> Answer:
+    """Return an answer that is as ANSWER, but for these fields."""
+    return msgspec.structs.replace(ANSWER, arm=arm, seconds=seconds, **fields)
+
+
+def right_trace(
+    prompt: tuple[TokenId, ...],
+    tokens: Sequence[TokenId],
     *,
-    prompt: str = "p",
     family: str = "code",
-    text: str = "same",
-    rtt_ms: float = 10.0,
-    repeat: int = 0,
-    first_share: float = 0.0,
-    ttft_ms: float = 50.0,
-) -> Answer:
-    """Ten tokens in `seconds`, in five passes."""
-    return Answer(
-        arm,
-        family,
-        prompt,
-        repeat,
-        rtt_ms,
-        None,
-        0.0,
-        text,
-        tokens=10,
-        first_share=first_share,
-        seconds=seconds,
-        ttft_ms=ttft_ms,
-        gaps_ms=[10.0, 20.0, 30.0],
-        drafted=8,
-        accepted=5,
-        target_passes=5,
-        bytes_up=60,
-        bytes_down=40,
-        link_bytes_up=600,
-        link_bytes_down=400,
-        edge_cpu_s=0.1,
-        stolen_s=0.003,
-        draft_model_tokens=9,
-    )
+    name: str = "code/0",
+    temperature: float = 0.0,
+) -> Trace:
+    """Return the trace of an answer whose every draft token is the target's."""
+    text, logits = np.array(tokens, np.int32), np.zeros((len(tokens), 1), np.float32)
+    never = np.full((len(tokens), 1), -1, np.int32)
+    return Trace(
+        family, name, temperature, 7, np.array(prompt, np.int32), text, text[:, None], logits,
+        text[:, None], logits, never, logits, np.ones(len(tokens), np.float32),
+    )  # fmt: skip
 
 
-def results(*answers: Answer, load: float = 0.0) -> Results:
-    host = Host("a processor", 2, 8.0, "Linux", "3.11", load)
+def results(*answers: Answer) -> Results:
+    host = Host("a processor", 2, 8.0, "Linux", "3.11", 0.0)
     models = {"target": "big", "draft": "small"}
     link: dict[str, float | None] = {"jitter_ms": 0.0}
     settings: Settings = {"tokens": 10, "repeats": 1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from picospec.bench.data.results import Results
@@ -10,21 +9,13 @@ from picospec.bench.simulator.agree import compare, predict
 from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.table import SimulatedRow
 from picospec.bench.traces.files import Trace
-from tests.bench.answers import answer, results
+from tests.bench.answers import answer, results, right_trace
 
 ARMS = ("cloud", "picospec", "sync:2", "picospec-useless")
 
 
 def trace(prompt: str, tokens: int = 30, temperature: float = 0.0) -> Trace:
-    """A draft model whose every draft token is the target's."""
-    answer_tokens = np.arange(tokens, dtype=np.int32)
-    logits = np.zeros((tokens, 1), np.float32)
-    return Trace(
-        "code", prompt, temperature, 7, np.arange(3, dtype=np.int32), answer_tokens,
-        answer_tokens[:, None], logits, answer_tokens[:, None], logits,
-        np.full((tokens, 1), -1, np.int32), logits,
-        np.ones(tokens, np.float32),
-    )  # fmt: skip
+    return right_trace((0, 1, 2), range(tokens), name=prompt, temperature=temperature)
 
 
 def measured() -> Results:

@@ -53,22 +53,3 @@ async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path
     reported = CliRunner().invoke(app, ["report", "--no-plots", str(out)])
     assert reported.exit_code == 0
     assert "paper:2" in out.with_suffix(".md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--arms", "picospec"], "cloud"),
-        (["--arms", "cloud,other"], "other"),
-        (["--families", "poetry"], "poetry"),
-        (["--rtt", "5", "--jitter", "9"], "jitter_ms"),
-        (["--pin", "0"], "VERIFIER:EDGE"),
-    ],
-)
-def test_a_run_that_cannot_be_is_refused_before_anything_starts(
-    tmp_path: Path, arguments: list[str], named: str
-) -> None:
-    result = CliRunner().invoke(app, ["run", "--json", str(tmp_path / "o.json"), *arguments])
-
-    assert result.exit_code == 2
-    assert named in result.output

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,45 +12,27 @@ from picospec.bench.capacity.figures import Answered, Capacity, Figures, figures
 from picospec.bench.capacity.loading import Load
 from picospec.bench.data.files import load as read
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.run.services import Services, ServicesPlan, free_port
+from picospec.bench.run.services import Services, ServicesPlan
 from picospec.bench.simulator.source import traced
-from picospec.bench.traces.files import Trace
 from picospec.bench.traces.record import Subject, traces
 from picospec.models.store import open_store
-from picospec.speculation.protocol.messages import TokenId
-from tests.verifier.conftest import fake_command, serving
+from tests.bench.answers import right_trace
+from tests.verifier.conftest import fake_verifier
 from tests.verifier.fake_target import STREAMS, said
 
 TOKENS = 24
 
 
-def trace(family: str, prompt: tuple[TokenId, ...]) -> Trace:
-    """A trace of the fake target, with a draft model that is always right."""
-    tokens = np.array([said(prompt, at) for at in range(TOKENS)], np.int32)
-    row, unknown = np.zeros((TOKENS, 1), np.float32), np.full((TOKENS, 1), -1, np.int32)
-    return Trace(
-        family, f"{family}/0", 0.0, 7, np.array(prompt, np.int32),
-        tokens, tokens[:, None], row, tokens[:, None], row, unknown, row, row[:, 0],
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    port = free_port()
-    with serving(fake_command(port), port, keys=""):
-        yield f"http://127.0.0.1:{port}"
-
-
-def test_both_arms_are_measured_at_every_number_of_sessions(tmp_path: Path, url: str) -> None:
-    trace("code", (STREAMS, 5)).save(tmp_path)
-    trace("chat", (STREAMS, 6)).save(tmp_path)
+def test_both_arms_are_measured_at_every_number_of_sessions(tmp_path: Path) -> None:
+    for family, prompt in (("code", (STREAMS, 5)), ("chat", (STREAMS, 6))):
+        tokens = [said(prompt, at) for at in range(TOKENS)]
+        right_trace(prompt, tokens, family=family, name=f"{family}/0").save(tmp_path)
     out = tmp_path / "out.json"
     arguments = ["--sessions", "1,3", "--rtt", "2", "--step", "0.1", "--hosts", "5/1"]
 
-    result = CliRunner().invoke(
-        app,
-        ["capacity", "--traces", str(tmp_path), "--json", str(out), "--url", url, *arguments],
-    )
+    with fake_verifier(keys="") as (_, url):
+        files = ["--traces", str(tmp_path), "--json", str(out)]
+        result = CliRunner().invoke(app, ["capacity", "--url", url, *files, *arguments])
 
     assert result.exit_code == 0, (result.output, result.exception)
     rows = read(out, Capacity).rows

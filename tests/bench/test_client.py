@@ -77,21 +77,18 @@ async def test_chunks_that_tell_of_speculation_are_no_text() -> None:
     assert (reply.drafted, reply.accepted, reply.target_passes) == (6, 2, 2)
 
 
-async def test_an_error_within_the_stream_is_raised() -> None:
-    with pytest.raises(AnswerError, match="verifier_unavailable"):
-        await client(piece("Hel"), {"error": {"code": "verifier_unavailable"}}).ask(QUESTION)
-
-
-async def test_an_answer_cut_short_is_an_error() -> None:
-    with pytest.raises(AnswerError, match="before it was complete"):
-        await client(piece("Hel")).ask(QUESTION)
-
-
-async def test_a_question_that_the_context_cannot_hold_is_an_error_of_its_own() -> None:
-    with pytest.raises(TooLong, match="8192"):
-        await client(status=400, body="context_length_exceeded: 8192").ask(QUESTION)
-
-
-async def test_a_refusal_is_an_error_with_its_status() -> None:
-    with pytest.raises(AnswerError, match="503"):
-        await client(status=503).ask(QUESTION)
+@pytest.mark.parametrize(
+    ("asked", "raised", "said"),
+    [
+        (client(piece("Hel"), {"error": {"code": "away"}}), AnswerError, "away"),
+        (client(piece("Hel")), AnswerError, "before it was complete"),
+        (client(status=400, body="context_length_exceeded: 8192"), TooLong, "8192"),
+        (client(status=503), AnswerError, "503"),
+    ],
+    ids=["an error in the stream", "cut short", "too long for the context", "refused"],
+)
+async def test_an_answer_that_fails_says_why(
+    asked: Client, raised: type[Exception], said: str
+) -> None:
+    with pytest.raises(raised, match=said):
+        await asked.ask(QUESTION)

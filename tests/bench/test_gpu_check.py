@@ -27,8 +27,8 @@ from picospec.gateway.hosting.processes import ServiceDied
 ANY = ServicesPlan("any", "any", {})
 
 
-def engines(plan: ServicesPlan = ANY, head: str = "") -> Engines:
-    return Engines(plan, (), 8, (1, 16), head)
+def engines(head: str = "") -> Engines:
+    return Engines(ANY, (), 8, (1, 16), head)
 
 
 async def fine() -> tuple[bool, str]:

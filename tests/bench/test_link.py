@@ -45,6 +45,21 @@ async def talking_to(
         writer.close()
 
 
+@asynccontextmanager
+async def through_a_link(
+    handler: Handler = echo, *, seed: int = 0, most_bytes: int = 1 << 20, **conditions: float
+) -> AsyncIterator[tuple[Link, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Give a link, and a connection through it to a server."""
+    async with (
+        serving(handler) as upstream,
+        Link(
+            upstream, Conditions(**conditions), seed=seed, max_in_flight_bytes=most_bytes
+        ) as link,
+        talking_to(link.port) as (reader, writer),
+    ):
+        yield link, reader, writer
+
+
 async def round_trip_ms(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
     loop = asyncio.get_running_loop()
     start_s = loop.time()
@@ -55,11 +70,7 @@ async def round_trip_ms(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 @pytest.mark.parametrize("rtt_ms", [0, 10, 50])
 async def test_an_echo_takes_the_round_trip_it_was_set_to(rtt_ms: float) -> None:
-    async with (
-        serving() as upstream,
-        Link(upstream, Conditions(rtt_ms=rtt_ms)) as link,
-        talking_to(link.port) as (reader, writer),
-    ):
+    async with through_a_link(rtt_ms=rtt_ms) as (_, reader, writer):
         await round_trip_ms(reader, writer)
         measured_ms = [await round_trip_ms(reader, writer) for _ in range(15)]
 
@@ -72,12 +83,8 @@ async def test_bytes_keep_their_order_under_jitter_and_loss_whatever_their_piece
 ) -> None:
     chance = Random(seed)
     sent = chance.randbytes(60_000)
-    async with (
-        serving() as upstream,
-        Link(upstream, Conditions(rtt_ms=8, jitter_ms=8, loss=0.01), seed=seed) as link,
-        talking_to(link.port) as (reader, writer),
-    ):
-        rest = sent
+    async with through_a_link(seed=seed, rtt_ms=8, jitter_ms=8, loss=0.01) as ends:
+        (link, reader, writer), rest = ends, sent
         while rest:
             size = chance.randint(1, 6000)
             writer.write(rest[:size])
@@ -97,11 +104,7 @@ async def test_a_reader_that_stops_stops_its_sender() -> None:
         await stalled.wait()
         writer.close()
 
-    async with (
-        serving(ignore) as upstream,
-        Link(upstream, max_in_flight_bytes=65_536) as link,
-        talking_to(link.port) as (_, writer),
-    ):
+    async with through_a_link(ignore, most_bytes=65_536) as (link, _, writer):
         writer.write(bytes(64 << 20))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(writer.drain(), 0.3)
@@ -120,11 +123,7 @@ async def test_a_half_close_lets_the_other_direction_go_on() -> None:
         writer.write(question.upper())
         writer.close()
 
-    async with (
-        serving(answer_at_the_end) as upstream,
-        Link(upstream, Conditions(rtt_ms=10)) as link,
-        talking_to(link.port) as (reader, writer),
-    ):
+    async with through_a_link(answer_at_the_end, rtt_ms=10) as (link, reader, writer):
         writer.write(b"question")
         writer.write_eof()
         answer = await reader.read(-1)
@@ -154,22 +153,14 @@ async def test_a_server_that_resets_resets_the_client() -> None:
         await asyncio.sleep(0.05)  # unread bytes make the kernel answer with a reset
         writer.transport.abort()
 
-    async with (
-        serving(slam) as upstream,
-        Link(upstream) as link,
-        talking_to(link.port) as (reader, writer),
-    ):
+    async with through_a_link(slam) as (_, reader, writer):
         writer.write(bytes(300_000))
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(reader.read(-1), 2)
 
 
 async def test_leaving_the_link_leaves_no_task_behind() -> None:
-    async with (
-        serving() as upstream,
-        Link(upstream, Conditions(rtt_ms=500)) as link,
-        talking_to(link.port),
-    ):
+    async with through_a_link(rtt_ms=500):
         await asyncio.sleep(0)
 
     await asyncio.sleep(0.01)

@@ -10,6 +10,7 @@ import pytest
 
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.link.path import Conditions
+from picospec.bench.round_policy import RoundPolicy
 from picospec.bench.run.arms import parse
 from picospec.bench.run.plan import Plan, turns
 
@@ -26,13 +27,7 @@ def test_far_arms_get_every_question_once_over_every_link() -> None:
 
     for name in ("picospec", "sync:4"):
         mine = [
-            (
-                turn.repeat,
-                turn.link.rtt_ms,
-                turn.prompt.id,
-                turn.question.temperature,
-                turn.question.seed,
-            )
+            (turn.repeat, turn.link, turn.prompt.id, turn.question.temperature)
             for turn in asked
             if turn.arm.name == name
         ]
@@ -84,10 +79,27 @@ def test_the_steady_arm_differs_by_its_stream_options_alone() -> None:
     assert replace(steady, stream_options={}) == asked["picospec"]
 
 
-@pytest.mark.parametrize("text", ["picospec", "cloud,cloud", "cloud,other", "cloud,sync:99"])
-def test_arms_that_cannot_be_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"arm|cloud|sync"):
-        parse(text)
+@pytest.mark.parametrize(
+    ("arms", "named"),
+    [
+        ("picospec", "cloud"),
+        ("cloud,cloud", "arm"),
+        ("cloud,other", "other"),
+        ("cloud,sync:99", "sync:99"),
+        ("cloud,cloud-ngram:0", "cloud-ngram:0"),
+        ("cloud,cloud-draft:x", "cloud-draft:x"),
+        ("cloud,cloud-vllm:3", "cloud-vllm:3"),
+    ],
+)
+def test_arms_that_cannot_be_are_refused(arms: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        parse(arms)
+
+
+@pytest.mark.parametrize("text", ["sync", "sync:0", "sync:17", "paper:x", "other:4"])
+def test_what_is_no_policy_of_rounds_is_an_error_that_names_it(text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        RoundPolicy.parse(text)
 
 
 def test_an_arm_sends_its_prompts_prediction_or_anothers_or_none() -> None:

@@ -78,23 +78,17 @@ def test_one_other_text_makes_a_row_differ() -> None:
     assert [row.identical_to_cloud for row in found] == [True, False]
 
 
-def test_a_rate_leaves_out_what_came_first_and_the_time_until_then() -> None:
-    [row] = rows([answer("cloud", 4.05, first_share=0.2)])
+@pytest.mark.parametrize(
+    ("first_share", "ttft_ms", "rate"),
+    [(0.2, 50.0, 8 / 4), (1.0, 50.0, 10 / 4.05), (0.2, 4050.0, 10 / 4.05),
+     (0.2, 4050.000001, 10 / 4.05)],
+)  # fmt: skip
+def test_a_rate_leaves_out_what_came_first_unless_all_came_at_once(
+    first_share: float, ttft_ms: float, rate: float
+) -> None:
+    [row] = rows([answer("cloud", 4.05, first_share=first_share, ttft_ms=ttft_ms)])
 
-    assert row.tokens_per_s == pytest.approx(8 / 4.0)
-
-
-def test_an_answer_in_one_piece_is_rated_as_a_whole() -> None:
-    [row] = rows([answer("cloud", 4.0, first_share=1.0)])
-
-    assert row.tokens_per_s == pytest.approx(10 / 4.0)
-
-
-@pytest.mark.parametrize("ttft_ms", [4000.0, 4000.000001])
-def test_an_answer_that_came_whole_at_once_is_rated_as_a_whole(ttft_ms: float) -> None:
-    [row] = rows([answer("cloud", 4.0, first_share=0.2, ttft_ms=ttft_ms)])
-
-    assert row.tokens_per_s == pytest.approx(10 / 4.0)
+    assert row.tokens_per_s == pytest.approx(rate, abs=1e-4)
 
 
 def test_an_answer_waits_for_clouds() -> None:

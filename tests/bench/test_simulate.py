@@ -1,4 +1,4 @@
-"""Traces become answers, answers become cells, cells become a table."""
+"""Traces become answers, answers become cells, cells become a table, messages become a log."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from picospec.bench.__main__ import app
 from picospec.bench.data.prompts import sampling
 from picospec.bench.link.path import Conditions
 from picospec.bench.simulator.edge import Answer, steadied
+from picospec.bench.simulator.event_log import events, report
 from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
-from picospec.bench.simulator.table import (
-    GAMMAS,
-    Group,
-    rows,
-)
+from picospec.bench.simulator.table import GAMMAS, Group, rows
 from picospec.bench.simulator.world import World
 from picospec.bench.traces.files import Trace
 from picospec.speculation.sampling.distributions import distribution
@@ -128,3 +125,28 @@ def test_a_steady_answer_has_the_same_tokens_end_and_rate_and_no_long_gap() -> N
     shown = [(1.0, 3), (1.4, 1), (1.5, 1), (1.6, 1), (1.7, 1), (1.8, 1), (2.0, 1), (2.4, 2)]
     assert steady.arrivals == [(pytest.approx(at_s), count) for at_s, count in shown]
     assert (steady.tokens, steady.later) == (answer.tokens, answer.later)
+
+
+def log(rtt_ms: float) -> str:
+    return events(
+        replace(GPU, conditions=Conditions(rtt_ms)), "picospec", [[synthetic(0.8, 10)]]
+    )
+
+
+def test_every_message_that_was_sent_has_arrived() -> None:
+    lines = [json.loads(line) for line in log(20.0).splitlines()]
+
+    sent, arrived = (
+        [line for line in lines if line[0] == kind] for kind in ("sent", "arrived")
+    )
+    assert len(sent) == len(arrived) > 0
+    assert lines[-1][:3] == ["answer", 0, 10]
+
+
+def test_equal_cells_are_counted_and_the_first_difference_is_shown() -> None:
+    near, far = log(20.0), log(50.0)
+
+    lines = list(report({"a": near, "b": near}, {"a": near, "b": far}))
+
+    assert lines[0].startswith("b\n")
+    assert lines[-1] == "0 only in one log, 1 identical, 1 different"

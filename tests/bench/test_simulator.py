@@ -21,6 +21,9 @@ from tests.bench.simulated import DRAFT_S, GPU, PASS_S, rounded, run, whole_gaps
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
 """llama.cpp on one core: a row costs nearly a pass."""
 
+EDGES = (picospec(), picospec(fill="never"))
+ARMS = (Arm(), sync(3), paper(3), acespec(3, 4), colocated(3), *EDGES)
+
 
 def test_events_of_one_instant_happen_in_the_order_asked_for() -> None:
     clock, seen = Clock(), []
@@ -51,17 +54,7 @@ def test_the_cloud_commits_a_token_a_pass_at_any_distance(rtt_ms: float) -> None
     rtt_ms=st.floats(0, 300),
     jitter=st.floats(0, 1),
     seed=st.integers(0, 9),
-    arm=st.sampled_from(
-        [
-            Arm(),
-            sync(3),
-            paper(3),
-            acespec(3, 4),
-            colocated(3),
-            picospec(),
-            picospec(fill="never"),
-        ]
-    ),
+    arm=st.sampled_from(ARMS),
 )
 @settings(deadline=None, max_examples=60)
 def test_every_arm_commits_all_of_the_targets_answer(
@@ -95,19 +88,17 @@ def test_a_round_takes_drafting_a_round_trip_and_a_pass_unless_its_drafting_was_
     assert rounded(hit) in published or alpha < 0.9
 
 
-@pytest.mark.parametrize("rtt_ms", [0, 300])
-def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
-    answer = run(colocated(4), synthetic(1.0, 1000), rtt_ms=rtt_ms)
+@pytest.mark.parametrize(("rtt_ms", "step_s"), [(0, None), (300, None), (300, 0.002)])
+def test_colocated_speculation_knows_no_distance_and_has_steps_of_its_own(
+    rtt_ms: float, step_s: float | None
+) -> None:
+    hosts = gpu(PASS_S, DRAFT_S, colocated_s=step_s)
 
-    assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.01)
+    answer = run(colocated(4), synthetic(1.0, 1000), rtt_ms=rtt_ms, hosts=hosts)
 
-
-def test_a_colocated_draft_model_may_be_faster_than_on_the_device() -> None:
-    hosts = gpu(PASS_S, DRAFT_S, colocated_s=0.002)
-
-    answer = run(colocated(4), synthetic(1.0, 1000), hosts=hosts)
-
-    assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * 0.002), rel=0.01)
+    assert answer.tokens_per_s == pytest.approx(
+        5 / (PASS_S + 4 * (step_s or DRAFT_S)), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("tokens", [64, 300])

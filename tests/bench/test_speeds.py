@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from picospec.bench.calibrate.pass_timing import (
-    Drafted,
-    Question,
-    _run,
-    curve,
-    line,
-)
+from picospec.bench.calibrate.pass_timing import Drafted, Question, _run, curve, line
 from picospec.bench.data.files import load, save
 from picospec.bench.data.host import Host
 from picospec.bench.data.speeds import Speeds
@@ -32,19 +26,8 @@ ANSWER = tuple(range(100, 140))
 
 def speeds() -> Speeds:
     host = Host("a processor", 2, 8.0, "Linux", "3.11", 0.0)
-    return Speeds(
-        host,
-        "abc",
-        {},
-        {1: 0.2, 5: 0.3},
-        {1: 0.4},
-        {1: 0.02, 8: 0.1},
-        {1: 0.01},
-        0.4,
-        0.01,
-        0.003,
-        0.001,
-    )
+    curves = ({1: 0.2, 5: 0.3}, {1: 0.4}, {1: 0.02, 8: 0.1}, {1: 0.01})
+    return Speeds(host, "abc", {}, *curves, 0.4, 0.01, 0.003, 0.001)
 
 
 def commit(start: int, tokens: int, *, accepted: int, pass_s: float = 0.2) -> Commit:

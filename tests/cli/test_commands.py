@@ -32,8 +32,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(*arguments: str, status: int = 0, piped: str = "") -> str:
-    result = CliRunner().invoke(app, arguments, input=piped)
+def said(*arguments: str, status: int = 0) -> str:
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == status, result.output
     return result.output
 
@@ -68,17 +68,8 @@ def test_what_cannot_be_done_is_one_line(url: str) -> None:
 
 
 def test_run_prints_the_answer_and_nothing_else(url: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "picospec.cli",
-        "run",
-        "Say it",
-        "--seed",
-        "1",
-        "--url",
-        url,
-    ]
+    asked = ["run", "Say it", "--seed", "1", "--url", url]
+    command = [sys.executable, "-m", "picospec.cli", *asked]
 
     first, again = (subprocess.check_output(command, input=b"x = 1\n") for _ in range(2))
 

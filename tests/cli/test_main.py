@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from picospec.cli.doctor import examination
 from picospec.cli.main import app
+from picospec.gateway.tenants.keys import KeyLimits, digest_of, read_keys
 
 runner = CliRunner()
 
@@ -40,27 +41,22 @@ def test_a_service_gets_its_arguments_as_they_are(
     assert executed == [[sys.executable, "-P", "-m", *becomes]]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pins are Linux's")
-def test_pins_of_another_form_are_a_usage_error() -> None:
-    result = runner.invoke(app, ["up", "--pin", "zero"])
+@pytest.mark.parametrize(
+    ("arguments", "environ", "status", "named"),
+    [
+        (["--pin", "zero"], {}, 2, "zero"),
+        (["--config", "nowhere.toml"], {}, 1, "nowhere.toml"),
+        ([], {"EDGE_PORT": "not-a-port"}, 2, "EDGE_PORT"),
+    ],
+)
+def test_what_is_wrong_with_an_option_file_or_variable_is_named(
+    arguments: list[str], environ: dict[str, str], status: int, named: str
+) -> None:
+    result = runner.invoke(app, ["up", *arguments], env=environ)
 
-    assert result.exit_code == 2
-    assert "zero" in result.output
-
-
-def test_a_settings_file_that_is_not_there_is_one_clear_line() -> None:
-    result = runner.invoke(app, ["up", "--config", "nowhere.toml"])
-
-    assert result.exit_code == 1
-    assert "nowhere.toml" in result.output
+    assert result.exit_code == status
+    assert named in result.output
     assert "Traceback" not in result.output
-
-
-def test_ports_come_from_the_environment() -> None:
-    result = runner.invoke(app, ["up"], env={"EDGE_PORT": "not-a-port"})
-
-    assert result.exit_code == 2
-    assert "EDGE_PORT" in result.output
 
 
 @pytest.mark.parametrize(
@@ -100,3 +96,16 @@ def test_a_doctor_who_is_told_of_no_model_needs_none_here(
         "models of qwen2.5-coder-1.5b-q8_0": True,
     }
     assert found("qwen2.5-coder") == {"models of qwen2.5-coder": False}
+
+
+def test_the_key_that_is_printed_is_the_one_whose_hash_is_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    limits = ["--sessions", "2", "--tokens-a-minute", "900"]
+
+    printed = runner.invoke(app, ["keys", "add", "ann", str(file), *limits])
+
+    (key,) = read_keys(file)
+    assert (printed.exit_code, key.name) == (0, "ann")
+    assert digest_of(printed.output.strip().encode()) == key.digest
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert key.limits == KeyLimits(sessions=2, tokens_a_minute=900)

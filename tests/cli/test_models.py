@@ -30,25 +30,18 @@ def run(*arguments: str) -> str:
     return result.stdout
 
 
-def test_list_shows_every_model_and_pair() -> None:
-    result = CliRunner().invoke(models_app, ["list"])
-
-    assert result.exit_code == 0
-    assert "smollm2-135m-q8_0" in result.stdout
-    assert "pair qwen2.5-coder" in result.stdout
-
-
 @pytest.mark.parametrize(
-    ("command", "name", "reason"),
+    ("command", "reason"),
     [
-        ("pull", "gpt", "no model 'gpt'"),
-        ("pull", "smollm2", "no folder is set"),
-        ("verify", "smollm2", "models pull smollm2"),
-        ("pull", "nobody/nothing", "nobody/nothing: "),
+        ("pull gpt", "no model 'gpt'"),
+        ("pull smollm2", "no folder is set"),
+        ("verify smollm2", "models pull smollm2"),
+        ("pull nobody/nothing", "nobody/nothing: "),
+        ("add smollm2 o/toy", "built-in"),
     ],
 )
-def test_what_fails_is_one_line_and_an_exit_code(command: str, name: str, reason: str) -> None:
-    result = CliRunner().invoke(models_app, [command, name])
+def test_what_fails_is_one_line_and_an_exit_code(command: str, reason: str) -> None:
+    result = CliRunner().invoke(models_app, command.split())
 
     assert result.exit_code == 1
     assert reason in result.stderr
@@ -86,7 +79,10 @@ def test_an_added_model_has_the_hubs_hash_is_pulled_by_its_name_and_paired(
     assert catalogue.models["toy"].file == "toy-Q4_0.gguf"
     assert catalogue.models["toy"].sha256 == sha256(b"draft").hexdigest()
     assert catalogue.drafts_of("smollm2-135m")[-1] == "toy"
-    assert "pair smollm2-135m-q8_0+toy: toy drafts for smollm2-135m-q8_0" in run("list")
+    listed = run("list").splitlines()
+    names = {word for line in listed for word in line.split()[1:2]}
+    assert {"toy", "smollm2-135m-q8_0"} <= names
+    assert "pair smollm2-135m-q8_0+toy: toy drafts for smollm2-135m-q8_0" in listed
     assert Path(run("pull", "toy").strip()).read_bytes() == b"draft"
     assert "toy is as it should be" in run("verify", "toy")
 
@@ -142,7 +138,9 @@ def test_a_users_own_link_that_leads_nowhere_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_name_added_again_means_its_present_model() -> None:
+def test_a_name_added_again_means_its_present_model_and_is_removed_with_all_it_had(
+    tmp_path: Path,
+) -> None:
     run("add", "toy", "o/toy-GGUF:Q8_0")
     run("pull", "toy")
 
@@ -151,16 +149,7 @@ def test_a_name_added_again_means_its_present_model() -> None:
     assert CliRunner().invoke(models_app, ["verify", "toy"]).exit_code == 1
     assert Path(run("pull", "toy").strip()).read_bytes() == b"draft"
     run("verify", "toy")
-
-
-@pytest.mark.usefixtures("hub")
-def test_the_files_that_a_name_had_before_go_with_it(tmp_path: Path) -> None:
-    run("add", "toy", "o/toy-GGUF:Q8_0")
-    run("pull", "toy")
-    run("add", "toy", "o/toy-GGUF:Q4_0")
-
     run("remove", "toy")
-
     assert not list((tmp_path / "models" / "blobs").iterdir())
 
 
@@ -202,10 +191,3 @@ def test_what_a_pull_has_begun_is_removed_with_its_model(tmp_path: Path, name: s
     run("remove", name)
 
     assert list(partial.iterdir()) == [others]
-
-
-def test_a_name_that_ships_cannot_be_given_away() -> None:
-    result = CliRunner().invoke(models_app, ["add", "smollm2", "o/toy"])
-
-    assert result.exit_code == 1
-    assert "built-in" in result.stderr

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from picospec.cli import preparing
 from picospec.cli.preparing import Wanted, prepare, with_threads
@@ -17,9 +15,8 @@ from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import UnknownModel
 from picospec.models.gguf import is_exact
 from picospec.models.store import Store, open_store
+from tests.cli.screen import Screen
 from tests.models.hub_server import FakeHub
-
-QUIET = Console(file=io.StringIO())
 
 
 @pytest.fixture
@@ -65,7 +62,7 @@ def test_threads_are_shared_where_cores_are_not(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.models
 def test_a_target_of_the_hub_is_fetched_and_made_exact(store: Store) -> None:
-    arguments = prepare(Wanted("o/small-GGUF", "none"), store, QUIET)
+    arguments = prepare(Wanted("o/small-GGUF", "none"), store, Screen())
 
     assert arguments["verifier"] == ("--target", "llama", "--model", "o/small-GGUF")
     assert arguments["edge"] == ("--draft", "none")
@@ -81,7 +78,7 @@ def test_a_path_is_taken_as_it_is_and_a_draft_as_large_is_not_chosen(
     target = tmp_path / "mine.gguf"
     target.symlink_to(open_store({}).find("smollm2", "target").path)
 
-    assert prepare(Wanted(str(target)), store, QUIET) == {
+    assert prepare(Wanted(str(target)), store, Screen()) == {
         "verifier": ("--target", "llama", "--model", str(target)),
         "edge": ("--draft", "none"),
     }
@@ -93,10 +90,10 @@ def test_safetensors_need_vllm_and_the_edge_chooses_its_draft(
 ) -> None:
     for target in (str(tmp_path), "o/safe", "hf://o/safe"):
         with pytest.raises(ServiceError, match="vLLM is not installed"):
-            prepare(Wanted(target), store, QUIET)
+            prepare(Wanted(target), store, Screen())
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    arguments = prepare(Wanted(str(tmp_path)), store, QUIET)
+    arguments = prepare(Wanted(str(tmp_path)), store, Screen())
 
     assert arguments["verifier"] == ("--target", "vllm", "--model", str(tmp_path))
     assert arguments["edge"] == ("--draft", "auto")
@@ -104,4 +101,4 @@ def test_safetensors_need_vllm_and_the_edge_chooses_its_draft(
 
 def test_an_unknown_name_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="gpt"):
-        prepare(Wanted("gpt"), open_store({"PICOSPEC_CACHE": str(tmp_path)}), QUIET)
+        prepare(Wanted("gpt"), open_store({"PICOSPEC_CACHE": str(tmp_path)}), Screen())

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import signal
 import socket
 import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from picospec.bench.run.services import free_port
 from picospec.cli.up import Plan, check_free, check_plain, read_settings, up, usage_lines
 from picospec.gateway.hosting.processes import Service, ServiceError
+from tests.cli.screen import Screen
 
 FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=200)
-
-
-def printed(console: Console) -> str:
-    output = console.file
-    assert isinstance(output, io.StringIO)
-    return output.getvalue()
 
 
 def plan() -> Plan:
@@ -97,19 +86,19 @@ def test_tls_is_refused_by_the_name_that_asks_for_it(
 
 
 async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:
-    planned, console = plan(), quiet()
+    planned, screen = plan(), Screen()
 
     async with asyncio.timeout(20):
-        running = asyncio.create_task(up(planned, fakes(planned), console))
-        while "a browser" not in printed(console):  # noqa: ASYNC110 (a console has no events)
+        running = asyncio.create_task(up(planned, fakes(planned), screen))
+        while "a browser" not in screen.text:  # noqa: ASYNC110 (a console has no events)
             await asyncio.sleep(0.02)
-        last = printed(console).splitlines()[-1]
+        last = screen.text.splitlines()[-1]
         signal.raise_signal(signal.SIGTERM)
         await running
 
     assert last == f"Open http://127.0.0.1:{planned.edge_port}/ in a browser."
-    assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in printed(console)
-    assert "edge | stopping" in printed(console)
+    assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in screen.text
+    assert "edge | stopping" in screen.text
     check_free(planned.edge_port, "EDGE_PORT")
     check_free(planned.verifier_port, "VERIFIER_PORT")
 
@@ -121,7 +110,7 @@ async def test_a_port_in_use_is_an_error_before_anything_starts() -> None:
         other.listen()
 
         with pytest.raises(ServiceError, match=f"port {planned.edge_port} .*EDGE_PORT"):
-            await up(planned, fakes(planned), quiet())
+            await up(planned, fakes(planned), Screen())
 
 
 def test_the_usage_lines_name_a_key_and_never_show_it() -> None:

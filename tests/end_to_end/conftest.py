@@ -39,18 +39,12 @@ def template(folder: Path) -> Path:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Services]:
     file = template(tmp_path_factory.mktemp("template"))
+    room = ("--llama.slots", "6", "--llama.context_tokens", "4096")
     plan = ServicesPlan(
         "smollm2",
         "smollm2",
         PLANS,
-        verifier_arguments=(
-            "--chat-template",
-            str(file),
-            "--llama.slots",
-            "6",
-            "--llama.context_tokens",
-            "4096",
-        ),
+        verifier_arguments=("--chat-template", str(file), *room),
         environment={"PICOSPEC_EDGE__CONTEXT_TOKENS": "1024"},
     )
     async with Services(plan) as run:

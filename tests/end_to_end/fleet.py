@@ -39,7 +39,6 @@ class Answer:
     usage: object = None
     logprobs: list[object] = field(default_factory=list)
     error: dict[str, str] | None = None
-    pieces: int = 0
     gap_s: float = field(default=0.0, compare=False)
 
 
@@ -67,19 +66,11 @@ class Fleet:
             PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
 
-    def edge(
-        self,
-        *verifiers: str,
-        judge: str = "coupled",
-        deadline_s: float = 30.0,
-        drain_timeout_s: float = 0.0,
-        fill: str = "auto",
-    ) -> str:
+    def edge(self, *verifiers: str, drain_timeout_s: float = 0.0, fill: str = "auto") -> str:
         urls = [word for url in verifiers for word in ("--verifier-url", url)]
         return self.start(
-            "picospec.edge_agent", "--draft-model", "smollm2", "--judge", judge, "--fill", fill,
-            *urls,
-            PICOSPEC_EDGE__FAILOVER_DEADLINE_S=str(deadline_s),
+            "picospec.edge_agent", "--draft-model", "smollm2", "--fill", fill, *urls,
+            PICOSPEC_EDGE__FAILOVER_DEADLINE_S="30",
             PICOSPEC_EDGE__DRAIN_TIMEOUT_S=str(drain_timeout_s),
             PICOSPEC_EDGE__POOL_TOKENS="0",  # or what is asked again takes one pass
         )  # fmt: skip

@@ -43,15 +43,8 @@ def test_the_draft_model_answers_alone_while_there_is_no_verifier_and_says_so(
     fleet: Fleet,
 ) -> None:
     away = f"http://127.0.0.1:{free_port()}"
-    edge = fleet.start(
-        "picospec.edge_agent",
-        "--draft-model",
-        "smollm2",
-        "--fallback",
-        "draft",
-        "--verifier-url",
-        away,
-    )
+    options = ("--draft-model", "smollm2", "--fallback", "draft", "--verifier-url", away)
+    edge = fleet.start("picospec.edge_agent", *options)
     fleet.until_ready(edge)
 
     alone = ask(edge, logprobs=True, top_logprobs=2)

@@ -15,6 +15,7 @@ import pytest
 
 from picospec.bench.run.services import Services
 from tests.models.chats import Json, result, tool, user
+from tests.verifier.conftest import metrics
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
@@ -56,7 +57,6 @@ UNSPLIT: Final[Json] = {"reasoning_format": "none"}
 """The answer has no reasoning, so a constraint holds from its first token on."""
 
 THINKS: Final[Json] = {"chat_template_kwargs": {"enable_thinking": True}}
-
 TEXT: Final[Json] = {"type": "custom", "custom": {"name": "say"}}
 RULES: Final = SENTENCE["structured_outputs"]["grammar"]
 LARK: Final[Json] = {
@@ -95,8 +95,6 @@ FEATURES: Final[Mapping[str, Json]] = {
     "all": {"tools": STRICT, **AS_JSON, **SHAPED, **UNSPLIT},
 }
 WRONG: Final = "An entirely different text, which is wrong. " * 3
-
-
 ATTEMPTS = 4
 
 
@@ -149,9 +147,7 @@ async def drafted(url: str, heat: float, own: Json, name: str) -> list[Json]:
 async def judged(url: str) -> float:
     """Return how many of an edge's draft tokens were judged since it was started."""
     async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
-        lines = (await http.get("/metrics")).text.splitlines()
-    name = "picospec:spec_decode_num_draft_tokens_total "
-    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+        return (await metrics(http))["picospec:spec_decode_num_draft_tokens_total"]
 
 
 def right(plain: Sequence[Json]) -> list[Json]:
@@ -217,14 +213,12 @@ def check_shape(feature: str, plain: Sequence[Json]) -> None:
         assert all(message["reasoning_content"] for message in messages)
 
 
-async def prefilled(http: httpx.AsyncClient, services: Services) -> int:
+async def prefilled(services: Services) -> float:
     """Return how many prompt tokens the target has decoded so far, once all sessions ended."""
-    while True:
-        lines = (await http.get(f"{services.verifier_url}/metrics")).text.splitlines()
-        told = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        if not float(told["picospec:kv_cache_usage_perc"]):
-            return int(float(told["picospec:prefilled_tokens_total"]))
-        await asyncio.sleep(0.05)
+    async with httpx.AsyncClient(base_url=services.verifier_url, trust_env=False) as http:
+        while (told := await metrics(http))["picospec:kv_cache_usage_perc"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return told["picospec:prefilled_tokens_total"]
 
 
 @pytest.mark.parametrize("heat", [0.0, 1.0])
@@ -244,10 +238,10 @@ async def test_the_next_turn_reads_no_token_of_the_calls_before_it_again(
         first = await turn(tool_choice="required", parallel_tool_calls=False)
         message = first["choices"][0]["message"]
         assert first["choices"][0]["finish_reason"] == "tool_calls"
-        before = await prefilled(http, services)
+        before = await prefilled(services)
         chat += [message, result(1, "12 °C", tool_call_id=message["tool_calls"][0]["id"])]
         second = await turn(max_tokens=1)
-        read = await prefilled(http, services) - before
+        read = await prefilled(services) - before
 
     # with drafts, a pass may have generated the end of the turn, after the call, for nothing
     assert 0 < read <= second["usage"]["prompt_tokens"] - first["usage"]["total_tokens"]

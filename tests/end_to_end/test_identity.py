@@ -71,14 +71,6 @@ async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
     assert counted(alone, "accepted") > 0
 
 
-async def test_separate_judging_runs_end_to_end_at_temperature_1(services: Services) -> None:
-    answers = await asked(services, ("separate",), read(per_family=1), [1.0], 24)
-
-    separate = [answer for answer in answers if answer.arm == "separate"]
-    assert all(answer.reply.tokens == 24 or answer.reply.text for answer in separate)
-    assert counted(separate, "accepted") > 0
-
-
 async def test_the_text_of_the_models_that_ship_is_the_same() -> None:
     edges = {name: EDGES[name] for name in ("far", "eager")}
     plan = ServicesPlan("qwen2.5-coder", "qwen2.5-coder", edges)

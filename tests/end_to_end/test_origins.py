@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from picospec.bench.run.services import Services
+from tests.verifier.conftest import until_open
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
@@ -25,12 +26,10 @@ def client_of(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=120, trust_env=False)
 
 
-async def chat(
-    url: str, prompt: str, path: str = "/v1/chat/completions", **settings: object
-) -> Any:  # noqa: ANN401 - JSON
+async def chat(url: str, prompt: str, **settings: object) -> Any:  # noqa: ANN401 - JSON
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 24, **settings}
     async with client_of(url) as client:
-        reply = await client.post(path, json=body)
+        reply = await client.post("/v1/chat/completions", json=body)
     assert reply.status_code == 200, reply.text
     return reply.json()
 
@@ -42,11 +41,10 @@ async def text(url: str, prompt: str, **settings: object) -> str:
 async def watched(url: str, prompt: str, steady: bool = False, **settings: object) -> list[Any]:
     """Return the chunks of a stream that tells of speculation."""
     options = {"include_usage": True, "include_speculation": True, "steady": steady}
-    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 48, "stream": True}
+    asks = {"max_tokens": 48, "stream": True, "stream_options": options, **settings}
+    body = {"messages": [{"role": "user", "content": prompt}], **asks}
     async with client_of(url) as client:
-        reply = await client.post(
-            "/v1/chat/completions", json={**body, "stream_options": options, **settings}
-        )
+        reply = await client.post("/v1/chat/completions", json=body)
     assert reply.status_code == 200, reply.text
     lines = [line.removeprefix("data: ") for line in reply.text.split("\n\n")]
     assert lines[-2:] == ["[DONE]", ""]
@@ -123,7 +121,7 @@ async def test_separate_is_greedy_where_the_target_is_and_tells_what_it_accepted
 
     told, last = counted(chunks), chunks[-1]
     assert told.total() == last["usage"]["completion_tokens"]
-    assert told.total() - told["target"] == last["speculation"]["accepted"]
+    assert told.total() - told["target"] == last["speculation"]["accepted"] > 0
     alone = await text(services.verifier_url, HAIKU, **GREEDY)
     assert await text(url, HAIKU, **GREEDY) == alone
 
@@ -143,15 +141,6 @@ async def test_what_is_asked_again_has_the_same_answer_in_no_more_passes(
     assert second <= first  # how many fewer, a busy host decides
 
 
-async def test_the_edge_relays_what_the_verifier_generates_alone(services: Services) -> None:
-    path = "/v1/picospec/direct/chat/completions"
-
-    relayed = await chat(services.edge_urls["eager"], HAIKU, path, **WARM)
-
-    alone = await text(services.verifier_url, HAIKU, **WARM)
-    assert relayed["choices"][0]["message"]["content"] == alone
-
-
 async def test_a_connection_that_was_idle_as_long_as_clients_keep_one_still_serves(
     services: Services,
 ) -> None:
@@ -168,15 +157,13 @@ async def test_a_connection_that_was_idle_as_long_as_clients_keep_one_still_serv
 
 
 async def test_a_client_that_goes_away_frees_its_session(services: Services) -> None:
-    body = {"messages": [{"role": "user", "content": HAIKU}], "stream": True}
+    asks = {"stream": True, "max_tokens": 2000}
+    body = {"messages": [{"role": "user", "content": HAIKU}], **asks}
     async with (
         client_of(services.edge_urls["eager"]) as client,
-        client.stream(
-            "POST", "/v1/chat/completions", json=body | {"max_tokens": 2000}
-        ) as reply,
+        client.stream("POST", "/v1/chat/completions", json=body) as reply,
     ):
         await anext(reply.aiter_lines())
 
-    async with client_of(services.verifier_url) as client, asyncio.timeout(5):
-        while "picospec:sessions_open 0.0" not in (await client.get("/metrics")).text:
-            pass
+    async with client_of(services.verifier_url) as client:
+        await until_open(client, 0)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import ssl
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +33,7 @@ from picospec.gateway.hosting.listening import check_listening
 from picospec.models.store import open_store
 from picospec.speculation.protocol.messages import Commit, Down, Finish
 from tests.edge_agent.processes import wait_for
-from tests.verifier.conftest import KEY, ROOT, fake_command
+from tests.verifier.conftest import KEY, fake_command, running
 from tests.verifier.fake_target import STREAMS, opening, said
 
 
@@ -50,7 +48,7 @@ class Files:
         authority.cert_pem.write_to_path(str(self.folder / f"{name}-ca.pem"))
         return authority
 
-    def certificate(self, name: str, of: trustme.CA) -> dict[str, str]:
+    def certificate(self, name: str, of: trustme.CA) -> None:
         issued = of.issue_cert("127.0.0.1", "localhost")
         (self.folder / f"{name}.pem").write_bytes(
             b"".join(each.bytes() for each in issued.cert_chain_pems)
@@ -58,41 +56,40 @@ class Files:
         key = load_pem_private_key(issued.private_key_pem.bytes(), None)
         pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (self.folder / f"{name}-key.pem").write_bytes(pkcs8)
-        return {"certificate": self.path(f"{name}.pem"), "key": self.path(f"{name}-key.pem")}
 
     def path(self, name: str) -> str:
         return str(self.folder / name)
+
+    @property
+    def service(self) -> dict[str, str]:
+        """The TLS settings of a service that takes only the edge's certificate."""
+        names = ("service.pem", "service-key.pem", "edge-ca.pem")
+        return dict(
+            zip(("certificate", "key", "client_ca"), map(self.path, names), strict=True)
+        )
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A certificate of the services, of an edge, and of a stranger."""
     made = Files(tmp_path_factory.mktemp("certificates"))
-    made.certificate("service", made.authority("service"))
-    made.certificate("edge", made.authority("edge"))
-    made.certificate("stranger", made.authority("stranger"))
+    for name in ("service", "edge", "stranger"):
+        made.certificate(name, made.authority(name))
     return made
 
 
 @contextmanager
-def served(command: Sequence[str], port: int) -> Iterator[None]:
-    environ = {**os.environ, "PICOSPEC_API_KEYS": KEY, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environ, cwd=ROOT)
-    try:
+def served(command: list[str], port: int) -> Iterator[None]:
+    with running(command, KEY) as process:
         wait_for(port, process, within_s=30)
         yield
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
 
 
 @pytest.fixture(scope="module")
 def verifier(files: Files) -> Iterator[str]:
     """A verifier that takes only the edge's certificate."""
     port = free_port()
-    names = ("service.pem", "service-key.pem", "edge-ca.pem")
-    tls = dict(zip(("certificate", "key", "client_ca"), map(files.path, names), strict=True))
-    with served(fake_command(port, tls=tls), port):
+    with served(fake_command(port, tls=files.service), port):
         yield f"https://127.0.0.1:{port}"
 
 
@@ -159,13 +156,9 @@ async def test_the_doctor_names_an_authority_that_did_not_sign(
 
 def test_the_edge_serves_by_tls_and_asks_for_a_certificate(files: Files) -> None:
     port = free_port()
-    options = {
-        "PICOSPEC_EDGE__TLS__CERTIFICATE": files.path("service.pem"),
-        "PICOSPEC_EDGE__TLS__KEY": files.path("service-key.pem"),
-        "PICOSPEC_EDGE__TLS__CLIENT_CA": files.path("edge-ca.pem"),
-    }
+    options = [f"PICOSPEC_EDGE__TLS__{k.upper()}={path}" for k, path in files.service.items()]
     command = [
-        *("env", *(f"{name}={value}" for name, value in options.items())),
+        *("env", *options),
         *(sys.executable, "-m", "picospec.edge_agent", "--port", str(port), "--draft", "none"),
         *("--verifier-url", "http://127.0.0.1:1"),
     ]

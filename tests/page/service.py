@@ -166,9 +166,6 @@ class PageEngine:
         judged = Pass(
             position, rows, len(drafted), len(part), beyond, row_ms, waited_ms, 30.0, row_ms
         )
-        ahead = Chain(
-            number, position + len(part), 3, False, tuple(self.words.encode(" or it"))
-        )
         link = LinkUse(24.5, 3 * position, 6 * position, 0, 0)
         return (first, *([broken] if wrong else []), judged, link)
 

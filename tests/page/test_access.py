@@ -115,7 +115,6 @@ def test_a_phone_shows_all_without_scrolling_sideways(visit: Visit) -> None:
     assert visit.page.locator("#sidebar").is_hidden()
     visit.page.click("#menu")
     visit.page.get_by_role("button", name="Merge two lists", exact=True).wait_for()
-    visit.picture("narrow-conversations")
     visit.page.keyboard.press("Escape")
     assert visit.page.locator("#menu").get_attribute("aria-expanded") == "false"
 

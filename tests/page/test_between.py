@@ -14,21 +14,15 @@ LOCKED = """Object.defineProperty(window, "localStorage", {
 });"""
 
 
-def send(visit: Visit, text: str) -> None:
-    visit.page.fill("#question", text)
-    visit.page.press("#question", "Enter")
-
-
 def test_a_question_after_a_refused_one_is_shown(visit: Visit) -> None:
     visit.set(Tools="{")
-    send(visit, "think of one")
+    visit.ask("think of one", wait=False)
     visit.page.get_by_role("alert").wait_for()
     visit.set(Tools="")
-    send(visit, "think of two")
+    visit.ask("think of two", wait=False)
     visit.until_done(visit.answers.first)
 
-    questions = visit.page.locator(".said").all_text_contents()
-    assert questions == ["think of one", "think of two"]
+    assert visit.questions == ["think of one", "think of two"]
     assert visit.answers.count() == 1
     assert visit.page.get_by_role("alert").count() == 0
 
@@ -40,14 +34,12 @@ def test_a_page_that_may_keep_nothing_works_and_says_so(
     with visiting(chromium, serving, LOCKED) as visit:
         visit.page.click("#theme")
         visit.set(System_prompt="Be brief.")
-        with visit.page.expect_request("**/v1/chat/completions") as told:
-            visit.ask("think of one")
+        told = visit.sent("think of one")
         visit.ask("think of two")
 
         assert visit.evaluate("document.documentElement.dataset.theme") == "light"
-        assert told.value.post_data_json["messages"][0]["content"] == "Be brief."
-        questions = visit.page.locator(".said").all_text_contents()
-        assert questions == ["think of one", "think of two"]
+        assert told["messages"][0]["content"] == "Be brief."
+        assert visit.questions == ["think of one", "think of two"]
         assert "cannot keep this conversation" in visit.page.get_by_role("alert").inner_text()
 
 

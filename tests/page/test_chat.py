@@ -10,6 +10,8 @@ import pytest
 from tests.page.answers import MARKDOWN
 from tests.page.visiting import Visit
 
+TOOLS = '[{"type": "function", "function": {"name": "weather", "parameters": {}}}]'
+
 
 def test_an_answer_streams_and_is_shown_as_markdown(visit: Visit) -> None:
     answer = visit.ask("Merge two lists", wait=False)
@@ -80,7 +82,7 @@ def test_an_edited_question_is_asked_again_and_what_followed_goes(visit: Visit) 
     visit.page.keyboard.press("Enter")
     visit.until_done(visit.answers.first)
 
-    assert visit.page.locator(".said").all_text_contents() == ["think of three"]
+    assert visit.questions == ["think of three"]
     assert visit.engine.jobs[-1].prompt == visit.engine.words_of("user: think of three\n")
 
 
@@ -107,19 +109,15 @@ def test_conversations_are_kept_over_a_reload_renamed_and_deleted(visit: Visit) 
 
 
 def test_settings_are_sent_and_those_left_empty_are_not(visit: Visit) -> None:
-    with visit.page.expect_request("**/v1/chat/completions") as plain:
-        visit.ask("think")
+    bare = visit.sent("think")
     visit.set(Temperature="0.5", Limit_of_tokens="3", Seed="7", System_prompt="Be brief.")
-    with visit.page.expect_request("**/v1/chat/completions") as told:
-        answer = visit.ask("think")
+    body = visit.sent("think")
 
-    bare = plain.value.post_data_json
     assert bare.keys() == {"messages", "seed", "stream", "stream_options"}
     assert bare["stream_options"]["steady"] is True
-    body = told.value.post_data_json
     assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 3, 7)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert "limit of tokens" in str(answer.locator(".state").text_content())
+    assert "limit of tokens" in str(visit.answers.last.locator(".state").text_content())
 
 
 def test_text_that_is_not_to_be_steady_comes_as_it_comes(visit: Visit) -> None:
@@ -128,10 +126,7 @@ def test_text_that_is_not_to_be_steady_comes_as_it_comes(visit: Visit) -> None:
     visit.page.keyboard.press("Escape")
     visit.page.reload()
 
-    with visit.page.expect_request("**/v1/chat/completions") as told:
-        visit.ask("think")
-
-    assert told.value.post_data_json["stream_options"]["steady"] is False
+    assert visit.sent("think")["stream_options"]["steady"] is False
 
 
 def test_a_text_file_goes_into_the_question_as_a_fenced_block(
@@ -143,10 +138,8 @@ def test_a_text_file_goes_into_the_question_as_a_fenced_block(
 
     visit.page.set_input_files("#file", files)
     visit.page.locator(".chip", has_text="notes.md").wait_for()
-    with visit.page.expect_request("**/v1/chat/completions") as told:
-        visit.ask("think about it")
+    content = visit.sent("think about it")["messages"][0]["content"]
 
-    content = told.value.post_data_json["messages"][0]["content"]
     assert content == "notes.md:\n````\nA\n```\nfence\n```\n\n````\n\nthink about it"
     assert "picture.png is no text file" in str(visit.page.locator("#notice").text_content())
     assert visit.page.locator(".user .file summary").text_content() == "notes.md"
@@ -167,8 +160,7 @@ def test_a_file_can_be_dropped_on_the_page(visit: Visit) -> None:
 
 def test_reasoning_and_calls_are_shown_as_such(visit: Visit) -> None:
     thoughtful = visit.ask("think")
-    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
-    visit.set(Tools=json.dumps(tools))
+    visit.set(Tools=TOOLS)
     calling = visit.ask("use the tool")
 
     assert thoughtful.locator(".thoughts").inner_text() == "Reasoning"
@@ -188,8 +180,7 @@ def test_reasoning_and_calls_are_shown_as_such(visit: Visit) -> None:
 
 
 def test_the_results_of_two_calls_are_sent_together(visit: Visit) -> None:
-    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
-    visit.set(Tools=json.dumps(tools))
+    visit.set(Tools=TOOLS)
     calls = visit.ask("use the tool twice").locator(".call")
 
     calls.nth(0).locator("summary").click()
@@ -223,7 +214,6 @@ def test_what_is_lost_during_an_answer_is_said_and_the_next_try_succeeds(
     answer.get_by_role("alert").wait_for()
     words = answer.get_by_role("alert").inner_text()
     kept = str(answer.locator(".text").text_content())
-    visit.picture(f"lost-{lost}")
 
     if lost == "verifier":
         visit.engine.down = False

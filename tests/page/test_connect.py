@@ -18,7 +18,6 @@ def test_each_client_can_be_copied_as_the_command_prints_it(visit: Visit) -> Non
     visit.page.click("#open-connect")
     panel = visit.page.locator("#connect")
     panel.locator("summary", has_text="Codex").click()
-    visit.picture("connect")
     serious = visit.serious()
     panel.locator(".part .action").first.click()
 

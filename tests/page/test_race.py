@@ -62,7 +62,6 @@ def test_the_chain_runs_ahead_and_breaks_visibly(visit: Visit) -> None:
     answer.locator(".broken", has_text="and so on").wait_for()
     cursor = answer.locator(".cloud-cursor")
     cursor.wait_for()
-    visit.picture("running")
     outputs = answer.locator(".lanes output").all_inner_texts()
     visit.page.keyboard.press("Escape")
     visit.until_done(answer)
@@ -106,7 +105,6 @@ def test_identical_answers_are_marked_so_with_the_time_saved(visit: Visit) -> No
     with_edge, alone = visit.engine.jobs
     assert (with_edge.prompt, with_edge.seed) == (alone.prompt, alone.seed)
     assert (with_edge.watched, alone.watched) == (True, False)
-    visit.picture("proved")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +128,6 @@ def test_a_planted_difference_is_found_and_explained(
         f'cloud alone\t" usually"\t{shares[0]}',
         f'with PicoSpec\t" always"\t{shares[1]}',
     ]
-    visit.picture("differs")
 
 
 def test_a_difference_that_cannot_be_explained_says_why(visit: Visit) -> None:
@@ -202,7 +199,6 @@ def test_the_status_view_tells_of_models_verifiers_and_versions(visit: Visit) ->
     links = panel.locator(".links a").evaluate_all("(all) => all.map((a) => a.pathname)")
     assert links == ["/docs", "/metrics", "/health"]
     assert visit.page.locator("#models").inner_text() == "small-1 drafts · words-1 judges"
-    visit.picture("status")
 
 
 def test_a_verifier_that_is_away_is_said_at_once(visit: Visit) -> None:

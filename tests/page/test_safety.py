@@ -21,24 +21,13 @@ def test_nothing_in_an_answer_runs_or_loads(visit: Visit) -> None:
     assert visit.evaluate("typeof window.hacked") == "undefined"
     assert "Still here." in text.inner_text()
     assert "<script>window.hacked = 1</script>" in text.inner_text()
-    for tag in (
-        "script",
-        "img",
-        "svg:not(.action svg)",
-        "iframe",
-        "form",
-        "style",
-        "object",
-        "base",
-        "meta",
-        "input",
-    ):
+    active = ("script", "img", "iframe", "form", "style", "object", "base", "meta", "input")
+    for tag in (*active, "svg:not(.action svg)"):
         assert text.locator(tag).count() == 0, tag
     attributes = "(root) => [...root.querySelectorAll('*')].flatMap((e) => [...e.attributes])"
     names = set(text.evaluate(f"{attributes.removesuffix(')')}.map((a) => a.name))"))
     assert not any(name.startswith("on") or name == "style" for name in names)
     assert text.locator("xpath=//body").count() == 0
-    visit.picture("hostile")
 
 
 def test_the_policy_stops_what_would_get_through(visit: Visit) -> None:

@@ -48,7 +48,6 @@ def test_the_verifiers_page_answers_without_speculative_parts(alone: Visit) -> N
     assert streaming.locator(".state").inner_text() == "Stopped."
     assert answer.locator(".text").inner_text() == text(TOKENS)
     found["answer"] = alone.serious()
-    alone.picture("verifier-answer")
     for part in (".legend", ".lanes", ".passes", ".colours", ".prove"):
         assert not page.locator(part).locator("visible=true").count(), part
     figures = answer.locator(".figures dt").all_inner_texts()

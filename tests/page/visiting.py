@@ -109,6 +109,16 @@ class Visit:
             self.until_done(answer)
         return answer
 
+    def sent(self, text: str) -> Any:  # noqa: ANN401 - as JSON is
+        """Ask as one does, and return what the page sent for it."""
+        with self.page.expect_request("**/v1/chat/completions") as told:
+            self.ask(text)
+        return told.value.post_data_json
+
+    @property
+    def questions(self) -> list[str]:
+        return self.page.locator(".said").all_text_contents()
+
     def until_done(self, answer: Locator) -> None:
         answer.locator(".actions").wait_for()
 

@@ -15,9 +15,12 @@ import httpx
 import msgspec
 import pyqwest
 import pytest
+import pytest_asyncio
 from pyqwest.httpx import AsyncPyqwestTransport
 
 from picospec.bench.run.services import free_port
+from picospec.verifier.target_host import Host
+from tests.verifier import served_llama
 
 KEY = "correct-horse"
 ROOT = Path(__file__).parents[2]
@@ -68,11 +71,27 @@ def fake_command(port: int, **settings: object) -> list[str]:
     return [sys.executable, str(ROOT / "tests/verifier/serve_fake.py"), str(port), overrides]
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host() -> AsyncIterator[Host]:
+    """Run the embedded target on SmolLM2 in this process."""
+    async with served_llama.serving() as host:
+        yield host
+
+
+@contextmanager
+def fake_verifier(
+    keys: str = f"other,{KEY}", **settings: object
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Serve the fake target; give the process and its address."""
+    port = free_port()
+    with serving(fake_command(port, **settings), port, keys) as process:
+        yield process, f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    port = free_port()
-    with serving(fake_command(port, sessions={"max_sessions": 64}), port):
-        yield f"http://127.0.0.1:{port}"
+    with fake_verifier(sessions={"max_sessions": 64}) as (_, url):
+        yield url
 
 
 @pytest.fixture
@@ -102,8 +121,17 @@ async def sessions_open(client: httpx.AsyncClient) -> int:
     return int((await metrics(client))["picospec:sessions_open"])
 
 
-async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 3.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait until an async condition holds."""
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(3.0):
         while not await condition():  # noqa: ASYNC110 - the condition is in another process
             await asyncio.sleep(0.02)
+
+
+async def until_open(client: httpx.AsyncClient, sessions: int) -> None:
+    """Wait until the server has so many sessions."""
+
+    async def reached() -> bool:
+        return await sessions_open(client) == sessions
+
+    await until(reached)

@@ -86,10 +86,10 @@ def text_of(messages: Sequence[Message | None]) -> list[int]:
 
 
 async def replies_of(
-    target: Target, session: str, request: Open, tenant: str | None = None
+    target: Target, session: str, request: Open
 ) -> AsyncGenerator[Framed[Reply]]:
-    """What a target serves, without what it did not have to read."""
-    async with aclosing(target.serve(session, request, tenant)) as replies:
+    """Yield what a target serves, without what it did not have to read."""
+    async with aclosing(target.serve(session, request)) as replies:
         async for reply in replies:
             if not isinstance(reply.message, Reused):
                 yield reply

@@ -106,6 +106,7 @@ class FakeTarget:
         self._pass_s = pass_s
         self._starts = starts
         self.running: dict[str, _Running] = {}
+        self.opened: list[Open] = []
         self.pushed: list[Framed[Pushed]] = []
         self.stopped = False
         self.alive = True
@@ -146,6 +147,7 @@ class FakeTarget:
     ) -> AsyncGenerator[Framed[Reply]]:
         if len(self.running) >= self._slots:
             raise TargetFull(f"all {self._slots} slots are taken")
+        self.opened.append(request)
         running = self.running[session] = _Running(request)
         try:
             while True:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -29,10 +30,11 @@ TEMPERATURES = (0.0, 1.0)
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Host]:
+async def serving(path: Path | None = None) -> AsyncIterator[Host]:
+    """Give the host of a target that is ready: SmolLM2's, or that of other weights."""
     registry = CollectorRegistry()
     target = LlamaTarget(
-        lambda: Found("smollm2", open_store(os.environ).find("smollm2", "target").path),
+        lambda: Found("smollm2", path or open_store(os.environ).find("smollm2", "target").path),
         LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
         Limits(),
         PassMetrics(registry, Metrics(registry)),

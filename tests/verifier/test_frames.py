@@ -152,13 +152,3 @@ def test_a_frame_is_encoded_when_it_is_first_needed_and_never_again(
 
     assert frames == {BODY[: len(framed.frame)]}
     assert encoded == [DRAFTS[0]]
-
-
-def test_the_decoder_gives_each_message_the_bytes_it_came_in(encoded: list[Message]) -> None:
-    decoder, found = wire.Decoder(), list[Framed[Message]]()
-    for i in range(len(BODY)):
-        found += decoder.frames(BODY[i : i + 1])
-
-    assert [framed.message for framed in found] == list(DRAFTS)
-    assert b"".join(framed.frame for framed in found) == BODY
-    assert encoded == []

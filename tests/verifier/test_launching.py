@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,9 +24,6 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., L
     """What is run, and in which environment, for a verifier's arguments."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    class Context:
-        args: tuple[str, ...] = ()
-
     def run(*args: str, **named: object) -> Launched:
         found: list[Launched] = []
 
@@ -35,10 +33,8 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., L
 
         monkeypatch.setattr(os, "execve", execve)
         monkeypatch.setattr(launching, "find_spec", bool)
-        context = Context()
-        context.args = args
         with pytest.raises(SystemExit):
-            main(context, target="vllm", **named)  # type: ignore[arg-type]
+            main(SimpleNamespace(args=args), target="vllm", **named)  # type: ignore[arg-type]
         return found[0]
 
     return run

@@ -1,16 +1,16 @@
-"""Grammars at the embedded target on a real model: no draft changes a text, and each keeps to
-its grammar."""
+"""Grammars and endings at the embedded target on a real model: no draft changes a text, each
+keeps to its grammar, and ends where it should."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import pytest
-import pytest_asyncio
 
 from picospec.gateway.errors import InvalidRequest, Unavailable
 from picospec.gateway.ports import Job
@@ -21,8 +21,16 @@ from picospec.speculation.sampling.distributions import Logits
 from picospec.verifier.plain_engine import opening
 from picospec.verifier.target import TargetFull, Unservable
 from picospec.verifier.target_host import Host
-from tests.verifier.llama_edges import Drafter, late, patchy, perfect, useless, with_drafts
-from tests.verifier.served_llama import job_of, plain, serving, tokens_of
+from tests.verifier.llama_edges import (
+    TOKENS,
+    Drafter,
+    late,
+    patchy,
+    perfect,
+    useless,
+    with_drafts,
+)
+from tests.verifier.served_llama import PROMPTS, TEMPERATURES, job_of, plain, tokens_of
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 
@@ -40,12 +48,6 @@ ASKED = "Invent a person. Answer in JSON."
 NEVER_COMPILED = {"json": {"type": "integer", "multipleOf": 1000003}}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host() -> AsyncIterator[Host]:
-    async with serving() as host:
-        yield host
-
-
 def constrained(host: Host, temperature: float, **constraint: object) -> Job:
     return job_of(host, ASKED, temperature, structured_outputs=constraint)
 
@@ -54,7 +56,7 @@ def text_of(host: Host, tokens: Sequence[int]) -> str:
     return b"".join(map(host.ready().tokenizer.piece, tokens)).decode()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
 async def test_drafts_do_not_change_a_text_that_has_a_grammar(
     host: Host, drafter: Drafter, temperature: float
@@ -147,7 +149,7 @@ async def test_a_grammar_is_for_judge_coupled_and_was_compiled_before(host: Host
         await anext(target.serve("separate", replace(request, judge="separate")))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 async def test_a_text_that_was_begun_elsewhere_goes_on_within_its_grammar(
     host: Host, temperature: float
 ) -> None:
@@ -161,3 +163,48 @@ async def test_a_text_that_was_begun_elsewhere_goes_on_within_its_grammar(
 
     with pytest.raises(Unservable, match="committed"):
         await tokens_of(host, "wrong", replace(request, committed=tuple(text[1:4])))
+
+
+def at_least(request: Open, tokens: object) -> Open:
+    extras = {"min_tokens": msgspec.Raw(msgspec.json.encode(tokens))}
+    return replace(request, sampling=msgspec.structs.replace(request.sampling, extras=extras))
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+async def test_no_answer_ends_before_min_tokens(host: Host, temperature: float) -> None:
+    """The stop tokens are all tokens of the answer that the target gives without min_tokens."""
+    job = job_of(host, PROMPTS[0], temperature)
+    text = await plain(host, job)
+    request = replace(opening(job, host.ready().facts), stop_tokens=tuple(set(text)))
+
+    committed = [await tokens_of(host, "free", request)]
+    committed.append(await tokens_of(host, "bound", at_least(request, 10)))
+
+    assert committed[0] == text[:1]
+    assert not set(committed[1][:10]) & set(text)
+    assert len(committed[1]) >= 10
+
+
+async def test_an_answer_ends_at_the_clients_stop_token_and_ignores_the_models(
+    host: Host,
+) -> None:
+    """The model's own stop token is made likely, so that it must be ignored."""
+    end = min(host.ready().facts.stop_tokens)
+    likely: dict[str, object] = {"logit_bias": {end: 100.0}}
+    free = await plain(host, job_of(host, PROMPTS[0], 0.0))
+    last = next(token for i, token in enumerate(free) if i > 2 and token not in free[:i])
+
+    ended = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely))
+    ignored = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely, ignore_eos=True))
+    stopped = await plain(host, job_of(host, PROMPTS[0], 0.0, stop_token_ids=[last]))
+
+    assert ended == [end]
+    assert ignored == [end] * TOKENS
+    assert stopped == free[: free.index(last) + 1]
+
+
+async def test_a_wrong_setting_is_a_400_that_names_it(host: Host) -> None:
+    with pytest.raises(InvalidRequest, match="presence_penalty") as raised:
+        await plain(host, job_of(host, PROMPTS[0], 0.0, presence_penalty=3))
+
+    assert raised.value.param == "presence_penalty"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import pytest_asyncio
 
 from picospec.gateway.errors import Overloaded
 from picospec.speculation.drafting.machine import DraftMachine
@@ -53,12 +51,6 @@ SHAPED: dict[str, object] = {
 BUDGET: dict[str, object] = {"thinking_budget": {"tokens": 6, "closing": 9}}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host() -> AsyncIterator[Host]:
-    async with serving() as host:
-        yield host
-
-
 async def test_kv_use_is_that_of_the_sessions_that_run(host: Host) -> None:
     target, job = host.ready(), job_of(host, PROMPTS[0], 0.0)
     deltas = PlainEngine(host).generate(job)
@@ -88,17 +80,15 @@ async def test_drafts_do_not_change_the_text(
         assert finish.totals.passes <= (len(text) + 1) // 2
 
 
-async def test_settings_change_the_text(host: Host) -> None:
-    free, shaped = [await plain(host, job_of(host, PROMPTS[0], 0.0, **e)) for e in ({}, SHAPED)]
-
-    assert free != shaped
-
-
-async def test_a_budget_ends_reasoning_and_what_was_generated_before_it_stays(
+async def test_settings_change_the_text_and_a_budget_changes_what_follows_it(
     host: Host,
 ) -> None:
-    free, ended = [await plain(host, job_of(host, PROMPTS[0], 0.0, **e)) for e in ({}, BUDGET)]
+    free, shaped, ended = [
+        await plain(host, job_of(host, PROMPTS[0], 0.0, **extras))
+        for extras in ({}, SHAPED, BUDGET)
+    ]
 
+    assert free != shaped
     assert ended[:7] == [*free[:6], 9]
     assert len(ended) > 7
 

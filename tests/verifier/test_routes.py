@@ -18,20 +18,13 @@ from picospec.speculation.protocol.messages import (
     Redraw,
     Reject,
 )
-from tests.verifier.conftest import http2_client, metrics, sessions_open, until
+from tests.verifier.conftest import http2_client, metrics, sessions_open, until_open
 from tests.verifier.down import opened, push, text_of
 from tests.verifier.fake_target import FAILS, STALLS, STREAMS, opening, said
 
 
 def truth(count: int, first: int = STREAMS) -> list[int]:
     return [said((first,), position) for position in range(count)]
-
-
-async def none_open(client: httpx.AsyncClient) -> None:
-    async def none() -> bool:
-        return await sessions_open(client) == 0
-
-    await until(none)
 
 
 async def test_a_session_streams_its_text_and_its_finish(client: httpx.AsyncClient) -> None:
@@ -46,35 +39,17 @@ async def test_a_session_streams_its_text_and_its_finish(client: httpx.AsyncClie
     assert await sessions_open(client) == 0
 
 
-async def test_headers_and_opened_come_before_the_prompt_is_read(
+async def test_a_stream_opens_before_the_prompt_is_read_and_beats_meanwhile(
     client: httpx.AsyncClient,
 ) -> None:
     async with opened(client, opening(prompt=(STALLS,))) as stream:
         await asyncio.wait_for(stream.opened(), 1)
-        assert await sessions_open(client) == 1
-
-    await none_open(client)
-
-
-async def test_a_stream_without_messages_beats(client: httpx.AsyncClient) -> None:
-    async with opened(client, opening(prompt=(STALLS,))) as stream:
-        await stream.opened()
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(stream.next(), 5 * BEAT_S)
         beats, lasted_s = stream.beats, time.monotonic() - begun
 
     assert 3 <= beats <= lasted_s / BEAT_S
-
-
-async def test_a_session_goes_on_after_committed_tokens(client: httpx.AsyncClient) -> None:
-    request = opening(committed=tuple(truth(3)))
-    async with opened(client, request) as stream:
-        await stream.opened()
-        messages = await stream.rest()
-
-    assert next(m.start for m in messages if isinstance(m, Commit)) == 3
-    assert text_of(messages) == truth(8)[3:]
 
 
 async def test_ready_says_how_busy_the_verifier_is(client: httpx.AsyncClient) -> None:
@@ -87,31 +62,24 @@ async def test_ready_says_how_busy_the_verifier_is(client: httpx.AsyncClient) ->
     assert health.json() == {"status": "ok", "state": "ready"}
 
 
-async def test_drafts_are_judged(client: httpx.AsyncClient) -> None:
+async def test_drafts_are_judged_and_are_no_requests_of_their_own(
+    client: httpx.AsyncClient,
+) -> None:
+    draft, before = Draft(0, 0, 0, tuple(truth(3))), await metrics(client)
     async with opened(client, opening(fill="never")) as stream:
         session = await stream.opened()
-        answer = await push(client, session, Draft(0, 0, 0, tuple(truth(3))))
+        answers = [await push(client, session, draft) for _ in range(5)]
         commit = await stream.next()
-
-    assert answer.status_code == 204
-    assert isinstance(commit, Commit)
-    assert (commit.accepted, list(commit.tokens)) == (3, truth(4))
-
-
-async def test_draft_messages_are_no_requests_of_their_own(client: httpx.AsyncClient) -> None:
-    before = await metrics(client)
-    async with opened(client, opening(fill="never")) as stream:
-        session = await stream.opened()
-        for _ in range(5):
-            await push(client, session, Draft(0, 0, 0, tuple(truth(3))))
-    await none_open(client)
-    late = await push(client, session, Draft(0, 0, 0, tuple(truth(3))))
+    await until_open(client, 0)
+    late = await push(client, session, draft)
     after = await metrics(client)
 
     def more(name: str) -> float:
         return after.get(name, 0) - before.get(name, 0)
 
-    assert late.status_code == 404
+    assert isinstance(commit, Commit)
+    assert (commit.accepted, list(commit.tokens)) == (3, truth(4))
+    assert [answer.status_code for answer in (*answers, late)] == [204] * 5 + [404]
     assert more('picospec:requests_total{status="204"}') == 0
     assert more('picospec:requests_total{status="404"}') == 0
     assert more('picospec:failed_draft_messages_total{status="404"}') == 1
@@ -144,7 +112,7 @@ async def test_a_failing_target_is_a_fault_that_may_be_retried(
 
     assert text_of(messages) == truth(3, FAILS)
     assert messages[-1] == Fault("target_failed", "it broke", retryable=True)
-    await none_open(client)
+    await until_open(client, 0)
 
 
 async def test_a_client_gone_before_the_first_byte_leaves_no_session_behind(
@@ -152,15 +120,11 @@ async def test_a_client_gone_before_the_first_byte_leaves_no_session_behind(
 ) -> None:
     async with http2_client(server) as other:
         waiting = asyncio.create_task(_read_forever(other))
-
-        async def one() -> bool:
-            return await sessions_open(client) == 1
-
-        await until(one)
+        await until_open(client, 1)
         waiting.cancel()
         await asyncio.wait([waiting])
 
-    await none_open(client)
+    await until_open(client, 0)
 
 
 async def _read_forever(client: httpx.AsyncClient) -> None:

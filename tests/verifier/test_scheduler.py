@@ -17,24 +17,17 @@ from tests.verifier.scheduling import (
 )
 
 
-async def test_a_prompt_is_read_in_pieces_but_for_its_last_token() -> None:
+async def test_a_prompt_is_read_in_pieces_but_for_its_last_token_with_which_a_pass_begins() -> (
+    None
+):
     engine = RecordingEngine()
     async with scheduling(engine) as sessions:
-        slot = sessions.open(prompt=(1,) * 11, max_tokens=1)
+        slot = sessions.open(prompt=(*[1] * 10, 3), max_tokens=2)
         sessions.place(slot, 2)
-        assert await text_of(slot) == [TOKEN]
+        assert await text_of(slot) == [TOKEN, TOKEN]
 
-    assert engine.calls == [(2, 0, 4), (2, 4, 4), (2, 8, 2), [(2, 0)]]
-
-
-async def test_a_pass_begins_with_the_last_token_of_the_prompt_or_the_text() -> None:
-    engine = RecordingEngine()
-    async with scheduling(engine) as sessions:
-        slot = sessions.open(prompt=(1, 2, 3), max_tokens=3)
-        sessions.place(slot, 0)
-        await text_of(slot)
-
-    assert engine.beginnings == [(2, 3), (3, TOKEN), (4, TOKEN)]
+    assert engine.calls == [(2, 0, 4), (2, 4, 4), (2, 8, 2), [(2, 0)], [(2, 0)]]
+    assert engine.beginnings == [(10, 3), (11, TOKEN)]
 
 
 async def test_the_latency_of_passes_is_learned_by_their_rows() -> None:
@@ -65,17 +58,6 @@ async def test_others_stream_on_while_a_prompt_is_read() -> None:
     assert kinds == [False, True] * 10
 
 
-async def test_sessions_that_start_together_share_a_pass() -> None:
-    engine = RecordingEngine()
-    async with scheduling(engine) as sessions:
-        slots = [sessions.open(prompt=(1,), max_tokens=6) for _ in range(3)]
-        for i, slot in enumerate(slots):
-            sessions.place(slot, i)
-        await asyncio.gather(*map(text_of, slots))
-
-    assert engine.passes == [[(0, 0), (1, 0), (2, 0)]] * 6
-
-
 async def test_draft_tokens_that_arrive_during_the_prefill_go_into_the_first_pass() -> None:
     engine = RecordingEngine()
     async with scheduling(engine) as sessions:
@@ -100,7 +82,7 @@ async def test_a_pass_has_no_more_rows_than_allowed() -> None:
             sessions.close(slot)
 
     assert all(sum(1 + drafts for _, drafts in parts) <= 10 for parts in engine.passes)
-    assert len(engine.passes[0]) == 3
+    assert len(engine.passes[0]) == 3  # they share it
 
 
 async def test_a_hold_ends_when_the_draft_it_waited_for_does_not_arrive() -> None:
@@ -115,21 +97,6 @@ async def test_a_hold_ends_when_the_draft_it_waited_for_does_not_arrive() -> Non
 
         assert held_s(sessions) >= 0.02
     assert engine.passes[:2] == [[(0, 1)], [(0, 0)]]
-
-
-async def test_a_held_session_takes_part_when_another_starts() -> None:
-    engine = RecordingEngine(pass_s=0.1)
-    async with scheduling(engine) as sessions:
-        held, other = held_session(sessions), sessions.open(prompt=(1,), max_tokens=40)
-        sessions.place(held, 0)
-        sessions.place(other, 1)
-        for _ in range(2):
-            await other.next()
-        sessions.close(held)
-        sessions.close(other)
-
-        assert held_s(sessions) < 0.02
-    assert engine.passes[:2] == [[(0, 1), (1, 0)], [(0, 0), (1, 0)]]
 
 
 @pytest.mark.parametrize("count", [1, 3])

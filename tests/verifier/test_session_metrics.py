@@ -10,7 +10,7 @@ from picospec.gateway.metrics import Metrics
 from picospec.gateway.tracing import NO_SPAN
 from picospec.verifier.metrics import PassMetrics
 from picospec.verifier.sessions.account import SessionAccount
-from tests.verifier.conftest import metrics, until
+from tests.verifier.conftest import metrics, until_open
 from tests.verifier.down import opened
 from tests.verifier.fake_target import SLOW, opening
 
@@ -40,11 +40,7 @@ async def test_a_sessions_tokens_and_times_are_among_the_verifiers_metrics(
     before = await metrics(client)
     async with opened(client, opening(prompt=(SLOW, 5, 6), max_tokens=4)) as stream:
         await stream.rest()
-
-    async def over() -> bool:
-        return (await metrics(client))["picospec:sessions_open"] == 0
-
-    await until(over)
+    await until_open(client, 0)
     after = await metrics(client)
 
     def more(name: str) -> float:

@@ -13,10 +13,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from pyqwest import Client, HTTPTransport, HTTPVersion
 from structlog.testing import capture_logs
 
-from picospec.bench.run.services import free_port
 from picospec.gateway.errors import RateLimited
 from picospec.gateway.tenants.keys import KeyLimits
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
@@ -26,14 +24,12 @@ from picospec.verifier.app import build
 from picospec.verifier.metrics import PassMetrics
 from picospec.verifier.settings import load
 from picospec.verifier.target import UnknownSession
-from tests.verifier.conftest import fake_command, http2_client, serving
+from tests.verifier.conftest import fake_verifier, http2_client
 from tests.verifier.down import opened, push, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
 from tests.verifier.test_sessions import rest, running
 
 ANN, BEN = "key of ann", "key of ben"
-
-
 OPEN = wire.encode(opening())
 
 
@@ -46,6 +42,12 @@ def session_of(answer: httpx.Response) -> str:
 def keys_toml(*names: str, more: str = "") -> str:
     digests = {name: hashlib.sha256(f"key of {name}".encode()).hexdigest() for name in names}
     return "".join(f'[{name}]\nsha256 = "{digests[name]}"\n{more}\n' for name in names)
+
+
+def write_keys(folder: Path, *names: str, more: str = "") -> Path:
+    file = folder / "keys.toml"
+    file.write_text(keys_toml(*names, more=more))
+    return file
 
 
 def tenant(**limits: int) -> Tenant:
@@ -69,6 +71,16 @@ def client_of(app: FastAPI, key: str) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=app)
     headers = {"authorization": f"Bearer {key}"}
     return httpx.AsyncClient(transport=transport, base_url="http://v", headers=headers)
+
+
+@asynccontextmanager
+async def ann_at_an_app(
+    folder: Path, limits: str = "", target: FakeTarget | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Give ann's client of a verifier's app; her key has these limits."""
+    file = write_keys(folder, "ann", more=limits)
+    async with app_of(file, target or FakeTarget()) as app, client_of(app, ANN) as client:
+        yield client
 
 
 async def test_another_keys_session_is_answered_as_one_that_does_not_exist(server: str) -> None:
@@ -97,25 +109,17 @@ async def attempt(client: httpx.AsyncClient, session: str) -> httpx.Response:
     return await client.post(f"/v1/speculate/{session}/drafts")
 
 
-async def test_only_its_own_tenant_finds_a_session() -> None:
+async def test_only_its_own_tenant_finds_and_replaces_a_session() -> None:
     ann, ben = tenant(), tenant()
-    async with running() as (sessions, target, _):
+    async with running() as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(STALLS,)), ann)
 
         for other in (ben, None):
             with pytest.raises(UnknownSession, match="there is no session"):
                 sessions.find(session.name, other)
+        await sessions.open(opening(prompt=(STALLS,), replaces=session.name), ben)
         assert sessions.find(session.name, ann) is session
-        assert target.running
-
-
-async def test_nobody_replaces_a_session_of_another_tenant() -> None:
-    ann, ben = tenant(), tenant()
-    async with running(FakeTarget(slots=2)) as (sessions, _, _m):
-        former = await sessions.open(opening(prompt=(STALLS,)), ann)
-        await sessions.open(opening(prompt=(STALLS,), replaces=former.name), ben)
-
-        assert former.ending is None
+        assert session.ending is None
 
 
 async def test_a_session_counts_among_its_tenants_answers_until_it_ends() -> None:
@@ -173,18 +177,15 @@ async def test_a_session_that_is_too_old_ends_while_it_generates() -> None:
 async def test_a_key_taken_away_ends_with_its_next_request_and_its_stream_goes_on(
     tmp_path: Path,
 ) -> None:
-    file, port = tmp_path / "keys.toml", free_port()
-    file.write_text(keys_toml("ann", "ben"))
-    command = fake_command(port, keys_file=str(file), sessions={"max_sessions": 4})
-    url = f"http://127.0.0.1:{port}"
-    with serving(command, port):
+    file = write_keys(tmp_path, "ann", "ben")
+    with fake_verifier(keys_file=str(file)) as (_, url):
         async with (
             http2_client(url, ANN) as ann,
             http2_client(url, BEN) as ben,
             opened(ann, opening(prompt=(SLOW,), max_tokens=30)) as stream,
         ):
             session = await stream.opened()
-            await asyncio.to_thread(file.write_text, keys_toml("ben"))
+            write_keys(tmp_path, "ben")
             await asyncio.sleep(1.05)  # KeysFile looks once a second
             gone = [await attempt(ann, session)]
             gone.append(await ann.post("/v1/speculate", content=wire.encode(opening())))
@@ -198,9 +199,7 @@ async def test_a_key_taken_away_ends_with_its_next_request_and_its_stream_goes_o
 async def test_a_tenant_at_its_limit_opens_no_session_and_the_drafts_of_those_open_are_free(
     tmp_path: Path,
 ) -> None:
-    file = tmp_path / "keys.toml"
-    file.write_text(keys_toml("ann", more="requests_a_minute = 2"))
-    async with app_of(file, FakeTarget()) as app, client_of(app, ANN) as client:
+    async with ann_at_an_app(tmp_path, "requests_a_minute = 2") as client:
         opens = [await client.post("/v1/speculate", content=OPEN) for _ in range(3)]
         name = session_of(opens[0])
         drafts = [await push(client, name, Draft(0, 0, 0, (1,))) for _ in range(5)]
@@ -213,11 +212,9 @@ async def test_a_tenant_at_its_limit_opens_no_session_and_the_drafts_of_those_op
 async def test_what_a_session_began_with_counts_against_the_limit_and_is_no_reason_to_refuse_it(
     tmp_path: Path,
 ) -> None:
-    file = tmp_path / "keys.toml"
-    await asyncio.to_thread(file.write_text, keys_toml("ann", more="tokens_a_minute = 60"))
     known = tuple(said((4, 5, 6), i) for i in range(100))
     again = wire.encode(opening(committed=known, max_tokens=101))
-    async with app_of(file, FakeTarget()) as app, client_of(app, ANN) as client:
+    async with ann_at_an_app(tmp_path, "tokens_a_minute = 60") as client:
         opens = [await client.post("/v1/speculate", content=again) for _ in range(2)]
 
     assert [answer.status_code for answer in opens] == [200, 429]
@@ -227,9 +224,7 @@ async def test_what_a_session_began_with_counts_against_the_limit_and_is_no_reas
 async def test_a_flood_of_requests_for_no_session_uses_up_the_limit_and_is_one_line_of_the_log(
     tmp_path: Path,
 ) -> None:
-    file = tmp_path / "keys.toml"
-    await asyncio.to_thread(file.write_text, keys_toml("ann", more="requests_a_minute = 9"))
-    async with app_of(file, FakeTarget()) as app, client_of(app, ANN) as client:
+    async with ann_at_an_app(tmp_path, "requests_a_minute = 9") as client:
         with capture_logs() as logs:
             strays = [
                 await client.request(verb, f"/v1/speculate/{path}")
@@ -270,36 +265,16 @@ async def test_no_sessions_name_is_in_the_log(tmp_path: Path) -> None:
         async def _step(self, running: object) -> None:
             raise RuntimeError("a bug")
 
-    file = tmp_path / "keys.toml"
-    file.write_text(keys_toml("ann"))
-    async with app_of(file, Broken()) as app, client_of(app, ANN) as client:
+    wrong = {"authorization": "Bearer wrong"}
+    async with ann_at_an_app(tmp_path, target=Broken()) as client:
         with capture_logs() as logs:
-            answer = await client.post("/v1/speculate", content=OPEN)
-            name = session_of(answer)
+            name = session_of(await client.post("/v1/speculate", content=OPEN))
             await push(client, name, Draft(0, 0, 0, (1,)))
             await client.get(f"/v1/speculate/{name}?from=0")
             await client.delete(f"/v1/speculate/{name}")
-            async with client_of(app, "wrong") as stranger:
-                await attempt(stranger, name)
+            await client.post(f"/v1/speculate/{name}/drafts", headers=wrong)
 
     paths = [line["path"] for line in logs if line["event"] == "request"]
     assert paths[1:] == [*["/v1/speculate/*"] * 2, "/v1/speculate/*/drafts"]
     assert "session failed" in [line["event"] for line in logs]
     assert name not in str(logs)
-
-
-async def test_without_keys_a_page_of_another_name_reaches_nothing_by_any_version_of_http() -> (
-    None
-):
-    port = free_port()
-    here, there = f"http://127.0.0.1:{port}", f"http://evil.example:{port}"
-    with serving(fake_command(port), port, keys=""):
-        for version in (HTTPVersion.HTTP1, HTTPVersion.HTTP2):
-            transport = HTTPTransport(
-                http_version=version,
-                dns_overrides={"evil.example": ["127.0.0.1"]},
-                enable_otel=False,
-            )
-            answers = [await Client(transport).get(f"{at}/v1/models") for at in (here, there)]
-
-            assert [answer.status for answer in answers] == [200, 403]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -16,19 +14,14 @@ from picospec.verifier.app import make_target
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import PassMetrics
 from picospec.verifier.settings import load
+from tests.models.test_gguf_weights import Q8_0, gguf
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a model of the user's catalogue, which the store does not have."""
     file = tmp_path / "toy.gguf"
-    writer = gguf.GGUFWriter(file, "llama")
-    exact = gguf.GGMLQuantizationType.Q8_0
-    writer.add_tensor("blk.0.weight", np.zeros((32, 34), np.uint8), raw_dtype=exact)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    file.write_bytes(gguf(Q8_0))
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     (tmp_path / "models.toml").write_text(
         f'[models.toy]\nfile = "toy.gguf"\nbytes = {file.stat().st_size}\nsha256 = "{sha256}"\n'

@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-from rich.console import Console
 
 from picospec.cli.chatting.conversation import Conversation
 from picospec.cli.chatting.lines import read_message
 from picospec.cli.chatting.one_shot import question, run
 from picospec.cli.chatting.stats import Race
+from tests.cli.screen import Screen
 
 DIRECT = "/v1/picospec/direct/chat/completions"
 
@@ -58,9 +58,9 @@ def typed(*lines: str) -> Callable[..., str]:
 
 def chat(service: Service, *lines: str) -> str:
     """Return what a conversation of these lines has shown."""
-    console = Console(file=io.StringIO(), width=100)
-    Conversation(service, console, iter(range(7, 99)).__next__).talk(typed(*lines))
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+    screen = Screen()
+    Conversation(service, screen, iter(range(7, 99)).__next__).talk(typed(*lines))
+    return screen.text
 
 
 def bodies(service: Service, *fields: str) -> list[list[Any]]:
@@ -123,9 +123,9 @@ def test_a_proof_asks_the_large_model_alone_the_same(alone: str, verdict: str) -
 
 
 def test_a_chat_ends_with_how_fast_it_was_where_that_is_known() -> None:
-    assert (
-        "times as fast as the large model alone" in chat(Service(), "a", "b").splitlines()[-1]
-    )
+    last = chat(Service(), "a", "b").splitlines()[-1]
+
+    assert "times as fast as the large model alone" in last
     assert "as fast" not in chat(Service())
     assert str(Race(1.0, 4.0, 60) + Race(1.0, 1.0, 9)).startswith("2.5 times as fast")
     assert str(Race(2.0, 2.0, 99)).startswith("About as fast")

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from rich.console import Console
 from rich.live import Live
 
 from picospec.cli.chatting.client import (
@@ -22,10 +21,9 @@ from picospec.cli.chatting.client import (
     stream_answer,
 )
 from picospec.cli.chatting.view import AnswerView, answer, coloured
+from tests.cli.screen import Screen
 
 TURNS = (Turn("user", "hi"),)
-
-
 MODEL = Model("m", "picospec")
 DONE = "data: [DONE]\n\n"
 
@@ -57,18 +55,16 @@ def service(
 
 
 async def test_an_answer_is_the_pieces_of_its_stream() -> None:
-    console = Console(file=io.StringIO(), width=60)
+    screen = Screen()
     link = event("", event="link", rtt_ms=50.0)
     events = (event(""), event("Hello\nwor"), link, event("ld"), DONE)
 
     async with service(*events) as client:
-        text = await answer(client, TURNS, console)
+        text = await answer(client, TURNS, screen)
 
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert text == "Hello\nworld"
-    assert "Hello" in shown
-    assert "world" in shown
-    assert "RTT 50 ms" in shown
+    for part in ("Hello", "world", "RTT 50 ms"):
+        assert part in screen.text
 
 
 @pytest.mark.parametrize(
@@ -105,42 +101,18 @@ async def test_what_other_services_leave_empty_is_no_error() -> None:
     events = ('data: {"choices": null}\n\n', event("hi"), DONE)
 
     async with service(*events, models=models) as client:
-        assert await answer(client, TURNS, Console(file=io.StringIO())) == "hi"
+        assert await answer(client, TURNS, Screen()) == "hi"
 
 
 async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> None:
-    console = terminal()
+    screen = terminal()
     delta = {"choices": [{"delta": {"reasoning_content": "Let me see."}}]}
 
     async with service(f"data: {json.dumps(delta)}\n\n", event("Yes."), DONE) as client:
-        text = await answer(client, TURNS, console)
+        text = await answer(client, TURNS, screen)
 
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert text == "Yes."
-    assert "\x1b[2mLet me see." in shown
-    assert "see.\x1b[0m\n" in shown
-
-
-async def test_a_service_that_is_not_there_is_a_clear_error() -> None:
-    def refuse(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused", request=request)
-
-    transport = httpx.MockTransport(refuse)
-    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
-        with pytest.raises(ChatError, match="cannot be reached"):
-            await answer(client, TURNS, Console(file=io.StringIO()))
-
-
-async def test_the_whole_conversation_is_sent() -> None:
-    asked: list[dict[str, Any]] = []
-    turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
-
-    async with service(DONE, asked=asked) as client:
-        pieces = [piece async for piece in stream_answer(client, MODEL, turns)]
-
-    assert pieces == []
-    said = [(message["role"], message["content"]) for message in asked[0]["messages"]]
-    assert said == [("user", "a"), ("assistant", "b"), ("user", "c")]
+    assert "\x1b[2mLet me see.\x1b[0m\n" in screen.text
 
 
 @pytest.mark.parametrize(
@@ -158,20 +130,17 @@ async def test_only_a_service_that_tells_of_speculation_is_asked_to_and_steadily
     assert asked[0].get("stream_options") == expected
 
 
-def terminal(*, colours: bool = True) -> Console:
-    return Console(
-        file=io.StringIO(), width=60, force_terminal=True, no_color=not colours,
-        color_system="standard", legacy_windows=False,
-    )  # fmt: skip
+def terminal() -> Screen:
+    return Screen(force_terminal=True, color_system="standard", legacy_windows=False)
 
 
-def drawn(console: Console, *chunks: Chunk) -> str:
+def drawn(screen: Screen, *chunks: Chunk) -> str:
     """Return what is written for these chunks, without what ends the view."""
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=screen, auto_refresh=False) as live:
         view = AnswerView(live)
         for chunk in chunks:
             view.add(chunk, "fast")
-        return str(console.file.getvalue())  # type: ignore[attr-defined]
+        return screen.text
 
 
 def chain(text: str, *, broken: bool = False) -> Chunk:
@@ -188,13 +157,9 @@ def test_each_part_of_a_text_has_the_colour_of_its_origin() -> None:
 
 
 def test_the_chain_runs_ahead_until_the_text_has_come_there() -> None:
-    console = terminal()
-    shown = drawn(
-        console,
-        Chunk("The"),
-        chain(" cat sat\non"),
-        Chunk(" cat", Speculation(spans=[(4, "draft")])),
-    )
+    committed = Chunk(" cat", Speculation(spans=[(4, "draft")]))
+
+    shown = drawn(terminal(), Chunk("The"), chain(" cat sat\non"), committed)
 
     before, _, after = shown.partition("\x1b[32m cat")
     assert "\x1b[2;3m cat sat" in before
@@ -204,19 +169,19 @@ def test_the_chain_runs_ahead_until_the_text_has_come_there() -> None:
 
 @pytest.mark.parametrize("last", [chain("", broken=True), Chunk(" dog")])
 def test_a_chain_that_was_wrong_is_gone(last: Chunk) -> None:
-    console = terminal()
-    drawn(console, Chunk("The"), chain(" cat"))
-    console.file = io.StringIO()
+    screen = terminal()
+    drawn(screen, Chunk("The"), chain(" cat"))
+    screen.file = io.StringIO()
 
-    assert " cat" not in drawn(console, Chunk("The"), last)
+    assert " cat" not in drawn(screen, Chunk("The"), last)
 
 
 async def test_where_no_terminal_is_there_are_no_colours_and_no_chain() -> None:
-    console = Console(file=io.StringIO(), width=60)
+    screen = Screen()
     spans = event("ab", spans=[[1, "draft"], [1, "target"]], tokens={"draft": 1, "target": 1})
     ahead = event("", event="chain", text="zz", tokens=1)
 
     async with service(spans, ahead, DONE) as client:
-        await answer(client, TURNS, console)
+        await answer(client, TURNS, screen)
 
-    assert console.file.getvalue().split() == ["ab"]  # type: ignore[attr-defined]
+    assert screen.text.split() == ["ab"]

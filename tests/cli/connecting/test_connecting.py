@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shlex
@@ -13,13 +12,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from picospec.cli.connecting.clients import Client, Edge, Part, read_clients
 from picospec.cli.connecting.command import show, show_list, undo, write
 from picospec.cli.connecting.copies import Changed, Copies
 from picospec.cli.connecting.launching import launch
 from picospec.cli.connecting.merging import NotMergeable, merged
+from tests.cli.screen import Screen
 
 CLIENTS = read_clients()
 EDGE = Edge("http://127.0.0.1:8000", 'a "model" \\ of\'s', 32768, "k$ey")
@@ -43,18 +42,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def console() -> Console:
-    return Console(file=io.StringIO(), width=100)
-
-
-def printed(of: Console) -> str:
-    return of.file.getvalue()  # type: ignore[attr-defined, no-any-return]
-
-
 def put(client: Client, home: Path) -> tuple[bool, str]:
-    shown = console()
-    done = write(client, EDGE, os.environ, Copies(home / "copies"), shown)
-    return done, printed(shown)
+    screen = Screen()
+    done = write(client, EDGE, os.environ, Copies(home / "copies"), screen)
+    return done, screen.text
 
 
 @pytest.mark.parametrize(("client", "part"), PARTS)
@@ -90,7 +81,7 @@ def test_a_file_is_written_and_then_again_as_it_was(name: str, there: bool, home
         assert path.read_bytes() != old
         assert path.stat().st_mode & 0o777 == 0o640
         assert f"--- {path}" in shown
-    undo(client, Copies(home / "copies"), console())
+    undo(client, Copies(home / "copies"), Screen())
     files = [path for part in client.parts if (path := part.path(os.environ))]
     assert {path: path.read_bytes() for path in files if path.exists()} == before
     assert not list((home / "copies").glob("*/*"))
@@ -157,12 +148,10 @@ def test_what_the_user_changes_after_a_write_is_never_lost(home: Path) -> None:
     put(CLIENTS["codex"], home)
     path.write_text("theirs = 1\n")
 
-    with pytest.raises(
-        Changed, match=r"config\.toml has changed since; the copy of before is in"
-    ):
-        undo(CLIENTS["codex"], copies, console())
+    with pytest.raises(Changed, match=r"config\.toml has changed since; the copy of before is"):
+        undo(CLIENTS["codex"], copies, Screen())
     put(CLIENTS["codex"], home)
-    undo(CLIENTS["codex"], copies, console())
+    undo(CLIENTS["codex"], copies, Screen())
 
     assert path.read_text() == "theirs = 1\n"
 
@@ -211,15 +200,15 @@ def test_a_client_is_launched_with_texts_that_are_gone_afterwards(
 
 
 def test_the_list_and_what_to_paste_name_every_client_and_part(home: Path) -> None:
-    shown = console()
+    screen = Screen()
 
-    show_list(CLIENTS, shown)
+    show_list(CLIENTS, screen)
     for client in CLIENTS.values():
-        show(client, EDGE, os.environ, shown)
+        show(client, EDGE, os.environ, screen)
 
-    assert all(client.title in printed(shown) for client in CLIENTS.values())
-    assert all(EDGE.fill(part) in printed(shown) for c in CLIENTS.values() for part in c.parts)
-    assert "Claude Code begins with about 18000 tokens of its own" in printed(shown)
+    assert all(client.title in screen.text for client in CLIENTS.values())
+    assert all(EDGE.fill(part) in screen.text for c in CLIENTS.values() for part in c.parts)
+    assert "Claude Code begins with about 18000 tokens of its own" in screen.text
 
 
 def test_toml_that_a_merge_would_change_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

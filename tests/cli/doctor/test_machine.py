@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import socket
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from picospec.cli.doctor.finding import Finding, report
 from picospec.cli.doctor.machine import (
@@ -19,6 +17,7 @@ from picospec.cli.doctor.machine import (
 )
 from picospec.models.llama_cpp.library import Library
 from picospec.models.store import open_store
+from tests.cli.screen import Screen
 
 
 def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:
@@ -99,11 +98,10 @@ def test_a_gpu_that_the_build_does_not_use_fails_and_names_the_build(
 
 
 def test_a_report_is_well_only_when_every_finding_is() -> None:
-    console = Console(file=io.StringIO(), width=200)
+    screen = Screen()
     good, bad = Finding("a", True, "fine", "unused"), Finding("b", False, "broken", "mend it")
 
-    assert report([good], console)
-    assert not report([good, bad], console)
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "mend it" in shown
-    assert "unused" not in shown
+    assert report([good], screen)
+    assert not report([good, bad], screen)
+    assert "mend it" in screen.text
+    assert "unused" not in screen.text

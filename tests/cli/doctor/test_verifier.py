@@ -7,7 +7,6 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,7 +14,6 @@ from typing import cast
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
-from rich.console import Console
 
 from picospec.cli.doctor.drafting import check_speed, check_vocabulary
 from picospec.cli.doctor.finding import report
@@ -32,6 +30,7 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.models.store import open_store
+from tests.cli.screen import Screen
 from tests.edge_agent.engines import FACTS
 
 
@@ -104,10 +103,10 @@ def test_a_verifier_of_another_version_is_named(protocol: int, newest: int, ok: 
 @pytest.mark.parametrize(("tokens", "warns"), [(16384, True), (32768, False)])
 def test_a_context_too_short_for_agents_is_a_warning(tokens: int, warns: bool) -> None:
     found = check_context(msgspec.structs.replace(FACTS, context_tokens=tokens))
-    console = Console(file=StringIO(), width=200)
+    screen = Screen(width=200)
 
-    assert report([found], console)
-    assert ("fewer llama.slots" in console.file.getvalue()) is warns
+    assert report([found], screen)
+    assert ("fewer llama.slots" in screen.text) is warns
 
 
 def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Path) -> None:
