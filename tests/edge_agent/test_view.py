@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
 from random import Random
 
@@ -184,22 +182,14 @@ async def test_what_was_read_on_for_one_owner_is_read_again_for_another() -> Non
     assert min(read[0], read[1] - read[0]) >= len(prompt)
 
 
-async def test_no_more_is_read_for_a_session_that_has_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cache, prompt = FakeCache(slots=1, context_tokens=1000), text(1, 700)
-    decode = cache.decode
-
-    def slowly(segments: Sequence[Segment]) -> None:
-        time.sleep(0.02)
-        decode(segments)
-
-    monkeypatch.setattr(cache, "decode", slowly)
-    drafter = LlamaDrafter(cache)
+async def test_the_rest_is_read_after_an_answer_and_the_next_turn_begins_there() -> None:
+    drafter, prompt = LlamaDrafter(FakeCache(slots=1, context_tokens=1000)), text(1, 700)
     slot = taken(drafter, prompt)
     await draft_after(slot, prompt)
     slot.leave()
-    await asyncio.sleep(0.6)
-    drafter.close()
+    await rest_is_read(slot)
+    before, later = drafter.read_tokens, [*prompt, 1, 2]
 
-    assert slot.slot.rest
+    assert await draft_after(taken(drafter, later), later) == truth(later)
+    assert drafter.read_tokens - before == 2
+    drafter.close()
