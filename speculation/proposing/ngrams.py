@@ -73,7 +73,7 @@ class Index:
     ) -> None:
         self._prompt = prompt or PromptGrams(())
         self.tokens: list[TokenId] = list(self._prompt.tokens)
-        self._after: dict[Gram, int] = {}  # the same of the tokens after the prompt
+        self._after: dict[Gram, int] = {}  # what followed behind the prompt: its index
         self._replaced: list[list[int | None]] = []  # by token: what it overwrote in _after
         self._ending = self._grams()  # the n-grams that end the text
         for token in tokens:
