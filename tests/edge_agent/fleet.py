@@ -53,7 +53,7 @@ async def using(
 
 
 class Answer:
-    """What an edge without drafts answers; `lose` is called once, after 20 tokens."""
+    """Return what an edge without drafts answers; `lose` is called once, after 20 tokens."""
 
     def __init__(
         self, verifiers: Verifiers, metrics: EdgeMetrics | None = None, tokens: int = TOKENS

@@ -1,4 +1,4 @@
-"""What an edge says while its verifier is away, speaks another version, or while it drains."""
+"""An edge says so while its verifier is away or speaks another version, or while it drains."""
 
 from __future__ import annotations
 

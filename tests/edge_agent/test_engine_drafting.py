@@ -1,4 +1,4 @@
-"""What an engine has its sessions draft, what it counts, and what it tells those who watch."""
+"""An engine has its sessions draft, counts what they did, and tells those who watch."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier()
     assert len(drafter.slot.contexts) - first < first / 2  # no pass took its drafts: it rests
 
 
-# --- those who watch an answer are told what happens, and nobody else
+# --- who watches an answer learns what happens, and nobody else does
 
 
 WATCHED = replace(JOB, watched=True)

@@ -1,4 +1,4 @@
-"""What a request asks of the engine and of the chat template, whatever its door."""
+"""Tests read here what a request asks of the engine and the template, whatever its door."""
 
 from __future__ import annotations
 

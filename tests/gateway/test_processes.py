@@ -32,7 +32,7 @@ def running(name: str, script: str) -> Service:
 
 
 class Output:
-    """What services printed, and a way to wait for it."""
+    """It keeps what services printed, and waits for it."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []

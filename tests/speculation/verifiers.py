@@ -54,7 +54,7 @@ def generate(verifier: VerifyingSession, *tokens: TokenId, accepted: int = 0) ->
 
 
 def rejecting(*committed: TokenId) -> VerifyingSession:
-    """A `separate` session that is owed the recovered token for token 1 after `committed`."""
+    """A `separate` session that awaits the recovered token for token 1 after `committed`."""
     verifier = session("separate")
     for token in committed:
         generate(verifier, token)

@@ -15,7 +15,7 @@ SHOWS = st.lists(st.booleans(), min_size=1, max_size=5)
 BURSTS = st.lists(st.tuples(GAPS_S, SHOWS), min_size=1, max_size=6)
 
 Bursts = list[tuple[float, list[bool]]]
-"""Of each burst the time since the one before it, and which of its items show something."""
+"""Return of each burst the time since the last one, and which of its items show something."""
 
 Item = tuple[int, int, bool]
 """Its burst, its place in that, and whether it shows."""
