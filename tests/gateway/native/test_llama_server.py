@@ -16,7 +16,7 @@ from tests.gateway.scripted import (
     refusal,
 )
 
-PROMPT = {"prompt": "Hello"}
+PROMPT = {"prompt": "Hello!!"}
 LLAMA_VIM: Body = {
     "id_slot": 0,
     "model": "",
