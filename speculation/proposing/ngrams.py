@@ -73,7 +73,9 @@ class Index:
     ) -> None:
         self._prompt = prompt or PromptGrams(())
         self.tokens: list[TokenId] = list(self._prompt.tokens)
-        self._after: dict[Gram, int] = {}  # what followed behind the prompt: its index
+        self._after: dict[Gram, int] = {}
+        """It has the index of the token behind the prompt that followed an n-gram last."""
+
         self._replaced: list[list[int | None]] = []  # by token: what it overwrote in _after
         self._ending = self._grams()  # the n-grams that end the text
         for token in tokens:
@@ -101,7 +103,7 @@ class Index:
     def match(self) -> Match | None:
         """Return what followed the last occurrence of the longest n-gram, one of LENGTHS."""
         found = None
-        for gram in reversed(self._ending):  # where a longer one stands, the shorter ones do
+        for gram in reversed(self._ending):  # where a longer one stood, so did they
             at = self._after.get(gram) or self._prompt.last(gram)  # an index is never 0
             if at is None:
                 break
