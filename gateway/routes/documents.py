@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -56,14 +57,15 @@ async def answer_version(_: Services, __: Request) -> Response:
 
 
 def documents(routes: Sequence[Route]) -> tuple[Route, Route]:
-    """Return the routes of both documents, which describe `routes`."""
-    document = openapi(routes)
+    """Return the routes of both documents, which describe `routes` and are made when they are
+    first asked for: the schemas take a tenth of a second."""
+    document = cache(partial(openapi, routes))
 
     async def answer_openapi(_: Services, __: Request) -> Response:
-        return json_response(document)
+        return json_response(document())
 
     async def answer_page(_: Services, __: Request) -> Response:
-        return HTMLResponse(_page(document), headers=_SECURITY)
+        return HTMLResponse(_page(document()), headers=_SECURITY)
 
     return (
         Route("GET", "/openapi.json", "This API, as OpenAPI", answer_openapi),
