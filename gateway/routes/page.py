@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import PurePosixPath
@@ -44,6 +44,7 @@ class _File:
     headers: dict[str, str]
 
 
+@cache
 def page() -> tuple[Route, ...]:
     """Return the routes of all files of the page; index.html is at "/"."""
     return tuple(

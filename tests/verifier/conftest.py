@@ -55,7 +55,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with status {process.returncode}")
         try:
-            ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False)
+            ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False, verify=False)
         except httpx.TransportError:
             pass
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,7 @@ SIZE = 3_000_000
 
 def weights(path: Path, changed: int | None = None) -> Path:
     """Write a file, of which one byte may be another."""
-    data = bytearray(i * 31 % 251 for i in range(SIZE))
+    data = bytearray(Random(1).randbytes(SIZE))
     if changed is not None:
         data[changed] ^= 1
     path.write_bytes(data)
