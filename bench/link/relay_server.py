@@ -4,86 +4,160 @@
 carries each connection to that host and port.
 
 * A connection costs one round trip before its first byte moves, as TCP's handshake does.
+* What enters a lane leaves it at the time its path gives, never before what entered earlier.
 * Bytes are counted once, where they enter the link, without TCP's own headers.
+* An end in one direction leaves the other open (half-close); a reset ends both.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
 from random import Random
 from typing import Self
 from weakref import WeakSet
 
-from picospec.bench.link.connection import End, Ending, Lane
-from picospec.bench.link.path import Conditions, Path
+from picospec.bench.link.path import SEGMENT_BYTES, Conditions, Path
 
 HOST = "127.0.0.1"
 
 MAX_IN_FLIGHT_BYTES = 4 << 20
-"""A direction of a connection holds no more: 100 Mbit/s over an RTT of 300 ms fill less."""
+"""A direction of a connection holds no more, and does not read its sender beyond that: 100
+Mbit/s over an RTT of 300 ms fill less."""
+
+READ_BYTES = 1 << 16
+
+TICK_S = 0.001
+"""The event loop's timers are no finer. What is due half of it later is sent, so that the error
+is symmetric."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class _Reset(Exception):
+    """A reset has arrived at the far end."""
+
+
+class Lane:
+    """The bytes of one connection in one direction, on their way."""
+
+    def __init__(self, path: Path, max_in_flight_bytes: int) -> None:
+        self.open = asyncio.Event()
+        """Nothing arrives while it is not set."""
+
+        self.open.set()
+        self._path = path
+        self._max_in_flight_bytes = max_in_flight_bytes
+        self._in_flight_bytes = 0
+        self._has_room = asyncio.Event()
+        self._queue = asyncio.Queue[tuple[float, bytes | None]]()
+        """It has what arrives and when; b"" is an end, and None a reset."""
+
+    async def take_in(self, source: StreamReader, due_s: float) -> None:
+        """Send what the source has, and its end or reset; nothing arrives before `due_s`."""
+        loop, ending = asyncio.get_running_loop(), b""
+        try:
+            while data := await source.read(READ_BYTES):
+                now_s, due = loop.time(), list[tuple[float, bytes]]()
+                for start in range(0, len(data), SEGMENT_BYTES):
+                    segment = data[start : start + SEGMENT_BYTES]
+                    due_s = max(due_s, self._path.arrival(now_s, len(segment)))
+                    due.append((due_s, segment))
+                for at_s, some in groupby(due, key=itemgetter(0)):
+                    self._queue.put_nowait((at_s, b"".join(segment for _, segment in some)))
+                self._count(len(data))
+                await self._has_room.wait()
+        except ConnectionError:
+            ending = None
+        due_s = max(due_s, self._path.arrival(loop.time(), 0))
+        self._queue.put_nowait((due_s, ending))
+
+    async def let_out(self, target: StreamWriter) -> None:
+        """Write what is due until the end has arrived. Raises _Reset for a reset."""
+        loop = asyncio.get_running_loop()
+        with suppress(OSError):  # the target was reset: so will be the lane from there
+            while True:
+                due_s, data = await self._queue.get()
+                if (left_s := due_s - TICK_S / 2 - loop.time()) > 0:
+                    await asyncio.sleep(left_s)
+                await self.open.wait()
+                if data is None:
+                    raise _Reset
+                if not data:
+                    return target.write_eof()
+                target.write(data)
+                await target.drain()
+                self._count(-len(data))
+
+    def _count(self, more_bytes: int) -> None:
+        self._in_flight_bytes += more_bytes
+        if self._in_flight_bytes > self._max_in_flight_bytes:
+            self._has_room.clear()
+        else:
+            self._has_room.set()
 
 
 class Connection:
     """A client's socket, an upstream socket, and a lane in each direction."""
 
-    def __init__(self, client: End, link: Link) -> None:
-        self._client, self._server = client, End()
+    def __init__(self, reader: StreamReader, writer: StreamWriter, link: Link) -> None:
+        self._reader = reader
+        self._writers = [writer]
         self._link = link
-        self._arrived: set[End] = set()
-        self._over = False
-        self._up = self._lane(link.up, client, self._server)
-        self._down = self._lane(link.down, self._server, client)
-        client.outgoing = self._server.incoming = self._up
-        client.incoming = self._server.outgoing = self._down
+        self._lanes = [Lane(path, link.max_in_flight_bytes) for path in (link.up, link.down)]
+        self._carrying = link.tasks.create_task(self._carry())
 
-    def _lane(self, path: Path, source: End, target: End) -> Lane:
-        return Lane(
-            path, source, target,
-            max_in_flight_bytes=self._link.max_in_flight_bytes,
-            on_end=lambda ending: self._end(target, ending),
-        )  # fmt: skip
-
-    async def connect(self) -> None:
-        """Connect to the upstream service; reset the client when nothing listens there."""
-        loop = asyncio.get_running_loop()
-        rtt_s = self._link.conditions.rtt_s
-        self._up.not_before(loop.time() + rtt_s * 1.5)
-        self._down.not_before(loop.time() + rtt_s * 2)
+    async def _carry(self) -> None:
+        """Connect to the upstream service, and carry what both ends send; reset the client when
+        nothing listens there."""
+        now_s, rtt_s = asyncio.get_running_loop().time(), self._link.conditions.rtt_s
         try:
-            await loop.create_connection(lambda: self._server, *self._link.upstream)
+            reader, writer = await asyncio.open_connection(*self._link.upstream)
         except OSError:
             await asyncio.sleep(rtt_s)
-            self.cut()
-            return
-        if self._over:  # cut while connecting
-            self._server.reset()
+            return self._end(reset)
+        self._writers.append(writer)
+        (up, down), client = self._lanes, self._writers[0]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(up.take_in(self._reader, now_s + 1.5 * rtt_s))
+                tasks.create_task(up.let_out(writer))
+                tasks.create_task(down.take_in(reader, now_s + 2 * rtt_s))
+                tasks.create_task(down.let_out(client))
+        except* _Reset:
+            self._end(reset)
         else:
-            self._client.resume_reading()
+            self._end(StreamWriter.close)
 
     def cut(self) -> None:
         """Reset both sockets at once and drop what is on its way."""
-        self._over = True
-        for lane, end in ((self._up, self._server), (self._down, self._client)):
-            lane.drop()
-            end.reset()
-        self._link.connections.discard(self)
+        self._carrying.cancel()
+        self._end(reset)
 
     def stall(self, stalled: bool) -> None:
         """Let nothing arrive at either end, as over a line that is down; what was sent arrives
         when it is up again."""
-        for lane in (self._up, self._down):
-            lane.block(stalled)
+        for lane in self._lanes:
+            lane.open.clear() if stalled else lane.open.set()
 
-    def _end(self, target: End, ending: Ending) -> None:
-        if ending is Ending.RESET:
-            self.cut()
-            return
-        target.write_eof()
-        self._arrived.add(target)
-        if len(self._arrived) == 2:
-            self._client.close()
-            self._server.close()
-            self._link.connections.discard(self)
+    def _end(self, close: Callable[[StreamWriter], None]) -> None:
+        for writer in self._writers:
+            close(writer)
+        self._link.connections.discard(self)
+
+
+def reset(writer: StreamWriter) -> None:
+    """Close a socket at once, so that the peer sees a reset and no orderly end."""
+    if not writer.transport.is_closing():
+        raw = writer.transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    writer.transport.abort()
 
 
 class Link:
@@ -104,31 +178,31 @@ class Link:
         self.port = 0
         self.max_in_flight_bytes = max_in_flight_bytes
         self.connections: set[Connection] = set()
-        self._ends: WeakSet[End] = WeakSet()
+        self.tasks = asyncio.TaskGroup()
+        self._clients: WeakSet[StreamWriter] = WeakSet()
         """It has the clients' sockets, also of connections that are over but not read to the
         end."""
 
-        self._connecting: set[asyncio.Task[None]] = set()
-        self._tasks = asyncio.TaskGroup()
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: End(self.accept), HOST, 0)
-        await self._tasks.__aenter__()
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self.tasks.__aenter__()
+        await self.listen()
         return self
+
+    async def listen(self) -> None:
+        """Open the port; any free one at first, and later the same again."""
+        self._server = await asyncio.start_server(self.accept, HOST, self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
 
     async def __aexit__(self, *error: object) -> None:
         if self._server is not None:
             self._server.close()
         self.cut()
-        for task in self._connecting:
-            task.cancel()
-        await self._tasks.__aexit__(None, None, None)
+        await self.tasks.__aexit__(None, None, None)
         for _ in range(3):  # turns of the loop: some are still accepted, and sockets close
-            for end in list(self._ends):
-                end.reset()
+            for client in list(self._clients):
+                reset(client)
             await asyncio.sleep(0)
 
     def change(self, conditions: Conditions) -> None:
@@ -140,15 +214,9 @@ class Link:
         for connection in list(self.connections):
             connection.cut()
 
-    def accept(self, client: End) -> None:
+    def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Carry a client's socket upstream; called when it is connected."""
-        self._ends.add(client)
+        self._clients.add(writer)
         if self._server is None or not self._server.is_serving():  # it came as the port closed
-            client.reset()
-            return
-        client.pause_reading()
-        connection = Connection(client, self)
-        self.connections.add(connection)
-        task = self._tasks.create_task(connection.connect())
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+            return reset(writer)
+        self.connections.add(Connection(reader, writer, self))

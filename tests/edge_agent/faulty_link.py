@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import StreamReader, StreamWriter
 from collections.abc import Collection
 from random import Random
 
-from picospec.bench.link.connection import End
 from picospec.bench.link.path import Conditions, Path
-from picospec.bench.link.relay_server import HOST, Connection, Link
+from picospec.bench.link.relay_server import HOST, Connection, Link, reset
 
 
 class WatchedPath(Path):
@@ -40,12 +40,11 @@ class FaultyLink(Link):
         """Have later connections go to another port."""
         self.upstream = (HOST, port)
 
-    def accept(self, client: End) -> None:
+    def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
         if self._refuses:
-            client.reset()
-            return
+            return reset(writer)
         before = set(self.connections)
-        super().accept(client)
+        super().accept(reader, writer)
         if self._silent:
             self._stall(True, before)
 
@@ -68,10 +67,6 @@ class FaultyLink(Link):
         """Refuse connections, as a host does where no process listens."""
         if self._server is not None:
             self._server.close()
-
-    async def open_port(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: End(self.accept), HOST, self.port)
 
     def half_open(self) -> None:
         """Never deliver anything on the connections that there are; others work."""

@@ -216,7 +216,7 @@ class Verifier(Service):
                 writer.close()
                 break
             await asyncio.sleep(0.05)
-        await self.link.open_port()
+        await self.link.listen()
 
     async def ready(self, http: httpx.AsyncClient) -> None:
         await super().ready(http)
