@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import median
+from time import perf_counter
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from picospec.bench.calibrate import draft_timing
 from picospec.bench.calibrate import pass_timing as passes
 from picospec.bench.calibrate.pass_timing import (
     Question,
@@ -24,8 +25,9 @@ from picospec.bench.calibrate.pass_timing import (
 )
 from picospec.bench.data.host import commit, this_host
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.data.speeds import Speeds
 from picospec.bench.run.services import Services, ServicesPlan
+from picospec.bench.simulator.hosts import Speeds
+from picospec.edge_agent.draft_model.drafter import DraftSlot
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.draft_model.loading import find
 from picospec.edge_agent.link.connection import Connection
@@ -34,13 +36,20 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
-from picospec.speculation.protocol.messages import Commit, TokenId
+from picospec.speculation.judges import coupled
+from picospec.speculation.protocol.messages import Commit, Sampling, TokenId
 
 TIMED: Final = 2
 """Passes of so many prompts are timed; of all prompts the first token is."""
 
 STACK_DRAFTS: Final = 4
 DISTURBED_PASSES: Final = 12
+
+READ: Final = (1, 2, 4, 8, 16)
+"""A draft step reads so many tokens: one in a chain, more where the target went ahead of it."""
+
+REPEATS: Final = 8
+_GREEDY: Final = coupled.sampler(Sampling(temperature=0.0), seed=0, prompt_tokens=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +98,11 @@ class Measurement:
             slot = drafter.take(first.prompt)
             if slot is None:
                 raise TimingError("the draft model has no room for the prompt")
-            alone_s = await draft_timing.steps(slot, first)
+            alone_s = await _steps(slot, first)
             async with meanwhile(verifier.answer(first.prompt, len(first.answer))):
-                draft_s = await draft_timing.steps(slot, first)
+                draft_s = await _steps(slot, first)
             show("draft steps:", draft_s, "while the target is idle:", alone_s)
-            async with meanwhile(draft_timing.forever(slot, first)):
+            async with meanwhile(_forever(slot, first)):
                 drafting_s = await self._curve(verifier, questions)
         at_once_s, prefill_s = line([len(p) for p in prompts], firsts_s)
         return {
@@ -131,3 +140,26 @@ async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
             raise TimingError("the answers were too short to be timed")
         waits_s[ahead] = median(commit.queue_s for commit in commits)
     return max(0.0, waits_s[False] - waits_s[True])
+
+
+async def _steps(slot: DraftSlot, question: Question) -> dict[int, float]:
+    """Return the median draft step in seconds, by the tokens read. The answer has as many or
+    more."""
+    prompt, answer = question.prompt, question.answer
+    found: dict[int, float] = {}
+    await slot.step(list(prompt), lambda _: _GREEDY)
+    for count in READ:
+        seconds = []
+        for _ in range(REPEATS):
+            await slot.step(list(prompt), lambda _: _GREEDY)
+            began_s = perf_counter()
+            await slot.step([*prompt, *answer[:count]], lambda _: _GREEDY)
+            seconds.append(perf_counter() - began_s)
+        found[count] = median(seconds)
+    return found
+
+
+async def _forever(slot: DraftSlot, question: Question) -> None:
+    """Draft along the answer, over and over, until cancelled."""
+    for count in cycle(range(len(question.answer))):
+        await slot.step([*question.prompt, *question.answer[:count]], lambda _: _GREEDY)

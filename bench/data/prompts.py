@@ -7,7 +7,7 @@ read only where they are named.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,8 @@ from picospec.bench.data.scenarios import script
 from picospec.speculation.protocol.messages import Sampling
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")
+
+Message = Mapping[str, str]
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -40,6 +42,35 @@ class Prompt(msgspec.Struct, frozen=True):
     @property
     def root(self) -> str:
         return script.root(self.family)
+
+
+class Conversation:
+    """A conversation as one arm leads it: scripted turns, and what the arm itself answered.
+
+    It holds the one that is under way; a scenario's first turn begins another.
+    """
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+
+    def before(self, prompt: Prompt) -> tuple[Message, ...]:
+        """Return what the prompt follows; nothing where it is a question by itself. Raises
+        ValueError where the turn before has no answer."""
+        if prompt.turn == 0:
+            self._messages = []
+            if prompt.system:
+                self._messages.append({"role": "system", "content": prompt.system})
+        asked = sum(message["role"] == "user" for message in self._messages)
+        if asked != prompt.turn:
+            raise ValueError(f"{prompt.id}: {asked} turns before it have answers")
+        return tuple(self._messages)
+
+    def answered(self, prompt: Prompt, text: str) -> None:
+        """Go on with an answer to the prompt."""
+        self._messages += [
+            {"role": "user", "content": prompt.prompt},
+            {"role": "assistant", "content": text},
+        ]
 
 
 def sampling(temperature: float) -> Sampling:

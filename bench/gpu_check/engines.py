@@ -22,7 +22,7 @@ from picospec.bench.data.tables import markdown
 from picospec.bench.gpu_check.loads import AGAIN, HEADLINE, MIN_RATIO, UNPLUGGED, Loads
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.identity.__main__ import LIKELIEST
-from picospec.bench.identity.answers import SEED, TIMEOUT_S, Answer, ask
+from picospec.bench.identity.comparison import SEED, TIMEOUT_S, Answer, ask
 from picospec.bench.run.rivals import HEAD, Rival
 from picospec.bench.run.rivals import PLAIN as STOCK
 from picospec.bench.run.services import Services, ServicesPlan

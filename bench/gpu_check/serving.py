@@ -17,9 +17,19 @@ from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.tables import markdown
 from picospec.bench.gpu_check.engines import ENGINE_S, Engines
 from picospec.bench.identity.__main__ import LIKELIEST
-from picospec.bench.identity.answers import SEED, TIMEOUT_S, Answer, ask, noise_of
-from picospec.bench.identity.comparison import EDGES, batched, compare, is_defect, judged, tally
-from picospec.bench.identity.ties import Parting, parting
+from picospec.bench.identity.comparison import (
+    EDGES,
+    SEED,
+    TIMEOUT_S,
+    Answer,
+    ask,
+    batched,
+    compare,
+    explainer,
+    is_defect,
+    judged,
+    tally,
+)
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services, ServicesPlan
@@ -76,11 +86,7 @@ class Serving:
         """Compare the texts of edges with the plain engine's, where near-ties are no defect."""
         async with httpx.AsyncClient(base_url=services.verifier_url, trust_env=False) as http:
             packed = (await http.get("/v1/tokenizer")).raise_for_status().content
-        vocabulary = TokenizerFile.unpack(packed).open().vocabulary
-
-        def explained(plain: Answer, edge: Answer) -> Parting | None:
-            return parting(plain.scores, edge.scores, noise_of(vocabulary, plain))
-
+        explained = explainer(TokenizerFile.unpack(packed).open().vocabulary)
         batches = batched((0.0, 1.0), self.prompts, max(CLIENTS))
         asking = partial(ask, tokens=self.tokens, likeliest=LIKELIEST)
         urls = services.verifier_url, services.edge_urls

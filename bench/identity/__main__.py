@@ -24,9 +24,17 @@ from rich.progress import Progress
 
 from picospec.bench import options
 from picospec.bench.data.prompts import SHIPPED, read
-from picospec.bench.identity.answers import Answer, ask, noise_of
-from picospec.bench.identity.comparison import EDGES, batched, compare, is_defect, tally
-from picospec.bench.identity.ties import Parting, parting
+from picospec.bench.identity.comparison import (
+    EDGES,
+    Answer,
+    Explain,
+    ask,
+    batched,
+    compare,
+    explainer,
+    is_defect,
+    tally,
+)
 from picospec.bench.run.services import Services, ServicesPlan, verifier_arguments
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
@@ -57,6 +65,7 @@ def main(
     asking = partial(ask, tokens=tokens, likeliest=likeliest, settings=json.loads(settings))
     path = open_store(os.environ).find(target_model, "target").path
     vocabulary = tokenizer_file(path).open().vocabulary
+    told: Explain = explainer(vocabulary) if explain else lambda plain, edge: None
     asked = read(prompts, per_family=per_family)
     batches = batched(options.numbers(temperatures), asked, sessions)
     slots = {"PICOSPEC_EDGE__SLOTS": str(sessions), "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048"}
@@ -65,16 +74,12 @@ def main(
         verifier_arguments(target, sessions, context.args), verifier_python, environment=slots,
     )  # fmt: skip
 
-    def explained(plain: Answer, edge: Answer) -> Parting | None:
-        noise = noise_of(vocabulary, plain)
-        return parting(plain.scores, edge.scores, noise) if explain else None
-
     answers: list[Answer] = []
 
     async def run() -> None:
         async with Services(plan) as services:
             urls = services.verifier_url, services.edge_urls
-            compared = compare(*urls, batches, asking, explained)
+            compared = compare(*urls, batches, asking, told)
             with Progress(console=Console(stderr=True)) as progress:
                 total = sum(len(some) for _, some in batches) * (1 + len(plan.edges))
                 task = progress.add_task("asking", total=total)

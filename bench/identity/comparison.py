@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import httpx
+import numpy as np
 
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.identity.answers import Answer
-from picospec.bench.identity.ties import Parting
+from picospec.bench.identity.ties import Parting, TokenScores, parting
 from picospec.bench.link.path import Conditions
+from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import EdgePlan
+from picospec.gateway.tokenizer import NONE
+from picospec.models.vocabulary import Vocabulary
+from picospec.speculation.sampling.noise import gumbel, place
+
+SEED: Final = 7
+TIMEOUT_S: Final = 1800.0
+"""An answer fails after this time without a byte: many at once take a slow target long."""
 
 EDGES = {
     "model": EdgePlan(),
@@ -25,11 +36,69 @@ EDGES = {
 """These edges can be asked for. With `late` the target never waits for draft tokens. With `bad`
 it waits for useless ones and judges them, where with `noise` it soon judges none."""
 
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one service generated for one prompt."""
+
+    arm: str
+    prompt: str
+    temperature: float
+    reply: Reply
+    identical: bool | None = None
+    """It is true if this is the plain engine's answer; None on the plain engine's own."""
+
+    parting: Parting | None = None
+
+    @property
+    def scores(self) -> list[TokenScores]:
+        """What is known of each token; empty unless log-probabilities were asked for."""
+        return list(map(_scores, self.reply.logprobs))
+
+
+async def ask(
+    url: str,
+    arm: str,
+    prompt: Prompt,
+    temperature: float,
+    *,
+    tokens: int,
+    likeliest: int | None,
+    settings: Mapping[str, object] = NONE,
+) -> Answer:
+    """Ask for one answer. Raises AnswerError, or httpx.TransportError."""
+    question = Question(prompt.prompt, temperature, SEED, tokens, likeliest, settings)
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
+        return Answer(arm, prompt.id, temperature, await Client(http).ask(question))
+
+
+def _scores(entry: dict[str, Any]) -> TokenScores:
+    top = ((bytes(each["bytes"] or ()), each["logprob"]) for each in entry["top_logprobs"])
+    return TokenScores(bytes(entry["bytes"] or ()), entry["logprob"], tuple(top))
+
+
 Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
 """It is called with url, arm, prompt and temperature, and asks for one answer."""
 
 Explain = Callable[[Answer, Answer], Parting | None]
 """It is called with the plain answer and an edge's, and says where they part."""
+
+
+def explainer(vocabulary: Vocabulary) -> Explain:
+    """Return what says where two answers part, with the noise that sampled them. vocabulary:
+    the target's."""
+
+    def explain(plain: Answer, edge: Answer) -> Parting | None:
+        def noise(position: int, piece: bytes) -> float:
+            if plain.temperature == 0:
+                return 0.0
+            token = vocabulary.pieces.index(piece) if piece else vocabulary.eos or 0
+            at = place(plain.reply.prompt_tokens, position)
+            return plain.temperature * float(gumbel(SEED, at, np.array([token]))[0])
+
+        return parting(plain.scores, edge.scores, noise)
+
+    return explain
 
 
 async def compare(

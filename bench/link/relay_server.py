@@ -61,7 +61,8 @@ class Lane:
 
     async def take_in(self, source: StreamReader, due_s: float) -> None:
         """Send what the source has, and its end or reset; nothing arrives before `due_s`."""
-        loop, ending = asyncio.get_running_loop(), b""
+        loop = asyncio.get_running_loop()
+        ending: bytes | None = b""
         try:
             while data := await source.read(READ_BYTES):
                 now_s, due = loop.time(), list[tuple[float, bytes]]()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
 from picospec.bench.data.files import load, save
-from picospec.bench.data.results import Results
-from picospec.bench.report.join import joined
+from picospec.bench.data.results import Answer, Results, rows
 from picospec.bench.report.markdown import markdown
+from picospec.bench.report.speedups import Comparison
 
 
 def report(
@@ -29,10 +31,23 @@ def report(
     plot = results.with_name(f"{results.stem}-speedup.png") if plots else None
     if plot:
         try:
-            from picospec.bench.report.plots import draw
+            from picospec.bench.data.plots import draw
         except ImportError:
             sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
-        draw(found, plot)
+        compared = Comparison(found, found.answers[0].temperature)
+        links = [link for link in compared.links if link[1] == compared.links[0][1]]
+        panels = {
+            ("", family): {
+                arm: {
+                    link[0]: faster
+                    for link in links
+                    if (faster := compared.speedup(arm, link, [family]))
+                }
+                for arm in compared.arms
+            }
+            for family in compared.families
+        }
+        draw(plot, panels, "RTT, ms", "speed-up over cloud")
     page = results.with_suffix(".md")
     page.write_text(markdown(found, plot))
     Console().print(*map(str, filter(None, (page, plot))), sep="\n")
@@ -47,3 +62,33 @@ def join(
         save(joined([load(path, Results) for path in runs]), out)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def joined(found: Sequence[Results]) -> Results:
+    """Return the runs as one, the repeats of each counted on from those before.
+
+    An answer is compared with cloud's of its own run. The host is the first run's. Raises
+    ValueError that names what differs where the runs are not repeats of one another.
+    """
+    first, repeats = found[0], 0
+    answers: list[Answer] = []
+    for each in found:
+        for name, ours, theirs in (
+            ("models", first.models, each.models),
+            ("link", first.link, each.link),
+            ("tokens", first.settings["tokens"], each.settings["tokens"]),
+            ("processor", first.host.processor, each.host.processor),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{name}: the runs differ, {ours} and {theirs}")
+        answers += [
+            msgspec.structs.replace(answer, repeat=answer.repeat + repeats)
+            for answer in each.answers
+        ]
+        repeats = 1 + max((answer.repeat for answer in answers), default=-1)
+    arms = list(dict.fromkeys(answer.arm for answer in answers))
+    settings = {**first.settings, "arms": arms, "repeats": repeats}
+    commits = ", ".join(dict.fromkeys(each.commit for each in found))
+    return msgspec.structs.replace(
+        first, commit=commits, settings=settings, rows=rows(answers), answers=answers
+    )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Final
 
-from picospec.bench.data.results import Results, link_name
+from picospec.bench.data.results import Answer, Key, Results, link_name
 from picospec.bench.data.scenarios.script import root
 from picospec.bench.data.tables import grid
 from picospec.bench.data.tables import markdown as table
-from picospec.bench.report.costs import cost, figures
-from picospec.bench.report.differences import HEAD, differences
-from picospec.bench.report.long_work import LONG_WORK, long_work
+from picospec.bench.report.costs import LONG_WORK, cost, figures, long_work
 from picospec.bench.report.speedups import Comparison
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 
 BUSY = (
     "> **Other work ran on this machine when the run began** (load {load}): times are "
@@ -21,6 +21,15 @@ BUSY = (
 )
 
 OURS = "picospec"
+REFERENCE: Final = "edge-only"
+"""This arm's texts are not compared, because they are another model's."""
+
+SHOWN: Final = 24
+"""From where two texts part, so many characters are shown."""
+
+DIFFERENCES: Final = (
+    "arm", "link", "prompt", "repeat", "at character", "cloud goes on", "the arm goes on"
+)  # fmt: skip
 DIFFERENT = (
     "In float32 there must be none. In bfloat16 a batch of another shape may turn a near-tie; "
     "`python -m picospec.bench.identity` asks for log-probabilities and says how near."
@@ -79,7 +88,7 @@ def _temperature(compared: Comparison, temperature: float) -> list[str]:
             parts += [f"### Long work at {link_name(*link)}", LONG_WORK, table_of]
         parts += [f"### Costs at {link_name(*link)}", table(*grid(("arm",), costs))]
     if found := differences(compared.answers, compared.cloud):
-        parts += ["### Other texts than cloud's", DIFFERENT, table(HEAD, found)]
+        parts += ["### Other texts than cloud's", DIFFERENT, table(DIFFERENCES, found)]
     return parts
 
 
@@ -90,3 +99,22 @@ def _speedups(compared: Comparison, families: Sequence[str]) -> str:
         for link in compared.links
     }
     return table(*grid(("arm",), speedups))
+
+
+def differences(
+    answers: Sequence[Answer], cloud: Mapping[Key, Answer]
+) -> list[tuple[str, ...]]:
+    """Return a line of a table, with columns DIFFERENCES, for each text that is not cloud's."""
+    lines: list[tuple[str, ...]] = []
+    for a in answers:
+        if a.arm != REFERENCE and a.asked in cloud and a.text != cloud[a.asked].text:
+            text = cloud[a.asked].text
+            at = common_prefix(text, a.text)
+            where = (a.arm, link_name(a.rtt_ms, a.rate_mbit), a.prompt, str(a.repeat), str(at))
+            lines.append((*where, _quoted(text[at:]), _quoted(a.text[at:])))
+    return lines
+
+
+def _quoted(text: str) -> str:
+    """Return the beginning of a text so that it stays within its cell."""
+    return f"`{text[:SHOWN]!r}`".replace("|", "\\|")

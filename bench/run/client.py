@@ -11,8 +11,7 @@ from typing import Any
 
 import httpx
 
-from picospec.bench.data.conversation import Message
-from picospec.bench.data.prompts import sampling
+from picospec.bench.data.prompts import Message, sampling
 from picospec.gateway.tokenizer import NONE
 
 

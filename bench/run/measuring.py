@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from picospec.bench.data.conversation import Conversation
 from picospec.bench.data.files import save
 from picospec.bench.data.host import commit, this_host
+from picospec.bench.data.prompts import Conversation
 from picospec.bench.data.results import Answer, Results, Row, Settings, link_name, rows
 from picospec.bench.data.tables import console as console_table
 from picospec.bench.data.tables import grid

@@ -5,17 +5,77 @@ python -m picospec.bench.run.rounds sync:4 --verifier-url ... --draft-model ...
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final
 
+import numpy as np
 import typer
-from pydantic import ValidationError
 
 from picospec.bench.round_policy import RoundPolicy
-from picospec.bench.run.useless_drafter import make_drafter
 from picospec.edge_agent.__main__ import serve
-from picospec.edge_agent.settings import load
+from picospec.edge_agent.settings import EdgeSettings, load
+from picospec.edge_agent.step_sampler import StepSampler
+from picospec.models.llama_cpp.model import Model
+from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
+from picospec.speculation.sampling.draft_token import DraftToken
+
+STEP_S: Final = 0.02
+"""A step takes so long: about what a draft model of 0.5 billion weights takes on one core."""
+
+
+@dataclass(slots=True)
+class UselessDrafter:
+    """A Drafter that proposes random tokens, and is the slot of each of its sessions.
+
+    It measures what useless drafts cost, and shows that drafts cannot change the text.
+    """
+
+    vocabulary_size: int
+    chance: np.random.Generator
+    separate: bool
+    """It says whether each token needs its distribution."""
+
+    stuck: bool = False
+    read_tokens: int = 0
+
+    def take(
+        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
+    ) -> UselessDrafter:
+        return self
+
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        sampler: StepSampler,
+        *,
+        ahead: Sequence[TokenId] = (),
+    ) -> list[DraftToken]:
+        """Return a random token with confidence 1 and, in `separate`, all weight on it."""
+        await asyncio.sleep(STEP_S)
+        token = int(self.chance.integers(self.vocabulary_size))
+        certain = QuantisedDistribution(np.array([token]), np.array([Q_SCALE]))
+        return [DraftToken(token, 1.0, certain if self.separate else None)]
+
+    def leave(self) -> None:
+        """End a session."""
+
+    async def watch(self) -> None:
+        """Notice nothing: no step hangs."""
+
+    def close(self) -> bool:
+        """Hold nothing."""
+        return True
+
+
+def make_drafter(model: Model | None, settings: EdgeSettings) -> UselessDrafter:
+    """Return the drafter for an edge with these settings."""
+    tokens = 1 if model is None else len(model.vocabulary.pieces)
+    return UselessDrafter(tokens, np.random.default_rng(), settings.judge == "separate")
 
 
 def main(
@@ -35,7 +95,7 @@ def main(
             serve(load(None, os.environ, named), None, make_drafter)
         else:
             serve(load(None, os.environ, named), RoundPolicy.parse(rounds))
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:
         sys.exit(f"settings: {error}")
 
 

@@ -7,13 +7,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from picospec.bench.data.files import load
-from picospec.bench.data.speeds import Speeds
+from picospec.bench.data.host import Host
 from picospec.bench.simulator.clock import Curve
 
 DEVICE_TWICE_AT: Final = 16
 """A step of the user's device reads so many tokens in twice the time of one; this is an
 assumption."""
+
+
+class Speeds(msgspec.Struct, frozen=True):
+    """How fast both ends of a host are, measured, in seconds; bench.calibrate says how."""
+
+    host: Host
+    commit: str
+    models: dict[str, str]
+    pass_s: dict[int, float]
+    """With draft tokens waiting, a pass begins so long after the one before, by its rows."""
+
+    drafting_s: dict[int, float]
+    """The same while the draft model works: on one machine both ends share the memory."""
+
+    draft_s: dict[int, float]
+    """While the target works, a step of the draft model takes so long, by the tokens it
+    reads."""
+
+    alone_s: dict[int, float]
+    """The same while the target is idle."""
+
+    first_s: float
+    """The first token of a prompt that was asked before comes after this time and its tokens'
+    share."""
+
+    prefill_s: float
+    """Each token of such a prompt adds so much."""
+
+    stack_s: float
+    """Software adds so much to a round trip: from a Commit to a pass over the answer to it."""
+
+    message_s: float
+    """Each message that is received adds so much to the pass that runs."""
 
 
 @dataclass(frozen=True, slots=True)

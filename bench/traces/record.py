@@ -17,8 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from picospec.bench.data.conversation import Conversation
-from picospec.bench.data.prompts import Prompt, sampling
+from picospec.bench.data.prompts import Conversation, Prompt, sampling
 from picospec.bench.data.results import Answer, Results
 from picospec.bench.traces.files import Ids, Trace
 from picospec.models.llama_cpp.model import Context, Logits, Model

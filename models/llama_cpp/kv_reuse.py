@@ -7,9 +7,12 @@ would show whether it begins like one that somebody else has asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
+def common_prefix(cached: Sequence[T], prompt: Sequence[T]) -> int:
     """Return the length of the common prefix. It is fast where one is a prefix of the other."""
     shorter = min(len(cached), len(prompt))
     if cached[:shorter] == prompt[:shorter]:

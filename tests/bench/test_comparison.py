@@ -6,8 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.identity.answers import Answer
-from picospec.bench.identity.comparison import batched, compare, is_defect, tally
+from picospec.bench.identity.comparison import Answer, batched, compare, is_defect, tally
 from picospec.bench.identity.ties import Parting
 from picospec.bench.run.client import Reply
 

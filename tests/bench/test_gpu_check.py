@@ -14,8 +14,8 @@ import pytest
 
 from picospec.bench.capacity.figures import Figures, Row
 from picospec.bench.gpu_check import __main__ as command_line
+from picospec.bench.gpu_check.__main__ import command
 from picospec.bench.gpu_check.engines import PLUGGED, Engines
-from picospec.bench.gpu_check.host import command
 from picospec.bench.gpu_check.loads import AGAIN, UNPLUGGED
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.gpu_check.serving import Serving
@@ -105,7 +105,10 @@ def test_a_report_says_in_its_title_that_parts_were_not_run() -> None:
 async def test_a_command_that_fails_shows_its_last_errors_where_it_printed_nothing() -> None:
     failing = "import sys; print('a figure' * int(sys.argv[1])); sys.exit('no such device')"
 
-    assert await command(sys.executable, "-c", "print('a figure')") == (True, "a figure")
+    assert await command(sys.executable, "-c", "print('a figure')") == (
+        True,
+        "a figure",
+    )
     assert await command(sys.executable, "-c", failing, "1") == (False, "a figure")
     right, found = await command(sys.executable, "-c", failing, "0")
     assert not right

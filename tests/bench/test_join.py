@@ -7,7 +7,7 @@ import pytest
 
 from picospec.bench.data.host import Host
 from picospec.bench.data.results import Results
-from picospec.bench.report.join import joined
+from picospec.bench.report.command import joined
 from tests.bench.answers import answer, results
 
 

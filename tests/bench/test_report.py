@@ -12,7 +12,6 @@ import pytest
 from picospec.bench.data.host import stolen_s
 from picospec.bench.data.statistics import Mean, mean
 from picospec.bench.report.costs import figures
-from picospec.bench.report.differences import first_difference
 from picospec.bench.report.markdown import markdown
 from picospec.bench.report.speedups import Comparison
 from tests.bench.answers import answer, results
@@ -101,13 +100,6 @@ def test_gaps_bytes_and_passes_are_given_over_distance() -> None:
         "bytes down per token": "4.0",
         "texts as `cloud`'s": "1 of 1",
     }
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "at"), [("abc", "abd", 2), ("ab", "abc", 2), ("", "a", 0)]
-)
-def test_texts_part_at_the_first_character_that_differs(one: str, other: str, at: int) -> None:
-    assert first_difference(one, other) == at == first_difference(other, one)
 
 
 def test_stolen_time_is_the_eighth_of_the_kernels_counters(tmp_path: Path) -> None:

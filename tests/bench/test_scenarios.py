@@ -7,8 +7,7 @@ from itertools import accumulate, groupby
 
 import pytest
 
-from picospec.bench.data.conversation import Conversation
-from picospec.bench.data.prompts import Prompt, read
+from picospec.bench.data.prompts import Conversation, Prompt, read
 from picospec.bench.data.results import Answer
 from picospec.bench.data.scenarios.script import scenario_of
 from picospec.bench.data.statistics import mean

@@ -10,8 +10,7 @@ import pytest
 from picospec.bench.calibrate.pass_timing import Drafted, Question, _run, curve, line
 from picospec.bench.data.files import load, save
 from picospec.bench.data.host import Host
-from picospec.bench.data.speeds import Speeds
-from picospec.bench.simulator.hosts import hosts_of
+from picospec.bench.simulator.hosts import Speeds, hosts_of
 from picospec.speculation.protocol.messages import (
     Commit,
     Down,

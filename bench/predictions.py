@@ -17,6 +17,7 @@ from rich.progress import track
 
 from picospec.bench import options
 from picospec.bench.data.files import save
+from picospec.bench.data.statistics import Mean
 from picospec.bench.data.tables import grid, markdown
 from picospec.bench.link.path import Conditions
 from picospec.bench.simulator.capacity import (
@@ -86,7 +87,7 @@ def main(
     families: options.Families = "code,maths,chat",
 ) -> None:
     """Simulate every operating point; some minutes, and a dozen more for `acespec`."""
-    from picospec.bench.predictions.plots import draw
+    from picospec.bench.data.plots import draw
 
     found = groups(traces, options.names(families))
     heats = list(dict.fromkeys(group.temperature for group in found))
@@ -108,7 +109,31 @@ def main(
     ]
     document = {"simulated": True, "cells": points, "crowds": served}
     save(document, out / "predictions.json")
-    draw(cells, served, out)
+    found_at = {(f"T = {heat:g}", point): some for (point, heat), some in cells.items()}
+    speeds = {
+        panel: {
+            "cloud": dict.fromkeys(RTTS_MS, Mean(1.0)),
+            **{arm: _means(speedups(some)[arm, "all"]) for arm in ARMS},
+        }
+        for panel, some in found_at.items()
+    }
+    rates = {
+        ("", point): {
+            arm: _means(
+                {c.clients: c.tokens_per_s for c in served if (c.point, c.arm) == (point, arm)}
+            )
+            for arm in SHARED
+        }
+        for point in POINTS
+    }
+    up = "speed-up over cloud (simulated)"
+    draw(out / "predicted-speedup.png", speeds, "RTT, ms", up)
+    up = "tokens/s of each (simulated)"
+    draw(out / "predicted-capacity.png", rates, "clients of one verifier", up)
+
+
+def _means(values: Mapping[float, float]) -> dict[float, Mean]:
+    return {at: Mean(value) for at, value in values.items()}
 
 
 if __name__ == "__main__":

@@ -1,1 +1,0 @@
-"""What larger models on GPUs would gain, by simulation: tables and plots."""
