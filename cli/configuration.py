@@ -46,11 +46,6 @@ def with_default_file(
     return ["--config", str(file), *arguments]
 
 
-@config_app.callback()
-def _config() -> None:
-    """Settings of the services."""
-
-
 @config_app.command()
 def show(
     service: Annotated[str, typer.Argument(help="edge or verifier.")] = "edge",

@@ -11,14 +11,13 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from typer import Option
+from typer import Argument, Option
 
 from picospec.cli.chatting.commands import app as chatting_app
 from picospec.cli.configuration import SERVICES, config_app, default_file, with_default_file
 from picospec.cli.connecting.commands import app as connecting_app
 from picospec.cli.doctor.finding import report
 from picospec.cli.doctor.machine import HOST, check_gpu, gpu_here
-from picospec.cli.keys import keys_app
 from picospec.cli.models import models_app
 from picospec.cli.options import EdgePort, fail, first_key
 from picospec.cli.service import COMMANDS, NoService, call, install, remove
@@ -27,6 +26,7 @@ from picospec.cli.up import up as run_up
 from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import ServiceError
+from picospec.gateway.tenants.keys import InvalidKeys, KeyLimits, add_key
 from picospec.models.errors import ModelError
 from picospec.models.llama_cpp.library import can_use_gpu, has_llama
 from picospec.models.store import open_store
@@ -37,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
+keys_app = typer.Typer(help="Keys of clients and edges.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
 app.add_typer(connecting_app)
@@ -171,3 +172,26 @@ def _pins(text: str | None) -> Pins:
         return share(cores_of(available)) if text is None else parse_pins(text, available)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--pin") from None
+
+
+@keys_app.command()
+def add(
+    name: Annotated[str, Argument(help="Who will hold the key.")],
+    file: Annotated[Path, Argument(help="The file that the setting keys_file names.")],
+    sessions: Annotated[int | None, Option(min=1, help="Answers at once.")] = None,
+    requests_a_minute: Annotated[int | None, Option(min=1)] = None,
+    tokens_a_minute: Annotated[
+        int | None, Option(min=1, help="Of prompts and answers.")
+    ] = None,
+) -> None:
+    """Add a key, and print it. It is not kept: only its SHA-256 is in the file."""
+    limits = KeyLimits(
+        sessions=sessions,
+        requests_a_minute=requests_a_minute,
+        tokens_a_minute=tokens_a_minute,
+    )
+    try:
+        typer.echo(add_key(file, name, limits))
+    except (InvalidKeys, OSError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None

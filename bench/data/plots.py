@@ -36,6 +36,6 @@ def draw(file: Path, panels: Mapping[tuple[str, str], Lines], across: str, up: s
         axis.set(title=", ".join(filter(None, (column, row))), xlabel=across)
     for first, *_ in axes:
         first.set(ylabel=up, ylim=(0, None))
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     figure.savefig(file, dpi=DPI)
     pyplot.close(figure)

@@ -59,8 +59,12 @@ class Answer(msgspec.Struct, frozen=True):
     accepted: int
     target_passes: int
     bytes_up: int
+    """Frames of the protocol had so many bytes, without HTTP; 0 where there is no edge."""
+
     bytes_down: int
     link_bytes_up: int
+    """TCP carried so many bytes over the link, HTTP included."""
+
     link_bytes_down: int
     edge_cpu_s: float
     stolen_s: float = 0.0
@@ -71,7 +75,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     prompt_tokens: int = 0
     read_tokens: int = 0
-    """The target read so many of them, because it had not read them before."""
+    """The target read so many of them, because it did not have their KV any more."""
 
     draft_model_read_tokens: int = 0
     first_draft_ms: float | None = None

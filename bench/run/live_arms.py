@@ -6,8 +6,8 @@ import asyncio
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import httpx
@@ -43,32 +43,8 @@ _VLLM_CACHED = "vllm:prompt_tokens_cached_total"
 _DRAFT_MODEL_TOKENS = ("picospec:edge_draft_tokens_total", "picospec:edge_stale_steps_total")
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Counters of one arm, or what one answer added to them."""
-
-    bytes_up: float = 0.0
-    """Frames of the protocol had so many bytes, without HTTP; 0 where there is no edge."""
-
-    bytes_down: float = 0.0
-    link_bytes_up: float = 0.0
-    """TCP carried so many bytes over the link, HTTP included."""
-
-    link_bytes_down: float = 0.0
-    draft_model_tokens: float = 0.0
-    """The draft model generated so many tokens, judged or not."""
-
-    read_tokens: float = 0.0
-    """The target read so many tokens of prompts, without those whose KV it still had."""
-
-    draft_model_read_tokens: float = 0.0
-
-    edge_cpu_s: float = 0.0
-    stolen_s: float = 0.0
-
-    def since(self, before: Costs) -> Costs:
-        pairs = zip(astuple(self), astuple(before), strict=True)
-        return Costs(*(now - then for now, then in pairs))
+Costs = Mapping[str, float]
+"""Counters of one arm, or what one answer added to them, by the names of an Answer's fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,30 +67,30 @@ class LiveArm:
             await self._warm_up(question)
         before = await self._costs()
         reply = await self.client.ask(question)
-        return reply, (await self._costs()).since(before)
+        return reply, {name: now - before[name] for name, now in (await self._costs()).items()}
 
     async def _warm_up(self, question: Question) -> None:
         """Ask for the beginning of the answer until the draft model has generated a token."""
         short = replace(question, tokens=1 if self.edge is None else 2)
-        before = await self._costs()
+        before, drafted = await self._costs(), "draft_model_tokens"
         for _ in range(MAX_WARM_UPS):
             await self.client.ask(short)
-            if self.edge is None or (await self._costs()).since(before).draft_model_tokens:
+            if self.edge is None or (await self._costs())[drafted] > before[drafted]:
                 return
 
     async def _costs(self) -> Costs:
         values, far = await _metrics(self.edge), await _metrics(self.verifier)
-        return Costs(
-            values[_BYTES % "up"],
-            values[_BYTES % "down"],
-            self.link.up.bytes if self.link else 0.0,
-            self.link.down.bytes if self.link else 0.0,
-            sum(values[name] for name in _DRAFT_MODEL_TOKENS),
-            far[_PREFILLED] + far[_VLLM_PROMPTS] - far[_VLLM_CACHED],
-            values[_DRAFT_MODEL_READ],
-            processor_s(self.group) if self.group else 0.0,
-            stolen_s(),
-        )
+        return {
+            "bytes_up": values[_BYTES % "up"],
+            "bytes_down": values[_BYTES % "down"],
+            "link_bytes_up": self.link.up.bytes if self.link else 0.0,
+            "link_bytes_down": self.link.down.bytes if self.link else 0.0,
+            "draft_model_tokens": sum(values[name] for name in _DRAFT_MODEL_TOKENS),
+            "read_tokens": far[_PREFILLED] + far[_VLLM_PROMPTS] - far[_VLLM_CACHED],
+            "draft_model_read_tokens": values[_DRAFT_MODEL_READ],
+            "edge_cpu_s": processor_s(self.group) if self.group else 0.0,
+            "stolen_s": stolen_s(),
+        }
 
 
 class LiveArms(Started):

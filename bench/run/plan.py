@@ -16,8 +16,9 @@ edge) may do so, since no question comes twice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, product, zip_longest
+from typing import Any
 
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.results import Answer
@@ -158,9 +159,9 @@ def _ms(seconds: float | None) -> float | None:
 def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
     """Return what is kept of one reply."""
     ttft_s = reply.arrivals_s[0] if reply.arrivals_s else reply.seconds
-    counted = {
+    counted: dict[str, Any] = {
         name: round(value, 3) if name.endswith("_s") else int(value)
-        for name, value in asdict(costs).items()
+        for name, value in costs.items()
     }
     return Answer(
         turn.arm.name, turn.prompt.family, turn.prompt.id, turn.repeat,

@@ -15,12 +15,11 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from picospec.cli.chatting.client import ChatError, empty_pool
+from picospec.cli.chatting.client import ChatError, Turn, empty_pool, first_model, stream_answer
 from picospec.cli.chatting.conversation import MAX_SEED, Conversation, connector
 from picospec.cli.chatting.lines import message_reader
-from picospec.cli.chatting.one_shot import question
-from picospec.cli.chatting.one_shot import run as run_once
 from picospec.cli.options import EdgePort, Keys, Url, edge_url, fail, first_key
+from picospec.cli.visible import visible
 from picospec.models.fetching.user_catalogue import user_file
 
 app = typer.Typer()
@@ -60,7 +59,7 @@ def run(
 
     async def ask(client: httpx.AsyncClient) -> None:
         harmless, put = sys.stdout.isatty(), partial(typer.echo, nl=False)
-        await run_once(client, asked, put, system=system, seed=seed, harmless=harmless)
+        await ask_once(client, asked, put, system=system, seed=seed, harmless=harmless)
 
     _connected(url, edge_port, api_keys, ask)
 
@@ -88,3 +87,31 @@ def _connected(
         asyncio.run(connected())
     except ChatError as error:
         fail(error)
+
+
+def question(prompt: str, piped: str) -> str:
+    """Return what is asked: the prompt, then what was piped in."""
+    return "\n\n".join(part for part in (prompt, piped) if part.strip())
+
+
+async def ask_once(
+    client: httpx.AsyncClient,
+    asked: str,
+    put: Callable[[str], object],
+    *,
+    system: str = "",
+    seed: int | None = None,
+    harmless: bool = False,
+) -> None:
+    """Stream an answer to `put`, and end its last line. Raises ChatError.
+
+    harmless: whether what orders a terminal about is replaced, which a file may have.
+    """
+    told = [Turn("system", system)] if system else []
+    model, text = await first_model(client), ""
+    async for chunk in stream_answer(client, model, [*told, Turn("user", asked)], seed=seed):
+        if chunk.text:
+            text = visible(chunk.text) if harmless else chunk.text
+            put(text)
+    if not text.endswith("\n"):
+        put("\n")

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +15,18 @@ import httpx
 import msgspec
 from rich.console import Console
 
-from picospec.cli.chatting.client import SILENCE_S, ChatError, Turn, client_of
-from picospec.cli.chatting.proof import Asked, prove
+from picospec.cli.chatting.client import (
+    DIRECT,
+    SILENCE_S,
+    ChatError,
+    Turn,
+    client_of,
+    first_model,
+    stream_answer,
+)
 from picospec.cli.chatting.stats import Progress, Race
 from picospec.cli.chatting.view import answer
+from picospec.models.llama_cpp.kv_reuse import common_prefix
 
 HELP: Final = """/system TEXT   what the model is told first; without a text, nothing
 /seed NUMBER   of all answers from now on; without a number, another one each time
@@ -26,6 +35,16 @@ HELP: Final = """/system TEXT   what the model is told first; without a text, no
 Several lines: begin and end them with \"\"\""""
 
 MAX_SEED: Final = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked, and answered in `seconds`."""
+
+    messages: Sequence[Turn]
+    seed: int
+    text: str
+    seconds: float
 
 
 class Conversation:
@@ -128,3 +147,20 @@ def save(path: Path, messages: Sequence[Turn]) -> None:
 def connector(url: str, key: str | None) -> Callable[[], httpx.AsyncClient]:
     """Return what makes a client for one answer."""
     return lambda: client_of(url, key, SILENCE_S)
+
+
+async def prove(client: httpx.AsyncClient, asked: Asked) -> str:
+    """Ask the large model alone the same with the same seed, and return a sentence that
+    compares. Raises ChatError, also where there is no edge."""
+    model, began_s = await first_model(client), time.monotonic()
+    stream = stream_answer(client, model, asked.messages, DIRECT, seed=asked.seed)
+    text = "".join([chunk.text async for chunk in stream])
+    seconds = time.monotonic() - began_s
+    if text != asked.text:
+        same = common_prefix(text, asked.text)
+        return (
+            f"The texts differ after {same} characters. A near-tie of the large model can do"
+            " that; the page's “Prove it” shows both tokens' probabilities."
+        )
+    times = f"{asked.seconds:.1f} s, and the large model alone {seconds:.1f} s"
+    return f"The same text, character for character. It took {times}."

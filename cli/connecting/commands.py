@@ -1,23 +1,140 @@
-"""The command lines of `picospec connect` and `picospec launch`."""
+"""`picospec connect`: prints what to paste into a client, or writes it and takes it back.
+
+`picospec launch` runs the client.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import difflib
 import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from typer import Argument, Option
 
-from picospec.cli.chatting.client import ChatError
-from picospec.cli.connecting import command as connecting
-from picospec.cli.connecting.clients import Client, read_clients
+from picospec.cli.chatting.client import ChatError, client_of, first_model
+from picospec.cli.connecting.clients import Client, Edge, Part, read_clients
 from picospec.cli.connecting.copies import Changed, Copies
 from picospec.cli.connecting.launching import NotLaunched
 from picospec.cli.connecting.launching import launch as launch_client
+from picospec.cli.connecting.merging import NotMergeable, merged
 from picospec.cli.options import EdgePort, Keys, Url, edge_url, fail, first_key
+from picospec.models.fetching.user_catalogue import user_file
 
 app = typer.Typer()
+
+NO_KEY = "none"
+"""The key of clients that want one, where the edge wants none."""
+
+
+def find_edge(url: str, key: str | None) -> Edge:
+    """Ask an edge what it serves. Raises ChatError."""
+
+    async def ask() -> Edge:
+        async with client_of(url, key) as client:
+            model = await first_model(client)
+        return Edge(url.rstrip("/"), model.id, model.context_tokens, key or NO_KEY)
+
+    return asyncio.run(ask())
+
+
+def show_list(clients: Mapping[str, Client], console: Console) -> None:
+    """Print a table of the clients, those on this machine first."""
+    table = Table("client", "", "here", "what picospec can do", box=None, pad_edge=False)
+    for client in sorted(clients.values(), key=lambda client: not client.is_here):
+        writes = any(part.files for part in client.parts)
+        can = ["connect", *["connect --write"] * writes, *["launch"] * bool(client.launch)]
+        here = "[green]yes[/]" if client.is_here else "no"
+        table.add_row(f"[bold]{client.name}[/]", client.title, here, ", ".join(can))
+    console.print(table)
+
+
+def show(client: Client, edge: Edge, environ: Mapping[str, str], console: Console) -> None:
+    """Print what to paste, and where."""
+    _warn_of_room(client, edge, console)
+    for step in client.steps:
+        console.print(step, soft_wrap=True, highlight=False)
+    for part in client.parts:
+        if path := part.path(environ):
+            console.print(f"[bold]{escape(str(path))}[/]", soft_wrap=True, highlight=False)
+        _print(console, edge.fill(part))
+    if any(part.files for part in client.parts):
+        console.print(f"[dim]picospec connect {client.name} --write puts it there[/]")
+    if client.launch:
+        console.print(f"[dim]picospec launch {client.name} changes no file[/]")
+
+
+def write(
+    client: Client, edge: Edge, environ: Mapping[str, str], copies: Copies, console: Console
+) -> bool:
+    """Put the settings into the client's files, and show the difference.
+
+    Returns whether all could be; what could not is shown, to be pasted. Raises OSError.
+    """
+    _warn_of_room(client, edge, console)
+    done = [
+        _write_part(client, part, edge, path, copies, console)
+        for part in client.parts
+        if (path := part.path(environ)) is not None
+    ]
+    if not done:
+        show(client, edge, environ, console)
+    return bool(done) and all(done)
+
+
+def undo(client: Client, copies: Copies, console: Console) -> None:
+    """Put back what the client's files had. Raises copies.Changed, OSError."""
+    done = [f"{path} is as it was" for path in copies.undo(client.name)]
+    _print(console, "\n".join(done or [f"nothing of {client.title} was written"]))
+
+
+def _write_part(
+    client: Client, part: Part, edge: Edge, path: Path, copies: Copies, console: Console
+) -> bool:
+    ours, before = edge.fill(part), ""
+    try:
+        before = path.read_bytes().decode() if path.exists() else ""
+        after = merged(part.format, before, ours)
+    except (NotMergeable, UnicodeDecodeError) as error:
+        console.print(f"{path} is left as it is: {error}.", style="yellow", markup=False)
+        console.print("Put this into it:")
+        _print(console, ours)
+        return False
+    if after == before:
+        console.print(f"{path} has it already", highlight=False, markup=False)
+        return True
+    for line, style in _difference(str(path), before, after):
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    copies.write(client.name, path, after.encode())
+    return True
+
+
+def _difference(name: str, before: str, after: str) -> Iterator[tuple[str, str]]:
+    styles = {"+": "green", "-": "red"}
+    old, new = before.splitlines(), after.splitlines()
+    for line in difflib.unified_diff(old, new, name, name, lineterm=""):
+        yield line, styles.get(line[0], "dim")
+
+
+def _warn_of_room(client: Client, edge: Edge, console: Console) -> None:
+    if edge.context < 2 * client.first_request_tokens:
+        console.print(
+            f"{client.title} begins with about {client.first_request_tokens} tokens of its own,"
+            f" and {edge.model} has room for {edge.context}.",
+            style="yellow",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _names() -> list[str]:
@@ -30,23 +147,23 @@ def connect(
         str | None,
         Argument(help="Which; without it, all are listed.", autocompletion=_names),
     ] = None,
-    write: Annotated[bool, Option("--write", help="Put it into the client's files.")] = False,
-    undo: Annotated[bool, Option("--undo", help="Take back what --write did.")] = False,
+    writes: Annotated[bool, Option("--write", help="Put it into the client's files.")] = False,
+    undoes: Annotated[bool, Option("--undo", help="Take back what --write did.")] = False,
     url: Url = None,
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
 ) -> None:
     """Have Codex, Claude Code, an editor or another client ask this edge."""
-    console, copies = Console(), Copies(connecting.default_copies())
+    console, copies = Console(), Copies(user_file(os.environ).with_name("copies"))
     try:
         if client is None:
-            return connecting.show_list(read_clients(), console)
-        if undo:
-            return connecting.undo(_client(client), copies, console)
-        edge = connecting.find_edge(edge_url(url, edge_port), first_key(api_keys))
-        if not write:
-            connecting.show(_client(client), edge, os.environ, console)
-        elif not connecting.write(_client(client), edge, os.environ, copies, console):
+            return show_list(read_clients(), console)
+        if undoes:
+            return undo(_client(client), copies, console)
+        edge = find_edge(edge_url(url, edge_port), first_key(api_keys))
+        if not writes:
+            show(_client(client), edge, os.environ, console)
+        elif not write(_client(client), edge, os.environ, copies, console):
             raise typer.Exit(1)
     except (ChatError, Changed, OSError) as error:
         fail(error)
@@ -65,7 +182,7 @@ def launch(
 ) -> None:
     """Run a client for this edge, and change none of its files."""
     try:
-        edge = connecting.find_edge(edge_url(url, edge_port), first_key(api_keys))
+        edge = find_edge(edge_url(url, edge_port), first_key(api_keys))
         status = launch_client(_client(client), edge, context.args, os.environ)
     except (ChatError, NotLaunched, OSError) as error:
         fail(error)

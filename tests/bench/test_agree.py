@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picospec.bench.data.results import Results
-from picospec.bench.simulator.agree import compare, predict
+from picospec.bench.simulator.command import compare, predict
 from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.table import SimulatedRow
 from picospec.bench.traces.files import Trace

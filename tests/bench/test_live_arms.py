@@ -58,7 +58,7 @@ vllm:prompt_tokens_cached_total{{engine="1"}} {hits / 2}
     _, costs = await live.ask(QUESTION, cold=True)
 
     assert arm.asked == [64]
-    assert costs.read_tokens == 1470 - 1024
+    assert costs["read_tokens"] == 1470 - 1024
 
 
 async def test_an_arm_without_an_edge_is_asked_once() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from picospec.cli.chatting.commands import ask_once, question
 from picospec.cli.chatting.conversation import Conversation
 from picospec.cli.chatting.lines import read_message
-from picospec.cli.chatting.one_shot import question, run
 from picospec.cli.chatting.stats import Race
 from tests.cli.screen import Screen
 
@@ -156,7 +156,7 @@ async def test_one_question_gets_the_answer_alone() -> None:
     service, out = Service(), io.StringIO()
 
     async with service() as client:
-        await run(client, question("Explain.", "x = 1\n"), out.write, system="S", seed=3)
+        await ask_once(client, question("Explain.", "x = 1\n"), out.write, system="S", seed=3)
 
     assert out.getvalue() == "oneone\n"
     assert roles(service.asked[0][1]["messages"]) == ["s:S", "u:Explain.\n\nx = 1\n"]

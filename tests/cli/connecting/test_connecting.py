@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.cli.connecting.clients import Client, Edge, Part, read_clients
-from picospec.cli.connecting.command import show, show_list, undo, write
+from picospec.cli.connecting.commands import show, show_list, undo, write
 from picospec.cli.connecting.copies import Changed, Copies
 from picospec.cli.connecting.launching import launch
 from picospec.cli.connecting.merging import NotMergeable, merged
