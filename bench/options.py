@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": T
 
 PAIR: Final = "qwen2.5-coder"
 
-Engine = Annotated[str, typer.Option("--target", help="llama or vllm.")]
+Engine = Annotated[Literal["llama", "vllm"], typer.Option("--target")]
 TargetModel = Annotated[str, typer.Option(help="Pair, or path.")]
 DraftModel = Annotated[str, typer.Option(help="Pair, or path.")]
 VerifierPython = Annotated[str, typer.Option(help="The Python that has vLLM.")]

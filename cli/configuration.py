@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from pydantic import BaseModel, SecretStr
@@ -48,12 +48,10 @@ def with_default_file(
 
 @config_app.command()
 def show(
-    service: Annotated[str, typer.Argument(help="edge or verifier.")] = "edge",
+    service: Annotated[Literal["edge", "verifier"], typer.Argument()] = "edge",
     config: Annotated[Path | None, Option(help="A file in place of the default one.")] = None,
 ) -> None:
     """Show each setting, and where its value is from. Keys are counted, and not shown."""
-    if service not in SERVICES:
-        raise typer.BadParameter(f"{service} is neither edge nor verifier")
     default = default_file(service, os.environ)
     file = config or (default if default.is_file() else None)
     port = os.environ.get(f"{service.upper()}_PORT")

@@ -87,8 +87,7 @@ def up(
         plan = Plan(edge_port, verifier_port, threaded, arguments, pins, wait, key)
         asyncio.run(run_up(plan, plan.services(), console))
     except (ServiceError, ModelError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+        fail(error)
 
 
 def _add(name: str, module: str, *arguments: str, help: str) -> None:
@@ -193,5 +192,4 @@ def add(
     try:
         typer.echo(add_key(file, name, limits))
     except (InvalidKeys, OSError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+        fail(error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from picospec.cli.visible import visible
-from picospec.models.catalogue import Pair
+from picospec.models.catalogue import Pair, Role
 from picospec.models.dequantise import Weights, dequantise
 from picospec.models.errors import ModelError, UnknownModel
 from picospec.models.fetching.progress_bar import progress_bar
@@ -23,13 +22,6 @@ from picospec.models.fetching.user_catalogue import UserCatalogue, user_file
 from picospec.models.store import open_store
 
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
-
-
-class As(StrEnum):
-    """What a model is to be used for."""
-
-    DRAFT = "draft"
-    TARGET = "target"
 
 
 Reference = Annotated[str, Argument(help="A name, owner/repo, owner/repo:Q4_K_M, or hf://...")]
@@ -53,7 +45,7 @@ def show() -> None:
 def pull(
     reference: Reference,
     role: Annotated[
-        As | None,
+        Role | None,
         Option("--as", help="Its use: it decides which file of a repository is best."),
     ] = None,
 ) -> None:
@@ -61,7 +53,7 @@ def pull(
     with _reported() as console:
         store = open_store(os.environ)
         with progress_bar(Console(stderr=True), reference) as progress:
-            paths = store.pull(reference, progress, role.value if role else None)
+            paths = store.pull(reference, progress, role)
         for path in paths:
             console.print(str(path), soft_wrap=True)
 

@@ -27,7 +27,7 @@ def edge_url(url: str | None, edge_port: int) -> str:
 def fail(error: Exception) -> NoReturn:
     """Say what went wrong, and end the command."""
     text = visible(str(error))
-    Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
+    Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1) from None
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -28,7 +28,6 @@ from picospec.bench.gpu_check.parts import Check, fenced
 from picospec.bench.gpu_check.serving import CLIENTS, PARTS, Serving
 from picospec.bench.run.services import ServicesPlan, verifier_arguments
 
-DEVICES: Final = ("cuda", "cpu")
 ON_CPU: Final = (
     "> **This ran on a CPU** (`--device cpu`): it shows that the check works, and nothing of a "
     "GPU. Waits for the device are not counted, and no time is a GPU's."
@@ -86,7 +85,9 @@ async def command(*words: str) -> tuple[bool, str]:
 
 def main(
     context: typer.Context,
-    device: Annotated[str, typer.Option(help="cuda, or cpu for a trial.")] = "cuda",
+    device: Annotated[
+        Literal["cuda", "cpu"], typer.Option(help="cpu is for a trial.")
+    ] = "cuda",
     target_model: Annotated[str, typer.Option(help="Name or directory.")] = "",
     draft_model: options.DraftModel = options.PAIR,
     per_family: options.PerFamily = 4,
@@ -96,8 +97,6 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the report goes as well.")] = None,
 ) -> None:
     """Check this host. Options it does not know go to the verifier, as --vllm.dtype float32."""
-    if device not in DEVICES:
-        raise typer.BadParameter(f"{device} is none of {', '.join(DEVICES)}")
     counts = list(map(int, sessions.split(",")))
     settings = {
         "PICOSPEC_EDGE__SLOTS": f"{max(CLIENTS)}",

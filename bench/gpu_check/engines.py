@@ -24,7 +24,7 @@ from picospec.bench.gpu_check.parts import Check
 from picospec.bench.identity.__main__ import LIKELIEST
 from picospec.bench.identity.comparison import SEED, TIMEOUT_S, Answer, ask
 from picospec.bench.run.rivals import HEAD, Rival
-from picospec.bench.run.rivals import PLAIN as STOCK
+from picospec.bench.run.rivals import PLAIN as PLAIN_ENGINE
 from picospec.bench.run.services import Services, ServicesPlan
 from picospec.bench.simulator.source import Source, traced
 from picospec.bench.traces.record import Subject, replayed
@@ -41,6 +41,8 @@ STEP_S: Final = 0.024
 
 PLUGGED: Final = "with the plugin, no sessions"
 ALONE: Final = "PicoSpec"
+MERGED: Final = f"{ALONE} merged with "
+STOCK: Final = f"{UNPLUGGED}, "
 OF_ARMS: Final = {"cloud": PLUGGED, "picospec": ALONE}
 
 
@@ -64,36 +66,29 @@ class Engines:
 
     @property
     def rivals(self) -> dict[str, Rival]:
-        """Stock vLLM's own speculation, by the names in the report."""
-        ngram = Rival("cloud-ngram", 4)
-        named = {"stock vLLM, n-gram": ngram}
-        return named | (
-            {"stock vLLM, head": Rival(HEAD, config=self.head)} if self.head else {}
-        )
+        """vLLM's own speculation, by its kind."""
+        head = {"head": Rival(HEAD, config=self.head)} if self.head else {}
+        return {"n-gram": Rival("cloud-ngram", 4), **head}
 
     @property
     def promises(self) -> dict[str, str]:
         """What must not be slower than what, by the names in the report."""
-        merged = {name.replace(f"{UNPLUGGED},", f"{ALONE} merged with"): name
-                  for name in self.rivals}  # fmt: skip
-        return {PLUGGED: UNPLUGGED, **merged}
+        return {PLUGGED: UNPLUGGED, **{MERGED + kind: STOCK + kind for kind in self.rivals}}
 
     async def check_stock(self) -> None:
         """Measure vLLM without the plugin."""
-        names = [UNPLUGGED, *self.rivals]
-        if await self._measure(names[0]):
-            for name in names[1:]:
-                await self._measure(name)
+        if await self._measure(UNPLUGGED):
+            for kind in self.rivals:
+                await self._measure(STOCK + kind)
 
     async def check_merged(self, device: str) -> None:
         """Measure sessions beside vLLM's own speculation."""
-        for name, stock in self.promises.items():
-            if stock not in self.rivals:
-                continue
+        for kind, rival in self.rivals.items():
+            name = MERGED + kind
             if device == "cpu":
                 self.check.skip("Model Runner V1 has sessions in its place.", name)
                 continue
-            config = json.dumps(self.rivals[stock].speculation(""))
+            config = json.dumps(rival.speculation(""))
             more = (*self.plan.verifier_arguments, "--vllm.speculative-config", config)
             plan = replace(self.plan, verifier_arguments=more)
             work = partial(self._engine, name, plan, self.sessions)
@@ -111,7 +106,7 @@ class Engines:
     async def _measure(
         self, name: str, again: str = "", sessions: Sequence[int] | None = None
     ) -> bool:
-        rival = self.rivals.get(name, Rival(STOCK))
+        rival = self.rivals.get(name.removeprefix(STOCK), Rival(PLAIN_ENGINE))
         plan, counts = replace(self.plan, rival=rival), sessions or self.sessions
         work = partial(self._engine, name + again, plan, counts)
         return await self.check.run(name + again, ENGINE_S, work)

@@ -114,23 +114,22 @@ def client_of(url: str, key: str | None, silence_s: float = 5.0) -> httpx.AsyncC
 
 async def empty_pool(client: httpx.AsyncClient) -> None:
     """Have an edge forget the answers that it keeps for this key."""
-    try:
-        response = await client.delete(POOL)
-    except httpx.TransportError as error:
-        raise ChatError(f"{client.base_url} cannot be reached: {error}") from error
-    if response.status_code != 204:
-        raise ChatError(_reason(response))
+    await _request(client, "DELETE", POOL)
 
 
 async def first_model(client: httpx.AsyncClient) -> Model:
     """Return the first model the service offers."""
+    return _decoded(await _request(client, "GET", "/v1/models"), _Models).data[0]
+
+
+async def _request(client: httpx.AsyncClient, method: str, path: str) -> bytes:
     try:
-        response = await client.get("/v1/models")
+        response = await client.request(method, path)
     except httpx.TransportError as error:
         raise ChatError(f"{client.base_url} cannot be reached: {error}") from error
-    if response.status_code != 200:
+    if not response.is_success:
         raise ChatError(_reason(response))
-    return _decoded(response.content, _Models).data[0]
+    return response.content
 
 
 async def stream_answer(

@@ -15,8 +15,16 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from picospec.cli.chatting.client import ChatError, Turn, empty_pool, first_model, stream_answer
-from picospec.cli.chatting.conversation import MAX_SEED, Conversation, connector
+from picospec.cli.chatting.client import (
+    SILENCE_S,
+    ChatError,
+    Turn,
+    client_of,
+    empty_pool,
+    first_model,
+    stream_answer,
+)
+from picospec.cli.chatting.conversation import MAX_SEED, Conversation
 from picospec.cli.chatting.lines import message_reader
 from picospec.cli.options import EdgePort, Keys, Url, edge_url, fail, first_key
 from picospec.cli.visible import visible
@@ -38,7 +46,7 @@ def chat(
 
     Ctrl-C ends an answer, Ctrl-D the conversation.
     """
-    where = connector(edge_url(url, edge_port), first_key(api_keys))
+    where = partial(client_of, edge_url(url, edge_port), first_key(api_keys), SILENCE_S)
     conversation = Conversation(where, Console(), partial(randrange, MAX_SEED), steady=steady)
     conversation.talk(message_reader(user_file(os.environ).parent / "chat_history"))
 
@@ -77,7 +85,7 @@ def _connected(
     ask: Callable[[httpx.AsyncClient], Awaitable[None]],
 ) -> None:
     """Ask the service, and end the program with the reason where that fails."""
-    connect = connector(edge_url(url, edge_port), first_key(api_keys))
+    connect = partial(client_of, edge_url(url, edge_port), first_key(api_keys), SILENCE_S)
 
     async def connected() -> None:
         async with connect() as client:

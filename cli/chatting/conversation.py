@@ -17,10 +17,8 @@ from rich.console import Console
 
 from picospec.cli.chatting.client import (
     DIRECT,
-    SILENCE_S,
     ChatError,
     Turn,
-    client_of,
     first_model,
     stream_answer,
 )
@@ -142,11 +140,6 @@ def save(path: Path, messages: Sequence[Turn]) -> None:
         text = "\n\n".join(f"## {turn.role}\n\n{turn.content}" for turn in messages)
     with path.open("x") as file:
         file.write(f"{text}\n")
-
-
-def connector(url: str, key: str | None) -> Callable[[], httpx.AsyncClient]:
-    """Return what makes a client for one answer."""
-    return lambda: client_of(url, key, SILENCE_S)
 
 
 async def prove(client: httpx.AsyncClient, asked: Asked) -> str:

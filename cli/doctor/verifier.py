@@ -81,10 +81,9 @@ def check_context(facts: ModelFacts) -> Finding:
 def not_reached(error: ApiError, url: str) -> list[Finding]:
     """Say how far the edge came, and what stopped it."""
     reached = Finding("verifier", True, f"{url} answers")
-    match error.error_code:
-        case "verifier_unauthorized":
-            remedy = "set PICOSPEC_VERIFIER_KEY to one of the keys that the verifier accepts"
-            return [reached, Finding("key", False, error.message, remedy)]
+    if error.error_code == "verifier_unauthorized":
+        remedy = "set PICOSPEC_VERIFIER_KEY to one of the keys that the verifier accepts"
+        return [reached, Finding("key", False, error.message, remedy)]
     if "certificate" in error.message:
         remedy = "verifier_ca must name the PEM file of the authority that signed it"
         return [reached, Finding("certificate", False, error.message, remedy)]

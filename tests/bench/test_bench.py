@@ -14,7 +14,7 @@ from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.results import Results
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.arms import parse
-from picospec.bench.run.measuring import Run
+from picospec.bench.run.command import Run
 from picospec.bench.run.plan import Plan
 from picospec.bench.run.services import ServicesPlan
 

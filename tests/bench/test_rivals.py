@@ -24,7 +24,7 @@ from picospec.bench.data.results import Results
 from picospec.bench.link.path import Conditions
 from picospec.bench.run import stock_vllm
 from picospec.bench.run.arms import parse
-from picospec.bench.run.measuring import Run
+from picospec.bench.run.command import Run
 from picospec.bench.run.plan import Plan, stints, turns
 from picospec.bench.run.rivals import Rival
 from picospec.bench.run.services import ServicesPlan
