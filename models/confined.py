@@ -10,8 +10,12 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -48,3 +52,55 @@ def limited_cpu(most_s: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
+class Worker:
+    """A process that runs a module of the project, and answers each line with one, see `serve`.
+
+    It is for one thread at a time, and ends with this object at the latest.
+    """
+
+    def __init__(self, module: str) -> None:
+        pipe, none = subprocess.PIPE, subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            command(module), stdin=pipe, stdout=pipe, stderr=none, env=environment()
+        )
+        self.end = weakref.finalize(self, _end, self.process)
+        """It kills the process, from any thread; a second call does nothing."""
+
+    def ask(self, line: bytes, within_s: float, most_bytes: int) -> bytes:
+        """Return the answer to a line, which has at most so many bytes.
+
+        Raises TimeoutError, or EOFError or OSError if the process ends or answers more; it has
+        ended then.
+        """
+        began_s, overdue = time.monotonic(), threading.Timer(within_s, self.process.kill)
+        overdue.start()
+        try:
+            if self.process.stdin is None or self.process.stdout is None:
+                raise EOFError
+            self.process.stdin.write(line + b"\n")
+            self.process.stdin.flush()
+            if not (answer := self.process.stdout.readline(most_bytes)).endswith(b"\n"):
+                raise EOFError
+        except BaseException as error:
+            self.end()
+            if isinstance(error, EOFError | OSError) and time.monotonic() - began_s >= within_s:
+                raise TimeoutError(f"no answer within {within_s:g} s") from error
+            raise
+        finally:
+            overdue.cancel()
+        return answer
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    with suppress(OSError), process:  # this closes its pipes, and waits for it
+        pass
+
+
+def serve(answer: Callable[[bytes], bytes]) -> None:
+    """Answer each line of the input with one, until it ends."""
+    for line in iter(sys.stdin.buffer.readline, b""):
+        sys.stdout.buffer.write(answer(line) + b"\n")
+        sys.stdout.buffer.flush()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from picospec.models.confined import command, environment
+from picospec.models.confined import Worker
 from picospec.models.errors import CannotCheck
 from picospec.models.grammars.constraint import Constraint
 from picospec.models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
@@ -32,53 +30,44 @@ class Checker:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._process: Process | None = None
+        self._worker: Worker | None = None
 
     async def check(self, constraint: Constraint) -> Outcome:
         """Return the grammar as llguidance reads it, or what is wrong. Raises CannotCheck."""
-        attempt = Attempt(constraint.kind, constraint.value)
-        process = self._process or await self._start()
+        worker = self._worker or await self._start()
         try:
-            return await self._ask(process, attempt, ANSWER_TIMEOUT_S)
-        except (OSError, EOFError, TimeoutError, asyncio.CancelledError) as error:
-            await self.close()  # its answer would be taken for that of the next attempt
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            if isinstance(error, TimeoutError):
-                raise CannotCheck(f"no answer within {ANSWER_TIMEOUT_S:g} s") from error
+            attempt = Attempt(constraint.kind, constraint.value)
+            return await _ask(worker, attempt, ANSWER_TIMEOUT_S)
+        except TimeoutError as error:
+            self.close()
+            raise CannotCheck(str(error)) from error
+        except (OSError, EOFError):
+            self.close()
             reason = f"takes more than {CPU_S} s, or too much memory, to compile"
             return Outcome(where=constraint.kind, reason=reason)
+        except asyncio.CancelledError:
+            self.close()  # its answer would be taken for that of the next attempt
+            raise
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the process; the next check starts one."""
-        process, self._process = self._process, None
-        if process is not None:
-            if process.stdout is not None and not process.stdout.at_eof():
-                with suppress(ProcessLookupError):
-                    process.kill()
-            await process.wait()
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
 
-    async def _start(self) -> Process:
+    async def _start(self) -> Worker:
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *command("picospec.models.grammars.trial"),
-                stdin=PIPE, stdout=PIPE, stderr=DEVNULL, limit=MAX_LINE_BYTES,
-                env=environment(),
-            )  # fmt: skip
-            await self._ask(self._process, Tokens.of(self._vocabulary), START_TIMEOUT_S)
+            self._worker = Worker("picospec.models.grammars.trial")
+            await _ask(self._worker, Tokens.of(self._vocabulary), START_TIMEOUT_S)
         except BaseException as error:
-            await self.close()
-            if isinstance(error, (OSError, EOFError, TimeoutError)):
+            self.close()
+            if isinstance(error, OSError | EOFError):
                 raise CannotCheck("the process that tries grammars does not start") from error
             raise
-        return self._process
+        return self._worker
 
-    async def _ask(self, process: Process, message: msgspec.Struct, limit_s: float) -> Outcome:
-        if process.stdin is None or process.stdout is None:
-            raise EOFError
-        async with asyncio.timeout(limit_s):
-            process.stdin.write(msgspec.json.encode(message) + b"\n")
-            await process.stdin.drain()
-            if not (line := await process.stdout.readline()):
-                raise EOFError
-        return msgspec.json.decode(line, type=Outcome)
+
+async def _ask(worker: Worker, message: msgspec.Struct, limit_s: float) -> Outcome:
+    line = msgspec.json.encode(message)
+    answer = await asyncio.to_thread(worker.ask, line, limit_s, MAX_LINE_BYTES)
+    return msgspec.json.decode(answer, type=Outcome)

@@ -75,7 +75,7 @@ class GrammarCompiler:
 
     async def close(self) -> None:
         """End the process that tries grammars."""
-        await self._checker.close()
+        self._checker.close()
 
     async def _verdict(self, asked: bytes) -> Outcome:
         """Return what is known of a constraint, or try it."""

@@ -11,7 +11,6 @@ The process reads lines of JSON and answers each with one: first a vocabulary, t
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from picospec.models.confined import limit_memory, limited_cpu
+from picospec.models.confined import limit_memory, limited_cpu, serve
 from picospec.models.errors import InvalidGrammar
 from picospec.models.grammars.binding import (
     grammar_text,
@@ -194,19 +193,17 @@ def main() -> None:
     limit_memory(MEMORY_BYTES)
     threading.stack_size(STACK_BYTES)
     thread = ThreadPoolExecutor(1)
-    lines = iter(sys.stdin.buffer.readline, b"")
-    trial = Trial(msgspec.json.decode(next(lines), type=Tokens).vocabulary)
-    _answer(Outcome())
-    for line in lines:
+    trials: list[Trial] = []
+
+    def answer(line: bytes) -> bytes:
+        if not trials:
+            trials.append(Trial(msgspec.json.decode(line, type=Tokens).vocabulary))
+            return msgspec.json.encode(Outcome())
         asked = msgspec.json.decode(line, type=Attempt)
         with limited_cpu(CPU_S):
-            outcome = thread.submit(trial.attempt, asked).result()
-        _answer(outcome)
+            return msgspec.json.encode(thread.submit(trials[0].attempt, asked).result())
 
-
-def _answer(outcome: Outcome) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(outcome) + b"\n")
-    sys.stdout.buffer.flush()
+    serve(answer)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,11 @@ processes of their own, one for each thread that renders at a time.
 from __future__ import annotations
 
 import json
-import subprocess
-import threading
-import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from picospec.models.confined import command, environment
+from picospec.models.confined import Worker
 from picospec.models.tokenizing.chat_template import MAX_BYTES, Json
 from picospec.models.tokenizing.rendering import CPU_S
 
@@ -32,8 +29,6 @@ _MAX_ESCAPED: Final = 6
 _MAX_OTHER_BYTES: Final = 1 << 20
 """An answer has no more bytes besides a text."""
 
-_Process = subprocess.Popen[bytes]
-
 
 class Overrun(ValueError):
     """The template takes more time or memory than a chat may."""
@@ -49,14 +44,9 @@ class Renderer:
     def __init__(self, text: str, variables: Json) -> None:
         self.text = text
         self._variables = variables
-        self._idle: list[_Process] = []
-        weakref.finalize(self, _end_all, self._idle)
-        try:
-            properties = self._start()
-        except ValueError:
-            _end_all(self._idle)
-            raise
-        self.takes_tools = bool(properties["takes_tools"])
+        self._idle: list[Worker] = []
+        self.takes_tools = False
+        self._idle.append(self._started())
 
     def render(
         self,
@@ -72,78 +62,39 @@ class Renderer:
             "options": options,
             "most_bytes": most_bytes,
         }
-        answer = self._ask(self._take(), chat, ANSWER_TIMEOUT_S, most_bytes)
+        answer = self._ask(worker := self._taken(), chat, ANSWER_TIMEOUT_S, most_bytes)
+        self._idle.append(worker)
+        if reason := answer.get("error"):
+            raise ValueError(reason)
         if reason := answer.get("too_long"):
             raise OverflowError(reason)
         return str(answer["text"])
 
-    def _take(self) -> _Process:
+    def _taken(self) -> Worker:
         """Return a process that nobody else uses."""
-        while True:
-            try:
-                process = self._idle.pop()
-            except IndexError:
-                self._start()
-                continue
-            if process.poll() is None:
-                return process
-            _end(process)
+        with suppress(IndexError):
+            while (worker := self._idle.pop()).process.poll() is not None:
+                worker.end()
+            return worker
+        return self._started()
 
-    def _start(self) -> dict[str, Any]:
-        """Start a process, and return the properties of its template."""
-        process = subprocess.Popen(
-            command("picospec.models.tokenizing.rendering"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-        )
+    def _started(self) -> Worker:
+        """Start a process that has the template. Raises ValueError."""
+        worker = Worker("picospec.models.tokenizing.rendering")
         template = {"text": self.text, "variables": dict(self._variables)}
-        return self._ask(process, template, START_TIMEOUT_S)
-
-    def _ask(
-        self, process: _Process, question: Json, within_s: float, text_bytes: int = 0
-    ) -> dict[str, Any]:
-        """Return the answer of a process, which is idle after that. Raises ValueError."""
-        try:
-            answer = _exchange(process, question, within_s, text_bytes)
-        except BaseException as error:
-            _end(process)
-            if isinstance(error, (EOFError, OSError)):
-                raise Overrun from error
-            raise
-        self._idle.append(process)
+        answer = self._ask(worker, template, START_TIMEOUT_S, 0)
         if reason := answer.get("error"):
             raise ValueError(reason)
-        return answer
+        self.takes_tools = bool(answer["takes_tools"])
+        return worker
 
-
-def _exchange(
-    process: _Process, question: Json, within_s: float, text_bytes: int
-) -> dict[str, Any]:
-    line = json.dumps(question).encode() + b"\n"
-    if process.stdin is None or process.stdout is None:
-        raise EOFError
-    overdue = threading.Timer(within_s, process.kill)
-    overdue.start()
-    try:
-        process.stdin.write(line)
-        process.stdin.flush()
-        answer = process.stdout.readline(_MAX_ESCAPED * text_bytes + _MAX_OTHER_BYTES)
-    finally:
-        overdue.cancel()
-    if not answer.endswith(b"\n"):
-        raise EOFError
-    found: dict[str, Any] = json.loads(answer)
-    return found
-
-
-def _end(process: _Process) -> None:
-    process.kill()
-    with suppress(OSError), process:  # this closes its pipes, and waits for it
-        pass
-
-
-def _end_all(processes: list[_Process]) -> None:
-    while processes:
-        _end(processes.pop())
+    def _ask(
+        self, worker: Worker, question: Json, within_s: float, text_bytes: int
+    ) -> dict[str, Any]:
+        most_bytes = _MAX_ESCAPED * text_bytes + _MAX_OTHER_BYTES
+        try:
+            answer = worker.ask(json.dumps(question).encode(), within_s, most_bytes)
+        except (EOFError, OSError) as error:
+            raise Overrun from error
+        found: dict[str, Any] = json.loads(answer)
+        return found

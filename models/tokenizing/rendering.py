@@ -11,10 +11,9 @@ The process reads lines of JSON and answers each with one: first the template, t
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any, Final
 
-from picospec.models.confined import limit_memory, limited_cpu
+from picospec.models.confined import limit_memory, limited_cpu, serve
 from picospec.models.tokenizing.chat_template import ChatTemplate
 
 CPU_S: Final = 2.0
@@ -27,34 +26,28 @@ MEMORY_BYTES: Final = 512 << 20
 def main() -> None:
     """Answer questions until the input ends."""
     limit_memory(MEMORY_BYTES)
-    template: ChatTemplate | None = None
-    for line in iter(sys.stdin.buffer.readline, b""):
+    templates: list[ChatTemplate] = []
+
+    def answer(line: bytes) -> bytes:
         with limited_cpu(CPU_S):
             try:
-                asked = json.loads(line)
-                if template is None:
-                    template = ChatTemplate(**asked)
-                    answer: dict[str, object] = _properties(template)
-                else:
-                    answer = _rendered(template, asked)
+                found = _answered(json.loads(line), templates)
             except ValueError as error:
-                answer = {"error": str(error)}
+                found = {"error": str(error)}
+            except OverflowError as error:
+                found = {"too_long": str(error)}
             except MemoryError:
-                answer = {"error": "the chat template takes too much memory"}
-            encoded = json.dumps(answer).encode()
-        sys.stdout.buffer.write(encoded + b"\n")
-        sys.stdout.buffer.flush()
+                found = {"error": "the chat template takes too much memory"}
+            return json.dumps(found).encode()
+
+    serve(answer)
 
 
-def _properties(template: ChatTemplate) -> dict[str, object]:
-    return {"takes_tools": template.takes_tools}
-
-
-def _rendered(template: ChatTemplate, asked: dict[str, Any]) -> dict[str, object]:
-    try:
-        return {"text": template.render(**asked)}
-    except OverflowError as error:
-        return {"too_long": str(error)}
+def _answered(asked: dict[str, Any], templates: list[ChatTemplate]) -> dict[str, object]:
+    if templates:
+        return {"text": templates[0].render(**asked)}
+    templates.append(ChatTemplate(**asked))
+    return {"takes_tools": templates[0].takes_tools}
 
 
 if __name__ == "__main__":

@@ -99,9 +99,9 @@ def test_texts_and_numbers_reach_the_template_as_they_are() -> None:
 
 def test_the_process_is_started_anew_whoever_ended_it() -> None:
     template = Renderer("{{ messages[0].content }}", {})
-    for process in template._idle:
-        process.kill()
-        process.wait()
+    for worker in template._idle:
+        worker.process.kill()
+        worker.process.wait()
 
     assert template.render([{"content": "a"}], (), {}) == "a"
 
@@ -110,7 +110,7 @@ PARENT = """
 import sys, threading
 from picospec.models.tokenizing.renderer import Renderer
 template = Renderer(sys.argv[1], {})
-print(template._idle[0].pid, flush=True)
+print(template._idle[0].process.pid, flush=True)
 threading.Thread(target=template.render, args=([{"content": "boom"}], (), {})).start()
 while template._idle: pass
 print("busy", flush=True)
