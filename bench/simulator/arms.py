@@ -42,9 +42,6 @@ class Arm:
     waits: bool = False
     """It says whether the target rests while the draft model works."""
 
-    steady: bool = False
-    """It says whether the answer reaches the user as a steady stream."""
-
 
 def sync(gamma: int) -> Arm:
     """Return vanilla speculation with `gamma` draft tokens a round."""

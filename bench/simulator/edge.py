@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 from picospec.bench.simulator.clock import Action, Clock, Curve, Line
 from picospec.bench.simulator.source import Source
-from picospec.gateway.output.pacer import Pacer
 from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import DraftStep
@@ -151,22 +150,3 @@ class Edge:
         self._busy = False
         self.machine.drafted(step, tokens, self._clock.now_s)
         self._act()
-
-
-def steadied(answers: Sequence[Answer]) -> Iterator[Answer]:
-    """Yield answers of one service as they reach a client that asked for a steady stream."""
-    pacer = Pacer[None](lambda _: True)
-    for answer in answers:
-        pacer = Pacer(lambda _: True, pacer.interval_s)
-        shown = groupby(_shown(answer.arrivals, pacer))
-        arrivals = [(at_s, len(list(tokens))) for at_s, tokens in shown]
-        yield replace(answer, arrivals=arrivals)
-
-
-def _shown(arrivals: Sequence[tuple[float, int]], pacer: Pacer[None]) -> Iterator[float]:
-    """Yield when each token is shown, in seconds from asking, by the gateway's own pacer."""
-    for arrived_s, count in arrivals:
-        while (due_s := pacer.due_s) is not None and due_s < arrived_s:
-            yield from (due_s for _ in pacer.due(due_s))
-        yield from (arrived_s for _ in pacer.add([None] * count, arrived_s))
-    yield from (arrivals[-1][0] for _ in pacer.flush())

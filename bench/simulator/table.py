@@ -13,7 +13,7 @@ from picospec.bench.data.results import Cell, figures, gap_ms
 from picospec.bench.data.scenarios.script import root
 from picospec.bench.data.statistics import geometric_mean
 from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
-from picospec.bench.simulator.edge import Answer, steadied
+from picospec.bench.simulator.edge import Answer
 from picospec.bench.simulator.source import Source, traced
 from picospec.bench.simulator.world import World, simulate
 from picospec.bench.traces.files import load_folder
@@ -34,7 +34,6 @@ ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
     "picospec": picospec(),
-    "picospec-steady": replace(picospec("picospec-steady"), steady=True),
     "picospec-nofill": picospec("picospec-nofill", fill="never"),
     "picospec-nolookup": picospec("picospec-nolookup", lookup=False),
     "picospec-noown": picospec("picospec-noown", own_drafts=False),
@@ -118,8 +117,7 @@ def _best_answers(runs: Sequence[Sequence[Answer]]) -> list[Answer]:
 
 def _answers(world: World, arm: Arm, group: Group) -> list[Answer]:
     """Simulate one prompt after another, the first one twice, so that passes are timed."""
-    answers = simulate(world, arm, [[group.sources[0], *group.sources]])[1:]
-    return list(steadied(answers)) if arm.steady else answers
+    return simulate(world, arm, [[group.sources[0], *group.sources]])[1:]
 
 
 def _rate(answers: Sequence[Answer]) -> float:

@@ -5,7 +5,7 @@ A Context decodes rows of several sequences in one pass, which is one call of ll
 * A row's logits and cache depend, to the last bit, on the tokens before it and not on the rows
   that share its pass. This needs Q8_0 or Q4_0 weights, flash attention, a cache stream of its
   own for each sequence, and either a Q8_0 cache, or one thread and at most EXACT_ROWS rows of a
-  sequence in a pass. tests/models/test_llama.py checks it.
+  sequence in a pass. tests/models/llama_cpp checks it.
 * There are no locks: a Context is used by one thread at a time. llama_decode releases the GIL.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
@@ -55,12 +55,11 @@ class Model:
         settings.vocab_only = vocabulary_only
         settings.n_gpu_layers = gpu_layers
         self.handle = lib.llama_model_load_from_file(str(path).encode(), settings)
-        vocabulary = lib.llama_model_get_vocab(self.handle) if self.handle else None
-        if vocabulary is None:
+        if not self.handle:
             raise CannotOpen(f"{path} is missing, or is not a GGUF file llama.cpp can read")
         self.path = path
-        self._vocabulary = vocabulary
-        self.vocabulary_size = lib.llama_vocab_n_tokens(vocabulary)
+        self._vocabulary = lib.llama_model_get_vocab(self.handle)
+        self.vocabulary_size = lib.llama_vocab_n_tokens(self._vocabulary)
 
     def close(self) -> None:
         """Free the weights; every Context of the model must be closed before."""
@@ -71,17 +70,16 @@ class Model:
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Return the tokens of text, without BOS. `special`: markers become special tokens. It
         may be called in several threads at once."""
-        if len(text) <= SHALLOW_CHARS:
-            return self._tokenize(text, special)
-        stack_bytes = STACK_BYTES_A_CHAR * len(text)
-        return on_stack(stack_bytes, partial(self._tokenize, text, special))
-
-    def _tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode()
         room = 4 * len(data) + 8  # a token is a byte at worst, and a space becomes three bytes
-        tokens = (ctypes.c_int32 * room)()
-        given = self._vocabulary, data, len(data), tokens, room, False, special
-        return list(tokens[: lib.llama_tokenize(*given)])
+
+        def tokens() -> list[int]:
+            found = (ctypes.c_int32 * room)()
+            given = self._vocabulary, data, len(data), found, room, False, special
+            return list(found[: lib.llama_tokenize(*given)])
+
+        deep = len(text) > SHALLOW_CHARS
+        return on_stack(STACK_BYTES_A_CHAR * len(text), tokens) if deep else tokens()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -131,14 +129,12 @@ class Model:
 
     def named_tokens(self) -> dict[str, str]:
         """Return the spellings of the tokens that chat templates name, by their names."""
-        read = {
-            "bos_token": lib.llama_vocab_bos,
-            "eos_token": lib.llama_vocab_eos,
-            "pad_token": lib.llama_vocab_pad,
+        tokens = {
+            name: getattr(lib, f"llama_vocab_{name}")(self._vocabulary)
+            for name in ("bos", "eos", "pad")
         }
-        tokens = {name: find(self._vocabulary) for name, find in read.items()}
         return {
-            name: self.vocabulary.piece(token, special=True).decode("utf-8", "replace")
+            f"{name}_token": self.vocabulary.piece(token, special=True).decode(errors="replace")
             for name, token in tokens.items()
             if token >= 0
         }
@@ -147,10 +143,9 @@ class Model:
         size = 64  # bytes, enough for most tokens; a longer one takes a second call
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, True)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count
+            size = -lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, True)
+            if size <= 0:
+                return buffer.raw[:-size]
 
 
 class Context:
@@ -178,11 +173,8 @@ class Context:
         settings.n_batch = settings.n_ubatch = batch_tokens
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
-        settings.flash_attn_type = (
-            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-            if flash_attention
-            else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
+        kind = "ENABLED" if flash_attention else "DISABLED"
+        settings.flash_attn_type = getattr(lib, f"LLAMA_FLASH_ATTN_TYPE_{kind}")
         settings.kv_unified = False
         settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{cache}")
         settings.no_perf = True
@@ -194,11 +186,10 @@ class Context:
         self.limits = Limits(sequences, context_tokens, batch_tokens, model.vocabulary_size)
         self._rows: list[int] = []
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
-        shape = (batch_tokens,)
-        self._tokens = np.ctypeslib.as_array(self._batch.token, shape)
-        self._positions = np.ctypeslib.as_array(self._batch.pos, shape)
-        self._wanted = np.ctypeslib.as_array(self._batch.logits, shape)
-        np.ctypeslib.as_array(self._batch.n_seq_id, shape)[:] = 1
+        columns = self._batch.token, self._batch.pos, self._batch.logits, self._batch.n_seq_id
+        arrays = (np.ctypeslib.as_array(column, (batch_tokens,)) for column in columns)
+        self._tokens, self._positions, self._wanted, sequence_counts = arrays
+        sequence_counts[:] = 1
 
     def close(self) -> None:
         """Free the cache; every later decode raises BadSegment. A second call does nothing."""
@@ -225,24 +216,7 @@ class Context:
     def decode(self, segments: Sequence[Segment]) -> None:
         """Decode the rows in one pass. Raises BadSegment, NoRoom or DecodeFailed."""
         check(segments, self.limits, self.length)
-        self._fill(segments)
-        self._rows = []
-        if code := lib.llama_decode(self._handle, self._batch):
-            raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
-        self._rows = np.flatnonzero(self._wanted[: self._batch.n_tokens]).tolist()
-
-    def logits(self, index: int) -> Logits:
-        """Return the logits, float32[V], of the index-th row whose segment asked for them.
-
-        The array is a view of llama.cpp's buffer and valid until the next decode.
-        """
-        if not 0 <= index < (held := len(self._rows)):
-            raise BadSegment(f"the pass has logits of {held} rows, not of row {index}")
-        row = lib.llama_get_logits_ith(self._handle, self._rows[index])
-        return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
-
-    def _fill(self, segments: Sequence[Segment]) -> None:
-        row = 0
+        row, self._rows = 0, []
         for segment in segments:
             end = row + len(segment.tokens)
             self._tokens[row:end] = segment.tokens
@@ -253,6 +227,19 @@ class Context:
                 self._batch.seq_id[index][0] = segment.sequence
             row = end
         self._batch.n_tokens = row
+        if code := lib.llama_decode(self._handle, self._batch):
+            raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
+        self._rows = np.flatnonzero(self._wanted[:row]).tolist()
+
+    def logits(self, index: int) -> Logits:
+        """Return the logits, float32[V], of the index-th row whose segment asked for them.
+
+        The array is a view of llama.cpp's buffer and valid until the next decode.
+        """
+        if not 0 <= index < (held := len(self._rows)):
+            raise BadSegment(f"the pass has logits of {held} rows, not of row {index}")
+        row = lib.llama_get_logits_ith(self._handle, self._rows[index])
+        return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
 
 
 def _string(read: Callable[..., int], model: int | None, index: int) -> str:

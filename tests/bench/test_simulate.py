@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from picospec.bench.__main__ import app
 from picospec.bench.data.prompts import sampling
 from picospec.bench.link.path import Conditions
-from picospec.bench.simulator.edge import Answer, steadied
 from picospec.bench.simulator.event_log import events, report
 from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
@@ -115,16 +114,6 @@ def test_the_command_prints_a_table_and_writes_rows(tmp_path: Path) -> None:
     assert [(row["arm"], row["rtt_ms"]) for row in found] == [
         ("cloud", 10), ("picospec", 10), ("cloud", 100), ("picospec", 100),
     ]  # fmt: skip
-
-
-def test_a_steady_answer_has_the_same_tokens_end_and_rate_and_no_long_gap() -> None:
-    answer = Answer(synthetic(1.0, 11), 0.0, [(1.0, 3), (1.4, 4), (1.8, 2), (2.4, 2)])
-
-    [steady] = steadied([answer])
-
-    shown = [(1.0, 3), (1.4, 1), (1.5, 1), (1.6, 1), (1.7, 1), (1.8, 1), (2.0, 1), (2.4, 2)]
-    assert steady.arrivals == [(pytest.approx(at_s), count) for at_s, count in shown]
-    assert (steady.tokens, steady.later) == (answer.tokens, answer.later)
 
 
 def log(rtt_ms: float) -> str:
