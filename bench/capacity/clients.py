@@ -7,11 +7,11 @@ what a trace has, after the time that a device would take. So one process can be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Final, Protocol
+from typing import Final
 
 import httpx
 import msgspec
@@ -39,10 +39,9 @@ TIMEOUT_S: Final = 600.0
 """A plain answer fails when no byte of it has come for so long."""
 
 
-class Client(Protocol):
-    async def ask(self, source: Source, tokens: int) -> Answered:
-        """Ask for at most so many tokens. Raises AnswerError, gateway.errors.ApiError or
-        httpx.TransportError."""
+Client = Callable[[Source, int], Awaitable[Answered]]
+"""It asks for at most so many tokens. Raises AnswerError, gateway.errors.ApiError or
+httpx.TransportError."""
 
 
 @asynccontextmanager
@@ -50,30 +49,25 @@ async def plain(url: str) -> AsyncGenerator[Client]:
     """Open a client of the verifier's own API."""
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
         listed = (await http.get("/v1/models")).raise_for_status().json()
-        yield Plain(http, listed["data"][0]["id"])
 
+        async def ask(source: Source, tokens: int) -> Answered:
+            body = {
+                "model": listed["data"][0]["id"], "prompt": source.prompt, "temperature": 0,
+                "max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True},
+            }  # fmt: skip
+            asked_s, arrivals_s, said = perf_counter(), list[float](), 0
+            async with http.stream("POST", "/v1/completions", json=body) as response:
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        chunk = msgspec.json.decode(line.removeprefix("data: "))
+                        if any(choice["text"] for choice in chunk.get("choices", ())):
+                            arrivals_s.append(perf_counter())
+                        said = (chunk.get("usage") or {}).get("completion_tokens", said)
+            if not said:
+                raise AnswerError(f"status {response.status_code}, and no whole answer")
+            return Answered(asked_s, perf_counter(), arrivals_s, said, said, said)
 
-@dataclass(frozen=True, slots=True)
-class Plain:
-    http: httpx.AsyncClient
-    model: str
-
-    async def ask(self, source: Source, tokens: int) -> Answered:
-        body = {
-            "model": self.model, "prompt": source.prompt, "max_tokens": tokens,
-            "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
-        }  # fmt: skip
-        asked_s, arrivals_s, said = perf_counter(), list[float](), 0
-        async with self.http.stream("POST", "/v1/completions", json=body) as response:
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
-                    chunk = msgspec.json.decode(line.removeprefix("data: "))
-                    if any(choice["text"] for choice in chunk.get("choices", ())):
-                        arrivals_s.append(perf_counter())
-                    said = (chunk.get("usage") or {}).get("completion_tokens", said)
-        if not said:
-            raise AnswerError(f"status {response.status_code}, and no whole answer")
-        return Answered(asked_s, perf_counter(), arrivals_s, said, said, said)
+        yield ask
 
 
 @asynccontextmanager
@@ -82,22 +76,12 @@ async def scripted(url: str, drafter: ScriptedDrafter) -> AsyncGenerator[Client]
     metrics = EdgeMetrics(CollectorRegistry())
     verifiers = open_verifiers(EdgeSettings(verifier_url=AnyHttpUrl(url)), metrics)
     engine = EdgeEngine(verifiers, drafter, Speculation(), metrics, TargetsVocabulary(), None)
-    try:
-        yield ScriptedEdge(engine)
-    finally:
-        await engine.close()
-        await verifiers.close()
 
-
-@dataclass(frozen=True, slots=True)
-class ScriptedEdge:
-    engine: EdgeEngine
-
-    async def ask(self, source: Source, tokens: int) -> Answered:
+    async def ask(source: Source, tokens: int) -> Answered:
         job = Job("capacity", source.prompt, tokens, Sampling(0.0), seed=0)
         asked_s, arrivals_s = perf_counter(), list[float]()
         text, counted = list[TokenId](), Statistics()
-        async with aclosing(self.engine.generate(job)) as deltas:
+        async with aclosing(engine.generate(job)) as deltas:
             async for delta in deltas:
                 counted = delta.statistics or counted
                 if delta.tokens:
@@ -106,6 +90,12 @@ class ScriptedEdge:
         said, same = len(text), common_prefix(text, source.tokens)
         passes = counted.target_passes
         return Answered(asked_s, perf_counter(), arrivals_s, said, passes, same)
+
+    try:
+        yield ask
+    finally:
+        await engine.close()
+        await verifiers.close()
 
 
 @dataclass(frozen=True, slots=True)

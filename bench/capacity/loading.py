@@ -135,7 +135,7 @@ async def _all(
     """Have the clients ask, each for itself. tokens: of an answer; None: the trace's."""
 
     async def ask(client: Client, own: Sequence[Source]) -> list[Answered]:
-        return [await client.ask(source, tokens or len(source.tokens)) for source in own]
+        return [await client(source, tokens or len(source.tokens)) for source in own]
 
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(ask(*pair)) for pair in zip(clients, asked, strict=True)]

@@ -113,7 +113,7 @@ def _lines(path: Path) -> list[Prompt]:
 def _scenarios() -> list[Prompt]:
     return [
         Prompt(
-            f"{each.name}/{number + 1}", each.family_of(turn), script.text(turn),
+            f"{each.name}/{number + 1}", f"{each.family}/{turn.kind}".removesuffix("/"), script.text(turn),
             scenario=each.name, turn=number, system=each.system,
         )
         for each in script.scenarios()

@@ -123,10 +123,6 @@ class Engines:
             arm = "cloud" if plan.rival else "picospec"
             return await self.load(services.verifier_url, {arm: name}, sessions)
 
-    async def plugged(self, url: str) -> tuple[bool, str]:
-        """Load a running verifier, with and without sessions."""
-        return await self.load(url, OF_ARMS, self.sessions)
-
     async def load(
         self, url: str, names: dict[str, str], sessions: Sequence[int]
     ) -> tuple[bool, str]:

@@ -15,7 +15,7 @@ import httpx
 
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.tables import markdown
-from picospec.bench.gpu_check.engines import ENGINE_S, Engines
+from picospec.bench.gpu_check.engines import ENGINE_S, OF_ARMS, Engines
 from picospec.bench.identity.__main__ import LIKELIEST
 from picospec.bench.identity.comparison import (
     EDGES,
@@ -108,7 +108,8 @@ class Serving:
         return not (idle or any(map(is_defect, answers))), "\n".join(lines)
 
     async def _sessions(self, services: Services) -> tuple[bool, str]:
-        return await self.engines.plugged(services.verifier_url)
+        """Load the verifier, with and without sessions."""
+        return await self.engines.load(services.verifier_url, OF_ARMS, self.engines.sessions)
 
     async def speeds(self, services: Services) -> tuple[bool, str]:
         """Ask both arms at each load, by turns, for texts whose prompts were read before."""

@@ -46,7 +46,6 @@ class EdgePlan:
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
-    grammars: bool = True
     verifier_drafts: bool = True
     pool_tokens: int = 0
     link: Conditions | None = None
@@ -64,8 +63,8 @@ class EdgePlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        names = ("drafter", "judge", "fill", "lookup", "grammars", "verifier_drafts")
-        return {name: getattr(self, name) for name in (*names, "pool_tokens")}
+        names = ("drafter", "judge", "fill", "lookup", "verifier_drafts", "pool_tokens")
+        return {name: getattr(self, name) for name in names}
 
 
 def pins(text: str = "") -> Pins:
@@ -183,27 +182,18 @@ class Services(Started):
         if rival := plan.rival:
             command = rival.command(python, model, plan.cloud_draft_model, where)
             return Service(rival.kind, command, url, cores, settings, ready_path="/health")
-        verifier = (
-            python,
-            "-m",
-            "picospec.verifier",
-            "--target",
-            plan.target,
-            "--model",
-            model,
-        )
-        return Service("verifier", (*verifier, *where), url, cores, settings)
+        engine = ("--target", plan.target, "--model", model)
+        command = (python, "-m", "picospec.verifier", *engine, *where)
+        return Service("verifier", command, url, cores, settings)
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
         verifier_url = self.verifier_url
         if edge.link:
             verifier_url, self.links[name] = await self.linked(verifier_url, edge.link)
-        module = (
-            ("picospec.bench.run.rounds", edge.rounds)
-            if edge.rounds
-            else ("picospec.edge_agent",)
-        )
+        module = ["picospec.edge_agent"]
+        if edge.rounds:
+            module = ["picospec.bench.run.rounds", edge.rounds]
         command = (
             sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
             "--verifier-url", verifier_url,

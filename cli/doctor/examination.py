@@ -17,7 +17,7 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import load
 from picospec.gateway.hosting import logs
 from picospec.models.llama_cpp.library import can_use_gpu, has_llama
-from picospec.models.store import Store, open_store
+from picospec.models.store import open_store
 
 
 def examine(
@@ -39,12 +39,13 @@ def examine(
     if url is not None:
         named |= {"verifier_urls": [url], "verifier_url": None}
     settings, store = load(config, os.environ, named), open_store(os.environ)
+    named_models = store.catalogue.files(DEFAULT_PAIR) if model is None else [model]
     here = [
         machine.check_engine(needed="none" not in (settings.drafter, settings.draft_model)),
         *([machine.check_gpu(machine.gpu_here(), can_use_gpu())] if has_llama() else []),
         machine.check_cores(),
         machine.check_cache(store.root),
-        *_check_models(store, model),
+        *(machine.check_models(store, name, needed=model is not None) for name in named_models),
         machine.check_port("edge", edge_port, "EDGE_PORT"),
         machine.check_port("verifier", verifier_port, "VERIFIER_PORT"),
     ]
@@ -53,10 +54,3 @@ def examine(
         (uplink,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).uplinks
         here += asyncio.run(check_verifier(alone, store, uplink))
     return here
-
-
-def _check_models(store: Store, model: str | None) -> list[Finding]:
-    if model is not None:
-        return [machine.check_models(store, model)]
-    parts = store.catalogue.files(DEFAULT_PAIR)
-    return [machine.check_models(store, part, needed=False) for part in parts]

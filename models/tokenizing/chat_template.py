@@ -85,11 +85,13 @@ def _check(options: Json) -> None:
     raise ValueError("documents: expected a list of objects")
 
 
-def joined(default: str, with_tools: str) -> str:
-    """Return one template of two: the first is for chats without tools.
+def joined(default: str, with_tools: str | None) -> str:
+    """Return one template of two, if there are two: the first is for chats without tools.
 
     A line break after a tag is no text, and neither is the one that ends a template.
     """
+    if not with_tools:
+        return default
     first, last = (text.removesuffix("\n") for text in (with_tools, default))
     return f"{{% if tools %}}\n{first}{{%+ else %}}\n{last}{{%+ endif %}}"
 

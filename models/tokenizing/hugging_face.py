@@ -202,8 +202,7 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
         given: Any = settings.get("chat_template") or ""
         several = isinstance(given, list)
         templates = {e["name"]: e["template"] for e in given} if several else {"default": given}
-    default, with_tools = templates.get("default", ""), templates.get("tool_use")
-    return joined(default, with_tools) if with_tools else default
+    return joined(templates.get("default", ""), templates.get("tool_use"))
 
 
 def _defaults(generation: Mapping[str, Any]) -> dict[str, float]:

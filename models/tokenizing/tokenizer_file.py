@@ -146,23 +146,16 @@ def tokenizer_file(model: Path, template: str | None = None) -> TokenizerFile:
         found = TokenizerFile("huggingface", **read_directory(model))
     else:
         gguf = Model(model, vocabulary_only=True)
-        facts = gguf.metadata()
+        facts, key = gguf.metadata(), "tokenizer.chat_template"
         found = TokenizerFile(
             "gguf",
             metadata_of(model),
-            template=_template(facts),
+            template=joined(facts.get(key, ""), facts.get(f"{key}.tool_use")),
             named_tokens=gguf.named_tokens(),
             defaults=_recommended(facts),
         )
         gguf.close()
     return found if template is None else msgspec.structs.replace(found, template=template)
-
-
-def _template(facts: Mapping[str, str]) -> str:
-    """Return the chat template in a GGUF file's metadata."""
-    default = facts.get("tokenizer.chat_template", "")
-    with_tools = facts.get("tokenizer.chat_template.tool_use")
-    return joined(default, with_tools) if with_tools else default
 
 
 def _recommended(facts: Mapping[str, str]) -> dict[str, float]:

@@ -62,10 +62,6 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The system message that it begins with; "" if it has none."""
         return (FOLDER / "system.md").read_text("utf-8") if self.family in AGENTS else ""
 
-    def family_of(self, turn: Turn) -> str:
-        """Return the family with the kind of turn after a slash."""
-        return f"{self.family}/{turn.kind}" if turn.kind else self.family
-
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scenario: tuple[Scenario, ...]
