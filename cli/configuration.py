@@ -80,14 +80,11 @@ def origin_of(
         return own
     for count in range(len(parts), 0, -1):
         variable = variables.get((prefix + "__".join(parts[:count])).upper())
-        if variable and _has(environ[variable], parts[count:]):
+        rest = parts[count:]
+        if variable and (not rest or _within(json.loads(environ[variable]), rest)):
             return variable
     read: object = tomllib.loads(file.read_text()) if file else {}
     return str(file) if _within(read, parts) else "default"
-
-
-def _has(text: str, parts: Sequence[str]) -> bool:
-    return not parts or _within(json.loads(text), parts)
 
 
 def _within(table: object, parts: Sequence[str]) -> bool:

@@ -113,8 +113,8 @@ def _lines(path: Path) -> list[Prompt]:
 def _scenarios() -> list[Prompt]:
     return [
         Prompt(
-            f"{each.name}/{number + 1}", f"{each.family}/{turn.kind}".removesuffix("/"), script.text(turn),
-            scenario=each.name, turn=number, system=each.system,
+            f"{each.name}/{number + 1}", f"{each.family}/{turn.kind}".removesuffix("/"),
+            script.text(turn), scenario=each.name, turn=number, system=each.system,
         )
         for each in script.scenarios()
         for number, turn in enumerate(each.turns)

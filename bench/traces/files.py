@@ -18,14 +18,13 @@ Ids = NDArray[np.int32]
 Logits = NDArray[np.float32]
 
 PER_TOKEN: Final = (
-    "tokens", "target_tokens", "target_logits", "draft_tokens", "draft_logits",
-    "after_miss_tokens", "after_miss_confidences", "overlap",
+    "tokens", "draft_tokens", "draft_logits", "after_miss_tokens", "after_miss_confidences",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """n positions, with the N likeliest tokens of each model at every one of them."""
+    """n positions, with the draft model's N likeliest tokens at every one of them."""
 
     family: str
     prompt_id: str
@@ -35,22 +34,17 @@ class Trace:
     tokens: Ids
     """int32[n]: the target's answer, sampled with the shared noise."""
 
-    target_tokens: Ids
+    draft_tokens: Ids
     """int32[n, N], likeliest first."""
 
-    target_logits: Logits
-    """float32[n, N]: log p at temperature 1. N = 1 where only the answer is known."""
-
-    draft_tokens: Ids
     draft_logits: Logits
+    """float32[n, N]: log q at temperature 1."""
+
     after_miss_tokens: Ids
     """int32[n, m]: what is drafted after a draft token that misses; -1 elsewhere."""
 
     after_miss_confidences: Logits
     """float32[n, m]: the confidences of these draft tokens."""
-
-    overlap: Logits
-    """float32[n]: sum of min(p, q): what rejection sampling accepts. NaN: p is not known."""
 
     def cut(self, tokens: int | None) -> Trace:
         """Return the trace of the answer's first `tokens` tokens; None: of all."""

@@ -24,7 +24,7 @@ from picospec.models.llama_cpp.model import Context, Logits, Model
 from picospec.models.llama_cpp.segments import Segment
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.judges import coupled
-from picospec.speculation.protocol.messages import Sampling, TokenId
+from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import distribution, top
 from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.noise import place
@@ -88,9 +88,8 @@ def traces(
             prompt = tokenizer.chat(
                 [*before, {"role": "user", "content": subject.prompt.prompt}]
             )
-            p: list[Logits] = []
             if subject.reply is None:
-                answer, p = _generate(generator, subject, prompt, tokens)
+                answer = _generate(generator, subject, prompt, tokens)
                 text = b"".join(map(tokenizer.piece, answer)).decode(errors="replace")
             else:
                 answer = tokenizer.encode(text := subject.reply.text)
@@ -98,7 +97,7 @@ def traces(
                 if eos is not None and subject.reply.tokens == len(answer) + 1:
                     answer = [*answer, eos]
             conversation.answered(subject.prompt, text)
-            yield _trace(draft, subject, prompt, answer, p)
+            yield _trace(draft, subject, prompt, answer)
 
 
 def replayed(
@@ -109,52 +108,36 @@ def replayed(
         model = stack.enter_context(closing(Model(draft_file)))
         draft = stack.enter_context(closing(Context(model, CONTEXT_TOKENS)))
         for subject, prompt, answer in answers:
-            yield _trace(draft, subject, prompt, answer, [])
+            yield _trace(draft, subject, prompt, answer)
 
 
 def _trace(
-    draft: Context,
-    subject: Subject,
-    prompt: Sequence[TokenId],
-    answer: Sequence[TokenId],
-    p: Sequence[Logits],
+    draft: Context, subject: Subject, prompt: Sequence[TokenId], answer: Sequence[TokenId]
 ) -> Trace:
-    """Draft along an answer. p: the target's logits, float32[V] for each of its tokens; empty
-    where they are not known."""
-    settings = sampling(subject.temperature)
-    sampler = coupled.sampler(settings, subject.seed, len(prompt))
-    q, after_miss_tokens, after_miss_confidences = _draft(draft, prompt, answer, sampler)
-    tokens = np.array(answer, np.int32)
-    if p:
-        target_tokens, target_logits = _shortened(p)
-        overlap = [_overlap(*both, settings) for both in zip(p, q, strict=True)]
-    else:
-        target_tokens, target_logits = tokens[:, None], np.zeros((len(tokens), 1), np.float32)
-        overlap = [np.nan] * len(tokens)
+    """Draft along an answer."""
+    sampler = coupled.sampler(sampling(subject.temperature), subject.seed, len(prompt))
+    q, after_miss, confidences = _draft(draft, prompt, answer, sampler)
     return Trace(
         subject.family, subject.prompt.id, subject.temperature, subject.seed,
-        np.array(prompt, np.int32), tokens, target_tokens, target_logits,
-        *_shortened(q), after_miss_tokens, after_miss_confidences,
-        np.array(overlap, np.float32),
+        np.array(prompt, np.int32), np.array(answer, np.int32), *_shortened(q),
+        after_miss, confidences,
     )  # fmt: skip
 
 
 def _generate(
     target: Context, subject: Subject, prompt: Sequence[TokenId], tokens: int
-) -> tuple[list[TokenId], list[Logits]]:
-    """Return the target's answer, and its logits at each position."""
+) -> list[TokenId]:
+    """Return the target's answer."""
     answer: list[TokenId] = []
-    p: list[Logits] = []
     stops = target.model.vocabulary.stop_tokens
+    settings = sampling(subject.temperature)
     _prefill(target, prompt[:-1])
     while len(answer) < tokens and not stops.intersection(answer[-1:]):
         last = answer[-1] if answer else prompt[-1]
         target.decode([Segment(0, target.length(0), [last])])
-        p.append(target.logits(0).copy())
         at = place(len(prompt), len(answer))
-        settings = sampling(subject.temperature)
-        answer.append(distribution(p[-1], settings).picked(subject.seed, at))
-    return answer, p
+        answer.append(distribution(target.logits(0), settings).picked(subject.seed, at))
+    return answer
 
 
 def _draft(
@@ -206,11 +189,3 @@ def _shortened(rows: Sequence[Logits]) -> tuple[Ids, Logits]:
         row[kept] - total for row, kept, total in zip(shifted, tokens, totals, strict=True)
     ]
     return np.array(tokens, np.int32), np.array(logits, np.float32)
-
-
-def _overlap(p: Logits, q: Logits, settings: Sampling) -> float:
-    dense = np.zeros((2, len(p)))
-    for row, logits in zip(dense, (p, q), strict=True):
-        kept = distribution(logits, settings)
-        row[kept.tokens] = kept.p
-    return float(np.minimum(dense[0], dense[1]).sum())

@@ -42,11 +42,12 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def path(self, environ: Mapping[str, str]) -> Path | None:
         """Return the file that is there, or else the first that has a folder to be in."""
-        paths = [_moved(file, environ.get(self.home, "")) for file in self.files]
-        there = [path for path in paths if path.exists()] or [
-            path for path in paths if path.parent.exists()
-        ]
-        return next(iter([*there, *paths[-1:]]), None)
+        paths = [Path(file).expanduser() for file in self.files]
+        if home := environ.get(self.home):
+            paths = [Path(home, *Path(file).parts[2:]) for file in self.files]
+        found = [path for path in paths if path.exists()]
+        found += [path for path in paths if path.parent.exists()]
+        return next(iter([*found, *paths[-1:]]), None)
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,10 +112,6 @@ def read_clients() -> dict[str, Client]:
     table = (files("picospec.gateway") / "page" / "clients.json").read_bytes()
     clients = msgspec.json.decode(table, type=tuple[Client, ...])
     return {client.name: client for client in clients}
-
-
-def _moved(file: str, home: str) -> Path:
-    return Path(home, *Path(file).parts[2:]) if home else Path(file).expanduser()
 
 
 def escaped(text: str) -> str:

@@ -58,7 +58,8 @@ class Copies:
         for copy in reversed(self._of(client)):
             record = msgspec.json.decode((copy / "record.json").read_bytes(), type=_Record)
             path = Path(record.file)
-            if _sha256(path) != record.sha256:
+            now = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+            if now != record.sha256:
                 if record.file in undone:
                     continue
                 raise Changed(f"{path} has changed since; the copy of before is in {copy}")
@@ -89,7 +90,3 @@ def _restore(path: Path, before: Path, record: _Record) -> None:
     if record.made_folder:
         with suppress(OSError):  # there is more in it now
             path.parent.rmdir()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""

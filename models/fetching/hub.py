@@ -79,7 +79,9 @@ class Hub:
             found = get_hf_file_metadata(
                 url, token=self._token, timeout=_CONNECT_S, endpoint=self._endpoint
             )
-            _check(model, found.etag or "")
+            etag, sha256 = found.etag or "", model.sha256
+            if sha256 and len(etag) == len(sha256) and etag != sha256:  # it says so already
+                raise WrongHash(f"{model.repository} has a file of sha256 {etag}, not {sha256}")
             with partial.open("ab") as file:
                 done, size = file.tell(), found.size or model.bytes
                 report = functools.partial(_Report, progress, done, size)
@@ -137,12 +139,6 @@ def _check_names(response: httpx2.Response) -> None:
         return
     for name in names:
         file_name(name)
-
-
-def _check(model: ModelFile, etag: str) -> None:
-    """Raise WrongHash where the hub says already that its file has another sha256."""
-    if model.sha256 and len(etag) == len(model.sha256) and etag != model.sha256:
-        raise WrongHash(f"{model.repository} has a file of sha256 {etag}, not {model.sha256}")
 
 
 class _Report:

@@ -64,7 +64,7 @@ class GrammarCompiler:
         async with self._turn(owner):
             text = _grammar(await self._verdict(asked))
             if (grammar := self.compiled(asked)) is None:
-                grammar = await asyncio.to_thread(self._compile, text)
+                grammar = await asyncio.to_thread(lambda: Grammar(self._tokens, text))
                 _keep(self._compiled, asked, grammar, COMPILED)
         return grammar
 
@@ -80,18 +80,12 @@ class GrammarCompiler:
     async def _verdict(self, asked: bytes) -> Outcome:
         """Return what is known of a constraint, or try it."""
         if (verdict := self._verdicts.get(asked)) is None:
-            verdict = await self._try(asked)
+            try:
+                verdict = await self._checker.check(Constraint.of(asked))
+            except InvalidGrammar as error:
+                verdict = Outcome(where=error.where, reason=error.reason)
             _keep(self._verdicts, asked, verdict, VERDICTS)
         return verdict
-
-    async def _try(self, asked: bytes) -> Outcome:
-        try:
-            return await self._checker.check(Constraint.of(asked))
-        except InvalidGrammar as error:
-            return Outcome(where=error.where, reason=error.reason)
-
-    def _compile(self, text: str) -> Grammar:
-        return Grammar(self._tokens, text)
 
     @cached_property
     def _tokens(self) -> MatcherTokens:

@@ -117,7 +117,7 @@ class Trial:
     def attempt(self, asked: Attempt) -> Outcome:
         try:
             text = grammar_text(asked.kind, asked.value)
-            self._compile(text)
+            make_matcher(self._tokenizer, text)
         except InvalidGrammar as error:
             path = ""
             if asked.kind == "json":
@@ -128,9 +128,6 @@ class Trial:
             if reason := self._generate(text, Random(seed)):
                 return Outcome(where=asked.kind, reason=reason)
         return Outcome(text)
-
-    def _compile(self, text: str) -> None:
-        make_matcher(self._tokenizer, text)
 
     def _generate(self, text: str, chance: Random) -> str:
         """Return what is wrong with a grammar, as the generation of a text shows; or ""."""
@@ -162,7 +159,7 @@ class Trial:
         for step, inner in _inner(schema):
             alone = {**shared, **inner} if isinstance(inner, dict) else inner
             try:
-                self._compile(grammar_text("json", json.dumps(alone)))
+                make_matcher(self._tokenizer, grammar_text("json", json.dumps(alone)))
             except InvalidGrammar as error:
                 if error.reason == reason:
                     return step, inner

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -122,24 +122,15 @@ def on_stack(most_bytes: int, work: Callable[[], T]) -> T:
 
     Raises ValueError where there is no room for the stack.
     """
-    done: Future[T] = Future()
-
-    def run() -> None:
+    stack_bytes = MIN_STACK_BYTES + -(-most_bytes // PAGE_BYTES) * PAGE_BYTES
+    with ThreadPoolExecutor(1, "deep-stack") as threads:
         try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    thread = threading.Thread(target=run, name="deep-stack")
-    try:
-        with _setting:
-            usual = threading.stack_size(
-                MIN_STACK_BYTES + -(-most_bytes // PAGE_BYTES) * PAGE_BYTES
-            )
-            try:
-                thread.start()
-            finally:
-                threading.stack_size(usual)
-    except RuntimeError as error:
-        raise ValueError(f"no stack of {most_bytes} bytes: {error}") from error
-    return done.result()
+            with _setting:
+                usual = threading.stack_size(stack_bytes)
+                try:
+                    done = threads.submit(work)
+                finally:
+                    threading.stack_size(usual)
+        except RuntimeError as error:
+            raise ValueError(f"no stack of {most_bytes} bytes: {error}") from error
+        return done.result()

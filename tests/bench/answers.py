@@ -39,7 +39,7 @@ def right_trace(
     never = np.full((len(tokens), 1), -1, np.int32)
     return Trace(
         family, name, temperature, 7, np.array(prompt, np.int32), text, text[:, None], logits,
-        text[:, None], logits, never, logits, np.ones(len(tokens), np.float32),
+        never, logits,
     )  # fmt: skip
 
 

@@ -40,8 +40,7 @@ def test_the_draft_model_is_asked_at_every_token_of_the_answer() -> None:
     [found] = traces(file, file, subjects(blue), tokens=0, context_tokens=256)
 
     assert (found.family, found.seed) == ("code", 7)
-    assert len(found.tokens) == len(found.draft_tokens) == len(found.target_tokens)
-    assert (found.target_tokens[:, 0] == found.tokens).all()
+    assert len(found.tokens) == len(found.draft_tokens)
     assert (found.draft_logits[:, 0] >= found.draft_logits[:, 1]).all()
     missed = found.draft_tokens[:, 0] != found.tokens
     assert missed.any()
@@ -56,9 +55,7 @@ def test_a_target_that_is_the_draft_model_agrees_with_it(tmp_path: Path) -> None
     [recorded] = traces(file, file, [subject], tokens=6, context_tokens=256)
     found = Trace.load(recorded.save(tmp_path))
 
-    assert (found.target_logits == found.draft_logits).all()
     assert (found.draft_tokens[:, 0] == found.tokens).all()
-    assert found.overlap == pytest.approx(1.0)
     assert (found.after_miss_tokens == -1).all()
 
 

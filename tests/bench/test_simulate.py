@@ -39,8 +39,7 @@ def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
     answer = np.array(sampled, np.int32)
     return Trace(
         family, f"{family}/1", temperature, 7, np.arange(3, dtype=np.int32), answer, tokens,
-        logits, tokens, logits, np.full((n, 1), -1, np.int32), np.zeros((n, 1), np.float32),
-        np.ones(n, np.float32),
+        logits, np.full((n, 1), -1, np.int32), np.zeros((n, 1), np.float32),
     )  # fmt: skip
 
 
