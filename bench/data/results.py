@@ -62,10 +62,6 @@ class Answer(msgspec.Struct, frozen=True):
     """Frames of the protocol had so many bytes, without HTTP; 0 where there is no edge."""
 
     bytes_down: int
-    link_bytes_up: int
-    """TCP carried so many bytes over the link, HTTP included."""
-
-    link_bytes_down: int
     edge_cpu_s: float
     stolen_s: float = 0.0
     """Other virtual machines took this core time meanwhile, see bench.data.host.stolen_s."""

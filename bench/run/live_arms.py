@@ -52,7 +52,6 @@ class LiveArm:
     """A running arm: the client that asks it, and where its costs are counted."""
 
     client: Client
-    link: Link | None
     edge: httpx.AsyncClient | None
     group: int | None
     """The processor time of this process group counts as the edge's."""
@@ -83,8 +82,6 @@ class LiveArm:
         return {
             "bytes_up": values[_BYTES % "up"],
             "bytes_down": values[_BYTES % "down"],
-            "link_bytes_up": self.link.up.bytes if self.link else 0.0,
-            "link_bytes_down": self.link.down.bytes if self.link else 0.0,
             "draft_model_tokens": sum(values[name] for name in _DRAFT_MODEL_TOKENS),
             "read_tokens": far[_PREFILLED] + far[_VLLM_PROMPTS] - far[_VLLM_CACHED],
             "draft_model_read_tokens": values[_DRAFT_MODEL_READ],
@@ -133,7 +130,7 @@ class LiveArms(Started):
             self._far_edges.append(edge)
         client = Client(await self._http(url, ANSWER_TIMEOUT_S))
         verifier = await self._http(services.verifier_url, 30)
-        return LiveArm(client, link, edge, services.pids.get(arm.name), verifier)
+        return LiveArm(client, edge, services.pids.get(arm.name), verifier)
 
     async def _http(self, url: str, timeout_s: float) -> httpx.AsyncClient:
         http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=timeout_s)
@@ -150,7 +147,7 @@ class LiveArms(Started):
         )  # fmt: skip
         alone = await self.enter_async_context(Services(draft_only))
         client = Client(await self._http(alone.verifier_url, ANSWER_TIMEOUT_S))
-        return LiveArm(client, None, None, alone.pids["verifier"])
+        return LiveArm(client, None, alone.pids["verifier"])
 
 
 async def _metrics(service: httpx.AsyncClient | None) -> defaultdict[str, float]:

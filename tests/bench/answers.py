@@ -15,7 +15,7 @@ from picospec.speculation.protocol.messages import TokenId
 ANSWER = Answer(
     "cloud", "code", "p", 0, 10.0, None, 0.0, "same", tokens=10, first_share=0.0, seconds=1.0,
     ttft_ms=50.0, gaps_ms=[10.0, 20.0, 30.0], drafted=8, accepted=5, target_passes=5,
-    bytes_up=60, bytes_down=40, link_bytes_up=600, link_bytes_down=400, edge_cpu_s=0.1,
+    bytes_up=60, bytes_down=40, edge_cpu_s=0.1,
     stolen_s=0.003, draft_model_tokens=9,
 )  # fmt: skip
 """It has ten tokens, in five passes."""

@@ -48,7 +48,6 @@ async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path
     assert by_arm["cloud"].bytes_up == 0
     assert all(by_arm[arm.name].bytes_up > 0 for arm in parse(ARMS) if arm.edge)
     assert all(row.target_passes > 0 for row in found.rows)
-    assert all(answer.link_bytes_down > 0 for answer in found.answers)
 
     reported = CliRunner().invoke(app, ["report", "--no-plots", str(out)])
     assert reported.exit_code == 0

@@ -31,7 +31,7 @@ class ChunkedArm:
 
 async def test_an_edge_is_asked_until_its_draft_model_has_taken_part() -> None:
     arm = ChunkedArm(askings=3)
-    live = LiveArm(cast(Client, arm), None, cast(httpx.AsyncClient, arm), None)
+    live = LiveArm(cast(Client, arm), cast(httpx.AsyncClient, arm), None)
 
     await live.ask(QUESTION)
 
@@ -53,7 +53,7 @@ vllm:prompt_tokens_cached_total{{engine="1"}} {hits / 2}
 
     arm = ChunkedArm(askings=3)
     verifier = cast(httpx.AsyncClient, SimpleNamespace(get=metrics))
-    live = LiveArm(cast(Client, arm), None, cast(httpx.AsyncClient, arm), None, verifier)
+    live = LiveArm(cast(Client, arm), cast(httpx.AsyncClient, arm), None, verifier)
 
     _, costs = await live.ask(QUESTION, cold=True)
 
@@ -63,7 +63,7 @@ vllm:prompt_tokens_cached_total{{engine="1"}} {hits / 2}
 
 async def test_an_arm_without_an_edge_is_asked_once() -> None:
     arm = ChunkedArm(askings=9)
-    live = LiveArm(cast(Client, arm), None, None, None)
+    live = LiveArm(cast(Client, arm), None, None)
 
     await live.ask(QUESTION)
 
