@@ -10,7 +10,7 @@ from picospec.bench.options import VERIFIER_OPTIONS
 from picospec.bench.report.command import join, report
 from picospec.bench.run.command import run
 from picospec.bench.simulator.command import agree, simulate
-from picospec.bench.traces.command import record
+from picospec.bench.traces.record import record
 
 app = typer.Typer(
     help="Measure what PicoSpec gains, and what it costs.",

@@ -17,9 +17,9 @@ from picospec.cli.chatting.commands import app as chatting_app
 from picospec.cli.configuration import SERVICES, config_app, default_file, with_default_file
 from picospec.cli.connecting.commands import app as connecting_app
 from picospec.cli.doctor.finding import report
-from picospec.cli.doctor.machine import HOST, check_gpu, gpu_here
+from picospec.cli.doctor.machine import check_gpu, gpu_here
 from picospec.cli.models import models_app
-from picospec.cli.options import EdgePort, fail, first_key
+from picospec.cli.options import HOST, EdgePort, fail, first_key
 from picospec.cli.service import COMMANDS, NoService, call, install, remove
 from picospec.cli.up import Plan, check_plain, read_settings
 from picospec.cli.up import up as run_up

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
-from picospec.cli.visible import visible
+from picospec.cli.options import visible
 from picospec.models.catalogue import Pair, Role
 from picospec.models.dequantise import Weights, dequantise
 from picospec.models.errors import ModelError, UnknownModel

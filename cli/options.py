@@ -1,15 +1,14 @@
-"""What several commands take on their command lines, and how they end on an error."""
+"""What several commands share: options, texts made harmless, and how they end on an error."""
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
 from typer import Option
 
-from picospec.cli.doctor.machine import HOST
-from picospec.cli.visible import visible
+HOST: Final = "127.0.0.1"
 
 EdgePort = Annotated[int, Option(envvar="EDGE_PORT", help="Port of the edge.")]
 Keys = Annotated[
@@ -17,6 +16,16 @@ Keys = Annotated[
 ]
 
 Url = Annotated[str | None, Option(help="Where the edge is, if not here.")]
+
+_ORDERS: Final = {*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "\n\t"))
+_MARKS: Final = {order: "\ufffd" for order in _ORDERS} | {ord("\r"): " "}
+
+
+def visible(text: str) -> str:
+    """Return the text with a mark in place of each control character (C0, C1) but newline and
+    tab. By these a terminal would fill the clipboard, clear the screen or change its title. The
+    length stays, because spans of the text are counted in characters."""
+    return text.translate(_MARKS)
 
 
 def edge_url(url: str | None, edge_port: int) -> str:

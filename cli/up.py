@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from picospec.cli.chatting.client import ChatError, client_of, first_model
-from picospec.cli.doctor.machine import HOST, why_not_free
+from picospec.cli.doctor.machine import why_not_free
+from picospec.cli.options import HOST
 from picospec.gateway.hosting.cores import Pins
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import Service, ServiceError, keep_up

@@ -5,28 +5,47 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from math import ceil
 from pathlib import Path
-from typing import Annotated
+from time import perf_counter, process_time
+from typing import Annotated, Final
 
 import httpx
+import msgspec
 import typer
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.capacity.figures import Capacity, table
-from picospec.bench.capacity.loading import Load
+from picospec.bench.capacity.clients import Client, ScriptedDrafter, plain, scripted
+from picospec.bench.capacity.figures import (
+    Answered,
+    Capacity,
+    Figures,
+    Row,
+    figures,
+    predict,
+    table,
+)
 from picospec.bench.data.files import save
 from picospec.bench.data.host import commit, this_host
+from picospec.bench.link.path import Conditions
+from picospec.bench.link.relay_server import HOST, Link
 from picospec.bench.run.client import AnswerError
-from picospec.bench.run.services import Services, ServicesPlan, verifier_arguments
-from picospec.bench.simulator.capacity import alternating
-from picospec.bench.simulator.hosts import hosts_of
+from picospec.bench.run.services import Services, ServicesPlan, port, verifier_arguments
+from picospec.bench.simulator.arms import Arm, picospec
+from picospec.bench.simulator.capacity import ANSWERS, ROWS, alternating
+from picospec.bench.simulator.clock import Curve
+from picospec.bench.simulator.hosts import DEVICE_TWICE_AT, Hosts, hosts_of
+from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.table import groups
+from picospec.bench.simulator.world import World
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.processes import ServiceError
+from picospec.speculation.protocol.messages import Limits, ModelFacts
 
 
 def capacity(
@@ -88,3 +107,129 @@ async def _run(
             save(results, out)
             typer.echo(table(results.rows).splitlines()[-1])
     typer.echo(table(results.rows))
+
+
+ARMS: Final = {"cloud": Arm(), "picospec": picospec()}
+PLAIN: Final = ("cloud",)
+"""These arms can be asked of a server without sessions, such as vLLM's own."""
+
+PASSES: Final = ("pass_seconds_count", "pass_rows_sum", "pass_seconds_sum")
+"""These metrics of the verifier say how many passes there were, their rows and their time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A verifier on this machine, and what it is loaded with."""
+
+    url: str
+    sources: Sequence[Source]
+    rtt_ms: float
+    step_s: float
+    """A draft step that reads one token takes so long; DEVICE_TWICE_AT tokens take twice
+    that."""
+
+    hosts: Hosts | None
+    """The prediction takes the verifier to be this fast; with None nothing is predicted."""
+
+    @property
+    def device_s(self) -> Curve:
+        return Curve({1: self.step_s, DEVICE_TWICE_AT: 2 * self.step_s})
+
+    async def rows(
+        self, sessions: Sequence[int], arms: Sequence[str] = tuple(ARMS)
+    ) -> AsyncGenerator[Row]:
+        """Measure arms at each number of sessions; each begins every other time. Raises
+        AnswerError, gateway.errors.ApiError or httpx.HTTPError."""
+        link = Link((HOST, port(self.url)), Conditions(self.rtt_ms))
+        async with httpx.AsyncClient(base_url=self.url, trust_env=False) as api, link:
+            facts = await _facts(api) if arms != PLAIN else None
+            for turn, count in enumerate(sessions):
+                asked = dealt(self.sources, count)
+                for arm in arms[:: -1 if turn % 2 else 1]:
+                    async with AsyncExitStack() as stack:
+                        clients = [
+                            await self._client(stack, arm, f"http://{HOST}:{link.port}", facts)
+                            for _ in asked
+                        ]
+                        row = await _measured(arm, clients, asked, api)
+                    predicted = self._predicted(arm, asked, facts.limits) if facts else None
+                    yield msgspec.structs.replace(row, predicted=predicted)
+
+    async def _client(
+        self, stack: AsyncExitStack, arm: str, url: str, facts: ModelFacts | None
+    ) -> Client:
+        if facts is None or arm == "cloud":
+            return await stack.enter_async_context(plain(url))
+        sources = {source.prompt: source for source in self.sources}
+        drafter = ScriptedDrafter(sources, self.device_s, facts.vocabulary_size)
+        return await stack.enter_async_context(scripted(url, drafter))
+
+    def _predicted(
+        self, arm: str, asked: Sequence[Sequence[Source]], limits: Limits
+    ) -> Figures | None:
+        if self.hosts is None:
+            return None
+        hosts = replace(
+            self.hosts,
+            draft_s=self.device_s,
+            drafting_s=None,
+            alone_s=None,
+            draft_prefill_s=0.0,
+        )
+        world = World(hosts, Conditions(self.rtt_ms), limits, ROWS)
+        return predict(world, ARMS[arm], asked)
+
+
+def dealt(sources: Sequence[Source], clients: int) -> list[list[Source]]:
+    """Return what each client asks: ANSWERS questions, each client beginning at another one. A
+    few clients ask more, so that each question has its turn."""
+    each = max(ANSWERS, ceil(len(sources) / clients))
+    return [list(islice(cycle(sources), n, n + each)) for n in range(clients)]
+
+
+async def _measured(
+    arm: str,
+    clients: Sequence[Client],
+    asked: Sequence[Sequence[Source]],
+    api: httpx.AsyncClient,
+) -> Row:
+    """Have all prompts read and all connections made; then measure."""
+    await _all(clients, asked, 1)
+    passes, busy_s, began_s = await _passes(api), process_time(), perf_counter()
+    found = await _all(clients, asked)
+    busy_share = (process_time() - busy_s) / (perf_counter() - began_s)
+    both = zip(passes, await _passes(api), strict=True)
+    count, rows, seconds = (after - before for before, after in both)
+    return Row(
+        len(clients),
+        arm,
+        figures(found),
+        None,
+        rows / max(1, count),
+        1000 * seconds / max(1, count),
+        busy_share,
+    )
+
+
+async def _all(
+    clients: Sequence[Client], asked: Sequence[Sequence[Source]], tokens: int | None = None
+) -> list[list[Answered]]:
+    """Have the clients ask, each for itself. tokens: of an answer; None: the trace's."""
+
+    async def ask(client: Client, own: Sequence[Source]) -> list[Answered]:
+        return [await client(source, tokens or len(source.tokens)) for source in own]
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(ask(*pair)) for pair in zip(clients, asked, strict=True)]
+    return [task.result() for task in running]
+
+
+async def _passes(api: httpx.AsyncClient) -> list[float]:
+    text = (await api.get("/metrics")).text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return [float(values.get(f"picospec:{name}", 0.0)) for name in PASSES]
+
+
+async def _facts(api: httpx.AsyncClient) -> ModelFacts:
+    known = (await api.get("/v1/model-facts")).raise_for_status()
+    return msgspec.json.decode(known.content, type=ModelFacts)

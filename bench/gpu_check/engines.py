@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import httpx
 
-from picospec.bench.capacity.loading import ARMS, PLAIN, Load
+from picospec.bench.capacity.command import ARMS, PLAIN, Load
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.tables import markdown
 from picospec.bench.gpu_check.loads import AGAIN, HEADLINE, MIN_RATIO, UNPLUGGED, Loads

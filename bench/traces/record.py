@@ -8,20 +8,30 @@ generated, the text is the same.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track
 
-from picospec.bench.data.prompts import Conversation, Prompt, sampling
+from picospec.bench import options
+from picospec.bench.data.files import load
+from picospec.bench.data.prompts import SHIPPED, Conversation, Prompt, read, sampling
 from picospec.bench.data.results import Answer, Results
+from picospec.bench.data.scenarios import script
 from picospec.bench.traces.files import Ids, Trace
+from picospec.edge_agent.draft_model.loading import find
+from picospec.models.errors import ModelError
 from picospec.models.llama_cpp.model import Context, Logits, Model
 from picospec.models.llama_cpp.segments import Segment
+from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import TokenId
@@ -189,3 +199,39 @@ def _shortened(rows: Sequence[Logits]) -> tuple[Ids, Logits]:
         row[kept] - total for row, kept, total in zip(shifted, tokens, totals, strict=True)
     ]
     return np.array(tokens, np.int32), np.array(logits, np.float32)
+
+
+def record(
+    out: Annotated[Path, typer.Option(help="Folder for the traces.")],
+    target_model: options.TargetModel = options.PAIR,
+    draft_model: options.DraftModel = options.PAIR,
+    families: options.Families = "",
+    prompts: options.Prompts = SHIPPED,
+    per_family: options.PerFamily = None,
+    tokens: options.Tokens = 64,
+    temperatures: options.Temperatures = "0",
+    seed: Annotated[int, typer.Option()] = 7,
+    answers: Annotated[
+        Path | None, typer.Option(help="A file of `run`: the draft model reads its answers.")
+    ] = None,
+) -> None:
+    """Record what both models generate, for `simulate` and `agree`."""
+    store = open_store(os.environ)
+    pairs = store.catalogue.pairs
+    try:
+        target = pairs[target_model].target if target_model in pairs else target_model
+        files = find(target, store), find(draft_model, store)
+        chosen = read(prompts, options.names(families), per_family)
+        if answers:
+            subjects = answered(load(answers, Results), {p.id: p for p in chosen})
+        else:
+            asked = product(options.numbers(temperatures), chosen)
+            subjects = [Subject(prompt, prompt.family, heat, seed) for heat, prompt in asked]
+        long = any(prompt.scenario for prompt in chosen)
+        out.mkdir(parents=True, exist_ok=True)
+        room = script.CONTEXT_TOKENS if long else CONTEXT_TOKENS
+        recorded = traces(*files, subjects, tokens, room)
+        for trace in track(recorded, "recording", total=len(subjects)):
+            Console().print(str(trace.save(out)))
+    except (ModelError, ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None

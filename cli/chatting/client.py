@@ -9,7 +9,7 @@ from typing import Annotated, Final, TypeVar
 import httpx
 import msgspec
 
-from picospec.cli.visible import visible
+from picospec.cli.options import visible
 
 CHAT: Final = "/v1/chat/completions"
 DIRECT: Final = "/v1/picospec/direct/chat/completions"

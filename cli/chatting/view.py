@@ -23,7 +23,7 @@ from picospec.cli.chatting.client import (
     stream_answer,
 )
 from picospec.cli.chatting.stats import Progress
-from picospec.cli.visible import visible
+from picospec.cli.options import visible
 
 COLOURS: Final = {
     "draft": "green",

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from picospec.cli.visible import visible
+from picospec.cli.options import visible
 
 
 @dataclass(frozen=True, slots=True)

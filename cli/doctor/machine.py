@@ -14,13 +14,13 @@ from typing import Final
 import httpx
 
 from picospec.cli.doctor.finding import Finding
+from picospec.cli.options import HOST
 from picospec.gateway.hosting.cores import compute_threads
 from picospec.models.errors import ModelError, NoLlama, NotPulled
 from picospec.models.llama_cpp.library import INSTALL, check_llama
 from picospec.models.store import Store
 
 TIMEOUT_S: Final = 3.0
-HOST: Final = "127.0.0.1"
 
 
 def check_engine(check: Callable[[], None] = check_llama, *, needed: bool = True) -> Finding:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from picospec.models.confined import command, environment
+from picospec.models.confined import command, environment, limit_memory
 from picospec.models.digests import tokenizer_name
 from picospec.models.errors import CannotOpen
+from picospec.models.tokenizing.renderer import Overrun
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
@@ -87,7 +89,7 @@ def _used_at(path: Path) -> float:
 def _try_out(packed: bytes) -> None:
     try:
         result = subprocess.run(
-            command("picospec.models.tokenizing.tokenizer_trial"),
+            command("picospec.models.tokenizing.tokenizer_cache"),
             input=packed,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -100,3 +102,38 @@ def _try_out(packed: bytes) -> None:
         said = result.stderr.decode(errors="replace").strip().splitlines()
         reason = said[-1] if said else f"status {result.returncode}"
         raise CannotOpen(f"the tokenizer cannot be used: {reason}")
+
+
+TEXT: Final = (
+    "def f(x):\n    return {'a': 1.5}  # \u00e9\u4e2d\U0001f600 " + "a" * 256 + " " * 256
+)
+
+MEMORY_BYTES: Final = 4 << 30
+"""The process has no more address space; the largest tokenizers take 1 GB."""
+
+
+def main() -> None:
+    """Use the tokenizer in the input once, in a process of its own. Raises SystemExit with the
+    reason if that fails."""
+    limit_memory(MEMORY_BYTES)
+    try:
+        tokenizer = TokenizerFile.unpack(sys.stdin.buffer.read()).open()
+        tokens = tokenizer.encode(TEXT)
+        tokens += _chat(tokenizer)
+    except (CannotOpen, MemoryError, OverflowError, Overrun) as error:
+        sys.exit(str(error) or type(error).__name__)
+    if tokens and not 0 <= min(tokens) <= max(tokens) < len(tokenizer.vocabulary.pieces):
+        sys.exit("it makes ids that are no tokens")
+
+
+def _chat(tokenizer: Tokenizer) -> list[int]:
+    try:
+        return tokenizer.chat([{"role": "user", "content": TEXT}])
+    except Overrun:
+        raise
+    except ValueError:  # a template may demand other messages than this one
+        return []
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
+from picospec.bench.capacity.command import Load
 from picospec.bench.capacity.figures import Answered, Capacity, Figures, figures
-from picospec.bench.capacity.loading import Load
 from picospec.bench.data.files import load as read
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.run.services import Services, ServicesPlan

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.cli.connecting.clients import Client, Edge, Part, read_clients
-from picospec.cli.connecting.commands import show, show_list, undo, write
+from picospec.cli.connecting.commands import run_client, show, show_list, undo, write
 from picospec.cli.connecting.copies import Changed, Copies
-from picospec.cli.connecting.launching import launch
 from picospec.cli.connecting.merging import NotMergeable, merged
 from tests.cli.screen import Screen
 
@@ -187,7 +186,7 @@ def test_a_client_is_launched_with_texts_that_are_gone_afterwards(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
 
-    status = launch(client, EDGE, ["--theirs"], os.environ)
+    status = run_client(client, EDGE, ["--theirs"], os.environ)
 
     arguments, environ, files = json.loads(out.read_text())
     assert status == (7 if name == "codex" else 128 + 9)
