@@ -42,7 +42,7 @@ async def _run(device: str, serving: Serving) -> None:
     engines, check = serving.engines, serving.engines.check
     if not await check.run("host", 60.0, partial(host, device)):
         return check.skip("There is no GPU here.", UNPLUGGED, *PARTS)
-    if not serving.plan.target_model:
+    if not engines.plan.target_model:
         return check.skip("No `--target-model` was named.", UNPLUGGED, *PARTS)
     await engines.check_stock()
     await serving.check()
@@ -110,7 +110,7 @@ def main(
     notes = tuple(filter(None, (ON_CPU if device == "cpu" else "", models)))
     check = Check(notes, out)
     engines = Engines(plan, prompts, tokens, counts, head, check)
-    asyncio.run(_run(device, Serving(plan, prompts, tokens, engines)))
+    asyncio.run(_run(device, Serving(engines)))
     typer.echo(check.finish())
     sys.exit(check.failed)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,6 @@ from typing import Final
 
 import httpx
 
-from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.tables import markdown
 from picospec.bench.gpu_check.engines import ENGINE_S, OF_ARMS, Engines
 from picospec.bench.identity.__main__ import LIKELIEST
@@ -32,7 +30,7 @@ from picospec.bench.identity.comparison import (
 )
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.client import Client, Question, Reply
-from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services, ServicesPlan
+from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 LINK: Final = Conditions(rtt_ms=20.0)
@@ -59,21 +57,16 @@ HEAD: Final = ("clients", "arm", "tokens/s in all", "first text, p50 ms")
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The services of the check, and what they are asked."""
-
-    plan: ServicesPlan
-    prompts: Sequence[Prompt]
-    tokens: int
-    """No answer is longer."""
+    """The services of the check. engines: has their plan and what they are asked, keeps what
+    was measured of other engines, and gets this one's loads."""
 
     engines: Engines
-    """It keeps what was measured of other engines, and gets this one's loads."""
 
     async def check(self) -> None:
         """Start the services once, and run all parts on them."""
         check = self.engines.check
         edges = {"picospec": EdgePlan(link=LINK), "bad": EDGES["bad"]}
-        services = Services(replace(self.plan, edges=edges))
+        services = Services(replace(self.engines.plan, edges=edges))
         (start, start_s), *others = PARTS.items()
         async with AsyncExitStack() as running:
             if not await check.run(start, start_s, partial(_start, running, services)):
@@ -87,8 +80,8 @@ class Serving:
         async with httpx.AsyncClient(base_url=services.verifier_url, trust_env=False) as http:
             packed = (await http.get("/v1/tokenizer")).raise_for_status().content
         explained = explainer(TokenizerFile.unpack(packed).open().vocabulary)
-        batches = batched((0.0, 1.0), self.prompts, max(CLIENTS))
-        asking = partial(ask, tokens=self.tokens, likeliest=LIKELIEST)
+        batches = batched((0.0, 1.0), self.engines.prompts, max(CLIENTS))
+        asking = partial(ask, tokens=self.engines.tokens, likeliest=LIKELIEST)
         urls = services.verifier_url, services.edge_urls
         answers = list[Answer]()
         async for answer in compare(*urls, batches, asking, explained):
@@ -132,21 +125,22 @@ class Serving:
                 lines.append((f"{clients}", arm, f"{rate:.1f}", f"{1000 * first_s:.0f}"))
         found = " and ".join(f"{ratio:.2f}" for ratio in ratios)
         text = (
-            f"{LINK.rtt_ms:g} ms away, at most {self.tokens} tokens, temperature 0: `picospec` "
-            f"made {found} times as many tokens/s as `cloud`; {MIN_RATIO:g} is the least."
+            f"{LINK.rtt_ms:g} ms away, at most {self.engines.tokens} tokens, temperature 0: "
+            f"`picospec` made {found} times as many tokens/s as `cloud`; "
+            f"{MIN_RATIO:g} is the least."
         )
         return min(ratios) >= MIN_RATIO, f"{text}\n\n{markdown(HEAD, lines)}"
 
     async def load(self, url: str, clients: int) -> tuple[list[Reply], float]:
         """Return the answers to all prompts, asked so many at once, and the seconds it took."""
-        left, replies, began_s = iter(self.prompts), [], perf_counter()
+        left, replies, began_s = iter(self.engines.prompts), [], perf_counter()
 
         async def ask_what_is_left() -> None:
             http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
             async with http:
                 client = Client(http)
                 for each in left:
-                    question = Question(each.prompt, 0.0, SEED, self.tokens)
+                    question = Question(each.prompt, 0.0, SEED, self.engines.tokens)
                     replies.append(await client.ask(question))
 
         async with asyncio.TaskGroup() as tasks:

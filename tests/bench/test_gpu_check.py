@@ -121,7 +121,7 @@ async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
     monkeypatch.setenv("PATH", "/nowhere")
     found = engines()
 
-    await command_line._run("cuda", Serving(ANY, (), 8, found))
+    await command_line._run("cuda", Serving(found))
 
     assert [part.verdict for part in found.check.parts] == ["FAIL", *["not run"] * 5]
     assert "nvidia-smi" in found.check.parts[0].found
@@ -154,7 +154,7 @@ async def test_the_edge_may_be_little_slower_than_cloud_at_either_load(
 ) -> None:
     edge = {("edge", 1): 1.0, ("edge", 8): edge_s}
     seconds = {("plain far away", 1): 2.0, ("plain far away", 8): 1.0, **edge}
-    serving = Scripted(ANY, (), 8, engines(), seconds=seconds)
+    serving = Scripted(engines(), seconds=seconds)
 
     found = await serving.speeds(cast(Services, Links()))
 
