@@ -74,7 +74,7 @@ class Lane:
                     self._queue.put_nowait((at_s, b"".join(segment for _, segment in some)))
                 self._count(len(data))
                 await self._has_room.wait()
-        except ConnectionError:
+        except OSError:
             ending = None
         due_s = max(due_s, self._path.arrival(loop.time(), 0))
         self._queue.put_nowait((due_s, ending))

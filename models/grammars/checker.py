@@ -50,9 +50,9 @@ class Checker:
             raise
 
     def close(self) -> None:
-        """End the process; the next check starts one."""
+        """Kill the process; the next check starts one."""
         if self._worker is not None:
-            self._worker.end()
+            self._worker.process.kill()
             self._worker = None
 
     async def _start(self) -> Worker:
