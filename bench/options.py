@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal, NoReturn
 
@@ -10,6 +12,7 @@ import typer
 from rich.console import Console
 
 from picospec.gateway.errors import first_error
+from picospec.models.errors import ModelError
 
 VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 """A command with these settings hands options that it does not know to the verifier."""
@@ -40,6 +43,15 @@ def names(text: str) -> list[str]:
 def numbers(text: str) -> list[float]:
     """Read "10,50". Raises ValueError."""
     return [float(part) for part in text.split(",")]
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """End the command as for a wrong option where what it is given cannot be used."""
+    try:
+        yield
+    except (ModelError, ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def fail(console: Console, errors: BaseExceptionGroup[BaseException]) -> NoReturn:

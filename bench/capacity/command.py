@@ -68,13 +68,11 @@ def capacity(
     Edges draft what the traces have, after the time of a step. Options it does not know go to
     the verifier.
     """
-    try:
+    with options.checked():
         counts = [int(count) for count in sessions.split(",")]
         recorded = groups(traces, options.names(families), tokens)
         sources = alternating([group for group in recorded if group.temperature == 0.0])
         load = Load(url, sources, rtt, step / 1000, hosts_of(hosts) if hosts else None)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
     arguments = verifier_arguments(target, max(counts), context.args)
     plan = ServicesPlan(target_model, "", {}, target, arguments, verifier_python)
     if not url and plan.edge_cores:

@@ -11,6 +11,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from picospec.bench import options
 from picospec.bench.data.files import load, save
 from picospec.bench.data.results import Answer, Results, rows
 from picospec.bench.report.markdown import markdown
@@ -22,10 +23,8 @@ def report(
     plots: Annotated[bool, typer.Option(help="Draw one: needs matplotlib.")] = True,
 ) -> None:
     """Write OUT.md, and a plot as PNG, next to the results."""
-    try:
+    with options.checked():
         found = load(results, Results)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from None
     if not found.answers:
         raise typer.BadParameter(f"{results} holds no answers")
     plot = results.with_name(f"{results.stem}-speedup.png") if plots else None
@@ -58,10 +57,8 @@ def join(
     out: Annotated[Path, typer.Option("--json", help="Where the whole goes.")],
 ) -> None:
     """Put runs of the same models on one machine together: each is a repeat."""
-    try:
+    with options.checked():
         save(joined([load(path, Results) for path in runs]), out)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def joined(found: Sequence[Results]) -> Results:

@@ -74,7 +74,7 @@ def run(
     """Measure. Options it does not know go to the verifier, as --vllm.dtype float32; those of
     vLLM also to its own server, where an arm has one."""
     console = Console()
-    try:
+    with options.checked():
         links = product(options.numbers(rate) if rate else [None], options.numbers(rtt))
         plan = Plan(
             parse(arms),
@@ -87,8 +87,6 @@ def run(
             if arm.rival:
                 arm.rival.check(target, verifier_python, cloud_draft_model, plan.temperatures)
         cores = pins(pin)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from None
     long = any(prompt.scenario for prompt in plan.prompts)
     room = script.CONTEXT_TOKENS if long else CONTEXT_TOKENS
     services = ServicesPlan(

@@ -42,14 +42,12 @@ def simulate(
     out: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Replay traces in the simulator; rounds are taken at their best gamma, cell by cell."""
-    try:
+    with options.checked():
         names, rtts_ms = arms.split(","), options.numbers(rtt)
         world = World(hosts_of(hosts), Conditions(min(rtts_ms)))
         for name in names:
             candidates(name)
         found = groups(traces, options.names(families))
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
     simulated = [row for group in track(found) for row in rows(world, [group], rtts_ms, names)]
     if out:
         save({"host": hosts, "simulated": True, "rows": simulated}, out)
@@ -66,11 +64,9 @@ def agree(
     hosts: options.Hosts,
 ) -> None:
     """Compare simulated speed-ups with measured ones, cell by cell."""
-    try:
+    with options.checked():
         run = load(measured, Results)
         predicted = list(predict(run, load_folder(traces), hosts_of(hosts)))
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from None
     cells = compare(predicted, run)
     title = "speed-up over cloud, simulated / measured; ! beyond 10 %"
     Console().print(title, agreement_table(cells))

@@ -28,7 +28,6 @@ from picospec.bench.data.results import Answer, Results
 from picospec.bench.data.scenarios import script
 from picospec.bench.traces.files import Ids, Trace
 from picospec.edge_agent.draft_model.loading import find
-from picospec.models.errors import ModelError
 from picospec.models.llama_cpp.model import Context, Logits, Model
 from picospec.models.llama_cpp.segments import Segment
 from picospec.models.store import open_store
@@ -218,7 +217,7 @@ def record(
     """Record what both models generate, for `simulate` and `agree`."""
     store = open_store(os.environ)
     pairs = store.catalogue.pairs
-    try:
+    with options.checked():
         target = pairs[target_model].target if target_model in pairs else target_model
         files = find(target, store), find(draft_model, store)
         chosen = read(prompts, options.names(families), per_family)
@@ -233,5 +232,3 @@ def record(
         recorded = traces(*files, subjects, tokens, room)
         for trace in track(recorded, "recording", total=len(subjects)):
             Console().print(str(trace.save(out)))
-    except (ModelError, ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from None
