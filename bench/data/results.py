@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from picospec.bench.data.host import Host
 from picospec.bench.data.scenarios.script import FAMILIES, root
-from picospec.bench.data.statistics import geometric_mean
+from picospec.bench.data.statistics import Timed, gap_ms, geometric_mean, rate, waiting
 
 Settings = dict[str, str | int | float | list[str]]
 
@@ -31,10 +31,6 @@ SUMMED: Final = (
 
 RESOLUTION_S: Final = 1e-5
 """Times are kept to this; where two differ by less, rounding may be the reason."""
-
-WAITS_PASSES: Final = 1.5
-"""A reader waits in a gap between two arrivals that is longer than so many passes of the target
-alone."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -163,17 +159,6 @@ class Row(Cell, frozen=True, kw_only=True):
     seed."""
 
 
-class Timed(Protocol):
-    """An answer, measured or simulated; it also has the fields SUMMED."""
-
-    @property
-    def ttft_ms(self) -> float: ...
-    @property
-    def gaps_ms(self) -> Sequence[float]: ...
-    @property
-    def later(self) -> tuple[float, float]: ...
-
-
 class Results(msgspec.Struct, frozen=True):
     host: Host
     commit: str
@@ -198,29 +183,9 @@ def with_rate(answers: Sequence[Answer]) -> Sequence[Answer]:
     return [answer for answer in answers if answer.shows_rate] or answers
 
 
-def rate(answers: Sequence[Timed]) -> float:
-    """Return the tokens per second of these answers together."""
-    tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
-    return float(sum(tokens) / sum(seconds))
-
-
 def link_name(rtt_ms: float, rate_mbit: float | None) -> str:
     """Return what tables call a link."""
     return f"{rtt_ms:g} ms" + ("" if rate_mbit is None else f", {rate_mbit:g} Mbit/s")
-
-
-def gap_ms(answers: Iterable[Timed], percentile: float) -> float:
-    """Return a percentile of the gaps between arrivals; 0 where there are none."""
-    gaps_ms = [gap for answer in answers for gap in answer.gaps_ms] or [0.0]
-    return float(np.percentile(gaps_ms, percentile))
-
-
-def waiting(answers: Sequence[Timed], pass_ms: float) -> float:
-    """Return the share of the time from first to last text that lies in gaps of more than
-    WAITS_PASSES passes. pass_ms: the target's time for a token, `cloud`'s median gap."""
-    gaps_ms = [gap for answer in answers for gap in answer.gaps_ms]
-    long_ms = sum(gap for gap in gaps_ms if gap > WAITS_PASSES * pass_ms)
-    return long_ms / sum(gaps_ms) if long_ms else 0.0
 
 
 def same_texts(answers: Iterable[Answer], cloud: Mapping[Key, Answer]) -> list[bool]:

@@ -1,4 +1,5 @@
-"""Geometric means of speed-ups, with intervals that say how far the prompts carry.
+"""Figures of answers, and geometric means of speed-ups with intervals that say how far the
+prompts carry.
 
 Repeats of one prompt are averaged first. An interval is a percentile bootstrap over prompts
 (Efron 1979), within each family; a family with one prompt gives none. Turns of one conversation
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,22 @@ from numpy.typing import NDArray
 DRAWS: Final = 4000
 LEVEL: Final = 0.95
 
+WAITS_PASSES: Final = 1.5
+"""A reader waits in a gap between two arrivals that is longer than so many passes of the target
+alone."""
+
 Floats = NDArray[np.float64]
+
+
+class Timed(Protocol):
+    """An answer, measured or simulated; it also has the fields results.SUMMED."""
+
+    @property
+    def ttft_ms(self) -> float: ...
+    @property
+    def gaps_ms(self) -> Sequence[float]: ...
+    @property
+    def later(self) -> tuple[float, float]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +99,23 @@ def _resampled(logs: Floats, scenarios: Sequence[str], chance: np.random.Generat
             sums[here] += turns[chosen].sum(axis=1)
             counts[here] += len(turns)
     return sums / counts
+
+
+def rate(answers: Sequence[Timed]) -> float:
+    """Return the tokens per second of these answers together."""
+    tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
+    return float(sum(tokens) / sum(seconds))
+
+
+def gap_ms(answers: Iterable[Timed], percentile: float) -> float:
+    """Return a percentile of the gaps between arrivals; 0 where there are none."""
+    gaps_ms = [gap for answer in answers for gap in answer.gaps_ms] or [0.0]
+    return float(np.percentile(gaps_ms, percentile))
+
+
+def waiting(answers: Sequence[Timed], pass_ms: float) -> float:
+    """Return the share of the time from first to last text that lies in gaps of more than
+    WAITS_PASSES passes. pass_ms: the target's time for a token, `cloud`'s median gap."""
+    gaps_ms = [gap for answer in answers for gap in answer.gaps_ms]
+    long_ms = sum(gap for gap in gaps_ms if gap > WAITS_PASSES * pass_ms)
+    return long_ms / sum(gaps_ms) if long_ms else 0.0

@@ -8,16 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from picospec.bench.data.results import (
-    WAITS_PASSES,
-    Answer,
-    gap_ms,
-    rate,
-    same_texts,
-    waiting,
-    with_rate,
-)
+from picospec.bench.data.results import Answer, same_texts, with_rate
 from picospec.bench.data.scenarios.script import FAMILIES, root
+from picospec.bench.data.statistics import WAITS_PASSES, gap_ms, rate, waiting
 from picospec.bench.data.tables import grid, markdown
 from picospec.bench.report.speedups import RIVALS, ROUNDS, Comparison, Link
 

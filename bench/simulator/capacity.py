@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from picospec.bench.data.results import rate
+from picospec.bench.data.statistics import rate
 from picospec.bench.link.path import Conditions
 from picospec.bench.simulator.arms import Arm, colocated, picospec
 from picospec.bench.simulator.hosts import Hosts

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from picospec.bench import options
 from picospec.bench.data.files import load, save
-from picospec.bench.data.results import WAITS_PASSES, Results, references
+from picospec.bench.data.results import Results, references
+from picospec.bench.data.statistics import WAITS_PASSES
 from picospec.bench.data.tables import console, grid
 from picospec.bench.link.path import Conditions
 from picospec.bench.simulator.hosts import Hosts, hosts_of

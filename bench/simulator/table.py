@@ -9,9 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from picospec.bench.data.results import Cell, figures, gap_ms
+from picospec.bench.data.results import Cell, figures
 from picospec.bench.data.scenarios.script import root
-from picospec.bench.data.statistics import geometric_mean
+from picospec.bench.data.statistics import gap_ms, geometric_mean
 from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
 from picospec.bench.simulator.edge import Answer
 from picospec.bench.simulator.source import Source, traced
