@@ -31,9 +31,6 @@ class World:
     rows: int = 256
     """One pass has no more rows."""
 
-    seed: int = 0
-    """The link's jitter and losses are drawn from it."""
-
 
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:
     """Return every answer. Each client asks for its sources one after another, from 0 on."""
@@ -54,7 +51,7 @@ class _Run:
         link = Conditions() if arm.colocated else world.conditions
         stack_ms = 1000 * self._hosts.stack_s  # of the software at the link's ends
         self._conditions = replace(link, rtt_ms=link.rtt_ms + stack_ms)
-        self._chance = Random(world.seed)
+        self._chance = Random(0)  # of the link's jitter and losses
         self._names = count()
         self._verifier = Verifier(
             self.clock, world.limits, self._hosts, world.rows, colocated=arm.colocated

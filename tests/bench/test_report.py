@@ -102,6 +102,19 @@ def test_gaps_bytes_and_passes_are_given_over_distance() -> None:
     }
 
 
+def test_a_text_that_is_not_clouds_is_shown_from_where_it_differs() -> None:
+    page = markdown(
+        results(
+            answer("cloud", 4.0),
+            answer("picospec", 1.0, text="sand"),
+            answer("edge-only", 1.0, text="another model's"),
+        )
+    )
+
+    assert "| picospec | 10 ms | p | 0 | 2 | `'me'` | `'nd'` |" in page
+    assert "| edge-only | 10 ms | p |" not in page
+
+
 def test_stolen_time_is_the_eighth_of_the_kernels_counters(tmp_path: Path) -> None:
     stat = tmp_path / "stat"
     stat.write_text("cpu  10 11 12 13 14 15 16 250 18 19\ncpu0 1 1 1 1 1 1 1 99 1 1\n")
