@@ -6,7 +6,6 @@ What the model reasons before it answers is dimmed too.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
@@ -102,7 +101,7 @@ async def answer(
     client: httpx.AsyncClient,
     turns: Sequence[Turn],
     console: Console,
-    progress: Progress | None = None,
+    progress: Progress,
     *,
     steady: bool = True,
     seed: int | None = None,
@@ -112,7 +111,6 @@ async def answer(
     progress: counts the answer. seed: of a service that tells of speculation, or None.
     """
     model, pieces = await first_model(client), list[str]()
-    progress = progress or Progress(time.monotonic)
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         view = AnswerView(live)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from picospec.cli.chatting.client import (
     first_model,
     stream_answer,
 )
+from picospec.cli.chatting.stats import Progress
 from picospec.cli.chatting.view import AnswerView, answer, coloured
 from tests.cli.screen import Screen
 
@@ -60,7 +62,7 @@ async def test_an_answer_is_the_pieces_of_its_stream() -> None:
     events = (event(""), event("Hello\nwor"), link, event("ld"), DONE)
 
     async with service(*events) as client:
-        text = await answer(client, TURNS, screen)
+        text = await answer(client, TURNS, screen, Progress(time.monotonic))
 
     assert text == "Hello\nworld"
     for part in ("Hello", "world", "RTT 50 ms"):
@@ -101,7 +103,7 @@ async def test_what_other_services_leave_empty_is_no_error() -> None:
     events = ('data: {"choices": null}\n\n', event("hi"), DONE)
 
     async with service(*events, models=models) as client:
-        assert await answer(client, TURNS, Screen()) == "hi"
+        assert await answer(client, TURNS, Screen(), Progress(time.monotonic)) == "hi"
 
 
 async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> None:
@@ -109,7 +111,7 @@ async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> Non
     delta = {"choices": [{"delta": {"reasoning_content": "Let me see."}}]}
 
     async with service(f"data: {json.dumps(delta)}\n\n", event("Yes."), DONE) as client:
-        text = await answer(client, TURNS, screen)
+        text = await answer(client, TURNS, screen, Progress(time.monotonic))
 
     assert text == "Yes."
     assert "\x1b[2mLet me see.\x1b[0m\n" in screen.text
@@ -182,6 +184,6 @@ async def test_where_no_terminal_is_there_are_no_colours_and_no_chain() -> None:
     ahead = event("", event="chain", text="zz", tokens=1)
 
     async with service(spans, ahead, DONE) as client:
-        await answer(client, TURNS, screen)
+        await answer(client, TURNS, screen, Progress(time.monotonic))
 
     assert screen.text.split() == ["ab"]
