@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import time
 
 import httpx
 import pytest
 from rich.console import Console
 
 from picospec.cli.chatting.client import ChatError, Turn, first_model
+from picospec.cli.chatting.stats import Progress
 from picospec.cli.chatting.view import answer
 from picospec.cli.doctor.finding import Finding, report
 
@@ -45,7 +47,7 @@ async def test_an_answer_gives_the_terminal_no_orders() -> None:
     console = Console(file=io.StringIO(), width=60)
 
     async with service() as client:
-        await answer(client, [Turn("user", "hi")], console)
+        await answer(client, [Turn("user", "hi")], console, Progress(time.monotonic))
 
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert {"a", "b", "e", "f", "g"} <= set(shown)
@@ -56,7 +58,7 @@ async def test_an_error_and_a_models_name_give_the_terminal_no_orders() -> None:
     console = Console(file=io.StringIO(), width=60)
     async with service(status=400, name=f"m{ORDERS}") as client:
         with pytest.raises(ChatError) as raised:
-            await answer(client, [Turn("user", "hi")], console)
+            await answer(client, [Turn("user", "hi")], console, Progress(time.monotonic))
         model = await first_model(client)
 
     assert not orders(f"{raised.value}{model.id}")
