@@ -1,7 +1,7 @@
 """Renders chats by a model's chat template, as `transformers` renders them.
 
 The Jinja template runs in a sandbox, because it comes from outside: from the target. Its time
-and its memory have no limit here, see `rendering`.
+and its memory have no limit here, see `renderer`.
 """
 
 from __future__ import annotations

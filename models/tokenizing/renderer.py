@@ -1,7 +1,12 @@
-"""Has chats rendered by other processes, see `rendering`; starts these, and anew when one ends.
+"""Renders chats in processes of their own, which a template may crash or bring to its limits.
 
-A chat for which the template takes too long is lost, and its process with it; other chats have
-processes of their own, one for each thread that renders at a time.
+The template comes from the target. The sandbox of Jinja bars what a template must not reach,
+but not work without end: a loop, a power, a text that is multiplied. Even the compiler computes
+constants. So a template is parsed and run there alone, and at a limit the system ends the
+process: a chat for which the template takes too long is lost, and its process with it. Other
+chats have processes of their own, one for each thread that renders at a time.
+
+Such a process reads lines of JSON and answers each with one: first the template, then chats.
 """
 
 from __future__ import annotations
@@ -11,9 +16,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from picospec.models.confined import Worker
-from picospec.models.tokenizing.chat_template import MAX_BYTES, Json
-from picospec.models.tokenizing.rendering import CPU_S
+from picospec.models.confined import Worker, limit_memory, limited_cpu, serve
+from picospec.models.tokenizing.chat_template import MAX_BYTES, ChatTemplate, Json
+
+CPU_S: Final = 2.0
+"""A chat takes no more processor time. One of 10,000 tokens takes a few milliseconds."""
+
+MEMORY_BYTES: Final = 512 << 20
+"""The process has no more address space; an idle one has a twentieth of it."""
 
 START_TIMEOUT_S: Final = 60.0
 """A process that has not started after so many seconds is given up. The start takes a fifth of
@@ -80,7 +90,7 @@ class Renderer:
 
     def _started(self) -> Worker:
         """Start a process that has the template. Raises ValueError."""
-        worker = Worker("picospec.models.tokenizing.rendering")
+        worker = Worker("picospec.models.tokenizing.renderer")
         template = {"text": self.text, "variables": dict(self._variables)}
         answer = self._ask(worker, template, START_TIMEOUT_S, 0)
         if reason := answer.get("error"):
@@ -98,3 +108,34 @@ class Renderer:
             raise Overrun from error
         found: dict[str, Any] = json.loads(answer)
         return found
+
+
+def main() -> None:
+    """Answer questions until the input ends."""
+    limit_memory(MEMORY_BYTES)
+    templates: list[ChatTemplate] = []
+
+    def answer(line: bytes) -> bytes:
+        with limited_cpu(CPU_S):
+            try:
+                found = _answered(json.loads(line), templates)
+            except ValueError as error:
+                found = {"error": str(error)}
+            except OverflowError as error:
+                found = {"too_long": str(error)}
+            except MemoryError:
+                found = {"error": "the chat template takes too much memory"}
+            return json.dumps(found).encode()
+
+    serve(answer)
+
+
+def _answered(asked: dict[str, Any], templates: list[ChatTemplate]) -> dict[str, object]:
+    if templates:
+        return {"text": templates[0].render(**asked)}
+    templates.append(ChatTemplate(**asked))
+    return {"takes_tools": templates[0].takes_tools}
+
+
+if __name__ == "__main__":
+    main()
