@@ -18,7 +18,7 @@ from typer import Option
 
 from picospec.cli.options import fail
 from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.hosting.settings_sources import ServiceSettings
+from picospec.gateway.hosting.settings import ServiceSettings
 from picospec.models.fetching.user_catalogue import user_file
 from picospec.verifier.settings import VerifierSettings
 

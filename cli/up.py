@@ -22,7 +22,7 @@ from picospec.gateway.hosting.cores import Pins
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import Service, ServiceError, keep_up
 from picospec.gateway.hosting.readiness import until_ready
-from picospec.gateway.hosting.settings_sources import as_environment
+from picospec.gateway.hosting.settings import as_environment
 
 NO_DRAIN: Final = {"drain_timeout_s": 0}
 """Settings of both ends: Ctrl-C waits for no answer."""

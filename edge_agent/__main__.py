@@ -34,7 +34,7 @@ from picospec.gateway.hosting.connections.silent import cut_silent
 from picospec.gateway.hosting.draining_server import DrainingServer
 from picospec.gateway.hosting.http1 import protocol
 from picospec.gateway.hosting.listening import check_listening
-from picospec.gateway.hosting.settings_sources import TlsSettings
+from picospec.gateway.hosting.settings import TlsSettings
 from picospec.models.errors import ModelError
 from picospec.models.store import open_store
 from picospec.speculation.drafting.policy import DraftPolicy

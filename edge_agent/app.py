@@ -39,7 +39,7 @@ from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.hosting.listening import hosts_of
-from picospec.gateway.hosting.tracing import open_tracing
+from picospec.gateway.tracing import open_tracing
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from picospec.speculation.drafting.policy import DraftPolicy

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_settings import SettingsConfigDict
 
 from picospec.gateway.hosting.listening import is_loopback
-from picospec.gateway.hosting.settings_sources import Port, ServiceSettings, Table
+from picospec.gateway.hosting.settings import Port, ServiceSettings, Table
 from picospec.speculation.drafting.policy import DraftSettings
 from picospec.speculation.protocol.messages import Fill, Judge
 

@@ -3,12 +3,17 @@
 A span has a name, a beginning, an end and a few facts: numbers and codes, never any text of a
 prompt or an answer, and no key. No provider of spans is made the process's own: FastAPI would
 send spans by it for every look at /ready, and the paths in them have the names of sessions.
+
+The standard variables say where traces go (OTEL_EXPORTER_OTLP_ENDPOINT), what the service is
+called (OTEL_SERVICE_NAME), and which requests are traced (OTEL_TRACES_SAMPLER). Without tracing
+the SDK is neither imported nor needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 from opentelemetry import trace
@@ -85,3 +90,33 @@ NO_TRACING: Final = Tracing(NO_SPAN.tracer, lambda: None)
 
 def _attributes(facts: Mapping[str, Fact]) -> dict[str, Fact]:
     return {_CONVENTIONS.get(name, f"picospec.{name}"): fact for name, fact in facts.items()}
+
+
+def open_tracing(service: str, *, wanted: bool) -> Tracing:
+    """Return what traces, under the service's name unless the environment has another."""
+    return exporting(service) if wanted else NO_TRACING
+
+
+def exporting(service: str) -> Tracing:
+    """Return tracing that sends its spans over OTLP, in batches, from a thread of its own."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: service}))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Tracing(provider.get_tracer("picospec"), provider.shutdown)
+
+
+def check_installed() -> None:
+    """Raise ValueError if the extra `otel` is not installed."""
+    try:
+        found = find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        found = None
+    if found is None or find_spec("opentelemetry.sdk.trace") is None:
+        raise ValueError("tracing needs OpenTelemetry: pip install 'picospec[otel]'")

@@ -10,7 +10,7 @@ import pytest
 import picospec.edge_agent.settings
 import picospec.verifier.settings
 from picospec.cli.up import read_settings
-from picospec.gateway.hosting.settings_sources import as_environment
+from picospec.gateway.hosting.settings import as_environment
 from picospec.verifier.vllm_target.configuring.conflicts import RULES
 
 CONFIGS = Path(__file__).parents[1] / "configs"

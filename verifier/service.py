@@ -11,9 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
-from picospec.gateway.hosting.tracing import open_tracing
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.tracing import Tracing
+from picospec.gateway.tracing import Tracing, open_tracing
 from picospec.verifier.metrics import PassMetrics, SessionMetrics
 from picospec.verifier.routes import Routes
 from picospec.verifier.sessions.registry import Sessions

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from picospec.gateway.hosting.settings_sources import Port, ServerSettings, Table
+from picospec.gateway.hosting.settings import Port, ServerSettings, Table
 from picospec.speculation.protocol.messages import Limits
 from picospec.verifier.llama_target.settings import LlamaSettings
 

@@ -23,7 +23,7 @@ from picospec.bench.run.rivals import Rival
 from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
 from picospec.gateway.hosting.processes import Child, Service, while_alive
 from picospec.gateway.hosting.readiness import until_ready
-from picospec.gateway.hosting.settings_sources import as_environment
+from picospec.gateway.hosting.settings import as_environment
 
 LINKED = Conditions()
 """A link has these conditions until a turn sets others."""

@@ -17,7 +17,7 @@ from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S
 from picospec.edge_agent.relay.allowed import EVENTS, SAFE, type_of
 from picospec.edge_agent.relay.upload import HEAD_S, Upload
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.event_stream import sent_event
+from picospec.gateway.doors.door import sent_event
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import OPENAI, ApiError, ClientGone, Unavailable
 from picospec.gateway.http.client import connected, send_to_client

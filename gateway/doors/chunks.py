@@ -8,10 +8,8 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from picospec.gateway.doors.answer import Answer, Entries, Heading, Json
-from picospec.gateway.doors.event_stream import sent_event
+from picospec.gateway.doors.door import Answer, Entries, Heading, Json, sent_event
 from picospec.gateway.doors.request import GenerationRequest
-from picospec.gateway.errors import ApiError
 from picospec.gateway.output.detokenise import Finish, TextDelta
 from picospec.gateway.watching import Spans, Told, Watch
 
@@ -41,9 +39,6 @@ class ChunkAnswer(Answer):
             last["speculation"] = self._watch.totals() | self._account.speculation()
         ends = [{**self._body([], chunk=True), **last}] if last else []
         return b"".join(map(sent_event, ends)) + b"data: [DONE]\n\n"
-
-    def failure(self, error: ApiError) -> bytes:
-        return sent_event(error.body())
 
     def whole(self, choices: Sequence[TextDelta]) -> Json:
         shown = [{"index": i, **self.choice(choice)} for i, choice in enumerate(choices)]

@@ -1,4 +1,4 @@
-"""What a request at a door means.
+"""What each door has of its own: how its request is read, and how its answer is written.
 
 A door has a schema of its request, a function that reads such a request as the one kind that is
 answered, and the answer that writes the result. Everything between is the same behind all
@@ -7,17 +7,72 @@ doors: keys, limits, drain, tokens, speculation and fail-over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
+import msgspec
 from starlette.responses import Response
 
-from picospec.gateway.doors.answer import AnswerMaker
+from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.request import GenerationRequest
+from picospec.gateway.errors import ApiError
+from picospec.gateway.output.detokenise import LogprobEntry, TextDelta
+from picospec.gateway.ports import UNLIKELY
 from picospec.gateway.schemas.base import RequestModel
 
+Json = dict[str, object]
+Entries = Sequence[LogprobEntry]
 Body = TypeVar("Body", bound=RequestModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What is known of an answer before its first token."""
+
+    id: str
+    created: int
+    """Unix time, in seconds."""
+
+    model: str
+    choices: int
+    account: Account
+    """It has counted a delta before `events` gets that delta, so that usage is up to date."""
+
+    fingerprint: str | None = None
+    """OpenAI calls it `system_fingerprint`; not every answer has one."""
+
+
+class Answer(ABC):
+    """Writes one answer, streamed or whole."""
+
+    media_type: ClassVar[str] = "text/event-stream; charset=utf-8"
+    """The type of the stream."""
+
+    keep_alive: ClassVar[bytes] = b": keep-alive\n\n"
+    """What is sent while nothing else is; b"" for nothing. Clients skip a comment, as the
+    standard of server-sent events says."""
+
+    def waiting(self) -> bytes:
+        """Return what is sent while nothing else is."""
+        return self.keep_alive
+
+    @abstractmethod
+    def events(self, index: int, delta: TextDelta) -> bytes:
+        """Return what the stream has for the next delta of choice `index`."""
+
+    def end(self) -> bytes:
+        """Return what the stream has after all choices have finished."""
+        return b""
+
+    def failure(self, error: ApiError) -> bytes:
+        """Return what the stream ends with after an error."""
+        return sent_event(error.body())
+
+    @abstractmethod
+    def whole(self, choices: Sequence[TextDelta]) -> object:
+        """Return the answer that is not streamed. choices: each as one delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +81,7 @@ class Asked:
 
     body: GenerationRequest
     id_prefix: str
-    answer: AnswerMaker
+    answer: Callable[[Heading], Answer]
     ignored: tuple[str, ...] = ()
     """Fields of the door's own request that have no effect, besides those of `body`."""
 
@@ -41,3 +96,14 @@ class Asked:
 
 Read = Callable[[Body], Asked]
 """Reads a door's request. Raises InvalidRequest, by the door's names of fields."""
+
+
+def sent_event(content: object, name: str = "") -> bytes:
+    """Return a server-sent event with JSON in it. name: the event's, where it has one."""
+    named = b"event: %b\n" % name.encode() if name else b""
+    return b"%bdata: %b\n\n" % (named, msgspec.json.encode(content))
+
+
+def finite(logprob: float) -> float:
+    """Return UNLIKELY for minus infinity, which JSON cannot express."""
+    return max(logprob, UNLIKELY)

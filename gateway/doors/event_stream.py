@@ -1,7 +1,7 @@
-"""Streams an answer, as server-sent events or as its door has them.
+"""Sends an answer: whole, or streamed as server-sent events or as its door has them.
 
-The status is sent with the first event, or with what keeps the connection alive. An error
-before it gets a status of its own; an error after it becomes the stream's last event.
+The status of a stream is sent with the first event, or with what keeps the connection alive. An
+error before it gets a status of its own; an error after it becomes the stream's last event.
 
 A long prompt may take minutes to read. Proxies and clients give up on a connection on which
 nothing comes for so long.
@@ -16,16 +16,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.answer import Answer
+from picospec.gateway.doors.door import Answer
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone
 from picospec.gateway.http.client import connected, send_to_client
+from picospec.gateway.http.responses import json_response
 from picospec.gateway.output.choice_stream import ChoiceStream, Order, together
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.output.message import joined
 
 _HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
@@ -89,12 +91,6 @@ def _piece(body: bytes, *, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-def sent_event(content: object, name: str = "") -> bytes:
-    """Return a server-sent event with JSON in it. name: the event's, where it has one."""
-    named = b"event: %b\n" % name.encode() if name else b""
-    return b"%bdata: %b\n\n" % (named, msgspec.json.encode(content))
-
-
 async def keep_alive(
     begun: asyncio.Event, send: Callable[[], Awaitable[None]], interval_s: float
 ) -> None:
@@ -105,3 +101,29 @@ async def keep_alive(
                 await begun.wait()
         except TimeoutError:
             await send()
+
+
+async def json_answer(
+    answer: Answer, streams: Sequence[ChoiceStream], account: Account, receive: Receive
+) -> Response:
+    """Answer when all streams have ended. Raises ApiError, and ClientGone on a disconnect."""
+    read: list[list[TextDelta]] = [[] for _ in streams]
+    async with connected(receive), together(streams) as deltas:
+        async for index, delta in deltas:
+            account.count(index, delta)
+            read[index].append(delta)
+    return json_response(answer.whole([_joined(deltas) for deltas in read]))
+
+
+def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
+    """Return all that a client gets of a choice as one delta."""
+    parsed = [delta.parsed for delta in deltas if delta.parsed is not None]
+    return TextDelta(
+        text="".join(delta.text for delta in deltas),
+        tokens=sum(delta.tokens for delta in deltas),
+        entries=tuple(entry for delta in deltas for entry in delta.entries),
+        finish=deltas[-1].finish,
+        statistics=deltas[-1].statistics,
+        parsed=joined(parsed) if parsed else None,
+        stop=deltas[-1].stop,
+    )

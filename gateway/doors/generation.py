@@ -1,4 +1,5 @@
-"""Answers a request for choices: turns it into jobs, and streams them from the engine."""
+"""Answers a request for choices: turns it into jobs, and streams them from the engine. Or
+counts the tokens of its prompt."""
 
 from __future__ import annotations
 
@@ -12,15 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.answer import Heading, json_answer
 from picospec.gateway.doors.body import checked, parse
-from picospec.gateway.doors.door import Body, Read
-from picospec.gateway.doors.event_stream import EventStream
+from picospec.gateway.doors.door import Asked, Body, Heading, Read
+from picospec.gateway.doors.event_stream import EventStream, json_answer
 from picospec.gateway.doors.parameters import Parameters, parameters_of, shown_names
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest, PromptTooLong, renamed
 from picospec.gateway.grammars import structured
+from picospec.gateway.http.responses import json_response
 from picospec.gateway.output.choice_stream import stream_choice
 from picospec.gateway.output.steady import singly
 from picospec.gateway.output.style import Style
@@ -38,13 +39,9 @@ async def generate(
     relay = services.relay
     if relay and (relayed := await relay.ahead(services, request)):
         return relayed
-    parsed = await parse(schema, services, request)
-    asked = await checked(services, request, partial(read, parsed))
-    account.field_names, body = asked.names, asked.body
-    services = await services.for_request(account)
-    facts = await services.facts_of(body.model)
-    given, ignored = await checked(services, request, partial(_given, body, facts))
-    account.ignored = shown_names((*asked.ignored, *ignored))
+    asked, services, facts, given = await _understood(schema, read, services, request)
+    body = asked.body
+    body.check_served(facts)
     if asked.instead is not None:
         return asked.instead(facts.model)
     if relay and (relayed := await relay.undrafted(services, request, facts.model)):
@@ -75,19 +72,39 @@ async def generate(
     streams = await checked(services, request, partial(body.shown, streams, tokenizer))
     if body.stream:
         order = services.steady.paced if body.is_steady else None
-        return EventStream(
-            answer, streams, account, services.drain, order, services.keep_alive_s
-        )
+        every_s = services.settings.keep_alive_s
+        return EventStream(answer, streams, account, services.drain, order, every_s)
     async with services.drain.answer():
         return await json_answer(answer, streams, account, request.receive)
 
 
-def _given(body: GenerationRequest, facts: Facts) -> tuple[Parameters, tuple[str, ...]]:
-    """Return the parameters that no schema has, and the fields that have no effect. Raises
-    InvalidRequest."""
-    given = parameters_of(body, facts)
-    body.check_served(facts)
-    return given, (*given.ignored, *body.unknown_inside())
+async def count_prompt(
+    schema: type[Body], read: Read[Body], services: Services, request: Request, **more: str
+) -> Response:
+    """Answer how many tokens the prompt of a request at a door has. more: what else the answer
+    says. Raises ApiError."""
+    asked, services, facts, _ = await _understood(schema, read, services, request)
+    source = await services.tokenizer(facts.vocabulary)
+    tokenizer = BoundedTokenizer(source, facts, asked.body.prompt_field)
+    tokenise, owner = partial(asked.body.tokenise, tokenizer), request.state.account.tenant
+    prompts = await services.reader.read(owner, tokenise)
+    return json_response({**more, "input_tokens": sum(map(len, prompts))})
+
+
+async def _understood(
+    schema: type[Body], read: Read[Body], services: Services, request: Request
+) -> tuple[Asked, Services, Facts, Parameters]:
+    """Return what a request asks for, who answers it, by which model, and the parameters that
+    no schema has. Raises ApiError."""
+    account: Account = request.state.account
+    parsed = await parse(schema, services, request)
+    asked = await checked(services, request, partial(read, parsed))
+    account.field_names = asked.names
+    services = await services.for_request(account)
+    facts = await services.facts_of(asked.body.model)
+    given = await checked(services, request, partial(parameters_of, asked.body, facts))
+    account.ignored = shown_names((*asked.ignored, *given.ignored))
+    return asked, services, facts, given
 
 
 async def _jobs(
@@ -101,10 +118,9 @@ async def _jobs(
 ) -> list[Job]:
     """Return the jobs `name`-0, `name`-1, ...; the choices of a
     prompt are seeded with seed, seed + 1, ..."""
-    if body.prompt_count * body.n > services.max_choices:
+    if body.prompt_count * body.n > (most := services.settings.max_choices):
         raise InvalidRequest(
-            f"{body.prompt_count} prompts times n = {body.n} exceeds"
-            f" {services.max_choices} choices",
+            f"{body.prompt_count} prompts times n = {body.n} exceeds {most} choices",
             param="n" if body.prompt_count == 1 else "prompt",
         )
     prompts = await _read(services, body, facts, style, account)

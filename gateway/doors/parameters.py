@@ -122,7 +122,7 @@ def parameters_of(body: Servable, facts: Facts) -> Parameters:
         extras[structured.NAME] = constraint
     return Parameters(
         MappingProxyType(extras),
-        tuple(ignored),
+        (*ignored, *body.unknown_inside()),
         constrained_at,
         frozenset(body.stop_token_ids),
         body.min_tokens,

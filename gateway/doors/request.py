@@ -26,14 +26,7 @@ from picospec.gateway.output.choice_stream import ChoiceStream, Reader
 from picospec.gateway.output.detokenise import Detokeniser, Piece
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import Facts, Sampling
-from picospec.gateway.schemas.base import (
-    FIRST_ERROR,
-    Flag,
-    Integer,
-    Number,
-    RequestModel,
-    unknown_fields,
-)
+from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, Number, RequestModel
 from picospec.gateway.tokenizer import Tokenizer
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -222,7 +215,3 @@ class GenerationRequest(Servable):
 
     def _asks(self, option: str) -> bool:
         return bool(getattr(self.stream_options, option, False))
-
-    def unknown_inside(self) -> list[str]:
-        """Return the unknown fields of the objects in the body, without its own."""
-        return [name for name in unknown_fields(self) if name not in (self.model_extra or ())]

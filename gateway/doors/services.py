@@ -15,6 +15,7 @@ from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.responses.store import Shelves
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import NotFound
+from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.output.steady import Steady
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Engine, Facts, Fallback
@@ -24,11 +25,6 @@ from picospec.gateway.tokenizer import Tokenizer, TokenizerSource
 
 About = Callable[[], Awaitable[dict[str, object]]]
 """A function that returns what /status says of one service alone."""
-
-
-async def nothing_more() -> dict[str, object]:
-    """Say nothing; see About."""
-    return {}
 
 
 class Relay(Protocol):
@@ -61,11 +57,8 @@ class Services:
     drain: Drain
     registry: CollectorRegistry
     reader: PromptReader
-    model_aliases: frozenset[str]
-    accept_any_model: bool
+    settings: GatewaySettings
     styles: Styles
-    max_choices: int
-    keep_alive_s: float
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""
@@ -79,7 +72,7 @@ class Services:
     """The turns in which large bodies are checked."""
 
     steady: Steady = field(default_factory=Steady)
-    about: About = nothing_more
+    about: About | None = None
     fallback: Fallback | None = None
     relay: Relay | None = None
     falls_back: bool = False
@@ -117,7 +110,8 @@ class Services:
 
     def names_of(self, facts: Facts) -> list[str]:
         """Return all names by which clients may ask for a model."""
-        return [facts.model, *sorted(self.model_aliases - {facts.model}), *facts.adapters]
+        aliases = sorted({*self.settings.model_aliases} - {facts.model})
+        return [facts.model, *aliases, *facts.adapters]
 
     async def facts_of(self, model: str | None) -> Facts:
         """Return the engine's facts; raise NotFound for any model but the engine's.
@@ -127,9 +121,9 @@ class Services:
         the settings accept any. An adapter of the model is named as a model is.
         """
         facts = (await self.engine.facts()).named(model)
-        if self.falls_back or self.accept_any_model:
+        if self.falls_back or self.settings.accept_any_model or model is None:
             return facts
-        if model is not None and model != facts.model and model not in self.model_aliases:
+        if model != facts.model and model not in self.settings.model_aliases:
             message = f"the model {model!r} does not exist; this service has {facts.model!r}"
             raise NotFound(message, param="model", code="model_not_found")
         return facts

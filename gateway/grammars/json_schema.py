@@ -1,9 +1,11 @@
-"""What a JSON schema says about a tool's arguments: which there are, and of which types."""
+"""JSON as text, and what a JSON schema says about a tool's arguments: which there are, and of
+which types."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 Schema = Mapping[str, object]
 Schemas = Mapping[str, Schema]
@@ -91,3 +93,20 @@ def kind_of(value: object) -> str:
 
 def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
+
+
+def decode(text: str) -> object:
+    """Return the value of a JSON text. Raises ValueError, for NaN and for deep nesting too."""
+    try:
+        return json.loads(text, parse_constant=_reject)
+    except RecursionError as error:
+        raise ValueError("the value is nested too deeply") from error
+
+
+def encode(value: object) -> str:
+    """Return a value as JSON. Raises ValueError or TypeError for what JSON cannot express."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _reject(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

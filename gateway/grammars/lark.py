@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from picospec.gateway.grammars.json_schema import COMBINING, Schema, check_json
-from picospec.gateway.grammars.json_text import encode
+from picospec.gateway.grammars.json_schema import COMBINING, Schema, check_json, encode
 
 Special = Mapping[str, int]
 """The texts that are special tokens in a model, with their ids."""

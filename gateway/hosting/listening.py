@@ -14,7 +14,7 @@ from typing import Final
 from starlette.datastructures import Headers
 
 from picospec.gateway.errors import Forbidden, InvalidRequest
-from picospec.gateway.hosting.settings_sources import ServiceSettings
+from picospec.gateway.hosting.settings import ServiceSettings
 from picospec.gateway.tenants.keys import all_keys
 
 _HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")

@@ -31,7 +31,7 @@ from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.connections.descriptors import max_connections, raise_limit
 from picospec.gateway.hosting.connections.silent import cut_silent
 from picospec.gateway.hosting.parent_death import end_with_parent
-from picospec.gateway.hosting.settings_sources import ServerSettings
+from picospec.gateway.hosting.settings import ServerSettings
 
 AT_ONCE: Final = signal.SIGUSR1
 """This signal has a worker stop without waiting for its running work."""

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.doors.messages import models as anthropic
+from picospec.gateway.doors.messages import answer as anthropic
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError
 from picospec.gateway.http.responses import json_response
@@ -38,7 +38,7 @@ async def ready(services: Services, _: Request) -> Response:
 async def status(services: Services, _: Request) -> Response:
     """Answer what this service is and how it is, also while it cannot serve."""
     facts = error = None
-    about = await services.about()
+    about = await services.about() if services.about else {}
     try:
         facts = await services.engine.facts()
     except ApiError as failed:

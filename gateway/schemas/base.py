@@ -1,7 +1,7 @@
 """The types that request bodies are declared with, and their errors.
 
 * As in OpenAI's API, a field that is null counts as absent.
-* A field that no schema has is kept, and `unknown_fields` names it: nothing is lost in silence.
+* A field that no schema has is kept, and `unknown_inside` names it: nothing is lost in silence.
 * A Pydantic error becomes a 400 that names the field, but never quotes its value.
 """
 
@@ -65,6 +65,17 @@ class RequestModel(BaseModel):
             return value
         return {name: item for name, item in value.items() if item is not None}
 
+    def unknown_inside(self) -> list[str]:
+        """Return the names of fields that no schema of the objects in this one has, such as
+        `messages.cache_control`."""
+        found = []
+        for name, value in self.__dict__.items():
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, RequestModel):
+                    inside = (*(item.model_extra or ()), *item.unknown_inside())
+                    found += [f"{name}.{each}" for each in inside]
+        return found
+
 
 class Typed(RequestModel):
     """An object in which the field that is named like its `type` must be there."""
@@ -91,19 +102,6 @@ def validated(
         raised = invalid(error)
         raised.name_field(names)
         raise raised from None
-
-
-def unknown_fields(body: RequestModel, path: str = "") -> list[str]:
-    """Return the names of all fields that no schema has, such as `messages.cache_control`."""
-    found = [path + name for name in body.model_extra or ()]
-    for name, value in body.__dict__.items():
-        if isinstance(value, RequestModel):
-            found += unknown_fields(value, f"{path}{name}.")
-        elif isinstance(value, tuple):
-            for item in value:
-                if isinstance(item, RequestModel):
-                    found += unknown_fields(item, f"{path}{name}.")
-    return found
 
 
 def missing() -> NoReturn:

@@ -12,8 +12,14 @@ import structlog
 
 from picospec.gateway.errors import Unauthorized
 from picospec.gateway.log_lines import LogLimit
-from picospec.gateway.tenants.keys import InvalidKeys, Key, KeyLimits, all_keys, digest_of
-from picospec.gateway.tenants.keys_file import KeysFile
+from picospec.gateway.tenants.keys import (
+    InvalidKeys,
+    Key,
+    KeyLimits,
+    KeysFile,
+    all_keys,
+    digest_of,
+)
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 
 PREFIX_BYTES: Final = 8

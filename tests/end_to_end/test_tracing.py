@@ -12,7 +12,7 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from picospec.gateway.hosting.settings_sources import ServiceSettings
+from picospec.gateway.hosting.settings import ServiceSettings
 from picospec.gateway.tracing import NO_TRACING
 from picospec.verifier.app import build
 from picospec.verifier.settings import load
@@ -189,10 +189,10 @@ def test_without_tracing_opentelemetrys_sdk_is_not_loaded() -> None:
     program = """
 import sys
 import picospec.edge_agent.app, picospec.verifier.app
-from picospec.gateway.hosting import tracing as hosting
-from picospec.gateway.hosting.settings_sources import ServiceSettings
+from picospec.gateway import tracing
+from picospec.gateway.hosting.settings import ServiceSettings
 settings = ServiceSettings.load(None, {}, {})
-hosting.open_tracing("x", wanted=settings.tracing)
+tracing.open_tracing("x", wanted=settings.tracing)
 sys.exit("opentelemetry.sdk" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
@@ -207,7 +207,7 @@ def test_without_tracing_nothing_is_sent_along() -> None:
 def test_tracing_that_is_not_installed_is_a_setting_that_cannot_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.hosting.tracing.find_spec", lambda _: None)
+    monkeypatch.setattr("picospec.gateway.tracing.find_spec", lambda _: None)
 
     with pytest.raises(ValueError, match=r"pip install 'picospec\[otel\]'"):
         ServiceSettings.load(None, {}, {"tracing": True})

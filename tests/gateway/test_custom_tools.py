@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from picospec.gateway.grammars import structured
-from picospec.gateway.output.custom_input import CustomInput
+from picospec.gateway.output.message import CustomInput
 from tests.gateway.meaning import job_of
 from tests.gateway.openai_sdk import sdk, writes
 from tests.gateway.output.grammars import Grammar

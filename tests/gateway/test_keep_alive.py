@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from starlette.types import Message
 
-from picospec.gateway.doors.answer import Answer
+from picospec.gateway.doors.door import Answer
 from picospec.gateway.errors import Unavailable
 from tests.gateway.scripted import ScriptedEngine, ask, make_app
 

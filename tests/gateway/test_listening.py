@@ -14,7 +14,7 @@ from picospec.edge_agent.settings import load
 from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.hosting.listening import check_listening, hosts_of, is_loopback
-from picospec.gateway.hosting.settings_sources import ServiceSettings
+from picospec.gateway.hosting.settings import ServiceSettings
 from picospec.gateway.tokenizer import Tokenizer
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
 

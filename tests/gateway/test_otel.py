@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from picospec.gateway.hosting.tracing import exporting
+from picospec.gateway.tracing import exporting
 
 Posts = list[tuple[str, bytes]]
 """Paths and bodies."""

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from picospec.gateway.hosting.settings_sources import Table
+from picospec.gateway.hosting.settings import Table
 
 
 class LlamaSettings(Table):

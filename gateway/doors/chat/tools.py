@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field
 
 from picospec.gateway.grammars.structured import MAX_BYTES, Schema
-from picospec.gateway.output.custom_input import FIELD
+from picospec.gateway.output.message import FIELD
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel, Typed, missing
 
 Json = Mapping[str, object]

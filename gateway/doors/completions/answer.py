@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from picospec.gateway.doors.answer import Entries, Json, finite
 from picospec.gateway.doors.chunks import ChunkAnswer
 from picospec.gateway.doors.completions.request import CompletionRequest
-from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.door import Asked, Entries, Json, finite
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 
 

@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from picospec.gateway.doors.answer import Answer, Heading, Json
-from picospec.gateway.doors.door import Asked
-from picospec.gateway.doors.event_stream import sent_event
+from picospec.gateway.doors.door import Answer, Asked, Heading, Json, sent_event
 from picospec.gateway.doors.llama_server.request import NativeRequest
-from picospec.gateway.errors import ApiError
 from picospec.gateway.output.detokenise import TextDelta
 
 _ABSENT: Final = object()
@@ -37,12 +34,6 @@ class NativeAnswer(Answer):
         if delta.finish is not None:
             pieces.append(self._last(index, "", delta))
         return b"".join(map(sent_event, pieces))
-
-    def end(self) -> bytes:
-        return b""
-
-    def failure(self, error: ApiError) -> bytes:
-        return sent_event(error.body())
 
     def whole(self, choices: Sequence[TextDelta]) -> object:
         """Return the object of the choice, or all if there are several."""

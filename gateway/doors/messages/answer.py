@@ -1,19 +1,39 @@
-"""The answer of POST /v1/messages, which is a message, and the events of its stream."""
+"""What Anthropic's clients get: a message, the events of its stream, errors, and models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import ClassVar, Final
 
-from picospec.gateway.doors.answer import Answer, Heading, Json
-from picospec.gateway.doors.door import Asked
-from picospec.gateway.doors.event_stream import sent_event
+from picospec.gateway.doors.door import Answer, Asked, Heading, Json, sent_event
 from picospec.gateway.doors.messages.content import ContentEvents, content_of
-from picospec.gateway.doors.messages.errors import error_body
 from picospec.gateway.doors.messages.request import MessagesRequest
-from picospec.gateway.errors import ApiError
+from picospec.gateway.errors import (
+    ApiError,
+    Draining,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PromptTooLong,
+    RateLimited,
+    Shape,
+    TooLarge,
+    Unauthorized,
+)
 from picospec.gateway.output.detokenise import Finish, TextDelta
+from picospec.gateway.ports import Facts
 
+_TYPES: Final = {
+    Unauthorized: "authentication_error",
+    Forbidden: "permission_error",
+    NotFound: "not_found_error",
+    TooLarge: "request_too_large",
+    RateLimited: "rate_limit_error",
+    Overloaded: "overloaded_error",
+    Draining: "overloaded_error",
+}
 _REASONS: Final[dict[Finish | None, str]] = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -103,3 +123,38 @@ def _reason(last: TextDelta) -> Json:
 
 def _encoded(events: Iterable[Json]) -> bytes:
     return b"".join(sent_event(event, str(event["type"])) for event in events)
+
+
+def error_body(error: ApiError) -> dict[str, object]:
+    """Return the body of an error, which is its event in a stream, too."""
+    is_theirs = error.status < InvalidRequest.status + 100
+    other = "invalid_request_error" if is_theirs else "api_error"
+    message = error.message
+    if isinstance(error, PromptTooLong):  # clients look for both numbers, and then shorten it
+        message = f"prompt is too long: {error.tokens} tokens > {error.context_tokens} maximum"
+    kind = next((kind for of, kind in _TYPES.items() if isinstance(error, of)), other)
+    details = {"error_code": error.error_code, "param": error.param}
+    shown = {"type": kind, "message": message, "details": details}
+    return {"type": "error", "error": shown}
+
+
+SHAPE: Final = Shape(error_body, full=529)
+
+
+def model_of(name: str, created: int, facts: Facts | None = None) -> Json:
+    """Return a model. created: the Unix time, in seconds. facts: None of another service's."""
+    limits = ("max_input_tokens", "max_tokens") if facts else ()
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(created, UTC).isoformat(),
+        "lifecycle": "active",
+        **{limit: facts.context_tokens for limit in limits if facts},
+    }
+
+
+def page_of(models: Sequence[Json]) -> Json:
+    """Return all models as the only page of a list."""
+    ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]}
+    return {"data": models, "has_more": False, **ends}

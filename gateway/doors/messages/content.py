@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic_core import from_json
 
-from picospec.gateway.doors.answer import Json
+from picospec.gateway.doors.door import Json
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import (
     CallArguments,

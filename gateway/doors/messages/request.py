@@ -23,7 +23,6 @@ from picospec.gateway.schemas.base import (
     Integer,
     Number,
     RequestModel,
-    unknown_fields,
     validated,
 )
 
@@ -110,11 +109,10 @@ class MessagesRequest(RequestModel):
 
     def ignored(self) -> tuple[str, ...]:
         """Return the fields without effect, but for those that the body itself has."""
-        inside = (name for name in unknown_fields(self) if name not in (self.model_extra or ()))
         found = [f"tools.{t.type}" for t in self.tools if not isinstance(t, ClientTool)]
         if self._thinks_not and self.output_config is not None and self.output_config.effort:
             found.append("output_config.effort")
-        return (*found, *inside)
+        return (*found, *self.unknown_inside())
 
     def names(self) -> Mapping[str, str]:
         """Return this API's names of fields, by those of the chat."""

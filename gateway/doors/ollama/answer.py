@@ -15,10 +15,9 @@ import msgspec
 from pydantic_core import from_json
 from starlette.responses import Response
 
-from picospec.gateway.doors.answer import Answer, Heading, Json
 from picospec.gateway.doors.chat.answer import logprobs_of
 from picospec.gateway.doors.completions.request import CompletionRequest
-from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.door import Answer, Asked, Heading, Json
 from picospec.gateway.doors.ollama.request import OllamaRequest
 from picospec.gateway.errors import ApiError, Shape
 from picospec.gateway.http.responses import json_response
@@ -76,9 +75,6 @@ class OllamaAnswer(Answer):
         if delta.finish is not None:
             lines.append({**self._head(), **self.shown("", "", ()), **self._counted(delta)})
         return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
-
-    def end(self) -> bytes:
-        return b""
 
     def failure(self, error: ApiError) -> bytes:
         return msgspec.json.encode(error_body(error)) + b"\n"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from picospec.gateway.doors.answer import Answer, Heading
 from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.event_stream import sent_event
+from picospec.gateway.doors.door import Answer, Heading, sent_event
 from picospec.gateway.doors.responses.output import PREFIX, Event, Output
 from picospec.gateway.doors.responses.request import ENCRYPTED, ResponsesRequest
 from picospec.gateway.errors import ApiError, InvalidRequest, Overloaded

@@ -10,9 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.counting import count_prompt
 from picospec.gateway.doors.door import Asked
-from picospec.gateway.doors.generation import generate
+from picospec.gateway.doors.generation import count_prompt, generate
 from picospec.gateway.doors.responses.answer import ResponseAnswer
 from picospec.gateway.doors.responses.items import ITEMS, Item
 from picospec.gateway.doors.responses.output import PREFIX, place_of

@@ -27,7 +27,6 @@ from picospec.gateway.schemas.base import (
     Integer,
     RequestModel,
     Unserved,
-    unknown_fields,
     validated,
 )
 
@@ -137,7 +136,7 @@ class ResponsesRequest(RequestModel):
             yield "reasoning.summary"
         yield from unserved(self.tools)
         yield from (name for item in self.input if (name := item.unseen()) is not None)
-        yield from (name for name in unknown_fields(self) if "." in name)
+        yield from self.unknown_inside()
 
 
 def names_of(tools: Sequence[Offered]) -> dict[str, str]:

@@ -10,8 +10,7 @@ import re
 from collections.abc import Container
 from typing import Final
 
-from picospec.gateway.grammars.json_schema import Schemas
-from picospec.gateway.grammars.json_text import decode
+from picospec.gateway.grammars.json_schema import Schemas, decode
 from picospec.gateway.grammars.lark import arguments, literal
 from picospec.gateway.output.extent import read_value, stream_value
 from picospec.gateway.output.incoming import Incoming, Malformed, Steps

@@ -11,8 +11,7 @@ import re
 import warnings
 from typing import Final
 
-from picospec.gateway.grammars.json_schema import Schema, Schemas, parameters
-from picospec.gateway.grammars.json_text import decode, encode
+from picospec.gateway.grammars.json_schema import Schema, Schemas, decode, encode, parameters
 from picospec.gateway.grammars.lark import Special, json_value, literal, repeated
 from picospec.gateway.output.extent import PYTHON, read_value
 from picospec.gateway.output.formats.base import Format, pass_content

@@ -13,12 +13,13 @@ from typing import Final
 from picospec.gateway.grammars.json_schema import (
     Schema,
     Schemas,
+    decode,
+    encode,
     kind_of,
     kinds,
     parameters,
     properties,
 )
-from picospec.gateway.grammars.json_text import decode, encode
 from picospec.gateway.grammars.lark import (
     Special,
     json_value,
