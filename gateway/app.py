@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from picospec.gateway.accounts.access import Access
+from picospec.gateway.accounts.access import PAGE_PATHS, Access
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.accounts.middleware import Accounts, ShapeOf, openai_shape
 from picospec.gateway.doors.responses.store import Shelves
@@ -30,7 +30,7 @@ from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.style import Styles
 from picospec.gateway.ports import SEEDS, Engine, Fallback
 from picospec.gateway.routes.documents import Route, documents
-from picospec.gateway.routes.page import page
+from picospec.gateway.routes.page import FILES, root
 from picospec.gateway.routes.table import ROUTES, shape_of
 from picospec.gateway.tenants.reading import PromptReader
 from picospec.gateway.tenants.tenant import TenantMetrics
@@ -97,8 +97,9 @@ def create_app(
         about=about,
     )
     documented = (*ROUTES, *routes)
-    for route in (*documented, *documents(documented), *page()):
+    for route in (*documented, *documents(documented), Route("GET", "/", "The page", root)):
         app.add_route(route.path, partial(route.handler, services), methods=[route.method])
+    app.mount(PAGE_PATHS, FILES)
     return app
 
 
