@@ -25,16 +25,15 @@ from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.edge_agent.starting import Starting
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting import logs
-from picospec.gateway.hosting.connections.descriptors import (
+from picospec.gateway.hosting.descriptors import (
     max_accepted,
     max_connections,
     raise_limit,
 )
-from picospec.gateway.hosting.connections.silent import cut_silent
-from picospec.gateway.hosting.draining_server import DrainingServer
-from picospec.gateway.hosting.http1 import protocol
+from picospec.gateway.hosting.http1 import DrainingServer, protocol
 from picospec.gateway.hosting.listening import check_listening
 from picospec.gateway.hosting.settings import TlsSettings
+from picospec.gateway.hosting.silent import cut_silent
 from picospec.models.errors import ModelError
 from picospec.models.store import open_store
 from picospec.speculation.drafting.policy import DraftPolicy

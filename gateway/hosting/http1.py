@@ -1,20 +1,73 @@
-"""uvicorn's HTTP/1.1 with deadlines and a bound: by itself it waits without a limit for a
-request that was begun, and for a client that does not read, and takes any connection."""
+"""The HTTP/1.1 server of one process: uvicorn, with deadlines and a bound, which answers while
+its service drains.
+
+By itself uvicorn waits without a limit for a request that was begun, and for a client that does
+not read, and takes any connection. A connection is idle until a whole request has come, and
+again when its answer is complete. For one too many the one is cut that has been idle for
+longest, a stranger's or that of a client, who connects again; where all others are busy, the
+new one itself is cut. So nobody locks out the others by connections on which nothing is asked,
+and no running answer is cut.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
-from typing import Final
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import ClassVar, Final
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from picospec.gateway.hosting.connections.crowd import Crowd
+from picospec.gateway.drain import Drain
+from picospec.gateway.hosting.descriptors import be_brief_without_descriptors
+from picospec.gateway.hosting.stopping import stopped_by_signals
 from picospec.gateway.http.client import UNREAD_S
 
 REQUEST_S: Final = 30.0
 """The head of a request may take so long, from the connection or from its first byte, in
 seconds: as long as granian allows at the verifier."""
+
+MAX_UNACCEPTED: Final = 4096
+"""Connections that may wait in the kernel to be accepted, of which uvicorn's `backlog` are
+accepted in one go. A client whose connection finds no room tries again after a second."""
+
+
+class DrainingServer(uvicorn.Server):
+    """SIGTERM drains its service; a second one, or SIGINT, waits for nothing that runs."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, drain_timeout_s: float) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._drain_timeout_s = drain_timeout_s
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        be_brief_without_descriptors(asyncio.get_running_loop())
+        async with stopped_by_signals(
+            self._drain,
+            self._drain_timeout_s,
+            self._close,
+            at_once=signal.SIGINT,
+            second_is_at_once=True,
+        ):
+            await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in (each for server in self.servers for each in server.sockets):
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(MAX_UNACCEPTED)
+
+    async def _close(self) -> None:
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the signals alone: uvicorn would stop listening at the first."""
+        yield
 
 
 class _Cut:
@@ -37,12 +90,18 @@ class _Cut:
 
 
 class DeadlinesProtocol(H11Protocol):
-    """Cuts a connection whose request does not come, or whose client reads nothing."""
+    """Cuts a connection whose request does not come, whose client reads nothing, or which is
+    one too many."""
+
+    _most: ClassVar[int]
+    """How many connections there may be."""
+
+    _open: ClassVar[set[asyncio.Transport]]
+    _idle: ClassVar[dict[asyncio.Transport, None]]
+    """The idle connections, in the order in which they became idle."""
 
     _unasked: _Cut
     _unread: _Cut
-    _crowd: Crowd
-    """The server sets it, in a class of its own."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -52,12 +111,18 @@ class DeadlinesProtocol(H11Protocol):
             limit_ms = int(UNREAD_S * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
         self._unasked.start(transport)
-        self._crowd.enter(transport)
+        self._open.add(transport)
+        self._idle[transport] = None
+        if len(self._open) > self._most:
+            longest = next(iter(self._idle))
+            del self._idle[longest]
+            longest.abort()  # it leaves a moment later
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unasked.stop()
         self._unread.stop()
-        self._crowd.leave(self.transport)
+        self._open.discard(self.transport)
+        self._idle.pop(self.transport, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -67,12 +132,13 @@ class DeadlinesProtocol(H11Protocol):
         else:
             self._unasked.stop()
             if not self.cycle.more_body:
-                self._crowd.is_busy(self.transport)
+                self._idle.pop(self.transport, None)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete:  # else the next request was there already
-            self._crowd.is_idle(self.transport)
+        is_idle = self.cycle.response_complete  # else the next request was there already
+        if is_idle and not self.transport.is_closing():
+            self._idle.setdefault(self.transport, None)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -93,6 +159,6 @@ def protocol(most: int) -> type[asyncio.Protocol]:
     """Return what a server makes of each connection. most: how many there may be."""
 
     class Bounded(DeadlinesProtocol):
-        _crowd = Crowd(most)
+        _most, _open, _idle = most, set(), {}
 
     return Bounded

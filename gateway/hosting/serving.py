@@ -28,10 +28,10 @@ from granian.server.embed import Server
 from starlette.types import ASGIApp
 
 from picospec.gateway.hosting import logs
-from picospec.gateway.hosting.connections.descriptors import max_connections, raise_limit
-from picospec.gateway.hosting.connections.silent import cut_silent
+from picospec.gateway.hosting.descriptors import max_connections, raise_limit
 from picospec.gateway.hosting.parent_death import end_with_parent
 from picospec.gateway.hosting.settings import ServerSettings
+from picospec.gateway.hosting.silent import cut_silent
 
 AT_ONCE: Final = signal.SIGUSR1
 """This signal has a worker stop without waiting for its running work."""

@@ -17,10 +17,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from picospec.bench.run.services import free_port
-from picospec.gateway.hosting import http1
-from picospec.gateway.hosting.connections import silent
-from picospec.gateway.hosting.connections.descriptors import MOST as MOST_DESCRIPTORS
-from picospec.gateway.hosting.connections.descriptors import be_brief_without_descriptors
+from picospec.gateway.hosting import http1, silent
+from picospec.gateway.hosting.descriptors import MOST as MOST_DESCRIPTORS
+from picospec.gateway.hosting.descriptors import be_brief_without_descriptors
 from tests.edge_agent.processes import wait_for
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.verifier.conftest import ROOT, fake_command, serving
@@ -192,7 +191,7 @@ def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: i
     hard = min(hard, before[1])
     script = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, {hard}));"
-        "from picospec.gateway.hosting.connections import descriptors;"
+        "from picospec.gateway.hosting import descriptors;"
         "limit = descriptors.raise_limit();"
         "print(limit, descriptors.max_connections(limit), descriptors.max_accepted(limit))"
     )

@@ -1,1 +1,0 @@
-"""Bounds how many connections strangers hold, and for how long without a request."""
