@@ -8,9 +8,9 @@ doors: keys, limits, drain, tokens, speculation and fail-over.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import msgspec
 from starlette.responses import Response
@@ -19,11 +19,15 @@ from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.errors import ApiError
 from picospec.gateway.output.detokenise import LogprobEntry, TextDelta
+from picospec.gateway.output.message import CallStart
 from picospec.gateway.ports import UNLIKELY
 from picospec.gateway.schemas.base import RequestModel
 
 Json = dict[str, object]
 Entries = Sequence[LogprobEntry]
+Part = tuple[Literal["reasoning", "text", "call"], str, CallStart | None]
+"""A part of an answer: its kind, its text, and how a call begins, which has no text yet."""
+
 Body = TypeVar("Body", bound=RequestModel)
 
 
@@ -96,6 +100,22 @@ class Asked:
 
 Read = Callable[[Body], Asked]
 """Reads a door's request. Raises InvalidRequest, by the door's names of fields."""
+
+
+def parts_of(delta: TextDelta) -> Iterator[Part]:
+    """Yield what a delta shows, in the order in which a model writes it: what the open call
+    still gets, reasoning, text and calls."""
+    calls: list[Part] = [
+        ("call", "", piece) if isinstance(piece, CallStart) else ("call", piece.text, None)
+        for piece in (delta.parsed.calls if delta.parsed is not None else ())
+    ]
+    begins = next((i for i, (_, _, start) in enumerate(calls) if start), len(calls))
+    yield from calls[:begins]
+    if delta.parsed is not None and delta.parsed.reasoning:
+        yield "reasoning", delta.parsed.reasoning, None
+    if delta.text or delta.entries:
+        yield "text", delta.text, None
+    yield from calls[begins:]
 
 
 def sent_event(content: object, name: str = "") -> bytes:

@@ -25,8 +25,7 @@ from picospec.gateway.doors.messages.request import MessagesRequest
 from picospec.gateway.doors.ollama import answer as ollama
 from picospec.gateway.doors.ollama import models
 from picospec.gateway.doors.ollama.request import OllamaChat, OllamaGenerate
-from picospec.gateway.doors.responses import create as responses
-from picospec.gateway.doors.responses import kept
+from picospec.gateway.doors.responses import handlers as responses
 from picospec.gateway.doors.responses.request import ResponsesRequest
 from picospec.gateway.errors import OPENAI, Shape
 from picospec.gateway.routes import status
@@ -52,6 +51,7 @@ def _door(path: str, summary: str, schema: type[Body], read: Read[Body], *kind: 
     return Route("POST", path, summary, partial(generate, schema, read), schema, *kind)
 
 
+_KEPT: Final = "/v1/responses/{name}"
 _SAME: Final = "The same as with /v1"
 _LINES: Final = "application/x-ndjson"
 _COUNT: Final = partial(count_prompt, MessagesRequest, messages.asked)
@@ -86,16 +86,18 @@ ROUTES: Final = (
         responses.count,
         ResponsesRequest,
     ),
-    Route("POST", "/v1/responses/compact", "Not served: a 404", kept.compact),
-    Route("GET", "/v1/responses/{name}", "A response that is kept", kept.retrieve),
-    Route("DELETE", "/v1/responses/{name}", "Forget a response", kept.delete),
+    Route("POST", "/v1/responses/compact", "Not served: a 404", responses.compact),
+    Route("GET", _KEPT, "A response that is kept", responses.retrieve),
+    Route("DELETE", _KEPT, "Forget a response", responses.delete),
     Route(
         "POST",
-        "/v1/responses/{name}/cancel",
+        f"{_KEPT}/cancel",
         "End a response: what runs ends with its connection",
-        kept.cancel,
+        responses.cancel,
     ),
-    Route("GET", "/v1/responses/{name}/input_items", "What came before it", kept.input_items),
+    Route(
+        "GET", "/v1/responses/{name}/input_items", "What came before it", responses.input_items
+    ),
     Route("POST", "/tokenize", "The tokens of a text or chat", tokenize, TokenizeRequest),
     Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
     Route("GET", "/v1/models", "The model, by each of its names", status.list_models),

@@ -11,14 +11,9 @@ from typing import Final
 
 from pydantic_core import from_json
 
-from picospec.gateway.doors.door import Json
+from picospec.gateway.doors.door import Json, parts_of
 from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.output.message import (
-    CallArguments,
-    CallPiece,
-    CallStart,
-    whole_calls,
-)
+from picospec.gateway.output.message import CallStart, whole_calls
 
 SIGNATURE: Final = "picospec"
 """Clients send reasoning back only with its signature. Nobody checks this one."""
@@ -65,16 +60,17 @@ class ContentEvents:
         """The type of the block that has not ended; "" for none."""
 
     def read(self, delta: TextDelta) -> Iterator[Json]:
-        """Yield the events of what a delta shows; what the open call still gets comes first."""
-        calls = list(delta.parsed.calls) if delta.parsed is not None else []
-        while calls and isinstance(calls[0], CallArguments):
-            yield from self._call(calls.pop(0))
-        if delta.parsed is not None and delta.parsed.reasoning:
-            yield from self._grow("thinking", delta.parsed.reasoning, _THINKING)
-        if delta.text:
-            yield from self._grow("text", delta.text, _TEXT)
-        for piece in calls:
-            yield from self._call(piece)
+        """Yield the events of what a delta shows."""
+        for kind, text, start in parts_of(delta):
+            if start is not None:
+                yield from self._begin(_call(start))
+            elif kind == "call":
+                yield self._delta("input_json", text, "partial_json")
+            elif text:
+                block = _THINKING if kind == "reasoning" else _TEXT
+                if self._open != block["type"]:
+                    yield from self._begin(block)
+                yield self._delta(self._open, text)
 
     def end(self) -> Iterator[Json]:
         """Yield what ends the open block, if there is one."""
@@ -83,17 +79,6 @@ class ContentEvents:
         if self._open:
             yield {"type": "content_block_stop", "index": self._index}
         self._open = ""
-
-    def _call(self, piece: CallPiece) -> Iterator[Json]:
-        if isinstance(piece, CallStart):
-            yield from self._begin(_call(piece))
-        else:
-            yield self._delta("input_json", piece.text, "partial_json")
-
-    def _grow(self, kind: str, text: str, empty: Json) -> Iterator[Json]:
-        if self._open != kind:
-            yield from self._begin(empty)
-        yield self._delta(kind, text)
 
     def _begin(self, block: Json) -> Iterator[Json]:
         yield from self.end()

@@ -32,7 +32,7 @@ class ResponseAnswer(Answer):
         asked: ResponsesRequest,
         chat: ChatRequest,
         called: Mapping[str, Json],
-        keep: Keep,
+        keep: Keep | None,
         heading: Heading,
     ) -> None:
         self._account = heading.account
@@ -86,7 +86,8 @@ class ResponseAnswer(Answer):
             "usage": _usage(self._account.usage()),
             **self._account.extensions(),
         }
-        self._keep(response)
+        if self._keep is not None:
+            self._keep(response)
         return response
 
     def _now(self) -> int:

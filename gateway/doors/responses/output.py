@@ -7,132 +7,106 @@ is done. What an event is about is named by the item's place; `answer` numbers t
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from picospec.gateway.doors.chat.answer import logprobs_of
+from picospec.gateway.doors.door import parts_of
 from picospec.gateway.doors.responses.items import sealed
 from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.output.message import CallPiece, CallStart
 
 Json = dict[str, object]
 Event = tuple[str, Json]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 PREFIX: Final = "resp_"
-_FUNCTION: Final = ("function_call", "arguments", "function_call_arguments")
-_CUSTOM: Final = ("custom_tool_call", "input", "custom_tool_call_input")
-"""The type of a call, the field with what its tool gets, and how its events begin."""
-
 _ITEM_ID: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_([0-9]{1,6})")
 
 
-class Growing(ABC):
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one type of item is told of."""
+
+    type: str
+    prefix: str
+    """Its id begins so."""
+
+    stem: str
+    """The events of its text begin so. It is the type of its only part, too, where it has
+    parts."""
+
+    field: str = "text"
+    """Its text is in this field."""
+
+    @property
+    def has_part(self) -> bool:
+        return self.field == "text"
+
+
+REASONING: Final = Kind("reasoning", "rs", "reasoning_text")
+MESSAGE: Final = Kind("message", "msg", "output_text")
+FUNCTION: Final = Kind("function_call", "fc", "function_call_arguments", "arguments")
+CUSTOM: Final = Kind("custom_tool_call", "fc", "custom_tool_call_input", "input")
+_OF_PARTS: Final[Mapping[str, tuple[Kind, Json]]] = {
+    "reasoning": (REASONING, {"summary": []}),
+    "text": (MESSAGE, {"role": "assistant"}),
+}
+"""The item that a part of an answer goes to, and what it has of its own."""
+
+
+class Growing:
     """An item that is open."""
 
-    def __init__(self, id: str, place: int) -> None:
-        self.id = id
-        self.at: Json = {"item_id": id, "output_index": place}
-        self.place: Json = {"output_index": place}
+    def __init__(self, kind: Kind, key: str, place: int, head: Json) -> None:
+        """head: what only items of this kind have."""
+        self.kind = kind
         self.text = ""
-
-    @abstractmethod
-    def item(self, status: Status) -> Json:
-        """Return the item as it is in that state."""
-
-    def begin(self) -> Iterator[Event]:
-        yield "response.output_item.added", {**self.place, "item": self.item("in_progress")}
-
-    def end(self, status: Status) -> Iterator[Event]:
-        yield "response.output_item.done", {**self.place, "item": self.item(status)}
-
-
-class GrowingText(Growing):
-    """An item with one part, a text."""
-
-    part_type: str
-
-    def __init__(self, id: str, place: int) -> None:
-        super().__init__(id, place)
-        self.at["content_index"] = 0
-
-    def part(self) -> Json:
-        return {"type": self.part_type, "text": self.text}
-
-    def begin(self) -> Iterator[Event]:
-        yield from super().begin()
-        yield "response.content_part.added", {**self.at, "part": self.part()}
-
-    def grow(self, text: str, **more: object) -> Iterator[Event]:
-        self.text += text
-        yield f"response.{self.part_type}.delta", {**self.at, "delta": text, **more}
-
-    def end(self, status: Status, **more: object) -> Iterator[Event]:
-        yield f"response.{self.part_type}.done", {**self.at, "text": self.text, **more}
-        yield "response.content_part.done", {**self.at, "part": self.part()}
-        yield from super().end(status)
-
-
-class GrowingReasoning(GrowingText):
-    part_type = "reasoning_text"
-
-    def __init__(self, id: str, place: int, *, seals: bool) -> None:
-        """seals: the client wants it as `encrypted_content`, too."""
-        super().__init__(id, place)
-        self._seals = seals
-
-    def item(self, status: Status) -> Json:
-        item: Json = {"type": "reasoning", "id": self.id, "summary": []}
-        if status == "in_progress":
-            return item
-        if self._seals:
-            item["encrypted_content"] = sealed(self.text)
-        return {**item, "content": [self.part()]}
-
-
-class GrowingMessage(GrowingText):
-    part_type = "output_text"
-
-    def __init__(self, id: str, place: int) -> None:
-        super().__init__(id, place)
         self._logprobs: list[Json] = []
+        self._place: Json = {"output_index": place}
+        self._head: Json = {"type": kind.type, "id": f"{kind.prefix}_{key}_{place}", **head}
+        index = {"content_index": 0} if kind.has_part else {}
+        self._at: Json = {"item_id": self._head["id"], **self._place, **index}
 
     def part(self) -> Json:
-        return {**super().part(), "annotations": [], "logprobs": self._logprobs}
+        """Return the only part of a message or of reasoning."""
+        more = {"annotations": [], "logprobs": self._logprobs} if self.kind is MESSAGE else {}
+        return {"type": self.kind.stem, "text": self.text, **more}
 
-    def item(self, status: Status) -> Json:
+    def item(self, status: Status, *, seals: bool = False) -> Json:
+        """Return the item as it is in that state. seals: its reasoning is wanted as
+        `encrypted_content`, too."""
         content = [] if status == "in_progress" else [self.part()]
-        item: Json = {"type": "message", "id": self.id, "role": "assistant"}
-        return {**item, "status": status, "content": content}
+        if self.kind is REASONING:
+            secret = {"encrypted_content": sealed(self.text)} if seals else {}
+            return {**self._head, **secret, "content": content} if content else self._head
+        if self.kind is MESSAGE:
+            return {**self._head, "status": status, "content": content}
+        return {**self._head, self.kind.field: self.text, "status": status}
 
-    def grow_with(self, text: str, logprobs: Sequence[Json]) -> Iterator[Event]:
-        self._logprobs.extend(logprobs)
-        return self.grow(text, logprobs=logprobs)
+    def begin(self) -> Iterator[Event]:
+        item = self.item("in_progress")
+        yield "response.output_item.added", {**self._place, "item": item}
+        if self.kind.has_part:
+            yield "response.content_part.added", {**self._at, "part": self.part()}
 
-    def end(self, status: Status, **more: object) -> Iterator[Event]:
-        return super().end(status, logprobs=self._logprobs)
-
-
-class GrowingCall(Growing):
-    def __init__(self, id: str, place: int, start: CallStart, called: Json) -> None:
-        """called: how the call names its tool."""
-        super().__init__(id, place)
-        kind, self._field, stem = _CUSTOM if start.custom else _FUNCTION
-        self._stem = f"response.{stem}"
-        self._head: Json = {"type": kind, "id": id, "call_id": start.id, **called}
-
-    def item(self, status: Status) -> Json:
-        return {**self._head, self._field: self.text, "status": status}
-
-    def grow(self, text: str) -> Iterator[Event]:
+    def grow(self, text: str, logprobs: list[Json]) -> Iterator[Event]:
         self.text += text
-        yield f"{self._stem}.delta", {**self.at, "delta": text}
+        self._logprobs += logprobs
+        more = {"logprobs": logprobs} if self.kind is MESSAGE else {}
+        yield f"response.{self.kind.stem}.delta", {**self._at, "delta": text, **more}
 
-    def end(self, status: Status) -> Iterator[Event]:
-        done = {"name": self._head["name"], self._field: self.text}
-        yield f"{self._stem}.done", {**self.at, **done}
-        yield from super().end(status)
+    def end(self, item: Json) -> Iterator[Event]:
+        """Yield what says that all is there. item: as it is in the end."""
+        done: Json = {self.kind.field: self.text}
+        if self.kind is MESSAGE:
+            done["logprobs"] = self._logprobs
+        elif not self.kind.has_part:
+            done["name"] = item["name"]
+        yield f"response.{self.kind.stem}.done", {**self._at, **done}
+        if self.kind.has_part:
+            yield "response.content_part.done", {**self._at, "part": self.part()}
+        yield "response.output_item.done", {**self._place, "item": item}
 
 
 class Output:
@@ -152,50 +126,30 @@ class Output:
 
     def read(self, delta: TextDelta) -> Iterator[Event]:
         """Add what a delta shows; yield the events that tell of it."""
-        parsed = delta.parsed
-        if parsed is not None and parsed.reasoning:
-            yield from self._read_reasoning(parsed.reasoning)
-        if delta.text or delta.entries:
-            yield from self._read_text(delta)
-        for piece in parsed.calls if parsed is not None else ():
-            yield from self._read_call(piece)
+        for kind, text, start in parts_of(delta):
+            if start is not None:
+                called = self._called.get(start.name, {"name": start.name})
+                of = CUSTOM if start.custom else FUNCTION
+                yield from self._begin(of, {"call_id": start.id, **called})
+                continue
+            if kind != "call" and not (self._open and self._open.kind is _OF_PARTS[kind][0]):
+                yield from self._begin(*_OF_PARTS[kind])
+            if self._open is not None:
+                logprobs = logprobs_of(delta.entries) if kind == "text" else []
+                yield from self._open.grow(text, logprobs)
         if delta.finish is not None:
             yield from self._end("incomplete" if delta.finish == "length" else "completed")
 
-    def _read_reasoning(self, text: str) -> Iterator[Event]:
-        item = self._open
-        if not isinstance(item, GrowingReasoning):
-            item = GrowingReasoning(*self._next("rs"), seals=self._seals)
-            yield from self._begin(item)
-        yield from item.grow(text)
-
-    def _read_text(self, delta: TextDelta) -> Iterator[Event]:
-        item = self._open
-        if not isinstance(item, GrowingMessage):
-            item = GrowingMessage(*self._next("msg"))
-            yield from self._begin(item)
-        yield from item.grow_with(delta.text, logprobs_of(delta.entries))
-
-    def _read_call(self, piece: CallPiece) -> Iterator[Event]:
-        if isinstance(piece, CallStart):
-            called = self._called.get(piece.name, {"name": piece.name})
-            yield from self._begin(GrowingCall(*self._next("fc"), piece, called))
-        elif isinstance(self._open, GrowingCall):
-            yield from self._open.grow(piece.text)
-
-    def _next(self, prefix: str) -> tuple[str, int]:
-        place = len(self.items) + (self._open is not None)
-        return f"{prefix}_{self._key}_{place}", place
-
-    def _begin(self, item: Growing) -> Iterator[Event]:
+    def _begin(self, kind: Kind, head: Json) -> Iterator[Event]:
         yield from self._end("completed")
-        self._open = item
-        yield from item.begin()
+        self._open = Growing(kind, self._key, len(self.items), head)
+        yield from self._open.begin()
 
     def _end(self, status: Status) -> Iterator[Event]:
         if self._open is not None:
-            yield from self._open.end(status)
-            self.items.append(self._open.item(status))
+            item = self._open.item(status, seals=self._seals)
+            yield from self._open.end(item)
+            self.items.append(item)
             self._open = None
 
 

@@ -107,3 +107,18 @@ def test_the_items_have_all_that_was_written(answer: Any) -> None:  # noqa: ANN4
     told = [item.get("status", "completed") for item in items]
     cut = finish == "length" and items and items[-1]["type"] != "reasoning"
     assert told == ["completed"] * (len(items) - bool(cut)) + ["incomplete"] * bool(cut)
+
+
+def test_what_an_open_call_still_gets_comes_before_the_text_of_the_same_delta() -> None:
+    output = Output(KEY, CALLED, seals=False)
+    begins, rest = CallStart(0, "call_0", "f"), CallArguments(0, "{}")
+
+    for delta in (
+        TextDelta("", 1, parsed=Parsed("", (begins,), 0)),
+        TextDelta("Hi", 1, parsed=Parsed("", (rest,), 0), finish="stop"),
+    ):
+        for _ in output.read(delta):
+            pass
+
+    shown = [(item["type"], item.get("arguments")) for item in output.items]
+    assert shown == [("function_call", "{}"), ("message", None)]

@@ -14,7 +14,7 @@ from openai.types.responses import Response
 from pydantic import BaseModel
 
 from picospec.gateway.doors.door import Asked
-from picospec.gateway.doors.responses import create
+from picospec.gateway.doors.responses import handlers
 from picospec.gateway.doors.responses.request import ResponsesRequest
 from picospec.gateway.doors.responses.store import Shelf
 from picospec.gateway.errors import Overloaded, Unavailable
@@ -125,13 +125,13 @@ async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
 
 
 async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, read = list[threading.Thread](), create.asked
+    threads, read = list[threading.Thread](), handlers.asked
 
     def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:
         threads.append(threading.current_thread())
         return read(shelf, body)
 
-    monkeypatch.setattr(create, "asked", asked)
+    monkeypatch.setattr(handlers, "asked", asked)
     async with sdk(ScriptedEngine(context_tokens=100_000)) as client:
         short = await created(client)
         long = await client.responses.create(model=MODEL, input="a" * (SMALL_BYTES + 1))
