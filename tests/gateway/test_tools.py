@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.chat.tool_use import ToolUse
+from picospec.gateway.doors.chat.tools import ToolUse
 from picospec.gateway.grammars import structured
 from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask
 

@@ -9,8 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from picospec.gateway.doors.chat.thinking import Thoughtful
-from picospec.gateway.doors.chat.tool_use import ToolUse, tool_use
-from picospec.gateway.doors.chat.tools import ToolChoice, Tools, check_choice
+from picospec.gateway.doors.chat.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.grammars import structured
