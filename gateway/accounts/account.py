@@ -11,7 +11,7 @@ from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.ports import Statistics
 from picospec.gateway.tenants.tenant import Tenant
-from picospec.gateway.tracing import NO_SPAN, Span
+from picospec.gateway.tracing import NO_SPAN, Fact, Span
 
 Clock = Callable[[], float]
 """A monotonic clock, in seconds."""
@@ -145,20 +145,17 @@ class Account:
         """End the request's span with what was counted."""
         if self.span is NO_SPAN:
             return
-        if self.first_token_s is None:  # nothing was generated, or by a session, which says it
-            self.span.end(self.error, status=status, prompt_tokens=self.prompt_tokens)
-            return
-        counted = self.total()
-        self.span.end(
-            self.error,
-            status=status,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            first_token_s=self.first_token_s,
-            draft_tokens=counted.draft_tokens,
-            accepted_tokens=counted.accepted_tokens,
-            acceptance=_ratio(counted.accepted_tokens, counted.draft_tokens),
-        )
+        facts: dict[str, Fact] = {"status": status, "prompt_tokens": self.prompt_tokens}
+        if self.first_token_s is not None:  # else nothing was generated, or a session says it
+            counted = self.total()
+            facts |= {
+                "completion_tokens": self.completion_tokens,
+                "first_token_s": self.first_token_s,
+                "draft_tokens": counted.draft_tokens,
+                "accepted_tokens": counted.accepted_tokens,
+                "acceptance": _ratio(counted.accepted_tokens, counted.draft_tokens),
+            }
+        self.span.end(self.error, **facts)
 
     def usage(self) -> dict[str, object]:
         """Return OpenAI's `usage`."""

@@ -12,6 +12,7 @@ import traceback
 import uuid
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Final
@@ -49,6 +50,7 @@ def openai_shape(_: str, __: Headers) -> Shape:
     return OPENAI
 
 
+@dataclass(eq=False)
 class Accounts:
     """Gives each request an id and an Account in `scope["state"]`; logs and counts it.
 
@@ -56,48 +58,40 @@ class Accounts:
     ApiError becomes a 500, and its traceback is logged.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        settings: GatewaySettings,
-        tenants: Tenants,
-        metrics: Metrics,
-        access: Access,
-        shape_of: ShapeOf,
-    ) -> None:
-        self._app = app
-        self._settings = settings
-        self._tenants = tenants
-        self._metrics = metrics
-        self._access = access
-        self._shape_of = shape_of
-        self._clock = access.clock
+    app: ASGIApp
+    settings: GatewaySettings
+    tenants: Tenants
+    metrics: Metrics
+    access: Access
+    shape_of: ShapeOf
+
+    def __post_init__(self) -> None:
+        self._clock = self.access.clock
         self._refused: defaultdict[int, LogLimit] = defaultdict(LogLimit)
         self._log = structlog.get_logger("gateway")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        anonymous = self._tenants.anonymous
+            return await self.app(scope, receive, send)
+        anonymous = self.tenants.anonymous
         account = Account(
-            _request_id(scope), self._metrics, self._clock, self._clock(), anonymous
+            _request_id(scope), self.metrics, self._clock, self._clock(), anonymous
         )
-        account.shape = self._shape_of(scope["path"], Headers(scope=scope))
+        account.shape = self.shape_of(scope["path"], Headers(scope=scope))
         scope.setdefault("state", {})["account"] = account
-        if self._access.is_message(scope["path"]):
+        if self.access.is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
         if scope["method"] == "POST":  # what else is asked for takes no time
-            headers, path = Headers(scope=scope), self._access.shown(scope["path"])
-            account.span = self._access.tracing.begin(
+            headers, path = Headers(scope=scope), self.access.shown(scope["path"])
+            account.span = self.access.tracing.begin(
                 "request", headers, method="POST", path=path
             )
-        self._metrics.running.inc()
+        self.metrics.running.inc()
         try:
             await self._serve(account, scope, receive, send)
         finally:
-            self._metrics.running.dec()
+            self.metrics.running.dec()
             self._close(account, scope)
 
     async def _serve(
@@ -109,11 +103,11 @@ class Accounts:
             account.fault = fault
 
     async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
-        limit_bytes = self._access.body_limit_bytes(scope) or self._settings.body_limit_bytes
+        limit_bytes = self.access.body_limit_bytes(scope) or self.settings.body_limit_bytes
         body = RequestBody(scope, receive, limit_bytes or MAX_BODY_BYTES)
         try:
             self._admit(account, scope)
-            await self._app(scope, body.admitted(), send)
+            await self.app(scope, body.admitted(), send)
         except Exception as raised:
             if account.status:
                 raise
@@ -123,22 +117,22 @@ class Accounts:
     def _admit(self, account: Account, scope: Scope) -> None:
         """Find out whose request it is, and count it. Raises ApiError."""
         headers = Headers(scope=scope)
-        check_head(headers, scope.get("http_version", ""), self._access.hosts)
+        check_head(headers, scope.get("http_version", ""), self.access.hosts)
         path, now = scope["path"], self._clock()
         if is_open(path):
             return
-        account.tenant = self._tenants.of(_key_in(headers), now)
-        session_paths = self._access.session_paths
+        account.tenant = self.tenants.of(_key_in(headers), now)
+        session_paths = self.access.session_paths
         account.strays = session_paths is not None and path.startswith(session_paths)
         if not account.strays:
-            if not self._tenants.need_key:
-                check_page(headers, scope["method"], self._settings.cors_origins)
+            if not self.tenants.need_key:
+                check_page(headers, scope["method"], self.settings.cors_origins)
             account.tenant.admit(now)
 
     def _close_message(self, account: Account, scope: Scope) -> None:
         if account.status < HTTPStatus.BAD_REQUEST:
             return
-        self._metrics.failed_messages.labels(str(account.status)).inc()
+        self.metrics.failed_messages.labels(str(account.status)).inc()
         if self._strays_too_often(account):
             self._tell(account)
         elif account.status != HTTPStatus.NOT_FOUND:  # else its request has just ended
@@ -146,10 +140,10 @@ class Accounts:
 
     def _close(self, account: Account, scope: Scope) -> None:
         status = account.status or ClientGone.status  # cancelled before any answer
-        self._metrics.requests.labels(str(status)).inc()
-        self._metrics.speculated(account.total())
+        self.metrics.requests.labels(str(status)).inc()
+        self.metrics.speculated(account.total())
         if account.first_token_s is not None:
-            self._metrics.request_s.observe(account.elapsed_s)
+            self.metrics.request_s.observe(account.elapsed_s)
         account.close()
         if account.error == RateLimited.code or self._strays_too_often(account):
             self._tell(account)
@@ -171,23 +165,22 @@ class Accounts:
         return False
 
     def _write(self, account: Account, scope: Scope, status: int) -> None:
-        write = self._log.error if account.fault else self._log.info
         is_refusal = self._is_refusal(account, status)
         refused = self._refused[status].count(self._clock()) if is_refusal else 0
         if is_refusal and not refused:
             return
+        rare: dict[str, object] = {"refused": refused, "ignored": account.ignored}
+        rare |= {"fallback": account.fallback, "relayed": account.relayed}
+        write = self._log.error if account.fault else self._log.info
         write(
             "request",
             request_id=account.request_id,
             method=shown(scope["method"]),
-            path=self._access.shown(scope["path"]),
+            path=self.access.shown(scope["path"]),
             tenant=account.tenant.name,
             status=status,
             error=account.error,
-            **({"refused": refused} if refused else {}),
-            **({"ignored": account.ignored} if account.ignored else {}),
-            **({"fallback": account.fallback} if account.fallback else {}),
-            **({"relayed": account.relayed} if account.relayed else {}),
+            **{name: fact for name, fact in rare.items() if fact},
             prompt_tokens=account.prompt_tokens,
             completion_tokens=account.completion_tokens,
             first_token_s=account.first_token_s and round(account.first_token_s, 6),
@@ -197,9 +190,9 @@ class Accounts:
 
     def _is_refusal(self, account: Account, status: int) -> bool:
         """Return whether anybody may cause such a line, as often as they like."""
-        if account.fault or account.tenant is not self._tenants.anonymous:
+        if account.fault or account.tenant is not self.tenants.anonymous:
             return False
-        return self._tenants.need_key or status in _REFUSALS
+        return self.tenants.need_key or status in _REFUSALS
 
     def _tell(self, account: Account) -> None:
         tenant = account.tenant
@@ -216,12 +209,9 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
         headers = MutableHeaders(scope=message)
         headers["x-request-id"] = account.request_id
         headers.update(NOSNIFF)
-        if account.ignored:
-            headers["x-picospec-ignored"] = ", ".join(account.ignored)
-        if account.fallback:
-            headers["x-picospec-fallback"] = account.fallback
-        if account.relayed:
-            headers["x-picospec-relayed"] = account.relayed
+        told = {"ignored": ", ".join(account.ignored), "fallback": account.fallback}
+        told["relayed"] = account.relayed
+        headers.update({f"x-picospec-{name}": text for name, text in told.items() if text})
     await send(message)
 
 

@@ -21,9 +21,9 @@ from pydantic import (
 )
 
 from picospec.gateway.doors.parameters import Servable
-from picospec.gateway.grammars.answer import Constraint
 from picospec.gateway.output.choice_stream import ChoiceStream, Reader
 from picospec.gateway.output.detokenise import Detokeniser, Piece
+from picospec.gateway.output.formats.base import Constraint
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import Facts, Sampling
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, Number, RequestModel

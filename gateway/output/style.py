@@ -8,11 +8,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from picospec.gateway.grammars.answer import Constraint, Wanted, grammar
 from picospec.gateway.grammars.json_schema import Schemas
 from picospec.gateway.grammars.lark import Tags
 from picospec.gateway.output.detokenise import Detokeniser, Piece
-from picospec.gateway.output.formats.base import Format, pass_content, pass_input
+from picospec.gateway.output.formats.base import (
+    Constraint,
+    Format,
+    Wanted,
+    grammar,
+    pass_content,
+    pass_input,
+)
 from picospec.gateway.output.formats.choose import FORMATS, FormatName, choose
 from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message

@@ -13,9 +13,9 @@ from picospec.gateway.doors.chat.tools import ToolChoice, Tools, ToolUse, check_
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.grammars import structured
-from picospec.gateway.grammars.answer import Constraint, Wanted
 from picospec.gateway.grammars.lark import in_lark
 from picospec.gateway.output.choice_stream import Reader
+from picospec.gateway.output.formats.base import Constraint, Wanted
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import Facts
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, unsupported

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from picospec.gateway.grammars.answer import Constraint, Wanted, grammar
 from picospec.gateway.grammars.lark import Tags
+from picospec.gateway.output.formats.base import Constraint, Wanted, grammar
 from picospec.gateway.output.formats.choose import FORMATS, FormatName
 from tests.gateway.output.grammars import Grammar, ids, validates
 from tests.gateway.output.reading import STRING, Tools, read

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from picospec.gateway.grammars.answer import Wanted
 from picospec.gateway.output.detokenise import Detokeniser, Piece
+from picospec.gateway.output.formats.base import Wanted
 from picospec.gateway.output.formats.choose import FORMATS, FormatName, choose
 from picospec.gateway.output.formats.hermes import Hermes
 from picospec.gateway.output.formats.mistral import Mistral
