@@ -70,8 +70,17 @@ class ApiError(Exception):
         }
 
 
+UNSUPPORTED: Final = "unsupported_parameter"
+"""The code of what a request asks for that this service, or its model, does not serve."""
+
+
 class InvalidRequest(ApiError):
     status, type, code = 400, "invalid_request_error", "invalid_value"
+
+    @classmethod
+    def of(cls, field: str, reason: object, code: str | None = None) -> InvalidRequest:
+        """Return the error of a field of the request, by which its message begins."""
+        return InvalidRequest(f"{field}: {reason}", param=field, code=code)
 
 
 class PromptTooLong(InvalidRequest):

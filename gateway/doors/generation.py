@@ -184,9 +184,8 @@ def _max_tokens(
     if not prompt:
         raise InvalidRequest("the prompt is empty", param=field)
     if not 0 <= min(prompt) <= max(prompt) < facts.vocabulary_size:
-        raise InvalidRequest(
-            f"token ids must be from 0 to {facts.vocabulary_size - 1}", param=field
-        )
+        last = facts.vocabulary_size - 1
+        raise InvalidRequest(f"token ids must be from 0 to {last}", param=field)
     room = facts.context_tokens - len(prompt)
     if room < 1:
         raise PromptTooLong(

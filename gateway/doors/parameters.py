@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 
-from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.errors import UNSUPPORTED, InvalidRequest
 from picospec.gateway.grammars import structured
 from picospec.gateway.ports import Facts
 from picospec.gateway.schemas.base import Flag, Integer, Number
@@ -174,8 +174,7 @@ def _constraint(body: Servable, facts: Facts) -> tuple[str, structured.Constrain
         name = path.partition(".")[0]
         _require(structured.NAME, facts, name)
         if found[1] is not None:
-            message = f"{name}: only one field may constrain the output"
-            raise InvalidRequest(message, param=name)
+            raise InvalidRequest.of(name, "only one field may constrain the output")
         found = path, constraint
     return found
 
@@ -184,11 +183,8 @@ def _check_window(given: Mapping[str, object], extras: Mapping[str, object]) -> 
     """Let llama-server's window of the penalties pass where there is no penalty."""
     window = given.get("repeat_last_n")
     if window not in (None, -1) and not extras.keys().isdisjoint(_PENALTIES):
-        raise InvalidRequest(
-            "repeat_last_n: the penalties have no window; leave it out or give -1",
-            param="repeat_last_n",
-            code="unsupported_parameter",
-        )
+        reason = "the penalties have no window; leave it out or give -1"
+        raise InvalidRequest.of("repeat_last_n", reason, UNSUPPORTED)
 
 
 def _add_defaults(body: Servable, extras: dict[str, Any], facts: Facts) -> None:
@@ -211,8 +207,9 @@ def _require(feature: str, facts: Facts, name: str) -> None:
 
 
 def _unsupported(name: str) -> InvalidRequest:
-    message = f"{name} is not supported by this model"
-    return InvalidRequest(message, param=name, code="unsupported_parameter")
+    return InvalidRequest(
+        f"{name} is not supported by this model", param=name, code=UNSUPPORTED
+    )
 
 
 def _twice(name: str) -> InvalidRequest:

@@ -86,10 +86,8 @@ class ResponseFormat(RequestModel):
                 return {"json": schema}
             case "json_schema", NamedSchema(content=schema), _:
                 return {"json": schema}
-        raise InvalidRequest(
-            "json_schema goes with the type json_schema, and only with it",
-            param="response_format.json_schema",
-        )
+        message = "json_schema goes with the type json_schema, and only with it"
+        raise InvalidRequest(message, param="response_format.json_schema")
 
 
 class StructuredOutputs(RequestModel):
@@ -115,10 +113,7 @@ class StructuredOutputs(RequestModel):
         }
         given = {kind: value for kind, value in kinds.items() if value is not None}
         if len(given) != 1:
-            raise InvalidRequest(
-                f"structured_outputs: give exactly one of {', '.join(kinds)}",
-                param="structured_outputs",
-            )
+            raise InvalidRequest.of(NAME, f"give exactly one of {', '.join(kinds)}")
         return given
 
 

@@ -6,7 +6,7 @@ Where the two differ, the field that holds the text decides: `content` is llama-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions.request import text_of
 from picospec.gateway.doors.parameters import parameters_of
 from picospec.gateway.doors.services import Services
-from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.errors import InvalidRequest, PromptTooLong
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.ports import Facts
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, RequestModel, missing
@@ -55,7 +55,7 @@ class TokenizeRequest(RequestModel):
         """The field that errors about the text refer to."""
         return "messages" if self.messages else "prompt" if self.content is None else "content"
 
-    def tokenise(self, tokenizer: Tokenizer) -> list[int]:
+    def tokenise(self, tokenizer: Tokenizer) -> Sequence[int]:
         if self.content is not None:
             special, begin = self.parse_special, self.add_special
             return tokenizer.encode(self.content, special=special, begin=begin)
@@ -75,12 +75,10 @@ async def tokenize(services: Services, request: Request) -> Response:
     facts = await services.facts_of(body.model)
     source = await services.tokenizer(facts.vocabulary)
     tokenizer = BoundedTokenizer(source, facts, body.field)
-    made: Callable[[], Sequence[int]] = partial(body.tokenise, tokenizer)
-    if body.messages:
-        chat = await parse(ChatRequest, services, request)
+    chat = await parse(ChatRequest, services, request) if body.messages else None
+    if chat is not None:
         await checked(services, request, partial(parameters_of, chat, facts))
-        made = partial(_chat_tokens, chat, tokenizer)
-    answer = partial(_tokens_answer, body, facts, tokenizer, made)
+    answer = partial(_tokens_answer, body, chat, facts, tokenizer)
     return await services.reader.read(account.tenant, answer)
 
 
@@ -96,17 +94,16 @@ async def detokenize(services: Services, request: Request) -> Response:
 
 
 def _tokens_answer(
-    body: TokenizeRequest,
-    facts: Facts,
-    tokenizer: Tokenizer,
-    made: Callable[[], Sequence[int]],
+    body: TokenizeRequest, chat: ChatRequest | None, facts: Facts, tokenizer: Tokenizer
 ) -> Response:
-    tokens, pieces = made(), list[str]()
+    tokens = chat.tokenise(tokenizer)[0] if chat is not None else body.tokenise(tokenizer)
+    pieces: list[str] = []
     if body.with_pieces or body.return_token_strs:
         _check_count(len(tokens), facts, body.field)
         pieces = [text_of([token], tokenizer) for token in tokens]
+    named = [{"id": id, "piece": piece} for id, piece in zip(tokens, pieces, strict=False)]
     answer = {
-        "tokens": _with_pieces(tokens, pieces) if body.with_pieces else tokens,
+        "tokens": named if body.with_pieces else tokens,
         "count": len(tokens),
         "max_model_len": facts.context_tokens,
         "token_strs": pieces if body.return_token_strs else None,
@@ -127,17 +124,5 @@ def _check_count(tokens: int, facts: Facts, field: str) -> None:
     """Raise InvalidRequest where texts of more tokens than the context has are asked for: such
     an answer may have a hundred times the bytes of its request."""
     if tokens > facts.context_tokens:
-        raise InvalidRequest(
-            f"{field}: the context has {facts.context_tokens} tokens; these are {tokens}",
-            param=field,
-            code="context_length_exceeded",
-        )
-
-
-def _chat_tokens(chat: ChatRequest, tokenizer: Tokenizer) -> Sequence[int]:
-    (tokens,) = chat.tokenise(tokenizer)
-    return tokens
-
-
-def _with_pieces(tokens: Sequence[int], pieces: Sequence[str]) -> list[dict[str, object]]:
-    return [{"id": t, "piece": piece} for t, piece in zip(tokens, pieces, strict=True)]
+        reason = f"the context has {facts.context_tokens} tokens; these are {tokens}"
+        raise InvalidRequest.of(field, reason, PromptTooLong.code)

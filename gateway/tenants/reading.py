@@ -109,7 +109,7 @@ class BoundedTokenizer:
         try:
             return self._counted(self.tokenizer.encode(text, special=special, begin=begin))
         except ValueError as error:
-            raise InvalidRequest(f"{self.field}: {error}", param=self.field) from error
+            raise InvalidRequest.of(self.field, error) from error
 
     def infill(
         self,

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from picospec.gateway.doors.chat.thinking import Thoughtful
 from picospec.gateway.doors.chat.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
-from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.errors import UNSUPPORTED, InvalidRequest
 from picospec.gateway.grammars import structured
 from picospec.gateway.grammars.lark import in_lark
 from picospec.gateway.output.choice_stream import Reader
@@ -24,6 +24,8 @@ from picospec.gateway.tokenizer import Tokenizer
 
 BUDGET: Final = "thinking_budget"
 """The name of the budget in Job.extras and in Facts.features."""
+
+_BUDGET: Final = "thinking_token_budget"
 
 _RESERVED: Final = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
@@ -135,7 +137,7 @@ class ChatRequest(Thoughtful, GenerationRequest):
             return style.constraint(prompt, wanted, splits_reasoning=self.splits_reasoning)
         except ValueError as error:
             field = "tools" if tools else next(self.constraints())[0]
-            raise InvalidRequest(f"{field}: {error}", param=field) from error
+            raise InvalidRequest.of(field, error) from error
 
     def more_extras(self, style: Style, prompt: TokenIds) -> Mapping[str, object]:
         if self.thinking_token_budget < 0 or style.tags is None:
@@ -143,48 +145,36 @@ class ChatRequest(Thoughtful, GenerationRequest):
         try:
             return {BUDGET: style.budget(prompt, self.thinking_token_budget)}
         except ValueError as error:
-            raise _unbudgeted(str(error)) from error
+            raise InvalidRequest.of(_BUDGET, error, UNSUPPORTED) from error
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest for calls that need a grammar, or for a budget of thoughts, if
         the engine has none."""
         if self.thinking_token_budget >= 0 and BUDGET not in facts.features:
-            raise _unbudgeted("this target does not count tokens of reasoning")
+            reason = "this target does not count tokens of reasoning"
+            raise InvalidRequest.of(_BUDGET, reason, UNSUPPORTED)
         use = self.tool_use
         if structured.NAME in facts.features or not use.needs_grammar:
             return
         field = "tool_choice"
         if use.choice != "required" and use.allowed is None:
             first = [tool.is_strict for tool in self.tools].index(True)
-            kind = self.tools[first].type
-            field = (
-                f"tools.{first}.{'custom.format' if kind == 'custom' else 'function.strict'}"
-            )
-        raise InvalidRequest(
-            f"{field}: this model cannot be made to call a function",
-            param=field,
-            code="unsupported_parameter",
-        )
+            is_custom = self.tools[first].type == "custom"
+            field = f"tools.{first}.{'custom.format' if is_custom else 'function.strict'}"
+        reason = "this model cannot be made to call a function"
+        raise InvalidRequest.of(field, reason, UNSUPPORTED)
 
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
         messages = [message.shown() for message in self.messages]
         use = self.tool_use
         tools = use.callable if tokenizer.hides_unused_tools else use.tools
         if use.callable and not tokenizer.takes_tools:
-            raise InvalidRequest(
-                "tools: the model's chat template has no place for them",
-                param="tools",
-                code="unsupported_parameter",
-            )
+            reason = "the model's chat template has no place for them"
+            raise InvalidRequest.of("tools", reason, UNSUPPORTED)
         options = self.template_variables
         if self.continue_final_message:
             options["continue_final_message"] = True
         try:
             return (tuple(tokenizer.chat(messages, tools=tools, options=options)),)
         except ValueError as error:
-            raise InvalidRequest(f"messages: {error}", param="messages") from error
-
-
-def _unbudgeted(reason: str) -> InvalidRequest:
-    field = "thinking_token_budget"
-    return InvalidRequest(f"{field}: {reason}", param=field, code="unsupported_parameter")
+            raise InvalidRequest.of("messages", error) from error

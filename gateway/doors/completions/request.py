@@ -103,7 +103,7 @@ class CompletionRequest(GenerationRequest):
         try:
             return tuple(tuple(self._tokens(prompt, tokenizer)) for prompt in self.prompt)
         except ValueError as error:
-            raise InvalidRequest(f"suffix: {error}", param="suffix") from error
+            raise InvalidRequest.of("suffix", error) from error
 
     def _tokens(self, prompt: str | TokenIds, tokenizer: Tokenizer) -> Sequence[int]:
         if not isinstance(prompt, str):

@@ -123,7 +123,7 @@ class InfillRequest(NativeRequest):
             prefix = self.input_prefix + self.prompt
             return (tuple(tokenizer.infill(prefix, self.input_suffix, snippets)),)
         except ValueError as error:
-            raise InvalidRequest(f"input_suffix: {error}", param="input_suffix") from error
+            raise InvalidRequest.of("input_suffix", error) from error
 
     def unknown_inside(self) -> list[str]:
         unserved = ["samplers"] if INFILL_SAMPLER in self.samplers else []

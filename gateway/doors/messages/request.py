@@ -15,7 +15,7 @@ from picospec.gateway.doors.chat.thinking import Effort
 from picospec.gateway.doors.messages.blocks import Message, Texts, chat_messages
 from picospec.gateway.doors.messages.tools import ClientTool, ToolChoice, Tools
 from picospec.gateway.doors.request import Stops
-from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.errors import UNSUPPORTED, InvalidRequest
 from picospec.gateway.grammars.structured import Schema
 from picospec.gateway.schemas.base import (
     FIRST_ERROR,
@@ -85,9 +85,7 @@ class MessagesRequest(RequestModel):
             own["stop"] = self.stop_sequences
         config = self.output_config or OutputConfig()
         if self.output_format is not None and config.format is not None:
-            raise InvalidRequest(
-                "output_format: output_config has one, too", param="output_format"
-            )
+            raise InvalidRequest.of("output_format", "output_config has one, too")
         if (form := self.output_format or config.format) is not None:
             schema = {"schema": form.content}
             own["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -127,12 +125,12 @@ class MessagesRequest(RequestModel):
         return names if self.thinking is None else {**names, "enable_thinking": "thinking"}
 
 
-def _unserved(name: str, code: str = "unsupported_parameter") -> InvalidRequest:
+def _unserved(name: str, code: str = UNSUPPORTED) -> InvalidRequest:
     return InvalidRequest(f"{name} is not served here", param=name, code=code)
 
 
 REFUSED: Final = {
-    "compaction": "unsupported_parameter",
+    "compaction": UNSUPPORTED,
     "thread": "thread_unsupported_request",  # SDKs then send the whole conversation
 }
 """Fields that ask for what is not served, and the codes of their errors."""

@@ -81,7 +81,7 @@ class OllamaRequest(RequestModel):
         given = {**(self.model_extra or {}), **_lifted(self.options), **self._common(), **own}
         request = validated(schema, given, self.names)
         if request.n != 1:
-            raise InvalidRequest("n: an answer is one choice here", param="n")
+            raise InvalidRequest.of("n", "an answer is one choice here")
         return request
 
     def _common(self) -> Json:
@@ -144,7 +144,7 @@ class OllamaGenerate(OllamaRequest):
     def request(self) -> GenerationRequest:
         if self.suffix or self.raw:
             if self.system:
-                raise InvalidRequest("system: a raw prompt has no place for it", param="system")
+                raise InvalidRequest.of("system", "a raw prompt has no place for it")
             logprobs = (self.top_logprobs or 0) if self.logprobs else None
             own = {"prompt": self.prompt, "suffix": self.suffix, "logprobs": logprobs}
             return self._read(RawRequest, **own, top_logprobs=None)

@@ -66,9 +66,8 @@ def _history(shelf: Shelf, id: str | None) -> Sequence[Item]:
     if id is None:
         return ()
     if (kept := shelf.find(id)) is None:
-        field = "previous_response_id"
-        message = f"{field}: no such response is kept"
-        raise InvalidRequest(message, param=field, code="previous_response_not_found")
+        code = "previous_response_not_found"
+        raise InvalidRequest.of("previous_response_id", "no such response is kept", code)
     return (*ITEMS.validate_json(kept.items), *_output(kept))
 
 
@@ -91,8 +90,7 @@ def _resolved(shelf: Shelf, items: Sequence[Item]) -> Iterator[Item]:
         output = known[id]
         found = output[place] if place < len(output) else None
         if found is None:
-            field = f"input.{index}.id"
-            raise InvalidRequest(f"{field}: no such item is kept, or twice", param=field)
+            raise InvalidRequest.of(f"input.{index}.id", "no such item is kept, or twice")
         output[place] = None
         yield found
 
@@ -114,7 +112,7 @@ class Page(BaseModel):
 async def retrieve(services: Services, request: Request) -> Response:
     """Answer a response that is kept."""
     if request.query_params.get("stream") == "true":
-        raise InvalidRequest("stream: a response is streamed once", param="stream")
+        raise InvalidRequest.of("stream", "a response is streamed once")
     return json_response(msgspec.Raw(_found(services, request).response))
 
 
@@ -148,7 +146,7 @@ async def input_items(services: Services, request: Request) -> Response:
     if page.after is not None:
         ids = [item["id"] for item in items]
         if page.after not in ids:
-            raise InvalidRequest("after: there is no such item", param="after")
+            raise InvalidRequest.of("after", "there is no such item")
         items = items[ids.index(page.after) + 1 :]
     listed = items[: page.limit]
     ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]} if listed else {}

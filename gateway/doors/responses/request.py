@@ -121,11 +121,11 @@ class ResponsesRequest(RequestModel):
         given = self.model_extra or {}
         for name in meant.keys() & given.keys():
             if given[name] not in (None, meant[name]):
-                raise InvalidRequest(f"{name}: this is not a field of responses", param=name)
+                raise InvalidRequest.of(name, "this is not a field of responses")
         chat = validated(ChatRequest, {**given, **meant}, names_of(tools))
         if chat.is_watched:
             name = "stream_options.include_speculation"
-            raise InvalidRequest(f"{name}: only chats and completions tell of it", param=name)
+            raise InvalidRequest.of(name, "only chats and completions tell of it")
         return chat
 
     def ignored(self) -> Iterator[str]:
