@@ -20,7 +20,7 @@ from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.door import sent_event
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import OPENAI, ApiError, ClientGone, Unavailable
-from picospec.gateway.http.client import connected, send_to_client
+from picospec.gateway.http.responses import connected, send_to_client
 
 MAX_BYTES: Final = 256 << 20
 """The longest answer that is passed on: hours of audio."""

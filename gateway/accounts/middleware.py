@@ -24,13 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from picospec.gateway.accounts.access import HEALTH_PATHS, Access, is_open
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import OPENAI, ClientGone, RateLimited, Shape
-from picospec.gateway.hosting.listening import check_head
+from picospec.gateway.hosting.listening import check_head, check_page
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.http.request_body import MAX_BODY_BYTES, RequestBody
 from picospec.gateway.http.responses import NOSNIFF, error_response
 from picospec.gateway.log_lines import LogLimit, shown
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.tenants.origins import check_page
 from picospec.gateway.tenants.tenants import Tenants
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")

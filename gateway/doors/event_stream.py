@@ -23,8 +23,7 @@ from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.door import Answer
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ClientGone
-from picospec.gateway.http.client import connected, send_to_client
-from picospec.gateway.http.responses import json_response
+from picospec.gateway.http.responses import connected, json_response, send_to_client
 from picospec.gateway.output.choice_stream import ChoiceStream, Order, together
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import joined

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.descriptors import be_brief_without_descriptors
 from picospec.gateway.hosting.stopping import stopped_by_signals
-from picospec.gateway.http.client import UNREAD_S
+from picospec.gateway.http.responses import UNREAD_S
 
 REQUEST_S: Final = 30.0
 """The head of a request may take so long, from the connection or from its first byte, in

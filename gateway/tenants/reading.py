@@ -65,26 +65,15 @@ class BoundedTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, facts: Facts, field: str) -> None:
         self.tokenizer = tokenizer
+        self.template = tokenizer.template
+        self.takes_tools = tokenizer.takes_tools
+        self.hides_unused_tools = tokenizer.hides_unused_tools
+        self.piece = tokenizer.piece
         self.facts = facts
         self.field = field
         self.charged = 0
         """A refused prompt is charged as so many tokens: those made, and an estimate of the
         others."""
-
-    @property
-    def template(self) -> str:
-        return self.tokenizer.template
-
-    @property
-    def takes_tools(self) -> bool:
-        return self.tokenizer.takes_tools
-
-    @property
-    def hides_unused_tools(self) -> bool:
-        return self.tokenizer.hides_unused_tools
-
-    def piece(self, token: int, special: bool = False) -> bytes:
-        return self.tokenizer.piece(token, special)
 
     def chat(
         self,

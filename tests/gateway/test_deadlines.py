@@ -134,7 +134,7 @@ async def test_of_a_refused_body_only_so_much_is_read(monkeypatch: pytest.Monkey
 async def test_a_client_that_reads_nothing_does_not_hold_the_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.http.client.UNREAD_S", SOON_S)
+    monkeypatch.setattr("picospec.gateway.http.responses.UNREAD_S", SOON_S)
     engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
     async with connection(engine) as (_, writer):
         writer.write(head(f"content-length: {len(STREAM)}") + STREAM)

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.http import client
 from picospec.gateway.metrics import Metrics
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
@@ -74,7 +73,7 @@ async def ending(session: Session) -> Fault:
 async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client, "UNREAD_S", QUICK)
+    monkeypatch.setattr(responses, "UNREAD_S", QUICK)
 
     async def never(*_: object) -> None:
         await asyncio.Event().wait()

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import ClientGone
-from picospec.gateway.http.client import connected, send_to_client
+from picospec.gateway.http.responses import connected, send_to_client
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import BEAT_S, Beat, Fault
 from picospec.verifier.sessions.session import Session

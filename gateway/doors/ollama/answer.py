@@ -101,9 +101,7 @@ class OllamaAnswer(Answer):
 
     def _counted(self, delta: TextDelta) -> Json:
         account = self._heading.account
-        total, first = (
-            int(seconds * _NS) for seconds in (account.elapsed_s, account.first_token_s or 0)
-        )
+        total, first = int(account.elapsed_s * _NS), int((account.first_token_s or 0) * _NS)
         return {
             "done": True,
             "done_reason": "length" if delta.finish == "length" else "stop",
@@ -152,17 +150,14 @@ class Calls:
         begins = [i for i, piece in enumerate(self._pieces) if isinstance(piece, CallStart)]
         end = len(self._pieces) if ended else max(begins, default=0)
         whole, self._pieces = self._pieces[:end], self._pieces[end:]
-        calls = whole_calls(whole)
-        made = [_call(start, text) for start, text in calls]
-        rest = "".join(text for _, text in calls if _object(text) is None)
-        return [call for call in made if call is not None], rest
-
-
-def _call(start: CallStart, text: str) -> Json | None:
-    if (arguments := _object(text)) is None:
-        return None
-    function = {"index": start.index, "name": start.name, "arguments": arguments}
-    return {"id": start.id, "function": function}
+        calls, rest = list[Json](), ""
+        for start, text in whole_calls(whole):
+            if (arguments := _object(text)) is None:
+                rest += text
+                continue
+            function = {"index": start.index, "name": start.name, "arguments": arguments}
+            calls.append({"id": start.id, "function": function})
+        return calls, rest
 
 
 def _object(text: str) -> Json | None:

@@ -9,7 +9,7 @@ from itertools import count, repeat
 import pytest
 
 from picospec.gateway.errors import ClientGone, EngineFault
-from picospec.gateway.http.client import connected
+from picospec.gateway.http.responses import connected
 from picospec.gateway.output.choice_stream import (
     QUEUED,
     ChoiceStream,
