@@ -73,7 +73,7 @@ async def ending(session: Session) -> Fault:
 async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(responses, "UNREAD_S", QUICK)
+    monkeypatch.setattr("picospec.gateway.http.responses.UNREAD_S", QUICK)
 
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
