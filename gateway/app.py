@@ -19,11 +19,11 @@ from starlette.types import Lifespan
 
 from picospec.gateway.accounts.access import PAGE_PATHS, Access
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.accounts.middleware import Accounts, ShapeOf, openai_shape
+from picospec.gateway.accounts.middleware import Accounts, ShapeOf
 from picospec.gateway.doors.responses.store import Shelves
 from picospec.gateway.doors.services import About, Relay, Services
 from picospec.gateway.drain import Drain
-from picospec.gateway.errors import InvalidRequest, NotFound
+from picospec.gateway.errors import OPENAI, InvalidRequest, NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.metrics import Metrics
@@ -108,18 +108,11 @@ def accounted(
     tenants: Tenants,
     metrics: Metrics,
     access: Access,
-    shape_of: ShapeOf = openai_shape,
+    shape_of: ShapeOf = lambda *_: OPENAI,
 ) -> list[Middleware]:
     """Return what stands before every route; see `create_app`. An app that has it has HANDLERS,
     too."""
-    accounts = Middleware(
-        Accounts,
-        settings=settings,
-        tenants=tenants,
-        metrics=metrics,
-        access=access,
-        shape_of=shape_of,
-    )
+    accounts = Middleware(Accounts, settings, tenants, metrics, access, shape_of)
     return [*_cors(settings), accounts]
 
 

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from picospec.gateway.accounts.access import HEALTH_PATHS, Access, is_open
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.errors import OPENAI, ClientGone, RateLimited, Shape
+from picospec.gateway.errors import ClientGone, RateLimited, Shape
 from picospec.gateway.hosting.listening import check_head, check_page
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.http.request_body import MAX_BODY_BYTES, RequestBody
@@ -42,11 +42,6 @@ LogLimit."""
 
 ShapeOf = Callable[[str, Headers], Shape]
 """Returns how errors look to a request, by its path and headers."""
-
-
-def openai_shape(_: str, __: Headers) -> Shape:
-    """Return OpenAI's shape of errors, whatever is asked for."""
-    return OPENAI
 
 
 @dataclass(eq=False)
