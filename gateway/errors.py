@@ -60,14 +60,8 @@ class ApiError(Exception):
             self.message = f"{self.param}{self.message.removeprefix(param)}"
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.type,
-                "param": self.param,
-                "code": self.error_code,
-            }
-        }
+        shown = {"message": self.message, "type": self.type, "param": self.param}
+        return {"error": {**shown, "code": self.error_code}}
 
 
 UNSUPPORTED: Final = "unsupported_parameter"

@@ -12,6 +12,7 @@ the SDK is neither imported nor needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
@@ -22,6 +23,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_i
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 Fact = str | int | float | bool
+_NEEDED: Final = ("opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk.trace")
 _W3C: Final = TraceContextTextMapPropagator()
 _CONVENTIONS: Final = {
     "completion_tokens": "gen_ai.usage.output_tokens",
@@ -93,12 +95,10 @@ def _attributes(facts: Mapping[str, Fact]) -> dict[str, Fact]:
 
 
 def open_tracing(service: str, *, wanted: bool) -> Tracing:
-    """Return what traces, under the service's name unless the environment has another."""
-    return exporting(service) if wanted else NO_TRACING
-
-
-def exporting(service: str) -> Tracing:
-    """Return tracing that sends its spans over OTLP, in batches, from a thread of its own."""
+    """Return what traces, under the service's name unless the environment has another. Where it
+    is wanted, it sends spans over OTLP, in batches, from a thread of its own."""
+    if not wanted:
+        return NO_TRACING
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -114,9 +114,7 @@ def exporting(service: str) -> Tracing:
 
 def check_installed() -> None:
     """Raise ValueError if the extra `otel` is not installed."""
-    try:
-        found = find_spec("opentelemetry.exporter.otlp.proto.http")
-    except ModuleNotFoundError:
-        found = None
-    if found is None or find_spec("opentelemetry.sdk.trace") is None:
-        raise ValueError("tracing needs OpenTelemetry: pip install 'picospec[otel]'")
+    with suppress(ModuleNotFoundError):  # of a package that one of them is in
+        if all(map(find_spec, _NEEDED)):
+            return
+    raise ValueError("tracing needs OpenTelemetry: pip install 'picospec[otel]'")

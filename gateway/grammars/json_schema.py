@@ -12,6 +12,14 @@ Schemas = Mapping[str, Schema]
 LARK: Final = "x-lark"
 """A schema that has this is of a tool that takes a text, which keeps to these rules."""
 
+_KINDS: Final = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+}
+
 COMBINING: Final = frozenset(
     {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties"}
 )
@@ -75,20 +83,7 @@ def kinds(schema: Schema) -> frozenset[str]:
 
 def kind_of(value: object) -> str:
     """Return the JSON type of a decoded value."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "number"
-        case str():
-            return "string"
-        case Mapping():
-            return "object"
-    return "array"
+    return _KINDS.get(type(value), "object" if isinstance(value, Mapping) else "array")
 
 
 def _mapping(value: object) -> Mapping[str, object]:

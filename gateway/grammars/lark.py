@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from picospec.gateway.grammars.json_schema import COMBINING, Schema, check_json, encode
 
@@ -17,8 +16,7 @@ Special = Mapping[str, int]
 """The texts that are special tokens in a model, with their ids."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tags:
+class Tags(NamedTuple):
     """What a family of models writes around its reasoning."""
 
     opening: str

@@ -63,7 +63,7 @@ class Style:
         tags = self.tags if splits_reasoning else None
         if not tools and tags is None:
             return detokeniser(self.tokenizer.piece)
-        spell = self._spelling((*_markers(tags), *(self.format.markers if tools else ())))
+        spell = self._spelling((*(tags or ()), *(self.format.markers if tools else ())))
         opened = tags is not None and is_opened(tags, prompt, spell)
         new_id = partial(_new_id, self.format.id_length)
         read = partial(self.format.read, tools=tools) if tools else pass_content
@@ -85,7 +85,7 @@ class Style:
         tags = self.tags if splits_reasoning else None
         if not wanted.tools and (wanted.content is None or tags is None):
             return wanted.content
-        opened = tags is not None and is_opened(tags, prompt, self._spelling(_markers(tags)))
+        opened = tags is not None and is_opened(tags, prompt, self._spelling(tags))
         return {"grammar": grammar(wanted, self.format, self.special, tags, opened=opened)}
 
     def budget(self, prompt: Sequence[int], tokens: int) -> dict[str, int]:
@@ -95,7 +95,7 @@ class Style:
         if self.tags is None or closing is None:
             raise ValueError("the model has no token that ends its reasoning")
         found = {"tokens": tokens, "closing": closing}
-        if is_opened(self.tags, prompt, self._spelling(_markers(self.tags))):
+        if is_opened(self.tags, prompt, self._spelling(self.tags)):
             return found
         if opening is None:
             raise ValueError("the model has no token that begins its reasoning")
@@ -124,8 +124,8 @@ class Styles:
         """Find out the style, in the thread in which a tokenizer may encode."""
         form = FORMATS[self._name or choose(tokenizer.template)]
         tags = tags_of(tokenizer.template)
-        special = _special(tokenizer, (*_markers(tags), *form.markers))
-        spelt = [tokenizer.encode(t, begin=False) for t in _markers(tags)] or [[], []]
+        special = _special(tokenizer, (*(tags or ()), *form.markers))
+        spelt = [tokenizer.encode(t, begin=False) for t in tags or ()] or [[], []]
         opening, closing = (ids[0] if len(ids) == 1 else None for ids in spelt)
         can = tuple(_capabilities(tokenizer, tags))
         self._latest = Style(tokenizer, form, tags, special, (opening, closing), can)
@@ -143,10 +143,6 @@ def _parse(
     if tags is not None:
         yield from read_reasoning(text, out, tags, opened=opened)
     yield from read(text, out)
-
-
-def _markers(tags: Tags | None) -> tuple[str, ...]:
-    return () if tags is None else (tags.opening, tags.closing)
 
 
 def _special(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, int]:

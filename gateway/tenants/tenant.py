@@ -6,15 +6,13 @@ All times are in seconds, on one monotonic clock.
 from __future__ import annotations
 
 from math import ceil
-from typing import Final, Literal
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from picospec.gateway.errors import RateLimited
 from picospec.gateway.log_lines import LogLimit
 from picospec.gateway.tenants.keys import KeyLimits
-
-Limit = Literal["sessions", "requests", "tokens"]
 
 MINUTE_S: Final = 60.0
 
@@ -71,9 +69,7 @@ class Tenant:
     def admit(self, now: float) -> None:
         """Count a request. Raises RateLimited."""
         if wait_s := self._requests.wait_s(now):
-            raise self._limited(
-                "requests", self.limits.requests_a_minute, "requests a minute", wait_s
-            )
+            raise self._limited("requests", self.limits.requests_a_minute, wait_s)
         self._requests.take(1, now)
         self._requests_metric.inc()
 
@@ -81,11 +77,9 @@ class Tenant:
         """Raise RateLimited unless so many answers may begin."""
         most = self.limits.sessions
         if most is not None and self._answers + answers > most:
-            raise self._limited("sessions", most, "answers at once")
+            raise self._limited("sessions", most)
         if wait_s := self._tokens.wait_s(now):
-            raise self._limited(
-                "tokens", self.limits.tokens_a_minute, "tokens a minute", wait_s
-            )
+            raise self._limited("tokens", self.limits.tokens_a_minute, wait_s)
 
     def begin(self, now: float, answers: int = 1) -> None:
         """Begin answers, each of which must `end`. Raises RateLimited."""
@@ -102,10 +96,9 @@ class Tenant:
         self._tokens.take(tokens, now)
         self._tokens_metric.inc(tokens)
 
-    def _limited(
-        self, limit: Limit, most: int | None, what: str, wait_s: float = 0.0
-    ) -> RateLimited:
+    def _limited(self, limit: str, most: int | None, wait_s: float = 0.0) -> RateLimited:
         self._metrics.limited.labels(self.name, limit).inc()
+        what = "answers at once" if limit == "sessions" else f"{limit} a minute"
         return RateLimited(f"no more than {most} {what}", retry_after_s=ceil(wait_s) or 1)
 
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from picospec.gateway.tracing import exporting
+from picospec.gateway.tracing import open_tracing
 
 Posts = list[tuple[str, bytes]]
 """Paths and bodies."""
@@ -54,7 +54,7 @@ def test_spans_are_sent_when_tracing_is_closed(
 ) -> None:
     if variable is not None:
         monkeypatch.setenv("OTEL_SERVICE_NAME", variable)
-    tracing = exporting("picospec-edge")
+    tracing = open_tracing("picospec-edge", wanted=True)
     span = tracing.begin("request", {}, path="/v1/completions")
     span.begin("open", verifier="http://127.0.0.1:9000", rtt_s=0.01).end()
     span.end("overloaded")
@@ -75,7 +75,7 @@ def test_what_is_not_sampled_is_not_sent_and_says_so(
     received: Posts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    tracing = exporting("picospec-edge")
+    tracing = open_tracing("picospec-edge", wanted=True)
     span = tracing.begin("request", {})
     headers = span.begin("open").headers
     span.end()

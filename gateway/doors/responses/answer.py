@@ -80,7 +80,7 @@ class ResponseAnswer(Answer):
         response = {
             **self._response,
             "status": "incomplete" if cut else "completed",
-            "completed_at": None if cut else self._now(),
+            "completed_at": None if cut else self._created + int(self._account.elapsed_s),
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "output": self._output.items,
             "usage": _usage(self._account.usage()),
@@ -89,9 +89,6 @@ class ResponseAnswer(Answer):
         if self._keep is not None:
             self._keep(response)
         return response
-
-    def _now(self) -> int:
-        return self._created + int(self._account.elapsed_s)
 
     def _encoded(self, events: Iterable[Event]) -> bytes:
         encoded = []

@@ -24,9 +24,6 @@ from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, missing
 
 Json = dict[str, Any]
 
-_UNSEEN: Final = ("web_search_call",)
-"""Items that say only that a service searched; the model is not shown them."""
-
 _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "message": ("role", "content"),
     "function_call": ("name", "call_id", "arguments"),
@@ -109,7 +106,7 @@ class Item(RequestModel):
 
     def unseen(self) -> str | None:
         """Return what the model is not shown of it."""
-        if self.type in _UNSEEN:
+        if self.type == "web_search_call":  # it says only that a service searched
             return f"input.{self.type}"
         hidden = self.type == "reasoning" and self.thoughts is None
         return "input.encrypted_content" if hidden else None

@@ -46,12 +46,8 @@ _NAMES: Final[Mapping[str, str]] = {
 with."""
 
 
-def _free() -> dict[str, object]:
-    return {"type": "text"}
-
-
 class Text(RequestModel):
-    format: dict[str, object] = Field(default_factory=_free)
+    format: dict[str, object] = Field(default_factory=lambda: dict[str, object](type="text"))
     verbosity: str | None = None
     """It means nothing to the models that are served."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Final, Literal
 
 from picospec.gateway.output.formats.base import Format
@@ -16,15 +15,13 @@ from picospec.gateway.output.formats.qwen_coder import QwenCoder
 
 FormatName = Literal["hermes", "llama", "mistral", "pythonic", "qwen_coder"]
 
-FORMATS: Final[Mapping[FormatName, Format]] = MappingProxyType(
-    {
-        "hermes": Hermes(),
-        "llama": Llama(),
-        "mistral": Mistral(),
-        "pythonic": Pythonic(),
-        "qwen_coder": QwenCoder(),
-    }
-)
+FORMATS: Final[Mapping[FormatName, Format]] = {
+    "hermes": Hermes(),
+    "llama": Llama(),
+    "mistral": Mistral(),
+    "pythonic": Pythonic(),
+    "qwen_coder": QwenCoder(),
+}
 
 _SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
     (re.compile(r"<function="), "qwen_coder"),
