@@ -2,7 +2,7 @@
 
 A request goes the same way at every door. `NAME/` stands for the door's folder:
 
-    gateway/app.py            binds a path to `generate`, with the door's schema and its `asked`
+    gateway/routes/table.py   binds a path to `generate`, with the door's schema and its `asked`
     generation.py             takes all the steps below, and is the place to begin reading
     body.py                   reads the body as the door's own request
     NAME/request.py           makes a GenerationRequest of it (request.py), the kind answered

@@ -3,6 +3,6 @@
 items, tools    what a conversation consists of, as messages and functions of a chat
 request         the body, as a chat
 output, answer  what comes of it, as items and events
-store, kept     responses that are kept, and what may be asked of them
-create          the way from a request to its answer
+store           responses that are kept
+handlers        the way from a request to its answer, and what may be asked of kept ones
 """
