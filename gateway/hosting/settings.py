@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from picospec.gateway.hosting.logs import LogFormat
-from picospec.gateway.output.formats.choose import FormatName
+from picospec.gateway.output.style import FormatName
 from picospec.gateway.tenants.keys import KeyLimits, digest_of
 from picospec.gateway.tracing import check_installed
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Final, Literal
 
 from picospec.gateway.grammars.json_schema import Schemas
 from picospec.gateway.grammars.lark import Tags
@@ -19,12 +21,35 @@ from picospec.gateway.output.formats.base import (
     pass_content,
     pass_input,
 )
-from picospec.gateway.output.formats.choose import FORMATS, FormatName, choose
+from picospec.gateway.output.formats.hermes import Hermes
+from picospec.gateway.output.formats.llama import Llama
+from picospec.gateway.output.formats.mistral import Mistral
+from picospec.gateway.output.formats.pythonic import Pythonic
+from picospec.gateway.output.formats.qwen_coder import QwenCoder
 from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message
 from picospec.gateway.output.parser import OutputParser
 from picospec.gateway.output.reasoning import is_opened, read_reasoning, tags_of
 from picospec.gateway.tokenizer import Tokenizer
+
+FormatName = Literal["hermes", "llama", "mistral", "pythonic", "qwen_coder"]
+
+FORMATS: Final[Mapping[FormatName, Format]] = {
+    "hermes": Hermes(),
+    "llama": Llama(),
+    "mistral": Mistral(),
+    "pythonic": Pythonic(),
+    "qwen_coder": QwenCoder(),
+}
+
+_SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
+    (re.compile(r"<function="), "qwen_coder"),
+    (re.compile(r"\[TOOL_CALLS\]"), "mistral"),
+    (re.compile(r"<tool_call>"), "hermes"),
+    (re.compile(r'<\|python_tag\|>|"parameters": dictionary'), "llama"),
+    (re.compile(r"\[\w+\(\w+="), "pythonic"),
+)
+"""The templates of a family contain its sign. The first sign that is found decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +155,11 @@ class Styles:
         can = tuple(_capabilities(tokenizer, tags))
         self._latest = Style(tokenizer, form, tags, special, (opening, closing), can)
         return self._latest
+
+
+def choose(template: str) -> FormatName:
+    """Return the format that a template teaches its model; by default the most common one."""
+    return next((name for sign, name in _SIGNS if sign.search(template)), "hermes")
 
 
 def _parse(

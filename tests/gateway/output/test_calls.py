@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from picospec.gateway.output.formats.choose import FORMATS, FormatName
+from picospec.gateway.output.style import FORMATS, FormatName
 from tests.gateway.output.reading import TOOLS, Read, Tools, moments, read
 
 Decoded = Sequence[tuple[str, object]]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.gateway.output.formats.base import pass_content
-from picospec.gateway.output.formats.choose import FORMATS, FormatName
+from picospec.gateway.output.style import FORMATS, FormatName
 from tests.gateway.output.reading import CUTS, moments, read, run, split
 
 NAMES: Sequence[FormatName] = sorted(FORMATS)

@@ -9,7 +9,7 @@ import pytest
 
 from picospec.gateway.grammars.lark import Tags
 from picospec.gateway.output.formats.base import Constraint, Wanted, grammar
-from picospec.gateway.output.formats.choose import FORMATS, FormatName
+from picospec.gateway.output.style import FORMATS, FormatName
 from tests.gateway.output.grammars import Grammar, ids, validates
 from tests.gateway.output.reading import STRING, Tools, read
 
