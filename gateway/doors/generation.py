@@ -59,13 +59,12 @@ async def generate(
     answer = asked.answer(
         Heading(name, int(time.time()), facts.model, len(jobs), account, fingerprint)
     )
-    stop_tokens = facts.stop_tokens.union(given.stop_tokens)
     begin = services.engine.generate
     streams = [
         stream_choice(
             index,
             singly(begin(job)) if body.is_steady else begin(job),
-            body.reader(style, job.prompt, stop_tokens, given.min_tokens),
+            body.reader(style, job.prompt, facts.stop_tokens),
         )
         for index, job in enumerate(jobs)
     ]

@@ -101,12 +101,6 @@ class Parameters:
     constrained_at: str = ""
     """The request has its constraint there."""
 
-    stop_tokens: frozenset[int] = frozenset()
-    """The tokens that end this answer besides the model's own."""
-
-    min_tokens: int = 0
-    """Before so many tokens nothing ends it."""
-
 
 def parameters_of(body: Servable, facts: Facts) -> Parameters:
     """Return what a request asks for beyond the settings that every engine serves. Raises
@@ -120,13 +114,8 @@ def parameters_of(body: Servable, facts: Facts) -> Parameters:
     constrained_at, constraint = _constraint(body, facts)
     if constraint is not None:
         extras[structured.NAME] = constraint
-    return Parameters(
-        MappingProxyType(extras),
-        (*ignored, *body.unknown_inside()),
-        constrained_at,
-        frozenset(body.stop_token_ids),
-        body.min_tokens,
-    )
+    ignored += body.unknown_inside()
+    return Parameters(MappingProxyType(extras), tuple(ignored), constrained_at)
 
 
 def shown_names(names: Sequence[str]) -> tuple[str, ...]:

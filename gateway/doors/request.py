@@ -139,11 +139,10 @@ class GenerationRequest(Servable):
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
         """Return the tokens of each prompt, or raise InvalidRequest."""
 
-    def reader(
-        self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int], min_tokens: int
-    ) -> Reader:
-        """Return what reads one choice; `prompt` is the one that it continues."""
-        return self._detokeniser(stop_tokens, min_tokens)(style.tokenizer.piece)
+    def reader(self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int]) -> Reader:
+        """Return what reads one choice; `prompt` is the one that it continues, and the model's
+        own stop_tokens end it, too."""
+        return self._detokeniser(stop_tokens)(style.tokenizer.piece)
 
     def constraint(
         self, style: Style, prompt: TokenIds, content: Constraint | None
@@ -155,13 +154,11 @@ class GenerationRequest(Servable):
         """Return what else a job asks of the engine. Raises InvalidRequest."""
         return {}
 
-    def _detokeniser(
-        self, stop_tokens: frozenset[int], min_tokens: int
-    ) -> Callable[[Piece], Detokeniser]:
+    def _detokeniser(self, stop_tokens: frozenset[int]) -> Callable[[Piece], Detokeniser]:
         return partial(
             Detokeniser,
-            stop_tokens=stop_tokens,
-            min_tokens=min_tokens,
+            stop_tokens=stop_tokens.union(self.stop_token_ids),
+            min_tokens=self.min_tokens,
             stops=self.stop,
             include_stop=self.include_stop_str_in_output,
             watched=self.is_watched,

@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Final, NoReturn, TypeVar
+from typing import Annotated, ClassVar, Final, NoReturn, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -78,15 +78,18 @@ class RequestModel(BaseModel):
 
 
 class Typed(RequestModel):
-    """An object in which the field that is named like its `type` must be there."""
+    """An object in which some fields must be there by its type, which is its first field."""
 
     model_config = ConfigDict(validate_default=True)
-    type: str
+    needed: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """The fields that must be there, by the type; where nothing is said of a type, it is the
+    field of its name."""
 
     @field_validator("*")
     @classmethod
     def _goes_with_its_type(cls, value: object, info: ValidationInfo) -> object:
-        if value is None and info.field_name == info.data.get("type"):
+        kind = str(info.data.get(next(iter(cls.model_fields)), ""))
+        if value is None and info.field_name in cls.needed.get(kind, (kind,)):
             missing()
         return value
 

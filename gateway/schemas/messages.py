@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Typed, Unserved, missing
+from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Typed, Unserved
 from picospec.gateway.schemas.json_bounds import check_structure
 
 Json = dict[str, object]
@@ -85,8 +85,8 @@ class CustomCall(RequestModel):
 
 
 class ToolCall(Typed):
-    id: str | None = None
     type: Literal["function", "custom"] = "function"
+    id: str | None = None
     function: FunctionCall | None = None
     custom: CustomCall | None = None
 
@@ -100,7 +100,8 @@ class ToolCall(Typed):
         return call if self.id is None else {"id": self.id, **call}
 
 
-class ChatMessage(RequestModel):
+class ChatMessage(Typed):
+    needed = dict.fromkeys(("system", "developer", "user"), ("content",))
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     name: str | None = None
     tool_calls: Annotated[tuple[ToolCall, ...], FIRST_ERROR] = ()
@@ -113,7 +114,7 @@ class ChatMessage(RequestModel):
     )
     refusal: str | None = None
     audio: Unserved = False
-    content: Annotated[Parts | None, Field(validate_default=True)] = None
+    content: Parts | None = None
 
     @field_validator("tool_calls")
     @classmethod
@@ -122,15 +123,6 @@ class ChatMessage(RequestModel):
     ) -> tuple[ToolCall, ...]:
         if value and info.data.get("role", "assistant") != "assistant":
             raise ValueError("only the assistant calls tools")
-        return value
-
-    @field_validator("content")
-    @classmethod
-    def _is_there(
-        cls, value: tuple[Part, ...] | None, info: ValidationInfo
-    ) -> tuple[Part, ...] | None:
-        if value is None and info.data.get("role") in ("system", "developer", "user"):
-            missing()
         return value
 
     @property

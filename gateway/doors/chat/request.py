@@ -103,12 +103,10 @@ class ChatRequest(Thoughtful, GenerationRequest):
     def wanted_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def reader(
-        self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int], min_tokens: int
-    ) -> Reader:
+    def reader(self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int]) -> Reader:
         use = self.tool_use
         return style.reader(
-            self._detokeniser(stop_tokens, min_tokens),
+            self._detokeniser(stop_tokens),
             prompt,
             use.schemas,
             parallel=use.parallel,

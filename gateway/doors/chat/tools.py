@@ -111,6 +111,7 @@ class Named(RequestModel):
 
 
 class _Naming(Typed):
+    type: str
     function: Named | None = None
     custom: Named | None = None
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from picospec.gateway.doors.chat.tools import MAX_TOOLS, Json
 from picospec.gateway.grammars.structured import Schema
-from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel, missing
+from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel, Typed
 
 
 class ClientTool(RequestModel):
@@ -59,17 +51,11 @@ Tools = Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR]
 _WORDS: Final = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class ToolChoice(RequestModel):
+class ToolChoice(Typed):
+    needed: ClassVar = {"tool": ("name",)}
     type: Literal["auto", "any", "tool", "none"]
-    name: Annotated[str | None, Field(validate_default=True)] = None
+    name: str | None = None
     disable_parallel_tool_use: Flag = False
-
-    @field_validator("name")
-    @classmethod
-    def _goes_with_its_type(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None and info.data.get("type") == "tool":
-            missing()
-        return value
 
     def shown(self) -> object:
         """Return OpenAI's `tool_choice`."""

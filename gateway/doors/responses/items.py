@@ -7,32 +7,15 @@ text and calls, in this order. An item that can follow what the last message has
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import (
-    AliasChoices,
-    BeforeValidator,
-    Field,
-    TypeAdapter,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AliasChoices, BeforeValidator, Field, TypeAdapter
 
 from picospec.gateway.doors.responses.tools import flat_name
-from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, missing
+from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Typed
 
 Json = dict[str, Any]
-
-_REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
-    "message": ("role", "content"),
-    "function_call": ("name", "call_id", "arguments"),
-    "custom_tool_call": ("name", "call_id", "input"),
-    "function_call_output": ("call_id", "output"),
-    "custom_tool_call_output": ("call_id", "output"),
-    "item_reference": ("id",),
-}
-"""The fields that each kind of item must have."""
 
 _ORDER: Final = ("reasoning", "content", "tool_calls")
 """What an assistant's message has, in the order in which a model writes it."""
@@ -60,7 +43,15 @@ Parts = Annotated[
 ]
 
 
-class Item(RequestModel):
+class Item(Typed):
+    needed: ClassVar = {
+        "message": ("role", "content"),
+        "function_call": ("name", "call_id", "arguments"),
+        "custom_tool_call": ("name", "call_id", "input"),
+        "function_call_output": ("call_id", "output"),
+        "custom_tool_call_output": ("call_id", "output"),
+        "item_reference": ("id",),
+    }
     type: Literal[
         "message",
         "reasoning",
@@ -71,27 +62,19 @@ class Item(RequestModel):
         "item_reference",
         "web_search_call",
     ] = "message"
-    id: Annotated[str | None, Field(validate_default=True)] = None
+    id: str | None = None
     status: str | None = None
     phase: str | None = None
-    role: Annotated[
-        Literal["user", "assistant", "system", "developer"] | None, Field(validate_default=True)
-    ] = None
-    content: Annotated[Parts | None, Field(validate_default=True)] = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: Parts | None = None
     summary: Parts = ()
     encrypted_content: str | None = None
-    name: Annotated[str | None, Field(min_length=1, validate_default=True)] = None
+    name: Annotated[str | None, Field(min_length=1)] = None
     namespace: str | None = None
-    call_id: Annotated[str | None, Field(validate_default=True)] = None
-    arguments: Annotated[str | None, Field(validate_default=True)] = None
-    input: Annotated[str | None, Field(validate_default=True)] = None
-    output: Annotated[Parts | None, Field(validate_default=True)] = None
-
-    @field_validator("id", "role", "content", "name", "call_id", "arguments", "input", "output")
-    @classmethod
-    def _is_there(cls, value: object, info: ValidationInfo) -> object:
-        needed = _REQUIRED.get(info.data.get("type", ""), ())
-        return missing() if value is None and info.field_name in needed else value
+    call_id: str | None = None
+    arguments: str | None = None
+    input: str | None = None
+    output: Parts | None = None
 
     @property
     def thoughts(self) -> str | None:

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from picospec.gateway.doors.chat.tools import MAX_TOOLS
-from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, missing
+from picospec.gateway.schemas.base import FIRST_ERROR, Typed
 
 Json = dict[str, Any]
 
@@ -28,9 +28,10 @@ CHOICE_NAMES: Final[Mapping[str, str]] = {
 """The names of what a choice has, by those of a chat."""
 
 
-class Tool(RequestModel):
+class Tool(Typed):
+    needed = dict.fromkeys(_SERVED, ("name",))
     type: str
-    name: Annotated[str | None, Field(validate_default=True)] = None
+    name: str | None = None
     description: object = None
     parameters: object = None
     strict: object = None
@@ -39,11 +40,6 @@ class Tool(RequestModel):
 
     tools: Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR] = ()
     """Those of a namespace."""
-
-    @field_validator("name")
-    @classmethod
-    def _has_one(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return missing() if value is None and info.data.get("type") in _SERVED else value
 
     def shown(self) -> Json:
         """Return the tool as a response repeats it."""
