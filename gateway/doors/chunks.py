@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from picospec.gateway.doors.door import Answer, Entries, Heading, Json, sent_event
 from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.output.detokenise import Finish, TextDelta
 from picospec.gateway.watching import Spans, Told, Watch
+
+_NOTHING: Final = Told({})
 
 
 class ChunkAnswer(Answer):
@@ -49,14 +51,11 @@ class ChunkAnswer(Answer):
         """Return what a choice begins with, before its first delta, if the API has that."""
         return None
 
-    def chunks(self, delta: TextDelta) -> list[Json]:
-        """Return the chunks of a delta, without its finish."""
+    def chunks(self, delta: TextDelta, told: Told) -> list[tuple[Json, Spans]]:
+        """Return the chunks of a delta, without its finish, and the origins of what each shows,
+        which are none where the client does not watch."""
         shows = delta.text or delta.entries
-        return [self.text_chunk(delta.text, delta.entries)] if shows else []
-
-    def spans(self, delta: TextDelta, told: Told) -> list[Spans]:
-        """Return the origins of what each of its chunks shows."""
-        return [told.text] if delta.text or delta.entries else []
+        return [(self.text_chunk(delta.text, delta.entries), told.text)] if shows else []
 
     @abstractmethod
     def text_chunk(self, text: str, entries: Entries) -> Json: ...
@@ -73,11 +72,14 @@ class ChunkAnswer(Answer):
         self._begun.add(index)
         if first is not None:
             yield self._indexed(index, first)
-        chunks = self.chunks(delta)
-        if self._watch is not None and delta.told is not None:
-            yield from self._watched(index, delta, chunks, self._watch, delta.told)
-        else:
-            yield from (self._indexed(index, chunk) for chunk in chunks)
+        watch = self._watch if delta.told is not None else None
+        told = delta.told or _NOTHING
+        for event in watch.take(index, told) if watch else ():
+            yield {**self._chunked([]), "speculation": event}
+        for chunk, spans in self.chunks(delta, told):
+            of = {"spans": spans, "tokens": watch.count(index)} if watch else None
+            shown = self._indexed(index, chunk)
+            yield {**shown, "speculation": of} if of else shown
         if delta.finish is not None:
             self._ended += 1
             last = self._indexed(index, self.last_chunk(delta.finish))
@@ -85,19 +87,6 @@ class ChunkAnswer(Answer):
                 last["speculation"] = {"tokens": tokens}
             ends_answer = self._ended == self._heading.choices and not self._usage
             yield {**last, **self._account.extensions()} if ends_answer else last
-
-    def _watched(
-        self, index: int, delta: TextDelta, chunks: Sequence[Json], watch: Watch, told: Told
-    ) -> Iterator[Json]:
-        """Yield a chunk for each event, and those of the text with their origins."""
-        for event in watch.take(index, told):
-            yield {**self._chunked([]), "speculation": event}
-        for chunk, spans in zip(chunks, self.spans(delta, told), strict=True):
-            tokens = watch.count(index)
-            yield {
-                **self._indexed(index, chunk),
-                "speculation": {"spans": spans, "tokens": tokens},
-            }
 
     def _indexed(self, index: int, choice: Json) -> Json:
         return self._chunked([{"index": index, **choice}])

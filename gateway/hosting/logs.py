@@ -10,7 +10,7 @@ import io
 import logging
 import sys
 from contextlib import suppress
-from typing import Final, Literal, TextIO, cast
+from typing import Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, ExcInfo
@@ -34,26 +34,22 @@ class _Stderr(io.TextIOBase):
             sys.stderr.flush()
 
 
-_OF_LINES: Final = "traceback"
-"""The text of this field has several lines."""
-
-
 def _escaped(_: object, __: str, event: EventDict) -> EventDict:
-    """A processor of structlog."""
-    return {name: _text(value, name == _OF_LINES) for name, value in event.items()}
+    """A processor of structlog. A traceback has several lines."""
+    escape = {"traceback": _printable_lines}
+    texts = {name: value for name, value in event.items() if isinstance(value, str)}
+    return {**event, **{n: escape.get(n, printable)(text) for n, text in texts.items()}}
 
 
-def _text(value: object, of_lines: bool) -> object:
-    if not isinstance(value, str):
-        return value
-    return "\n".join(map(printable, value.split("\n"))) if of_lines else printable(value)
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _traceback(out: TextIO, raised: ExcInfo) -> None:
     """Write a traceback without locals, which are prompts and keys."""
     written = io.StringIO()
     structlog.dev.plain_traceback(written, raised)
-    out.write(str(_text(written.getvalue(), of_lines=True)))
+    out.write(_printable_lines(written.getvalue()))
 
 
 def configure(log_format: LogFormat) -> None:

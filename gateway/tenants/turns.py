@@ -12,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from itertools import islice
 from typing import TypeVar
 
 from picospec.gateway.errors import Overloaded
@@ -65,8 +64,12 @@ class Turns:
 
     def _serve(self) -> None:
         """Give the free places to the owners that are next."""
-        while self._free and (owners := self._next()):
-            (owner,) = owners
+        while self._free:
+            for owner in self._waiting:
+                if self._running[owner] < self._most_running:
+                    break
+            else:
+                return
             queue = self._waiting.pop(owner)
             turn = queue.popleft()
             if queue:
@@ -75,11 +78,6 @@ class Turns:
                 turn.set_result(None)
                 self._free -= 1
                 self._running[owner] += 1
-
-    def _next(self) -> list[object]:
-        """Return the owner that is served next, if any may be; it can be None."""
-        may_run = (o for o in self._waiting if self._running[o] < self._most_running)
-        return list(islice(may_run, 1))
 
 
 class ThreadTurns(Turns):

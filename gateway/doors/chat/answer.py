@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import repeat
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.chunks import ChunkAnswer
@@ -26,20 +27,18 @@ class ChatAnswer(ChunkAnswer):
         content = "" if delta.parsed is None else None
         return self._chunk({"role": "assistant", "content": content}, None, None)
 
-    def chunks(self, delta: TextDelta) -> list[Json]:
-        chunks = super().chunks(delta)
+    def chunks(self, delta: TextDelta, told: Told) -> list[tuple[Json, Spans]]:
+        chunks = super().chunks(delta, told)
         if delta.parsed is None:
             return chunks
-        thoughts = delta.parsed.reasoning
-        before = [self._chunk({"reasoning_content": thoughts}, None, None)] if thoughts else []
-        calls = [_piece(piece) for piece in delta.parsed.calls]
-        after = [self._chunk({"tool_calls": [call]}, None, None) for call in calls]
-        return before + chunks + after
-
-    def spans(self, delta: TextDelta, told: Told) -> list[Spans]:
-        thoughts = delta.parsed is not None and delta.parsed.reasoning
-        before = [told.reasoning] if thoughts else []
-        return [*before, *super().spans(delta, told), *told.calls]
+        if thoughts := delta.parsed.reasoning:
+            thought = self._chunk({"reasoning_content": thoughts}, None, None)
+            chunks.insert(0, (thought, told.reasoning))
+        calls = delta.parsed.calls
+        for piece, spans in zip(calls, told.calls or repeat(()), strict=False):
+            call = self._chunk({"tool_calls": [_piece(piece)]}, None, None)
+            chunks.append((call, spans))
+        return chunks
 
     def text_chunk(self, text: str, entries: Entries) -> Json:
         return self._chunk({"content": text}, self._logprobs(entries), None)

@@ -10,7 +10,6 @@ servers. All of them become two variables of the chat template.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator
@@ -74,20 +73,15 @@ class Thoughtful(RequestModel):
     """Variables of the chat template. As in vLLM, its `enable_thinking` outdoes a
     `reasoning_effort`."""
 
-    @field_validator("reasoning", "think", "thinking", "enable_thinking")
+    @field_validator(
+        "reasoning", "think", "thinking", "enable_thinking", "chat_template_kwargs"
+    )
     @classmethod
     def _contradicts_none_before(cls, value: object, info: ValidationInfo) -> object:
-        _check_agreement(_wish_of(value), info.data)
-        return value
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _contradicts_no_other(
-        cls, value: dict[str, object], info: ValidationInfo
-    ) -> dict[str, object]:
-        if isinstance(thinks := value.get("enable_thinking"), bool):
-            others = {n: said for n, said in info.data.items() if n != "reasoning_effort"}
-            _check_agreement(Wish(thinks), others)
+        outdone = "reasoning_effort" if info.field_name == "chat_template_kwargs" else ""
+        for name in info.data.keys() & set(_SPELLINGS) - {outdone}:
+            if _differ(_wish_of(info.data[name]), _wish_of(value)):
+                raise ValueError(f"it contradicts {name}")
         return value
 
     @property
@@ -119,13 +113,9 @@ def _wish_of(value: object) -> Wish:
             return Wish(enabled if effort is None else effort != _NONE, effort)
         case Thinking(type="enabled" | "disabled" as kind):
             return Wish(kind == "enabled")
+        case {"enable_thinking": bool(thinks)}:
+            return Wish(thinks)
     return Wish()
-
-
-def _check_agreement(wish: Wish, others: Mapping[str, object]) -> None:
-    for name in others.keys() & set(_SPELLINGS):
-        if _differ(_wish_of(others[name]), wish):
-            raise ValueError(f"it contradicts {name}")
 
 
 def _differ(one: Wish, other: Wish) -> bool:
