@@ -17,18 +17,13 @@ class Notation:
     closers: Mapping[str, str]
     """Each bracket and quotation mark with the character that closes it."""
 
-    quotes: frozenset[str]
     plain: re.Pattern[str]
     """A run of what may be between brackets and strings."""
 
 
-JSON: Final = Notation(
-    {"{": "}", "[": "]", '"': '"'}, frozenset('"'), re.compile(r"[\s\w,:.+-]*")
-)
+JSON: Final = Notation({"{": "}", "[": "]", '"': '"'}, re.compile(r"[\s\w,:.+-]*"))
 PYTHON: Final = Notation(
-    {"(": ")", "{": "}", "[": "]", '"': '"', "'": "'"},
-    frozenset("\"'"),
-    re.compile(r"[^\[\](){}\"']*"),
+    {"(": ")", "{": "}", "[": "]", '"': '"', "'": "'"}, re.compile(r"[^\[\](){}\"']*")
 )
 _SCALAR: Final = re.compile(r"[\w.+-]*")
 _QUOTED: Final = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
@@ -53,7 +48,7 @@ class Extent:
         """
         while at < len(text) and not self.ended:
             due = self._due[-1] if self._due else ""
-            quoted = due in self._notation.quotes
+            quoted = due in _QUOTED
             plain = (_QUOTED[due] if quoted else self._notation.plain).match(text, at)
             at = plain.end() if plain else at
             if quoted and text.startswith("\\", at):

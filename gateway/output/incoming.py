@@ -7,7 +7,7 @@ it. So a parser is written as a sequence of steps, and does not depend on where 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Final, TypeVar
 
 from picospec.gateway.output.detokenise import overlap
@@ -105,6 +105,27 @@ class Incoming:
             yield
         self.at = found
         return self.held[start:found]
+
+    def pass_on(
+        self,
+        literals: tuple[str, ...],
+        emit: Callable[[str, int], None],
+        *,
+        strips: bool = False,
+    ) -> Steps[bool]:
+        """Emit text up to one of `literals`, which is not read, each piece with the position at
+        which it ends; tell whether there is one. What may be the beginning of one is withheld.
+
+        strips: space is withheld, too, until it is known whether one follows, and then left.
+        """
+        while True:
+            end, found = self.settled(literals)
+            if strips and (found or not self.ended):
+                end = len(self.held[:end].rstrip())
+            emit(self.use(end), self.used)
+            if found or self.ended:
+                return found
+            yield
 
     def settled(self, literals: tuple[str, ...]) -> tuple[int, bool]:
         """Return up to where `held` is certainly before all `literals`, and if one is there."""

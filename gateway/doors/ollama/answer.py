@@ -55,7 +55,7 @@ class OllamaAnswer(Answer):
     def __init__(self, wants_logprobs: bool, heading: Heading) -> None:
         self._wants_logprobs = wants_logprobs
         self._heading = heading
-        self._calls = Calls()
+        self._pieces: list[CallPiece] = []  # of calls that are not whole
 
     @classmethod
     @abstractmethod
@@ -91,13 +91,31 @@ class OllamaAnswer(Answer):
         """Return the fields of what a delta shows, if it shows something."""
         pieces = delta.parsed.calls if delta.parsed else ()
         thinking = delta.parsed.reasoning if delta.parsed else ""
-        calls, rest = self._calls.read(pieces, ended=delta.finish is not None)
+        calls, rest = self._read_calls(pieces, ended=delta.finish is not None)
         if not (delta.text or rest or thinking or calls or delta.entries):
             return {}
         shown = self.shown(delta.text + rest, thinking, calls)
         if self._wants_logprobs:
             shown["logprobs"] = logprobs_of(delta.entries)
         return shown
+
+    def _read_calls(
+        self, pieces: Sequence[CallPiece], *, ended: bool
+    ) -> tuple[list[Json], str]:
+        """Return the calls that are whole with these pieces, and the arguments of those that
+        are no JSON object: an answer that was cut has such. They are shown as text."""
+        self._pieces += pieces
+        begins = [i for i, piece in enumerate(self._pieces) if isinstance(piece, CallStart)]
+        end = len(self._pieces) if ended else max(begins, default=0)
+        whole, self._pieces = self._pieces[:end], self._pieces[end:]
+        calls, rest = list[Json](), ""
+        for start, text in whole_calls(whole):
+            if (arguments := _object(text)) is None:
+                rest += text
+                continue
+            function = {"index": start.index, "name": start.name, "arguments": arguments}
+            calls.append({"id": start.id, "function": function})
+        return calls, rest
 
     def _counted(self, delta: TextDelta) -> Json:
         account = self._heading.account
@@ -135,29 +153,6 @@ class TextAnswer(OllamaAnswer):
     @classmethod
     def shown(cls, text: str, thinking: str, calls: Sequence[Json]) -> Json:
         return {"response": text, "thinking": thinking} if thinking else {"response": text}
-
-
-class Calls:
-    """Gathers the calls of one answer."""
-
-    def __init__(self) -> None:
-        self._pieces: list[CallPiece] = []
-
-    def read(self, pieces: Sequence[CallPiece], *, ended: bool) -> tuple[list[Json], str]:
-        """Return the calls that are whole with these pieces, and the arguments of those that
-        are no JSON object: an answer that was cut has such. They are shown as text."""
-        self._pieces += pieces
-        begins = [i for i, piece in enumerate(self._pieces) if isinstance(piece, CallStart)]
-        end = len(self._pieces) if ended else max(begins, default=0)
-        whole, self._pieces = self._pieces[:end], self._pieces[end:]
-        calls, rest = list[Json](), ""
-        for start, text in whole_calls(whole):
-            if (arguments := _object(text)) is None:
-                rest += text
-                continue
-            function = {"index": start.index, "name": start.name, "arguments": arguments}
-            calls.append({"id": start.id, "function": function})
-        return calls, rest
 
 
 def _object(text: str) -> Json | None:

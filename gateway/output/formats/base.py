@@ -121,7 +121,8 @@ def read_calls(
     The space around calls is no content, because chat templates add it again. What is no call
     after all becomes content.
     """
-    while (yield from _content_until(text, out, opening)):
+    while (yield from text.pass_on(opening, out.content, strips=True)):
+        yield from text.space()
         begun = out.calls
         try:
             yield from read_call()
@@ -138,37 +139,10 @@ def read_calls(
 
 def pass_content(text: Incoming, out: Message) -> Steps[None]:
     """Pass everything on as content."""
-    while True:
-        out.content(text.use(len(text.held)), text.used)
-        if text.ended:
-            return
-        yield
+    yield from text.pass_on((), out.content)
 
 
 def pass_input(text: Incoming, out: Message, name: str) -> Steps[None]:
     """Pass everything on as what the custom tool `name` gets, in the only call."""
     out.begin_call(name)
-    while True:
-        out.input(text.use(len(text.held)), text.used)
-        if text.ended:
-            return
-        yield
-
-
-def _content_until(text: Incoming, out: Message, opening: tuple[str, ...]) -> Steps[bool]:
-    """Pass content on up to an `opening`; tell whether there is one.
-
-    Space is withheld until it is known whether a call follows, and so is what may be the
-    beginning of an `opening`.
-    """
-    while True:
-        end, found = text.settled(opening)
-        if found or not text.ended:
-            end = len(text.held[:end].rstrip())
-        out.content(text.use(end), text.used)
-        if found:
-            yield from text.space()
-            return True
-        if text.ended:
-            return False
-        yield
+    yield from text.pass_on((), out.input)

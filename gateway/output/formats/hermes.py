@@ -61,12 +61,7 @@ def _named(name: str) -> str:
 def _text(text: Incoming, out: Message, name: str) -> Steps[None]:
     out.begin_call(name)
     text.use()
-    while True:
-        end, found = text.settled((f"\n{_CLOSE}",))
-        out.input(text.use(end), text.used)
-        if found or text.ended:
-            break
-        yield
+    yield from text.pass_on((f"\n{_CLOSE}",), out.input)
     yield from text.take(f"\n{_CLOSE}")
     out.end_call()
 

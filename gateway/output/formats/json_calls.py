@@ -20,7 +20,7 @@ _ARGUMENTS: Final = ("arguments", "parameters")
 UNTAGGED: Final = r"\s*(```(json)?)?\s*\{"
 """Text that `read_untagged` may find to be a call begins so, as a regular expression."""
 
-_SEPARATOR: Final = re.compile(r"[\s;]*")
+SEPARATOR: Final = re.compile(r"[\s;]*")
 _FIELDS: Final = frozenset({"name", "type", "id", *_ARGUMENTS})
 
 
@@ -48,7 +48,7 @@ def read_untagged(text: Incoming, out: Message, names: Container[str]) -> Steps[
             yield from text.space()
             if fenced:
                 yield from text.take("```")
-            yield from text.match(_SEPARATOR)
+            yield from text.match(SEPARATOR)
             text.use()
             if text.ended:
                 text.use(len(text.held))  # the text is cut within the end of a fence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from typing import Final
 
@@ -10,6 +9,7 @@ from picospec.gateway.grammars.json_schema import Schemas
 from picospec.gateway.grammars.lark import Special, repeated
 from picospec.gateway.output.formats.base import Format, read_calls
 from picospec.gateway.output.formats.json_calls import (
+    SEPARATOR,
     UNTAGGED,
     JsonCall,
     json_call_rules,
@@ -19,7 +19,6 @@ from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message
 
 _TAG: Final = "<|python_tag|>"
-_SEPARATOR: Final = re.compile(r"[\s;]*")
 
 
 class Llama(Format):
@@ -42,7 +41,7 @@ def _tagged(text: Incoming, out: Message) -> Steps[None]:
     yield from text.space()
     while True:
         yield from JsonCall(text, out).read()
-        yield from text.match(_SEPARATOR)
+        yield from text.match(SEPARATOR)
         text.use()
         if (yield from text.peek()) != "{":
             return
