@@ -117,6 +117,7 @@ OWN = {"enable_thinking": 0, "reasoning_effort": "high", "x": None, "y": "auto"}
             {"reasoning_effort": "low", "chat_template_kwargs": OWN},
             {"reasoning_effort": "low", "enable_thinking": 0},
         ),
+        ({"reasoning_effort": "low", "chat_template_kwargs": OFF}, {**LOW, **OFF}),
         ({"think": False, "thinking": {"type": "disabled"}, "reasoning_effort": "none"}, NONE),
     ],
 )

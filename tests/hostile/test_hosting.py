@@ -60,10 +60,12 @@ async def test_a_path_is_cut_and_steers_no_terminal(
             raise RuntimeError(ODD)
         except RuntimeError as bug:
             structlog.get_logger("x").error("failed", reason=ODD, exc_info=bug)
+        structlog.get_logger("x").error("failed", traceback=f"one\n{ODD}")
     finally:
         structlog.reset_defaults()
     request, *others = written.getvalue().splitlines()
 
+    assert ("one\n" if form == "console" else r"one\n") in written.getvalue()
     assert "pwned" in request
     assert len(request) < 3 * MAX_CHARACTERS + 400
     assert all(line.isprintable() for line in (request, *others))
