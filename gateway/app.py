@@ -20,7 +20,6 @@ from starlette.types import Lifespan
 from picospec.gateway.accounts.access import PAGE_PATHS, Access
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.accounts.middleware import Accounts, ShapeOf
-from picospec.gateway.doors.responses.store import Shelves
 from picospec.gateway.doors.services import About, Relay, Services
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import OPENAI, InvalidRequest, NotFound
@@ -91,7 +90,6 @@ def create_app(
         styles=Styles(settings.tool_format),
         draw_seed=draw_seed,
         started=int(time.time()),
-        shelves=Shelves(access.clock),
         fallback=fallback,
         relay=relay,
         about=about,

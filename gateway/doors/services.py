@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol, Self
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.responses.store import Shelves
+from picospec.gateway.doors.responses.store import Shelf
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
@@ -20,6 +21,7 @@ from picospec.gateway.output.steady import Steady
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Engine, Facts, Fallback
 from picospec.gateway.tenants.reading import PromptReader
+from picospec.gateway.tenants.tenant import Tenant
 from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import Tokenizer, TokenizerSource
 
@@ -63,13 +65,13 @@ class Services:
     started: int
     """The Unix time at which the app was built, in seconds."""
 
-    shelves: Shelves
-    """The responses that are kept."""
-
     checks: ThreadTurns = field(
         default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
     )
     """The turns in which large bodies are checked."""
+
+    shelves: WeakKeyDictionary[Tenant, Shelf] = field(default_factory=WeakKeyDictionary)
+    """The responses that are kept of each tenant, for as long as there is the tenant."""
 
     steady: Steady = field(default_factory=Steady)
     about: About | None = None

@@ -45,7 +45,7 @@ async def count(services: Services, request: Request) -> Response:
 def _shelf(services: Services, request: Request) -> Shelf:
     """Return the tenant's shelf. What is on it takes time to read."""
     account: Account = request.state.account
-    shelf = services.shelves.of(account.tenant)
+    shelf = services.shelves.setdefault(account.tenant, Shelf(account.clock))
     account.kept_bytes = shelf.size_bytes
     return shelf
 
@@ -119,7 +119,7 @@ async def retrieve(services: Services, request: Request) -> Response:
 async def delete(services: Services, request: Request) -> Response:
     """Forget a response."""
     _found(services, request)
-    services.shelves.of(request.state.account.tenant).remove(id := request.path_params["name"])
+    _shelf(services, request).remove(id := request.path_params["name"])
     return json_response({"id": id, "object": "response", "deleted": True})
 
 
@@ -160,7 +160,7 @@ def _shown(item: Json, id: str) -> Json:
 
 
 def _found(services: Services, request: Request) -> Kept:
-    kept = services.shelves.of(request.state.account.tenant).find(request.path_params["name"])
+    kept = _shelf(services, request).find(request.path_params["name"])
     if kept is None:
         raise NotFound("no such response is kept", code="response_not_found")
     return kept

@@ -10,10 +10,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from picospec.gateway.accounts.account import Clock
-from picospec.gateway.tenants.tenant import Tenant
 
 MAX_RESPONSES: Final = 128
 """A tenant's shelf holds at most so many."""
@@ -85,16 +83,3 @@ class Shelf:
     def _drop(self, id: str) -> None:
         if (found := self._kept.pop(id, None)) is not None:
             self.size_bytes -= found[0].size_bytes
-
-
-class Shelves:
-    """The shelves of all tenants, each of which lives as long as its tenant."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._shelves: WeakKeyDictionary[Tenant, Shelf] = WeakKeyDictionary()
-
-    def of(self, tenant: Tenant) -> Shelf:
-        if (shelf := self._shelves.get(tenant)) is None:
-            self._shelves[tenant] = shelf = Shelf(self._clock)
-        return shelf
