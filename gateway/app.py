@@ -31,7 +31,6 @@ from picospec.gateway.ports import SEEDS, Engine, Fallback
 from picospec.gateway.routes.documents import Route, documents
 from picospec.gateway.routes.page import FILES, root
 from picospec.gateway.routes.table import ROUTES, shape_of
-from picospec.gateway.tenants.reading import PromptReader
 from picospec.gateway.tenants.tenant import TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
 from picospec.gateway.tokenizer import TokenizerSource
@@ -85,7 +84,6 @@ def create_app(
         tokenizer=tokenizer,
         drain=drain or Drain(),
         registry=registry,
-        reader=PromptReader(),
         settings=settings,
         styles=Styles(settings.tool_format),
         draw_seed=draw_seed,

@@ -58,13 +58,13 @@ class Services:
     tokenizer: TokenizerSource
     drain: Drain
     registry: CollectorRegistry
-    reader: PromptReader
     settings: GatewaySettings
     styles: Styles
     draw_seed: Callable[[], int]
     started: int
     """The Unix time at which the app was built, in seconds."""
 
+    reader: PromptReader = field(default_factory=PromptReader)
     checks: ThreadTurns = field(
         default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
     )
