@@ -16,10 +16,10 @@ from picospec.edge_agent.link.sessions import Sessions
 from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Observer, Outcome
+from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.protocol.messages import Commit, Down, Draft, TokenId
 from picospec.speculation.protocol.wire import encode
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.smoothing import smoothed
 
 LOOK_S: Final = 0.05
 """The observer looks at the chain so often: a client draws no more than 20 chains a second."""

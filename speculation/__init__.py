@@ -5,5 +5,4 @@ sampling    distributions, shared noise, judging, draft tokens
 proposing   draft tokens from what was written before
 drafting    the edge's end of one answer
 verifying   the verifier's end of all its sessions
-smoothing   the running mean that both ends learn with
 """

@@ -17,8 +17,8 @@ from enum import Enum, auto
 from types import MappingProxyType
 from typing import Final
 
+from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.protocol.messages import ModelFacts
-from picospec.speculation.smoothing import smoothed
 
 RTT_WEIGHT: Final = 0.125
 """Weight of the latest round trip in the smoothed one, as in TCP (RFC 6298, section 2)."""

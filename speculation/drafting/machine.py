@@ -25,15 +25,15 @@ from picospec.speculation.drafting.outcome import (
     Tally,
 )
 from picospec.speculation.drafting.policy import DraftPolicy
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.drafting.validation import check_commit, check_reject, check_reused
+from picospec.speculation.drafting.session import DraftingSession, check
 from picospec.speculation.judges.judge import EdgeHalf
+from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.proposing.proposer import Latencies, Proposer
-from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.facts import MAX_VOCABULARY
 from picospec.speculation.protocol.messages import (
     Commit,
     Down,
+    Draft,
     Finish,
     Limits,
     Open,
@@ -45,7 +45,6 @@ from picospec.speculation.protocol.messages import (
     TokenId,
 )
 from picospec.speculation.sampling.draft_token import DraftToken, mark_ahead
-from picospec.speculation.smoothing import smoothed
 
 
 class DraftMachine:
@@ -94,22 +93,19 @@ class DraftMachine:
 
     def next(self, now: float, *, busy: bool) -> Outcome:
         """Return what to send, and the step to make. busy: a step is being made."""
-        outcome = self._next(now, busy=busy)
+        send, step = list[Pushed](), None
+        while not (busy or step):
+            self._look_up()
+            is_due = self._is_step_due()
+            if draft := self._flush(drafting=is_due):
+                send.append(draft)  # what is away now may make room for more
+            if is_due:
+                step = self._step(now)
+            elif not draft:
+                break
+        outcome = Outcome(tuple(send), step)
         self.observer.decided(outcome, now)
         return outcome
-
-    def _next(self, now: float, *, busy: bool) -> Outcome:
-        if busy:
-            return Outcome()
-        send: list[Pushed] = []
-        while True:
-            self._look_up()
-            if self._is_step_due():
-                send += self._flush(drafting=True)
-                return Outcome(send=tuple(send), step=self._step(now))
-            if not (flushed := self._flush(drafting=False)):
-                return Outcome(send=tuple(send))
-            send += flushed  # what is away now may make room for more
 
     def _look_up(self) -> None:
         """Extend the chain by what was written before, while that pays."""
@@ -144,15 +140,12 @@ class DraftMachine:
             ahead = self._lookup.ahead(self.latencies)
         return DraftStep(session.context, ahead, session.epoch, now)
 
-    def _flush(self, *, drafting: bool) -> list[Pushed]:
-        """Return what should be sent now."""
-        if not (
-            self._judge.sends_at_once
-            or self._policy.should_send(self.session, drafting=drafting)
-        ):
-            return []
-        draft = self.session.flush(pauses=not drafting)
-        return [draft] if draft else []
+    def _flush(self, *, drafting: bool) -> Draft | None:
+        """Return what should be sent now, if anything."""
+        policy, session = self._policy, self.session
+        if self._judge.sends_at_once or policy.should_send(session, drafting=drafting):
+            return session.flush(pauses=not drafting)
+        return None
 
     def drafted(self, step: DraftStep, tokens: Sequence[DraftToken], now: float) -> None:
         """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees;
@@ -198,22 +191,17 @@ class DraftMachine:
         return outcome
 
     def _received(self, message: Down) -> Outcome:
+        check(message, self._request, self._vocabulary_size, self.session.committed)
         match message:
             case Opened(limits=limits):
                 self.limits = limits
-            case Reused(tokens=tokens):
-                check_reused(message, self._request, self.session.committed)
-                if not self.session.committed:  # the first token's session tells
-                    self.counts.reused = tokens
+            case Reused(tokens=tokens) if not self.session.committed:
+                self.counts.reused = tokens  # the first token's session tells
             case Commit():
-                check_commit(message, self._request, self._vocabulary_size)
                 return Outcome(commit=self._commit(message))
             case Reject():
-                check_reject(message, self._vocabulary_size)
                 return self._rejected(message)
-            case Finish(totals=totals):
-                if totals.own > totals.accepted:
-                    raise RemoteProtocolError(f"Finish.own: {totals.own} of {totals.accepted}")
+            case Finish():
                 return Outcome(finish=self._tally.finished(message))
         return Outcome()
 

@@ -7,16 +7,21 @@ the epoch rises. No state changes when a method raises.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from math import prod
 
 from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
+from picospec.speculation.protocol.facts import MAX_VERIFY
 from picospec.speculation.protocol.messages import (
     Commit,
+    Down,
     Draft,
+    Finish,
     FinishReason,
+    Open,
     Reject,
+    Reused,
     TokenId,
 )
 from picospec.speculation.sampling.draft_token import DraftToken
@@ -151,3 +156,29 @@ class DraftingSession:
         self.chain.clear()
         self._broke_at = len(self.committed)
         self.away = 0
+
+
+def check(
+    message: Down, request: Open, vocabulary_size: int, committed: Sequence[TokenId]
+) -> None:
+    """Raise RemoteProtocolError for what no message may have, whatever chain there is. The
+    tokens committed before are for a Reused."""
+    match message:
+        case Commit(tokens=tokens, logprobs=logprobs):
+            if len(tokens) > MAX_VERIFY + 1:
+                raise RemoteProtocolError(f"Commit.tokens: more than {MAX_VERIFY + 1}")
+            _check_tokens("Commit.tokens", tokens, vocabulary_size)
+            most = request.top_logprobs or 0
+            if logprobs and max(len(entry.top) for entry in logprobs) > most:
+                raise RemoteProtocolError(f"Commit.logprobs: more than {most} for a token")
+        case Reject(head=head, tail=tail):
+            _check_tokens("Reject", (token for token, _ in (*head, *tail)), vocabulary_size)
+        case Reused(tokens=count) if count > (known := len(request.prompt) + len(committed)):
+            raise RemoteProtocolError(f"Reused.tokens: {count} of {known}")
+        case Finish(totals=totals) if totals.own > totals.accepted:
+            raise RemoteProtocolError(f"Finish.own: {totals.own} of {totals.accepted}")
+
+
+def _check_tokens(field: str, tokens: Iterable[TokenId], vocabulary_size: int) -> None:
+    if (highest := max(tokens, default=0)) >= vocabulary_size:
+        raise RemoteProtocolError(f"{field}: {highest} is no token")

@@ -1,4 +1,4 @@
-"""What probably continues a text, and how often such continuations are right."""
+"""The running mean with which both ends learn, and how often what continues a text is right."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.smoothing import smoothed
+
+WEIGHT: Final = 0.25
+"""The latest observation has this weight."""
 
 MIN_WEIGHT: Final = 1 / 32
 """Weight of the latest observation once so many were seen: the estimate follows the text."""
+
+
+def smoothed(old: float | None, latest: float, weight: float = WEIGHT) -> float:
+    """Return the running mean after one more observation. old: None before the first."""
+    return latest if old is None else old + weight * (latest - old)
 
 
 @dataclass(slots=True)

@@ -25,11 +25,10 @@ from typing import Final
 
 from picospec.speculation.proposing.ngrams import Index, Match, PromptGrams, resumption
 from picospec.speculation.proposing.pool import Pool
-from picospec.speculation.proposing.precision import Continuation, Precision
+from picospec.speculation.proposing.precision import Continuation, Precision, smoothed
 from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.smoothing import smoothed
 
 MIN_UNREAD_LENGTH: Final = 3
 """Tokens that must match before a token is proposed unread; shorter matches are only read."""

@@ -9,7 +9,8 @@ An *epoch* numbers the edge's chains: it rises when the edge learns that its cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from operator import add
 from typing import Literal, Self
 
 import msgspec
@@ -210,13 +211,7 @@ class Totals:
     own: int = 0  # accepted ones that the verifier proposed itself
 
     def plus(self, more: Totals) -> Totals:
-        return Totals(
-            self.passes + more.passes,
-            self.judged + more.judged,
-            self.accepted + more.accepted,
-            self.filled + more.filled,
-            self.own + more.own,
-        )
+        return Totals(*map(add, astuple(self), astuple(more)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from picospec.speculation.smoothing import smoothed
+from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.verifying.session import VerifyingSession
 
 LATE_INTERVALS: Final = 2.0

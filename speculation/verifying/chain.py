@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Draft, TokenId
-from picospec.speculation.smoothing import smoothed
 
 ACCEPTANCE_PRIOR: Final = 0.9
 """The estimated acceptance before any draft token was compared; it counts as one observation.
@@ -117,3 +117,23 @@ class Chain:
         self._compared += 1
         weight = max(ACCEPTANCE_WEIGHT, 1 / (1 + self._compared))
         self.acceptance = smoothed(self.acceptance, right, weight)
+
+
+def check(draft: Draft, text_end: int, *, vocabulary_size: int, max_ahead: int) -> None:
+    """Raise RemoteProtocolError, naming the field, for what no correct edge sends.
+
+    text_end: how much of the text the edge may know: never more of it than the verifier, but
+    for a recovered token that the edge draws. So a Draft may be late, early or repeated, and
+    still none of these errors can happen.
+    """
+    if not draft.tokens:
+        raise RemoteProtocolError("Draft.tokens: empty")
+    if (highest := max(draft.tokens)) >= vocabulary_size:
+        raise RemoteProtocolError(f"Draft.tokens: {highest} is not a token")
+    if draft.behind > draft.start:
+        raise RemoteProtocolError(f"Draft.behind: {draft.behind} are not before {draft.start}")
+    ahead = draft.start + len(draft.tokens) - text_end
+    if ahead > max_ahead:
+        raise RemoteProtocolError(f"Draft.start: {ahead} ahead, over {max_ahead}")
+    if draft.start - draft.behind > text_end:
+        raise RemoteProtocolError(f"Draft.behind: {draft.behind} leave a gap to the text")

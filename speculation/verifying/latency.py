@@ -26,7 +26,7 @@ from itertools import accumulate
 from statistics import fmean, median
 from typing import Final
 
-from picospec.speculation.smoothing import smoothed
+from picospec.speculation.proposing.precision import smoothed
 
 MIN_SAMPLES: Final = 3
 """Passes of a size before its latency is trusted: one slow pass proves nothing."""

@@ -31,9 +31,8 @@ from picospec.speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
-from picospec.speculation.verifying.chain import Chain
+from picospec.speculation.verifying.chain import Chain, check
 from picospec.speculation.verifying.own_drafts import OwnDrafts
-from picospec.speculation.verifying.validation import check
 
 MAX_PENDING: Final = 4
 """Pending draft tokens of the edge from which on the verifier proposes none of its own."""

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.drafting.policy import StreamPolicy, window
-from picospec.speculation.drafting.rest import (
+from picospec.speculation.drafting.policy import (
     MAX_MISSES,
     MAX_REST_TOKENS,
     MAX_UNUSED,
     PROBE_TOKENS,
+    StreamPolicy,
     should_rest,
+    window,
 )
 from picospec.speculation.drafting.session import DraftingSession
 from picospec.speculation.proposing.proposer import Latencies

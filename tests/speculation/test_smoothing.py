@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.smoothing import smoothed
+from picospec.speculation.proposing.precision import smoothed
 
 
 @pytest.mark.parametrize(
