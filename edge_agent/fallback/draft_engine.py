@@ -20,10 +20,9 @@ from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import ModelFacts, Open, TokenId, TokenLogprob
 from picospec.speculation.protocol.opening import STOPPING, opening
 from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from picospec.speculation.sampling.distributions import Logits, distribution
+from picospec.speculation.sampling.distributions import Logits, distribution, logprob_of
 from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
-from picospec.speculation.sampling.logprobs import logprob_of
 from picospec.speculation.sampling.noise import place
 from picospec.speculation.sampling.thinking_budget import BUDGET
 

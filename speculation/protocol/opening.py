@@ -21,19 +21,6 @@ from picospec.speculation.protocol.messages import (
 )
 
 
-class AskedSampling(Protocol):
-    """The settings that every target serves, see Sampling."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def min_p(self) -> float: ...
-    @property
-    def top_k(self) -> int: ...
-    @property
-    def top_p(self) -> float: ...
-
-
 class Asked(Protocol):
     """What a client asks for: gateway.ports.Job."""
 
@@ -42,7 +29,9 @@ class Asked(Protocol):
     @property
     def max_tokens(self) -> int: ...
     @property
-    def sampling(self) -> AskedSampling: ...
+    def sampling(self) -> object:
+        """The fields of Sampling that every target serves."""
+
     @property
     def seed(self) -> int: ...
     @property
@@ -79,7 +68,6 @@ def opening(
 ) -> Open:
     """Return the session that a client asks for. salt: see SALT; a verifier that does not know
     it gets none. Raise InvalidSetting for what is no token."""
-    given = asked.sampling
     extras = {
         name: msgspec.Raw(msgspec.json.encode(value))
         for name, value in asked.extras.items()
@@ -87,11 +75,12 @@ def opening(
     }
     if salt is not None and SALT in facts.features:
         extras[SALT] = msgspec.Raw(msgspec.json.encode(salt))
+    given = msgspec.convert(asked.sampling, Sampling, from_attributes=True)
     return Open(
         model=facts.model,
         vocabulary=facts.vocabulary,
         prompt=asked.prompt,
-        sampling=Sampling(given.temperature, given.min_p, given.top_k, given.top_p, extras),
+        sampling=msgspec.structs.replace(given, extras=extras),
         seed=asked.seed,
         max_tokens=asked.max_tokens,
         stop_tokens=_stop_tokens(asked.extras, facts),

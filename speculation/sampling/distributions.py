@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.protocol.messages import Sampling, TokenId, TokenLogprob
 from picospec.speculation.sampling.noise import Floats, Tokens, gumbel
 
 Logits = NDArray[np.float32]
@@ -89,6 +89,17 @@ def softmax_of(logits: Logits, token: int) -> float:
     """Return the probability of a token at temperature 1. logits: float32[V]."""
     weights = np.exp(logits - logits.max())
     return float(weights[token] / weights.sum())
+
+
+def logprob_of(logits: Logits, token: TokenId, most: int) -> TokenLogprob:
+    """Return log softmax(logits) of a token and of the `most` likeliest, without any setting.
+    logits: float32[V]."""
+    peak = logits.max()
+    norm = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    likeliest = top(logits, most).tolist() if most else []
+    return TokenLogprob(
+        float(logits[token]) - norm, tuple((t, float(logits[t]) - norm) for t in likeliest)
+    )
 
 
 def top(values: Logits, count: int) -> Tokens:

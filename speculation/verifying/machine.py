@@ -30,8 +30,7 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.verifying.arrivals import Arrivals
 from picospec.speculation.verifying.head import NO_HOLD, Head
 from picospec.speculation.verifying.latency import PassLatency
-from picospec.speculation.verifying.pass_policy import hold_s, waiting
-from picospec.speculation.verifying.row_allocation import allocate
+from picospec.speculation.verifying.pass_policy import allocate, hold_s, waiting
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 MIN_PASS_S: Final = 1e-6

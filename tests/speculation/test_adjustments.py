@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import Open, Sampling
-from picospec.speculation.sampling import seen_tokens
+from picospec.speculation.sampling import adjustments
 from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from picospec.speculation.sampling.logit_settings import MAX_BIASES
 from tests.speculation.slow_adjustments import slow
@@ -72,7 +72,7 @@ def test_they_depend_on_the_text_alone_and_not_on_what_was_asked_before(
     before, one = LOGITS.copy(), adjusting(request)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seen_tokens, "FEW", few)
+        patch.setattr(adjustments, "FEW", few)
         for output in outputs:
             found = [one(LOGITS, output[:end]) for end in range(0, len(output) + 1, 2)]
             for end, adjusted in zip(range(0, len(output) + 1, 2), found, strict=True):

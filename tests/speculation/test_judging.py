@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from picospec.speculation.judges.coupled import Coupled
 from picospec.speculation.judges.judge import Judgement, Rejection, Row
 from picospec.speculation.judges.separate import verifier
-from picospec.speculation.judges.separate.rule import Separate, as_sent
-from picospec.speculation.judges.separate.verifier import Owed
+from picospec.speculation.judges.separate.verifier import Owed, Separate, as_sent
 from picospec.speculation.protocol.messages import Commit, Reject, Sampling
 from picospec.speculation.sampling.distributions import Q_SCALE, Distribution, distribution
 from tests.speculation.small_models import ALMOST_1, distribution_of, random_distribution

@@ -14,8 +14,7 @@ import pytest
 from picospec.speculation.judges.judge import Rejection
 from picospec.speculation.judges.separate import verifier
 from picospec.speculation.judges.separate.edge import recover
-from picospec.speculation.judges.separate.rule import as_sent
-from picospec.speculation.judges.separate.verifier import Owed
+from picospec.speculation.judges.separate.verifier import Owed, as_sent
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Commit, Reject
 from picospec.speculation.sampling.distributions import (

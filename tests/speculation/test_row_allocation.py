@@ -13,7 +13,7 @@ from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Draft, Limits
 from picospec.speculation.verifying.latency import TRIED_ROWS, PassLatency, measured
 from picospec.speculation.verifying.machine import Verdict, VerifyMachine
-from picospec.speculation.verifying.row_allocation import allocate, best_rate
+from picospec.speculation.verifying.pass_policy import allocate, best_rate
 from tests.speculation.verifiers import V, counting, latency, opening
 
 

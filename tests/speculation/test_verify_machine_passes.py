@@ -7,7 +7,7 @@ from math import inf
 import pytest
 
 from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.judges.separate.rule import Separate
+from picospec.speculation.judges.separate.verifier import Separate
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Commit, Draft, TokenLogprob
 from picospec.speculation.verifying.machine import Offer, Verdict

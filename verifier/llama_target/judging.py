@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 from picospec.speculation.protocol.messages import Open, TokenId
 from picospec.speculation.sampling.adjustments import Adjust
-from picospec.speculation.sampling.distributions import Distribution, Logits, distribution
-from picospec.speculation.sampling.logprobs import logprob_of
+from picospec.speculation.sampling.distributions import (
+    Distribution,
+    Logits,
+    distribution,
+    logprob_of,
+)
 from picospec.speculation.verifying.machine import Verdict
 from picospec.speculation.verifying.session import Pass
 

@@ -16,8 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from picospec.speculation.judges.judge import Rejection, Rule, VerifierHalf
-from picospec.speculation.judges.separate.rule import Separate
+from picospec.speculation.judges.judge import Judgement, Rejection, Row, Rule, VerifierHalf
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Answer,
@@ -44,6 +43,35 @@ TAIL_SAMPLES: Final = 8
 MAX_REDRAWS: Final = 32
 """Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; a correct edge
 hardly ever needs two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Separate:
+    """The rule of a pass: rejection sampling, up to the first rejection."""
+
+    q: tuple[int, ...]
+    """Each of the K draft tokens has its weight in q here, in 1/Q_SCALE; it is positive."""
+
+    u: tuple[float, ...]
+    """K + 1 fresh uniforms in [0, 1); inf for a draft token that is rejected whatever its p."""
+
+    noise = None
+
+    def judge(self, row: Row, draft: Sequence[TokenId]) -> Judgement:
+        """Accept draft[i] with probability min(1, p/q), up to a rejection or, after K accepted
+        draft tokens, the bonus token."""
+        for i, (token, weight) in enumerate(zip(draft, self.q, strict=True)):
+            p = as_sent(row(i))
+            if self.u[i] * weight >= p.of(token) * Q_SCALE:  # u < p/q, without the division
+                return Judgement(tuple(draft[:i]), accepted=i, rejection=Rejection(token, p))
+        bonus = as_sent(row(len(draft))).at(self.u[len(draft)])
+        return Judgement((*draft, bonus), accepted=len(draft))
+
+
+def as_sent(p: Distribution) -> Distribution:
+    """Round p to float32, as it is sent: acceptance and recovery must use one distribution."""
+    rounded = p.p.astype(np.float32).astype(np.float64)
+    return Distribution(p.tokens[rounded > 0.0], rounded[rounded > 0.0])
 
 
 class SeparateVerifier(VerifierHalf):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from picospec.speculation.judges.coupled import Coupled
 from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.judges.separate.rule import Separate
+from picospec.speculation.judges.separate.verifier import Separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling.adjustments import Adjustment
 from picospec.speculation.sampling.distributions import Logits, distribution

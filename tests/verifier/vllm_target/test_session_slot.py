@@ -11,7 +11,7 @@ import pytest
 
 from picospec.speculation.judges.coupled import Coupled
 from picospec.speculation.judges.judge import Judgement, Rejection
-from picospec.speculation.judges.separate.rule import Separate
+from picospec.speculation.judges.separate.verifier import Separate
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
     Commit,

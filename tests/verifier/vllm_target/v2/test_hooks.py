@@ -11,7 +11,7 @@ import torch
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
 from picospec.speculation.judges.coupled import Coupled
-from picospec.speculation.judges.separate.rule import Separate
+from picospec.speculation.judges.separate.verifier import Separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
