@@ -51,7 +51,8 @@ def session_headers() -> dict[str, str]:
 
 
 class Connection:
-    """A Transport. It is made at its first use, and given up by `renew`.
+    """The way to one peer. It is made at its first use, and given up by `renew`. Nothing is
+    tried again here; errors are ApiErrors: LinkDown where nothing comes, or what was answered.
 
     http:// is HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
     certificate against ca_certificate (PEM), or else the system's authorities. certificate: the
@@ -178,10 +179,14 @@ class Connection:
     async def open(
         self, frame: bytes, headers: Mapping[str, str], within_s: float
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """Open a session by an Open, which has so long to be answered; give the pieces of its
+        stream. Leaving it ends the session. A TimeoutError that leaves it is a LinkDown, too.
+        """
         async with self.post_to(OPEN_PATH, headers, frame, within_s=within_s) as response:
             yield (bytes(piece) async for piece in response.content)
 
     async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> bool:
+        """Send drafts of a session. Return whether it was still there."""
         answer = await self.ask("POST", f"{OPEN_PATH}/{session}/drafts", frames, headers)
         match answer.status:
             case HTTPStatus.NO_CONTENT:

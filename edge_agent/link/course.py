@@ -15,7 +15,6 @@ from random import Random
 from typing import Final
 
 from picospec.edge_agent.link.fleet import Endpoint, Fleet
-from picospec.edge_agent.link.progress import IDLE
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import (
     ApiError,
@@ -36,6 +35,9 @@ the answer that breaks verifiers, it must not break all of them."""
 HANDOVER_FAULT: Final = "shutting_down"
 """The Fault of a verifier that shuts down in order. The first one of each verifier does not
 count towards MAX_LOST."""
+
+IDLE: Final = "idle_timeout"
+"""The code of a session that brings no token: its verifier is not asked again."""
 
 JITTER_S: Final = 0.2
 """A lost session is opened elsewhere after a wait up to this, so that all sessions of a

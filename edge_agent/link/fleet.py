@@ -1,20 +1,13 @@
 """The verifiers that an edge knows: what state each is in, and which one is the best.
 
-Nothing here has a clock or does I/O. Whoever talks to a verifier notes what happened:
-
-    state      ANSWERED   IS_READY   DRAINS     LOST
-    UNKNOWN    READY      READY      DRAINING   AWAY
-    READY      READY      READY      DRAINING   AWAY
-    AWAY       READY      READY      DRAINING   AWAY
-    DRAINING   DRAINING   READY      DRAINING   AWAY
+Nothing here has a clock or does I/O. Whoever talks to a verifier notes what happened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from types import MappingProxyType
 from typing import Final
 
 from picospec.speculation.proposing.precision import smoothed
@@ -32,39 +25,13 @@ STAY_S: Final = 0.05
 the beginning of the conversation in its KV cache."""
 
 
-class State(Enum):
-    UNKNOWN = auto()  # it was not asked yet
-    READY = auto()  # it opens sessions
-    DRAINING = auto()  # it finishes those that run, and opens no more
-    AWAY = auto()  # it could not be reached, or said that it is not ready
-
-
 class Event(Enum):
-    ANSWERED = auto()  # it took a draft
+    """What a verifier shows of itself."""
+
+    ANSWERED = auto()  # it took a session or a draft
     IS_READY = auto()  # it said that it opens sessions
     DRAINS = auto()  # it said that it does not, because it is about to stop
     LOST = auto()  # it did not answer in time, or a stream of its was cut
-
-
-def _leads(answered: State) -> Mapping[Event, State]:
-    return MappingProxyType(
-        {
-            Event.ANSWERED: answered,
-            Event.IS_READY: State.READY,
-            Event.DRAINS: State.DRAINING,
-            Event.LOST: State.AWAY,
-        }
-    )
-
-
-TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = MappingProxyType(
-    {
-        State.UNKNOWN: _leads(State.READY),
-        State.READY: _leads(State.READY),
-        State.AWAY: _leads(State.READY),
-        State.DRAINING: _leads(State.DRAINING),
-    }
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +39,9 @@ class Endpoint:
     """One verifier. number: its place in the settings, from 0."""
 
     number: int
-    state: State = State.UNKNOWN
+    state: Event | None = None
+    """What it has shown last; None before it was asked."""
+
     identity: str = ""
     """The identity of the facts fetched last; empty before."""
 
@@ -90,7 +59,8 @@ class Endpoint:
     """The share of its sessions that are taken, from 0 to 1."""
 
     def note(self, event: Event) -> None:
-        self.state = TRANSITIONS[self.state][event]
+        if not (event is Event.ANSWERED and self.state is Event.DRAINS):
+            self.state = event  # one that drains finishes what runs, and opens no more
 
     def timed(self, round_trip_s: float) -> None:
         self.rtt_s = smoothed(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
@@ -102,7 +72,7 @@ class Endpoint:
     @property
     def is_ready(self) -> bool:
         """Whether it opens sessions, as far as is known."""
-        return self.state is State.READY
+        return self.state in (Event.ANSWERED, Event.IS_READY)
 
     def may_serve(self, identity: str) -> bool:
         """Return whether it could go on with texts of that identity, as far as is known."""

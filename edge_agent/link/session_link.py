@@ -16,14 +16,13 @@ import structlog
 
 from picospec.edge_agent.link import upstream_errors
 from picospec.edge_agent.link.connection import session_headers
-from picospec.edge_agent.link.course import HANDOVER_FAULT, RESPONSE_TIMEOUT_S
+from picospec.edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S
 from picospec.edge_agent.link.fleet import Event
 from picospec.edge_agent.link.posts import Posts
-from picospec.edge_agent.link.progress import Progress
-from picospec.edge_agent.link.session_trace import SessionTrace
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.upstream_errors import LinkDown
-from picospec.gateway.errors import Draining, EngineFault, TooLarge
+from picospec.gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
+from picospec.gateway.tracing import NO_SPAN, Span
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
 from picospec.speculation.protocol.messages import (
@@ -43,12 +42,53 @@ SILENCE_S: Final = 3 * BEAT_S
 """An open session's stream is lost after this time without a byte, because its connection may
 be dead."""
 
+FIRST_TOKEN_S: Final = 600.0
+"""The longest wait for the first token of a session, which waits for a slot and for its prompt
+to be read. A verifier's own timeout for this is as long by default."""
+
+LATE_S: Final = 30.0
+"""How much later than a verifier its edge gives up, so that the verifier's own Fault comes
+first. A draft that was on its way may have extended the verifier's timeout."""
+
+MAX_IDLE: Final = 4096
+"""The most messages and cuts in a row without a token. Beats are 2,100 in the longest
+wait; more messages than that only take this machine's time."""
+
+
+class Progress:
+    """Decides when a session that is alive is given up: its verifier sends, and no token comes.
+    It lasts across the sessions that one process of a verifier opens one after another, and is
+    given the times, in seconds."""
+
+    def __init__(self, now: float) -> None:
+        self.begin(now)
+
+    def begin(self, now: float) -> None:
+        """A verifier begins, which may have to read the prompt."""
+        self._since = now
+        self._allowed_s = FIRST_TOKEN_S + LATE_S
+        self._idle = 0
+
+    def token_came(self, now: float, limits: Limits) -> None:
+        self._since, self._idle = now, 0
+        self._allowed_s = min(limits.idle_timeout_s, FIRST_TOKEN_S) + LATE_S
+
+    def nothing_came(self, now: float) -> None:
+        """A message had no token, or a stream has ended. Raises Unavailable."""
+        self._idle, waited_s = self._idle + 1, now - self._since
+        if waited_s > self._allowed_s:
+            raise Unavailable(f"the verifier sent no token for {waited_s:.0f} s", code=IDLE)
+        if self._idle > MAX_IDLE:
+            reason = f"the verifier sent {MAX_IDLE} messages without a token"
+            raise Unavailable(reason, code=IDLE)
+
 
 class Link:
     """Run `post` concurrently with `events`, whose end ends the session.
 
     within_s: how long the Open may wait for the first byte of its answer. headers: see
-    session_headers. opened: is called when the verifier has taken the session.
+    session_headers. spans: the answer's, and the one that lasts until the session is open.
+    opened: is called when the verifier has taken it.
     """
 
     def __init__(
@@ -59,7 +99,7 @@ class Link:
         within_s: float = RESPONSE_TIMEOUT_S,
         headers: Mapping[str, str] | None = None,
         progress: Progress | None = None,
-        trace: SessionTrace | None = None,
+        spans: tuple[Span, Span] = (NO_SPAN, NO_SPAN),
         opened: Callable[[Opened], object] = lambda _: None,
     ) -> None:
         self._uplink = uplink
@@ -67,7 +107,7 @@ class Link:
         self._within_s = within_s
         self._headers = headers or session_headers()
         self._progress = progress or Progress(time.monotonic())
-        self._trace = trace or SessionTrace.untraced(request)
+        self._answer_span, self._span = spans
         self._when_opened = opened
         self._posts = Posts(self._post)
         self.send = self._posts.send
@@ -100,7 +140,7 @@ class Link:
         begun, metrics = time.monotonic(), self._uplink.metrics
         metrics.posts.inc()
         metrics.link_bytes.labels("up").inc(len(frames))
-        if await self._uplink.transport.post(session, frames, self._headers):
+        if await self._uplink.connection.post(session, frames, self._headers):
             self._uplink.answered(begun, Event.ANSWERED)
             metrics.rtt_s.set(self._uplink.rtt_s)
 
@@ -109,32 +149,31 @@ class Link:
 
         Raises gateway.errors.ApiError; never ends without Finish.
         """
-        frame = self._frame()
-        with self._trace:
-            try:
-                async with (
-                    self._uplink.transport.open(
-                        frame, {**self._headers, **self._trace.headers}, self._within_s
-                    ) as pieces,
-                    aclosing(self._messages(pieces)) as messages,
-                ):
-                    async for message in messages:
-                        self._note(message)
-                        if not isinstance(message, Beat):
-                            yield message
-                        if isinstance(message, Finish):
-                            return
-                raise LinkDown("the verifier's stream has ended early", "broken")
-            except LinkDown as cut:
-                structlog.get_logger("edge_agent.link").info("link_cut", reason=cut.message)
+        try:
+            frame, headers = self._frame(), {**self._headers, **self._span.headers}
+            async with (
+                self._uplink.connection.open(frame, headers, self._within_s) as pieces,
+                aclosing(self._messages(pieces)) as messages,
+            ):
+                async for message in messages:
+                    self._note(message)
+                    if not isinstance(message, Beat):
+                        yield message
+                    if isinstance(message, Finish):
+                        return
+            raise LinkDown("the verifier's stream has ended early", "broken")
+        except ApiError as error:
+            self._span.end(error.error_code)
+            if isinstance(error, LinkDown):
+                structlog.get_logger("edge_agent.link").info("link_cut", reason=error.message)
                 self._uplink.note(Event.LOST)
-                raise
-            except Draining:
+            elif isinstance(error, Draining):
                 self._uplink.note(Event.DRAINS)
-                raise
-            finally:
-                if self.opened:
-                    self._uplink.sessions.dec()
+            raise
+        finally:
+            self._span.end()
+            if self.opened:
+                self._uplink.sessions.dec()
 
     def _frame(self) -> bytes:
         try:
@@ -145,15 +184,17 @@ class Link:
         return frame
 
     def _note(self, message: Down) -> None:
-        self._trace.note(message)
         match message:
             case Opened(session, limits) if not self.opened:
                 self._session, self._limits = session, limits
                 self._uplink.sessions.inc()
                 self._uplink.note(Event.ANSWERED)
                 self._when_opened(message)
+                self._span.end()
+                self._span = self._answer_span.begin("first token")
                 self._opened.set()
             case Commit(start=start, tokens=tokens) if start + len(tokens) > self.position:
+                self._span.end()
                 self.position = start + len(tokens)
                 self._progress.token_came(time.monotonic(), self._limits)
             case Fault(code=code):

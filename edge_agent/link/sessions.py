@@ -11,13 +11,11 @@ from random import Random
 from picospec.edge_agent.link.connection import session_headers
 from picospec.edge_agent.link.course import Course, GiveUp, Wait
 from picospec.edge_agent.link.fleet import Endpoint, Fleet
-from picospec.edge_agent.link.progress import Progress
-from picospec.edge_agent.link.session_link import Link
-from picospec.edge_agent.link.session_trace import SessionTrace
+from picospec.edge_agent.link.session_link import Link, Progress
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import ApiError
-from picospec.gateway.tracing import Fact, Span
+from picospec.gateway.tracing import Span
 from picospec.models.grammars.constraint import NAME
 from picospec.speculation.protocol.messages import Open, Opened
 
@@ -79,7 +77,7 @@ class Sessions:
             ),
             headers=self._headers,
             progress=self._progress,
-            trace=self._trace(request),
+            spans=(self._span, self._begin_span(request)),
             opened=self._opened,
         )
         return self._link
@@ -98,12 +96,18 @@ class Sessions:
             self._headers = session_headers()
         self._uplink = uplink
 
-    def _trace(self, request: Open) -> SessionTrace:
-        facts: dict[str, Fact] = {"verifier": self._uplink.url, "rtt_s": self._uplink.rtt_s}
-        if self._ended_by is None:
-            return SessionTrace(self._span, "open", request, **facts)
-        after = self._ended_by.error_code
-        return SessionTrace(self._span, "re-open", request, after=after, **facts)
+    def _begin_span(self, request: Open) -> Span:
+        """Return the part of the answer's span that lasts until the session is open."""
+        after = {"after": self._ended_by.error_code} if self._ended_by else {}
+        return self._span.begin(
+            "re-open" if after else "open",
+            model=request.model,
+            prompt_tokens=len(request.prompt),
+            committed_tokens=len(request.committed),
+            verifier=self._uplink.url,
+            rtt_s=self._uplink.rtt_s,
+            **after,
+        )
 
     def _opened(self, message: Opened) -> None:
         lives = self._course.opened(message.session)

@@ -19,7 +19,6 @@ from picospec.edge_agent.link.connection import (
     Response,
 )
 from picospec.edge_agent.link.fleet import Endpoint, Event
-from picospec.edge_agent.link.transport import Transport
 from picospec.edge_agent.link.upstream_errors import Answer
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
@@ -58,12 +57,11 @@ class Uplink:
     def __init__(self, connection: Connection, metrics: EdgeMetrics, number: int = 0) -> None:
         self.url = connection.url
         self.endpoint = Endpoint(number)
-        self.transport: Transport = connection
+        self.connection = connection
         self.metrics = metrics
         self.sessions = metrics.verifier_sessions.labels(str(number))
         self._ready_gauge = metrics.verifier_ready.labels(str(number))
         self._rtt_gauge = metrics.verifier_rtt_s.labels(str(number))
-        self._connection = connection
         self._facts: ModelFacts | None = None
 
     @property
@@ -112,12 +110,12 @@ class Uplink:
 
     async def check(self) -> None:
         """Ask whether the verifier is ready, and time it. Raises Unavailable."""
-        begun, client = time.monotonic(), self._connection.client
+        begun, client = time.monotonic(), self.connection.client
         try:
             response = await self._get("/ready", CHECK_TIMEOUT_S)
         except ApiError as error:
             if isinstance(error, Draining):  # its address may lead to another one by now
-                self._connection.renew(client)
+                self.connection.renew(client)
             self.forget()
             self.note(Event.DRAINS if isinstance(error, Draining) else Event.LOST)
             raise
@@ -135,7 +133,7 @@ class Uplink:
     def ask(self, path: str, body: bytes) -> AbstractAsyncContextManager[Response]:
         """Put a request to the verifier's own API; see Connection.post_to."""
         headers = {"content-type": "application/json"}
-        return self._connection.post_to(path, headers, body, within_s=ANSWER_TIMEOUT_S)
+        return self.connection.post_to(path, headers, body, within_s=ANSWER_TIMEOUT_S)
 
     def forget(self) -> None:
         """Have the facts fetched again: the verifier was away, or is another one now."""
@@ -144,7 +142,7 @@ class Uplink:
     async def _get(
         self, path: str, within_s: float, most_bytes: int = MAX_ANSWER_BYTES
     ) -> Answer:
-        answer = await self._connection.ask(
+        answer = await self.connection.ask(
             "GET", path, within_s=within_s, most_bytes=most_bytes
         )
         self._check(answer)

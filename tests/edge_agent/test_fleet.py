@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.edge_agent.link.fleet import Endpoint, Event, Fleet, State
+from picospec.edge_agent.link.fleet import Endpoint, Event, Fleet
 
 
 def ready(number: int, rtt_s: float = 0.0, load: float = 0.0) -> Endpoint:
-    return Endpoint(number, State.READY, rtt_s=rtt_s, load=load)
+    return Endpoint(number, Event.IS_READY, rtt_s=rtt_s, load=load)
 
 
 def test_the_nearest_that_is_not_busy_is_used() -> None:

@@ -1,6 +1,6 @@
 """Verifiers on a virtual clock, and an edge's answers from them: no socket, and no second lost.
 
-A FakeVerifier is an edge_agent.link.transport.Transport over the real verifying session; its
+A FakeVerifier is an edge_agent.link.connection.Connection over the real verifying session; its
 target generates position * 3 + 100, one token in PASS_S.
 """
 

@@ -115,7 +115,7 @@ async def test_an_edge_with_a_certificate_of_the_right_authority_gets_its_text(
     facts = await uplink.facts()
     link = Link(uplink, opening(prompt=(STREAMS, 5), max_tokens=5))
     messages: list[Down] = [message async for message in link.events()]
-    was_there = await uplink.transport.post("none", b"", {})
+    was_there = await uplink.connection.post("none", b"", {})
 
     assert facts.model == "fake"
     committed = [token for m in messages if isinstance(m, Commit) for token in m.tokens]
