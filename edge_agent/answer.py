@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from itertools import repeat, zip_longest
 
 from picospec.edge_agent.driver import DraftModel, Driver
 from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.observer import LOOK_S, AnswerObserver
 from picospec.edge_agent.proposing.proposals import Proposals
-from picospec.edge_agent.statistics import with_commit, with_prediction, with_totals
 from picospec.gateway.beside import beside
 from picospec.gateway.ports import Delta, Job, Statistics
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.proposing.prediction import Prediction
-from picospec.speculation.protocol.messages import Commit, Finish
+from picospec.speculation.protocol.messages import Commit, Finish, TokenId, Totals
 
 Emit = Callable[[Delta], Awaitable[None]]
 
@@ -56,17 +56,17 @@ class Answer:
         finally:
             self._proposals.keep(self.session.committed)
         self._count(finish)
-        self._statistics = with_totals(self._statistics, finish.totals)
+        self._statistics = _with_totals(self._statistics, finish.totals)
         logprobs = None if self._job.top_logprobs is None else ()
         await emit(Delta((), logprobs, finish.reason, self._statistics))
 
     def _delta(self, commit: Commit) -> Delta:
         """Return the Delta of tokens that were not known before."""
         known = replace(self._statistics, cached_tokens=self._counts.reused)
-        self._statistics = with_commit(known, commit)
+        self._statistics = _with_commit(known, commit)
         if self._prediction is not None:
             text = self.session.committed
-            self._statistics = with_prediction(self._statistics, self._prediction, text)
+            self._statistics = _with_prediction(self._statistics, self._prediction, text)
         delta = Delta(commit.tokens, commit.logprobs, statistics=self._statistics)
         if (observer := self._observer) is None:
             return delta
@@ -94,3 +94,46 @@ class Answer:
         metrics.accepted.inc(accepted)
         metrics.verifiers_own.inc(totals.own)
         metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
+
+
+def _with_commit(before: Statistics, commit: Commit) -> Statistics:
+    """Count one more Commit, which does not say how many draft tokens its pass judged.
+
+    Until the Finish, only passes with an accepted draft token count as having had any, and only
+    accepted draft tokens count as judged.
+    """
+    accepted = repeat(1, commit.drafts)
+    per_position = zip_longest(before.accepted_per_position, accepted, fillvalue=0)
+    counts = tuple(earlier + now for earlier, now in per_position)
+    drafts, total = counts[0] if counts else 0, sum(counts)
+    return replace(
+        before,
+        target_passes=before.target_passes + 1,
+        drafts=drafts,
+        draft_tokens=total,
+        accepted_tokens=total,
+        accepted_per_position=counts,
+    )
+
+
+def _with_prediction(
+    counted: Statistics, prediction: Prediction, committed: Sequence[TokenId]
+) -> Statistics:
+    """Add what has become of the client's prediction by now."""
+    prediction.follow(committed)
+    return replace(
+        counted,
+        accepted_prediction_tokens=prediction.accepted_tokens,
+        rejected_prediction_tokens=prediction.rejected_tokens,
+    )
+
+
+def _with_totals(counted: Statistics, totals: Totals) -> Statistics:
+    """Return the statistics of a finished job, whose totals the verifier has sent."""
+    return replace(
+        counted,
+        target_passes=totals.passes,
+        drafts=totals.passes - totals.filled,
+        draft_tokens=totals.judged,
+        accepted_tokens=totals.accepted,
+    )

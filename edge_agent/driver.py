@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
+from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot, StepSampler
 from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.step_sampler import StepSampler
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import ApiError, EngineFault
 from picospec.speculation.drafting.machine import DraftMachine

@@ -5,16 +5,17 @@ The model that clients see is the verifier's; the draft model only decides how f
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
 from picospec.edge_agent.answer import Answer, Emit
-from picospec.edge_agent.as_generator import as_generator
-from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot
+from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot, step_sampler
 from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.driver import DraftModel
@@ -24,7 +25,6 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import DraftGrammar
 from picospec.edge_agent.proposing.proposals import ProposalFinder, Proposals
 from picospec.edge_agent.speculation import Speculation
-from picospec.edge_agent.step_sampler import step_sampler
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from picospec.gateway.ports import Delta, Facts, Job
 from picospec.models.tokenizing.tokenizer import Tokenizer
@@ -37,6 +37,12 @@ from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import ModelFacts, Open
 from picospec.speculation.protocol.opening import opening
 from picospec.speculation.sampling.draft_token import DraftSampler
+
+T = TypeVar("T")
+
+QUEUE_ITEMS: Final = 16
+"""Values that may wait for a slow reader before `emit` waits, and so the link. One more of each
+task that emits may be there."""
 
 
 class Pairing(Protocol):
@@ -178,3 +184,46 @@ class EdgeEngine:
     async def close(self) -> None:
         """End what the engine started."""
         await self._proposals.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    error: Exception | None = None
+
+
+async def as_generator(
+    work: Callable[[Callable[[T], Awaitable[None]]], Awaitable[None]],
+) -> AsyncGenerator[T]:
+    """Yield the values that `work(emit)` emits, and raise what it raises.
+
+    What was emitted is yielded, even if the wait for room that follows is cancelled. Closing
+    the generator cancels the work and returns when it has ended. The work has a task of its
+    own, because a generator must not yield inside a TaskGroup.
+    """
+    items: asyncio.Queue[T | _End] = asyncio.Queue()
+    taken = asyncio.Event()
+
+    async def emit(item: T) -> None:
+        items.put_nowait(item)
+        while items.qsize() > QUEUE_ITEMS:
+            taken.clear()
+            await taken.wait()
+
+    async def run() -> None:
+        end = _End()
+        try:
+            await work(emit)
+        except Exception as error:  # raised again by the generator
+            end = _End(error)
+        items.put_nowait(end)
+
+    task = asyncio.create_task(run())
+    try:
+        while not isinstance(item := await items.get(), _End):
+            taken.set()
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import Future
 from typing import Final, TypeVar
 
 from fastapi import FastAPI
@@ -70,24 +70,14 @@ class Starting:
 
 async def _in_thread(function: Callable[[], T]) -> T:
     """Await a function in a thread for which the end of the process does not wait."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # there is no error
+    future: Future[T] = Future()
 
     def run() -> None:
+        future.set_running_or_notify_cancel()  # nobody can cancel it from now on
         try:
-            outcome: tuple[T | None, BaseException | None] = function(), None
+            future.set_result(function())
         except BaseException as error:
-            outcome = None, error
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, *outcome)
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="starting").start()
-    return await future
+    return await asyncio.wrap_future(future)

@@ -23,11 +23,11 @@ from picospec.bench.run.client import AnswerError
 from picospec.bench.simulator.clock import Curve
 from picospec.bench.simulator.source import Source
 from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.draft_model.drafter import StepSampler
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.edge_agent.speculation import Speculation
-from picospec.edge_agent.step_sampler import StepSampler
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.ports import Job, Sampling, Statistics
 from picospec.models.llama_cpp.kv_reuse import common_prefix

@@ -17,8 +17,8 @@ import typer
 
 from picospec.bench.round_policy import RoundPolicy
 from picospec.edge_agent.__main__ import serve
+from picospec.edge_agent.draft_model.drafter import StepSampler
 from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.edge_agent.step_sampler import StepSampler
 from picospec.models.llama_cpp.model import Model
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistribution

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from picospec.edge_agent.step_sampler import StepSampler
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.draft_token import DraftToken
+import numpy as np
+
+from picospec.speculation.protocol.messages import ModelFacts, Open, TokenId
+from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
+from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
+
+StepSampler = Callable[[Sequence[TokenId]], DraftSampler]
+"""StepSampler(output) returns the sampler of a step: of each output position whose tokens
+before it are the first ones of `output`."""
 
 
 class CannotDraft(Exception):
@@ -94,3 +101,35 @@ def drafts_while_matching(
             break
         drafts.append(draft(n))
     return drafts
+
+
+def step_sampler(
+    request: Open,
+    facts: ModelFacts,
+    draw: DraftSampler,
+    draft_tokens: int,
+    mask: Adjust | None = None,
+) -> StepSampler:
+    """Return what draws a session's draft tokens, from what its request makes of the logits.
+    Raise InvalidSetting.
+
+    draw: its judge's sampler. draft_tokens: the size of the draft model's vocabulary. Only ids
+    that are tokens of both models are proposed. mask: that of the session's grammar.
+    """
+    size = facts.vocabulary_size
+    common = min(size, draft_tokens)
+    adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
+    lacking = np.full(size - common, -np.inf, np.float32)  # tokens that only the target has
+
+    def sampler(output: Sequence[TokenId]) -> DraftSampler:
+        def pick(logits: Logits, position: int) -> DraftToken:
+            logits = logits[:common]
+            if adjust is not None:
+                if lacking.size:
+                    logits = np.concatenate([logits, lacking])
+                logits = adjust(logits, output[:position])
+            return draw(logits, position)
+
+        return pick
+
+    return sampler

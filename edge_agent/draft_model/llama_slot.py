@@ -19,8 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from picospec.edge_agent.draft_model.drafter import CannotDraft
-from picospec.edge_agent.step_sampler import StepSampler
+from picospec.edge_agent.draft_model.drafter import CannotDraft, StepSampler
 from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.llama_cpp.segments import Limits, Segment
 from picospec.speculation.protocol.messages import TokenId

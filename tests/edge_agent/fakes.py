@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 
-from picospec.edge_agent.draft_model.drafter import drafts_while_matching
-from picospec.edge_agent.step_sampler import StepSampler
+from picospec.edge_agent.draft_model.drafter import StepSampler, drafts_while_matching
 from picospec.gateway.errors import ApiError
 from picospec.speculation.protocol.messages import (
     Commit,

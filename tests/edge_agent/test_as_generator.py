@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from picospec.edge_agent.as_generator import QUEUE_ITEMS, as_generator
+from picospec.edge_agent.engine import QUEUE_ITEMS, as_generator
 
 Emit = Callable[[int], Awaitable[None]]
 

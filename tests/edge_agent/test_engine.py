@@ -11,8 +11,8 @@ from types import MappingProxyType
 import msgspec
 import pytest
 
-from picospec.edge_agent.as_generator import QUEUE_ITEMS
 from picospec.edge_agent.driver import Link
+from picospec.edge_agent.engine import QUEUE_ITEMS
 from picospec.edge_agent.speculation import Speculation
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.ports import Job, Sampling, Statistics

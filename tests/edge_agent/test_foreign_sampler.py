@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from picospec.edge_agent.draft_model.drafter import StepSampler, step_sampler
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.edge_agent.step_sampler import StepSampler, step_sampler
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling

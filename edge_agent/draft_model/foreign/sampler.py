@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
+from picospec.edge_agent.draft_model.drafter import StepSampler
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.edge_agent.step_sampler import StepSampler
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.draft_token import DraftToken

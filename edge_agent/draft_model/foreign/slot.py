@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot
+from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot, StepSampler
 from picospec.edge_agent.draft_model.foreign.draft_text import DraftText
 from picospec.edge_agent.draft_model.foreign.retokeniser import BEHIND_TOKENS
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.edge_agent.step_sampler import StepSampler
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
 

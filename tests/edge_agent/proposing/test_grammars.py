@@ -10,11 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.draft_model.drafter import NoDrafter, step_sampler
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import DraftGrammar, EdgeGrammars
 from picospec.edge_agent.speculation import Speculation
-from picospec.edge_agent.step_sampler import step_sampler
 from picospec.gateway.errors import InvalidRequest
 from picospec.models.errors import GrammarFailed
 from picospec.models.grammars.binding import grammar_text
