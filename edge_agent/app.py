@@ -33,7 +33,6 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay.relay import open_relay
 from picospec.edge_agent.settings import EdgeSettings
-from picospec.edge_agent.speculation import Speculation
 from picospec.gateway.accounts.access import HEALTH_PATHS, Access
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
@@ -73,23 +72,12 @@ def build(
     metrics.read_tokens.set_function(lambda: drafter.read_tokens)
     verifiers = open_verifiers(settings, metrics)
     relay = open_relay(settings, verifiers)
-    speculation = Speculation(
-        settings.judge,
-        settings.fill,
-        settings.draft_settings,
-        settings.lookup,
-        settings.grammars,
-        settings.verifier_drafts,
-        policy,
-        settings.pool_tokens,
-        not settings.separates_prefixes,
-    )
     vocabulary = None if model is None else model.vocabulary
     translate = None if model is None else partial(Translation, draft=model)
     cache = TokenizerCache(store.root / "tokenizers")
     tokenizer = TargetTokenizer(verifiers, cache, vocabulary, translate)
     draft = None if model is None else store.find(settings.draft_model, "draft")
-    engine = EdgeEngine(verifiers, drafter, speculation, metrics, tokenizer, vocabulary)
+    engine = EdgeEngine(verifiers, drafter, settings, metrics, tokenizer, vocabulary, policy)
     fallback = None
     if settings.fallback == "draft" and settings.context_tokens and draft is not None:
         alone = open_engine(draft, drafter, settings.context_tokens)

@@ -24,13 +24,13 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import DraftGrammar
 from picospec.edge_agent.proposing.proposals import ProposalFinder, Proposals
-from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from picospec.gateway.ports import Delta, Facts, Job
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import StreamPolicy
+from picospec.speculation.drafting.policy import DraftPolicy, StreamPolicy
 from picospec.speculation.judges.judge import EdgeHalf
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import InvalidSetting
@@ -57,34 +57,37 @@ class Pairing(Protocol):
 
 
 class EdgeEngine:
-    """vocabulary: the draft model's; None without one."""
+    """vocabulary: the draft model's; None without one. policy: it replaces StreamPolicy, as
+    where a published system is measured."""
 
     def __init__(
         self,
         verifiers: Verifiers,
         drafter: Drafter,
-        speculation: Speculation,
+        settings: EdgeSettings,
         metrics: EdgeMetrics,
         pairing: Pairing,
         vocabulary: Vocabulary | None,
+        policy: DraftPolicy | None = None,
     ) -> None:
         self._verifiers = verifiers
         self._drafter = drafter
-        self._speculation = speculation
-        self._judge = JUDGES[speculation.judge]
+        self._settings = settings
+        self._policy = policy
+        self._judge = JUDGES[settings.judge]
         self._metrics = metrics
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
-        self._proposals = ProposalFinder(speculation, pairing)
+        self._proposals = ProposalFinder(settings, pairing)
         self._unused = 0  # DraftingSession.unused of the session that ended last
 
     async def facts(self) -> Facts:
         facts = await self._verifiers.facts()
-        if self._speculation.judge not in facts.judges:
-            raise EngineFault(f"the verifier does not judge `{self._speculation.judge}`")
+        if self._settings.judge not in facts.judges:
+            raise EngineFault(f"the verifier does not judge `{self._settings.judge}`")
         if not self._judge.takes_any_draft and self._pairing.relation == "different":
             raise EngineFault(
-                f"judge: `{self._speculation.judge}` needs a draft model with the target's"
+                f"judge: `{self._settings.judge}` needs a draft model with the target's"
                 " vocabulary"
             )
         return Facts.of(facts)
@@ -136,10 +139,10 @@ class EdgeEngine:
         return Answer(job, proposals, machine, sessions, model, self._metrics)
 
     def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
-        how = self._speculation
-        fill = how.fill if slot else "auto"  # `never` would not end
-        salt = job.owner.name if job.owner and not how.share_prefixes else None
-        return opening(job, facts, judge=how.judge, fill=fill, salt=salt)
+        settings = self._settings
+        fill = settings.fill if slot else "auto"  # `never` would not end
+        salt = job.owner.name if job.owner and settings.separates_prefixes else None
+        return opening(job, facts, judge=settings.judge, fill=fill, salt=salt)
 
     def _model(
         self,
@@ -164,10 +167,10 @@ class EdgeEngine:
         half: EdgeHalf,
         sessions: Sessions,
     ) -> DraftMachine:
-        how, request = self._speculation, proposals.request
+        request, settings = proposals.request, self._settings.draft_settings
         return DraftMachine(
             request,
-            how.policy or StreamPolicy(how.drafting, may_rest=request.fill != "never"),
+            self._policy or StreamPolicy(settings, may_rest=request.fill != "never"),
             facts.limits,
             half,
             rtt_s=lambda: sessions.rtt_s,

@@ -27,7 +27,6 @@ from picospec.edge_agent.draft_model.drafter import StepSampler
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
-from picospec.edge_agent.speculation import Speculation
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.ports import Job, Sampling, Statistics
 from picospec.models.llama_cpp.kv_reuse import common_prefix
@@ -74,8 +73,9 @@ async def plain(url: str) -> AsyncGenerator[Client]:
 async def scripted(url: str, drafter: ScriptedDrafter) -> AsyncGenerator[Client]:
     """Open an edge."""
     metrics = EdgeMetrics(CollectorRegistry())
-    verifiers = open_verifiers(EdgeSettings(verifier_url=AnyHttpUrl(url)), metrics)
-    engine = EdgeEngine(verifiers, drafter, Speculation(), metrics, TargetsVocabulary(), None)
+    settings = EdgeSettings(verifier_url=AnyHttpUrl(url))
+    verifiers = open_verifiers(settings, metrics)
+    engine = EdgeEngine(verifiers, drafter, settings, metrics, TargetsVocabulary(), None)
 
     async def ask(source: Source, tokens: int) -> Answered:
         job = Job("capacity", source.prompt, tokens, Sampling(0.0), seed=0)

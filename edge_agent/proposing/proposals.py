@@ -14,7 +14,7 @@ from typing import Final
 
 from picospec.edge_agent.proposing.grammars import EdgeGrammars, within
 from picospec.edge_agent.proposing.pools import Pools
-from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Job
 from picospec.models.grammars.constraint import NAME
 from picospec.models.grammars.grammar import Grammar
@@ -63,13 +63,13 @@ class ProposalFinder:
     """It serves all answers of an edge. tokenizer: returns the target's, by its digest."""
 
     def __init__(
-        self, speculation: Speculation, tokenizer: Callable[[str], Awaitable[Tokenizer]]
+        self, settings: EdgeSettings, tokenizer: Callable[[str], Awaitable[Tokenizer]]
     ) -> None:
-        self._how = speculation
+        self._settings = settings
         self._tokenizer = tokenizer
         self._grammars = EdgeGrammars()
         self._grams: dict[int, asyncio.Task[PromptGrams]] = {}  # being made, by id of a prompt
-        self.pools = Pools(speculation.pool_tokens)
+        self.pools = Pools(settings.pool_tokens)
 
     async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
         """Return the proposals for one request.
@@ -81,9 +81,9 @@ class ProposalFinder:
             return Proposals(request, (), None, None, None)
         grammar = await self._grammar(request, job.owner)
         pool = self.pools.of(job.owner, target)
-        lookup = await self._lookup(request.prompt, pool) if self._how.lookup else None
+        lookup = await self._lookup(request.prompt, pool) if self._settings.lookup else None
         proposer = within(grammar, lookup)
-        if not (self._how.verifier_drafts and request.fill == "auto"):
+        if not (self._settings.verifier_drafts and request.fill == "auto"):
             return Proposals(request, (), grammar, proposer, pool)
         predicted = await self._predicted(job, request.vocabulary)
         expected = predicted or (pool.expected(request.prompt, EXPECTED_TOKENS) if pool else ())
@@ -103,7 +103,7 @@ class ProposalFinder:
         return PromptLookup(prompt, await asyncio.shield(making), pool)
 
     async def _grammar(self, request: Open, owner: object) -> Grammar | None:
-        if not (self._how.grammars and NAME in request.sampling.extras):
+        if not (self._settings.grammars and NAME in request.sampling.extras):
             return None
         tokenizer = await self._tokenizer(request.vocabulary)
         return await self._grammars.compile(request, tokenizer, owner)

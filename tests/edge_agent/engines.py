@@ -14,13 +14,14 @@ from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.driver import Link
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.gateway.tracing import Span
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.models.vocabulary import Relation, Vocabulary
+from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.protocol.messages import Down, Finish, ModelFacts, Open, TokenId
 from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, scripted
 
@@ -139,17 +140,19 @@ def engine(
     uplink: FakeUplink,
     metrics: EdgeMetrics | None = None,
     drafter: OneSlot | NoDrafter | None = None,
-    speculation: Speculation | None = None,
+    settings: EdgeSettings | None = None,
     paired: Paired | None = None,
     draft_tokens: int = 1000,
+    policy: DraftPolicy | None = None,
 ) -> EdgeEngine:
     return EdgeEngine(
         uplink,
         drafter or OneSlot(),
-        speculation or Speculation(),
+        settings or EdgeSettings(),
         metrics or EdgeMetrics(CollectorRegistry()),
         paired or Paired(),
         Vocabulary((b"",) * draft_tokens, frozenset(), frozenset()),
+        policy,
     )
 
 
@@ -160,12 +163,12 @@ async def deltas(stream: AsyncGenerator[Delta]) -> list[Delta]:
 
 async def opened(
     job: Job = JOB,
-    speculation: Speculation | None = None,
+    settings: EdgeSettings | None = None,
     drafter: OneSlot | NoDrafter | None = None,
     known: ModelFacts = FACTS,
 ) -> Open:
     """Return what an engine opens the session of a job with."""
     uplink = FakeUplink(scripted(Finish("stop")), known)
-    await deltas(engine(uplink, drafter=drafter, speculation=speculation).generate(job))
+    await deltas(engine(uplink, drafter=drafter, settings=settings).generate(job))
     (request,) = uplink.opened
     return request

@@ -13,7 +13,7 @@ import pytest
 
 from picospec.edge_agent.driver import Link
 from picospec.edge_agent.engine import QUEUE_ITEMS
-from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.ports import Job, Sampling, Statistics
 from picospec.speculation.protocol.messages import (
@@ -36,7 +36,7 @@ from tests.edge_agent.engines import (
 )
 from tests.edge_agent.fakes import OPENED, ScriptedLink, on, scripted
 
-SEPARATE = Speculation(judge="separate")
+SEPARATE = EdgeSettings(judge="separate")
 
 
 async def test_the_facts_are_the_verifiers() -> None:
@@ -49,7 +49,7 @@ async def test_the_facts_are_the_verifiers() -> None:
 
 async def test_a_judge_the_verifier_does_not_have_is_a_fault() -> None:
     with pytest.raises(EngineFault, match="separate"):
-        await engine(FakeUplink(scripted()), speculation=SEPARATE).facts()
+        await engine(FakeUplink(scripted()), settings=SEPARATE).facts()
 
 
 async def test_separate_with_another_vocabulary_is_a_fault_that_names_the_setting() -> None:
@@ -57,8 +57,8 @@ async def test_separate_with_another_vocabulary_is_a_fault_that_names_the_settin
     uplink, foreign = FakeUplink(scripted(), known), Paired("different")
 
     with pytest.raises(EngineFault, match=r"judge: `separate` needs .* target's vocabulary"):
-        await engine(uplink, speculation=SEPARATE, paired=foreign).facts()
-    await engine(uplink, speculation=SEPARATE).facts()
+        await engine(uplink, settings=SEPARATE, paired=foreign).facts()
+    await engine(uplink, settings=SEPARATE).facts()
 
 
 async def test_the_session_asks_for_what_the_job_wants() -> None:

@@ -15,7 +15,7 @@ from picospec.edge_agent.draft_model.drafter import NoDrafter
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.gateway.watching import Chain, Event, LinkUse, Pass
@@ -47,7 +47,7 @@ STEPS = "picospec:edge_draft_step_seconds"
 
 
 async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_drafts() -> None:
-    waits = Speculation(fill="never")
+    waits = EdgeSettings(fill="never")
 
     assert (await opened(JOB, waits, OneSlot())).fill == "never"
     assert (await opened(JOB, waits, NoDrafter())).fill == "auto"
@@ -92,7 +92,7 @@ async def test_a_foreign_draft_model_may_propose_all_of_the_targets_tokens() -> 
 async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(fill: Fill) -> None:
     misses = (step for at in range(60) for step in (Commit(0, at, (900,), pass_s=0.1), quiet))
     uplink = FakeUplink(scripted(*misses, Finish("length")))
-    edge = engine(uplink, speculation=Speculation(fill=fill))
+    edge = engine(uplink, settings=EdgeSettings(fill=fill))
 
     await deltas(edge.generate(replace(JOB, max_tokens=60)))
 
@@ -112,7 +112,7 @@ async def test_another_policy_replaces_the_products_own() -> None:
             return session.unsent > 0
 
     uplink = FakeUplink(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
-    edge = engine(uplink, speculation=Speculation(policy=OneToken()))
+    edge = engine(uplink, policy=OneToken())
 
     await deltas(edge.generate(JOB))
 
@@ -143,20 +143,20 @@ async def test_draft_tokens_and_stale_steps_are_counted_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("speculation", "looks_up"),
+    ("settings", "looks_up"),
     [
-        (Speculation(), True),
-        (Speculation(lookup=False), False),
-        (Speculation(judge="separate"), False),
+        (EdgeSettings(), True),
+        (EdgeSettings(lookup=False), False),
+        (EdgeSettings(judge="separate"), False),
     ],
 )
 async def test_without_a_slot_it_looks_up_repeated_text_unless_told_not_to(
-    metrics: EdgeMetrics, speculation: Speculation, looks_up: bool
+    metrics: EdgeMetrics, settings: EdgeSettings, looks_up: bool
 ) -> None:
     uplink = FakeUplink(scripted(Commit(0, 0, (51, 52, 53)), quiet, Finish("stop")))
     job = Job("r1", (51, 52, 53, 54, 55, 56), 20, Sampling(temperature=0.5), seed=9)
 
-    await deltas(engine(uplink, metrics, NoDrafter(), speculation).generate(job))
+    await deltas(engine(uplink, metrics, NoDrafter(), settings).generate(job))
 
     assert (uplink.link.drafted[:3] == [54, 55, 56]) is looks_up
     assert (metrics.looked_up._value.get() > 0) is looks_up

@@ -11,7 +11,7 @@ import pytest
 
 from picospec.edge_agent.draft_model.drafter import NoDrafter
 from picospec.edge_agent.engine import EdgeEngine
-from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Delta, Job
 from picospec.speculation.protocol.messages import Commit, Finish, ModelFacts, TokenId
 from tests.edge_agent.engines import FACTS, JOB, FakeUplink, deltas, engine, opened
@@ -41,20 +41,20 @@ async def test_what_became_of_it_is_told_with_every_delta() -> None:
 
 
 @pytest.mark.parametrize(
-    ("speculation", "text", "sent"),
+    ("settings", "text", "sent"),
     [
-        (Speculation(lookup=False), TEXT, (True, TEXT)),
-        (Speculation(), "", (True, "")),
-        (Speculation(judge="separate"), TEXT, (False, "")),
-        (Speculation(verifier_drafts=False), TEXT, (False, "")),
+        (EdgeSettings(lookup=False), TEXT, (True, TEXT)),
+        (EdgeSettings(), "", (True, "")),
+        (EdgeSettings(judge="separate"), TEXT, (False, "")),
+        (EdgeSettings(verifier_drafts=False), TEXT, (False, "")),
     ],
 )
 async def test_only_where_any_draft_token_is_exact_the_verifier_proposes_some(
-    speculation: Speculation, text: str, sent: tuple[bool, str]
+    settings: EdgeSettings, text: str, sent: tuple[bool, str]
 ) -> None:
     job = replace(JOB, extras={"prediction": text})
 
-    asked = await opened(job, speculation, NoDrafter())
+    asked = await opened(job, settings, NoDrafter())
 
     assert (asked.own_drafts, bytes(asked.predicted).decode()) == sent
 
@@ -67,15 +67,15 @@ class Owner:
 
 
 ANSWER = tuple(range(100, 112))
-KEPT = Speculation(pool_tokens=1000)
+KEPT = EdgeSettings(pool_tokens=1000)
 ASKED = replace(JOB, prompt=tuple(range(30)), owner=Owner())
 OTHER = msgspec.structs.replace(FACTS, vocabulary="another")
 
 
-async def answered(speculation: Speculation = KEPT) -> tuple[EdgeEngine, FakeUplink]:
+async def answered(settings: EdgeSettings = KEPT) -> tuple[EdgeEngine, FakeUplink]:
     """Return an engine that has answered ASKED, and its uplink."""
     uplink = FakeUplink(scripted(Commit(0, 0, ANSWER), Finish("stop")))
-    edge = engine(uplink, speculation=speculation)
+    edge = engine(uplink, settings=settings)
     await deltas(edge.generate(ASKED))
     assert uplink.opened[0].predicted == ()
     return edge, uplink
@@ -87,10 +87,10 @@ async def asked_again(edge: EdgeEngine, uplink: FakeUplink, job: Job = ASKED) ->
 
 
 async def predicted(
-    job: Job = ASKED, speculation: Speculation = KEPT, known: ModelFacts = FACTS
+    job: Job = ASKED, settings: EdgeSettings = KEPT, known: ModelFacts = FACTS
 ) -> tuple[TokenId, ...]:
     """Return what is predicted for a job after ASKED was answered. known: the facts by then."""
-    edge, uplink = await answered(speculation)
+    edge, uplink = await answered(settings)
     uplink.known = known
     await asked_again(edge, uplink, job)
     return uplink.opened[1].predicted
@@ -107,13 +107,17 @@ async def test_another_key_nobody_in_particular_and_another_target_have_not() ->
 
 
 @pytest.mark.parametrize(
-    "speculation",
-    [Speculation(), replace(KEPT, judge="separate"), replace(KEPT, verifier_drafts=False)],
+    "settings",
+    [
+        EdgeSettings(pool_tokens=0),
+        KEPT.model_copy(update={"judge": "separate"}),
+        KEPT.model_copy(update={"verifier_drafts": False}),
+    ],
 )
 async def test_nothing_is_predicted_without_the_setting_or_where_the_verifier_does_not_draft(
-    speculation: Speculation,
+    settings: EdgeSettings,
 ) -> None:
-    assert await predicted(speculation=speculation) == ()
+    assert await predicted(settings=settings) == ()
 
 
 async def test_what_the_client_predicts_comes_first() -> None:
@@ -130,7 +134,7 @@ async def test_what_the_pool_expects_is_not_counted_as_a_prediction_of_the_clien
 
 async def test_an_answer_that_was_cancelled_is_kept_as_far_as_it_came() -> None:
     uplink = FakeUplink(scripted(Commit(0, 0, ANSWER[:5]), on(asyncio.Event())))
-    edge = engine(uplink, speculation=KEPT)
+    edge = engine(uplink, settings=KEPT)
     async with asyncio.timeout(2), aclosing(edge.generate(ASKED)) as stream:
         await anext(stream)
 

@@ -9,7 +9,7 @@ import pytest
 
 from picospec.edge_agent.proposing import proposals
 from picospec.edge_agent.proposing.proposals import ProposalFinder
-from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Job, Sampling
 from picospec.speculation.proposing.ngrams import PromptGrams
 from picospec.speculation.protocol.messages import TokenId
@@ -32,7 +32,7 @@ async def test_the_n_grams_of_a_long_prompt_are_made_once_and_in_a_thread(
         return PromptGrams(prompt)
 
     monkeypatch.setattr(proposals, "PromptGrams", make)
-    finder = ProposalFinder(Speculation(), Paired())
+    finder = ProposalFinder(EdgeSettings(), Paired())
     jobs = [Job(f"r-{seed}", PROMPT, 8, Sampling(), seed) for seed in range(8)]
     finding = [asyncio.create_task(finder.find(opening(j, FACTS), j, FACTS)) for j in jobs]
     await asyncio.to_thread(making.wait, 30.0)

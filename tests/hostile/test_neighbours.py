@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import EdgeGrammars
-from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import Overloaded, RateLimited
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Job, Sampling
@@ -200,7 +200,8 @@ async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, told: 
         if known:
             uplink.known = structs.replace(uplink.known, features=["cache_salt"])
         metrics = EdgeMetrics(CollectorRegistry())
-        edge = engine(uplink, metrics, speculation=Speculation(share_prefixes=shared))
+        settings = EdgeSettings(api_keys=("one", "two"), share_prefixes=shared)  # type: ignore[arg-type]
+        edge = engine(uplink, metrics, settings=settings)
         owner = Tenant(name, KeyLimits(), TenantMetrics(CollectorRegistry()))
         assert await deltas(edge.generate(replace(JOB, owner=owner)))
         (request,) = uplink.opened

@@ -13,7 +13,7 @@ import pytest
 from picospec.edge_agent.draft_model.drafter import NoDrafter, step_sampler
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import DraftGrammar, EdgeGrammars
-from picospec.edge_agent.speculation import Speculation
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import InvalidRequest
 from picospec.models.errors import GrammarFailed
 from picospec.models.grammars.binding import grammar_text
@@ -40,19 +40,19 @@ def asking(**asked: object) -> Open:
 
 
 @pytest.mark.parametrize(
-    ("speculation", "drafted"),
+    ("settings", "drafted"),
     [
-        (Speculation(), FORCED),
-        (Speculation(lookup=False), FORCED),
-        (Speculation(grammars=False), []),
-        (Speculation(judge="separate"), []),
+        (EdgeSettings(), FORCED),
+        (EdgeSettings(lookup=False), FORCED),
+        (EdgeSettings(grammars=False), []),
+        (EdgeSettings(judge="separate"), []),
     ],
 )
 async def test_what_the_grammar_forces_is_drafted_even_without_a_draft_model(
-    metrics: EdgeMetrics, speculation: Speculation, drafted: list[int]
+    metrics: EdgeMetrics, settings: EdgeSettings, drafted: list[int]
 ) -> None:
     uplink = FakeUplink(scripted(quiet, Finish("stop")))
-    edge = engine(uplink, metrics, NoDrafter(), speculation, SmallPaired())
+    edge = engine(uplink, metrics, NoDrafter(), settings, SmallPaired())
 
     await deltas(edge.generate(replace(JOB, extras={"structured_outputs": CHOICE})))
     await edge.close()
