@@ -18,8 +18,7 @@ from typer import Option
 
 from picospec.edge_agent.app import build, open_verifiers
 from picospec.edge_agent.draft_model import loading
-from picospec.edge_agent.draft_model.choosing import with_draft_model
-from picospec.edge_agent.draft_model.loading import MakeDrafter
+from picospec.edge_agent.draft_model.loading import MakeDrafter, with_draft_model
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.edge_agent.starting import Starting

@@ -26,7 +26,7 @@ from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.draft_model.loading import MakeDrafter
 from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.edge_agent.engine import EdgeEngine
-from picospec.edge_agent.fallback.fallback import DraftFallback, open_engine
+from picospec.edge_agent.fallback import DraftFallback, open_engine
 from picospec.edge_agent.link.connection import connections
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
@@ -81,7 +81,7 @@ def build(
     fallback = None
     if settings.fallback == "draft" and settings.context_tokens and draft is not None:
         alone = open_engine(draft, drafter, settings.context_tokens)
-        fallback = DraftFallback(*alone, verifiers, tokenizer, metrics)
+        fallback = DraftFallback(alone, verifiers, tokenizer, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:

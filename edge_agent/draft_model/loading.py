@@ -1,7 +1,13 @@
-"""Finds and loads the draft model, and makes a drafter of it."""
+"""The draft model of this edge: which one it is, how it is loaded, and a drafter of it.
+
+It is the one that is named, or a draft of the catalogue that fits, and is fetched if it is not
+here. Which one fits depends on the target, so the edge waits for the verifier where none is
+named.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +18,18 @@ from rich.console import Console
 
 from picospec.edge_agent.draft_model.drafter import Drafter, NoDrafter
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft_model.target_tokenizer import RETRY_S, TargetTokenizer
+from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.cores import compute_threads
 from picospec.models.fetching.progress_bar import progress_bar
 from picospec.models.llama_cpp.context_room import Length, context_length
-from picospec.models.llama_cpp.library import can_use_gpu, check_llama
+from picospec.models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
 from picospec.models.llama_cpp.model import Context, Model
-from picospec.models.obtaining import obtain
+from picospec.models.obtaining import fitting_draft, obtain
 from picospec.models.store import Store
+from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 
 AUTO: Final = "auto"
 NONE: Final = "none"
@@ -44,6 +54,51 @@ def pull_if_missing(name: str, store: Store) -> None:
     check_llama()
     with progress_bar(Console(stderr=True), name) as show:
         obtain(store, name, "draft", show)
+
+
+def with_draft_model(
+    settings: EdgeSettings, store: Store, connect: Callable[[], Verifiers]
+) -> EdgeSettings:
+    """Return settings that name a draft model of this machine, or say that there is none.
+
+    connect: returns the verifiers, which are closed again. Raises models.errors.ModelError,
+    OSError.
+    """
+    name: str | None = settings.draft_model
+    if settings.drafter == "none" or name == NONE:
+        return settings.model_copy(update={"drafter": "none"})
+    if name == AUTO and not has_llama():
+        log = structlog.get_logger("edge_agent")
+        log.warning("no draft model", reason="llama.cpp is not installed", remedy=INSTALL)
+        name = None
+    if name == AUTO:
+        name = asyncio.run(_fitting(connect(), store))
+    if name is None:
+        return settings.model_copy(update={"drafter": "none"})
+    pull_if_missing(name, store)
+    return settings.model_copy(update={"draft_model": name})
+
+
+async def _fitting(verifiers: Verifiers, store: Store) -> str | None:
+    """Return the name of a draft that fits the target, once the verifier can be reached."""
+    log, reason = structlog.get_logger("edge_agent"), ""
+    tokenizer = TargetTokenizer(verifiers, TokenizerCache(store.root / "tokenizers"), None)
+    try:
+        while True:
+            try:
+                vocabulary = (await tokenizer()).vocabulary
+                target = (await verifiers.facts()).model
+                break
+            except ApiError as error:
+                if str(error) != reason:
+                    reason = str(error)
+                    log.info("the draft model depends on the verifier; waiting", reason=reason)
+                await asyncio.sleep(RETRY_S)
+    finally:
+        await verifiers.close()
+    name = await asyncio.to_thread(fitting_draft, store, target, vocabulary)
+    log.info("draft model", target=target, chosen=name or "none of the catalogue fits")
+    return name
 
 
 def open_model(settings: EdgeSettings, store: Store) -> Model | None:

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.models.errors import CannotOpen
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from picospec.models.vocabulary import Relation, Vocabulary, relate
-from picospec.speculation.protocol.messages import ModelFacts
 
 RETRY_S: Final = 2.0
 """A verifier that is away when the edge starts is tried again after this time."""
-
-
-class Uplink(Protocol):
-    async def facts(self) -> ModelFacts: ...
-    async def tokenizer(self) -> bytes: ...
 
 
 class TargetTokenizer:
@@ -38,12 +34,12 @@ class TargetTokenizer:
 
     def __init__(
         self,
-        uplink: Uplink,
+        verifiers: Verifiers | Uplink,
         cache: TokenizerCache,
         draft: Vocabulary | None,
         translate: Callable[[Tokenizer], Translation] | None = None,
     ) -> None:
-        self._uplink = uplink
+        self._verifiers = verifiers
         self._cache = cache
         self._draft = draft
         self._translate = translate
@@ -62,7 +58,7 @@ class TargetTokenizer:
         Raises gateway.errors.Unavailable, also where the verifier in use is another one by now,
         or EngineFault for an unusable tokenizer.
         """
-        facts = await self._uplink.facts()
+        facts = await self._verifiers.facts()
         digest = vocabulary or facts.vocabulary
         if digest != self._digest:
             async with self._opening:
@@ -96,9 +92,9 @@ class TargetTokenizer:
         try:
             tokenizer = await asyncio.to_thread(self._cache.find, digest)
             if tokenizer is None:
-                if (await self._uplink.facts()).vocabulary != digest:
+                if (await self._verifiers.facts()).vocabulary != digest:
                     raise Unavailable("the verifier is another one since the request began")
-                packed = await self._uplink.tokenizer()
+                packed = await self._verifiers.tokenizer()
                 tokenizer = await asyncio.to_thread(self._cache.keep, digest, packed)
         except (CannotOpen, OSError) as error:
             message = f"the verifier's tokenizer: {error}"

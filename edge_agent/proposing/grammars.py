@@ -7,21 +7,21 @@ from typing import TypeVar
 
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.tenants.turns import Turns
-from picospec.models.errors import CannotCheck, GrammarFailed, InvalidGrammar
+from picospec.models.errors import GrammarFailed, InvalidGrammar
 from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars.constraint import NAME
 from picospec.models.grammars.grammar import Grammar, GrammarState
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.speculation.proposing.grammar_proposer import GrammarProposer
-from picospec.speculation.proposing.proposer import Proposer
+from picospec.speculation.proposing.proposer import Latencies, Proposer
 from picospec.speculation.protocol.messages import Open, TokenId
 from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.sampling.draft_token import DraftToken
 
 T = TypeVar("T")
 
 
 class EdgeGrammars:
-    """Compiles grammars for the target that the edge has now."""
+    """Compiles grammars for the model that the edge has now."""
 
     def __init__(self) -> None:
         self._compiler: GrammarCompiler | None = None
@@ -29,16 +29,14 @@ class EdgeGrammars:
 
     async def compile(
         self, request: Open, tokenizer: Tokenizer, owner: object = None
-    ) -> Grammar | None:
-        """Return the grammar of a request; None where none can be tried now, because drafts
-        need none. Raises InvalidRequest, or Overloaded where too many of the owner wait."""
+    ) -> Grammar:
+        """Return the grammar of a request that has one. Raises InvalidRequest, CannotCheck
+        where none can be tried now, or Overloaded where too many of the owner wait."""
         if self._compiler is None or self._compiler.tokenizer is not tokenizer:
             await self.close()
             self._compiler = GrammarCompiler(tokenizer, self._turns.take)
         try:
             return await self._compiler.compile(bytes(request.sampling.extras[NAME]), owner)
-        except CannotCheck:
-            return None
         except InvalidGrammar as error:
             field = error.field(NAME)
             raise InvalidRequest(f"{field}: {error.reason}", param=field) from error
@@ -64,12 +62,15 @@ class DraftGrammar:
         return self._ask(lambda state: state.mask(logits, output), logits)
 
     def follow(self, output: Sequence[TokenId]) -> None:
+        """Move to the position after these tokens, which are all output tokens before it."""
         return self._ask(lambda state: state.follow(output), None)
 
     def forced(self) -> TokenId | None:
+        """Return the only token that may follow, if there is but one."""
         return self._ask(lambda state: state.forced(), None)
 
     def count_allowed(self, tokens: Sequence[TokenId]) -> int:
+        """Return how many of these tokens may follow, one after the other."""
         return self._ask(lambda state: state.count_allowed(tokens), len(tokens))
 
     def _ask(self, question: Callable[[GrammarState], T], otherwise: T) -> T:
@@ -80,6 +81,34 @@ class DraftGrammar:
             return otherwise
 
 
-def within(grammar: Grammar | None, proposer: Proposer | None) -> Proposer | None:
-    """Return what proposes tokens that a grammar allows, and those that it forces."""
-    return proposer if grammar is None else GrammarProposer(DraftGrammar(grammar), proposer)
+class GrammarProposer:
+    """A Proposer of what the answer's grammar forces, and of what it allows of the tokens that
+    another one proposes. other: that one, for where the grammar leaves a choice.
+
+    Where a grammar leaves a single token, as for the names in a JSON object of a known schema,
+    the target can only generate that one. So it needs no draft step, and is accepted for
+    certain if the target holds the same grammar.
+    """
+
+    def __init__(self, grammar: DraftGrammar, other: Proposer | None) -> None:
+        self._grammar = grammar
+        self._other = other
+
+    def follow(self, committed: Sequence[TokenId], chain: Sequence[DraftToken]) -> None:
+        self._grammar.follow([*committed, *(drafted.token for drafted in chain)])
+        if self._other is not None:
+            self._other.follow(committed, chain)
+
+    def propose(self, latencies: Latencies) -> DraftToken | None:
+        if (token := self._grammar.forced()) is not None:
+            return DraftToken(token, confidence=1.0, origin="grammar")
+        found = None if self._other is None else self._other.propose(latencies)
+        return found if found and self._grammar.count_allowed([found.token]) else None
+
+    def ahead(self, latencies: Latencies) -> list[TokenId]:
+        found = [] if self._other is None else self._other.ahead(latencies)
+        return found[: self._grammar.count_allowed(found)]
+
+    def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
+        if self._other is not None:
+            self._other.observe_reading(more, took_s, draft_s)

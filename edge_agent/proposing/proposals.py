@@ -11,11 +11,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
+from weakref import WeakKeyDictionary
 
-from picospec.edge_agent.proposing.grammars import EdgeGrammars, within
-from picospec.edge_agent.proposing.pools import Pools
+from picospec.edge_agent.proposing.grammars import DraftGrammar, EdgeGrammars, GrammarProposer
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Job
+from picospec.models.errors import CannotCheck
 from picospec.models.grammars.constraint import NAME
 from picospec.models.grammars.grammar import Grammar
 from picospec.models.tokenizing.tokenizer import Tokenizer
@@ -38,6 +39,9 @@ MAX_PREDICTED_CHARS: Final = 16 * MAX_PREDICTED
 """Most characters of a prediction that are read: what follows is beyond MAX_PREDICTED tokens of
 any text but spaces."""
 
+MIN_POOL_TOKENS: Final = 1024
+"""A smaller pool would hold no answer that is worth keeping."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
@@ -57,6 +61,33 @@ class Proposals:
         """Keep an answer, as far as it came, if such are kept."""
         if self.pool is not None:
             self.pool.add(self.request.prompt, answer)
+
+
+class Pools:
+    """A pool of answers for each owner: none is drafted from what another one was answered.
+
+    An owner is the object that stands for whoever asks, such as the holder of a key. What is
+    kept for one is gone when the owner is, and when the target has another vocabulary.
+
+    most_tokens: kept for each owner; at 0 nothing is.
+    """
+
+    def __init__(self, most_tokens: int) -> None:
+        self._most_tokens = most_tokens and max(MIN_POOL_TOKENS, most_tokens)
+        self._kept: WeakKeyDictionary[object, tuple[str, Pool]] = WeakKeyDictionary()
+
+    def of(self, owner: object | None, target: ModelFacts) -> Pool | None:
+        """Return an owner's; None where nothing is kept, as for nobody in particular."""
+        if owner is None or not self._most_tokens:
+            return None
+        kept = self._kept.get(owner)
+        if kept is None or kept[0] != target.vocabulary:
+            kept = self._kept[owner] = target.vocabulary, Pool(self._most_tokens)
+        return kept[1]
+
+    def empty(self, owner: object) -> None:
+        """Forget what is kept for an owner; answers that have begun still draft from it."""
+        self._kept.pop(owner, None)
 
 
 class ProposalFinder:
@@ -81,8 +112,11 @@ class ProposalFinder:
             return Proposals(request, (), None, None, None)
         grammar = await self._grammar(request, job.owner)
         pool = self.pools.of(job.owner, target)
-        lookup = await self._lookup(request.prompt, pool) if self._settings.lookup else None
-        proposer = within(grammar, lookup)
+        proposer: Proposer | None = None
+        if self._settings.lookup:
+            proposer = await self._lookup(request.prompt, pool)
+        if grammar is not None:
+            proposer = GrammarProposer(DraftGrammar(grammar), proposer)
         if not (self._settings.verifier_drafts and request.fill == "auto"):
             return Proposals(request, (), grammar, proposer, pool)
         predicted = await self._predicted(job, request.vocabulary)
@@ -106,7 +140,10 @@ class ProposalFinder:
         if not (self._settings.grammars and NAME in request.sampling.extras):
             return None
         tokenizer = await self._tokenizer(request.vocabulary)
-        return await self._grammars.compile(request, tokenizer, owner)
+        try:
+            return await self._grammars.compile(request, tokenizer, owner)
+        except CannotCheck:  # drafts need none
+            return None
 
     async def _predicted(self, job: Job, vocabulary: str) -> tuple[TokenId, ...]:
         """Return the tokens that a job predicts, if any. A thread reads the text, which may be

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from picospec.edge_agent.draft_model import choosing
-from picospec.edge_agent.draft_model.choosing import with_draft_model
+from picospec.edge_agent.draft_model import loading
+from picospec.edge_agent.draft_model.loading import with_draft_model
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.models.catalogue import Catalogue, ModelFile, Pair
 from picospec.models.errors import UnknownModel
@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "RETRY_S", 0.01)
+    monkeypatch.setattr(loading, "RETRY_S", 0.01)
 
 
 def choose(
@@ -92,6 +92,6 @@ def test_where_nothing_fits_the_edge_goes_without(tmp_path: Path) -> None:
 def test_where_llama_cpp_is_missing_the_edge_goes_without_and_asks_nobody(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "has_llama", lambda: False)
+    monkeypatch.setattr(loading, "has_llama", lambda: False)
 
     assert choose(settings(), store, unreachable).drafter == "none"

@@ -10,8 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.edge_agent.fallback.draft_engine import FEATURES, DraftEngine
-from picospec.edge_agent.fallback.fallback import DraftFallback
+from picospec.edge_agent.fallback import FEATURES, DraftEngine, DraftFallback
 from picospec.edge_agent.link.fleet import Event
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
@@ -33,13 +32,9 @@ FACTS = ModelFacts("small", V, "d" * 32, 300, [STOP], Limits(), ["coupled"], lis
 JOB = Job("r", PROMPT, 12, Sampling(temperature=0.0), 7)
 
 
-class NoGrammars:
-    """A GrammarCompiler that no request here needs."""
-
-
 @pytest.fixture
 def engine(drafter: LlamaDrafter) -> DraftEngine:
-    return DraftEngine(FACTS, drafter, NoGrammars())  # type: ignore[arg-type]
+    return DraftEngine(FACTS, drafter, None)  # type: ignore[arg-type]
 
 
 async def deltas(engine: DraftEngine, asked: Job = JOB) -> list[Delta]:
@@ -153,7 +148,7 @@ class Verifiers:
 
 def fallback(engine: DraftEngine, verifiers: Verifiers) -> DraftFallback:
     metrics = EdgeMetrics(CollectorRegistry())
-    return DraftFallback(engine, None, verifiers, verifiers.tokenizer, metrics)  # type: ignore[arg-type]
+    return DraftFallback(engine, verifiers, verifiers.tokenizer, metrics)  # type: ignore[arg-type]
 
 
 async def test_it_is_needed_when_no_verifier_can_be_reached(engine: DraftEngine) -> None:

@@ -13,6 +13,7 @@ import pytest
 from picospec.edge_agent.draft_model.drafter import NoDrafter, step_sampler
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import DraftGrammar, EdgeGrammars
+from picospec.edge_agent.proposing.proposals import ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import InvalidRequest
 from picospec.models.errors import GrammarFailed
@@ -21,7 +22,7 @@ from picospec.models.grammars.grammar import Grammar, GrammarState
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Sampling
-from tests.edge_agent.engines import JOB, FakeUplink, Paired, deltas, engine
+from tests.edge_agent.engines import FACTS, JOB, FakeUplink, Paired, deltas, engine
 from tests.edge_agent.fakes import quiet, scripted
 from tests.models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy
 
@@ -78,9 +79,9 @@ async def test_where_no_grammar_can_be_tried_drafts_are_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere")
-    grammars = EdgeGrammars()
+    finder = ProposalFinder(EdgeSettings(), SmallPaired())
 
-    assert await grammars.compile(asking(**CHOICE), TOKENIZER) is None
+    assert (await finder.find(asking(**CHOICE), JOB, FACTS)).grammar is None
 
 
 async def test_answers_share_what_was_compiled_for_the_same_tokenizer() -> None:

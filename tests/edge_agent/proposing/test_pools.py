@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-from picospec.edge_agent.proposing.pools import Pools
+from picospec.edge_agent.proposing.proposals import Pools
 from picospec.speculation.proposing.pool import Pool
 from tests.edge_agent.engines import FACTS
 

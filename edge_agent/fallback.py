@@ -1,4 +1,4 @@
-"""The draft model as the only model of an answer: gateway.ports.Engine without a verifier.
+"""The draft model as the only model of an answer, while no verifier can be reached.
 
 A step of the draft model generates one token, drawn as a verifier draws it. So the answer is
 the one that a verifier with this model would give, for the same seed and settings.
@@ -11,13 +11,25 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.proposing.grammars import EdgeGrammars
 from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Facts, FinishReason, Job, Statistics
-from picospec.models.errors import CannotCheck, GrammarFailed, InvalidGrammar
-from picospec.models.grammars.compiler import GrammarCompiler
+from picospec.gateway.tokenizer import TokenizerSource
+from picospec.models.errors import CannotCheck, GrammarFailed
 from picospec.models.grammars.constraint import NAME
+from picospec.models.store import Found
+from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 from picospec.speculation.protocol.errors import InvalidSetting
-from picospec.speculation.protocol.messages import ModelFacts, Open, TokenId, TokenLogprob
+from picospec.speculation.protocol.messages import (
+    Limits,
+    ModelFacts,
+    Open,
+    TokenId,
+    TokenLogprob,
+)
 from picospec.speculation.protocol.opening import STOPPING, opening
 from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
 from picospec.speculation.sampling.distributions import Logits, distribution, logprob_of
@@ -33,12 +45,13 @@ FAILED: Final = "draft_model_failed"
 
 
 class DraftEngine:
-    """facts: of the draft model, as a verifier would give them."""
+    """A gateway.ports.Engine. facts: of the draft model, as a verifier would give them."""
 
-    def __init__(self, facts: ModelFacts, drafter: Drafter, grammars: GrammarCompiler) -> None:
+    def __init__(self, facts: ModelFacts, drafter: Drafter, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
         self._facts = facts
         self._drafter = drafter
-        self._grammars = grammars
+        self._grammars = EdgeGrammars()
 
     async def facts(self) -> Facts:
         return Facts.of(self._facts)
@@ -67,15 +80,13 @@ class DraftEngine:
 
     async def _mask(self, request: Open, owner: object) -> Adjust | None:
         """Return what bars the tokens that the request's grammar does not allow."""
-        if (asked := request.sampling.extras.get(NAME)) is None:
+        if NAME not in request.sampling.extras:
             return None
         try:
-            return (await self._grammars.compile(bytes(asked), owner)).begin().mask
+            grammar = await self._grammars.compile(request, self.tokenizer, owner)
         except CannotCheck as error:
             raise Overloaded(f"{error}; try again later") from error
-        except InvalidGrammar as error:
-            name = error.field(NAME)
-            raise InvalidRequest(f"{name}: {error.reason}", param=name) from error
+        return grammar.begin().mask
 
 
 @dataclass(slots=True)
@@ -135,3 +146,60 @@ async def _deltas(slot: DraftSlot, sampler: _Sampler) -> AsyncGenerator[Delta]:
         if drawn.token in request.stop_tokens:
             reason = "stop"
     yield Delta((), sampler.taken(), reason, Statistics(len(tokens)))
+
+
+class DraftFallback:
+    """gateway.ports.Fallback. An answer is the draft model's from its first token to its last,
+    or not at all: texts of two models are never joined. target: the target's tokenizer."""
+
+    name = "draft"
+
+    def __init__(
+        self,
+        engine: DraftEngine,
+        verifiers: Verifiers,
+        target: TokenizerSource,
+        metrics: EdgeMetrics,
+    ) -> None:
+        self.engine = engine
+        self._verifiers = verifiers
+        self._target = target
+        self._metrics = metrics
+
+    async def tokenizer(self, vocabulary: str) -> Tokenizer:
+        return self.engine.tokenizer
+
+    async def is_needed(self) -> bool:
+        """Ask the verifiers, which takes a round trip: what was known of them may be old.
+        Raises what is wrong with one that can be reached."""
+        try:
+            await self._verifiers.check()
+            facts = await self._verifiers.facts()
+            await self._target(facts.vocabulary)
+        except Unavailable:
+            return True
+        return False
+
+    def count_answers(self, count: int) -> None:
+        """Count answers that it begins."""
+        self._metrics.fallback_answers.inc(count)
+
+
+def open_engine(found: Found, drafter: Drafter, context_tokens: int) -> DraftEngine:
+    """Return the engine over a draft model. Raises CannotOpen. context_tokens: of a slot of the
+    drafter's."""
+    file = tokenizer_file(found.path)
+    tokenizer = file.open()
+    vocabulary = tokenizer.vocabulary
+    facts = ModelFacts(
+        model=found.name,
+        vocabulary_size=len(vocabulary.pieces),
+        vocabulary=file.digest,
+        context_tokens=context_tokens,
+        stop_tokens=sorted(vocabulary.stop_tokens),
+        limits=Limits(),
+        judges=["coupled"],
+        features=list(FEATURES),
+        defaults=file.defaults,
+    )
+    return DraftEngine(facts, drafter, tokenizer)

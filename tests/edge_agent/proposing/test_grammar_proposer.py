@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from picospec.edge_agent.proposing.grammars import GrammarProposer
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.proposing.grammar_proposer import GrammarProposer
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Commit, Draft, Limits, TokenId
