@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -105,29 +106,30 @@ def build(
                 model.close()
             await asyncio.to_thread(tracing.close)
 
+    name = draft.name if draft else None
+    edge = _Edge(
+        settings, verifiers, drafter, tokenizer, engine, fallback, drain, registry, name
+    )
+    access = Access(
+        hosts=hosts_of(settings), body_limit_bytes=relay.body_limit_bytes, tracing=tracing
+    )
     app = create_app(
         engine,
         tokenizer,
         settings,
-        Access(
-            hosts=hosts_of(settings), body_limit_bytes=relay.body_limit_bytes, tracing=tracing
-        ),
+        access,
         registry=registry,
         lifespan=lifespan,
         drain=drain,
         fallback=fallback,
         relay=relay,
         routes=list(relay.routes()),
-        about=partial(
-            _about, settings, verifiers, tokenizer, draft.name if draft else None, registry
-        ),
+        about=edge.about,
     )
-    health = partial(_health, verifiers, drafter, drain)
-    ready = partial(_ready, engine, verifiers, tokenizer, fallback, drain)
-    answers = {**dict.fromkeys(HEALTH_PATHS, health), "/ready": ready}
-    for path, answer in answers.items():
-        app.router.routes.insert(0, Route(path, answer))
-    pool = Route("/v1/picospec/pool", partial(_forget, engine), methods=["DELETE"])
+    for path in HEALTH_PATHS:
+        app.router.routes.insert(0, Route(path, edge.health))
+    app.router.routes.insert(0, Route("/ready", edge.ready))
+    pool = Route("/v1/picospec/pool", edge.forget, methods=["DELETE"])
     app.router.routes.insert(0, pool)
     app.router.routes.extend(relay.no_routes())
     return app
@@ -140,66 +142,64 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     return Verifiers(uplinks, metrics, settings.failover_deadline_s)
 
 
-async def _health(
-    verifiers: Verifiers, drafter: Drafter, drain: Drain, _: Request
-) -> JSONResponse:
-    state = "draining" if drain.begun else "ready" if verifiers.ready else "unavailable"
-    drafts = {"draft_model": "stuck" if drafter.stuck else "ok"}
-    return JSONResponse({"status": "ok", "state": state, **drafts, **verifiers.report()})
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """What an edge says of itself. draft: the draft model's name, if any."""
 
+    settings: EdgeSettings
+    verifiers: Verifiers
+    drafter: Drafter
+    tokenizer: TargetTokenizer
+    engine: EdgeEngine
+    fallback: DraftFallback | None
+    drain: Drain
+    registry: CollectorRegistry
+    draft: str | None
 
-async def _about(
-    settings: EdgeSettings,
-    verifiers: Verifiers,
-    tokenizer: TargetTokenizer,
-    draft: str | None,
-    registry: CollectorRegistry,
-) -> dict[str, object]:
-    """Return what /status says of the edge alone. draft: the draft model's name, if any."""
+    async def health(self, _: Request) -> JSONResponse:
+        ready = "ready" if self.verifiers.ready else "unavailable"
+        state = "draining" if self.drain.begun else ready
+        drafts = {"draft_model": "stuck" if self.drafter.stuck else "ok"}
+        body = {"status": "ok", "state": state, **drafts, **self.verifiers.report()}
+        return JSONResponse(body)
 
-    def sessions(number: int) -> int:
-        name, labels = "picospec:edge_verifier_sessions", {"verifier": str(number)}
-        return int(registry.get_sample_value(name, labels) or 0)
+    async def about(self) -> dict[str, object]:
+        """Return what /status says of the edge alone."""
 
-    found = await verifiers.statuses()
-    known = {"model": draft, "vocabularies": tokenizer.relation, "slots": settings.slots}
-    return {
-        "service": "edge",
-        "protocol": PROTOCOL_VERSION,
-        "judge": settings.judge,
-        "fill": settings.fill,
-        "lookup": settings.lookup,
-        "verifier_drafts": settings.verifier_drafts,
-        "fallback": settings.fallback,
-        "draft": draft and known,
-        "verifiers": [{**each, "sessions": sessions(i)} for i, each in enumerate(found)],
-    }
+        def sessions(number: int) -> int:
+            name, labels = "picospec:edge_verifier_sessions", {"verifier": str(number)}
+            return int(self.registry.get_sample_value(name, labels) or 0)
 
+        settings, found = self.settings, await self.verifiers.statuses()
+        vocabularies, slots = self.tokenizer.relation, settings.slots
+        known = {"model": self.draft, "vocabularies": vocabularies, "slots": slots}
+        return {
+            "service": "edge",
+            "protocol": PROTOCOL_VERSION,
+            "judge": settings.judge,
+            "fill": settings.fill,
+            "lookup": settings.lookup,
+            "verifier_drafts": settings.verifier_drafts,
+            "fallback": settings.fallback,
+            "draft": self.draft and known,
+            "verifiers": [{**each, "sessions": sessions(i)} for i, each in enumerate(found)],
+        }
 
-async def _forget(engine: EdgeEngine, request: Request) -> Response:
-    engine.forget(request.state.account.tenant)
-    return Response(status_code=204)
+    async def forget(self, request: Request) -> Response:
+        self.engine.forget(request.state.account.tenant)
+        return Response(status_code=204)
 
-
-async def _ready(
-    engine: EdgeEngine,
-    verifiers: Verifiers,
-    tokenizer: TargetTokenizer,
-    fallback: DraftFallback | None,
-    drain: Drain,
-    _: Request,
-) -> JSONResponse:
-    drain.check()
-    try:
-        await verifiers.check()
-        facts = await engine.facts()
-        await tokenizer(facts.vocabulary)
-    except ApiError as error:
-        if fallback is not None and isinstance(error, Unavailable):
-            body = {"status": "ok", "fallback": fallback.name, **verifiers.report()}
-            return JSONResponse(body)
-        shown = error.body()["error"] | {"message": NOT_READY}
-        body = {"status": "unavailable", **verifiers.report(), "error": shown}
-        return JSONResponse(body, 503)
-    ok = {"status": "ok", **verifiers.report(), "model": facts.model}
-    return JSONResponse({**ok, "vocabularies": tokenizer.relation})
+    async def ready(self, _: Request) -> JSONResponse:
+        self.drain.check()
+        try:
+            await self.verifiers.check()
+            facts = await self.engine.facts()
+            await self.tokenizer(facts.vocabulary)
+        except ApiError as error:
+            known = self.verifiers.report()
+            if self.fallback is not None and isinstance(error, Unavailable):
+                return JSONResponse({"status": "ok", "fallback": self.fallback.name, **known})
+            shown = error.body()["error"] | {"message": NOT_READY}
+            return JSONResponse({"status": "unavailable", **known, "error": shown}, 503)
+        found = {"model": facts.model, "vocabularies": self.tokenizer.relation}
+        return JSONResponse({"status": "ok", **self.verifiers.report(), **found})

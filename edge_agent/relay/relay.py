@@ -4,7 +4,9 @@ That goes by connections which nothing else uses. It may be large and its client
 hold up the messages of sessions.
 
 Three kinds of requests are passed on: those to a path that is on a list, those for a model that
-is on one, and those with images or other media for the verifier's own model.
+is on one, and those with images or other media for the verifier's own model. And a client may
+ask for the same chat without the edge, to compare; an edge that speaks another version of the
+protocol than its verifier has it answer all.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as AnyMethod
@@ -22,17 +25,16 @@ from starlette.types import Receive, Scope, Send
 from picospec.edge_agent.link.connection import Connection, connections
 from picospec.edge_agent.link.upstream_errors import Peer
 from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.relay import direct
 from picospec.edge_agent.relay.allowed import AS_IT_IS, headers_of, passes, query_of, target_of
 from picospec.edge_agent.relay.answer import Relayed
 from picospec.edge_agent.relay.looking import look
 from picospec.edge_agent.relay.upload import Upload
 from picospec.edge_agent.settings import EdgeSettings, RelaySettings
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.body import checked, read
+from picospec.gateway.doors.body import checked, parse, read
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.services import Services
-from picospec.gateway.errors import ApiError, NotFound
+from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
 from picospec.gateway.routes.documents import Route
 
 HELD_BYTES: Final = 16 << 20
@@ -52,6 +54,14 @@ _DOORS: Final = {
     **{path: path for path in _NATIVE},
 }
 """The doors of this edge, and where another service has them."""
+
+DIRECT: Final = "/v1/picospec/direct/chat/completions"
+"""The verifier alone answers a chat that is posted there, so that a page which talks to the edge
+only can show that both answers are the same: for one seed."""
+
+UNDRAFTED: Final = "undrafted"
+"""What `x-picospec-fallback` and the log say of an answer that has no drafts because the ends
+speak different versions of the protocol."""
 
 
 class Relay:
@@ -82,8 +92,7 @@ class Relay:
         for path in self._settings.paths:
             open_ended = path.replace("/*", "/{name:path}")
             yield Route("POST", open_ended, "Passed on to another service", self.answer)
-        compare = partial(direct.direct, self._verifiers)
-        yield Route("POST", direct.PATH, "The same chat without the edge", compare, ChatRequest)
+        yield Route("POST", DIRECT, "The same chat without the edge", self.direct, ChatRequest)
 
     def no_routes(self) -> Iterator[AnyMethod]:
         """Yield what follows `routes`, so that other methods find nothing there."""
@@ -121,17 +130,43 @@ class Relay:
             model = facts.model
         account.begin_answers(wanted.answers - 1)
         account.relayed = way.peer.name
-        asked = await checked(services, request, partial(direct.renamed, body, model))
+        asked = await checked(services, request, partial(_renamed, body, model))
         target = f"{door}{query_of(request.scope)}"
         ask = partial(way.post_to, target, headers_of(request.headers), asked)
         text_bytes = min(len(asked), MEDIA_BYTES) if wanted.has_media else len(asked)
         return Relayed(ask, account, services.drain, asked_bytes=text_bytes)
 
+    async def direct(self, services: Services, request: Request) -> Response:
+        """Have the verifier that is in use answer a chat with a seed. Raises ApiError."""
+        services.drain.check()
+        account: Account = request.state.account
+        account.tenant.check_room(account.clock())
+        body = await parse(ChatRequest, services, request)
+        if body.seed is None:
+            raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
+        facts = await services.facts_of(body.model)
+        account.begin_answers(body.n)
+        return await self._from_verifier(_OPENAI, facts.model, services, request)
+
     async def undrafted(
         self, services: Services, request: Request, model: str
     ) -> Response | None:
-        """Have the verifier answer a request that was read, where it opens no sessions."""
-        return await direct.undrafted(self._verifiers, services, request, model)
+        """Have the verifier in use answer a request that was read, if it opens no sessions for
+        this edge; None if it does. Raises ApiError."""
+        if self._verifiers.speaks:
+            return None
+        request.state.account.fallback = UNDRAFTED
+        return await self._from_verifier(request.scope["path"], model, services, request)
+
+    async def _from_verifier(
+        self, path: str, model: str, services: Services, request: Request
+    ) -> Response:
+        """Return the verifier's answer to a request that has been read and begun."""
+        body = await checked(services, request, partial(_renamed, await request.body(), model))
+        account: Account = request.state.account
+        account.relayed = "verifier"
+        ask = partial(self._verifiers.current.ask, path, body)
+        return Relayed(ask, account, services.drain, asked_bytes=len(body))
 
     async def _way(self) -> Connection:
         return self._upstream or await self._to_verifier()
@@ -163,3 +198,13 @@ class _Nothing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotFound(f"there is no {scope['path']}")
+
+
+def _renamed(body: bytes, model: str | None) -> bytes:
+    """Return a request as another service is asked it, by its model's own name. Written anew,
+    it names no field twice. Raises InvalidRequest."""
+    try:
+        fields = msgspec.json.decode(body)
+    except msgspec.DecodeError as error:  # stricter than `parse`, which takes NaN
+        raise InvalidRequest(f"the body is no JSON: {error}") from None
+    return msgspec.json.encode({**fields, "model": model})

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from picospec.edge_agent import app as edge
 from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.edge_agent.relay import answer as relaying
-from picospec.edge_agent.relay.direct import PATH
+from picospec.edge_agent.relay.relay import DIRECT
 from picospec.edge_agent.settings import load as load_edge
 from picospec.gateway.drain import Drain
 from picospec.models.store import open_store
@@ -79,8 +79,8 @@ def chunks(answer: httpx.Response) -> list[Any]:
 async def test_the_answer_is_the_verifiers_own_streamed_or_not(
     client: httpx.AsyncClient, target: FakeTarget
 ) -> None:
-    streamed = await client.post(PATH, json={**ASK, "stream": True})
-    whole = await client.post(PATH, json=ASK)
+    streamed = await client.post(DIRECT, json={**ASK, "stream": True})
+    whole = await client.post(DIRECT, json=ASK)
 
     assert streamed.headers["content-type"].startswith("text/event-stream")
     told = chunks(streamed)
@@ -93,8 +93,8 @@ async def test_the_answer_is_the_verifiers_own_streamed_or_not(
 
 
 async def test_its_tokens_are_counted_for_the_key(client: httpx.AsyncClient) -> None:
-    await client.post(PATH, json=ASK)
-    await client.post(PATH, json={**ASK, "stream": True})
+    await client.post(DIRECT, json=ASK)
+    await client.post(DIRECT, json={**ASK, "stream": True})
 
     assert await tenants_tokens(client) == 2 * (2 + 9)
 
@@ -112,7 +112,7 @@ async def test_a_verifier_that_falls_silent_ends_the_answer_and_its_prompt_is_co
     long = "Hi " * 400
 
     answer = await client.post(
-        PATH, json={**ASK, "messages": [{"role": "user", "content": long}], "stream": True}
+        DIRECT, json={**ASK, "messages": [{"role": "user", "content": long}], "stream": True}
     )
 
     assert "the verifier sent nothing for 0.2 s" in answer.text
@@ -125,7 +125,7 @@ async def test_a_number_that_json_does_not_have_is_a_bad_request(
 ) -> None:
     asked = json.dumps({**ASK, "own": 0}).replace('"own": 0', f'"own": {value}')
     headers = {"content-type": "application/json"}
-    answer = await client.post(PATH, content=asked, headers=headers)
+    answer = await client.post(DIRECT, content=asked, headers=headers)
 
     assert answer.status_code == 400
 
@@ -143,14 +143,14 @@ async def test_a_number_that_json_does_not_have_is_a_bad_request(
 async def test_what_cannot_be_compared_or_served_names_the_field_and_costs_nothing(
     client: httpx.AsyncClient, body: dict[str, object], status: int, param: str
 ) -> None:
-    answer = await client.post(PATH, json=body)
+    answer = await client.post(DIRECT, json=body)
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
     assert await tenants_tokens(client) == 0
 
 
 async def test_answers_and_the_status_need_a_clients_key(client: httpx.AsyncClient) -> None:
-    answer = await client.post(PATH, json=ASK, headers=EDGES)
+    answer = await client.post(DIRECT, json=ASK, headers=EDGES)
     status = await client.get("/status", headers=EDGES)
 
     assert (answer.status_code, status.status_code) == (401, 401)
@@ -158,7 +158,7 @@ async def test_answers_and_the_status_need_a_clients_key(client: httpx.AsyncClie
 
 async def test_without_a_verifier_it_is_a_503(tmp_path: Path) -> None:
     async with client_of(edge_of("http://127.0.0.1:9", tmp_path)) as client:
-        answer = await client.post(PATH, json=ASK)
+        answer = await client.post(DIRECT, json=ASK)
         status = (await client.get("/status")).json()
 
     assert answer.status_code == 503
@@ -175,7 +175,7 @@ async def test_an_edge_that_drains_relays_nothing_and_says_so(
     drain.begin(60.0)
 
     async with client_of(edge_of(verifier, tmp_path, drain)) as client:
-        answer = await client.post(PATH, json=ASK)
+        answer = await client.post(DIRECT, json=ASK)
         status = (await client.get("/status")).json()
 
     assert answer.status_code == 503
@@ -189,7 +189,7 @@ async def test_a_client_that_leaves_ends_the_verifiers_answer(
     async with served(edge_of(verifier, tmp_path)) as url:
         async with httpx.AsyncClient(base_url=url) as client:
             ask = {**ASK, "max_tokens": 200, "stream": True}
-            async with client.stream("POST", PATH, json=ask) as answer:
+            async with client.stream("POST", DIRECT, json=ask) as answer:
                 await anext(answer.aiter_bytes())
                 assert len(target.running) == 1
 
@@ -222,7 +222,7 @@ async def test_the_status_of_a_verifier_tells_of_its_sessions_and_has_no_relay()
 
     async with app.router.lifespan_context(app), client_of(app) as client:
         status = (await client.get("/status")).json()
-        relayed = await client.post(PATH, json=ASK)
+        relayed = await client.post(DIRECT, json=ASK)
 
     assert status["service"] == "verifier"
     assert status["sessions"]["running"] == 0

@@ -19,7 +19,7 @@ from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay import answer as relaying
-from picospec.edge_agent.relay import direct
+from picospec.edge_agent.relay.relay import DIRECT
 from picospec.edge_agent.settings import load
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable, first_error
@@ -188,7 +188,7 @@ async def relayed(url: str, how: str, root: Path) -> httpx.Response:
     app = build(settings, open_store({"PICOSPEC_CACHE": str(root)}), Drain())
     async with served(app) as edge, httpx.AsyncClient(base_url=edge, timeout=60) as client:
         body = {"messages": [{"role": "user", "content": "Hi"}], "seed": 4, "max_tokens": 9}
-        return await client.post(direct.PATH, json=body)
+        return await client.post(DIRECT, json=body)
 
 
 async def test_a_chat_of_the_verifier_alone_is_passed_on_up_to_a_size(
