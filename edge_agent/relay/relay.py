@@ -56,8 +56,8 @@ _DOORS: Final = {
 """The doors of this edge, and where another service has them."""
 
 DIRECT: Final = "/v1/picospec/direct/chat/completions"
-"""The verifier alone answers a chat that is posted there, so that a page which talks to the edge
-only can show that both answers are the same: for one seed."""
+"""The verifier alone answers a chat that is posted there, so that a page which talks to the
+edge only can show that both answers are the same: for one seed."""
 
 UNDRAFTED: Final = "undrafted"
 """What `x-picospec-fallback` and the log say of an answer that has no drafts because the ends
