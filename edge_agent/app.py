@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from fastapi import FastAPI
@@ -23,7 +22,6 @@ from starlette.routing import Route
 
 from picospec.edge_agent.draft_model import loading
 from picospec.edge_agent.draft_model.drafter import Drafter
-from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.draft_model.loading import MakeDrafter
 from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.edge_agent.engine import EdgeEngine
@@ -74,9 +72,7 @@ def build(
     verifiers = open_verifiers(settings, metrics)
     relay = open_relay(settings, verifiers)
     vocabulary = None if model is None else model.vocabulary
-    translate = None if model is None else partial(Translation, draft=model)
-    cache = TokenizerCache(store.root / "tokenizers")
-    tokenizer = TargetTokenizer(verifiers, cache, vocabulary, translate)
+    tokenizer = TargetTokenizer(verifiers, TokenizerCache(store.root / "tokenizers"), model)
     draft = None if model is None else store.find(settings.draft_model, "draft")
     engine = EdgeEngine(verifiers, drafter, settings, metrics, tokenizer, vocabulary, policy)
     fallback = None

@@ -64,30 +64,27 @@ class Driver:
         """
         self._open()
         async with beside(self._draft()):
-            return await self._follow_all(on_commit)
+            return await self._follow(on_commit)
 
     def _open(self) -> None:
         """Open a session for the rest of the answer, to which drafts go from now on."""
         self._link = self._sessions.open(self._machine.opening())
         self._changed.set()
 
-    async def _follow_all(self, on_commit: OnCommit) -> Finish:
+    async def _follow(self, on_commit: OnCommit) -> Finish:
         """Follow one session after another until the answer is complete."""
         while True:
             try:
-                return await self._follow(on_commit)
+                async with beside(self._link.post()):
+                    return await self._receive(on_commit)
             except ApiError as error:
                 if (finish := self._machine.lost()) is not None:
                     return finish
                 await self._sessions.again(error)
             self._open()
 
-    async def _follow(self, on_commit: OnCommit) -> Finish:
-        """Follow one session to its end."""
-        async with beside(self._link.post()):
-            return await self._receive(on_commit)
-
     async def _receive(self, on_commit: OnCommit) -> Finish:
+        """Take in one session's messages, up to its end."""
         async with aclosing(self._link.events()) as events:
             async for message in events:
                 try:

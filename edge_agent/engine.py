@@ -19,11 +19,10 @@ from picospec.edge_agent.draft_model.drafter import Drafter, DraftSlot, step_sam
 from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.driver import DraftModel
-from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposing.grammars import DraftGrammar
-from picospec.edge_agent.proposing.proposals import ProposalFinder, Proposals
+from picospec.edge_agent.proposing.proposals import ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from picospec.gateway.ports import Delta, Facts, Job
@@ -31,12 +30,10 @@ from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import DraftPolicy, StreamPolicy
-from picospec.speculation.judges.judge import EdgeHalf
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import InvalidSetting
-from picospec.speculation.protocol.messages import ModelFacts, Open
+from picospec.speculation.protocol.messages import ModelFacts
 from picospec.speculation.protocol.opening import opening
-from picospec.speculation.sampling.draft_token import DraftSampler
 
 T = TypeVar("T")
 
@@ -129,48 +126,25 @@ class EdgeEngine:
         self._unused = answer.session.unused
 
     async def _answer(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Answer:
-        """Return an answer that is yet to run. Raises InvalidSetting."""
-        chance = np.random.default_rng()  # independent of other answers and of the verifier
-        proposals = await self._proposals.find(self._open(job, facts, slot), job, facts)
-        half = self._judge.edge(proposals.request, iter(chance.random, None))
-        model = self._model(proposals, facts, slot, half.sampler)
-        sessions = self._verifiers.answer(job.span)
-        machine = self._machine(facts, proposals, slot, half, sessions)
-        return Answer(job, proposals, machine, sessions, model, self._metrics)
-
-    def _open(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Open:
+        """Return an answer that is yet to run. Raises InvalidSetting, without a slot too."""
         settings = self._settings
         fill = settings.fill if slot else "auto"  # `never` would not end
         salt = job.owner.name if job.owner and settings.separates_prefixes else None
-        return opening(job, facts, judge=settings.judge, fill=fill, salt=salt)
-
-    def _model(
-        self,
-        proposals: Proposals,
-        facts: ModelFacts,
-        slot: DraftSlot | None,
-        draw: DraftSampler,
-    ) -> DraftModel | None:
-        """Return what makes the answer's draft steps. Raises InvalidSetting, without a slot
-        too."""
+        request = opening(job, facts, judge=settings.judge, fill=fill, salt=salt)
+        proposals = await self._proposals.find(request, job, facts)
+        request = proposals.request
+        chance = np.random.default_rng()  # independent of other answers and of the verifier
+        half = self._judge.edge(request, iter(chance.random, None))
         translated = self._pairing.translation is not None
         drawn = facts.vocabulary_size if translated else self._draft_tokens
         mask = DraftGrammar(proposals.grammar).mask if proposals.grammar else None
-        sampler = step_sampler(proposals.request, facts, draw, drawn, mask)
-        return DraftModel(slot, sampler, proposals.request.prompt) if slot else None
-
-    def _machine(
-        self,
-        facts: ModelFacts,
-        proposals: Proposals,
-        slot: DraftSlot | None,
-        half: EdgeHalf,
-        sessions: Sessions,
-    ) -> DraftMachine:
-        request, settings = proposals.request, self._settings.draft_settings
-        return DraftMachine(
+        sampler = step_sampler(request, facts, half.sampler, drawn, mask)
+        model = DraftModel(slot, sampler, request.prompt) if slot else None
+        sessions = self._verifiers.answer(job.span)
+        may_rest = request.fill != "never"
+        machine = DraftMachine(
             request,
-            self._policy or StreamPolicy(settings, may_rest=request.fill != "never"),
+            self._policy or StreamPolicy(settings.draft_settings, may_rest=may_rest),
             facts.limits,
             half,
             rtt_s=lambda: sessions.rtt_s,
@@ -179,6 +153,7 @@ class EdgeEngine:
             unused=self._unused,
             vocabulary_size=facts.vocabulary_size,
         )
+        return Answer(job, proposals, machine, sessions, model, self._metrics)
 
     def forget(self, owner: object) -> None:
         """Forget what an owner was answered."""

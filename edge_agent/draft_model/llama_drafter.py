@@ -27,13 +27,13 @@ import structlog
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
 from picospec.edge_agent.draft_model.llama_slot import (
-    Cache,
     KvSlot,
     LlamaSlot,
     Reading,
     StepRequest,
 )
 from picospec.edge_agent.draft_model.reading_on import ReadingOn
+from picospec.models.llama_cpp.model import Context
 from picospec.models.llama_cpp.segments import Segment
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
@@ -54,7 +54,7 @@ class LlamaDrafter:
     """A Drafter over llama.cpp. It owns the cache, and closes it. share_prefixes: whether all
     owners count as one."""
 
-    def __init__(self, cache: Cache, *, share_prefixes: bool = False) -> None:
+    def __init__(self, cache: Context, *, share_prefixes: bool = False) -> None:
         self.read_tokens = 0  # only the thread changes it
         self._cache = cache
         self._share_prefixes = share_prefixes

@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft, StepSampler
 from picospec.models.llama_cpp.kv_reuse import common_prefix
-from picospec.models.llama_cpp.segments import Limits, Segment
+from picospec.models.llama_cpp.model import Context
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 
 READ_S: Final = 1.0
@@ -97,18 +96,6 @@ class Reading:
         return min(max(LEAST_TOKENS, int(READ_S * self.tokens_a_s)), self.room // 4)
 
 
-class Cache(Protocol):
-    """What models.llama_cpp.model.Context does; one thread uses it."""
-
-    limits: Limits
-
-    def decode(self, segments: Sequence[Segment]) -> None: ...
-    def logits(self, index: int) -> Logits: ...
-    def truncate(self, sequence: int, length: int) -> None: ...
-    def copy(self, source: int, target: int) -> None: ...
-    def close(self) -> None: ...
-
-
 @dataclass(slots=True, eq=False)
 class KvSlot:
     """One sequence of the KV cache. Only the thread changes what is behind `taken_at`."""
@@ -134,20 +121,20 @@ class KvSlot:
     rest: Sequence[TokenId] = ()
     """The wider view of the session's context, if it has yet to be read."""
 
-    def rewind(self, tokens: Sequence[TokenId], cache: Cache) -> None:
+    def rewind(self, tokens: Sequence[TokenId], cache: Context) -> None:
         """Truncate the sequence to what it shares with `tokens`."""
         length = common_prefix(self.tokens, tokens)
         if length < len(self.tokens):
             cache.truncate(self.index, length)
             del self.tokens[length:]
 
-    def own(self, owner: object, cache: Cache) -> None:
+    def own(self, owner: object, cache: Context) -> None:
         """Forget what is of another owner."""
         if self.owner is not owner:
             self.rewind((), cache)
             self.owner = owner
 
-    def begin(self, tokens: Sequence[TokenId], like: KvSlot, cache: Cache) -> None:
+    def begin(self, tokens: Sequence[TokenId], like: KvSlot, cache: Context) -> None:
         """Hold the beginning of `tokens`, as far as it is here or in another slot, whose owner
         they are of."""
         self.own(like.owner, cache)
@@ -190,7 +177,7 @@ class StepRequest:
     drafts: Future[list[DraftToken]] = field(default_factory=Future)
     """The result. The session cancels it when it does not need the step any more."""
 
-    def seen(self, reading: Reading, cache: Cache) -> list[TokenId]:
+    def seen(self, reading: Reading, cache: Context) -> list[TokenId]:
         """Return what the draft model reads of the context."""
         session, slot, context = self.session, self.session.slot, self.context
         if slot.session is not session:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from picospec.edge_agent.draft_model.llama_slot import Cache, KvSlot, Reading
+from picospec.edge_agent.draft_model.llama_slot import KvSlot, Reading
+from picospec.models.llama_cpp.model import Context
 from picospec.models.llama_cpp.segments import Segment
 
 IDLE_S: Final = 0.02
@@ -65,7 +66,7 @@ class ReadingOn:
         soon = len(slot.rest) - read <= self._reading.tokens_a_s * SOON_S
         return slot if self._is_due and soon else None
 
-    def begin_chunk(self, slot: KvSlot, cache: Cache, *, waited_for: bool) -> Segment:
+    def begin_chunk(self, slot: KvSlot, cache: Context, *, waited_for: bool) -> Segment:
         """Return what to read next of a slot's rest; it may have no tokens."""
         self.spare.session, self._is_due = slot.session, False
         self.spare.begin(slot.rest, slot, cache)

@@ -7,7 +7,6 @@ target's family.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -17,9 +16,9 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.models.errors import CannotOpen
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
-from picospec.models.vocabulary import Relation, Vocabulary, relate
+from picospec.models.vocabulary import Relation, relate
 
 RETRY_S: Final = 2.0
 """A verifier that is away when the edge starts is tried again after this time."""
@@ -28,21 +27,18 @@ RETRY_S: Final = 2.0
 class TargetTokenizer:
     """A gateway.tokenizer.TokenizerSource.
 
-    draft: None without a draft model. translate: returns what a draft model of another
-    vocabulary needs.
+    draft: the draft model's own; None without one.
     """
 
     def __init__(
         self,
         verifiers: Verifiers | Uplink,
         cache: TokenizerCache,
-        draft: Vocabulary | None,
-        translate: Callable[[Tokenizer], Translation] | None = None,
+        draft: Encoder | None,
     ) -> None:
         self._verifiers = verifiers
         self._cache = cache
         self._draft = draft
-        self._translate = translate
         self._digest = ""
         self._tokenizer: Tokenizer | None = None
         self._opening = asyncio.Lock()
@@ -104,8 +100,7 @@ class TargetTokenizer:
             structlog.get_logger("edge_agent").info("vocabularies", relation=self.relation)
         return tokenizer
 
-    def _relate(self, tokenizer: Tokenizer, draft: Vocabulary) -> None:
-        relation, translation = relate(tokenizer.vocabulary, draft), None
-        if relation == "different" and self._translate is not None:
-            translation = self._translate(tokenizer)
-        self.relation, self.translation = relation, translation
+    def _relate(self, tokenizer: Tokenizer, draft: Encoder) -> None:
+        relation = relate(tokenizer.vocabulary, draft.vocabulary)
+        self.translation = Translation(tokenizer, draft) if relation == "different" else None
+        self.relation = relation

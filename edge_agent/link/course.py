@@ -63,11 +63,6 @@ class Wait:
     """It says whether all verifiers are then asked if they are ready."""
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    error: ApiError
-
-
 class Course:
     """identity: of the answer's texts. deadline_s: how long an answer whose session was lost
     waits for a verifier. chance: spreads the waits of many answers."""
@@ -100,11 +95,12 @@ class Course:
         self._waits = 0  # since the last token
         self._has_asked = False
 
-    def choose(self, now: float) -> Endpoint | Wait | GiveUp:
-        """Return where to open the next session, or how long to wait and then call again."""
+    def choose(self, now: float) -> Endpoint | Wait:
+        """Return where to open the next session, or how long to wait and then call again.
+        Raises ApiError where the answer is given up."""
         late = self._lost_at is not None and now >= self._lost_at + self._deadline_s
         if self._error is not None and (self._is_over or late):
-            return GiveUp(self._error)
+            raise self._error
         if self._again is not None:
             self.endpoint, self._again = self._again, None
             return self.endpoint
@@ -116,16 +112,16 @@ class Course:
             return best
         return self._nowhere(now)
 
-    def _nowhere(self, now: float) -> Wait | GiveUp:
+    def _nowhere(self, now: float) -> Wait:
         """Nobody is ready: wait, and look again, unless that is of no use."""
         error = self._error or Unavailable("no verifier can go on with this answer")
         if self._lost_at is None:
             if isinstance(error, Draining) and not self._has_asked:
                 self._has_asked = True
                 return Wait(0.0)  # one that was restarted just now may be ready
-            return GiveUp(error)
+            raise error
         if self._choose(set()) is None:
-            return GiveUp(error)
+            raise error
         mean_s = min(MAX_WAIT_S, MIN_WAIT_S * 2**self._waits)
         wait_s = mean_s * self._chance.uniform(0.5, 1.5)
         if isinstance(error, Overloaded):

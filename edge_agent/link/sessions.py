@@ -9,7 +9,7 @@ from dataclasses import replace
 from random import Random
 
 from picospec.edge_agent.link.connection import session_headers
-from picospec.edge_agent.link.course import Course, GiveUp, Wait
+from picospec.edge_agent.link.course import Course, Wait
 from picospec.edge_agent.link.fleet import Endpoint, Fleet
 from picospec.edge_agent.link.session_link import Link, Progress
 from picospec.edge_agent.link.uplink import Uplink
@@ -64,7 +64,10 @@ class Sessions:
         where no verifier can take it."""
         if self._chosen is None:
             self._course = Course(self._fleet, request.identity, self._deadline_s, Random())
-            self._chosen = self._take(self._course.choose(time.monotonic()))
+            step = self._course.choose(time.monotonic())
+            if isinstance(step, Wait):
+                raise TypeError("an answer that has not begun waits for nothing")
+            self._chosen = step
         chosen, self._chosen = self._chosen, None
         self._go(self._uplinks[chosen.number])
         self._link = Link(
@@ -81,11 +84,6 @@ class Sessions:
             opened=self._opened,
         )
         return self._link
-
-    def _take(self, step: Endpoint | Wait | GiveUp) -> Endpoint:
-        if not isinstance(step, Endpoint):
-            raise step.error if isinstance(step, GiveUp) else TypeError("nothing was asked yet")
-        return step
 
     def _go(self, uplink: Uplink) -> None:
         """Use a verifier. One that has merely been out of reach is asked by the same name, so
@@ -132,6 +130,4 @@ class Sessions:
             await asyncio.sleep(step.seconds)
             if step.asks:
                 await self._probe()
-        if isinstance(step, GiveUp):
-            raise step.error
         self._chosen = step

@@ -45,7 +45,7 @@ def translation(target: Name, draft: Name) -> Translation:
 
 
 class Typist:
-    """A Cache whose model writes `text` in a random split into the tokens of `translation`'s
+    """A Context whose model writes `text` in a random split into the tokens of `translation`'s
     draft model, and goes on from any beginning of it. It ends the turn behind the text."""
 
     def __init__(self, translation: Translation, prompt: Sequence[int], text: bytes) -> None:
@@ -91,6 +91,6 @@ class Typist:
         if not rest:
             row[self._end] = 50.0
         for size in range(1, min(len(rest), 64) + 1):
-            if (token := self._draft.token_of(rest[:size])) is not None:
+            if (token := self._draft._ids.get(rest[:size])) is not None:
                 row[token] = 20.0 + (size if self.longest else 10.0 * self._random.random())
         return row

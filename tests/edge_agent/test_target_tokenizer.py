@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -12,7 +11,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from picospec.edge_agent.draft_model import target_tokenizer
-from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.gateway.errors import EngineFault
 from picospec.models.store import open_store
@@ -31,12 +29,12 @@ def file() -> TokenizerFile:
 
 async def test_the_tokenizer_is_sent_once_and_kept(file: TokenizerFile, tmp_path: Path) -> None:
     verifier, cache = TokenizerUplink(file), TokenizerCache(tmp_path)
-    draft = file.open().vocabulary
+    draft = model("smollm2")
 
     for _ in range(2):
         target = TargetTokenizer(verifier, cache, draft)
         assert target.relation is None
-        assert (await target()).vocabulary == draft
+        assert (await target()).vocabulary == draft.vocabulary
         await target()
         assert target.relation == "identical"
     assert verifier.sent == 1
@@ -46,9 +44,8 @@ async def test_a_draft_model_of_another_vocabulary_gets_a_translation(
     file: TokenizerFile, tmp_path: Path
 ) -> None:
     foreign = model("qwen")
-    translate = partial(Translation, draft=foreign)
     verifier, cache = TokenizerUplink(file), TokenizerCache(tmp_path)
-    target = TargetTokenizer(verifier, cache, foreign.vocabulary, translate)
+    target = TargetTokenizer(verifier, cache, foreign)
 
     tokenizer = await target()
 

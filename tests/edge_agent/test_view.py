@@ -13,12 +13,12 @@ from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.draft_model.llama_slot import (
     FIRST_TOKENS,
     LEAST_TOKENS,
-    Cache,
     Reading,
     StepRequest,
     View,
 )
 from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.model import Context
 from picospec.models.llama_cpp.segments import Segment
 from tests.edge_agent.fake_cache import (
     FakeCache,
@@ -58,7 +58,7 @@ def reads_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """What steps read of their contexts."""
 
-    def recording(request: StepRequest, reading: Reading, cache: Cache) -> list[int]:
+    def recording(request: StepRequest, reading: Reading, cache: Context) -> list[int]:
         seen.append(see(request, reading, cache))
         return seen[-1]
 

@@ -68,10 +68,6 @@ class Retokeniser:
         sizes = (len(self.vocabulary.pieces[token]) for token in tokens)
         return list(accumulate(sizes, initial=start))[1:]
 
-    def token_of(self, piece: bytes) -> int | None:
-        """Return the token that spells this, if there is one."""
-        return self._ids.get(piece)
-
     def longest_prefix(self, text: bytes) -> int | None:
         """Return the token with the longest piece that begins the text, if there is one."""
         sizes = range(min(len(text), self._longest), 0, -1)
