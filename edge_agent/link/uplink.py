@@ -145,16 +145,13 @@ class Uplink:
         answer = await self.connection.ask(
             "GET", path, within_s=within_s, most_bytes=most_bytes
         )
-        self._check(answer)
-        return answer
-
-    def _check(self, answer: Answer) -> None:
-        if answer.status != HTTPStatus.OK:
-            answered = upstream_errors.from_answer(answer)
-            if isinstance(answered, EngineFault | Unavailable | Overloaded):
-                raise answered
-            # the client did not make this request, and must not be blamed for it
-            raise Unavailable(f"the verifier does not answer as one: {answered.message}")
+        if answer.status == HTTPStatus.OK:
+            return answer
+        error = upstream_errors.from_answer(answer)
+        if isinstance(error, EngineFault | Unavailable | Overloaded):
+            raise error
+        # the client did not make this request, and must not be blamed for it
+        raise Unavailable(f"the verifier does not answer as one: {error.message}")
 
     def _read(self, answer: Answer) -> ModelFacts:
         try:

@@ -49,49 +49,13 @@ class Place:
 START: Final = Place(at=0, agreed=SURE, last=0)
 
 
-class PredictedText:
-    """The prediction and an index of its n-grams."""
+class Prediction:
+    """One answer's place in its prediction, which has an index of its n-grams."""
 
     def __init__(self, tokens: Sequence[TokenId]) -> None:
-        self.tokens = tuple(tokens)
+        self._predicted = tuple(tokens)
         self._ends: defaultdict[Gram, list[int]] = defaultdict(list)  # in ascending order
         self._indexed = 0
-
-    def next(self, place: Place) -> TokenId | None:
-        """Return the token that should come at a place, if there is one."""
-        known = place.agreed > 0 and place.at < len(self.tokens)
-        return self.tokens[place.at] if known else None
-
-    def follow(self, place: Place, text: Sequence[TokenId]) -> Place:
-        """Return the place after the last token of `text`. place: the one before this token."""
-        if place.agreed >= SURE and self.next(place) == text[-1]:
-            return Place(place.at + 1, place.agreed + 1, place.at + 1)
-        return self._find(text, place.last)
-
-    def _find(self, text: Sequence[TokenId], last: int) -> Place:
-        """Look for the longest n-gram that ends the text, first behind `last`: an answer
-        leaves out more often than it goes back."""
-        self._index_to(last + INDEXED_AHEAD)
-        for n in LENGTHS:
-            if ends := self._ends.get(tuple(text[-n:]) if n <= len(text) else ()):
-                index = bisect_left(ends, last)
-                at = ends[index] if index < len(ends) else ends[-1]
-                return Place(at, n, at if n >= SURE else last)
-        return Place(last, 0, last)
-
-    def _index_to(self, most: int) -> None:
-        for end in range(self._indexed + 1, min(most, len(self.tokens)) + 1):
-            self._indexed = end
-            for n in LENGTHS:
-                if n <= end:
-                    self._ends[self.tokens[end - n : end]].append(end)
-
-
-class Prediction:
-    """One answer's place in its prediction."""
-
-    def __init__(self, tokens: Sequence[TokenId]) -> None:
-        self._predicted = PredictedText(tokens)
         self._text: list[TokenId] = []  # the committed tokens, and the drafts after them
         self._places = [START]  # for each position, up to the next one
         self._precision = {agreed: Precision(*prior) for agreed, prior in PRIORS.items()}
@@ -106,7 +70,7 @@ class Prediction:
     @property
     def rejected_tokens(self) -> int:
         """The predicted tokens that the committed text lacks."""
-        return len(self._predicted.tokens) - len(self._found)
+        return len(self._predicted) - len(self._found)
 
     def follow(self, committed: Sequence[TokenId], drafts: Sequence[TokenId] = ()) -> None:
         """Move to the end of the drafts, which follow the committed tokens."""
@@ -120,14 +84,14 @@ class Prediction:
         """Return at most `most` tokens that should come next."""
         place = self._places[-1]
         end = place.at + most if place.agreed else place.at
-        return Continuation(self._predicted.tokens[place.at : end], self._right(place))
+        return Continuation(self._predicted[place.at : end], self._right(place))
 
     def _right(self, place: Place) -> Precision:
         return self._precision[max(agreed for agreed in PRIORS if agreed <= place.agreed)]
 
     def _commit(self, position: int, token: TokenId) -> None:
         place = self._places[position]
-        expected = self._predicted.next(place)
+        expected = self._next(place)
         if expected is not None and place != START:  # words before a prediction are common
             self._right(place).observe(expected == token)
         if self._text[position : position + 1] != [token]:
@@ -143,4 +107,33 @@ class Prediction:
 
     def _append(self, token: TokenId) -> None:
         self._text.append(token)
-        self._places.append(self._predicted.follow(self._places[-1], self._text))
+        self._places.append(self._after(self._places[-1], self._text))
+
+    def _next(self, place: Place) -> TokenId | None:
+        """Return the token that should come at a place, if there is one."""
+        known = place.agreed > 0 and place.at < len(self._predicted)
+        return self._predicted[place.at] if known else None
+
+    def _after(self, place: Place, text: Sequence[TokenId]) -> Place:
+        """Return the place after the last token of `text`. place: the one before this token."""
+        if place.agreed >= SURE and self._next(place) == text[-1]:
+            return Place(place.at + 1, place.agreed + 1, place.at + 1)
+        return self._find(text, place.last)
+
+    def _find(self, text: Sequence[TokenId], last: int) -> Place:
+        """Look for the longest n-gram that ends the text, first behind `last`: an answer
+        leaves out more often than it goes back."""
+        self._index_to(last + INDEXED_AHEAD)
+        for n in LENGTHS:
+            if ends := self._ends.get(tuple(text[-n:]) if n <= len(text) else ()):
+                index = bisect_left(ends, last)
+                at = ends[index] if index < len(ends) else ends[-1]
+                return Place(at, n, at if n >= SURE else last)
+        return Place(last, 0, last)
+
+    def _index_to(self, most: int) -> None:
+        for end in range(self._indexed + 1, min(most, len(self._predicted)) + 1):
+            self._indexed = end
+            for n in LENGTHS:
+                if n <= end:
+                    self._ends[self._predicted[end - n : end]].append(end)

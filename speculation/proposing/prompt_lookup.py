@@ -87,21 +87,6 @@ def ahead_size(right: float, latencies: Latencies, *, read_s: float) -> int:
     return max((0, *AHEAD_SIZES), key=gain_s) if 0.0 < latencies.draft_s < inf else 0
 
 
-class ReadingTime:
-    """What the draft model takes to read one more token in a step."""
-
-    def __init__(self) -> None:
-        self._s: float | None = None
-
-    def observe(self, more: int, took_s: float, draft_s: float) -> None:
-        """Learn from a step that read `more` tokens besides one. draft_s: a step over one."""
-        if more > 0 and draft_s > 0.0:
-            self._s = smoothed(self._s, max(0.0, took_s - draft_s) / more)
-
-    def of(self, latencies: Latencies) -> float:
-        return READING_PRIOR * latencies.draft_s if self._s is None else self._s
-
-
 class PromptLookup:
     """A Proposer: one session's index, and how often its matches are right. grams: those of the
     prompt, where they have been made already. pool: where else unread tokens may be found. The
@@ -123,7 +108,9 @@ class PromptLookup:
             for _ in range(2)
         )
         self._committed = 0
-        self._reading = ReadingTime()
+        self._read_s: float | None = None
+        """What the draft model takes to read one more token in a step; None: unknown."""
+
         self._dropped: list[TokenId] = []  # the last broken chain, from its wrong token on
         self._dropped_at = 0
 
@@ -146,7 +133,7 @@ class PromptLookup:
         if not found:
             return None
         _, confidence, token = max(found)
-        worth = is_worth_unread(confidence, latencies, read_s=self._reading.of(latencies))
+        worth = is_worth_unread(confidence, latencies, read_s=self._reading_s(latencies))
         return DraftToken(token, confidence, origin="lookup") if worth else None
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
@@ -159,7 +146,7 @@ class PromptLookup:
         if match := resumption(self._dropped, text, self._dropped_at, most=longest):
             options.append((RESUMPTION_PRIORS[match.length], self._dropped[match.at :]))
         right, tokens = max(options, default=(0.0, ()))
-        return list(tokens[: ahead_size(right, latencies, read_s=self._reading.of(latencies))])
+        return list(tokens[: ahead_size(right, latencies, read_s=self._reading_s(latencies))])
 
     def match(self, most: int) -> Continuation | None:
         """Return at most `most` tokens that followed the longest match, if there is one."""
@@ -169,7 +156,11 @@ class PromptLookup:
         return Continuation(followed, self._precision[match.length])
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
-        self._reading.observe(more, took_s, draft_s)
+        if more > 0 and draft_s > 0.0:
+            self._read_s = smoothed(self._read_s, max(0.0, took_s - draft_s) / more)
+
+    def _reading_s(self, latencies: Latencies) -> float:
+        return READING_PRIOR * latencies.draft_s if self._read_s is None else self._read_s
 
     def _commit(self, position: int, token: TokenId) -> None:
         for matches, precision in self._sources:

@@ -73,7 +73,7 @@ def test_what_a_step_reads_after_the_target_went_ahead_is_learned_too() -> None:
 
     step(edge, 6, took_s=0.016)  # it reads three tokens more than one
 
-    assert lookup._reading._s == pytest.approx(0.002)
+    assert lookup._read_s == pytest.approx(0.002)
 
 
 def test_what_is_sent_may_make_room_for_more() -> None:
