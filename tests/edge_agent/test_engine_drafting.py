@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent import answer as making
-from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.draft_model.drafter import NoDrafter, step_sampler
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.edge_agent.metrics import EdgeMetrics
@@ -21,8 +22,10 @@ from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.gateway.watching import Chain, Event, LinkUse, Pass
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.drafting.session import DraftingSession
+from picospec.speculation.judges import coupled
 from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Commit, Fill, Finish, Limits, TokenId, Totals
+from picospec.speculation.protocol.opening import opening
 from tests.edge_agent.engines import (
     FACTS,
     JOB,
@@ -233,3 +236,14 @@ async def test_an_error_is_raised_as_itself_and_the_looking_ends() -> None:
         await deltas(edge.generate(WATCHED))
 
     assert len(asyncio.all_tasks()) == 1
+
+
+def test_a_request_cannot_have_a_token_drafted_that_the_draft_model_lacks() -> None:
+    asked = replace(JOB, extras={"logit_bias": {"6": 100.0}})
+    facts = msgspec.structs.replace(FACTS, vocabulary_size=8)
+    draw = coupled.sampler(Sampling(temperature=0.0), 0, 1)
+    sampler = step_sampler(opening(asked, facts), facts, draw, draft_tokens=5)
+
+    drawn = sampler([])(np.arange(5, dtype=np.float32), 0)
+
+    assert drawn.token == 4

@@ -7,6 +7,7 @@ import pytest
 from picospec.speculation.drafting.outcome import Outcome
 from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.protocol.facts import MAX_VOCABULARY
 from picospec.speculation.protocol.messages import (
     Commit,
     Fault,
@@ -81,6 +82,19 @@ def test_what_the_target_had_of_the_prompt_is_known_from_the_session_of_the_firs
 def test_a_finish_is_passed_on_and_a_fault_is_the_links_matter() -> None:
     assert machine().received(Finish("stop")) == Outcome(finish=Finish("stop"))
     assert machine().received(Fault("a", "b")) == Outcome()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        Commit(0, 0, (MAX_VOCABULARY,)),
+        Reject(0, 0, 0, ((MAX_VOCABULARY, 1.0),), 0.0),
+        Reject(0, 0, 0, ((1, 0.5),), 0.5, ((MAX_VOCABULARY, 0.1),)),
+    ],
+)
+def test_what_is_no_token_of_the_target_is_a_lie(lie: Commit | Reject) -> None:
+    with pytest.raises(RemoteProtocolError, match="is no token"):
+        machine().received(lie)
 
 
 def test_a_lie_is_raised_and_nothing_changes() -> None:
