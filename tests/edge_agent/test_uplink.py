@@ -8,6 +8,7 @@ import socket
 import time
 from contextlib import aclosing
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
@@ -31,6 +32,7 @@ from picospec.gateway.errors import (
     Unavailable,
 )
 from picospec.gateway.http.responses import error_response
+from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.protocol.messages import Commit, Down, Draft, Finish, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.fleet import seen, until_cancelled
@@ -113,6 +115,30 @@ async def test_bytes_that_are_no_frames_are_a_fault(uplink: Uplink) -> None:
 async def test_a_session_that_is_not_opened_is_an_error_with_the_reason(uplink: Uplink) -> None:
     with pytest.raises(Draining, match="it is draining"):
         await everything(uplink, request("draining"))
+
+
+class RecordingSpan:
+    """A Span, and the codes that it was ended with."""
+
+    headers = MappingProxyType({})
+
+    def __init__(self) -> None:
+        self.ended: list[str | None] = []
+
+    def end(self, error: str | None = None) -> None:
+        self.ended.append(error)
+
+
+async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
+    uplink: Uplink,
+) -> None:
+    span = RecordingSpan()
+
+    with pytest.raises(Draining):
+        async for _ in Link(uplink, request("draining"), spans=(NO_SPAN, span)).events():  # type: ignore[arg-type]
+            pass
+
+    assert span.ended[0] == "draining"
 
 
 async def test_a_text_that_no_frame_can_carry_is_too_large(uplink: Uplink) -> None:
