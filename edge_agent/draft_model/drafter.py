@@ -119,7 +119,8 @@ def step_sampler(
     size = facts.vocabulary_size
     common = min(size, draft_tokens)
     adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
-    lacking = np.full(size - common, -np.inf, np.float32)  # tokens that only the target has
+    only_targets = size - common if adjust else 0
+    lacking = np.full(only_targets, -np.inf, np.float32)
 
     def sampler(output: Sequence[TokenId]) -> DraftSampler:
         def pick(logits: Logits, position: int) -> DraftToken:
