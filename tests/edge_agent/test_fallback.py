@@ -25,6 +25,7 @@ from picospec.speculation.sampling.noise import place
 from picospec.speculation.verifying.session import Pass
 from picospec.verifier.llama_target.judging import Part, judge
 from tests.edge_agent.fake_cache import FakeCache, V, truth
+from tests.models.grammars.small import TOKENIZER
 
 PROMPT = (1, 2, 3)
 STOP = 98
@@ -116,6 +117,16 @@ async def test_when_all_slots_are_taken_the_client_may_come_again(
     slots[0].leave()
     assert len(await deltas(engine)) == 13
     assert drafter.take([1]) is not None  # the answer has left its slot
+
+
+async def test_where_no_grammar_can_be_tried_the_client_may_come_again(
+    drafter: LlamaDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere")
+    asked = replace(JOB, extras={"structured_outputs": {"choice": ["a"]}})
+
+    with pytest.raises(Overloaded, match="try again later"):
+        await deltas(DraftEngine(FACTS, drafter, TOKENIZER), asked)
 
 
 async def test_a_draft_model_that_fails_is_an_error(
