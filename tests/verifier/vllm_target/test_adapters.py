@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from picospec.gateway.errors import NotFound
-from picospec.speculation.protocol.messages import Open
+from picospec.speculation.protocol.messages import Open, Sampling
 from picospec.verifier.admission import check
 from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -58,19 +58,22 @@ def adapter(folder: Path, seed: int) -> Path:
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"q_proj": (128, 128), "v_proj": (64, 128)}
+    attention = {"q_proj": (128, 128), "v_proj": (64, 128)}
+    shapes = {
+        f"model.layers.{layer}.self_attn.{name}": shape
+        for layer in range(2)
+        for name, shape in attention.items()
+    }
     weights = {}
-    for layer in range(2):
-        for name, (rows, columns) in shapes.items():
-            key = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            a = torch.randn(RANK, columns, generator=generator)
-            b = torch.randn(rows, RANK, generator=generator) * 0.05
-            weights |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+    for name, (rows, columns) in (shapes | {"lm_head": (512, 128)}).items():
+        a = torch.randn(RANK, columns, generator=generator)
+        b = torch.randn(rows, RANK, generator=generator) * 0.05
+        key = f"base_model.model.{name}"
+        weights |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+    targets = {"target_modules": [*attention, "lm_head"]}
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "bias": "none"}
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(
-        json.dumps(config | {"target_modules": list(shapes)})
-    )
+    (folder / "adapter_config.json").write_text(json.dumps(config | targets))
     save_file(weights, folder / "adapter_model.safetensors")
     return folder
 
@@ -97,16 +100,21 @@ async def loaded(tmp_path_factory: Any) -> AsyncIterator[tuple[VllmTarget, Any, 
 async def said_by_vllm(llm: Any, request: Open, lora: Any) -> list[int]:
     from vllm import SamplingParams
 
-    asked = SamplingParams(temperature=0.0, max_tokens=request.max_tokens, ignore_eos=True)
+    shape, limits = request.sampling, {"max_tokens": request.max_tokens, "ignore_eos": True}
+    settings = {"temperature": shape.temperature, "top_p": shape.top_p, "seed": request.seed}
+    asked = SamplingParams(**settings, **limits)
     prompt = {"prompt_token_ids": list(request.prompt)}
     async for output in llm.generate(prompt, asked, request_id="vllms", lora_request=lora):
         last = output
     return list(last.outputs[0].token_ids)
 
 
-async def test_a_sessions_text_is_what_vllm_says_with_that_adapter(loaded: Any) -> None:
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
+async def test_a_sessions_text_is_what_vllm_says_with_that_adapter(
+    loaded: Any, sampling: Sampling
+) -> None:
     target, llm, known = loaded
-    base = opening(target, PROMPTS[0], GREEDY)
+    base = opening(target, PROMPTS[0], sampling)
     request = replace(base, model=NAME)
     check(request, target.facts)
 

@@ -69,6 +69,7 @@ class RunnerHooks:
         if self._drawing is not None:
             self._drawing.fill_(choice.seed_exact)
         self._wrap(runner, "prepare_inputs", self._begin)
+        self._wrap(runner.lora_state, "make_lora_inputs", self._spread_adapters)
         self._wrap(runner, "sample", self._sample)
         self._wrap(runner, "sample_tokens", self._return_judgements)
         if runner.sampler is not None:  # on the last pipeline rank
@@ -110,6 +111,15 @@ class RunnerHooks:
             if drawing is not None:
                 drawing.copy_(ours)
         return stock(plan, *args, **kwargs)
+
+    def _spread_adapters(
+        self, stock: Stock, names: list[str], *args: Any
+    ) -> tuple[tuple[int, ...], Any, Any]:
+        """Name the adapter of each row of logits. vLLM names one a request, so that beside
+        draft tokens it takes the lm_head of another request's adapter, or fails on a CPU."""
+        adapters, *others = stock(names, *args)
+        counts = [len(self._step.drafts.get(name, ())) + 1 for name in names]
+        return tuple(np.repeat(adapters, counts)), *others
 
     def _cut_padding(
         self, stock: Stock, logits: Tensor, rows: Tensor, slots: Any, slots_np: Any, *args: Any,
