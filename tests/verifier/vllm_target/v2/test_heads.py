@@ -19,7 +19,7 @@ from tests.verifier.vllm_target.conftest import LIMITS, ON_ENGINE, engine
 from tests.verifier.vllm_target.conftest import make as make_target
 from tests.verifier.vllm_target.scripted import Answer, Script, drafted, plain, recovered
 from tests.verifier.vllm_target.v2.cases import Text, keywords, prompts, session
-from tests.verifier.vllm_target.v2.tiny import make, make_eagle3
+from tests.verifier.vllm_target.v2.tiny import HEADS_BY_METHOD, make, make_head
 
 pytestmark = ON_ENGINE
 Texts = dict[tuple[str, int], Text]
@@ -48,8 +48,8 @@ async def merged(
     if request.param == "draft_model":
         speculation["model"] = str(head)
     limits = LIMITS
-    if request.param == "eagle3":
-        speculation["model"] = str(make_eagle3(directory.parent / "eagle3"))
+    if request.param in HEADS_BY_METHOD:
+        speculation["model"] = str(make_head(request.param, directory.parent / request.param))
         speculation["draft_sample_method"] = "probabilistic"
         limits = replace(limits, max_verify=WIDE)
     with pytest.MonkeyPatch.context() as environment:
@@ -132,7 +132,7 @@ async def test_vllms_own_requests_keep_its_judge(merged: VllmTarget, texts: Text
     assert (await beside).tokens == texts["T=1", 1].tokens
 
 
-@pytest.mark.parametrize("merged", ["eagle3"], indirect=True)
+@pytest.mark.parametrize("merged", HEADS_BY_METHOD, indirect=True)
 async def test_a_head_that_reads_the_targets_hidden_states(
     merged: VllmTarget, texts: Texts
 ) -> None:
