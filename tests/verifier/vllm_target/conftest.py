@@ -27,13 +27,16 @@ from picospec.verifier.vllm_target.serving.target import VllmTarget
 if TYPE_CHECKING:
     from picospec.verifier.vllm_target.serving.engine import Engine
 
+WORKERS = int(os.environ.get("PICOSPEC_TEST_WORKERS", "1"))
+"""More of them want more cores: they wait for one another in busy loops."""
+
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_PLUGINS": "picospec",
     "PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY": "8",
-}
+} | ({"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if WORKERS > 1 else {})
 
 # 104 MiB are 17 blocks of 128 tokens: one a session, so those that grow longer get preempted.
 OPTIONS = {

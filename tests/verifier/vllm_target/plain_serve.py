@@ -31,8 +31,9 @@ def vllm_serve(
 ) -> subprocess.Popen[bytes]:
     """Start `vllm serve`."""
     call_it_vllm(folder)
+    path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
-        **os.environ, "PYTHONPATH": str(folder), "VLLM_PLUGINS": "picospec",
+        "VLLM_PLUGINS": "picospec", **os.environ, "PYTHONPATH": os.pathsep.join(path),
         "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "PICOSPEC_API_KEYS": f"other,{KEY}",
         "PICOSPEC_VERIFIER__PORT": str(own_port), "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "60",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from picospec.speculation.protocol.messages import Open, Sampling
 from picospec.verifier.admission import check
 from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.serving.target import VllmTarget
-from tests.verifier.vllm_target.conftest import engine, make
+from tests.verifier.vllm_target.conftest import WORKERS, engine, make
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
@@ -35,9 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-WORKERS = int(os.environ.get("PICOSPEC_TEST_WORKERS", "1"))
-"""More of them want more cores: they wait for one another in busy loops."""
-
 NAME = "styled"
 RANK = 8
 OPTIONS = {

@@ -24,8 +24,9 @@ from picospec.speculation.protocol.messages import (
 )
 from tests.verifier.conftest import http2_client
 from tests.verifier.down import HEADERS, opened, push, text_of
+from tests.verifier.vllm_target.conftest import WORKERS
 from tests.verifier.vllm_target.plain_serve import MODEL, VLLMS_KEY, ready, vllm_serve
-from tests.verifier.vllm_target.test_adapters import NAME, RANK, WORKERS, adapter
+from tests.verifier.vllm_target.test_adapters import NAME, RANK, adapter
 
 pytestmark = [
     pytest.mark.vllm,
@@ -33,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-GREEDY = Sampling(temperature=0.0)
+SAMPLINGS = Sampling(temperature=0.0), Sampling(temperature=1.0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def opening(served: Served, seed: int, tokens: int = 24) -> Open:
     facts, prompt = served.facts, tuple(range(5 + seed, 25 + seed))
-    return Open(facts.model, facts.vocabulary, prompt, GREEDY, seed, tokens, ())
+    sampling = SAMPLINGS[seed % 2]
+    return Open(facts.model, facts.vocabulary, prompt, sampling, seed, tokens, ())
 
 
 async def with_drafts(url: str, request: Open, drafts: list[int]) -> tuple[list[int], int]:
@@ -95,7 +97,8 @@ async def with_drafts(url: str, request: Open, drafts: list[int]) -> tuple[list[
 
 async def said_by_vllm(served: Served, request: Open) -> list[int]:
     asked = {
-        "model": request.model, "prompt": list(request.prompt), "temperature": 0,
+        "model": request.model, "prompt": list(request.prompt), "seed": request.seed,
+        "temperature": request.sampling.temperature, "top_p": request.sampling.top_p,
         "max_tokens": request.max_tokens, "ignore_eos": True, "return_token_ids": True,
     }  # fmt: skip
     answer = await served.vllms.post("/v1/completions", json=asked)
@@ -104,10 +107,21 @@ async def said_by_vllm(served: Served, request: Open) -> list[int]:
     return tokens
 
 
+async def tokens_by_engine(served: Served) -> list[float]:
+    """Return how many tokens each engine has generated."""
+    lines = (await served.vllms.get("/metrics")).text.splitlines()
+    found = [line for line in lines if line.startswith("vllm:generation_tokens_total{")]
+    return [
+        sum(float(line.split()[-1]) for line in found if f'engine="{engine}"' in line)
+        for engine in range(2)
+    ]
+
+
 async def test_edges_of_both_api_servers_get_vllms_texts(served: Served) -> None:
     requests = [opening(served, seed) for seed in range(8)]
     requests[3] = replace(requests[3], model=NAME)
     expected = [await said_by_vllm(served, request) for request in requests]
+    before = await tokens_by_engine(served)
 
     found = await asyncio.gather(
         *(with_drafts(served.url, *each) for each in zip(requests, expected, strict=True))
@@ -115,6 +129,8 @@ async def test_edges_of_both_api_servers_get_vllms_texts(served: Served) -> None
 
     assert [text for text, _ in found] == expected
     assert all(accepted > 10 for _, accepted in found), found
+    after = await tokens_by_engine(served)
+    assert all(b - a >= 24 for a, b in zip(before, after, strict=True)), (before, after)
     assert expected[3] != await said_by_vllm(served, replace(requests[3], model=MODEL))
 
 

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from picospec.verifier.vllm_target.serving.target import VllmTarget
-from tests.verifier.vllm_target.conftest import engine, make
+from tests.verifier.vllm_target.conftest import WORKERS, engine, make
 from tests.verifier.vllm_target.v2.cases import CASES, Text, keywords, prompts
 
 BLOCKS = 20
@@ -59,7 +59,7 @@ def texts(
 async def target(directory: Path, texts: object) -> AsyncIterator[VllmTarget]:
     """The engine with our plugin. texts: that engine is gone by then."""
     small = {"kv_cache_memory_bytes": BLOCKS * BLOCK_BYTES, "max_num_batched_tokens": STEP}
-    async with engine(directory, **small) as running:
+    async with engine(directory, tensor_parallel_size=WORKERS, **small) as running:
         served = make(running)
         await served.start()
         yield served
