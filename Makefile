@@ -7,7 +7,8 @@
 # make bench-smoke                      every arm on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
 # make test-image [IMAGE=cloud]         builds an image without a daemon, starts it, gets an answer (root)
-# make test-vllm-engines                 several engines and workers at once, which want a core each
+# make test-vllm-engines                 several engines and workers at once, which want a core each,
+#                                       on both model runners
 # make test-vllm-v2-short [VERSION=0.33.0]   vLLM's Model Runner V2 in Triton's interpreter, on a tiny model:
 #                                       6 to 8 minutes on two cores that others use too
 # make test-vllm-v2                     the same, and both judges on SmolLM2: half an hour there
@@ -115,18 +116,22 @@ test-vllm: .venv-vllm/.ready-dev
 
 .PHONY: test-vllm-engines
 test-vllm-engines: .venv-vllm/.ready-dev
-	@PICOSPEC_TEST_WORKERS=2 $(STEP) "several engines and workers of vLLM" \
-		$(VLLM)/pytest $(addprefix tests/verifier/vllm_target/test_, adapters.py api_servers.py) $(ARGS)
+	@PICOSPEC_TEST_WORKERS=2 $(STEP) "several engines and workers of vLLM" $(VLLM)/pytest $(ENGINES) $(ARGS)
+	@$(ON_V2) PICOSPEC_TEST_WORKERS=2 $(STEP) "the same on Model Runner V2" \
+		$(VLLM)/pytest -W default $(ENGINES) $(TWO_WORKERS) $(ARGS)
 
 # Triton's interpreter and its backend are for these tests only: installed, they would break V1.
 V2 := tests/verifier/vllm_target/v2
 ON_V2 = PYTHONPATH="$(if $(VERSION),$$(scripts/vllm-path.sh $(VERSION)):)$(CURDIR)/$(V2)/interpreter" TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 \
 	VLLM_PLUGINS=interpreted,picospec PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m
+ENGINES := $(addprefix tests/verifier/vllm_target/test_, adapters.py api_servers.py)
+TWO_WORKERS := $(foreach T,0 1,"$(V2)/test_stock_texts.py::test_eight_sessions_of_different_drafts_at_once[T=$(T)]")
 ON_SMOLLM2 := $(addprefix tests/verifier/vllm_target/test_, identity.py separate.py)
 
 .PHONY: test-vllm-v2 test-vllm-v2-short
 test-vllm-v2-short: .venv-vllm/.ready-dev
-	@$(ON_V2) $(STEP) "tests on Model Runner V2" $(VLLM)/pytest -W default $(V2) $(ARGS)
+	@$(ON_V2) $(STEP) "tests on Model Runner V2" $(VLLM)/pytest -W default $(V2) \
+		tests/verifier/vllm_target/test_adapters.py $(ARGS)
 
 test-vllm-v2: test-vllm-v2-short
 	@$(ON_V2) $(STEP) "SmolLM2 on Model Runner V2" $(VLLM)/pytest -W default $(ON_SMOLLM2) $(ARGS)

@@ -31,7 +31,7 @@ def vllm_serve(
 ) -> subprocess.Popen[bytes]:
     """Start `vllm serve`."""
     call_it_vllm(folder)
-    path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(folder)]
     environment = {
         "VLLM_PLUGINS": "picospec", **os.environ, "PYTHONPATH": os.pathsep.join(path),
         "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -25,6 +25,9 @@ SLOTS = {"a": 3, "b": 0, "c": 2, "stock": 5}
 DRAWN = [7, 8, 1, 2, 3, 5, 9, 1, 4, 2]
 """What the rows draw: two draft tokens of a, then 1; b draws 3; and so on."""
 
+ADAPTERS = (2, 0, 1, 0)
+"""Each request of DRAFTS has one of these; 0 is none."""
+
 
 def runner(head: int = 0) -> Any:
     """A runner that does nothing by itself. head: so many tokens are proposed by vLLM's."""
@@ -39,6 +42,7 @@ def runner(head: int = 0) -> Any:
         vllm_config=SimpleNamespace(additional_config=Choice("v2", K, head).added_to({})),
         rejection_sampler=SimpleNamespace(),
         req_states=states,
+        lora_state=SimpleNamespace(make_lora_inputs=lambda names: (ADAPTERS, (), set())),
         vocab_size=PADDED,
         sampler=SimpleNamespace(apply_sampling_params=lambda logits, *args: logits),
         speculator=SimpleNamespace(propose=lambda **given: given),
@@ -155,6 +159,14 @@ def test_a_head_has_a_row_of_each_request_though_one_is_silent(hooked: Any) -> N
 
     assert proposed["rejected"].tolist() == [2, 0, 0, 1]
     assert "dummy_run" not in proposed
+
+
+def test_each_row_of_logits_has_its_requests_adapter(hooked: Any) -> None:
+    begin(hooked, a=request("a"), b=request("b"), c=request("c"))
+
+    adapters, *_ = hooked.lora_state.make_lora_inputs(list(DRAFTS))
+
+    assert adapters == (2, 2, 2, 2, 0, 1, 1, 0, 0, 0)
 
 
 def test_nothing_is_proposed(hooked: Any) -> None:
