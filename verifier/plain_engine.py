@@ -7,25 +7,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from picospec.gateway.errors import (
-    ApiError,
-    EngineFault,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    Unavailable,
-)
+from picospec.gateway.errors import EngineFault
 from picospec.gateway.ports import Delta, Facts, Job, Statistics
 from picospec.speculation.protocol.messages import Commit, Finish, Reused
 from picospec.speculation.protocol.opening import opening
-from picospec.verifier.target import (
-    Reply,
-    TargetError,
-    TargetFull,
-    UnknownSession,
-    Unservable,
-    unservable,
-)
+from picospec.verifier.target import Reply, unservable
 from picospec.verifier.target_host import Host
 
 
@@ -43,18 +29,15 @@ class PlainEngine:
         """Stream one choice; it equals what an edge gets with the same seed."""
         target = self._host.ready()
         counted = Statistics()
-        try:
-            with unservable():
-                request = opening(job, target.facts, fill="always")
-            tenant = job.owner.name if job.owner else None
-            await target.check(request, tenant)
-            replies = target.serve(secrets.token_urlsafe(12), request, tenant)
-            async with aclosing(replies):
-                async for reply in replies:
-                    counted = _counted(counted, reply.message)
-                    yield _delta(reply.message, counted)
-        except TargetError as error:
-            raise translate(error) from error
+        with unservable():
+            request = opening(job, target.facts, fill="always")
+        tenant = job.owner.name if job.owner else None
+        await target.check(request, tenant)
+        replies = target.serve(secrets.token_urlsafe(12), request, tenant)
+        async with aclosing(replies):
+            async for reply in replies:
+                counted = _counted(counted, reply.message)
+                yield _delta(reply.message, counted)
 
 
 def _counted(before: Statistics, message: Reply) -> Statistics:
@@ -75,16 +58,3 @@ def _delta(message: Reply, statistics: Statistics) -> Delta:
         case Finish():
             return Delta((), finish=message.reason, statistics=statistics)
     raise EngineFault(f"the target sent {type(message).__name__} in a plain session")
-
-
-def translate(error: TargetError) -> ApiError:
-    """Return the error that the client gets."""
-    match error:
-        case TargetFull():
-            return Overloaded(f"{error}; try again later")
-        case UnknownSession():
-            return NotFound(str(error), code="unknown_session")
-        case Unservable():
-            name = error.field.removeprefix("sampling.extras.")
-            return InvalidRequest(f"{name}: {error.reason}", param=name)
-    return Unavailable(str(error), code="target_failed")

@@ -11,7 +11,6 @@ GET    /v1/tokenizer                     the target's tokenizer, packed
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -23,7 +22,7 @@ from starlette.routing import Route
 
 from picospec.gateway.accounts.access import HEALTH_PATHS
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.errors import InvalidRequest, NotFound
+from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.http.request_body import read_body
 from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.speculation.protocol import wire
@@ -31,11 +30,10 @@ from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolE
 from picospec.speculation.protocol.messages import Message, Open, Pushed
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.admission import check
-from picospec.verifier.plain_engine import translate
 from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.session import Session
-from picospec.verifier.target import TargetError
+from picospec.verifier.target import UnknownSession
 from picospec.verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
@@ -106,8 +104,7 @@ class Routes:
         decode = partial(_opening, body)  # a long prompt takes a while
         opening = await self.decoding.run(account.tenant, decode)
         check(opening, facts)
-        with _translated():
-            session = await self.sessions.open(opening, account.tenant, account.span)
+        session = await self.sessions.open(opening, account.tenant, account.span)
         account.took_prompt(len(opening.prompt))
         account.tenant.spend(len(opening.committed), account.clock())  # they are prefilled, too
         return Downstream(session, account)
@@ -115,31 +112,20 @@ class Routes:
     async def drafts(self, request: Request) -> Response:
         session = self._find(request)
         if session.ending:
-            raise NotFound("the session has ended", code="unknown_session")
+            raise UnknownSession("the session has ended")
         body = await read_body(request, DRAFTS_BYTES)
         try:
-            with _translated():
-                await session.push(_drafts(body))
+            await session.push(_drafts(body))
         except RemoteProtocolError as error:
             raise InvalidRequest(str(error), code="protocol_error") from error
         return Response(status_code=204)
 
     def _find(self, request: Request) -> Session:
-        """Return the session that a request names. Raises NotFound."""
+        """Return the session that a request names. Raises UnknownSession."""
         account: Account = request.state.account
-        with _translated():
-            session = self.sessions.find(request.path_params["session"], account.tenant)
+        session = self.sessions.find(request.path_params["session"], account.tenant)
         account.strays = False
         return session
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Raise a target's errors as the errors that clients get."""
-    try:
-        yield
-    except TargetError as error:
-        raise translate(error) from error
 
 
 def _messages(body: bytes) -> Iterator[Framed[Message]]:

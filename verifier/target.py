@@ -9,10 +9,12 @@ they are.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
+from picospec.gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
 from picospec.gateway.tenants.turns import Turns
 from picospec.gateway.tokenizer import Tokenizer
 from picospec.models.errors import CannotCheck, InvalidGrammar
@@ -45,30 +47,35 @@ Reply = Reused | Commit | Reject | Finish
 """A target sends these to a session's edge."""
 
 
-class TargetError(Exception):
-    """Base of the errors a target raises.
+class TargetError(ApiError):
+    """Base of the errors a target raises, as clients get them.
 
     * TargetError
       - TargetFull        no slot is free: try again later
       - UnknownSession    no such session, or it has finished
       - TargetFailed      the engine broke; the session is lost
-      - Unservable        this target cannot serve what Open asks for; `field` names it
+      - Unservable        this target cannot serve what Open asks for
     """
 
 
-class TargetFull(TargetError): ...
+class TargetFull(TargetError, Overloaded):
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}; try again later")
 
 
-class UnknownSession(TargetError): ...
+class UnknownSession(TargetError, NotFound):
+    code = "unknown_session"
 
 
-class TargetFailed(TargetError): ...
+class TargetFailed(TargetError, Unavailable):
+    code = "target_failed"
 
 
-class Unservable(TargetError):
+class Unservable(TargetError, InvalidRequest):
+    """field: the name by which clients know it."""
+
     def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
+        super().__init__(f"{field}: {reason}", param=field)
         self.reason = reason
 
 
@@ -77,7 +84,7 @@ def asked_grammar(request: Open) -> bytes | None:
     if (asked := request.sampling.extras.get(NAME)) is None:
         return None
     if not JUDGES[request.judge].takes_any_draft:  # a grammar drops some by their value
-        raise Unservable(f"sampling.extras.{NAME}", f"not in judge `{request.judge}`")
+        raise Unservable(NAME, f"not in judge `{request.judge}`")
     return bytes(asked)
 
 
@@ -87,33 +94,50 @@ def unservable() -> Iterator[None]:
     try:
         yield
     except InvalidSetting as error:
-        raise Unservable(f"sampling.extras.{error.name}", error.reason) from error
+        raise Unservable(error.name, error.reason) from error
     except InvalidGrammar as error:
-        raise Unservable(f"sampling.extras.{error.field(NAME)}", error.reason) from error
+        raise Unservable(error.field(NAME), error.reason) from error
     except CannotCheck as error:
         raise TargetFull(str(error)) from error
 
 
-class Target(Protocol):
+class Target(ABC):
+    """The large model. `describe` is called before `start` returns."""
+
+    def __init__(self, limits: Limits, *, share_prefixes: bool = False) -> None:
+        self._limits = limits
+        self._share_prefixes = share_prefixes
+        self._facts: ModelFacts | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._grammars: GrammarCompiler | None = None
+        self._turns = Turns(1, MAX_WAITING, WAITING)
+        self.packed_tokenizer = b""
+        """The target's own tokenizer, as edges get it."""
+
     @property
     def facts(self) -> ModelFacts:
-        """Known once started."""
+        return started(self._facts)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The target's own, for the plain engine. Known once started."""
+        """The target's own, for the plain engine."""
+        return started(self._tokenizer)
 
     @property
-    def packed_tokenizer(self) -> bytes:
-        """The target's own, as edges get it. Known once started."""
+    def grammars(self) -> GrammarCompiler:
+        """Compiles grammars over the target's tokens."""
+        return started(self._grammars)
 
     @property
+    @abstractmethod
     def alive(self) -> bool:
         """False once the engine is lost for good: only another process can serve then."""
 
+    @abstractmethod
     async def start(self) -> None:
         """Load the model; may take minutes."""
 
+    @abstractmethod
     async def heartbeat(self) -> None:
         """Return once the pass that is running now, if any, has ended, and each process of the
         engine has answered. It may raise anything."""
@@ -121,6 +145,8 @@ class Target(Protocol):
     async def stop(self) -> None:
         """Free everything, child processes included. Sessions still running end. It may hang
         when the engine hangs."""
+        if self._grammars is not None:
+            await self._grammars.close()
 
     async def check(self, request: Open, tenant: str | None = None) -> None:
         """Find out what takes time: whether a grammar can be compiled. Called before `serve`.
@@ -128,7 +154,11 @@ class Target(Protocol):
         tenant: the name of whoever asks; None: nobody is known. Raises Unservable, TargetFull
         where none can be compiled now, or Overloaded where too many of this tenant wait.
         """
+        if (asked := asked_grammar(request)) is not None:
+            with unservable():
+                await self.grammars.check(asked, tenant)
 
+    @abstractmethod
     def serve(
         self, session: str, request: Open, tenant: str | None = None
     ) -> AsyncGenerator[Framed[Reply]]:
@@ -141,41 +171,12 @@ class Target(Protocol):
         The request was checked against `facts`.
         """
 
+    @abstractmethod
     async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a running session; return at once.
 
         Raises UnknownSession, or RemoteProtocolError for what no correct edge sends.
         """
-
-
-class Described:
-    """The part of a Target that its tokenizer answers for."""
-
-    def __init__(self, limits: Limits, *, share_prefixes: bool = False) -> None:
-        self._limits = limits
-        self._share_prefixes = share_prefixes
-        self._facts: ModelFacts | None = None
-        self._tokenizer: Tokenizer | None = None
-        self._grammars: GrammarCompiler | None = None
-        self._packed = b""
-        self._turns = Turns(1, MAX_WAITING, WAITING)
-
-    @property
-    def facts(self) -> ModelFacts:
-        return started(self._facts)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return started(self._tokenizer)
-
-    @property
-    def packed_tokenizer(self) -> bytes:
-        return self._packed
-
-    @property
-    def grammars(self) -> GrammarCompiler:
-        """Compiles grammars over the target's tokens. Known once started."""
-        return started(self._grammars)
 
     def owner_of_prefixes(self, tenant: str | None, request: Open) -> str | None:
         """Return to whom what the KV cache keeps of a tenant's prompt belongs: to the tenant,
@@ -184,11 +185,6 @@ class Described:
             return None
         salt = request.sampling.extras.get(SALT)
         return tenant if salt is None else identity_of(tenant, bytes(salt))
-
-    async def close_grammars(self) -> None:
-        """End the process that tries grammars."""
-        if self._grammars is not None:
-            await self._grammars.close()
 
     def describe(
         self,
@@ -201,7 +197,7 @@ class Described:
         """Set all of these. shapes: the weights, the engine and its settings, as far as they
         shape a text."""
         tokenizer = file.open()
-        self._tokenizer, self._packed = tokenizer, file.pack()
+        self._tokenizer, self.packed_tokenizer = tokenizer, file.pack()
         self._grammars = GrammarCompiler(tokenizer, self._turns.take)
         vocabulary = tokenizer.vocabulary
         self._facts = ModelFacts(

@@ -26,10 +26,9 @@ from picospec.gateway.tenants.turns import Turns
 from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars.constraint import Constraint
 from picospec.models.grammars.trial import Outcome
-from picospec.speculation.protocol.messages import Finish, Limits, Open
+from picospec.speculation.protocol.messages import Finish, Open
 from picospec.verifier.llama_target.kv_slots import KvSlots
 from picospec.verifier.plain_engine import PlainEngine
-from picospec.verifier.target import Described
 from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
 from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.edge_agent.fakes import scripted
@@ -193,7 +192,7 @@ async def test_no_answer_begins_once_those_that_run_have_used_up_a_minutes_token
 )
 async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, told: bool) -> None:
     """An edge is one tenant to its verifier, and may have many."""
-    verifier = Described(Limits())
+    verifier = FakeTarget()
     owners = []
     for name in ("ann", "ben", "ann"):
         uplink = FakeUplink(scripted(Finish("stop")))

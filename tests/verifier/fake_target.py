@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
+from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json
 from picospec.speculation.protocol.messages import (
     Finish,
     Limits,
@@ -26,7 +26,7 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.distributions import Distribution
 from picospec.speculation.verifying.session import VerifyingSession
-from picospec.verifier.target import Reply, TargetFailed, TargetFull, UnknownSession
+from picospec.verifier.target import Reply, Target, TargetFailed, TargetFull, UnknownSession
 
 V = 64
 STALLS, FAILS, SLOW, STREAMS, HANGS = 1, 2, 3, 4, 5
@@ -98,10 +98,12 @@ class _Running:
         self.news = asyncio.Event()
 
 
-class FakeTarget:
-    """verifier.target.Target."""
+class FakeTarget(Target):
+    alive = True
 
     def __init__(self, *, slots: int = 4, pass_s: float = 0.0, starts: bool = True) -> None:
+        super().__init__(FACTS.limits)
+        self._facts, self._tokenizer, self.packed_tokenizer = FACTS, FakeTokenizer(), b"packed"
         self._slots = slots
         self._pass_s = pass_s
         self._starts = starts
@@ -109,23 +111,7 @@ class FakeTarget:
         self.opened: list[Open] = []
         self.pushed: list[Framed[Pushed]] = []
         self.stopped = False
-        self.alive = True
         self.hangs = False
-
-    @property
-    def facts(self) -> ModelFacts:
-        return FACTS
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return FakeTokenizer()
-
-    @property
-    def packed_tokenizer(self) -> bytes:
-        return b"packed"
-
-    async def check(self, request: Open, tenant: str | None = None) -> None:
-        pass
 
     async def start(self) -> None:
         if not self._starts:

@@ -30,8 +30,8 @@ from picospec.verifier.llama_target.slot import Slot
 from picospec.verifier.metrics import PassMetrics
 from picospec.verifier.target import (
     FEATURES,
-    Described,
     Reply,
+    Target,
     TargetFailed,
     TargetFull,
     UnknownSession,
@@ -42,7 +42,7 @@ from picospec.verifier.target import (
 )
 
 
-class LlamaTarget(Described):
+class LlamaTarget(Target):
     """A GGUF model served in this process. Raises models.errors.NoLlama, and ModelError when it
     starts.
 
@@ -102,13 +102,12 @@ class LlamaTarget(Described):
         if self._running:
             self._running.cancel()
             await asyncio.wait([self._running])
-        await self.close_grammars()
+        await super().stop()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
     async def check(self, request: Open, tenant: str | None = None) -> None:
-        """Compile the request's grammar, if it has one. Raises Unservable, TargetFull or
-        Overloaded."""
+        """Compile the request's grammar, which `serve` needs. Raises as Target says."""
         if (asked := asked_grammar(request)) is not None:
             with unservable():
                 await self.grammars.compile(asked, tenant)

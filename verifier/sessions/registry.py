@@ -105,7 +105,9 @@ class Sessions:
     def _check_room(self) -> None:
         if len(self._running) >= self._settings.max_sessions:
             self._metrics.refused.inc()
-            raise TargetFull(f"all {self._settings.max_sessions} sessions are taken")
+            raise TargetFull(
+                f"all {self._settings.max_sessions} sessions are taken; try again later"
+            )
 
     @property
     def load(self) -> float:

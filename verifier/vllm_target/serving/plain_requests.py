@@ -29,7 +29,7 @@ from picospec.gateway.output.detokenise import TextDelta
 from picospec.models.grammars.constraint import NAME, Constraint
 from picospec.verifier.identity import identity_of
 from picospec.verifier.routes import OPEN
-from picospec.verifier.target import Described, TargetFull, Unservable, unservable
+from picospec.verifier.target import Target, Unservable, unservable
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class PlainRequests:
                 await error_response(failed)(scope, receive, send)
 
 
-def charge(llm: AsyncLLM, target: Described, *, max_choices: int, share_prefixes: bool) -> None:
+def charge(llm: AsyncLLM, target: Target, *, max_choices: int, share_prefixes: bool) -> None:
     """Count what an engine generates for requests that have an Account, and limit what it is
     asked for. target: tries grammars."""
     stock = llm.generate
@@ -109,7 +109,7 @@ def charge(llm: AsyncLLM, target: Described, *, max_choices: int, share_prefixes
     llm.generate = generate
 
 
-async def _check(target: Described, wanted: Any, tenant: str) -> None:
+async def _check(target: Target, wanted: Any, tenant: str) -> None:
     """Try a grammar, unless vLLM made it of a tag. Raises vLLM's errors."""
     asked = {kind: getattr(wanted, kind, None) for kind in Constraint.__struct_fields__}
     if isinstance(asked["json"], str):
@@ -121,7 +121,7 @@ async def _check(target: Described, wanted: Any, tenant: str) -> None:
             await target.grammars.check(msgspec.json.encode(asked), tenant)
     except Unservable as error:
         raise VLLMValidationError(error.reason, parameter=NAME) from error
-    except (TargetFull, Overloaded) as error:
+    except Overloaded as error:
         raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
 
 

@@ -22,14 +22,12 @@ from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.identity import weights_of
 from picospec.verifier.metrics import PassMetrics
 from picospec.verifier.target import (
-    Described,
     Reply,
+    Target,
     TargetFailed,
     TargetFull,
     UnknownSession,
     Unservable,
-    asked_grammar,
-    unservable,
 )
 from picospec.verifier.vllm_target.configuring import compat
 from picospec.verifier.vllm_target.serving.adapters import Adapters
@@ -44,7 +42,7 @@ if TYPE_CHECKING:  # vLLM is not there in every installation
     from picospec.verifier.vllm_target.serving.engine import Engine
 
 
-class VllmTarget(Described):
+class VllmTarget(Target):
     """Sessions on an engine that vLLM's own server has started, and will stop.
 
     name: by which clients ask for the model. adapters: what vLLM has loaded. as_served: returns
@@ -122,7 +120,7 @@ class VllmTarget(Described):
         """End the sessions; the engine goes on."""
         for inflight in self._sessions.values():
             inflight.cancel()
-        await self.close_grammars()
+        await super().stop()
 
     async def heartbeat(self) -> None:
         """Hear from the engine's cores and workers, and of adapters loaded lately."""
@@ -134,15 +132,6 @@ class VllmTarget(Described):
         facts, folder = self.facts, self._engine.download_dir
         found = await asyncio.to_thread(self._adapters.identities, facts.identity, folder)
         self._facts = msgspec.structs.replace(facts, adapters=found)
-
-    async def check(self, request: Open, tenant: str | None = None) -> None:
-        """Try the request's grammar before vLLM does, which limits neither time nor memory.
-
-        Raises Unservable, TargetFull or Overloaded.
-        """
-        if (asked := asked_grammar(request)) is not None:
-            with unservable():
-                await self.grammars.check(asked, tenant)
 
     async def figures(self) -> dict[str, int]:
         """Return the engine's counts: see SessionScheduler.figures."""
