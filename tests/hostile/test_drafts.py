@@ -23,14 +23,14 @@ from picospec.speculation.protocol.messages import Draft, Fault, Pushed, Redraw
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.admission import check
 from picospec.verifier.routes import DRAFTS_BYTES
-from picospec.verifier.sessions.draft_budget import CHAINS_AT_FIRST
+from picospec.verifier.sessions.session import CHAINS_AT_FIRST
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model
 from tests.speculation.small_models import opening as small_opening
 from tests.verifier.conftest import fake_command, http2_client, serving
 from tests.verifier.down import opened
 from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
-from tests.verifier.test_sessions import ending, running
+from tests.verifier.test_sessions import ending, running, tenant
 from tests.verifier.test_tenants import ANN, BEN, OPEN, app_of, client_of, keys_toml
 
 ALLOWED = CHAINS_AT_FIRST * FACTS.limits.max_ahead
@@ -48,7 +48,9 @@ FLOODS: dict[str, tuple[str, Iterator[Pushed]]] = {
 async def test_a_session_ends_when_it_sends_more_than_a_correct_edge(flood: str) -> None:
     judge, messages = FLOODS[flood]
     async with running() as (sessions, target, _):
-        session = await sessions.open(opening(judge=judge, fill="never", prompt=(STALLS,)))
+        session = await sessions.open(
+            opening(judge=judge, fill="never", prompt=(STALLS,)), tenant()
+        )
         with pytest.raises(RemoteProtocolError, match="more in all"):
             await session.push(map(Framed, messages))
 
@@ -101,7 +103,7 @@ async def test_others_go_on_while_a_session_hands_messages_up() -> None:
 
     ticks: list[int] = []
     async with running(Slow()) as (sessions, target, _):
-        session = await sessions.open(opening(fill="never", prompt=(STALLS,)))
+        session = await sessions.open(opening(fill="never", prompt=(STALLS,)), tenant())
         other = asyncio.create_task(tick())
         bodies = [[Framed(Draft(0, 0, 0, (5,)))] * 20 for _ in range(5)]
         await asyncio.gather(*map(session.push, bodies))

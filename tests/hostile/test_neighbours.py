@@ -37,8 +37,7 @@ from tests.models.grammars.small import TOKENIZER
 from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
 from tests.verifier.scheduling import TOKEN, RecordingEngine, scheduling, text_of
 from tests.verifier.served_llama import LONG, job_of, plain, serving
-from tests.verifier.test_sessions import rest, running
-from tests.verifier.test_tenants import tenant
+from tests.verifier.test_sessions import rest, running, tenant
 
 Ask = Callable[[str, object], Awaitable[object]]
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from picospec.gateway.drain import Drain
 from picospec.gateway.http.request_body import RequestBody
 from picospec.gateway.metrics import Metrics
+from picospec.gateway.tenants.tenant import Tenant
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
@@ -40,6 +41,7 @@ from picospec.verifier.target_host import Host
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
+from tests.verifier.test_sessions import tenant
 
 DRAFTS: tuple[Pushed, ...] = (Draft(0, 0, 0, (1, 2)), Draft(0, 2, 2, (3,)))
 REPLIES: tuple[Message, ...] = (Commit(0, 0, (1, 2)), Finish("length", Totals(passes=1)))
@@ -101,8 +103,9 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
     app = Starlette(routes=Routes(host, sessions).all())
     async with host.running(), sessions.running():
         await asyncio.sleep(0)
-        session = await sessions.open(opening(fill="never", max_tokens=100))
-        transport = httpx.ASGITransport(app=partial(_of_nobody, app))
+        ann = tenant()
+        session = await sessions.open(opening(fill="never", max_tokens=100), ann)
+        transport = httpx.ASGITransport(app=partial(_of_tenant, ann, app))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             answer = await client.post(f"/v1/speculate/{session.name}/drafts", content=BODY)
 
@@ -111,8 +114,13 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
     assert not [message for message in encoded if isinstance(message, Pushed)]
 
 
-async def _of_nobody(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    state = {"account": SimpleNamespace(tenant=None), "body": RequestBody(scope, receive, 1000)}
+async def _of_tenant(
+    owner: Tenant, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    state = {
+        "account": SimpleNamespace(tenant=owner),
+        "body": RequestBody(scope, receive, 1000),
+    }
     await app({**scope, "state": state}, receive, send)
 
 
@@ -135,7 +143,7 @@ async def test_what_the_core_encoded_reaches_the_stream_unchanged(
     target = vllm_target(FakeEngine(FRAMES))
     opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0)
     account = SessionAccount(session_metrics().gateway, NO_SPAN, 0.0)
-    session = Session(opened, opening(), target, timeouts, account, lambda: 0.0)
+    session = Session(opened, opening(), target, timeouts, account, tenant())
     await session.start()
 
     assert [entry.frame for entry in await session.read()] == FRAMES

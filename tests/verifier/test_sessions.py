@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.metrics import Metrics
+from picospec.gateway.tenants.keys import KeyLimits
+from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     RUN_CHARACTERS,
@@ -35,6 +37,10 @@ from picospec.verifier.target_host import Host
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
 
 QUICK = 0.05
+
+
+def tenant(**limits: int) -> Tenant:
+    return Tenant("ann", KeyLimits(**limits), TenantMetrics(CollectorRegistry()))
 
 
 @asynccontextmanager
@@ -79,7 +85,7 @@ async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
         await asyncio.Event().wait()
 
     async with running() as (sessions, _, _m):
-        session = await sessions.open(opening(prompt=(STALLS,)))
+        session = await sessions.open(opening(prompt=(STALLS,)), tenant())
         ended = SimpleNamespace(status=200, error=None)
         await Downstream(session, ended)({}, never, never)  # type: ignore[arg-type]
 
@@ -98,7 +104,7 @@ async def test_what_a_check_finds_is_raised_before_there_is_a_session() -> None:
 
     async with running(Checking()) as (sessions, target, _):
         with pytest.raises(Unservable, match="no schema"):
-            await sessions.open(opening())
+            await sessions.open(opening(), tenant())
 
         assert not target.running
 
@@ -115,14 +121,14 @@ async def test_what_was_reused_is_sent_to_an_edge_that_knows_the_message(version
                     yield reply
 
     async with running(Reusing()) as (sessions, _, _m):
-        sent = await rest(await sessions.open(opening(version=version)))
+        sent = await rest(await sessions.open(opening(version=version), tenant()))
 
     assert (Reused(7) in sent) == (version > 5)
 
 
 async def test_a_draft_postpones_the_idle_end() -> None:
     async with running(idle_timeout_s=0.8, first_token_timeout_s=0.8) as (sessions, _, _m):
-        session = await sessions.open(opening(fill="never", max_tokens=200))
+        session = await sessions.open(opening(fill="never", max_tokens=200), tenant())
         for i in range(4):
             await asyncio.sleep(0.3)  # a busy host makes more of it
             await session.push([Framed(Draft(i, 0, 0, (1,)))])
@@ -133,7 +139,7 @@ async def test_a_draft_postpones_the_idle_end() -> None:
 
 async def test_a_long_prefill_is_not_idle() -> None:
     async with running(idle_timeout_s=QUICK, first_token_timeout_s=0.3) as (sessions, _, _m):
-        session = await sessions.open(opening(prompt=(STALLS,)))
+        session = await sessions.open(opening(prompt=(STALLS,)), tenant())
         await asyncio.sleep(4 * QUICK)
 
         assert session.ending is None
@@ -142,7 +148,7 @@ async def test_a_long_prefill_is_not_idle() -> None:
 
 async def test_a_replacement_must_come_in_time_however_much_of_the_tail_is_asked_for() -> None:
     async with running(replacement_timeout_s=0.2) as (sessions, _, _m):
-        session = await sessions.open(opening(judge="separate", fill="never"))
+        session = await sessions.open(opening(judge="separate", fill="never"), tenant())
         await session.push([Framed(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))])
         reading = asyncio.create_task(ending(session))
         for draw in range(1, 7):
@@ -156,7 +162,7 @@ async def test_a_replacement_must_come_in_time_however_much_of_the_tail_is_asked
 
 async def test_a_dishonest_draft_ends_the_session() -> None:
     async with running() as (sessions, _, metrics):
-        session = await sessions.open(opening(fill="never"))
+        session = await sessions.open(opening(fill="never"), tenant())
         with pytest.raises(RemoteProtocolError):
             await session.push([Framed(Draft(0, 0, 0, (1000,)))])
 
@@ -168,18 +174,19 @@ async def test_a_dishonest_draft_ends_the_session() -> None:
 @pytest.mark.parametrize("prompt", [(STALLS,), (SLOW,)])
 async def test_a_cancelled_session_frees_its_slot(prompt: tuple[int, ...]) -> None:
     async with running(FakeTarget(slots=1)) as (sessions, target, _):
-        session = await sessions.open(opening(prompt=prompt))
+        session = await sessions.open(opening(prompt=prompt), tenant())
         session.cancel(Fault("cancelled", ""))
 
         assert (await ending(session)).code == "cancelled"
         assert not target.running
-        await rest(await sessions.open(opening()))
+        await rest(await sessions.open(opening(), tenant()))
 
 
 async def test_a_session_that_is_replaced_gives_its_slot_to_the_one_in_its_place() -> None:
     async with running(FakeTarget(slots=1)) as (sessions, _, _m):
-        former = await sessions.open(opening(prompt=(STALLS,)))
-        session = await sessions.open(opening(replaces=former.name))
+        ann = tenant()
+        former = await sessions.open(opening(prompt=(STALLS,)), ann)
+        session = await sessions.open(opening(replaces=former.name), ann)
 
         assert (await ending(former)).code == "cancelled"
         assert isinstance((await rest(session))[-1], Finish)
@@ -187,7 +194,7 @@ async def test_a_session_that_is_replaced_gives_its_slot_to_the_one_in_its_place
 
 async def test_the_names_of_one_run_begin_alike_and_those_of_another_do_not() -> None:
     async with running() as (one, _, _m), running() as (other, _, _m):
-        names = [(await each.open(opening())).name for each in (one, one, other)]
+        names = [(await each.open(opening(), tenant())).name for each in (one, one, other)]
 
     runs = [name[:RUN_CHARACTERS] for name in names]
     assert runs[0] == runs[1] != runs[2]
@@ -196,9 +203,9 @@ async def test_the_names_of_one_run_begin_alike_and_those_of_another_do_not() ->
 
 async def test_a_target_without_a_slot_refuses_at_once_and_leaves_nothing() -> None:
     async with running(FakeTarget(slots=1)) as (sessions, _, metrics):
-        await sessions.open(opening(prompt=(STALLS,)))
+        await sessions.open(opening(prompt=(STALLS,)), tenant())
         with pytest.raises(TargetFull):
-            await sessions.open(opening())
+            await sessions.open(opening(), tenant())
         await asyncio.sleep(0)
 
         assert metrics.open._value.get() == 1
@@ -207,4 +214,4 @@ async def test_a_target_without_a_slot_refuses_at_once_and_leaves_nothing() -> N
 async def test_nothing_opens_while_the_target_loads() -> None:
     async with running(FakeTarget(starts=False)) as (sessions, _, _m):
         with pytest.raises(Unavailable, match="loading"):
-            await sessions.open(opening())
+            await sessions.open(opening(), tenant())

@@ -27,7 +27,7 @@ from picospec.verifier.target import UnknownSession
 from tests.verifier.conftest import fake_verifier, http2_client
 from tests.verifier.down import opened, push, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
-from tests.verifier.test_sessions import rest, running
+from tests.verifier.test_sessions import rest, running, tenant
 
 ANN, BEN = "key of ann", "key of ben"
 OPEN = wire.encode(opening())
@@ -48,10 +48,6 @@ def write_keys(folder: Path, *names: str, more: str = "") -> Path:
     file = folder / "keys.toml"
     file.write_text(keys_toml(*names, more=more))
     return file
-
-
-def tenant(**limits: int) -> Tenant:
-    return Tenant("ann", KeyLimits(**limits), TenantMetrics(CollectorRegistry()))
 
 
 def make(_: PassMetrics, target: FakeTarget) -> FakeTarget:
@@ -114,9 +110,8 @@ async def test_only_its_own_tenant_finds_and_replaces_a_session() -> None:
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(STALLS,)), ann)
 
-        for other in (ben, None):
-            with pytest.raises(UnknownSession, match="there is no session"):
-                sessions.find(session.name, other)
+        with pytest.raises(UnknownSession, match="there is no session"):
+            sessions.find(session.name, ben)
         await sessions.open(opening(prompt=(STALLS,), replaces=session.name), ben)
         assert sessions.find(session.name, ann) is session
         assert session.ending is None
@@ -167,7 +162,7 @@ async def test_the_tokens_of_a_session_are_its_tenants_and_those_it_began_with_a
 
 async def test_a_session_that_is_too_old_ends_while_it_generates() -> None:
     async with running(max_age_s=0.25) as (sessions, _, _m):
-        session = await sessions.open(opening(prompt=(SLOW,), max_tokens=200))
+        session = await sessions.open(opening(prompt=(SLOW,), max_tokens=200), tenant())
         *messages, fault = await rest(session)
 
     assert fault == Fault("max_age", "an answer may take at most 0.25 s", retryable=False)

@@ -16,7 +16,7 @@ from picospec.gateway.tracing import NO_SPAN, Span
 from picospec.speculation.protocol.messages import PROTOCOL_VERSION, Fault, Open, Opened
 from picospec.verifier.metrics import SessionMetrics
 from picospec.verifier.sessions.account import SessionAccount
-from picospec.verifier.sessions.session import Clock, Session
+from picospec.verifier.sessions.session import Session
 from picospec.verifier.sessions.timeouts import Timeouts
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target import TargetFull, UnknownSession
@@ -24,18 +24,10 @@ from picospec.verifier.target_host import Host
 
 
 class Sessions:
-    def __init__(
-        self,
-        host: Host,
-        settings: SessionSettings,
-        metrics: SessionMetrics,
-        *,
-        clock: Clock = time.monotonic,
-    ) -> None:
+    def __init__(self, host: Host, settings: SessionSettings, metrics: SessionMetrics) -> None:
         self._host = host
         self._settings = settings
         self._metrics = metrics
-        self._clock = clock
         self._running: dict[str, Session] = {}
         self._run = secrets.token_urlsafe(6)
         """The names of all sessions begin so: edges know by it that this process was only out
@@ -60,9 +52,7 @@ class Sessions:
         if tasks := [session.task for session in running if session.task]:
             await asyncio.wait(tasks)
 
-    async def open(
-        self, request: Open, tenant: Tenant | None = None, span: Span = NO_SPAN
-    ) -> Session:
+    async def open(self, request: Open, tenant: Tenant, span: Span = NO_SPAN) -> Session:
         """Start a session of a tenant, to whom alone `find` will give it. The session that it
         replaces ends first, and leaves its place and its KV cache.
 
@@ -72,18 +62,26 @@ class Sessions:
         target = self._host.ready()
         await self._end_replaced(request.replaces, tenant)
         with ExitStack() as undo:
-            if tenant is not None:
-                tenant.begin(self._clock())  # before the check, of which few can run at once
-                undo.callback(tenant.end)
-            await target.check(request, tenant.name if tenant else None)
-            self._check_room()
+            tenant.begin(time.monotonic())  # before the check, of which few can run at once
+            undo.callback(tenant.end)
+            await target.check(request, tenant.name)
+            if len(self._running) >= (most := self._settings.max_sessions):
+                self._metrics.refused.inc()
+                raise TargetFull(f"all {most} sessions are taken")
             self._host.drain.enter()  # after all that may raise, or no drain would end
             undo.pop_all()
-        now = self._clock()
+        now = time.monotonic()
         opened = Opened(self._run + secrets.token_urlsafe(12), target.facts.limits)
         timeouts = Timeouts(self._settings, now, now)
-        account = SessionAccount(self._metrics.gateway, _span(span, request), now)
-        session = Session(opened, request, target, timeouts, account, self._clock, tenant)
+        part = span.begin(
+            "session",
+            model=request.model,
+            judge=request.judge,
+            prompt_tokens=len(request.prompt),
+            committed_tokens=len(request.committed),
+        )
+        account = SessionAccount(self._metrics.gateway, part, now)
+        session = Session(opened, request, target, timeouts, account, tenant)
         self._running[session.name] = session
         self._metrics.open.inc()
         session.start().add_done_callback(partial(self._over, session))
@@ -93,7 +91,7 @@ class Sessions:
             raise session.turned_away
         return session
 
-    async def _end_replaced(self, name: str, tenant: Tenant | None) -> None:
+    async def _end_replaced(self, name: str, tenant: Tenant) -> None:
         """End a session whose edge goes on in another one, if it is still here: the connection
         of its stream may be dead, and nobody has noticed."""
         with suppress(UnknownSession):
@@ -101,13 +99,6 @@ class Sessions:
             replaced.cancel(Fault("cancelled", "another session takes its place"))
             if replaced.task is not None:
                 await asyncio.wait([replaced.task])
-
-    def _check_room(self) -> None:
-        if len(self._running) >= self._settings.max_sessions:
-            self._metrics.refused.inc()
-            raise TargetFull(
-                f"all {self._settings.max_sessions} sessions are taken; try again later"
-            )
 
     @property
     def load(self) -> float:
@@ -119,7 +110,7 @@ class Sessions:
         sessions = {"running": len(self._running), "limit": self._settings.max_sessions}
         return {"service": "verifier", "protocol": PROTOCOL_VERSION, "sessions": sessions}
 
-    def find(self, name: str, tenant: Tenant | None = None) -> Session:
+    def find(self, name: str, tenant: Tenant) -> Session:
         """Return a session of this tenant that runs. Raises UnknownSession, also for another
         tenant's session, as if it did not exist."""
         session = self._running.get(name)
@@ -131,8 +122,7 @@ class Sessions:
         del self._running[session.name]
         self._host.drain.leave()
         self._metrics.open.dec()
-        if session.tenant is not None:
-            session.tenant.end()
+        session.tenant.end()
         session.end(Fault("cancelled", "cancelled before it began"))
         session.account.close(session.ending)
         if session.turned_away:
@@ -141,13 +131,3 @@ class Sessions:
             self._metrics.faults.labels(session.ending.code).inc()
         if not task.cancelled() and (bug := task.exception()):
             structlog.get_logger("verifier").error("session failed", exc_info=bug)
-
-
-def _span(span: Span, request: Open) -> Span:
-    return span.begin(
-        "session",
-        model=request.model,
-        judge=request.judge,
-        prompt_tokens=len(request.prompt),
-        committed_tokens=len(request.committed),
-    )

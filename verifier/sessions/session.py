@@ -7,7 +7,8 @@ it is a Finish or a Fault.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Final
 
@@ -15,6 +16,7 @@ from picospec.gateway.tenants.tenant import Tenant
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
     Commit,
+    Draft,
     Fault,
     Finish,
     Open,
@@ -25,7 +27,6 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.sessions.account import SessionAccount
-from picospec.verifier.sessions.draft_budget import DraftBudget
 from picospec.verifier.sessions.timeouts import Timeouts
 from picospec.verifier.target import (
     Reply,
@@ -36,11 +37,18 @@ from picospec.verifier.target import (
     Unservable,
 )
 
-Clock = Callable[[], float]
 Entry = Framed[Reply | Fault]
 
 PUSH_S: Final = 0.001
 """A session that hands messages up lets all others go on after this time, in seconds."""
+
+CHAINS_A_REPLY: Final = 2
+"""Chains of draft tokens that an edge may send for a Commit or a Reject. A correct edge sends
+one: a Commit breaks the chain once, or makes room for as many more as it confirms."""
+
+CHAINS_AT_FIRST: Final = 16
+"""Chains that are allowed beyond those. The first chain needs one. An edge sends a request that
+failed four times at most."""
 
 
 class Session:
@@ -53,8 +61,7 @@ class Session:
         target: Target,
         timeouts: Timeouts,
         account: SessionAccount,
-        clock: Clock,
-        tenant: Tenant | None = None,
+        tenant: Tenant,
     ) -> None:
         self.opened = opened
         self.tenant = tenant
@@ -67,7 +74,6 @@ class Session:
         self._target = target
         self._timeouts = timeouts
         self.account = account
-        self._clock = clock
         self._timer: asyncio.Timeout | None = None
         self._expiry = timeouts.expiry()[1]
         """The timer ends the session with this. It is not asked for when the timer has fired: a
@@ -77,7 +83,9 @@ class Session:
         self._news: list[Entry] = []
         self._changed = asyncio.Event()
         self._cause: Fault | None = None
-        self._budget = DraftBudget(opened.limits.max_ahead)
+        self._may_send = CHAINS_AT_FIRST * opened.limits.max_ahead
+        """The edge may send so many more draft tokens; a Redraw counts as one."""
+
         self._pushing = asyncio.Lock()
 
     def start(self) -> asyncio.Task[None]:
@@ -102,20 +110,22 @@ class Session:
             except RemoteProtocolError as error:
                 self.cancel(Fault("protocol_error", str(error)))
                 raise
-        self._timeouts.active_at = self._clock()
+        self._timeouts.active_at = time.monotonic()
         self._rearm()
 
     async def _push(self, messages: Iterable[Framed[Pushed]]) -> None:
-        now = asyncio.get_running_loop().time
-        pause_at = now() + PUSH_S
+        pause_at = time.monotonic() + PUSH_S
         for message in messages:
             if self._cause is not None:
                 raise UnknownSession(f"no session {self.name}")
-            self._budget.take(message.message)
+            pushed = message.message
+            self._may_send -= len(pushed.tokens) if isinstance(pushed, Draft) else 1
+            if self._may_send < 0:
+                raise RemoteProtocolError("Draft.tokens: more in all than a correct edge sends")
             await self._target.push(self.name, message)
-            if now() >= pause_at:
+            if time.monotonic() >= pause_at:
                 await asyncio.sleep(0)
-                pause_at = now() + PUSH_S
+                pause_at = time.monotonic() + PUSH_S
 
     async def read(self) -> list[Entry]:
         """Return what is new, once there is something; [] when nothing more will come."""
@@ -127,8 +137,7 @@ class Session:
 
     async def _run(self) -> None:
         try:
-            tenant = self.tenant.name if self.tenant else None
-            replies = self._target.serve(self.name, self._request, tenant)
+            replies = self._target.serve(self.name, self._request, self.tenant.name)
             async with asyncio.timeout(None) as self._timer, aclosing(replies):
                 self._rearm()
                 async for reply in replies:
@@ -152,19 +161,16 @@ class Session:
             if self._request.version > 5:
                 self._send(reply)
             return
-        now, timeouts = self._clock(), self._timeouts
+        now, timeouts = time.monotonic(), self._timeouts
         timeouts.active_at, timeouts.started = now, True
+        self._may_send += CHAINS_A_REPLY * self.opened.limits.max_ahead
         match reply.message:
             case Commit(tokens=tokens):
                 self.account.committed(len(tokens), now)
-                if self.tenant is not None:
-                    self.tenant.spend(len(tokens), now)
-                self._budget.replied()
+                self.tenant.spend(len(tokens), now)
                 timeouts.rejected_at = None
-            case Reject():
-                self._budget.replied()
-                if timeouts.rejected_at is None:
-                    timeouts.rejected_at = now
+            case Reject() if timeouts.rejected_at is None:
+                timeouts.rejected_at = now
             case Finish() as finish:
                 self.account.finished(now)
                 self.ending = finish
@@ -184,5 +190,5 @@ class Session:
     def _rearm(self) -> None:
         if self._timer and not self._timer.expired() and self.ending is None:
             expires_at, self._expiry = self._timeouts.expiry()
-            left_s = expires_at - self._clock()
+            left_s = expires_at - time.monotonic()
             self._timer.reschedule(asyncio.get_running_loop().time() + left_s)
