@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -20,19 +21,15 @@ class PassMetrics:
 
     def __init__(self, registry: CollectorRegistry, gateway: Metrics) -> None:
         self._gateway, self._registry = gateway, registry
-        self._pass_s = Histogram(
-            "picospec:pass_seconds", "A target pass.", buckets=_PASS_S, registry=registry
-        )
-        self._rows = Histogram(
-            "picospec:pass_rows", "Rows of a pass.", buckets=_ROWS, registry=registry
-        )
-        self._held_s = Histogram(
+        histogram = partial(Histogram, registry=registry)
+        self._pass_s = histogram("picospec:pass_seconds", "A target pass.", buckets=_PASS_S)
+        self._rows = histogram("picospec:pass_rows", "Rows of a pass.", buckets=_ROWS)
+        self.held_s = histogram(
             "picospec:held_seconds",
             "Time a pass was held for drafts about to arrive.",
             buckets=_HELD_S,
-            registry=registry,
         )
-        self._prefilled = Counter(
+        self.prefilled = Counter(
             "picospec:prefilled_tokens",
             "Prompt tokens that llama.cpp decoded, without those whose KV was still there.",
             registry=registry,
@@ -51,10 +48,6 @@ class PassMetrics:
             registry=self._registry,
         ).set_function(waiting)
 
-    def prefilled(self, tokens: int) -> None:
-        """Record that a piece of a prompt was decoded."""
-        self._prefilled.inc(tokens)
-
     def passed(self, rows: int, seconds: float) -> None:
         """Record a pass over `rows` rows, all its sessions together."""
         self._rows.observe(rows)
@@ -64,10 +57,6 @@ class PassMetrics:
         """Record that a pass judged `drafted` draft tokens of one session."""
         if drafted:
             self._gateway.speculated(Statistics(0, 1, drafted, accepted, (1,) * accepted))
-
-    def held(self, seconds: float) -> None:
-        """Record how long a session's pass was held."""
-        self._held_s.observe(seconds)
 
 
 class SessionMetrics:

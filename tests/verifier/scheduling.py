@@ -69,13 +69,14 @@ class Sessions:
         self.registry = registry = CollectorRegistry()
         self.machine = VerifyMachine(iter(()))
         self._names = itertools.count()
+        self.slots: dict[str, Slot] = {}
         self.scheduler = Scheduler(
             engine,  # type: ignore[arg-type]
             self.machine,
             thread,
             PassMetrics(registry, Metrics(registry)),
             LlamaSettings(slots=4, max_rows=max_rows, prefill_rows=4),
-            time.monotonic,
+            self.slots,
         )
 
     def open(self, **fields: object) -> Slot:
@@ -91,8 +92,9 @@ class Sessions:
         return Slot(name, self.machine.session(name))
 
     def place(self, slot: Slot, sequence: int) -> None:
-        slot.sequence = sequence
-        self.scheduler.add(slot)
+        slot.place(sequence, reused=0)
+        self.slots[slot.name] = slot
+        self.scheduler.wake()
 
     def receive(self, slot: Slot, *tokens: int) -> None:
         """Let draft tokens arrive at the beginning of a session."""
@@ -102,7 +104,8 @@ class Sessions:
 
     def close(self, slot: Slot) -> None:
         self.machine.close(slot.name)
-        self.scheduler.remove(slot)
+        del self.slots[slot.name]
+        self.scheduler.wake()
 
 
 @asynccontextmanager

@@ -9,7 +9,8 @@ wait for long ones, and these have half of the time at least.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from math import inf
@@ -27,12 +28,12 @@ from picospec.verifier.metrics import PassMetrics
 from picospec.verifier.target import TargetFailed
 
 T = TypeVar("T")
-Clock = Callable[[], float]
-"""Returns seconds that never run backwards."""
 
 
 class Scheduler:
-    """settings: max_rows bounds one pass, prefill_rows one piece of a prompt."""
+    """slots: the sessions, in the order in which they came; those that wait for a place in the
+    KV cache are no part of it yet. settings: max_rows bounds one pass, prefill_rows one piece
+    of a prompt."""
 
     def __init__(
         self,
@@ -41,27 +42,16 @@ class Scheduler:
         thread: Executor,
         metrics: PassMetrics,
         settings: LlamaSettings,
-        clock: Clock,
+        slots: Mapping[str, Slot],
     ) -> None:
-        self._slots: dict[str, Slot] = {}  # in the order in which they came
         self._engine = engine
         self._machine = machine
         self._thread = thread
         self._metrics = metrics
         self._settings = settings
-        self._clock = clock
+        self._slots = slots
         self._pieces = Pieces(settings.prefill_rows)
         self._changed = asyncio.Event()
-
-    def add(self, slot: Slot) -> None:
-        """Let a session take part: it has its place in the KV cache."""
-        self._slots[slot.name] = slot
-        self.wake()
-
-    def remove(self, slot: Slot) -> None:
-        """End a session's part in everything. A pass that is running drops its outcome."""
-        del self._slots[slot.name]
-        self.wake()
 
     def wake(self) -> None:
         """Something changed: ask the machine again."""
@@ -71,7 +61,7 @@ class Scheduler:
         """Take turns until cancelled."""
         while True:
             self._changed.clear()
-            offer = self._offer(self._clock())
+            offer = self._offer(time.monotonic())
             if offer.start:
                 await self._pass(offer)
             if unread := [slot for slot in self._slots.values() if slot.unread]:
@@ -84,7 +74,7 @@ class Scheduler:
         offer = self._machine.offer(ready, now, rows=self._settings.max_rows)
         for name in offer.on_hold:
             slot = self._slots[name]
-            slot.held_since = now if slot.held_since is None else slot.held_since
+            slot.held_since = slot.held_since or now
         return offer
 
     async def _sleep(self, seconds: float) -> None:
@@ -94,17 +84,19 @@ class Scheduler:
 
     async def _pass(self, offer: Offer) -> None:
         slots = {name: self._slots[name] for name in offer.start}
-        plan = self._machine.begin({n: len(d) for n, d in offer.start.items()}, self._clock())
+        plan = self._machine.begin(
+            {n: len(d) for n, d in offer.start.items()}, time.monotonic()
+        )
         for slot in slots.values():
             if slot.held_since is not None:
-                self._metrics.held(plan.started - slot.held_since)
+                self._metrics.held_s.observe(plan.started - slot.held_since)
                 slot.held_since = None
         parts = [slots[name].part(judged) for name, judged in plan.passes.items()]
         outcome = await self._call(list(slots.values()), self._engine.run, parts)
         if outcome is None:
             return
         outcomes, dear_s = outcome
-        now, rows = self._clock(), sum(len(part.tokens) for part in parts)
+        now, rows = time.monotonic(), sum(len(part.tokens) for part in parts)
         self._metrics.passed(rows, now - plan.started)
         verdicts = {}
         for name, verdict, part in zip(plan.passes, outcomes, parts, strict=True):
@@ -118,15 +110,15 @@ class Scheduler:
             slots[name].send(messages)
 
     async def _prefill(self, slot: Slot) -> None:
-        start, began = slot.prefilled, self._clock()
+        start, began = slot.prefilled, time.monotonic()
         running = sum(each.ready for each in self._slots.values())
         pass_s = self._machine.latency.of(running) if running else 0.0
         count = min(self._pieces.rows(pass_s), slot.unread)
         tokens = slot.opening[start : start + count]
         await self._call([slot], self._engine.prefill, slot.sequence, start, tokens)
-        self._pieces.observe(count, self._clock() - began)
+        self._pieces.observe(count, time.monotonic() - began)
         slot.prefilled += count
-        self._metrics.prefilled(count)
+        self._metrics.prefilled.inc(count)
 
     async def _call(
         self, slots: Sequence[Slot], work: Callable[..., T], *arguments: object

@@ -7,7 +7,6 @@ every message but a Reject commits a token, and a Reject is sent only when it is
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 
 from picospec.speculation.protocol.messages import Down, Open, TokenId
@@ -32,7 +31,9 @@ class Slot:
         self.owner = owner
         self.request: Open = session.request
         self.sequence: int
-        """It has this sequence of the KV cache, from before the scheduler has the slot on."""
+        """It has this sequence of the KV cache, once it is placed."""
+
+        self.placed = False
 
         self.opening = (*self.request.prompt, *self.request.committed)
         """The session begins with this text; all but its last token is prefilled."""
@@ -48,9 +49,8 @@ class Slot:
 
         self._session = session
         self._adjust = adjust
-        self._waiting: deque[Reply] = deque()
-        self._failure: TargetFailed | None = None
-        self._changed = asyncio.Event()
+        self._waiting: asyncio.Queue[Reply | TargetFailed] = asyncio.Queue()
+        self._failed = False
 
     @property
     def finished(self) -> bool:
@@ -59,7 +59,7 @@ class Slot:
     @property
     def held(self) -> tuple[TokenId, ...]:
         """What its sequence holds for sure: all but the last token, which opens a pass."""
-        if self._failure:
+        if self._failed:
             return ()
         if self.unread:
             return self.opening[: self.prefilled]
@@ -67,13 +67,18 @@ class Slot:
 
     @property
     def unread(self) -> int:
-        """Tokens to prefill: all but the last, which opens the first pass."""
-        return 0 if self._failure else len(self.opening) - 1 - self.prefilled
+        """Tokens to prefill now: all but the last, which opens the first pass."""
+        reads = self.placed and not self._failed
+        return len(self.opening) - 1 - self.prefilled if reads else 0
 
     @property
     def ready(self) -> bool:
         """Whether a pass could start as far as the KV cache is concerned."""
-        return not (self.unread or self._failure)
+        return not (self.unread or self._failed or not self.placed)
+
+    def place(self, sequence: int, reused: int) -> None:
+        """Let the session take part, with a sequence that holds so much of its opening."""
+        self.sequence, self.reused, self.prefilled, self.placed = sequence, reused, reused, True
 
     def part(self, judged: Pass) -> Part:
         """Return what the slot brings to a pass that has begun."""
@@ -84,19 +89,17 @@ class Slot:
 
     def send(self, down: Sequence[Down]) -> None:
         """Let the session's generator have these messages."""
-        self._waiting.extend(message for message in down if isinstance(message, Reply))
-        self._changed.set()
+        for message in down:
+            if isinstance(message, Reply):
+                self._waiting.put_nowait(message)
 
     def fail(self, failure: TargetFailed) -> None:
         """End the session: what waits is still sent, then the failure is raised."""
-        self._failure = failure
-        self._changed.set()
+        self._failed = True
+        self._waiting.put_nowait(failure)
 
     async def next(self) -> Reply:
         """Return the next message, once there is one. Raises TargetFailed."""
-        while not self._waiting:
-            if self._failure:
-                raise self._failure
-            self._changed.clear()
-            await self._changed.wait()
-        return self._waiting.popleft()
+        if isinstance(message := await self._waiting.get(), TargetFailed):
+            raise message
+        return message

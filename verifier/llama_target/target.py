@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from random import SystemRandom
@@ -24,7 +23,7 @@ from picospec.speculation.verifying.latency import measured
 from picospec.speculation.verifying.machine import VerifyMachine
 from picospec.verifier.llama_target.engine import Engine
 from picospec.verifier.llama_target.kv_slots import KvSlots
-from picospec.verifier.llama_target.scheduler import Clock, Scheduler
+from picospec.verifier.llama_target.scheduler import Scheduler
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.slot import Slot
 from picospec.verifier.metrics import PassMetrics
@@ -59,7 +58,6 @@ class LlamaTarget(Target):
         template: str | None = None,
         share_prefixes: bool = False,
         hashes: FileHashes | None = None,
-        clock: Clock = time.monotonic,
     ) -> None:
         check_llama()
         super().__init__(limits, share_prefixes=share_prefixes)
@@ -68,16 +66,14 @@ class LlamaTarget(Target):
         self._metrics = metrics
         self._template = template
         self._hashes = hashes or FileHashes()
-        self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
         self._places = KvSlots(settings.slots)
         self._slots: dict[str, Slot] = {}
-        self._waiting: deque[Slot] = deque()
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
         self._running: asyncio.Task[None] | None = None
-        metrics.follow(self._kv_usage, lambda: len(self._waiting))
+        metrics.follow(self._kv_usage, lambda: len(self._waiting()))
 
     @property
     def alive(self) -> bool:
@@ -88,14 +84,14 @@ class LlamaTarget(Target):
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
         self._scheduler = Scheduler(
-            engine, self._machine, self._thread, self._metrics, self._settings, self._clock
+            engine, self._machine, self._thread, self._metrics, self._settings, self._slots
         )
         self._running = loop.create_task(self._scheduler.run())
         self._running.add_done_callback(self._over)
 
     async def heartbeat(self) -> None:
         """Have the thread do nothing, which it does when the pass has ended."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
+        await asyncio.get_running_loop().run_in_executor(self._thread, int)
 
     async def stop(self) -> None:
         """End all sessions, wait for the pass that is running, free the memory."""
@@ -134,7 +130,7 @@ class LlamaTarget(Target):
         slot = self._slots.get(session)
         if slot is None or slot.finished:
             raise UnknownSession(f"no session {session}")
-        slot.send(self._machine.received(session, message.message, arrived=self._clock()))
+        slot.send(self._machine.received(session, message.message, arrived=time.monotonic()))
         started(self._scheduler).wake()
 
     def _over(self, running: asyncio.Task[None]) -> None:
@@ -146,19 +142,16 @@ class LlamaTarget(Target):
             structlog.get_logger("verifier").error("the scheduler failed", exc_info=bug)
 
     def _admit(self, session: str, request: Open, owner: str | None) -> Slot:
-        scheduler = started(self._scheduler)
-        if not self._places.free and len(self._waiting) >= self._settings.waiting:
+        started(self._scheduler)
+        if not self._places.free and len(self._waiting()) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
-        size, now = self.facts.vocabulary_size, self._clock()
+        size, now = self.facts.vocabulary_size, time.monotonic()
         with unservable():
             adjust = in_turn(self._mask(request), adjustment(request, vocabulary_size=size))
         self._machine.open(session, request, self._limits, vocabulary_size=size, now=now)
         record = self._machine.session(session)
         slot = self._slots[session] = Slot(session, record, adjust, owner)
-        if self._places.free:
-            self._place(slot, scheduler)
-        else:
-            self._waiting.append(slot)
+        self._place()
         return slot
 
     def _mask(self, request: Open) -> Adjust | None:
@@ -173,23 +166,23 @@ class LlamaTarget(Target):
         return state.mask
 
     def _release(self, session: str, slot: Slot) -> None:
-        """Forget a session; the one that has waited longest takes its place."""
+        """Forget a session. A pass of it that is running drops its outcome."""
         del self._slots[session]
         self._machine.close(session)
-        if slot in self._waiting:
-            self._waiting.remove(slot)
-            return
-        self._places.give_back(slot.sequence, slot.held, slot.owner)
-        if self._scheduler:
-            self._scheduler.remove(slot)
-        if self._scheduler and self._waiting:
-            self._place(self._waiting.popleft(), self._scheduler)
+        if slot.placed:
+            self._places.give_back(slot.sequence, slot.held, slot.owner)
+        self._place()
 
-    def _place(self, slot: Slot, scheduler: Scheduler) -> None:
-        """Let a session take part, with a sequence of the KV cache."""
-        slot.sequence, slot.reused = self._places.take(slot.opening, slot.owner)
-        slot.prefilled = slot.reused
-        scheduler.add(slot)
+    def _waiting(self) -> list[Slot]:
+        """Return the sessions that wait for a sequence of the KV cache, the first one first."""
+        return [slot for slot in self._slots.values() if not slot.placed]
+
+    def _place(self) -> None:
+        """Let sessions take part, with the sequences that are free."""
+        for slot in self._waiting()[: self._places.free]:
+            slot.place(*self._places.take(slot.opening, slot.owner))
+        if self._scheduler:
+            self._scheduler.wake()
 
     def _kv_usage(self) -> float:
         """Return the share of all cells that sessions hold. What ended ones left is free."""
@@ -213,6 +206,3 @@ class LlamaTarget(Target):
         if self._engine:
             self._engine.close()
             self._engine = None
-
-
-def _nothing() -> None: ...
