@@ -7,12 +7,14 @@ judged by noise that vLLM draws too, and all that vLLM generated is its outcome.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from picospec.speculation.judges.judge import Judgement, Row, Rule
 from picospec.speculation.protocol.messages import Sampling, TokenId
 from picospec.speculation.sampling.adjustments import Adjustment
+from picospec.speculation.sampling.distributions import Distribution, Logits, distribution
 
 NOTHING: Final = Judgement((), accepted=0)
 
@@ -37,6 +39,22 @@ class VerifyRequest:
     adjustment: Adjustment | None = None
     """What the session's other settings change of the step's first row; None: nothing, in no
     row."""
+
+    def judge_logits(self, logits: Callable[[int], Logits]) -> Judgement:
+        """Return the outcome of the step, judged on the host. Rows are looked at one after
+        another, and none after that of the first rejected draft token.
+
+        logits(i): float32[V] of the i-th row that vLLM computed for the session, after the
+        masks of grammars.
+        """
+
+        def row(i: int) -> Distribution:
+            found = logits(i)
+            if self.adjustment is not None:
+                found = self.adjustment.after(self.draft[:i]).apply(found)
+            return distribution(found, self.sampling)
+
+        return self.judge(row)
 
     def judge(self, row: Row) -> Judgement:
         """Return the outcome of the step: of the pass, with the tokens before it."""

@@ -13,10 +13,9 @@ pytest.importorskip("vllm.v1.engine.async_llm")  # its warnings are not ours
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.serving.engine import Engine
-from picospec.verifier.vllm_target.serving.parameters import EngineRequest
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
-ASKED = EngineRequest({"max_tokens": 9}, None)
+ASKED = {"max_tokens": 9, "structured_outputs": None}
 
 
 def output(session: str, *frames: bytes, complaint: str | None = None) -> Any:

@@ -21,9 +21,9 @@ from picospec.speculation.sampling.adjustments import Adjustment
 from picospec.speculation.sampling.distributions import Logits, distribution
 from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
-from picospec.verifier.vllm_target.worker.judging import judge
 
 V = 50
+judge = VerifyRequest.judge_logits
 
 
 def rows(number: int, count: int = 7) -> Logits:

@@ -28,7 +28,7 @@ def admitted(asked: dict[str, Any]) -> Admission:
 
 
 def test_the_sampling_settings_are_left_to_our_judge() -> None:
-    asked = engine_request("s", opening(), FACTS).sampling
+    asked = engine_request("s", opening(), FACTS)
 
     assert asked["temperature"] == 1.0
     assert not {"top_p", "top_k", "min_p", "seed", "logit_bias"} & asked.keys()
@@ -37,7 +37,7 @@ def test_the_sampling_settings_are_left_to_our_judge() -> None:
 
 
 def test_only_the_sessions_stop_tokens_stop() -> None:
-    asked = engine_request("s", opening(), FACTS).sampling
+    asked = engine_request("s", opening(), FACTS)
 
     assert asked["ignore_eos"]
     assert asked["stop_token_ids"] == [2]
@@ -46,7 +46,7 @@ def test_only_the_sessions_stop_tokens_stop() -> None:
 def test_penalties_and_bias_are_left_to_our_judge_too() -> None:
     asked = engine_request(
         "s", opening(presence_penalty=1, logit_bias={"7": -3}, min_tokens=4), FACTS
-    ).sampling
+    )
 
     assert not {"presence_penalty", "logit_bias", "min_tokens"} & asked.keys()
     settings = LogitSettings(presence_penalty=1.0, logit_bias={7: -3.0}, min_tokens=4)
@@ -59,7 +59,7 @@ def test_vllm_applies_the_settings_where_its_own_sampler_draws() -> None:
         opening(presence_penalty=1, logit_bias={"7": -3}), seed=2**64 - 5, committed=(4, 4)
     )
 
-    asked = engine_request("s", request, FACTS, drawn_by_vllm=True).sampling
+    asked = engine_request("s", request, FACTS, drawn_by_vllm=True)
 
     wanted = {"temperature": 0.7, "min_p": 0.1, "top_k": 40, "top_p": 0.9, "seed": -5}
     wanted |= {"presence_penalty": 1.0, "logit_bias": {7: -3.0}, "max_tokens": 64}
@@ -71,7 +71,9 @@ def test_vllm_applies_the_settings_where_its_own_sampler_draws() -> None:
 def test_a_schema_is_passed_on_to_vllm_as_the_client_wrote_it() -> None:
     request = opening(structured_outputs={"json": {"b": 1, "a": 2}})
 
-    assert engine_request("s", request, FACTS).structured == {"json": '{"b":1,"a":2}'}
+    assert engine_request("s", request, FACTS)["structured_outputs"] == {
+        "json": '{"b":1,"a":2}'
+    }
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_a_schema_is_passed_on_to_vllm_as_the_client_wrote_it() -> None:
 def test_a_constraint_is_passed_on_to_vllm(wanted: dict[str, object]) -> None:
     request = opening(structured_outputs=wanted)
 
-    assert engine_request("s", request, FACTS).structured == wanted
+    assert engine_request("s", request, FACTS)["structured_outputs"] == wanted
 
 
 def test_a_grammar_and_judge_separate_do_not_go_together() -> None:

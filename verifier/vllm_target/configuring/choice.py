@@ -8,10 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-import msgspec
-
-from picospec.speculation.protocol.messages import Limits
-
 NAME: Final = "picospec"
 """VLLM_PLUGINS names our plugins so; it is also our key in `additional_config`."""
 
@@ -37,10 +33,6 @@ class Choice:
 
     seed_exact: bool = False
     """Whether our judge also judges the requests of no session."""
-
-    def narrowed(self, limits: Limits) -> Limits:
-        """Return limits with as many draft tokens as this engine takes."""
-        return msgspec.structs.replace(limits, max_verify=self.max_verify)
 
     @property
     def width(self) -> int:

@@ -17,15 +17,16 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import vllm.envs as envs
+from vllm.exceptions import VLLMValidationError
 
-from picospec.verifier.vllm_target.configuring import compat, conflicts, request_limits
+from picospec.verifier.vllm_target.configuring import compat, conflicts
 from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET, Choice
 from picospec.verifier.vllm_target.dying import bind_cores, die_with_parent
 
 if TYPE_CHECKING:
     from picospec.verifier.settings import VerifierSettings
 
-_NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.v1.null_proposer.NullProposer"
+_NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.extension.NullProposer"
 _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
     "v1": {"method": "custom_class", "model": _NULL_PROPOSER},
     "v2": {"method": "ngram", "num_speculative_tokens_per_batch_size": [(1, 1, 0)]},
@@ -34,6 +35,10 @@ _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
 names vLLM's n-gram, which the worker extension keeps from proposing anything. That a batch of
 any size is planned without drafts has vLLM capture the CUDA graphs that it has without
 speculation: those of steps of one row a request."""
+
+MOST: Final = {"stop_token_ids": 112, "logit_bias": 1024, "allowed_token_ids": 1024}
+"""From vllm/v1/worker/gpu/sample/logit_bias.py, where 128 stop tokens can be barred. Among them
+are the model's own, which are not known here."""
 
 
 def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:
@@ -60,8 +65,27 @@ def register() -> None:
     stock = EngineArgs.create_speculative_config
     if not hasattr(stock, "__wrapped__"):
         EngineArgs.create_speculative_config = _choosing(stock)
-        SamplingParams._validate_spec_decode = request_limits.check
+        SamplingParams._validate_spec_decode = _check_request
         VllmConfig.num_speculative_tokens = _wide_enough(VllmConfig.num_speculative_tokens)
+
+
+def _check_request(params: Any, speculative_config: Any) -> None:
+    """Raise VLLMValidationError, which names the parameter, in the place of vLLM's own rule.
+
+    vLLM refuses min_p and logit_bias beside speculation, which both runners' samplers serve.
+    And it accepts more tokens of some settings than the worker of Model Runner V2 has place
+    for, which ends the engine. params: vLLM's SamplingParams.
+    """
+    if speculative_config is None or speculative_config.method == "custom_class":
+        return  # Model Runner V1
+    asked = {
+        "stop_token_ids": params.all_stop_token_ids if params.min_tokens else (),
+        "logit_bias": params.logit_bias or (),
+        "allowed_token_ids": params.allowed_token_ids or (),
+    }
+    for name, tokens in asked.items():
+        if len(tokens) > MOST[name]:
+            raise VLLMValidationError(f"{name}: more than {MOST[name]} tokens", parameter=name)
 
 
 def _wide_enough(stock: Any) -> property:

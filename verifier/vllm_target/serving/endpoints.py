@@ -53,7 +53,7 @@ class Endpoints:
         """Put our routes before vLLM's, and our life into its server's."""
         self._app, self._drain = app, Drain()
         app.add_middleware(PlainRequests, drain=self._drain)
-        app.router.routes[:0] = [Route(path, _Ours(self), methods=METHODS) for path in PATHS]
+        app.router.routes[:0] = [Route(path, self, methods=METHODS) for path in PATHS]
         stock = app.router.lifespan_context
 
         @asynccontextmanager
@@ -76,6 +76,10 @@ class Endpoints:
             raise SystemExit(f"picospec: {why}")
         REGISTRY.register(_Of(self.service.registry))
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Be the app of our routes on vLLM's port."""
+        await self.service.on_vllms_port(scope, receive, send)
+
     @asynccontextmanager
     async def _living(self) -> AsyncGenerator[None]:
         """Serve our port while vLLM's server runs, and drain before it ends."""
@@ -92,16 +96,6 @@ class Endpoints:
         if self.service.host.is_lost:
             os._exit(1)  # vLLM's processes end with this one, also those that hang
         self._app.state.server.should_exit = True
-
-
-class _Ours:
-    """Our app on vLLM's port, which is made after vLLM's routes."""
-
-    def __init__(self, plugin: Endpoints) -> None:
-        self._plugin = plugin
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._plugin.service.on_vllms_port(scope, receive, send)
 
 
 class _Of(Collector):

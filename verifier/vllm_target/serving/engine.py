@@ -6,7 +6,7 @@ request socket, which also wakes it; outputs come back on its output socket.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -28,7 +28,6 @@ from picospec.speculation.protocol.messages import Reused
 from picospec.verifier.target import TargetFailed, Unservable
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
-from picospec.verifier.vllm_target.serving.parameters import EngineRequest
 from picospec.verifier.vllm_target.serving.ranks import Ranks
 
 SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
@@ -130,13 +129,14 @@ class Engine:
         self,
         session: str,
         text: tuple[int, ...],
-        wanted: EngineRequest,
+        wanted: Mapping[str, Any],
         cache_salt: str | None = None,
         adapter: LoRARequest | None = None,
     ) -> AsyncGenerator[OutgoingFrame]:
         """Yield the frames of one session, each once and in order, to the last.
 
-        text: what the session begins with, which is vLLM's prompt. cache_salt: the KV that
+        text: what the session begins with, which is vLLM's prompt. wanted: see
+        parameters.engine_request. cache_salt: the KV that
         requests of the same one left is reused for it, and no other.
 
         The request is on its way to the core before this first waits: what is pushed later
@@ -208,12 +208,9 @@ class Engine:
         self._steps = steps
 
 
-def _parameters(wanted: EngineRequest) -> SamplingParams:
-    structured = wanted.structured
-    made = SamplingParams(
-        **wanted.sampling,
-        output_kind=RequestOutputKind.DELTA,
-        structured_outputs=StructuredOutputsParams(**structured) if structured else None,
-    )
-    made.seed = wanted.sampling.get("seed")  # it takes -1 for none
+def _parameters(wanted: Mapping[str, Any]) -> SamplingParams:
+    made = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
+    if structured := wanted["structured_outputs"]:
+        made.structured_outputs = StructuredOutputsParams(**structured)
+    made.seed = wanted.get("seed")  # it takes -1 for none
     return made

@@ -7,7 +7,7 @@ elsewhere by our judge, with vLLM's own settings neutral.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,20 +19,11 @@ from picospec.verifier.target import asked_grammar, unservable
 from picospec.verifier.vllm_target.admission import FIELD, Admission
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """What vLLM's own request for a session is made of."""
-
-    sampling: dict[str, Any]
-    """It has keywords of SamplingParams; `structured` has those of StructuredOutputsParams."""
-
-    structured: dict[str, Any] | None
-
-
 def engine_request(
     session: str, request: Open, facts: ModelFacts, *, drawn_by_vllm: bool = False
-) -> EngineRequest:
-    """Return the request to vLLM for a session. Raises Unservable.
+) -> dict[str, Any]:
+    """Return what vLLM's own request for a session is made of: keywords of SamplingParams, with
+    those of StructuredOutputsParams or None. Raises Unservable.
 
     The request was checked against `facts`, all but the values of its extras.
     """
@@ -60,8 +51,8 @@ def engine_request(
         facts.vocabulary_size,
         drawn_by_vllm,
     )
-    sampling["extra_args"] = {FIELD: admission.pack()}
-    return EngineRequest(sampling, _structured(request))
+    extra = {FIELD: admission.pack()}
+    return sampling | {"extra_args": extra, "structured_outputs": _structured(request)}
 
 
 def _settings(request: Open, settings: LogitSettings) -> dict[str, Any]:

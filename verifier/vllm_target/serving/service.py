@@ -6,7 +6,9 @@ import os
 from argparse import Namespace
 from collections.abc import Collection
 from functools import partial
+from typing import NoReturn
 
+import msgspec
 import vllm.envs as envs
 from fastapi import FastAPI
 from pydantic import SecretStr
@@ -21,6 +23,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import HANDLERS, accounted
 from picospec.gateway.drain import Drain
+from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.listening import check_listening, hosts_of
 from picospec.gateway.http.responses import json_response
 from picospec.gateway.routes.documents import VERSION
@@ -33,7 +36,6 @@ from picospec.verifier.routes import SESSION_PATHS, takes_drafts
 from picospec.verifier.service import Verifier
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.configuring.choice import Choice
-from picospec.verifier.vllm_target.serving.api_servers import for_vllms_port
 from picospec.verifier.vllm_target.serving.bodies import Bodies
 from picospec.verifier.vllm_target.serving.chats import as_served
 from picospec.verifier.vllm_target.serving.engine import Engine
@@ -71,7 +73,7 @@ class Service(Verifier):
             made.router.redirect_slashes = False
             return made
 
-        shown = for_vllms_port(routes, llm.engine_core.client_count, settings.port)
+        shown = _for_vllms_port(routes, llm.engine_core.client_count, settings.port)
         on_vllms = app(shown, known_to_vllm, None)
         on_ours = app(routes, tenants, hosts_of(settings))
         model = llm.vllm_config.model_config
@@ -102,7 +104,7 @@ def _target(
     target = VllmTarget(
         (args.served_model_name or [args.model])[0],
         Engine(llm),
-        choice.narrowed(settings.limits),
+        msgspec.structs.replace(settings.limits, max_verify=choice.max_verify),
         metrics,
         adapters=state.openai_serving_models.lora_requests,
         as_served=partial(as_served, llm=llm, args=args),
@@ -130,3 +132,33 @@ async def _pass_on(
         others = [pair for pair in scope["headers"] if pair[0] != b"authorization"]
         given["headers"] = [*others, (b"authorization", f"Bearer {key}".encode())]
     await app(given, await bodies.taken(scope, receive), send)
+
+
+class Misdirected(ApiError):
+    """RFC 9110, 15.5.20."""
+
+    status, type, code = 421, "invalid_request_error", "several_api_servers"
+
+
+def _for_vllms_port(routes: list[Route], api_servers: int, port: int) -> list[Route]:
+    """Return the routes. With several API servers (--api-server-count) those for edges lead
+    nowhere, and say so: each server has sessions of its own, all share both ports, and the
+    kernel hands each connection to one of them. To vLLM's port an edge has several connections,
+    by which its drafts would reach other servers than its session; to ours it has one, of
+    HTTP/2.
+
+    port: ours.
+    """
+    if api_servers == 1:
+        return routes
+
+    async def refuse(_: Request) -> NoReturn:
+        raise Misdirected(
+            f"vLLM runs {api_servers} API servers, of which each would get a part of a session:"
+            f" use port {port}, over HTTP/2, or --api-server-count 1"
+        )
+
+    return [
+        Route(each.path, refuse, methods=each.methods) if "/v1/" in each.path else each
+        for each in routes
+    ]

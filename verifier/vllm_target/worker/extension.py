@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -30,3 +30,20 @@ def _hooks(runner: Any) -> Callable[[Any, int], Any]:
     from picospec.verifier.vllm_target.worker.v1.hooks import SamplerHooks
 
     return SamplerHooks
+
+
+class NullProposer:
+    """The proposer of Model Runner V1, which has it build its speculative path. It proposes
+    nothing: the draft tokens come from the edge."""
+
+    def __init__(self, vllm_config: object) -> None:
+        """Take vLLM's settings, as its loader gives them."""
+
+    def load_model(self, *args: object, **kwargs: object) -> None:
+        """Load nothing; vLLM's CPU runner calls this of every proposer."""
+
+    def propose(
+        self, sampled_token_ids: Sequence[object], *args: object, **kwargs: object
+    ) -> list[list[int]]:
+        """Return no drafts for each row of the batch."""
+        return [[] for _ in sampled_token_ids]
