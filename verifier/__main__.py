@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from fastapi import FastAPI
-from pydantic import ValidationError
 
 from picospec.gateway.hosting.listening import check_listening
 from picospec.gateway.hosting.serving import serve
@@ -40,7 +39,7 @@ def main(
         overrides |= nested(context.args)
         settings = load(config, os.environ, overrides)
         check_listening(settings)
-    except (ValidationError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"settings: {error}")
     if settings.target == "vllm":
         from picospec.verifier.vllm_target.launching import launch

@@ -56,32 +56,30 @@ def check(request: Open, facts: ModelFacts) -> None:
         raise IdentityMismatch(message, param="identity")
     _check_sizes(request, facts)  # before all tokens are read
     for field in ("prompt", "committed", "predicted", "stop_tokens"):
-        if (highest := max(getattr(request, field), default=0)) >= facts.vocabulary_size:
-            raise _invalid(field, f"{highest} is not a token")
+        highest = max(getattr(request, field), default=0)
+        _require(highest < facts.vocabulary_size, field, f"{highest} is not a token")
     _check_sampling(request.sampling, facts)
     _check_judge(request, facts)
 
 
 def _check_sizes(request: Open, facts: ModelFacts) -> None:
-    if not request.prompt:
-        raise _invalid("prompt", "empty")
-    if request.max_tokens < 1:
-        raise _invalid("max_tokens", "at least 1")
-    if len(request.prompt) + request.max_tokens > facts.context_tokens:
+    most, stops = request.max_tokens, request.stop_tokens
+    _require(request.prompt, "prompt", "empty")
+    _require(most >= 1, "max_tokens", "at least 1")
+    if len(request.prompt) + most > facts.context_tokens:
         raise InvalidRequest(
             f"the context has {facts.context_tokens} tokens; the prompt takes"
-            f" {len(request.prompt)} and the answer may take {request.max_tokens}",
+            f" {len(request.prompt)} and the answer may take {most}",
             param="max_tokens",
             code="context_length_exceeded",
         )
-    if len(request.stop_tokens) > MAX_STOP_TOKENS:
-        raise _invalid("stop_tokens", f"at most {MAX_STOP_TOKENS}")
-    if len(request.predicted) > MAX_PREDICTED:
-        raise _invalid("predicted", f"at most {MAX_PREDICTED} tokens")
-    if len(request.committed) >= request.max_tokens:
-        raise _invalid("committed", f"all {request.max_tokens} tokens of the answer are there")
-    if set(request.stop_tokens).intersection(request.committed):
-        raise _invalid("committed", "a stop token has ended the answer")
+    _require(len(stops) <= MAX_STOP_TOKENS, "stop_tokens", f"at most {MAX_STOP_TOKENS}")
+    few = len(request.predicted) <= MAX_PREDICTED
+    _require(few, "predicted", f"at most {MAX_PREDICTED} tokens")
+    goes_on = len(request.committed) < most
+    _require(goes_on, "committed", f"all {most} tokens of the answer are there")
+    ended = set(stops).intersection(request.committed)
+    _require(not ended, "committed", "a stop token has ended the answer")
 
 
 def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
@@ -93,32 +91,29 @@ def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
     }
     for field, is_allowed in allowed.items():
         value = getattr(sampling, field)
-        if not (is_allowed and isfinite(value)):
-            raise _invalid(f"sampling.{field}", f"{value} is out of range")
+        in_range = is_allowed and isfinite(value)
+        _require(in_range, f"sampling.{field}", f"{value} is out of range")
     for name in sampling.extras:
-        if name in STOPPING:
-            raise _invalid(f"sampling.extras.{name}", "stop_tokens must say it")
-        if name not in facts.features:
-            raise _invalid(f"sampling.extras.{name}", "not supported by this target")
+        field = f"sampling.extras.{name}"
+        _require(name not in STOPPING, field, "stop_tokens must say it")
+        _require(name in facts.features, field, "not supported by this target")
 
 
 def _check_judge(request: Open, facts: ModelFacts) -> None:
-    if request.judge not in facts.judges:
-        raise _invalid("judge", f"this target judges {', '.join(facts.judges)}")
-    judge = JUDGES[request.judge]
-    if request.own_drafts and not judge.takes_any_draft:
-        raise _invalid("own_drafts", f"not in judge `{request.judge}`")
-    if request.rejected and judge.takes_any_draft:
-        raise _invalid("rejected", f"not in judge `{request.judge}`")
-    if request.rejected and len(request.committed) + 2 > request.max_tokens:
-        raise _invalid("rejected", "no draft token is judged at the answer's last position")
-    if request.top_logprobs is None:
-        return
-    if request.top_logprobs > MAX_TOP_LOGPROBS:
-        raise _invalid("top_logprobs", f"at most {MAX_TOP_LOGPROBS}")
-    if not judge.has_logprobs:
-        raise _invalid("top_logprobs", f"not in judge `{request.judge}`")
+    has_judge = request.judge in facts.judges
+    _require(has_judge, "judge", f"this target judges {', '.join(facts.judges)}")
+    judge, not_in = JUDGES[request.judge], f"not in judge `{request.judge}`"
+    _require(judge.takes_any_draft or not request.own_drafts, "own_drafts", not_in)
+    if request.rejected:
+        _require(not judge.takes_any_draft, "rejected", not_in)
+        has_room = len(request.committed) + 2 <= request.max_tokens
+        _require(has_room, "rejected", "no draft token is judged at the answer's last position")
+    if (asked := request.top_logprobs) is not None:
+        _require(asked <= MAX_TOP_LOGPROBS, "top_logprobs", f"at most {MAX_TOP_LOGPROBS}")
+        _require(judge.has_logprobs, "top_logprobs", not_in)
 
 
-def _invalid(field: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {reason}", param=field)
+def _require(holds: object, field: str, reason: str) -> None:
+    """Raise InvalidRequest, which names the field, unless something holds."""
+    if not holds:
+        raise InvalidRequest(f"{field}: {reason}", param=field)

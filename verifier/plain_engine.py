@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.ports import Delta, Facts, Job, Statistics
-from picospec.speculation.protocol.messages import Commit, Finish, Reused
+from picospec.speculation.protocol.messages import Commit, Finish, Reject, Reused
 from picospec.speculation.protocol.opening import opening
-from picospec.verifier.target import Reply, unservable
+from picospec.verifier.target import unservable
 from picospec.verifier.target_host import Host
 
 
@@ -36,25 +36,14 @@ class PlainEngine:
         replies = target.serve(secrets.token_urlsafe(12), request, tenant)
         async with aclosing(replies):
             async for reply in replies:
-                counted = _counted(counted, reply.message)
-                yield _delta(reply.message, counted)
-
-
-def _counted(before: Statistics, message: Reply) -> Statistics:
-    match message:
-        case Reused(tokens=tokens):
-            return replace(before, cached_tokens=tokens)
-        case Commit():
-            return replace(before, target_passes=before.target_passes + 1)
-    return before
-
-
-def _delta(message: Reply, statistics: Statistics) -> Delta:
-    match message:
-        case Reused():
-            return Delta((), statistics=statistics)
-        case Commit():
-            return Delta(message.tokens, message.logprobs, statistics=statistics)
-        case Finish():
-            return Delta((), finish=message.reason, statistics=statistics)
-    raise EngineFault(f"the target sent {type(message).__name__} in a plain session")
+                match reply.message:
+                    case Reused(tokens=tokens):
+                        counted = replace(counted, cached_tokens=tokens)
+                        yield Delta((), statistics=counted)
+                    case Commit(tokens=tokens, logprobs=logprobs):
+                        counted = replace(counted, target_passes=counted.target_passes + 1)
+                        yield Delta(tokens, logprobs, statistics=counted)
+                    case Finish(reason=reason):
+                        yield Delta((), finish=reason, statistics=counted)
+                    case Reject():
+                        raise EngineFault("the target sent a Reject in a plain session")

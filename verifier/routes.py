@@ -32,7 +32,6 @@ from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.admission import check
 from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.registry import Sessions
-from picospec.verifier.sessions.session import Session
 from picospec.verifier.target import UnknownSession
 from picospec.verifier.target_host import Host
 
@@ -110,7 +109,9 @@ class Routes:
         return Downstream(session, account)
 
     async def drafts(self, request: Request) -> Response:
-        session = self._find(request)
+        account: Account = request.state.account
+        session = self.sessions.find(request.path_params["session"], account.tenant)
+        account.strays = False
         if session.ending:
             raise UnknownSession("the session has ended")
         body = await read_body(request, DRAFTS_BYTES)
@@ -119,13 +120,6 @@ class Routes:
         except RemoteProtocolError as error:
             raise InvalidRequest(str(error), code="protocol_error") from error
         return Response(status_code=204)
-
-    def _find(self, request: Request) -> Session:
-        """Return the session that a request names. Raises UnknownSession."""
-        account: Account = request.state.account
-        session = self.sessions.find(request.path_params["session"], account.tenant)
-        account.strays = False
-        return session
 
 
 def _messages(body: bytes) -> Iterator[Framed[Message]]:

@@ -38,8 +38,8 @@ class Verifier:
         self.host = Host(
             make(PassMetrics(self.registry, self.metrics)),
             drain,
-            load_timeout_s=settings.load_timeout_s,
-            pass_timeout_s=settings.pass_timeout_s,
+            settings.load_timeout_s,
+            settings.pass_timeout_s,
         )
         counted = SessionMetrics(self.registry, self.metrics)
         self.sessions = Sessions(self.host, settings.sessions, counted)

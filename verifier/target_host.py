@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal
 
@@ -30,26 +31,19 @@ HEARTBEAT_S: Final = 5.0
 hangs is noticed, and is much less than any pass may take."""
 
 
+@dataclass(eq=False)
 class Host:
     """Owns a Target from start to stop. When it cannot start, or is lost, the service stops.
 
     load_timeout_s, pass_timeout_s: how long loading and a heartbeat may take.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        drain: Drain,
-        *,
-        load_timeout_s: float = inf,
-        pass_timeout_s: float = inf,
-    ) -> None:
-        self.drain = drain
-        self._load_timeout_s = load_timeout_s
-        self._pass_timeout_s = pass_timeout_s
-        self._target = target
-        self._state: State = "loading"
-        self._life: asyncio.Task[None] | None = None
+    target: Target
+    drain: Drain
+    load_timeout_s: float = inf
+    pass_timeout_s: float = inf
+    _state: State = "loading"
+    _life: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> State:
@@ -59,7 +53,7 @@ class Host:
     @property
     def is_lost(self) -> bool:
         """Whether only another process can serve, also where that was not noticed yet."""
-        return self._state == "failed" or not self._target.alive
+        return self._state == "failed" or not self.target.alive
 
     def check(self) -> None:
         """Raise Unavailable once the target has failed: only another process can serve."""
@@ -71,7 +65,7 @@ class Host:
         if self._state != "ready":
             raise self._unavailable
         self.drain.check()
-        return self._target
+        return self.target
 
     @property
     def _unavailable(self) -> Unavailable:
@@ -99,20 +93,20 @@ class Host:
             self._state = "stopping"
         life.cancel()
         await asyncio.wait([life])
-        await self._target.stop()
+        await self.target.stop()
 
     async def load(self) -> str | None:
         """Start the target. Return why it cannot start, if it cannot."""
         try:
-            async with asyncio.timeout(self._load_timeout_s) as loading:
-                await self._target.start()
+            async with asyncio.timeout(self.load_timeout_s) as loading:
+                await self.target.start()
         except Exception as error:  # whatever it is, there is nothing to serve
-            late = f"it was not loaded within {self._load_timeout_s:g} s"
+            late = f"it was not loaded within {self.load_timeout_s:g} s"
             reason = late if loading.expired() else str(error)
             self._fail("the target cannot start", reason, error)
             return reason
         self._state = "ready"
-        structlog.get_logger("verifier").info("ready", model=self._target.facts.model)
+        structlog.get_logger("verifier").info("ready", model=self.target.facts.model)
         return None
 
     async def _load_and_watch(self) -> None:
@@ -123,7 +117,7 @@ class Host:
         """Return the reason once the target is lost."""
         heart = asyncio.create_task(self._watch_heart())
         try:
-            while self._target.alive and not heart.done():
+            while self.target.alive and not heart.done():
                 await asyncio.wait([heart], timeout=CHECK_S)
             return heart.result() if heart.done() else "its engine has failed"
         finally:
@@ -133,13 +127,13 @@ class Host:
         """Return what is wrong when a heartbeat does not come."""
         while True:
             try:
-                async with asyncio.timeout(self._pass_timeout_s):
-                    await self._target.heartbeat()
+                async with asyncio.timeout(self.pass_timeout_s):
+                    await self.target.heartbeat()
             except TimeoutError:
-                return f"no pass has ended for {self._pass_timeout_s:g} s (pass_timeout_s)"
+                return f"no pass has ended for {self.pass_timeout_s:g} s (pass_timeout_s)"
             except Exception as error:  # vLLM raises what it likes
                 return str(error)
-            await asyncio.sleep(min(HEARTBEAT_S, self._pass_timeout_s))
+            await asyncio.sleep(min(HEARTBEAT_S, self.pass_timeout_s))
 
     def _fail(self, event: str, reason: str, error: Exception | None = None) -> None:
         self._state = "failed"

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
+from dataclasses import dataclass
 from math import inf
 from typing import TypeVar
 
@@ -30,27 +31,21 @@ from picospec.verifier.target import TargetFailed
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class Scheduler:
     """slots: the sessions, in the order in which they came; those that wait for a place in the
     KV cache are no part of it yet. settings: max_rows bounds one pass, prefill_rows one piece
     of a prompt."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        machine: VerifyMachine,
-        thread: Executor,
-        metrics: PassMetrics,
-        settings: LlamaSettings,
-        slots: Mapping[str, Slot],
-    ) -> None:
-        self._engine = engine
-        self._machine = machine
-        self._thread = thread
-        self._metrics = metrics
-        self._settings = settings
-        self._slots = slots
-        self._pieces = Pieces(settings.prefill_rows)
+    engine: Engine
+    machine: VerifyMachine
+    thread: Executor
+    metrics: PassMetrics
+    settings: LlamaSettings
+    slots: Mapping[str, Slot]
+
+    def __post_init__(self) -> None:
+        self._pieces = Pieces(self.settings.prefill_rows)
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
@@ -64,16 +59,16 @@ class Scheduler:
             offer = self._offer(time.monotonic())
             if offer.start:
                 await self._pass(offer)
-            if unread := [slot for slot in self._slots.values() if slot.unread]:
+            if unread := [slot for slot in self.slots.values() if slot.unread]:
                 await self._prefill(unread[self._pieces.whose([s.unread for s in unread])])
             elif not offer.start:
                 await self._sleep(offer.wait_s)
 
     def _offer(self, now: float) -> Offer:
-        ready = [slot.name for slot in self._slots.values() if slot.ready]
-        offer = self._machine.offer(ready, now, rows=self._settings.max_rows)
+        ready = [slot.name for slot in self.slots.values() if slot.ready]
+        offer = self.machine.offer(ready, now, rows=self.settings.max_rows)
         for name in offer.on_hold:
-            slot = self._slots[name]
+            slot = self.slots[name]
             slot.held_since = slot.held_since or now
         return offer
 
@@ -83,42 +78,40 @@ class Scheduler:
                 await self._changed.wait()
 
     async def _pass(self, offer: Offer) -> None:
-        slots = {name: self._slots[name] for name in offer.start}
-        plan = self._machine.begin(
-            {n: len(d) for n, d in offer.start.items()}, time.monotonic()
-        )
+        slots = {name: self.slots[name] for name in offer.start}
+        plan = self.machine.begin({n: len(d) for n, d in offer.start.items()}, time.monotonic())
         for slot in slots.values():
             if slot.held_since is not None:
-                self._metrics.held_s.observe(plan.started - slot.held_since)
+                self.metrics.held_s.observe(plan.started - slot.held_since)
                 slot.held_since = None
         parts = [slots[name].part(judged) for name, judged in plan.passes.items()]
-        outcome = await self._call(list(slots.values()), self._engine.run, parts)
+        outcome = await self._call(list(slots.values()), self.engine.run, parts)
         if outcome is None:
             return
         outcomes, dear_s = outcome
         now, rows = time.monotonic(), sum(len(part.tokens) for part in parts)
-        self._metrics.passed(rows, now - plan.started)
+        self.metrics.passed(rows, now - plan.started)
         verdicts = {}
         for name, verdict, part in zip(plan.passes, outcomes, parts, strict=True):
             if isinstance(verdict, GrammarFailed):
                 slots[name].fail(TargetFailed(str(verdict)))
                 continue
             verdicts[name] = verdict
-            self._metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
-        down = self._machine.ran(plan, verdicts, now, rows=rows, dear_s=dear_s)
+            self.metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
+        down = self.machine.ran(plan, verdicts, now, rows=rows, dear_s=dear_s)
         for name, messages in down.items():
             slots[name].send(messages)
 
     async def _prefill(self, slot: Slot) -> None:
         start, began = slot.prefilled, time.monotonic()
-        running = sum(each.ready for each in self._slots.values())
-        pass_s = self._machine.latency.of(running) if running else 0.0
+        running = sum(each.ready for each in self.slots.values())
+        pass_s = self.machine.latency.of(running) if running else 0.0
         count = min(self._pieces.rows(pass_s), slot.unread)
         tokens = slot.opening[start : start + count]
-        await self._call([slot], self._engine.prefill, slot.sequence, start, tokens)
+        await self._call([slot], self.engine.prefill, slot.sequence, start, tokens)
         self._pieces.observe(count, time.monotonic() - began)
         slot.prefilled += count
-        self._metrics.prefilled.inc(count)
+        self.metrics.prefilled.inc(count)
 
     async def _call(
         self, slots: Sequence[Slot], work: Callable[..., T], *arguments: object
@@ -126,7 +119,7 @@ class Scheduler:
         """Run `work` in the thread; if it fails, its sessions fail, and None is returned."""
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, work, *arguments)
+            return await loop.run_in_executor(self.thread, work, *arguments)
         except Exception as error:  # whatever it is, these sessions are lost and others are not
             structlog.get_logger("verifier").error(
                 "pass failed", sessions=len(slots), exc_info=error

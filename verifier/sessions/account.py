@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.tracing import Fact, Span
 from picospec.speculation.protocol.messages import Fault, Finish, Totals
 
 
+@dataclass(slots=True)
 class SessionAccount:
     """span: the session's. opened: when it was asked for, by the clock of all calls."""
 
-    def __init__(self, metrics: Metrics, span: Span, opened: float) -> None:
-        self._metrics = metrics
-        self._span = span
-        self._opened = opened
-        self._tokens = 0
-        self._first_token_s = 0.0
-        self._last: float | None = None  # when tokens were committed last
+    metrics: Metrics
+    span: Span
+    opened: float
+    _tokens: int = 0
+    _first_token_s: float = 0.0
+    _last: float | None = None  # when tokens were committed last
 
     def committed(self, tokens: int, now: float) -> None:
         """Count a Commit. The gap before it is observed once, as a mean of its tokens."""
         self._tokens += tokens
-        self._metrics.generation_tokens.inc(tokens)
+        self.metrics.generation_tokens.inc(tokens)
         if self._last is None:
-            self._first_token_s = now - self._opened
-            self._metrics.first_token_s.observe(self._first_token_s)
+            self._first_token_s = now - self.opened
+            self.metrics.first_token_s.observe(self._first_token_s)
         else:
-            self._metrics.token_gap_s.observe((now - self._last) / tokens)
+            self.metrics.token_gap_s.observe((now - self._last) / tokens)
         self._last = now
 
     def finished(self, now: float) -> None:
         """The answer is complete."""
-        self._metrics.request_s.observe(now - self._opened)
+        self.metrics.request_s.observe(now - self.opened)
 
     def close(self, ending: Finish | Fault | None) -> None:
         """End the span with what was counted, and with how the session ended."""
@@ -44,4 +46,4 @@ class SessionAccount:
             "accepted_tokens": totals.accepted,
             "acceptance": totals.accepted / max(1, totals.judged),
         }
-        self._span.end(ending.code if isinstance(ending, Fault) else None, **facts)
+        self.span.end(ending.code if isinstance(ending, Fault) else None, **facts)
