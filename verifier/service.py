@@ -71,6 +71,10 @@ class Verifier:
             at_once=at_once,
             second_is_at_once=second_is_at_once,
         )
-        async with self.host.running(), self.sessions.running(), stopping:
-            yield
+        async with self.host.running():
+            try:
+                async with stopping:
+                    yield
+            finally:
+                await self.sessions.end_all()
         await asyncio.to_thread(self.tracing.close)

@@ -101,13 +101,14 @@ async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
     host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(), session_metrics())
     app = Starlette(routes=Routes(host, sessions).all())
-    async with host.running(), sessions.running():
+    async with host.running():
         await asyncio.sleep(0)
         ann = tenant()
         session = await sessions.open(opening(fill="never", max_tokens=100), ann)
         transport = httpx.ASGITransport(app=partial(_of_tenant, ann, app))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             answer = await client.post(f"/v1/speculate/{session.name}/drafts", content=BODY)
+        await sessions.end_all()
 
     assert answer.status_code == 204
     assert b"".join(framed.frame for framed in target.pushed) == BODY

@@ -52,7 +52,7 @@ async def running(
     metrics = SessionMetrics(registry, Metrics(registry))
     host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(**settings), metrics)  # type: ignore[arg-type]
-    async with host.running(), sessions.running():
+    async with host.running():
         await asyncio.sleep(0)
         yield sessions, target, metrics
         await sessions.end_all()

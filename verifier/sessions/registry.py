@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import structlog
@@ -32,14 +31,6 @@ class Sessions:
         self._run = secrets.token_urlsafe(6)
         """The names of all sessions begin so: edges know by it that this process was only out
         of reach, and has not been started anew."""
-
-    @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None]:
-        """On leaving, end all sessions and wait for their tasks."""
-        try:
-            yield
-        finally:
-            await self.end_all()
 
     async def end_all(self) -> None:
         """End every session with a Fault that says so, and wait for the tasks."""

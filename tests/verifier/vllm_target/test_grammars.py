@@ -74,5 +74,5 @@ async def test_a_grammar_is_tried_before_vllm_sees_it(target: VllmTarget) -> Non
     with pytest.raises(Unservable, match="takes more than") as raised:
         await target.check(request)
 
-    assert raised.value.field == "sampling.extras.structured_outputs.json"
+    assert raised.value.param == "structured_outputs.json"
     await target.check(opening(target, PROMPTS[0], with_grammar(GREEDY, {"regex": "a+"})))

@@ -92,7 +92,8 @@ class PicoScheduler(SessionScheduler):
         as much time as its client likes: were that learned, all sessions would get fewer rows.
         While no step was without one, there is nothing else to learn from."""
         requests = map(self.requests.get, output.num_scheduled_tokens)
-        with_grammar = any(request and _has_grammar(request) for request in requests)
+        params = (request.sampling_params for request in requests if request)
+        with_grammar = any(each and each.structured_outputs for each in params)
         self._has_run_without_grammars |= not with_grammar
         return with_grammar and self._has_run_without_grammars
 
@@ -170,7 +171,8 @@ class PicoScheduler(SessionScheduler):
             _correct(request, asked[request_id], generated)
             if asked[request_id].rule is not None:
                 logprobs = _logprobs(model_runner_output, request, index, len(generated))
-                found = judged.get(request_id) or _judgement(generated)
+                all_count = Judgement(tuple(generated), accepted=len(generated) - 1)
+                found = judged.get(request_id, all_count)
                 verdicts[slot.name] = Verdict(found.after(asked[request_id].told), logprobs)
         rows = scheduler_output.total_num_scheduled_tokens
         usual = _only_decodes(scheduler_output) and not self._is_dear(scheduler_output)
@@ -207,11 +209,6 @@ def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> No
         request.num_computed_tokens -= len(asked.draft) + 1
 
 
-def _judgement(generated: list[int]) -> Judgement:
-    """Return the outcome of a step whose tokens are all there is to know of it."""
-    return Judgement(tuple(generated), accepted=len(generated) - 1)
-
-
 def _only_decodes(output: SchedulerOutput) -> bool:
     """Whether a step reads no prompt, so that its time tells the latency of its rows."""
     drafts = output.scheduled_spec_decode_tokens
@@ -219,11 +216,6 @@ def _only_decodes(output: SchedulerOutput) -> bool:
         count == 1 + len(drafts.get(request_id, ()))
         for request_id, count in output.num_scheduled_tokens.items()
     )
-
-
-def _has_grammar(request: Request) -> bool:
-    """Return whether a request has a grammar."""
-    return bool(request.sampling_params and request.sampling_params.structured_outputs)
 
 
 def _logprobs(

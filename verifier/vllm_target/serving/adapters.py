@@ -7,6 +7,7 @@ name, and of its files. vLLM keeps its KV apart by name and path.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +24,13 @@ if TYPE_CHECKING:  # vLLM is not there in every installation
     from vllm.lora.request import LoRARequest
 
 
+@dataclass(slots=True)
 class Adapters:
     """loaded: vLLM's own list, by name; it changes while vLLM runs."""
 
-    def __init__(self, loaded: Mapping[str, LoRARequest], hashes: FileHashes) -> None:
-        self._loaded = loaded
-        self._hashes = hashes
-        self._known: dict[str, str] = {}
-
-    def find(self, name: str) -> LoRARequest | None:
-        """Return what vLLM knows an adapter by."""
-        return self._loaded.get(name)
+    loaded: Mapping[str, LoRARequest]
+    hashes: FileHashes
+    _known: dict[str, str] = field(default_factory=dict)
 
     @property
     def have_changed(self) -> bool:
@@ -56,9 +53,9 @@ class Adapters:
         return found
 
     def _paths(self) -> dict[str, str]:
-        return {name: request.lora_path for name, request in self._loaded.items()}
+        return {name: request.lora_path for name, request in self.loaded.items()}
 
     def _files(self, path: str, download_dir: str | None) -> object:
         if Path(path).is_dir():
-            return weights_of(Path(path), self._hashes)
+            return weights_of(Path(path), self.hashes)
         return path, commit_of(path, None, download_dir)

@@ -6,9 +6,9 @@ request socket, which also wakes it; outputs come back on its output socket.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import fields
 from functools import partial
 from operator import eq
 from typing import Any, Final
@@ -35,20 +35,8 @@ SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
 differ from host to host."""
 
 
-@dataclass(slots=True)
-class _Inbox:
-    """What has come from a session's core and was not read yet."""
-
-    frames: list[OutgoingFrame] = field(default_factory=list)
-    complaint: str | None = None
-
-    def taken(self) -> list[OutgoingFrame]:
-        """Return the frames once each. Raises RemoteProtocolError for a dishonest message."""
-        if self.complaint is not None:
-            raise RemoteProtocolError(self.complaint)
-        found, self.frames = self.frames, []
-        return found
-
+Inbox = list[OutgoingFrame | RemoteProtocolError]
+"""What has come from a session's core and was not read yet, once each."""
 
 _NOTHING: Final = "", (), None
 
@@ -60,7 +48,7 @@ class Engine:
         self._llm = llm
         self._ranks = Ranks(llm.engine_core)
         self._steps: list[int] = []  # of each core, at the last heartbeat
-        self._inboxes: dict[str, _Inbox] = {}
+        self._inboxes: dict[str, Inbox] = {}
         outputs = llm.output_processor
         outputs.process_outputs = partial(self._collect, outputs.process_outputs)
 
@@ -146,7 +134,9 @@ class Engine:
         # rendered: text would go through a thread
         rendered = {"type": "token", "prompt_token_ids": list(text), "cache_salt": cache_salt}
         try:
-            with self._ranks.placed(session) as rank, self._receiving(session) as inbox:
+            with self._ranks.placed(session) as rank, ExitStack() as after:
+                inbox = self._inboxes[session] = Inbox()
+                after.callback(self._inboxes.pop, session)
                 outputs = self._llm.generate(
                     rendered,
                     _parameters(wanted),
@@ -159,8 +149,10 @@ class Engine:
                     async for output in outputs:
                         if reused is None and (reused := output.num_cached_tokens or 0):
                             yield OutgoingFrame(wire.encode(Reused(reused)))
-                        for frame in inbox.taken():
-                            yield frame
+                        while inbox:
+                            if isinstance(found := inbox.pop(0), RemoteProtocolError):
+                                raise found
+                            yield found
         except VLLMValidationError as error:
             raise Unservable(error.parameter or "request", str(error)) from error
         except ValueError as error:
@@ -170,14 +162,6 @@ class Engine:
         except Exception as error:
             raise TargetFailed(f"vLLM failed: {error}") from error
 
-    @contextmanager
-    def _receiving(self, session: str) -> Iterator[_Inbox]:
-        self._inboxes[session] = _Inbox()
-        try:
-            yield self._inboxes[session]
-        finally:
-            del self._inboxes[session]
-
     def _collect(
         self, stock: Callable[..., Any], outputs: Sequence[Any], *args: Any, **kwargs: Any
     ) -> Any:
@@ -185,9 +169,9 @@ class Engine:
         is slow, and would keep the last one's alone."""
         for output in outputs:
             session, frames, complaint = (output.kv_transfer_params or {}).get(FIELD, _NOTHING)
-            if inbox := self._inboxes.get(session):
-                inbox.frames += [OutgoingFrame(*each) for each in frames]
-                inbox.complaint = complaint
+            if (inbox := self._inboxes.get(session)) is not None:
+                inbox += [OutgoingFrame(*each) for each in frames]
+                inbox += [RemoteProtocolError(complaint)] if complaint is not None else []
         return stock(outputs, *args, **kwargs)
 
     async def push(self, session: str, frames: bytes) -> None:

@@ -144,7 +144,7 @@ class VllmTarget(Target):
         engine = self._engine
         if len(self._sessions) >= (room := engine.most_sessions):
             raise TargetFull(f"all {room} sequences are taken")
-        adapter = self._adapters.find(request.model)
+        adapter = self._adapters.loaded.get(request.model)
         if adapter is None and request.model != self.facts.model:
             raise Unservable("model", f"the adapter {request.model!r} is no longer loaded")
         wanted = engine_request(
