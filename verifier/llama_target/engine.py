@@ -96,15 +96,11 @@ class Engine:
                 verdicts.append(judge(part, partial(self._row, first)))
             except GrammarFailed as error:
                 verdicts.append(error)
-            dear_s += self._dear_s(time.perf_counter() - began)
+            judging_s, rows = time.perf_counter() - began, max(1, self._judged_rows)
+            self._cheapest_row_s = min(self._cheapest_row_s, judging_s / rows)
+            dear_s += judging_s - rows * self._cheapest_row_s
             first += len(part.tokens)
         return verdicts, dear_s
-
-    def _dear_s(self, judging_s: float) -> float:
-        """Return how much longer one session's judging took than that of the cheapest would."""
-        rows = max(1, self._judged_rows)
-        self._cheapest_row_s = min(self._cheapest_row_s, judging_s / rows)
-        return judging_s - rows * self._cheapest_row_s
 
     def _row(self, first: int, i: int) -> Logits:
         self._judged_rows += 1

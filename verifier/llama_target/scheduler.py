@@ -62,7 +62,9 @@ class Scheduler:
             if unread := [slot for slot in self.slots.values() if slot.unread]:
                 await self._prefill(unread[self._pieces.whose([s.unread for s in unread])])
             elif not offer.start:
-                await self._sleep(offer.wait_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(offer.wait_s if offer.wait_s < inf else None):
+                        await self._changed.wait()
 
     def _offer(self, now: float) -> Offer:
         ready = [slot.name for slot in self.slots.values() if slot.ready]
@@ -71,11 +73,6 @@ class Scheduler:
             slot = self.slots[name]
             slot.held_since = slot.held_since or now
         return offer
-
-    async def _sleep(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds if seconds < inf else None):
-                await self._changed.wait()
 
     async def _pass(self, offer: Offer) -> None:
         slots = {name: self.slots[name] for name in offer.start}

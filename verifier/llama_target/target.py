@@ -99,7 +99,10 @@ class LlamaTarget(Target):
             self._running.cancel()
             await asyncio.wait([self._running])
         await super().stop()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        if self._engine:
+            loop, engine = asyncio.get_running_loop(), self._engine
+            self._engine = None
+            await loop.run_in_executor(self._thread, engine.close)
         self._thread.shutdown()
 
     async def check(self, request: Open, tenant: str | None = None) -> None:
@@ -126,7 +129,6 @@ class LlamaTarget(Target):
             self._release(session, slot)
 
     async def push(self, session: str, message: Framed[Pushed]) -> None:
-        """Hand a message to a session. Raises UnknownSession or RemoteProtocolError."""
         slot = self._slots.get(session)
         if slot is None or slot.finished:
             raise UnknownSession(f"no session {session}")
@@ -201,8 +203,3 @@ class LlamaTarget(Target):
         most = min(self._limits.max_verify, engine.length.tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine
-
-    def _close(self) -> None:
-        if self._engine:
-            self._engine.close()
-            self._engine = None

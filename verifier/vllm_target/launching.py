@@ -27,7 +27,7 @@ _ALLOW_LIST: Final = "VLLM_PLUGINS"
 _PART_TOKENS: Final = 64
 """On CPUs a step reads no more of a prompt beside other requests, unless the table [vllm] says
 so. By vLLM's default a part of 2,048 tokens stops the others' text for many seconds, and short
-prompts wait until the long one is read."""
+prompts wait until the long one is read. Draft tokens are cut to a part, too."""
 
 _OWN_PORT: Final = frozenset({"host", "port", "uds"})
 
@@ -59,22 +59,18 @@ def options(settings: VerifierSettings) -> dict[str, Any]:
     name = settings.model.rstrip("/").rsplit("/", 1)[-1]
     table = {key.lstrip("-").replace("_", "-"): each for key, each in settings.vllm.items()}
     table.pop("self-test", None)
+    part = max(_PART_TOKENS, settings.limits.max_verify + 2)
+    on_cpus = {"enforce-eager": True, "long-prefill-token-threshold": part}
     found = {
         "model": settings.model.removeprefix("hf://"),
         "served-model-name": settings.served_name or name,
         **({"chat-template": str(settings.chat_template)} if settings.chat_template else {}),
-        **(_on_cpus(settings.limits.max_verify) if _is_for_cpus() else {}),
+        **(on_cpus if _is_for_cpus() else {}),
         **table,
     }
     if "port" in table:
         found.setdefault("host", "127.0.0.1")
     return found
-
-
-def _on_cpus(max_verify: int) -> dict[str, Any]:
-    """Return options that hold on CPUs. A part is cut from draft tokens, too, and one more."""
-    part = max(_PART_TOKENS, max_verify + 2)
-    return {"enforce-eager": True, "long-prefill-token-threshold": part}
 
 
 def flags(chosen: Mapping[str, object]) -> Iterator[str]:

@@ -94,16 +94,11 @@ def must_self_test(of: str, wanted: bool) -> bool:
 
 def _missing(used: Names) -> Iterator[str]:
     for module, names in used.items():
-        source = _source(module)
+        try:
+            spec = find_spec(module)
+        except ModuleNotFoundError:  # of its package
+            spec = None
+        source = Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
         for name in names if source else ("",):
             if not re.search(rf"\b{re.escape(name)}\b", source):
                 yield f"{module}.{name}".rstrip(".")
-
-
-def _source(module: str) -> str:
-    """Return a module's source; "" where there is none."""
-    try:
-        spec = find_spec(module)
-    except ModuleNotFoundError:  # of its package
-        return ""
-    return Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""

@@ -100,25 +100,37 @@ def _wide_enough(stock: Any) -> property:
 
 
 def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap what EngineArgs calls when the model is known and its scheduler is not."""
+    """Wrap what EngineArgs calls when the model is known and its scheduler is not. Sessions are
+    for a model that generates token after token from token ids alone."""
+    from vllm.config import SpeculativeConfig
 
     @wraps(stock)
     def create_speculative_config(
         args: Any, target_model_config: Any, target_parallel_config: Any
     ) -> Any:
         asked = stock(args, target_model_config, target_parallel_config)
-        if not _serves_sessions(target_model_config):
+        model = target_model_config
+        generates = model.runner_type == "generate"
+        if not generates or model.is_encoder_decoder or model.is_diffusion:
             _stand_back()
             return asked
-        choice = _choice(args, target_model_config, target_parallel_config, asked)
+        choice = _choice(args, model, target_parallel_config, asked)
         _apply(choice, args, target_parallel_config)
         if folder := os.environ.pop(SOCKET, None):  # vLLM has it open
             rmtree(folder, ignore_errors=True)
         _let_drain(args, settings())
-        if asked is not None:
-            _plan_for(asked)
-            return asked
-        return _no_proposals(choice, target_model_config, target_parallel_config)
+        if asked is None:
+            return SpeculativeConfig(
+                **_NOTHING_PROPOSED[choice.runner],
+                num_speculative_tokens=choice.width,
+                target_model_config=model,
+                target_parallel_config=target_parallel_config,
+            )
+        if asked.num_speculative_tokens_per_batch_size is None:
+            # else vLLM captures CUDA graphs of as many rows as it makes place for
+            own = [(1, 1, asked.num_speculative_tokens)]
+            asked.num_speculative_tokens_per_batch_size = own
+        return asked
 
     return create_speculative_config
 
@@ -144,12 +156,6 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
     ours, head = settings(), 0 if asked is None else asked.num_speculative_tokens
     max_verify = conflicts.most_drafts(ours.limits.max_verify, args)
     return Choice(runner, max_verify, head, ours.speculation.seed_exact)
-
-
-def _serves_sessions(model: Any) -> bool:
-    """Return whether a model generates token after token from token ids alone."""
-    generates = model.runner_type == "generate"
-    return generates and not (model.is_encoder_decoder or model.is_diffusion)
 
 
 def _runner(args: Any, model: Any, parallel: Any, asked: Any) -> Literal["v1", "v2"]:
@@ -187,21 +193,3 @@ def _let_drain(args: Any, ours: VerifierSettings) -> None:
     setting says so, it kills them at once. One alone needs no such time."""
     if args._api_process_count > 1 and not args.shutdown_timeout:
         args.shutdown_timeout = ceil(ours.drain_timeout_s) + ours.stop_timeout_s
-
-
-def _plan_for(asked: Any) -> None:
-    """Have vLLM capture the CUDA graphs of its own speculation, whose steps have fewer rows
-    than it makes place for."""
-    if asked.num_speculative_tokens_per_batch_size is None:
-        asked.num_speculative_tokens_per_batch_size = [(1, 1, asked.num_speculative_tokens)]
-
-
-def _no_proposals(choice: Choice, model: Any, parallel: Any) -> Any:
-    from vllm.config import SpeculativeConfig
-
-    return SpeculativeConfig(
-        **_NOTHING_PROPOSED[choice.runner],
-        num_speculative_tokens=choice.width,
-        target_model_config=model,
-        target_parallel_config=parallel,
-    )

@@ -56,7 +56,10 @@ class SessionScheduler(Scheduler):
             return
         asked = Admission.unpack(packed)
         if asked.session in self._request_of:
-            self._emit(request, _refused(request, asked.session))
+            output = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ABORT)
+            taken = "a session of this name is running"
+            output.kv_transfer_params = {FIELD: [asked.session, [], taken]}
+            self._emit(request, output)
             return
         super().add_request(request)
         now, size = time.monotonic(), asked.vocabulary_size
@@ -174,14 +177,6 @@ def stamp_arrivals(received: Any) -> None:
         stock(item)
 
     received.put_nowait = put_nowait
-
-
-def _refused(request: Request, session: str) -> EngineCoreOutput:
-    """Return the only output of a session whose name is taken."""
-    carried = {FIELD: [session, [], "a session of this name is running"]}
-    return EngineCoreOutput(
-        request.request_id, [], finish_reason=FinishReason.ABORT, kv_transfer_params=carried
-    )
 
 
 def _tell_output(request: Request, prompt_tokens: int) -> None:

@@ -88,17 +88,11 @@ class SessionSlot:
         sampling = self.session.request.sampling
         if judged is None:
             return VerifyRequest(sampling, None)
-        adjustment = self._adjusted(judged.start - len(owed))
-        return VerifyRequest(
-            sampling, judged.rule, (*owed, *judged.draft), len(owed), adjustment
-        )
-
-    def _adjusted(self, position: int) -> Adjustment | None:
-        """Return what the settings change at a position of the committed text."""
         if self._adjustment is not None:
-            new = self.session.committed[self._adjustment.position : position]
-            self._adjustment = self._adjustment.after(new)
-        return self._adjustment
+            read = slice(self._adjustment.position, judged.start - len(owed))
+            self._adjustment = self._adjustment.after(self.session.committed[read])
+        draft = *owed, *judged.draft
+        return VerifyRequest(sampling, judged.rule, draft, len(owed), self._adjustment)
 
     def send(self, messages: Iterable[Down], *, judged: int = 0, rows: int = 0) -> None:
         """Append messages to the frames. judged, rows: of the pass that brought them about."""

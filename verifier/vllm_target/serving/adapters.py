@@ -46,7 +46,10 @@ class Adapters:
         found = {}
         for name, path in islice(self._known.items(), MAX_ADAPTERS):
             try:
-                found[name] = identity_of(model, name, self._files(path, download_dir))
+                files: object = path, commit_of(path, None, download_dir)
+                if Path(path).is_dir():
+                    files = weights_of(Path(path), self.hashes)
+                found[name] = identity_of(model, name, files)
             except (OSError, WrongHash) as error:
                 log = structlog.get_logger("verifier")
                 log.warning("no sessions for an adapter", adapter=name, error=str(error))
@@ -54,8 +57,3 @@ class Adapters:
 
     def _paths(self) -> dict[str, str]:
         return {name: request.lora_path for name, request in self.loaded.items()}
-
-    def _files(self, path: str, download_dir: str | None) -> object:
-        if Path(path).is_dir():
-            return weights_of(Path(path), self.hashes)
-        return path, commit_of(path, None, download_dir)

@@ -40,9 +40,6 @@ PATHS: Final = (
 """These are ours on vLLM's port, whose /health and /metrics are its own."""
 
 
-METHODS: Final = ("GET", "POST", "DELETE")
-
-
 class Endpoints:
     """vllm.plugins.endpoint_plugins.interface.EndpointPlugin."""
 
@@ -53,7 +50,9 @@ class Endpoints:
         """Put our routes before vLLM's, and our life into its server's."""
         self._app, self._drain = app, Drain()
         app.add_middleware(PlainRequests, drain=self._drain)
-        app.router.routes[:0] = [Route(path, self, methods=METHODS) for path in PATHS]
+        app.router.routes[:0] = [
+            Route(path, self, methods=["GET", "POST", "DELETE"]) for path in PATHS
+        ]
         stock = app.router.lifespan_context
 
         @asynccontextmanager
@@ -84,7 +83,8 @@ class Endpoints:
     async def _living(self) -> AsyncGenerator[None]:
         """Serve our port while vLLM's server runs, and drain before it ends."""
         service = self.service
-        logging.getLogger("uvicorn.access").addFilter(_names_no_session)
+        # sessions' names are secrets, and our log has these lines
+        logging.getLogger("uvicorn.access").addFilter(lambda r: OPEN not in r.getMessage())
         port = served_beside(service.settings, service.on_our_port)
         running = service.running(self._end, at_once=signal.SIGINT, second_is_at_once=True)
         async with running, port:
@@ -106,8 +106,3 @@ class _Of(Collector):
 
     def collect(self) -> Iterator[Metric]:
         return (each for each in self._registry.collect() if each.name.startswith("picospec"))
-
-
-def _names_no_session(record: logging.LogRecord) -> bool:
-    """Keep sessions' names, which are secrets, out of uvicorn's log; ours has these lines."""
-    return OPEN not in record.getMessage()

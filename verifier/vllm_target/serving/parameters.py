@@ -51,8 +51,12 @@ def engine_request(
         facts.vocabulary_size,
         drawn_by_vllm,
     )
-    extra = {FIELD: admission.pack()}
-    return sampling | {"extra_args": extra, "structured_outputs": _structured(request)}
+    sampling |= {"extra_args": {FIELD: admission.pack()}, "structured_outputs": None}
+    if (asked := asked_grammar(request)) is not None:
+        with unservable():
+            constraint = Constraint.of(asked)
+        sampling["structured_outputs"] = {constraint.kind: constraint.value}
+    return sampling
 
 
 def _settings(request: Open, settings: LogitSettings) -> dict[str, Any]:
@@ -61,11 +65,3 @@ def _settings(request: Open, settings: LogitSettings) -> dict[str, Any]:
     del shape["extras"]
     seed = request.seed - (request.seed >> 63 << 64)  # vLLM takes the same 64 bits signed
     return shape | {"seed": seed}
-
-
-def _structured(request: Open) -> dict[str, Any] | None:
-    if (asked := asked_grammar(request)) is None:
-        return None
-    with unservable():
-        constraint = Constraint.of(asked)
-    return {constraint.kind: constraint.value}

@@ -88,20 +88,27 @@ def charge(llm: AsyncLLM, target: Target, *, max_choices: int, share_prefixes: b
             asked = prompt.get("cache_salt")
             salt = owner if asked is None else identity_of(owner, asked)
             prompt = {**prompt, "cache_salt": salt}
-        outputs = stock(prompt, params, *args, **kwargs)
-        charged = _charged(asking.account, outputs, params.output_kind)
-        return limited(asking, params, charged)
+        return charged(asking, params, stock(prompt, params, *args, **kwargs))
 
-    async def limited(
+    async def charged(
         asking: _Asking, params: Any, outputs: AsyncGenerator[RequestOutput]
     ) -> AsyncGenerator[RequestOutput]:
+        account, counted = asking.account, dict[int, int]()
         asking.choices += params.n
         try:
             if asking.choices > max_choices:
                 raise VLLMValidationError(f"more than {max_choices} choices", parameter="n")
-            await _check(target, params.structured_outputs, asking.account.tenant.name)
+            await _check(target, params.structured_outputs, account.tenant.name)
             async with aclosing(outputs):
                 async for output in outputs:
+                    if not counted:
+                        account.took_prompt(len(output.prompt_token_ids or ()))
+                    for choice in output.outputs:
+                        new = len(choice.token_ids)
+                        if params.output_kind is not RequestOutputKind.DELTA:
+                            new -= counted.get(choice.index, 0)
+                        account.count(choice.index, TextDelta("", new))
+                        counted[choice.index] = len(choice.token_ids)
                     yield output
         finally:
             asking.choices -= params.n
@@ -123,20 +130,3 @@ async def _check(target: Target, wanted: Any, tenant: str) -> None:
         raise VLLMValidationError(error.reason, parameter=NAME) from error
     except Overloaded as error:
         raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
-
-
-async def _charged(
-    account: Account, outputs: AsyncGenerator[RequestOutput], kind: RequestOutputKind
-) -> AsyncGenerator[RequestOutput]:
-    counted: dict[int, int] = {}
-    has_prompt = False
-    async with aclosing(outputs):
-        async for output in outputs:
-            if not has_prompt:
-                account.took_prompt(len(output.prompt_token_ids or ()))
-                has_prompt = True
-            for choice in output.outputs:
-                known = 0 if kind is RequestOutputKind.DELTA else counted.get(choice.index, 0)
-                account.count(choice.index, TextDelta("", len(choice.token_ids) - known))
-                counted[choice.index] = len(choice.token_ids)
-            yield output

@@ -78,8 +78,9 @@ async def _measure(target: Target) -> None:
         request = Open(
             facts.model, facts.vocabulary, prompt, _SAMPLINGS[0], 0, most, (), fill=fill
         )
-        said, _ = await _run(target, f"{rows}-rows", request, (0,) * rows, commits=2)
-        latency.observe(rows, max(MIN_PASS_S, said[-1].pass_s))
+        _, last = await _run(target, f"{rows}-rows", request, (0,) * rows, commits=2)
+        took_s = last.pass_s if isinstance(last, Commit) else 0.0
+        latency.observe(rows, max(MIN_PASS_S, took_s))
 
 
 def _request(facts: ModelFacts, sampling: Sampling, i: int) -> Open:
@@ -92,23 +93,16 @@ async def _compare(target: Target, request: Open) -> tuple[str | None, int]:
     """Return what drafts changed in the text of a request, if anything, and how many were
     judged."""
     name = f"{request.seed}-{request.sampling.temperature:g}"
-    plain = _text(await _run(target, f"{name}-plain", request))
+    plain, _ = await _run(target, f"{name}-plain", request)
     right = plain[:DRAFTED]
     wrong = [*right[:-1], (right[-1] + 1) % target.facts.vocabulary_size]
     judged = 0
     for kind, drafts in {"right": right, "wrong": wrong}.items():
-        said, finish = await _run(target, f"{name}-{kind}", request, drafts)
-        judged += finish.totals.judged if finish else 0
-        if (found := _text((said, finish))) != plain:
+        found, last = await _run(target, f"{name}-{kind}", request, drafts)
+        judged += last.totals.judged if isinstance(last, Finish) else 0
+        if found != plain:
             return f"with {kind} drafts {found}, without {plain}", judged
     return None, judged
-
-
-Said = tuple[list[Commit], Finish | None]
-
-
-def _text(said: Said) -> list[TokenId]:
-    return [token for commit in said[0] for token in commit.tokens]
 
 
 async def _run(
@@ -118,26 +112,24 @@ async def _run(
     drafts: Sequence[TokenId] = (),
     *,
     commits: int | None = None,
-) -> Said:
-    """Run a session to its end, or to as many commits. Its edge sends its drafts once it has
-    the first token."""
-    session, said = f"self-test-{name}", list[Commit]()
+) -> tuple[list[TokenId], Commit | Finish]:
+    """Run a session to its end, or to as many commits; return its text and the last message.
+    Its edge sends its drafts once it has the first token."""
+    session, text, count = f"self-test-{name}", list[TokenId](), 0
     replies = target.serve(session, request)
     try:
         async with asyncio.timeout(WITHIN_S), aclosing(replies):
             async for reply in replies:
                 if isinstance(message := reply.message, Finish):
-                    return said, message
+                    return text, message
                 if isinstance(message, Commit):
-                    said.append(message)
-                    count = len(message.tokens)
-                    if len(said) == 1 and drafts[count:]:
-                        draft = Draft(1, count, 0, tuple(drafts[count:]))
-                        await target.push(session, Framed(draft))
-                    if len(said) == commits:
-                        return said, None
+                    count += 1
+                    text.extend(message.tokens)
+                    if count == 1 and (rest := tuple(drafts[len(text) :])):
+                        await target.push(session, Framed(Draft(1, len(text), 0, rest)))
+                    if count == commits:
+                        return text, message
     except TimeoutError:
-        raise TargetFailed(
-            f"self-test: {session} had {len(said)} commits in {WITHIN_S:g} s"
-        ) from None
+        late = f"self-test: {session} had {count} commits in {WITHIN_S:g} s"
+        raise TargetFailed(late) from None
     raise TargetFailed("self-test: the session had no Finish")

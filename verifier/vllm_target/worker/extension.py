@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+Stock = Callable[..., Any]
+"""vLLM has this in the place of one of our functions."""
+
+
+def wrap(holder: Any, name: str, ours: Callable[..., Any]) -> None:
+    """Call ours in the place of a function of vLLM's, and give it that function."""
+    setattr(holder, name, partial(ours, getattr(holder, name)))
 
 
 class PicoWorkerExtension:

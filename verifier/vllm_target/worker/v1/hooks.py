@@ -8,7 +8,7 @@ judge applies ours to every row alike. This leaves unused what vLLM 0.32 gets wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -26,10 +26,8 @@ from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.judges.judges import seeded
 from picospec.speculation.protocol.messages import Sampling
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.extension import Stock, wrap
 from picospec.verifier.vllm_target.worker.upload import upload
-
-Stock = Callable[..., Any]
-"""vLLM has this in the place of one of our methods."""
 
 PLACEHOLDER = -1
 """vLLM marks with it that a sampler returned no token there."""
@@ -70,20 +68,16 @@ class SamplerHooks:
         self._runner = runner
         self._tokens = tokens
         self._step = Step()
-        self._wrap(runner, "execute_model", self._take_requests)
-        self._wrap(runner, "sample_tokens", self._return_judgements)
-        self._wrap(runner, "_sample", self._sample)
-        self._wrap(runner.sampler.topk_topp_sampler, "forward", self._draw_last_rows)
-        self._wrap(rejection_sampler, "apply_sampling_constraints", self._apply_none)
+        wrap(runner, "execute_model", self._take_requests)
+        wrap(runner, "sample_tokens", self._return_judgements)
+        wrap(runner, "_sample", self._sample)
+        wrap(runner.sampler.topk_topp_sampler, "forward", self._draw_last_rows)
+        wrap(rejection_sampler, "apply_sampling_constraints", self._apply_none)
         self._names = signature(rejection_sampler.rejection_sample)
-        self._wrap(rejection_sampler, "rejection_sample", self._judge_draft_rows)
+        wrap(rejection_sampler, "rejection_sample", self._judge_draft_rows)
         _serve_all_parameters(runner)
         if runner.device.type == "cpu":
             _never_compile()
-
-    def _wrap(self, holder: Any, name: str, ours: Callable[..., Any]) -> None:
-        """Call ours in the place of a function of vLLM's, and give it that function."""
-        setattr(holder, name, partial(ours, getattr(holder, name)))
 
     def _take_requests(
         self, stock: Stock, scheduler_output: Any, *args: Any, **kwargs: Any

@@ -7,7 +7,6 @@ the rows of sessions whose rule needs more than a token of each row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -24,12 +23,10 @@ from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenId
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.extension import Stock, wrap
 from picospec.verifier.vllm_target.worker.upload import upload
 from picospec.verifier.vllm_target.worker.v2 import by_noise, by_p
 from picospec.verifier.vllm_target.worker.v2.mixed import NUMBER_OF_JUDGED, Judged, Others
-
-Stock = Callable[..., Any]
-"""vLLM has this in the place of one of our methods."""
 
 
 @dataclass(slots=True)
@@ -68,24 +65,20 @@ class RunnerHooks:
         self._drawing: Tensor | None = getattr(runner.speculator, "picospec_ours", None)
         if self._drawing is not None:
             self._drawing.fill_(choice.seed_exact)
-        self._wrap(runner, "prepare_inputs", self._begin)
-        self._wrap(runner.lora_state, "make_lora_inputs", self._spread_adapters)
-        self._wrap(runner, "sample", self._sample)
-        self._wrap(runner, "sample_tokens", self._return_judgements)
+        wrap(runner, "prepare_inputs", self._begin)
+        wrap(runner.lora_state, "make_lora_inputs", self._spread_adapters)
+        wrap(runner, "sample", self._sample)
+        wrap(runner, "sample_tokens", self._return_judgements)
         if runner.sampler is not None:  # on the last pipeline rank
-            self._wrap(runner.sampler, "apply_sampling_params", self._cut_padding)
-            self._wrap(rejection_sampler, "gather_draft_sampled", self._gather)
-            self._wrap(rejection_sampler, "rejection_sample", self._judge)
+            wrap(runner.sampler, "apply_sampling_params", self._cut_padding)
+            wrap(rejection_sampler, "gather_draft_sampled", self._gather)
+            wrap(rejection_sampler, "rejection_sample", self._judge)
             runner.rejection_sampler.num_speculative_steps = choice.width
             if choice.head:
-                self._wrap(runner.speculator, "propose", self._propose)
+                wrap(runner.speculator, "propose", self._propose)
             else:
                 propose = partial(runner.speculator.propose, dummy_run=True)
                 runner.speculator.propose = propose
-
-    def _wrap(self, holder: Any, name: str, ours: Callable[..., Any]) -> None:
-        """Call ours in the place of a function of vLLM's, and give it that function."""
-        setattr(holder, name, partial(ours, getattr(holder, name)))
 
     def _begin(self, stock: Stock, plan: Any, *args: Any, **kwargs: Any) -> Any:
         """Put the plan's draft tokens where V2 reads them, which takes only their number."""
