@@ -6,12 +6,16 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from picospec.speculation.protocol.messages import Commit, Draft, Finish, Open
 from tests.verifier.conftest import KEY
+from tests.verifier.down import opened, push, text_of
 
 VLLMS_KEY = "of-vllm"
 START_S = 480
@@ -48,6 +52,24 @@ def vllm_serve(
     return subprocess.Popen(command, env=environment)
 
 
+async def with_drafts(
+    client: httpx.AsyncClient, request: Open, drafts: list[int]
+) -> tuple[list[int], int]:
+    """Return the text of a session whose drafts are sent with its first tokens, and how many of
+    them were accepted."""
+    async with opened(client, request) as stream:
+        session = await stream.opened()
+        first = await stream.next()
+        assert isinstance(first, Commit)
+        count = len(first.tokens)
+        if drafts:
+            answer = await push(client, session, Draft(1, count, 0, tuple(drafts[count:])))
+            assert answer.status_code == 204
+        messages = [first, *await stream.rest()]
+    assert isinstance(messages[-1], Finish)
+    return text_of(messages), messages[-1].totals.accepted
+
+
 async def ready(process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
     for _ in range(START_S):
         assert process.poll() is None, "vLLM ended"
@@ -58,3 +80,16 @@ async def ready(process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> 
             pass
         await asyncio.sleep(1)
     pytest.fail("vLLM was not ready in time")
+
+
+def wait_for(process: subprocess.Popen[Any], url: str, within_s: int = START_S) -> None:
+    """Wait until a server that was started answers there with 200."""
+    for _ in range(within_s):
+        assert process.poll() is None, "the server ended"
+        try:
+            if httpx.get(url, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(1)
+    pytest.fail("the server was not ready in time")

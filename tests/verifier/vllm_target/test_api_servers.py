@@ -15,17 +15,21 @@ import pytest_asyncio
 
 from picospec.bench.run.services import free_port
 from picospec.speculation.protocol.messages import (
-    Commit,
-    Draft,
     Finish,
     ModelFacts,
     Open,
     Sampling,
 )
 from tests.verifier.conftest import http2_client
-from tests.verifier.down import HEADERS, opened, push, text_of
+from tests.verifier.down import HEADERS, opened
 from tests.verifier.vllm_target.conftest import WORKERS
-from tests.verifier.vllm_target.plain_serve import MODEL, VLLMS_KEY, ready, vllm_serve
+from tests.verifier.vllm_target.plain_serve import (
+    MODEL,
+    VLLMS_KEY,
+    ready,
+    vllm_serve,
+    with_drafts,
+)
 from tests.verifier.vllm_target.test_adapters import NAME, RANK, adapter
 
 pytestmark = [
@@ -79,20 +83,10 @@ def opening(served: Served, seed: int, tokens: int = 24) -> Open:
     return Open(facts.model, facts.vocabulary, prompt, sampling, seed, tokens, ())
 
 
-async def with_drafts(url: str, request: Open, drafts: list[int]) -> tuple[list[int], int]:
-    """Return the text of a session of an edge with a connection of its own, and how many of
-    its drafts were accepted."""
-    async with http2_client(url) as client, opened(client, request) as stream:
-        session = await stream.opened()
-        first = await stream.next()
-        assert isinstance(first, Commit)
-        count = len(first.tokens)
-        if drafts:
-            answer = await push(client, session, Draft(1, count, 0, tuple(drafts[count:])))
-            assert answer.status_code == 204
-        messages = [first, *await stream.rest()]
-    assert isinstance(messages[-1], Finish)
-    return text_of(messages), messages[-1].totals.accepted
+async def from_an_edge(url: str, request: Open, drafts: list[int]) -> tuple[list[int], int]:
+    """Return what `with_drafts` does, by a connection of its own."""
+    async with http2_client(url) as client:
+        return await with_drafts(client, request, drafts)
 
 
 async def said_by_vllm(served: Served, request: Open) -> list[int]:
@@ -124,7 +118,7 @@ async def test_edges_of_both_api_servers_get_vllms_texts(served: Served) -> None
     before = await tokens_by_engine(served)
 
     found = await asyncio.gather(
-        *(with_drafts(served.url, *each) for each in zip(requests, expected, strict=True))
+        *(from_an_edge(served.url, *each) for each in zip(requests, expected, strict=True))
     )
 
     assert [text for text, _ in found] == expected

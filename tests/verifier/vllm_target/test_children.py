@@ -12,15 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from picospec.bench.run.services import free_port
 from tests.verifier.conftest import ROOT
 from tests.verifier.vllm_target.conftest import SMALL
+from tests.verifier.vllm_target.plain_serve import START_S, wait_for
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
-START_S = 240
 GONE_S = 10
 NOTICED_S = 60
 """Two heartbeats and the two deadlines of the test, and some time for a busy machine."""
@@ -33,16 +32,9 @@ machine that is not busy."""
 @contextmanager
 def running(directory: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [
-        sys.executable,
-        "-m",
-        "picospec.verifier",
-        "--target",
-        "vllm",
-        "--model",
-        str(directory),
-    ]
-    command += ["--port", str(port), "--vllm.self-test", "false", *SMALL]
-    command += options
+        sys.executable, "-m", "picospec.verifier", "--target", "vllm", "--port", str(port),
+        "--model", str(directory), "--vllm.self-test", "false", *SMALL, *options,
+    ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
         yield process
@@ -69,23 +61,11 @@ def assert_gone(family: list[Any], within_s: float) -> None:
     assert [each for each in left if each.is_running() and each.status() != zombies] == []
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    for _ in range(START_S * 2):
-        assert process.poll() is None, "the service ended"
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    pytest.fail("the service was not ready in time")
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_service(directory: Path, number: signal.Signals) -> None:
     port = free_port()
     with running(directory, port) as service:
-        wait_until_ready(service, port)
+        wait_for(service, f"http://127.0.0.1:{port}/ready")
         family = engine_of(service)
 
         service.send_signal(number)
@@ -108,7 +88,7 @@ def test_a_process_of_the_engine_that_is_stopped_ends_the_service_and_all_of_the
 ) -> None:
     port, deadlines = free_port(), ("--pass-timeout-s", "10", "--stop-timeout-s", "8")
     with running(directory, port, *deadlines) as service:
-        wait_until_ready(service, port)
+        wait_for(service, f"http://127.0.0.1:{port}/ready")
         family = engine_of(service)
         parts = [child for child in family if name in child.name()]
         if not parts:

@@ -32,22 +32,6 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-async def test_a_greedy_text_that_settings_shape_is_the_one_that_vllm_itself_generates(
-    target: VllmTarget, prompt: str
-) -> None:
-    """But for logit_bias, which vLLM rejects where it speculates."""
-    stop = tuple(target.facts.stop_tokens)
-    asked = {name: value for name, value in SHAPED.items() if name != "logit_bias"}
-    shaped = with_extras(GREEDY, **asked)
-    request = opening(target, prompt, shaped, max_tokens=40, stop_tokens=stop)
-    expected = await vllms(target, prompt, asked | {"max_tokens": 40, "temperature": 0.0})
-
-    answer = await drafted(target, "shaped", request, expected, Script(wrong=0.2))
-
-    assert answer.tokens == expected
-
-
 async def test_an_answer_may_end_before_min_tokens_where_its_grammar_allows_nothing_else(
     target: VllmTarget,
 ) -> None:
@@ -59,17 +43,6 @@ async def test_an_answer_may_end_before_min_tokens_where_its_grammar_allows_noth
 
     text = b"".join(target.tokenizer.piece(token) for token in answer.tokens)
     assert (text, answer.tokens[-1] in stop) == (b"yes", True)
-
-
-async def vllms(target: VllmTarget, prompt: str, asked: dict[str, Any]) -> list[int]:
-    """Return what vLLM generates by itself, with its own settings and samplers."""
-    from vllm import SamplingParams
-
-    stop = list(target.facts.stop_tokens)
-    own = SamplingParams(**asked, stop_token_ids=stop, detokenize=False)
-    tokens = {"prompt_token_ids": target.tokenizer.encode(prompt)}
-    outputs = target._engine._llm.generate(tokens, own, f"own {prompt}")  # type: ignore[union-attr]
-    return [list(output.outputs[0].token_ids) async for output in outputs][-1]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
@@ -87,27 +60,6 @@ async def test_a_feature_gives_the_same_text_with_drafts(
     assert answer.tokens == expected.tokens
     assert answer.finish is not None
     assert answer.finish.totals.judged > 0
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(temperature=0.8, min_p=0.1),
-        Sampling(temperature=1.3, top_k=20),
-        Sampling(temperature=1.0, top_k=50, top_p=0.9, min_p=0.02),
-        Sampling(temperature=1.0),
-    ],
-    ids=["min_p", "top_k", "all", "whole"],
-)
-async def test_a_shape_gives_the_same_text_with_drafts(
-    target: VllmTarget, sampling: Sampling
-) -> None:
-    request = opening(target, PROMPTS[2], sampling, max_tokens=40)
-    expected = await plain(target, "plain shape", request)
-
-    answer = await drafted(target, "shape", request, expected.tokens, Script(wrong=0.2))
-
-    assert answer.tokens == expected.tokens
 
 
 async def test_logprobs_are_the_same_with_drafts(target: VllmTarget) -> None:

@@ -4,7 +4,6 @@ with the same seed and settings says the same."""
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from itertools import count
 from random import Random
 from typing import Any
@@ -108,24 +107,25 @@ async def test_requests_beside_sessions_generate_what_they_generate_alone(
         (Sampling(top_k=40), {}),
         (Sampling(temperature=1.2, min_p=0.1), {}),
         (Sampling(temperature=0.9, top_p=0.95, top_k=100, min_p=0.02), SHAPE),
-        (Sampling(temperature=0.0), SHAPE),
+        (Sampling(temperature=0.0), SHAPED),
     ],
 )
-async def test_a_seed_draws_the_same_with_and_without_an_edge(
+async def test_a_seed_draws_the_same_with_the_drafts_of_an_edge_and_without_an_edge(
     target: VllmTarget, sampling: Sampling, extras: dict[str, Any]
 ) -> None:
+    """With all settings also where a stop token ends the text, which is barred at first."""
     settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "min_p")}
+    stop = tuple(target.facts.stop_tokens) if "min_tokens" in extras else ()
+    settings |= {"stop_token_ids": list(stop), "top_k": sampling.top_k, "max_tokens": 40}
     for seed, prompt in enumerate(PROMPTS):
-        request = opening(target, prompt, with_extras(sampling, **extras), seed=seed)
-        expected = await plain(
-            target, f"edge {sampling} {seed}", replace(request, max_tokens=32)
-        )
+        shaped = with_extras(sampling, **extras)
+        fields: dict[str, Any] = {"seed": seed, "stop_tokens": stop, "max_tokens": 40}
+        request = opening(target, prompt, shaped, **fields)
+        expected, _ = await own(target, prompt, seed=seed, **settings, **extras)
 
-        found, _ = await own(
-            target, prompt, seed=seed, top_k=sampling.top_k, **settings, **extras
-        )
+        answer = await drafted(target, "drafted", request, expected, Script(wrong=0.2))
 
-        assert found == expected.tokens
+        assert answer.tokens == expected
 
 
 async def test_without_a_seed_each_answer_is_another(target: VllmTarget) -> None:

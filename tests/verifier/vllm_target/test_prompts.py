@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,12 +29,11 @@ from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.models.chats import TEMPLATES
-from tests.verifier.vllm_target.plain_serve import call_it_vllm
+from tests.verifier.vllm_target.plain_serve import call_it_vllm, wait_for
 from tests.verifier.vllm_target.random_chats import MARKERS, Json, chat
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
-START_S: Final = 120
 OVERRIDDEN: Final = {"temperature": 0.6, "presence_penalty": 0.1, "max_new_tokens": 9}
 DUMP: Final = "{{ messages | tojson }}|{{ tools | tojson }}|{{ [x, enable_thinking] }}"
 PARTS: Final = "{% for m in messages %}{% for p in m.content %}{% endfor %}{% endfor %}" + DUMP
@@ -86,23 +84,12 @@ def vllms(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     ]  # fmt: skip
     process = subprocess.Popen(command, env=environment)
     try:
+        wait_for(process, f"http://127.0.0.1:{port}/health")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            _wait(process, client)
             yield client
     finally:
         process.kill()
         process.wait(timeout=10)
-
-
-def _wait(process: subprocess.Popen[bytes], client: httpx.Client) -> None:
-    for _ in range(START_S):
-        assert process.poll() is None, "vLLM ended"
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(1)
-    pytest.fail("vLLM was not ready in time")
 
 
 def theirs(client: httpx.Client, body: Json, template: str | None) -> Json | None:

@@ -17,10 +17,16 @@ import pytest_asyncio
 
 from picospec.bench.run.services import free_port
 from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Commit, Draft, Finish, Open, Sampling
+from picospec.speculation.protocol.messages import Commit, Open, Sampling
 from tests.verifier.conftest import KEY, http2_client, metrics
-from tests.verifier.down import HEADERS, Stream, opened, push, text_of
-from tests.verifier.vllm_target.plain_serve import MODEL, VLLMS_KEY, ready, vllm_serve
+from tests.verifier.down import HEADERS, Stream, opened
+from tests.verifier.vllm_target.plain_serve import (
+    MODEL,
+    VLLMS_KEY,
+    ready,
+    vllm_serve,
+    with_drafts,
+)
 from tests.verifier.vllm_target.scripted import PROMPTS
 
 pytestmark = [
@@ -58,20 +64,6 @@ async def served(directory: Path, tmp_path_factory: Any) -> AsyncIterator[Served
 def opening(served: Served, prompt: list[int], sampling: Sampling, tokens: int = 24) -> Open:
     facts = served.facts
     return Open(facts["model"], facts["vocabulary"], tuple(prompt), sampling, 7, tokens, ())
-
-
-async def with_drafts(
-    client: httpx.AsyncClient, request: Open, drafts: list[int]
-) -> tuple[list[int], int]:
-    """Return the text of a session whose drafts are sent with its first token, and how many of
-    them were accepted."""
-    async with opened(client, request) as stream:
-        session = await stream.opened()
-        first = await stream.next()
-        await push(client, session, Draft(1, 1, 0, tuple(drafts[1:])))
-        messages = [first, *await stream.rest()]
-    assert isinstance(messages[-1], Finish)
-    return text_of(messages), messages[-1].totals.accepted
 
 
 async def plain(client: httpx.AsyncClient, prompt: object, **more: object) -> Any:

@@ -22,7 +22,6 @@ from picospec.speculation.protocol.messages import (
     Open,
     Pushed,
     Recovered,
-    Reject,
     Sampling,
 )
 from picospec.speculation.sampling.distributions import Distribution
@@ -109,20 +108,14 @@ def test_an_admission_survives_its_journey() -> None:
     assert Admission.unpack(admission.pack()) == admission
 
 
-def test_an_offer_begins_nothing_and_a_step_may_take_less_of_it() -> None:
+@pytest.mark.parametrize(("injected", "judged"), [(0, ()), (2, (5, 6))])
+def test_a_step_judges_the_draft_tokens_that_it_has_rows_for_even_with_fill_never(
+    injected: int, judged: tuple[int, ...]
+) -> None:
     core = Core(fill="never")
     core.receive(Draft(1, 0, 0, (5, 6, 7)))
 
-    assert core.offered() == (5, 6, 7)
-    assert core.offered() == (5, 6, 7)
-    assert core.begin(0, 2).draft == (5, 6)
-
-
-def test_a_step_without_rows_for_draft_tokens_judges_none_even_with_fill_never() -> None:
-    core = Core(fill="never")
-    core.receive(Draft(1, 0, 0, (5, 6, 7)))
-
-    assert core.begin(0, 0).draft == ()
+    assert core.begin(0, injected).draft == judged
 
 
 def test_a_request_names_the_place_of_its_first_row() -> None:
@@ -179,21 +172,6 @@ def test_a_recovered_token_is_owed_until_the_next_step() -> None:
     assert core.slot.owed(core.told + 3) == ()
 
 
-@pytest.mark.parametrize(("arrived", "holds"), [(2.08, True), (2.3, False)])
-def test_a_hold_goes_by_when_draft_tokens_reached_the_host(arrived: float, holds: bool) -> None:
-    core = Core()
-    core.machine.latency.observe(1, 0.3)
-    core.receive(Draft(1, 0, 0, (9,)))
-    core.begin(0, 1)
-    core.run(5)
-
-    core.receive(Draft(2, 1, 0, (9,)), arrived)
-    core.begin(1, 1)
-    core.run(5)
-
-    assert (core.machine.wait_s(["s"], 2.0) > 0.0) is holds
-
-
 def test_a_step_that_cannot_tell_vllm_what_is_owed_begins_no_pass() -> None:
     core = Core(judge="separate")
     core.begin(0, 0)
@@ -237,11 +215,3 @@ def test_a_session_is_over_when_it_has_finished_or_its_edge_was_at_fault() -> No
 
     assert finished.slot.over
     assert faulty.slot.over
-
-
-def test_a_rejection_is_sent_at_once() -> None:
-    core = Core(judge="separate")
-    core.begin(0, 0)
-    core.run(rejection=rejected(7, 8, 9))
-
-    assert [type(message) for message in core.sent] == [Reject]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -13,9 +12,9 @@ import pytest
 
 from picospec.bench.run.services import free_port
 from picospec.verifier.vllm_target.launching import module
+from tests.verifier.vllm_target.plain_serve import START_S, wait_for
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
-START_S = 240
 
 
 def serve(model: Path, *flags: str, port: int) -> subprocess.Popen[str]:
@@ -38,9 +37,8 @@ def test_a_server_of_embeddings_serves_without_session_routes(directory: Path) -
     port = free_port()
     server = serve(directory, "--runner", "pooling", port=port)
     try:
+        wait_for(server, f"http://127.0.0.1:{port}/health")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            wait_until_healthy(server, client)
-
             asked = {"model": "tiny", "input": [1, 5, 9]}
             found = client.post("/v1/embeddings", json=asked, timeout=60).json()
 
@@ -50,17 +48,6 @@ def test_a_server_of_embeddings_serves_without_session_routes(directory: Path) -
     finally:
         server.terminate()
         server.communicate(timeout=60)
-
-
-def wait_until_healthy(server: subprocess.Popen[str], client: httpx.Client) -> None:
-    for _ in range(START_S):
-        assert server.poll() is None, "vLLM ended"
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(1)
-    pytest.fail("vLLM was not healthy in time")
 
 
 def test_a_flag_that_conflicts_ends_vllm_with_a_line_that_names_it(directory: Path) -> None:
