@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from picospec.verifier.target import TargetFailed
-from picospec.verifier.vllm_target.serving.inflight import MAX_IN_FLIGHT, Inflight
+from picospec.verifier.vllm_target.serving.target import MAX_IN_FLIGHT, Inflight
 
 
 class SlowEngine:

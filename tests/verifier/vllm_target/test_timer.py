@@ -6,7 +6,13 @@ import threading
 import time
 from math import inf
 
-from picospec.verifier.vllm_target.core.timer import Timer
+import pytest
+
+pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
+
+from picospec.verifier.vllm_target.core.session_scheduler import Timer
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
 def test_it_rings_at_the_earliest_time() -> None:

@@ -6,8 +6,11 @@ it sends at once goes out on an output of its own. The steps are in scheduler.py
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from random import SystemRandom
 from typing import Any, Final
 
@@ -29,7 +32,6 @@ from picospec.verifier.vllm_target.admission import FIELD, Admission
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import must_step
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
-from picospec.verifier.vllm_target.core.timer import Timer
 
 PUSH: Final = "picospec_push"
 
@@ -162,6 +164,32 @@ class SessionScheduler(Scheduler):
         """Wake the core by the message it knows for that."""
         if self.engine is not None:
             self.engine.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
+
+
+class Timer:
+    """Wakes a sleeping core when the first held session has waited long enough: it calls a
+    function once, at the earliest of the times asked for. One thread sets it."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._timer: threading.Timer | None = None
+        self._at = inf
+
+    def set(self, deadline: float, now: float) -> None:
+        """Call at `deadline`, unless an earlier call is due; infinity asks for none."""
+        if deadline >= self._at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._at = deadline
+        self._timer = threading.Timer(max(0.0, deadline - now), self._due)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _due(self) -> None:
+        """Run in the timer's thread: first let `set` start the next timer, then call."""
+        self._at = inf
+        self._function()
 
 
 def stamp_arrivals(received: Any) -> None:

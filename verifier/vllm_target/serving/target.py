@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -31,7 +31,6 @@ from picospec.verifier.target import (
 )
 from picospec.verifier.vllm_target.configuring import compat
 from picospec.verifier.vllm_target.serving.adapters import Adapters
-from picospec.verifier.vllm_target.serving.inflight import Inflight
 from picospec.verifier.vllm_target.serving.parameters import engine_request
 from picospec.verifier.vllm_target.serving.selftest import self_test
 
@@ -40,6 +39,10 @@ if TYPE_CHECKING:  # vLLM is not there in every installation
 
     from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
     from picospec.verifier.vllm_target.serving.engine import Engine
+
+MAX_IN_FLIGHT: Final = 64
+"""So many messages of a session may be on their way to the engine, which takes them in between
+two steps. An edge that sends more within a step waits."""
 
 
 class VllmTarget(Target):
@@ -188,3 +191,36 @@ class VllmTarget(Target):
         if inflight is None:
             raise UnknownSession(f"no session {session}")
         await inflight.send(partial(self._engine.push, session, message.frame))
+
+
+class Inflight:
+    """Sends a session's messages without waiting for the engine, whose complaints come with the
+    session's frames."""
+
+    def __init__(self) -> None:
+        self._sending: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+
+    async def send(self, push: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Start pushing, in the order of the calls; wait only while too much is on its way.
+
+        Raises TargetFailed if vLLM did not take in an earlier message.
+        """
+        while len(self._sending) >= MAX_IN_FLIGHT:
+            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
+        if self._failure is not None:
+            raise TargetFailed(f"not delivered: {self._failure}") from self._failure
+        task = asyncio.create_task(push())
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+        await asyncio.sleep(0)  # the task's first step puts the message on the socket
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled():
+            self._failure = self._failure or task.exception()
+
+    def cancel(self) -> None:
+        """Stop waiting for the engine."""
+        for task in self._sending:
+            task.cancel()
