@@ -145,7 +145,7 @@ async def test_what_the_core_encoded_reaches_the_stream_unchanged(
     opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0)
     account = SessionAccount(session_metrics().gateway, NO_SPAN, 0.0)
     session = Session(opened, opening(), target, timeouts, account, tenant())
-    await session.start()
+    await session.task
 
     assert [entry.frame for entry in await session.read()] == FRAMES
     assert encoded == []

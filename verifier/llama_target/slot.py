@@ -59,7 +59,7 @@ class Slot:
     @property
     def held(self) -> tuple[TokenId, ...]:
         """What its sequence holds for sure: all but the last token, which opens a pass."""
-        if self._failed:
+        if self._failed or not self.placed:
             return ()
         if self.unread:
             return self.opening[: self.prefilled]
@@ -74,7 +74,7 @@ class Slot:
     @property
     def ready(self) -> bool:
         """Whether a pass could start as far as the KV cache is concerned."""
-        return not (self.unread or self._failed or not self.placed)
+        return self.placed and not self._failed and not self.unread
 
     def place(self, sequence: int, reused: int) -> None:
         """Let the session take part, with a sequence that holds so much of its opening."""

@@ -40,8 +40,8 @@ class Sessions:
             fault = Fault("target_failed", "the target is lost", True)
         for session in running:
             session.cancel(fault)
-        if tasks := [session.task for session in running if session.task]:
-            await asyncio.wait(tasks)
+        if running:
+            await asyncio.wait([session.task for session in running])
 
     async def open(self, request: Open, tenant: Tenant, span: Span = NO_SPAN) -> Session:
         """Start a session of a tenant, to whom alone `find` will give it. The session that it
@@ -75,7 +75,7 @@ class Sessions:
         session = Session(opened, request, target, timeouts, account, tenant)
         self._running[session.name] = session
         self._metrics.open.inc()
-        session.start().add_done_callback(partial(self._over, session))
+        session.task.add_done_callback(partial(self._over, session))
         await asyncio.sleep(0)  # a target turns sessions away before it first waits
         if session.turned_away:
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
@@ -88,8 +88,7 @@ class Sessions:
         with suppress(UnknownSession):
             replaced = self.find(name, tenant)
             replaced.cancel(Fault("cancelled", "another session takes its place"))
-            if replaced.task is not None:
-                await asyncio.wait([replaced.task])
+            await asyncio.wait([replaced.task])
 
     @property
     def load(self) -> float:

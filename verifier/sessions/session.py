@@ -52,7 +52,8 @@ failed four times at most."""
 
 
 class Session:
-    """It keeps what its stream has not sent yet, which the answer's length bounds."""
+    """It runs in a task of its own from the start, and keeps what its stream has not sent yet,
+    which the answer's length bounds."""
 
     def __init__(
         self,
@@ -79,7 +80,6 @@ class Session:
         """The timer ends the session with this. It is not asked for when the timer has fired: a
         draft that comes a moment later must not change the reason."""
 
-        self.task: asyncio.Task[None] | None = None
         self._news: list[Entry] = []
         self._changed = asyncio.Event()
         self._cause: Fault | None = None
@@ -87,15 +87,11 @@ class Session:
         """The edge may send so many more draft tokens; a Redraw counts as one."""
 
         self._pushing = asyncio.Lock()
-
-    def start(self) -> asyncio.Task[None]:
-        """Run the session in a task of its own, which never raises."""
         self.task = asyncio.create_task(self._run())
-        return self.task
 
     def cancel(self, cause: Fault) -> None:
         """End the session, unless it has ended. Its KV is free within a pass."""
-        if self.task and not self.ending and self._cause is None:
+        if not self.ending and self._cause is None:
             self._cause = cause
             self.task.cancel()
 
@@ -105,27 +101,26 @@ class Session:
         Raises UnknownSession; a RemoteProtocolError, of `messages` too, ends the session.
         """
         async with self._pushing:
+            pause_at = time.monotonic() + PUSH_S
             try:
-                await self._push(messages)
+                for message in messages:
+                    if self._cause is not None:
+                        raise UnknownSession(f"no session {self.name}")
+                    self._count(message.message)
+                    await self._target.push(self.name, message)
+                    if time.monotonic() >= pause_at:
+                        await asyncio.sleep(0)
+                        pause_at = time.monotonic() + PUSH_S
             except RemoteProtocolError as error:
                 self.cancel(Fault("protocol_error", str(error)))
                 raise
         self._timeouts.active_at = time.monotonic()
         self._rearm()
 
-    async def _push(self, messages: Iterable[Framed[Pushed]]) -> None:
-        pause_at = time.monotonic() + PUSH_S
-        for message in messages:
-            if self._cause is not None:
-                raise UnknownSession(f"no session {self.name}")
-            pushed = message.message
-            self._may_send -= len(pushed.tokens) if isinstance(pushed, Draft) else 1
-            if self._may_send < 0:
-                raise RemoteProtocolError("Draft.tokens: more in all than a correct edge sends")
-            await self._target.push(self.name, message)
-            if time.monotonic() >= pause_at:
-                await asyncio.sleep(0)
-                pause_at = time.monotonic() + PUSH_S
+    def _count(self, pushed: Pushed) -> None:
+        self._may_send -= len(pushed.tokens) if isinstance(pushed, Draft) else 1
+        if self._may_send < 0:
+            raise RemoteProtocolError("Draft.tokens: more in all than a correct edge sends")
 
     async def read(self) -> list[Entry]:
         """Return what is new, once there is something; [] when nothing more will come."""
