@@ -29,7 +29,7 @@ from picospec.models.gguf import is_exact
 from picospec.models.obtaining import obtain
 from picospec.models.store import Found, Store, open_store
 from picospec.verifier.llama_target.target import LlamaTarget
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.plain_engine import PlainEngine
 from picospec.verifier.routes import SESSION_PATHS, takes_drafts
 from picospec.verifier.service import Verifier
@@ -39,7 +39,7 @@ from picospec.verifier.target import Target
 
 def build(
     settings: VerifierSettings,
-    make: Callable[[PassMetrics], Target],
+    make: Callable[[VerifierMetrics], Target],
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """Return the ASGI app; its lifespan starts and stops the target that `make` returns.
@@ -67,7 +67,7 @@ def build(
     return app
 
 
-def make_target(settings: VerifierSettings, metrics: PassMetrics) -> Target:
+def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
     """Return llama.cpp's target as the settings ask for it, not started.
 
     Raises models.errors.ModelError for a model that nobody knows, and OSError for a template.

@@ -16,11 +16,12 @@ _HELD_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class PassMetrics:
-    """The metrics that a target reports."""
+class VerifierMetrics:
+    """They are registered in `registry`, with those of the gateway: sessions count their tokens
+    there, as requests without an edge do."""
 
-    def __init__(self, registry: CollectorRegistry, gateway: Metrics) -> None:
-        self._gateway, self._registry = gateway, registry
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.gateway, self._registry = Metrics(registry), registry
         histogram = partial(Histogram, registry=registry)
         self._pass_s = histogram("picospec:pass_seconds", "A target pass.", buckets=_PASS_S)
         self._rows = histogram("picospec:pass_rows", "Rows of a pass.", buckets=_ROWS)
@@ -28,6 +29,13 @@ class PassMetrics:
             "picospec:held_seconds",
             "Time a pass was held for drafts about to arrive.",
             buckets=_HELD_S,
+        )
+        self.open = Gauge("picospec:sessions_open", "Sessions running.", registry=registry)
+        self.faults = Counter(
+            "picospec:session_faults", "Sessions that failed.", ["code"], registry=registry
+        )
+        self.refused = Counter(
+            "picospec:sessions_refused", "Sessions refused when full.", registry=registry
         )
         self.prefilled = Counter(
             "picospec:prefilled_tokens",
@@ -56,19 +64,4 @@ class PassMetrics:
     def judged(self, drafted: int, accepted: int) -> None:
         """Record that a pass judged `drafted` draft tokens of one session."""
         if drafted:
-            self._gateway.speculated(Statistics(0, 1, drafted, accepted, (1,) * accepted))
-
-
-class SessionMetrics:
-    """The metrics that the sessions' registry reports. gateway: sessions count their tokens
-    there, as requests without an edge do."""
-
-    def __init__(self, registry: CollectorRegistry, gateway: Metrics) -> None:
-        self.gateway = gateway
-        self.open = Gauge("picospec:sessions_open", "Sessions running.", registry=registry)
-        self.faults = Counter(
-            "picospec:session_faults", "Sessions that failed.", ["code"], registry=registry
-        )
-        self.refused = Counter(
-            "picospec:sessions_refused", "Sessions refused when full.", registry=registry
-        )
+            self.gateway.speculated(Statistics(0, 1, drafted, accepted, (1,) * accepted))

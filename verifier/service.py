@@ -11,9 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
-from picospec.gateway.metrics import Metrics
 from picospec.gateway.tracing import Tracing, open_tracing
-from picospec.verifier.metrics import PassMetrics, SessionMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import Routes
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import VerifierSettings
@@ -27,21 +26,21 @@ class Verifier:
     def __init__(
         self,
         settings: VerifierSettings,
-        make: Callable[[PassMetrics], Target],
+        make: Callable[[VerifierMetrics], Target],
         drain: Drain,
         tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings
         self.drain = drain
         self.registry = CollectorRegistry()
-        self.metrics = Metrics(self.registry)
+        counted = VerifierMetrics(self.registry)
+        self.metrics = counted.gateway
         self.host = Host(
-            make(PassMetrics(self.registry, self.metrics)),
+            make(counted),
             drain,
             settings.load_timeout_s,
             settings.pass_timeout_s,
         )
-        counted = SessionMetrics(self.registry, self.metrics)
         self.sessions = Sessions(self.host, settings.sessions, counted)
         self.routes = Routes(self.host, self.sessions).all()
         self.tracing = tracing or open_tracing("picospec-verifier", wanted=settings.tracing)

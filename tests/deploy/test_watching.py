@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.tenants.tenant import TenantMetrics
-from picospec.verifier.metrics import PassMetrics, SessionMetrics
+from picospec.verifier.metrics import VerifierMetrics
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 SCRAPED: Final = frozenset({"job", "instance"})
@@ -76,9 +76,7 @@ def shown() -> Mapping[str, frozenset[str]]:
     edge, verifier = CollectorRegistry(), CollectorRegistry()
     Metrics(edge)
     EdgeMetrics(edge)
-    gateway = Metrics(verifier)
-    PassMetrics(verifier, gateway).follow(float, int)
-    SessionMetrics(verifier, gateway)
+    VerifierMetrics(verifier).follow(float, int)
     TenantMetrics(verifier)
     series = {"up": SCRAPED, **dict.fromkeys(VLLMS, SCRAPED)}
     for registry in (edge, verifier):

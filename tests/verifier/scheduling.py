@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.metrics import Metrics
 from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
 from picospec.speculation.verifying.machine import Verdict, VerifyMachine
@@ -19,7 +18,7 @@ from picospec.verifier.llama_target.judging import Part
 from picospec.verifier.llama_target.scheduler import Scheduler
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.slot import Slot
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from tests.verifier.fake_target import opening
 
 V = 64
@@ -74,7 +73,7 @@ class Sessions:
             engine,  # type: ignore[arg-type]
             self.machine,
             thread,
-            PassMetrics(registry, Metrics(registry)),
+            VerifierMetrics(registry),
             LlamaSettings(slots=4, max_rows=max_rows, prefill_rows=4),
             self.slots,
         )

@@ -11,12 +11,12 @@ from fastapi import FastAPI
 
 from picospec.gateway.hosting.serving import serve
 from picospec.verifier.app import build
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import VerifierSettings, load
 from tests.verifier.fake_target import FakeTarget
 
 
-def make(slots: int, starts: bool, _: PassMetrics) -> FakeTarget:
+def make(slots: int, starts: bool, _: VerifierMetrics) -> FakeTarget:
     return FakeTarget(slots=slots, pass_s=0.001, starts=starts)
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from picospec.gateway.drain import Drain
-from picospec.gateway.metrics import Metrics
 from picospec.gateway.ports import Job
 from picospec.gateway.ports import Sampling as PlainSampling
 from picospec.models.store import Found, open_store
 from picospec.speculation.protocol.messages import Commit, Limits, Open, TokenId
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.target import LlamaTarget
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.plain_engine import PlainEngine
 from picospec.verifier.target_host import Host
 from tests.verifier.down import replies_of
@@ -32,12 +31,11 @@ TEMPERATURES = (0.0, 1.0)
 @asynccontextmanager
 async def serving(path: Path | None = None) -> AsyncIterator[Host]:
     """Give the host of a target that is ready: SmolLM2's, or that of other weights."""
-    registry = CollectorRegistry()
     target = LlamaTarget(
         lambda: Found("smollm2", path or open_store(os.environ).find("smollm2", "target").path),
         LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
         Limits(),
-        PassMetrics(registry, Metrics(registry)),
+        VerifierMetrics(CollectorRegistry()),
     )
     host = Host(target, Drain())
     async with host.running():

@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.http.request_body import RequestBody
-from picospec.gateway.metrics import Metrics
 from picospec.gateway.tenants.tenant import Tenant
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.protocol import wire
@@ -30,7 +29,7 @@ from picospec.speculation.protocol.messages import (
     Totals,
 )
 from picospec.speculation.protocol.wire import Framed
-from picospec.verifier.metrics import PassMetrics, SessionMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import Routes
 from picospec.verifier.sessions.account import SessionAccount
 from picospec.verifier.sessions.registry import Sessions
@@ -65,15 +64,15 @@ class FakeEngine:
 
 def vllm_target(engine: FakeEngine) -> VllmTarget:
     registry = CollectorRegistry()
-    metrics = PassMetrics(registry, Metrics(registry))
+    metrics = VerifierMetrics(registry)
     target = VllmTarget("m", engine, FACTS.limits, metrics)  # type: ignore[arg-type]
     target._facts = FACTS
     return target
 
 
-def session_metrics() -> SessionMetrics:
+def session_metrics() -> VerifierMetrics:
     registry = CollectorRegistry()
-    return SessionMetrics(registry, Metrics(registry))
+    return VerifierMetrics(registry)
 
 
 @pytest.fixture

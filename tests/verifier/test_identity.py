@@ -12,12 +12,11 @@ from huggingface_hub import constants
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from picospec.gateway.metrics import Metrics
 from picospec.models.file_hashes import FileHashes
 from picospec.speculation.protocol.messages import Limits
 from picospec.verifier import identity
 from picospec.verifier.identity import identity_of
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 SIZE = 3_000_000
@@ -79,8 +78,7 @@ class Known:
 
 def shapes(**known: str) -> object:
     """What tells the weights of a repository on vLLM, and what the log says of it."""
-    registry = CollectorRegistry()
-    metrics = PassMetrics(registry, Metrics(registry))
+    metrics = VerifierMetrics(CollectorRegistry())
     model = Known(**known)
     engine = SimpleNamespace(model=model, download_dir=model.download_dir)
     made = VllmTarget("m", engine, Limits(), metrics)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.tracing import NO_SPAN
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.sessions.account import SessionAccount
 from tests.verifier.conftest import metrics, until_open
 from tests.verifier.down import opened
@@ -57,9 +57,7 @@ async def test_a_sessions_tokens_and_times_are_among_the_verifiers_metrics(
 def test_kv_use_and_queue_are_looked_up_when_they_are_asked_for() -> None:
     registry = CollectorRegistry()
     waiting: list[str] = []
-    PassMetrics(registry, Metrics(registry)).follow(
-        lambda: 0.25 * len(waiting), lambda: len(waiting)
-    )
+    VerifierMetrics(registry).follow(lambda: 0.25 * len(waiting), lambda: len(waiting))
 
     waiting += ["a", "b"]
 

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.metrics import Metrics
 from picospec.gateway.tenants.keys import KeyLimits
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 from picospec.speculation.protocol.errors import RemoteProtocolError
@@ -27,7 +26,7 @@ from picospec.speculation.protocol.messages import (
     Reused,
 )
 from picospec.speculation.protocol.wire import Framed
-from picospec.verifier.metrics import SessionMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.session import Session
@@ -46,10 +45,9 @@ def tenant(**limits: int) -> Tenant:
 @asynccontextmanager
 async def running(
     target: FakeTarget | None = None, **settings: float
-) -> AsyncIterator[tuple[Sessions, FakeTarget, SessionMetrics]]:
+) -> AsyncIterator[tuple[Sessions, FakeTarget, VerifierMetrics]]:
     target = target or FakeTarget()
-    registry = CollectorRegistry()
-    metrics = SessionMetrics(registry, Metrics(registry))
+    metrics = VerifierMetrics(CollectorRegistry())
     host = Host(target, Drain())
     sessions = Sessions(host, SessionSettings(**settings), metrics)  # type: ignore[arg-type]
     async with host.running():

@@ -12,13 +12,12 @@ from structlog.testing import capture_logs
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.metrics import Metrics
 from picospec.models.store import Found
 from picospec.speculation.protocol.messages import Limits
 from picospec.verifier import target_host as host
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.target import LlamaTarget
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.target_host import Host
 from tests.verifier.fake_target import FakeTarget
 
@@ -90,7 +89,7 @@ async def test_a_target_that_does_not_load_ends_the_service() -> None:
 
 
 async def test_the_embedded_targets_heart_beats_between_two_passes(tmp_path: Path) -> None:
-    metrics = PassMetrics(registry := CollectorRegistry(), Metrics(registry))
+    metrics = VerifierMetrics(CollectorRegistry())
     target = LlamaTarget(lambda: Found("m", tmp_path), LlamaSettings(), Limits(), metrics)
     ends = threading.Event()
     target._thread.submit(ends.wait)  # a pass

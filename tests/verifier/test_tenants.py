@@ -21,7 +21,7 @@ from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Draft, Fault, Finish, Open, Opened
 from picospec.verifier.app import build
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import load
 from picospec.verifier.target import UnknownSession
 from tests.verifier.conftest import fake_verifier, http2_client
@@ -50,7 +50,7 @@ def write_keys(folder: Path, *names: str, more: str = "") -> Path:
     return file
 
 
-def make(_: PassMetrics, target: FakeTarget) -> FakeTarget:
+def make(_: VerifierMetrics, target: FakeTarget) -> FakeTarget:
     return target
 
 

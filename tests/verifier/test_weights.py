@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.metrics import Metrics
 from picospec.models.errors import UnknownModel
 from picospec.verifier.app import make_target
 from picospec.verifier.llama_target.target import LlamaTarget
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import load
 from tests.models.test_gguf_weights import Q8_0, gguf
 
@@ -36,8 +35,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def target(**settings: object) -> LlamaTarget:
-    registry = CollectorRegistry()
-    made = make_target(load(None, {}, settings), PassMetrics(registry, Metrics(registry)))
+    made = make_target(load(None, {}, settings), VerifierMetrics(CollectorRegistry()))
     assert isinstance(made, LlamaTarget)
     return made
 

@@ -25,7 +25,7 @@ from picospec.verifier.llama_target.engine import Engine
 from picospec.verifier.llama_target.pieces import Pieces
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.slot import Slot
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.target import TargetFailed
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Scheduler:
     engine: Engine
     machine: VerifyMachine
     thread: Executor
-    metrics: PassMetrics
+    metrics: VerifierMetrics
     settings: LlamaSettings
     slots: Mapping[str, Slot]
 

@@ -26,7 +26,7 @@ from picospec.verifier.llama_target.kv_slots import KvSlots
 from picospec.verifier.llama_target.scheduler import Scheduler
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.slot import Slot
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.target import (
     FEATURES,
     Reply,
@@ -53,7 +53,7 @@ class LlamaTarget(Target):
         find: Callable[[], Found],
         settings: LlamaSettings,
         limits: Limits,
-        metrics: PassMetrics,
+        metrics: VerifierMetrics,
         *,
         template: str | None = None,
         share_prefixes: bool = False,

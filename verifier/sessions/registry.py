@@ -13,7 +13,7 @@ import structlog
 from picospec.gateway.tenants.tenant import Tenant
 from picospec.gateway.tracing import NO_SPAN, Span
 from picospec.speculation.protocol.messages import PROTOCOL_VERSION, Fault, Open, Opened
-from picospec.verifier.metrics import SessionMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.sessions.account import SessionAccount
 from picospec.verifier.sessions.session import Session
 from picospec.verifier.sessions.timeouts import Timeouts
@@ -23,7 +23,7 @@ from picospec.verifier.target_host import Host
 
 
 class Sessions:
-    def __init__(self, host: Host, settings: SessionSettings, metrics: SessionMetrics) -> None:
+    def __init__(self, host: Host, settings: SessionSettings, metrics: VerifierMetrics) -> None:
         self._host = host
         self._settings = settings
         self._metrics = metrics

@@ -17,11 +17,10 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.metrics import Metrics
 from picospec.models.dequantise import dequantise
 from picospec.models.store import open_store
 from picospec.speculation.protocol.messages import Limits
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 if TYPE_CHECKING:
@@ -84,8 +83,7 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
 
 
 def make(engine: Engine, limits: Limits = LIMITS, **settings: Any) -> VllmTarget:
-    registry = CollectorRegistry()
-    metrics = PassMetrics(registry, Metrics(registry))
+    metrics = VerifierMetrics(CollectorRegistry())
     return VllmTarget("smollm2", engine, limits, metrics, **settings)
 
 

@@ -31,7 +31,7 @@ from picospec.gateway.tenants.tenant import TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
 from picospec.models.file_hashes import FileHashes
 from picospec.models.store import open_store
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import SESSION_PATHS, takes_drafts
 from picospec.verifier.service import Verifier
 from picospec.verifier.settings import VerifierSettings
@@ -94,7 +94,7 @@ def _target(
     llm: AsyncLLM,
     args: Namespace,
     state: State,
-    metrics: PassMetrics,
+    metrics: VerifierMetrics,
 ) -> VllmTarget:
     """Return the target, not started. It is called as vLLM calls the model, and tries what
     vLLM's own API is asked for, too."""

@@ -20,7 +20,7 @@ from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.identity import weights_of
-from picospec.verifier.metrics import PassMetrics
+from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.target import (
     Reply,
     Target,
@@ -58,7 +58,7 @@ class VllmTarget(Target):
         name: str,
         engine: Engine,
         limits: Limits,
-        metrics: PassMetrics,
+        metrics: VerifierMetrics,
         *,
         adapters: Mapping[str, LoRARequest] = MappingProxyType({}),
         as_served: Callable[[TokenizerFile], TokenizerFile] | None = None,
