@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -48,10 +48,6 @@ def build(
     """
     verifier = Verifier(settings, make, Drain(), tracing)
     stop_server = partial(os.kill, os.getpid(), signal.SIGINT)
-
-    def lifespan(_: FastAPI) -> AbstractAsyncContextManager[None]:
-        return verifier.running(stop_server, at_once=AT_ONCE, second_is_at_once=False)
-
     app = create_app(
         PlainEngine(verifier.host),
         verifier.host.tokenizer,
@@ -59,7 +55,9 @@ def build(
         Access(SESSION_PATHS, takes_drafts, hosts_of(settings), tracing=verifier.tracing),
         registry=verifier.registry,
         metrics=verifier.metrics,
-        lifespan=lifespan,
+        lifespan=lambda _: verifier.running(
+            stop_server, at_once=AT_ONCE, second_is_at_once=False
+        ),
         drain=verifier.drain,
         about=verifier.sessions.about,
     )

@@ -29,8 +29,6 @@ _PART_TOKENS: Final = 64
 so. By vLLM's default a part of 2,048 tokens stops the others' text for many seconds, and short
 prompts wait until the long one is read. Draft tokens are cut to a part, too."""
 
-_OWN_PORT: Final = frozenset({"host", "port", "uds"})
-
 
 def launch(
     settings: VerifierSettings, config: Path | None, overrides: Mapping[str, Any]
@@ -47,7 +45,7 @@ def launch(
     environment = {**defaults(), **os.environ, **ours}
     environment[_ALLOW_LIST] = _allowed(environment.get(_ALLOW_LIST))
     named = options(settings)
-    if not _OWN_PORT & named.keys():
+    if not {"host", "port", "uds"} & named.keys():
         environment[SOCKET] = tempfile.mkdtemp(prefix="picospec-vllm-")
         named["uds"] = f"{environment[SOCKET]}/socket"
     command = [sys.executable, *program(module()[0]), *module()[1:], *flags(named)]

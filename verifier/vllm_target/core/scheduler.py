@@ -26,7 +26,7 @@ from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenLogprob
 from picospec.speculation.verifying.machine import PassPlan, Verdict
 from picospec.verifier.vllm_target.configuring.choice import Choice
-from picospec.verifier.vllm_target.core.hooks import aside, no_wider_than_asked
+from picospec.verifier.vllm_target.core.hooks import aside
 from picospec.verifier.vllm_target.core.session_scheduler import (
     SessionScheduler,
     attach,
@@ -70,7 +70,7 @@ class PicoScheduler(SessionScheduler):
         now = time.monotonic()
         held = self._offer_drafts(now)
         self._held = len(held)
-        with aside(self, held), no_wider_than_asked(self):
+        with aside(self, held):
             output = super().schedule(*args, **kwargs)
         self._held = 0
         output.num_spec_tokens_to_schedule = self._head

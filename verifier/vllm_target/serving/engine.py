@@ -92,21 +92,17 @@ class Engine:
     def shapes(self) -> Sequence[object]:
         """What shapes a text beside the weights, by vLLM's own account of its settings."""
         configured, model = self._llm.vllm_config, self.model
+        device = current_platform.get_device_name()
+        if current_platform.is_cpu():
+            device = torch.backends.cpu.get_cpu_capability()
+        version = f"vllm {vllm.__version__} torch {torch.__version__} {device}"
         parts = {each.name: getattr(configured, each.name) for each in fields(configured)}
         digests = {
             name: part.compute_hash()
             for name, part in parts.items()
             if name not in SHAPELESS and hasattr(part, "compute_hash")
         }
-        return self.version, digests, str(model.dtype), model.quantization, model.enforce_eager
-
-    @property
-    def version(self) -> str:
-        """vLLM and torch, and the device that they run on."""
-        device = current_platform.get_device_name()
-        if current_platform.is_cpu():
-            device = torch.backends.cpu.get_cpu_capability()
-        return f"vllm {vllm.__version__} torch {torch.__version__} {device}"
+        return version, digests, str(model.dtype), model.quantization, model.enforce_eager
 
     @property
     def alive(self) -> bool:

@@ -10,19 +10,17 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
 
 if TYPE_CHECKING:  # vLLM is not there in every installation
     from vllm.v1.engine.core_client import AsyncMPClient
 
-METHOD: Final = "picospec_{}"
-"""`core` gives methods of such names to vLLM's core."""
-
 
 class Ranks:
-    """client: vLLM's connection to the cores that this API server serves."""
+    """client: vLLM's connection to the cores that this API server serves. `core` has given them
+    the methods that are called, by names that begin with picospec_."""
 
     def __init__(self, client: AsyncMPClient) -> None:
         self._client = client
@@ -58,12 +56,12 @@ class Ranks:
             return None
         core = self._client.core_engines[rank]
         return await self._client._call_utility_async(
-            METHOD.format(method), session, *arguments, engine=core
+            f"picospec_{method}", session, *arguments, engine=core
         )
 
     async def call_all(self, method: str) -> list[Any]:
         """Call every core; return their answers, by rank."""
-        name, call = METHOD.format(method), self._client._call_utility_async
+        name, call = f"picospec_{method}", self._client._call_utility_async
         return await asyncio.gather(
             *(call(name, engine=core) for core in self._client.core_engines)
         )
