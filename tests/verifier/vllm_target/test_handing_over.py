@@ -13,13 +13,9 @@ from tests.faults.rig.asking import MODEL, Answer
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.faults.strikes import Strike, drain
 from tests.faults.striking import ask_again, struck
-from tests.verifier.vllm_target.conftest import SMALL
+from tests.verifier.vllm_target.conftest import ON_ENGINE, SMALL
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.asyncio(loop_scope="session"),
-]
+pytestmark = ON_ENGINE
 ENGINE = (
     "--target", "vllm", *SMALL, "--vllm.max-model-len", "1024", "--vllm.self-test", "false",
     "--pass-timeout-s", "300", "--served-name", MODEL,

@@ -16,14 +16,10 @@ from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from picospec.bench.run.services import EdgePlan, Services, ServicesPlan
 from picospec.gateway.ports import UNLIKELY
 from picospec.models.store import open_store
-from tests.verifier.vllm_target.conftest import SMALL
+from tests.verifier.vllm_target.conftest import ON_ENGINE, SMALL
 from tests.verifier.vllm_target.scripted import PERSON
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.asyncio(loop_scope="session"),
-]
+pytestmark = ON_ENGINE
 
 
 def schema(shape: dict[str, Any]) -> dict[str, Any]:
