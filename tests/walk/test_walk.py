@@ -10,10 +10,10 @@ from tests.walk.calls import Call, Walk
 from tests.walk.documented import missing, rows
 from tests.walk.measured import Walks, measure
 
-DRAFT_TOKEN = (95, 60)
+DRAFT_TOKEN = (84, 53)
 """A draft token goes through at most so many files and borders of folders, at both ends."""
 
-REQUEST = (100, 60)
+REQUEST = (95, 60)
 """A streamed chat request goes through at most so many at the edge."""
 
 
@@ -28,11 +28,23 @@ def test_the_documented_walk_is_made_of_calls(walks: Walks) -> None:
     assert missing(Walk(frozenset()), "llama.cpp"), "the negative control"
 
 
+def grown(walks: Walks) -> list[str]:
+    """Return the files of each walk that is longer than it may be."""
+    return [
+        file
+        for walk, (files, borders) in (
+            (walks.draft_token, DRAFT_TOKEN),
+            (walks.request, REQUEST),
+        )
+        if len(walk.files) > files or len(walk.borders) > borders
+        for file in sorted(walk.files)
+    ]
+
+
 @pytest.mark.models
 def test_no_walk_grows(walks: Walks) -> None:
-    for walk, (files, borders) in ((walks.draft_token, DRAFT_TOKEN), (walks.request, REQUEST)):
-        assert len(walk.files) <= files, sorted(walk.files)
-        assert len(walk.borders) <= borders, sorted(walk.borders)
+    """On a busy machine a link may be lost in one answer, and what mends it is walked, too."""
+    assert not (grown(walks) and grown(asyncio.run(measure()))), grown(walks)
 
 
 def test_a_border_is_between_two_folders() -> None:
