@@ -88,3 +88,16 @@ def test_a_session_that_ended_is_read_on_for_a_while_if_no_other_runs(
 
     assert due is (None if read is None else slots[read])
     assert (on.patience_s(slots) is None) == (read is None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "took_s", "learned"), [(16, 0.08, 125.0), (15, 0.08, 100.0)]
+)
+def test_the_reading_speed_is_learned_from_passes_of_many_tokens(
+    tokens: int, took_s: float, learned: float
+) -> None:
+    reading = Reading(room=300, tokens_a_s=100.0)
+
+    reading.observe(tokens, took_s)
+
+    assert reading.tokens_a_s == pytest.approx(learned)

@@ -13,6 +13,7 @@ import pytest
 from picospec.edge_agent.settings import load
 from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
+from picospec.gateway.hosting.descriptors import MAX_CONNECTIONS, RESERVED, max_connections
 from picospec.gateway.hosting.listening import check_listening, hosts_of, is_loopback
 from picospec.gateway.hosting.settings import ServiceSettings
 from picospec.gateway.tokenizer import Tokenizer
@@ -153,3 +154,10 @@ async def test_with_a_right_key_every_path_is_open_and_some_always_are(
 
     assert [answer.status_code for answer in answers] == [200] * 6
     assert closed.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [(256, 128), (4096, 4096 - RESERVED), (1 << 20, MAX_CONNECTIONS)]
+)
+def test_connections_leave_descriptors_for_all_else(limit: int, most: int) -> None:
+    assert max_connections(limit) == most
