@@ -177,7 +177,7 @@ class StopStrings:
     """Finds the first of `stops` in text that is fed piece by piece, and ends the text before
     it, or after it if `include_stop`."""
 
-    def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
+    def __init__(self, stops: Sequence[str], *, include_stop: bool) -> None:
         if not all(stops):
             raise ValueError("a stop string must not be empty")
         self._stops = tuple(stops)

@@ -156,4 +156,4 @@ def test_without_stop_strings_every_whole_character_is_shown_at_once(text: str) 
 
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
-        StopStrings(["a", ""])
+        StopStrings(["a", ""], include_stop=False)
