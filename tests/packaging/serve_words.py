@@ -9,9 +9,7 @@ import sys
 import msgspec
 
 from picospec.gateway.hosting.serving import serve
-from picospec.gateway.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
-from picospec.speculation.protocol.messages import ModelFacts
 from picospec.verifier.app import build
 from picospec.verifier.settings import load
 from tests.verifier.fake_target import FACTS, FakeTarget, V
@@ -24,17 +22,10 @@ FILE = TokenizerFile("huggingface", json.dumps(MADE).encode())
 
 
 class Words(FakeTarget):
-    @property
-    def facts(self) -> ModelFacts:
-        return msgspec.structs.replace(FACTS, vocabulary=FILE.digest)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return FILE.open()
-
-    @property
-    def packed_tokenizer(self) -> bytes:
-        return FILE.pack()
+    def __init__(self) -> None:
+        super().__init__()
+        self._facts = msgspec.structs.replace(FACTS, vocabulary=FILE.digest)
+        self._tokenizer, self.packed_tokenizer = FILE.open(), FILE.pack()
 
 
 if __name__ == "__main__":
