@@ -222,3 +222,13 @@ def test_text_that_the_draft_model_cannot_spell_is_passed_over() -> None:
     assert text.follow(written, goes_on) == b""
     assert text.spelt == written
     assert text.follow(written + b" three", goes_on) != b""
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", ["antidisestablishment", "pseudonymous words", "unhappiness"])
+def test_text_behind_broken_bytes_is_tokenised_as_anywhere_else(name: Name, text: str) -> None:
+    retokenise, broken, whole = retokeniser(name), b"\xff", text.encode()
+
+    found = retokenise.tokenise(broken + whole)
+
+    assert found == [*retokenise.tokenise(broken), *retokenise.tokenise(whole)]
