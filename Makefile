@@ -1,6 +1,6 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
 # make test    set up, fetch the models, run every test; PARTS=2 has two processes share them
-# make test-quick   without models, browsers, the bench and what waits for real deadlines: a minute and a half
+# make test-quick   without models, browsers, the bench and what waits for real deadlines: two minutes
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
 # make test-faults    faults in the middle of answers; ARGS=--long adds what takes minutes
 # make check   formatting, lint, types, import rules
@@ -58,7 +58,7 @@ SLOW := bench page packaging deploy end_to_end verifier/test_process.py \
 
 .PHONY: test-quick
 test-quick: .venv/.ready-dev
-	@$(STEP) "quick tests" scripts/test-parts.sh $(or $(PARTS),2) $(BIN)/pytest -q -m "$(QUICK)" \
+	@$(STEP) "quick tests" scripts/test-parts.sh $(or $(PARTS),3) $(BIN)/pytest -q -m "$(QUICK)" \
 		$(patsubst %,--ignore tests/%,$(SLOW)) $(ARGS)
 
 check: .venv/.ready-dev
