@@ -19,23 +19,19 @@ _QUEUES: Final = ("waiting", "kv_holding_waiting")
 
 @contextmanager
 def aside(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
-    """Hide held requests, and the slots they take, from the scheduler while it plans a step.
-
-    And keep vLLM from widening a request of one row, whose other tokens are all cached: to fit
-    a CUDA graph it adds rows without a token, as many as there may be draft tokens. Our judge
-    would take them for rows of the session's own draft tokens.
-    """
+    """Hide held requests, and the slots they take, from the scheduler while it plans a step."""
+    if not held:
+        yield
+        return
     order, out = scheduler.running, {id(request) for request in held}
     scheduler.running = [request for request in order if id(request) not in out]
-    stock = {name: getattr(scheduler, name) for name in _CAPS if hasattr(scheduler, name)}
-    hidden = {name: value - len(held) for name, value in stock.items()}
-    stock["num_spec_tokens"], hidden["num_spec_tokens"] = scheduler.num_spec_tokens, 0
-    for name, value in hidden.items():
-        setattr(scheduler, name, value)
+    caps = {name: getattr(scheduler, name) for name in _CAPS if hasattr(scheduler, name)}
+    for name, value in caps.items():
+        setattr(scheduler, name, value - len(held))
     try:
         yield
     finally:
-        for name, value in stock.items():
+        for name, value in caps.items():
             setattr(scheduler, name, value)
         left = {id(request) for request in scheduler.running} | out
         known = {id(request) for request in order}
@@ -43,6 +39,20 @@ def aside(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
             *(request for request in order if id(request) in left),
             *(request for request in scheduler.running if id(request) not in known),
         ]
+
+
+@contextmanager
+def no_wider_than_asked(scheduler: Scheduler) -> Iterator[None]:
+    """Keep vLLM from widening a request of one row, whose other tokens are all cached.
+
+    To fit a CUDA graph vLLM adds rows without a token, as many as there may be draft tokens.
+    Our judge would take them for rows of the session's own draft tokens.
+    """
+    most, scheduler.num_spec_tokens = scheduler.num_spec_tokens, 0
+    try:
+        yield
+    finally:
+        scheduler.num_spec_tokens = most
 
 
 def must_step(scheduler: Scheduler) -> bool:

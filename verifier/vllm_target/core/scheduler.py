@@ -26,7 +26,7 @@ from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenLogprob
 from picospec.speculation.verifying.machine import PassPlan, Verdict
 from picospec.verifier.vllm_target.configuring.choice import Choice
-from picospec.verifier.vllm_target.core.hooks import aside
+from picospec.verifier.vllm_target.core.hooks import aside, no_wider_than_asked
 from picospec.verifier.vllm_target.core.session_scheduler import (
     SessionScheduler,
     attach,
@@ -70,7 +70,7 @@ class PicoScheduler(SessionScheduler):
         now = time.monotonic()
         held = self._offer_drafts(now)
         self._held = len(held)
-        with aside(self, held):
+        with aside(self, held), no_wider_than_asked(self):
             output = super().schedule(*args, **kwargs)
         self._held = 0
         output.num_spec_tokens_to_schedule = self._head
@@ -171,8 +171,8 @@ class PicoScheduler(SessionScheduler):
             _correct(request, asked[request_id], generated)
             if asked[request_id].rule is not None:
                 logprobs = _logprobs(model_runner_output, request, index, len(generated))
-                all_count = Judgement(tuple(generated), accepted=len(generated) - 1)
-                found = judged.get(request_id, all_count)
+                if (found := judged.get(request_id)) is None:  # all tokens count
+                    found = Judgement(tuple(generated), accepted=len(generated) - 1)
                 verdicts[slot.name] = Verdict(found.after(asked[request_id].told), logprobs)
         rows = scheduler_output.total_num_scheduled_tokens
         usual = _only_decodes(scheduler_output) and not self._is_dear(scheduler_output)
