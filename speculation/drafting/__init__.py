@@ -1,1 +1,1 @@
-"""The edge's end of one answer, without I/O."""
+"""The edge's end of one answer: machine, session and policy, without I/O."""

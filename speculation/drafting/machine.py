@@ -1,14 +1,14 @@
-"""The edge's end of one answer: it is told what happened, and says what to do next.
+"""The edge's machine of one answer takes in events and returns what to do next.
 
 A driver owns the clock, the draft model and the link. It calls `next` whenever something has
-changed, sends what an Outcome holds, and makes the step that it asks for; `drafted` takes the
-step's result, `received` each message of the verifier. The machine never waits for a verdict.
+changed, sends what the Outcome holds, and makes the step that the Outcome asks for; `drafted`
+takes the step's result, `received` each message of the verifier. The machine never waits for a
+verdict.
 
-A session may be lost with its verifier. `lost` then says whether the answer is complete all the
-same, and `opening` asks another verifier for the rest.
+A session may be lost with its verifier. `lost` then returns whether the answer is complete
+nevertheless, and `opening` asks another verifier for the rest.
 
-A step may end after the chain it extends has broken. Its draft tokens are then dropped, but the
-time it took is learned from all the same.
+If a step ends after its chain has broken, its draft tokens are dropped, but its time counts.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from picospec.speculation.sampling.draft_token import DraftToken, mark_ahead
 
 
 class DraftMachine:
-    """rtt_s: returns the link's round trip as it is now, in seconds. drafts: whether there
-    is a draft model. unused: see DraftingSession. vocabulary_size: the ids that are tokens of
+    """rtt_s: returns the link's current round-trip time in seconds. drafts: True if there is a
+    draft model. unused: see DraftingSession. vocabulary_size: token ids below it are tokens of
     the target."""
 
     def __init__(
@@ -79,7 +79,7 @@ class DraftMachine:
         self._lookup = lookup
         self._pass_s = 0.0
         self._draft_s = 0.0
-        self._unfinished_s = 0.0  # time of steps whose draft token a later one completes
+        self._unfinished_s = 0.0  # time of steps whose draft token a later step completes
         self._read_epoch, self._read_end = -1, 0  # the chain that the draft model has read
         self._opened_at = 0
         """The session began at this position; the pass there also read the prompt."""
@@ -92,13 +92,13 @@ class DraftMachine:
         return Latencies(self._rtt_s(), self._pass_s, self._draft_s)
 
     def next(self, now: float, *, busy: bool) -> Outcome:
-        """Return what to send, and the step to make. busy: a step is being made."""
+        """Return what to send, and the step to make. busy: True while a step is being made."""
         send, step = list[Pushed](), None
         while not (busy or step):
             self._look_up()
             is_due = self._is_step_due()
             if draft := self._flush(drafting=is_due):
-                send.append(draft)  # what is away now may make room for more
+                send.append(draft)  # sending these may make room for more
             if is_due:
                 step = self._step(now)
             elif not draft:
@@ -108,7 +108,7 @@ class DraftMachine:
         return outcome
 
     def _look_up(self) -> None:
-        """Extend the chain by what was written before, while that pays."""
+        """Extend the chain with tokens found in earlier text, while that pays."""
         if self._lookup is None:
             return
         session, latencies = self.session, self.latencies
@@ -148,9 +148,10 @@ class DraftMachine:
         return None
 
     def drafted(self, step: DraftStep, tokens: Sequence[DraftToken], now: float) -> None:
-        """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees;
-        or as many as a draft model of another vocabulary has completed, perhaps none. The first
-        was due; the others extend the chain while it may be extended."""
+        """Take a step's draft tokens: one, and one more for each token of `ahead` that agrees.
+        A draft model of another vocabulary returns those that it has completed, possibly none.
+        The first extends the chain as the step's own; the others, while the policy allows
+        lookups."""
         end = len(step.context)
         self._observe_step(step, now - step.asked_at, len(tokens))
         self._read_epoch, self._read_end = step.epoch, end + len(tokens) - 1
@@ -168,7 +169,7 @@ class DraftMachine:
         self._drafts = False
 
     def _observe_step(self, step: DraftStep, took_s: float, tokens: int) -> None:
-        """Learn from a step's time, unless the draft model went back or read a prompt in it."""
+        """Learn from a step's time, unless the draft model rewound or read a prompt in it."""
         if step.epoch != self._read_epoch:
             self._unfinished_s = 0.0
             return
@@ -179,7 +180,7 @@ class DraftMachine:
                 self._draft_s = smoothed(self._draft_s or None, self._unfinished_s / tokens)
                 self._unfinished_s = 0.0
             return
-        self._draft_s = min(self._draft_s, took_s)  # less than one over more tokens
+        self._draft_s = min(self._draft_s, took_s)  # one token takes no longer than several
         if self._lookup is not None:
             self._lookup.observe_reading(more, took_s, self._draft_s)
 
@@ -196,7 +197,7 @@ class DraftMachine:
             case Opened(limits=limits):
                 self.limits = limits
             case Reused(tokens=tokens) if not self.session.committed:
-                self.counts.reused = tokens  # the first token's session tells
+                self.counts.reused = tokens  # only the first token's session counts
             case Commit():
                 return Outcome(commit=self._commit(message))
             case Reject():
@@ -206,7 +207,7 @@ class DraftMachine:
         return Outcome()
 
     def _commit(self, message: Commit) -> Commit | None:
-        """Take in a Commit and return it as far as it was not known before."""
+        """Take in a Commit and return the part of it that was not known before."""
         known = len(message.tokens) - len(self.session.receive(message))
         if message.start > self._opened_at and message.pass_s > 0.0:
             self._pass_s = smoothed(self._pass_s or None, message.pass_s)
@@ -215,11 +216,11 @@ class DraftMachine:
         return fresh if fresh.tokens else None
 
     def _rejected(self, reject: Reject) -> Outcome:
-        """Answer a Reject. The draft tokens that it accepts are the text, and so is a recovered
-        token once it is drawn, whether or not the verifier has it."""
+        """Answer a Reject. The draft tokens that it accepts are committed, and so is a
+        recovered token as soon as it is drawn, whether or not the verifier has received it."""
         session = self.session
         if reject.position < len(session.committed):
-            return Outcome()  # it was answered
+            return Outcome()  # already answered
         accepted = session.before(reject)
         answer = self._judge.rejected(reject, session.chain[len(accepted)])
         recovered = (answer.token,) if isinstance(answer, Recovered) else ()
@@ -228,14 +229,14 @@ class DraftMachine:
         return Outcome(send=(answer,) if answer else (), commit=self._commit(commit))
 
     def lost(self) -> Finish | None:
-        """Note that the session is lost; return the Finish of a text that is complete."""
+        """Note that the session is lost; return a Finish if the text is complete."""
         self._tally.lost()
         finished = self.session.finished
         return Finish(finished, self._tally.totals) if finished else None
 
     def opening(self) -> Open:
         """Return the Open of a session that generates the rest of the answer. Its verifier has
-        no draft token yet, so the whole chain will be sent."""
+        no draft tokens yet, so the whole chain will be sent."""
         self.observer.opened()
         self.session.away = 0
         self._opened_at = len(self.session.committed)

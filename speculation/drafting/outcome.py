@@ -1,4 +1,4 @@
-"""What the edge's machine asks of its driver, and what it counts."""
+"""The edge's machine returns these values to its driver, and counts draft tokens in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from picospec.speculation.protocol.messages import (
 
 @dataclass(frozen=True, slots=True)
 class DraftStep:
-    """One step asked of the draft model."""
+    """The draft model is asked for this step."""
 
     context: list[TokenId]
     """The step follows these output tokens: the committed ones and the chain."""
@@ -28,7 +28,7 @@ class DraftStep:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a driver must do, in the order of the fields."""
+    """A driver must do these things, in the order of the fields."""
 
     send: tuple[Pushed, ...] = ()
     step: DraftStep | None = None
@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class DraftCounts:
-    """Counts one answer's draft tokens by where they came from, and more."""
+    """Counts one answer's draft tokens by source, its stale steps and its reused tokens."""
 
     drafted: int = 0
     looked_up: int = 0  # proposed without a step: by lookup, or forced by a grammar
@@ -49,16 +49,16 @@ class DraftCounts:
 class Tally:
     """Counts an answer's passes and draft tokens where some of its sessions were lost.
 
-    A verifier counts for itself, and says so with its Finish. Of a session that has none, the
-    Commits are all there is to count: each shows one pass, and the draft tokens that it
+    A verifier sends its own counts with its Finish. A lost session has no Finish, so its
+    Commits are counted instead: each stands for one pass and for the draft tokens that it
     accepted.
     """
 
     def __init__(self) -> None:
         self.totals = Totals()
-        """The Commits of all sessions so far add up to this."""
+        """The sum over the Commits of all sessions so far."""
 
-        self._before = Totals()  # the part of it that lost sessions have counted
+        self._before = Totals()  # the part that lost sessions have counted
 
     def add(self, commit: Commit) -> None:
         if commit.tokens:
@@ -67,16 +67,16 @@ class Tally:
             self.totals = self.totals.plus(Totals(1, accepted, accepted, filled, commit.own))
 
     def lost(self) -> None:
-        """Note that the session is lost: what follows is counted by another verifier."""
+        """Note that the session is lost: another verifier counts from here on."""
         self._before = self.totals
 
     def finished(self, finish: Finish) -> Finish:
-        """Return the last session's Finish with the totals of all."""
+        """Return the last session's Finish with the totals of all sessions."""
         return Finish(finish.reason, self._before.plus(finish.totals))
 
 
 class Observer:
-    """Is told what a machine is told, and what it decides; this one notes nothing."""
+    """A machine reports its inputs and decisions to this interface; this class ignores them."""
 
     def opened(self) -> None:
         """A session is about to be opened."""
@@ -88,4 +88,4 @@ class Observer:
         """The machine is about to take in a message."""
 
     def after(self, outcome: Outcome) -> None:
-        """The machine has taken it in."""
+        """The machine has taken in the message."""

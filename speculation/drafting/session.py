@@ -28,8 +28,8 @@ from picospec.speculation.sampling.draft_token import DraftToken
 
 
 class DraftingSession:
-    """unused: the previous session's count of Commits that took nothing from the chain; it
-    starts this session's count, so that a rest goes on where it was."""
+    """unused: the previous session's count of Commits that accepted nothing from the chain.
+    This session goes on from it, so that a rest continues."""
 
     def __init__(
         self, *, max_tokens: int, stop_tokens: Sequence[TokenId], unused: int = 0
@@ -39,23 +39,23 @@ class DraftingSession:
         self.chain: list[DraftToken] = []
         self.misses = 0  # chains in a row whose first draft token was rejected
         self.unused = unused
-        """So many Commits in a row agreed with the chain and took nothing from it."""
+        """This many Commits in a row agreed with the chain and accepted nothing from it."""
 
-        self.away = 0  # draft tokens that were sent and that no Commit has confirmed yet
+        self.away = 0  # draft tokens sent and not yet confirmed by a Commit
         self._broke_at = 0
         self._max_tokens = max_tokens
         self._stop_tokens = frozenset(stop_tokens)
 
     @property
     def finished(self) -> FinishReason | None:
-        """Why the committed text ends the answer; None if it does not."""
+        """The reason why the committed text is complete, None if it is not."""
         if not self._stop_tokens.isdisjoint(self.committed[-1:]):
             return "stop"
         return "length" if len(self.committed) >= self._max_tokens else None
 
     @property
     def context(self) -> list[TokenId]:
-        """The committed tokens and the chain after them: what the next draft token follows."""
+        """The committed tokens and the chain after them; the next draft token follows these."""
         return [*self.committed, *(drafted.token for drafted in self.chain)]
 
     @property
@@ -78,7 +78,7 @@ class DraftingSession:
 
     @property
     def may_extend(self) -> bool:
-        """Whether any token can follow the chain: neither it nor the text ends the answer."""
+        """True if a token can follow: neither the text nor the chain ends the answer."""
         last = [*self.committed[-1:], *(drafted.token for drafted in self.chain[-1:])]
         return self.end < self._max_tokens and self._stop_tokens.isdisjoint(last)
 
@@ -88,8 +88,8 @@ class DraftingSession:
         self.chain.append(drafted)
 
     def flush(self, *, pauses: bool = False) -> Draft | None:
-        """Return the draft tokens not yet sent, if any, as the next message to the verifier.
-        pauses: none will follow until there is a Commit."""
+        """Return the unsent draft tokens, if any, as the next message to the verifier. pauses:
+        no more draft tokens will follow until there is a Commit."""
         new = self.chain[self.away :]
         if not new:
             return None
@@ -100,8 +100,8 @@ class DraftingSession:
         return Draft(self.epoch, start, behind, tokens, q or None, pauses=pauses)
 
     def receive(self, commit: Commit) -> tuple[TokenId, ...]:
-        """Take in a Commit and return its tokens that were not known before. Raise
-        RemoteProtocolError for what no correct verifier sends."""
+        """Take in a Commit and return those of its tokens that were not known before. Raise
+        RemoteProtocolError for a Commit that no correct verifier sends."""
         known = len(self.committed) - commit.start
         self._check(commit, known)
         tokens = commit.tokens[known:]
@@ -142,8 +142,8 @@ class DraftingSession:
             self.unused += 1
 
     def before(self, reject: Reject) -> tuple[DraftToken, ...]:
-        """Return the draft tokens that a Reject accepts, which are before the rejected one.
-        Raise RemoteProtocolError where the one rejected was never sent."""
+        """Return the draft tokens that a Reject accepts, which are those before the rejected
+        one. Raise RemoteProtocolError if the rejected one was never sent."""
         accepted = reject.position - len(self.committed)
         if accepted >= self.away:
             raise RemoteProtocolError(f"Reject.position: no draft is at {reject.position}")
@@ -161,8 +161,8 @@ class DraftingSession:
 def check(
     message: Down, request: Open, vocabulary_size: int, committed: Sequence[TokenId]
 ) -> None:
-    """Raise RemoteProtocolError for what no message may have, whatever chain there is. The
-    tokens committed before are for a Reused."""
+    """Raise RemoteProtocolError for values that no message may have, whatever the chain is. A
+    Reused is compared with the number of tokens committed before."""
     match message:
         case Commit(tokens=tokens, logprobs=logprobs):
             if len(tokens) > MAX_VERIFY + 1:

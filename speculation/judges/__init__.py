@@ -1,1 +1,1 @@
-"""The ways to judge draft tokens. Each has a half for each end; no other room knows them."""
+"""The ways to judge draft tokens. Each has a half for either end; no other room knows them."""

@@ -1,10 +1,10 @@
-"""What a judge is to the rest: two halves, and the rule of a pass between them.
+"""The interface of a judge: two halves, and the rule of a pass between them.
 
-    edge       draws draft tokens, and answers a rejection where that is left to it
-    rule       says what one pass makes of its draft tokens, for whoever has the logits
-    verifier   makes the rules, and keeps what a rejection still needs
+    edge       draws draft tokens, and answers rejections if the judge leaves that to the edge
+    rule       judges the draft tokens of one pass, in the process that has the logits
+    verifier   makes the rules, and keeps what a pending rejection needs
 
-The machines, their drivers and the targets use these alone.
+The machines, their drivers and the targets use only these.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Row = Callable[[int], Distribution]
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A draft token that was rejected, where the verifier cannot draw what takes its place."""
+    """A draft token was rejected, and the edge must draw the token that takes its place."""
 
     token: TokenId
     p: Distribution
-    """This whole p judged it."""
+    """The whole distribution that judged it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a pass generated: the accepted draft tokens, then a token of the target's own or a
+    """The result of a pass: the accepted draft tokens, then a token of the target's own or a
     rejection."""
 
     tokens: tuple[TokenId, ...]
@@ -49,59 +49,59 @@ class Judgement:
     rejection: Rejection | None = None
 
     def after(self, told: int) -> Judgement:
-        """Return it without its first `told` accepted draft tokens."""
+        """Return the judgement without its first `told` accepted draft tokens."""
         return replace(self, tokens=self.tokens[told:], accepted=self.accepted - told)
 
 
 class Noise(NamedTuple):
-    """The shared noise that a pass begins with."""
+    """The shared noise of a pass, from its first row on."""
 
     seed: int
     at: int
-    """The first row has this `noise.place`."""
+    """The `noise.place` of the first row."""
 
 
 class Rule(Protocol):
-    """How one pass is judged: a value, which may travel to another process."""
+    """The rule judges one pass. It is a value, so it can travel to another process."""
 
     @property
     def noise(self) -> Noise | None:
-        """Set where each row is needed for nothing but the token that this noise picks."""
+        """Set if each row is used only for the token that this noise picks, else None."""
 
     def judge(self, row: Row, draft: Sequence[TokenId]) -> Judgement:
         """Judge the draft tokens of the pass. No row is computed after that of the first
-        rejected one."""
+        rejected draft token."""
 
 
 class EdgeHalf:
-    """One answer's, at the edge; by default the verifier leaves no token to it."""
+    """One answer's half at the edge. By default the verifier leaves no token to it."""
 
     sampler: DraftSampler
     """Draws the draft tokens."""
 
     sends_at_once = False
-    """Whether each draft token is sent as soon as it is drawn, whatever the policy says."""
+    """True if each draft token is sent as soon as it is drawn, whatever the policy decides."""
 
     def reopened(self) -> bool:
-        """Note that a session begins; return whether the one before was lost after a rejection
-        that is yet to be answered: the draft token after the committed text was rejected."""
+        """Note that a session begins. Return True if the previous session was lost while a
+        rejection was unanswered: the draft token after the committed text was rejected."""
         return False
 
     def rejected(self, reject: Reject, drafted: DraftToken) -> Answer | None:
-        """Return what answers a rejection, None for one that was answered. drafted: the draft
-        token at that position. Raise RemoteProtocolError for what no honest verifier sends."""
+        """Return the answer to a rejection, None if it was answered before. drafted: the draft
+        token at that position. Raise RemoteProtocolError for what no correct verifier sends."""
         raise RemoteProtocolError("Reject: this judge leaves no token to the edge")
 
 
 class VerifierHalf(ABC):
-    """One session's, at the verifier; by default it leaves no token to the edge."""
+    """One session's half at the verifier. By default it leaves no token to the edge."""
 
     needs_draft = False
-    """Whether no pass may begin without a draft token."""
+    """True if no pass may begin without a draft token."""
 
     @property
     def owed_at(self) -> int | None:
-        """The position of a token that the edge owes: until it comes, no pass may begin."""
+        """The position of a token that the edge must draw before a pass may begin, if any."""
         return None
 
     def check(self, draft: Draft) -> None:
@@ -110,36 +110,36 @@ class VerifierHalf(ABC):
             raise RemoteProtocolError("Draft.q: this judge takes no weights")
 
     def judgeable(self, pending: int, most: int) -> int:
-        """Return for how many draft tokens rows are counted, of `most` that a pass may have."""
+        """Return how many draft tokens to count rows for. most: those that a pass may have."""
         return min(pending, most)
 
     @abstractmethod
     def rule(self, start: int, weights: Sequence[int]) -> Rule:
-        """Return the rule of a pass from a position on. weights: of its draft tokens."""
+        """Return the rule of a pass from a position on. weights: those of its draft tokens."""
 
     def rejected(self, rejection: Rejection, commit: Commit) -> Reject:
-        """Return what is sent of a rejection. commit: of the tokens accepted before it."""
+        """Return the Reject to send. commit: the tokens accepted before the rejection."""
         raise LocalProtocolError("this judge leaves no token to the edge")
 
     def received(self, answer: Answer, text: Sequence[TokenId]) -> Commit | Reject | None:
-        """Return what an edge's answer brings about: the Commit that it completes, or the
-        rejection again; None for an answer that is late or repeated. text: what is committed.
-        Raise RemoteProtocolError, and change nothing, for what no honest edge sends."""
+        """Return the Commit that an edge's answer completes, or the rejection again; None for a
+        late or repeated answer. text: the committed tokens. Raise RemoteProtocolError, and
+        change nothing, for an answer that no correct edge sends."""
         raise RemoteProtocolError(f"{type(answer).__name__}: no token is left to the edge")
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """u: uniforms in [0, 1) of the half's own, which the other end cannot foresee."""
+    """Each half gets uniforms in [0, 1) of its own, which the other end cannot predict."""
 
     edge: Callable[[Open, Iterator[float]], EdgeHalf]
     verifier: Callable[[Open, Iterator[float]], VerifierHalf]
     takes_any_draft: bool
-    """Whether a draft token may come from anywhere, and be dropped for what it is: from prompt
-    lookup, a grammar, the verifier itself or a draft model of another vocabulary."""
+    """True if any source may propose a draft token, and a token may be dropped for its value:
+    prompt lookup, a grammar, the verifier itself or a draft model of another vocabulary."""
 
     has_logprobs: bool
-    """Whether each committed token has a row of the target, and so log-probabilities."""
+    """True if each committed token has a row of the target, and so log-probabilities."""
 
     since: int
-    """The oldest version of the protocol in which it has the messages of today."""
+    """The oldest protocol version that has the judge's messages in today's form."""

@@ -1,4 +1,4 @@
-"""The judges by the names that settings and an Open have for them."""
+"""The judges, by the names that settings and an Open use for them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ JUDGES: Final[Mapping[Name, Judge]] = {
 
 
 def seeded(seed: int, at: int) -> Rule:
-    """Return the rule by which the target draws with a seed where there is no edge. at: see
+    """Return the rule by which the target draws with a seed when there is no edge. at: see
     Noise."""
     return Coupled(seed, at)

@@ -1,1 +1,1 @@
-"""Draft tokens found in what was written before, without a draft model."""
+"""Draft tokens found in earlier text, without a draft model."""

@@ -1,4 +1,4 @@
-"""N-grams of a text, which are n tokens in a row, and what followed where they stood before."""
+"""N-grams of a text (n tokens in a row), and the tokens that followed earlier occurrences."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import numpy as np
 from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8, 3, 1)
-"""Lengths of the n-grams kept, longest first: a match of 8 to 15 tokens counts as one of 8."""
+"""Lengths of the n-grams kept, longest first; a match of 8 to 15 tokens counts as one of 8."""
 
 STEP_TOKENS: Final = 4096
-"""Tokens whose n-grams are made at once, which takes a millisecond."""
+"""The n-grams of this many tokens are made at once, which takes a millisecond."""
 
 Gram = tuple[TokenId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A token that followed where the end of the text stood before."""
+    """A token that followed an earlier occurrence of the tokens that end the text."""
 
     token: TokenId
     at: int  # the token's index in the text
-    length: int  # tokens that agree before it
+    length: int  # the number of tokens that agree before it
 
 
 class PromptGrams:
-    """The n-grams of a prompt. It never changes, so that all answers to the prompt share it; a
-    thread may make it, in steps between which other threads run.
+    """The n-grams of a prompt. They never change, so all answers to the prompt share them; a
+    thread may make them, in steps between which other threads run.
 
-    A token takes 12 bytes for each length: the n-grams are sorted by their hashes, those with
-    one hash by where they stand. (A dictionary of them takes 600 bytes a token.)
+    A token takes 12 bytes for each length: the n-grams are sorted by hash, those with equal
+    hashes by position. (A dictionary of them takes 600 bytes a token.)
     """
 
     def __init__(self, tokens: Sequence[TokenId]) -> None:
@@ -43,7 +43,7 @@ class PromptGrams:
         self._sorted = {n: self._by_hash(n) for n in LENGTHS}
 
     def last(self, gram: Gram) -> int | None:
-        """Return the index of the token that followed an n-gram where it stood last."""
+        """Return the index of the token that followed the last occurrence of an n-gram."""
         hashes, ends = self._sorted[len(gram)]
         if not (place := bisect_right(hashes, hash(gram))):
             return None
@@ -51,7 +51,7 @@ class PromptGrams:
         return end if self.tokens[end - len(gram) : end] == gram else None
 
     def _by_hash(self, n: int) -> tuple[memoryview[int], memoryview[int]]:
-        """Return the hashes of all n-grams that a token follows, and the indices of these."""
+        """Return the hashes of all n-grams that a token follows, and those tokens' indices."""
         count = max(0, len(self.tokens) - n)
         hashes = np.empty(count, np.int64)
         for begin in range(0, count, STEP_TOKENS):
@@ -63,9 +63,9 @@ class PromptGrams:
 
 
 class Index:
-    """A text that grows and shrinks at its end, in constant time a token.
+    """A text that grows and shrinks at its end, in constant time per token.
 
-    prompt: its beginning, which stays. tokens: what follows that.
+    prompt: the fixed beginning of the text. tokens: the tokens after the prompt.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Index:
         self._prompt = prompt or PromptGrams(())
         self.tokens: list[TokenId] = list(self._prompt.tokens)
         self._after: dict[Gram, int] = {}
-        """It has the index of the token behind the prompt that followed an n-gram last."""
+        """Maps an n-gram to the index of the token that followed it last, behind the prompt."""
 
-        self._replaced: list[list[int | None]] = []  # by token: what it overwrote in _after
+        self._replaced: list[list[int | None]] = []  # what each token overwrote in _after
         self._ending = self._grams()  # the n-grams that end the text
         for token in tokens:
             self.append(token)
@@ -89,8 +89,8 @@ class Index:
         self._ending = self._grams()
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on, as if they had never been appended: none of the
-        prompt's."""
+        """Remove the tokens from `length` on, as if they had never been appended. The prompt's
+        tokens must remain."""
         while len(self.tokens) > length:
             self.tokens.pop()
             self._ending = self._grams()
@@ -103,7 +103,7 @@ class Index:
     def match(self) -> Match | None:
         """Return what followed the last occurrence of the longest n-gram, one of LENGTHS."""
         found = None
-        for gram in reversed(self._ending):  # where a longer one stood, so did they
+        for gram in reversed(self._ending):  # a longer n-gram contains the shorter ones
             at = self._after.get(gram) or self._prompt.last(gram)  # an index is never 0
             if at is None:
                 break
@@ -117,9 +117,9 @@ class Index:
 def resumption(
     dropped: Sequence[TokenId], text: Sequence[TokenId], at: int, *, most: int
 ) -> Match | None:
-    """Return where a broken chain continues like the text after it does, if anywhere: the place
-    with most agreeing tokens before it, up to `most`, and among equals the nearest.
-    dropped: the chain from its wrong token on, which had the index `at` in the text."""
+    """Return where a broken chain goes on like the text after it, None if nowhere: the place
+    with most agreeing tokens before it, up to `most`, and among equals the nearest. dropped:
+    the chain from its wrong token on, which had the index `at` in the text."""
     found = []
     for end, before in enumerate(dropped[:-1], 1):
         if not text or before != text[-1]:

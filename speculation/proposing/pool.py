@@ -1,8 +1,8 @@
-"""What answers held, over requests: what an answer repeats goes on as it did the last time.
+"""A pool of answers to earlier requests: text that repeats one probably goes on as it did.
 
-Answers lie one after another in a ring of tokens, each after the end of its prompt. Hashed
-tables say, by lengths of n-grams, where one stood last. Nothing is deleted from them: a match
-counts only if its tokens are still in the ring, so those written longest ago leave first.
+Answers lie one after another in a ring of tokens, each after the end of its prompt. Hash
+tables, one for each n-gram length, hold where an n-gram occurred last. Nothing is deleted from
+them: a match counts only if its tokens are still in the ring, so the oldest ones leave first.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from picospec.speculation.proposing.ngrams import Match
 from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8)
-"""Lengths of the n-grams kept, longest first. A token of the ring takes 4 bytes, and in each
-table 4 to 8."""
+"""Lengths of the n-grams kept, longest first. A token takes 4 bytes in the ring, and 4 to 8 in
+each table."""
 
 CONTEXT: Final = 64
-"""Tokens of a prompt's end that are kept before its answer: prompts often end alike."""
+"""This many tokens of a prompt's end are kept before its answer: prompts often end alike."""
 
 _MULTIPLIERS: Final = np.random.default_rng(16).integers(
     1 << 63, size=max(LENGTHS), dtype=np.uint64
 ) * np.uint64(2) + np.uint64(1)
-"""A hash of an n-gram is the upper bits of its product with these."""
+"""The hash of an n-gram is the upper bits of its dot product with these odd numbers."""
 
 Ids = NDArray[np.uint32]
 
 
 class Pool:
-    """most_tokens: of the ring, above max(LENGTHS)."""
+    """most_tokens: size of the ring, more than max(LENGTHS)."""
 
     def __init__(self, most_tokens: int) -> None:
         self._ring = np.zeros(most_tokens, np.uint32)  # token ids plus 1; 0 ends each text
         self._next = 0
         self._bits = most_tokens.bit_length()
         self._after = {n: np.zeros(1 << self._bits, np.uint32) for n in LENGTHS}
-        """It has, by an n-gram's hash, the place in the ring of the token that followed."""
+        """Maps an n-gram's hash to the place in the ring of the token that followed."""
 
     def add(self, prompt: Sequence[TokenId], answer: Sequence[TokenId]) -> None:
-        """Keep an answer, as far as it came, unless it is what the pool expects."""
+        """Add an answer, complete or not, unless it is the one that the pool expects."""
         if not answer or self.expected(prompt, len(answer)) == tuple(answer):
             return
         kept = [*prompt[-CONTEXT:], *answer][: len(self._ring) - 1]
@@ -55,11 +55,11 @@ class Pool:
         for n, after in self._after.items():
             if len(kept) > n:
                 hashes = self._hashes(sliding_window_view(text[:-2], n))
-                after[hashes[::-1]] = places[n:-1][::-1]  # the first in a text counts
+                after[hashes[::-1]] = places[n:-1][::-1]  # a text's first one counts
 
     def match(self, text: Sequence[TokenId]) -> Match | None:
-        """Return what followed the longest n-gram that ends a text when it stood here last. Its
-        index is for `following`."""
+        """Return what followed the longest n-gram that ends a text at its last occurrence in
+        the pool. The match's index is for `following`."""
         for n in LENGTHS:
             if len(text) < n:
                 continue
@@ -77,10 +77,10 @@ class Pool:
         return tuple((ids[: ends[0] if len(ends) else None].astype(np.int64) - 1).tolist())
 
     def expected(self, prompt: Sequence[TokenId], most: int) -> tuple[TokenId, ...]:
-        """Return how an answer to a prompt probably begins; empty if nothing is known.
+        """Return how the answer to a prompt probably begins; empty if nothing is known.
 
-        It is the answer whose prompt has most n-grams where this one has them, counted from the
-        end, and half of them at least: a template and an instruction make no prompts alike.
+        This is the answer whose prompt has the most n-grams at the same distance from its end,
+        at least half of them: a shared template and instruction do not make prompts alike.
         """
         begins: Counter[int] = Counter()
         compared = min(CONTEXT, len(prompt))
@@ -94,7 +94,7 @@ class Pool:
         return self._ring.take(np.arange(begin, begin + size), mode="wrap")
 
     def _hashes(self, grams: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """grams: [count, n]."""
+        """Return the hash of each n-gram. grams: [count, n]."""
         mixed: NDArray[np.uint64] = (grams * _MULTIPLIERS[: grams.shape[1]]).sum(1)
         return mixed >> np.uint64(64 - self._bits)
 

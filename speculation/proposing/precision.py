@@ -1,4 +1,4 @@
-"""The running mean with which both ends learn, and how often what continues a text is right."""
+"""The running mean by which both ends learn, and the precision of continuations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WEIGHT: Final = 0.25
 """The latest observation has this weight."""
 
 MIN_WEIGHT: Final = 1 / 32
-"""Weight of the latest observation once so many were seen: the estimate follows the text."""
+"""The latest observation has at least this weight, so the estimate follows the text."""
 
 
 def smoothed(old: float | None, latest: float, weight: float = WEIGHT) -> float:
@@ -22,7 +22,7 @@ def smoothed(old: float | None, latest: float, weight: float = WEIGHT) -> float:
 
 @dataclass(slots=True)
 class Precision:
-    """How often the tokens of one kind are right: a running mean that begins at a prior."""
+    """How often the tokens of one kind are right: a running mean that starts at a prior."""
 
     right: float
     seen: int
@@ -34,7 +34,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """Tokens that may come next, each right as often as `precision` says if those before it
+    """Tokens that may come next. Each is right with probability `precision` if those before it
     are."""
 
     tokens: Sequence[TokenId]

@@ -3,9 +3,9 @@
 A client that has a file edited knows most of the answer. The verifier follows the answer in
 that text, the prediction, from its first token on, and proposes what comes next in it. Where
 the answer differs, it looks for the place at which the answer goes on in the prediction: after
-a changed, a left out or an added line.
+a changed, deleted or added line.
 
-How often predicted tokens are right is learned by how many tokens agreed before, also where
+The precision of predicted tokens is learned by how many tokens agreed before them, even where
 none is proposed. So a wrong prediction soon takes no rows.
 """
 
@@ -25,16 +25,16 @@ LENGTHS: Final = (8, 3, 1)
 """Lengths of the n-grams by which a lost place is found, longest first."""
 
 SURE: Final = 3
-"""Tokens that must agree before a place counts as found: one or two may agree by chance. The
-first token of the answer has the same standing, because a prediction begins where it does."""
+"""This many tokens must agree before a place counts as found: one or two may agree by chance.
+The answer's first token counts as found, because a prediction begins where the answer does."""
 
 PRIORS: Final = {16: (0.99, 16), 8: (0.95, 4), SURE: (0.9, 2), 1: (0.5, 4), 0: (0.0, 1)}
-"""By the tokens that agreed before it: how often a predicted token is right, and the number of
-tokens that this counts as. A prior; each answer corrects it by what it sees."""
+"""Maps the number of tokens that agreed before it to how often a predicted token is right, and
+to the number of observations that this prior counts as; each answer corrects it."""
 
 INDEXED_AHEAD: Final = 2048
-"""Tokens after the last sure place that are searched for the next one. An index of them is made
-in a few milliseconds, and grows with the place."""
+"""This many tokens after the last sure place are searched for the next one. Indexing them takes
+a few milliseconds; the index grows with the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Place:
 
     at: int  # the index of the predicted token that should come next
     agreed: int  # tokens before it that the answer has too; 0: the place is lost
-    last: int  # the index at which the place was sure last
+    last: int  # the latest index at which the place was sure
 
 
 START: Final = Place(at=0, agreed=SURE, last=0)
@@ -64,16 +64,16 @@ class Prediction:
 
     @property
     def accepted_tokens(self) -> int:
-        """The predicted tokens that the committed text has, each counted once."""
+        """The number of predicted tokens in the committed text, each counted once."""
         return len(self._found)
 
     @property
     def rejected_tokens(self) -> int:
-        """The predicted tokens that the committed text lacks."""
+        """The number of predicted tokens that the committed text lacks."""
         return len(self._predicted) - len(self._found)
 
     def follow(self, committed: Sequence[TokenId], drafts: Sequence[TokenId] = ()) -> None:
-        """Move to the end of the drafts, which follow the committed tokens."""
+        """Move to the end of the draft tokens, which follow the committed tokens."""
         for position in range(self._committed, len(committed)):
             self._commit(position, committed[position])
         self._committed = len(committed)
@@ -100,7 +100,7 @@ class Prediction:
         self._count(self._places[position + 1])
 
     def _count(self, place: Place) -> None:
-        """Count the tokens before a sure place, which agreed before it was sure, too."""
+        """Count the tokens before a sure place, also those that agreed before it was sure."""
         if place.agreed >= SURE:
             first = max(0, place.at - min(place.agreed, max(LENGTHS)))
             self._found.update(range(first, place.at))
@@ -121,8 +121,8 @@ class Prediction:
         return self._find(text, place.last)
 
     def _find(self, text: Sequence[TokenId], last: int) -> Place:
-        """Look for the longest n-gram that ends the text, first behind `last`: an answer
-        leaves out more often than it goes back."""
+        """Return the place after the longest n-gram that ends the text. Places behind `last`
+        come first: an answer leaves out more often than it goes back."""
         self._index_to(last + INDEXED_AHEAD)
         for n in LENGTHS:
             if ends := self._ends.get(tuple(text[-n:]) if n <= len(text) else ()):

@@ -1,20 +1,20 @@
-"""Prompt lookup: draft tokens from what followed when the same tokens were written before.
+"""Prompt lookup: draft tokens that followed when the same tokens were in the text before.
 
 Answers repeat their prompt and themselves: code that is edited, names, quotations. The longest
-n-gram that ends the text and stood earlier proposes what followed it there (Yang et al. 2023,
-arXiv:2304.04487). Such a token is used in one of two ways:
+n-gram that ends the text and occurred earlier proposes what followed it there (Yang et al.
+2023, arXiv:2304.04487). Such a token is used in one of two ways:
 
     unread   It becomes a draft token at once. That saves a draft step, but the draft model has
-             not checked it. So it is done only where drafting limits the speed and where
-             matches of this length have been right so far.
+             not checked it. So this is done only where drafting limits the speed and matches
+             of this length have been right so far.
     ahead    The draft model reads it in its next step, and it becomes a draft token only if the
              draft model agrees (staged speculation, Spector and Re 2023, arXiv:2308.04623).
              A step over four tokens takes two or three times as long as one over one token.
 
-What a broken chain went on with is read ahead too: after the token that was wrong, the text
-often continues in the same way.
+The rest of a broken chain is read ahead too: after the wrong token, the text often continues in
+the same way.
 
-All of this is for judges that take any draft token: it is exact there, whatever proposed it.
+This is only for judges that take any draft token: with them it is exact, whatever proposed it.
 """
 
 from __future__ import annotations
@@ -31,41 +31,42 @@ from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
 
 MIN_UNREAD_LENGTH: Final = 3
-"""Tokens that must match before a token is proposed unread; shorter matches are only read."""
+"""This many tokens must match before a token is proposed unread; shorter matches are read."""
 
 MATCH_PRIORS: Final = {16: (0.99, 16), 8: (0.88, 8), 3: (0.70, 8), 1: (0.25, 8)}
-"""By the length of a match: how often it is right, and the number of matches that this counts
-as. A prior, fitted to the Qwen pair at temperatures 0 and 1; each session corrects it by what
-it sees."""
+"""Maps the length of a match to how often it is right, and to the number of matches that this
+counts as. The prior is fitted to the Qwen pair at temperatures 0 and 1; each session corrects
+it by its observations."""
 
 MAX_STEPS_A_PASS: Final = 6
-"""No token is proposed unread where a pass lasts longer than so many draft steps: the draft
+"""No token is proposed unread if a pass lasts longer than this many draft steps: the draft
 model then fills the pass by itself. Found with `python -m picospec.bench.predictions`."""
 
 RISK_MARGIN: Final = 2.0
-"""Factor by which the expected loss of a wrong unread token is raised: the draft tokens after
-it are lost as well. Found with `python -m picospec.bench.simulator`: 2 loses at most 1 % in any
-cell."""
+"""The expected loss of a wrong unread token is raised by this factor, because the draft tokens
+after it are lost as well. Found with `python -m picospec.bench.simulator`: 2 loses at most 1 %
+in any cell."""
 
 READING_PRIOR: Final = 0.25
-"""What reading one more token takes the draft model, in draft steps, until it is measured."""
+"""The draft model needs this many draft steps to read one more token, until measured."""
 
 AHEAD_SIZES: Final = (3, 7, 15)
-"""Tokens that a step may read ahead. With the token before them they fill blocks of four rows,
-which is what llama.cpp's kernels work in."""
+"""A step may read this many tokens ahead. With the token before them they fill blocks of four
+rows, in which llama.cpp's kernels work."""
 
 RESUMPTION_PRIORS: Final = {1: 0.45, 2: 0.8, 3: 0.9}
-"""How often the draft model agrees with what a broken chain went on with, by the number of
-tokens before it that agree. A prior, fitted to the Qwen pair."""
+"""Maps the number of agreeing tokens before it to how often the draft model agrees with the
+rest of a broken chain. The prior is fitted to the Qwen pair."""
 
 
 def is_worth_unread(confidence: float, latencies: Latencies, *, read_s: float) -> bool:
-    """Return whether a token is worth more unread than a step of the draft model.
+    """Return True if an unread token is expected to gain more time than a step of the draft
+    model.
 
-    read_s: what the draft model takes to read a token later that it did not draft. An unread
-    token saves a step less that; a wrong one loses a round trip and a pass. Without a draft
-    model there is nothing to lose: the verifier judges no rows, and waits for none, that do
-    not pay.
+    read_s: seconds that the draft model takes to read a token later that it did not draft. An
+    unread token saves a step minus read_s; a wrong one loses a round trip and a pass. Without a
+    draft model there is nothing to lose: the verifier judges, and waits for, only rows that
+    pay.
     """
     if latencies.draft_s == inf:
         return True
@@ -76,9 +77,9 @@ def is_worth_unread(confidence: float, latencies: Latencies, *, read_s: float) -
 
 
 def ahead_size(right: float, latencies: Latencies, *, read_s: float) -> int:
-    """Return how many tokens a step should read ahead, each of them right as often as `right`.
-    read_s: what reading one takes. Each token that the draft model agrees with saves a step
-    if all before it do."""
+    """Return how many tokens a step should read ahead, each of which is right with probability
+    `right`. read_s: seconds to read one. Each token that the draft model agrees with saves a
+    step if all before it do."""
 
     def gain_s(count: int) -> float:
         saved = sum(right**n for n in range(1, count + 1))
@@ -88,9 +89,9 @@ def ahead_size(right: float, latencies: Latencies, *, read_s: float) -> int:
 
 
 class PromptLookup:
-    """A Proposer: one session's index, and how often its matches are right. grams: those of the
-    prompt, where they have been made already. pool: where else unread tokens may be found. The
-    draft model has not read them there, and would not agree: they are not read ahead."""
+    """A Proposer with one session's index and the precision of its matches. grams: the prompt's
+    n-grams, if they exist already. pool: another source of unread tokens; they are not read
+    ahead, because the draft model, which has not read the pool, would not agree."""
 
     def __init__(
         self,
@@ -102,20 +103,20 @@ class PromptLookup:
         self._index = Index(prompt=grams or PromptGrams(prompt))
         self._prompt_tokens = len(prompt)
         self._matches = [self._index.match()]  # for each position, up to the next one
-        self._pooled = [self._in_pool()]  # the same in the pool
+        self._pooled = [self._in_pool()]  # the same matches in the pool
         self._precision, self._pool_precision = (
             {length: Precision(*prior) for length, prior in MATCH_PRIORS.items()}
             for _ in range(2)
         )
         self._committed = 0
         self._read_s: float | None = None
-        """What the draft model takes to read one more token in a step; None: unknown."""
+        """The draft model reads one more token in this many seconds; None if unknown."""
 
         self._dropped: list[TokenId] = []  # the last broken chain, from its wrong token on
         self._dropped_at = 0
 
     def follow(self, committed: Sequence[TokenId], chain: Sequence[DraftToken]) -> None:
-        """Bring the index to the prompt, the committed tokens and the chain."""
+        """Extend or truncate the index to the prompt, the committed tokens and the chain."""
         for position in range(self._committed, len(committed)):
             self._commit(position, committed[position])
         self._committed = len(committed)
@@ -124,7 +125,7 @@ class PromptLookup:
             self._append(drafted.token)
 
     def propose(self, latencies: Latencies) -> DraftToken | None:
-        """Return the token to put behind the chain unread, if there is one worth it."""
+        """Return the token to append to the chain unread, None if no token is worth it."""
         found = [
             (match.length, precision[match.length].right, match.token)
             for matches, precision in self._sources
@@ -137,7 +138,7 @@ class PromptLookup:
         return DraftToken(token, confidence, origin="lookup") if worth else None
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
-        """Return what the draft model should read behind the chain in its next step."""
+        """Return the tokens for the draft model to read after the chain in its next step."""
         text = self._index.tokens
         options: list[tuple[float, Sequence[TokenId]]] = []
         if found := self.match(max(AHEAD_SIZES)):

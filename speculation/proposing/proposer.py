@@ -1,5 +1,5 @@
-"""What a machine needs of whatever proposes draft tokens without a draft step, and the times
-that it goes by."""
+"""The interface by which a machine gets draft tokens without a draft step, and the latencies
+that decide about it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from picospec.speculation.sampling.draft_token import DraftToken
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """What the edge has measured. All are in seconds, and 0 until they are measured."""
+    """The latencies that the edge has measured, in seconds; each is 0 until it is measured."""
 
     rtt_s: float  # one round trip to the verifier
     pass_s: float  # one pass of the target
     draft_s: float
-    """One step of the draft model over one token; inf where no draft model can be asked."""
+    """One step of the draft model over one token; inf if there is no draft model to ask."""
 
 
 class Proposer(Protocol):
-    """It proposes for one session, whose judge takes any draft token."""
+    """Proposes draft tokens for one session, whose judge takes any draft token."""
 
     def follow(self, committed: Sequence[TokenId], chain: Sequence[DraftToken]) -> None:
-        """Move to the end of the chain. It is called before `propose` and `ahead` whenever the
-        text or the chain has changed."""
+        """Move to the end of the chain. This is called before `propose` and `ahead` whenever
+        the text or the chain has changed."""
 
     def propose(self, latencies: Latencies) -> DraftToken | None:
-        """Return the token to put behind the chain unread, if there is one worth it."""
+        """Return the token to append to the chain unread, None if no token is worth it."""
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
-        """Return what the draft model should read behind the chain in its next step."""
+        """Return the tokens for the draft model to read after the chain in its next step."""
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
-        """Learn from a step that read `more` tokens besides one. draft_s: a step over one."""
+        """Learn from a step that read `more` extra tokens. draft_s: a step over one token."""

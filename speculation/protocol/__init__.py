@@ -1,1 +1,1 @@
-"""What crosses the link: the messages, their bytes, and what may go wrong."""
+"""The protocol of the link: messages, their bytes and errors."""

@@ -1,6 +1,6 @@
-"""How single fields are written and read: codecs, and how they combine.
+"""Codecs that write and read single fields, and combinators of codecs.
 
-A read raises MalformedFrame for what `write` cannot have produced.
+A read raises MalformedFrame for bytes that `write` cannot have produced.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ BOOL: Codec[bool] = Codec(lambda value: bytes([value]), lambda r: one_of((False,
 
 
 def constant(value: T) -> Codec[T]:
-    """A field whose value follows from the frame's type, so that it takes no bytes."""
+    """A field whose value follows from the frame's type, so it takes no bytes."""
     return Codec(lambda _: b"", lambda _: value)
 
 
@@ -159,7 +159,7 @@ def pair(first: Codec[Any], second: Codec[Any]) -> Codec[tuple[Any, Any]]:
 
 
 def json(kind: type[T]) -> Codec[T]:
-    """A msgspec Struct as JSON text: for what is sent once and grows with the targets."""
+    """A msgspec Struct as JSON text, for values sent once that grow with the targets."""
 
     def read(reader: Reader) -> T:
         try:
@@ -171,7 +171,7 @@ def json(kind: type[T]) -> Codec[T]:
 
 
 def form(pattern: str) -> Codec[str]:
-    """A text of that form, such as one that becomes a part of a path."""
+    """A text that matches the pattern, such as one that becomes a part of a path."""
     wanted = re.compile(pattern, re.ASCII)
 
     def read(reader: Reader) -> str:
@@ -183,7 +183,7 @@ def form(pattern: str) -> Codec[str]:
 
 
 def bounded(fields: Codec[T], kind: type[T]) -> Codec[T]:
-    """A msgspec Struct, whose fields are within their bounds."""
+    """A msgspec Struct whose fields are checked against their bounds."""
 
     def read(reader: Reader) -> T:
         try:
@@ -195,7 +195,7 @@ def bounded(fields: Codec[T], kind: type[T]) -> Codec[T]:
 
 
 def reserving(fields: Codec[T], last: Codec[V], value: V) -> Codec[T]:
-    """Fields, and a last one that is sent with this value and has no meaning any more."""
+    """Fields, and a last one that is sent with a fixed value and no longer has a meaning."""
 
     def read(reader: Reader) -> T:
         known = fields.read(reader)
@@ -206,7 +206,7 @@ def reserving(fields: Codec[T], last: Codec[V], value: V) -> Codec[T]:
 
 
 def record(kind: type[T], **fields: Codec[Any]) -> Codec[T]:
-    """The fields of a message, one after another; fields not named keep their default."""
+    """The fields of a message, one after another; unnamed fields keep their defaults."""
     return Codec(
         lambda value: b"".join(c.write(getattr(value, name)) for name, c in fields.items()),
         lambda reader: kind(**{name: codec.read(reader) for name, codec in fields.items()}),

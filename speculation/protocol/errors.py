@@ -1,8 +1,8 @@
-"""Every error this package raises.
+"""Every error that this package raises.
 
 * SpeculationError
   + LocalProtocolError       our side broke the rules: a bug here, never the peer's fault
-  + RemoteProtocolError      the peer broke them: end the session, keep the process
+  + RemoteProtocolError      the peer broke the rules: end the session, keep the process
     - MalformedFrame         the bytes are not a message
   x InvalidSetting           a client asks for a value that no target serves; `name` names it
 """

@@ -1,6 +1,6 @@
-"""What an edge must know of a target, and what one session may ask of a verifier.
+"""The facts that an edge needs about a target, and the limits of a session.
 
-Every number, text and list has a bound, so that no verifier can have an edge compute or keep
+Every number, text and list has a bound, so that no verifier can make an edge compute or keep
 more. msgspec checks them where JSON is decoded, and `speculation.protocol.wire` in an Opened.
 """
 
@@ -14,20 +14,20 @@ from msgspec import Meta
 PROTOCOL_VERSION: Final = 6
 
 SPOKEN: Final = (5, 6)
-"""The versions in which a verifier serves edges. One of version 5 asks for the rest of a stream
-that was cut, gets a 404, and opens the answer anew, as one of version 6 does at once."""
+"""A verifier serves edges of these versions. An edge of version 5 first asks for the rest of a
+stream that was cut and gets a 404; then it opens the answer anew, as version 6 does at once."""
 
 MAX_VOCABULARY: Final = 1 << 20
-"""No vocabulary has more ids that are tokens: four times as many as the largest known."""
+"""No vocabulary has more ids that are tokens; this is four times the largest one known."""
 
 MAX_CONTEXT_TOKENS: Final = 1 << 24
-"""No context is longer; the longest known has ten million tokens."""
+"""No context is longer; the longest one known has ten million tokens."""
 
 MAX_VERIFY: Final = 256
 """No verifier judges more draft tokens in one pass."""
 
 MAX_ADAPTERS: Final = 1024
-"""No more LoRA adapters are served beside a model."""
+"""A model is served with at most this many LoRA adapters."""
 
 Judge = Literal["coupled", "separate"]
 TokenId = int
@@ -40,62 +40,62 @@ StopToken = Annotated[TokenId, Meta(ge=0, lt=MAX_VOCABULARY)]
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one session may ask of the verifier."""
+    """The limits that a verifier sets for one session."""
 
     max_verify: Annotated[int, Meta(ge=1, le=MAX_VERIFY)] = 32
-    """One pass judges at most so many draft tokens."""
+    """One pass judges at most this many draft tokens."""
 
     max_ahead: Annotated[int, Meta(ge=1, le=4096)] = 128
-    """The verifier keeps at most so many draft tokens beyond the last committed one."""
+    """The verifier keeps at most this many draft tokens beyond the last committed token."""
 
     idle_timeout_s: Seconds = 60.0
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
-    """What the edge must know of the target before it renders a prompt. It is sent as JSON."""
+    """The facts that the edge needs before it renders a prompt. They are sent as JSON."""
 
     model: Name
-    vocabulary_size: Vocabulary  # the ids that are tokens; no other is ever generated
-    vocabulary: Name  # the digest of the target's tokenizer, see GET /v1/tokenizer
+    vocabulary_size: Vocabulary  # ids below this are tokens; no other id is generated
+    vocabulary: Name  # digest of the target's tokenizer, see GET /v1/tokenizer
     context_tokens: Annotated[int, Meta(ge=1, le=MAX_CONTEXT_TOKENS)]
     stop_tokens: Annotated[list[StopToken], Meta(max_length=1024)]
     limits: Limits
     judges: Annotated[list[Judge], Meta(max_length=8)]
     features: Names
     padding: Annotated[int, Meta(ge=0, le=MAX_VOCABULARY)] = 0
-    """The target computes logits of so many ids past the tokens."""
+    """The target computes logits for this many ids beyond the tokens."""
 
     defaults: Annotated[dict[Name, float], Meta(max_length=64)] = {}
-    """The model's makers recommend these sampling settings, by their OpenAI names."""
+    """The model's authors recommend these sampling settings, by their OpenAI names."""
 
     protocol: Version = PROTOCOL_VERSION
-    """The oldest version that the verifier speaks: edges that know no other field read it."""
+    """The oldest version that the verifier speaks; old edges read only this field."""
 
     newest_protocol: Version = 0
-    """The newest one; 0: it is the only one."""
+    """The newest version that the verifier speaks; 0 means that there is only one."""
 
     identity: Name = ""
-    """A digest of all that shapes a text: weights, engine, and its settings. Of two verifiers
-    that have the same one, either can go on with an answer that the other began."""
+    """A digest of everything that determines a text: weights, engine and its settings. If two
+    verifiers have the same identity, either can continue an answer that the other began."""
 
     adapters: Annotated[dict[Name, Name], Meta(max_length=MAX_ADAPTERS)] = {}
-    """Each LoRA adapter of the model has, by the name that a request gives as its `model`, the
-    identity of its texts. All else is the model's."""
+    """Maps each LoRA adapter, by the name that a request gives as its `model`, to the identity
+    of its texts. An adapter shares all other facts with the model."""
 
     @property
     def speaks(self) -> bool:
-        """Whether the verifier speaks this package's version of the protocol."""
+        """True if the verifier speaks this package's version of the protocol."""
         return PROTOCOL_VERSION in (self.protocol, self.newest_protocol)
 
     def named(self, model: str) -> ModelFacts:
-        """Return the facts of an adapter; these, if no adapter has that name."""
+        """Return the facts of an adapter, or of the model if no adapter has that name."""
         if (identity := self.adapters.get(model)) is None:
             return self
         return msgspec.structs.replace(self, model=model, identity=identity, adapters={})
 
     def identified(self, identity: str) -> ModelFacts | None:
-        """Return the facts of the model or adapter whose texts have an identity, or of the
-        model if it is empty."""
+        """Return the facts of the model or adapter with this identity; empty means the
+        model."""
         if identity in ("", self.identity):
             return self
         names = (name for name, each in self.adapters.items() if each == identity)

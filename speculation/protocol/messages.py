@@ -23,16 +23,16 @@ from picospec.speculation.protocol.facts import ModelFacts as ModelFacts
 from picospec.speculation.protocol.facts import TokenId as TokenId
 
 BEAT_S = 0.3
-"""An open stream carries nothing for at most this time: a Beat ends it. Three of them without a
-byte mean that the link or the verifier's process is lost."""
+"""An open stream is silent for at most this time; then a Beat is sent. Three such times without
+a byte mean that the link or the verifier's process is lost."""
 
 RUN_CHARACTERS = 8
-"""How many characters the names of all sessions of one run of a verifier begin with: by them an
-edge knows one that was restarted, or is another one, from one that was out of reach."""
+"""The names of all sessions of one run of a verifier share this many first characters. By them
+an edge tells a restarted or different verifier from one that was out of reach."""
 
 MAX_PREDICTED = 16384
-"""An Open's prediction has no more tokens, a file of some 60 kB: an index of them takes 11
-megabytes in a session."""
+"""The prediction of an Open has at most this many tokens, a file of some 60 kB; their index
+takes 11 MB in a session."""
 
 Fill = Literal["always", "auto", "never"]
 FinishReason = Literal["stop", "length"]
@@ -46,7 +46,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     top_k: int = 0  # 0 keeps all
     top_p: float = 1.0
     extras: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
-    """Only some targets serve these settings (ModelFacts.features), by their OpenAI names."""
+    """Settings that only some targets serve (ModelFacts.features), by their OpenAI names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +62,26 @@ class Open:
     fill: Fill = "auto"
     top_logprobs: int | None = None
     committed: tuple[TokenId, ...] = ()
-    """Another session has committed these output tokens before. This one goes on after them as
-    if it had generated them itself."""
+    """Another session has committed these output tokens. This session goes on after them as if
+    it had generated them itself."""
 
     identity: str = ""
-    """The verifier must have this ModelFacts.identity; any will do where it is empty."""
+    """The verifier must have this ModelFacts.identity; if empty, any verifier will do."""
 
     own_drafts: bool = False
-    """It says whether the verifier may propose draft tokens itself; only in `coupled`."""
+    """True if the verifier may propose draft tokens itself; only in `coupled`."""
 
     predicted: tuple[TokenId, ...] = ()
-    """The client expects these tokens of the answer; they serve as the verifier's own draft
+    """The client expects these tokens in the answer; they serve as the verifier's own draft
     tokens."""
 
     replaces: str = ""
-    """The session that this one takes the place of, because its stream was cut; empty: none.
-    Its name is a secret, and proves that whoever opens this one had it."""
+    """The session that this one replaces because its stream was cut; empty for none. The name
+    is a secret, so it proves that the sender of this Open had that session."""
 
     rejected: bool = False
-    """`separate`: another verifier has rejected the draft token that is sent for the position
-    after `committed`. It is not judged again, only its Reject is sent anew."""
+    """`separate`: another verifier has rejected the draft token at the position after
+    `committed`. The token is not judged again, only its Reject is sent anew."""
 
     version: int = PROTOCOL_VERSION
 
@@ -93,22 +93,22 @@ class Draft:
     epoch: int
     start: int
     behind: int
-    """Draft tokens between the committed ones that the edge knew and `start`: other Drafts
-    have them."""
+    """The number of draft tokens between `start` and the committed text that the edge knew;
+    other Drafts have them."""
 
     tokens: tuple[TokenId, ...]
     q: tuple[int, ...] | None = None
     """`separate`: the weight of each token in the q that it was drawn from, in 1/65536."""
 
     pauses: bool = False
-    """The verifier need not wait: no more follow until the edge knows of more committed
+    """The verifier need not wait: no Draft will follow until the edge knows of more committed
     tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """`separate`: the token that the edge drew in place of the rejected one. epoch: of the
-    chain that follows it."""
+    """`separate`: the token that the edge drew in place of the rejected one. epoch: the chain
+    that follows the token."""
 
     epoch: int
     position: int
@@ -117,8 +117,8 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
-    """`separate`: send the Reject at this position again, with fresh samples of the tail.
-    draw: counts them from 1."""
+    """`separate`: asks for the Reject at this position again, with fresh samples of the tail.
+    draw: the number of this Redraw, from 1."""
 
     epoch: int
     position: int
@@ -133,15 +133,15 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """The target had so many of the first tokens already, those of the prompt and of
-    `Open.committed`, and did not read them. Edges of version 5 do not know this message."""
+    """The target had this many of the first tokens, of the prompt and `Open.committed`, in its
+    cache and did not read them. Edges of version 5 do not know this message."""
 
     tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural logarithms under softmax(logits), before any sampling setting."""
+    """Natural logarithms of softmax(logits), before any sampling setting."""
 
     logprob: float
     top: tuple[tuple[TokenId, float], ...] = ()
@@ -155,26 +155,26 @@ class Commit:
     start: int
     tokens: tuple[TokenId, ...]
     accepted: int = 0
-    """So many of `tokens` were draft tokens of the edge."""
+    """This many of `tokens` were draft tokens of the edge."""
 
     own: int = 0
-    """So many of those after them were the verifier's own draft tokens. The target itself
+    """This many tokens after the accepted ones were the verifier's own draft tokens. The target
     generated the others."""
 
     queue_s: float = 0.0
-    """This pass began so long after the session's last one ended. This and pass_s are sent in
-    0.1 ms."""
+    """The pass began this long after the end of the session's last one. This and pass_s are
+    sent in units of 0.1 ms."""
 
     pass_s: float = 0.0
     logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def drafts(self) -> int:
-        """How many of the tokens were draft tokens, of the edge or the verifier's own."""
+        """The number of tokens that were draft tokens, of the edge or the verifier's own."""
         return self.accepted + self.own
 
     def after(self, known: int) -> Self:
-        """Return the Commit without its first `known` tokens, for whoever has these."""
+        """Return the Commit without its first `known` tokens."""
         if known == 0:
             return self
         return replace(
@@ -191,15 +191,15 @@ class Commit:
 class Reject:
     """`separate`: the draft token at `position` was rejected, and those before it accepted; the
     edge draws the recovered token from this p. Every probability is a float32, as in the p that
-    rejected."""
+    judged the token."""
 
     epoch: int
     position: int
-    draw: int  # of the Redraw that it answers; 0 when it is sent first
-    head: tuple[tuple[TokenId, float], ...]  # the most likely tokens and their p
+    draw: int  # the number of the Redraw that it answers, else 0
+    head: tuple[tuple[TokenId, float], ...]  # the likeliest tokens and their p
     tail_mass: float  # sum of p over all tokens not in the head
     tail: tuple[tuple[TokenId, float], ...] = ()
-    """These tokens were drawn from the tail's distribution, in this order; each has its p."""
+    """These tokens were drawn from the tail's distribution, in this order, each with its p."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ class Totals:
     judged: int = 0
     accepted: int = 0
     filled: int = 0  # fill-in passes: those without a draft token
-    own: int = 0  # accepted ones that the verifier proposed itself
+    own: int = 0  # accepted draft tokens of the verifier's own
 
     def plus(self, more: Totals) -> Totals:
         return Totals(*map(add, astuple(self), astuple(more)))
@@ -231,11 +231,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """The verifier lives, and has nothing to send."""
+    """The verifier is alive and has nothing to send."""
 
 
 Answer = Recovered | Redraw
-"""An edge answers a Reject by one of these."""
+"""An edge answers a Reject with one of these."""
 
 Pushed = Draft | Answer
 Up = Open | Pushed

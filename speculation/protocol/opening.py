@@ -1,6 +1,6 @@
-"""Makes the Open of a session from what a client asks for; the engines of both ends use it.
+"""Makes the Open of a session from a client's request; the engines of both ends use it.
 
-So a request is the same session with an edge and without one, whatever setting it has.
+So a request becomes the same session with and without an edge, whatever its settings are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from picospec.speculation.protocol.messages import (
 
 
 class Asked(Protocol):
-    """What a client asks for: gateway.ports.Job."""
+    """A client's request; gateway.ports.Job implements it."""
 
     @property
     def prompt(self) -> tuple[TokenId, ...]: ...
@@ -30,7 +30,7 @@ class Asked(Protocol):
     def max_tokens(self) -> int: ...
     @property
     def sampling(self) -> object:
-        """The fields of Sampling that every target serves."""
+        """An object that has the fields of Sampling that every target serves."""
 
     @property
     def seed(self) -> int: ...
@@ -46,16 +46,16 @@ class _Stopping(msgspec.Struct):
 
 
 STOPPING: Final = _Stopping.__struct_fields__
-"""These extras decide `Open.stop_tokens`. They are in no message, because both ends stop at
+"""These extras set `Open.stop_tokens`. They are in no message, because both ends stop at
 `stop_tokens` and at nothing else."""
 
 PREDICTION: Final = "prediction"
-"""This extra changes no answer: its tokens are in `Open.predicted`."""
+"""This extra changes no answer: its tokens are sent in `Open.predicted`."""
 
 
 SALT: Final = "cache_salt"
-"""By this extra an edge tells its own tenants apart: the verifier reuses what it has read for
-sessions of one key and one salt alone. It changes no answer."""
+"""This extra separates an edge's tenants: the verifier reuses a prompt's cache only among
+sessions with the same key and salt. It changes no answer."""
 
 
 def opening(
@@ -66,8 +66,8 @@ def opening(
     fill: Fill = "auto",
     salt: str | None = None,
 ) -> Open:
-    """Return the session that a client asks for. salt: see SALT; a verifier that does not know
-    it gets none. Raise InvalidSetting for what is no token."""
+    """Return the Open for a client's request. salt: see SALT; not sent to a verifier that does
+    not know it. Raise InvalidSetting for a stop token that is no token."""
     extras = {
         name: msgspec.Raw(msgspec.json.encode(value))
         for name, value in asked.extras.items()
@@ -92,7 +92,7 @@ def opening(
 
 
 def _stop_tokens(extras: Mapping[str, object], facts: ModelFacts) -> tuple[TokenId, ...]:
-    """Return the model's own stop tokens, unless they are ignored, and the client's."""
+    """Return the stop tokens: the model's own, unless they are ignored, and the client's."""
     asked = msgspec.convert({k: v for k, v in extras.items() if k in STOPPING}, _Stopping)
     for token in asked.stop_token_ids:
         if not 0 <= token < facts.vocabulary_size:

@@ -1,11 +1,11 @@
-"""Messages as bytes: length-prefixed frames of varints, described by one table.
+"""Messages as bytes: length-prefixed frames of varints, which the table LAYOUTS describes.
 
     frame   = length type body       length: varint, bytes of type and body together
     varint  = LEB128, unsigned, at most 9 bytes
     body    = the message's fields in the order of LAYOUTS, each as its codec writes it
 
 A frame holds at most MAX_FRAME_BYTES; a longer one is rejected before it is buffered. Decoding
-raises for what encoding cannot have produced: unknown types, short or surplus bytes.
+raises for bytes that encoding cannot have produced: unknown types, short or surplus bytes.
 `docs/protocol.md` gives each layout with an example.
 """
 
@@ -41,15 +41,15 @@ from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFr
 from picospec.speculation.protocol.messages import Commit, Draft, Message, Open
 
 MAX_FRAME_BYTES: Final = 1 << 20
-"""The prompt of a context of 262144 tokens takes no more."""
+"""The prompt of a context of 262144 tokens fits."""
 
 MAX_DOWN_BYTES: Final = 1 << 16
-"""An edge takes no longer frame. A Commit of MAX_VERIFY + 1 tokens, each with twenty
+"""An edge rejects longer frames. A Commit of MAX_VERIFY + 1 tokens, each with twenty
 log-probabilities, takes 40 kB."""
 
 NEAR: Final = 32
-"""The type of a Draft with fewer draft tokens behind it gives their number, and whether it
-pauses: that saves two bytes in nearly every Draft."""
+"""If fewer draft tokens than this are behind a Draft's start, its type encodes their number and
+`pauses`, which saves two bytes in nearly every Draft."""
 
 Fields = dict[str, Codec[Any]]
 CHAIN: Final[Fields] = {"epoch": UINT, "start": UINT}
@@ -62,7 +62,7 @@ COUNTS: Final[Fields] = {"passes": UINT, "judged": UINT, "accepted": UINT, "fill
 TOTALS = record(messages.Totals, **COUNTS, own=UINT)
 LIMITS = record(messages.Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32)
 RESUME_WINDOW_S: Final = 1.0
-"""How long an edge of version 5 tries to deliver drafts; others do not read it."""
+"""An edge of version 5 tries to deliver drafts for this long; others ignore the field."""
 
 OPEN: Final[Fields] = {
     "version": UINT, "model": TEXT, "vocabulary": TEXT, "identity": TEXT, "prompt": many(UINT),
@@ -72,7 +72,7 @@ OPEN: Final[Fields] = {
     "own_drafts": BOOL, "predicted": many(UINT),
 }  # fmt: skip
 SESSION = form("[A-Za-z0-9_-]{1,64}")
-"""A session has such a name, which becomes a part of paths."""
+"""The name of a session has this form, because it becomes a part of paths."""
 
 
 def _near(kind: int) -> Codec[Draft]:
@@ -157,7 +157,7 @@ class Framed(Generic[M_co]):
 
 
 class Decoder:
-    """Cuts a byte stream into messages; holds at most one unfinished frame."""
+    """Cuts a byte stream into messages. It holds at most one unfinished frame."""
 
     def __init__(self, most_bytes: int = MAX_FRAME_BYTES) -> None:
         self._buffer = bytearray()
@@ -175,12 +175,12 @@ class Decoder:
             yield Framed(_decode(frame[head_bytes:]), frame)
 
     def close(self) -> None:
-        """Declare the stream ended. Raise MalformedFrame when it ends inside a frame."""
+        """Declare the stream ended. Raise MalformedFrame if it ends inside a frame."""
         if self._buffer:
             raise MalformedFrame("the stream ends inside a frame", offset=len(self._buffer))
 
     def _cut(self) -> tuple[bytes, int] | None:
-        """Take one whole frame from the buffer; return it, and the bytes of its length."""
+        """Take a whole frame from the buffer. Return it and the size of its length prefix."""
         head = Reader(bytes(self._buffer[:MAX_VARINT_BYTES]))
         try:
             length = UINT.read(head)

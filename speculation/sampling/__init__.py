@@ -1,1 +1,1 @@
-"""Distributions, the noise both ends share, and what a request changes of the logits."""
+"""Distributions, the noise that both ends share, and settings that change the logits."""

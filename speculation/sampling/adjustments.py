@@ -1,17 +1,17 @@
-"""What a request changes of the logits, before temperature and cuts; in vLLM's order:
+"""Changes that a request makes to the logits before temperature and cuts, in vLLM's order:
 
     logit_bias          is added.
     repetition_penalty  divides a positive logit of each token that the prompt or the answer
-                        has, and multiplies a negative one (arXiv:1909.05858); to divide is to
-                        multiply by 1 / penalty, rounded.
+                        has, and multiplies a negative one (arXiv:1909.05858). Division is done
+                        as multiplication by 1 / penalty, rounded.
     frequency_penalty   is subtracted for each time that the answer has the token,
-    presence_penalty    once if it has it at all (OpenAI's definition).
+    presence_penalty    once if the answer has the token at all (OpenAI's definition).
     min_tokens          bars the stop tokens before this position, unless nothing else is left.
 
 The judge of either target and the edge apply the same function, in float32: the judge because
-the request says so, the edge so that it does not draft what must be rejected. It depends on the
-settings and the text before a position alone, draft tokens included, so it is the same in any
-pass and at any host. Only the logits of tokens that a setting concerns are touched.
+the request asks for it, the edge so that it does not draft what must be rejected. The function
+depends only on the settings and the text before a position, draft tokens included, so it is the
+same in any pass and on any host. It touches only the logits of tokens that a setting names.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from picospec.speculation.sampling.noise import Tokens
 from picospec.speculation.sampling.thinking_budget import BUDGET, budget
 
 Adjust = Callable[[Logits, Sequence[TokenId]], Logits]
-"""Adjust(logits, output) returns what the logits (float32[V]) become of the position after the
-tokens of `output`, which are all output tokens before it. It never changes its arguments."""
+"""Adjust(logits, output) returns the adjusted logits (float32[V]) of the position after
+`output`, which holds all output tokens before it. It never changes its arguments."""
 
 FEW: Final = 32
-"""Up to so many tokens are added one by one. A token takes about 10 us, and sorting the whole
-text takes from 300 us on, by the length of it."""
+"""Up to this many tokens are added one by one. A token takes about 10 us; sorting the whole
+text takes 300 us or more, depending on its length."""
 
 
 def adjustment(request: Open, *, vocabulary_size: int) -> Adjust | None:
-    """Return what a request asks for; None if that is nothing. Raise InvalidSetting.
+    """Return the adjustment that a request asks for, if any. Raise InvalidSetting.
 
-    The function keeps the text it was called with last, so that a text which goes on from there
-    costs little. It is for one session, and for one thread at a time.
+    The function keeps the last text that it was called with, so an extended text costs little.
+    It serves one session, and one thread at a time.
     """
     settings = LogitSettings.of(request, vocabulary_size=vocabulary_size)
     first = Adjustment.first(settings, request.prompt, request.stop_tokens)
@@ -52,7 +52,7 @@ def adjustment(request: Open, *, vocabulary_size: int) -> Adjust | None:
 
 
 def in_turn(first: Adjust | None, then: Adjust | None) -> Adjust | None:
-    """Return what applies both, the first one first; None is an Adjust that changes nothing."""
+    """Return an Adjust that applies both in order. None is an Adjust that changes nothing."""
     if first is None or then is None:
         return first or then
     return lambda logits, output: then(first(logits, output), output)
@@ -60,10 +60,10 @@ def in_turn(first: Adjust | None, then: Adjust | None) -> Adjust | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeenTokens:
-    """The distinct tokens of a text, with how often the answer has each, for penalties.
+    """The distinct tokens of a text and their number in the answer, for penalties.
 
-    It never changes, so that each row of a pass can have its own, with the draft tokens
-    before it. A token more costs a copy of an array, which takes microseconds.
+    It is immutable, so that each row of a pass can have its own, with the draft tokens before
+    it. Adding a token copies an array, which takes microseconds.
     """
 
     tokens: Tokens  # int64[n], each once
@@ -75,7 +75,7 @@ class SeenTokens:
         return SeenTokens(tokens, np.zeros(len(tokens), np.float32))
 
     def after(self, output: Sequence[TokenId]) -> SeenTokens:
-        """Return what the text has with these output tokens more."""
+        """Return the tokens of the text with these output tokens appended."""
         if len(output) > FEW:
             return self._counted(np.asarray(output, np.int64))
         seen = self
@@ -113,7 +113,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adjustment:
-    """What a session's settings change at one position. It never changes."""
+    """The changes that a session's settings make at one position. It is immutable."""
 
     rules: Rules
     position: int
@@ -123,7 +123,7 @@ class Adjustment:
     def first(
         settings: LogitSettings, prompt: Sequence[TokenId], stop_tokens: Sequence[TokenId]
     ) -> Adjustment | None:
-        """Return that of position 0; None if the settings change nothing anywhere."""
+        """Return the adjustment of position 0; None if the settings change nothing anywhere."""
         rules = Rules(
             np.float32(settings.repetition_penalty),
             np.float32(settings.frequency_penalty),
@@ -142,12 +142,12 @@ class Adjustment:
         )
 
     def after(self, output: Sequence[TokenId]) -> Adjustment:
-        """Return that of the position after these tokens, of which the first comes here."""
+        """Return the adjustment after these tokens, the first of which is at this position."""
         seen = self.seen and self.seen.after(output)
         return Adjustment(self.rules, self.position + len(output), seen)
 
     def apply(self, logits: Logits) -> Logits:
-        """Return what logits (float32[V]) become; themselves where that is no change."""
+        """Return the adjusted logits (float32[V]); the same array if nothing changes."""
         rules, seen, is_barred = self.rules, self.seen, self.position < self.rules.min_tokens
         if not (rules.biased.size or (seen and seen.tokens.size) or is_barred):
             return logits
@@ -178,7 +178,7 @@ class _Follower:
         return self._here.apply(logits)
 
     def _follow(self, output: list[TokenId]) -> None:
-        """Move to the position after `output`: from where it was, or anew after a break."""
+        """Move to the position after `output`, from the last one or from 0 after a break."""
         known = len(self._output)
         if output[:known] != self._output:
             self._here, known = self._first, 0

@@ -4,9 +4,9 @@
     p    the target's distribution
     q    the draft model's distribution
 
-The settings are applied in vLLM's order, each to what the one before left: temperature, min-p,
-top-k, top-p. Supports are found exactly without sorting V: candidates come from block maxima,
-and their number grows until they hold the support.
+The settings are applied in vLLM's order, each to the result of the one before: temperature,
+min-p, top-k, top-p. Supports are found exactly without sorting V: candidates come from block
+maxima, and their number grows until they hold the support.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GREEDY_BELOW: Final = 1e-5
 """A lower temperature means the argmax: dividing by it would overflow (vLLM's limit)."""
 
 Q_SCALE: Final = 1 << 16
-"""Parts into which the probabilities of q are divided, so that both ends know q exactly."""
+"""The probabilities of q are multiples of 1/Q_SCALE, so that both ends know q exactly."""
 
 _BLOCK: Final = 64  # tokens of one block in `top`
 
@@ -66,8 +66,8 @@ class Distribution:
 def distribution(
     logits: Logits, sampling: Sampling, *, most: int | None = None
 ) -> Distribution:
-    """Return the distribution that `sampling` makes of logits (float32[V]). most: only so many
-    of the likeliest tokens are kept, renormalised: a draft needs no more."""
+    """Return the distribution that `sampling` makes of logits (float32[V]). most: keep only
+    this many of the likeliest tokens, renormalised; a draft needs no more."""
     if sampling.temperature < GREEDY_BELOW:
         return Distribution(np.array([np.argmax(logits)], np.int64), np.ones(1))
     scaled = logits / np.float32(sampling.temperature)
@@ -92,8 +92,8 @@ def softmax_of(logits: Logits, token: int) -> float:
 
 
 def logprob_of(logits: Logits, token: TokenId, most: int) -> TokenLogprob:
-    """Return log softmax(logits) of a token and of the `most` likeliest, without any setting.
-    logits: float32[V]."""
+    """Return log softmax(logits) of a token and of the `most` likeliest tokens, without any
+    setting. logits: float32[V]."""
     peak = logits.max()
     norm = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
     likeliest = top(logits, most).tolist() if most else []
@@ -105,10 +105,10 @@ def logprob_of(logits: Logits, token: TokenId, most: int) -> TokenLogprob:
 def top(values: Logits, count: int) -> Tokens:
     """Return the indices of the `count` largest values, largest first. values: float32[V].
 
-    Of equal values the lower index comes first, on any machine: a distribution may not depend
-    on how a library sorts. A block can hold one of the n largest only if its maximum is not
+    Of equal values the lower index comes first, on any machine, because a distribution may not
+    depend on a library's sort. A block can hold one of the n largest only if its maximum is not
     below the n-th largest maximum, so only those blocks are searched. A block is 64 values a
-    stride apart: the maxima of all blocks are then found by whole vectors, 15 times as fast.
+    stride apart: whole vectors then find the maxima of all blocks, 15 times as fast.
     """
     size = len(values)
     if count * _BLOCK * 2 >= size:
@@ -122,7 +122,7 @@ def top(values: Logits, count: int) -> Tokens:
 
 
 def _largest(values: Logits, among: Tokens, count: int) -> Tokens:
-    """Return the `count` largest of the values at `among`, which ascends."""
+    """Return the indices of the `count` largest values at `among`, which ascends."""
     found = values[among]
     if count < len(among):
         least = np.partition(found, -count)[-count]

@@ -11,8 +11,8 @@ from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Logits, QuantisedDistribution
 
 Origin = Literal["draft", "ahead", "lookup", "grammar"]
-"""Who had a token first: the draft model; text that it read ahead and agreed with; prompt
-lookup or a grammar, without a draft step."""
+"""The source of a token: the draft model; text read ahead, if the draft model agreed with it;
+prompt lookup or a grammar, without a draft step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class DraftToken:
     """The edge's estimate that it is accepted if all draft tokens before it are."""
 
     q: QuantisedDistribution | None = None
-    """The distribution it was drawn from, where its weight there is sent with it."""
+    """The distribution that the token was drawn from, if its weight there is sent with it."""
 
     origin: Origin = "draft"
 
@@ -30,12 +30,12 @@ class DraftToken:
 DraftSampler = Callable[[Logits, int], DraftToken]
 """DraftSampler(logits, position) returns the draft token for an output position.
 
-logits: float32[V], the draft model's. It is called in the draft model's thread, and keeps
-nothing of the logits."""
+logits: float32[V], the draft model's. It runs in the draft model's thread and keeps no
+reference to the logits."""
 
 
 def mark_ahead(tokens: Sequence[DraftToken], ahead: Sequence[TokenId]) -> Sequence[DraftToken]:
-    """Return a step's draft tokens, those marked that were in the text it read ahead."""
+    """Return a step's draft tokens; mark those that agree with the text read ahead."""
     if not ahead:
         return tokens
     pairs = takewhile(lambda pair: pair[0].token == pair[1], zip(tokens, ahead, strict=False))

@@ -12,14 +12,14 @@ from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import Open, TokenId
 
 MAX_BIASES: Final = 1024
-"""A logit_bias has no more tokens, because each row of the session pays for them."""
+"""A logit_bias has at most this many tokens, because each row of the session pays for them."""
 
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
 
 
 class LogitSettings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The defaults change nothing. `adjustments` says what the others change."""
+    """The defaults change nothing. `adjustments` describes the effects of the others."""
 
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
@@ -31,7 +31,7 @@ class LogitSettings(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @staticmethod
     def of(request: Open, *, vocabulary_size: int) -> LogitSettings:
-        """Return a request's. Raise InvalidSetting, which names the field."""
+        """Return the settings of a request. Raise InvalidSetting, which names the field."""
         extras = request.sampling.extras
         if not extras:
             return _NONE
@@ -50,4 +50,4 @@ class LogitSettings(msgspec.Struct, frozen=True, omit_defaults=True):
 
 _NONE: Final = LogitSettings()
 LOGIT_SETTINGS: Final = LogitSettings.__struct_fields__
-"""Their names, which are OpenAI's or vLLM's."""
+"""The names of the settings, which are OpenAI's or vLLM's."""

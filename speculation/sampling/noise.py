@@ -28,7 +28,7 @@ _BYTES_HASHED: Final = 16  # four words; murmur3 mixes the length in at the end
 
 
 def place(prompt_tokens: int, position: int) -> int:
-    """Return where in the noise the output token at `position` is drawn."""
+    """Return the noise index of the output token at `position`."""
     return prompt_tokens + position - 1
 
 

@@ -1,8 +1,8 @@
-"""Ends a model's reasoning after so many tokens: only the token that closes it is left then.
+"""Ends a model's reasoning after a number of tokens: then only the closing token is possible.
 
-Like `adjustments`, it depends on the setting and the text before a position alone, and the
-judge and the edge apply the same function. Only one position is concerned: the first one that
-is beyond the budget, unless the reasoning has ended before it or never began.
+Like `adjustments`, this depends only on the setting and the text before a position, and the
+judge and the edge apply the same function. It affects only one position: the first one beyond
+the budget, unless the reasoning has ended before it or never began.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from picospec.speculation.protocol.messages import Open, TokenId
 from picospec.speculation.sampling.distributions import Logits
 
 BUDGET: Final = "thinking_budget"
-"""The extra by which an Open asks for it."""
+"""The extra by which an Open sets a budget."""
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,10 +29,10 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The token that ends the reasoning."""
 
     opening: Annotated[TokenId, Meta(ge=0)] | None = None
-    """The token by which an answer begins that is reasoning; None: it is, by its prompt."""
+    """The token that begins an answer with reasoning; None if the prompt has begun it."""
 
     def adjust(self, logits: Logits, output: Sequence[TokenId]) -> Logits:
-        """Return what logits (float32[V]) become after `output`. See `adjustments.Adjust`."""
+        """Return the adjusted logits (float32[V]) after `output`. See `adjustments.Adjust`."""
         begins = self.opening is not None
         if len(output) != self.tokens + begins or self.closing in output:
             return logits
@@ -46,7 +46,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def budget(
     request: Open, *, vocabulary_size: int
 ) -> Callable[[Logits, Sequence[TokenId]], Logits]:
-    """Return what the budget of a request that has one changes. Raises InvalidSetting."""
+    """Return the Adjust for the budget of a request that has one. Raise InvalidSetting."""
     try:
         found = msgspec.json.decode(bytes(request.sampling.extras[BUDGET]), type=Budget)
     except msgspec.MsgspecError as error:

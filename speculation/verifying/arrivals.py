@@ -1,8 +1,8 @@
-"""When a session's next draft tokens are due, learned from what was sent and what arrived.
+"""Learns when a session's next draft tokens are due, from what was sent and what arrived.
 
-The edge drafts at a steady rate until its chain breaks or it pauses, which it says. Then it
-waits for a Commit, and the first draft token that answers it arrives a round trip and a draft
-step later. All times are in seconds.
+The edge drafts at a steady rate until its chain breaks or it announces a pause. Then it waits
+for a Commit, and the first draft token that answers it arrives a round trip and a draft step
+later. All times are in seconds.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.verifying.session import VerifyingSession
 
 LATE_INTERVALS: Final = 2.0
-"""A draft token that is overdue by so many intervals is no longer expected."""
+"""A draft token that is overdue by this many intervals is no longer expected."""
 
 MIN_INTERVAL_S: Final = 0.001
-"""Draft tokens that arrive closer together had waited, for instance until the session was open:
-their interval says nothing of the edge's rate."""
+"""Draft tokens that arrive closer together had waited, for instance until the session was open;
+their interval says nothing about the edge's rate."""
 
 MAX_GROWTH: Final = 4.0
-"""An interval counts as at most so many usual ones: a longer one means that something held the
-draft up."""
+"""An interval counts as at most this many usual ones: a longer one means that something delayed
+the draft."""
 
 MAX_COMMITS: Final = 64
-"""Commits remembered, to find the one from which the edge learned that its chain was wrong."""
+"""This many Commits are kept, to find the one that showed the edge that its chain was wrong."""
 
 Sent = tuple[int, float]
-"""The text ended at this place after a Commit, which was sent at this time."""
+"""The length of the text after a Commit, and the time at which the Commit was sent."""
 
 
 @dataclass(slots=True)
 class Arrivals:
-    """What the verifier has observed of the arrivals of one session's draft tokens."""
+    """The verifier's observations of when one session's draft tokens arrive."""
 
     first_s: float = 0.0
-    """From a Commit that the edge waited for to the first draft token after it: a round trip
-    and a draft step. It is 0 until it is known. After that it is learned where a chain broke,
-    and not where the edge paused, and a wait counts as at most twice the usual one."""
+    """The time from a Commit that the edge waited for to its first draft token after it, a
+    round trip and a draft step; 0 if unknown. Later values are learned where a chain broke, not
+    where the edge paused, and a wait counts as at most twice the usual one."""
 
     interval_s: float = 0.0
-    """Between two draft tokens while the edge drafts; 0 until it is known."""
+    """The time between two draft tokens while the edge drafts; 0 if unknown."""
 
     _commits: deque[Sent] = field(default_factory=lambda: deque(maxlen=MAX_COMMITS))
-    _awaited: Sent | None = None  # the one of them that the next draft token answers
+    _awaited: Sent | None = None  # the one that the next draft token answers
     _broke: bool = False
     _paused: bool = False
     _last_at: float | None = None
@@ -79,19 +79,19 @@ class Arrivals:
         self._awaited, self._paused, self._last_at = None, False, now
 
     def paused(self, known: int) -> None:
-        """Note that the edge drafts no more until it knows of more committed tokens."""
+        """Note that the edge stops drafting until it knows of more than `known` tokens."""
         later = (commit for commit in self._commits if commit[0] > known)
         self._awaited, self._broke = next(later, None), False
         self._paused, self._last_at = True, None
 
     @property
     def restart_s(self) -> float:
-        """How long a broken chain takes until the next one has two draft tokens; 0 if that is
-        not known."""
+        """The time from a chain's break until the next chain has two draft tokens; 0 if
+        unknown."""
         return self.first_s + self.interval_s if self.first_s else 0.0
 
     def due_s(self, now: float) -> float:
-        """Return how soon the next draft token should arrive; inf where none is expected."""
+        """Return how soon the next draft token should arrive; inf if none is expected."""
         return inf if self._late_s(now) > 0.0 else self._next_at - now
 
     def behind(self, session: VerifyingSession) -> int:
@@ -106,5 +106,5 @@ class Arrivals:
         return inf if self._last_at is None else self._last_at + (self.interval_s or inf)
 
     def _late_s(self, now: float) -> float:
-        """Return how much later it is than the next draft token can still be expected."""
+        """Return how long the next draft token is overdue beyond LATE_INTERVALS."""
         return now - self._next_at - LATE_INTERVALS * self.interval_s

@@ -1,7 +1,7 @@
 """The draft tokens that the verifier keeps of a session's newest epoch.
 
-They are compared with the committed text wherever both have come to. At the first difference
-the chain ends, and its epoch with it: the edge's next Draft begins another one.
+They are compared with the committed text as far as both reach. At the first difference the
+chain and its epoch end; the edge's next Draft begins another one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from picospec.speculation.protocol.messages import Draft, TokenId
 
 ACCEPTANCE_PRIOR: Final = 0.9
 """The estimated acceptance before any draft token was compared; it counts as one observation.
-It is rather too high, because at first a row too many costs less than one too few. Found with
+It is on the high side, because at first a row too many costs less than one too few. Found with
 `python -m picospec.bench.simulator`: 0.8 slows code by 2 %."""
 
 ACCEPTANCE_WEIGHT: Final = 1 / 16
-"""Weight of the latest comparison in the running mean; the first few weigh more."""
+"""The latest comparison has this weight in the running mean; the first few weigh more."""
 
 
 class Chain:
@@ -28,12 +28,12 @@ class Chain:
     def __init__(self, start: int = 0) -> None:
         self.epoch = 0
         self.newest = (0, 0)
-        """Epoch and end of the newest draft tokens to arrive, void ones left out."""
+        """Epoch and end of the newest draft tokens to arrive, without void ones."""
 
         self.broken = False  # the chain was found wrong, and no pass has begun since
         self.wrong_at = 0  # the position of the latest difference
         self.dropped: tuple[TokenId, ...] = ()
-        """The chain that broke last, from its wrong token on."""
+        """The tokens of the last broken chain, from the wrong token on."""
 
         self.acceptance = ACCEPTANCE_PRIOR
         """The estimated probability that a draft token equals the text if those before it do.
@@ -61,7 +61,7 @@ class Chain:
 
     def begin(self, draft: Draft) -> None:
         """Note the arrival of a Draft that is not void. `extend` must follow. Raise
-        RemoteProtocolError when an epoch has two tokens at one position."""
+        RemoteProtocolError if an epoch has two tokens at one position."""
         if draft.epoch == self.epoch:
             for position, token in enumerate(draft.tokens, draft.start):
                 if self._drafts.get(position, (token,))[0] != token:
@@ -72,15 +72,15 @@ class Chain:
             self._drafts.clear()
 
     def extend(self, draft: Draft, text: Sequence[TokenId]) -> None:
-        """Keep a Draft's tokens."""
+        """Add a Draft's tokens and compare them with the text."""
         weights = draft.q or (0,) * len(draft.tokens)
         placed = enumerate(zip(draft.tokens, weights, strict=True), draft.start)
         self._drafts.update((at, item) for at, item in placed if at >= self._agreed)
         self.follow(text, draft.start - draft.behind)
 
     def rejected(self, text: Sequence[TokenId]) -> None:
-        """End the chain at a draft token that was rejected after this text; the token that
-        takes its place is not known yet."""
+        """End the chain at a draft token that was rejected after this text; the token in its
+        place is not known yet."""
         self.follow(text)
         self._learn(False)
         self._end(len(text))
@@ -93,9 +93,9 @@ class Chain:
         self.broken = True
 
     def follow(self, text: Sequence[TokenId], known: int = 0) -> None:
-        """Compare the chain with the text, from the first position on that is not known to
-        agree. known: the edge had the text before this position when it made the chain, so a
-        draft token that is missing there is no gap."""
+        """Compare the chain with the text, from the first position that is not known to agree.
+        known: the edge had the text before this position when it made the chain, so a missing
+        draft token there is no gap."""
         while self._agreed < len(text):
             if draft := self._drafts.pop(self._agreed, None):
                 right = draft[0] == text[self._agreed]
@@ -109,7 +109,7 @@ class Chain:
             self._agreed += 1
 
     def _after(self, position: int) -> Iterator[TokenId]:
-        """Yield the draft tokens behind a position, up to the first gap."""
+        """Yield the draft tokens after a position, up to the first gap."""
         while draft := self._drafts.get(position := position + 1):
             yield draft[0]
 
@@ -120,11 +120,11 @@ class Chain:
 
 
 def check(draft: Draft, text_end: int, *, vocabulary_size: int, max_ahead: int) -> None:
-    """Raise RemoteProtocolError, naming the field, for what no correct edge sends.
+    """Raise RemoteProtocolError, naming the field, for a Draft that no correct edge sends.
 
-    text_end: how much of the text the edge may know: never more of it than the verifier, but
-    for a recovered token that the edge draws. So a Draft may be late, early or repeated, and
-    still none of these errors can happen.
+    text_end: the length of the text that the edge may know. That is never more than the
+    verifier knows, except for a recovered token that the edge draws. So a late, early or
+    repeated Draft raises none of these errors.
     """
     if not draft.tokens:
         raise RemoteProtocolError("Draft.tokens: empty")

@@ -29,48 +29,48 @@ from typing import Final
 from picospec.speculation.proposing.precision import smoothed
 
 MIN_SAMPLES: Final = 3
-"""Passes of a size before its latency is trusted: one slow pass proves nothing."""
+"""A size's latency is trusted after this many passes: one slow pass proves nothing."""
 
 MAX_SAMPLES: Final = 15
-"""Recent passes of a size that its mean covers."""
+"""The mean of a size covers this many recent passes."""
 
 MIN_EXCESS: Final = 1.1
 """A smaller factor between two latencies is noise. A size counts as slower than a larger one,
-or as dearer a row than a pass of half as many rows, only where the factor is exceeded."""
+or as more expensive per row than a pass of half as many rows, only above this factor."""
 
 MAX_GROWTH: Final = 2
-"""Rows that a pass may have, in times of the largest cheap one's."""
+"""A pass may have this many times the rows of the largest cheap pass."""
 
 TRIED_ROWS: Final = 8
-"""Rows that any pass but the first may have: on some CPUs two rows take thrice as long as one,
-and eight less than eight times."""
+"""Any pass but the first may have this many rows: on some CPUs two rows take three times as
+long as one, and eight less than eight times."""
 
 MAX_SLOWDOWN: Final = 2.0
-"""A single pass counts as at most this many usual ones: one that took longer met a pause."""
+"""A single pass counts as at most this many usual ones: a longer one was interrupted."""
 
 SLOWDOWN_WEIGHT: Final = 1 / 2
-"""Weight of the latest pass in the slowdown. With less, the size that is being observed would
-absorb a part of the slowdown, and all other sizes would look cheap by comparison."""
+"""The latest pass has this weight in the slowdown. With less, the observed size would absorb a
+part of the slowdown, and all other sizes would look cheap by comparison."""
 
 SLOWDOWN_DECAY: Final = 1 / 128
-"""Share of the slowdown's logarithm that is dropped with each pass: a host that stays slow is
+"""This share of the slowdown's logarithm is dropped with each pass: a host that stays slow is
 slow by nature."""
 
 FORGET_AFTER: Final = 128
-"""After so many passes, a size that was seen once, and was dearer than the other sizes say,
-counts as unknown and is tried again. Its first latency still counts then, so that a size that
-is dear twice stays dear."""
+"""After this many passes, a size that was seen once, and was more expensive than the other
+sizes suggest, counts as unknown and is tried again. Its first latency still counts then, so
+that a size that is expensive twice stays expensive."""
 
 MEASURE_S: Final = 10.0
-"""All passes before the first session together may take so long. A pass is left out if they
-would take longer with it, by what the sizes timed so far say of it."""
+"""All passes before the first session together may take this long. A pass that would exceed the
+limit, as estimated from the sizes timed so far, is left out."""
 
 
 class _Size:
     """The recent passes of one size, each divided by the slowdown at its time."""
 
     def __init__(self) -> None:
-        self.usual_s = 0.0  # while it is unknown
+        self.usual_s = 0.0  # 0 while it is unknown
         self._recent_s: deque[float] = deque(maxlen=MAX_SAMPLES)
 
     @property
@@ -80,7 +80,7 @@ class _Size:
     def observe(self, seconds: float) -> None:
         least_s = min(self._recent_s, default=0.0)
         if self.samples < MIN_SAMPLES and MAX_SLOWDOWN * seconds < least_s:
-            self._recent_s.clear()  # those met a pause
+            self._recent_s.clear()  # those were interrupted
         self._recent_s.append(seconds)
         most_s = MAX_SLOWDOWN * median(self._recent_s)
         self.usual_s = fmean(min(recent_s, most_s) for recent_s in self._recent_s)
@@ -92,7 +92,7 @@ class _Curve:
 
     rows: list[int]
     usual_s: list[float]
-    bound_s: list[float]  # the lowest latency of any pass with at least so many rows
+    bound_s: list[float]  # the lowest latency of any pass with at least as many rows
 
     def of(self, rows: int) -> float:
         right = min(bisect_left(self.rows, rows), len(self.rows) - 1)
@@ -104,8 +104,8 @@ class _Curve:
 
 
 def _curve(sizes: Mapping[int, _Size]) -> _Curve:
-    """The cheapest larger size bounds each one, unless it is clearly slower: some CPU kernels
-    take a third longer for one row than for four."""
+    """Return the curve. The cheapest larger size bounds each size, unless this is clearly
+    slower: some CPU kernels take a third longer for one row than for four."""
     rows = sorted(sizes)
     own_s = [sizes[n].usual_s for n in rows]
     bound_s = list(accumulate(reversed(own_s), min))[::-1]
@@ -117,14 +117,14 @@ def _curve(sizes: Mapping[int, _Size]) -> _Curve:
 
 
 class PassLatency:
-    """An online estimate, in seconds. Sizes never observed count as cheap, and so get tried."""
+    """An online estimate, in seconds. Sizes never observed count as cheap and so get tried."""
 
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
         self._slowdown = 1.0
         self._passes = 0
         self._largest_cheap = 0  # rows
-        self._known: _Curve | None = None  # the curve of the sizes as they are
+        self._known: _Curve | None = None  # the curve of the current sizes
 
     def observe(self, rows: int, seconds: float) -> None:
         """Take in one pass. seconds > 0."""
@@ -147,7 +147,7 @@ class PassLatency:
         return half_s <= 0.0 or seconds / rows <= MIN_EXCESS * half_s / half
 
     def _forget(self) -> None:
-        """Doubt what was seen once and is dearer than other sizes say."""
+        """Forget sizes that were seen once and are more expensive than the others suggest."""
         if sure := {rows: size for rows, size in self._sizes.items() if size.samples > 1}:
             curve = _curve(sure)
             for rows, size in self._sizes.items():
@@ -155,7 +155,7 @@ class PassLatency:
                     size.usual_s = 0.0
 
     def most_rows(self, needed: int) -> int:
-        """Return how many rows a pass may have. needed: those that it must have."""
+        """Return how many rows a pass may have. needed: the number that it must have."""
         if not self._sizes:
             return needed
         return max(TRIED_ROWS, MAX_GROWTH * self._largest_cheap, MAX_GROWTH * needed)
@@ -170,8 +170,8 @@ class PassLatency:
 
 def unmeasured(latency: PassLatency, max_verify: int) -> Iterator[int]:
     """Yield the rows of the passes to time before the first session: one and ever more, up to
-    those of max_verify draft tokens; then the least, the most and those with most rows a
-    second, until they are trusted. Observe each pass before the next is asked for."""
+    those of max_verify draft tokens; then the fewest, the most and those with most rows per
+    second, until they are trusted. Observe each pass before asking for the next."""
     sizes = [1 + (max_verify >> n) for n in reversed(range(max_verify.bit_length() + 1))]
     spent_s, tried = 0.0, set[int]()
     for _ in range(MIN_SAMPLES):
@@ -185,10 +185,10 @@ def unmeasured(latency: PassLatency, max_verify: int) -> Iterator[int]:
 
 
 def measured(pass_s: Callable[[int], float], max_verify: int) -> PassLatency:
-    """Return what is known before the first session. pass_s(rows) runs a pass and returns its
-    seconds."""
+    """Return the latencies measured before the first session. pass_s(rows) runs a pass and
+    returns its seconds."""
     latency = PassLatency()
-    pass_s(1)  # which may have read the weights from the disk
+    pass_s(1)  # may have read the weights from the disk
     for rows in unmeasured(latency, max_verify):
         latency.observe(rows, pass_s(rows))
     return latency

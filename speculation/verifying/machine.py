@@ -1,11 +1,11 @@
-"""The verifier's end over all its sessions: it decides when passes start and what they judge.
+"""The verifier's machine decides, over all its sessions, when passes start and what they judge.
 
-A driver owns the clock, the target and its KV cache. It says which sessions are ready (their
-prompt is read and no pass of theirs is running), and executes:
+A driver owns the clock, the target and its KV cache. It names the ready sessions (their prompt
+is read and no pass of theirs is running), and executes:
 
-    offer    what the next pass should judge, or how long to wait before asking again
-    begin    the pass as it really runs: an engine may trim an offer, or add sessions to it
-    ran      what the target generated; this returns what each session sends to its edge
+    offer    returns what the next pass should judge, or how long to wait before asking again
+    begin    starts the pass that really runs: an engine may trim an offer, or add sessions
+    ran      takes the target's output and returns what each session sends to its edge
 
 All times are in seconds on one monotonic clock. No state changes when `received` raises.
 """
@@ -34,24 +34,24 @@ from picospec.speculation.verifying.pass_policy import allocate, hold_s, waiting
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 MIN_PASS_S: Final = 1e-6
-"""The shortest time that a pass counts as, where less is left of it without `dear_s`."""
+"""A pass counts as at least this long, even if less remains without `dear_s`."""
 
 MIN_HOLD_S: Final = 1e-6
-"""A shorter hold is none: it is what rounding leaves of a hold whose time has come."""
+"""Shorter holds count as zero: rounding may leave a remainder of a hold that has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the next pass should do."""
+    """The work that the next pass should do."""
 
     start: Mapping[str, tuple[TokenId, ...]]
-    """Sessions that should take part, with the draft tokens to judge of each. When it is empty,
-    no pass should start yet."""
+    """Sessions that should take part, with the draft tokens to judge of each. If empty, no pass
+    should start yet."""
 
     wait_s: float  # when to ask again if no message arrives; inf: not before one arrives
     on_hold: Collection[str] = ()  # sessions that wait for draft tokens about to arrive
     heads: Mapping[str, int] = field(default_factory=dict)
-    """Which sessions of `start` judge tokens of the target's head instead, and how many."""
+    """For sessions of `start` that judge the target's head instead: the number of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,16 @@ class PassPlan:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a pass generated for one session."""
+    """The outcome of a pass for one session."""
 
     judgement: Judgement
     logprobs: Sequence[TokenLogprob] | None = None
-    """One for each of judgement.tokens, where the request asks for them."""
+    """One for each of judgement.tokens, if the request asks for them."""
 
 
 @dataclass(slots=True)
 class _Observed:
-    """A session with what was observed of it. passed_at: when its last pass ended."""
+    """A session and the observations of it. passed_at: when its last pass ended."""
 
     session: VerifyingSession
     passed_at: float
@@ -82,7 +82,7 @@ class _Observed:
 
 
 class VerifyMachine:
-    """u: uniforms in [0, 1) that no edge can foresee. latency: what is known before."""
+    """u: uniforms in [0, 1) that no edge can predict. latency: earlier measurements."""
 
     def __init__(self, u: Iterator[float], latency: PassLatency | None = None) -> None:
         self.latency = latency or PassLatency()
@@ -96,15 +96,15 @@ class VerifyMachine:
         self._sessions[name] = _Observed(session, now)
 
     def close(self, name: str) -> None:
-        """Forget a session; a pass that runs drops its outcome. Harmless when repeated."""
+        """Forget a session; a running pass drops its outcome. Harmless when repeated."""
         self._sessions.pop(name, None)
 
     def session(self, name: str) -> VerifyingSession:
         return self._sessions[name].session
 
     def received(self, name: str, message: Pushed, *, arrived: float) -> list[Down]:
-        """Take in an edge's message, which reached the host at `arrived`; return what it brings
-        about at once. Raise RemoteProtocolError for what no correct edge sends."""
+        """Take in an edge's message, which reached the host at `arrived`; return the messages
+        to send at once. Raise RemoteProtocolError for what no correct edge sends."""
         observed = self._sessions[name]
         chain, arrivals = observed.session.chain, observed.arrivals
         newest, broken = chain.newest, chain.broken
@@ -122,7 +122,7 @@ class VerifyMachine:
         self._sessions[name].head.tokens = tokens
 
     def wait_s(self, ready: Collection[str], now: float) -> float:
-        """Return how long no pass should start: 0 for at once, inf before a message arrives."""
+        """Return how long no pass should start: 0 for at once, inf until a message arrives."""
         return min((self._hold_s(name, now) for name in ready), default=inf)
 
     def offer(
@@ -136,13 +136,13 @@ class VerifyMachine:
     ) -> Offer:
         """Return what the next pass should judge. Nothing changes.
 
-        rows: the most that it may have. without_drafts: sessions that start now whatever the
-        others wait for, and take no draft token, as where a prompt ends. others: rows that are
-        in it anyway, and of no session.
+        rows: the most that the pass may have. without_drafts: sessions that start now, whatever
+        the others wait for, and take no draft token, as at the end of a prompt. others: rows
+        that are in the pass anyway and belong to no session.
 
-        The pass starts when one session need wait no longer. It then takes all but those that
-        must have a draft token and lack one: a session left out of this pass waits for the next
-        one, which is longer than any hold is worth.
+        The pass starts when one session need wait no longer. It then takes all sessions but
+        those that must have a draft token and lack one: a session left out of this pass waits
+        for the next one, which is longer than any hold is worth.
         """
         holds = {name: self._hold_s(name, now) for name in ready}
         going = [name for name, hold in holds.items() if hold < inf]
@@ -174,8 +174,8 @@ class VerifyMachine:
 
     def _allocated(self, names: Sequence[str], others: int, rows: int) -> list[int]:
         """Return how many draft tokens of each session to judge. others: rows that no draft
-        token follows. `plan` may add one draft token a session, because fill `never` needs one,
-        so the allocation leaves as many rows free."""
+        token follows. `plan` may add one draft token to a session, because fill `never` needs
+        one, so the allocation leaves one row for each session free."""
         sessions = [self._sessions[name].session for name in names]
         counts = allocate(
             [*(session.gains for session in sessions), *([()] * others)],
@@ -188,8 +188,8 @@ class VerifyMachine:
     def begin(
         self, taken: Mapping[str, int], now: float, heads: Mapping[str, int] | None = None
     ) -> PassPlan:
-        """Begin the pass that really runs: of each session so many of its offered draft tokens,
-        or of its head's. `ran` must follow, for the sessions that are still open then."""
+        """Begin the pass that really runs, with this many offered draft tokens of each session
+        or tokens of its head. `ran` must follow for the sessions still open then."""
         passes = {}
         for name, count in taken.items():
             observed, head = self._sessions[name], (heads or {}).get(name, 0)
@@ -208,9 +208,9 @@ class VerifyMachine:
     ) -> dict[str, list[Down]]:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
 
-        rows: of the whole pass; None when its latency says nothing, as with a prompt in it.
+        rows: those of the whole pass; None if its latency says nothing, as with a prompt in it.
         dear_s: how much longer judging took than with the cheapest settings, such as without a
-        grammar. It is not learned as latency, or every session would get fewer rows for it.
+        grammar. This time is not learned as latency, or every session would get fewer rows.
         """
         pass_s = now - plan.started
         if rows is not None and pass_s > 0.0:  # else the clock is too coarse
@@ -233,7 +233,7 @@ class VerifyMachine:
 
 
 def _fitting(heads: Mapping[str, int], rows: int) -> dict[str, int]:
-    """Return the tokens of heads that fit into so many rows of a pass, the first ones first."""
+    """Return the head tokens that fit into `rows` rows of a pass, the first heads first."""
     found: dict[str, int] = {}
     for name, tokens in heads.items():
         if (taken := min(tokens, rows)) > 0:

@@ -1,13 +1,13 @@
-"""Draft tokens that the verifier proposes itself, where the edge's have not arrived.
+"""Draft tokens that the verifier proposes itself where the edge's have not arrived.
 
 When a chain breaks, nothing can be judged until new draft tokens have crossed the link. But the
-verifier knows what often comes next all the same, and some judges let any token be tried:
+verifier often knows what comes next, and some judges let any token be tried:
 
-    prediction   what the client expects of the answer
+    prediction   the text that the client expects in the answer
     match        what followed when the same tokens were in prompt or answer before
-    resumption   what a broken chain went on with: the text often continues in the same way
+    resumption   the rest of a broken chain: the text often continues in the same way
 
-How often each is right is learned in every session, so that rows are spent on what earns them.
+The precision of each is learned in every session, so that rows are spent where they earn most.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.verifying.chain import Chain
 
 MAX_TEXT_TOKENS: Final = 8192
-"""Tokens of the text that a session begins with, its last ones, in which matches are looked
-for: the file that an agent edits is among them. An index of all takes .5 MB, and 8 ms, in
-which no pass can start."""
+"""Matches are searched in this many last tokens of the text that a session begins with; the
+file that an agent edits is among them. Their index takes 0.5 MB, and 8 ms in which no pass can
+start."""
 
 MAX_DROPPED: Final = 64
-"""Tokens kept of a broken chain: what lies further on is hardly ever right."""
+"""This many tokens are kept of a broken chain; later ones are hardly ever right."""
 
 RESUMPTION_PRIORS: Final = {1: (0.4, 4), 2: (0.6, 4), 3: (0.7, 4)}
-"""From the number of tokens before a place that the broken chain and the text share: how often
-the chain's next token is the text's, too, and as how many observations this counts. A prior,
+"""Maps the number of tokens before a place that the broken chain and the text share to how
+often the chain's next token is right, and to the observations that this prior counts as. It is
 fitted to the Qwen pair (docs/decisions.md); each session corrects it by what it sees."""
 
 
 class OwnDrafts:
-    """It proposes for one session. The request has its prompt and its prediction."""
+    """Proposes for one session, from the prompt and the prediction of its request."""
 
     def __init__(self, request: Open, limits: Limits) -> None:
         self._most = limits.max_verify
@@ -52,8 +52,8 @@ class OwnDrafts:
             agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
         }
         self._broken: tuple[TokenId, ...] = ()  # Chain.dropped
-        self._dropped: list[TokenId] = []  # the same, and what came of it later
-        self._at: tuple[int, ...] = ()  # where the text and the chain were at `propose`
+        self._dropped: list[TokenId] = []  # the same, with later tokens of that chain
+        self._at: tuple[int, ...] = ()  # the state of text and chain at `propose`
         self._proposed: Continuation | None = None
 
     def came_late(self, draft: Draft, chain: Chain) -> None:
@@ -73,8 +73,8 @@ class OwnDrafts:
     def propose(
         self, committed: Sequence[TokenId], chain: Chain, pending: int
     ) -> Continuation | None:
-        """Return the tokens to judge after so many pending draft tokens of the edge, the
-        likeliest that there are, and no more than a pass can take."""
+        """Return the likeliest tokens to judge after the edge's pending draft tokens, at most
+        as many as a pass can take."""
         self._note_break(chain)
         at = (len(committed), chain.epoch, pending)
         if at != self._at:
@@ -103,7 +103,7 @@ class OwnDrafts:
         return best and replace(best, tokens=self._up_to_stop(best.tokens))
 
     def _up_to_stop(self, tokens: Sequence[TokenId]) -> Sequence[TokenId]:
-        """Return the tokens up to the first that would end the answer."""
+        """Return the tokens up to the first one that ends the answer."""
         ends = (at for at, token in enumerate(tokens, 1) if token in self._stop_tokens)
         return tokens[: next(ends, len(tokens))]
 

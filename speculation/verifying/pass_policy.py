@@ -1,14 +1,14 @@
-"""How long to hold a pass, and how many draft tokens it judges. Neither can change a token.
+"""Decides how long to hold a pass, and how many draft tokens it judges. No token depends on it.
 
 A pass starts at once unless draft tokens are about to arrive that are worth the wait: a short
-hold trades a fill-in pass (one token) for a pass that commits several. And a row is worth what
-it is likely to commit:
+hold trades a fill-in pass (one token) for a pass that commits several. A row is worth the
+tokens that it is likely to commit:
 
 A pass over `rows` rows takes T(rows). From a session whose draft tokens are accepted with
 probability a each, it commits 1 + a + ... + a^K tokens for K + 1 rows. On a GPU T hardly grows
 and all pending draft tokens are worth judging; on one CPU core T is nearly proportional and few
-are. The rows are chosen that commit most tokens per second, so a session whose draft tokens are
-useless costs the others nothing.
+are. The policy chooses the rows that commit most tokens per second, so a session whose draft
+tokens are useless costs the others nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from picospec.speculation.verifying.latency import PassLatency
 from picospec.speculation.verifying.session import VerifyingSession
 
 MAX_HELD_FOR: Final = 4
-"""Pending draft tokens from which on no pass is held: more would come too late to earn much."""
+"""No pass is held with this many pending draft tokens: more would come too late to pay."""
 
 MIN_GAIN: Final = 1.1
-"""No draft token is judged unless tokens per second rise by this factor. A run of accepted
+"""Draft tokens are judged only if tokens per second rise by this factor. A run of accepted
 tokens makes acceptance look better than it is. Found with `python -m picospec.bench.simulator`
-where a row costs nearly a pass: sessions with 0.92 to 0.95 accepted lost 18 % without, 2 % with
-it."""
+where a row costs nearly a pass: sessions with 0.92 to 0.95 accepted lost 18 % without it, 2 %
+with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Waiting:
 
 
 def waiting(session: VerifyingSession, arrivals: Arrivals, now: float) -> Waiting:
-    """Return what decides how long to hold the session's pass."""
+    """Return the values that decide how long to hold the session's pass."""
     fill, acceptance = session.request.fill, session.chain.acceptance
     due_s, behind = arrivals.due_s(now), arrivals.behind(session)
     interval_s, restart_s = arrivals.interval_s, arrivals.restart_s
@@ -57,7 +57,7 @@ def waiting(session: VerifyingSession, arrivals: Arrivals, now: float) -> Waitin
 
 def hold_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
     """Return how many seconds to hold the pass: 0 starts it now, inf waits for a draft. Ask
-    again whenever one arrives. max_verify: draft tokens that a pass may judge."""
+    again whenever one arrives. max_verify: the most draft tokens that a pass may judge."""
     if session.fill == "never":
         return 0.0 if session.pending else inf
     if session.fill == "always" or session.due_s == inf:
@@ -67,13 +67,13 @@ def hold_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
 
 
 def _is_worth_waiting(session: Waiting, latency: PassLatency, max_verify: int) -> bool:
-    """Return whether some number of draft tokens to come earns more than the time they take.
+    """Return True if some number of further draft tokens earns more than the time they take.
 
     This is an optimal stopping rule. Starting with k draft tokens instead of the n pending ones
     commits a^(n+1) + ... + a^k tokens more, and takes the wait and T(k+1) - T(n+1) longer,
-    where T(r) is the latency of r rows. In that time the session would have gone on at its
+    where T(r) is the latency of r rows. In that time the session would have continued at its
     `best_rate`. The draft tokens `behind`, which the text has overtaken, arrive first, and the
-    later ones are of use only if all of these equal the text.
+    later ones are useful only if all of these equal the text.
     """
     rate = best_rate(session.acceptance, latency, max_verify, restart_s=session.restart_s)
     wait_s = max(0.0, session.due_s) + session.behind * session.interval_s
@@ -97,7 +97,7 @@ def best_rate(
     acceptance: float, latency: PassLatency, most: int, *, restart_s: float = 0.0
 ) -> float:
     """Return the tokens per second of a session whose draft tokens come in time; inf if T is 0.
-    most: draft tokens that a pass may judge. restart_s: how long a broken chain takes to begin
+    most: draft tokens that a pass may judge. restart_s: seconds until a broken chain begins
     anew; fill-in passes go on meanwhile."""
     if (alone_s := latency.of(1)) <= 0.0:
         return inf
@@ -119,12 +119,12 @@ def allocate(
 ) -> list[int]:
     """Return how many draft tokens of each session the next pass judges.
 
-    gains: for each session, how likely each of its draft tokens is to be reached and accepted,
-    which never rises from one to the next. rows: the most that the pass may have, one of which
-    each session needs without any draft token; it has fewer where so many have not been tried.
-    The next row always goes to the session whose next draft token is the likeliest; the number
-    of rows is the one with the best expected tokens per second. judge_all: as many as there may
-    be, whatever they take, for fewest passes.
+    gains: for each session, the probability that each of its draft tokens is reached and
+    accepted, which never rises from one to the next. rows: the most that the pass may have, of
+    which each session needs one without any draft token; the pass has fewer if that many have
+    not been tried. The next row always goes to the session whose next draft token is the
+    likeliest; the number of rows is the one with the best expected tokens per second.
+    judge_all: use all rows, whatever they take, for the fewest passes.
     """
     least = len(gains)
     if not judge_all:

@@ -2,9 +2,9 @@
 
     receive(Draft)  ->  begin() -> Pass  ->  (the target runs)  ->  resolve(Judgement)
 
-Drafts arrive late, twice or out of order; each names its epoch and position. A pass takes the
+Drafts arrive late, twice or out of order; each has its epoch and position. A pass takes the
 draft tokens that follow the committed text without a gap, once all of the chain before them is
-known to equal that text. Correctness never rests on what an epoch claims, because every draft
+known to equal that text. Correctness never depends on an epoch's claims, because every draft
 token is judged. No state changes when a method raises.
 """
 
@@ -35,24 +35,24 @@ from picospec.speculation.verifying.chain import Chain, check
 from picospec.speculation.verifying.own_drafts import OwnDrafts
 
 MAX_PENDING: Final = 4
-"""Pending draft tokens of the edge from which on the verifier proposes none of its own."""
+"""The verifier proposes none of its own with this many pending draft tokens of the edge."""
 
 Tokens = tuple[TokenId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """K draft tokens from `start` on that one target pass judges. K = 0 is a fill-in pass."""
+    """One target pass judges K draft tokens from `start` on. K = 0 is a fill-in pass."""
 
     start: int
     draft: Tokens
     rule: Rule
-    own: int = 0  # how many of the draft tokens, the last ones, are the verifier's own
-    head: int = 0  # in place of a draft: tokens of the target's head, which are unknown here
+    own: int = 0  # this many of the last draft tokens are the verifier's own
+    head: int = 0  # tokens of the target's head instead of a draft; unknown here
 
 
 class VerifyingSession:
-    """u: uniforms in [0, 1) that no edge can foresee."""
+    """u: uniforms in [0, 1) that no edge can predict."""
 
     def __init__(
         self, request: Open, limits: Limits, *, vocabulary_size: int, u: Iterator[float]
@@ -69,22 +69,22 @@ class VerifyingSession:
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
         self._own = OwnDrafts(request, limits) if request.own_drafts else None
-        self._tried: Continuation | None = None  # what was proposed for the pass that runs
+        self._tried: Continuation | None = None  # the proposal for the running pass
 
     @property
     def may_begin(self) -> bool:
-        """Whether the target may generate: the answer goes on, and the edge owes nothing."""
+        """True if a pass may run: the answer goes on, and nothing is awaited from the edge."""
         owes = self._judge.owed_at is not None or (self.needs_draft and not self.pending)
         return not (self.finished or owes)
 
     @property
     def needs_draft(self) -> bool:
-        """Whether the next pass must have a draft token."""
+        """True if the next pass must have a draft token."""
         return self._judge.needs_draft
 
     @property
     def pending(self) -> int:
-        """Draft tokens that the next pass could judge."""
+        """The number of draft tokens that the next pass could judge."""
         return max(0, self.chain.reach - len(self.committed))
 
     @property
@@ -97,8 +97,8 @@ class VerifyingSession:
 
     @property
     def gains(self) -> list[float]:
-        """How likely each draft token that a pass may judge is to be accepted, with all those
-        before it."""
+        """The probability that each draft token that a pass may judge is accepted, with all
+        those before it."""
         judgeable = self._judge.judgeable(self.pending, self.limits.max_verify)
         gains = [self.chain.acceptance**k for k in range(1, judgeable + 1)]
         if proposed := self._propose():
@@ -113,10 +113,10 @@ class VerifyingSession:
         return self._own.propose(self.committed, self.chain, pending)
 
     def receive(self, message: Pushed) -> list[Down]:
-        """Take in a message; return what it brings about at once.
+        """Take in a message; return the messages to send at once.
 
-        Raise RemoteProtocolError, naming the field, for what no correct edge sends. Void and
-        repeated messages are dropped in silence.
+        Raise RemoteProtocolError, naming the field, for a message that no correct edge sends.
+        Void and repeated messages are dropped silently.
         """
         if isinstance(message, Draft):
             self._drafted(message)
@@ -142,7 +142,7 @@ class VerifyingSession:
     def plan(self, most: int) -> Tokens:
         """Return the draft tokens of a pass that would judge at most `most` pending ones.
 
-        With fill `never` it has one at least: the target generates nothing without a draft.
+        With fill `never` there is at least one: the target generates nothing without a draft.
         """
         start = len(self.committed)
         room = self.request.max_tokens - start - 1  # the target's own token needs a position
@@ -156,9 +156,8 @@ class VerifyingSession:
         return self.pending + (len(proposed.tokens) if proposed else 0)
 
     def begin(self, drafts: int, *, head: int = 0) -> Pass:
-        """Begin a pass over the first `drafts` draft tokens, which are the pending ones and the
-        verifier's own after them, or over `head` tokens of the target's head; `resolve` must
-        follow."""
+        """Begin a pass over the first `drafts` draft tokens (the pending ones, then the
+        verifier's own), or over `head` tokens of the target's head; `resolve` must follow."""
         if self._running or not self.may_begin:
             raise LocalProtocolError("no pass may begin now")
         if not int(self.needs_draft) <= drafts <= self._judgeable:
@@ -172,7 +171,7 @@ class VerifyingSession:
         return self._running
 
     def _items(self, drafts: int) -> list[tuple[TokenId, int]]:
-        """Return so many draft tokens with their weights, the edge's first."""
+        """Return this many draft tokens with their weights, the edge's first."""
         items = self.chain.drafts(len(self.committed), min(drafts, self.pending))
         if (own := drafts - len(items)) and (proposed := self._propose()):
             items += [(token, 0) for token in proposed.tokens[:own]]
@@ -207,7 +206,7 @@ class VerifyingSession:
         return [self._judge.rejected(judgement.rejection, commit)]
 
     def _commit(self, commit: Commit) -> list[Down]:
-        """Commit these tokens up to the end of the answer; return what is sent of it."""
+        """Commit these tokens up to the end of the answer; return the messages to send."""
         tokens, self.finished = self._ended(commit.tokens)
         accepted = min(commit.accepted, len(tokens))
         own, totals = min(commit.own, len(tokens) - accepted), self.totals

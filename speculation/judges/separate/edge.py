@@ -1,6 +1,6 @@
-"""The edge's half of `separate`: it draws draft tokens, and the recovered token.
+"""The edge's half of `separate` draws draft tokens and the recovered token.
 
-Each draft token is sent at once: were its sending to depend on its value, those that arrive in
+Each draft token is sent at once. If its value could delay it, the draft tokens that arrive in
 time for a pass would no longer have the distribution q.
 """
 
@@ -35,7 +35,7 @@ from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.noise import Floats, Tokens
 
 CANDIDATES: Final = 32
-"""q has so many tokens. On the Qwen pair 0.852 are accepted with 32, 0.847 with 8."""
+"""q has this many tokens. On the Qwen pair 0.852 are accepted with 32, 0.847 with 8."""
 
 
 class SeparateEdge(EdgeHalf):
@@ -45,20 +45,20 @@ class SeparateEdge(EdgeHalf):
         self.sampler = sampler(request.sampling, u)
         self._u = u
         self._draw = 0
-        """This session was asked for more samples so many times since a token was drawn."""
+        """The number of times this session has asked for more samples since the last draw."""
 
         self._in_tail = False
-        """A token of the tail is proposed, and is among the samples that are awaited."""
+        """The tail is proposed, and the token will be one of the samples that are awaited."""
 
     def reopened(self) -> bool:
-        """Another verifier must not judge the draft token anew, which would favour it: it sends
-        its own samples of the same p, and these continue those that were tried."""
+        """Continue a pending rejection: another verifier must not judge the draft token again,
+        which would favour it. Its samples of the same p continue those that were tried."""
         self._draw = 0
         return self._in_tail
 
     def rejected(self, reject: Reject, drafted: DraftToken) -> Answer | None:
-        """Draw the recovered token, or ask for more samples of the tail. Samples that were
-        rejected once are not tried a second time."""
+        """Draw the recovered token, or ask for more samples of the tail. Rejected samples are
+        not tried again."""
         if drafted.q is None:
             raise RemoteProtocolError("Reject.position: the draft token there was not drawn")
         if reject.draw != self._draw:
@@ -73,8 +73,8 @@ class SeparateEdge(EdgeHalf):
 
 
 def sampler(sampling: Sampling, u: Iterator[float]) -> DraftSampler:
-    """Return what draws a session's draft tokens from the draft model's distribution, in whole
-    weights."""
+    """Return the function that draws a session's draft tokens from the quantised distribution
+    of the draft model."""
 
     def pick(logits: Logits, position: int) -> DraftToken:
         q = quantise(distribution(logits, sampling, most=CANDIDATES))
@@ -89,16 +89,16 @@ def sampler(sampling: Sampling, u: Iterator[float]) -> DraftSampler:
 def recover(
     reject: Reject, q: QuantisedDistribution, u: Iterator[float], *, in_tail: bool = False
 ) -> TokenId | None:
-    """Draw the recovered token from max(0, p - q), normalised. p is known as a head, and as
+    """Draw the recovered token from max(0, p - q), normalised. p is given as a head and as
     samples of its tail.
 
-    This is rejection sampling: propose a token of the head by max(0, p - q), or the next sample
-    of the tail. A token of the head is taken; one of the tail is taken with probability
-    max(0, 1 - q/p), else all is drawn again. So the result has exactly that distribution.
+    This is rejection sampling. It proposes a token of the head by max(0, p - q), or the next
+    sample of the tail. It takes a token of the head, and one of the tail with probability
+    max(0, 1 - q/p); else it starts again. So the result has exactly that distribution.
 
-    Return None when the tail is proposed and no sample is left: call again with fresh ones and
-    in_tail, so that the tail stays proposed. Raise RemoteProtocolError when p exceeds q
-    nowhere, because no correct verifier sends such a Reject.
+    Return None if the tail is proposed and no sample is left: call again with fresh samples and
+    in_tail, so that the tail stays proposed. Raise RemoteProtocolError if p exceeds q nowhere,
+    because no correct verifier sends such a Reject.
     """
     tokens, sums = residual(reject, q)
     total = float(sums[-1] if len(sums) else 0.0) + reject.tail_mass

@@ -1,8 +1,8 @@
-"""The verifier's half of `separate`: it keeps what was rejected until the edge has drawn.
+"""The verifier's half of `separate` keeps a rejection until the edge has drawn its token.
 
 The tokens accepted before a rejection are committed with the recovered token, as one pass. A
-rejection that is lost before the edge has it is as if it had never been. An edge that has it,
-but needs more samples, says so to its next verifier, which rejects the draft token unjudged.
+rejection that is lost before it reaches the edge has no effect. If an edge has received it and
+needs more samples, its next verifier rejects the draft token unjudged (`Open.rejected`).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from picospec.speculation.sampling.distributions import Q_SCALE, Distribution
 from picospec.speculation.sampling.noise import Tokens
 
 HEAD_COVERS: Final = 0.999
-"""The head of a Reject covers this share of p, if HEAD_TOKENS are enough for it."""
+"""The head of a Reject covers this share of p, if HEAD_TOKENS tokens are enough for that."""
 
 HEAD_TOKENS: Final = 512
-"""The head of a Reject has no more tokens."""
+"""The head of a Reject has at most this many tokens."""
 
 TAIL_SAMPLES: Final = 8
-"""One Reject has so many samples of the tail: an edge that needs more asks for them."""
+"""A Reject has this many samples of the tail; an edge that needs more asks for them."""
 
 MAX_REDRAWS: Final = 32
-"""Redraws answered for one rejection. Each brings TAIL_SAMPLES samples more; a correct edge
-hardly ever needs two."""
+"""The verifier answers this many Redraws of one rejection. Each brings TAIL_SAMPLES more
+samples; a correct edge hardly ever needs two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class Separate:
     """The rule of a pass: rejection sampling, up to the first rejection."""
 
     q: tuple[int, ...]
-    """Each of the K draft tokens has its weight in q here, in 1/Q_SCALE; it is positive."""
+    """q[i] is the weight of draft token i in its q, in 1/Q_SCALE: [K], positive."""
 
     u: tuple[float, ...]
-    """K + 1 fresh uniforms in [0, 1); inf for a draft token that is rejected whatever its p."""
+    """Fresh uniforms in [0, 1): [K + 1]. inf rejects a draft token whatever its p is."""
 
     noise = None
 
@@ -78,7 +78,7 @@ class SeparateVerifier(VerifierHalf):
     def __init__(self, request: Open, u: Iterator[float]) -> None:
         self._u = u
         self.needs_draft = request.rejected
-        """The next pass rejects its first draft token, as another verifier has done."""
+        """The next pass rejects its first draft token, as another verifier did before."""
 
         self._owed: Owed | None = None
 
@@ -97,9 +97,9 @@ class SeparateVerifier(VerifierHalf):
             raise RemoteProtocolError(f"Draft.q: a weight outside 1..{Q_SCALE}")
 
     def judgeable(self, pending: int, most: int) -> int:
-        """Count all that a pass may have, whatever is pending: the draft tokens after one
-        depend on it. Were they to decide whether it is judged, the output would not have the
-        target's distribution."""
+        """Count rows for all draft tokens that a pass may have, whatever is pending. Draft
+        tokens depend on those before them: if they decided whether these are judged, the output
+        would not have the target's distribution."""
         return most
 
     def rule(self, start: int, weights: Sequence[int]) -> Rule:
@@ -117,7 +117,7 @@ class SeparateVerifier(VerifierHalf):
         return self._recovered(answer, text)
 
     def _redrawn(self, redraw: Redraw) -> Reject | None:
-        """Return the rejection with fresh samples; None where that was done already."""
+        """Return the rejection with fresh samples; None if that was done already."""
         owed = self._owed
         if owed is None or (redraw.position, redraw.draw) != (owed.position, owed.draw + 1):
             return None
@@ -143,7 +143,7 @@ class SeparateVerifier(VerifierHalf):
 
 @dataclass(frozen=True)
 class Owed:
-    """A rejection that waits for its recovered token. draw: of the latest Redraw."""
+    """A rejection that waits for its recovered token. draw: the number of the latest Redraw."""
 
     rejection: Rejection
     commit: Commit
@@ -154,12 +154,12 @@ class Owed:
         return self.commit.start + len(self.commit.tokens)
 
     def allows(self, recovered: TokenId) -> bool:
-        """Return whether a token can be the recovered one: p(token) > 0, and it is not the
+        """Return True if a token can be the recovered one: p(token) > 0, and it is not the
         rejected token, where max(0, p - q) is 0."""
         return recovered != self.rejection.token and self.rejection.p.of(recovered) > 0.0
 
     def message(self, u: Iterator[float]) -> Reject:
-        """Return p as it is sent. u: a uniform in [0, 1) is taken for each sample."""
+        """Return the Reject to send. u: each sample takes one uniform in [0, 1)."""
         p, (head, tail) = self.rejection.p, self._cut
         drawn = tail.draw(list(islice(u, TAIL_SAMPLES))) if tail.p.size else []
         likely = zip(p.tokens[head].tolist(), p.p[head].tolist(), strict=True)
@@ -170,7 +170,7 @@ class Owed:
 
     @cached_property
     def _cut(self) -> tuple[Tokens, Distribution]:
-        """Where the head is in p, and the tail."""
+        """The indices of the head in p, and the distribution of the tail."""
         p = self.rejection.p
         head = head_of(p)
         tail = np.setdiff1d(np.arange(len(p.tokens)), head)
@@ -178,8 +178,8 @@ class Owed:
 
 
 def head_of(p: Distribution) -> Tokens:
-    """Return where in p its head is: the likeliest tokens that cover HEAD_COVERS of it, but at
-    most HEAD_TOKENS. A p of no more tokens is all head."""
+    """Return the indices of the head in p: the likeliest tokens that cover HEAD_COVERS of it,
+    at most HEAD_TOKENS. If p has no more tokens than that, all of them are the head."""
     order = np.lexsort((p.tokens, -p.p))
     if len(order) <= HEAD_TOKENS:
         return order
