@@ -38,12 +38,12 @@ from picospec.models.store import open_store
 from picospec.speculation.drafting.policy import DraftPolicy
 
 GRACE_S: Final = 5
-"""Requests that are still open when the edge has drained have this time, such as an answer's
-whose client does not read it; after it they are cancelled, at both ends."""
+"""Requests still open after draining get this many seconds, such as an answer that its client
+does not read; then they are cancelled at both ends."""
 
 IDLE_S: Final = 75
-"""Time for which an idle connection is kept: longer than clients keep theirs (httpx and the
-openai SDK 5 s, nginx 60 s), or a request could arrive on one that is being closed."""
+"""An idle connection is kept for this many seconds: longer than clients keep theirs (httpx and
+the openai SDK 5 s, nginx 60 s), or a request could arrive on one that is being closed."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -77,7 +77,7 @@ def main(
     named = {name: value for name, value in locals().items() if value is not None}
     named.pop("config", None)
     if urls := named.pop("verifier_url", None):
-        named |= {"verifier_urls": urls, "verifier_url": None}  # in place of any file's
+        named |= {"verifier_urls": urls, "verifier_url": None}  # replaces the file's value
     try:
         settings = load(config, os.environ, named)
         check_listening(settings)
@@ -109,7 +109,7 @@ def serve(
         )
 
     limit = raise_limit()
-    if settings.tls is not None:  # handshakes, which uvicorn does not see
+    if settings.tls is not None:  # uvicorn does not see handshakes
         cut_silent(settings.port, max_connections(limit))
     starting = Starting(make, drain.hurry)
     config = uvicorn.Config(
@@ -117,7 +117,7 @@ def serve(
         host=settings.host,
         port=settings.port,
         log_config=None,
-        log_level="error",  # it warns of each request that is none
+        log_level="error",  # else it warns about each malformed request
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=IDLE_S,
@@ -133,7 +133,7 @@ def serve(
 
 
 def tls_options(tls: TlsSettings | None) -> dict[str, Any]:
-    """Return what uvicorn is told of certificates."""
+    """Return the TLS options for uvicorn."""
     if tls is None:
         return {}
     options = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}

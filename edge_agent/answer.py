@@ -1,4 +1,4 @@
-"""One answer of the edge: its machine and driver, and the Deltas of what is committed."""
+"""Runs one answer of the edge, and makes Deltas of its committed tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Emit = Callable[[Delta], Awaitable[None]]
 
 
 class Answer:
-    """model: None where no slot of the draft model was free."""
+    """model: None if no slot of the draft model was free."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Answer:
         await emit(Delta((), logprobs, finish.reason, self._statistics))
 
     def _delta(self, commit: Commit) -> Delta:
-        """Return the Delta of tokens that were not known before."""
+        """Return the Delta of newly committed tokens."""
         known = replace(self._statistics, cached_tokens=self._counts.reused)
         self._statistics = _with_commit(known, commit)
         if self._prediction is not None:
@@ -73,7 +73,7 @@ class Answer:
         return replace(delta, origins=observer.origins(commit), events=observer.take())
 
     async def _watched(self, emit: Emit, answer: Awaitable[Finish]) -> Finish:
-        """Await the answer, and emit what happens meanwhile, if its client watches it."""
+        """Await the answer. If its client watches it, emit events meanwhile."""
         if (observer := self._observer) is None:
             return await answer
         async with beside(self._look(emit, observer)):
@@ -119,7 +119,7 @@ def _with_commit(before: Statistics, commit: Commit) -> Statistics:
 def _with_prediction(
     counted: Statistics, prediction: Prediction, committed: Sequence[TokenId]
 ) -> Statistics:
-    """Add what has become of the client's prediction by now."""
+    """Add the accepted and rejected tokens of the client's prediction so far."""
     prediction.follow(committed)
     return replace(
         counted,

@@ -1,8 +1,8 @@
-"""Puts the edge together: draft model, link and engine, under the gateway's OpenAI API.
+"""Puts the edge together: draft model, link and engine behind the gateway's OpenAI API.
 
-/ready answers 200 while a verifier is ready, or while the fallback would answer, and else 503
-with the reason. The edge stays up, and serves again when a verifier does; therefore /health
-answers 200 all the while.
+/ready answers 200 while a verifier is ready or the fallback would answer, else 503 with the
+reason. The edge stays up meanwhile and serves again when a verifier does, so /health always
+answers 200.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.protocol.messages import PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"
-"""Clients get this in place of errors that name a verifier's address."""
+"""Clients get this message instead of errors that name a verifier's address."""
 
 
 def build(
@@ -64,7 +64,7 @@ def build(
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     model = loading.open_model(settings, store)
-    if model is not None:  # once: memory is scarcer after the first time
+    if model is not None:  # only once: afterwards less memory is free
         slot_tokens = loading.length_of(model, settings).tokens
         settings = settings.model_copy(update={"context_tokens": slot_tokens})
     drafter = make_drafter(model, settings)
@@ -132,7 +132,7 @@ def build(
 
 
 def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
-    """Return the verifiers, with connections made at their first use. Raises OSError."""
+    """Return the verifiers. Their connections are made at first use. Raises OSError."""
     made = connections(settings)
     uplinks = [Uplink(each, metrics, number) for number, each in enumerate(made)]
     return Verifiers(uplinks, metrics, settings.failover_deadline_s)
@@ -140,7 +140,7 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """What an edge says of itself. draft: the draft model's name, if any."""
+    """The routes on which the edge reports its state. draft: the draft model's name, if any."""
 
     settings: EdgeSettings
     verifiers: Verifiers
@@ -160,7 +160,7 @@ class _Edge:
         return JSONResponse(body)
 
     async def about(self) -> dict[str, object]:
-        """Return what /status says of the edge alone."""
+        """Return the part of /status that describes the edge."""
 
         def sessions(number: int) -> int:
             name, labels = "picospec:edge_verifier_sessions", {"verifier": str(number)}

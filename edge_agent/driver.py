@@ -1,8 +1,8 @@
 """Runs one DraftMachine: it awaits the draft model and the link, and decides nothing.
 
-Three tasks run concurrently: one drafts, one sends, one takes in what the verifier sends. The
-machine is called from the event loop alone, and never across an `await`. A session that is lost
-is followed by another one, at any verifier; the machine and its draft model go on meanwhile.
+Three tasks run concurrently: one drafts, one sends, one receives. The machine is called from
+the event loop alone, and never across an `await`. A lost session is followed by another one, at
+any verifier; the machine and its draft model go on meanwhile.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Commit, Finish, TokenId
 
 OnCommit = Callable[[Commit], Awaitable[None]]
-"""Takes a Commit of tokens that were not known before."""
+"""Receives each Commit of tokens that were not known before."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftModel:
-    """What one session's steps are made with."""
+    """The slot, sampler and prompt that make one session's steps."""
 
     slot: DraftSlot
     sampler: StepSampler
@@ -40,7 +40,7 @@ class DraftModel:
 
 
 class Driver:
-    """model: None where no slot was free; then the machine asks for no steps."""
+    """model: None if no slot was free; then the machine asks for no steps."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Driver:
             return await self._follow(on_commit)
 
     def _open(self) -> None:
-        """Open a session for the rest of the answer, to which drafts go from now on."""
+        """Open a session for the rest of the answer; drafts go to this session from now on."""
         self._link = self._sessions.open(self._machine.opening())
         self._changed.set()
 

@@ -1,6 +1,6 @@
 """The gateway's Engine at the edge: every job is a session at the verifier, with a draft model.
 
-The model that clients see is the verifier's; the draft model only decides how fast it answers.
+Clients see the verifier's model; the draft model only decides how fast it answers.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from picospec.speculation.protocol.opening import opening
 T = TypeVar("T")
 
 QUEUE_ITEMS: Final = 16
-"""Values that may wait for a slow reader before `emit` waits, and so the link. One more of each
-task that emits may be there."""
+"""This many values may wait for a slow reader before `emit` waits, and so the link. Each task
+that emits may add one more."""
 
 
 class Pairing(Protocol):
-    """What edge_agent.draft_model.target_tokenizer.TargetTokenizer knows; a measurement of many
-    clients has another."""
+    """The relation of the two vocabularies, which a TargetTokenizer knows; a measurement with
+    many clients has a Pairing of its own."""
 
     @property
     def relation(self) -> Relation | None: ...
@@ -54,8 +54,8 @@ class Pairing(Protocol):
 
 
 class EdgeEngine:
-    """vocabulary: the draft model's; None without one. policy: it replaces StreamPolicy, as
-    where a published system is measured."""
+    """vocabulary: the draft model's; None without one. policy: replaces StreamPolicy, for
+    instance to measure a published system."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class EdgeEngine:
                 slot.leave()
 
     def _slot(self, job: Job) -> DraftSlot | None:
-        """Take a slot, once it is known how the draft model's vocabulary is related."""
+        """Take a slot, once the relation of the two vocabularies is known."""
         pairing = self._pairing
         if pairing.relation in ("identical", "padded"):
             return self._drafter.take(job.prompt, job.owner)
@@ -126,9 +126,9 @@ class EdgeEngine:
         self._unused = answer.session.unused
 
     async def _answer(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Answer:
-        """Return an answer that is yet to run. Raises InvalidSetting, without a slot too."""
+        """Return an answer that is yet to run. Raises InvalidSetting, even without a slot."""
         settings = self._settings
-        fill = settings.fill if slot else "auto"  # `never` would not end
+        fill = settings.fill if slot else "auto"  # an answer with `never` would not end
         salt = job.owner.name if job.owner and settings.separates_prefixes else None
         request = opening(job, facts, judge=settings.judge, fill=fill, salt=salt)
         proposals = await self._proposals.find(request, job, facts)
@@ -156,11 +156,11 @@ class EdgeEngine:
         return Answer(job, proposals, machine, sessions, model, self._metrics)
 
     def forget(self, owner: object) -> None:
-        """Forget what an owner was answered."""
+        """Forget the answers that an owner got."""
         self._proposals.pools.empty(owner)
 
     async def close(self) -> None:
-        """End what the engine started."""
+        """Stop everything that the engine has started."""
         await self._proposals.close()
 
 
@@ -174,9 +174,9 @@ async def as_generator(
 ) -> AsyncGenerator[T]:
     """Yield the values that `work(emit)` emits, and raise what it raises.
 
-    What was emitted is yielded, even if the wait for room that follows is cancelled. Closing
-    the generator cancels the work and returns when it has ended. The work has a task of its
-    own, because a generator must not yield inside a TaskGroup.
+    Emitted values are yielded even if `emit` is cancelled while it waits for room. Closing the
+    generator cancels the work and returns when it has ended. The work has a task of its own,
+    because a generator must not yield inside a TaskGroup.
     """
     items: asyncio.Queue[T | _End] = asyncio.Queue()
     taken = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The draft model as the only model of an answer, while no verifier can be reached.
+"""Serves answers of the draft model alone while no verifier can be reached.
 
 A step of the draft model generates one token, drawn as a verifier draws it. So the answer is
 the one that a verifier with this model would give, for the same seed and settings.
@@ -39,13 +39,13 @@ from picospec.speculation.sampling.noise import place
 from picospec.speculation.sampling.thinking_budget import BUDGET
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)
-"""OpenAI parameters served beyond Sampling: all those of an embedded target."""
+"""OpenAI parameters served beyond Sampling: all those that an embedded target serves."""
 
 FAILED: Final = "draft_model_failed"
 
 
 class DraftEngine:
-    """A gateway.ports.Engine. facts: of the draft model, as a verifier would give them."""
+    """A gateway.ports.Engine over the draft model. facts: as a verifier would send them."""
 
     def __init__(self, facts: ModelFacts, drafter: Drafter, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -57,7 +57,7 @@ class DraftEngine:
         return Facts.of(self._facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        """Stream one choice. Raises Overloaded when all slots are taken."""
+        """Stream one choice. Raises Overloaded if all slots are taken."""
         try:
             request = opening(job, self._facts)
             mask = await self._mask(request, job.owner)
@@ -75,11 +75,11 @@ class DraftEngine:
             slot.leave()
 
     async def close(self) -> None:
-        """End what the engine started."""
+        """Stop everything that the engine has started."""
         await self._grammars.close()
 
     async def _mask(self, request: Open, owner: object) -> Adjust | None:
-        """Return what bars the tokens that the request's grammar does not allow."""
+        """Return the mask that bars the tokens that the request's grammar does not allow."""
         if NAME not in request.sampling.extras:
             return None
         try:
@@ -97,11 +97,11 @@ class _Sampler:
     size: int
     adjust: Adjust | None
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """The tokens drawn since they were taken have these."""
+    """The log-probabilities of the tokens drawn since the last call of `taken`."""
 
     failure: GrammarFailed | None = None
-    """Why no token could be drawn. It is not raised in the draft model's thread, because other
-    answers' steps would fail with it."""
+    """Set if no token could be drawn. It is not raised in the draft model's thread, because
+    other answers' steps would fail with it."""
 
     def __call__(self, output: Sequence[TokenId]) -> DraftSampler:
         def pick(logits: Logits, position: int) -> DraftToken:
@@ -120,7 +120,7 @@ class _Sampler:
         return pick
 
     def taken(self) -> tuple[TokenLogprob, ...] | None:
-        """Return the log-probabilities since the last call, if they are asked for."""
+        """Return the log-probabilities since the last call, None if they are not requested."""
         if self.request.top_logprobs is None:
             return None
         taken, self.logprobs = self.logprobs, []
@@ -128,7 +128,7 @@ class _Sampler:
 
 
 async def _deltas(slot: DraftSlot, sampler: _Sampler) -> AsyncGenerator[Delta]:
-    """Yield one token a step, and at last how the answer ends. Raises Unavailable."""
+    """Yield one token per step, and last how the answer ends. Raises Unavailable."""
     request, tokens = sampler.request, list[TokenId]()
     reason: FinishReason = "length"
     while len(tokens) < request.max_tokens and reason == "length":
@@ -149,8 +149,8 @@ async def _deltas(slot: DraftSlot, sampler: _Sampler) -> AsyncGenerator[Delta]:
 
 
 class DraftFallback:
-    """gateway.ports.Fallback. An answer is the draft model's from its first token to its last,
-    or not at all: texts of two models are never joined. target: the target's tokenizer."""
+    """A gateway.ports.Fallback. The draft model generates an answer from its first token to its
+    last, or not at all: texts of two models are not joined. target: the target's tokenizer."""
 
     name = "draft"
 
@@ -170,8 +170,8 @@ class DraftFallback:
         return self.engine.tokenizer
 
     async def is_needed(self) -> bool:
-        """Ask the verifiers, which takes a round trip: what was known of them may be old.
-        Raises what is wrong with one that can be reached."""
+        """Return True if no verifier can be reached. Asking them takes a round trip, but
+        earlier knowledge may be old. Raises the error of a verifier that can be reached."""
         try:
             await self._verifiers.check()
             facts = await self._verifiers.facts()
@@ -181,13 +181,13 @@ class DraftFallback:
         return False
 
     def count_answers(self, count: int) -> None:
-        """Count answers that it begins."""
+        """Count answers that the fallback begins."""
         self._metrics.fallback_answers.inc(count)
 
 
 def open_engine(found: Found, drafter: Drafter, context_tokens: int) -> DraftEngine:
-    """Return the engine over a draft model. Raises CannotOpen. context_tokens: of a slot of the
-    drafter's."""
+    """Return the engine over a draft model. context_tokens: those of a slot of the drafter.
+    Raises CannotOpen."""
     file = tokenizer_file(found.path)
     tokenizer = file.open()
     vocabulary = tokenizer.vocabulary

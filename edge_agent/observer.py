@@ -1,7 +1,7 @@
-"""Observes one answer for a client that watches it: whose its tokens are, and what happened.
+"""Observes one answer for a client that watches it: the origins of its tokens, and its events.
 
-The machine of such an answer tells its observer what it was told and what it decided. The
-observer looks at the chain now and then. An answer that nobody watches has none.
+The machine of such an answer reports its inputs and decisions to the observer, which also looks
+at the chain regularly. An answer that nobody watches has no observer.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from picospec.speculation.protocol.wire import encode
 from picospec.speculation.sampling.draft_token import DraftToken
 
 LOOK_S: Final = 0.05
-"""The observer looks at the chain so often: a client draws no more than 20 chains a second."""
+"""The observer looks at the chain at this interval: a client draws at most 20 a second."""
 
 LINK_S: Final = 0.5
-"""Two events of the link lie at least so far apart."""
+"""Two events of the link are at least this far apart."""
 
 QUIET_S: Final = 10.0
-"""An event of the link follows after this time at the latest, so that no proxy takes the stream
-for dead."""
+"""An event of the link follows after at most this time, so that no proxy considers the stream
+dead."""
 
 MAX_TOKENS: Final = 256
-"""A client gets the text of no more tokens of a chain."""
+"""A client gets the text of at most this many tokens of a chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Sent:
 
 
 class AnswerObserver(Observer):
-    """It follows `machine`, which calls it, and returns what is new to a client. clock:
-    monotonic, in seconds."""
+    """Follows `machine`, which calls it, and returns what is new to a client. clock: monotonic,
+    in seconds."""
 
     def __init__(
         self,
@@ -60,25 +60,25 @@ class AnswerObserver(Observer):
         self._session = machine.session
         self._sessions = sessions
         self.bytes_up = self.bytes_down = 0  # of frames
-        self._chain: Sequence[DraftToken] = ()  # before the message
+        self._chain: Sequence[DraftToken] = ()  # as it was before the message
         self._epoch = 0
         self._start = 0
         self._sent: list[Sent] = []
         self._row_s: dict[int, float] = {}  # mean time of a pass, by its rows
-        self._reads_prompt = True  # the next pass does
+        self._reads_prompt = True  # True if the next pass reads the prompt
         self._passed_at_s: float | None = None
         self._events: list[Event] = []
-        self._looked: tuple[int, int, int] | None = None  # the chain that was told last
+        self._looked: tuple[int, int, int] | None = None  # the chain that was reported last
         self._link_told: LinkUse | None = None
         self._link_told_at_s = 0.0
 
     def opened(self) -> None:
-        """A session is opened; its first pass also reads the prompt."""
+        """Note that a session is opened; its first pass also reads the prompt."""
         self._reads_prompt = True
         self._link_told = None
 
     def decided(self, outcome: Outcome, now: float) -> None:
-        """Note the Drafts, so that it can be known which pass had them."""
+        """Note the Drafts, to find out later which pass had them."""
         for message in outcome.send:
             self.bytes_up += len(encode(message))
             if isinstance(message, Draft):
@@ -93,7 +93,7 @@ class AnswerObserver(Observer):
         self._start = len(session.committed)
 
     def after(self, outcome: Outcome) -> None:
-        """Note what has become of the chain."""
+        """Note the effect of the message on the chain."""
         now = self._clock()
         self.decided(outcome, now)
         commit = outcome.commit
@@ -106,20 +106,20 @@ class AnswerObserver(Observer):
             self._sent = [s for s in self._sent if s.epoch >= self._epoch and s.end > known]
 
     def origins(self, commit: Commit) -> tuple[Origin, ...]:
-        """Return whose the tokens of the Commit are that the machine took in last. The verifier
-        accepts tokens of the chain from its beginning on, then its own draft tokens, and the
-        target generates the others."""
+        """Return the origins of the tokens in the Commit that the machine took in last. The
+        verifier accepts tokens of the chain from its beginning on, then its own draft tokens,
+        and the target generates the others."""
         drafted: list[Origin] = [each.origin for each in self._chain[: commit.accepted]]
         drafted += ["verifier"] * commit.own
         return (*drafted, *(TARGET for _ in commit.tokens[len(drafted) :]))
 
     def take(self) -> tuple[Event, ...]:
-        """Return what has happened since the last time."""
+        """Return the events since the last call."""
         events, self._events = tuple(self._events), []
         return events
 
     def look(self, now: float) -> tuple[Event, ...]:
-        """Return what has happened and changed since the last time."""
+        """Return the events and changes since the last call."""
         session, events = self._session, list(self.take())
         here = (session.epoch, len(session.committed), len(session.chain))
         if here != self._looked:

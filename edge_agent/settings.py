@@ -1,9 +1,9 @@
 """Settings of the edge, which are read once at start and passed down by value.
 
-The command line wins over the environment, that over a TOML file, that over the defaults below.
+The command line overrides the environment, which overrides a TOML file and the defaults below.
 A field is PICOSPEC_EDGE__FIELD in the environment, a nested one PICOSPEC_EDGE__DRAFTING__FIELD.
-Keys come from the environment alone: PICOSPEC_API_KEYS holds those that clients must show, with
-commas between them, PICOSPEC_VERIFIER_KEY the one that this edge shows the verifier, and
+Keys come from the environment alone: PICOSPEC_API_KEYS holds those that clients must show,
+separated by commas, PICOSPEC_VERIFIER_KEY the one that this edge shows the verifier, and
 PICOSPEC_RELAY_KEY the one for the upstream of `relay`.
 """
 
@@ -45,7 +45,7 @@ VerifierUrl = Annotated[AnyHttpUrl, AfterValidator(_address)]
 
 
 class DraftingSettings(Table):
-    """When to draft and when to send; speculation.drafting.policy says what the fields mean."""
+    """When to draft and when to send; speculation.drafting.policy describes the fields."""
 
     min_survival: Annotated[float, Field(ge=0, le=1)] = DraftSettings().min_survival
     flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftSettings().flush_tokens
@@ -53,20 +53,20 @@ class DraftingSettings(Table):
 
 _SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 RelayPath = Annotated[str, Field(pattern=rf"^/v[0-9]+(/{_SEGMENT})+(/\*)?$")]
-"""A path, or with `/*` all that begins so."""
+"""A path; one that ends in `/*` stands for all paths below it."""
 
 _OWN_PATHS: Final = (
     "/v1/chat/", "/v1/completions", "/v1/models", "/v1/responses", "/v1/messages",
     "/v1/picospec", "/v1/speculate", "/v1/model-facts", "/v1/tokenizer",
 )  # fmt: skip
-"""What begins so is answered here, or is between this edge and its verifier."""
+"""Paths that begin so are answered here, or are between this edge and its verifier."""
 
 
 class RelaySettings(Table):
-    """What is passed on, without drafts, to whom. Its key is PICOSPEC_RELAY_KEY."""
+    """What is passed on without drafts, and to whom. The key is PICOSPEC_RELAY_KEY."""
 
     url: VerifierUrl | None = None
-    """Where `paths` and `models` are served; None: at the verifier in use."""
+    """The service for `paths` and `models`; None means the verifier in use."""
 
     paths: tuple[RelayPath, ...] = (
         "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/moderations", "/v1/audio/*",
@@ -75,10 +75,10 @@ class RelaySettings(Table):
     """A POST to one of these is passed on."""
 
     models: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
-    """Requests for one of these models are passed on, whichever door they come by."""
+    """Requests for one of these models are passed on, whichever door they use."""
 
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 128 << 20
-    """The most bytes of a request to one of `paths`."""
+    """A request to one of `paths` may have this many bytes."""
 
     @field_validator("paths")
     @classmethod
@@ -105,61 +105,61 @@ class EdgeSettings(ServiceSettings):
 
     port: Port = 8000
     verifier_urls: Annotated[tuple[VerifierUrl, ...], Field(min_length=1)] = (_LOCAL_VERIFIER,)
-    """Where the verifiers are. Those of one identity (same weights, engine and settings) take
-    over each other's answers."""
+    """The addresses of the verifiers. Those of one identity (same weights, engine and settings)
+    take over each other's answers."""
 
     verifier_url: VerifierUrl | None = None
-    """Where the verifier is, if there is only one: it is set in place of `verifier_urls`."""
+    """The address of the only verifier; it is set instead of `verifier_urls`."""
 
     verifier_ca: Path | None = None
-    """PEM file of the authority of the verifiers' certificates; None means the system's."""
+    """PEM file of the authority for the verifiers' certificates; None means the system's."""
 
     client_certificate: Path | None = None
-    """PEM file, the whole chain, of what this edge shows a verifier that asks for it."""
+    """PEM file of the certificate chain that this edge shows a verifier that asks for it."""
 
     client_key: Path | None = None
     """PEM file, PKCS#8, of the key of `client_certificate`."""
 
     failover_deadline_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
-    """How long an answer whose verifier is lost waits for one that goes on."""
+    """An answer whose verifier is lost waits this long for one that goes on."""
 
     fallback: Literal["none", "draft"] = "none"
-    """Who answers while no verifier can be reached. With `draft`, a new answer is the draft
-    model's alone, and says so. It needs a draft model that is named: which one `auto` means,
-    only a verifier can tell."""
+    """What answers while no verifier can be reached. With `draft`, a new answer is the draft
+    model's alone, and says so. This needs a draft model that is named, because only a verifier
+    can tell which one `auto` means."""
 
     draft_model: str = "auto"
-    """What models.store calls a reference (of a pair, its draft model is used); "auto": a draft
-    of the catalogue that fits the target, or none; "none"."""
+    """A reference, see models.store (of a pair, its draft model is used); "auto": a draft of
+    the catalogue that fits the target, or none; "none"."""
 
     drafter: Literal["model", "none"] = "model"
-    """With `none` only lookup drafts."""
+    """With `none`, draft tokens come only from lookup."""
 
     lookup: bool = True
-    """Whether to draft also what followed the same tokens earlier in the text, where that is
+    """If true, also draft what followed the same tokens earlier in the text, where that is
     expected to save time; in `coupled` only."""
 
     grammars: bool = True
-    """Whether drafts keep to the grammar of an answer that has one, and take from it at once
-    what it forces; in `coupled` only."""
+    """If true, drafts keep to an answer's grammar, and have the tokens that it forces at once;
+    in `coupled` only."""
 
     pool_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
-    """Tokens of answers that are kept in memory for each key, 12 to 20 bytes each: both ends
-    draft from them what an answer repeats."""
+    """This many tokens of answers are kept in memory for each key, 12 to 20 bytes each: both
+    ends draft from them what an answer repeats."""
     verifier_drafts: bool = True
-    """Whether the verifier proposes draft tokens too, where the edge's have not arrived: from
+    """If true, the verifier proposes draft tokens too, where the edge's have not arrived: from
     the prompt, the answer and the client's prediction. In `coupled` with fill `auto` only."""
 
     slots: Annotated[int, Field(ge=1, le=64)] = 4
-    """Answers that draft at the same time; further ones run without drafts."""
+    """This many answers can draft at the same time; further ones run without drafts."""
 
     context_tokens: Annotated[int, Field(ge=64)] | None = None
-    """Tokens that a slot holds. Of a longer context the draft model reads a part. None: as many
-    as the draft model was trained for, or as fit into the memory
+    """A slot holds this many tokens; the draft model reads only a part of a longer context.
+    None: as many as the draft model was trained for, or as fit into the memory
     (models.llama_cpp.context_room)."""
 
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Threads of the draft model. None: one for each core this process may use, less one."""
+    """Threads of the draft model. None: one for each core of this process, less one."""
 
     gpu_layers: Annotated[int, Field(ge=-1)] = -1
     """Layers of the draft model that a GPU computes, if llama.cpp was built for one; -1 means
@@ -184,17 +184,17 @@ class EdgeSettings(ServiceSettings):
 
     @property
     def verifiers(self) -> tuple[AnyHttpUrl, ...]:
-        """Where the verifiers are, in either spelling."""
+        """The addresses of the verifiers, from either setting."""
         return (self.verifier_url,) if self.verifier_url else self.verifier_urls
 
     def key_for(self, verifier: AnyHttpUrl) -> str | None:
-        """The key for a verifier. Both ends may share the clients' keys on one machine."""
+        """Return a verifier's key. On one machine both ends may share the clients' keys."""
         shared = self.api_keys if is_loopback(verifier.host or "") else ()
         return next((key.get_secret_value() for key in self.verifier_key + shared), None)
 
     @property
     def hosts_that_get_a_key_in_clear(self) -> tuple[str, ...]:
-        """The hosts elsewhere that this edge shows a key without TLS."""
+        """The other hosts to which this edge shows a key without TLS."""
         shown = [url for url in self.verifiers if self.key_for(url)]
         if self.relay.url and self.relay_key:
             shown.append(self.relay.url)

@@ -1,7 +1,7 @@
 """Answers for an edge whose app is not there yet: it is alive, and not ready.
 
-An edge may have to wait for its verifier, to know which draft model fits, and may have to fetch
-that. Until then /health answers 200, and everything else a 503 that says so.
+An edge may have to wait for its verifier to know which draft model fits, and to fetch that
+model. Until then /health answers 200, and everything else a 503 that says so.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ LOADING: Final = Unavailable("the edge is loading its draft model", code="loadin
 
 
 class Starting:
-    """An ASGI app that becomes the one which `make` returns."""
+    """An ASGI app that becomes the one that `make` returns."""
 
     def __init__(self, make: Callable[[], FastAPI], give_up: Callable[[], None]) -> None:
-        """make: is called once, in a thread. give_up: is called when it raises an error."""
+        """make: called once, in a thread. give_up: called if make or its app fails."""
         self._make = make
         self._give_up = give_up
         self._app: FastAPI | None = None
         self._left = asyncio.Event()
         self.error: Exception | None = None
-        """Why there will be no app, once that is known."""
+        """The reason why there will be no app, once it is known."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -69,7 +69,7 @@ class Starting:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    """Await a function in a thread for which the end of the process does not wait."""
+    """Await a function in a daemon thread: the end of the process does not wait for it."""
     future: Future[T] = Future()
 
     def run() -> None:

@@ -1,1 +1,1 @@
-"""The small model that drafts, and the thread it runs in."""
+"""The draft model and the thread that it runs in."""

@@ -1,4 +1,4 @@
-"""What a session needs of a draft model: a slot, and draft tokens for each step."""
+"""The interface of a draft model: a session takes a slot and asks it for draft tokens."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 
 StepSampler = Callable[[Sequence[TokenId]], DraftSampler]
-"""StepSampler(output) returns the sampler of a step: of each output position whose tokens
-before it are the first ones of `output`."""
+"""StepSampler(output) returns a step's sampler, which draws at each output position whose
+preceding tokens are the first tokens of `output`."""
 
 
 class CannotDraft(Exception):
@@ -31,15 +31,15 @@ class DraftSlot(Protocol):
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
-        """Return the draft token that follows `context`, and more where `ahead` allows.
+        """Return the draft token that follows `context`, and more where `ahead` agrees.
 
-        A draft model of another vocabulary may return none, if it has not yet written enough
-        for one, or several.
+        A draft model of another vocabulary may return none, if it has not yet completed one, or
+        several.
 
         context: begins with the session's prompt; the caller must not change it. ahead: tokens
         that may follow, read in the same pass. Each of them that equals the draft token at its
         position yields the draft token after it. Raises CannotDraft. A cancelled step costs at
-        most the pass that is running.
+        most the running pass.
         """
 
     def leave(self) -> None:
@@ -50,28 +50,28 @@ class Drafter(Protocol):
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
     ) -> DraftSlot | None:
-        """Return a free slot, or None; the caller leaves it. owner: whose prompt it is; what a
-        slot holds of it is of use to nobody else. whole: no step may leave out any of its
-        context; then the slot can hold the prompt."""
+        """Return a free slot, or None; the caller must leave it. owner: the prompt's owner;
+        only this owner may reuse the slot's tokens. whole: every step must read its whole
+        context, so the slot must have room for the prompt."""
 
     @property
     def read_tokens(self) -> int:
-        """How many tokens of prompts the draft model has read, without those it still had."""
+        """The number of prompt tokens that the draft model has read, without reused ones."""
 
     @property
     def stuck(self) -> bool:
-        """Whether a pass takes so long that it may never end. Then no slot is free."""
+        """True if a pass takes so long that it may never end. Then no slot is free."""
 
     async def watch(self) -> None:
-        """Let the steps fail that wait while it is stuck, and log that, until cancelled."""
+        """Fail waiting steps while the draft model is stuck, and log that, until cancelled."""
 
     def close(self) -> bool:
-        """Free everything, and return True; steps that still run are cancelled. Return False
-        when the draft model is still in use, because a pass does not end."""
+        """Free everything, cancel running steps, and return True. Return False if the draft
+        model is still in use because a pass does not end."""
 
 
 class NoDrafter:
-    """A Drafter without slots: only lookup drafts."""
+    """A Drafter without slots: draft tokens come only from lookup."""
 
     stuck = False
     read_tokens = 0
@@ -110,11 +110,11 @@ def step_sampler(
     draft_tokens: int,
     mask: Adjust | None = None,
 ) -> StepSampler:
-    """Return what draws a session's draft tokens, from what its request makes of the logits.
+    """Return a session's StepSampler, which applies the request's adjustments to the logits.
     Raise InvalidSetting.
 
-    draw: its judge's sampler. draft_tokens: the size of the draft model's vocabulary. Only ids
-    that are tokens of both models are proposed. mask: that of the session's grammar.
+    draw: the judge's sampler. draft_tokens: the size of the draft model's vocabulary. Only ids
+    that are tokens of both models are proposed. mask: the mask of the session's grammar.
     """
     size = facts.vocabulary_size
     common = min(size, draft_tokens)

@@ -1,16 +1,16 @@
 """The draft model on llama.cpp, which runs in one thread of its own.
 
 A session takes a slot, which is one sequence of the KV cache, for as long as it runs. When all
-slots are taken, further sessions run without drafts, and the verifier's fill-in passes do all.
+slots are taken, further sessions run without drafts, by the verifier's fill-in passes alone.
 
 * Only the thread touches the cache. The event loop sends it StepRequests and awaits the drafts.
-* A pass holds one segment of every waiting request. A long prompt goes in chunks, so that other
-  sessions' steps share its passes instead of waiting for all of it.
-* A pass that does not end holds up the thread, but no session: its steps fail after a while.
-* Of a long prompt a part is read first, and the rest when steps leave time (reading_on.py).
+* A pass has one segment of every waiting request. A long prompt is split into chunks, so that
+  steps of other sessions share its passes instead of waiting for all of it.
+* A pass that does not end blocks the thread, but no session: its steps fail after a while.
+* A part of a long prompt is read first, the rest when steps leave time (reading_on.py).
 * A slot keeps its tokens after its session: the next session with the same beginning starts
-  there. Drafts need not be bit-identical, so any common prefix can be used that is of the same
-  owner: to others the time of drafts would show what was asked (models.llama_cpp.kv_reuse).
+  there. Drafts need not be bit-identical, so any common prefix of the same owner is reused;
+  other owners could tell by the timing what was asked (models.llama_cpp.kv_reuse).
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
 
 CHUNK_TOKENS: Final = 64
-"""A pass has no more tokens of one prompt: this limits how long other sessions' steps take."""
+"""A pass has at most this many tokens of one prompt, so that other sessions' steps are fast."""
 
 PASS_TIMEOUT_S: Final = 30.0
-"""How long a pass may take before its steps fail, in seconds. A full one, of 256 rows, takes
-3 s with a draft model of 0.5B on one core; and sessions lose only their drafts."""
+"""The steps of a pass fail after this many seconds. A full pass of 256 rows takes 3 s with a
+draft model of 0.5B on one core; and sessions lose only their drafts."""
 
 CHECK_S: Final = 1.0
 CLOSE_S: Final = 3.0
-"""Closing waits so long for the pass that is running, in seconds."""
+"""Closing waits this many seconds for the running pass."""
 
 
 class LlamaDrafter:
-    """A Drafter over llama.cpp. It owns the cache, and closes it. share_prefixes: whether all
+    """A Drafter over llama.cpp. It owns the cache, and closes it. share_prefixes: True if all
     owners count as one."""
 
     def __init__(self, cache: Context, *, share_prefixes: bool = False) -> None:
@@ -64,10 +64,10 @@ class LlamaDrafter:
         self._reading_on = ReadingOn(spare, self._reading, CHUNK_TOKENS)
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
         self._waiting: dict[KvSlot, StepRequest] = {}
-        """One request a slot. Only the thread changes it."""
+        """One request per slot. Only the thread changes it."""
 
         self._began: float | None = None
-        """The pass that is running began then; None between two. Only the thread sets it."""
+        """The start of the running pass; None between passes. Only the thread sets it."""
 
         self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
         self._thread.start()
@@ -119,7 +119,7 @@ class LlamaDrafter:
         self._cache.close()
         return True
 
-    # All below runs in the thread.
+    # The methods below run in the thread.
 
     def _run(self) -> None:
         waiting = self._waiting
@@ -136,8 +136,8 @@ class LlamaDrafter:
             self._began = None
 
     def _admit(self, waiting: dict[KvSlot, StepRequest]) -> bool:
-        """Take in new requests. Wait for one if there is nothing to do, and a moment if there
-        is only what is read on. Return False at the end."""
+        """Take in new requests. Wait for one if there is nothing to do, and only briefly if
+        there is a rest of a prompt to read. Return False when the drafter closes."""
         while not (waiting and self._requests.empty()):
             try:
                 request = self._requests.get(timeout=self._reading_on.patience_s(self._slots))
@@ -176,7 +176,7 @@ class LlamaDrafter:
         self._reading.observe(sum(len(segment.tokens) for segment in segments), took_s)
 
     def _drafts(self, request: StepRequest, row: int, rows: int) -> list[DraftToken]:
-        """Return a request's drafts. Its `rows` rows of logits begin with `row`."""
+        """Return a request's draft tokens, from its `rows` rows of logits from `row` on."""
         return drafts_while_matching(
             lambda n: request.sampler(self._cache.logits(row + n), request.position + n),
             request.ahead[: rows - 1],
@@ -204,7 +204,7 @@ class LlamaDrafter:
         return segments
 
     def _read_on(self, slot: KvSlot) -> None:
-        """Read a chunk of what a slot's view lacks."""
+        """Read a chunk of the rest of a slot's context."""
         waited_for = bool(self._waiting)
         segment = self._reading_on.begin_chunk(slot, self._cache, waited_for=waited_for)
         if segment.tokens:
@@ -213,8 +213,8 @@ class LlamaDrafter:
         self._reading_on.was_read(slot, segment.tokens)
 
     def _fail(self, waiting: dict[KvSlot, StepRequest], error: Exception) -> None:
-        """Fail all waiting requests, forget what the cache holds of their slots, and read no
-        prompt on."""
+        """Fail all waiting requests, clear their slots in the cache, and drop the rests of all
+        prompts."""
         slots = [request.session.slot for request in waiting.values()]
         for slot in (self._reading_on.spare, *slots):
             self._cache.truncate(slot.index, 0)

@@ -1,11 +1,11 @@
-"""A session's slot in the draft model's KV cache, the steps that it asks the thread for, and
-what of a context these read: all of it, or a view, which has its first and its last tokens.
+"""A session's slot in the draft model's KV cache, its steps, and the view that these read.
 
 The draft model would read a long prompt for minutes, while the target answers without drafts.
-So it reads the first tokens, to which every model attends (arXiv:2309.17453), and as many of
-the last ones as it reads in a second. They have consecutive positions, as a short context has.
+So it reads a view: the first tokens, to which every model attends (arXiv:2309.17453), and as
+many of the last ones as it reads in a second. They have consecutive positions, as in a short
+context.
 
-* What the slot holds is not read again, so the next turn of a conversation goes on from there.
+* The slot's tokens are not read again, so the next turn of a conversation goes on from there.
 * A view may cost acceptance, and cannot change the text.
 """
 
@@ -26,24 +26,24 @@ from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 
 READ_S: Final = 1.0
-"""Reading the last tokens of a prompt takes so long, in seconds."""
+"""Reading the last tokens of a prompt takes about this many seconds."""
 
 FIRST_TOKENS: Final = 64
-"""The first tokens of a view: of most templates, the beginning of the system message."""
+"""A view has this many first tokens: in most templates, the start of the system message."""
 
 PRIOR_TOKENS_A_S: Final = 128.0
-"""The reading speed before any was measured: that of 0.5B on one core."""
+"""The assumed reading speed before any is measured: that of a 0.5B model on one core."""
 
 LEAST_TOKENS: Final = 64
-"""A view has at least so many last tokens, however slowly they are read."""
+"""A view has at least this many last tokens, however slowly they are read."""
 
 TIMED_TOKENS: Final = 16
-"""Passes of fewer tokens say nothing of the reading speed."""
+"""Passes of fewer tokens do not show the reading speed."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A context without `skipped` tokens behind its first ones."""
+    """A context without the `skipped` tokens after its `first` ones."""
 
     first: int = 0
     skipped: int = 0
@@ -57,7 +57,7 @@ WHOLE: Final = View()
 
 @dataclass(slots=True)
 class Reading:
-    """How much of a prompt is read. room: tokens that a slot holds."""
+    """Decides how much of a prompt is read. room: the number of tokens that a slot holds."""
 
     room: int
     tokens_a_s: float = PRIOR_TOKENS_A_S
@@ -71,7 +71,7 @@ class Reading:
         self, context: Sequence[TokenId], held: Sequence[TokenId] = (), before: View = WHOLE
     ) -> View:
         """Return the view of a context in a slot that holds `held`, which was the view `before`
-        of another one."""
+        of another context."""
         first, last = min(FIRST_TOKENS, self.room // 4), self._last
         for view in (WHOLE, before):
             seen = view.of(context)
@@ -84,8 +84,8 @@ class Reading:
         return View(first, len(context) - first - last)
 
     def wider(self, context: Sequence[TokenId]) -> View:
-        """Return the view of a context that is read beside the steps: all of it, if an answer
-        has room behind it, or more first tokens, which often tell of tools."""
+        """Return the view of a context to read beside the steps: all of it, if an answer fits
+        behind it, or more first tokens, which often describe tools."""
         if len(context) <= self.room * 3 // 4:
             return WHOLE
         first = self.room // 2
@@ -98,45 +98,45 @@ class Reading:
 
 @dataclass(slots=True, eq=False)
 class KvSlot:
-    """One sequence of the KV cache. Only the thread changes what is behind `taken_at`."""
+    """One sequence of the KV cache. Only the thread changes the fields after `taken_at`."""
 
     index: int
     taken: bool = False
     taken_at: int = 0
-    """So many slots had been taken when this one was."""
+    """The number of slots taken so far, at the time when this one was last taken."""
 
     tokens: list[TokenId] = field(default_factory=list)
-    """The cache holds these of the sequence."""
+    """The tokens that the cache holds of the sequence."""
 
     owner: object = None
-    """Whose prompt they are of."""
+    """The owner of these tokens."""
 
     view: View = WHOLE
-    """They are this of a context."""
+    """The tokens are this view of a context."""
 
     session: object = None
-    """The session that they were read for last."""
+    """The tokens were last read for this session."""
 
     wider: View = WHOLE
     rest: Sequence[TokenId] = ()
-    """The wider view of the session's context, if it has yet to be read."""
+    """The tokens of the wider view of the session's context, if it is still to be read."""
 
     def rewind(self, tokens: Sequence[TokenId], cache: Context) -> None:
-        """Truncate the sequence to what it shares with `tokens`."""
+        """Truncate the sequence to its common prefix with `tokens`."""
         length = common_prefix(self.tokens, tokens)
         if length < len(self.tokens):
             cache.truncate(self.index, length)
             del self.tokens[length:]
 
     def own(self, owner: object, cache: Context) -> None:
-        """Forget what is of another owner."""
+        """Clear the sequence if it is another owner's, and make it this owner's."""
         if self.owner is not owner:
             self.rewind((), cache)
             self.owner = owner
 
     def begin(self, tokens: Sequence[TokenId], like: KvSlot, cache: Context) -> None:
-        """Hold the beginning of `tokens`, as far as it is here or in another slot, whose owner
-        they are of."""
+        """Keep the beginning of `tokens`, as far as this slot or `like` has it. The tokens
+        belong to the owner of `like`."""
         self.own(like.owner, cache)
         if common_prefix(like.tokens, tokens) > common_prefix(self.tokens, tokens):
             cache.copy(like.index, self.index)
@@ -144,20 +144,20 @@ class KvSlot:
         self.rewind(tokens, cache)
 
     def take_from(self, spare: KvSlot) -> None:
-        """Have the wider view, which was read in another one, and give it what is here."""
+        """Swap sequences with the spare slot, which has read the wider view."""
         self.index, spare.index = spare.index, self.index
         self.tokens, spare.tokens = spare.tokens, self.tokens
         self.view, self.rest = self.wider, ()
 
     def held_of(self, owner: object) -> list[TokenId]:
-        """Return what the cache holds that is of use to an owner."""
+        """Return the tokens in the cache that an owner may reuse."""
         return self.tokens if self.owner is owner else []
 
     def cost(
         self, prompt: Sequence[TokenId], owner: object, reading: Reading
     ) -> tuple[bool, int]:
-        """Return what orders slots for a prompt: that which holds most of it comes first, if
-        that is half of what it holds; then that which was taken least recently."""
+        """Return the sort key of slots for a prompt: the slot that holds most of it comes
+        first, if that is half of its tokens; then the one that was taken least recently."""
         held = self.held_of(owner)
         kept = common_prefix(held, reading.view(prompt, held, self.view).of(prompt))
         return (False, -kept) if 2 * kept >= len(held) > 0 else (True, self.taken_at)
@@ -165,20 +165,20 @@ class KvSlot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRequest:
-    """A step that a session asked for, see DraftSlot.step."""
+    """A step that a session asked for; see DraftSlot.step."""
 
     session: LlamaSlot
     context: Sequence[TokenId]
     ahead: Sequence[TokenId]
     position: int
-    """The first draft token goes there, counted from the end of the prompt."""
+    """The position of the first draft token, counted from the end of the prompt."""
 
     sampler: DraftSampler
     drafts: Future[list[DraftToken]] = field(default_factory=Future)
-    """The result. The session cancels it when it does not need the step any more."""
+    """The result. The session cancels it when it no longer needs the step."""
 
     def seen(self, reading: Reading, cache: Context) -> list[TokenId]:
-        """Return what the draft model reads of the context."""
+        """Return the tokens of the context that the draft model reads."""
         session, slot, context = self.session, self.session.slot, self.context
         if slot.session is not session:
             slot.own(session.owner, cache)
@@ -194,7 +194,7 @@ class StepRequest:
         return slot.view.of(context)
 
     def succeed(self, drafts: list[DraftToken]) -> None:
-        with suppress(InvalidStateError):  # it was cancelled, or has failed, in another thread
+        with suppress(InvalidStateError):  # cancelled, or failed, in another thread
             self.drafts.set_result(drafts)
 
     def fail(self, reason: CannotDraft) -> None:
@@ -204,8 +204,8 @@ class StepRequest:
 
 @dataclass(slots=True, eq=False)
 class LlamaSlot:
-    """A DraftSlot whose steps go to the thread through `requests`. whole: they read all of
-    their contexts."""
+    """A DraftSlot whose steps go to the thread through `requests`. whole: True if the steps
+    read their whole contexts."""
 
     slot: KvSlot
     prompt_tokens: int

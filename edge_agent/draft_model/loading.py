@@ -1,8 +1,8 @@
-"""The draft model of this edge: which one it is, how it is loaded, and a drafter of it.
+"""Finds, fetches and opens the draft model of this edge, and makes a drafter of it.
 
-It is the one that is named, or a draft of the catalogue that fits, and is fetched if it is not
-here. Which one fits depends on the target, so the edge waits for the verifier where none is
-named.
+The settings name the model, or it is the draft of the catalogue that fits the target; a missing
+one is fetched. The target decides which draft fits, so without a name the edge waits for the
+verifier.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ NONE: Final = "none"
 """Values of the setting draft_model that name no model."""
 
 LEAST_TOKENS: Final = 8192
-"""A slot holds so many tokens, if the draft model takes them, on the smallest machine."""
+"""A slot holds this many tokens on the smallest machine, if the draft model allows it."""
 
 MakeDrafter = Callable[[Model | None, EdgeSettings], Drafter]
 
 
 def find(reference: str, store: Store) -> Path:
-    """Return the draft model's file; see models.store for what a reference can be.
+    """Return the path of the draft model's file; models.store describes the references.
 
     Raises models.errors.UnknownModel or NotPulled.
     """
@@ -50,7 +50,7 @@ def find(reference: str, store: Store) -> Path:
 
 
 def pull_if_missing(name: str, store: Store) -> None:
-    """Fetch a draft model, and show how far that is. Raises models.errors.ModelError."""
+    """Fetch a missing draft model and show the progress. Raises models.errors.ModelError."""
     check_llama()
     with progress_bar(Console(stderr=True), name) as show:
         obtain(store, name, "draft", show)
@@ -59,7 +59,7 @@ def pull_if_missing(name: str, store: Store) -> None:
 def with_draft_model(
     settings: EdgeSettings, store: Store, connect: Callable[[], Verifiers]
 ) -> EdgeSettings:
-    """Return settings that name a draft model of this machine, or say that there is none.
+    """Return settings that name a draft model on this machine, or have the drafter `none`.
 
     connect: returns the verifiers, which are closed again. Raises models.errors.ModelError,
     OSError.
@@ -80,7 +80,7 @@ def with_draft_model(
 
 
 async def _fitting(verifiers: Verifiers, store: Store) -> str | None:
-    """Return the name of a draft that fits the target, once the verifier can be reached."""
+    """Wait for the verifier; return the name of a draft that fits the target, if one does."""
     log, reason = structlog.get_logger("edge_agent"), ""
     tokenizer = TargetTokenizer(verifiers, TokenizerCache(store.root / "tokenizers"), None)
     try:
@@ -102,14 +102,14 @@ async def _fitting(verifiers: Verifiers, store: Store) -> str | None:
 
 
 def open_model(settings: EdgeSettings, store: Store) -> Model | None:
-    """Open the draft model, if there is to be one. Raises models.errors.ModelError."""
+    """Open the draft model that the settings name, if any. Raises models.errors.ModelError."""
     if settings.drafter == "none":
         return None
     return Model(find(settings.draft_model, store), gpu_layers=settings.gpu_layers)
 
 
 def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
-    """Return the drafter. Raises models.errors.CannotOpen when there is not enough memory."""
+    """Return the drafter. Raises models.errors.CannotOpen if there is not enough memory."""
     if model is None:
         return NoDrafter()
     length = length_of(model, settings)
@@ -123,10 +123,10 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
 def open_context(
     model: Model, settings: EdgeSettings, tokens: int, sequences: int = 1
 ) -> Context:
-    """Return a KV cache of the draft model, as the edge runs it. Raises
+    """Return a KV cache of the draft model with the edge's settings. Raises
     models.errors.CannotOpen.
 
-    A core is left to the event loop: it would interrupt a thread that all others wait for.
+    One core is left to the event loop, which would interrupt a thread that all others wait for.
     """
     return Context(
         model,
@@ -138,8 +138,8 @@ def open_context(
 
 
 def length_of(model: Model, settings: EdgeSettings) -> Length:
-    """Return how many tokens a slot of the draft model holds. A GPU with a memory of its own
-    does not tell how much of it is free."""
+    """Return how many tokens a slot of the draft model holds. A GPU with its own memory does
+    not report how much of it is free."""
     facts, asked = model.metadata(), settings.context_tokens
     if asked is None and settings.gpu_layers and sys.platform != "darwin" and can_use_gpu():
         asked = LEAST_TOKENS
@@ -147,7 +147,7 @@ def length_of(model: Model, settings: EdgeSettings) -> Length:
         facts,
         model.context_tokens,
         asked,
-        sequences=settings.slots + 1,  # a spare one, in which prompts are read on
+        sequences=settings.slots + 1,  # one spare sequence, to read on in
         cache="F16",
         least=LEAST_TOKENS,
     )

@@ -1,7 +1,7 @@
-"""The target's own tokenizer at the edge, and the relation of the draft model's vocabulary.
+"""The target's tokenizer at the edge, and how the draft model's vocabulary relates to it.
 
-The verifier sends the tokenizer once; the edge keeps it by its digest, and needs no file of the
-target's family.
+The verifier sends the tokenizer once; the edge caches it by its digest, and needs no file of
+the target's family.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from picospec.models.vocabulary import Relation, relate
 
 RETRY_S: Final = 2.0
-"""A verifier that is away when the edge starts is tried again after this time."""
+"""A verifier that is away when the edge starts is tried again after this many seconds."""
 
 
 class TargetTokenizer:
-    """A gateway.tokenizer.TokenizerSource.
-
-    draft: the draft model's own; None without one.
-    """
+    """A gateway.tokenizer.TokenizerSource. draft: the draft model's encoder; None without
+    one."""
 
     def __init__(
         self,
@@ -43,16 +41,16 @@ class TargetTokenizer:
         self._tokenizer: Tokenizer | None = None
         self._opening = asyncio.Lock()
         self.relation: Relation | None = None
-        """None without a draft model, and until the verifier has been reached."""
+        """None without a draft model, and before the verifier has been reached."""
 
         self.translation: Translation | None = None
-        """What a draft model needs whose vocabulary is different."""
+        """Set if the draft model has another vocabulary, else None."""
 
     async def __call__(self, vocabulary: str = "") -> Tokenizer:
-        """vocabulary: the digest that it must have; empty: that of the verifier in use.
+        """Return the tokenizer with this digest; empty means that of the verifier in use.
 
-        Raises gateway.errors.Unavailable, also where the verifier in use is another one by now,
-        or EngineFault for an unusable tokenizer.
+        Raises gateway.errors.Unavailable, also if another verifier is in use by now, or
+        EngineFault for an unusable tokenizer.
         """
         facts = await self._verifiers.facts()
         digest = vocabulary or facts.vocabulary
@@ -69,7 +67,7 @@ class TargetTokenizer:
         return tokenizer
 
     async def introduce(self) -> None:
-        """Fetch the tokenizer as soon as the verifier can be reached, and log why it cannot be
+        """Fetch the tokenizer as soon as the verifier can be reached; log why it cannot be
         used."""
         reason = ""
         while True:

@@ -1,1 +1,1 @@
-"""The link to the verifier: one HTTP/2 connection, and what survives its cuts."""
+"""The link to the verifiers: HTTP/2 connections, and sessions that survive their cuts."""

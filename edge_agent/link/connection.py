@@ -1,8 +1,8 @@
 """The connections to one verifier or other peer. Only this file imports pyqwest.
 
-It resets a stream that is left early, and opens a new connection when a server recycles the old
-one. Whatever keeps a request from its verifier is a LinkDown, also where this process has no
-file descriptor left.
+A stream that is left early is reset, and a new connection replaces one that the server
+recycles. Any failure to reach the verifier is a LinkDown, even if this process has no file
+descriptor left.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ OPEN_PATH: Final = "/v1/speculate"
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 MAX_ANSWER_BYTES: Final = 1 << 20
-"""The most bytes of an answer that is no stream and no tokenizer. The longest are facts with
-1,024 stop tokens and 256 features."""
+"""An answer that is no stream and no tokenizer has at most this many bytes. The longest are
+facts with 1,024 stop tokens and 256 features."""
 
 
 def session_headers() -> dict[str, str]:
-    """Return the header that all requests of one session bear, so that a proxy in front of
-    several verifiers can keep them together."""
+    """Return the header of all requests of one session, by which a proxy in front of several
+    verifiers can keep them together."""
     return {SESSION_HEADER: secrets.token_hex(8)}
 
 
 class Connection:
-    """The way to one peer. It is made at its first use, and given up by `renew`. Nothing is
-    tried again here; errors are ApiErrors: LinkDown where nothing comes, or what was answered.
+    """A connection to one peer. It is made at its first use, and dropped by `renew`. It retries
+    nothing; errors are ApiErrors: LinkDown if no answer comes, else the peer's error.
 
-    http:// is HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
+    http:// uses HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
     certificate against ca_certificate (PEM), or else the system's authorities. certificate: the
-    chain and the key (PEM) that it shows a verifier that asks for them.
+    chain and key (PEM) to show to a verifier that asks for them.
 
-    prior_knowledge: without it, http:// is HTTP/1.1, a connection for each request that runs.
+    prior_knowledge: if False, http:// uses HTTP/1.1 with one connection per running request.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Connection:
             enable_brotli=False,
             enable_zstd=False,
         )
-        self.client: Client | None = Client(self._make())  # a wrong certificate is an error
+        self.client: Client | None = Client(self._make())  # raises for a wrong certificate
 
     def renew(self, silent: Client | None) -> None:
-        """Have later requests make a new connection, because nothing comes over this one: a
-        dead one is noticed in minutes only. silent: the client whose request found it so; of
-        several requests the first one renews it."""
+        """Make later requests open a new connection, because nothing arrives over this one: a
+        dead one is noticed only after minutes. silent: the client whose request noticed it;
+        only the first of several requests renews it."""
         if self.client is silent:
             self.client = None
 
@@ -121,8 +121,8 @@ class Connection:
         *,
         within_s: float | None = None,
     ) -> AsyncGenerator[Response]:
-        """Give an answer of which the head came within that time, and the content is still to
-        be read. Raises LinkDown, also in place of a TimeoutError of whoever reads it."""
+        """Yield a response whose head arrived within `within_s`; its content is still to be
+        read. Raises LinkDown, also in place of a TimeoutError of the reader."""
         client, url = self.client, self.url + path
         try:
             client = self._made()
@@ -145,8 +145,8 @@ class Connection:
         *,
         within_s: float | None = None,
     ) -> AsyncGenerator[Response]:
-        """Give the answer to a POST, whose content is still to be read. Raises ApiError, also
-        for what the peer answers that is no 200."""
+        """Yield the response to a POST; its content is still to be read. Raises ApiError, also
+        for every status but 200."""
         async with self.stream("POST", path, body, headers, within_s=within_s) as response:
             if response.status != HTTPStatus.OK:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
@@ -163,7 +163,7 @@ class Connection:
         within_s: float = REQUEST_TIMEOUT_S,
         most_bytes: int = MAX_ANSWER_BYTES,
     ) -> Answer:
-        """Return a whole answer. Raises LinkDown, also for one that is longer."""
+        """Return a whole answer. Raises LinkDown, also for one of more than `most_bytes`."""
         client = self.client
         try:
             async with (
@@ -179,14 +179,14 @@ class Connection:
     async def open(
         self, frame: bytes, headers: Mapping[str, str], within_s: float
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """Open a session by an Open, which has so long to be answered; give the pieces of its
-        stream. Leaving it ends the session. A TimeoutError that leaves it is a LinkDown, too.
-        """
+        """Open a session with an Open's frame, which must be answered within `within_s`; yield
+        the pieces of its stream. Leaving the context ends the session. A TimeoutError that
+        leaves it becomes a LinkDown too."""
         async with self.post_to(OPEN_PATH, headers, frame, within_s=within_s) as response:
             yield (bytes(piece) async for piece in response.content)
 
     async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> bool:
-        """Send drafts of a session. Return whether it was still there."""
+        """Send drafts of a session. Return True if the session was still there."""
         answer = await self.ask("POST", f"{OPEN_PATH}/{session}/drafts", frames, headers)
         match answer.status:
             case HTTPStatus.NO_CONTENT:
@@ -202,7 +202,7 @@ class Connection:
 
 
 def connections(settings: EdgeSettings, *, prior_knowledge: bool = True) -> list[Connection]:
-    """Return one to each verifier of the settings; it is made at its first use. Raises
+    """Return a connection to each verifier of the settings; it is made at its first use. Raises
     OSError."""
     authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
     certificate = None
@@ -221,8 +221,8 @@ def connections(settings: EdgeSettings, *, prior_knowledge: bool = True) -> list
 
 
 async def whole(response: Response, most_bytes: int = MAX_ANSWER_BYTES) -> Answer:
-    """Return an answer with all of its body, which is taken as it is: unpacked, a few bytes
-    could become many. The caller limits the time. Raises LinkDown where it is longer."""
+    """Return an answer with its whole body, which is not decompressed, because a few bytes
+    could become many. The caller limits the time. Raises LinkDown if the body is too long."""
     body = bytearray()
     async for piece in response.content:
         body += piece
@@ -232,7 +232,7 @@ async def whole(response: Response, most_bytes: int = MAX_ANSWER_BYTES) -> Answe
 
 
 def system_authorities() -> bytes:
-    """Return the system's authorities (PEM) that a transport takes. It takes all or none."""
+    """Return the system's authorities (PEM) without those for which a transport rejects all."""
     known = ssl.create_default_context().get_ca_certs(binary_form=True)
     texts = (ssl.DER_cert_to_PEM_cert(certificate).encode() for certificate in known)
     return b"".join(text for text in texts if _is_taken(text))

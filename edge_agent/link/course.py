@@ -1,11 +1,11 @@
-"""One answer's way over the fleet: where its next session is opened, and when it is given up.
+"""Decides where one answer's next session is opened, and when the answer is given up.
 
-It has no clock and does no I/O. `choose` says where to open a session, how long to wait first,
-or why there is nowhere; `opened` and `ended` tell it what became of the session.
+It has no clock and does no I/O. `choose` returns where to open a session or how long to wait
+first, or raises why there is nowhere; `opened` and `ended` take in the session's outcome.
 
-A session that was lost is opened again: at once at the same verifier, where the link broke and
-the verifier may live, and else at another one that is ready. Where none is, the answer waits,
-up to a deadline. An answer that has not begun waits for nothing: its client can ask again.
+A lost session is opened again: at once at the same verifier if the link broke and the verifier
+may be alive, else at another one that is ready. If none is ready, the answer waits, up to a
+deadline. An answer that has not begun does not wait: its client can ask again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from picospec.models.grammars.checker import ANSWER_TIMEOUT_S
 from picospec.speculation.protocol.messages import RUN_CHARACTERS
 
 MAX_LOST: Final = 3
-"""Sessions that may be lost at one position of the text; then the answer is given up. If it is
-the answer that breaks verifiers, it must not break all of them."""
+"""This many sessions may be lost at one position of the text; then the answer is given up. If
+the answer itself breaks verifiers, it must not break all of them."""
 
 HANDOVER_FAULT: Final = "shutting_down"
 """The Fault of a verifier that shuts down in order. The first one of each verifier does not
@@ -40,32 +40,31 @@ IDLE: Final = "idle_timeout"
 """The code of a session that brings no token: its verifier is not asked again."""
 
 JITTER_S: Final = 0.2
-"""A lost session is opened elsewhere after a wait up to this, so that all sessions of a
-verifier do not come to another one at the same moment."""
+"""A lost session is opened elsewhere after a random wait of up to this, so that the sessions of
+one verifier do not all come to another one at the same moment."""
 
 MIN_WAIT_S: Final = 0.1
 MAX_WAIT_S: Final = 1.0
-"""Shortest and longest wait, on average, between two looks for a verifier that is ready."""
+"""The mean wait between two searches for a ready verifier grows between these."""
 
 RESPONSE_TIMEOUT_S: Final = 10.0
-"""The first byte of a stream must come within this time, where only this verifier can give
-it."""
+"""The first byte of a stream must come within this time if no other verifier could be asked."""
 
 OPEN_TIMEOUT_S: Final = 2.0
-"""Time until the first byte of a stream where another verifier could be asked. What the upload
-of the Open takes at LEAST_BYTES_PER_S is added to it."""
+"""The first byte of a stream must come within this time if another verifier could be asked; the
+time that uploading the Open takes at LEAST_BYTES_PER_S is added."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
     seconds: float
     asks: bool = True
-    """It says whether all verifiers are then asked if they are ready."""
+    """True if all verifiers are then asked whether they are ready."""
 
 
 class Course:
-    """identity: of the answer's texts. deadline_s: how long an answer whose session was lost
-    waits for a verifier. chance: spreads the waits of many answers."""
+    """identity: that of the answer's texts. deadline_s: an answer whose session was lost waits
+    this long for a verifier. chance: spreads the waits of many answers."""
 
     def __init__(self, fleet: Fleet, identity: str, deadline_s: float, chance: Random) -> None:
         self._fleet = fleet
@@ -73,31 +72,31 @@ class Course:
         self._deadline_s = deadline_s
         self._chance = chance
         self._tried: set[Endpoint] = set()
-        """These verifiers lost the session or did not take it; they may do so after a wait."""
+        """These verifiers lost the session or refused it; after a wait they may take it."""
 
         self._barred: set[Endpoint] = set()
-        """These verifiers will never take it, as with a wrong key or another model, or let it
-        wait for too long."""
+        """These verifiers will never take the session, as with a wrong key or another model, or
+        let it wait for too long."""
 
         self.endpoint: Endpoint | None = None
-        """The session was opened there last."""
+        """The last session was opened there."""
 
-        self._again: Endpoint | None = None  # where to try once more, at once
-        self._may_repeat = True  # whether that was not done yet since the last token
-        self._error: ApiError | None = None  # what the last session ended with
+        self._again: Endpoint | None = None  # to be tried once more, at once
+        self._may_repeat = True  # True if there was no such try since the last token
+        self._error: ApiError | None = None  # the error that ended the last session
         self._is_over = False
-        self._lost_at: float | None = None  # when a session was lost last
+        self._lost_at: float | None = None  # when the last session was lost
         self._lost_here = 0  # sessions lost since the last token
-        self._left: set[Endpoint | None] = set()  # those that have handed over since then
-        self._run = ""  # of the verifier that opened the last session
-        self._is_suspect = False  # it was the link that broke, or this verifier's process
+        self._left: set[Endpoint | None] = set()  # those that handed over since the last token
+        self._run = ""  # the run of the verifier that opened the last session
+        self._is_suspect = False  # the link or this verifier's process was lost
         self._pause_s = 0.0
         self._waits = 0  # since the last token
         self._has_asked = False
 
     def choose(self, now: float) -> Endpoint | Wait:
-        """Return where to open the next session, or how long to wait and then call again.
-        Raises ApiError where the answer is given up."""
+        """Return where to open the next session, or how long to wait before calling again.
+        Raises ApiError if the answer is given up."""
         late = self._lost_at is not None and now >= self._lost_at + self._deadline_s
         if self._error is not None and (self._is_over or late):
             raise self._error
@@ -113,12 +112,12 @@ class Course:
         return self._nowhere(now)
 
     def _nowhere(self, now: float) -> Wait:
-        """Nobody is ready: wait, and look again, unless that is of no use."""
+        """Return how long to wait for a ready verifier; raise if waiting is of no use."""
         error = self._error or Unavailable("no verifier can go on with this answer")
         if self._lost_at is None:
             if isinstance(error, Draining) and not self._has_asked:
                 self._has_asked = True
-                return Wait(0.0)  # one that was restarted just now may be ready
+                return Wait(0.0)  # one that has just restarted may be ready
             raise error
         if self._choose(set()) is None:
             raise error
@@ -131,8 +130,8 @@ class Course:
         return Wait(min(wait_s, self._lost_at + self._deadline_s - now))
 
     def opened(self, session: str) -> bool:
-        """The verifier has taken the session. Return whether it is the process that had the one
-        before: then it was the link that lost it."""
+        """Note that the verifier has taken the session. Return True if its process had the
+        previous one too: then only the link had lost that."""
         run, self._tried = session[:RUN_CHARACTERS], set()
         lives, self._run = run == self._run, run
         if lives and self._is_suspect:
@@ -141,8 +140,8 @@ class Course:
         return lives
 
     def ended(self, error: ApiError, now: float, *, opened: bool, progressed: bool) -> None:
-        """The session ended before its Finish. opened: whether the verifier had taken it.
-        progressed: whether a token came."""
+        """Note that the session ended before its Finish. opened: True if the verifier had taken
+        it. progressed: True if it brought a token."""
         self._error = error
         if opened:
             self._lost(error, now, progressed)
@@ -152,8 +151,8 @@ class Course:
             self._again, self._may_repeat = self.endpoint, False
 
     def _is_worth_repeating(self, error: ApiError) -> bool:
-        """Return whether the same verifier should be tried at once. A refused connection means
-        that its process is gone; a silent one, that it may be far from coming back."""
+        """Return True if the same verifier should be tried at once. A refused connection means
+        that its process is gone; a silent one may stay away for long."""
         if not isinstance(error, LinkDown) or error.how == "refused":
             return False
         return error.how == "broken" or not self.is_elsewhere
@@ -192,7 +191,7 @@ class Course:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether another verifier could take over now."""
+        """True if another verifier could take over now."""
         return self._ready({self.endpoint} if self.endpoint else set()) is not None
 
     def _ready(self, without: set[Endpoint]) -> Endpoint | None:
@@ -203,8 +202,8 @@ class Course:
         return self._fleet.choose(self._identity, without | self._barred)
 
     def patience_s(self, open_bytes: int, now: float, *, constrained: bool = False) -> float:
-        """Return how long an Open of that size may wait for the first byte of its stream; after
-        a lost session, no longer than the answer waits for a verifier. constrained: it has a
+        """Return how long an Open of this size may wait for the first byte of its stream; after
+        a lost session, at most until the deadline. constrained: True if the request has a
         grammar, which a verifier tries first."""
         within_s = RESPONSE_TIMEOUT_S
         if self.is_elsewhere:

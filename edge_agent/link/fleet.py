@@ -1,6 +1,6 @@
-"""The verifiers that an edge knows: what state each is in, and which one is the best.
+"""The verifiers that an edge knows: the state of each, and which one is the best.
 
-Nothing here has a clock or does I/O. Whoever talks to a verifier notes what happened.
+Nothing here has a clock or does I/O. The code that talks to a verifier notes what happened.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.protocol.messages import ModelFacts
 
 RTT_WEIGHT: Final = 0.125
-"""Weight of the latest round trip in the smoothed one, as in TCP (RFC 6298, section 2)."""
+"""The latest round trip has this weight in the mean, as in TCP (RFC 6298, section 2)."""
 
 BUSY_S: Final = 0.1
-"""A verifier whose sessions are all taken counts as so much farther away. A session more makes
-the passes of the others longer, by tens of milliseconds where many share them."""
+"""A verifier whose sessions are all taken counts as this much farther away. Each session more
+lengthens the passes of the others, by tens of milliseconds where many share them."""
 
 STAY_S: Final = 0.05
-"""Another verifier must be so much nearer for new answers to move there: the one in use holds
-the beginning of the conversation in its KV cache."""
+"""New answers move to another verifier only if it is this much nearer: the one in use has the
+beginning of the conversation in its KV cache."""
 
 
 class Event(Enum):
-    """What a verifier shows of itself."""
+    """The events that show a verifier's state."""
 
     ANSWERED = auto()  # it took a session or a draft
     IS_READY = auto()  # it said that it opens sessions
-    DRAINS = auto()  # it said that it does not, because it is about to stop
-    LOST = auto()  # it did not answer in time, or a stream of its was cut
+    DRAINS = auto()  # it said that it opens none, because it is about to stop
+    LOST = auto()  # it did not answer in time, or one of its streams was cut
 
 
 @dataclass(slots=True, eq=False)
@@ -40,17 +40,16 @@ class Endpoint:
 
     number: int
     state: Event | None = None
-    """What it has shown last; None before it was asked."""
+    """The latest event; None before the verifier was asked."""
 
     identity: str = ""
-    """The identity of the facts fetched last; empty before."""
+    """The identity in the latest facts; empty before the first."""
 
     identities: frozenset[str] = frozenset()
-    """The model and its adapters have these."""
+    """The identities of the model and its adapters."""
 
     speaks: bool = True
-    """It says whether the verifier speaks this edge's version of the protocol, as far as is
-    known."""
+    """True if the verifier speaks this edge's version of the protocol, as far as is known."""
 
     rtt_s: float = 0.0
     """The smoothed round trip; 0 until the first sample."""
@@ -60,7 +59,7 @@ class Endpoint:
 
     def note(self, event: Event) -> None:
         if not (event is Event.ANSWERED and self.state is Event.DRAINS):
-            self.state = event  # one that drains finishes what runs, and opens no more
+            self.state = event  # a draining verifier finishes its sessions, and opens no more
 
     def timed(self, round_trip_s: float) -> None:
         self.rtt_s = smoothed(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
@@ -71,16 +70,16 @@ class Endpoint:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it opens sessions, as far as is known."""
+        """True if the verifier opens sessions, as far as is known."""
         return self.state in (Event.ANSWERED, Event.IS_READY)
 
     def may_serve(self, identity: str) -> bool:
-        """Return whether it could go on with texts of that identity, as far as is known."""
+        """Return True if it could go on with texts of this identity, as far as is known."""
         return self.speaks and (not self.identity or identity in self.identities)
 
 
 class Fleet:
-    """current: the endpoint in use, whose facts were given out last."""
+    """current: the endpoint in use, whose facts were returned last."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self.endpoints = endpoints
@@ -88,11 +87,11 @@ class Fleet:
 
     @property
     def is_ready(self) -> bool:
-        """Whether any was ready when it was last heard of."""
+        """True if any verifier is ready, as far as is known."""
         return any(endpoint.is_ready for endpoint in self.endpoints)
 
     def ranked(self, identity: str) -> list[Endpoint]:
-        """Return the endpoints, the best first: ready ones, of that identity, near and idle."""
+        """Return the endpoints, best first: ready ones, of this identity, near and idle."""
 
         def cost(endpoint: Endpoint) -> tuple[bool, bool, float]:
             stays_s = STAY_S if endpoint is self.current else 0.0
@@ -102,7 +101,7 @@ class Fleet:
         return sorted(self.endpoints, key=cost)
 
     def choose(self, identity: str, without: Collection[Endpoint] = ()) -> Endpoint | None:
-        """Return the best endpoint that can go on with texts of that identity, if any; one that
-        is ready, if any is."""
+        """Return the best endpoint that can go on with texts of this identity, if any; ready
+        ones come first."""
         ranked = (e for e in self.ranked(identity) if e.may_serve(identity))
         return next((e for e in ranked if e not in without), None)

@@ -1,7 +1,7 @@
 """Sends a session's drafts without waiting, in a few repeatable requests at a time.
 
-What is sent while all requests are in flight goes with the next one. The verifier drops what
-it has already received, so a request that failed is simply sent again.
+Messages sent while all requests are in flight go with the next one. The verifier drops what it
+has already received, so a request that failed is simply sent again.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Pushed
 
 IN_FLIGHT: Final = 8
-"""So many requests are under way at most: one every 25 ms at a round trip of 200 ms. More would
-only queue in the network."""
+"""At most this many requests are in flight: one every 25 ms at a round trip of 200 ms. More
+would only queue in the network."""
 
 MAX_MESSAGES: Final = 64
-"""Most messages of a request, which a verifier takes in within a millisecond or two: hundreds
-may wait where the way up was cut, and the way down was not."""
+"""A request has at most this many messages, which a verifier takes in within a millisecond or
+two: hundreds may wait if the way up was cut, and the way down was not."""
 
 PAUSES_S: Final = (0.0, 0.1, 1.0)
-"""How long a request that failed waits before each further attempt. When the last one fails,
-the session is given up, and opened anew."""
+"""A failed request waits this many seconds before each further attempt. When the last one
+fails, the session is given up and opened anew."""
 
 Post = Callable[[str, bytes], Awaitable[None]]
 """Post(session, frames) raises gateway.errors.ApiError."""
@@ -44,7 +44,7 @@ class Posts:
         self._sendable = asyncio.Event()
 
     def send(self, message: Pushed) -> None:
-        """Have a message sent, and drop waiting ones of an older epoch, which are void."""
+        """Queue a message, and drop queued ones of an older epoch, which are void."""
         if message.epoch > self._epoch:
             self._epoch = message.epoch
             self._waiting.clear()

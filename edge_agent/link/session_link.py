@@ -1,7 +1,7 @@
 """One session's link to its verifier: messages down, drafts up, until the stream ends.
 
 `events` opens the session and yields the verifier's messages. It raises LinkDown when the
-stream is cut, or has carried no byte for three beats; the answer then goes on in another one.
+stream is cut, or has carried no byte for three beats; the answer then needs another session.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ SILENCE_S: Final = 3 * BEAT_S
 be dead."""
 
 FIRST_TOKEN_S: Final = 600.0
-"""The longest wait for the first token of a session, which waits for a slot and for its prompt
-to be read. A verifier's own timeout for this is as long by default."""
+"""A session waits at most this long for its first token: for a slot, and for its prompt to be
+read. A verifier's own timeout for this is as long by default."""
 
 LATE_S: Final = 30.0
-"""How much later than a verifier its edge gives up, so that the verifier's own Fault comes
+"""An edge gives up this much later than its verifier, so that the verifier's own Fault comes
 first. A draft that was on its way may have extended the verifier's timeout."""
 
 MAX_IDLE: Final = 4096
-"""The most messages and cuts in a row without a token. Beats are 2,100 in the longest
-wait; more messages than that only take this machine's time."""
+"""At most this many messages and cuts may come in a row without a token. The longest wait has
+2,100 Beats; more messages than that only cost this machine time."""
 
 
 class Progress:
-    """Decides when a session that is alive is given up: its verifier sends, and no token comes.
-    It lasts across the sessions that one process of a verifier opens one after another, and is
-    given the times, in seconds."""
+    """Decides when a live session is given up because its verifier sends no token. It lasts
+    across the sessions that one process of a verifier opens one after another. Its times are in
+    seconds."""
 
     def __init__(self, now: float) -> None:
         self.begin(now)
 
     def begin(self, now: float) -> None:
-        """A verifier begins, which may have to read the prompt."""
+        """Note that a verifier begins, which may have to read the prompt."""
         self._since = now
         self._allowed_s = FIRST_TOKEN_S + LATE_S
         self._idle = 0
@@ -74,7 +74,7 @@ class Progress:
         self._allowed_s = min(limits.idle_timeout_s, FIRST_TOKEN_S) + LATE_S
 
     def nothing_came(self, now: float) -> None:
-        """A message had no token, or a stream has ended. Raises Unavailable."""
+        """Note a message without a token, or the end of a stream. Raises Unavailable."""
         self._idle, waited_s = self._idle + 1, now - self._since
         if waited_s > self._allowed_s:
             raise Unavailable(f"the verifier sent no token for {waited_s:.0f} s", code=IDLE)
@@ -86,9 +86,9 @@ class Progress:
 class Link:
     """Run `post` concurrently with `events`, whose end ends the session.
 
-    within_s: how long the Open may wait for the first byte of its answer. headers: see
+    within_s: the Open may wait this long for the first byte of its answer. headers: see
     session_headers. spans: the answer's, and the one that lasts until the session is open.
-    opened: is called when the verifier has taken it.
+    opened: called when the verifier has taken the session.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Link:
         self._posts = Posts(self._post)
         self.send = self._posts.send
         self.position = len(request.committed)
-        """So many output tokens have come, those of sessions before included."""
+        """The number of output tokens that have come, including those of earlier sessions."""
 
         self._session = ""
         self._limits = Limits()
@@ -120,16 +120,16 @@ class Link:
 
     @property
     def opened(self) -> bool:
-        """Whether the verifier has taken the session."""
+        """True if the verifier has taken the session."""
         return bool(self._session)
 
     @property
     def progressed(self) -> bool:
-        """Whether the session has brought a token."""
+        """True if the session has brought a token."""
         return self.position > len(self._request.committed)
 
     async def post(self) -> None:
-        """Send what `send` is given, once the session is open, until cancelled.
+        """Send the messages given to `send`, once the session is open, until cancelled.
 
         Raises gateway.errors.ApiError.
         """
@@ -205,8 +205,8 @@ class Link:
                 self._progress.nothing_came(time.monotonic())
 
     async def _messages(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Down]:
-        """Yield the messages of the stream until it ends. Raises TimeoutError when it is silent
-        for too long; before Opened, a busy host is waited for as for the first byte."""
+        """Yield the messages of the stream until it ends. Raises TimeoutError if it is silent
+        for too long; before Opened the limit is `within_s`, because the host may be busy."""
         decoder = wire.Decoder(wire.MAX_DOWN_BYTES)
         try:
             while True:

@@ -1,4 +1,4 @@
-"""The sessions of one answer, one after another: it opens them where the Course says."""
+"""Opens the sessions of one answer, one after another, where its Course decides."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from picospec.speculation.protocol.messages import Open, Opened
 
 
 class Sessions:
-    """uplinks: of the fleet's endpoints. probe: asks all of them whether they are ready.
-    deadline_s: see Course. span: of the answer's trace."""
+    """uplinks: those of the fleet's endpoints. probe: asks all verifiers whether they are
+    ready. deadline_s: see Course. span: the answer's."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class Sessions:
         self._link: Link
         self._headers = session_headers()
         self._progress = Progress(time.monotonic())
-        self._ended_by: ApiError | None = None  # what the session before ended by
-        self._session = ""  # that the verifier in use opened last
-        self._lost = False  # whether a session was lost
+        self._ended_by: ApiError | None = None  # the error that ended the last session
+        self._session = ""  # the last session that the verifier in use opened
+        self._lost = False  # True once a session was lost
         self.reopened = 0
-        """The answer went on so often at another verifier, or at one that was restarted."""
+        """The number of times that the answer went on at another or a restarted verifier."""
 
     @property
     def rtt_s(self) -> float:
@@ -56,12 +56,12 @@ class Sessions:
 
     @property
     def verifier(self) -> int:
-        """The place in the edge's list of the verifier in use."""
+        """The index of the verifier in use in the edge's list."""
         return self._uplink.endpoint.number
 
     def open(self, request: Open) -> Link:
-        """Return a link that opens this session when its events are read. Raises Unavailable
-        where no verifier can take it."""
+        """Return a link that opens this session when its events are read. Raises Unavailable if
+        no verifier can take it."""
         if self._chosen is None:
             self._course = Course(self._fleet, request.identity, self._deadline_s, Random())
             step = self._course.choose(time.monotonic())
@@ -86,8 +86,8 @@ class Sessions:
         return self._link
 
     def _go(self, uplink: Uplink) -> None:
-        """Use a verifier. One that has merely been out of reach is asked by the same name, so
-        that a proxy finds it again, and by its session, which it may still hold."""
+        """Use a verifier. If it was only out of reach, keep the headers by which a proxy finds
+        it again, and the name of the session that it may still hold."""
         if uplink is not self._uplink:
             self._session = ""
         if uplink is not self._uplink or not isinstance(self._ended_by, LinkDown):
@@ -95,7 +95,7 @@ class Sessions:
         self._uplink = uplink
 
     def _begin_span(self, request: Open) -> Span:
-        """Return the part of the answer's span that lasts until the session is open."""
+        """Begin the part of the answer's span that lasts until the session is open."""
         after = {"after": self._ended_by.error_code} if self._ended_by else {}
         return self._span.begin(
             "re-open" if after else "open",
@@ -119,8 +119,8 @@ class Sessions:
         self._session = message.session
 
     async def again(self, error: ApiError) -> None:
-        """The session ended with this error: wait until another may be opened for the rest of
-        the answer, or raise why there is none."""
+        """Note that the session ended with this error; wait until another may be opened for the
+        rest of the answer, or raise the reason why none can be."""
         link, self._ended_by = self._link, error
         self._lost = self._lost or link.opened
         self._course.ended(

@@ -1,4 +1,4 @@
-"""A verifier as the edge sees it: its connection, its facts, and whether it is ready."""
+"""A verifier as the edge sees it: its connection, its facts and its readiness."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from picospec.models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
 from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
-"""A tokenizer has megabytes, and comes once."""
+"""A tokenizer has megabytes, and is fetched once."""
 
 _FIRST_SAMPLES: Final = 3
-"""Round trips measured at the start, because the first ones include what connecting costs."""
+"""This many round trips are measured at the start: the first ones include connecting."""
 
 CHECK_TIMEOUT_S: Final = 1.0
-"""A verifier that takes longer to say whether it is ready is as good as away."""
+"""A verifier that takes longer to answer whether it is ready counts as away."""
 
 ANSWER_TIMEOUT_S: Final = 600.0
-"""Longest time until a chat's answer begins, and until each next piece of it comes. One that is
+"""A relayed answer must begin within this time, and so must each next piece of it. One that is
 not streamed begins at its end."""
 
 
@@ -44,15 +44,15 @@ class _ReadyBody(msgspec.Struct):
 
 
 class VerifierStatus(msgspec.Struct):
-    """What is shown of a verifier's /status."""
+    """The part of a verifier's /status that the edge's own /status shows."""
 
     version: Annotated[str, Meta(max_length=64)] | None = None
     uptime_s: Annotated[int, Meta(ge=0, lt=1 << 40)] | None = None
 
 
 class Uplink:
-    """It owns the connection. number: the verifier's place in the settings, from 0. Its address
-    is in no metric, since anybody may read these."""
+    """Owns the connection to a verifier. number: the verifier's place in the settings, from 0.
+    Its address is in no metric, because anybody may read these."""
 
     def __init__(self, connection: Connection, metrics: EdgeMetrics, number: int = 0) -> None:
         self.url = connection.url
@@ -75,12 +75,12 @@ class Uplink:
         return self._facts.protocol if self._facts else None
 
     def note(self, event: Event) -> None:
-        """Note what has happened to the verifier."""
+        """Note an event of the verifier."""
         self.endpoint.note(event)
         self._ready_gauge.set(self.endpoint.is_ready)
 
     def answered(self, begun: float, event: Event) -> None:
-        """Note an answer to a request that began at that time, and its round trip."""
+        """Note an answer to a request that began at `begun`, and its round trip."""
         self.note(event)
         self.endpoint.timed(time.monotonic() - begun)
         self._rtt_gauge.set(self.endpoint.rtt_s)
@@ -88,7 +88,7 @@ class Uplink:
     async def facts(self) -> ModelFacts:
         """Return the target's facts, which are fetched once and after each `forget`.
 
-        Raises Unavailable, or EngineFault when it is no verifier.
+        Raises Unavailable, or EngineFault if the peer is no verifier.
         """
         if self._facts is None:
             facts = self._read(await self._get("/v1/model-facts", REQUEST_TIMEOUT_S))
@@ -123,7 +123,7 @@ class Uplink:
         self.answered(begun, Event.IS_READY)
 
     async def status(self) -> VerifierStatus:
-        """Return what the verifier says of itself; nothing if it does not."""
+        """Return the verifier's status; an empty one if it gives none."""
         try:
             response = await self._get("/status", CHECK_TIMEOUT_S)
             return msgspec.json.decode(response.content, type=VerifierStatus)
@@ -131,12 +131,12 @@ class Uplink:
             return VerifierStatus()
 
     def ask(self, path: str, body: bytes) -> AbstractAsyncContextManager[Response]:
-        """Put a request to the verifier's own API; see Connection.post_to."""
+        """Send a request to the verifier's own API; see Connection.post_to."""
         headers = {"content-type": "application/json"}
         return self.connection.post_to(path, headers, body, within_s=ANSWER_TIMEOUT_S)
 
     def forget(self) -> None:
-        """Have the facts fetched again: the verifier was away, or is another one now."""
+        """Let the facts be fetched again: the verifier was away, or has changed."""
         self._facts = None
 
     async def _get(
@@ -164,7 +164,7 @@ class Uplink:
 
 
 def _load(answer: Answer) -> float:
-    """Return the verifier's load; 0 where it does not say, as behind some proxies."""
+    """Return the verifier's load; 0 if the answer does not have it, as behind some proxies."""
     try:
         return msgspec.json.decode(answer.content, type=_ReadyBody).load
     except msgspec.MsgspecError:

@@ -1,6 +1,6 @@
 """Translates errors of the verifier and the network into those that the client gets.
 
-An error is the client's (400, 404, 413, 429) only when the verifier says so of this very
+An error is the client's (400, 404, 413, 429) only if the verifier reports it for this very
 request. A wrong key, or a draft model with another vocabulary, is a fault of this edge.
 """
 
@@ -36,36 +36,36 @@ _OF_THE_CLIENT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another service, as errors name it, and the variable of the key that it is shown."""
+    """Another service: its name in errors, and the variable that holds the key for it."""
 
     name: str
     key: str
 
     @property
     def unavailable(self) -> str:
-        """The code of an error where it cannot be used."""
+        """The error code for a peer that cannot be used."""
         return f"{self.name}_unavailable"
 
 
 VERIFIER: Final = Peer("verifier", "PICOSPEC_VERIFIER_KEY")
 
 _MOST_CHARACTERS: Final = 1000
-"""So much of an error's text is passed on to clients and to the log."""
+"""At most this much of an error's text is passed on to clients and to the log."""
 
 _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""An error's code, which is a field of the log and of spans."""
+"""Matches an error's code, which is a field of the log and of spans."""
 
 MAX_RETRY_AFTER_S: Final = 3600
-"""The longest wait that a client is asked for in a verifier's name."""
+"""A client is asked to wait at most this long on behalf of a verifier."""
 
 
 class _Error(msgspec.Struct):
-    """The fields that are passed on of an error in OpenAI's shape."""
+    """The fields of an error in OpenAI's shape that are passed on."""
 
     message: str
     param: str | None = None
     said: str | int | None = msgspec.field(default=None, name="code")
-    """The code; vLLM and llama-server have the status here."""
+    """The code; vLLM and llama-server put the status here."""
 
     def __post_init__(self) -> None:
         self.message = self.message[:_MOST_CHARACTERS]
@@ -82,8 +82,8 @@ class _Body(msgspec.Struct):
 
 
 class LinkDown(Unavailable):
-    """Nothing came from a verifier. how: `refused` where no process listens at its address,
-    `broken` where the connection was, `silent` where it is there and carries nothing."""
+    """Nothing came from a verifier. how: `refused` if no process listens at its address,
+    `broken` if the connection broke, `silent` if there is a connection that carries nothing."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class LinkDown(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a verifier has answered, with all of its body."""
+    """The answer of a verifier, with its whole body."""
 
     status: int
     content: bytes
@@ -105,7 +105,7 @@ class Answer:
 
 
 def from_answer(answer: Answer, peer: Peer = VERIFIER) -> ApiError:
-    """Translate an answer of a peer that is an error."""
+    """Translate the error answer of a peer."""
     error, status = _read(answer), answer.status
     match status:
         case 400 | 404 | 413 | 422:
@@ -132,7 +132,7 @@ def from_answer(answer: Answer, peer: Peer = VERIFIER) -> ApiError:
 
 
 def from_fault(message: Fault) -> ApiError:
-    """Translate the end of a session that did not finish."""
+    """Translate the Fault that ended a session."""
     kind = Unavailable if message.retryable else EngineFault
     error = _Error(message.text, said=message.code)
     return kind(f"the verifier ended the session: {error.message}", code=error.code)
@@ -149,8 +149,8 @@ def unreachable(url: str, error: Exception, peer: Peer = VERIFIER) -> LinkDown:
 
 
 def reason(error: Exception) -> str:
-    """Return an error of the transport as a log and a client may see it: the transport quotes
-    the address, and a session's name is a secret."""
+    """Return a transport error as a log and a client may see it: the transport quotes the
+    address, and a session's name in it is a secret."""
     return _SESSION.sub(r"\1*", f"{type(error).__name__}: {error}")
 
 

@@ -1,7 +1,7 @@
-"""The verifiers that an edge may use, and which of them it uses.
+"""The verifiers that an edge may use, and the choice among them.
 
-With several, each is asked now and then whether it is ready. A new answer begins at the nearest
-that is not busy; an answer that loses its verifier goes on at another one of the same identity.
+If there are several, each is regularly asked whether it is ready. A new answer begins at the
+nearest idle one; an answer that loses its verifier goes on at another of the same identity.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from picospec.gateway.tracing import Span
 from picospec.speculation.protocol.messages import ModelFacts
 
 PROBE_S: Final = 2.0
-"""All verifiers are probed so often, where there are several."""
+"""All verifiers are probed at about this interval, if there are several."""
 
 
 class Verifiers:
@@ -40,7 +40,7 @@ class Verifiers:
 
     @property
     def current(self) -> Uplink:
-        """The one whose facts were given out last."""
+        """The uplink of the verifier whose facts were returned last."""
         return self.uplinks[self.fleet.current.number]
 
     async def facts(self) -> ModelFacts:
@@ -60,12 +60,12 @@ class Verifiers:
 
     @property
     def ready(self) -> bool:
-        """Whether any was ready when it was last heard of."""
+        """True if any verifier is ready, as far as is known."""
         return self.fleet.is_ready
 
     @property
     def speaks(self) -> bool:
-        """Whether the one in use speaks this edge's version of the protocol."""
+        """True if the verifier in use speaks this edge's version of the protocol."""
         return self.fleet.current.speaks
 
     async def tokenizer(self) -> bytes:
@@ -73,8 +73,8 @@ class Verifiers:
         return await self.current.tokenizer()
 
     def answer(self, span: Span) -> Sessions:
-        """Return the sessions of one answer, whose trace has this span. Raises EngineFault
-        where the verifier in use opens none for this edge."""
+        """Return the sessions of one answer, whose trace has this span. Raises EngineFault if
+        the verifier in use opens none for this edge."""
         if not self.speaks:
             raise EngineFault(
                 "the verifier speaks another version of the protocol", code="protocol_version"
@@ -82,13 +82,13 @@ class Verifiers:
         return Sessions(self.fleet, self.uplinks, self.probe, self._deadline_s, span)
 
     def forget(self) -> None:
-        """Have all facts fetched again: a verifier was away, or is another one now."""
+        """Let all facts be fetched again: a verifier was away, or has changed."""
         for uplink in self.uplinks:
             uplink.forget()
 
     def report(self) -> dict[str, object]:
-        """Return which one is in use, and the health of each, for /health and /ready. Anybody
-        may read these, so they tell no address: verifiers are numbered as in the settings."""
+        """Return the verifier in use and the health of each, for /health and /ready. Anybody
+        may read these, so they number the verifiers as in the settings and have no address."""
         each = [
             {"ready": e.is_ready, "rtt_ms": _ms(e.rtt_s), "load": e.load}
             for e in self.fleet.endpoints
@@ -97,7 +97,7 @@ class Verifiers:
         return {**current, "verifiers": each}
 
     async def statuses(self) -> list[dict[str, object]]:
-        """Ask all verifiers how they are, and return what /status says of each."""
+        """Probe all verifiers, and return the part of /status that describes each."""
         await self.probe()
         said = await asyncio.gather(*(uplink.status() for uplink in self.uplinks))
         return [
@@ -116,7 +116,7 @@ class Verifiers:
         ]
 
     async def watch(self) -> None:
-        """Keep the health and the facts of several verifiers known, until cancelled."""
+        """Refresh the health and the facts of several verifiers until cancelled."""
         while len(self.uplinks) > 1:
             await self.probe()
             for uplink in self.uplinks:
@@ -132,14 +132,14 @@ class Verifiers:
             await self.current.check()
 
     async def probe(self) -> None:
-        """Ask all verifiers whether they are ready; one probe at a time serves all who wait."""
+        """Ask all verifiers whether they are ready. One probe at a time serves all callers."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._check_all())
         await asyncio.wait([self._probing])
 
     async def _check_all(self) -> None:
         checks = (uplink.check() for uplink in self.uplinks)
-        await asyncio.gather(*checks, return_exceptions=True)  # their states say what failed
+        await asyncio.gather(*checks, return_exceptions=True)  # their states show the failures
 
     async def close(self) -> None:
         if self._probing is not None:

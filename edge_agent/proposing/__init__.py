@@ -1,1 +1,1 @@
-"""What proposes draft tokens besides the draft model, and the grammar that they keep to."""
+"""Sources of draft tokens besides the draft model, and the grammar that they keep to."""

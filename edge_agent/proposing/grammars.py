@@ -1,4 +1,4 @@
-"""The grammars of the edge's sessions: the target's own, so that drafts keep to them too."""
+"""The grammars of the edge's sessions, which are the target's: drafts keep to them too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class EdgeGrammars:
-    """Compiles grammars for the model that the edge has now."""
+    """Compiles grammars for the tokenizer of the latest request."""
 
     def __init__(self) -> None:
         self._compiler: GrammarCompiler | None = None
@@ -30,8 +30,8 @@ class EdgeGrammars:
     async def compile(
         self, request: Open, tokenizer: Tokenizer, owner: object = None
     ) -> Grammar:
-        """Return the grammar of a request that has one. Raises InvalidRequest, CannotCheck
-        where none can be tried now, or Overloaded where too many of the owner wait."""
+        """Return the grammar of a request that has one. Raises InvalidRequest, CannotCheck if
+        no grammar can be tried now, or Overloaded if too many requests of the owner wait."""
         if self._compiler is None or self._compiler.tokenizer is not tokenizer:
             await self.close()
             self._compiler = GrammarCompiler(tokenizer, self._turns.take)
@@ -48,7 +48,7 @@ class EdgeGrammars:
 
 
 class DraftGrammar:
-    """Where a chain stands in its grammar; for one thread. Unlike a GrammarState it never
+    """The state of a chain in its grammar, for one thread. Unlike a GrammarState it never
     fails: when the grammar reaches a limit, or a draft model has left it, any token may be
     drafted."""
 
@@ -62,11 +62,11 @@ class DraftGrammar:
         return self._ask(lambda state: state.mask(logits, output), logits)
 
     def follow(self, output: Sequence[TokenId]) -> None:
-        """Move to the position after these tokens, which are all output tokens before it."""
+        """Move to the position after `output`, which holds all output tokens before it."""
         return self._ask(lambda state: state.follow(output), None)
 
     def forced(self) -> TokenId | None:
-        """Return the only token that may follow, if there is but one."""
+        """Return the only token that may follow, None if there are several."""
         return self._ask(lambda state: state.forced(), None)
 
     def count_allowed(self, tokens: Sequence[TokenId]) -> int:
@@ -82,12 +82,12 @@ class DraftGrammar:
 
 
 class GrammarProposer:
-    """A Proposer of what the answer's grammar forces, and of what it allows of the tokens that
-    another one proposes. other: that one, for where the grammar leaves a choice.
+    """A Proposer of tokens that the answer's grammar forces, and of those from another Proposer
+    that it allows. other: that Proposer, for places where the grammar leaves a choice.
 
-    Where a grammar leaves a single token, as for the names in a JSON object of a known schema,
-    the target can only generate that one. So it needs no draft step, and is accepted for
-    certain if the target holds the same grammar.
+    Where a grammar allows a single token, as for the names in a JSON object of a known schema,
+    the target can only generate that one. So it needs no draft step, and is certainly accepted
+    if the target has this grammar.
     """
 
     def __init__(self, grammar: DraftGrammar, other: Proposer | None) -> None:

@@ -1,8 +1,8 @@
-"""Finds what can propose one answer's draft tokens besides the draft model.
+"""Finds the sources of one answer's draft tokens besides the draft model.
 
-At the edge that is prompt lookup, in the pool too, and the answer's grammar where it forces a
-token. At the verifier, which is told in the Open, it is what the client predicts, or how the
-answer begins by the pool.
+The edge has prompt lookup, also in the pool, and the answer's grammar where it forces a token.
+The verifier has the tokens that the Open predicts: the client's prediction, or else the
+beginning of the answer that the pool expects.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from picospec.speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Op
 from picospec.speculation.protocol.opening import PREDICTION
 
 INLINE_TOKENS: Final = 2048
-"""Tokens of a prompt whose n-grams are made in the event loop, in a few milliseconds."""
+"""The n-grams of up to this many prompt tokens are made in the event loop, in milliseconds."""
 
 EXPECTED_TOKENS: Final = 2048
-"""Most tokens of an earlier answer that the verifier is told, which are 6 KB: the edge itself
-drafts what follows."""
+"""At most this many tokens of an earlier answer are sent to the verifier, which are 6 KB: the
+edge itself drafts what follows."""
 
 MAX_PREDICTED_CHARS: Final = 16 * MAX_PREDICTED
-"""Most characters of a prediction that are read: what follows is beyond MAX_PREDICTED tokens of
-any text but spaces."""
+"""At most this many characters of a prediction are read: what follows is beyond MAX_PREDICTED
+tokens of any text but spaces."""
 
 MIN_POOL_TOKENS: Final = 1024
 """A smaller pool would hold no answer that is worth keeping."""
@@ -45,10 +45,10 @@ MIN_POOL_TOKENS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """What can propose draft tokens for one answer."""
+    """The sources of draft tokens for one answer."""
 
     request: Open
-    """The answer's, with leave for the verifier to draft too, and with the tokens expected."""
+    """The answer's Open, with leave for the verifier to draft too, and the expected tokens."""
 
     predicted: tuple[TokenId, ...]
     """The tokens that the client expects in the answer; the statistics count them."""
@@ -58,18 +58,18 @@ class Proposals:
     pool: Pool | None
 
     def keep(self, answer: Sequence[TokenId]) -> None:
-        """Keep an answer, as far as it came, if such are kept."""
+        """Add an answer, complete or not, to the pool, if there is one."""
         if self.pool is not None:
             self.pool.add(self.request.prompt, answer)
 
 
 class Pools:
-    """A pool of answers for each owner: none is drafted from what another one was answered.
+    """Has a pool of answers for each owner: nobody's drafts come from another owner's answers.
 
-    An owner is the object that stands for whoever asks, such as the holder of a key. What is
-    kept for one is gone when the owner is, and when the target has another vocabulary.
+    An owner is the object that stands for a client, such as the holder of a key. A pool is
+    dropped with its owner, and when the target has another vocabulary.
 
-    most_tokens: kept for each owner; at 0 nothing is.
+    most_tokens: the size of each pool; 0 keeps nothing.
     """
 
     def __init__(self, most_tokens: int) -> None:
@@ -77,7 +77,7 @@ class Pools:
         self._kept: WeakKeyDictionary[object, tuple[str, Pool]] = WeakKeyDictionary()
 
     def of(self, owner: object | None, target: ModelFacts) -> Pool | None:
-        """Return an owner's; None where nothing is kept, as for nobody in particular."""
+        """Return an owner's pool; None if nothing is kept, as without an owner."""
         if owner is None or not self._most_tokens:
             return None
         kept = self._kept.get(owner)
@@ -86,12 +86,12 @@ class Pools:
         return kept[1]
 
     def empty(self, owner: object) -> None:
-        """Forget what is kept for an owner; answers that have begun still draft from it."""
+        """Drop an owner's pool; answers that have begun still draft from it."""
         self._kept.pop(owner, None)
 
 
 class ProposalFinder:
-    """It serves all answers of an edge. tokenizer: returns the target's, by its digest."""
+    """Serves all answers of an edge. tokenizer: returns the target's, by its digest."""
 
     def __init__(
         self, settings: EdgeSettings, tokenizer: Callable[[str], Awaitable[Tokenizer]]
@@ -99,14 +99,14 @@ class ProposalFinder:
         self._settings = settings
         self._tokenizer = tokenizer
         self._grammars = EdgeGrammars()
-        self._grams: dict[int, asyncio.Task[PromptGrams]] = {}  # being made, by id of a prompt
+        self._grams: dict[int, asyncio.Task[PromptGrams]] = {}  # by id of the prompt
         self.pools = Pools(settings.pool_tokens)
 
     async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
         """Return the proposals for one request.
 
-        Not every judge takes any draft token, and a pass may do without the edge's with fill
-        `auto` alone. Raises InvalidRequest for a grammar that cannot be compiled.
+        Only some judges take any draft token, and only with fill `auto` may a pass do without
+        the edge's. Raises InvalidRequest for a grammar that cannot be compiled.
         """
         if not JUDGES[request.judge].takes_any_draft:
             return Proposals(request, (), None, None, None)
@@ -126,7 +126,7 @@ class ProposalFinder:
 
     async def _lookup(self, prompt: tuple[TokenId, ...], pool: Pool | None) -> PromptLookup:
         """Return the prompt lookup of one answer. A thread makes the n-grams of a long prompt,
-        once for all choices that begin at a time."""
+        once for all choices that begin at the same time."""
         if len(prompt) <= INLINE_TOKENS:
             return PromptLookup(prompt, pool=pool)
         making = self._grams.get(id(prompt))
@@ -142,12 +142,12 @@ class ProposalFinder:
         tokenizer = await self._tokenizer(request.vocabulary)
         try:
             return await self._grammars.compile(request, tokenizer, owner)
-        except CannotCheck:  # drafts need none
+        except CannotCheck:  # drafts need no grammar
             return None
 
     async def _predicted(self, job: Job, vocabulary: str) -> tuple[TokenId, ...]:
-        """Return the tokens that a job predicts, if any. A thread reads the text, which may be
-        a whole file."""
+        """Return the tokens of a job's prediction, if it has one. A thread tokenises the text,
+        which may be a whole file."""
         text = job.extras.get(PREDICTION)
         if not (isinstance(text, str) and text):
             return ()

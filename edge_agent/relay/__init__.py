@@ -1,1 +1,1 @@
-"""Passes requests on that this edge does not speed up, under its own keys and limits."""
+"""Passes on requests that this edge does not speed up, under its own keys and limits."""

@@ -1,4 +1,4 @@
-"""What may pass in either direction. These are lists: what is on none does not pass."""
+"""Lists of what may pass in either direction; nothing else passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.types import Scope
 from picospec.gateway.errors import InvalidRequest, NotFound, Unavailable
 
 _PATH: Final = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
-"""A path that means the same however often it is decoded, and has no `..`."""
+"""Matches a path that means the same however often it is decoded, and has no `..`."""
 
 _QUERY: Final = re.compile(rb"[!-\"$-~]{0,2048}")
 _HEADER: Final = re.compile(r"[ -~]{0,1024}")
@@ -23,10 +23,10 @@ _HEADERS: Final = (
     "anthropic-beta",
     "openai-beta",
 )
-"""The client's headers that an upstream gets. A key and a cookie are not among them."""
+"""An upstream gets these headers of the client. A key and a cookie are not among them."""
 
 AS_IT_IS: Final = ("content-length", "content-encoding")
-"""Headers that are right as long as a body is passed on as it is."""
+"""These headers are right as long as a body is passed on unchanged."""
 
 EVENTS: Final = "text/event-stream; charset=utf-8"
 _TYPES: Final = {
@@ -36,8 +36,8 @@ _TYPES: Final = {
     "text/plain": "text/plain; charset=utf-8",  # of a transcription
     **{kind: kind for kind in ("image/png", "image/jpeg", "image/webp", "image/gif")},
 }
-"""Types of answers, and how the client is told them. A browser would run others, such as HTML
-and SVG, as a part of this edge's page."""
+"""Maps the content types of answers to those that the client gets. A browser would run others,
+such as HTML and SVG, as a part of this edge's page."""
 
 _AUDIO: Final = re.compile(r"audio/[a-z0-9.-]{1,40}(?:; ?[a-z]{1,20}=[a-z0-9]{1,20}){0,3}")
 
@@ -46,19 +46,19 @@ SAFE: Final = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
-"""Headers of each answer that was relayed. What its upstream set is dropped."""
+"""Each relayed answer has these headers; those of its upstream are dropped."""
 
 
 def target_of(scope: Scope, patterns: Sequence[str]) -> str:
-    """Return the path and query that an upstream is asked for. Raises NotFound for a path of no
-    pattern, or one that is written with escapes; InvalidRequest."""
+    """Return the path and query to ask an upstream for. Raises NotFound for a path that matches
+    no pattern or is written with escapes; InvalidRequest for the query."""
     if not passes(scope, patterns):
         raise NotFound(f"there is no {scope['path']}")
     return f"{scope['path']}{query_of(scope)}"
 
 
 def query_of(scope: Scope) -> str:
-    """Return the query that an upstream gets, with its mark. Raises InvalidRequest."""
+    """Return the query for an upstream, with its question mark. Raises InvalidRequest."""
     query: bytes = scope["query_string"]
     if not _QUERY.fullmatch(query):
         raise InvalidRequest("the query is too long, or has characters that no URL has")
@@ -66,7 +66,7 @@ def query_of(scope: Scope) -> str:
 
 
 def passes(scope: Scope, patterns: Sequence[str]) -> bool:
-    """Whether a path is on the list, as it is written. A pattern may end in `/*`."""
+    """Return True if the path is on the list, as it is written. A pattern may end in `/*`."""
     path: str = scope["path"]
     if not _PATH.fullmatch(path) or scope.get("raw_path", path.encode()) != path.encode():
         return False
@@ -75,8 +75,8 @@ def passes(scope: Scope, patterns: Sequence[str]) -> bool:
 
 
 def headers_of(headers: Headers, *more: str) -> Mapping[str, str]:
-    """Return the headers of a request that an upstream gets; more: names of others that it
-    gets. Raises InvalidRequest."""
+    """Return the request headers that an upstream gets. more: names of further headers to pass
+    on. Raises InvalidRequest."""
     passed = {"content-type": "application/octet-stream"}
     for name in (*_HEADERS, *more):
         if values := headers.getlist(name):
@@ -87,7 +87,7 @@ def headers_of(headers: Headers, *more: str) -> Mapping[str, str]:
 
 
 def type_of(said: str, peer: str) -> str:
-    """Return the content type of an answer as the client is told it. Raises Unavailable."""
+    """Return the content type that the client gets for an answer's type. Raises Unavailable."""
     said = said.strip().lower()
     if _AUDIO.fullmatch(said):
         return said

@@ -1,4 +1,4 @@
-"""An answer of another service, which is passed on piece by piece as it comes."""
+"""Passes on an answer of another service, piece by piece as it comes."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from picospec.gateway.errors import OPENAI, ApiError, ClientGone, Unavailable
 from picospec.gateway.http.responses import connected, send_to_client
 
 MAX_BYTES: Final = 256 << 20
-"""The longest answer that is passed on: hours of audio."""
+"""A longer answer is not passed on; this is hours of audio."""
 
 MAX_S: Final = 7200.0
-"""An answer may take so long. A verifier's own limit is as long by default."""
+"""An answer may take this many seconds. A verifier's own limit is as long by default."""
 
 _ENDS_BYTES: Final = 4096
-"""So much of an answer's beginning and end is kept: they say how many tokens it took."""
+"""This much of an answer's beginning and end is kept, because its token counts are there."""
 
 _BYTES_A_TOKEN: Final = 4
-"""About how many bytes of a request are a token of its prompt."""
+"""About this many bytes of a request are a token of its prompt."""
 
 _PROMPT: Final = re.compile(
     rb'"(?:tokens_evaluated|prompt_tokens|input_tokens|prompt_eval_count)": ?(\d{1,9})'
 )
 _READ: Final = re.compile(rb'"prompt_n": ?(\d{1,9})')
-"""It counts the tokens of a prompt that were not cached, where nothing counts all of them."""
+"""Finds the number of prompt tokens that were not cached, if nothing counts all of them."""
 
 _CACHED: Final = re.compile(rb'"(?:cache_n|cache_read_input_tokens)": ?(\d{1,9})')
-"""Neither `prompt_n` nor Anthropic's `input_tokens` has these."""
+"""Finds the cached tokens, which `prompt_n` and Anthropic's `input_tokens` leave out."""
 
 _GENERATED: Final = re.compile(
     rb'"(?:predicted_n|completion_tokens|output_tokens|eval_count)": ?(\d{1,9})'
@@ -49,14 +49,14 @@ _GENERATED: Final = re.compile(
 
 Piece = bytes | bytearray | memoryview
 Ask = Callable[[], AbstractAsyncContextManager[Answering]]
-"""Gives an answer whose content is still to be read."""
+"""Opens an answer whose content is still to be read."""
 
 
 class Relayed(Response):
-    """One answer, sent once. It ends the other service's before it returns or raises.
+    """Passes on one answer, once. It ends the other service's before it returns or raises.
 
-    An answer that cannot be completed ends with an error where it is a stream of events. Others
-    are cut, so that nobody takes a part of one for all of it.
+    If an answer cannot be completed, a stream of events ends with an error. Others are cut, so
+    that nobody takes a part of an answer for all of it.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Relayed(Response):
         upload: Upload | None = None,
         asked_bytes: int = 0,
     ) -> None:
-        """upload: the request's body, where it has not been read. asked_bytes: of the text that
-        is in the request, by which its prompt is charged where the answer does not tell."""
+        """upload: the request's body, if it has not been read. asked_bytes: the size of the
+        request's text, by which the prompt is charged if the answer has no token counts."""
         super().__init__()
         self._ask = ask
         self._account = account
@@ -91,7 +91,7 @@ class Relayed(Response):
             self._account.status, self._account.error = gone.status, gone.code
         except Exception as raised:
             if not self._account.status:
-                self._is_charged = False  # the other service has not taken it
+                self._is_charged = False  # the other service has not taken the request
                 raise
             await self._fail(self._account.failed(raised), send)
         finally:
@@ -157,8 +157,8 @@ class Relayed(Response):
                 await send_to_client(send, _piece(event, more=False))
 
     def _count(self) -> None:
-        """Count the tokens; of an answer that does not tell them one an event, and its prompt
-        by the size of the request."""
+        """Count the tokens. An answer without token counts is charged one token per event, and
+        its prompt by the size of the request."""
         prompt, cached = _prompt(self._began, self._end)
         generated = _last(_GENERATED, self._began, self._end)
         if prompt is None and generated is None:
@@ -169,7 +169,7 @@ class Relayed(Response):
 
 
 def _prompt(*texts: bytes) -> tuple[int | None, int]:
-    """Return how many tokens a prompt has, and how many cached ones that does not include."""
+    """Return the number of a prompt's tokens, and of cached ones which that leaves out."""
     cached = _last(_CACHED, *texts) or 0
     if (whole := _last(_PROMPT, *texts)) is None:
         return _last(_READ, *texts), cached

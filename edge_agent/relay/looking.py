@@ -1,7 +1,7 @@
-"""Looks into the body of a request for who is to answer it, before a door reads it.
+"""Looks into a request's body to find out who answers it, before a door reads it.
 
-A door refuses what it does not know, such as an image. Here nothing is refused: a body that is
-wrong goes to the door, which says what is wrong with it.
+A door refuses what it does not know, such as an image. Here nothing is refused: an invalid body
+goes to the door, which reports what is wrong with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEDIA: Final = frozenset(
     | {"input_image", "input_file"}  # of a response
     | {"image", "document"}  # of a message
 )
-"""Types of parts that no draft model reads."""
+"""No draft model reads parts of these types."""
 
 _MARKS: Final = tuple(f'"{kind}"'.encode() for kind in sorted(MEDIA))
 
@@ -35,7 +35,7 @@ class _Fields(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What another service is to answer. model: as the request names it."""
+    """A request that another service answers. model: as the request names it."""
 
     model: str | None
     answers: int
@@ -43,7 +43,7 @@ class Wanted:
 
 
 def look(body: bytes, models: Collection[str]) -> Wanted | None:
-    """Return what a request wants that is not generated here, if it does."""
+    """Return the parts of a request for another service; None if a door here answers it."""
     has_marks = any(mark in body for mark in _MARKS)
     if not (has_marks or models):
         return None
@@ -59,7 +59,7 @@ def look(body: bytes, models: Collection[str]) -> Wanted | None:
 
 
 def _has_media(items: object) -> bool:
-    """Whether a list has parts of media: in it, in its messages, or in their parts."""
+    """Return True if a list contains media parts: directly, in messages, or in their parts."""
     if not isinstance(items, list):
         return False
     return any(

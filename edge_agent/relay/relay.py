@@ -1,12 +1,12 @@
-"""Has a verifier or an upstream answer what this edge does not speed up.
+"""Lets a verifier or an upstream answer requests that this edge does not speed up.
 
-That goes by connections which nothing else uses. It may be large and its client slow, and would
-hold up the messages of sessions.
+These requests have connections of their own: they may be large and their clients slow, and
+would hold up the messages of sessions.
 
-Three kinds of requests are passed on: those to a path that is on a list, those for a model that
-is on one, and those with images or other media for the verifier's own model. And a client may
-ask for the same chat without the edge, to compare; an edge that speaks another version of the
-protocol than its verifier has it answer all.
+Three kinds of requests are passed on: those to a listed path, those for a listed model, and
+those with images or other media for the verifier's own model. A client may also ask for the
+same chat without the edge, to compare; and if an edge and its verifier speak different versions
+of the protocol, the verifier answers all requests.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
 from picospec.gateway.routes.documents import Route
 
 HELD_BYTES: Final = 16 << 20
-"""A request with images may be so long: it is held, to see which model it is for."""
+"""A request with images may have this many bytes: it is held to see which model it is for."""
 
 MEDIA_BYTES: Final = 1 << 15
-"""What is charged of a request with media where its answer tells no tokens."""
+"""A request with media is charged for at most this much if its answer has no token counts."""
 
 
 UPSTREAM: Final = Peer("upstream", "PICOSPEC_RELAY_KEY")
@@ -53,19 +53,19 @@ _DOORS: Final = {
     **{path: path for path in (_OPENAI, "/v1/completions", "/v1/responses", "/v1/messages")},
     **{path: path for path in _NATIVE},
 }
-"""The doors of this edge, and where another service has them."""
+"""The doors of this edge, and their paths at another service."""
 
 DIRECT: Final = "/v1/picospec/direct/chat/completions"
-"""The verifier alone answers a chat that is posted there, so that a page which talks to the
-edge only can show that both answers are the same: for one seed."""
+"""The verifier alone answers a chat that is posted here, so that a page which talks only to the
+edge can show that both answers are the same for one seed."""
 
 UNDRAFTED: Final = "undrafted"
-"""What `x-picospec-fallback` and the log say of an answer that has no drafts because the ends
-speak different versions of the protocol."""
+"""`x-picospec-fallback` and the log have this value for an answer without drafts, because the
+ends speak different versions of the protocol."""
 
 
 class Relay:
-    """to_verifiers: the way to each of them. upstream: that of the settings, if any."""
+    """to_verifiers: a connection to each. upstream: that of the settings, if any."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Relay:
         return self._settings.models
 
     def body_limit_bytes(self, scope: Scope) -> int | None:
-        """Return the limit of a body that is passed on as it comes; None for any other."""
+        """Return the size limit of a body that is passed on unread; None for any other."""
         is_relayed = passes(scope, self._settings.paths)
         return self._settings.body_limit_bytes if is_relayed else None
 
@@ -95,13 +95,13 @@ class Relay:
         yield Route("POST", DIRECT, "The same chat without the edge", self.direct, ChatRequest)
 
     def no_routes(self) -> Iterator[AnyMethod]:
-        """Yield what follows `routes`, so that other methods find nothing there."""
+        """Yield routes to add after `routes`, by which other methods get a 404."""
         for path in self._settings.paths:
             for found in (path.replace("/*", "/{name:path}"), f"{path}/"):
-                yield AnyMethod(found, _Nothing())  # without, a slash is a redirect
+                yield AnyMethod(found, _Nothing())  # otherwise a slash would redirect
 
     async def answer(self, services: Services, request: Request) -> Response:
-        """Pass on a request to a path of the list. Raises ApiError."""
+        """Pass on a request to a listed path. Raises ApiError."""
         target = target_of(request.scope, self._settings.paths)
         headers = headers_of(request.headers, *AS_IT_IS)
         account: Account = request.state.account
@@ -113,8 +113,8 @@ class Relay:
         return Relayed(ask, account, services.drain, upload)
 
     async def ahead(self, services: Services, request: Request) -> Response | None:
-        """Have another service answer a request that has begun, by what is in its body; None
-        where a door of this edge answers it. Raises ApiError."""
+        """Let another service answer a request that has begun, if its body asks for that; None
+        if a door of this edge answers it. Raises ApiError."""
         door = _DOORS.get(request.scope["path"])
         if door is None or (door in _NATIVE and not self.models):
             return None
@@ -125,7 +125,7 @@ class Relay:
         account: Account = request.state.account
         if (model := wanted.model) in self.models:
             way = await self._way()
-        else:  # it is the verifier's own, or there is none of that name
+        else:  # the verifier's own model, or an unknown one
             facts, way = await services.facts_of(model), await self._to_verifier()
             model = facts.model
         account.begin_answers(wanted.answers - 1)
@@ -137,7 +137,7 @@ class Relay:
         return Relayed(ask, account, services.drain, asked_bytes=text_bytes)
 
     async def direct(self, services: Services, request: Request) -> Response:
-        """Have the verifier that is in use answer a chat with a seed. Raises ApiError."""
+        """Let the verifier in use answer a chat with a seed. Raises ApiError."""
         services.drain.check()
         account: Account = request.state.account
         account.tenant.check_room(account.clock())
@@ -151,7 +151,7 @@ class Relay:
     async def undrafted(
         self, services: Services, request: Request, model: str
     ) -> Response | None:
-        """Have the verifier in use answer a request that was read, if it opens no sessions for
+        """Let the verifier in use answer a request that was read, if it opens no sessions for
         this edge; None if it does. Raises ApiError."""
         if self._verifiers.speaks:
             return None
@@ -172,13 +172,13 @@ class Relay:
         return self._upstream or await self._to_verifier()
 
     async def _to_verifier(self) -> Connection:
-        with suppress(ApiError):  # whoever is asked says that it is away
+        with suppress(ApiError):  # the request that follows reports it
             await self._verifiers.facts()
         return self._to_verifiers[self._verifiers.current.endpoint.number]
 
 
 def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:
-    """Return the relay of the settings; it connects at its first use. Raises OSError."""
+    """Return the relay of the settings. It connects at first use. Raises OSError."""
     to_verifiers = connections(settings, prior_knowledge=False)
     upstream = None
     if url := settings.relay.url:
@@ -194,15 +194,15 @@ def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:
 
 
 class _Nothing:
-    """An ASGI app of a path at which there is nothing by this method."""
+    """An ASGI app that answers 404, for methods that a path does not have."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotFound(f"there is no {scope['path']}")
 
 
 def _renamed(body: bytes, model: str | None) -> bytes:
-    """Return a request as another service is asked it, by its model's own name. Written anew,
-    it names no field twice. Raises InvalidRequest."""
+    """Return the request for another service, with its own name of the model. Encoding it anew
+    removes duplicate fields. Raises InvalidRequest."""
     try:
         fields = msgspec.json.decode(body)
     except msgspec.DecodeError as error:  # stricter than `parse`, which takes NaN

@@ -1,4 +1,4 @@
-"""The body of a request on its way to an upstream, of which only a piece is held at a time."""
+"""The body of a request on its way to an upstream; only one piece is held at a time."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from starlette.requests import Request
 from picospec.gateway.errors import ApiError, ClientGone
 
 HEAD_S: Final = 600.0
-"""How long an answer may take to begin, once the last piece of its request was taken."""
+"""An answer must begin this long after the last piece of its request was taken."""
 
 
 class Upload:
-    """It is read from the client no faster than the upstream takes it."""
+    """Reads the body from the client no faster than the upstream takes it."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self.complete = asyncio.Event()
-        """It is set once the client has sent all of it."""
+        """Set once the client has sent the whole body."""
 
         self.deadline: asyncio.Timeout | None = None
-        """The deadline of the answer's head, which each piece puts off, until it is there."""
+        """The deadline of the answer's head. Each piece extends it, until the head is there."""
 
         self._taken_bytes = 0
         self.error: ApiError | None = None
-        """Why it could not be read, if that is so: the HTTP client does not say."""
+        """Set if the body could not be read, because the HTTP client does not say why."""
 
     @property
     def text_bytes(self) -> int:
-        """How many bytes of text came: none of a body that is no JSON, such as a recording."""
+        """The bytes of text so far; 0 for a body that is not JSON, such as a recording."""
         is_json = self._request.headers.get("content-type", "").startswith("application/json")
         return self._taken_bytes if is_json else 0
 
@@ -44,8 +44,8 @@ class Upload:
                 yield piece
 
     async def _next(self) -> bytes:
-        """Return the next piece, which may be empty; the last one may be the last that is
-        asked for. Raises ApiError."""
+        """Return the next piece, which may be empty; the last one sets `complete`. Raises
+        ApiError."""
         try:
             message = await self._request.receive()
             if message["type"] == "http.disconnect":

@@ -1,1 +1,1 @@
-"""A draft model whose vocabulary is not the target's: both work on the same text."""
+"""A draft model whose vocabulary is not the target's; both models work on the same text."""

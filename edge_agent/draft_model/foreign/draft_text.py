@@ -1,4 +1,4 @@
-"""One answer as a draft model of another vocabulary has it: its tokens, and what they spell."""
+"""One answer's text in the tokens of a draft model with another vocabulary."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from picospec.models.llama_cpp.kv_reuse import common_prefix
 
 REREAD_TOKENS: Final = 4
-"""Tokens before a change of the text that are tokenised again with it, because the text that
-now follows may have merged into them."""
+"""When the text changes, this many tokens before the change are tokenised again, because the
+new text may merge with them."""
 
 
 class DraftText:
-    """The tokens spell either the beginning of the text that they follow, or more: what the
+    """The tokens spell a beginning of the text that they follow, or the whole text and what the
     draft model has written beyond it."""
 
     def __init__(self, retokeniser: Retokeniser) -> None:
         self.tokens: list[int] = []
         self.spelt = b""
         self._retokeniser = retokeniser
-        self._ends: list[int] = []  # of each token, in bytes
+        self._ends: list[int] = []  # the end of each token, in bytes
         self._confidences: list[float] = []
         self._followed = b""
 
     def follow(self, text: bytes, goes_on: Callable[[bytes], bool]) -> bytes:
         """Make the tokens spell the beginning of `text`, or more. Return the end of it that
-        they do not spell: the draft model chooses the tokens for that, as it depends on them
-        what may follow. `return` after four spaces, say, begins with the fourth.
+        they do not spell: the draft model chooses the tokens for it, because its next tokens
+        depend on them. `return` after four spaces, say, begins with the fourth.
 
-        goes_on: tells whether the text can go on like this.
+        goes_on: returns True if the text can go on with these bytes.
         """
         if text != self._followed:
             self._followed = text
@@ -52,7 +52,7 @@ class DraftText:
             tokens = self._retokeniser.stable(text[start:])
             ends = self._retokeniser.ends_of(tokens, start)
             self.spelt = text[: ends[-1]] if ends else text[:start]
-        else:  # the draft model has no tokens for some of it
+        else:  # the draft model lacks tokens for some of it
             ends = [len(text)] * len(tokens)
             self.spelt = text
         self.tokens += tokens
@@ -61,7 +61,7 @@ class DraftText:
 
     @property
     def last(self) -> bytes:
-        """What the last token spells."""
+        """The bytes that the last token spells."""
         return self._retokeniser.bytes_of(self.tokens[-1:])
 
     def append(self, token: int, confidence: float) -> None:
@@ -78,8 +78,8 @@ class DraftText:
     def confidences(self, start: int, ends: Iterable[int]) -> list[float]:
         """Return the confidence in each stretch of the text from `start` on, given their ends.
 
-        It is that of the draft model's tokens which begin in the stretch: one that spells
-        several stretches decides about the first.
+        This is the product over the draft model's tokens that begin in the stretch: a token
+        that spells several stretches counts for the first.
         """
         found = []
         first = bisect_left(self._ends, start) + 1 if start else 0

@@ -1,7 +1,7 @@
 """Tokenises text that still grows, up to the last boundary that no continuation can move.
 
 A boundary between two tokens is *certain* if no piece of the vocabulary can reach across it,
-whatever follows: then every tokenisation of every continuation has a boundary there. What is
+whatever follows: then every tokenisation of every continuation has a boundary there. The text
 before it is tokenised as if nothing followed: merges (byte pair encoding) and best paths
 (unigram) on one side do not depend on the other, and the expressions that cut text into words
 look at most one character ahead, which is known at such a boundary.
@@ -25,25 +25,25 @@ from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.sampling.noise import Tokens
 
 Tokenize = Callable[[str], list[int]]
-"""Tokenize(text) returns the tokens of text alone; a marker in it stays text."""
+"""Tokenize(text) returns the tokens of `text`; a special token's marker in it stays text."""
 
 _LEAD: Final = "\n"
-"""It is put before text for a tokenizer that begins every text with a space."""
+"""This is put before text for a tokenizer that begins every text with a space."""
 
 _NO_SPACE: Final = "§".encode()
-"""A sign that is no space, and that tokenizers do not merge with what is before it."""
+"""A character that is no space, and that tokenizers do not merge with the text before it."""
 
 BEHIND_TOKENS: Final = 8
-"""Tokens before a text that are enough to know where its first word begins. A character may
-have four."""
+"""This many tokens before a text are enough to know where its first word begins. A character
+may take four."""
 
 _BROKEN: Final = re.compile("([\udc80-\udcff]+)")
-"""Bytes that are no UTF-8, as Python decodes them with `surrogateescape`."""
+"""Matches bytes that are not UTF-8, as Python decodes them with `surrogateescape`."""
 
 
 class Retokeniser:
-    """The text tokens of one vocabulary; special tokens have no part in it. Any thread may use
-    it."""
+    """Converts between bytes and the text tokens of one vocabulary; its special tokens are left
+    out. Any thread may use it."""
 
     def __init__(self, vocabulary: Vocabulary, tokenize: Tokenize) -> None:
         self.vocabulary = vocabulary
@@ -59,12 +59,12 @@ class Retokeniser:
         self._lead_bytes = len(self.bytes_of(tokenize(_LEAD))) if leads else 0
 
     def bytes_of(self, tokens: Iterable[int]) -> bytes:
-        """Return what the tokens spell, special ones included."""
+        """Return the bytes that the tokens spell, special tokens included."""
         piece = self.vocabulary.piece
         return b"".join([piece(token, special=True) for token in tokens])
 
     def ends_of(self, tokens: Iterable[int], start: int = 0) -> list[int]:
-        """Return where, in bytes, each of the tokens ends if the first begins at `start`."""
+        """Return the end of each token in bytes, if the first one begins at `start`."""
         sizes = (len(self.vocabulary.pieces[token]) for token in tokens)
         return list(accumulate(sizes, initial=start))[1:]
 
@@ -74,10 +74,10 @@ class Retokeniser:
         return next((self._ids[text[:n]] for n in sizes if text[:n] in self._ids), None)
 
     def compatible(self, text: bytes) -> Tokens:
-        """Return the tokens that text which goes on like this can begin with: int64[n].
+        """Return the tokens that can begin a text that starts with `text`: int64[n].
 
-        These are the tokens that begin with all of it, and what the tokenizer begins it with,
-        whether a space follows or something else.
+        These are the tokens that begin with all of `text`, and the tokenizer's first token of
+        it, whether a space follows or another character.
         """
         first = bisect_left(self._pieces, text)
         last = bisect_left(self._pieces, text + b"\xff" * self._longest)
@@ -88,19 +88,19 @@ class Retokeniser:
     def tokenise(self, text: bytes, behind: Sequence[int] = ()) -> list[int]:
         """Return the tokens of text that may begin or end within a character.
 
-        behind: the last tokens before it. What is no UTF-8 is cut into the longest pieces there
-        are; a byte without one is lost.
+        behind: the last tokens before the text. Bytes that are not UTF-8 are cut into the
+        longest pieces of the vocabulary; a byte without a piece is lost.
         """
         before = self._whole_characters(behind)
         while before:
             tokens = self._tokens(self.bytes_of(before) + text)
             if tokens[: len(before)] == before:
                 return tokens[len(before) :]
-            before = self._whole_characters(before[1:])  # the first was within a word
+            before = self._whole_characters(before[1:])  # the first one was inside a word
         return self._tokens(text)
 
     def stable(self, text: bytes, behind: Sequence[int] = ()) -> list[int]:
-        """Return the tokens before the last certain boundary of text that may go on."""
+        """Return the tokens of `text` up to its last certain boundary. The text may go on."""
         known = _encoded(codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(text))
         tokens = self.tokenise(known, behind)
         ends = self.ends_of(tokens)
@@ -112,15 +112,15 @@ class Retokeniser:
         return []
 
     def goes_on(self, behind: Sequence[int], text: bytes) -> bool:
-        """Return whether text can follow these tokens: the tokenizer merges none of it into
+        """Return True if text can follow these tokens: the tokenizer merges none of it into
         them."""
         before = self._whole_characters(behind)
         spelt, count = self.bytes_of(before), len(before)
         return self._tokens(spelt + text)[:count] == before or self._tokens(spelt) != before
 
     def _whole_characters(self, behind: Sequence[int]) -> list[int]:
-        """Return the last of the tokens, behind any special one, from the first one on that
-        begins with a character."""
+        """Return the last tokens after any special token, starting with the first one that
+        begins at a character's first byte."""
         found = list[int]()
         for token in behind[-BEHIND_TOKENS:]:
             piece = self.vocabulary.piece(token)
@@ -131,7 +131,7 @@ class Retokeniser:
         return found
 
     def _is_certain(self, text: bytes, end: int) -> bool:
-        """Return whether no piece can reach across `end`, which is within the text."""
+        """Return True if no piece can reach across `end`, which is within the text."""
         first = max(0, end + 1 - self._longest)
         return not any(self._begins_piece(text[at : end + 1]) for at in range(first, end))
 

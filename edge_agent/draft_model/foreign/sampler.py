@@ -16,28 +16,28 @@ from picospec.speculation.sampling.distributions import Logits
 from picospec.speculation.sampling.draft_token import DraftToken
 
 MAX_DRAWS: Final = 4
-"""Draws for one row until the target's text can go on with one of them."""
+"""At most this many tokens are drawn for a row to find one that fits the target's text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Where in the target's text a row of the draft model's logits is."""
+    """The place of a row of the draft model's logits in the target's text."""
 
     output: list[TokenId]
-    """The target's tokens of all text before the one that begins here."""
+    """The target's tokens of all text before the next token."""
 
     owed: bytes
     """Text that is known to follow: only tokens that agree with it can be drawn."""
 
     behind: Sequence[TokenId]
-    """The last tokens that the target has; none if the draft model has written more."""
+    """The target's last tokens; empty if the draft model has written beyond them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignSampler:
-    """A DraftSampler in the draft model's ids, made of a StepSampler in the target's.
+    """A DraftSampler in the draft model's ids, made from a StepSampler in the target's ids.
 
-    first: the position at which the first of the rows is asked for.
+    first: the position of the first row.
     """
 
     translation: Translation
@@ -57,8 +57,8 @@ class ForeignSampler:
         return drawn[0] if drawn else DraftToken(int(np.argmax(logits)), 0.0)
 
     def _free(self, logits: Logits, row: Row) -> Iterator[DraftToken]:
-        """Draw target tokens, each without those before, and yield the draft model's tokens
-        for them."""
+        """Draw target tokens, each time without those drawn before, and yield the draft model's
+        likeliest token for each."""
         projection = self.translation.projection
         projected, draw = projection(logits), self.sampler(row.output)
         while True:
@@ -68,15 +68,15 @@ class ForeignSampler:
             projected[drafted.token] = -np.inf
 
     def _agreeing(self, logits: Logits, row: Row) -> Iterator[DraftToken]:
-        """Yield the tokens that agree with what is owed, the likeliest first."""
+        """Yield the tokens that agree with the owed text, the likeliest first."""
         tokens = self.translation.draft.compatible(row.owed)
         weights = np.exp(logits[tokens] - logits[tokens].max(initial=-np.inf))
         for index in np.argsort(-weights):
             yield DraftToken(int(tokens[index]), float(weights[index] / weights.sum()))
 
     def _fits(self, token: int, row: Row) -> bool:
-        """Return whether the target's text can go on with a token of the draft model: where it
-        has ended a token, nothing follows that its tokenizer would have merged into that."""
+        """Return True if the target's text can go on with a token of the draft model: the
+        target's tokenizer must not merge the new text into the target's last token."""
         beyond = self.translation.draft.vocabulary.piece(token)[len(row.owed) :]
         if not (row.behind and beyond):
             return True

@@ -1,10 +1,10 @@
 """A DraftSlot whose draft model has another vocabulary than the target.
 
-The draft model works in its own vocabulary on the same text. What it writes is tokenised again
-by the target's tokenizer, and proposed up to the last certain boundary. A token that is wrong,
-for whatever reason, is only a wrong draft token: the judge compares tokens.
+The draft model works in its own vocabulary on the same text. The target's tokenizer cuts what
+it writes into tokens, which are proposed up to the last certain boundary. A wrong tokenisation
+is only a wrong draft token, because the judge compares tokens.
 
-* A step is one pass of the draft model, and may complete no token of the target's or several.
+* A step is one pass of the draft model, and may complete no target token, or several.
 * The draft model's cache is used as always: its tokens change only where the text does.
 """
 
@@ -26,11 +26,11 @@ from picospec.speculation.sampling.draft_token import DraftToken
 _WORD: Final = re.compile(rb" [A-Za-z]+")
 """A word that the draft model wrote as one token is proposed at once, though more letters may
 follow. In English text the target's token was longer in at most 13 of 1,000 cases, and waiting
-takes a pass more for each chain: in chat 1.6 passes a draft token instead of 1.2."""
+costs each chain another pass: in chat 1.6 passes per draft token instead of 1.2."""
 
 MAX_PENDING: Final = 8
-"""Tokens that the draft model may write without a certain boundary; then what is there is
-proposed all the same."""
+"""The draft model may write this many tokens without a certain boundary; then the pending text
+is proposed anyway."""
 
 
 def take(
@@ -65,8 +65,8 @@ class ForeignSlot:
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
-        """Return the draft tokens that are certain after one pass of the draft model; or, if
-        some were certain before, those at once."""
+        """Return the draft tokens that are certain after one pass of the draft model. If some
+        were certain before, return those at once."""
         output = context[self._prompt_tokens :]
         text = self._translation.target.bytes_of(output)
         behind = context[-BEHIND_TOKENS:]
@@ -88,8 +88,8 @@ class ForeignSlot:
         self._slot.leave()
 
     def _readable(self, owed: bytes, pending: bytes, ahead: Sequence[TokenId]) -> list[int]:
-        """Return what the pass reads behind the draft model's own text, in its tokens: what it
-        owes, and tokens that may follow if they go on from what is pending."""
+        """Return the draft model's tokens that the pass reads after its own text: those of the
+        owed text, and of `ahead` if that agrees with the pending text."""
         follows = self._translation.target.bytes_of(ahead)
         agrees = follows.startswith(pending)
         known = owed + (follows[len(pending) :] if agrees else b"")
@@ -99,8 +99,8 @@ class ForeignSlot:
     def _rows(
         self, context: Sequence[TokenId], start: int, owed: bytes, read: Sequence[int]
     ) -> list[Row]:
-        """Return where the pass's rows are: one behind the draft model's own text, and one
-        behind each of the tokens that it reads."""
+        """Return the places of the pass's rows: one after the draft model's own text, and one
+        after each token that the pass reads."""
         target, draft = self._translation.target, self._translation.draft
         output, behind = context[self._prompt_tokens :], context[-BEHIND_TOKENS:]
         pending, known = self._text.spelt[start:], draft.bytes_of(read)
@@ -114,7 +114,7 @@ class ForeignSlot:
     def _take_in(
         self, drawn: Sequence[DraftToken], start: int, behind: Sequence[TokenId]
     ) -> list[DraftToken]:
-        """Add what was drawn to the text, and return what of it can be proposed."""
+        """Add the drawn tokens to the text; return the draft tokens that can be proposed."""
         for each in drawn:
             if (marker := self._translation.to_target.get(each.token)) is not None:
                 whole = self._translation.target.tokenise(self._text.spelt[start:], behind)
@@ -123,7 +123,7 @@ class ForeignSlot:
         return self._ready(start, behind)
 
     def _ready(self, start: int, behind: Sequence[TokenId]) -> list[DraftToken]:
-        """Return what can be proposed of the text from byte `start` on."""
+        """Return the draft tokens that can be proposed for the text from byte `start` on."""
         target, text = self._translation.target, self._text
         if not (pending := text.spelt[start:]):
             return []

@@ -1,4 +1,4 @@
-"""What it takes to go from the target's vocabulary to the draft model's and back."""
+"""Maps tokens between the target's vocabulary and the draft model's."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Logits
 
 _UNREACHABLE: Final = 1e-300
-"""The weight of a target token that begins no token of the draft model, beside 1 for the
-likeliest: it is drawn only where a mask leaves nothing else."""
+"""The weight of a target token that begins no token of the draft model, where the likeliest one
+has 1: it is drawn only if a mask leaves nothing else."""
 
 
 class Projection:
-    """The draft model's distribution over the target's tokens. A draft model's token counts for
-    the target token that its text begins with. So the masks and penalties of a request, which
-    are in target ids, apply as they are; and a token that both vocabularies have is drawn with
-    the same noise at both ends.
+    """The draft model's distribution over the target's tokens. Each token of the draft model
+    counts for the target token that its text begins with. So the masks and penalties of a
+    request, which use target ids, apply unchanged; and a token that both vocabularies have is
+    drawn with the same noise at both ends.
 
-    special: the target's tokens for special tokens of the draft model; special tokens without
-    one are never drawn.
+    special: maps special tokens of the draft model to the target's; those without one are never
+    drawn.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Projection:
             return size if found is None else found
 
         self._first = np.array([first(*each) for each in enumerate(draft.pieces)], np.int64)
-        """Each token of the draft model counts for this target token; the number of target
+        """The target token for which each token of the draft model counts; the number of target
         tokens stands for none."""
 
     def __call__(self, logits: Logits) -> Logits:
@@ -59,7 +59,7 @@ class Projection:
 
 
 class Translation:
-    """One target and one draft model. It takes about a second to make, so sessions share it."""
+    """Serves one target and one draft model. Making it takes a second, so sessions share it."""
 
     def __init__(self, target: Tokenizer, draft: Encoder) -> None:
         alone = partial(target.encode, special=False, begin=False)
@@ -71,8 +71,8 @@ class Translation:
         self._begins = draft.begins_raw
 
     def prompt(self, tokens: Sequence[TokenId]) -> list[int]:
-        """Return the draft model's tokens for a prompt of the target's. Special tokens that the
-        draft model lacks are spelt, except one that begins the prompt and says nothing."""
+        """Return the draft model's tokens for a prompt in the target's. Special tokens that the
+        draft model lacks are spelt out, except for a leading one, which has no content."""
         if tokens and self._is_lacking(tokens[0]):
             tokens = tokens[1:]
         found = list[int]()
@@ -89,8 +89,8 @@ class Translation:
 
 
 def special_tokens(source: Vocabulary, into: Vocabulary) -> dict[int, int]:
-    """Return the special tokens of one vocabulary that another one has too: with the same
-    spelling, or else for the end of a turn."""
+    """Map the special tokens of one vocabulary to those of another: by the same spelling, or
+    else as the end of a turn."""
     same = {
         token: into.markers[text]
         for text, token in source.markers.items()
