@@ -1,1 +1,1 @@
-"""The picospec command: it starts, watches and talks to the services."""
+"""The picospec command starts the services, watches them and talks to them."""

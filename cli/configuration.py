@@ -1,4 +1,4 @@
-"""Where settings come from: the file that is read by default, and `picospec config show`."""
+"""Finds the default settings files, and implements `picospec config show`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SERVICES: Final[dict[str, type[ServiceSettings]]] = {
 
 
 def default_file(service: str, environ: Mapping[str, str]) -> Path:
-    """Return the settings file of a service that is told of none."""
+    """Return the settings file of a service that is started without one."""
     return user_file(environ).with_name(f"{service}.toml")
 
 
 def with_default_file(
     service: str, arguments: Sequence[str], environ: Mapping[str, str]
 ) -> list[str]:
-    """Return arguments of a service, which name the default file where there is one."""
+    """Return arguments of a service, with the default file if it exists and none is given."""
     file = default_file(service, environ)
     named = any(each.partition("=")[0] == "--config" for each in arguments)
     if named or not file.is_file():
@@ -71,7 +71,7 @@ def show(
 def origin_of(
     kind: type[ServiceSettings], name: str, file: Path | None, environ: Mapping[str, str]
 ) -> str:
-    """Return the variable or the file that sets a field, "a.b" of a table, or "default"."""
+    """Return what sets a field, "a.b" in a table: a variable, the file or "default"."""
     variables = {variable.upper(): variable for variable in environ}
     prefix, parts = str(kind.model_config.get("env_prefix")), name.split(".")
     if name in kind.secrets:

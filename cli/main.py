@@ -46,7 +46,7 @@ app.add_typer(chatting_app)
 VerifierPort = Annotated[int, Option(envvar="VERIFIER_PORT", help="Port of the verifier.")]
 
 VERIFIERS: Final = {"PICOSPEC_EDGE__VERIFIER_URL", "PICOSPEC_EDGE__VERIFIER_URLS"}
-"""Variables that name verifiers for an edge."""
+"""These variables name the verifiers of an edge."""
 
 _SERVICE_OPTIONS: Final = frozenset({"--install-service", "--remove-service"})
 PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
@@ -91,7 +91,7 @@ def up(
 
 
 def _add(name: str, module: str, *arguments: str, help: str) -> None:
-    """Add a command that becomes a module, which so gets the signals and sets the status."""
+    """Add a command that becomes a module, which gets the signals and sets the status."""
 
     @app.command(name, help=help, context_settings=PASS_ON)
     def become(context: typer.Context) -> None:

@@ -49,7 +49,7 @@ def pull(
         Option("--as", help="Its use: it decides which file of a repository is best."),
     ] = None,
 ) -> None:
-    """Bring a model here; as a target, with weights whose passes are exact."""
+    """Download a model; as a target, with weights whose passes are exact."""
     with _reported() as console:
         store = open_store(os.environ)
         with progress_bar(Console(stderr=True), reference) as progress:
@@ -108,7 +108,7 @@ def dequantize(source: Path, target: Path, weights: Weights = "bfloat16") -> Non
 
 @contextmanager
 def _reported() -> Iterator[Console]:
-    """Turn a ModelError into one line on stderr and exit code 1."""
+    """Turn a ModelError or OSError into one line on stderr and exit code 1."""
     try:
         yield Console()
     except (ModelError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What several commands share: options, texts made harmless, and how they end on an error."""
+"""Shared parts of the commands: options, harmless texts, and the end of one that failed."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _MARKS: Final = {order: "\ufffd" for order in _ORDERS} | {ord("\r"): " "}
 
 
 def visible(text: str) -> str:
-    """Return the text with a mark in place of each control character (C0, C1) but newline and
-    tab. By these a terminal would fill the clipboard, clear the screen or change its title. The
-    length stays, because spans of the text are counted in characters."""
+    """Return the text with a mark in place of each control character (C0, C1) except newline
+    and tab. With these, a text could fill the clipboard, clear the screen or change the title.
+    The length stays, because spans of the text are counted in characters."""
     return text.translate(_MARKS)
 
 
 def edge_url(url: str | None, edge_port: int) -> str:
-    """Return where an edge is."""
+    """Return the address of an edge, without `/v1`."""
     return (url or f"http://{HOST}:{edge_port}").rstrip("/").removesuffix("/v1")
 
 
 def fail(error: Exception) -> NoReturn:
-    """Say what went wrong, and end the command."""
+    """Print the error, and end the command with status 1."""
     text = visible(str(error))
     Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1) from None
 
 
 def first_key(keys: str) -> str | None:
-    """Return the first of keys with commas between them."""
+    """Return the first of several comma-separated keys."""
     return next((key.strip() for key in keys.split(",") if key.strip()), None)

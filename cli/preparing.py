@@ -1,8 +1,8 @@
-"""Brings the models here that `picospec up` runs, and says what the two services are told.
+"""Fetches the models that `picospec up` runs, and returns the arguments of the two services.
 
-* A GGUF file is run by llama.cpp, with exact weights, and a directory or repository of
-  safetensors by vLLM.
-* Without a named draft model, one of the catalogue is taken that fits the target, or none.
+* llama.cpp runs a GGUF file, with exact weights, and vLLM a directory or repository of
+  safetensors.
+* Without a named draft model, a draft of the catalogue that fits the target is used, if any.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Wanted:
     target: str = DEFAULT_PAIR
     draft: str = AUTO
     engine: str = ""
-    """What runs the target, "llama" or "vllm"; empty: what it needs."""
+    """The engine that runs the target, "llama" or "vllm"; empty: the one that it needs."""
 
     @classmethod
     def of(cls, settings: Settings, environ: Mapping[str, str], **options: str | None) -> Self:
-        """Read the fields from the options or else, as services do, from elsewhere."""
+        """Read the fields from the options, else from the environment or the settings."""
         places = {
             "target": ("verifier", "model"),
             "draft": ("edge", "draft_model"),
@@ -62,7 +62,7 @@ class Wanted:
 
 
 def prepare(wanted: Wanted, store: Store, console: Console) -> dict[str, tuple[str, ...]]:
-    """Pull what is missing, and return what each service gets on its command line.
+    """Pull missing models, and return each service's arguments for its command line.
 
     Raises ServiceError, models.errors.ModelError.
     """
@@ -81,7 +81,7 @@ def prepare(wanted: Wanted, store: Store, console: Console) -> dict[str, tuple[s
 
 
 def with_threads(settings: Settings, pins: Pins) -> Settings:
-    """Give each end half of the threads, where pins do not give it half of the cores."""
+    """Give each end half of the threads, unless pins divide the cores between them."""
     if pins.edge or pins.verifier or (threads := compute_threads()) < 2:
         return settings
     verifier, edge = settings.get("verifier", {}), settings.get("edge", {})
@@ -94,7 +94,7 @@ def with_threads(settings: Settings, pins: Pins) -> Settings:
 
 
 def _is_directory(target: str, store: Store) -> bool:
-    """Return whether a reference means safetensors. Raises SourceFailed."""
+    """Return True if a reference means safetensors. Raises SourceFailed."""
     if Path(target).expanduser().is_dir():
         return True
     hub = parse(target)
@@ -108,7 +108,7 @@ def _is_directory(target: str, store: Store) -> bool:
 
 
 def _directory(target: str, store: Store) -> str:
-    """Return what vLLM is given, which is fetched if it is a repository."""
+    """Return the model that vLLM is given; a repository is fetched."""
     if importlib.util.find_spec("vllm") is None:
         raise ServiceError(NO_VLLM.format(target=target))
     path, hub = Path(target).expanduser(), parse(target)

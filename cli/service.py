@@ -1,6 +1,6 @@
 """`picospec edge --install-service`: the edge as a systemd service of this user.
 
-The service reads its keys from `edge.env` beside the user's settings: a unit holds none.
+The service reads its keys from `edge.env` beside the user's settings; a unit holds none.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ Without a login, too: loginctl enable-linger"""
 
 
 class NoService(Exception):
-    """There is no systemd to serve this user; the text says so."""
+    """There is no systemd that can serve this user; the text gives the reason."""
 
 
 Run = Callable[[Sequence[str]], int]
 
 
 def call(command: Sequence[str]) -> int:
-    """Run a command of systemd's; return its status. Raises NoService."""
+    """Run a command of systemd; return its status. Raises NoService."""
     if shutil.which(command[0]) is None:
         raise NoService(f"there is no {command[0]} here: a service needs systemd")
     return subprocess.run(command, check=False).returncode
 
 
 def unit_path(environ: Mapping[str, str]) -> Path:
-    """Return where the unit is, whether it exists or not."""
+    """Return the path of the unit, which may not exist."""
     base = environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "systemd" / "user" / f"{NAME}.service"
 
 
 def install(arguments: Sequence[str], environ: Mapping[str, str], run: Run = call) -> str:
-    """Write a unit for an edge with these arguments, start it, and say so. Raises NoService."""
+    """Write a unit for an edge with these arguments, and start it. Raises NoService."""
     path, settings = unit_path(environ), user_file(environ).with_name("edge.env")
     words = [sys.executable, *program("picospec.cli"), "edge", *arguments]
     unit = UNIT.format(
@@ -89,7 +89,7 @@ COMMANDS: Final[dict[str, tuple[str, Sequence[str]]]] = {
         ["journalctl", "--user-unit", NAME, "-f"],
     ),
 }
-"""What each of these commands says of itself, and runs."""
+"""Maps the name of a command to its help text and to what it runs."""
 
 
 def _systemctl(run: Run, step: str) -> None:

@@ -1,4 +1,4 @@
-"""`picospec up`: runs both ends on this machine, until it is stopped."""
+"""`picospec up` runs both ends on this machine until it is stopped."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from picospec.gateway.hosting.readiness import until_ready
 from picospec.gateway.hosting.settings import as_environment
 
 NO_DRAIN: Final = {"drain_timeout_s": 0}
-"""Settings of both ends: Ctrl-C waits for no answer."""
+"""With this setting of both ends, Ctrl-C waits for no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to start, and where."""
+    """The services to start: their ports, settings and arguments."""
 
     edge_port: int = 8000
     verifier_port: int = 9000
@@ -38,12 +38,12 @@ class Plan:
     """Settings of "edge" and "verifier", each as in that service's own file."""
 
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What "edge" and "verifier" get on their command lines; it wins over the settings."""
+    """The command-line arguments of "edge" and "verifier", which override the settings."""
 
     pins: Pins = field(default_factory=Pins)
     ready_within_s: float = 300.0
     api_key: str | None = None
-    """A key that the edge accepts; it is asked for its model's name."""
+    """A key that the edge accepts, with which it is asked for its model's name."""
 
     @property
     def edge_url(self) -> str:
@@ -73,7 +73,7 @@ class Plan:
 
 
 def read_settings(path: Path) -> dict[str, dict[str, object]]:
-    """Read a TOML file of the tables [edge] and [verifier], whose fields the services check.
+    """Read a TOML file with the tables [edge] and [verifier]; the services check the fields.
 
     Raises ServiceError.
     """
@@ -90,7 +90,7 @@ def read_settings(path: Path) -> dict[str, dict[str, object]]:
 def check_plain(
     settings: Mapping[str, Mapping[str, object]], environ: Mapping[str, str]
 ) -> None:
-    """Raise ServiceError when an end is to speak TLS, which here neither does."""
+    """Raise ServiceError if an end should use TLS, which `picospec up` does not offer."""
     asked = [f"[{name}.tls]" for name, table in settings.items() if "tls" in table]
     prefixes = tuple(f"PICOSPEC_{name}__TLS" for name in ("EDGE", "VERIFIER"))
     asked += sorted(name for name in environ if name.upper().startswith(prefixes))
@@ -102,23 +102,23 @@ def check_plain(
 
 
 def check_free(port: int, variable: str) -> None:
-    """Raise ServiceError when something listens on `port` already."""
+    """Raise ServiceError if something already listens on `port`."""
     if why := why_not_free(port):
         raise ServiceError(f"port {port} cannot be had ({why}); choose another with {variable}")
 
 
 async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
-    """Start `services`, print how to use them, and stay until a signal.
+    """Start `services`, print how to use them, and wait for a signal.
 
-    One that fails later is started again, a few times. All have stopped when it returns or
-    raises a ServiceError.
+    A service that fails later is restarted, a few times. All have stopped when this function
+    returns or raises a ServiceError.
     """
     check_free(plan.verifier_port, "VERIFIER_PORT")
     check_free(plan.edge_port, "EDGE_PORT")
     stopped, ready = asyncio.Event(), asyncio.Event()
 
     def show(name: str, line: str) -> None:
-        if ready.is_set():  # until then, the error quotes a service that fails
+        if ready.is_set():  # before that, the error quotes a service that fails
             text = f"[dim]{name:>8} |[/] {escape(line)}"
             console.print(text, soft_wrap=True, highlight=False)
 

@@ -1,1 +1,1 @@
-"""`picospec chat` and `run`: they ask a service, and show its answers in the terminal."""
+"""`picospec chat` and `run` ask a service, and show its answers in the terminal."""

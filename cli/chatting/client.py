@@ -13,13 +13,13 @@ from picospec.cli.options import visible
 
 CHAT: Final = "/v1/chat/completions"
 DIRECT: Final = "/v1/picospec/direct/chat/completions"
-"""Where an edge has the large model alone answer a chat."""
+"""On this path an edge lets the large model alone answer a chat."""
 
 POOL: Final = "/v1/picospec/pool"
-"""Where an edge forgets answers."""
+"""A DELETE on this path makes an edge forget answers."""
 
 SILENCE_S: Final = 120.0
-"""The service is taken for dead after this time without a byte."""
+"""A service counts as dead after this many seconds without a byte."""
 
 
 class ChatError(Exception):
@@ -32,7 +32,7 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Speculation(msgspec.Struct):
-    """What a chunk tells of speculation, see docs/api.md; a part of it."""
+    """The speculation data of a chunk that the terminal uses; docs/api.md has the rest."""
 
     event: str = ""
     spans: Sequence[tuple[int, str]] = ()
@@ -47,7 +47,7 @@ class Speculation(msgspec.Struct):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Tokens by origin, of a chunk that counts them."""
+        """The tokens by origin, if the chunk counts them."""
         return self.tokens if isinstance(self.tokens, dict) else {}
 
 
@@ -70,12 +70,12 @@ class Model(msgspec.Struct):
 
     @property
     def context_tokens(self) -> int:
-        """The model's context, under the names that services give it, or a small one."""
+        """The model's context, by any of the names that services use, or a small default."""
         return self.context_length or self.max_model_len or 4096
 
     @property
     def tells(self) -> bool:
-        """Whether its service tells of speculation. Others may reject the question."""
+        """True if the service reports speculation. Other services may reject the option."""
         return self.owned_by == "picospec"
 
 
@@ -106,19 +106,19 @@ _Body = TypeVar("_Body", _Models, _Chunk)
 
 
 def client_of(url: str, key: str | None, silence_s: float = 5.0) -> httpx.AsyncClient:
-    """Return a client that shows the key. silence_s: its limit on the time without a byte."""
+    """Return a client that sends the key. silence_s: its limit on the time without a byte."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(silence_s, connect=5.0)
     return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False)
 
 
 async def empty_pool(client: httpx.AsyncClient) -> None:
-    """Have an edge forget the answers that it keeps for this key."""
+    """Make an edge forget the answers that it keeps for this key."""
     await _request(client, "DELETE", POOL)
 
 
 async def first_model(client: httpx.AsyncClient) -> Model:
-    """Return the first model the service offers."""
+    """Return the first model that the service offers."""
     return _decoded(await _request(client, "GET", "/v1/models"), _Models).data[0]
 
 
@@ -143,7 +143,7 @@ async def stream_answer(
 ) -> AsyncGenerator[Chunk]:
     """Yield the answer as it comes. Closing the generator cancels the answer.
 
-    steady: whether tokens that come together are shown one after another.
+    steady: True if tokens that come together are shown one after another.
     """
     asked: dict[str, object] = {"model": model.id, "messages": turns, "stream": True}
     if seed is not None:

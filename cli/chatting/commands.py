@@ -73,7 +73,7 @@ def run(
 
 @app.command()
 def forget(url: Url = None, edge_port: EdgePort = 8000, api_keys: Keys = "") -> None:
-    """Have the edge forget the answers that it keeps for this key, to draft from."""
+    """Make the edge forget the answers that it keeps for this key, to draft from."""
     _connected(url, edge_port, api_keys, empty_pool)
 
 
@@ -83,7 +83,7 @@ def _connected(
     api_keys: str,
     ask: Callable[[httpx.AsyncClient], Awaitable[None]],
 ) -> None:
-    """Ask the service, and end the program with the reason where that fails."""
+    """Ask the service; if that fails, end the program with the reason."""
     connect = partial(client_of, edge_url(url, edge_port), first_key(api_keys), SILENCE_S)
 
     async def connected() -> None:
@@ -97,7 +97,7 @@ def _connected(
 
 
 def question(prompt: str, piped: str) -> str:
-    """Return what is asked: the prompt, then what was piped in."""
+    """Return the question: the prompt, then the piped text."""
     return "\n\n".join(part for part in (prompt, piped) if part.strip())
 
 
@@ -112,7 +112,7 @@ async def ask_once(
 ) -> None:
     """Stream an answer to `put`, and end its last line. Raises ChatError.
 
-    harmless: whether what orders a terminal about is replaced, which a file may have.
+    harmless: True if terminal control characters are replaced; a file may have them.
     """
     told = [Turn("system", system)] if system else []
     model, text = await first_model(client), ""

@@ -1,4 +1,4 @@
-"""`picospec chat`: questions and answers until the input ends, with commands between them."""
+"""`picospec chat`: questions and answers until the input ends, with commands in between."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MAX_SEED: Final = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked, and answered in `seconds`."""
+    """A question and its answer, which took `seconds`."""
 
     messages: Sequence[Turn]
     seed: int
@@ -48,7 +48,7 @@ class Asked:
 class Conversation:
     """One conversation. draw_seed: returns a seed below MAX_SEED for each answer.
 
-    An answer that fails or is interrupted is left out of it, with its question.
+    An answer that fails or is interrupted is left out, and so is its question.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Conversation:
         self._race = Race()
 
     def talk(self, ask_user: Callable[[], str]) -> None:
-        """Answer until the input ends, then say how fast that was."""
+        """Answer until the input ends, then print how fast that was."""
         while True:
             try:
                 said = ask_user().strip()
@@ -79,7 +79,7 @@ class Conversation:
             self._console.print(f"\n{self._race}", style="bold", highlight=False)
 
     def hear(self, said: str) -> None:
-        """Obey a command, or answer a question."""
+        """Carry out a command, or answer a question."""
         command = re.match(r"/([a-z]+)(?:\s+|$)", said)
         try:
             if command:
@@ -133,7 +133,7 @@ class Conversation:
 
 
 def save(path: Path, messages: Sequence[Turn]) -> None:
-    """Write messages into a file that is not there yet. Raises OSError."""
+    """Write messages into a file that does not exist yet. Raises OSError."""
     if path.suffix == ".json":
         text = json.dumps(msgspec.to_builtins(messages), indent=2, ensure_ascii=False)
     else:
@@ -143,8 +143,8 @@ def save(path: Path, messages: Sequence[Turn]) -> None:
 
 
 async def prove(client: httpx.AsyncClient, asked: Asked) -> str:
-    """Ask the large model alone the same with the same seed, and return a sentence that
-    compares. Raises ChatError, also where there is no edge."""
+    """Ask the large model alone the same question with the same seed, and return a sentence
+    that compares the answers. Raises ChatError, also if there is no edge."""
     model, began_s = await first_model(client), time.monotonic()
     stream = stream_answer(client, model, asked.messages, DIRECT, seed=asked.seed)
     text = "".join([chunk.text async for chunk in stream])

@@ -1,4 +1,4 @@
-"""Reads what the user types: one line, or several between lines of three quotation marks.
+"""Reads the user's messages: one line, or several between lines of three quotation marks.
 
 On a terminal, lines can be edited, and those of earlier chats come back with the arrow keys.
 """
@@ -14,11 +14,11 @@ from typing import Final
 QUOTES: Final = '"""'
 HISTORY_LINES: Final = 1000
 _BOLD_CYAN: Final = "\001\x1b[1;36m\002{}\001\x1b[0m\002"
-"""The marks tell readline what takes no room."""
+"""The first and last byte of each mark tell readline which characters take no room."""
 
 
 def message_reader(history: Path) -> Callable[[], str]:
-    """Return what reads a message from standard input. It raises EOFError at the end."""
+    """Return a function that reads a message from standard input, or raises EOFError."""
     if not sys.stdin.isatty():
         return lambda: read_message(input)
     try:
@@ -41,7 +41,7 @@ def message_reader(history: Path) -> Callable[[], str]:
 
 
 def read_message(read_line: Callable[[str], str]) -> str:
-    """Return the next message. read_line: gets a prompt, and returns a line without its end."""
+    """Return the next message. read_line: takes a prompt, returns a line without its end."""
     line = read_line("> ")
     if not line.startswith(QUOTES):
         return line

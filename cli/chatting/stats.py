@@ -1,7 +1,7 @@
-"""Describes a running answer in one line: tokens a second, acceptance, round trip.
+"""Describes a running answer in one line: tokens per second, acceptance, round trip.
 
-The numbers come with the answer's own stream, so what other clients do is not in them. A
-service that does not tell of speculation has none.
+The numbers come with the answer's own stream, so other clients do not affect them. A service
+that does not report speculation has none.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ ENOUGH_TOKENS: Final = 64
 """A race over fewer tokens says little."""
 
 NOTEWORTHY: Final = 1.05
-"""From this ratio on an answer was faster; below, it was as fast."""
+"""An answer counts as faster from this ratio on; below it, as equally fast."""
 
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """How long answers took, and how long the target alone takes for as many tokens."""
+    """The time that answers took, and that the target alone needs for as many tokens."""
 
     taken_s: float = 0.0
     alone_s: float = 0.0
@@ -32,7 +32,7 @@ class Race:
         return Race(taken_s, alone_s, self.tokens + other.tokens)
 
     def __str__(self) -> str:
-        """Return a sentence, or nothing where nothing is known."""
+        """Return a sentence, or an empty text if too little is known."""
         if self.tokens < ENOUGH_TOKENS or not self.taken_s or not self.alone_s:
             return ""
         ratio = self.alone_s / self.taken_s
@@ -42,7 +42,7 @@ class Race:
 
 
 class Progress:
-    """clock: monotonic, in seconds."""
+    """Counts one answer. clock: monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -53,7 +53,7 @@ class Progress:
         self._row_ms: float | None = None
 
     def add(self, chunk: Chunk) -> None:
-        """Take in what a chunk tells."""
+        """Take in the data of a chunk."""
         told = chunk.speculation
         if told is None:
             return
@@ -69,7 +69,7 @@ class Progress:
         self._row_ms = told.cloud_row_ms or self._row_ms
 
     def _count(self, tokens: int) -> None:
-        """Count tokens from the first ones on, whose time is that of the prompt."""
+        """Count tokens after the first ones, whose time is that of the prompt."""
         self._last_s = self._clock()
         if self._first_s is None:
             self._first_s = self._last_s
@@ -78,7 +78,7 @@ class Progress:
 
     @property
     def race(self) -> Race:
-        """The time after the first tokens; nothing where the target's is not known."""
+        """The time after the first tokens; empty if the target's time is not known."""
         if self._row_ms is None or self._first_s is None:
             return Race()
         taken_s = self._last_s - self._first_s

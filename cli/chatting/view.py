@@ -1,7 +1,7 @@
-"""An answer in the terminal while it comes, with a line of statistics below it.
+"""Shows an answer in the terminal while it comes, with a line of statistics below it.
 
-The text has the colours of who had its tokens first, and the chain runs ahead of it, dimmed.
-What the model reasons before it answers is dimmed too.
+The text has the colours of its tokens' origins, and the chain runs ahead of it, dimmed. The
+model's reasoning before the answer is dimmed too.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ COLOURS: Final = {
     "verifier": "magenta",
     "grammar": "yellow",
 }
-"""A token has the colour of who had it first. The target's own have none."""
+"""A token has the colour of its origin. The target's own tokens have none."""
 
 MAX_CHAIN_CHARACTERS: Final = 60
-"""So much of the chain is shown at most: it must not make the last line jump."""
+"""At most this much of the chain is shown, so that the last line does not jump."""
 
 
 class AnswerView:
-    """Text that grows: complete lines are printed, the last one stays above the statistics, and
-    has the chain behind it, which is not confirmed yet."""
+    """A text that grows: complete lines are printed; the last one stays above the statistics,
+    and the unconfirmed chain follows it."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -67,7 +67,7 @@ class AnswerView:
         self._draw()
 
     def end(self) -> None:
-        """Leave nothing on the screen that is not part of the answer."""
+        """Remove from the screen what is not part of the answer."""
         self._chain = ""
         self._draw()
 
@@ -108,7 +108,7 @@ async def answer(
 ) -> str:
     """Stream one answer to the console; return its text. Raises ChatError.
 
-    progress: counts the answer. seed: of a service that tells of speculation, or None.
+    progress: counts the answer. seed: None lets the service choose.
     """
     model, pieces = await first_model(client), list[str]()
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:

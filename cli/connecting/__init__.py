@@ -1,1 +1,1 @@
-"""`picospec connect` and `launch`: they make clients ask this edge."""
+"""`picospec connect` and `launch` make clients use this edge."""

@@ -1,7 +1,7 @@
 """The clients that can be connected, as gateway/page/clients.json lists them.
 
-The page reads the same table. A text has `${url}`, `${model}`, `${key}`, `${context}`,
-`${input}` and `${output}` in it, which are filled in as the text's format quotes them.
+The page reads the same table. Texts contain `${url}`, `${model}`, `${key}`, `${context}`,
+`${input}` and `${output}`; the values are quoted as the text's format requires.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import msgspec
 Format = Literal["toml", "json", "yaml", "shell", "vim", "text"]
 
 MAX_OUTPUT_TOKENS: Final = 32_000
-"""The most that a client is told an answer may have; it is a quarter of a smaller context."""
+"""A client is told that an answer has at most this many tokens, or a quarter of its context."""
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of the client, by its number: its text, or the path of a file that has it."""
+    """A part of the client, by its index: its text, or the path of a file that has the text."""
 
     text: int | None = None
     file: int | None = None
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A text for the client. `files` is where it reads it, the usual place last; the variable
-    `home` moves the first folder of that path."""
+    """A text for the client, which reads it from one of `files`, the usual place last. The
+    variable `home` replaces the first folder of that path."""
 
     format: Format
     text: tuple[str, ...]
@@ -41,7 +41,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     home: str = ""
 
     def path(self, environ: Mapping[str, str]) -> Path | None:
-        """Return the file that is there, or else the first that has a folder to be in."""
+        """Return the first file that exists, or else the first whose folder exists."""
         paths = [Path(file).expanduser() for file in self.files]
         if home := environ.get(self.home):
             paths = [Path(home, *Path(file).parts[2:]) for file in self.files]
@@ -51,7 +51,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the client is started for the edge alone, without a change of its files."""
+    """How to start the client for the edge alone, without a change of its files."""
 
     program: str = ""
     arguments: tuple[str | Reference, ...] = ()
@@ -64,24 +64,24 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts: tuple[Part, ...]
     program: str = ""
     signs: tuple[str, ...] = ()
-    """Paths, with wildcards, that show that the client is on this machine."""
+    """Paths with wildcards. If one exists, the client is on this machine."""
 
     steps: tuple[str, ...] = ()
     first_request_tokens: int = 0
-    """About so many tokens its first prompt has, before the user's own words."""
+    """The client's first prompt has about this many tokens before the user's own words."""
 
     launch: Launch | None = None
 
     @property
     def is_here(self) -> bool:
-        """Whether the client is on this machine."""
+        """True if the client is on this machine."""
         seen = (next(Path("/").glob(str(Path(s).expanduser())[1:]), None) for s in self.signs)
         return bool(self.program and shutil.which(self.program)) or any(seen)
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What a client must know. url: without a path. context: of the model, in tokens."""
+    """The edge as a client sees it. url: without a path. context: of the model, in tokens."""
 
     url: str
     model: str
@@ -89,12 +89,12 @@ class Edge:
     key: str
 
     def fill(self, part: Part) -> str:
-        """Return the text of a part, whose lines all end."""
+        """Return the text of a part; each line ends with a newline."""
         text = "\n".join([*part.text, ""])
         return self.fill_line(text, _QUOTES.get(part.format, escaped))
 
     def fill_line(self, text: str, quote: Callable[[str], str] = str) -> str:
-        """Return a text with the values in it, each through `quote`."""
+        """Return a text with its values filled in, each passed through `quote`."""
         output = min(self.context // 4, MAX_OUTPUT_TOKENS)
         values = {
             "url": self.url,
@@ -115,7 +115,7 @@ def read_clients() -> dict[str, Client]:
 
 
 def escaped(text: str) -> str:
-    """Quote for JSON, TOML, YAML and Vim, within double quotes."""
+    """Escape a text for use within double quotes in JSON, TOML, YAML and Vim."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 

@@ -1,4 +1,4 @@
-"""`picospec connect`: prints what to paste into a client, or writes it and takes it back.
+"""`picospec connect` prints settings to paste into a client, writes them, or undoes that.
 
 `picospec launch` runs the client.
 """
@@ -32,11 +32,11 @@ from picospec.models.fetching.user_catalogue import user_file
 app = typer.Typer()
 
 NO_KEY = "none"
-"""The key of clients that want one, where the edge wants none."""
+"""Clients that require a key get this one if the edge requires none."""
 
 
 def find_edge(url: str, key: str | None) -> Edge:
-    """Ask an edge what it serves. Raises ChatError."""
+    """Ask an edge for its model. Raises ChatError."""
 
     async def ask() -> Edge:
         async with client_of(url, key) as client:
@@ -58,7 +58,7 @@ def show_list(clients: Mapping[str, Client], console: Console) -> None:
 
 
 def show(client: Client, edge: Edge, environ: Mapping[str, str], console: Console) -> None:
-    """Print what to paste, and where."""
+    """Print the settings to paste, and where to paste them."""
     _warn_of_room(client, edge, console)
     for step in client.steps:
         console.print(step, soft_wrap=True, highlight=False)
@@ -77,7 +77,7 @@ def write(
 ) -> bool:
     """Put the settings into the client's files, and show the difference.
 
-    Returns whether all could be; what could not is shown, to be pasted. Raises OSError.
+    Returns True if all could be written; the rest is shown, to be pasted. Raises OSError.
     """
     _warn_of_room(client, edge, console)
     done = [
@@ -91,7 +91,7 @@ def write(
 
 
 def undo(client: Client, copies: Copies, console: Console) -> None:
-    """Put back what the client's files had. Raises copies.Changed, OSError."""
+    """Restore the client's files. Raises copies.Changed, OSError."""
     done = [f"{path} is as it was" for path in copies.undo(client.name)]
     _print(console, "\n".join(done or [f"nothing of {client.title} was written"]))
 
@@ -155,7 +155,7 @@ def connect(
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
 ) -> None:
-    """Have Codex, Claude Code, an editor or another client ask this edge."""
+    """Make Codex, Claude Code, an editor or another client use this edge."""
     console, copies = Console(), Copies(user_file(os.environ).with_name("copies"))
     try:
         if client is None:
@@ -199,7 +199,7 @@ def _client(name: str) -> Client:
 
 
 class NotLaunched(Exception):
-    """The client cannot be started; the text says why."""
+    """The client cannot be started; the text gives the reason."""
 
 
 def run_client(
@@ -232,13 +232,13 @@ def run_client(
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run a command in front; signals of the terminal are its own to heed."""
+    """Run a command in the foreground; it handles the terminal's signals itself."""
     before = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGINT, signal.SIGQUIT)}
     try:
         process = subprocess.Popen(command, env=environ)
         before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         status = process.wait()
-        return status if status >= 0 else 128 - status  # as a shell says of a signal
+        return status if status >= 0 else 128 - status  # like a shell after a signal
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""Writes clients' files, and takes it back: each write keeps a copy of what was there.
+"""Writes clients' files, and undoes that: each write keeps a copy of the file before it.
 
-A copy is the folder `CLIENT/NUMBER`, with `before`, unless there was no file, and a record.
-It is put back only over what was written then: what has changed since is the user's.
+A copy is the folder `CLIENT/NUMBER`, with a record and, if there was a file, `before`. It is
+restored only over what was written: later changes are the user's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Changed(Exception):
 class _Record(msgspec.Struct, frozen=True):
     file: str
     sha256: str
-    """Of what was written."""
+    """The hash of the content that was written."""
 
     made_folder: bool
 
@@ -37,7 +37,7 @@ class Copies:
 
     def write(self, client: str, path: Path, content: bytes) -> None:
         """Keep a copy of a file, then replace its content. Raises OSError."""
-        path = path.resolve()  # a link to it stays one
+        path = path.resolve()  # a link to the file stays a link
         numbers = [int(copy.name) for copy in (self._folder / client).glob("*")]
         copy = self._folder / client / str(max(numbers, default=0) + 1)
         copy.mkdir(parents=True, mode=0o700)
@@ -50,9 +50,9 @@ class Copies:
         _replace(path, content)
 
     def undo(self, client: str) -> Iterator[Path]:
-        """Put back what was there before, and yield each file. Raises Changed, OSError.
+        """Restore what was there before, and yield each file. Raises Changed, OSError.
 
-        Writes are taken back from the last one, up to one that the user has changed.
+        Writes are undone from the last one back, up to one that the user has changed.
         """
         undone = set[str]()
         for copy in reversed(self._of(client)):
@@ -88,5 +88,5 @@ def _restore(path: Path, before: Path, record: _Record) -> None:
         return
     path.unlink()
     if record.made_folder:
-        with suppress(OSError):  # there is more in it now
+        with suppress(OSError):  # it has other files by now
             path.parent.rmdir()

@@ -1,7 +1,7 @@
-"""Puts a client's settings into a file that has other settings too.
+"""Merges a client's settings into a file that has other settings too.
 
-What cannot be merged without loss is left to the user: JSON with comments, YAML. What comes out
-is read again, and must mean the old settings with the client's over them, and nothing else.
+Files that cannot be merged without loss are left to the user: JSON with comments, YAML. The
+result is read again, and must mean the old settings with the client's over them, no more.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from picospec.cli.connecting.clients import Format
 
 
 class NotMergeable(Exception):
-    """The file must be changed by hand; the text says why."""
+    """The file must be changed by hand; the text gives the reason."""
 
 
 def merged(format: Format, before: str, ours: str) -> str:
-    """Return the text of a file with our settings in it. Raises NotMergeable."""
+    """Return the text of a file with our settings merged into it. Raises NotMergeable."""
     if not before.strip() or before == ours:
         return ours
     if format == "json":
@@ -73,7 +73,7 @@ def _set(table: MutableMapping[str, Any], given: Mapping[str, object]) -> None:
 
 
 def _over(theirs: object, ours: object) -> object:
-    """Return settings with ours over them. Of lists, what has the same `name` is replaced."""
+    """Return settings with ours over them. In lists, items of the same `name` are replaced."""
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         return {**theirs, **{k: _over(theirs.get(k), ours[k]) for k in ours}}
     if isinstance(theirs, list) and isinstance(ours, list):

@@ -1,1 +1,1 @@
-"""`picospec doctor`: checks what PicoSpec needs, and advises on what fails."""
+"""`picospec doctor` checks what PicoSpec needs, and advises on what fails."""

@@ -1,4 +1,4 @@
-"""Checks of the draft model: its vocabulary, and its speed here beside the target's."""
+"""Checks the draft model: its vocabulary, and its speed here compared to the target's."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from picospec.models.vocabulary import Relation, Vocabulary, relate
 from picospec.speculation.protocol.messages import Judge, ModelFacts
 
 DRAFT_STEPS: Final = 12
-"""Steps of the draft model that are timed, after 64 tokens."""
+"""This many steps of the draft model are timed, after 64 tokens."""
 
 TARGET_TOKENS: Final = 17
-"""Tokens that the target is asked for, to be timed."""
+"""The target is timed over this many tokens."""
 
 PROMPT: Final = "1, 2, 3,"
 ANSWER_S: Final = 60.0
-"""The longest time that an answer of the target is waited for."""
+"""An answer of the target may take this many seconds."""
 
 
 async def check_drafting(
     settings: EdgeSettings, store: Store, uplink: Uplink, facts: ModelFacts
 ) -> list[Finding]:
-    """Check the draft model: that it is here, its vocabulary, and its speed."""
+    """Check that the draft model is here, and check its vocabulary and speed."""
     cache = TokenizerCache(store.root / "tokenizers")
     name: str | None = settings.draft_model
     try:
@@ -80,7 +80,7 @@ def _draft_name(
 
 
 def check_vocabulary(relation: Relation, judge: Judge) -> Finding:
-    """Check that the draft model's tokens can be drafts of the target's."""
+    """Check that the draft model's tokens can serve as drafts for the target."""
     found = {
         "identical": "the draft model has the target's tokens",
         "padded": "the draft model has the target's tokens; padding is never drawn",
@@ -92,7 +92,7 @@ def check_vocabulary(relation: Relation, judge: Judge) -> Finding:
 
 
 def draft_step_s(model: Model, settings: EdgeSettings) -> float:
-    """Return how long the draft model takes for a token: the median of some steps."""
+    """Return the seconds that the draft model takes for a token: the median of some steps."""
     seconds = []
     with closing(open_context(model, settings, 256)) as context:
         context.decode([Segment(0, 0, [0] * 64, 1)])
@@ -119,18 +119,18 @@ async def check_speed(uplink: Uplink, facts: ModelFacts, draft_s: float) -> Find
 
 
 async def target_token_s(uplink: Uplink, facts: ModelFacts) -> float:
-    """Return how long the target alone takes for a token, in seconds.
+    """Return the seconds that the target alone takes for a token.
 
     Raises ApiError, TimeoutError.
     """
-    await _timed(uplink, facts, 1)  # the prompt is read, and its cache kept
+    await _timed(uplink, facts, 1)  # reads the prompt, whose cache is kept
     first_s, _ = await _timed(uplink, facts, 1)
     all_s, tokens = await _timed(uplink, facts, TARGET_TOKENS)
     return max(all_s - first_s, 1e-6) / max(tokens - 1, 1)
 
 
 async def _timed(uplink: Uplink, facts: ModelFacts, max_tokens: int) -> tuple[float, int]:
-    """Return the seconds and the tokens of an answer of the target alone."""
+    """Return the seconds and the number of tokens of an answer of the target alone."""
     asked = {
         "model": facts.model,
         "prompt": PROMPT,

@@ -1,4 +1,4 @@
-"""All checks of `picospec doctor`, in their order."""
+"""Runs all checks of `picospec doctor`, in order."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def examine(
 ) -> list[Finding]:
     """Check this machine and the verifier, with the settings that an edge would have.
 
-    url, draft: the verifier and the draft model; None: those of the settings.
-    model: what must be here; None: of the usual pair nothing need be, an edge has no target.
-    Raises ValueError for settings, OSError, models.errors.ModelError.
+    url, draft: the verifier and the draft model; None: those of the settings. model: a model or
+    pair that must be here; None: the default pair may be missing, because an edge has no
+    target. Raises ValueError for settings, OSError, models.errors.ModelError.
     """
     logs.configure("console")
     named: dict[str, object] = {} if draft is None else {"draft_model": draft}

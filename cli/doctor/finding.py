@@ -20,14 +20,14 @@ class Finding:
     ok: bool
     found: str
     remedy: str = ""
-    """It says what to do, when not ok."""
+    """The advice if the check is not ok."""
 
     warns: bool = False
-    """All is ok, and could be better: the remedy says how."""
+    """The check is ok, but could be better: the remedy describes how."""
 
 
 def report(findings: Sequence[Finding], console: Console) -> bool:
-    """Print a table of the findings; return whether all are ok."""
+    """Print a table of the findings; return True if all are ok."""
     table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
     for finding in findings:
         warns = finding.ok and finding.warns
@@ -40,5 +40,5 @@ def report(findings: Sequence[Finding], console: Console) -> bool:
 
 
 def milliseconds(seconds: float) -> str:
-    """Write a time as findings show it."""
+    """Return a time in the form that findings show."""
     return f"{seconds * 1000:.3g} ms"

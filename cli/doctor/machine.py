@@ -1,4 +1,4 @@
-"""Checks of this machine: what is installed, its cores, the store and the ports."""
+"""Checks this machine: what is installed, its cores, the store and the ports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMEOUT_S: Final = 3.0
 def check_engine(check: Callable[[], None] = check_llama, *, needed: bool = True) -> Finding:
     """Load llama.cpp, so that a broken library shows here and not in a request.
 
-    needed: whether it fails that it is not here.
+    needed: True if the check fails without llama.cpp.
     """
     try:
         check()
@@ -75,9 +75,9 @@ def check_cache(directory: Path) -> Finding:
 
 
 def check_models(store: Store, reference: str, *, needed: bool = True) -> Finding:
-    """Compare the sha256 of a model's or pair's files, which takes seconds a gigabyte.
+    """Compare the sha256 of a model's or pair's files, which takes seconds per gigabyte.
 
-    needed: whether it fails that they are not here.
+    needed: True if the check fails without the files.
     """
     subject = f"models of {reference}"
     try:
@@ -101,7 +101,7 @@ def check_port(name: str, port: int, variable: str) -> Finding:
 
 
 def why_not_free(port: int) -> str | None:
-    """Return the reason why nothing can listen on a port of this machine, or None."""
+    """Return the reason why nothing can listen on a port of this machine, if any."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

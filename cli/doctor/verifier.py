@@ -1,4 +1,4 @@
-"""Checks of the way to the verifier, made as an edge with these settings would go it."""
+"""Checks the way to the verifier, as an edge with these settings would use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AGENT_TOKENS: Final = 32_768
 
 
 async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -> list[Finding]:
-    """Check what can be checked; what depends on a check that failed is left out.
+    """Check the verifier and the drafting. Checks that depend on a failed one are left out.
 
     settings: they name this verifier alone.
     """
@@ -31,7 +31,7 @@ async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -
 
 
 async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
-    """Return the target's facts, and what was found on the way to them."""
+    """Return the target's facts, if the verifier can be reached, and the findings so far."""
     try:
         facts = await uplink.facts()
         for _ in range(ROUND_TRIPS):
@@ -51,7 +51,7 @@ async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
 
 
 def secrecy(url: str) -> str:
-    """Say who can read what crosses the link to a verifier that answers."""
+    """Return who can read the traffic to a verifier that answers, in words."""
     if url.startswith("https:"):
         return "accepted"
     if urlsplit(url).hostname in LOOPBACK:
@@ -68,7 +68,7 @@ def spoken(facts: ModelFacts) -> Finding:
 
 
 def check_context(facts: ModelFacts) -> Finding:
-    """Warn of a context that is too short for coding agents, whose first prompts have up to
+    """Warn about a context that is too short for coding agents, whose first prompts have up to
     18,000 tokens."""
     remedy = (
         "agents need 32,768: llama.context_tokens with fewer llama.slots at the verifier, or"
@@ -79,7 +79,7 @@ def check_context(facts: ModelFacts) -> Finding:
 
 
 def not_reached(error: ApiError, url: str) -> list[Finding]:
-    """Say how far the edge came, and what stopped it."""
+    """Return findings that show how far the edge came, and what stopped it."""
     reached = Finding("verifier", True, f"{url} answers")
     if error.error_code == "verifier_unauthorized":
         remedy = "set PICOSPEC_VERIFIER_KEY to one of the keys that the verifier accepts"
