@@ -45,7 +45,7 @@ VerifierUrl = Annotated[AnyHttpUrl, AfterValidator(_address)]
 
 
 class DraftingSettings(Table):
-    """When to draft and when to send; speculation.drafting.policy describes the fields."""
+    """These fields decide when to draft and when to send; see speculation.drafting.policy."""
 
     min_survival: Annotated[float, Field(ge=0, le=1)] = DraftSettings().min_survival
     flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftSettings().flush_tokens
@@ -63,7 +63,7 @@ _OWN_PATHS: Final = (
 
 
 class RelaySettings(Table):
-    """What is passed on without drafts, and to whom. The key is PICOSPEC_RELAY_KEY."""
+    """The requests to pass on without drafts, and to whom. The key is PICOSPEC_RELAY_KEY."""
 
     url: VerifierUrl | None = None
     """The service for `paths` and `models`; None means the verifier in use."""
@@ -162,11 +162,11 @@ class EdgeSettings(ServiceSettings):
     """Threads of the draft model. None: one for each core of this process, less one."""
 
     gpu_layers: Annotated[int, Field(ge=-1)] = -1
-    """Layers of the draft model that a GPU computes, if llama.cpp was built for one; -1 means
-    all of them."""
+    """A GPU computes this many layers of the draft model, if llama.cpp was built for one; -1
+    means all of them."""
 
     cores: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """CPU cores that this process may use (Linux only); empty means all."""
+    """This process may use these CPU cores (Linux only); empty means all."""
 
     judge: Judge = "coupled"
     fill: Fill = "auto"

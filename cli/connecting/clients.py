@@ -21,7 +21,7 @@ import msgspec
 Format = Literal["toml", "json", "yaml", "shell", "vim", "text"]
 
 MAX_OUTPUT_TOKENS: Final = 32_000
-"""A client is told that an answer has at most this many tokens, or a quarter of its context."""
+"""Clients are told this limit of an answer's tokens, or a quarter of a smaller context."""
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +51,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to start the client for the edge alone, without a change of its files."""
+    """The way to start the client for the edge alone, without a change of its files."""
 
     program: str = ""
     arguments: tuple[str | Reference, ...] = ()

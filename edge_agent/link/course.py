@@ -45,7 +45,7 @@ one verifier do not all come to another one at the same moment."""
 
 MIN_WAIT_S: Final = 0.1
 MAX_WAIT_S: Final = 1.0
-"""The mean wait between two searches for a ready verifier grows between these."""
+"""The mean wait between searches for a ready verifier grows from the first to the second."""
 
 RESPONSE_TIMEOUT_S: Final = 10.0
 """The first byte of a stream must come within this time if no other verifier could be asked."""
@@ -85,7 +85,7 @@ class Course:
         self._may_repeat = True  # True if there was no such try since the last token
         self._error: ApiError | None = None  # the error that ended the last session
         self._is_over = False
-        self._lost_at: float | None = None  # when the last session was lost
+        self._lost_at: float | None = None  # when a session was last lost
         self._lost_here = 0  # sessions lost since the last token
         self._left: set[Endpoint | None] = set()  # those that handed over since the last token
         self._run = ""  # the run of the verifier that opened the last session

@@ -43,7 +43,7 @@ class Wanted:
 
 
 def look(body: bytes, models: Collection[str]) -> Wanted | None:
-    """Return the parts of a request for another service; None if a door here answers it."""
+    """Return what a request wants from another service; None if a door here answers it."""
     has_marks = any(mark in body for mark in _MARKS)
     if not (has_marks or models):
         return None

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from picospec.gateway.errors import ApiError, ClientGone
 
 HEAD_S: Final = 600.0
-"""An answer must begin this long after the last piece of its request was taken."""
+"""An answer must begin within this time after the last piece of its request was taken."""
 
 
 class Upload:
@@ -27,7 +27,7 @@ class Upload:
 
         self._taken_bytes = 0
         self.error: ApiError | None = None
-        """Set if the body could not be read, because the HTTP client does not say why."""
+        """The reason why the body could not be read; the HTTP client does not report it."""
 
     @property
     def text_bytes(self) -> int:

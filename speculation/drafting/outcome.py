@@ -1,4 +1,4 @@
-"""The edge's machine returns these values to its driver, and counts draft tokens in them."""
+"""The edge's machine returns an Outcome to its driver; tallies and an observer accompany it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8, 3, 1)
-"""Lengths of the n-grams kept, longest first; a match of 8 to 15 tokens counts as one of 8."""
+"""N-grams of these lengths are kept, longest first; a match of 8 to 15 tokens counts as 8."""
 
 STEP_TOKENS: Final = 4096
 """The n-grams of this many tokens are made at once, which takes a millisecond."""

@@ -19,8 +19,8 @@ from picospec.speculation.proposing.ngrams import Match
 from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8)
-"""Lengths of the n-grams kept, longest first. A token takes 4 bytes in the ring, and 4 to 8 in
-each table."""
+"""N-grams of these lengths are kept, longest first. A token takes 4 bytes in the ring, and 4 to
+8 in each table."""
 
 CONTEXT: Final = 64
 """This many tokens of a prompt's end are kept before its answer: prompts often end alike."""

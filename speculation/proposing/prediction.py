@@ -22,7 +22,7 @@ from picospec.speculation.proposing.precision import Continuation, Precision
 from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (8, 3, 1)
-"""Lengths of the n-grams by which a lost place is found, longest first."""
+"""N-grams of these lengths are used to find a lost place, longest first."""
 
 SURE: Final = 3
 """This many tokens must agree before a place counts as found: one or two may agree by chance.
@@ -39,7 +39,7 @@ a few milliseconds; the index grows with the place."""
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an answer is in its prediction."""
+    """An answer's place in its prediction."""
 
     at: int  # the index of the predicted token that should come next
     agreed: int  # tokens before it that the answer has too; 0: the place is lost
@@ -50,7 +50,7 @@ START: Final = Place(at=0, agreed=SURE, last=0)
 
 
 class Prediction:
-    """One answer's place in its prediction, which has an index of its n-grams."""
+    """Follows one answer in its prediction, with an index of the prediction's n-grams."""
 
     def __init__(self, tokens: Sequence[TokenId]) -> None:
         self._predicted = tuple(tokens)

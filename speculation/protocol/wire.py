@@ -41,7 +41,7 @@ from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFr
 from picospec.speculation.protocol.messages import Commit, Draft, Message, Open
 
 MAX_FRAME_BYTES: Final = 1 << 20
-"""The prompt of a context of 262144 tokens fits."""
+"""A frame has at most this many bytes: a prompt of 262144 tokens fits."""
 
 MAX_DOWN_BYTES: Final = 1 << 16
 """An edge rejects longer frames. A Commit of MAX_VERIFY + 1 tokens, each with twenty

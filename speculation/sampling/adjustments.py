@@ -60,7 +60,7 @@ def in_turn(first: Adjust | None, then: Adjust | None) -> Adjust | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeenTokens:
-    """The distinct tokens of a text and their number in the answer, for penalties.
+    """The distinct tokens of a text, and how often the answer has each of them, for penalties.
 
     It is immutable, so that each row of a pass can have its own, with the draft tokens before
     it. Adding a token copies an array, which takes microseconds.

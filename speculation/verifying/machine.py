@@ -51,7 +51,7 @@ class Offer:
     wait_s: float  # when to ask again if no message arrives; inf: not before one arrives
     on_hold: Collection[str] = ()  # sessions that wait for draft tokens about to arrive
     heads: Mapping[str, int] = field(default_factory=dict)
-    """For sessions of `start` that judge the target's head instead: the number of tokens."""
+    """Maps sessions of `start` that judge the target's head instead to its number of tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.verifying.chain import Chain
 
 MAX_TEXT_TOKENS: Final = 8192
-"""Matches are searched in this many last tokens of the text that a session begins with; the
-file that an agent edits is among them. Their index takes 0.5 MB, and 8 ms in which no pass can
+"""This many of the last tokens that a session begins with are searched for matches; the file
+that an agent edits is among them. Their index takes 0.5 MB, and 8 ms in which no pass can
 start."""
 
 MAX_DROPPED: Final = 64
@@ -39,7 +39,7 @@ fitted to the Qwen pair (docs/decisions.md); each session corrects it by what it
 
 
 class OwnDrafts:
-    """Proposes for one session, from the prompt and the prediction of its request."""
+    """Proposes draft tokens for one session, from its request's prompt and prediction."""
 
     def __init__(self, request: Open, limits: Limits) -> None:
         self._most = limits.max_verify

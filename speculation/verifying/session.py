@@ -35,7 +35,7 @@ from picospec.speculation.verifying.chain import Chain, check
 from picospec.speculation.verifying.own_drafts import OwnDrafts
 
 MAX_PENDING: Final = 4
-"""The verifier proposes none of its own with this many pending draft tokens of the edge."""
+"""With this many pending draft tokens of the edge, the verifier proposes none of its own."""
 
 Tokens = tuple[TokenId, ...]
 

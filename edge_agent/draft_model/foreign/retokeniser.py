@@ -42,8 +42,8 @@ _BROKEN: Final = re.compile("([\udc80-\udcff]+)")
 
 
 class Retokeniser:
-    """Converts between bytes and the text tokens of one vocabulary; its special tokens are left
-    out. Any thread may use it."""
+    """Cuts text into the text tokens of one vocabulary; special tokens have no part in it. Any
+    thread may use it."""
 
     def __init__(self, vocabulary: Vocabulary, tokenize: Tokenize) -> None:
         self.vocabulary = vocabulary

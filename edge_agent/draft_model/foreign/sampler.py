@@ -24,7 +24,7 @@ class Row:
     """The place of a row of the draft model's logits in the target's text."""
 
     output: list[TokenId]
-    """The target's tokens of all text before the next token."""
+    """The target's tokens of all text before the token that the row draws."""
 
     owed: bytes
     """Text that is known to follow: only tokens that agree with it can be drawn."""
