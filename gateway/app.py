@@ -60,10 +60,10 @@ def create_app(
     registry of the app's own if it is None; `metrics`, if given, must be registered there
     already. `draw_seed` returns the seed of a request that names none.
 
-    drain: counts the answers, and rejects new ones once it has begun. routes: those of
-    this service alone. about: what /status says of it alone.
+    drain: counts the answers, and rejects new ones once it has begun. routes: only this
+    service has these routes. about: returns what only this service reports in /status.
 
-    fallback: answers while `engine` cannot. relay: has another service answer.
+    fallback: answers while `engine` cannot. relay: lets another service answer.
 
     Raises gateway.tenants.keys.InvalidKeys.
     """
@@ -106,14 +106,14 @@ def accounted(
     access: Access,
     shape_of: ShapeOf = lambda *_: OPENAI,
 ) -> list[Middleware]:
-    """Return what stands before every route; see `create_app`. An app that has it has HANDLERS,
-    too."""
+    """Return the middleware of every route; see `create_app`. An app with this middleware needs
+    HANDLERS too."""
     accounts = Middleware(Accounts, settings, tenants, metrics, access, shape_of)
     return [*_cors(settings), accounts]
 
 
 def _cors(settings: GatewaySettings) -> list[Middleware]:
-    """Let pages of other origins call. It is outermost, so that they can read errors, too."""
+    """Return the CORS middleware, which is outermost so that other origins can read errors."""
     if not settings.cors_origins:
         return []
     return [

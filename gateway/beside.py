@@ -1,4 +1,4 @@
-"""Runs work beside other work: what is beside it ends with it."""
+"""Runs background work that ends together with the body of a context manager."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from picospec.gateway.errors import first_error
 async def beside(
     *meanwhile: Coroutine[None, None, object],
 ) -> AsyncGenerator[asyncio.TaskGroup]:
-    """Run `meanwhile` until the body ends, and cancel it. Give the group of their tasks.
+    """Run `meanwhile` until the body ends, then cancel it. Yields the tasks' TaskGroup.
 
-    The first error of any ends all, and is raised as itself.
+    The first error of the body or of a task ends all, and is raised without its group.
     """
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -1,7 +1,7 @@
-"""Draining: a service that is about to stop takes no new work, and what runs may finish.
+"""Drains a service that is about to stop: it takes no new work, and running work may finish.
 
-Work is an answer to a client, or a session of an edge. When no work is left, or the time for it
-is over, the answers that still run end with an error that says so; a session's owner ends it.
+Work is an answer to a client, or a session of an edge. Once no work is left, or its time is
+over, the answers that still run end with an error that says so; a session's owner ends it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Final
 from picospec.gateway.errors import Draining, Unavailable
 
 TOLD_S: Final = 1.0
-"""So long the service waits at most for clients to be sent the end of their answers; one may
+"""The service waits at most this many seconds while the ends of answers are sent: a client may
 not be reading."""
 
 
 class Drain:
-    """The work of one service, and whether it takes more."""
+    """Counts the running work of one service, and rejects new work once draining has begun."""
 
     def __init__(self) -> None:
         self.begun = False
-        """Work that comes after this is set is rejected."""
+        """True once new work is rejected."""
 
         self.over = asyncio.Event()
         """This event is set when draining has begun and no longer waits for work."""
@@ -32,13 +32,13 @@ class Drain:
         self._answers: dict[asyncio.Task[object], asyncio.Timeout] = {}
 
     def begin(self, within_s: float) -> None:
-        """Reject new work, and let what runs finish within `within_s` seconds."""
+        """Reject new work, and let running work finish within `within_s` seconds."""
         self.begun = True
         self._see_whether_over()
         asyncio.get_running_loop().call_later(within_s, self.over.set)
 
     def hurry(self) -> None:
-        """Reject new work, and wait for none that runs."""
+        """Reject new work, and do not wait for running work."""
         self.begun = True
         self.over.set()
 
@@ -48,7 +48,7 @@ class Drain:
             raise Draining("the service is about to stop and takes no new work")
 
     def enter(self) -> None:
-        """Count a piece of work, until `leave`. Raises Draining."""
+        """Count a piece of work until `leave` is called. Raises Draining."""
         self.check()
         self._running += 1
 
@@ -64,7 +64,7 @@ class Drain:
     async def answer(self) -> AsyncGenerator[None]:
         """Run one answer in this task.
 
-        Raises Draining, or Unavailable once the time for it is over.
+        Raises Draining, or Unavailable if `cut` ends the answer.
         """
         self.enter()
         task = asyncio.current_task()
@@ -84,7 +84,7 @@ class Drain:
             self.leave()
 
     async def cut(self) -> None:
-        """End the answers that still run, and wait until their clients have been told."""
+        """End the answers that still run, and wait TOLD_S at most while clients are told."""
         tasks, now = list(self._answers), asyncio.get_running_loop().time()
         for timer in self._answers.values():
             if not timer.expired():

@@ -14,7 +14,7 @@
     - RateLimited       429  the client's key is at one of its limits
   - ClientGone          499  the client closed the connection; for logs and metrics only
   - EngineFault         500  a bug of this service
-  - NotServed           501  something that another server of the same API does
+  - NotServed           501  only other servers of the same API do what the request asks for
   - Unavailable         503  the verifier cannot be reached, or the connection was lost
     - Draining          503  the service is about to stop; another one takes the request
 """
@@ -27,8 +27,8 @@ from typing import ClassVar, Final
 
 
 def renamed(field: str, names: Mapping[str, str]) -> str:
-    """Return the name of a field, where one of `names` is the field's or that of what it is
-    in."""
+    """Return `field` with its own name, or that of the object that contains it, replaced by
+    `names`."""
     for own, theirs in names.items():
         if field == own or field.startswith(f"{own}."):
             return theirs + field.removeprefix(own)
@@ -42,7 +42,7 @@ class ApiError(Exception):
     type: ClassVar[str]
     code: ClassVar[str]
     retry_after_s: int | None = None
-    """The client may ask again after this time, if it is known."""
+    """The client may retry after this many seconds; None if the time is unknown."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None
@@ -53,7 +53,7 @@ class ApiError(Exception):
         self.error_code = code or self.code
 
     def name_field(self, names: Mapping[str, str]) -> None:
-        """Name the field as the client does. names: the client's names, by the engine's."""
+        """Rename the field to the client's name. names: maps the engine's names to these."""
         param = self.param or ""
         self.param = renamed(param, names) or None
         if param and self.message.startswith(param):
@@ -65,7 +65,7 @@ class ApiError(Exception):
 
 
 UNSUPPORTED: Final = "unsupported_parameter"
-"""The code of what a request asks for that this service, or its model, does not serve."""
+"""Errors have this code if this service, or its model, does not serve a part of the request."""
 
 
 class InvalidRequest(ApiError):
@@ -73,7 +73,7 @@ class InvalidRequest(ApiError):
 
     @classmethod
     def of(cls, field: str, reason: object, code: str | None = None) -> InvalidRequest:
-        """Return the error of a field of the request, by which its message begins."""
+        """Return the error of a request's field; its message begins with the field's name."""
         return InvalidRequest(f"{field}: {reason}", param=field, code=code)
 
 
@@ -81,7 +81,7 @@ class PromptTooLong(InvalidRequest):
     code = "context_length_exceeded"
 
     def __init__(self, message: str, *, param: str, tokens: int, context_tokens: int) -> None:
-        """tokens: the prompt's, or an estimate where it was not tokenised."""
+        """tokens: length of the prompt, an estimate if the prompt was not tokenised."""
         super().__init__(message, param=param)
         self.tokens = tokens
         self.context_tokens = context_tokens
@@ -146,13 +146,13 @@ class Draining(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How errors look to a client. Each door has its own; this is OpenAI's."""
+    """Shapes errors for a client. Each door has its own Shape; the defaults are OpenAI's."""
 
     body: Callable[[ApiError], object] = ApiError.body
     """Returns the JSON."""
 
     full: int = Overloaded.status
-    """The status that says that the service is full."""
+    """The client gets this status if the service is full."""
 
     def status(self, error: ApiError) -> int:
         is_full = isinstance(error, Overloaded) and not isinstance(error, RateLimited)
@@ -163,7 +163,7 @@ OPENAI: Final = Shape()
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first exception of nested groups, such as a TaskGroup raises."""
+    """Return the first exception in nested groups, which a TaskGroup raises."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

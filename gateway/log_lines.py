@@ -1,6 +1,6 @@
-"""What a log line may hold that others have written, and how often it is written.
+"""Bounds how much a log line holds of a client's text, and how often clients cause log lines.
 
-A client chooses its path, and how often it asks. Neither may fill a disk, nor steer the
+A client chooses its path and its rate of requests. Neither may fill a disk, or control the
 terminal in which a log is read.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Final
 
 MAX_CHARACTERS: Final = 200
-"""The longest text of a client in a log line or a span; our own longest path has about 60."""
+"""A log line or span has at most this much of a client's text; our longest path has 60."""
 
 EVERY_S: Final = 60.0
-"""The least time between two lines of one kind that anybody can cause, in seconds."""
+"""Any client can cause one log line of each kind in this many seconds, and not more."""
 
 
 def printable(text: str) -> str:
-    """Return a text with escapes in place of what a terminal obeys or does not show."""
+    """Return a text in which control and other unprintable characters are escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -25,21 +25,21 @@ def printable(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a client's text as a log line has it: printable, and cut."""
+    """Return a client's text in the form for a log line: printable, and cut."""
     cut = text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + "..."
     return printable(cut)
 
 
 class LogLimit:
-    """Lets one line of a kind through in EVERY_S; the line says how many it stands for."""
+    """Allows one line of a kind in EVERY_S seconds, which reports the number of events."""
 
     def __init__(self) -> None:
         self._written_at: float | None = None
         self._count = 0
 
     def count(self, now: float) -> int:
-        """Count an event. Return how many there were since the last line if one is due now, and
-        0 otherwise. now: a monotonic clock's time, in seconds."""
+        """Count an event. Return the number of events since the last line if a line is due now,
+        and 0 otherwise. now: time of a monotonic clock, in seconds."""
         self._count += 1
         if self._written_at is not None and now - self._written_at < EVERY_S:
             return 0

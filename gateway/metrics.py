@@ -1,4 +1,4 @@
-"""Prometheus metrics, named as vLLM's with our prefix so that its dashboards fit."""
+"""Defines Prometheus metrics, with vLLM's names and our prefix so that its dashboards fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONG_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 
 
 
 class Metrics:
-    """All metrics of one app, registered in `registry`, and those of its process."""
+    """Registers all metrics of one app, and those of its process, in `registry`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         ProcessCollector(registry=registry)

@@ -1,4 +1,4 @@
-"""What the OpenAI API needs from the service that uses it: an Engine, and perhaps a Fallback.
+"""A service gives the OpenAI API an Engine and, if it has one, a Fallback.
 
 The edge agent implements Engine by speculation with a verifier, and the verifier implements it
 by its target alone (the plain engine). The gateway treats both alike.
@@ -18,16 +18,16 @@ from picospec.gateway.watching import Event, Origin
 FinishReason = Literal["stop", "length"]
 
 HARMLESS: Final = ("prediction",)
-"""Parameters that every engine serves, because they cannot change an answer."""
+"""Every engine serves these parameters, because they cannot change an answer."""
 
 SEEDS: Final = 2**64
-"""The number of seeds; a seed is from 0 to SEEDS - 1. A negative one is SEEDS more: it has the
-bits of a signed number, as in vLLM."""
+"""Seeds are from 0 to SEEDS - 1. SEEDS is added to a negative seed: the bits are read as those
+of a signed number, as in vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Settings that transform the target's distribution p, applied in this order."""
+    """These settings transform the target's distribution p, in this order."""
 
     temperature: float = 1.0
     """At 0, the most likely token is always chosen."""
@@ -40,65 +40,65 @@ class Sampling:
 
 
 class Owner(Protocol):
-    """Whoever asks. It lives as long as their key."""
+    """An owner is the tenant who asks. The object lives as long as the tenant's key."""
 
     @property
     def name(self) -> str:
-        """Nobody else has it."""
+        """Return the owner's name, which no other owner has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One choice to generate."""
+    """A job is one choice to generate."""
 
     request_id: str
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
     seed: int
-    """The gateway draws it when the client gives none."""
+    """The gateway draws the seed when the client gives none."""
 
     top_logprobs: int | None = None
-    """The number of most likely tokens to report at each position; None: no logprobs."""
+    """This many of the most likely tokens are reported at each position; None: no logprobs."""
 
     extras: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    """Request parameters beyond Sampling, by their OpenAI names, all in Facts.features."""
+    """Maps OpenAI's names, all in Facts.features, to request parameters beyond Sampling."""
 
     watched: bool = False
-    """The client wants to know what speculation does; an engine without it tells nothing."""
+    """True if the client wants reports of speculation; an engine without it reports nothing."""
 
     span: Span = NO_SPAN
-    """The request's span; what the engine does for the job becomes parts of it."""
+    """The engine's work for the job becomes parts of this span, which is the request's."""
 
     identity: str = ""
-    """Facts.identity of the model for which the prompt was made; empty: any."""
+    """The prompt was made for the model with this Facts.identity; empty: any model."""
 
     owner: Owner | None = None
-    """Whoever asked; None if nobody is known. What an engine remembers of an answer, no other
-    owner may notice, unless the settings share it."""
+    """The job is for this owner; None if unknown. No other owner may notice what an engine
+    remembers of an answer, unless the settings share it."""
 
 
 UNLIKELY: Final = -9999.0
-"""The log-probability that OpenAI gives for minus infinity, which JSON cannot express."""
+"""OpenAI writes this log-probability for minus infinity, which JSON cannot express."""
 
 
 class TokenLogprob(Protocol):
-    """Natural logarithms of softmax(logits), before any sampling setting is applied."""
+    """Has natural logarithms of softmax(logits), before any sampling setting is applied."""
 
     @property
     def logprob(self) -> float: ...
     @property
     def top(self) -> Sequence[tuple[int, float]]:
-        """The most likely tokens as (token, logprob), in descending order."""
+        """Return the most likely tokens as (token, logprob), in descending order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counters of speculation for one job; without drafts, only `target_passes` is not 0."""
+    """Counts speculation for one job; without drafts, only `target_passes` is not 0."""
 
     target_passes: int = 0
     drafts: int = 0
-    """The number of passes that verified at least one draft token."""
+    """This many passes verified at least one draft token."""
 
     draft_tokens: int = 0
     accepted_tokens: int = 0
@@ -106,40 +106,40 @@ class Statistics:
     """Entry i is the number of passes whose i-th draft token was accepted, counted from 0."""
 
     accepted_prediction_tokens: int = 0
-    """Tokens of the client's prediction that were draft tokens and are in the answer."""
+    """Counts the tokens of the client's prediction that were drafted and are in the answer."""
 
     rejected_prediction_tokens: int = 0
-    """Tokens of the client's prediction that were draft tokens and are not in the answer."""
+    """Counts the tokens of the client's prediction that were drafted and are not in the answer."""
 
     cached_tokens: int = 0
-    """Tokens of the prompt that the target did not have to read."""
+    """The target did not have to read this many tokens of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Tokens that are committed, in order; the last Delta of a job carries `finish`.
+    """A Delta carries committed tokens, in order; the last Delta of a job carries `finish`.
 
     A stop token is included in `tokens`; the gateway does not show it.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
-    """Each token has an entry if the job asked for log-probabilities; else it is None."""
+    """Each token has an entry if the job asked for log-probabilities; else this is None."""
 
     finish: FinishReason | None = None
     statistics: Statistics | None = None
-    """The counters so far; required with `finish`. Because a stop string may end the choice at
-    any Delta, an engine should send them with each."""
+    """These are the counters so far; `finish` requires them. Because a stop string may end the
+    choice at any Delta, an engine should send them with each."""
 
     origins: tuple[Origin, ...] | None = None
-    """The origin of each token, if the job is watched; None: the target had them all."""
+    """Each token has its origin here if the job is watched; None: all are the target's."""
 
     events: tuple[Event, ...] = ()
-    """What happened before these tokens, if the job is watched."""
+    """These events happened before the tokens, if the job is watched."""
 
 
 class Described(Protocol):
-    """What both engines know of their target, as the verifier describes it."""
+    """Both engines know these facts of their target from the verifier's description."""
 
     @property
     def model(self) -> str: ...
@@ -163,30 +163,30 @@ class Described(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Properties of the engine's model."""
+    """Describes the engine's model."""
 
     model: str
     context_tokens: int
-    """The limit of prompt and completion together."""
+    """Prompt and completion together have at most this many tokens."""
 
     stop_tokens: frozenset[int]
     vocabulary_size: int
     features: frozenset[str] = frozenset()
-    """OpenAI parameters beyond Sampling that this engine serves; any other gets a 400."""
+    """The engine serves these OpenAI parameters beyond Sampling; any other gets a 400."""
 
     defaults: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    """The model's own temperature, top_p, top_k, min_p and repetition_penalty, for requests
-    that leave them out."""
+    """Requests that leave out temperature, top_p, top_k, min_p or repetition_penalty get the
+    model's own values from here."""
 
     identity: str = ""
-    """A text that changes when the model, its tokenizer or its engine do."""
+    """This text changes when the model, its tokenizer or its engine changes."""
 
     vocabulary: str = ""
-    """The digest of the target's tokenizer; empty: any."""
+    """The target's tokenizer has this digest; empty: any tokenizer will do."""
 
     adapters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """LoRA adapters: the identity of each, by the name that requests give in place of the
-    model's."""
+    """Maps the name of each LoRA adapter, which requests give in place of the model's, to the
+    adapter's identity."""
 
     @classmethod
     def of(cls, target: Described) -> Self:
@@ -203,33 +203,33 @@ class Facts:
         )
 
     def named(self, model: str | None) -> Self:
-        """Return the facts of an adapter; these, if no adapter has that name."""
+        """Return the facts of the adapter `model`, or these if no adapter has that name."""
         if model is None or (identity := self.adapters.get(model)) is None:
             return self
         return replace(self, model=model, identity=identity)
 
 
 class Fallback(Protocol):
-    """Another engine, with a model of its own, for when the service's engine cannot answer."""
+    """A fallback is an engine and model that answer when the service's engine cannot."""
 
     @property
     def name(self) -> str:
-        """What clients are told of an answer that comes from it."""
+        """Return the name by which clients learn that the fallback has answered."""
 
     @property
     def engine(self) -> Engine: ...
     @property
     def tokenizer(self) -> TokenizerSource: ...
     async def is_needed(self) -> bool:
-        """Return whether a request that comes now must be answered by it."""
+        """Return True if the fallback must answer a request that comes now."""
 
     def count_answers(self, count: int) -> None:
-        """Count answers that it begins."""
+        """Count answers that the fallback begins."""
 
 
 class Engine(Protocol):
     async def facts(self) -> Facts:
-        """Raise gateway.errors.Unavailable while the target cannot be reached."""
+        """Return the model's facts. Raises gateway.errors.Unavailable without a target."""
 
     def generate(self, job: Job) -> AsyncGenerator[Delta]:
         """Stream one choice. Closing the generator cancels the work at both ends.

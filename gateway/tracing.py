@@ -1,12 +1,12 @@
-"""Where a request's time goes: spans of OpenTelemetry, which do nothing without its SDK.
+"""Records where a request's time goes, in OpenTelemetry spans that do nothing without its SDK.
 
-A span has a name, a beginning, an end and a few facts: numbers and codes, never any text of a
-prompt or an answer, and no key. No provider of spans is made the process's own: FastAPI would
-send spans by it for every look at /ready, and the paths in them have the names of sessions.
+A span has a name, a beginning, an end and a few facts: numbers and codes, never the text of a
+prompt or an answer, and no key. The tracer provider is not set globally: FastAPI would then
+send a span for every request for /ready, and paths in its spans contain session names.
 
-The standard variables say where traces go (OTEL_EXPORTER_OTLP_ENDPOINT), what the service is
-called (OTEL_SERVICE_NAME), and which requests are traced (OTEL_TRACES_SAMPLER). Without tracing
-the SDK is neither imported nor needed.
+The standard variables set where traces go (OTEL_EXPORTER_OTLP_ENDPOINT), the name of the
+service (OTEL_SERVICE_NAME), and which requests are traced (OTEL_TRACES_SAMPLER). Without
+tracing the SDK is neither imported nor needed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CONVENTIONS: Final = {
     "status": "http.response.status_code",
     "verifier": "url.full",
 }
-"""OpenTelemetry's own names of facts; any other is picospec.NAME."""
+"""Maps our names of facts to OpenTelemetry's; any other fact is called picospec.NAME."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +45,20 @@ class Span:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What a request to another service must bear so that the trace goes on there (W3C)."""
+        """Return the headers by which another service continues the trace (W3C)."""
         carrier: dict[str, str] = {}
         _W3C.inject(carrier, set_span_in_context(self.span, Context()))
         return carrier
 
     def begin(self, name: str, **facts: Fact) -> Span:
-        """Return a part of this span, which begins now."""
+        """Return a child of this span that begins now."""
         kind = SpanKind.CLIENT if "verifier" in facts else SpanKind.INTERNAL
         context = set_span_in_context(self.span, Context())
         part = self.tracer.start_span(name, context, kind, _attributes(facts))
         return Span(self.tracer, part)
 
     def end(self, error: str | None = None, **facts: Fact) -> None:
-        """End the span; one that has ended stays as it is. error: the code of what failed."""
+        """End the span, unless it has ended already. error: code of the failure."""
         if not self.span.is_recording():
             return
         if error is not None:
@@ -75,11 +75,11 @@ NO_SPAN: Final = Span(trace.NoOpTracer(), trace.INVALID_SPAN)
 class Tracing:
     tracer: Tracer
     close: Callable[[], None]
-    """Sends what was not sent yet; it may take seconds."""
+    """Sends the spans that were not sent yet, which may take seconds."""
 
     def begin(self, name: str, headers: Mapping[str, str], **facts: Fact) -> Span:
-        """Return a span that begins now. It goes on with the trace that a request's headers
-        name, or begins one."""
+        """Return a span that begins now. The span continues the trace that a request's headers
+        name, or begins a trace."""
         if self is NO_TRACING:
             return NO_SPAN
         context = _W3C.extract(headers, Context())
@@ -95,8 +95,8 @@ def _attributes(facts: Mapping[str, Fact]) -> dict[str, Fact]:
 
 
 def open_tracing(service: str, *, wanted: bool) -> Tracing:
-    """Return what traces, under the service's name unless the environment has another. Where it
-    is wanted, it sends spans over OTLP, in batches, from a thread of its own."""
+    """Return the tracing of a service, whose name the environment may replace. If `wanted`, it
+    sends spans over OTLP, in batches, from a separate thread."""
     if not wanted:
         return NO_TRACING
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -114,7 +114,7 @@ def open_tracing(service: str, *, wanted: bool) -> Tracing:
 
 def check_installed() -> None:
     """Raise ValueError if the extra `otel` is not installed."""
-    with suppress(ModuleNotFoundError):  # of a package that one of them is in
+    with suppress(ModuleNotFoundError):  # a package that contains one of them is missing
         if all(map(find_spec, _NEEDED)):
             return
     raise ValueError("tracing needs OpenTelemetry: pip install 'picospec[otel]'")

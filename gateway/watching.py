@@ -1,7 +1,7 @@
-"""What speculation does for one choice, as it is told to a client that asked for it.
+"""Reports what speculation does for one choice to a client that asked for reports.
 
-The engine says whose the tokens are, and what happens besides. `Origins` knows for each
-character of the text which token it is from, also where the text is shown late or in parts.
+The engine gives the origin of each token, and events. `Origins` knows which token each
+character of the text is from, even if the text is shown late or in parts.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from typing import ClassVar, Final, Literal
 import msgspec
 
 Origin = str
-"""Names who had a token first, see docs/api.md."""
+"""An origin names the source that proposed a token first, see docs/api.md."""
 
 TARGET: Final = "target"
 PROMPT: Final = "prompt"
 Spans = Sequence[tuple[int, Origin]]
-"""Runs of characters, each as its length and its origin."""
+"""Each run of characters is given by its length and its origin."""
 
 Positions = Sequence[int]
-"""For each character of a text that is shown, its place in the text that the model wrote."""
+"""Each character of a shown text has its index in the text that the model wrote here."""
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """The chain has changed."""
+    """Reports that the chain has changed."""
 
     name: ClassVar[str] = "chain"
     epoch: int
     position: int
     tokens: int
-    """How many tokens the chain has."""
+    """The chain has this many tokens."""
 
     broken: bool
-    """Whether the chain was wrong; `position` is then that of its first wrong token."""
+    """True if the chain was wrong; `position` is then that of its first wrong token."""
 
     ids: tuple[int, ...] = ()
-    """The chain's first tokens, of which the gateway makes `text`."""
+    """The gateway makes `text` of these first tokens of the chain."""
 
     text: str = ""
     drafted: int = 0
-    """The draft model had so many of its tokens, or agreed with them."""
+    """The draft model proposed this many of the chain's tokens, or agreed with them."""
 
 
 class Pass(msgspec.Struct, frozen=True):
-    """A pass has committed tokens. Times are in milliseconds; None is not known."""
+    """Reports that a pass has committed tokens. Times are in milliseconds; None is unknown."""
 
     name: ClassVar[str] = "pass"
     position: int
@@ -61,14 +61,14 @@ class Pass(msgspec.Struct, frozen=True):
 
 
 class LinkUse(msgspec.Struct, frozen=True):
-    """What the link has carried of the answer."""
+    """Reports what the link has carried for the answer."""
 
     name: ClassVar[str] = "link"
     rtt_ms: float
     bytes_up: int
     bytes_down: int
     verifier: int
-    """The verifier's place in the edge's list, from 0."""
+    """The verifier has this index in the edge's list, from 0."""
 
     reopened: int
 
@@ -77,43 +77,43 @@ Event = Chain | Pass | LinkUse
 
 
 def event_json(event: Event, index: int) -> dict[str, object]:
-    """Return an event of choice `index` as a chunk has it."""
+    """Return an event of choice `index` in its form for a chunk."""
     fields = msgspec.structs.asdict(event)
     fields.pop("ids", None)
     return {"event": event.name, "index": index, **fields}
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What a TextDelta tells of speculation."""
+    """Holds what a TextDelta reports of speculation."""
 
     tokens: Mapping[Origin, int]
-    """The tokens that were read, also those that show no text yet."""
+    """Counts the tokens that were read, including those that show no text yet."""
 
     text: Spans = ()
     reasoning: Spans = ()
     calls: Sequence[Spans] = ()
-    """The origins of each piece of a call."""
+    """Each piece of a call has its origins here."""
 
     events: Sequence[Event] = ()
 
     def after_prompt(self, characters: int) -> Told:
-        """Return it for a text that has so many characters of the prompt before it."""
+        """Return the report for a text that follows this many characters of the prompt."""
         prompt = [(characters, PROMPT)] if characters else []
         return msgspec.structs.replace(self, text=[*prompt, *self.text])
 
 
 class Origins:
-    """The origin of each character of a choice's text, as runs of characters of one token."""
+    """Holds the origin of each character of a choice's text, in runs of one token each."""
 
     def __init__(self) -> None:
         self._ends: list[int] = []
         self._origins: list[Origin] = []
-        self._cut: Origin | None = None  # of the token that has begun an unfinished character
+        self._cut: Origin | None = None  # origin of the token with an unfinished character
         self._tokens: Counter[Origin] = Counter()
 
     def add(self, origin: Origin, end: int, *, cut: bool) -> None:
-        """Add a token. end: characters of the text up to and with this token's. cut: it ends
-        within a character, which then is its own."""
+        """Add a token. end: length of the text with this token's characters. cut: the token
+        ends within a character, which then counts as the token's own."""
         self._tokens[origin] += 1
         begun = self._ends[-1] if self._ends else 0
         if self._cut is not None and end > begun:
@@ -129,12 +129,12 @@ class Origins:
             self._origins.append(origin)
 
     def take_tokens(self) -> Mapping[Origin, int]:
-        """Return the number of tokens added since the last time."""
+        """Return the number of tokens of each origin that were added since the last call."""
         taken, self._tokens = self._tokens, Counter()
         return taken
 
     def spans(self, pieces: Iterable[Positions]) -> Spans:
-        """Return the origins of a text that is made of these pieces."""
+        """Return the origins of a text that consists of these pieces."""
         spans: list[tuple[int, Origin]] = []
         for piece in pieces:
             at = 0
@@ -148,8 +148,8 @@ class Origins:
         return spans
 
     def _at(self, position: int) -> tuple[Origin, float]:
-        """Return a character's origin, and up to where the next ones have it too. What no token
-        has completed, such as U+FFFD at the end, is from the one that began it."""
+        """Return a character's origin, and where the run of that origin ends. A character that
+        no token has completed, such as U+FFFD at the end, is from the token that began it."""
         run = bisect_right(self._ends, position)
         if run < len(self._ends):
             return self._origins[run], self._ends[run]
@@ -158,7 +158,7 @@ class Origins:
 
 
 class Watch:
-    """What the chunks of one request have told, for their counts and for the totals."""
+    """Tracks what the chunks of one request have reported, for their counts and the totals."""
 
     def __init__(self) -> None:
         self._tokens: Counter[Origin] = Counter()
@@ -167,7 +167,7 @@ class Watch:
         self._row_ms: dict[int, float] = {}
 
     def take(self, index: int, told: Told) -> list[dict[str, object]]:
-        """Take in what is told of choice `index`, and return its events."""
+        """Record a report on choice `index`, and return its events."""
         self._tokens.update(told.tokens)
         self._untold.setdefault(index, Counter()).update(told.tokens)
         for event in told.events:
@@ -182,7 +182,7 @@ class Watch:
         return self._untold.pop(index, Counter())
 
     def totals(self) -> dict[str, object]:
-        """Return what is known of all choices together."""
+        """Return the totals of all choices together."""
         links, rows = self._links.values(), self._row_ms.values()
         known = bool(links)
         tokens = self._tokens.total()

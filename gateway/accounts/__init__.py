@@ -1,1 +1,1 @@
-"""Admits each request, and accounts for it."""
+"""Admits each request, and keeps its account."""

@@ -1,4 +1,4 @@
-"""How requests reach a service: by which paths and names, and what is open to anybody."""
+"""Defines by which paths and host names requests reach a service, and which paths are open."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ PAGE_PATHS: Final = "/page/"
 """The paths of the page's files begin with this."""
 
 HEALTH_PATHS: Final = ("/health", "/v1/health", "/ping")
-"""The paths that answer whether a process is alive: vLLM's, and llama-server's."""
+"""A process that is alive answers these paths, which are vLLM's and llama-server's."""
 
 _OPEN_PATHS: Final = frozenset(
     {"/", *HEALTH_PATHS, "/ready", "/metrics", "/openapi.json", "/docs"}
 )
 
 IsMessage = Callable[[str], bool]
-"""Tells whether a path takes messages of a request that runs already. A message is no request
-of its own: it is neither logged nor counted, unless it fails. Even then a 404 is not logged: a
-message that is on its way when the request ends gets one."""
+"""Returns True if a path takes messages of a request that runs already. A message is not a
+request of its own: it is neither logged nor counted, unless it fails. Even then a 404 is not
+logged: a message that is on its way when the request ends gets a 404."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How requests reach one service."""
+    """Defines how requests reach one service."""
 
     session_paths: str | None = None
-    """The paths that are followed by a session's name begin with this."""
+    """A path that contains a session's name begins with this, followed by the name."""
 
     is_message: IsMessage = lambda _: False
     hosts: Collection[str] | None = None
-    """The names in `Host` that are answered; None for any."""
+    """Requests with one of these names in `Host` are answered; None: with any name."""
 
     body_limit_bytes: Callable[[Scope], int | None] = lambda _: None
-    """Returns the limit of a request's body; None for the settings'."""
+    """Returns the limit of a request's body; None means the limit in the settings."""
 
     clock: Clock = time.monotonic
     tracing: Tracing = NO_TRACING
 
     def shown(self, path: str) -> str:
-        """Return a path as others may see it: without a session's name, which is a secret."""
+        """Return a path in its form for logs: without a session's name, which is a secret."""
         prefix = self.session_paths
         if prefix is None or not path.startswith(prefix):
             return shown(path)
@@ -56,5 +56,5 @@ class Access:
 
 
 def is_open(path: str) -> bool:
-    """Whether anybody may ask for a path, without a key."""
+    """Return True if a path needs no key."""
     return path in _OPEN_PATHS or path.startswith(PAGE_PATHS)

@@ -14,7 +14,7 @@ from picospec.gateway.tenants.tenant import Tenant
 from picospec.gateway.tracing import NO_SPAN, Fact, Span
 
 Clock = Callable[[], float]
-"""A monotonic clock, in seconds."""
+"""Returns the time of a monotonic clock, in seconds."""
 
 
 @dataclass(slots=True)
@@ -24,56 +24,56 @@ class Account:
     clock: Clock
     started_s: float
     tenant: Tenant
-    """The tenant whose request it is; the anonymous one until a key was found."""
+    """The request is this tenant's; the anonymous tenant's until a key was found."""
 
     shape: Shape = OPENAI
-    """How an error of this request looks that becomes a response."""
+    """An error of this request that becomes a response gets this shape."""
 
     strays: bool = False
-    """Whether the path names a session that the tenant does not have."""
+    """True while the session that the path names is not known to be the tenant's."""
 
     answers: int = 0
-    """The answers that the tenant began for this request; they end with it."""
+    """The tenant began this many answers for this request; they end with the request."""
 
     kept_bytes: int = 0
-    """The request may go on from so many bytes that are kept of earlier ones."""
+    """The request may continue kept responses of this many bytes."""
 
     prompt_tokens: int = 0
     choices_of_prompt: int = 1
-    """So many choices in a row have the same prompt."""
+    """This many consecutive choices have the same prompt."""
 
     completion_tokens: int = 0
     reasoning_tokens: int = 0
-    """The completion tokens that are reasoning."""
+    """This many of the completion tokens are reasoning."""
 
     status: int = 0
-    """The HTTP status to log and count: 499 if the client left, even after a 200 was sent."""
+    """This HTTP status is logged and counted: 499 if the client left, even after a 200."""
 
     error: str | None = None
-    """The code of the error that the client got, as a response or as an event in the stream."""
+    """The client got the error with this code, as a response or as an event in the stream."""
 
     fault: Exception | None = None
-    """An exception that is a bug of this service; its traceback is logged."""
+    """This exception is a bug of this service; its traceback is logged."""
 
     fallback: str | None = None
-    """The name of the fallback that answered, if one did."""
+    """The fallback with this name answered; None: no fallback did."""
 
     relayed: str | None = None
-    """Which other service was asked for the whole answer, if one was."""
+    """The service with this name was asked for the whole answer; None: none was asked."""
 
     ignored: tuple[str, ...] = ()
     """These fields of the request cannot change the answer and had no effect."""
 
     field_names: Mapping[str, str] = field(default_factory=dict)
-    """Fields that have several names, with the client's name by the engine's; errors use the
-    client's."""
+    """Maps the engine's name of a field to the client's, where they differ; errors use the
+    client's name."""
 
     span: Span = NO_SPAN
     first_token_s: float | None = None
-    """The first token was generated so long after the start of the request."""
+    """The first token was generated this many seconds after the start of the request."""
 
     statistics: dict[int, Statistics] = field(default_factory=dict)
-    """The latest statistics of each choice, by its index."""
+    """Each index of a choice maps to the choice's latest statistics."""
 
     _last_s: dict[int, float] = field(default_factory=dict)
     _spent: int = 0  # completion tokens that the tenant was charged for
@@ -92,23 +92,23 @@ class Account:
         return raised
 
     def begin_answers(self, answers: int) -> None:
-        """Begin so many more answers. Raises RateLimited."""
+        """Begin this many more answers. Raises RateLimited."""
         self.tenant.begin(self.clock(), answers)
         self.answers += answers
 
     def close(self) -> None:
-        """End the answers, and count what they took."""
+        """End the answers, and charge the tenant for their tokens."""
         self.tenant.end(self.answers)
         self._spend()
 
     def _spend(self) -> None:
-        """Count the tokens that came since the last time, for the tenant: were they counted at
-        the end, answers could begin long after those that run have used up a minute's."""
+        """Charge the tenant for the tokens since the last call. With a charge only at the end,
+        answers could still begin after running ones have used up a minute's tokens."""
         self.tenant.spend(self.completion_tokens - self._spent, self.clock())
         self._spent = self.completion_tokens
 
     def took_prompt(self, tokens: int, *, choices: int = 1) -> None:
-        """Count the prompts. choices: of each."""
+        """Count the tokens of all prompts. choices: number of choices of each prompt."""
         self.prompt_tokens, self.choices_of_prompt = tokens, choices
         self.tenant.spend(tokens, self.clock())
         self.metrics.prompt_tokens.inc(tokens)
@@ -126,7 +126,7 @@ class Account:
             self._observe_latency(index, delta.tokens)
 
     def total(self) -> Statistics:
-        """Add up the statistics of all choices; what was cached, once for each prompt."""
+        """Add up the statistics of all choices; cached tokens count once for each prompt."""
         parts, each = self.statistics.values(), self.choices_of_prompt
         firsts = (part for i, part in self.statistics.items() if i % each == 0)
         positions = (part.accepted_per_position for part in parts)
@@ -178,7 +178,7 @@ class Account:
         return {"metrics": {"speculative_decoding": known}, "timings": self._timings()}
 
     def speculation(self) -> dict[str, object]:
-        """Return what ends the answer to a client that watched it: sums over all choices."""
+        """Return the sums over all choices that end a watched answer."""
         counted = self.total()
         return {
             "passes": counted.target_passes,
@@ -190,7 +190,7 @@ class Account:
         }
 
     def _timings(self) -> dict[str, float]:
-        """Here "prompt" is the time to the first token, and what was read of the prompt."""
+        """Return `timings`; "prompt" covers the time to the first token and the tokens read."""
         prompt_s = self.first_token_s or 0.0
         predicted_s = self.elapsed_s - prompt_s
         counted = self.total()

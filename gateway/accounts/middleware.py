@@ -1,6 +1,6 @@
-"""What applies to every route: an account, `Host`, keys, limits, and errors as responses.
+"""Gives every route an account, checks of `Host`, keys and limits, and errors as responses.
 
-Of a request that is not let in, the body is not taken in, and there is not always a log line.
+The body of a request that is not admitted is not kept, and not every such request is logged.
 
 The class is plain ASGI, because Starlette's BaseHTTPMiddleware interferes with streaming.
 """
@@ -34,21 +34,21 @@ from picospec.gateway.tenants.tenants import Tenants
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PROBES: Final = frozenset({*HEALTH_PATHS, "/ready", "/status", "/metrics"})
-"""Paths that are asked for every few seconds: only a bug in them is logged."""
+"""These paths are requested every few seconds: only a bug in them is logged."""
 
 _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
-"""Anybody who asks without a key can get these statuses. Such requests share a log line, see
+"""Any client without a key can get these statuses. Such requests share a log line, see
 LogLimit."""
 
 ShapeOf = Callable[[str, Headers], Shape]
-"""Returns how errors look to a request, by its path and headers."""
+"""Returns the shape of errors for a request, by its path and headers."""
 
 
 @dataclass(eq=False)
 class Accounts:
     """Gives each request an id and an Account in `scope["state"]`; logs and counts it.
 
-    What is raised before an answer has begun becomes an error response; an exception that is no
+    An exception before an answer has begun becomes an error response; one that is not an
     ApiError becomes a 500, and its traceback is logged.
     """
 
@@ -76,7 +76,7 @@ class Accounts:
         if self.access.is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
-        if scope["method"] == "POST":  # what else is asked for takes no time
+        if scope["method"] == "POST":  # other requests take no time worth tracing
             headers, path = Headers(scope=scope), self.access.shown(scope["path"])
             account.span = self.access.tracing.begin(
                 "request", headers, method="POST", path=path
@@ -109,7 +109,7 @@ class Accounts:
             await body.refuse(response, send, briefly=isinstance(raised, RateLimited))
 
     def _admit(self, account: Account, scope: Scope) -> None:
-        """Find out whose request it is, and count it. Raises ApiError."""
+        """Find the tenant of a request, and count the request. Raises ApiError."""
         headers = Headers(scope=scope)
         check_head(headers, scope.get("http_version", ""), self.access.hosts)
         path, now = scope["path"], self._clock()
@@ -146,10 +146,10 @@ class Accounts:
         account.end_span(status)
 
     def _strays_too_often(self, account: Account) -> bool:
-        """Count a request for a session that does not exist; return whether it is one too many.
+        """Count a request for a session that does not exist; return True if it exceeds a limit.
 
-        It has got a 404 all the same: an edge that asks for a session which was lost with its
-        verifier learns by that, at once, that its answer must go on in another one.
+        The request has got a 404 in any case: an edge whose session was lost with its verifier
+        learns from the 404 at once that its answer must go on in another session.
         """
         try:
             if account.strays:
@@ -183,7 +183,7 @@ class Accounts:
         )
 
     def _is_refusal(self, account: Account, status: int) -> bool:
-        """Return whether anybody may cause such a line, as often as they like."""
+        """Return True if any client could cause such a line, and as often as it likes."""
         if account.fault or account.tenant is not self.tenants.anonymous:
             return False
         return self.tenants.need_key or status in _REFUSALS
@@ -199,7 +199,7 @@ class Accounts:
 async def _send_with_id(account: Account, send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
         account.status = message["status"]
-        message = {**message}  # the stream's is a constant, and MutableHeaders writes to it
+        message = {**message}  # a stream's message is a constant; MutableHeaders changes it
         headers = MutableHeaders(scope=message)
         headers["x-request-id"] = account.request_id
         headers.update(NOSNIFF)
@@ -210,7 +210,7 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
 
 
 def _key_in(headers: Headers) -> str:
-    """Return the key that a request shows, OpenAI's way or else Anthropic's; "" for none."""
+    """Return the key in a request's headers, OpenAI's or else Anthropic's; "" for none."""
     if (authorization := headers.get("authorization")) is None:
         return headers.get("x-api-key", "").strip()
     kind, _, key = authorization.partition(" ")
@@ -223,5 +223,5 @@ def _request_id(scope: Scope) -> str:
 
 
 def _traceback(fault: Exception | None) -> str | None:
-    """Return text, because log renderers may print a traceback's variables: the prompt."""
+    """Return the traceback as text: log renderers may print its variables, as the prompt is."""
     return None if fault is None else "".join(traceback.format_exception(fault))
