@@ -106,10 +106,10 @@ class Statistics:
     """Entry i is the number of passes whose i-th draft token was accepted, counted from 0."""
 
     accepted_prediction_tokens: int = 0
-    """Counts the tokens of the client's prediction that were drafted and are in the answer."""
+    """Counts tokens of the client's prediction that were drafted and are in the answer."""
 
     rejected_prediction_tokens: int = 0
-    """Counts the tokens of the client's prediction that were drafted and are not in the answer."""
+    """Counts tokens of the client's prediction that were drafted and are not in the answer."""
 
     cached_tokens: int = 0
     """The target did not have to read this many tokens of the prompt."""

@@ -1,1 +1,1 @@
-"""What every route needs of HTTP: the body of a request, responses, and the connection."""
+"""Handles HTTP for every route: the body of a request, responses, and the connection."""

@@ -1,7 +1,7 @@
-"""Limits how much a client sends as its request's body, and how long it may take for that.
+"""Limits the size of a request's body, and the time in which a client may send it.
 
-A body that is refused is still read for a while: a connection that is closed while the client
-sends is reset, and the client would see that instead of the answer.
+A refused body is still read for a while: a connection that is closed while the client sends is
+reset, and the client would see the reset instead of the answer.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from starlette.types import Message, Receive, Scope, Send
 from picospec.gateway.errors import ClientGone, RequestTimeout, TooLarge
 
 MAX_BODY_BYTES: Final = 64 << 20
-"""Bodies have at most so many bytes where no setting and no route has a lower limit. It is the
-text of a context of two million tokens."""
+"""Bodies have at most this many bytes if no setting and no route has a lower limit: the text of
+a context of two million tokens."""
 
 PATIENCE_S: Final = 30.0
-"""How long a body may take, in seconds, besides the time for what has come of it. A client
-sends a body at once, so this is for a link that stalls and comes back."""
+"""A body may take this many seconds, and more for each byte that has come. A client sends a
+body at once, so this is for a link that stalls and comes back."""
 
 LEAST_BYTES_PER_S: Final = 8000
-"""The rate that every link should have, 64 kbit/s; a body that comes more slowly is cut. A
-client that sends a byte now and then would hold its request for hours otherwise."""
+"""Every link should have this rate, 64 kbit/s; a slower body is cut. Otherwise a client that
+sends a byte now and then would hold its request for hours."""
 
 LINGER_S: Final = 5.0
 LINGER_BYTES: Final = 64 << 20
-"""How long, and how much, is read of a body that is refused: at 100 Mbit/s both are about the
-same."""
+"""A refused body is read for LINGER_S seconds and up to LINGER_BYTES: at 100 Mbit/s, the limits
+are about the same."""
 
 STRANGERS_BYTES: Final = 1 << 20
-"""How much is read where the request was not let in: the body of an honest client whose key is
-wrong, and not more of a flood."""
+"""If the request was not admitted, this many bytes are read: enough for the body of an honest
+client with a wrong key, and no more of a flood."""
 
 
 async def read_body(request: Request, limit_bytes: int | None = None) -> bytes:
-    """Return a request's whole body; limit_bytes: most bytes of it, if less than the service's
-    own limit. Raises TooLarge, RequestTimeout or ClientGone."""
+    """Return a request's whole body. limit_bytes: limit of its size, if lower than the
+    service's own limit. Raises TooLarge, RequestTimeout or ClientGone."""
     if limit_bytes is not None:
         request.state.body.limit(limit_bytes)
     try:
@@ -53,7 +53,7 @@ async def read_body(request: Request, limit_bytes: int | None = None) -> bytes:
 
 
 class RequestBody:
-    """The body of one request, which the app finds in `scope["state"]`."""
+    """Reads the body of one request; the app finds this object in `scope["state"]`."""
 
     def __init__(self, scope: Scope, receive: Receive, limit_bytes: int) -> None:
         self._scope = scope
@@ -65,22 +65,22 @@ class RequestBody:
         self._complete = self._stalled = False
 
     def admitted(self) -> Receive:
-        """Return what the app reads the body by. Raises TooLarge like `limit`."""
+        """Return the function by which the app reads the body. Raises TooLarge like `limit`."""
         self._linger_bytes = LINGER_BYTES
         self._scope["state"]["body"] = self
         self.limit(self._limit_bytes)
         return self._read
 
     def limit(self, limit_bytes: int) -> None:
-        """Take no more than this. Raises TooLarge for what the Content-Length announces."""
+        """Lower the limit to this. Raises TooLarge if the Content-Length exceeds it."""
         self._limit_bytes = min(self._limit_bytes, limit_bytes)
         announced = Headers(scope=self._scope).get("content-length", "")
         if announced.isdigit() and int(announced) > self._limit_bytes:
             raise self._too_large()
 
     async def _read(self) -> Message:
-        """Return the next message. Raise TooLarge, or RequestTimeout when it does not come;
-        once the body is complete, wait for the disconnect without a limit."""
+        """Return the next message; once the body is complete, wait for the disconnect without a
+        limit. Raises TooLarge, or RequestTimeout if no message comes in time."""
         if self._complete:
             return await self._receive()
         now = asyncio.get_running_loop().time()
@@ -97,14 +97,14 @@ class RequestBody:
         return message
 
     def check(self, taken_bytes: int) -> None:
-        """Raise TooLarge if that is more than may be taken."""
+        """Raise TooLarge if this many bytes exceed the limit."""
         if taken_bytes > self._limit_bytes:
             raise self._too_large()
 
     async def refuse(self, response: Response, send: Send, *, briefly: bool = False) -> None:
-        """Send a response to a request whose body may not have been read: read it first, for
-        some time, as a server may close the connection with the response. briefly: read no more
-        than of a request that was not let in."""
+        """Send a response to a request whose body may not have been read: first read the body
+        for some time, because a server may close the connection with the response. briefly:
+        read no more than for a request that was not admitted."""
         most = STRANGERS_BYTES if briefly else self._linger_bytes
         if not (self._complete or self._stalled or self._waits_for_leave):
             with suppress(TimeoutError):
@@ -117,7 +117,7 @@ class RequestBody:
 
     @property
     def _waits_for_leave(self) -> bool:
-        """Whether the client sends its body only when it is asked for (RFC 9110, 10.1.1)."""
+        """True if the client sends its body only when asked for it (RFC 9110, 10.1.1)."""
         expects = Headers(scope=self._scope).get("expect", "").lower() == "100-continue"
         return expects and not self._taken_bytes
 

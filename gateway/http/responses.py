@@ -1,4 +1,4 @@
-"""JSON responses, and the connection by which one client gets them."""
+"""Makes JSON responses, and watches the connection to a client."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from picospec.gateway.beside import beside
 from picospec.gateway.errors import OPENAI, ApiError, ClientGone, Shape, Unauthorized
 
 NOSNIFF: Final = {"x-content-type-options": "nosniff"}
-"""It has a browser take a response for what its `content-type` says, and not for a page."""
+"""This header makes a browser trust a response's `content-type`, and not guess a page."""
 
 UNREAD_S: Final = 60.0
-"""A message may wait so long for a client that does not read. Server and system hold hundreds
-of kilobytes of a stream before it has to wait at all."""
+"""A message waits at most this many seconds for a client that does not read. Server and system
+buffer hundreds of kilobytes of a stream before it has to wait at all."""
 
 
 def json_response(
@@ -31,7 +31,7 @@ def json_response(
 
 
 def error_response(error: ApiError, shape: Shape = OPENAI) -> Response:
-    """Return the error with the headers that RFC 9110 and RFC 6585 name for its status."""
+    """Return the error with the headers that RFC 9110 and RFC 6585 define for its status."""
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
@@ -43,17 +43,17 @@ def error_response(error: ApiError, shape: Shape = OPENAI) -> Response:
 def connected(
     receive: Receive, read: asyncio.Event | None = None
 ) -> AbstractAsyncContextManager[asyncio.TaskGroup]:
-    """Cancel the body and raise ClientGone if the client disconnects; give a group of tasks
-    that end likewise.
+    """Cancel the body and raise ClientGone if the client disconnects; yield a TaskGroup whose
+    tasks are then cancelled too.
 
-    read: is set once the request's body has been read; None if it has been.
+    read: set once the request's body has been read; None if it has been read already.
     """
     return beside(_disconnect(receive, read))
 
 
 async def send_to_client(send: Send, message: Message) -> None:
-    """Raise ClientGone when the server reports that the connection is closed, or when the
-    client reads nothing for so long that it is as good as gone."""
+    """Send a message. Raises ClientGone if the server reports that the connection is closed,
+    or if the client reads nothing for UNREAD_S seconds."""
     try:
         async with asyncio.timeout(UNREAD_S):
             await send(message)

@@ -1,1 +1,1 @@
-"""What request bodies are made of, and the fields that other servers know."""
+"""Defines the parts of request bodies, and lists the fields that other servers know."""

@@ -1,7 +1,7 @@
-"""The types that request bodies are declared with, and their errors.
+"""Defines the types by which request bodies are declared, and their errors.
 
 * As in OpenAI's API, a field that is null counts as absent.
-* A field that no schema has is kept, and `unknown_inside` names it: nothing is lost in silence.
+* A field that no schema has is kept, and `unknown_inside` names it: nothing is lost silently.
 * A Pydantic error becomes a 400 that names the field, but never quotes its value.
 """
 
@@ -32,7 +32,7 @@ Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Integer = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
-"""The name of a function, as Anthropic allows it, and with dots; OpenAI allows 64 letters."""
+"""A function has a name as Anthropic allows it, or with dots; OpenAI allows 64 letters."""
 
 _CODES: Final[Mapping[str, str]] = {
     "json_invalid": "invalid_json",
@@ -46,15 +46,15 @@ def _only_false(value: object) -> object:
 
 
 FIRST_ERROR: Final = Field(fail_fast=True)
-"""It ends the validation of a sequence at its first error, which is the one that is reported:
-each further one takes several times as long as a valid item."""
+"""Ends the validation of a sequence at its first error, the only one that is reported: each
+further error takes several times as long as a valid item."""
 
 Unserved = Annotated[bool, BeforeValidator(_only_false)]
-"""A field that this service knows and does not serve: false, or absent."""
+"""This service knows the field but does not serve it: the field is false, or absent."""
 
 
 class RequestModel(BaseModel):
-    """A JSON object of a request. Unknown fields are kept in `model_extra`."""
+    """Parses a JSON object of a request. Unknown fields are kept in `model_extra`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -66,8 +66,8 @@ class RequestModel(BaseModel):
         return {name: item for name, item in value.items() if item is not None}
 
     def unknown_inside(self) -> list[str]:
-        """Return the names of fields that no schema of the objects in this one has, such as
-        `messages.cache_control`."""
+        """Return the names of fields inside nested objects that the objects' schemas do not
+        have, such as `messages.cache_control`."""
         found = []
         for name, value in self.__dict__.items():
             for item in value if isinstance(value, tuple) else (value,):
@@ -78,12 +78,12 @@ class RequestModel(BaseModel):
 
 
 class Typed(RequestModel):
-    """An object in which some fields must be there by its type, which is its first field."""
+    """Parses an object whose type, its first field, determines which fields are required."""
 
     model_config = ConfigDict(validate_default=True)
     needed: ClassVar[Mapping[str, Sequence[str]]] = {}
-    """The fields that must be there, by the type; where nothing is said of a type, it is the
-    field of its name."""
+    """Maps each type to its required fields; a type that is missing here requires the field
+    with its own name."""
 
     @field_validator("*")
     @classmethod
@@ -97,8 +97,8 @@ class Typed(RequestModel):
 def validated(
     schema: type[Model], given: object, names: Mapping[str, str] = MappingProxyType({})
 ) -> Model:
-    """Return what a schema makes of `given`. names: the client's names of fields, by those of
-    the schema. Raises InvalidRequest."""
+    """Return `given` as parsed by a schema. names: maps the schema's names of fields to the
+    client's. Raises InvalidRequest."""
     try:
         return schema.model_validate(given)
     except ValidationError as error:
@@ -108,7 +108,7 @@ def validated(
 
 
 def missing() -> NoReturn:
-    """Raise, inside a validator, the error of a field that is not there."""
+    """Raise, inside a validator, the error of a missing field."""
     raise PydanticCustomError("missing", "Field required")
 
 

@@ -1,7 +1,7 @@
-"""Bounds how many values a JSON text has, before anything is made of them.
+"""Bounds how many values a JSON text has, before Python objects are made of them.
 
-An object of Python takes far more memory and time than the byte of JSON that asks for it: one
-megabyte may have half a million arrays. Nothing is parsed here, bytes are searched for.
+A Python object takes far more memory and time than the byte of JSON that asks for it: one
+megabyte may have half a million arrays. This module only searches bytes, and parses nothing.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Final
 from picospec.gateway.errors import InvalidRequest
 
 MAX_CONTAINERS: Final = 32_768
-"""A body may have so many objects and arrays: 4,096 messages with a part and a tool call each
-have 25,000."""
+"""A body has at most this many objects and arrays: 4,096 messages with a part and a tool call
+each have 25,000."""
 
 MAX_STRINGS: Final = 98_304
-"""A body may have so many strings, among them the names of fields: such messages have
+"""A body has at most this many strings, including the names of fields: such messages have
 70,000."""
 
 MAX_VALUES: Final = 1 << 19
-"""A body may have so many values, not counting the first of each object and array: two prompts
-of 262,144 token ids have them."""
+"""A body has at most this many values, not counting the first of each object and array: two
+prompts of 262,144 token ids reach the limit."""
 
 SMALL_BYTES: Final = 64 * 1024
-"""A text of so many bytes is parsed within milliseconds, whatever it holds, and not counted. It
-may be a prompt of 10,000 tokens."""
+"""Up to this size a text is parsed within milliseconds, whatever it holds, and its values are
+not counted. It may be a prompt of 10,000 tokens."""
 
 PIECE_BYTES: Final = 1 << 18
-"""So many bytes are counted at once. It takes a few milliseconds, in which no other thread
-runs."""
+"""This many bytes are counted at once, which takes a few milliseconds without a switch of
+threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ def check_structure(text: bytes) -> None:
 
 
 def count_structure(text: bytes, piece_bytes: int = PIECE_BYTES) -> Iterator[Structure]:
-    """Yield what a JSON text has up to the end of each piece. Of a text that is no JSON, the
-    counts mean nothing."""
+    """Yield the counts of a JSON text up to the end of each piece. If the text is not JSON, the
+    counts are meaningless."""
     containers = quotes = commas = 0
     escape, inside = b"", False
     for start in range(0, len(text), piece_bytes):
         piece = escape + text[start : start + piece_bytes]
         backslashes = len(piece) - len(piece.rstrip(b"\\"))
-        escape = b"\\" * (backslashes % 2)  # it goes with the first byte of the next piece
+        escape = b"\\" * (backslashes % 2)  # it escapes the first byte of the next piece
         piece = piece.removesuffix(escape)
         parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
         outside = b"".join(parts[inside::2])

@@ -1,7 +1,7 @@
-"""The fields by which OpenAI, vLLM and llama-server let a client change an answer.
+"""Lists the fields by which OpenAI, vLLM and llama-server let a client change an answer.
 
-A request that sets one of them is served as it asks or gets a 400 that names the field. Any
-other name cannot change an answer, so it is accepted and reported as ignored.
+A request that sets such a field is served as it asks or gets a 400 that names the field. Any
+other field cannot change an answer, so it is accepted and reported as ignored.
 
 A field that only refines one of these is not listed: `mirostat_tau` means nothing without
 `mirostat`, and `dry_base` nothing without `dry_multiplier`.
@@ -80,7 +80,7 @@ _LLAMA_SERVER: Final[Mapping[str, tuple[object, ...]]] = {
     "return_tokens": (False,),
     "samplers": (
         ["penalties", "dry", "top_n_sigma", *_CHAIN, "xtc", "temperature"],
-        [*_CHAIN, "temperature"],  # its web page's default
+        [*_CHAIN, "temperature"],  # default of llama-server's web page
         "edskypmxt",
         "edkypmxt",
     ),
@@ -95,9 +95,9 @@ _LLAMA_SERVER: Final[Mapping[str, tuple[object, ...]]] = {
 }
 
 NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {**_OPENAI, **_VLLM, **_LLAMA_SERVER}
-"""Each field with the values that change nothing: what their servers take when it is absent."""
+"""Maps each field to the values that change nothing: its servers' defaults."""
 
 
 def is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
-    """Tell whether a value is one of `neutral`, where `false` does not count as 0."""
+    """Return True if a value is one of `neutral`, where `false` does not count as 0."""
     return any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral)

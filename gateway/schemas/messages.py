@@ -1,4 +1,4 @@
-"""Chat messages: as clients send them, and as a chat template gets them."""
+"""Parses chat messages as clients send them, and converts them for chat templates."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from picospec.gateway.schemas.json_bounds import check_structure
 Json = dict[str, object]
 
 _BILLING: Final = "x-anthropic-billing-header"
-"""The line in which Claude Code says who pays begins so. It differs in every request, and no
-prefix after it would be found again."""
+"""Claude Code begins its billing line with this. The line differs in every request, so that no
+prefix of a prompt beyond the line would ever be found in a cache."""
 
 
 def as_parts(value: object) -> object:
-    """Return a text as the list of its only part."""
+    """Return a text as a list with the text as its only part."""
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-def _as_object(value: Any) -> Any:  # noqa: ANN401 - whatever JSON value it is
-    """Return the arguments of a call as the object that templates expect. A text that is none
-    becomes an empty one: it is history, and the chat can go on."""
+def _as_object(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return the arguments of a call as the object that templates expect. A text that is not
+    an object becomes an empty one: the call is history, and the chat can go on."""
     if isinstance(value, dict):
         return value
     if not isinstance(value, str):
@@ -46,7 +46,7 @@ def _as_object(value: Any) -> Any:  # noqa: ANN401 - whatever JSON value it is
 
 
 class Part(RequestModel):
-    """A part of a message's content. There are none but texts."""
+    """Parses a part of a message's content. All parts are texts."""
 
     type: Literal["text", "input_text", "output_text", "refusal", "reasoning", "thinking"]
     text: str = Field(validation_alias=AliasChoices("text", "refusal", "reasoning", "thinking"))
@@ -68,7 +68,7 @@ def text_of(parts: tuple[Part, ...]) -> str:
 
 
 class Prediction(RequestModel):
-    """OpenAI's predicted output: text that the answer is expected to have much of."""
+    """Parses OpenAI's predicted output: a text that the answer is expected to share in part."""
 
     type: Literal["content"]
     content: Parts
@@ -106,7 +106,7 @@ class ChatMessage(Typed):
     name: str | None = None
     tool_calls: Annotated[tuple[ToolCall, ...], FIRST_ERROR] = ()
     function_call: FunctionCall | None = None
-    """A call as it was in the API before `tool_calls`."""
+    """Calls had this field in the API before `tool_calls`."""
 
     tool_call_id: str | None = None
     reasoning: str | None = Field(
@@ -127,12 +127,12 @@ class ChatMessage(Typed):
 
     @property
     def can_go_on(self) -> bool:
-        """Whether an answer may go on with this message: it is a text of the assistant's."""
+        """True if an answer may continue this message: it is a text of the assistant's."""
         return self.role == "assistant" and not (self.tool_calls or self.function_call)
 
     def shown(self) -> Json:
-        """Return what a tokenizer gets. vLLM gives a template the same, in this order: some
-        templates write a message as JSON."""
+        """Return the message for a tokenizer. vLLM gives templates the same fields in this
+        order, which matters because some templates write a message as JSON."""
         message: Json = {"role": self.role, "content": self._content()}
         if self.role == "assistant":
             message |= self._calls_and_reasoning()
@@ -141,7 +141,7 @@ class ChatMessage(Typed):
         return message if self.name is None else {**message, "name": self.name}
 
     def _content(self) -> str | list[Json]:
-        """Return the text, or the parts if there are several or none."""
+        """Return the text of the only part, or a list of parts if they are several or none."""
         parts = self.content or ()
         if self.role == "system":
             parts = tuple(without_billing(parts))
@@ -154,13 +154,13 @@ class ChatMessage(Typed):
         if self.function_call is not None:
             calls.append(ToolCall(function=self.function_call).shown())
         found: Json = {"tool_calls": calls} if calls else {}
-        if self.reasoning is not None:  # templates know it by either name
+        if self.reasoning is not None:  # templates read either name
             found |= {"reasoning": self.reasoning, "reasoning_content": self.reasoning}
         return found
 
 
 def without_billing(parts: Iterable[Part]) -> Iterator[Part]:
-    """Yield the parts of a system message, without the line that says who pays."""
+    """Yield the parts of a system message, without Claude Code's billing line."""
     for part in parts:
         if not part.text.startswith(_BILLING):
             yield part

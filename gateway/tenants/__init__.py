@@ -1,1 +1,1 @@
-"""Who uses a service: keys, the tenants who hold them, and what these may use."""
+"""Manages who uses a service: keys, the tenants that hold them, and the tenants' limits."""

@@ -1,7 +1,7 @@
-"""API keys: the file that names them, and what the holder of one may use.
+"""Reads and writes the file of API keys, which names each key and limits its use.
 
-A key is kept nowhere, only its SHA-256: who reads the file, or what is in memory, cannot use
-what is there as a key. No error of this module quotes what is in the file.
+No key is kept, only its SHA-256: a digest that somebody reads in the file or in memory cannot
+be used as a key. No error of this module quotes the content of the file.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from pydantic import (
 )
 
 KEY_BYTES: Final = 24
-"""This module makes keys of so many random bytes."""
+"""A key is made of this many random bytes."""
 
 MAX_FILE_BYTES: Final = 1 << 20
-"""The largest file of keys: about 10,000 keys, which are read in 0.2 s. No request is served
-meanwhile."""
+"""A file of keys has at most this many bytes: about 10,000 keys, which are read in 0.2 s. No
+request is served meanwhile."""
 
 Count = Annotated[int, Field(ge=1)]
 
 
 class KeyLimits(BaseModel):
-    """What the holder of one key may use; None means any amount."""
+    """Limits what the holder of one key may use; None means any amount."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sessions: Count | None = None
-    """So many answers may run at once. A request for several choices takes one for each."""
+    """At most this many answers run at once. Each choice of a request counts as one."""
 
     requests_a_minute: Count | None = None
-    """So many requests may begin in a minute. Those that belong to an open session are not
-    counted."""
+    """At most this many requests begin in a minute. Requests that belong to an open session are
+    not counted."""
 
     tokens_a_minute: Count | None = None
-    """Tokens of prompts and answers. They are counted as they come, so an answer begins while
-    any are left, and goes on when none are; the next one waits until what it took has come
-    back. How much answers that run at once can overdraw, `sessions` bounds."""
+    """Prompts and answers have at most this many tokens in a minute. They are counted as they
+    come: an answer begins while any are left, and continues if none are; the next answer waits
+    until the overdraft has been refilled. `sessions` bounds how many answers overdraw."""
 
     def or_else(self, others: KeyLimits) -> KeyLimits:
-        """Return these limits, and the others where there are none."""
+        """Return these limits, with missing ones taken from `others`."""
         own = {name: value for name, value in self if value is not None}
         return others.model_copy(update=own)
 
@@ -69,25 +69,25 @@ _FILE: Final = TypeAdapter(dict[Name, _Entry])
 class Key:
     name: str
     digest: bytes
-    """The key's SHA-256."""
+    """The digest is the key's SHA-256."""
 
     limits: KeyLimits
 
 
 class InvalidKeys(ValueError):
-    """A file of keys cannot be read, or says what no such file may; the message names it."""
+    """Raised if a file of keys cannot be read or is invalid; the message names the file."""
 
 
 def digest_of(key: bytes) -> bytes:
-    """Return a key's SHA-256. That is enough: a key is random, and long."""
+    """Return a key's SHA-256, which needs no salt because a key is random and long."""
     return hashlib.sha256(key).digest()
 
 
 def all_keys(digests: Sequence[bytes], file: Path | None) -> list[Key]:
-    """Return the keys of the environment, as key-1, key-2 and so on, and those of the file.
+    """Return the keys of the environment, named key-1, key-2 and so on, and those of the file.
 
-    digests: of the environment's. Raises InvalidKeys, also for two keys that are the same or
-    have the same name.
+    digests: digests of the environment's keys. Raises InvalidKeys, also for two keys that are
+    the same or have the same name.
     """
     keys = [Key(f"key-{i}", digest, KeyLimits()) for i, digest in enumerate(digests, 1)]
     keys += read_keys(file) if file else ()
@@ -120,9 +120,9 @@ def read_keys(file: Path) -> list[Key]:
 
 
 def add_key(file: Path, name: str, limits: KeyLimits) -> str:
-    """Add a key to a file, which is made if there is none, and return the key.
+    """Add a key to a file, which is created if it does not exist, and return the key.
 
-    Raises InvalidKeys, and OSError; the file is then as it was.
+    Raises InvalidKeys and OSError, and then leaves the file unchanged.
     """
     if file.exists() and name in {key.name for key in read_keys(file)}:
         raise InvalidKeys(f"{file}: there is a key {name!r} already")
@@ -143,18 +143,18 @@ def add_key(file: Path, name: str, limits: KeyLimits) -> str:
 
 
 CHECK_S: Final = 1.0
-"""Time between two looks at the file, in seconds: how long a key that was taken away still
-works. A look takes microseconds."""
+"""The file is checked every CHECK_S seconds: a revoked key still works for as long. A check
+takes microseconds."""
 
 _Version = tuple[int, int, int] | None
 
 
 class KeysFile:
-    """Whether the file of keys must be read again.
+    """Decides whether the file of keys must be read again.
 
-    A version counts as read only once it was. Where reading fails, as without a free
-    descriptor, the keys before go on, and a key that was taken away must not work for longer
-    than that lasts.
+    A version counts as read only once reading it has succeeded. While reading fails, as without
+    a free descriptor, the previous keys go on; a revoked key must not work for longer than that
+    failure lasts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -165,8 +165,8 @@ class KeysFile:
         """True if two checks in a row saw this version: its writer has probably finished."""
 
     def has_changed(self, now: float) -> bool:
-        """Return whether there is another version than the one that was read; false for CHECK_S
-        after a look. now: a monotonic clock's time, in seconds."""
+        """Return True if the file's version is not the one that was read; False for CHECK_S
+        after a check. now: time of a monotonic clock, in seconds."""
         if now - self._looked_at < CHECK_S:
             return False
         before, self._seen = self._seen, _version(self._path)
@@ -174,12 +174,12 @@ class KeysFile:
         return self._seen != self._read
 
     def was_read(self) -> None:
-        """Take the version that was seen last for read."""
+        """Record that the version that was seen last has been read."""
         self._read = self._seen
 
 
 def _version(path: Path) -> _Version:
-    """Return what differs when the file was written or replaced; None if there is none."""
+    """Return a value that changes if the file is written or replaced; None without a file."""
     try:
         found = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""Reads prompts: in few threads that tenants share fairly, and within bounds.
+"""Reads prompts within bounds, in a few threads that tenants share fairly.
 
-To tokenise a text takes up to 3 s for each megabyte, so a text that cannot fit into the context
-is refused by its bytes.
+Tokenising takes up to 3 s for each megabyte, so a text that cannot fit into the context is
+refused by its number of bytes.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 
 PLACES: Final = 3
-"""So many prompts are read at once; one tenant's long prompts take two places at most."""
+"""This many prompts are read at once; one tenant's long prompts take two places at most."""
 
 MAX_WAITING: Final = 256
-"""So many prompts of one tenant may wait to be read. Most take some milliseconds."""
+"""At most this many prompts of one tenant wait to be read. Most take some milliseconds."""
 
 READ_TIMEOUT_S: Final = 60.0
-"""A prompt that was not read after so many seconds is refused. One of 8 MB takes half of it."""
+"""A prompt that is not read within this many seconds is refused. 8 MB take half of the time."""
 
 BYTES_A_TOKEN: Final = 16
-"""A text with more bytes for each token of the context does not fit into it in practice: most
-texts have 3 to 5 bytes a token."""
+"""A text with more bytes than this for each token of the context does not fit into the context
+in practice: most texts have 3 to 5 bytes a token."""
 
 CHARGED_BYTES_A_TOKEN: Final = 4
-"""A tenant is charged by this for a text that was refused before it was tokenised."""
+"""A text that is refused before it is tokenised is charged as a token for this many bytes."""
 
 SNIPPETS_SHARE: Final = 0.75
-"""Snippets of other files may fill a prompt up to this part of the context."""
+"""Snippets of other files may fill a prompt up to this fraction of the context."""
 
 T = TypeVar("T")
 
 
 class PromptReader:
-    """Runs templates and tokenisation, which would stall every stream for a long prompt."""
+    """Runs templates and tokenisation in threads: a long prompt would stall every stream."""
 
     def __init__(self) -> None:
         self._turns = ThreadTurns(PLACES, MAX_WAITING, "prompts wait to be read")
@@ -60,8 +60,8 @@ class PromptReader:
 
 
 class BoundedTokenizer:
-    """A tokenizer that refuses texts which cannot fit into the context. field: the name of the
-    prompt's, for errors."""
+    """Wraps a tokenizer and refuses texts that cannot fit into the context. field: name of the
+    prompt's field, for errors."""
 
     def __init__(self, tokenizer: Tokenizer, facts: Facts, field: str) -> None:
         self.tokenizer = tokenizer
@@ -72,8 +72,8 @@ class BoundedTokenizer:
         self.facts = facts
         self.field = field
         self.charged = 0
-        """A refused prompt is charged as so many tokens: those made, and an estimate of the
-        others."""
+        """A refused prompt is charged as this many tokens: those that were made, and an
+        estimate of the others."""
 
     def chat(
         self,
@@ -107,7 +107,7 @@ class BoundedTokenizer:
         snippets: Sequence[Mapping[str, str]] = (),
         most_tokens: int = 0,
     ) -> list[int]:
-        """See Tokenizer.infill. Snippets leave a part of the context to the answer."""
+        """See Tokenizer.infill. Snippets leave a part of the context for the answer."""
         self._check(prefix, suffix)
         sizes = accumulate(sum(map(len, each.values())) for each in reversed(snippets))
         fitting = sum(size <= self._most_bytes for size in sizes)

@@ -1,4 +1,4 @@
-"""A tenant: the holder of one key, what it uses, and what it may use. It has no clock.
+"""Tracks what a tenant, the holder of one key, uses and may use, without a clock of its own.
 
 All times are in seconds, on one monotonic clock.
 """
@@ -22,7 +22,7 @@ exactly `retry-after`."""
 
 
 class TenantMetrics:
-    """Metrics by the names of tenants, of which there are as many as keys."""
+    """Holds metrics labelled with the names of tenants, which are as many as the keys."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -50,8 +50,8 @@ class Tenant:
     def __init__(self, name: str, limits: KeyLimits, metrics: TenantMetrics) -> None:
         self.name = name
         self.limited = LogLimit()
-        """Limits the log lines that say that this tenant is at a limit; whoever writes them
-        asks it. The requests that are turned away have no lines of their own."""
+        """Limits the log lines that report this tenant at a limit, and is asked before each of
+        them. Rejected requests have no log lines of their own."""
 
         self._answers = 0
         self._metrics = metrics
@@ -61,7 +61,7 @@ class Tenant:
         self.limit(limits)
 
     def limit(self, limits: KeyLimits) -> None:
-        """Have these limits from now on. What was used of a minute's is forgotten."""
+        """Set these limits. The requests and tokens used in the last minute are forgotten."""
         self.limits = limits
         self._requests = _Bucket(limits.requests_a_minute)
         self._tokens = _Bucket(limits.tokens_a_minute)
@@ -74,7 +74,7 @@ class Tenant:
         self._requests_metric.inc()
 
     def check_room(self, now: float, answers: int = 1) -> None:
-        """Raise RateLimited unless so many answers may begin."""
+        """Raise RateLimited unless this many answers may begin."""
         most = self.limits.sessions
         if most is not None and self._answers + answers > most:
             raise self._limited("sessions", most)
@@ -82,7 +82,7 @@ class Tenant:
             raise self._limited("tokens", self.limits.tokens_a_minute, wait_s)
 
     def begin(self, now: float, answers: int = 1) -> None:
-        """Begin answers, each of which must `end`. Raises RateLimited."""
+        """Begin answers; `end` must be called for each of them. Raises RateLimited."""
         self.check_room(now, answers)
         self._answers += answers
         self._answers_metric.inc(answers)
@@ -103,8 +103,8 @@ class Tenant:
 
 
 class _Bucket:
-    """A token bucket: it fills steadily, in a minute from empty to full, and what is in it may
-    be taken at any time. It may be overdrawn. a_minute: None for one that is never empty."""
+    """A token bucket fills steadily, from empty to full in a minute, and may be overdrawn.
+    a_minute: amount of a full bucket, None for one that is never empty."""
 
     def __init__(self, a_minute: int | None) -> None:
         self._a_minute = a_minute
@@ -112,7 +112,7 @@ class _Bucket:
         self._at = 0.0
 
     def wait_s(self, now: float) -> float:
-        """Return how long until there is one in it; 0.0 if there is."""
+        """Return the seconds until the bucket holds at least one; 0.0 if it does already."""
         if self._a_minute is None:
             return 0.0
         self._fill(now)

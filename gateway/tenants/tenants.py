@@ -1,4 +1,4 @@
-"""All tenants of a service: finds the one whose key a request shows."""
+"""Finds the tenant of a service whose key a request shows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from picospec.gateway.tenants.keys import (
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 
 PREFIX_BYTES: Final = 8
-"""A key is looked up by so many bytes of its digest; the whole digest is compared after
-that."""
+"""A key is looked up by this many bytes of its digest; then the whole digest is compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,11 @@ class _Holder:
 
 
 class Tenants:
-    """Keys are those of the environment and those of the file. With neither, every request is
-    the anonymous tenant's; a file without keys admits nobody.
+    """Keys come from the environment and from the file. With neither, every request is the
+    anonymous tenant's; a file without keys admits nobody.
 
-    digests: of the environment's keys. limits: of a key that has no limit of its own, and of
-    the anonymous tenant. Raises InvalidKeys.
+    digests: digests of the environment's keys. limits: apply to a key without limits of its
+    own, and to the anonymous tenant. Raises InvalidKeys.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Tenants:
         metrics: TenantMetrics,
     ) -> None:
         self.anonymous = Tenant("anonymous", limits, metrics)
-        """The tenant that requests without a key are charged to, where none is needed."""
+        """Requests without a key are charged to this tenant if no key is needed."""
 
         self._digests = digests
         self._file = file
@@ -58,8 +57,8 @@ class Tenants:
         self._metrics = metrics
         self._by_prefix: dict[bytes, _Holder] = {}
         self._tenants: dict[str, Tenant] = {}
-        """Tenants by name. Those whose key was taken away stay: their sessions still run, and
-        the key may come back, as an editor may write the file in two steps."""
+        """Maps names to tenants. A tenant whose key was revoked stays: its sessions still run,
+        and the key may come back, because an editor may write the file in two steps."""
 
         self._unread = LogLimit()
         self._take_over(all_keys(digests, file))
@@ -69,10 +68,10 @@ class Tenants:
         return self._file is not None or bool(self._digests)
 
     def of(self, offered: str, now: float) -> Tenant:
-        """Return whose request it is, by the key that it shows. Raises Unauthorized.
+        """Return the tenant whose key a request shows. Raises Unauthorized.
 
-        The time taken tells nothing of a key: the look-up is by a digest, of which a caller
-        knows nothing before it has the key, and the comparison takes constant time.
+        The time taken reveals nothing of a key: the key's digest is looked up, which a caller
+        without the key cannot know, and the comparison takes constant time.
         """
         if self._watch is not None and self._watch.has_changed(now):
             self._read_again(self._watch, now)
@@ -85,8 +84,8 @@ class Tenants:
         raise Unauthorized("no API key, or a wrong one")
 
     def _read_again(self, watch: KeysFile, now: float) -> None:
-        """Take over what the file has now. Of a bad file nothing is taken over; it is read
-        again at the next look, and so is one that has become empty: an editor may be about to
+        """Take over the keys that the file has now. A bad file changes nothing and is read
+        again at the next check, as is a file that has become empty: an editor may be about to
         write it."""
         log = structlog.get_logger("gateway")
         try:
@@ -106,7 +105,7 @@ class Tenants:
         log.info("keys_read", keys=len(self._by_prefix))
 
     def _take_over(self, keys: Sequence[Key]) -> None:
-        """Have these keys. A tenant whose name was there before goes on with what it uses."""
+        """Replace the keys. A tenant whose name was known before keeps its usage."""
         holders = {}
         for key in keys:
             limits = key.limits.or_else(self._limits)

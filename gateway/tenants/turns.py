@@ -1,8 +1,8 @@
-"""Shares out work that few may do at once, such as reading prompts, fairly among owners.
+"""Shares a few places for work, such as reading prompts, fairly among owners.
 
-* Owners are served in turn, however much each of them waits with.
-* No owner has all places, unless there is only one, so that another one finds a place at once.
-* A place is taken until the work has ended, also when nobody waits for its result any more.
+* Owners are served in turn, however much work of each owner waits.
+* No owner has all places, unless there is only one, so that another owner finds one at once.
+* A place is taken until the work has ended, even if nobody waits for its result any more.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ T = TypeVar("T")
 
 
 class Turns:
-    """places: how many pieces of work run at once. most_waiting: how many of one owner wait."""
+    """places: limit of running work. most_waiting: limit of waiting work of one owner."""
 
     def __init__(self, places: int, most_waiting: int, what: str) -> None:
-        """what: names the work in errors, such as "prompts wait to be read"."""
+        """what: description of the work for errors, such as "prompts wait to be read"."""
         self._free = places
         self._most_running = max(1, places - 1)
         self._most_waiting = most_waiting
         self._what = what
         self._running: Counter[object] = Counter()
         self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
-        """What waits, by owner; the owner that is served next comes first."""
+        """Maps each owner to its waiting work; the owner that is served next comes first."""
 
     @asynccontextmanager
     async def take(self, owner: object) -> AsyncGenerator[None]:
-        """Hold a place. Raises Overloaded where too much of this owner waits already."""
+        """Hold a place. Raises Overloaded if too much work of this owner waits already."""
         await self._begin(owner)
         try:
             yield
@@ -74,21 +74,21 @@ class Turns:
             turn = queue.popleft()
             if queue:
                 self._waiting[owner] = queue  # last in the order
-            if not turn.done():  # else whoever waited has left
+            if not turn.done():  # otherwise the waiting task has been cancelled
                 turn.set_result(None)
                 self._free -= 1
                 self._running[owner] += 1
 
 
 class ThreadTurns(Turns):
-    """Turns in threads of their own: one for each place."""
+    """Runs work in turns, in one thread for each place."""
 
     def __init__(self, threads: int, most_waiting: int, what: str) -> None:
         super().__init__(threads, most_waiting, what)
         self._threads = ThreadPoolExecutor(threads)
 
     async def run(self, owner: object, work: Callable[[], T]) -> T:
-        """Return what `work` returns in a thread; its place is free when the thread is.
+        """Return what `work` returns in a thread; its place is free once the thread is.
 
         Raises Overloaded, or what `work` raises.
         """
