@@ -1,1 +1,1 @@
-"""What each service needs as a process: settings, logs, server, cores, parent and children."""
+"""Runs each service as a process: settings, logs, server, cores, parent and children."""

@@ -1,8 +1,8 @@
-"""The CPU cores that this process may use, and how the two ends share them.
+"""Finds the CPU cores that this process may use, and divides them between the two ends.
 
-A core with hyper-threading shows as two CPUs. Each thread of llama.cpp keeps a core busy, so
-there is one for each core, and the ends share cores and not CPUs: two threads on one core would
-slow each other down. Only Linux tells which CPUs a process may use, and which cores they are.
+A core with hyper-threading appears as two CPUs. Each thread of llama.cpp keeps a core busy, so
+each core gets one thread, and the ends share cores and not CPUs: two threads on one core would
+slow each other down. Only Linux reports the CPUs that a process may use, and their cores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 Core = frozenset[int]
-"""A core, as the set of its CPUs."""
+"""A core is the set of its CPUs."""
 
 _TOPOLOGY: Final = Path("/sys/devices/system/cpu")
 _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
@@ -25,7 +25,7 @@ _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """The CPUs that each end may use; empty means any."""
+    """Each end may use these CPUs; empty means any."""
 
     verifier: frozenset[int] = frozenset()
     edge: frozenset[int] = frozenset()
@@ -39,7 +39,7 @@ def usable() -> frozenset[int]:
 
 
 def cores_of(cpus: Collection[int], topology: Path = _TOPOLOGY) -> list[Core]:
-    """Group CPUs by their core, in the order of their first ones."""
+    """Return CPUs grouped by core, in the order of each core's first CPU."""
     cores = {_siblings(cpu, topology) & frozenset(cpus) for cpu in cpus}
     return sorted(cores, key=min)
 
@@ -47,7 +47,7 @@ def cores_of(cpus: Collection[int], topology: Path = _TOPOLOGY) -> list[Core]:
 def compute_threads() -> int:
     """Return how many threads of llama.cpp this process has room for: one for each core.
 
-    A container's limit on processor time counts too. On macOS the slow cores are left out,
+    A container's limit on processor time applies too. On macOS the slow cores are left out,
     because every thread waits for the slowest one.
     """
     if sys.platform == "darwin":
@@ -69,7 +69,7 @@ def share(cores: Sequence[Core]) -> Pins:
 
 
 def parse_pins(text: str, available: Collection[int]) -> Pins:
-    """Read "VERIFIER:EDGE", each a list such as 0,2-3; "none" pins nothing.
+    """Parse "VERIFIER:EDGE", each a list such as 0,2-3; "none" pins nothing.
 
     Raises ValueError for another form, or a CPU that is not in `available`.
     """
@@ -87,7 +87,7 @@ def parse_pins(text: str, available: Collection[int]) -> Pins:
 
 
 def _siblings(cpu: int, topology: Path) -> Core:
-    """Return the CPUs of a CPU's core; the CPU alone where the system does not tell."""
+    """Return the CPUs of a CPU's core; only the CPU itself if the system does not report it."""
     try:
         text = (topology / f"cpu{cpu}/topology/thread_siblings_list").read_text()
     except OSError:
@@ -96,11 +96,11 @@ def _siblings(cpu: int, topology: Path) -> Core:
 
 
 def _quota_cpus(file: Path) -> int:
-    """Return how many CPUs' time a container may use; a large number without a limit."""
+    """Return the number of CPUs whose time a container may use; a large one without a limit."""
     try:
         quota, period = file.read_text().split()
         return ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # the file is not there, or its quota is "max"
+    except (OSError, ValueError):  # there is no such file, or its quota is "max"
         return 1 << 20
 
 
@@ -113,7 +113,7 @@ def _fast_cores_of_macos() -> int:
 
 
 def _cpus(listed: str) -> frozenset[int]:
-    """Read a list such as 0,2-3; an empty text means any."""
+    """Parse a list such as 0,2-3; an empty text means any."""
     cpus: set[int] = set()
     for part in filter(None, listed.split(",")):
         first, dash, last = part.partition("-")

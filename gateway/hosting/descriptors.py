@@ -1,7 +1,7 @@
-"""File descriptors: as many as the system allows, and some of them never for clients.
+"""Raises the limit of file descriptors, and reserves some that clients never get.
 
-A connection takes one. So do the link to a verifier, a model's files and the start of a
-process; without them running answers would be lost.
+A connection takes one descriptor. The link to a verifier, a model's files and the start of a
+process need some too; without these descriptors running answers would be lost.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ import structlog
 from picospec.gateway.log_lines import LogLimit
 
 MOST: Final = 65_536
-"""The limit that is asked for. Shells and systemd give 1,024 and allow far more. With more than
-this a process takes long to start others, because it closes all descriptors for them."""
+"""The limit is raised to this. Shells and systemd give 1,024 and allow far more. With a higher
+limit a process takes long to start others, because it closes all descriptors for them."""
 
 RESERVED: Final = 1024
-"""So many descriptors are kept for what is no counted connection. An edge needs about 40, and
-three for each trial of a grammar; a verifier about 30, and vLLM's service about 200. The rest
-is for connections that were accepted and are yet to be counted."""
+"""This many descriptors are reserved for uses other than counted connections. An edge needs 40,
+and three for each trial of a grammar; a verifier 30, and vLLM's service about 200. The rest is
+for accepted connections that are not counted yet."""
 
 MAX_CONNECTIONS: Final = 8192
-"""An edge has one connection to each verifier, and a client of HTTP/1.1 one for each answer.
-The rest is room for strangers, whose silent connections are noticed once a second."""
+"""A service has at most this many connections. An edge has one to each verifier, and a client
+of HTTP/1.1 one for each answer. The rest is for strangers' silent connections, which are
+detected once a second."""
 
 MAX_ACCEPTED: Final = 512
-"""So many connections are accepted in one go, before the server can cut others for them."""
+"""At most this many connections are accepted in one go, before the server can cut others."""
 
 _NONE_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -39,7 +40,7 @@ def raise_limit() -> int:
     """Raise this process's limit, which its children inherit, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
-    with suppress(OSError, ValueError):  # macOS has another limit besides
+    with suppress(OSError, ValueError):  # macOS has a second limit
         if soft != resource.RLIM_INFINITY and soft < most:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             return most
@@ -47,18 +48,18 @@ def raise_limit() -> int:
 
 
 def max_connections(limit: int) -> int:
-    """Return how many connections there may be: of a low limit, half."""
+    """Return how many connections are allowed: half of a low limit of descriptors."""
     return min(MAX_CONNECTIONS, max(limit - RESERVED, limit // 2))
 
 
 def max_accepted(limit: int) -> int:
-    """Return how many connections may be accepted in one go: of a low limit, an eighth."""
+    """Return how many connections may be accepted in one go: an eighth of a low limit."""
     return max(1, min(MAX_ACCEPTED, limit // 8))
 
 
 def be_brief_without_descriptors(loop: asyncio.AbstractEventLoop) -> None:
-    """Have a loop that can accept no connection say so once a minute. By itself it logs a
-    traceback for each of those that wait, every second."""
+    """Make a loop that cannot accept connections log this once a minute. Without this, the loop
+    logs a traceback for each waiting connection every second."""
     lines = LogLimit()
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,12 +1,11 @@
-"""The HTTP/1.1 server of one process: uvicorn, with deadlines and a bound, which answers while
-its service drains.
+"""Runs the HTTP/1.1 server of one process: uvicorn, with deadlines and a bound on connections.
 
-By itself uvicorn waits without a limit for a request that was begun, and for a client that does
-not read, and takes any connection. A connection is idle until a whole request has come, and
-again when its answer is complete. For one too many the one is cut that has been idle for
-longest, a stranger's or that of a client, who connects again; where all others are busy, the
-new one itself is cut. So nobody locks out the others by connections on which nothing is asked,
-and no running answer is cut.
+The server answers while its service drains. By itself uvicorn waits without a limit for the
+rest of a request and for a client that does not read, and accepts any connection. A connection
+is idle until a whole request has come, and again once its answer is complete. A connection
+above the bound cuts the one that has been idle for longest, whose client can connect again; if
+all others are busy, the new one itself is cut. So nobody locks out others by connections
+without requests, and no running answer is cut.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from picospec.gateway.hosting.stopping import stopped_by_signals
 from picospec.gateway.http.responses import UNREAD_S
 
 REQUEST_S: Final = 30.0
-"""The head of a request may take so long, from the connection or from its first byte, in
-seconds: as long as granian allows at the verifier."""
+"""The head of a request may take this many seconds, from the connection or from its first byte:
+as many as granian allows at the verifier."""
 
 MAX_UNACCEPTED: Final = 4096
-"""Connections that may wait in the kernel to be accepted, of which uvicorn's `backlog` are
-accepted in one go. A client whose connection finds no room tries again after a second."""
+"""At most this many connections wait in the kernel to be accepted, of which uvicorn's `backlog`
+are accepted in one go. A client whose connection finds no room tries again after a second."""
 
 
 class DrainingServer(uvicorn.Server):
-    """SIGTERM drains its service; a second one, or SIGINT, waits for nothing that runs."""
+    """Drains its service at SIGTERM; a second SIGTERM, or SIGINT, stops it without waiting."""
 
     def __init__(self, config: uvicorn.Config, drain: Drain, drain_timeout_s: float) -> None:
         super().__init__(config)
@@ -66,19 +65,19 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Leave the signals alone: uvicorn would stop listening at the first."""
+        """Do not handle signals here: uvicorn would stop listening at the first."""
         yield
 
 
 class _Cut:
-    """Cuts a connection some time after `start`, unless `stop` comes before."""
+    """Cuts a connection `after_s` seconds after `start`, unless `stop` is called before."""
 
     def __init__(self, after_s: float) -> None:
         self._after_s = after_s
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, transport: asyncio.Transport) -> None:
-        """Do nothing if it has been started already."""
+        """Start the timer, unless it runs already."""
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._after_s, transport.abort)
@@ -90,15 +89,15 @@ class _Cut:
 
 
 class DeadlinesProtocol(H11Protocol):
-    """Cuts a connection whose request does not come, whose client reads nothing, or which is
-    one too many."""
+    """Cuts a connection whose request does not come, whose client reads nothing, or that
+    exceeds the bound."""
 
     _most: ClassVar[int]
-    """How many connections there may be."""
+    """The server has at most this many connections."""
 
     _open: ClassVar[set[asyncio.Transport]]
     _idle: ClassVar[dict[asyncio.Transport, None]]
-    """The idle connections, in the order in which they became idle."""
+    """Idle connections are here in the order in which they became idle."""
 
     _unasked: _Cut
     _unread: _Cut
@@ -106,7 +105,7 @@ class DeadlinesProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._unasked, self._unread = _Cut(REQUEST_S), _Cut(UNREAD_S)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for clients that vanish without a word
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for clients that vanish silently
             connection = transport.get_extra_info("socket")
             limit_ms = int(UNREAD_S * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
@@ -116,7 +115,7 @@ class DeadlinesProtocol(H11Protocol):
         if len(self._open) > self._most:
             longest = next(iter(self._idle))
             del self._idle[longest]
-            longest.abort()  # it leaves a moment later
+            longest.abort()  # connection_lost is called a moment later
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unasked.stop()
@@ -136,7 +135,7 @@ class DeadlinesProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        is_idle = self.cycle.response_complete  # else the next request was there already
+        is_idle = self.cycle.response_complete  # otherwise the next request has already begun
         if is_idle and not self.transport.is_closing():
             self._idle.setdefault(self.transport, None)
 
@@ -149,14 +148,14 @@ class DeadlinesProtocol(H11Protocol):
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, though its client may not have read the last answer."""
+        """Close an idle connection, even if its client has not read the last answer."""
         super().timeout_keep_alive_handler()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
 
 
 def protocol(most: int) -> type[asyncio.Protocol]:
-    """Return what a server makes of each connection. most: how many there may be."""
+    """Return the protocol class for a server's connections. most: limit of their number."""
 
     class Bounded(DeadlinesProtocol):
         _most, _open, _idle = most, set(), {}

@@ -1,12 +1,12 @@
-"""Who can reach a service: strangers only where that is wanted, and no page by another name.
+"""Keeps strangers from a service unless they are wanted, and web pages from other sites.
 
-A page that a browser shows may call a service on this machine by a name that its author lets
-point here (DNS rebinding); such a request says that name in `Host`.
+A web page may call a service on this machine by a name that its author lets point here (DNS
+rebinding); the request then has that name in `Host`.
 
-Any page can send requests to this machine. It cannot read the answers, but they cost as much as
-others. A browser names the page's origin in `Origin`, and says in `Sec-Fetch-Site` how that is
-related to the service; and it asks first (by a preflight) before a page of another origin may
-send a content type that no form has (Fetch Standard, 2.2.2, 4.8).
+Any page can send requests to this machine. The page cannot read the answers, but they cost as
+much as others. A browser names the page's origin in `Origin`, and the origin's relation to the
+service in `Sec-Fetch-Site`. It sends a preflight before a page of another origin may send a
+content type that no form has (Fetch Standard, 2.2.2, 4.8).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from picospec.gateway.tenants.keys import all_keys
 
 _HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 _SINGLE: Final = ("host", "authorization", "x-api-key")
-"""A request has each of these headers once at most (RFC 9112, 3.2; RFC 9110, 11.6.2): a proxy
-in front might read another one than this service."""
+"""A request has each of these headers at most once (RFC 9112, 3.2; RFC 9110, 11.6.2): otherwise
+a proxy in front might read a different one than this service."""
 
 _UNASKED: Final = frozenset(
     {"", "text/plain", "multipart/form-data", "application/x-www-form-urlencoded"}
 )
-"""The content types that a page may send anywhere without a preflight."""
+"""A page may send these content types anywhere without a preflight."""
 _THIS_MACHINE: Final = ("localhost", "127.0.0.1", "[::1]")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host, as an address or in a URL, is this machine."""
+    """Return True if a host, as an address or in a URL, is this machine."""
     try:
         return host.lower() == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -57,9 +57,9 @@ def check_listening(settings: ServiceSettings) -> None:
 
 
 def hosts_of(settings: ServiceSettings) -> frozenset[str] | None:
-    """Return the names in `Host` that a service answers to; None for any.
+    """Return the names in `Host` that a service answers to; None means any.
 
-    With keys any name will do, because no page has one.
+    A service with keys accepts any name, because no page has a key.
     """
     if settings.needs_key or not (is_loopback(settings.host) or settings.allowed_hosts):
         return None
@@ -69,28 +69,28 @@ def hosts_of(settings: ServiceSettings) -> frozenset[str] | None:
 
 
 def check_head(headers: Headers, version: str, hosts: Collection[str] | None) -> None:
-    """Raise InvalidRequest or Forbidden unless a request's head names one service, one of ours,
-    and at most one key. version: of HTTP. hosts: as of `hosts_of`."""
+    """Raise InvalidRequest or Forbidden unless a request's head names one service, which is
+    ours, and at most one key. version: version of HTTP. hosts: result of `hosts_of`."""
     for name in _SINGLE:
         if len(headers.getlist(name)) > 1:
             raise InvalidRequest(f"the header {name} is there twice", code="invalid_header")
-    if version == "1.1" and not headers.get("host"):  # granian makes an empty one of none
+    if version == "1.1" and not headers.get("host"):  # granian adds an empty one if none came
         raise InvalidRequest("a request in HTTP/1.1 has a Host", code="invalid_header")
     if hosts is not None and _host_name(headers.get("host", "")) not in hosts:
         raise Forbidden("this Host is not one of the service's names (allowed_hosts)")
 
 
 def _host_name(host: str) -> str:
-    """Return the name in a Host header, without the port; "" for what is no such header."""
+    """Return the name in a Host header, without the port; "" if the header is malformed."""
     found = _HOST.fullmatch(host)
     return found[1].lower() if found else ""
 
 
 def check_page(headers: Headers, method: str, origins: Collection[str]) -> None:
-    """Raise Forbidden or UnsupportedMediaType for what a page of another origin may have sent
-    to a service that needs no key.
+    """Raise Forbidden or UnsupportedMediaType for a request that a page of another origin may
+    have sent to a service without keys.
 
-    origins: those whose pages may use the service; "*" stands for all.
+    origins: pages of these origins may use the service; "*" stands for all.
     """
     origin = headers.get("origin")
     allowed = "*" in origins or origin in origins
@@ -108,8 +108,8 @@ def check_page(headers: Headers, method: str, origins: Collection[str]) -> None:
 
 
 def _is_own(origin: str | None, headers: Headers) -> bool:
-    """Return whether no page sent the request, or one of this service; a proxy may have changed
-    `Host`, but not what the browser says."""
+    """Return True if no page, or a page of this service, sent the request. A proxy may have
+    changed `Host`, but not the browser's `Sec-Fetch-Site`."""
     site = headers.get("sec-fetch-site", "none")
     if site != "none":
         return site == "same-origin"

@@ -1,7 +1,7 @@
-"""Where logs go: one line an event, to standard error. What it does not take is lost.
+"""Writes logs to standard error, one line an event. A line that cannot be written is lost.
 
-What others wrote, such as a path or a verifier's error, is escaped: it ends no line, and a
-terminal obeys none of it.
+Text from others, such as a path or a verifier's error, is escaped, so that it cannot end a line
+or control a terminal.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LogFormat = Literal["console", "json"]
 
 
 class _Stderr(io.TextIOBase):
-    """Standard error, where it is a file on a disk that may be full: the error of a log line
-    would end the answer in which it was written."""
+    """Writes to standard error and ignores errors: standard error may be a file on a full disk,
+    and a failing log line would end the answer that wrote it."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -35,7 +35,7 @@ class _Stderr(io.TextIOBase):
 
 
 def _escaped(_: object, __: str, event: EventDict) -> EventDict:
-    """A processor of structlog. A traceback has several lines."""
+    """Escape an event's texts, as a processor of structlog; a traceback keeps its lines."""
     escape = {"traceback": _printable_lines}
     texts = {name: value for name, value in event.items() if isinstance(value, str)}
     return {**event, **{n: escape.get(n, printable)(text) for n, text in texts.items()}}
@@ -46,7 +46,7 @@ def _printable_lines(text: str) -> str:
 
 
 def _traceback(out: TextIO, raised: ExcInfo) -> None:
-    """Write a traceback without locals, which are prompts and keys."""
+    """Write a traceback without local variables, which may be prompts and keys."""
     written = io.StringIO()
     structlog.dev.plain_traceback(written, raised)
     out.write(_printable_lines(written.getvalue()))

@@ -23,19 +23,19 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 POLL_S: Final = 0.5
-"""The parent is looked for so often: a process may outlive it by as long."""
+"""The parent is checked every POLL_S seconds: a process may outlive the parent by as long."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 def program(module: str, *arguments: str) -> tuple[str, ...]:
-    """Return the options by which Python runs an installed module, whatever the folder in which
-    it starts holds: with `-m` alone it would import a `models.py` from there."""
+    """Return the options by which Python runs an installed module from any folder: with `-m`
+    alone, Python would import a `models.py` from the folder in which it starts."""
     return "-P", "-m", module, *arguments
 
 
 def bound_to_parent(command: Sequence[str], cores: Collection[int]) -> list[str]:
-    """Return `command` made to end with this process, and to run on `cores` if any."""
+    """Return a command that runs `command` on `cores`, if any, and ends with this process."""
     listed = ",".join(map(str, sorted(cores)))
     return [sys.executable, *program(__name__), str(os.getpid()), listed, *command]
 
@@ -55,16 +55,16 @@ def end_with_parent(number: signal.Signals, grace_s: float) -> None:
 
 
 def _starter() -> int | None:
-    """Return the id of the process that started this one by multiprocessing, if one did. It has
-    passed the id on, so the id is right also where it is gone already, as getppid's is not."""
-    import multiprocessing  # dear, and not needed before a service starts
+    """Return the id of the process that started this one by multiprocessing, if one did. That
+    process has passed its id on, which is right even if it is gone already, unlike getppid."""
+    import multiprocessing  # slow, and not needed before a service starts
 
     parent = multiprocessing.parent_process()
     return None if parent is None else parent.pid
 
 
 def _ask_kernel(number: signal.Signals) -> None:
-    """Have Linux send this process a signal when the thread that started it ends."""
+    """Let Linux send this process a signal when the thread that started it ends."""
     if sys.platform == "linux":
         import ctypes
 
@@ -74,7 +74,7 @@ def _ask_kernel(number: signal.Signals) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become the command, or exit if the parent is gone already; never return."""
+    """Become the command, or exit if the parent is gone already. This never returns."""
     parent, listed, *command = arguments
     _ask_kernel(signal.SIGTERM)
     if listed and sys.platform == "linux":

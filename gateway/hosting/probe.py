@@ -1,9 +1,9 @@
-"""`python -m picospec.gateway.hosting.probe PORT`: whether a service is alive, by status.
+"""`python -m picospec.gateway.hosting.probe PORT` exits with 0 if a service is alive.
 
-It is for a container's health check, and imports nothing that takes time. It asks /health, over
-TLS where the service speaks that; the certificate is not checked, because the service is this
-container's own. A service that asks for a client's certificate closes the connection, at a
-moment of its choice: what answered the hello by TLS is alive.
+It is for a container's health check, and imports nothing that takes time. It requests /health,
+over TLS if the service uses TLS; the certificate is not checked, because the service is this
+container's own. A service that requires a client's certificate closes the connection at any
+moment: a service that answers the client's hello with TLS is alive.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ HOST: Final = "127.0.0.1"
 TIMEOUT_S: Final = 4.0
 
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
-"""An alert and a message of the handshake begin so (RFC 8446, 5.1)."""
+"""An alert and a handshake message begin with these bytes (RFC 8446, 5.1)."""
 
 
 def trouble(port: int, environ: Mapping[str, str]) -> str:
-    """Return why the service is not alive; empty if it is.
+    """Return the reason why the service is not alive; empty if it is alive.
 
-    environ: says what to try first, because a service may log what it cannot read.
+    environ: tells whether to try TLS first, because a service may log what it cannot read.
     """
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -56,8 +56,8 @@ def _ask(connection: http.client.HTTPConnection) -> str:
 
 
 def _answers_hello(port: int, context: ssl.SSLContext, error: Exception) -> bool:
-    """Return whether a service that failed with an error answers a hello of TLS by TLS. One
-    that let the time pass is not asked again."""
+    """Return True if a service that failed with an error answers a TLS hello with TLS. After a
+    timeout the service is not asked again."""
     if isinstance(error, TimeoutError):
         return False
     received, sent, head = ssl.MemoryBIO(), ssl.MemoryBIO(), b""

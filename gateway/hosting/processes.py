@@ -1,14 +1,14 @@
-"""Services as child processes: started together, watched, and stopped together.
+"""Runs services as child processes: starts, watches and stops them together.
 
 * ServiceError
   - ServiceDied    a service ended by itself
   - NeverReady     a service did not answer /ready in time
 
 Rules:
-* the first service that ends by itself stops all others; the error quotes its last lines. Where
-  the caller wishes, one that failed is started again instead, a few times;
+* the first service that ends by itself stops all others; the error quotes its last lines. If
+  the caller wishes, a service that failed is started again instead, a few times;
 * services stop in the reverse order of their start: SIGTERM, then SIGKILL after `GRACE_S`;
-* each service leads its own process group, so that what it started ends with it.
+* each service leads its own process group, so that the processes it started end with it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from picospec.gateway.beside import beside
 from picospec.gateway.hosting.parent_death import bound_to_parent
 
 GRACE_S: Final = 15.0
-"""SIGKILL follows SIGTERM after this time, which is longer than the 10 s that the verifier
+"""SIGKILL follows SIGTERM after this many seconds, which exceed the 10 s that the verifier
 gives its worker."""
 
 LAST_LINES_S: Final = 5.0
-"""The last lines of a service that has ended are waited for so long."""
+"""The last lines of a service that has ended are awaited for this many seconds."""
 
 LAST_LINES: Final = 20
-"""So many lines of output are kept for the error of a service that ends or never gets ready."""
+"""The error of a service that ends or never gets ready quotes this many lines of output."""
 
 RESTART_WAITS_S: Final = (1.0, 5.0, 15.0)
 """A service that failed is started again after the first wait, and after the next ones if it
-fails again; one that fails after the last wait is left alone."""
+fails again; a service that fails after the last wait is not started again."""
 
 RESTART_RESET_S: Final = 600.0
 """After this uptime the restart counter of a service is reset."""
@@ -47,11 +47,11 @@ LINE_LIMIT_BYTES: Final = 1 << 20
 """A longer line of output is dropped."""
 
 OnLine = Callable[[str, str], None]
-"""It is called with a service's name and a line that it printed."""
+"""Takes the name of a service and a line that the service printed."""
 
 
 class ServiceError(Exception):
-    """The message ends with the service's last lines of output, where there are any."""
+    """The message ends with the service's last lines of output, if there are any."""
 
 
 class ServiceDied(ServiceError):
@@ -74,20 +74,20 @@ class Service:
     name: str
     command: tuple[str, ...]
     url: str
-    """It will listen there; the URL has no path."""
+    """The service will listen at this URL, which has no path."""
 
     cores: Collection[int] = frozenset()
-    """It may use these CPU cores; empty means any."""
+    """The service may use these CPU cores; empty means any."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """These variables are added to the process's own, which win."""
+    """These variables are added to the process's own, which take precedence."""
 
     ready_path: str = "/ready"
     """This path answers 200 once the service is ready."""
 
 
 class Child:
-    """One running service. Open it with `async with`; leaving stops it."""
+    """Runs one service, from entering `async with` until leaving it."""
 
     def __init__(self, service: Service, on_line: OnLine, tasks: asyncio.TaskGroup) -> None:
         self.service = service
@@ -131,7 +131,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The id of the service's process, and of the group that it leads."""
+        """Return the id of the service's process, and of the group that it leads."""
         return self._process.pid
 
     async def died(self) -> None:
@@ -142,8 +142,8 @@ class Child:
         raise ServiceDied(self.service.name, status, self.last_lines)
 
     async def died_for_good(self, restarts: asyncio.Event) -> None:
-        """Start the service again when it fails, once `restarts` is set; raise ServiceDied when
-        it has failed too often, or has ended without a failure."""
+        """Start the service again when it fails, once `restarts` is set. Raises ServiceDied if
+        the service has failed too often, or has ended without a failure."""
         waits_s = iter(RESTART_WAITS_S)
         while True:
             began = time.monotonic()
@@ -172,8 +172,8 @@ class Child:
     async def _relay_lines(self, read_end: int) -> None:
         """Pass on lines until the last process that holds the pipe has ended.
 
-        The pipe is ours, because with asyncio's own, wait() would not return while a process
-        that the service started keeps it open.
+        The pipe is our own: with asyncio's pipe, wait() would not return while a process that
+        the service started keeps the pipe open.
         """
         loop = asyncio.get_running_loop()
         lines = asyncio.StreamReader(limit=LINE_LIMIT_BYTES)
@@ -204,9 +204,10 @@ async def keep_up(
 ) -> None:
     """Run `services`, and `meanwhile` concurrently with them, until `stopped` is set.
 
-    restarts: once it is set, a service that fails is started again.
+    restarts: once this is set, a service that fails is started again.
 
-    All have stopped when it returns or raises: a ServiceError, or what `meanwhile` raised.
+    All services have stopped once this returns or raises. Raises ServiceError, or what
+    `meanwhile` raised.
     """
     async with beside() as relays, AsyncExitStack() as running:
         children = [

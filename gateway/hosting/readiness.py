@@ -20,9 +20,9 @@ async def until_ready(
     within_s: float,
     on_wait: Callable[[Service], object] = lambda _: None,
 ) -> None:
-    """Wait until each service's `ready_path` answers 200; raise NeverReady after `within_s`.
+    """Wait until each service's `ready_path` answers 200. Raises NeverReady after `within_s`.
 
-    on_wait: called with each service before it is waited for.
+    on_wait: called with each service before waiting for it.
     """
     deadline = asyncio.get_running_loop().time() + within_s
     for service in services:
@@ -36,7 +36,7 @@ async def until_ready(
 
 async def _until_ready(service: Service, client: httpx.AsyncClient) -> None:
     while True:
-        with suppress(httpx.TransportError):  # it does not listen yet
+        with suppress(httpx.TransportError):  # the service does not listen yet
             if (await client.get(f"{service.url}{service.ready_path}")).status_code == 200:
                 return
         await asyncio.sleep(POLL_S)

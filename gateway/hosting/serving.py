@@ -1,7 +1,7 @@
-"""The HTTP server: granian, HTTP/2 with prior knowledge or by TLS, and HTTP/1.1.
+"""Runs the HTTP server granian: HTTP/2 with prior knowledge or by TLS, and HTTP/1.1.
 
 The process that the caller starts has a worker, and passes signals on to it: SIGTERM as it is,
-a second one and SIGINT as `AT_ONCE`, because the worker's server closes at a SIGINT.
+a second SIGTERM and SIGINT as `AT_ONCE`, because the worker's server closes at a SIGINT.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ from picospec.gateway.hosting.settings import ServerSettings
 from picospec.gateway.hosting.silent import cut_silent
 
 AT_ONCE: Final = signal.SIGUSR1
-"""This signal has a worker stop without waiting for its running work."""
+"""This signal makes a worker stop without waiting for its running work."""
 
 CLOSE_S: Final = 2.0
-"""A port that is served beside another may take so long to close."""
+"""A port that is served beside another may take this many seconds to close."""
 
 MAX_HEADERS_BYTES: Final = 64 * 1024
 MAX_STREAMS: Final = 1024
-"""One connection has no more streams: an edge holds one for each session, and short ones for
-drafts."""
+"""One connection has at most this many streams: an edge holds one for each session, and short
+ones for drafts."""
 
 PING_MS: Final = 20_000
 PONG_S: Final = 20
-"""How often a connection of HTTP/2 is asked for a sign of life, in milliseconds, and how long
-that may take, in seconds. An edge that vanished without a word would hold its streams for the
-quarter of an hour in which TCP sends again."""
+"""Each connection of HTTP/2 gets a ping every PING_MS milliseconds, and must answer it within
+PONG_S seconds. An edge that vanished silently would otherwise hold its streams for the quarter
+of an hour in which TCP retransmits."""
 
 
 def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
-    """Serve until SIGTERM or SIGINT. Raises SystemExit(1) when the worker ends by itself.
+    """Serve until SIGTERM or SIGINT. Raises SystemExit(1) if the worker ends by itself.
 
-    At SIGTERM the worker drains first, if its app does so.
+    At SIGTERM the worker drains first, if its app does so. There is one worker, because there
+    is one target.
 
-    There is one worker, because a target exists once. load: returns the app; it is called in
-    the worker.
+    load: returns the app; called in the worker.
     """
     connections = max_connections(raise_limit())
     server = Granian(
@@ -96,10 +96,10 @@ def of_port(settings: ServerSettings, connections: int) -> dict[str, Any]:
 
 
 def check_free(settings: ServerSettings, *, shared: bool) -> None:
-    """Raise OSError where a service's port is taken, which granian does not notice.
+    """Raise OSError if a service's port is taken, which granian does not notice.
 
-    shared: whether processes of this service have the port together; the kernel then spreads
-    connections.
+    shared: True if several processes of this service share the port; the kernel then spreads
+    connections over them.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     address = (settings.host, settings.port)
@@ -108,13 +108,13 @@ def check_free(settings: ServerSettings, *, shared: bool) -> None:
 
 @asynccontextmanager
 async def served_beside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerator[None]:
-    """Serve an app on a port in this process and event loop, beside another server, which runs
+    """Serve an app on another port in this process and event loop, beside a server that runs
     the app's lifespan."""
     connections = max_connections(raise_limit())
     server = Server(
         app,
         interface=Interfaces.ASGINL,
-        log_level=LogLevels.error,  # that it is embedded would be a warning
+        log_level=LogLevels.error,  # granian warns that it is embedded
         **of_port(settings, connections),
     )
     serving = asyncio.create_task(server.serve())
@@ -134,7 +134,7 @@ def _load(settings: ServerSettings, load: Callable[[], FastAPI], connections: in
 
 
 def _pass_signals_on(server: AbstractServer[Any], stop_timeout_s: int) -> None:
-    """Replace the handlers of this process's server, which would forget a second signal."""
+    """Replace the signal handlers of this process's server, which ignore a second signal."""
 
     def stop(number: int, _: FrameType | None) -> None:
         if server.interrupt_signal or number == signal.SIGINT:

@@ -1,8 +1,8 @@
-"""Settings of every service, and where they come from: the command line, the environment, a
-TOML file, the defaults.
+"""Defines and loads the settings of every service.
 
-Each of these wins over those after it. Secrets come from the environment alone, because files
-get copied and committed: a file that holds one is an error.
+They come from the command line, the environment, a TOML file and the defaults, each of which
+wins over those after it. Secrets come from the environment alone, because files get copied and
+committed: a file that holds a secret is an error.
 """
 
 from __future__ import annotations
@@ -28,104 +28,103 @@ from picospec.gateway.tracing import check_installed
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 MAX_CHOICES: Final = 128
-"""The most that `max_choices` may be: each choice is a session at the verifier."""
+"""`max_choices` is at most this: each choice is a session at the verifier."""
 
 
 class Table(BaseModel):
-    """Settings that have a table of their own in the file."""
+    """Holds settings that have a table of their own in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class GatewaySettings(Table):
-    """Settings of the OpenAI API, which each service has as a part of its own."""
+    """Holds the settings of the OpenAI API, which are part of each service's settings."""
 
     api_keys: tuple[SecretStr, ...] = ()
     """Each of these keys opens every path; the page and /health, /ready, /metrics,
     /openapi.json and /docs need none. Without keys, here and in `keys_file`, all are open."""
 
     keys_file: Path | None = None
-    """A TOML file of more keys, with names and limits (gateway.tenants.keys); a change of it
-    counts within a second. A file without keys lets nobody in."""
+    """This TOML file has more keys, with names and limits (gateway.tenants.keys). A change of
+    the file takes effect within a second. A file without keys admits nobody."""
 
     key_limits: KeyLimits = KeyLimits()
-    """What a key without limits of its own may use; without any keys, all clients together."""
+    """A key without limits of its own has these; without any keys, all clients share them."""
 
     share_prefixes: bool = False
-    """Whether what a model has read for one key is kept for all: a prompt that begins like one
-    of another key is then read sooner, which shows that somebody has asked it."""
+    """True if all keys share what a model has read: a prompt that begins like one of another
+    key is then read sooner, which reveals that somebody has asked it."""
 
     body_limit_bytes: Annotated[int, Field(ge=1024)] | None = None
-    """A larger request body gets a 413. So does, whatever is set here, one of more than 1 MiB
-    and of more than 32 bytes for each token of the context."""
+    """A larger request body gets a 413. Whatever the setting, so does a body of more than 1 MiB
+    that has more than 32 bytes for each token of the context."""
 
     model_aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Other names by which clients may ask for the model."""
+    """Clients may also ask for the model by these names."""
 
     accept_any_model: bool = False
-    """Whether any name means the model: agents name one of their maker's for small work. An
-    answer says which model it is from."""
+    """True if any name means the model: agents name a model of their maker for small tasks. An
+    answer names the model that it is from."""
 
     cors_origins: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Origins whose pages may call this service from a browser, such as
-    "https://chat.example"; "*" stands for all."""
+    """Pages of these origins, such as "https://chat.example", may call this service from a
+    browser; "*" stands for all."""
 
     keep_alive_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
-    """A stream in which nothing was shown yet gets a comment this often, in seconds."""
+    """A stream that has shown nothing yet gets a comment every `keep_alive_s` seconds."""
 
     tool_format: FormatName | None = None
-    """How the model writes tool calls, if its chat template does not tell it rightly."""
+    """The model writes tool calls in this format; None: the chat template tells which."""
 
     max_choices: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 16
-    """Limit of the choices that one request may ask for: its prompts times `n`."""
+    """One request may ask for at most this many choices: its prompts times `n`."""
 
     @property
     def separates_prefixes(self) -> bool:
-        """Whether what was read for one key is to be of no use to another; with one key, or
-        none, there is no other."""
+        """True if a prefix that was read for one key must not serve another key, if any."""
         several = self.keys_file is not None or len(self.api_keys) > 1
         return several and not self.share_prefixes
 
     @property
     def key_digests(self) -> list[bytes]:
-        """The hashes of `api_keys`."""
+        """Return the SHA-256 digests of `api_keys`."""
         return [digest_of(key.get_secret_value().encode()) for key in self.api_keys]
 
 
 class TlsSettings(Table):
     certificate: Path
-    """PEM, the whole chain."""
+    """This PEM file has the whole chain."""
 
     key: Path
-    """PEM, PKCS#8."""
+    """This PEM file has the private key, as PKCS#8."""
 
     client_ca: Path | None = None
-    """PEM of an authority. Whoever connects must show a certificate of it, for every path."""
+    """If set, clients must show a certificate of the authority in this PEM file on any path."""
 
 
 class ServiceSettings(GatewaySettings, BaseSettings):
-    """What every service can set. A service adds its own fields and its `env_prefix`."""
+    """Holds the settings of every service. A service adds its own fields and `env_prefix`."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="__")
     secrets: ClassVar[dict[str, str]] = {"api_keys": "PICOSPEC_API_KEYS"}
-    """Fields of keys that no file may hold, and the variables that list them, with commas."""
+    """No file may hold these fields of keys: the variables list them, separated by commas."""
 
     host: str = "127.0.0.1"
     drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 15.0
-    """How long, after SIGTERM, what runs may take to finish; new work is rejected meanwhile."""
+    """Running work may take this many seconds after SIGTERM; new work is rejected meanwhile."""
 
     allow_anonymous: bool = False
-    """Whether a service without keys may listen beyond this machine."""
+    """True if a service without keys may listen beyond this machine."""
 
     allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """More names of this service, without a port, that `Host` may have where no key is needed;
-    it is checked if the service listens on loopback, or if this is set."""
+    """If no key is needed, `Host` may also have these names, without a port. `Host` is checked
+    if the service listens on loopback, or if this is set."""
 
     tls: TlsSettings | None = None
     log_format: LogFormat = "console"
     tracing: bool = False
-    """Whether traces are sent by OpenTelemetry, which needs the extra `otel`. The standard
-    variables OTEL_* say where to, and what is traced."""
+    """True if traces are sent by OpenTelemetry, which needs the extra `otel`. The standard
+    variables OTEL_* set the destination, and what is traced."""
 
     @field_validator("tracing")
     @classmethod
@@ -136,7 +135,7 @@ class ServiceSettings(GatewaySettings, BaseSettings):
 
     @property
     def needs_key(self) -> bool:
-        """Whether clients must show a key."""
+        """True if clients must show a key."""
         return bool(self.api_keys) or self.keys_file is not None
 
     @classmethod
@@ -145,7 +144,7 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     ) -> Self:
         """Return the settings. Raises pydantic.ValidationError, OSError, ValueError (TOML).
 
-        overrides: these win over environment and file; tables are nested as in the file.
+        overrides: win over environment and file; tables are nested as in the file.
         """
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"there is no settings file {path}")
@@ -171,14 +170,14 @@ def _keys(listed: str) -> tuple[SecretStr, ...]:
 
 
 class ServerSettings(ServiceSettings):
-    """What a service can set besides, where gateway.hosting.serving serves it."""
+    """Adds the settings of a service that gateway.hosting.serving serves."""
 
     port: Port
     stop_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
-    """A worker that has not stopped so long after draining is killed."""
+    """A worker that has not stopped this many seconds after draining is killed."""
 
 
 def as_environment(service: str, settings: Mapping[str, object]) -> dict[str, str]:
-    """Return settings as the variables that `service` reads; all but text is JSON."""
+    """Return settings as the variables that `service` reads; values except texts are JSON."""
     texts = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in settings.items())
     return {f"PICOSPEC_{service}__{name.upper()}": text for name, text in texts}

@@ -1,7 +1,7 @@
 """Cuts connections on which no request comes, for a server that waits without a limit.
 
-granian waits for ever for the first bytes of a connection, which say what HTTP it is. Linux
-knows how many bytes have come on each connection, so a thread asks Linux.
+granian waits for ever for the first bytes of a connection, which tell the version of HTTP.
+Linux knows how many bytes have come on each connection, so a thread asks Linux.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from contextlib import suppress
 from typing import Final
 
 FIRST_S: Final = 30.0
-"""The first bytes of a connection may take so long, in seconds: as long as the edge allows."""
+"""The first bytes of a connection may take this many seconds: as many as the edge allows."""
 
 FIRST_CROWDED_S: Final = 3.0
-"""The same, while more than half of the connections that may be are taken. It is several round
-trips of any link."""
+"""This limit replaces FIRST_S while more than half of the allowed connections are taken. It is
+several round trips of any link."""
 
 FIRST_BYTES: Final = 24
-"""A connection counts as silent until so many bytes have come: the preface of HTTP/2 (RFC 9113,
-3.4) has them, and nothing shorter is a request in HTTP/1.1."""
+"""A connection counts as silent until this many bytes have come: the preface of HTTP/2 (RFC
+9113, 3.4) has as many, and no shorter text is a request in HTTP/1.1."""
 
 LOOK_S: Final = 1.0
-"""Time between two looks, in seconds. One takes a millisecond, and 30 ms with 2,048
-connections."""
+"""Connections are checked every LOOK_S seconds. A check takes a millisecond, and 30 ms with
+2,048 connections."""
 
 _INFO: Final = struct.Struct("@B51xI72xQ")
-"""tcp_info of linux/tcp.h: tcpi_state, tcpi_last_data_recv, in ms, and tcpi_bytes_received."""
+"""Reads tcp_info of linux/tcp.h: tcpi_state, tcpi_last_data_recv (ms), tcpi_bytes_received."""
 
 _ESTABLISHED: Final = 1
 
 
 def cut_silent(port: int, most: int) -> None:
-    """Begin to cut silent connections to `port`, for as long as this process lives. Other
-    systems than Linux have no such figures. most: how many connections there may be."""
+    """Begin to cut silent connections to `port`, for as long as this process lives. Only Linux
+    has the figures for this. most: limit of connections."""
 
     def watch() -> None:
         patience_s = FIRST_S
         while True:
             time.sleep(LOOK_S)
-            with suppress(OSError):  # there is no descriptor left to look by
+            with suppress(OSError):  # there is no descriptor left for the check
                 is_crowded = look(port, patience_s) > most // 2
                 patience_s = FIRST_CROWDED_S if is_crowded else FIRST_S
 
@@ -53,7 +53,7 @@ def cut_silent(port: int, most: int) -> None:
 
 
 def look(port: int, patience_s: float) -> int:
-    """Cut the connections to `port` that were silent for so long; return how many there are."""
+    """Cut connections to `port` that were silent for `patience_s`; return the number of all."""
     count = 0
     for descriptor in os.listdir("/proc/self/fd"):
         with suppress(OSError), _duplicate(int(descriptor)) as connection:
@@ -68,8 +68,8 @@ def look(port: int, patience_s: float) -> int:
 
 
 def _duplicate(descriptor: int) -> socket.socket:
-    """Return a socket by another descriptor, because the server may close its own meanwhile,
-    whose number may then be that of something else. Raises OSError for what is no socket."""
+    """Return a socket with a descriptor of its own, because the server may close its descriptor
+    meanwhile and the number be reused. Raises OSError if the descriptor is not a socket."""
     duplicate = os.dup(descriptor)
     try:
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, duplicate)

@@ -1,7 +1,7 @@
-"""Signals drain a service, and only then its server closes.
+"""Drains a service at a signal, and closes its server only then.
 
-While a service drains, its port goes on answering. SIGTERM begins it; another signal, which the
-caller names, stops the service without waiting for anything.
+While a service drains, its port goes on answering. SIGTERM begins draining; another signal,
+which the caller names, stops the service without waiting for anything.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ async def stopped_by_signals(
 ) -> AsyncGenerator[None]:
     """Await `close` once, when the service has drained.
 
-    second_is_at_once: whether a second SIGTERM means `at_once`. It does not where a parent
-    passes signals on: what is sent to the whole group of processes then arrives twice.
+    second_is_at_once: True if a second SIGTERM means `at_once`. It must not if a parent passes
+    signals on: a signal to the whole group of processes then arrives twice.
 
-    A server waits for responses that are being sent, and ours last as long as a session:
-    without this it would refuse connections and wait until it is killed.
+    A server that closes waits for responses that are being sent, and ours last as long as a
+    session: without draining, it would refuse connections and wait until it is killed.
     """
     loop = asyncio.get_running_loop()
 
@@ -62,8 +62,8 @@ async def stopped_by_signals(
 
 
 def end_within(seconds: float) -> None:
-    """End this process some time from now with status 1, whatever still runs: without this a
-    thread that hangs would keep it."""
+    """End this process with status 1 after `seconds`, whatever still runs: otherwise a thread
+    that hangs would keep the process alive."""
 
     def end() -> None:
         structlog.get_logger("service").error("did not stop; ended", within_s=seconds)

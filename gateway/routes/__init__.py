@@ -1,1 +1,1 @@
-"""The routes that generate nothing: tokens, models, states, documents and the page."""
+"""Answers the routes that generate nothing: tokens, models, states, documents and the page."""

@@ -1,4 +1,4 @@
-"""GET /openapi.json, /docs and /version. The page loads nothing from elsewhere."""
+"""Answers GET /openapi.json, /docs and /version. The page loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Route:
 
 
 async def answer_version(_: Services, __: Request) -> Response:
-    """Answer the version, as vLLM does."""
+    """Answer with the version, as vLLM does."""
     return json_response({"version": VERSION})
 
 
 def documents(routes: Sequence[Route]) -> tuple[Route, Route]:
-    """Return the routes of both documents, which describe `routes` and are made when they are
-    first asked for: the schemas take a tenth of a second."""
+    """Return the routes of both documents, which describe `routes`. They are made at their
+    first request, because the schemas take a tenth of a second."""
     document = cache(partial(openapi, routes))
 
     async def answer_openapi(_: Services, __: Request) -> Response:
@@ -74,7 +74,7 @@ def documents(routes: Sequence[Route]) -> tuple[Route, Route]:
 
 
 def openapi(routes: Sequence[Route]) -> Json:
-    """Return the OpenAPI document of `routes`; bodies have the schemas that check them."""
+    """Return the OpenAPI document of `routes`, with the schemas that check request bodies."""
     paths: Json = {}
     for route in routes:
         path = route.path.replace(":path}", "}")
@@ -111,7 +111,7 @@ def _operation(route: Route) -> Json:
 
 
 def _schemas(routes: Sequence[Route]) -> Json:
-    """Return the bodies' schemas."""
+    """Return the schemas of the routes' request bodies."""
     _, shared = models_json_schema(
         [(route.body, "validation") for route in routes if route.body is not None],
         ref_template="#/components/schemas/{model}",

@@ -1,8 +1,8 @@
-"""GET / and /page/{file}: the page on which one chats and watches the speculation.
+"""Answers GET / and /page/{file} with the page for chatting and watching speculation.
 
-The page needs no API key; the requests that it makes show the key that its user gave it. Its
-Content-Security-Policy lets it load and ask nothing but this service, and lets it run no script
-that is not one of the files of `gateway/page`.
+The page needs no API key; its requests have the key that its user entered. Its
+Content-Security-Policy lets it load from and call only this service, and run only the scripts
+in `gateway/page`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEADERS: Final = {
     "content-security-policy": _POLICY,
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-cache",  # a browser asks each time, and gets a 304 for what it has
+    "cache-control": "no-cache",  # a browser asks each time, and gets a 304 if nothing changed
 }
 _TYPES: Final = {
     ".html": "text/html",
@@ -35,7 +35,7 @@ _TYPES: Final = {
     ".json": "application/json",
     ".svg": "image/svg+xml",
 }
-"""Other files, such as licences, are in the package and are not served."""
+"""Only files of these types are served; others in the package, such as licences, are not."""
 
 
 class _Page(StaticFiles):
@@ -50,12 +50,12 @@ class _Page(StaticFiles):
 
 
 FILES: Final = _Page(directory=Path(__file__).parents[1] / "page")
-"""An app that serves the files of the page, for the paths below PAGE_PATHS."""
+"""This app serves the files of the page, for the paths below PAGE_PATHS."""
 
 
 async def root(_: Services, request: Request) -> Response:
-    """Answer the page to a browser, and to others the text by which Ollama's clients know that
-    they may go on."""
+    """Answer a browser with the page, and other clients with the text by which Ollama's clients
+    recognise a server."""
     response: Response = PlainTextResponse("Ollama is running")
     if "text/html" in request.headers.get("accept", ""):
         response = await FILES.get_response("index.html", request.scope)

@@ -1,4 +1,4 @@
-"""GET /health, /ready, /status, /props, /metrics, /v1/models and /v1/models/{name}.
+"""Answers GET /health, /ready, /status, /props, /metrics, /v1/models and /v1/models/{name}.
 
 A service that knows more of its state answers /health and /ready itself.
 """
@@ -24,19 +24,19 @@ _LINKS: Final = {"docs": "/docs", "metrics": "/metrics", "openapi": "/openapi.js
 
 
 async def health(_: Services, __: Request) -> Response:
-    """Answer 200, which says that this process is alive."""
+    """Answer 200, which means that this process is alive."""
     return json_response({"status": "ok"})
 
 
 async def ready(services: Services, _: Request) -> Response:
-    """Answer 200 while the engine can serve; it raises the 503 that says why it cannot."""
+    """Answer 200 while the engine can serve. Raises the 503 that says why it cannot."""
     services.drain.check()
     facts = await services.engine.facts()
     return json_response({"status": "ok", "model": facts.model})
 
 
 async def status(services: Services, _: Request) -> Response:
-    """Answer what this service is and how it is, also while it cannot serve."""
+    """Answer with the service's state, even while it cannot serve."""
     facts = error = None
     about = await services.about() if services.about else {}
     try:
@@ -51,19 +51,19 @@ async def status(services: Services, _: Request) -> Response:
         "model": facts and {"name": facts.model, "context_tokens": facts.context_tokens},
         "version": VERSION,
         "uptime_s": int(time.time()) - services.started,
-        "requests": int(running) - 1,  # without this one
+        "requests": int(running) - 1,  # without the request for /status itself
         "links": _LINKS,
     }
     return json_response({**body, **about})
 
 
 async def prometheus_metrics(services: Services, _: Request) -> Response:
-    """Answer the app's registry in Prometheus' text format."""
+    """Answer with the app's registry in Prometheus' text format."""
     return Response(generate_latest(services.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def list_models(services: Services, request: Request) -> Response:
-    """Answer the engine's model, under each of its names, and its adapters."""
+    """Answer with the engine's model, under each of its names, and its adapters."""
     services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
     models = [(name, facts.named(name)) for name in services.names_of(facts)]
@@ -78,7 +78,7 @@ async def list_models(services: Services, request: Request) -> Response:
 
 
 async def retrieve_model(services: Services, request: Request) -> Response:
-    """Answer the model of that name."""
+    """Answer with the model of the given name."""
     services = await services.for_request(request.state.account)
     name: str = request.path_params["name"]
     is_elsewhere = name in services.models_elsewhere
@@ -94,7 +94,7 @@ async def retrieve_model(services: Services, request: Request) -> Response:
 async def _capabilities(
     services: Services, facts: Facts, request: Request
 ) -> dict[str, Sequence[str]]:
-    """Return what the model can do, as far as its tokenizer is here to tell it."""
+    """Return the model's capabilities; nothing while its tokenizer is not available."""
     try:
         tokenizer = await services.tokenizer(facts.vocabulary)
         style = await services.style_of(tokenizer, request.state.account)
@@ -104,7 +104,7 @@ async def _capabilities(
 
 
 async def props(services: Services, request: Request) -> Response:
-    """Answer what llama-server's clients ask about the model."""
+    """Answer with the properties of the model that llama-server's clients read."""
     services = await services.for_request(request.state.account)
     facts = await services.engine.facts()
     tokenizer = await services.tokenizer(facts.vocabulary)
@@ -120,13 +120,13 @@ async def props(services: Services, request: Request) -> Response:
 
 
 def _entry(services: Services, name: str, owner: str = "relayed") -> dict[str, object]:
-    """Return OpenAI's object, with what is known of any model."""
+    """Return OpenAI's model object, with the fields that are known for any model."""
     return {"id": name, "object": "model", "created": services.started, "owned_by": owner}
 
 
 def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:
-    """Return OpenAI's object. Clients find the context's length by vLLM's name, by LM Studio's
-    and OpenRouter's, or by llama-server's."""
+    """Return OpenAI's model object. Clients find the context's length under the name of vLLM,
+    of LM Studio and OpenRouter, or of llama-server."""
     length = facts.context_tokens
     return {
         **_entry(services, name, "picospec"),

@@ -1,8 +1,8 @@
-"""The routes of every service, and how errors look on each: a door's path, its schema, and what
-reads its requests.
+"""Lists the routes of every service: a door's path, its schema and the reader of its requests.
 
-Besides OpenAI's and Anthropic's there are those of llama-server and of Ollama, and those of
-OpenAI's that llama-server has without /v1. Ollama's that manage models answer 501.
+Besides OpenAI's and Anthropic's routes, there are those of llama-server and of Ollama, and
+OpenAI's routes that llama-server has without /v1. Ollama's routes that manage models answer
+501.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from picospec.gateway.routes.tokens import (
 
 
 def shape_of(path: str, headers: Headers) -> Shape:
-    """Return how errors look to a request for `path`."""
+    """Return the shape of errors for a request for `path`."""
     listed = path.startswith("/v1/models") and "anthropic-version" in headers
     if listed or path.startswith("/v1/messages"):
         return messages.SHAPE
@@ -47,7 +47,7 @@ def shape_of(path: str, headers: Headers) -> Shape:
 
 
 def _door(path: str, summary: str, schema: type[Body], read: Read[Body], *kind: str) -> Route:
-    """Return the route of a door. kind: the type of its streams, if these are no events."""
+    """Return the route of a door. kind: media type of its streams, unless they are events."""
     return Route("POST", path, summary, partial(generate, schema, read), schema, *kind)
 
 

@@ -1,6 +1,6 @@
-"""POST /tokenize and /detokenize, with the fields of llama-server and of vLLM.
+"""Answers POST /tokenize and /detokenize, with the fields of llama-server and of vLLM.
 
-Where the two differ, the field that holds the text decides: `content` is llama-server's, and
+If the two servers differ, the field with the text decides: `content` is llama-server's, and
 `prompt` and `messages` are vLLM's.
 """
 
@@ -52,7 +52,7 @@ class TokenizeRequest(RequestModel):
 
     @property
     def field(self) -> str:
-        """The field that errors about the text refer to."""
+        """Return the field that errors about the text refer to."""
         return "messages" if self.messages else "prompt" if self.content is None else "content"
 
     def tokenise(self, tokenizer: Tokenizer) -> Sequence[int]:
@@ -68,7 +68,7 @@ class DetokenizeRequest(RequestModel):
 
 
 async def tokenize(services: Services, request: Request) -> Response:
-    """Answer the tokens of a text or of a chat."""
+    """Answer with the tokens of a text or of a chat."""
     body = await parse(TokenizeRequest, services, request)
     account: Account = request.state.account
     services = await services.for_request(account)
@@ -83,7 +83,7 @@ async def tokenize(services: Services, request: Request) -> Response:
 
 
 async def detokenize(services: Services, request: Request) -> Response:
-    """Answer the text of tokens; special tokens are spelt out."""
+    """Answer with the text of tokens; special tokens are spelt out."""
     body = await parse(DetokenizeRequest, services, request)
     account: Account = request.state.account
     services = await services.for_request(account)
@@ -121,7 +121,7 @@ def _text_answer(tokens: Sequence[int], facts: Facts, tokenizer: Tokenizer) -> R
 
 
 def _check_count(tokens: int, facts: Facts, field: str) -> None:
-    """Raise InvalidRequest where texts of more tokens than the context has are asked for: such
+    """Raise InvalidRequest if the texts of more tokens are requested than the context has: such
     an answer may have a hundred times the bytes of its request."""
     if tokens > facts.context_tokens:
         reason = f"the context has {facts.context_tokens} tokens; these are {tokens}"
