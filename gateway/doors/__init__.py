@@ -1,15 +1,15 @@
-"""The doors by which answers are asked for, a folder each, and what they share.
+"""A door lets clients ask for answers by one API. Each door has a folder; the files are shared.
 
 A request goes the same way at every door. `NAME/` stands for the door's folder:
 
     gateway/routes/table.py   binds a path to `generate`, with the door's schema and its `asked`
     generation.py             takes all the steps below, and is the place to begin reading
     body.py                   reads the body as the door's own request
-    NAME/request.py           makes a GenerationRequest of it (request.py), the kind answered
-    NAME/answer.py            has `asked`: returns this, and the maker of an Answer (door.py)
+    NAME/request.py           converts it to a GenerationRequest (request.py)
+    NAME/answer.py            `asked` returns the latter and the maker of an Answer (door.py)
     parameters.py             checks fields that not every engine serves
     gateway/tenants/reading   reads the prompt as tokens, in fair turns
-    gateway/ports.py          has an engine's Facts, the Job of a choice, and its Deltas
+    gateway/ports.py          defines an engine's Facts, the Job of a choice, and its Deltas
     gateway/output/           makes text, reasoning and calls of the tokens (choice_stream.py)
-    NAME/answer.py            has the Answer: writes these, and errors, in the door's shape
+    NAME/answer.py            the Answer writes these, and errors, in the door's shape
 """

@@ -20,11 +20,11 @@ Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
 
 LEAST_LIMIT_BYTES: Final = 1 << 20
-"""The limit of bodies for a short context, or one that is not known."""
+"""Bodies have at least this limit: if the context is short, or its length is unknown."""
 
 BYTES_A_TOKEN: Final = 32
-"""The limit of bodies grows with the context by so much. In JSON a token has about 5 bytes, and
-as escapes of UTF-16 about 12; the rest is room for what surrounds the texts."""
+"""The limit of bodies is this for each token of the context. In JSON a token has about 5 bytes,
+and as escapes of UTF-16 about 12; the rest is room for the structure around the texts."""
 
 
 async def parse(schema: type[Body], services: Services, request: Request) -> Body:
@@ -35,16 +35,16 @@ async def parse(schema: type[Body], services: Services, request: Request) -> Bod
 
 
 async def read(services: Services, request: Request, least_bytes: int = 0) -> bytes:
-    """Return the body of a request, which may have as many bytes as the context holds, or
-    `least_bytes`. Raises what `read_body` raises."""
+    """Return the body of a request, of at most as many bytes as the context holds, or
+    `least_bytes` if that is more. Raises what `read_body` raises."""
     return await read_body(request, max(least_bytes, await _limit_bytes(services, request)))
 
 
 async def checked(services: Services, request: Request, check: Callable[[], T]) -> T:
-    """Return what `check` returns for a request whose body has been read. It runs at once if
-    the body and the responses that its tenant keeps, which the body may refer to, are small;
-    else in the one thread where large bodies take turns. Raises Overloaded, or what `check`
-    raises."""
+    """Return what `check` returns for a request whose body has been read. The check runs at
+    once if the body and its tenant's kept responses, which the body may refer to, are small;
+    otherwise in the one thread where large bodies take turns. Raises Overloaded, or what
+    `check` raises."""
     account: Account = request.state.account
     if len(await request.body()) + account.kept_bytes <= SMALL_BYTES:
         return check()
@@ -60,13 +60,13 @@ def _validated(schema: type[Body], body: bytes) -> Body:
 
 
 async def _limit_bytes(services: Services, request: Request) -> int:
-    """Return the most bytes that a body may have: what the context holds, as far as the engine
-    can say how long it is. It is not asked about a body that is short enough for any."""
+    """Return the limit of a body's bytes: the length of the context, if the engine knows that.
+    The engine is not asked about a body that is short enough for any context."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) <= LEAST_LIMIT_BYTES:
         return LEAST_LIMIT_BYTES
     try:
         facts = await services.engine.facts()
-    except ApiError:  # the fallback may answer, or else the request fails once it was checked
+    except ApiError:  # the fallback may answer; otherwise the request fails after the checks
         return LEAST_LIMIT_BYTES
     return max(LEAST_LIMIT_BYTES, facts.context_tokens * BYTES_A_TOKEN)

@@ -1,6 +1,6 @@
-"""The answers of OpenAI's chat completions and completions: what they share, and where they
-differ. A stream is of chunks, `data: {...}`, and ends with [DONE], or with an event
-`data: {"error": ...}` and without it."""
+"""Writes what the answers of OpenAI's chat completions and completions share.
+
+A stream has chunks, `data: {...}`, and ends with [DONE], or with `data: {"error": ...}`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ChunkAnswer(Answer):
         self._usage = asked.include_usage
         self._counts_along = asked.counts_along
         self._watch = Watch() if asked.is_watched else None
-        self._begun: set[int] = set()  # choices of which a chunk was made
+        self._begun: set[int] = set()  # choices that have a chunk
         self._ended = 0  # how many choices have finished
 
     def events(self, index: int, delta: TextDelta) -> bytes:
@@ -48,12 +48,12 @@ class ChunkAnswer(Answer):
         return {**body, "usage": account.usage(), **account.extensions()}
 
     def first_chunk(self, delta: TextDelta) -> Json | None:
-        """Return what a choice begins with, before its first delta, if the API has that."""
+        """Return the chunk before a choice's first delta; None if the API has no such chunk."""
         return None
 
     def chunks(self, delta: TextDelta, told: Told) -> list[tuple[Json, Spans]]:
-        """Return the chunks of a delta, without its finish, and the origins of what each shows,
-        which are none where the client does not watch."""
+        """Return the chunks of a delta, without its finish, each with the origins of its text,
+        which are empty if the client does not watch."""
         shows = delta.text or delta.entries
         return [(self.text_chunk(delta.text, delta.entries), told.text)] if shows else []
 
@@ -97,7 +97,7 @@ class ChunkAnswer(Answer):
         return {**body, "usage": usage} if self._usage else body
 
     def _body(self, choices: Sequence[Json], *, chunk: bool) -> Json:
-        """Return the whole body, or that of one chunk of a stream."""
+        """Return the body of a whole answer, or of one chunk of a stream."""
         heading = self._heading
         body: Json = {
             "id": heading.id,

@@ -1,7 +1,7 @@
-"""What each door has of its own: how its request is read, and how its answer is written.
+"""A door reads one API's requests into ours, and writes our answers in that API's shape.
 
-A door has a schema of its request, a function that reads such a request as the one kind that is
-answered, and the answer that writes the result. Everything between is the same behind all
+A door has a schema of its request, a function that converts such a request to a
+GenerationRequest, and an Answer that writes the result. Everything between is the same for all
 doors: keys, limits, drain, tokens, speculation and fail-over.
 """
 
@@ -26,23 +26,23 @@ from picospec.gateway.schemas.base import RequestModel
 Json = dict[str, object]
 Entries = Sequence[LogprobEntry]
 Part = tuple[Literal["reasoning", "text", "call"], str, CallStart | None]
-"""A part of an answer: its kind, its text, and how a call begins, which has no text yet."""
+"""A part of an answer is its kind, its text, and the start of a call, which has no text yet."""
 
 Body = TypeVar("Body", bound=RequestModel)
 
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What is known of an answer before its first token."""
+    """Holds what is known of an answer before its first token."""
 
     id: str
     created: int
-    """Unix time, in seconds."""
+    """The answer was created at this Unix time, in seconds."""
 
     model: str
     choices: int
     account: Account
-    """It has counted a delta before `events` gets that delta, so that usage is up to date."""
+    """The account counts a delta before `events` gets it, so that usage is up to date."""
 
     fingerprint: str | None = None
     """OpenAI calls it `system_fingerprint`; not every answer has one."""
@@ -52,59 +52,59 @@ class Answer(ABC):
     """Writes one answer, streamed or whole."""
 
     media_type: ClassVar[str] = "text/event-stream; charset=utf-8"
-    """The type of the stream."""
+    """A stream has this media type."""
 
     keep_alive: ClassVar[bytes] = b": keep-alive\n\n"
-    """What is sent while nothing else is; b"" for nothing. Clients skip a comment, as the
-    standard of server-sent events says."""
+    """This is sent while there is nothing else to send; b"" for nothing. Clients skip a
+    comment, as the standard of server-sent events says."""
 
     def waiting(self) -> bytes:
-        """Return what is sent while nothing else is."""
+        """Return the bytes to send while there is nothing else to send."""
         return self.keep_alive
 
     @abstractmethod
     def events(self, index: int, delta: TextDelta) -> bytes:
-        """Return what the stream has for the next delta of choice `index`."""
+        """Return the stream's bytes for the next delta of choice `index`."""
 
     def end(self) -> bytes:
-        """Return what the stream has after all choices have finished."""
+        """Return the stream's bytes after all choices have finished."""
         return b""
 
     def failure(self, error: ApiError) -> bytes:
-        """Return what the stream ends with after an error."""
+        """Return the bytes that end the stream after an error."""
         return sent_event(error.body())
 
     @abstractmethod
     def whole(self, choices: Sequence[TextDelta]) -> object:
-        """Return the answer that is not streamed. choices: each as one delta."""
+        """Return the answer to encode if it is not streamed. choices: one delta for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks for, and how its answer is written."""
+    """Holds what a request asks for, and how its answer is written."""
 
     body: GenerationRequest
     id_prefix: str
     answer: Callable[[Heading], Answer]
     ignored: tuple[str, ...] = ()
-    """Fields of the door's own request that have no effect, besides those of `body`."""
+    """These fields of the door's own request have no effect, besides those of `body`."""
 
     names: Mapping[str, str] = field(default_factory=dict)
-    """From a field of `body` to the name that it has in the client's request, where these
-    differ. An error names the field as the client does."""
+    """Maps a field of `body` to its name in the client's request, if they differ. An error
+    names the field as the client does."""
 
     instead: Callable[[str], Response] | None = None
-    """Where nothing is to be generated, as when Ollama's client only loads a model: a function
-    that takes the model's name and returns the whole answer."""
+    """Takes the model's name and returns the whole answer if nothing is to be generated, as
+    when Ollama's client only loads a model; None otherwise."""
 
 
 Read = Callable[[Body], Asked]
-"""Reads a door's request. Raises InvalidRequest, by the door's names of fields."""
+"""Converts a door's request. Raises InvalidRequest with the door's names of fields."""
 
 
 def parts_of(delta: TextDelta) -> Iterator[Part]:
-    """Yield what a delta shows, in the order in which a model writes it: what the open call
-    still gets, reasoning, text and calls."""
+    """Yield the parts of a delta in the order in which a model writes them: the rest of the
+    open call, reasoning, text and calls."""
     calls: list[Part] = [
         ("call", "", piece) if isinstance(piece, CallStart) else ("call", piece.text, None)
         for piece in (delta.parsed.calls if delta.parsed is not None else ())
@@ -119,11 +119,11 @@ def parts_of(delta: TextDelta) -> Iterator[Part]:
 
 
 def sent_event(content: object, name: str = "") -> bytes:
-    """Return a server-sent event with JSON in it. name: the event's, where it has one."""
+    """Return a server-sent event with JSON data. name: the event's name, "" for none."""
     named = b"event: %b\n" % name.encode() if name else b""
     return b"%bdata: %b\n\n" % (named, msgspec.json.encode(content))
 
 
 def finite(logprob: float) -> float:
-    """Return UNLIKELY for minus infinity, which JSON cannot express."""
+    """Return `logprob`, or UNLIKELY for minus infinity, which JSON cannot express."""
     return max(logprob, UNLIKELY)

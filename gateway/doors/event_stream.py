@@ -1,10 +1,10 @@
-"""Sends an answer: whole, or streamed as server-sent events or as its door has them.
+"""Sends an answer: whole, or streamed as server-sent events or in its door's form.
 
-The status of a stream is sent with the first event, or with what keeps the connection alive. An
-error before it gets a status of its own; an error after it becomes the stream's last event.
+The status of a stream is sent with the first event, or with the first keep-alive. An error
+before that gets a status of its own; a later error becomes the stream's last event.
 
-A long prompt may take minutes to read. Proxies and clients give up on a connection on which
-nothing comes for so long.
+A long prompt may take minutes to read. Without keep-alives, proxies and clients would give up
+on the connection meanwhile.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"
 
 @dataclass(eq=False)
 class EventStream(Response):
-    """One answer, sent once. It closes `streams` before it returns or raises."""
+    """Sends one answer once, and closes `streams` before it returns or raises."""
 
     answer: Answer
     streams: Sequence[ChoiceStream]
@@ -48,7 +48,7 @@ class EventStream(Response):
             async with self.drain.answer():
                 async with connected(receive) as tasks:
                     await self._stream(send, tasks)
-                # The watch for a disconnect has ended, because servers report the end as one.
+                # Disconnects are not watched any more: servers report the end as a disconnect.
                 await send_to_client(send, _piece(self.answer.end(), more=False))
         except ClientGone as gone:
             self.account.status, self.account.error = gone.status, gone.code
@@ -105,7 +105,7 @@ async def keep_alive(
 async def json_answer(
     answer: Answer, streams: Sequence[ChoiceStream], account: Account, receive: Receive
 ) -> Response:
-    """Answer when all streams have ended. Raises ApiError, and ClientGone on a disconnect."""
+    """Return the answer once all streams have ended. Raises ApiError; ClientGone if it left."""
     read: list[list[TextDelta]] = [[] for _ in streams]
     async with connected(receive), together(streams) as deltas:
         async for index, delta in deltas:
@@ -115,7 +115,7 @@ async def json_answer(
 
 
 def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
-    """Return all that a client gets of a choice as one delta."""
+    """Return all deltas of a choice joined into one."""
     parsed = [delta.parsed for delta in deltas if delta.parsed is not None]
     return TextDelta(
         text="".join(delta.text for delta in deltas),

@@ -1,5 +1,6 @@
-"""Answers a request for choices: turns it into jobs, and streams them from the engine. Or
-counts the tokens of its prompt."""
+"""Answers a request for choices: turns it into jobs, and streams them from the engine.
+
+`count_prompt` only counts the tokens of the request's prompt."""
 
 from __future__ import annotations
 
@@ -80,8 +81,8 @@ async def generate(
 async def count_prompt(
     schema: type[Body], read: Read[Body], services: Services, request: Request, **more: str
 ) -> Response:
-    """Answer how many tokens the prompt of a request at a door has. more: what else the answer
-    says. Raises ApiError."""
+    """Answer with the number of tokens in the prompt of a door's request. more: further fields
+    of the answer. Raises ApiError."""
     asked, services, facts, _ = await _understood(schema, read, services, request)
     source = await services.tokenizer(facts.vocabulary)
     tokenizer = BoundedTokenizer(source, facts, asked.body.prompt_field)
@@ -93,8 +94,8 @@ async def count_prompt(
 async def _understood(
     schema: type[Body], read: Read[Body], services: Services, request: Request
 ) -> tuple[Asked, Services, Facts, Parameters]:
-    """Return what a request asks for, who answers it, by which model, and the parameters that
-    no schema has. Raises ApiError."""
+    """Return what a request asks for, the services and the model that answer it, and the
+    parameters that no schema has. Raises ApiError."""
     account: Account = request.state.account
     parsed = await parse(schema, services, request)
     asked = await checked(services, request, partial(read, parsed))
@@ -115,8 +116,8 @@ async def _jobs(
     extras: Mapping[str, object],
     account: Account,
 ) -> list[Job]:
-    """Return the jobs `name`-0, `name`-1, ...; the choices of a
-    prompt are seeded with seed, seed + 1, ..."""
+    """Return the jobs `name`-0, `name`-1, ...; the choices of a prompt get the seeds seed,
+    seed + 1, ..."""
     if body.prompt_count * body.n > (most := services.settings.max_choices):
         raise InvalidRequest(
             f"{body.prompt_count} prompts times n = {body.n} exceeds {most} choices",
@@ -148,7 +149,7 @@ async def _jobs(
 async def _read(
     services: Services, body: GenerationRequest, facts: Facts, style: Style, account: Account
 ) -> tuple[TokenIds, ...]:
-    """Return the prompts as tokens, which are charged, as are those of a refused prompt."""
+    """Return the prompts as tokens and charge for them, also if a prompt is refused."""
     tokenizer = BoundedTokenizer(style.tokenizer, facts, body.prompt_field)
     try:
         prompts = await services.reader.read(account.tenant, partial(body.tokenise, tokenizer))
@@ -162,7 +163,7 @@ async def _read(
 def _constrained(
     body: GenerationRequest, style: Style, prompt: TokenIds, extras: Mapping[str, object]
 ) -> Mapping[str, object]:
-    """Return the extras of a job, in which the constraint is about its whole answer; the same
+    """Return the extras of a job, in which the constraint covers the whole answer; the same
     object if the answer is only content. Raises InvalidRequest."""
     content = extras.get(structured.NAME)
     given = content if isinstance(content, Mapping) else None
@@ -177,8 +178,8 @@ def _constrained(
 def _max_tokens(
     body: GenerationRequest, prompt: TokenIds, facts: Facts, extras: Mapping[str, object]
 ) -> int:
-    """Return how many tokens may be generated: at most what the context has room for, since
-    coding agents ask for more with every request. Raise InvalidRequest where there is none."""
+    """Return how many tokens may be generated, at most as many as the context has room for:
+    coding agents always ask for more. Raises InvalidRequest if there is no room."""
     field = body.prompt_field
     if not prompt:
         raise InvalidRequest("the prompt is empty", param=field)

@@ -1,9 +1,9 @@
-"""The parameters that some engines serve, and those that none does.
+"""Checks the parameters that some engines serve, and those that no engine serves.
 
 A parameter that would change the output is never ignored. It gets a 400 that names it, unless
-its value is neutral (`presence_penalty: 0`) or the engine serves it (`Facts.features`); in that
-case it is checked and passed on in `Job.extras`, by one name and in one form. A parameter that
-cannot change the output is never an error; the answer names it in a header.
+its value is neutral (`presence_penalty: 0`) or the engine serves it (`Facts.features`); a
+served one is checked and passed on in `Job.extras`, under one name and in one form. A parameter
+that cannot change the output is never an error; the answer names it in a header.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ Bias = Annotated[Number, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
 
 MAX_BIASES: Final = 1024
-"""The limit of tokens in a logit_bias: each row of the session pays for them."""
+"""A logit_bias has at most this many tokens: they cost time in each row of the session."""
 
 MAX_STOP_TOKENS: Final = 64
 
 MAX_UNKNOWN: Final = 256
-"""The limit of fields that no schema has, in the body itself; clients send about ten."""
+"""A body has at most this many fields that no schema has; clients send about ten."""
 
 
 def _few_biases(value: object) -> object:
-    """Raise for too many before each of them is checked, and gets an error of its own."""
+    """Raise ValueError for too many tokens, before each of them is checked on its own."""
     if isinstance(value, dict) and len(value) > MAX_BIASES:
         raise ValueError(f"expected at most {MAX_BIASES} tokens")
     return value
 
 
 class Servable(structured.Constrained):
-    """Parameters that an engine may serve (`Facts.features`). An engine that does not takes
-    those values alone that change nothing: the defaults."""
+    """Parses parameters that an engine may serve (`Facts.features`). If it does not serve one,
+    only the value that changes nothing is accepted: the default."""
 
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     repetition_penalty: Repetition = 1.0
     repeat_penalty: Repetition = 1.0
-    """llama-server's name of `repetition_penalty`."""
+    """llama-server calls `repetition_penalty` so."""
 
     logit_bias: Annotated[
         dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_few_biases)
@@ -74,14 +74,14 @@ SERVABLE: Final = (
     "ignore_eos",
     "stop_token_ids",
 )
-"""The names of those that change the output, besides `structured_outputs`."""
+"""These parameters change the output, as `structured_outputs` does."""
 
 _OTHER_NAMES: Final[Mapping[str, str]] = {
     "n_cmpl": "n",
     "n_predict": "max_tokens",
     "repeat_penalty": "repetition_penalty",
 }
-"""llama-server's names. A request that has both, has one of them too many."""
+"""Maps llama-server's names to ours. A request may have only one of the two names."""
 
 _PENALTIES: Final = frozenset({"presence_penalty", "frequency_penalty", "repetition_penalty"})
 
@@ -92,18 +92,18 @@ MAX_SHOWN: Final = 32
 @dataclass(frozen=True, slots=True)
 class Parameters:
     extras: Mapping[str, object]
-    """They become Job.extras. Values are as JSON gave them, but the tokens of logit_bias are
-    integers."""
+    """These become Job.extras. Values are as parsed from JSON, except that the tokens of
+    logit_bias are integers."""
 
     ignored: tuple[str, ...]
-    """The names of the fields that cannot change the output."""
+    """The fields with these names cannot change the output."""
 
     constrained_at: str = ""
-    """The request has its constraint there."""
+    """The request has its constraint at this path; empty without a constraint."""
 
 
 def parameters_of(body: Servable, facts: Facts) -> Parameters:
-    """Return what a request asks for beyond the settings that every engine serves. Raises
+    """Return the parameters of a request beyond the settings that every engine serves. Raises
     InvalidRequest for a field that is not served."""
     ignored = _ignored(body.model_extra or {})
     if body.prediction is not None and "prediction" not in facts.features:
@@ -119,14 +119,14 @@ def parameters_of(body: Servable, facts: Facts) -> Parameters:
 
 
 def shown_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names as a header and the log may show them: once each, short and few."""
+    """Return the names in a form for a header and the log: unique, short and few."""
     safe = (name if _SHOWABLE.fullmatch(name) else "?" for name in names)
     return tuple(dict.fromkeys(safe))[:MAX_SHOWN]
 
 
 def _ignored(given: Mapping[str, object]) -> list[str]:
-    """Return the names of fields that no schema has and that cannot change the output; raise
-    InvalidRequest for one that would."""
+    """Return the names of fields that no schema has and that cannot change the output. Raises
+    InvalidRequest for a field that would."""
     if len(given) > MAX_UNKNOWN:
         raise InvalidRequest(f"the body has more than {MAX_UNKNOWN} fields that are not known")
     for name, value in given.items():
@@ -157,7 +157,7 @@ def _adjustments(body: Servable, facts: Facts) -> dict[str, Any]:
 
 
 def _constraint(body: Servable, facts: Facts) -> tuple[str, structured.Constraint | None]:
-    """Return where the constraint is, and the constraint, if the request has one."""
+    """Return the path of the request's constraint and the constraint; "" and None without."""
     found: tuple[str, structured.Constraint | None] = "", None
     for path, constraint in body.constraints():
         name = path.partition(".")[0]
@@ -169,7 +169,7 @@ def _constraint(body: Servable, facts: Facts) -> tuple[str, structured.Constrain
 
 
 def _check_window(given: Mapping[str, object], extras: Mapping[str, object]) -> None:
-    """Let llama-server's window of the penalties pass where there is no penalty."""
+    """Raise InvalidRequest for llama-server's window of the penalties if there is a penalty."""
     window = given.get("repeat_last_n")
     if window not in (None, -1) and not extras.keys().isdisjoint(_PENALTIES):
         reason = "the penalties have no window; leave it out or give -1"

@@ -1,7 +1,7 @@
-"""The one kind of request that is answered, which every door's own request becomes.
+"""Defines the one kind of request that is answered, to which every door converts its own.
 
-Chat completions and completions are such requests themselves. A field that only some engines
-serve is in no schema, and `parameters` checks it.
+Chat completions and completions are such requests themselves. `parameters` checks the fields
+that only some engines serve.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ MAX_STOPS: Final = 16
 Stops = Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS), FIRST_ERROR]
 
 LEAST_TEMPERATURE: Final = 0.01
-"""Temperatures between 0 and this count as this one, as in vLLM, because logits are divided by
-it."""
+"""A temperature between 0 and this is raised to this, as in vLLM, because logits are divided by
+the temperature."""
 
 TokenIds = tuple[int, ...]
 
@@ -47,7 +47,7 @@ def _as_list(value: object) -> object:
 
 
 def minus_one_is_none(value: object) -> object:
-    """Return None for -1, by which llama-server and vLLM mean that a field is not set."""
+    """Return None for -1, which means in llama-server and vLLM that a field is not set."""
     return None if type(value) is int and value == -1 else value
 
 
@@ -57,12 +57,12 @@ Limit = Annotated[
         minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
     ),
 ]
-"""A number of tokens; -1 means that there is no limit, as in llama-server."""
+"""A limit is a number of tokens; -1 means that there is no limit, as in llama-server."""
 
 Seed = Annotated[
     Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None, BeforeValidator(minus_one_is_none)
 ]
-"""A seed; at -1 one is drawn, as in vLLM and llama-server."""
+"""A seed of -1 is replaced by a drawn one, as in vLLM and llama-server."""
 
 
 class StreamOptions(RequestModel):
@@ -71,23 +71,23 @@ class StreamOptions(RequestModel):
     """vLLM has this field: with `include_usage`, each chunk has the usage so far."""
 
     include_speculation: Flag = False
-    """Chunks also tell how their text came about, see docs/api.md."""
+    """Chunks also report how their text was generated, see docs/api.md."""
 
     steady: Flag = False
     """Tokens that came together reach the client one after another, see docs/api.md."""
 
     include_obfuscation: Flag | None = None
-    """This is accepted and has no effect: chunks are never padded."""
+    """This field is accepted and has no effect: chunks are never padded."""
 
 
 class GenerationRequest(Servable):
-    """A request for choices."""
+    """Parses a request for choices."""
 
     prompt_field: ClassVar[str]
-    """The name of the field that errors about the prompt refer to."""
+    """Errors about the prompt refer to the field with this name."""
 
     default_tokens: ClassVar[int | None] = None
-    """The limit of a completion that asks for none; None: what the context has room for."""
+    """A completion without a limit of its own has this one; None: the room in the context."""
 
     model: Annotated[str, Field(min_length=1)] | None = None
     n: Annotated[Integer, Field(ge=1, le=8)] = Field(
@@ -126,32 +126,33 @@ class GenerationRequest(Servable):
 
     @property
     def usual_tokens(self) -> int | None:
-        """The limit where the request has none; None for what the context has room for."""
+        """Return the limit of a request without one; None for the room in the context."""
         has_limit = {"max_tokens", "max_completion_tokens"} & self.model_fields_set
         return None if has_limit else self.default_tokens
 
     @property
     @abstractmethod
     def wanted_logprobs(self) -> int | None:
-        """Job.top_logprobs."""
+        """Return the value for Job.top_logprobs."""
 
     @abstractmethod
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
-        """Return the tokens of each prompt, or raise InvalidRequest."""
+        """Return the tokens of each prompt. Raises InvalidRequest."""
 
     def reader(self, style: Style, prompt: TokenIds, stop_tokens: frozenset[int]) -> Reader:
-        """Return what reads one choice; `prompt` is the one that it continues, and the model's
-        own stop_tokens end it, too."""
+        """Return the Reader of one choice, which continues `prompt`. stop_tokens: the model's
+        own, which end the choice too."""
         return self._detokeniser(stop_tokens)(style.tokenizer.piece)
 
     def constraint(
         self, style: Style, prompt: TokenIds, content: Constraint | None
     ) -> Constraint | None:
-        """Return what an answer keeps to, where its `content` does. Raises InvalidRequest."""
+        """Return the constraint of a whole answer, whose content has the constraint `content`.
+        Raises InvalidRequest."""
         return content
 
     def more_extras(self, style: Style, prompt: TokenIds) -> Mapping[str, object]:
-        """Return what else a job asks of the engine. Raises InvalidRequest."""
+        """Return further extras of a job. Raises InvalidRequest."""
         return {}
 
     def _detokeniser(self, stop_tokens: frozenset[int]) -> Callable[[Piece], Detokeniser]:
@@ -165,16 +166,16 @@ class GenerationRequest(Servable):
         )
 
     def check_served(self, facts: Facts) -> None:
-        """Raise InvalidRequest for what the engine does not serve."""
+        """Raise InvalidRequest if the request needs what the engine does not serve."""
 
     def shown(
         self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer
     ) -> list[ChoiceStream]:
-        """Return the choices, in order, as this request wants to see them."""
+        """Return the choices, in order, in the form that this request asks for."""
         return list(streams)
 
     def sampling(self, defaults: Mapping[str, float]) -> Sampling:
-        """Return the request's settings, and the model's own `defaults` where it has none."""
+        """Return the request's settings, completed by `defaults`, the model's own."""
 
         def setting(name: str) -> float:
             own: float = getattr(self, name)
@@ -191,22 +192,22 @@ class GenerationRequest(Servable):
 
     @property
     def counts_along(self) -> bool:
-        """Whether each chunk has the usage so far."""
+        """True if each chunk has the usage so far."""
         return self.include_usage and self._asks("continuous_usage_stats")
 
     @property
     def is_watched(self) -> bool:
-        """Whether the stream tells of speculation."""
+        """True if the stream reports speculation."""
         return self.stream and self._asks("include_speculation")
 
     @property
     def is_steady(self) -> bool:
-        """Whether tokens that came together are streamed one after another."""
+        """True if tokens that came together are streamed one after another."""
         return self.stream and self._asks("steady")
 
     @property
     def untold(self) -> tuple[str, ...]:
-        """What `stream_options` ask for that only chats and completions of OpenAI's tell."""
+        """Return the `stream_options` in use that only OpenAI's chats and completions serve."""
         names = ("include_usage", "continuous_usage_stats", "include_speculation")
         return tuple(f"stream_options.{name}" for name in names if self._asks(name))
 

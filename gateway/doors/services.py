@@ -1,4 +1,4 @@
-"""What the routes of one app share."""
+"""Holds what the routes of one app share, in `Services`."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import Tokenizer, TokenizerSource
 
 About = Callable[[], Awaitable[dict[str, object]]]
-"""A function that returns what /status says of one service alone."""
+"""Returns the fields of /status that only one service has."""
 
 
 class Relay(Protocol):
-    """Asks another service, such as the verifier, to answer in place of this one. Where a
-    method returns None, the request is answered here."""
+    """Asks another service, such as the verifier, to answer in place of this one. If a method
+    returns None, this service answers the request."""
 
     @property
     def models(self) -> Sequence[str]:
-        """The models that the other one has for clients of this one."""
+        """Return the models that the other service has for clients of this one."""
 
     async def ahead(self, services: Services, request: Request) -> Response | None:
-        """Answer a request before its door reads it, by what is in its body, such as a picture.
-        Raises ApiError."""
+        """Answer a request before its door reads it, depending on its body, which may contain a
+        picture. Raises ApiError."""
 
     async def undrafted(
         self, services: Services, request: Request, model: str
     ) -> Response | None:
-        """Answer a request for this model that its door has read, where the verifier opens no
+        """Answer a request for this model that its door has read, if the verifier opens no
         sessions for the edge. Raises ApiError."""
 
 
 _WAITING: Final = 32
-"""So many large bodies of one tenant may wait to be checked: each is in memory."""
+"""At most this many large bodies of one tenant wait to be checked: each is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +62,27 @@ class Services:
     styles: Styles
     draw_seed: Callable[[], int]
     started: int
-    """The Unix time at which the app was built, in seconds."""
+    """The app was built at this Unix time, in seconds."""
 
     reader: PromptReader = field(default_factory=PromptReader)
     checks: ThreadTurns = field(
         default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
     )
-    """The turns in which large bodies are checked."""
+    """Large bodies are checked in these turns."""
 
     shelves: WeakKeyDictionary[Tenant, Shelf] = field(default_factory=WeakKeyDictionary)
-    """The responses that are kept of each tenant, for as long as there is the tenant."""
+    """Each tenant's kept responses are here for as long as the tenant exists."""
 
     steady: Steady = field(default_factory=Steady)
     about: About | None = None
     fallback: Fallback | None = None
     relay: Relay | None = None
     falls_back: bool = False
-    """It is true if `engine` and `tokenizer` are the fallback's."""
+    """True if `engine` and `tokenizer` are the fallback's."""
 
     async def for_request(self, account: Account) -> Self:
-        """Return the services that answer a request that begins now: these, or the same with
-        the fallback's engine. All of the request must be answered by what is returned."""
+        """Return the services that answer a request that begins now: these, or a copy with the
+        fallback's engine. The whole request must be answered by the returned services."""
         if self.fallback is None or not await self.fallback.is_needed():
             return self
         account.fallback = self.fallback.name
@@ -94,7 +94,7 @@ class Services:
         )
 
     def begin(self, answers: int, facts: Facts) -> str | None:
-        """Begin answers; return their `system_fingerprint`, which only the fallback's have."""
+        """Begin answers. Returns their `system_fingerprint`; None without the fallback."""
         if not self.falls_back or self.fallback is None:
             return None
         self.fallback.count_answers(answers)
@@ -107,7 +107,7 @@ class Services:
 
     @property
     def models_elsewhere(self) -> Sequence[str]:
-        """The models for which another service is asked."""
+        """Return the models for which another service is asked."""
         return self.relay.models if self.relay else ()
 
     def names_of(self, facts: Facts) -> list[str]:
@@ -116,11 +116,11 @@ class Services:
         return [facts.model, *aliases, *facts.adapters]
 
     async def facts_of(self, model: str | None) -> Facts:
-        """Return the engine's facts; raise NotFound for any model but the engine's.
+        """Return the engine's facts. Raises NotFound if the engine does not have the model.
 
-        model: None, where a request names none, and the aliases mean the engine's too. So does
-        any name where the fallback answers, as clients name the model that is away, and where
-        the settings accept any. An adapter of the model is named as a model is.
+        model: None, if a request names none, and the aliases mean the engine's model too. So
+        does any name if the fallback answers, because clients then name the missing model, or
+        if the settings accept any name. An adapter of the model is named as a model is.
         """
         facts = (await self.engine.facts()).named(model)
         if self.falls_back or self.settings.accept_any_model or model is None:

@@ -1,4 +1,4 @@
-"""The answer of POST /v1/chat/completions."""
+"""Writes the answer of POST /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from picospec.gateway.watching import Spans, Told
 
 
 def asked(body: ChatRequest) -> Asked:
-    """Return a chat as it is; see Asked."""
+    """Return what a chat asks for: the chat itself."""
     return Asked(body, "chatcmpl-", partial(ChatAnswer, body))
 
 
@@ -23,7 +23,7 @@ class ChatAnswer(ChunkAnswer):
     chunk_object = "chat.completion.chunk"
 
     def first_chunk(self, delta: TextDelta) -> Json:
-        """Return the chunk with the role; `content` stays null in a message of calls only."""
+        """Return the chunk with the role; `content` is null if calls alone may follow."""
         content = "" if delta.parsed is None else None
         return self._chunk({"role": "assistant", "content": content}, None, None)
 
@@ -63,7 +63,7 @@ class ChatAnswer(ChunkAnswer):
 
 
 def _message(whole: TextDelta) -> Json:
-    """Return the message; what it may have besides content is there only if it does."""
+    """Return the message; fields for reasoning and calls are present only if there are any."""
     message: Json = {"role": "assistant", "content": whole.text, "refusal": None}
     if whole.parsed is not None and whole.parsed.reasoning:
         message["reasoning_content"] = whole.parsed.reasoning
@@ -74,7 +74,7 @@ def _message(whole: TextDelta) -> Json:
 
 
 def _piece(piece: CallPiece) -> Json:
-    """Return a piece of a call as a stream has it: `arguments` is to be joined by index."""
+    """Return a piece of a call for a stream; clients join `arguments` by index."""
     if isinstance(piece, CallStart):
         return {"index": piece.index, **_call(piece, "")}
     if piece.custom:
@@ -91,7 +91,7 @@ def _call(start: CallStart, arguments: str) -> Json:
 
 
 def logprobs_of(entries: Entries) -> list[Json]:
-    """Return log-probabilities as OpenAI gives them."""
+    """Return log-probabilities in OpenAI's form."""
     return [_entry(entry) for entry in entries]
 
 

@@ -1,4 +1,4 @@
-"""The body of POST /v1/chat/completions."""
+"""Parses the body of POST /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from picospec.gateway.schemas.messages import ChatMessage
 from picospec.gateway.tokenizer import Tokenizer
 
 BUDGET: Final = "thinking_budget"
-"""The name of the budget in Job.extras and in Facts.features."""
+"""The budget of reasoning has this name in Job.extras and in Facts.features."""
 
 _BUDGET: Final = "thinking_token_budget"
 
@@ -39,10 +39,10 @@ class ChatRequest(Thoughtful, GenerationRequest):
 
     messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1), FIRST_ERROR]
     continue_final_message: Flag = False
-    """The answer goes on with the last message, which is the assistant's."""
+    """The answer continues the last message, which is the assistant's."""
 
     add_generation_prompt: Flag | None = None
-    """vLLM has this field: it is false only where the answer goes on with a message."""
+    """vLLM has this field: it is false only if the answer continues a message."""
 
     tools: Tools = ()
     tool_choice: ToolChoice | None = None
@@ -96,7 +96,7 @@ class ChatRequest(Thoughtful, GenerationRequest):
 
     @property
     def splits_reasoning(self) -> bool:
-        """Whether the answer's reasoning is shown apart from its content."""
+        """True if the answer's reasoning is shown separately from its content."""
         return self.reasoning_format != "none"
 
     @property
@@ -146,8 +146,8 @@ class ChatRequest(Thoughtful, GenerationRequest):
             raise InvalidRequest.of(_BUDGET, error, UNSUPPORTED) from error
 
     def check_served(self, facts: Facts) -> None:
-        """Raise InvalidRequest for calls that need a grammar, or for a budget of thoughts, if
-        the engine has none."""
+        """Raise InvalidRequest for calls that need a grammar, or for a budget of reasoning, if
+        the engine does not serve it."""
         if self.thinking_token_budget >= 0 and BUDGET not in facts.features:
             reason = "this target does not count tokens of reasoning"
             raise InvalidRequest.of(_BUDGET, reason, UNSUPPORTED)

@@ -1,5 +1,6 @@
-"""Whether a model is to think before it answers, and how hard, in the spellings of several
-servers. All of them become two variables of the chat template.
+"""Reads whether a model should think before it answers, and how hard, in several APIs' fields.
+
+The fields become two variables of the chat template:
 
     reasoning_effort    OpenAI, vLLM
     reasoning           OpenAI's Responses, OpenRouter
@@ -22,7 +23,7 @@ _SPELLINGS: Final = ("reasoning_effort", "reasoning", "think", "thinking", "enab
 
 
 class Wish(NamedTuple):
-    """What a field asks for; None where it says nothing of it."""
+    """Holds what a field asks for; None if the field does not specify it."""
 
     thinks: bool | None = None
     effort: str | None = None
@@ -44,12 +45,12 @@ class Reasoning(RequestModel):
 
 class Thinking(RequestModel):
     type: Literal["enabled", "adaptive", "auto", "disabled"]
-    """"adaptive" and "auto" leave it to the model, as saying nothing does."""
+    """"adaptive" and "auto" leave the choice to the model, as leaving out the field does."""
 
 
 class Thoughtful(RequestModel):
-    """The fields of a request that ask for thoughts. Two that contradict each other are an
-    error; a `budget_tokens` is a target that no model here knows, and named as ignored."""
+    """Parses the fields of a request about thinking. Two that contradict each other are an
+    error; `budget_tokens` is a target that no model here knows, and reported as ignored."""
 
     reasoning_effort: Effort | None = None
     reasoning: Reasoning | None = None
@@ -66,11 +67,11 @@ class Thoughtful(RequestModel):
             "reasoning_budget_tokens",
         ),
     )
-    """The reasoning ends after so many tokens; -1: by itself. vLLM calls it so, Alibaba and
-    llama-server have the other names."""
+    """The reasoning ends after this many tokens; -1: by itself. The name is vLLM's; Alibaba and
+    llama-server use the other names."""
 
     chat_template_kwargs: dict[str, object] = Field(default_factory=dict)
-    """Variables of the chat template. As in vLLM, its `enable_thinking` outdoes a
+    """The chat template gets these variables. As in vLLM, an `enable_thinking` here overrides
     `reasoning_effort`."""
 
     @field_validator(
@@ -86,15 +87,15 @@ class Thoughtful(RequestModel):
 
     @property
     def wished_thoughts(self) -> Wish:
-        """What the fields ask for together."""
+        """Return what the fields ask for together."""
         found = [_wish_of(getattr(self, name)) for name in _SPELLINGS]
         thinks = next((each.thinks for each in found if each.thinks is not None), None)
         return Wish(thinks, next((each.effort for each in found if each.effort), None))
 
     @property
     def template_variables(self) -> dict[str, object]:
-        """The variables of the chat template, as vLLM makes them: some effort means to think at
-        all, and null and "auto" set nothing."""
+        """Return the variables of the chat template as vLLM sets them: any effort also means to
+        think, and null and "auto" set nothing."""
         own = self.chat_template_kwargs
         given = {name: value for name, value in own.items() if value not in (None, "auto")}
         thinks, effort = self.wished_thoughts

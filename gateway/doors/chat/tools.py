@@ -1,4 +1,4 @@
-"""The tools of a chat, as requests name them, and which calls an answer may have by that.
+"""Parses the tools of a chat, and decides which calls an answer may have.
 
 A tool is OpenAI's object {"type": "function", "function": {name, description, parameters}}, or
 a custom tool, {"type": "custom", "custom": {name, description, format}}, which takes a text:
@@ -21,20 +21,20 @@ from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel,
 Json = Mapping[str, object]
 
 MAX_TOOLS: Final = 128
-"""The limit of tools in a request, which is OpenAI's too."""
+"""A request has at most this many tools, which is OpenAI's limit too."""
 
 
 class Function(RequestModel):
     name: Name
     description: str | None = None
     parameters: Schema | None = None
-    """The JSON schema of the arguments."""
+    """The arguments have this JSON schema."""
 
     strict: Flag | None = None
 
     def shown(self) -> Json:
-        """Return the function as chat templates get it from vLLM: with null for what is absent,
-        but for `strict`."""
+        """Return the function as chat templates get it from vLLM: with null for absent fields
+        other than `strict`."""
         names = ("name", "description", "parameters")
         function: dict[str, object] = {name: getattr(self, name) for name in names}
         return function if self.strict is None else {**function, "strict": self.strict}
@@ -60,7 +60,7 @@ class Custom(RequestModel):
     format: InputFormat | None = None
 
     def shown(self) -> Json:
-        """Return the function that the model is shown."""
+        """Return the function that is shown to the model."""
         text, told, grammar = {"type": "string"}, self.description or "", self.grammar
         if grammar is not None and not grammar.is_lark:
             text["pattern"] = f"^(?:{grammar.definition})$"
@@ -71,7 +71,7 @@ class Custom(RequestModel):
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the input keeps to, if anything."""
+        """Return the grammar of the input; None for any text."""
         return self.format.grammar if self.format and self.format.type == "grammar" else None
 
 
@@ -82,7 +82,7 @@ class Tool(Typed):
 
     @property
     def offered(self) -> Function | Custom:
-        """What is offered, of either type."""
+        """Return the function or the custom tool, whichever the type names."""
         offered = self.custom if self.type == "custom" else self.function
         return offered or missing()
 
@@ -91,17 +91,17 @@ class Tool(Typed):
         return self.offered.name
 
     def shown(self) -> Json:
-        """Return the tool as chat templates get it."""
+        """Return the tool in the form that chat templates get."""
         return {"type": "function", "function": self.offered.shown()}
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the input of a custom tool keeps to, if anything."""
+        """Return the grammar of a custom tool's input; None for any input."""
         return self.offered.grammar if isinstance(self.offered, Custom) else None
 
     @property
     def is_strict(self) -> bool:
-        """Whether the arguments must keep to what is shown of them."""
+        """True if the arguments must conform to the schema or grammar of the tool."""
         offered = self.offered
         return bool(offered.strict if isinstance(offered, Function) else offered.grammar)
 
@@ -117,7 +117,7 @@ class _Naming(Typed):
 
     @property
     def names(self) -> frozenset[tuple[str, str]]:
-        """The tools that it names, each after its type."""
+        """Return the named tools as pairs of type and name."""
         named = {"function": self.function, "custom": self.custom}.get(self.type)
         return frozenset() if named is None else frozenset({(self.type, named.name)})
 
@@ -166,39 +166,39 @@ def check_choice(choice: Choice, tools: Sequence[Tool]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The calls that an answer may have: none, as many as the model likes, or at least one."""
+    """Tells which calls an answer may have: none, any number, or at least one."""
 
     tools: tuple[Json, ...] = ()
-    """The tools that the client offers: OpenAI's objects, as the chat template gets them, also
-    where none may be called."""
+    """The client offers these tools: OpenAI's objects in the form for the chat template, even
+    if none may be called."""
 
     choice: Literal["none", "auto", "required"] = "none"
     name: str | None = None
-    """The tool of the one call that the answer must be; `choice` is "required" then."""
+    """If set, the answer must be one call of this tool; `choice` is "required" then."""
 
     parallel: bool = True
-    """The answer may have more than one call."""
+    """True if the answer may have more than one call."""
 
     strict: frozenset[str] = frozenset()
-    """The tools whose arguments must keep to their schema."""
+    """The arguments of these tools must conform to their schemas."""
 
     allowed: frozenset[str] | None = None
-    """The tools that may be called, where the model is shown others, too; None: all."""
+    """Only these of the tools that are shown to the model may be called; None: all."""
 
     custom: frozenset[str] = frozenset()
-    """The tools that take a text."""
+    """These tools take a text."""
 
     larks: Mapping[str, str] = field(default_factory=dict)
-    """The grammars, in Lark, of texts that custom tools get."""
+    """Maps custom tools to the grammars of their texts, in Lark."""
 
     @property
     def callable(self) -> tuple[Json, ...]:
-        """All tools, where an answer may have calls; `allowed` may leave out some of them."""
+        """Return all tools if an answer may have calls; `allowed` may exclude some of them."""
         return () if self.choice == "none" else self.tools
 
     @property
     def schemas(self) -> Schemas:
-        """The schemas of the tools that the answer may call."""
+        """Return the schemas of the tools that the answer may call."""
         found = schemas_of(self.callable)
         marked = {name: {**found[name], LARK: rules} for name, rules in self.larks.items()}
         return {
@@ -209,17 +209,17 @@ class ToolUse:
 
     @property
     def only_text(self) -> str | None:
-        """The grammar of an answer that is nothing but the text for the custom tool `name`."""
+        """Return the grammar of an answer that is only the text for the custom tool `name`."""
         return None if self.name is None else self.larks.get(self.name)
 
     @property
     def needs_grammar(self) -> bool:
-        """The model alone cannot be trusted to make only such calls."""
+        """True if only a grammar ensures that the model makes no other calls."""
         return self.choice == "required" or bool(self.strict) or self.allowed is not None
 
 
 def tool_use(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> ToolUse:
-    """Return what a request asks for, where `choice` has been checked against `tools`."""
+    """Return the ToolUse of a request. choice: has been checked against `tools`."""
     shown = tuple(tool.shown() for tool in tools)
     if not tools or (choice is not None and choice.type == "none"):
         return ToolUse(shown)
@@ -242,7 +242,7 @@ def tool_use(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) ->
 
 
 def _is_free(choice: Choice | None) -> bool:
-    """Tell whether the answer need not have a call."""
+    """Return True if the answer need not have a call."""
     if choice is not None and choice.type == "allowed_tools" and choice.allowed_tools:
         return choice.allowed_tools.mode == "auto"
     return choice is None or choice.type == "auto"

@@ -1,1 +1,1 @@
-"""POST /v1/completions."""
+"""Serves POST /v1/completions."""

@@ -1,4 +1,4 @@
-"""The answer of POST /v1/completions."""
+"""Writes the answer of POST /v1/completions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 
 
 def asked(body: CompletionRequest) -> Asked:
-    """Return a completion as it is; see Asked."""
+    """Return what a completion asks for: the completion itself."""
     return Asked(body, "cmpl-", partial(CompletionAnswer, body))
 
 
@@ -43,7 +43,7 @@ def _logprobs(entries: Entries) -> Json:
 
 
 def _top(entry: LogprobEntry) -> Json | None:
-    """Return the most likely tokens and the generated one, or None if none were asked for."""
+    """Return the most likely tokens and the generated one; None if none were requested."""
     if not entry.top:
         return None
     named: Json = {}

@@ -1,4 +1,4 @@
-"""The body of POST /v1/completions."""
+"""Parses the body of POST /v1/completions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Prompts = Annotated[
 
 
 def text_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
-    """Return a prompt as a text, in which special tokens are spelt out."""
+    """Return a prompt as a text with special tokens spelt out."""
     if isinstance(prompt, str):
         return prompt
     return b"".join(tokenizer.piece(token, True) for token in prompt).decode("utf-8", "replace")
@@ -71,7 +71,7 @@ class CompletionRequest(GenerationRequest):
     prompt: Prompts
     logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     suffix: str = ""
-    """The text that comes after the completion."""
+    """This text comes after the completion."""
 
     echo: Flag = False
     add_special_tokens: Flag = True

@@ -1,1 +1,1 @@
-"""POST /completion, /completions and /infill, and GET /props, as llama-server has them."""
+"""Serves POST /completion, /completions and /infill, as llama-server does."""

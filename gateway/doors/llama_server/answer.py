@@ -1,4 +1,4 @@
-"""The answers of POST /completion and POST /infill."""
+"""Writes the answers of POST /completion and POST /infill."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ABSENT: Final = object()
 
 
 def asked(body: NativeRequest) -> Asked:
-    """Return a request as it is; see Asked."""
+    """Return what a request asks for: the request itself."""
     return Asked(body, "cmpl-", partial(NativeAnswer, body), body.untold)
 
 
 class NativeAnswer(Answer):
-    """The object of each choice; in a stream, one for each piece of text before it."""
+    """Writes one object for each choice, and in a stream also one for each piece of text."""
 
     def __init__(self, body: NativeRequest, heading: Heading) -> None:
         self._fields = body.response_fields
@@ -67,7 +67,7 @@ class NativeAnswer(Answer):
 
 
 def _only(paths: Sequence[str], answer: Json) -> Json:
-    """Return the fields that paths such as "timings/prompt_n" lead to, by the paths."""
+    """Return a map from paths, such as "timings/prompt_n", to the fields at these paths."""
     found = {path: _at(path, answer) for path in paths}
     return {path: value for path, value in found.items() if value is not _ABSENT}
 

@@ -1,8 +1,8 @@
-"""The limits of an answer that go by its lines: an indentation, and a time.
+"""Ends an answer by its lines: at a smaller indentation, or after a time.
 
-Editors ask for them: what is less indented than the line at the cursor belongs to what
-follows, and a suggestion that comes late is of no use. The limit of time counts from the first
-token, and holds only once there is a whole line to show.
+Editors ask for these limits: a line that is less indented than the line at the cursor belongs
+to the text that follows, and a late suggestion is of no use. The limit of time counts from the
+first token, and applies only once there is a whole line to show.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _OPEN_LINE: Final = re.compile(r"\n[ \t]*\Z")
 
 
 class LineLimits:
-    """What may be shown of one text that comes piece by piece.
+    """Decides what may be shown of a text that comes piece by piece.
 
-    indent: a line, but for the first, that begins with fewer spaces and tabs ends the text
-    before it; so does an empty one. most_s: seconds from the first piece; 0 for no limit.
+    indent: a line after the first that begins with fewer spaces and tabs ends the text before
+    it; so does an empty line. most_s: seconds from the first piece; 0 for no limit.
     """
 
     def __init__(self, *, indent: int, most_s: float) -> None:
@@ -36,7 +36,7 @@ class LineLimits:
         self._has_line = False
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """Return what may be shown now, and whether the text ends with it."""
+        """Return the text that may be shown now, and whether the whole text ends with it."""
         text, self._withheld = self._withheld + text, ""
         if self._indent:
             for line in _LINE.finditer(text):
@@ -48,20 +48,20 @@ class LineLimits:
         return text, False
 
     def is_late(self, now_s: float) -> bool:
-        """Return whether the time is up after what was fed."""
+        """Return True if the time is up and a whole line was fed."""
         if self._ends_s is None:
             self._ends_s = now_s + self._most_s
         return self._has_line and self._most_s > 0 and now_s > self._ends_s
 
     def finish(self) -> str:
-        """Return what was withheld of a text that has ended by itself."""
+        """Return the withheld rest of a text that has ended by itself."""
         return self._withheld
 
 
 async def limited(
     stream: ChoiceStream, limits: LineLimits, clock: Callable[[], float] = time.monotonic
 ) -> ChoiceStream:
-    """Yield a choice up to one of its limits, where its finish is "length"."""
+    """Yield a choice up to one of its limits, at which it finishes with "length"."""
     async with aclosing(stream):
         async for index, delta in stream:
             text, ends = limits.feed(delta.text)

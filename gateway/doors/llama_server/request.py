@@ -1,4 +1,4 @@
-"""The bodies of POST /completion and POST /infill."""
+"""Parses the bodies of POST /completion and POST /infill."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from picospec.gateway.schemas.known import NEUTRAL, is_neutral
 from picospec.gateway.tokenizer import Tokenizer
 
 INFILL_SAMPLER: Final = "infill"
-"""llama.cpp's sampler of this name chooses among likely tokens that begin alike. Editors name
-it in every request, and would get no answer at all."""
+"""llama.cpp's sampler of this name chooses among likely tokens that begin alike. It is ignored
+and no error, because editors name it in every request."""
 
 MAX_FIELDS: Final = 64
-"""The limit of names in a list; llama-server's answers have no more."""
+"""A list has at most this many names; llama-server's answers have no more fields."""
 
 
 class NativeRequest(GenerationRequest):
-    """What both bodies have of llama-server's own."""
+    """Parses the fields of llama-server that both bodies have."""
 
     model: Annotated[str | None, BeforeValidator(lambda value: value or None)] = None
-    """Editors send an empty one by default."""
+    """Editors send an empty name by default."""
 
     max_tokens: Annotated[
         Annotated[Integer, Field(ge=0)] | None, BeforeValidator(minus_one_is_none)
     ] = Field(None, validation_alias=AliasChoices("n_predict", "max_tokens"))
-    """At 0 the prompt is read, so that a later one which begins like it is read sooner, and the
-    answer is empty."""
+    """At 0 the answer is empty; the prompt is read, so that a later prompt with the same
+    beginning is read sooner."""
 
     n_indent: Annotated[Integer, Field(ge=0)] = 0
     """A line with fewer spaces or tabs before it ends the answer."""
 
     t_max_predict_ms: Annotated[Integer, Field(ge=-1)] = -1
-    """After this time the answer ends, if it has a whole line."""
+    """The answer ends after this many milliseconds, if it has a whole line."""
 
     response_fields: Annotated[tuple[str, ...], Field(max_length=MAX_FIELDS)] = ()
-    """The only fields that the answer has: paths, such as "timings/prompt_n"."""
+    """The answer has only the fields at these paths, such as "timings/prompt_n"."""
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -90,7 +90,7 @@ class NativeCompletionRequest(NativeRequest):
 
 
 class Snippet(RequestModel):
-    """A part of another file."""
+    """Parses a part of another file."""
 
     text: str
     filename: str = "snippet"
@@ -102,10 +102,10 @@ class InfillRequest(NativeRequest):
     input_prefix: str
     input_suffix: str
     input_extra: Annotated[tuple[Snippet, ...], FIRST_ERROR] = ()
-    """As many of the last ones as leave room for the answer are shown to the model."""
+    """The model is shown as many of the last snippets as leave room for the answer."""
 
     prompt: str = ""
-    """The text between the prefix and the cursor."""
+    """This text is between the prefix and the cursor."""
 
     samplers: Annotated[tuple[str, ...], Field(max_length=MAX_FIELDS)] | str = ()
 

@@ -1,4 +1,4 @@
-"""What Anthropic's clients get: a message, the events of its stream, errors, and models."""
+"""Writes messages, the events of their streams, errors, and models in Anthropic's shape."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def asked(body: MessagesRequest) -> Asked:
 _NONE: Final = dict.fromkeys(
     ("cache_creation", "server_tool_use", "service_tier", "inference_geo")
 )
-"""Anthropic's `usage` has these, and they may be null."""
+"""Anthropic's `usage` has these fields, which may be null."""
 
 
 class MessageAnswer(Answer):
@@ -126,11 +126,11 @@ def _encoded(events: Iterable[Json]) -> bytes:
 
 
 def error_body(error: ApiError) -> dict[str, object]:
-    """Return the body of an error, which is its event in a stream, too."""
+    """Return the body of an error, which is also the event of an error in a stream."""
     is_theirs = error.status < InvalidRequest.status + 100
     other = "invalid_request_error" if is_theirs else "api_error"
     message = error.message
-    if isinstance(error, PromptTooLong):  # clients look for both numbers, and then shorten it
+    if isinstance(error, PromptTooLong):  # clients find both numbers, and shorten the prompt
         message = f"prompt is too long: {error.tokens} tokens > {error.context_tokens} maximum"
     kind = next((kind for of, kind in _TYPES.items() if isinstance(error, of)), other)
     details = {"error_code": error.error_code, "param": error.param}
@@ -142,7 +142,7 @@ SHAPE: Final = Shape(error_body, full=529)
 
 
 def model_of(name: str, created: int, facts: Facts | None = None) -> Json:
-    """Return a model. created: the Unix time, in seconds. facts: None of another service's."""
+    """Return a model. created: Unix time, in seconds. facts: None for other services' models."""
     limits = ("max_input_tokens", "max_tokens") if facts else ()
     return {
         "type": "model",

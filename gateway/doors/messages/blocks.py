@@ -1,7 +1,7 @@
-"""Anthropic's messages, which are made of blocks, and the chat messages that they become.
+"""Parses Anthropic's messages, which consist of blocks, and converts them to chat messages.
 
-* Messages of one role that follow one another are one message.
-* A tool's result is a block of the user's message here, and a message of its own in a chat.
+* Consecutive messages of one role become one message.
+* A tool's result is a block of the user's message here, and a separate message in a chat.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class ThinkingBlock(RequestModel):
     type: Literal["thinking"]
     thinking: str
     signature: str = ""
-    """Any text will do: this service trusts the reasoning that a client sends back."""
+    """Any text is accepted: this service trusts the reasoning that a client sends back."""
 
 
 class RedactedThinkingBlock(RequestModel):
-    """Reasoning that only Anthropic can read; it is left out."""
+    """Parses reasoning that only Anthropic can read; it is left out of the chat."""
 
     type: Literal["redacted_thinking"]
     data: str = ""
@@ -47,7 +47,7 @@ class ToolUseBlock(RequestModel):
     name: str
     input: dict[str, object]
     caller: object = None
-    """Who called is the model, in every answer; clients send it back."""
+    """Every answer names the model as the caller; clients send this back."""
 
 
 class ToolResultBlock(RequestModel):
@@ -96,7 +96,7 @@ class Message(RequestModel):
 def chat_messages(
     system: Sequence[TextBlock], messages: Iterable[Message]
 ) -> list[ChatMessage]:
-    """Return the messages of a chat, after `system` as its first one."""
+    """Return the messages of a chat, beginning with `system`."""
     said = [("system", system), *((message.role, message.content) for message in messages)]
     found: list[Json] = []
     for role, turns in groupby(said, key=lambda turn: turn[0]):
@@ -122,7 +122,7 @@ def _user(blocks: Sequence[RequestModel]) -> Iterator[Json]:
 
 def _result(block: ToolResultBlock) -> Json:
     content: tuple[Part, ...] = block.content
-    if block.is_error:  # no template has a place for this
+    if block.is_error:  # no template has a place for the flag
         content = (Part(type="text", text="Error:"), *content)
     return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
 

@@ -1,7 +1,7 @@
-"""The content of a message: its blocks, whole or as the events of a stream.
+"""Writes the content of a message: its blocks, whole or as the events of a stream.
 
-Blocks come one after the other, each with a number. One begins, grows by deltas and ends before
-the next begins; a client joins what comes without looking ahead.
+Blocks come one after the other, each with a number. A block begins, grows by deltas and ends
+before the next one begins; a client joins the deltas without looking ahead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallStart, whole_calls
 
 SIGNATURE: Final = "picospec"
-"""Clients send reasoning back only with its signature. Nobody checks this one."""
+"""Reasoning gets this signature: clients send it back only with one. Nobody checks it."""
 
 _TEXT: Final[Json] = {"type": "text", "text": "", "citations": None}
 _THINKING: Final[Json] = {"type": "thinking", "thinking": "", "signature": ""}
@@ -43,7 +43,7 @@ def _call(start: CallStart) -> Json:
 
 
 def _input(arguments: str) -> object:
-    """Return the object of a call's arguments; of a text that is cut, what is there."""
+    """Return the object of a call's arguments; the complete part of it if the text is cut."""
     try:
         found = from_json(arguments, allow_partial="trailing-strings")
     except ValueError:
@@ -57,10 +57,10 @@ class ContentEvents:
     def __init__(self) -> None:
         self._index = -1
         self._open = ""
-        """The type of the block that has not ended; "" for none."""
+        """The open block has this type; "" means that none is open."""
 
     def read(self, delta: TextDelta) -> Iterator[Json]:
-        """Yield the events of what a delta shows."""
+        """Yield the events of a delta."""
         for kind, text, start in parts_of(delta):
             if start is not None:
                 yield from self._begin(_call(start))
@@ -73,7 +73,7 @@ class ContentEvents:
                 yield self._delta(self._open, text)
 
     def end(self) -> Iterator[Json]:
-        """Yield what ends the open block, if there is one."""
+        """Yield the events that end the open block, if there is one."""
         if self._open == "thinking":
             yield self._delta("signature", SIGNATURE)
         if self._open:

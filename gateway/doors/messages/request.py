@@ -1,6 +1,6 @@
-"""The body of POST /v1/messages and /v1/messages/count_tokens, and the chat that it asks for.
+"""Converts the body of POST /v1/messages and /v1/messages/count_tokens to a chat.
 
-A field that the body shares with chats, or that only a chat knows, means what it means there.
+A field that the body shares with chats, or that only a chat knows, has its meaning in a chat.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from picospec.gateway.schemas.base import (
 
 class ThinkingConfig(RequestModel):
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    """"adaptive" leaves it to the model's template, as saying nothing does."""
+    """"adaptive" leaves the choice to the model's template, as leaving out the field does."""
 
 
 class Format(RequestModel):
@@ -52,7 +52,7 @@ class MessagesRequest(RequestModel):
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
     output_format: Format | None = None
-    """The format of `output_config`, as SDKs of 2025 send it."""
+    """SDKs of 2025 send the format of `output_config` in this field."""
 
     stop_sequences: Stops = ()
     stream: Flag = False
@@ -61,7 +61,7 @@ class MessagesRequest(RequestModel):
     top_k: Integer | None = None
 
     def chat(self) -> ChatRequest:
-        """Return the chat that asks for the same. Raises InvalidRequest."""
+        """Return the equivalent chat. Raises InvalidRequest."""
         for name in (self.model_extra or {}).keys() & REFUSED.keys():
             raise _unserved(name, REFUSED[name])
         own = self._own()
@@ -74,7 +74,7 @@ class MessagesRequest(RequestModel):
         return chat
 
     def _own(self) -> dict[str, object]:
-        """Return what has another name or form in a chat, as far as it is asked for."""
+        """Return the fields that have another name or form in a chat, if they are in use."""
         own: dict[str, object] = {"messages": chat_messages(self.system, self.messages)}
         if self._client_tools:
             own["tools"] = [tool.shown() for _, tool in self._client_tools]
@@ -106,14 +106,14 @@ class MessagesRequest(RequestModel):
         return [(i, t) for i, t in enumerate(self.tools) if isinstance(t, ClientTool)]
 
     def ignored(self) -> tuple[str, ...]:
-        """Return the fields without effect, but for those that the body itself has."""
+        """Return the fields without effect, except unknown fields of the body itself."""
         found = [f"tools.{t.type}" for t in self.tools if not isinstance(t, ClientTool)]
         if self._thinks_not and self.output_config is not None and self.output_config.effort:
             found.append("output_config.effort")
         return (*found, *self.unknown_inside())
 
     def names(self) -> Mapping[str, str]:
-        """Return this API's names of fields, by those of the chat."""
+        """Return a map from the chat's names of fields to this API's."""
         tools = enumerate(self._client_tools)
         form = "output_format" if self.output_format is not None else "output_config.format"
         names = {f"tools.{i}.function": f"tools.{own}" for i, (own, _) in tools} | {
@@ -133,6 +133,6 @@ REFUSED: Final = {
     "compaction": UNSUPPORTED,
     "thread": "thread_unsupported_request",  # SDKs then send the whole conversation
 }
-"""Fields that ask for what is not served, and the codes of their errors."""
+"""Maps fields that are not served to the codes of their errors."""
 
 _SHARED: Final = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")

@@ -1,4 +1,4 @@
-"""Anthropic's tools, and which of them an answer may or must call, as a chat has them."""
+"""Converts Anthropic's tools, and the choice among them, to those of a chat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel,
 
 
 class ClientTool(RequestModel):
-    """A tool that the client describes."""
+    """Parses a tool that the client describes."""
 
     type: Literal["custom"] = "custom"
     name: Name
@@ -21,7 +21,7 @@ class ClientTool(RequestModel):
     strict: Flag | None = None
 
     def shown(self) -> Json:
-        """Return OpenAI's object."""
+        """Return the tool as OpenAI's object."""
         function: dict[str, object] = {"name": self.name, "parameters": self.input_schema}
         given = {"description": self.description, "strict": self.strict}
         function |= {name: value for name, value in given.items() if value is not None}
@@ -29,15 +29,15 @@ class ClientTool(RequestModel):
 
 
 class KnownTool(BaseModel):
-    """A tool that Anthropic's models know by its type, or that Anthropic runs. The model here
-    is not told of it, as it could not be described."""
+    """Parses a tool that Anthropic's models know by its type, or that Anthropic runs. The model
+    here does not see the tool, because it has no description."""
 
     model_config = ConfigDict(frozen=True)
 
     type: str
 
 
-def _kind(tool: Any) -> str:  # noqa: ANN401 - whatever JSON value it is, or a tool
+def _kind(tool: Any) -> str:  # noqa: ANN401 - any JSON value, or a tool
     kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
     return "custom" if kind in (None, "custom") else "known"
 

@@ -1,1 +1,1 @@
-"""POST /api/chat and /api/generate, and what else Ollama's clients ask for."""
+"""Serves POST /api/chat and /api/generate, and the other paths that Ollama's clients use."""

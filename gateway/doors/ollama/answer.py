@@ -1,6 +1,6 @@
-"""The answers of POST /api/chat and POST /api/generate: JSON, and as a stream a line each.
+"""Writes the answers of POST /api/chat and POST /api/generate: JSON, or a stream of JSON lines.
 
-Calls are shown when they are whole, since their arguments are objects here.
+A call is shown once it is whole, because its arguments are an object here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NS: Final = 10**9
 
 
 def error_body(error: ApiError) -> Json:
-    """Return the body of an error, which is its line in a stream, too."""
+    """Return the body of an error, which is also the line of an error in a stream."""
     return {"error": error.message}
 
 
@@ -36,7 +36,7 @@ SHAPE: Final = Shape(error_body)
 
 
 def asked(answer: type[OllamaAnswer], body: OllamaRequest) -> Asked:
-    """Return what a request means that has such an answer; see Asked."""
+    """Return what a request asks for. answer: class that writes its answer."""
     made = partial(answer, body.logprobs)
     if body.is_empty:
         unused = CompletionRequest(model=body.name, prompt="")
@@ -47,7 +47,7 @@ def asked(answer: type[OllamaAnswer], body: OllamaRequest) -> Asked:
 
 
 class OllamaAnswer(Answer):
-    """An object that shows text, for each piece, and a last one with what was counted."""
+    """Writes an object for each piece of text, and a last one with the counts."""
 
     media_type = "application/x-ndjson"
     id_prefix: str
@@ -55,16 +55,16 @@ class OllamaAnswer(Answer):
     def __init__(self, wants_logprobs: bool, heading: Heading) -> None:
         self._wants_logprobs = wants_logprobs
         self._heading = heading
-        self._pieces: list[CallPiece] = []  # of calls that are not whole
+        self._pieces: list[CallPiece] = []  # pieces of calls that are not whole
 
     @classmethod
     @abstractmethod
     def shown(cls, text: str, thinking: str, calls: Sequence[Json]) -> Json:
-        """Return the field that shows a part of an answer."""
+        """Return the fields that show a part of an answer."""
 
     @classmethod
     def loaded(cls, model: str) -> Response:
-        """Return the answer of a model that was asked nothing, and has been loaded before."""
+        """Return the answer to an empty request, which says that the model is loaded."""
         head = {"model": model, "created_at": _now()}
         done = {"done": True, "done_reason": "load"}
         return json_response({**head, **cls.shown("", "", ()), **done})
@@ -88,7 +88,7 @@ class OllamaAnswer(Answer):
         return {"model": self._heading.model, "created_at": _now()}
 
     def _shown(self, delta: TextDelta) -> Json:
-        """Return the fields of what a delta shows, if it shows something."""
+        """Return the fields that show a delta; none if the delta shows nothing."""
         pieces = delta.parsed.calls if delta.parsed else ()
         thinking = delta.parsed.reasoning if delta.parsed else ""
         calls, rest = self._read_calls(pieces, ended=delta.finish is not None)
@@ -102,8 +102,8 @@ class OllamaAnswer(Answer):
     def _read_calls(
         self, pieces: Sequence[CallPiece], *, ended: bool
     ) -> tuple[list[Json], str]:
-        """Return the calls that are whole with these pieces, and the arguments of those that
-        are no JSON object: an answer that was cut has such. They are shown as text."""
+        """Return the calls that these pieces complete, and the arguments that are not a JSON
+        object, as in an answer that was cut: these are shown as text."""
         self._pieces += pieces
         begins = [i for i, piece in enumerate(self._pieces) if isinstance(piece, CallStart)]
         end = len(self._pieces) if ended else max(begins, default=0)

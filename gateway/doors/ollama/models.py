@@ -1,4 +1,4 @@
-"""GET /api/tags, /api/ps and /api/version, POST /api/show, and what is not served."""
+"""Answers GET /api/tags, /api/ps and /api/version, POST /api/show, and unserved paths."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from picospec.gateway.schemas.base import RequestModel
 Json = dict[str, object]
 
 API_VERSION: Final = "0.13.0"
-"""The version of Ollama whose API this is; some clients refuse older ones."""
+"""This is the API of this version of Ollama; some clients refuse older versions."""
 
 FAMILY: Final = "picospec"
-"""It stands for the architecture, which no client needs: they look for the length that
-`model_info` has under it."""
+"""This name replaces the architecture, which no client needs: clients look for the length of
+the context that `model_info` has under the name."""
 
 _DETAILS: Final[Json] = {
     "parent_model": "",
@@ -43,17 +43,17 @@ class ShowRequest(RequestModel):
 
 
 async def version(_: Services, __: Request) -> Response:
-    """Answer the version of Ollama whose API this is."""
+    """Answer with the version of Ollama whose API this is."""
     return json_response({"version": API_VERSION})
 
 
 async def tags(services: Services, request: Request) -> Response:
-    """Answer the engine's model, under each of its names, and its adapters."""
+    """Answer with the engine's model, under each of its names, and its adapters."""
     return json_response({"models": await _models(services, request)})
 
 
 async def running(services: Services, request: Request) -> Response:
-    """Answer the same models, which stay loaded."""
+    """Answer with the same models as `tags`, which stay loaded."""
     models = [
         {**model, "expires_at": _FOREVER, "size_vram": 0}
         for model in await _models(services, request)
@@ -62,7 +62,7 @@ async def running(services: Services, request: Request) -> Response:
 
 
 async def show(services: Services, request: Request) -> Response:
-    """Answer what a model can do, and the length of its context."""
+    """Answer with a model's capabilities and the length of its context."""
     body = await parse(ShowRequest, services, request)
     account = request.state.account
     services = await services.for_request(account)
@@ -84,12 +84,12 @@ async def show(services: Services, request: Request) -> Response:
 
 
 async def not_served(_: Services, request: Request) -> Response:
-    """Raise NotServed: models are managed elsewhere."""
+    """Raise NotServed, because models are managed elsewhere."""
     raise NotServed(f"{request.url.path} is not served: `picospec models` manages models")
 
 
 async def no_embeddings(_: Services, request: Request) -> Response:
-    """Raise NotServed: another service makes them."""
+    """Raise NotServed, because another service makes embeddings."""
     path = request.url.path
     raise NotServed(f"{path} is not served: an edge relays embeddings at /v1/embeddings")
 

@@ -1,7 +1,7 @@
-"""The bodies of POST /api/chat and POST /api/generate, as the requests that they mean.
+"""Converts the bodies of POST /api/chat and POST /api/generate to our requests.
 
-What Ollama has under `options` and by names of its own is put where the requests of the other
-doors have it, and checked there. Errors name the client's field.
+Fields under `options`, and fields with Ollama's own names, are moved to where the requests of
+other doors have them, and checked there. Errors name the client's field.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from picospec.gateway.schemas.known import NEUTRAL
 Json = dict[str, object]
 
 LATEST: Final = ":latest"
-"""The tag that Ollama's clients may add to a name."""
+"""Ollama's clients may add this tag to a model's name."""
 
 _RENAMED: Final[Mapping[str, str]] = {
     "num_predict": "max_tokens",
     "penalize_newline": "penalize_nl",
 }
-"""Options that requests have by other names."""
+"""Maps options to the names of the same fields in requests."""
 
 _ANSWERING: Final = frozenset({*GenerationRequest.model_fields, *NEUTRAL, "repeat_last_n"})
-"""The names by which options can change an answer; others are about memory and threads."""
+"""Options with these names can change an answer; others concern memory and threads."""
 
 _MESSAGE: Final[Mapping[str, str]] = {"thinking": "reasoning_content", "tool_name": "name"}
 
 
 class OllamaRequest(RequestModel):
-    """What both bodies have."""
+    """Parses the fields that both bodies have."""
 
     model: Annotated[str, Field(min_length=1)] | None = None
     stream: Flag = True
     format: Literal["json", ""] | dict[str, object] = ""
-    """At "json" any JSON object, or a schema."""
+    """The answer is any JSON object at "json", or an object of this schema."""
 
     options: dict[str, object] = Field(default_factory=dict)
     logprobs: Flag = False
@@ -57,12 +57,12 @@ class OllamaRequest(RequestModel):
 
     @property
     def name(self) -> str | None:
-        """The model's name without a tag that says nothing."""
+        """Return the model's name without the tag LATEST."""
         return self.model and self.model.removesuffix(LATEST)
 
     @property
     def names(self) -> dict[str, str]:
-        """The client's names of fields, by those that errors name."""
+        """Return a map from the names of fields in errors to the client's."""
         options = {_lifted_name(name): f"options.{name}" for name in self.options}
         form = {"json_schema": "format", "response_format": "format"} if self.format else {}
         return {**options, **form}
@@ -70,14 +70,14 @@ class OllamaRequest(RequestModel):
     @property
     @abstractmethod
     def is_empty(self) -> bool:
-        """Whether nothing is asked: Ollama then loads the model, and says that it has."""
+        """True if the request has no prompt: Ollama then only loads the model, and says so."""
 
     @abstractmethod
     def request(self) -> GenerationRequest:
-        """Return the request that this one means. Raises InvalidRequest."""
+        """Return the equivalent request. Raises InvalidRequest."""
 
     def _read(self, schema: type[GenerationRequest], **own: object) -> GenerationRequest:
-        """Return the request with fields of its own, and what is common to all."""
+        """Return a request with the fields `own`, and those common to all requests."""
         given = {**(self.model_extra or {}), **_lifted(self.options), **self._common(), **own}
         request = validated(schema, given, self.names)
         if request.n != 1:
@@ -120,7 +120,7 @@ class OllamaGenerate(OllamaRequest):
     suffix: str = ""
     system: str = ""
     raw: Flag = False
-    """The prompt is not put into the model's chat template."""
+    """True if the prompt is not put into the model's chat template."""
 
     template: str = ""
     context: tuple[object, ...] = ()
@@ -158,7 +158,7 @@ class RawRequest(CompletionRequest):
 
 
 def _lifted(options: Mapping[str, object]) -> Json:
-    """Return options as fields of a request."""
+    """Return the fields of a request for the given options."""
     lifted = {_lifted_name(name): value for name, value in options.items()}
     if type(limit := lifted.get("max_tokens")) is int and limit <= 0:
         lifted["max_tokens"] = -1
@@ -166,8 +166,8 @@ def _lifted(options: Mapping[str, object]) -> Json:
 
 
 def _lifted_name(option: str) -> str:
-    """Return the name of a request's field. What changes no answer keeps its whole name, by
-    which the client is told that it was ignored."""
+    """Return the name of an option's field in a request. An option that changes no answer keeps
+    its whole name, under which it is reported as ignored."""
     if option in _RENAMED:
         return _RENAMED[option]
     return option if option in _ANSWERING else f"options.{option}"

@@ -1,8 +1,8 @@
-"""POST /v1/responses, OpenAI's Responses API, and what one may do with a response.
+"""Serves POST /v1/responses, OpenAI's Responses API, and requests about kept responses.
 
-items, tools    what a conversation consists of, as messages and functions of a chat
-request         the body, as a chat
-output, answer  what comes of it, as items and events
-store           responses that are kept
-handlers        the way from a request to its answer, and what may be asked of kept ones
+items, tools    convert a conversation to the messages and tools of a chat
+request         converts the body to a chat
+output, answer  write the answer as items and events
+store           keeps responses
+handlers        lead from a request to its answer, and answer requests about kept responses
 """

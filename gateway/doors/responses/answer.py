@@ -1,4 +1,4 @@
-"""The answer of POST /v1/responses: a response, or the events that it grows by."""
+"""Writes the answer of POST /v1/responses: a response, or the events by which it grows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from picospec.gateway.output.detokenise import Finish, TextDelta
 
 Json = dict[str, object]
 Keep = Callable[[Json], None]
-"""Keeps a response that is complete."""
+"""Stores a complete response."""
 
 _REPEATED: Final = (
     "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
     "previous_response_id", "prompt_cache_key", "safety_identifier", "service_tier", "store",
     "top_logprobs", "truncation", "user",
 )  # fmt: skip
-"""Fields of a request that its response has as they are."""
+"""A response repeats these fields of its request."""
 
 _ADJUSTED: Final = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 
@@ -45,7 +45,7 @@ class ResponseAnswer(Answer):
         self._events = 0
 
     def waiting(self) -> bytes:
-        """Return an event, since Codex gives up on a stream that has none for five minutes."""
+        """Return an event: Codex gives up on a stream without events for five minutes."""
         return self._begun() or self._encoded([("keepalive", {})])
 
     def events(self, index: int, delta: TextDelta) -> bytes:
@@ -69,7 +69,7 @@ class ResponseAnswer(Answer):
         return self._ended()
 
     def _begun(self) -> bytes:
-        """Return the events that come before all others."""
+        """Return the events that begin a stream, if they were not sent before."""
         if self._events:
             return b""
         begun: Json = {"response": self._response}
@@ -100,7 +100,7 @@ class ResponseAnswer(Answer):
 
 
 def _beginning(asked: ResponsesRequest, chat: ChatRequest, heading: Heading) -> Json:
-    """Return the response as it is before its first token."""
+    """Return the response in its state before the first token."""
     text: Json = {"format": asked.text.format}
     if asked.text.verbosity is not None:
         text["verbosity"] = asked.text.verbosity
@@ -127,7 +127,7 @@ def _beginning(asked: ResponsesRequest, chat: ChatRequest, heading: Heading) -> 
 
 
 def _usage(chat: Mapping[str, Any]) -> Json:
-    """Return what a chat's `usage` says, as it is called here."""
+    """Return a chat's `usage` with this API's names."""
     written = chat["completion_tokens_details"]
     return {
         "input_tokens": chat["prompt_tokens"],
@@ -139,6 +139,6 @@ def _usage(chat: Mapping[str, Any]) -> Json:
 
 
 def _error(error: ApiError) -> Json:
-    """Return an error of a response, whose codes are few."""
+    """Return the error of a response, for which OpenAI's API has few codes."""
     codes = {InvalidRequest.status: "invalid_prompt", Overloaded.status: "rate_limit_exceeded"}
     return {"code": codes.get(error.status, "server_error"), "message": error.message}

@@ -1,5 +1,6 @@
-"""The paths of responses: how a request is read, and what one may do with a response that is
-kept: go on from it, read it, list what came before, delete it."""
+"""Handles the paths of responses: creates a response, also one that continues a kept one.
+
+A kept response can be read or deleted, and the items before it listed."""
 
 from __future__ import annotations
 
@@ -30,20 +31,20 @@ Json = dict[str, Any]
 
 
 async def create(services: Services, request: Request) -> Response:
-    """Answer a response, or stream it."""
+    """Answer with a response, or stream it."""
     read = partial(asked, _shelf(services, request))
     return await generate(ResponsesRequest, read, services, request)
 
 
 async def count(services: Services, request: Request) -> Response:
-    """Answer how many tokens the prompt of such a response has."""
+    """Answer with the number of tokens in the prompt of a response."""
     read = partial(asked, _shelf(services, request))
     name = "response.input_tokens"
     return await count_prompt(ResponsesRequest, read, services, request, object=name)
 
 
 def _shelf(services: Services, request: Request) -> Shelf:
-    """Return the tenant's shelf. What is on it takes time to read."""
+    """Return the tenant's shelf, and record its size, which takes time to read."""
     account: Account = request.state.account
     shelf = services.shelves.setdefault(account.tenant, Shelf(account.clock))
     account.kept_bytes = shelf.size_bytes
@@ -51,7 +52,8 @@ def _shelf(services: Services, request: Request) -> Shelf:
 
 
 def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:
-    """Return what a request asks for, after what it goes on from. Raises InvalidRequest."""
+    """Return what a request asks for, with the history that it continues. Raises
+    InvalidRequest."""
     items = (*_history(shelf, body.previous_response_id), *_resolved(shelf, body.input))
     tools = tuple(offered(body.tools))
     chat = body.chat(items, tools)
@@ -62,7 +64,7 @@ def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:
 
 
 def _history(shelf: Shelf, id: str | None) -> Sequence[Item]:
-    """Return the conversation of a response, with what it put out."""
+    """Return the conversation of a response, including its output."""
     if id is None:
         return ()
     if (kept := shelf.find(id)) is None:
@@ -76,8 +78,8 @@ def _output(kept: Kept) -> Sequence[Item]:
 
 
 def _resolved(shelf: Shelf, items: Sequence[Item]) -> Iterator[Item]:
-    """Yield the items, each reference replaced by the kept item that it names. No item may be
-    named twice, or a short body could stand for an endless text."""
+    """Yield the items, with each reference replaced by the kept item that it names. No item may
+    be named twice: otherwise a short body could stand for an endless text."""
     known: dict[str, list[Item | None]] = {}
     for index, item in enumerate(items):
         if item.type != "item_reference":
@@ -101,41 +103,41 @@ def _keep(shelf: Shelf, items: Sequence[Item], response: Json) -> None:
 
 
 class Page(BaseModel):
-    """Which items are listed; OpenAI's query."""
+    """Parses OpenAI's query that selects the items to list."""
 
     order: Literal["asc", "desc"] = "desc"
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     after: str | None = None
-    """The id of an item; those after it are listed."""
+    """Only the items after the one with this id are listed."""
 
 
 async def retrieve(services: Services, request: Request) -> Response:
-    """Answer a response that is kept."""
+    """Answer with a kept response."""
     if request.query_params.get("stream") == "true":
         raise InvalidRequest.of("stream", "a response is streamed once")
     return json_response(msgspec.Raw(_found(services, request).response))
 
 
 async def delete(services: Services, request: Request) -> Response:
-    """Forget a response."""
+    """Delete a kept response."""
     _found(services, request)
     _shelf(services, request).remove(id := request.path_params["name"])
     return json_response({"id": id, "object": "response", "deleted": True})
 
 
 async def cancel(services: Services, request: Request) -> Response:
-    """Say that what is kept has ended; what runs ends when its client closes the connection."""
+    """Reject: a kept response has ended; a running one ends with its client's connection."""
     _found(services, request)
     raise InvalidRequest("only a response that runs in the background can be cancelled")
 
 
 async def compact(_: Services, __: Request) -> Response:
-    """Say that conversations are not compacted here; clients do that themselves."""
+    """Raise NotFound: conversations are not compacted here; clients do that themselves."""
     raise NotFound("responses are not compacted here")
 
 
 async def input_items(services: Services, request: Request) -> Response:
-    """Answer the items that came before a response."""
+    """Answer with the items before a response."""
     kept = _found(services, request)
     page = validated(Page, dict(request.query_params))
     key = request.path_params["name"].removeprefix(PREFIX)
@@ -155,7 +157,7 @@ async def input_items(services: Services, request: Request) -> Response:
 
 
 def _shown(item: Json, id: str) -> Json:
-    """Return an item as OpenAI's API lists it: with a type and an id."""
+    """Return an item in the form in which OpenAI's API lists it: with a type and an id."""
     return {"type": "message", "id": id, "status": "completed", **item}
 
 

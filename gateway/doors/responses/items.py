@@ -1,7 +1,7 @@
-"""The items of a conversation, and the chat messages that they make.
+"""Parses the items of a conversation, and converts them to chat messages.
 
 A turn of the assistant is several items here, and one message to a chat template: reasoning,
-text and calls, in this order. An item that can follow what the last message has joins it.
+text and calls, in this order. An item that can follow the last message's content joins it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from picospec.gateway.schemas.base import FIRST_ERROR, RequestModel, Typed
 Json = dict[str, Any]
 
 _ORDER: Final = ("reasoning", "content", "tool_calls")
-"""What an assistant's message has, in the order in which a model writes it."""
+"""An assistant's message has these fields, in the order in which a model writes them."""
 
 
 class ItemPart(RequestModel):
-    """A part of an item's content. There are none but texts."""
+    """Parses a part of an item's content. All parts are texts."""
 
     type: Literal[
         "input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"
@@ -78,8 +78,8 @@ class Item(Typed):
 
     @property
     def thoughts(self) -> str | None:
-        """The reasoning, also where only this service's encoding of it came back; None where it
-        is another service's secret."""
+        """Return the reasoning, decoded if only its encoding by this service came back; None if
+        another service has encrypted it."""
         if self.content or not self.encrypted_content:
             return "\n".join(part.text for part in self.content or self.summary)
         try:
@@ -88,8 +88,8 @@ class Item(Typed):
             return None
 
     def unseen(self) -> str | None:
-        """Return what the model is not shown of it."""
-        if self.type == "web_search_call":  # it says only that a service searched
+        """Return the name of the part of the item that the model does not see, if any."""
+        if self.type == "web_search_call":  # only reports that a service searched
             return f"input.{self.type}"
         hidden = self.type == "reasoning" and self.thoughts is None
         return "input.encrypted_content" if hidden else None
@@ -100,14 +100,14 @@ ITEMS: Final[TypeAdapter[tuple[Item, ...]]] = TypeAdapter(Items)
 
 
 def sealed(thoughts: str) -> str:
-    """Return reasoning as `encrypted_content`: a client hands it back, and nothing is kept. It
-    is no secret, since `content` has the same text."""
+    """Return reasoning as `encrypted_content`: a client sends it back, so that nothing is kept.
+    It needs no encryption, because `content` has the same text."""
     return base64.b64encode(thoughts.encode()).decode()
 
 
 def messages_of(items: Sequence[Item]) -> list[Json]:
     """Return the messages of a chat. If a system message is not the first message, all system
-    messages become a developer's: rendering puts these where the template takes them."""
+    messages become developer messages, which rendering puts where the template accepts them."""
     messages: list[Json] = []
     for item in items:
         if (part := _assistants(item)) is not None:
@@ -125,7 +125,7 @@ def messages_of(items: Sequence[Item]) -> list[Json]:
 
 
 def _assistants(item: Item) -> tuple[str, Any] | None:
-    """Return what an item is of an assistant's message; None if it is no part of one."""
+    """Return the field and the value that an item adds to an assistant's message, or None."""
     match item.type:
         case "message" if item.role == "assistant":
             return "content", _texts(item.content)
@@ -139,7 +139,7 @@ def _assistants(item: Item) -> tuple[str, Any] | None:
 
 
 def _join(messages: list[Json], kind: str, value: Any) -> None:  # noqa: ANN401 - of any kind
-    """Add to the last message what can follow what it has, or else begin another."""
+    """Add a value to the last message if it can follow there, or else begin a message."""
     last = messages[-1] if messages else {"role": None}
     if kind == "tool_calls" and kind in last:
         last[kind] += value

@@ -1,7 +1,7 @@
-"""The items of an answer while they grow, and the events that tell of it.
+"""Builds the items of an answer, and the events that report their growth.
 
 An item is open until the next one begins or the answer ends. It is added, grows by deltas, and
-is done. What an event is about is named by the item's place; `answer` numbers the events.
+is done. An event names the index of its item; `answer` numbers the events.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _ITEM_ID: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_([0-9]{1,6})")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one type of item is told of."""
+    """Defines how events report one type of item."""
 
     type: str
     prefix: str
-    """Its id begins so."""
+    """The item's id begins with this."""
 
     stem: str
-    """The events of its text begin so. It is the type of its only part, too, where it has
-    parts."""
+    """The names of the events of the item's text begin with this. If the item has parts, this
+    is also the type of the only part."""
 
     field: str = "text"
-    """Its text is in this field."""
+    """The item's text is in this field."""
 
     @property
     def has_part(self) -> bool:
@@ -52,14 +52,14 @@ _OF_PARTS: Final[Mapping[str, tuple[Kind, Json]]] = {
     "reasoning": (REASONING, {"summary": []}),
     "text": (MESSAGE, {"role": "assistant"}),
 }
-"""The item that a part of an answer goes to, and what it has of its own."""
+"""Maps each kind of part of an answer to its kind of item, and to that item's own fields."""
 
 
 class Growing:
-    """An item that is open."""
+    """Builds an open item and its events."""
 
     def __init__(self, kind: Kind, key: str, place: int, head: Json) -> None:
-        """head: what only items of this kind have."""
+        """head: fields that only items of this kind have."""
         self.kind = kind
         self.text = ""
         self._logprobs: list[Json] = []
@@ -74,8 +74,8 @@ class Growing:
         return {"type": self.kind.stem, "text": self.text, **more}
 
     def item(self, status: Status, *, seals: bool = False) -> Json:
-        """Return the item as it is in that state. seals: its reasoning is wanted as
-        `encrypted_content`, too."""
+        """Return the item with that status. seals: include its reasoning also as
+        `encrypted_content`."""
         content = [] if status == "in_progress" else [self.part()]
         if self.kind is REASONING:
             secret = {"encrypted_content": sealed(self.text)} if seals else {}
@@ -97,7 +97,7 @@ class Growing:
         yield f"response.{self.kind.stem}.delta", {**self._at, "delta": text, **more}
 
     def end(self, item: Json) -> Iterator[Event]:
-        """Yield what says that all is there. item: as it is in the end."""
+        """Yield the events that report the end of the item. item: the completed item."""
         done: Json = {self.kind.field: self.text}
         if self.kind is MESSAGE:
             done["logprobs"] = self._logprobs
@@ -110,14 +110,14 @@ class Growing:
 
 
 class Output:
-    """All items of an answer."""
+    """Builds all items of an answer."""
 
     def __init__(self, key: str, called: Mapping[str, Json], *, seals: bool) -> None:
-        """key: what the ids of the items have, by which `place_of` finds them again. called:
-        how calls name their tools, by the names of the chat. seals: reasoning is wanted as
-        `encrypted_content`, too."""
+        """key: part of the items' ids, by which `place_of` finds the items again. called: maps
+        the chat's names of tools to the names in calls. seals: include reasoning also as
+        `encrypted_content`."""
         self.items: list[Json] = []
-        """Those that have ended."""
+        """These items have ended."""
 
         self._key = key
         self._called = called
@@ -125,7 +125,7 @@ class Output:
         self._open: Growing | None = None
 
     def read(self, delta: TextDelta) -> Iterator[Event]:
-        """Add what a delta shows; yield the events that tell of it."""
+        """Add a delta to the items, and yield the events that report it."""
         for kind, text, start in parts_of(delta):
             if start is not None:
                 called = self._called.get(start.name, {"name": start.name})
@@ -154,7 +154,7 @@ class Output:
 
 
 def place_of(item_id: str) -> tuple[str, int]:
-    """Return the id of the response that an item came in, and its place; "" for an item of none
-    of ours."""
+    """Return the id of the response that contains an item, and the item's index there; the id
+    is "" if the item is not ours."""
     found = _ITEM_ID.fullmatch(item_id)
     return (f"{PREFIX}{found[1]}", int(found[2])) if found else ("", 0)

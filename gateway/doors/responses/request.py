@@ -1,7 +1,7 @@
-"""The body of POST /v1/responses, and the chat that it asks for.
+"""Parses the body of POST /v1/responses, and converts it to a chat.
 
-A field that this API does not have means what it means in a chat: `seed` and `top_k` are
-served, and one that no door serves is an error.
+A field that this API does not have has its meaning in a chat: `seed` and `top_k` are served,
+and a field that no door serves is an error.
 """
 
 from __future__ import annotations
@@ -42,20 +42,19 @@ _NAMES: Final[Mapping[str, str]] = {
     "max_tokens": "max_output_tokens",
     "messages": "input",
 }
-"""The names of fields here, by those of a chat; a longer name comes before what it begins
-with."""
+"""Maps a chat's names of fields to this API's; a longer name comes before its prefix."""
 
 
 class Text(RequestModel):
     format: dict[str, object] = Field(default_factory=lambda: dict[str, object](type="text"))
     verbosity: str | None = None
-    """It means nothing to the models that are served."""
+    """This field has no effect: the served models do not know it."""
 
 
 class Reasoning(RequestModel):
     effort: str | None = None
     summary: str | None = None
-    """It has no effect: reasoning is shown as it is."""
+    """This field has no effect: reasoning is shown in full."""
 
 
 def _as_items(value: object) -> object:
@@ -80,14 +79,14 @@ class ResponsesRequest(RequestModel):
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] = 0
     truncation: Literal["auto", "disabled"] = "disabled"
-    """With either, a prompt that is too long is an error."""
+    """With either value, a prompt that is too long is an error."""
 
     background: Unserved = False
     conversation: Unserved = False
     prompt: Unserved = False
     context_management: Unserved = False
     max_tool_calls: Integer | None = None
-    """It counts calls of the tools that only OpenAI's service runs."""
+    """OpenAI limits calls by this, but only of tools that OpenAI's service runs."""
 
     metadata: dict[str, object] = Field(default_factory=dict)
     prompt_cache_key: str | None = None
@@ -96,7 +95,7 @@ class ResponsesRequest(RequestModel):
     user: str | None = None
 
     def chat(self, items: Sequence[Item], tools: Sequence[Offered]) -> ChatRequest:
-        """Return the chat that this asks for. items: the whole conversation, without the
+        """Return the chat that the request asks for. items: whole conversation, without the
         instructions. Raises InvalidRequest."""
         logprobs = LOGPROBS in self.include or self.top_logprobs > 0
         told = [Item(role="system", content=self.instructions)] if self.instructions else []
@@ -125,7 +124,7 @@ class ResponsesRequest(RequestModel):
         return chat
 
     def ignored(self) -> Iterator[str]:
-        """Yield the names of what has no effect, but for fields that no API has."""
+        """Yield the names of parts without effect, except for fields that no API has."""
         if self.text.verbosity is not None:
             yield "text.verbosity"
         if self.reasoning.summary is not None:
@@ -136,7 +135,7 @@ class ResponsesRequest(RequestModel):
 
 
 def names_of(tools: Sequence[Offered]) -> dict[str, str]:
-    """Return the names of fields here, by those of the chat that was made of them."""
+    """Return a map from the names of fields in the resulting chat to this API's."""
     of_tools = dict(
         pair for index, tool in enumerate(tools) for pair in tool.names(f"tools.{index}")
     )

@@ -1,7 +1,7 @@
-"""Keeps responses in memory, so that a conversation can go on from one of them.
+"""Keeps responses in memory, so that a conversation can continue one of them.
 
 Each tenant has a shelf of its own and sees no other. A shelf has bounds in number, bytes and
-age, and what was not used for the longest time leaves it first.
+age, and drops the least recently used responses first.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Final
 from picospec.gateway.accounts.account import Clock
 
 MAX_RESPONSES: Final = 128
-"""A tenant's shelf holds at most so many."""
+"""A tenant's shelf holds at most this many responses."""
 
 MAX_BYTES: Final = 16 << 20
-"""A tenant's shelf holds at most so many bytes of JSON: each response has its whole
-conversation, 80 kB for one of 20,000 tokens."""
+"""A tenant's shelf holds at most this many bytes of JSON: each response has its whole
+conversation, 80 kB for 20,000 tokens."""
 
 MAX_AGE_S: Final = 6 * 3600.0
-"""So long a response is kept after it was last used."""
+"""A response is kept for this many seconds after its last use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
     response: bytes
-    """The response, as JSON."""
+    """This is the response, as JSON."""
 
     items: bytes
-    """All items before its output, as JSON."""
+    """These are all items before the response's output, as JSON."""
 
     @property
     def size_bytes(self) -> int:
@@ -38,14 +38,14 @@ class Kept:
 
 
 class Shelf:
-    """The responses of one tenant, by their ids. Large bodies are read in a thread, which looks
-    for responses, too."""
+    """Keeps the responses of one tenant by id. A lock guards it, because large bodies are read
+    in a thread that looks up responses, too."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._kept: OrderedDict[str, tuple[Kept, float]] = OrderedDict()
         self.size_bytes = 0
-        """What all of it takes."""
+        """All kept responses together have this many bytes."""
 
         self._lock = Lock()
 
@@ -56,7 +56,7 @@ class Shelf:
             self._clear()
 
     def find(self, id: str) -> Kept | None:
-        """Return what is kept by that id, and count it as used."""
+        """Return the response kept under an id, and record its use."""
         with self._lock:
             self._clear()
             if id not in self._kept:
@@ -71,7 +71,7 @@ class Shelf:
             self._drop(id)
 
     def _clear(self) -> None:
-        """Drop what is beyond the bounds."""
+        """Drop the responses that exceed the bounds."""
         oldest = self._clock() - MAX_AGE_S
         while self._kept:
             id, (_, used_s) = next(iter(self._kept.items()))

@@ -1,10 +1,10 @@
-"""The tools of a response, and those of a chat that they become.
+"""Converts the tools of a response to those of a chat.
 
     function, custom  are the same in a chat
     namespace         its tools are named `namespace__name` in a chat
-    anything else     is what only OpenAI's own service can run, so the model does not see it
+    anything else     only OpenAI's own service can run it, so the model does not see it
 
-The chat checks them, and its errors are put in this API's names.
+The chat checks the tools, and its errors are translated to this API's names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SERVED: Final = ("function", "custom", "namespace")
 CHOICE_NAMES: Final[Mapping[str, str]] = {
     f"tool_choice.{kind}": "tool_choice" for kind in ("function", "custom", "allowed_tools")
 }
-"""The names of what a choice has, by those of a chat."""
+"""Maps a chat's names of fields inside a choice to this API's."""
 
 
 class Tool(Typed):
@@ -36,13 +36,13 @@ class Tool(Typed):
     parameters: object = None
     strict: object = None
     format: dict[str, Any] | None = None
-    """What the input of a custom tool keeps to."""
+    """The input of a custom tool conforms to this format."""
 
     tools: Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR] = ()
-    """Those of a namespace."""
+    """A namespace has these tools."""
 
     def shown(self) -> Json:
-        """Return the tool as a response repeats it."""
+        """Return the tool in the form in which a response repeats it."""
         given = self.model_dump(exclude_unset=True)
         if self.type != "function":
             return given
@@ -54,12 +54,12 @@ Tools = Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR]
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A tool that a chat has, too."""
+    """Holds a tool that the chat has, too."""
 
     tool: Tool
     namespace: str | None
     path: str
-    """Where the request has it."""
+    """The request has the tool at this path."""
 
     @property
     def name(self) -> str:
@@ -67,12 +67,12 @@ class Offered:
 
     @property
     def called(self) -> Json:
-        """How a call names it."""
+        """Return the fields by which a call names the tool."""
         name = {"name": self.tool.name}
         return name if self.namespace is None else {**name, "namespace": self.namespace}
 
     def chat(self) -> Json:
-        """Return the tool of the chat."""
+        """Return the tool in a chat's form."""
         tool, kind = self.tool, self.tool.type
         more: Json = {"parameters": tool.parameters, "strict": tool.strict}
         if kind == "custom":
@@ -83,15 +83,15 @@ class Offered:
         }
 
     def names(self, place: str) -> Iterator[tuple[str, str]]:
-        """Yield the request's names for its fields, by those of the chat."""
+        """Yield pairs of the chat's and the request's name of each of the tool's fields."""
         yield f"{place}.custom.format.grammar", f"{self.path}.format"
         yield f"{place}.custom", self.path
         yield f"{place}.function", self.path
 
 
 def grouped(fields: Mapping[str, Any], kind: str) -> Json:
-    """Return an object of a type as a chat has it: with all but its type in a field of their
-    own, `kind`, if that is its type."""
+    """Return a typed object in a chat's form: if its type is `kind`, all other fields are moved
+    into a field with that name."""
     others = {name: value for name, value in fields.items() if name != "type"}
     is_kind = fields.get("type") == kind
     return {"type": fields.get("type"), **({kind: others} if is_kind else {})}
@@ -105,7 +105,7 @@ def flat_name(namespace: str | None, name: str | None) -> str:
 def offered(
     tools: Sequence[Tool], path: str = "tools", namespace: str | None = None
 ) -> Iterator[Offered]:
-    """Yield what the chat has."""
+    """Yield the tools that the chat has."""
     for index, tool in enumerate(tools):
         here = f"{path}.{index}"
         if tool.type == "namespace":
@@ -123,7 +123,7 @@ def unserved(tools: Sequence[Tool]) -> Iterator[str]:
 
 
 def chosen(choice: str | Json | None) -> object:
-    """Return a `tool_choice` as a chat has it."""
+    """Return a `tool_choice` in a chat's form."""
     if not isinstance(choice, dict):
         return choice
     kind = choice.get("type")
