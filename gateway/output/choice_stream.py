@@ -1,7 +1,7 @@
 """Streams the choices of one request: one iterator, from the engine to the client.
 
-Whoever leaves a stream closes the engine's generators, which cancels their work on the edge and
-on the verifier.
+Leaving a stream closes the engine's generators, which cancels their work on the edge and on the
+verifier.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from picospec.gateway.output.parser import OutputParser
 from picospec.gateway.ports import Delta
 
 QUEUED: Final = 64
-"""So many items of streams that run side by side may wait for the client; a pass commits no
-more than 33 tokens by default."""
+"""At most this many items of parallel streams wait for the client; a pass commits no more than
+33 tokens by default."""
 
 ChoiceStream = AsyncGenerator[tuple[int, TextDelta]]
-"""Yields what choices show, each with the choice's index."""
+"""Yields the TextDeltas of choices, each with the choice's index."""
 
 Reader = Detokeniser | OutputParser
 
 Arrivals = asyncio.Queue[tuple[int, TextDelta] | Exception]
 Order = Callable[[Arrivals, int], ChoiceStream]
-"""A function that yields what arrives of so many choices, until the last of them has ended."""
+"""Yields what arrives of the given number of choices, until the last of them has ended."""
 
 
 async def stream_choice(
@@ -53,10 +53,10 @@ async def stream_choice(
 async def together(
     streams: Sequence[ChoiceStream], order: Order | None = None
 ) -> AsyncGenerator[ChoiceStream]:
-    """Give all streams as one, and close them at the end. order: None for what comes first.
+    """Yield all streams as one, and close them at the end. order: None means as they come.
 
     While the client does not read, the streams pause. An error of one stream ends all of them,
-    once the client has got what came before it.
+    once the client has got the items before the error.
     """
     if len(streams) == 1 and order is None:
         async with aclosing(streams[0]) as only:
@@ -69,7 +69,7 @@ async def together(
 
 
 async def as_they_come(arrived: Arrivals, choices: int) -> ChoiceStream:
-    """Yield everything at once."""
+    """Yield each item as soon as it arrives."""
     while choices:
         item = await arrived.get()
         if isinstance(item, Exception):
@@ -83,5 +83,5 @@ async def _read(stream: ChoiceStream, arrived: Arrivals) -> None:
         async with aclosing(stream):
             async for item in stream:
                 await arrived.put(item)
-    except Exception as error:  # raised again when what came before has been read
+    except Exception as error:  # raised again once the items before it have been read
         await arrived.put(error)

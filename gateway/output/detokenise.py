@@ -1,10 +1,10 @@
 """Turns the tokens of one choice into the text, log-probabilities and finish a client sees.
 
 * The outcome depends on the tokens only, not on how Deltas group them.
-* A part of a UTF-8 character is never shown. Bytes that cannot become one give U+FFFD.
+* A part of a UTF-8 character is never shown. Bytes that cannot become a character give U+FFFD.
 * The text ends at the stop string that is complete first (the longest, if two are complete at
-  the same character). Text that may be the beginning of one is withheld until that is known.
-  One that is complete within the first `min_tokens` tokens ends nothing.
+  the same character). Text that may begin a stop string is withheld until that is known. A stop
+  string that is complete within the first `min_tokens` tokens ends nothing.
 """
 
 from __future__ import annotations
@@ -28,44 +28,44 @@ Finish = FinishReason | Literal["tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class LogprobEntry:
-    """The log-probabilities of one shown token."""
+    """Has the log-probabilities of one shown token."""
 
     piece: bytes
     logprob: float
     top: tuple[tuple[bytes, float], ...]
-    """The most likely tokens as (piece, logprob), in descending order."""
+    """These are the most likely tokens as (piece, logprob), in descending order."""
 
     offset: int
-    """The number of characters of the choice before this token."""
+    """This many characters of the choice come before the token."""
 
 
 class TextDelta(msgspec.Struct, frozen=True):
-    """What a Delta adds for the client. There is one for each Delta, so it must be cheap."""
+    """Holds what a Delta adds for the client. Every Delta makes one, so it must be cheap."""
 
     text: str
-    """This is empty while the text is withheld or ends within a character."""
+    """The text is empty while it is withheld or ends within a character."""
 
     tokens: int
-    """Tokens that count for usage: all that were generated, up to the end of a stop string."""
+    """Usage counts this many tokens: all generated ones, up to the end of a stop string."""
 
     entries: tuple[LogprobEntry, ...] = ()
     finish: Finish | None = None
     statistics: Statistics | None = None
     parsed: Parsed | None = None
-    """The rest of the message, if a parser reads this choice; `text` is then its content."""
+    """If a parser reads the choice, this is the rest of the message, and `text` its content."""
 
     told: Told | None = None
-    """What this delta tells of speculation, if the choice is watched."""
+    """The delta reports this of speculation, if the choice is watched."""
 
     stop: str | None = None
-    """The stop string that ends the text, if one does."""
+    """This stop string ends the text; None: none does."""
 
 
 class Detokeniser:
     """Converts the Deltas of one choice, in order.
 
-    include_stop: whether the stop string or stop token that ends the text is part of it.
-    watched: whether to tell of speculation.
+    include_stop: True if the stop string or stop token that ends the text is part of the text.
+    watched: True if deltas report speculation.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Detokeniser:
         watched: bool = False,
     ) -> None:
         self.origins = Origins() if watched else None
-        """The origins of the text that is shown and withheld; None if the choice is not
+        """Both shown and withheld text has its origins here; None if the choice is not
         watched."""
 
         self._piece = piece
@@ -92,7 +92,7 @@ class Detokeniser:
         self._shown_chars = 0
 
     def read(self, delta: Delta) -> TextDelta:
-        """Raise EngineFault if the Delta has log-probabilities for some of its tokens only."""
+        """Return what the Delta adds. Raises EngineFault if only some tokens have logprobs."""
         if delta.logprobs is not None and len(delta.logprobs) != len(delta.tokens):
             raise EngineFault("the engine gave log-probabilities for some tokens only")
         text, tokens = self._read_tokens(delta)
@@ -108,7 +108,7 @@ class Detokeniser:
         )
 
     def _read_tokens(self, delta: Delta) -> tuple[str, int]:
-        """Return the text to show and the number of tokens read."""
+        """Return the text to show and the number of tokens that were read."""
         text = ""
         for count, token in enumerate(delta.tokens, start=1):
             self._awaited -= 1
@@ -128,14 +128,14 @@ class Detokeniser:
         return Told(origins.take_tokens(), origins.spans([shown]), events=spelt)
 
     def _spelt(self, chain: Chain) -> Chain:
-        """Return the chain with its text, without a character that is not whole."""
+        """Return the chain with its text, without an incomplete character."""
         cut = b"" if chain.broken else self._cut_bytes
         text = (cut + b"".join(map(self._piece, chain.ids))).decode("utf-8", "ignore")
         return msgspec.structs.replace(chain, text=text)
 
     @property
     def _cut_bytes(self) -> bytes:
-        """The bytes of a character that is not complete."""
+        """Return the bytes of an incomplete character."""
         return self._utf8.getstate()[0]
 
     def _show(self, decoded: str) -> str:
@@ -147,7 +147,7 @@ class Detokeniser:
         return LogprobEntry(self._piece(token), found.logprob, top, self._decoded_chars)
 
     def _shown_entries(self, finish: Finish | None) -> tuple[LogprobEntry, ...]:
-        """Return the pending entries whose text is shown, so none from a stop string on."""
+        """Return the pending entries whose text is shown, and none from a stop string on."""
         everything = finish is not None and not self._stops.hit
         shown = []
         while self._pending and (everything or self._pending[0].offset < self._shown_chars):
@@ -174,8 +174,8 @@ def single_tokens(delta: Delta) -> Iterator[Delta]:
 
 
 class StopStrings:
-    """Finds the first of `stops` in text that is fed piece by piece, and ends the text before
-    it, or after it if `include_stop`."""
+    """Finds the first stop string in text that is fed piece by piece. The text ends before the
+    stop string, or after it if `include_stop`."""
 
     def __init__(self, stops: Sequence[str], *, include_stop: bool) -> None:
         if not all(stops):
@@ -184,12 +184,12 @@ class StopStrings:
         self._include_stop = include_stop
         self._withheld = ""
         self.hit: str | None = None
-        """The stop string that was found; the text has ended with it."""
+        """This stop string was found and has ended the text."""
 
     def feed(self, text: str, *, ends: bool = True) -> str:
-        """Take more text, unless a stop string was hit, and return what may be shown now.
+        """Take more text, unless a stop string was hit, and return the text to show now.
 
-        ends: whether a stop string that is complete with it ends the text.
+        ends: True if a stop string that this text completes ends the text.
         """
         text = self._withheld + text
         if ends and (found := self._find(text)):
@@ -201,7 +201,7 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """Return what was withheld: the text has ended, so it begins no stop string."""
+        """Return the withheld text, which begins no stop string now that the text has ended."""
         withheld, self._withheld = self._withheld, ""
         return withheld
 

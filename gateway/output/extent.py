@@ -12,13 +12,13 @@ from picospec.gateway.output.incoming import Incoming, Malformed, Steps
 
 @dataclass(frozen=True, slots=True)
 class Notation:
-    """What the brackets and strings of a language look like."""
+    """Defines the brackets and strings of a language."""
 
     closers: Mapping[str, str]
-    """Each bracket and quotation mark with the character that closes it."""
+    """Maps each bracket and quotation mark to the character that closes it."""
 
     plain: re.Pattern[str]
-    """A run of what may be between brackets and strings."""
+    """Matches a run of characters that may be between brackets and strings."""
 
 
 JSON: Final = Notation({"{": "}", "[": "]", '"': '"'}, re.compile(r"[\s\w,:.+-]*"))
@@ -35,16 +35,16 @@ class Extent:
     def __init__(self, notation: Notation) -> None:
         self._notation = notation
         self._due: list[str] = []
-        """The characters that close what is open, the innermost last."""
+        """These characters close the open brackets and strings, the innermost last."""
 
         self.ended = False
         self.broken = False
-        """The value ended at a character that cannot be part of it."""
+        """True if the value ended at a character that cannot be part of it."""
 
     def scan(self, text: str, at: int) -> int:
-        """Return up to where `text`, from `at` on, belongs to the value.
+        """Return the index up to which `text`, from `at` on, belongs to the value.
 
-        An escape in a string is left unread until both its characters are there.
+        An escape in a string is left unread until both its characters have come.
         """
         while at < len(text) and not self.ended:
             due = self._due[-1] if self._due else ""
@@ -86,9 +86,9 @@ def read_value(text: Incoming, notation: Notation = JSON) -> Steps[str]:
 
 
 def stream_value(text: Incoming, emit: Callable[[str, int], None]) -> Steps[None]:
-    """Pass a JSON object on as it comes, each piece with the position at which it ends.
+    """Pass a JSON object on as it comes, each piece with the position at which the piece ends.
 
-    Raises Malformed, after all that may belong to the object was passed on.
+    Raises Malformed after passing on all that may belong to the object.
     """
     extent = Extent(JSON)
     while True:

@@ -1,7 +1,7 @@
-"""Text that comes piece by piece, and is read as if it were all there.
+"""Lets a parser read text that comes piece by piece as if it were complete.
 
-A parser is a generator. Where it needs more text, it yields, and whoever feeds the text resumes
-it. So a parser is written as a sequence of steps, and does not depend on where the pieces end.
+A parser is a generator. When it needs more text, it yields, and the caller that feeds the text
+resumes it. So a parser is a sequence of steps, and does not depend on where the pieces end.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from picospec.gateway.output.detokenise import overlap
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
-"""A parser, or a part of one, that returns T. It yields whenever it needs more text."""
+"""A parser, or a part of a parser, returns T, and yields whenever it needs more text."""
 
 _SPACE: Final = re.compile(r"\s*")
 
 
 class Malformed(Exception):
-    """The text is not what the format asks for. What was read of it is still held."""
+    """Raised if the text is not in the required format. The text read so far is still held."""
 
 
 class Incoming:
-    """The text that is not yet used up, and a position in it.
+    """Holds the text that is not used yet, and a position in it.
 
-    What lies before the position was read. Until `use` it may still be given back, because a
-    parser finds out late that something only looked like a call.
+    The text before the position was read. Until `use` it may still be given back, because a
+    parser may find out late that something only looked like a call.
     """
 
     def __init__(self) -> None:
         self.held = ""
         self.at = 0
-        """The position; `held[at:]` is the text that was not read."""
+        """This is the position; `held[at:]` was not read yet."""
 
         self.ended = False
-        """No more text comes, and the parser was resumed after the last."""
+        """True if no more text comes, and the parser was resumed after the last."""
 
         self.used = 0
-        """The number of characters before `held`, since the beginning of the text."""
+        """This many characters of the whole text come before `held`."""
 
     @property
     def position(self) -> int:
-        """The number of characters that were read, since the beginning of the text."""
+        """Return the number of characters that were read since the beginning of the text."""
         return self.used + self.at
 
     def feed(self, text: str) -> None:
         self.held += text
 
     def use(self, count: int | None = None) -> str:
-        """Remove text from the beginning of `held`: `count` characters, or what was read."""
+        """Remove and return `count` characters of `held`, or else all that were read."""
         count = self.at if count is None else count
         text, self.held = self.held[:count], self.held[count:]
         self.used += count
@@ -58,7 +58,7 @@ class Incoming:
         return text
 
     def more(self) -> Steps[bool]:
-        """Wait for a character at the position; return whether there is one."""
+        """Wait for a character at the position; return True if there is one."""
         while self.at == len(self.held) and not self.ended:
             yield
         return self.at < len(self.held)
@@ -68,7 +68,7 @@ class Incoming:
         return self.held[self.at] if (yield from self.more()) else ""
 
     def match(self, run: re.Pattern[str]) -> Steps[str]:
-        """Read the longest run of the characters that the pattern repeats."""
+        """Read and return the longest run of characters that the pattern repeats."""
         start = self.at
         while True:
             found = run.match(self.held, self.at)
@@ -81,7 +81,7 @@ class Incoming:
         return (yield from self.match(_SPACE))
 
     def take(self, literal: str) -> Steps[bool]:
-        """Read `literal` if it comes next; tell whether it did."""
+        """Read `literal` if it comes next; return True if it did."""
         while True:
             here = self.held[self.at : self.at + len(literal)]
             if here == literal:
@@ -96,7 +96,7 @@ class Incoming:
             raise Malformed(f"expected {literal}")
 
     def until(self, literal: str) -> Steps[str]:
-        """Read up to `literal`, which is not read. Raises Malformed if it never comes."""
+        """Read and return the text before `literal`. Raises Malformed if it never comes."""
         start = self.at
         while (found := self.held.find(literal, self.at)) < 0:
             self.at = max(self.at, len(self.held) - len(literal) + 1)
@@ -113,10 +113,10 @@ class Incoming:
         *,
         strips: bool = False,
     ) -> Steps[bool]:
-        """Emit text up to one of `literals`, which is not read, each piece with the position at
-        which it ends; tell whether there is one. What may be the beginning of one is withheld.
+        """Emit the text before the first of `literals`, each piece with the position at which
+        the piece ends; return True if a literal was found. A possible beginning is withheld.
 
-        strips: space is withheld, too, until it is known whether one follows, and then left.
+        strips: space is withheld, too, and stays unread if a literal follows.
         """
         while True:
             end, found = self.settled(literals)
@@ -128,7 +128,7 @@ class Incoming:
             yield
 
     def settled(self, literals: tuple[str, ...]) -> tuple[int, bool]:
-        """Return up to where `held` is certainly before all `literals`, and if one is there."""
+        """Return the index up to which `held` has no literal, and whether one begins there."""
         found = [at for literal in literals if (at := self.held.find(literal)) >= 0]
         if found:
             return min(found), True

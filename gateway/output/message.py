@@ -1,4 +1,4 @@
-"""The parts of an assistant's message, and the message while it is being written."""
+"""Defines the parts of an assistant's message, and collects a message while it is written."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from picospec.gateway.grammars.json_schema import decode
 from picospec.gateway.watching import Positions
 
 FIELD: Final = "input"
-"""The only argument of the function that the model is shown in place of a custom tool."""
+"""The model is shown a function with this only argument in place of a custom tool."""
 
 _OPENING: Final = re.compile(rf'\s*\{{\s*"{FIELD}"\s*:\s*"')
 _WHOLE: Final = re.compile(
     r"""(?:[^"\\]|\\["\\/bfnrt]|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}"""
     r"""|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})+"""
 )
-"""The part of a JSON string that is whole characters."""
+"""Matches the part of a JSON string that consists of whole characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A tool call begins."""
+    """Reports that a tool call begins."""
 
     index: int
-    """The number of calls of the message before this one."""
+    """This many calls of the message come before this one."""
 
     id: str
     name: str
     custom: bool = False
-    """The tool is a custom one: it takes a text."""
+    """True if the tool is a custom tool, which takes a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A piece of what call `index` gives its tool: arguments in JSON, or a text."""
+    """Holds a piece of the input of call `index`: arguments in JSON, or a text."""
 
     index: int
     text: str
     sources: tuple[Positions, ...] = ()
-    """Where in the model's text it comes from."""
+    """The piece comes from these positions in the model's text."""
 
     custom: bool = False
 
@@ -52,17 +52,17 @@ CallPiece = CallStart | CallArguments
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a parser found besides content."""
+    """Holds what a parser found besides content."""
 
     reasoning: str
     calls: tuple[CallPiece, ...]
     reasoning_tokens: int
     sources: tuple[Positions, ...] = ()
-    """Where in the model's text the reasoning comes from."""
+    """The reasoning comes from these positions in the model's text."""
 
 
 def whole_calls(pieces: Sequence[CallPiece]) -> list[tuple[CallStart, str]]:
-    """Return the calls that begin among the pieces, each with all that it gives its tool."""
+    """Return the calls that begin among the pieces, each with its whole input."""
     texts: dict[int, str] = {}
     for piece in pieces:
         text = piece.text if isinstance(piece, CallArguments) else ""
@@ -72,7 +72,7 @@ def whole_calls(pieces: Sequence[CallPiece]) -> list[tuple[CallStart, str]]:
 
 
 def joined(parts: Sequence[Parsed]) -> Parsed:
-    """Return what was found in several deltas as one."""
+    """Return the results of several deltas joined into one."""
     return Parsed(
         "".join(part.reasoning for part in parts),
         tuple(_merged([piece for part in parts for piece in part.calls])),
@@ -81,15 +81,15 @@ def joined(parts: Sequence[Parsed]) -> Parsed:
 
 
 class CustomInput:
-    """Reads the text that a custom tool gets, {"input": "..."}, piece by piece. Arguments of
-    another form are the text themselves, so that nothing is lost."""
+    """Reads the text for a custom tool from {"input": "..."}, piece by piece. Arguments in
+    another form become the text as they are, so that nothing is lost."""
 
     def __init__(self) -> None:
         self._held = ""
         self._begun = False
 
     def feed(self, piece: str) -> str:
-        """Take more of the arguments, and return what there is of the text."""
+        """Take more of the arguments, and return the next part of the text."""
         self._held += piece
         if not self._begun and (opening := _OPENING.match(self._held)):
             self._begun, self._held = True, self._held[opening.end() :]
@@ -101,7 +101,7 @@ class CustomInput:
         return text
 
     def finish(self) -> str:
-        """Return the rest: the arguments have ended."""
+        """Return the rest of the text, now that the arguments have ended."""
         if self._begun:
             return ""
         try:
@@ -113,7 +113,7 @@ class CustomInput:
 
 
 class Message:
-    """Collects what a parser finds, until it is handed on to the client."""
+    """Collects what a parser finds until the client gets it."""
 
     def __init__(
         self,
@@ -122,26 +122,26 @@ class Message:
         parallel: bool = True,
         custom: frozenset[str] = frozenset(),
     ) -> None:
-        """custom: the names of the tools that take a text."""
+        """custom: names of the tools that take a text."""
         self._new_id = new_id
         self._parallel = parallel
         self._custom = custom
         self._input: CustomInput | None = None
         self.calls = 0
-        """The number of calls that have begun."""
+        """This many calls have begun."""
 
         self.thinking = False
-        """The text that comes next is reasoning."""
+        """True while the next text is reasoning."""
 
         self.complete = False
-        """The only call that the client wants has ended. What comes after it is left out."""
+        """True once the only call that the client wants has ended; all after it is left out."""
 
         self._content = ""
         self._spans: list[range] = []
         self._reasoning = ""
         self._thoughts: list[range] = []
         self._pieces: list[CallPiece] = []
-        self._end = 0  # what of the text the arguments so far come from
+        self._end = 0  # end of the arguments so far in the model's text
 
     def content(self, text: str, end: int) -> None:
         """Add content, which ends before character `end` of the model's text."""
@@ -165,7 +165,7 @@ class Message:
 
     def arguments(self, text: str, end: int, *, rewritten: bool = False) -> None:
         """Add a piece of the arguments of the last call, which ends before character `end` of
-        the model's text. rewritten: the model wrote it in another way."""
+        the model's text. rewritten: True if the model wrote the piece in another form."""
         if self._input is not None:
             self.input(self._input.feed(text), end)
         elif text and not self.complete:
@@ -174,7 +174,7 @@ class Message:
         self._end = end
 
     def input(self, text: str, end: int) -> None:
-        """Add a piece of what a custom tool gets, read from before character `end`."""
+        """Add a piece of a custom tool's input, which was read before character `end`."""
         if text and not self.complete:
             sources = ((end - 1,) * len(text),)
             self._pieces.append(CallArguments(self.calls - 1, text, sources, custom=True))
@@ -185,13 +185,13 @@ class Message:
         self.complete = not self._parallel
 
     def take_content(self) -> tuple[str, list[range]]:
-        """Return the content since the last time, and where it is in the model's text."""
+        """Return the content since the last call, and its ranges in the model's text."""
         text, self._content = self._content, ""
         spans, self._spans = self._spans, []
         return text, spans
 
     def take_parsed(self, reasoning_tokens: int) -> Parsed:
-        """Return what else there is since the last time."""
+        """Return the reasoning and the calls since the last call of this method."""
         calls, sources = tuple(_merged(self._pieces)), tuple(self._thoughts)
         parsed = Parsed(self._reasoning, calls, reasoning_tokens, sources)
         self._reasoning, self._pieces, self._thoughts = "", [], []

@@ -1,7 +1,7 @@
 """Reads the Deltas of a choice whose text is more than content.
 
-The tokens are read one by one, so that what a client gets in the end cannot depend on how they
-are grouped.
+The tokens are read one by one, so that a client's result cannot depend on how Deltas group
+them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Parse = Callable[[Incoming, Message], Steps[None]]
 
 
 class OutputParser:
-    """Splits what `detokeniser` shows of one choice into reasoning, content and calls."""
+    """Splits the text of a choice from `detokeniser` into reasoning, content and calls."""
 
     def __init__(self, detokeniser: Detokeniser, message: Message, parse: Parse) -> None:
         self._detokeniser = detokeniser
@@ -34,14 +34,14 @@ class OutputParser:
         self._steps = parse(self._text, message)
         self._entries = ContentEntries()
         self._complete = False
-        """The client wants no more than one call, and this one was closed, not cut by the end
-        of the text."""
+        """True if the only call that the client wants was closed, and not cut by the end of the
+        text."""
 
         next(self._steps, None)
 
     def read(self, delta: Delta) -> TextDelta:
-        """Return what the tokens of a delta show of the choice. Raises what the Detokeniser
-        raises: EngineFault."""
+        """Return what the tokens of a delta show of the choice. Raises EngineFault, as the
+        Detokeniser does."""
         tokens = thoughts = 0
         finish: Finish | None = None
         stop: str | None = None
@@ -71,7 +71,7 @@ class OutputParser:
     def _told(
         self, told: Sequence[Told], content: Iterable[range], parsed: Parsed
     ) -> Told | None:
-        """Return what several tokens tell as one, with the origins of what is shown."""
+        """Return the reports of several tokens as one, with the origins of the shown text."""
         if (origins := self._detokeniser.origins) is None:
             return None
         pieces = ((p.sources if isinstance(p, CallArguments) else ()) for p in parsed.calls)
@@ -84,7 +84,7 @@ class OutputParser:
         )
 
     def _advance(self, shown: TextDelta) -> bool:
-        """Parse what a token shows, and tell whether the token is a part of the reasoning."""
+        """Parse what a token shows, and return True if the token is part of the reasoning."""
         before = self._message.thinking
         self._entries.add(shown.entries)
         self._text.feed(shown.text)
@@ -101,7 +101,7 @@ class OutputParser:
 
 
 class ContentEntries:
-    """The log-probabilities of the tokens that content is made of, as OpenAI reports them."""
+    """Selects the log-probabilities of the tokens of content, which OpenAI's API reports."""
 
     def __init__(self) -> None:
         self._pending: deque[LogprobEntry] = deque()
@@ -110,7 +110,7 @@ class ContentEntries:
         self._pending.extend(entries)
 
     def take(self, spans: Iterable[range]) -> Iterator[LogprobEntry]:
-        """Yield the entries whose text overlaps with `spans`, and forget those before."""
+        """Yield the entries whose text overlaps with `spans`, and drop those before."""
         for span in spans:
             while self._pending and self._pending[0].offset < span.stop:
                 entry = self._pending.popleft()

@@ -1,4 +1,4 @@
-"""Reasoning, which a model writes between two tags before its answer.
+"""Reads reasoning, which a model writes between two tags before its answer.
 
 Some templates open the reasoning in the prompt, so that the model only writes its end.
 """
@@ -13,25 +13,25 @@ from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message
 
 _TAIL_TOKENS: Final = 8
-"""So many tokens hold an opening tag that is no token of its own, and the space after it."""
+"""This many tokens hold an opening tag that is not a single token, and the space after it."""
 
 
 _KNOWN: Final = (Tags("<think>", "</think>"), Tags("[THINK]", "[/THINK]"))
 
 
 def tags_of(template: str) -> Tags | None:
-    """Return the tags that a chat template mentions."""
+    """Return the tags in a chat template; None without any."""
     return next((t for t in _KNOWN if t.opening in template or t.closing in template), None)
 
 
 def is_opened(tags: Tags, prompt: Sequence[int], piece: Callable[[int], bytes]) -> bool:
-    """Tell whether the prompt ends within reasoning. `piece` gives the tags' tokens, too."""
+    """Return True if the prompt ends within reasoning. piece: spells the tags' tokens, too."""
     tail = b"".join(piece(token) for token in prompt[-_TAIL_TOKENS:])
     return tail.decode("utf-8", "replace").rstrip().endswith(tags.opening)
 
 
 def read_reasoning(text: Incoming, out: Message, tags: Tags, *, opened: bool) -> Steps[None]:
-    """Pass reasoning on, if the text begins with it, without the space around it."""
+    """Pass reasoning on, without the space around it, if the text begins with reasoning."""
     out.thinking = opened
     yield from text.space()
     if not (yield from text.take(tags.opening)) and not opened:

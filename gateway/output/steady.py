@@ -1,7 +1,7 @@
-"""A steady stream: tokens that came in one burst reach the client one after another.
+"""Makes streams steady: tokens that came in one burst reach the client one after another.
 
-The streams are read by tasks of their own, because it must be known when the next burst comes
-while tokens of the one before are held.
+Separate tasks read the streams, because the next burst must be noticed while tokens of the
+burst before it are held.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from picospec.gateway.ports import Delta
 
 
 async def singly(deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
-    """Yield a Delta for each token: what is shown one by one must be read one by one."""
+    """Yield a Delta for each token: tokens that are shown singly must be read singly."""
     async with aclosing(deltas):
         async for delta in deltas:
             for one in single_tokens(delta):
@@ -26,14 +26,14 @@ async def singly(deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
 
 class Steady:
     """Paces the choices of all requests to one service. The first burst of a choice has the
-    pace of the choice that ended last, whoever asked for that one."""
+    pace of the choice that ended last, of any client."""
 
     def __init__(self) -> None:
         self._interval_s = 0.0
 
     async def paced(self, arrived: Arrivals, choices: int) -> ChoiceStream:
-        """Yield every TextDelta when a reader is to see it: the end of a choice as soon as it
-        comes, and an error after all that came before it."""
+        """Yield each TextDelta when it is due: the end of a choice as soon as it comes. Raises
+        an error after yielding all that came before it."""
         pacers = [Pacer(_shows, self._interval_s) for _ in range(choices)]
         clock = asyncio.get_running_loop().time
         while choices:
@@ -56,8 +56,8 @@ class Steady:
 async def _burst(
     arrived: Arrivals, wait_s: float | None
 ) -> tuple[list[tuple[int, TextDelta]], Exception | None]:
-    """Return all that has arrived, up to an error; nothing if for `wait_s` seconds nothing
-    arrives."""
+    """Return all that has arrived, up to an error; nothing if nothing arrives within `wait_s`
+    seconds."""
     burst: list[tuple[int, TextDelta]] = []
     try:
         async with asyncio.timeout(wait_s):

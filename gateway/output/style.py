@@ -1,4 +1,4 @@
-"""How one model writes: the tags of its reasoning, and the format of its tool calls."""
+"""Finds how one model writes: the tags of its reasoning, and the format of its tool calls."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ _SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
     (re.compile(r'<\|python_tag\|>|"parameters": dictionary'), "llama"),
     (re.compile(r"\[\w+\(\w+="), "pythonic"),
 )
-"""The templates of a family contain its sign. The first sign that is found decides."""
+"""The templates of a family contain its sign. The first sign found in a template decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How the model of a tokenizer writes."""
+    """Defines how the model of a tokenizer writes."""
 
     tokenizer: Tokenizer
     format: Format
     tags: Tags | None
     special: Mapping[str, int]
-    """The markers of calls and reasoning that are special tokens in this model."""
+    """Maps the markers of calls and reasoning that are special tokens to their ids."""
 
     tag_tokens: tuple[int | None, int | None] = (None, None)
-    """The tokens that open and close reasoning, where the tags are tokens of their own."""
+    """These tokens open and close reasoning; None if a tag is not a single token."""
 
     capabilities: tuple[str, ...] = ()
-    """What the model can do, in the words of Ollama and llama-server."""
+    """The model has these capabilities, in the terms of Ollama and llama-server."""
 
     def reader(
         self,
@@ -79,11 +79,11 @@ class Style:
         only: str | None = None,
         splits_reasoning: bool = True,
     ) -> Detokeniser | OutputParser:
-        """Return what reads the Deltas of a choice that continues `prompt`.
+        """Return the reader of the Deltas of a choice that continues `prompt`.
 
-        Where there can be neither calls nor reasoning, all text is content and nothing is
-        parsed. tools: what may be called; parallel: more than one call may be. custom: those of
-        the tools that take a text; only: the one whose text is the answer.
+        If there can be neither calls nor reasoning, all text is content and nothing is parsed.
+        tools: functions that may be called. parallel: True if several calls may be made.
+        custom: names of the tools that take a text. only: the tool whose text is the answer.
         """
         tags = self.tags if splits_reasoning else None
         if not tools and tags is None:
@@ -103,7 +103,7 @@ class Style:
     def constraint(
         self, prompt: Sequence[int], wanted: Wanted, *, splits_reasoning: bool = True
     ) -> Constraint | None:
-        """Return what an answer to `prompt` keeps to: None, `wanted.content`, or a grammar.
+        """Return the constraint of an answer to `prompt`: None, `wanted.content` or a grammar.
 
         Raises ValueError for what a grammar of this model cannot express.
         """
@@ -114,8 +114,8 @@ class Style:
         return {"grammar": grammar(wanted, self.format, self.special, tags, opened=opened)}
 
     def budget(self, prompt: Sequence[int], tokens: int) -> dict[str, int]:
-        """Return the setting that ends the reasoning of an answer to `prompt` after so many
-        tokens. Raises ValueError for a model that has no token for that."""
+        """Return the setting that ends the reasoning of an answer to `prompt` after `tokens`
+        tokens. Raises ValueError if the model has no token for that."""
         opening, closing = self.tag_tokens
         if self.tags is None or closing is None:
             raise ValueError("the model has no token that ends its reasoning")
@@ -127,7 +127,7 @@ class Style:
         return found | {"opening": opening}
 
     def _spelling(self, markers: Sequence[str]) -> Piece:
-        """Return what tells a token's bytes, also for the markers that are special tokens."""
+        """Return a function that spells any token, even markers that are special tokens."""
         seen = {self.special[text]: text.encode() for text in markers if text in self.special}
         piece = self.tokenizer.piece
         return lambda token: seen.get(token) or piece(token)
@@ -137,7 +137,7 @@ class Styles:
     """Remembers the style of the tokenizer in use, which changes with the target."""
 
     def __init__(self, name: FormatName | None = None) -> None:
-        """name: the format of calls, where a chat template does not tell it rightly."""
+        """name: format of calls, None for the one that the chat template shows."""
         self._name = name
         self._latest: Style | None = None
 
@@ -146,7 +146,7 @@ class Styles:
         return latest if latest is not None and latest.tokenizer is tokenizer else None
 
     def find(self, tokenizer: Tokenizer) -> Style:
-        """Find out the style, in the thread in which a tokenizer may encode."""
+        """Return and remember the style. Call this in a thread where a tokenizer may encode."""
         form = FORMATS[self._name or choose(tokenizer.template)]
         tags = tags_of(tokenizer.template)
         special = _special(tokenizer, (*(tags or ()), *form.markers))
@@ -158,7 +158,7 @@ class Styles:
 
 
 def choose(template: str) -> FormatName:
-    """Return the format that a template teaches its model; by default the most common one."""
+    """Return the format of calls that a template shows; by default the most common one."""
     return next((name for sign, name in _SIGNS if sign.search(template)), "hermes")
 
 
@@ -176,7 +176,7 @@ def _parse(
 
 
 def _special(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
-    """Return those of the texts that are special tokens. A BOS may come before each."""
+    """Return the ids of the texts that are special tokens; a BOS may precede each text."""
     tokens = {text: tokenizer.encode(text, special=True) for text in texts}
     return {t: ids[-1] for t, ids in tokens.items() if not any(map(tokenizer.piece, ids))}
 

@@ -1,1 +1,1 @@
-"""The ways in which models write tool calls: a parser and a grammar for each."""
+"""Has a parser and a grammar for each format in which models write tool calls."""

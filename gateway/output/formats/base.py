@@ -1,9 +1,8 @@
-"""What the formats of tool calls have in common, and the grammar of an answer in one of them:
-its reasoning, and then content, calls, or either.
+"""Defines the interface of a format of tool calls, and the grammar of an answer in a format.
 
-A constraint is what `gateway.grammars.structured` makes of a request. It is about the content
-alone, so where a model may reason before, or call a tool instead, it becomes a part of a larger
-grammar.
+An answer is reasoning, and then content, calls, or either. `gateway.grammars.structured` makes
+a constraint of the content alone. If a model may reason before, or call a tool instead, the
+constraint becomes a part of a larger grammar.
 """
 
 from __future__ import annotations
@@ -24,47 +23,47 @@ Constraint = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an answer may be, besides reasoning."""
+    """Defines what an answer may contain besides reasoning."""
 
     tools: Schemas
-    """The functions that may be called."""
+    """These functions may be called."""
 
     required: bool
-    """There is a call, and no content."""
+    """True if there must be a call, and no content."""
 
     parallel: bool
-    """There may be several calls."""
+    """True if there may be several calls."""
 
     content: Constraint | None
-    """The constraint that content keeps to; None: it is free."""
+    """Content conforms to this constraint; None: it is free."""
 
 
 class Format(ABC):
-    """How a family of models writes tool calls: the grammar, and the parser."""
+    """Has the grammar and the parser of the tool calls of a family of models."""
 
     trigger: ClassVar[str]
-    """It comes before the first call; "" means that calls are just the beginning of the
+    """This text precedes the first call; "" means that calls are simply the beginning of an
     answer."""
 
     untagged: ClassVar[str] = ""
-    """A regular expression for how an answer begins that may be a call without a trigger."""
+    """An answer that may be a call without a trigger begins with this regular expression."""
 
     also: ClassVar[str] = ""
-    """Under a grammar that does not require calls an answer may also be this, in Lark."""
+    """Under a grammar that does not require calls, an answer may also match this Lark rule."""
 
     markers: ClassVar[tuple[str, ...]]
-    """Texts that are special tokens in some models. The parser must see them all the same."""
+    """These texts are special tokens in some models. The parser must see them even then."""
 
     id_length: ClassVar[int | None] = None
-    """The number of letters and digits of which an id consists; None: any id will do."""
+    """A call's id has this many letters and digits; None: any id is accepted."""
 
     @abstractmethod
     def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
-        """Parse the answer. It may return early when `out` is complete."""
+        """Parse the answer. The parser may return early when `out` is complete."""
 
     @abstractmethod
     def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
-        """Return Lark rules for `calls`: what comes after the trigger.
+        """Return Lark rules for `calls`: the text after the trigger.
 
         Raises ValueError for a schema that this format cannot express.
         """
@@ -75,8 +74,8 @@ def grammar(
 ) -> str:
     """Return the Lark grammar of an answer.
 
-    tags: the model may reason first; opened: it is reasoning already. Raises ValueError for
-    what a grammar of this form cannot express.
+    tags: around the reasoning that may come first. opened: True if the prompt has opened it.
+    Raises ValueError for what a grammar of this format cannot express.
     """
     rules = [f"start: {_reasoning(tags, opened=opened)} ({_answer(wanted, form, special)})\n"]
     if wanted.tools:
@@ -116,10 +115,10 @@ def read_calls(
     opening: tuple[str, ...],
     read_call: Callable[[], Steps[None]],
 ) -> Steps[None]:
-    """Pass content on, and have `read_call` read each call, which begins at an `opening`.
+    """Pass content on, and let `read_call` read each call, which begins at an `opening`.
 
-    The space around calls is no content, because chat templates add it again. What is no call
-    after all becomes content.
+    The space around calls is not content, because chat templates add it again. Text that turns
+    out not to be a call becomes content.
     """
     while (yield from text.pass_on(opening, out.content, strips=True)):
         yield from text.space()
@@ -138,11 +137,11 @@ def read_calls(
 
 
 def pass_content(text: Incoming, out: Message) -> Steps[None]:
-    """Pass everything on as content."""
+    """Pass all text on as content."""
     yield from text.pass_on((), out.content)
 
 
 def pass_input(text: Incoming, out: Message, name: str) -> Steps[None]:
-    """Pass everything on as what the custom tool `name` gets, in the only call."""
+    """Pass all text on as the input of the custom tool `name`, in the only call."""
     out.begin_call(name)
     yield from text.pass_on((), out.input)

@@ -1,6 +1,6 @@
-"""Calls of Hermes, Qwen 2.5, Qwen 3 and many others: <tool_call>{...}</tool_call>.
+"""Reads calls of Hermes, Qwen 2.5, Qwen 3 and many others: <tool_call>{...}</tool_call>.
 
-Qwen2.5-Coder writes them in a fence, ```json, instead of the tags that its template shows.
+Qwen2.5-Coder writes calls in a fence, ```json, instead of the tags that its template shows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from picospec.gateway.output.message import Message
 _OPEN: Final = "<tool_call>"
 _CLOSE: Final = "</tool_call>"
 _SURPLUS: Final = re.compile(r"[\s}]*")
-"""Small models miscount the closing brackets."""
+"""Matches surplus closing brackets, because small models miscount them."""
 
 
 class Hermes(Format):
@@ -54,7 +54,7 @@ class Hermes(Format):
 
 
 def _named(name: str) -> str:
-    """Return what comes before the text for a custom tool whose text has no place in JSON."""
+    """Return the text before the input of a custom tool whose input does not fit into JSON."""
     return f'{{"name": "{name}"}}\n'
 
 

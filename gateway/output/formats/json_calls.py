@@ -1,7 +1,7 @@
-"""Calls that are written as JSON objects: {"name": ..., "arguments": {...}}.
+"""Reads calls that are written as JSON objects: {"name": ..., "arguments": {...}}.
 
-The text of the arguments is passed on as the model wrote it. A client that sends it back in the
-next turn so gets the same tokens again, and their KV is reused.
+The text of the arguments is passed on as the model wrote it. If a client sends it back in the
+next turn, the tokens are the same again, and their KV is reused.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from picospec.gateway.output.message import Message
 
 _ARGUMENTS: Final = ("arguments", "parameters")
 UNTAGGED: Final = r"\s*(```(json)?)?\s*\{"
-"""Text that `read_untagged` may find to be a call begins so, as a regular expression."""
+"""Text that `read_untagged` may recognise as a call begins with this regular expression."""
 
 SEPARATOR: Final = re.compile(r"[\s;]*")
 _FIELDS: Final = frozenset({"name", "type", "id", *_ARGUMENTS})
 
 
 def stream_arguments(text: Incoming, out: Message, name: str) -> Steps[None]:
-    """Begin a call, and pass on the JSON object that comes next. Raises Malformed."""
+    """Begin a call, and pass on the JSON object that follows. Raises Malformed."""
     out.begin_call(name)
     text.use()
     try:
@@ -35,9 +35,9 @@ def stream_arguments(text: Incoming, out: Message, name: str) -> Steps[None]:
 
 
 def read_untagged(text: Incoming, out: Message, names: Container[str]) -> Steps[None]:
-    """Read calls that are the first thing in an answer, perhaps fenced as code in Markdown is.
+    """Read calls at the beginning of an answer, which may be fenced as code in Markdown.
 
-    They must name a tool and have arguments, because JSON that a user asked for looks alike.
+    They must name a tool and have arguments, because JSON that a user asked for looks similar.
     """
     try:
         yield from text.space()
@@ -57,16 +57,16 @@ def read_untagged(text: Incoming, out: Message, names: Container[str]) -> Steps[
 
 
 class JsonCall:
-    """One call, which begins for the client as soon as its name and `{` are there.
+    """Reads one call, which begins for the client as soon as its name and `{` have come.
 
-    Before that the call can be found malformed. Later its arguments may still prove to be no
-    JSON, as they may in OpenAI's API; the client then gets what the model wrote.
+    Before that the call can be found malformed. Later its arguments may still turn out not to
+    be JSON, as in OpenAI's API; the client then gets what the model wrote.
     """
 
     def __init__(
         self, text: Incoming, out: Message, names: Container[str] | None = None
     ) -> None:
-        """names: the names of which a call has one, and no unusual field; None: any name."""
+        """names: names that a call may have, without unusual fields; None: any name."""
         self._text = text
         self._out = out
         self._names = names
@@ -75,9 +75,9 @@ class JsonCall:
         self._begun = False
 
     def read(self) -> Steps[None]:
-        """Read the object. Raises Malformed if it is no call.
+        """Read the object. Raises Malformed if it is not a call.
 
-        If something is wrong after its arguments have begun, it ends with them.
+        If an error occurs after the arguments have begun, the call ends with them.
         """
         try:
             yield from self._fields()
@@ -147,7 +147,7 @@ class JsonCall:
 
 
 def _as_object(arguments: str) -> str:
-    """Return the text of an object; some models write it as a string, or null for none."""
+    """Return the text of an object, which some models write as a string, or null if empty."""
     if arguments == "null":
         return "{}"
     if arguments.startswith('"'):
@@ -163,7 +163,7 @@ def _decode(value: str) -> object:
     try:
         decoded = decode(value)
         if isinstance(decoded, str):
-            decoded.encode()  # half of a surrogate pair is no text
+            decoded.encode()  # raises for half of a surrogate pair
         return decoded
     except ValueError as error:
         raise Malformed("this is not JSON") from error

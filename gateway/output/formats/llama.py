@@ -1,4 +1,4 @@
-"""Calls of Llama 3: {"name": ..., "parameters": {...}}, perhaps after <|python_tag|>."""
+"""Reads calls of Llama 3: {"name": ..., "parameters": {...}}, or these after <|python_tag|>."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Llama(Format):
 
 
 def _tagged(text: Incoming, out: Message) -> Steps[None]:
-    """Read one call and those that follow it without a tag of their own."""
+    """Read one call and the calls that follow it without a tag."""
     yield from text.expect(_TAG)
     yield from text.space()
     while True:

@@ -1,4 +1,4 @@
-"""Calls of Mistral: [TOOL_CALLS][{...}, {...}], in newer models [TOOL_CALLS]name[ARGS]{...}."""
+"""Reads Mistral's calls: [TOOL_CALLS][{...}, {...}], or newer [TOOL_CALLS]name[ARGS]{...}."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Mistral(Format):
     markers = (_OPEN, _ID, _ARGUMENTS)
     trigger = _OPEN
     id_length = 9
-    """Mistral's templates check it."""
+    """Mistral's templates check the length."""
 
     def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
         yield from read_calls(text, out, (_OPEN,), partial(_call, text, out))
@@ -65,7 +65,7 @@ def _array(text: Incoming, out: Message) -> Steps[None]:
 
 
 def _named(text: Incoming, out: Message) -> Steps[None]:
-    """Read name[ARGS]{...}, perhaps with [CALL_ID]id in between, or without [ARGS]."""
+    """Read name[ARGS]{...}, where [CALL_ID]id may follow the name, and [ARGS] be absent."""
     name = yield from text.match(_NAME)
     if (yield from text.take(_ID)):
         yield from text.match(_NAME)

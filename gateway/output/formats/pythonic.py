@@ -1,7 +1,7 @@
-"""Calls that are written as a Python list: [get_weather(city="Paris", days=3), now()].
+"""Reads calls that are written as a Python list: [get_weather(city="Paris", days=3), now()].
 
-The list is the first thing in an answer. Because text may well begin with a bracket, its calls
-must name the tools. Each call is passed on as a whole, because its arguments are not JSON.
+The list begins an answer. Because a text may well begin with a bracket, the calls must name
+known tools. Each call is passed on as a whole, because its arguments are not JSON.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _argument(text: Incoming) -> Steps[str]:
 
 
 def _as_json(value: str) -> str:
-    """Return the text of a literal: of JSON, as it is, or of Python."""
+    """Return a literal as JSON: a JSON literal unchanged, a Python literal converted."""
     try:
         decode(value)
     except ValueError:
@@ -110,7 +110,7 @@ def _python_as_json(value: str) -> str:
 def _rules(call: str, schema: Schema) -> str:
     """Return Lark rules for `call`: the keyword arguments of a tool, in brackets.
 
-    Rule `call`_n is the n-th argument, and `call`_n_on is what may follow earlier ones.
+    Rule `call`_n is the n-th argument; `call`_n_on is it and all later ones, after another.
     """
     rules = []
     first = following = ""

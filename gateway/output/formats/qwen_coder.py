@@ -1,7 +1,7 @@
-"""Calls of Qwen3-Coder: <tool_call><function=name><parameter=x>value</parameter></function>.
+"""Reads Qwen3-Coder's calls: <tool_call><function=x><parameter=y>value</parameter></function>.
 
 Values are plain text. If the schema asks for a string, the text is that string; otherwise it is
-JSON, or a string if it is not.
+JSON, or a string if it is not valid JSON.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PARAMETER: Final = "<parameter="
 _PARAMETER_END: Final = "</parameter>"
 _KEY: Final = re.compile(r"[^>\n]*")
 _WORDS: Final = {"True": "true", "False": "false", "None": "null"}
-"""The template shows the model its earlier calls with these values as Python writes them."""
+"""The template shows the model these values of its earlier calls as Python writes them."""
 
 
 class QwenCoder(Format):
@@ -49,7 +49,7 @@ class QwenCoder(Format):
     trigger = _OPEN
 
     def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
-        opening = (_OPEN, _FUNCTION)  # the model sometimes leaves the first one out
+        opening = (_OPEN, _FUNCTION)  # the model sometimes omits the first
         yield from read_calls(text, out, opening, partial(_call, text, out, tools))
 
     def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
@@ -78,7 +78,7 @@ def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
 
 
 def _arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[None]:
-    """Pass the parameters on as a JSON object, which is left open where the text is cut."""
+    """Pass the parameters on as a JSON object, which stays open if the text is cut."""
     before = "{"
     yield from text.space()
     while (yield from text.take(_PARAMETER)):
@@ -126,7 +126,7 @@ def _stream_string(text: Incoming, out: Message) -> Steps[None]:
 
 
 def _whole_value(text: Incoming) -> Steps[str]:
-    """Return the text of a value. A string in an object may hold the end of a parameter."""
+    """Return the text of a value. A string in an object may contain a parameter's end tag."""
     start = text.at
     if (yield from text.peek()) in ("{", "["):
         try:
@@ -138,7 +138,7 @@ def _whole_value(text: Incoming) -> Steps[str]:
 
 
 def _as_json(value: str, allowed: frozenset[str]) -> str:
-    """Return a value as JSON: as itself if it is JSON of an allowed type, or as a string."""
+    """Return a value as JSON: unchanged if it is JSON of an allowed type, or as a string."""
     word = _WORDS.get(value, value)
     try:
         kind = kind_of(decode(word))
@@ -150,7 +150,7 @@ def _as_json(value: str, allowed: frozenset[str]) -> str:
 
 
 def _rules(function: str, schema: Schema) -> str:
-    """Return Lark rules for `function`, which is the parameters of a tool in their order."""
+    """Return Lark rules for `function`, which has the parameters of a tool in their order."""
     rules = []
     sequence = ['""']
     for index, (name, value, needed) in enumerate(parameters(schema)):
@@ -165,7 +165,7 @@ def _rules(function: str, schema: Schema) -> str:
 
 
 def _value_rules(rule: str, schema: Schema) -> str:
-    """Return Lark rules for a value with the end of its parameter."""
+    """Return Lark rules for a value and the end tag of its parameter."""
     end = f"\n{_PARAMETER_END}"
     if kinds(schema) == {"string"}:
         return string_until(rule, schema, end)
