@@ -1,1 +1,1 @@
-"""What an answer must keep to: as requests ask for it, and as a grammar in Lark."""
+"""Reads the constraints that requests put on an answer, and writes them as Lark grammars."""

@@ -1,5 +1,4 @@
-"""JSON as text, and what a JSON schema says about a tool's arguments: which there are, and of
-which types."""
+"""Reads and writes JSON, and finds the arguments of a tool and their types in a JSON schema."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Final, NoReturn
 Schema = Mapping[str, object]
 Schemas = Mapping[str, Schema]
 LARK: Final = "x-lark"
-"""A schema that has this is of a tool that takes a text, which keeps to these rules."""
+"""A schema with this key belongs to a tool that takes a text, whose rules are the value."""
 
 _KINDS: Final = {
     type(None): "null",
@@ -23,17 +22,17 @@ _KINDS: Final = {
 COMBINING: Final = frozenset(
     {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties"}
 )
-"""By these keywords a schema of an object says more than which properties it has."""
+"""With these keywords, a schema of an object demands more than a list of properties."""
 
 
 def schemas_of(tools: Sequence[Mapping[str, object]]) -> Schemas:
-    """Return the schema of each tool's arguments, by the tool's name. tools: as OpenAI's."""
+    """Return the schema of each tool's arguments, by tool name. tools: OpenAI's objects."""
     functions = [_mapping(tool.get("function")) for tool in tools]
     return {str(f.get("name")): _mapping(f.get("parameters")) for f in functions}
 
 
 def check_json(schema: Schema) -> None:
-    """Raise ValueError for a tool whose text has no place in JSON, nor in arguments."""
+    """Raise ValueError for a tool whose text fits neither into JSON nor into arguments."""
     if LARK in schema:
         raise ValueError(
             "this model's format of calls has no place for a text in Lark: let tool_choice name"
@@ -42,16 +41,16 @@ def check_json(schema: Schema) -> None:
 
 
 def properties(schema: Schema) -> Schemas:
-    """Return the schema of each named argument; definitions it may refer to come with it."""
+    """Return the schema of each named argument, with the definitions it may refer to."""
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     named = _mapping(schema.get("properties"))
     return {name: {**_mapping(value), **shared} for name, value in named.items()}
 
 
 def parameters(schema: Schema) -> Iterator[tuple[str, Schema, bool]]:
-    """Yield the name and the schema of each argument, and whether it is required.
+    """Yield the name and the schema of each argument, and True if it is required.
 
-    Raises ValueError for a schema that says more about the object than this.
+    Raises ValueError for a schema with further demands on the object.
     """
     check_json(schema)
     named = properties(schema)
@@ -66,7 +65,7 @@ def parameters(schema: Schema) -> Iterator[tuple[str, Schema, bool]]:
 
 
 def kinds(schema: Schema) -> frozenset[str]:
-    """Return the JSON types that a schema names; none, if it does not tell."""
+    """Return the JSON types that a schema names; an empty set if it names none."""
     if "const" in schema:
         return frozenset({kind_of(schema["const"])})
     if isinstance(values := schema.get("enum"), Sequence):

@@ -1,7 +1,7 @@
-"""Grammars that make a model write tool calls, in the Lark syntax of llguidance.
+"""Writes grammars that make a model write tool calls, in the Lark syntax of llguidance.
 
-What such a grammar accepts, the parser of the same format reads as calls. JSON has the spaces
-that chat templates give it, because models have learnt these.
+The parser of a format reads all text that the format's grammar accepts as calls. JSON has the
+spaces of chat templates, because models have learnt these.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 from picospec.gateway.grammars.json_schema import COMBINING, Schema, check_json, encode
 
 Special = Mapping[str, int]
-"""The texts that are special tokens in a model, with their ids."""
+"""Maps the texts that are special tokens in a model to their ids."""
 
 
 class Tags(NamedTuple):
-    """What a family of models writes around its reasoning."""
+    """A family of models writes these tags around its reasoning."""
 
     opening: str
     closing: str
@@ -34,27 +34,27 @@ _STRING_KEYWORDS: Final = frozenset(
 )
 _ANY: Final = "(?s:.*)"
 _LARK: Final = re.compile(r"^\s*(%llguidance\b|start\s*:)", re.MULTILINE)
-"""A grammar in which this is not found is in GBNF, for llguidance."""
+"""llguidance takes a grammar without a match of this for GBNF."""
 
 
 def literal(text: str) -> str:
-    """Return a text as Lark quotes it."""
+    """Return a text as a quoted Lark string."""
     return encode(text)
 
 
 def marker(text: str, special: Special) -> str:
-    """Return a text that the model may have as a token, which the grammar must name then."""
+    """Return the Lark form of a text: its token's id if it is a special token, else quoted."""
     return f"<[{special[text]}]>" if text in special else literal(text)
 
 
 def json_value(schema: Schema) -> str:
-    """Return a JSON value of the schema, as Lark rules have it."""
+    """Return the part of a Lark rule that stands for a JSON value of the schema."""
     return "%json " + encode({**schema, "x-guidance": _SPACING})
 
 
 def arguments(schema: Schema) -> str:
-    """Return the object of a call's arguments: with those that are declared and no others. A
-    schema that asks for an object and declares none leaves them free."""
+    """Return the part of a rule for the object of a call's arguments: only declared ones. A
+    schema of an object that declares no arguments allows any."""
     check_json(schema)
     undeclared = schema.get("type") == "object" and "properties" not in schema
     closed = {} if undeclared or COMBINING & schema.keys() else {"additionalProperties": False}
@@ -62,10 +62,10 @@ def arguments(schema: Schema) -> str:
 
 
 def string_until(rule: str, schema: Schema, end: str) -> str:
-    """Return Lark rules for `rule`: a string of the schema as plain text, and `end` after it.
+    """Return Lark rules for `rule`: a string of the schema as plain text, followed by `end`.
 
-    The string does not contain the last line of `end`. Raises ValueError for a schema that asks
-    for more than a length and a pattern.
+    The string does not contain the last line of `end`. Raises ValueError for a schema that
+    demands more than a length and a pattern.
     """
     if unknown := schema.keys() - _STRING_KEYWORDS:
         raise ValueError(f"{unknown.pop()} is not supported in this model's format of calls")
@@ -88,7 +88,7 @@ def _limit(schema: Schema, name: str) -> str:
 
 
 def _unanchored(pattern: str) -> str:
-    """Return a regular expression for the whole of a text in which `pattern` is found."""
+    """Return a regular expression that matches a whole text if `pattern` is found in it."""
     before = "" if pattern.startswith("^") else _ANY
     after = "" if pattern.endswith("$") else _ANY
     inner = pattern.removeprefix("^").removesuffix("$")
@@ -96,22 +96,22 @@ def _unanchored(pattern: str) -> str:
 
 
 def _quoted(pattern: str) -> str:
-    """Return a regular expression as it is written between slashes."""
+    """Return a regular expression in its form between slashes."""
     return re.sub(r"(\\.)|/", lambda at: at[1] or r"\/", pattern).replace("\n", r"\n")
 
 
 def repeated(call: str, before: str, *, parallel: bool) -> str:
-    """Return one call or, in parallel, several, with `before` in front of all but the first."""
+    """Return a rule for one call or, in parallel, several, separated by `before`."""
     return f"{call} ({before} {call})*" if parallel else call
 
 
 def escaped(text: str) -> str:
-    """Return a regular expression for a text, as it is written between slashes."""
+    """Return a regular expression for a text, in its form between slashes."""
     return re.escape(text).replace("\n", "n").replace("/", r"\/")
 
 
 def content(constraint: Mapping[str, object]) -> str:
-    """Return the rule for `content` that keeps to a constraint. Raises ValueError."""
+    """Return the rule for `content` that conforms to a constraint. Raises ValueError."""
     match constraint:
         case {"json": Mapping() as schema}:
             return f"content: {json_value(schema)}\n"
@@ -132,14 +132,14 @@ def nested(rules: str) -> str:
 
 
 def in_lark(rules: str) -> dict[str, object]:
-    """Return the constraint of a text that keeps to these rules, which are not GBNF."""
+    """Return the constraint of a text by these rules, marked so that they are not GBNF."""
     return {"grammar": rules if _LARK.search(rules) else f"%llguidance {{}}\n{rules}"}
 
 
 def free_text(trigger: str, special: Special, untagged: str) -> str:
     """Return rules for `free`, text without calls, and `before`, text up to the first trigger.
 
-    untagged: how neither begins, as a regular expression.
+    untagged: regular expression with which neither begins.
     """
     unlike = f" & ~/{untagged}{_ANY}/" if untagged else ""
     text = f"free: TEXT\nTEXT: /{_ANY}/{unlike}"

@@ -1,11 +1,11 @@
-"""Structured output: every way to ask for it becomes one constraint, `structured_outputs`.
+"""Converts every request for structured output to one constraint, `structured_outputs`:
 
     {"json": schema} | {"json_object": true} | {"regex": text} | {"choice": texts} |
     {"grammar": text}
 
-OpenAI calls it response_format, vLLM structured_outputs or guided_json and the like, and
-llama-server grammar or json_schema. Only the shape and the size of a constraint are checked
-here; whether it can be compiled is for the engine to find out.
+OpenAI's field is response_format, vLLM's are structured_outputs, guided_json and the like, and
+llama-server's are grammar and json_schema. This module only checks the shape and the size of a
+constraint; the engine finds out whether it can be compiled.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.schemas.base import Flag, RequestModel, Unserved
 
 NAME: Final = "structured_outputs"
-"""The name of the constraint in Job.extras and in Facts.features."""
+"""The constraint has this name in Job.extras and in Facts.features."""
 
 Constraint = dict[str, object]
 
 MAX_BYTES: Final = 128 * 1024
-"""The limit of a schema, regex or grammar, as JSON; those that clients send have a tenth."""
+"""A schema, regex or grammar has at most this size as JSON; clients send a tenth of that."""
 
 MAX_CHOICES: Final = 1024
 
 
 def _parsed(value: object) -> object:
-    """Return the object for a schema that was sent as text, as vLLM allows."""
+    """Return a schema as an object; vLLM also allows its text."""
     if not isinstance(value, str):
         return value
     _check_size(value)
     return from_json(value)
 
 
-def _sized(value: Any) -> Any:  # noqa: ANN401 - whatever type is validated
+def _sized(value: Any) -> Any:  # noqa: ANN401 - any type that is validated
     _check_size(msgspec.json.encode(value))
     return value
 
@@ -67,14 +67,14 @@ class NamedSchema(RequestModel):
     name: str | None = None
     description: str | None = None
     strict: Flag | None = None
-    """It has no effect: a schema is always kept to."""
+    """This field has no effect: answers always conform to the schema."""
 
 
 class ResponseFormat(RequestModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
     bare: Annotated[Schema | None, Field(alias="schema")] = None
-    """The schema, where llama-server takes it."""
+    """llama-server takes the schema in this field."""
 
     def constraint(self) -> Constraint | None:
         match self.type, self.json_schema, self.bare:
@@ -91,7 +91,7 @@ class ResponseFormat(RequestModel):
 
 
 class StructuredOutputs(RequestModel):
-    """vLLM's StructuredOutputsParams."""
+    """Parses vLLM's StructuredOutputsParams."""
 
     content: Annotated[Schema | None, Field(alias="json")] = None
     json_object: Flag | None = None
@@ -126,11 +126,11 @@ _KINDS: Final[Mapping[str, str]] = {
     "json_schema": "json",
     "grammar": "grammar",
 }
-"""The kind of constraint that a field's value is."""
+"""Maps each field to the kind of its constraint."""
 
 
 class Constrained(RequestModel):
-    """The fields that ask for structured output."""
+    """Parses the fields that ask for structured output."""
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -145,7 +145,7 @@ class Constrained(RequestModel):
     ] = None
 
     def constraints(self) -> Iterator[tuple[str, Constraint]]:
-        """Yield where in the request each constraint is, and the constraint. Raises
+        """Yield each constraint's path in the request, and the constraint. Raises
         InvalidRequest."""
         if (form := self.response_format) is not None and (found := form.constraint()):
             path = "schema" if form.json_schema is None else "json_schema.schema"
@@ -159,6 +159,6 @@ class Constrained(RequestModel):
 
 
 def names_of(path: str, constraint: Mapping[str, object]) -> Mapping[str, str]:
-    """Return the client's names for the fields that an engine's errors about it name."""
+    """Return a map from the fields in an engine's errors about a constraint to the client's."""
     kind = next(iter(constraint))
     return {f"{NAME}.{kind}": path, NAME: path}

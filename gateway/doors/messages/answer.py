@@ -142,7 +142,7 @@ SHAPE: Final = Shape(error_body, full=529)
 
 
 def model_of(name: str, created: int, facts: Facts | None = None) -> Json:
-    """Return a model. created: Unix time, in seconds. facts: None for other services' models."""
+    """Return a model. created: Unix time, in seconds. facts: None for a relayed model."""
     limits = ("max_input_tokens", "max_tokens") if facts else ()
     return {
         "type": "model",
