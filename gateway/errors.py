@@ -1,4 +1,4 @@
-"""Every error that a client can get, with its HTTP status and its meaning.
+"""Defines every error that a client can get, with its HTTP status and its meaning.
 
 * ApiError
   - InvalidRequest      400  the request names something wrong or unsupported (`param`)
@@ -36,7 +36,7 @@ def renamed(field: str, names: Mapping[str, str]) -> str:
 
 
 class ApiError(Exception):
-    """An error that is sent as OpenAI's {"error": {"message", "type", "param", "code"}}."""
+    """This error is sent as OpenAI's {"error": {"message", "type", "param", "code"}}."""
 
     status: ClassVar[int]
     type: ClassVar[str]

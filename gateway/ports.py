@@ -83,7 +83,7 @@ UNLIKELY: Final = -9999.0
 
 
 class TokenLogprob(Protocol):
-    """Has natural logarithms of softmax(logits), before any sampling setting is applied."""
+    """Holds natural logarithms of softmax(logits), before any sampling setting is applied."""
 
     @property
     def logprob(self) -> float: ...

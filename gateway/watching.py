@@ -22,7 +22,7 @@ Spans = Sequence[tuple[int, Origin]]
 """Each run of characters is given by its length and its origin."""
 
 Positions = Sequence[int]
-"""Each character of a shown text has its index in the text that the model wrote here."""
+"""Holds, for each character of a shown text, its index in the text that the model wrote."""
 
 
 class Chain(msgspec.Struct, frozen=True):

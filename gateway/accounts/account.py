@@ -73,7 +73,7 @@ class Account:
     """The first token was generated this many seconds after the start of the request."""
 
     statistics: dict[int, Statistics] = field(default_factory=dict)
-    """Each index of a choice maps to the choice's latest statistics."""
+    """Maps the index of each choice to the choice's latest statistics."""
 
     _last_s: dict[int, float] = field(default_factory=dict)
     _spent: int = 0  # completion tokens that the tenant was charged for
@@ -146,7 +146,7 @@ class Account:
         if self.span is NO_SPAN:
             return
         facts: dict[str, Fact] = {"status": status, "prompt_tokens": self.prompt_tokens}
-        if self.first_token_s is not None:  # else nothing was generated, or a session says it
+        if self.first_token_s is not None:  # otherwise a session's span has the counts, if any
             counted = self.total()
             facts |= {
                 "completion_tokens": self.completion_tokens,

@@ -1,6 +1,6 @@
 """Gives every route an account, checks of `Host`, keys and limits, and errors as responses.
 
-The body of a request that is not admitted is not kept, and not every such request is logged.
+The body of a request that is not admitted is discarded, and not each such request is logged.
 
 The class is plain ASGI, because Starlette's BaseHTTPMiddleware interferes with streaming.
 """
@@ -129,7 +129,7 @@ class Accounts:
         self.metrics.failed_messages.labels(str(account.status)).inc()
         if self._strays_too_often(account):
             self._tell(account)
-        elif account.status != HTTPStatus.NOT_FOUND:  # else its request has just ended
+        elif account.status != HTTPStatus.NOT_FOUND:  # otherwise its request has just ended
             self._write(account, scope, account.status)
 
     def _close(self, account: Account, scope: Scope) -> None:
@@ -223,5 +223,5 @@ def _request_id(scope: Scope) -> str:
 
 
 def _traceback(fault: Exception | None) -> str | None:
-    """Return the traceback as text: log renderers may print its variables, as the prompt is."""
+    """Return the traceback as text: log renderers may print its variables, even the prompt."""
     return None if fault is None else "".join(traceback.format_exception(fault))

@@ -1,4 +1,4 @@
-"""A door lets clients ask for answers by one API. Each door has a folder; the files are shared.
+"""Each door, a folder, answers the clients of one API; the files beside the folders are shared.
 
 A request goes the same way at every door. `NAME/` stands for the door's folder:
 
@@ -6,7 +6,7 @@ A request goes the same way at every door. `NAME/` stands for the door's folder:
     generation.py             takes all the steps below, and is the place to begin reading
     body.py                   reads the body as the door's own request
     NAME/request.py           converts it to a GenerationRequest (request.py)
-    NAME/answer.py            `asked` returns the latter and the maker of an Answer (door.py)
+    NAME/answer.py            has `asked`: returns that, and the maker of an Answer (door.py)
     parameters.py             checks fields that not every engine serves
     gateway/tenants/reading   reads the prompt as tokens, in fair turns
     gateway/ports.py          defines an engine's Facts, the Job of a choice, and its Deltas

@@ -20,7 +20,7 @@ Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
 
 LEAST_LIMIT_BYTES: Final = 1 << 20
-"""Bodies have at least this limit: if the context is short, or its length is unknown."""
+"""Bodies have this limit if the context is short, or its length is unknown."""
 
 BYTES_A_TOKEN: Final = 32
 """The limit of bodies is this for each token of the context. In JSON a token has about 5 bytes,
@@ -60,8 +60,8 @@ def _validated(schema: type[Body], body: bytes) -> Body:
 
 
 async def _limit_bytes(services: Services, request: Request) -> int:
-    """Return the limit of a body's bytes: the length of the context, if the engine knows that.
-    The engine is not asked about a body that is short enough for any context."""
+    """Return the limit of a body's bytes, which grows with the context if the engine knows its
+    length. The engine is not asked about a body that is short enough for any context."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) <= LEAST_LIMIT_BYTES:
         return LEAST_LIMIT_BYTES

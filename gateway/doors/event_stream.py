@@ -105,7 +105,7 @@ async def keep_alive(
 async def json_answer(
     answer: Answer, streams: Sequence[ChoiceStream], account: Account, receive: Receive
 ) -> Response:
-    """Return the answer once all streams have ended. Raises ApiError; ClientGone if it left."""
+    """Return the answer once all streams have ended. Raises ApiError, such as ClientGone."""
     read: list[list[TextDelta]] = [[] for _ in streams]
     async with connected(receive), together(streams) as deltas:
         async for index, delta in deltas:

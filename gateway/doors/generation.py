@@ -36,7 +36,7 @@ async def generate(
     """Generate the choices that the request asks for. Raises ApiError."""
     services.drain.check()
     account: Account = request.state.account
-    account.begin_answers(1)  # before the body is read, so that those on the way are bounded
+    account.begin_answers(1)  # before reading the body, to bound the bodies on their way
     relay = services.relay
     if relay and (relayed := await relay.ahead(services, request)):
         return relayed

@@ -52,7 +52,7 @@ class Servable(structured.Constrained):
     frequency_penalty: Penalty = 0.0
     repetition_penalty: Repetition = 1.0
     repeat_penalty: Repetition = 1.0
-    """llama-server calls `repetition_penalty` so."""
+    """This is llama-server's name for `repetition_penalty`."""
 
     logit_bias: Annotated[
         dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_few_biases)

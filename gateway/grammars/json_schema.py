@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 Schema = Mapping[str, object]
 Schemas = Mapping[str, Schema]
 LARK: Final = "x-lark"
-"""A schema with this key belongs to a tool that takes a text, whose rules are the value."""
+"""A tool that takes a text has a schema with this key, whose value is the text's grammar."""
 
 _KINDS: Final = {
     type(None): "null",

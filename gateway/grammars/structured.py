@@ -32,7 +32,7 @@ MAX_CHOICES: Final = 1024
 
 
 def _parsed(value: object) -> object:
-    """Return a schema as an object; vLLM also allows its text."""
+    """Return a schema as an object, even if it was sent as text, which vLLM allows."""
     if not isinstance(value, str):
         return value
     _check_size(value)

@@ -97,7 +97,7 @@ class DeadlinesProtocol(H11Protocol):
 
     _open: ClassVar[set[asyncio.Transport]]
     _idle: ClassVar[dict[asyncio.Transport, None]]
-    """Idle connections are here in the order in which they became idle."""
+    """Holds the idle connections in the order in which they became idle."""
 
     _unasked: _Cut
     _unread: _Cut

@@ -1,4 +1,4 @@
-"""Keeps strangers from a service unless they are wanted, and web pages from other sites.
+"""Keeps strangers away from a service unless they are wanted, and web pages of other sites.
 
 A web page may call a service on this machine by a name that its author lets point here (DNS
 rebinding); the request then has that name in `Host`.

@@ -93,7 +93,7 @@ class GatewaySettings(Table):
 
 class TlsSettings(Table):
     certificate: Path
-    """This PEM file has the whole chain."""
+    """This PEM file has the whole chain of certificates."""
 
     key: Path
     """This PEM file has the private key, as PKCS#8."""
@@ -107,7 +107,7 @@ class ServiceSettings(GatewaySettings, BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="__")
     secrets: ClassVar[dict[str, str]] = {"api_keys": "PICOSPEC_API_KEYS"}
-    """No file may hold these fields of keys: the variables list them, separated by commas."""
+    """Maps fields of keys, which no file may hold, to variables that list them with commas."""
 
     host: str = "127.0.0.1"
     drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 15.0

@@ -53,7 +53,7 @@ def cut_silent(port: int, most: int) -> None:
 
 
 def look(port: int, patience_s: float) -> int:
-    """Cut connections to `port` that were silent for `patience_s`; return the number of all."""
+    """Return the number of connections to `port`, and cut those silent for `patience_s`."""
     count = 0
     for descriptor in os.listdir("/proc/self/fd"):
         with suppress(OSError), _duplicate(int(descriptor)) as connection:

@@ -15,7 +15,7 @@ from picospec.gateway.beside import beside
 from picospec.gateway.errors import OPENAI, ApiError, ClientGone, Shape, Unauthorized
 
 NOSNIFF: Final = {"x-content-type-options": "nosniff"}
-"""This header makes a browser trust a response's `content-type`, and not guess a page."""
+"""This header makes browsers trust a response's `content-type` instead of guessing HTML."""
 
 UNREAD_S: Final = 60.0
 """A message waits at most this many seconds for a client that does not read. Server and system

@@ -28,7 +28,7 @@ Finish = FinishReason | Literal["tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class LogprobEntry:
-    """Has the log-probabilities of one shown token."""
+    """Holds the log-probabilities of one shown token."""
 
     piece: bytes
     logprob: float
@@ -79,8 +79,7 @@ class Detokeniser:
         watched: bool = False,
     ) -> None:
         self.origins = Origins() if watched else None
-        """Both shown and withheld text has its origins here; None if the choice is not
-        watched."""
+        """Holds the origins of shown and withheld text; None if the choice is not watched."""
 
         self._piece = piece
         self._hidden = frozenset[int]() if include_stop else stop_tokens

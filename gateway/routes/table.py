@@ -1,8 +1,8 @@
-"""Lists the routes of every service: a door's path, its schema and the reader of its requests.
+"""Lists the routes of every service, and the shape of errors on each.
 
-Besides OpenAI's and Anthropic's routes, there are those of llama-server and of Ollama, and
-OpenAI's routes that llama-server has without /v1. Ollama's routes that manage models answer
-501.
+A door's route has its path, its schema and the reader of its requests. Besides OpenAI's and
+Anthropic's routes there are those of llama-server and of Ollama, and OpenAI's that llama-server
+has without /v1. Ollama's routes that manage models answer 501.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Integer = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
-"""A function has a name as Anthropic allows it, or with dots; OpenAI allows 64 letters."""
+"""Functions have names as Anthropic allows them, and with dots; OpenAI allows 64 letters."""
 
 _CODES: Final[Mapping[str, str]] = {
     "json_invalid": "invalid_json",

@@ -29,8 +29,7 @@ SMALL_BYTES: Final = 64 * 1024
 not counted. It may be a prompt of 10,000 tokens."""
 
 PIECE_BYTES: Final = 1 << 18
-"""This many bytes are counted at once, which takes a few milliseconds without a switch of
-threads."""
+"""This many bytes are counted at once, in a few milliseconds in which no other thread runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def text_of(parts: tuple[Part, ...]) -> str:
 
 
 class Prediction(RequestModel):
-    """Parses OpenAI's predicted output: a text that the answer is expected to share in part."""
+    """Parses OpenAI's predicted output: a text of which much is expected in the answer."""
 
     type: Literal["content"]
     content: Parts

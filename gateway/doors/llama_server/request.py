@@ -20,7 +20,7 @@ from picospec.gateway.tokenizer import Tokenizer
 
 INFILL_SAMPLER: Final = "infill"
 """llama.cpp's sampler of this name chooses among likely tokens that begin alike. It is ignored
-and no error, because editors name it in every request."""
+rather than rejected: editors name it in every request, and would get no answer at all."""
 
 MAX_FIELDS: Final = 64
 """A list has at most this many names; llama-server's answers have no more fields."""

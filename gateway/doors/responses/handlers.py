@@ -44,7 +44,7 @@ async def count(services: Services, request: Request) -> Response:
 
 
 def _shelf(services: Services, request: Request) -> Shelf:
-    """Return the tenant's shelf, and record its size, which takes time to read."""
+    """Return the tenant's shelf, and record its size, because it takes time to read."""
     account: Account = request.state.account
     shelf = services.shelves.setdefault(account.tenant, Shelf(account.clock))
     account.kept_bytes = shelf.size_bytes
@@ -126,7 +126,7 @@ async def delete(services: Services, request: Request) -> Response:
 
 
 async def cancel(services: Services, request: Request) -> Response:
-    """Reject: a kept response has ended; a running one ends with its client's connection."""
+    """Raise InvalidRequest: kept responses have ended, and others end with their connection."""
     _found(services, request)
     raise InvalidRequest("only a response that runs in the background can be cancelled")
 

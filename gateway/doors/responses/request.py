@@ -86,7 +86,7 @@ class ResponsesRequest(RequestModel):
     prompt: Unserved = False
     context_management: Unserved = False
     max_tool_calls: Integer | None = None
-    """OpenAI limits calls by this, but only of tools that OpenAI's service runs."""
+    """This limits only calls of the tools that OpenAI's service runs."""
 
     metadata: dict[str, object] = Field(default_factory=dict)
     prompt_cache_key: str | None = None

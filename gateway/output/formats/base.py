@@ -74,7 +74,7 @@ def grammar(
 ) -> str:
     """Return the Lark grammar of an answer.
 
-    tags: around the reasoning that may come first. opened: True if the prompt has opened it.
+    tags: enclose the reasoning that may come first. opened: True if the prompt has opened it.
     Raises ValueError for what a grammar of this format cannot express.
     """
     rules = [f"start: {_reasoning(tags, opened=opened)} ({_answer(wanted, form, special)})\n"]
