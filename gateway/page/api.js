@@ -1,8 +1,8 @@
-// Asks this service, with the key from the settings, and puts failures into plain words.
+// Calls this service, with the key from the settings, and explains failures in plain words.
 
 import { settings } from "./store.js";
 
-// What went wrong (`message`) and what to do about it (`advice`), both for people.
+// An error with texts for people: what went wrong (`message`), and what to do (`advice`).
 export class Failure extends Error {
   constructor(message, advice, code = "") {
     super(message);
@@ -21,7 +21,7 @@ const BROKEN = () => new Failure(
   "What came so far is kept. Try again to get a whole answer.", "broken",
 );
 
-// By OpenAI's error codes first, then by the HTTP status.
+// Texts are looked up by OpenAI's error code first, then by the HTTP status.
 const ADVICE = {
   invalid_api_key: ["The service asks for an API key, and this one is missing or wrong.",
     "Put the right key into the settings."],
@@ -44,7 +44,7 @@ function failure(status, error = {}) {
     error.code ?? String(status));
 }
 
-// The status that an error within a stream would have had.
+// Returns the status that an error within a stream would have had.
 function statusOf({ type, code }) {
   if (type === "server_error") return code === "internal_error" ? 500 : 503;
   return type === "rate_limit_error" ? 429 : 400;
@@ -65,21 +65,21 @@ async function errorOf(response) {
   return failure(response.status, body.error);
 }
 
-// The JSON at a path. Throws Failure, but for the statuses in `also`.
+// Returns the JSON at a path. Throws Failure, except for the statuses in `also`.
 export async function get(path, { also = [], signal } = {}) {
   const response = await request(path, { signal });
   if (!response.ok && !also.includes(response.status)) throw await errorOf(response);
   return response.json();
 }
 
-// The answer to a request that is not streamed.
+// Returns the answer to a request that is not streamed.
 export async function post(path, body, { signal } = {}) {
   const response = await request(path, posted(body, signal));
   if (!response.ok) throw await errorOf(response);
   return response.json();
 }
 
-// The chunks of a streamed answer. Throws Failure, and AbortError when `signal` stopped it.
+// Yields the chunks of a streamed answer. Throws Failure, and AbortError if `signal` stopped it.
 export async function* stream(path, body, signal) {
   const response = await request(path, posted({ ...body, stream: true }, signal));
   if (!response.ok) throw await errorOf(response);
@@ -97,7 +97,7 @@ function posted(body, signal) {
   return { method: "POST", headers, body: JSON.stringify(body), signal };
 }
 
-// The `data` of each server-sent event.
+// Yields the `data` of each server-sent event.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

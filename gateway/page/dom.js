@@ -15,7 +15,7 @@ export function h(tag, properties = {}, ...children) {
 
 export const $ = (id) => document.getElementById(id);
 
-// An icon of the symbols in index.html.
+// Returns an icon from the symbols in index.html.
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
@@ -29,12 +29,12 @@ export function action(name, label, onclick, properties = {}) {
   return h("button", { type: "button", class: "action", onclick, ...properties }, icon(name), label);
 }
 
-// Tells a screen reader something, once.
+// Announces a text to screen readers, once.
 export function announce(text) {
   $("news").textContent = text;
 }
 
-// Copies a text, and says so for a moment on the button, which says "Copy" at other times.
+// Copies a text, and confirms this for a moment on the button, which says "Copy" at other times.
 export async function copy(button, text) {
   const label = button.lastChild;
   try {

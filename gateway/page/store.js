@@ -1,7 +1,7 @@
-// Conversations and settings, in this browser's localStorage and nowhere else.
+// Stores conversations and settings in this browser's localStorage, and nowhere else.
 //
-// A conversation is {id, turns}; its title is in a list of all of them, so that to show the list
-// no conversation has to be read. A turn is {role, content, ...}; an answer has also what the race
+// A conversation is {id, turns}; its title is in a list of all titles, so that no conversation has
+// to be read to show the list. A turn is {role, content, ...}; an answer also has what the race
 // showed (see chat/asking.js).
 
 const SETTINGS = "picospec.settings";
@@ -13,7 +13,7 @@ const DEFAULTS = {
   colours: true, steady: true, theme: "auto",
 };
 
-let unsaved = {}; // settings that the storage did not take; they last as long as the page
+let unsaved = {}; // settings that could not be stored; they last as long as the page
 
 export class Full extends Error {}
 
@@ -46,7 +46,7 @@ export function change(values) {
   }
 }
 
-// All conversations as {id, title}, the one changed last first.
+// Returns all conversations as {id, title}, the last changed one first.
 export function list() {
   return read(LIST, []);
 }
@@ -55,14 +55,14 @@ export function begin() {
   return { id: crypto.randomUUID?.() ?? String(Date.now()), turns: [], isNew: true };
 }
 
-// A kept conversation, or null. An answer that ran when the page was closed was stopped by that.
+// Returns a stored conversation, or null. Closing the page has stopped an answer that ran then.
 export function load(id) {
   const turns = read(PREFIX + id, null);
   for (const turn of turns ?? []) if (turn.state === "running") turn.state = "stopped";
   return turns && { id, turns };
 }
 
-// Keeps a conversation that has turns, unless it was deleted. Its first question is its title.
+// Stores a conversation that has turns, unless it was deleted. Its first question is its title.
 export function save(conversation) {
   const { id, turns, isNew } = conversation;
   const known = list().find((other) => other.id === id);

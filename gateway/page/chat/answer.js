@@ -1,7 +1,7 @@
-// The view of one answer: its reasoning, its text as Markdown, its calls, its race and what to do.
+// Shows one answer: its reasoning, its text as Markdown, its calls, its race and its buttons.
 //
-// While an answer runs, at most one rendering happens in a frame, of a bounded amount of text, and
-// fewer when renderings take long; so the page stays responsive however fast the tokens come.
+// While an answer runs, each frame renders at most once, and a bounded amount of text. If rendering
+// takes long, fewer frames do; so the page stays responsive however fast the tokens come.
 
 import { action, announce, copy, h } from "../dom.js";
 import { Growing } from "./growing.js";
@@ -12,10 +12,10 @@ import { Strip } from "../race/strip.js";
 const CHARACTERS_A_FRAME = 3000;
 const STRIP_EVERY_MS = 120;
 const SHARE_OF_TIME = 4; // a rendering of 10 ms is followed by at least 40 ms without one
-const LONG = 8000; // characters from which on hidden blocks are not laid out
+const LONG = 8000; // hidden blocks of an answer with more characters are not laid out
 
 export class AnswerView {
-  // on: {again, prove, settings, result}, what the buttons do.
+  // on: {again, prove, settings, result}, called by the buttons.
   constructor(turn, on) {
     this.turn = turn;
     this.on = on;
@@ -31,7 +31,7 @@ export class AnswerView {
     this.stripAt = 0;
   }
 
-  // Shows a kept answer; a long one comes in several frames.
+  // Shows a stored answer; a long one is drawn over several frames.
   show() {
     const kept = this.turn.race;
     this.growing = new Growing(this.text, new Runs(kept?.runs));
@@ -40,7 +40,7 @@ export class AnswerView {
     return this;
   }
 
-  // Shows an answer that runs; resolves when all of it is drawn.
+  // Shows a running answer; resolves once all of it is drawn.
   follow(asking) {
     this.asking = asking;
     this.growing = new Growing(this.text, asking.race.runs);
@@ -62,7 +62,7 @@ export class AnswerView {
     return this.turn.state === "running";
   }
 
-  // Draws what has come since the last frame, and asks for the next one.
+  // Draws what has arrived since the last frame, and requests the next frame.
   frame(now = performance.now()) {
     const complete = this.shown >= this.turn.content.length && !this.running;
     if (complete) return this.finished();
@@ -117,7 +117,7 @@ export class AnswerView {
     return card;
   }
 
-  // Draws what stays with the answer.
+  // Draws the parts that stay below a finished answer.
   end() {
     const { turn } = this;
     this.ahead?.remove();

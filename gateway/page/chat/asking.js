@@ -1,4 +1,4 @@
-// Asks for one answer and keeps what comes in its turn: text, reasoning, calls, and the race.
+// Requests one answer and stores what arrives in its turn: text, reasoning, calls, and the race.
 
 import { settings } from "../store.js";
 import { Race } from "../race/race.js";
@@ -7,7 +7,7 @@ import { Failure, stream } from "../api.js";
 const CHAT = "/v1/chat/completions";
 const SEEDS = 2 ** 48; // small enough for any JSON reader
 
-// The request's settings, without those that are empty. Throws Failure for a text that is no number.
+// Returns the request's settings that are not empty. Throws Failure for a text that is no number.
 export function asked() {
   const kept = settings();
   const body = {};
@@ -30,13 +30,13 @@ function parsedTools(text) {
   }
 }
 
-// OpenAI's messages of the turns before an answer.
+// Returns OpenAI's messages for the turns before an answer.
 export function messages(turns, system) {
   const before = system.trim() ? [{ role: "system", content: system }] : [];
   return [...before, ...turns.filter(says).map(message)];
 }
 
-// Whether a turn says anything: an answer that failed or was stopped at its beginning does not.
+// Returns true if a turn has content: an answer that failed or stopped at its beginning has none.
 function says({ role, content, calls }) {
   return role !== "assistant" || content || calls?.length;
 }
@@ -50,7 +50,7 @@ function message(turn) {
   return { ...shown, content: turn.content || null, tool_calls: calls };
 }
 
-// The question with its files, each in a fence that is longer than any in the file.
+// Returns the question with its files, each in a fence that is longer than any in the file.
 function withFiles({ content, files = [] }) {
   const fenced = files.map(({ name, text }) => {
     const fence = "`".repeat(Math.max(3, 1 + longestFence(text)));
@@ -63,7 +63,7 @@ function longestFence(text) {
   return Math.max(0, ...[...text.matchAll(/`+/g)].map(([found]) => found.length));
 }
 
-// One running answer. `turn` is what is kept; `race` is what is seen while it runs.
+// Runs one answer. `turn` is stored; `race` is shown while the answer runs.
 export class Asking {
   constructor(turns) {
     const { system, steady } = settings();
@@ -79,7 +79,7 @@ export class Asking {
     this.abort.abort();
   }
 
-  // Reads the answer to its end. A failure is kept in the turn and not raised.
+  // Reads the answer to its end. A failure is stored in the turn and not thrown.
   async run() {
     const options = { include_usage: true, include_speculation: true, steady: this.steady };
     try {

@@ -1,11 +1,11 @@
-// Marks each piece of a rendered text with who had it first.
+// Marks each piece of a rendered text with its origin.
 //
-// Markdown loses the offsets of its text, so each text node is looked up in the source again:
-// whole if it is there, else word by word. What is not found near is left without a mark.
+// Rendering Markdown loses the offsets of the text, so each text node is looked up in the source:
+// as a whole if it is there, or word by word. A piece that is not found nearby gets no mark.
 
 const FAR = 300;
 
-// Runs of characters of one origin, in order, with a quick way to find the run at an offset.
+// Holds runs of characters of one origin, in order, and finds the run at an offset quickly.
 export class Runs {
   constructor(pairs = []) {
     this.origins = [];
@@ -30,7 +30,7 @@ export class Runs {
     return this.origins.map((origin, i) => [origin, this.ends[i] - (this.ends[i - 1] ?? 0)]);
   }
 
-  // The index of the run that an offset is in.
+  // Returns the index of the run that contains an offset.
   at(offset) {
     let low = 0;
     let high = this.ends.length;
@@ -71,7 +71,7 @@ export function colour(root, source, base, runs) {
   return marks;
 }
 
-// Pieces [offset in text, offset in source, length] of a text that the source has, too.
+// Returns the pieces of a text that the source has: [offset in text, offset in source, length].
 function align(text, source, cursor) {
   const found = source.indexOf(text, cursor);
   if (found >= 0 && found - cursor <= FAR) return [[0, found, text.length]];
@@ -106,7 +106,7 @@ function spans(text, pieces, base, runs, marks) {
   return fragment;
 }
 
-// One piece of text with the mark of its origin.
+// Returns one piece of text with the mark of its origin.
 export function piece(text, origin, offset, marks) {
   const node = document.createTextNode(text);
   marks.push([offset, node]);

@@ -1,4 +1,4 @@
-// The field for a question: Enter sends, Esc stops, and text files can be dropped or chosen.
+// Shows the field for a question: Enter sends, Esc stops, and text files can be dropped or chosen.
 
 import { $, h, icon } from "../dom.js";
 

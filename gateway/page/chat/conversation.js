@@ -1,4 +1,4 @@
-// The view of the conversation in use: its turns, and asking, editing and regenerating in it.
+// Shows the current conversation: its turns, and asking, editing and regenerating in it.
 
 import { $, action, announce, h } from "../dom.js";
 import { Full, begin, load, save } from "../store.js";
@@ -8,17 +8,17 @@ import { prove } from "../race/prove.js";
 import { welcome } from "./welcome.js";
 
 export class ConversationView {
-  // page: {isEdge(), changed(), openSettings()}, what the rest of the page is asked for.
+  // page: {isEdge(), changed(), openSettings()}, provided by the rest of the page.
   constructor(page) {
     this.page = page;
     this.element = $("conversation");
     this.turns = h("div");
-    this.notes = h("div"); // what the page says below the turns, until they are drawn again
+    this.notes = h("div"); // messages of the page below the turns, until they are drawn again
     const column = h("div", { class: "turns" }, this.turns, this.notes);
     this.element.append(column);
     this.asking = null;
     this.proof = null;
-    this.pinned = true; // whether the reader is at the end, and wants to stay there
+    this.pinned = true; // true while the reader is at the end, and wants to stay there
     this.element.addEventListener("scroll", () => {
       const { scrollHeight, scrollTop, clientHeight } = this.element;
       this.pinned = scrollHeight - scrollTop - clientHeight < 80;
@@ -27,7 +27,7 @@ export class ConversationView {
     this.open(null);
   }
 
-  // Shows a conversation, or begins one. The one that is shown already goes on as it is.
+  // Shows a conversation, or begins one. A conversation that is shown already stays unchanged.
   open(id) {
     if (id && id === this.id) return;
     this.stop();
@@ -40,7 +40,7 @@ export class ConversationView {
     return this.kept.id;
   }
 
-  // Draws the turns from the i-th on; what is before it stays as it is.
+  // Draws the turns from the i-th on; the turns before it stay unchanged.
   draw(i) {
     const { turns } = this.kept;
     this.notes.replaceChildren();
@@ -78,7 +78,7 @@ export class ConversationView {
     this.proof = prove(view, this.kept.turns.slice(0, i));
   }
 
-  // Adds what a tool has returned to the i-th turn, and asks once each of its calls has a result.
+  // Adds a tool's result to the i-th turn, and asks once each of the turn's calls has a result.
   result({ calls }, i, turn) {
     const { turns } = this.kept;
     const given = turns.slice(i + 1);
@@ -129,14 +129,14 @@ export class ConversationView {
     return this.add({ role: "user", content, ...(files.length ? { files } : {}) });
   }
 
-  // Adds a turn that wants an answer, and asks for it.
+  // Adds a turn that needs an answer, and requests the answer.
   add(turn) {
     this.stop();
     this.kept.turns.push(turn);
     return this.answerFrom(this.kept.turns.length);
   }
 
-  // Answers the turns before the i-th, in place of it and of what follows.
+  // Answers the turns before the i-th; the answer replaces the i-th turn and all after it.
   async answerFrom(i) {
     this.stop();
     const { kept } = this;
@@ -174,7 +174,7 @@ export class ConversationView {
     this.notes.append(this.answerView(turn, i).show().element);
   }
 
-  // Stops the answer that runs, and the proof: what comes next would slow down what a proof times.
+  // Stops the running answer and the proof, whose timing the next request would distort.
   stop() {
     this.asking?.stop();
     this.asking = null;

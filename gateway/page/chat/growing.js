@@ -1,8 +1,8 @@
-// Shows a Markdown text that grows, and only ever renders its last block again.
+// Shows a growing Markdown text, and renders only its last block again.
 //
-// A fenced block of code is not parsed again at all: its lines are appended. A block that gets
-// very long is cut where its rest can be parsed alone, so that no rendering takes long enough to be
-// felt. There is no such place in a quotation or a single item: these are rendered whole.
+// A fenced block of code is not parsed again at all: its lines are appended. A block that gets very
+// long is cut where its rest can be parsed alone, so that no rendering takes noticeably long. A
+// quotation or a single item has no such place: these are rendered whole.
 
 import { blocks, codeBlock, elements } from "./markdown.js";
 import { colour, piece } from "./colouring.js";
@@ -13,19 +13,19 @@ const OPENING = /^ {0,3}(`{3,}|~{3,})([^`\n]*)\n/;
 const LAST_PLACE = "P,LI,UL,OL,BLOCKQUOTE,H1,H2,H3,H4,H5,H6,PRE,CODE,TABLE,TBODY,THEAD,TR,TD,TH,DIV";
 
 export class Growing {
-  // runs: what colours the text, with offsets of the whole text.
+  // runs: Runs that colour the text, with offsets in the whole text.
   constructor(root, runs) {
     this.root = root;
     this.runs = runs;
     this.text = "";
-    this.done = 0; // characters of blocks that do not change any more
-    this.marks = []; // [offset, text node] of these
+    this.done = 0; // number of characters in blocks that do not change any more
+    this.marks = []; // [offset, text node] of each marked piece in these blocks
     this.last = null; // {element, marks} of the block that may still change
     this.fence = null;
     this.table = null; // {head, element} of the table whose next rows are the last block
   }
 
-  // Shows a text that begins with the one before.
+  // Shows a text that begins with the text shown before.
   update(text) {
     this.text = text.replaceAll("\r", " ");
     if (this.fence && !this.feed()) return;
@@ -42,7 +42,7 @@ export class Growing {
     this.replace(null);
   }
 
-  // Renders the block that may still grow; what is too long of it is cut off, and kept.
+  // Renders the block that may still grow. If it is too long, its first part is cut off and kept.
   renderLast(token) {
     const size = token.raw.length > LONGEST ? cut(token) : 0;
     if (!size) return this.replace(this.render(token, token.raw));
@@ -56,7 +56,7 @@ export class Growing {
     this.update(this.text);
   }
 
-  // source: of the token. More rows of a table are parsed with its head, and shown without.
+  // source: text of the token. More rows of a table are parsed with its head, and shown without.
   render(token, source) {
     const tokens = Object.assign([token], { links: {} });
     const element = h("div", { class: "block" }, elements(tokens));
@@ -66,7 +66,7 @@ export class Growing {
     return { element: shown, size: source.length - head, marks };
   }
 
-  // Begins a fence, if the token is one, with the text that follows its first line.
+  // Begins a fence with the text after its first line, if the token is a fence.
   opens(token) {
     const opening = token.type === "code" && OPENING.exec(token.raw);
     if (!opening) return false;
@@ -76,7 +76,7 @@ export class Growing {
     return true;
   }
 
-  // Shows more of the open fence. Returns whether it has ended.
+  // Shows more of the open fence. Returns true if it has ended.
   feed() {
     const size = this.fence.read(this.text.slice(this.done));
     if (size === null) return false;
@@ -86,7 +86,7 @@ export class Growing {
     return true;
   }
 
-  // Shows what may change at the next update, or nothing, in place of what did until now.
+  // Replaces the last block, which may change at the next update, by another one or nothing.
   replace(block) {
     if (block) {
       if (this.last) this.last.element.replaceWith(block.element);
@@ -103,7 +103,7 @@ export class Growing {
     this.done += block.size;
   }
 
-  // The element at whose end the text goes on.
+  // Returns the element at whose end the text continues.
   end() {
     let place = this.fence?.code ?? this.last?.element ?? null;
     if (!place) {
@@ -115,7 +115,7 @@ export class Growing {
     return place;
   }
 
-  // The text node that shows the character at an offset, and its place in that; or null.
+  // Returns the text node that shows the character at an offset, and the index there; or null.
   find(offset) {
     const tail = this.fence?.marks() ?? this.last?.marks ?? [];
     const marks = tail.length && tail[0][0] <= offset ? tail : this.marks;
@@ -131,8 +131,8 @@ export class Growing {
   }
 }
 
-// Where to cut a block that is too long: a list before an item, a table before a row, code after a
-// line, a paragraph before a line or else a word that can begin nothing else; 0 for nowhere.
+// Returns where to cut a block that is too long: a list before an item, a table before a row, code
+// after a line, a paragraph before a line or a word that can begin no other block; 0 for nowhere.
 function cut(token) {
   const { type, raw } = token;
   if (type === "list") return cutList(token.items);
@@ -144,7 +144,7 @@ function cut(token) {
   return line > LONGEST / 2 ? line : last(/^[^]* (?=\p{L}|\d+[^\d.)])/u);
 }
 
-// The last item, or row, may still grow, and stays.
+// Never cuts off the last item, or row, because it may still grow.
 function cutList(items) {
   let size = 0;
   for (const { raw } of items.slice(0, -1)) {
@@ -159,12 +159,12 @@ function cutTable(token) {
   return size > headOf(token).length ? size : 0;
 }
 
-// The source of a table's head, and of the line below.
+// Returns the source of a table's head, and of the line below the head.
 function headOf({ raw }) {
   return /^.*\n.*\n?/.exec(raw)[0];
 }
 
-// A fenced block of code whose complete lines are appended once.
+// Shows a fenced block of code, whose complete lines are appended once.
 class Fence {
   constructor([top, marker, info], runs, offset) {
     this.closing = new RegExp(`^ {0,3}${marker[0]}{${marker.length},}[ \\t]*$`);
@@ -178,7 +178,7 @@ class Fence {
     this.element = h("div", { class: "block" }, codeBlock(h("pre", {}, this.code), info.trim().split(/\s/)[0]));
   }
 
-  // Shows the lines of `text`, which begins with the fence. Returns its length once it closes.
+  // Shows the lines of `text`, which begins with the fence. Returns the fence's length once closed.
   read(text) {
     let start = this.read_;
     for (let end; (end = text.indexOf("\n", start)) >= 0; start = end + 1) {

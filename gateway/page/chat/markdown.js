@@ -1,4 +1,4 @@
-// Turns Markdown into elements that can do nothing: marked parses, DOMPurify sanitises.
+// Turns Markdown into elements that run no code: marked parses, DOMPurify sanitises.
 //
 // HTML in an answer is shown as text. Images are shown as links, because loading one would tell
 // its host about the reader. Links open elsewhere and name no referrer.
@@ -30,7 +30,7 @@ function escape(text) {
   return text.replace(/[&<>"']/g, (found) => `&#${found.charCodeAt(0)};`);
 }
 
-// The blocks of a text; the lengths of their `raw` add up to that of the text.
+// Returns the blocks of a text; the lengths of their `raw` add up to that of the text.
 export function blocks(text) {
   return marked.lexer(text);
 }
@@ -58,7 +58,7 @@ function finishLink(link) {
   link.rel = "noopener noreferrer nofollow";
 }
 
-// A block of code, with its language and a button that copies it.
+// Returns a block of code, with its language and a button that copies it.
 export function codeBlock(pre, language) {
   pre.tabIndex = 0;
   const button = h("button", { type: "button", class: "action" }, icon("copy"), "Copy");

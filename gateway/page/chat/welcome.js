@@ -1,4 +1,4 @@
-// What an empty conversation shows: what this is, and questions to begin with.
+// Fills an empty conversation: explains the service, and offers questions to begin with.
 
 import { h } from "../dom.js";
 import { legend } from "../race/origins.js";

@@ -1,5 +1,5 @@
-// What to paste into other clients, so that they ask this service. `picospec connect` reads the
-// same table, clients.json, and fills it in the same way.
+// Shows what to paste into other clients, so that they use this service. `picospec connect` reads
+// the same table, clients.json, and fills it in the same way.
 
 import { get } from "../api.js";
 import { action, copy, h } from "../dom.js";

@@ -1,4 +1,4 @@
-// A dialog with a title and a button that closes it. Esc closes it, too.
+// Makes a dialog with a title and a button that closes it. Esc closes it, too.
 
 import { $, h, icon } from "../dom.js";
 

@@ -1,4 +1,4 @@
-// The settings: what requests ask for, the key, and how the page looks. They are kept at once.
+// Edits the settings of requests, the key, and the page's look. A change is stored at once.
 
 import { change, settings } from "../store.js";
 import { h } from "../dom.js";
@@ -11,7 +11,7 @@ const NUMBERS = [
   ["seed", "Seed", "random", "empty: a new one each time", { min: 0, step: 1 }],
 ];
 
-// on: {themed(), keyed()}, called when the theme is another, and when another key has been entered.
+// on: {themed(), keyed()}, called when the theme has changed, and when another key was entered.
 export function openSettings(on) {
   const kept = settings();
   const set = (name) => (event) => change({ [name]: event.target.value });

@@ -1,4 +1,4 @@
-// The list of conversations: open, rename, delete, begin.
+// Lists the conversations, to open, rename, delete or begin one.
 
 import { $, announce, h, icon } from "../dom.js";
 import { list, remove, rename } from "../store.js";
@@ -8,12 +8,12 @@ export class Sidebar {
   constructor(on) {
     this.on = on;
     this.element = $("sidebar");
-    this.renaming = null; // the field with a name that is being changed
+    this.renaming = null; // field of the title that is being edited
     $("begin").addEventListener("click", () => this.choose(null));
     $("menu").addEventListener("click", () => this.show(!this.element.classList.contains("shown")));
     document.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !this.element.classList.contains("shown")) return;
-      event.preventDefault(); // it closes the list, and stops no answer
+      event.preventDefault(); // Esc closes the list, and stops no answer
       this.show(false);
     });
     document.addEventListener("click", (event) => {
@@ -21,7 +21,7 @@ export class Sidebar {
     });
   }
 
-  // On narrow screens, where the list is over the page.
+  // Opens or closes the list on narrow screens, where it covers the page.
   show(shown) {
     if (this.element.classList.contains("shown") === shown) return;
     this.element.classList.toggle("shown", shown);
@@ -35,7 +35,7 @@ export class Sidebar {
     $("question").focus();
   }
 
-  // Draws the list; while a name is being changed, that waits for the name.
+  // Draws the list; while a title is being edited, drawing waits for the end of that.
   draw() {
     if (this.renaming) return;
     $("conversations").replaceChildren(...list().map((kept) => this.entry(kept)));

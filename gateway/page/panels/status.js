@@ -1,4 +1,4 @@
-// What this service is and how it is: models, vocabularies, verifiers, sessions, versions.
+// Shows the state of this service: models, vocabularies, verifiers, sessions, versions.
 
 import { Failure, get } from "../api.js";
 import { $, h } from "../dom.js";
@@ -7,7 +7,7 @@ import { panel } from "./panel.js";
 const EVERY_MS = 10_000;
 
 export class Service {
-  // learned: called when it is known what the service is.
+  // learned: called once the kind of the service is known.
   constructor(learned) {
     this.learned = learned;
     this.state = null;
@@ -16,7 +16,7 @@ export class Service {
     this.verifiers = h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "Verifiers" });
   }
 
-  // Taken for true until the service has said what it is.
+  // Returns true for an edge, and until the service has reported its kind.
   get isEdge() {
     return this.state?.service !== "verifier";
   }
@@ -26,7 +26,7 @@ export class Service {
     setInterval(() => { if (!document.hidden) this.look(); }, EVERY_MS);
   }
 
-  // Asks how the service is, and shows it.
+  // Requests the state of the service, and shows it.
   async look() {
     const before = this.state?.service;
     try {
@@ -57,7 +57,7 @@ export class Service {
     await this.look();
   }
 
-  // Shows what is known, in elements that stay, so that none loses the focus.
+  // Shows the known state in elements that stay, so that none loses the focus.
   show() {
     const { error, state } = this;
     this.facts.replaceChildren(...[

@@ -1,4 +1,4 @@
-// Who can have had a token first, and how that is shown: by a colour and by a kind of underline.
+// Lists the origins of tokens; each is shown by a colour and by a kind of underline.
 //
 // The list is open: an origin that is not here is shown under its own name.
 
@@ -18,12 +18,12 @@ export function nameOf(origin) {
   return KNOWN[origin]?.[0] ?? origin;
 }
 
-// The class of an origin's colour.
+// Returns the class of an origin's colour.
 export function classOf(origin) {
   return KNOWN[origin] ? `o-${origin}` : "o-other";
 }
 
-// A list of origins with their marks; of those in `counts` only, with their share, if given.
+// Returns a list of origins with their marks; with `counts`, of those only, with their shares.
 export function legend(counts) {
   const total = Object.values(counts ?? {}).reduce((sum, count) => sum + count, 0);
   const origins = counts ? Object.keys(counts).filter((origin) => counts[origin] && origin !== "prompt") : ["draft", "lookup", "target"];

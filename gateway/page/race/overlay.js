@@ -1,11 +1,11 @@
-// What is drawn over a running answer: the chain that runs ahead of it, and the cloud's cursor.
+// Draws over a running answer: the chain that runs ahead of it, and the cloud's cursor.
 
 import { h } from "../dom.js";
 
 const BROKEN_MS = 900;
 
-// The draft tokens that are not confirmed, after the text in a lighter tone. When the chain is
-// found wrong, what was wrong is struck through for a moment. Readers of screens do not hear it.
+// Shows the unconfirmed draft tokens after the text, in a lighter tone. If the chain proves wrong,
+// the wrong part is struck through for a moment. Screen readers do not read it.
 export class Ahead {
   constructor() {
     this.chain = h("span", { class: "ahead" });
@@ -14,7 +14,7 @@ export class Ahead {
     this.breaks = 0;
   }
 
-  // place: the element at whose end the text goes on.
+  // place: element at whose end the text continues.
   draw(place, race) {
     if (this.element.parentNode !== place || place.lastChild !== this.element) place.append(this.element);
     if (this.chain.textContent !== race.chain) this.chain.textContent = race.chain;
@@ -31,7 +31,7 @@ export class Ahead {
   }
 }
 
-// Marks the token at which the cloud alone would be by now.
+// Marks the token that the cloud alone would have reached by now.
 export class CloudCursor {
   constructor(text, growing) {
     this.growing = growing;

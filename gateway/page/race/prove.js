@@ -1,18 +1,18 @@
-// "Prove it": the same request with the same seed, answered by the large model alone.
+// "Prove it": sends the same request with the same seed to the large model alone.
 //
-// The edge relays it, so that the page talks to one service. Both texts are shown side by side. If
-// they differ, both tokens' probabilities at that place are asked for: where they are all but
-// equal, the rounding of the large model's numbers has chosen, and not the edge.
+// The edge relays the request, so that the page calls one service. Both texts are shown side by
+// side. If they differ, the probabilities of both tokens there are requested: if these are nearly
+// equal, the rounding of the large model's numbers has decided, and not the edge.
 
 import { Failure, post, stream } from "../api.js";
 import { announce, h } from "../dom.js";
 import { messages } from "../chat/asking.js";
 
 const ALONE = "/v1/picospec/direct/chat/completions";
-const NEAR_TIE = 0.1; // difference of log-probabilities that a bfloat16 target's rounding can turn
+const NEAR_TIE = 0.1; // difference of log-probabilities that rounding to bfloat16 can reverse
 const DRAW_EVERY_MS = 150;
 
-// Begins the proof of an answer, in place of one from before, and returns it.
+// Begins the proof of an answer, which replaces an earlier one, and returns it.
 export function prove(view, before) {
   const { turn } = view;
   view.proof?.element.remove();
@@ -57,7 +57,7 @@ class Proof {
     this.abort.abort();
   }
 
-  // Says why the proof ends early. That the texts differ stays said.
+  // Shows why the proof ends early. The message that the texts differ stays.
   failed(error) {
     const stopped = error.name === "AbortError";
     const known = error instanceof Failure;
@@ -84,7 +84,7 @@ class Proof {
     return (last - began) / 1000;
   }
 
-  // The number of characters that both texts begin with.
+  // Returns the length of the beginning that both texts share.
   same() {
     const [ours, theirs] = [this.turn.content, this.alone];
     let at = 0;
@@ -125,8 +125,8 @@ class Proof {
   }
 }
 
-// The token of the large model alone at which the texts part, and the one of ours, if it is among
-// the likeliest; null if the tokens do not tell. Tokens are compared by their bytes, because one
+// Returns the large model's token at which the texts differ, and our token if it is among the most
+// likely ones; null if the tokens do not tell. Tokens are compared by their bytes, because a token
 // may be a part of a character.
 function tokensAt(entries, ours, theirs) {
   const [own, other] = [ours, theirs].map((text) => new TextEncoder().encode(text));

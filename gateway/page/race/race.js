@@ -1,8 +1,8 @@
-// What is known of an answer while it runs: whose each token is, the chain, the passes, the link.
+// Tracks an answer while it runs: the origin of each token, the chain, the passes, the link.
 //
-// It is told by the extension of the stream that docs/api.md describes (`include_speculation`). A
-// service that tells nothing leaves the race empty, but for the tokens and the time. Times are in
-// milliseconds of performance.now(); what is kept is relative to the request, in seconds.
+// The stream's extension that docs/api.md describes (`include_speculation`) reports these. Without
+// reports, the race has only the tokens and the time. Times are in milliseconds of
+// performance.now(); stored times are relative to the request, in seconds.
 
 import { Runs } from "../chat/colouring.js";
 import { classOf } from "./origins.js";
@@ -12,12 +12,12 @@ const PASSES_KEPT = 3000;
 export class Race {
   constructor(begun) {
     this.begun = begun;
-    this.first = null; // when the first token came
+    this.first = null; // time of the first token
     this.last = begun;
-    this.runs = new Runs(); // of the answer's text, by the class of their colour
+    this.runs = new Runs(); // runs of the answer's text, each with the class of its colour
     this.counts = {}; // tokens by origin
     this.tokens = 0;
-    this.ends = []; // of each chunk with text: [tokens, characters] up to its end
+    this.ends = []; // for each chunk with text: [tokens, characters] up to its end
     this.chain = "";
     this.broken = "";
     this.breaks = 0;
@@ -86,7 +86,7 @@ export class Race {
     }
   }
 
-  // The totals are exact where what was summed up here is not.
+  // Takes the totals, which are exact, while the sums made here are not.
   totals({ tokens, passes, drafted, accepted, cloud_row_ms: rowMs, ...link }) {
     this.link = link.rtt_ms === null ? null : link;
     this.rowMs = rowMs ?? this.rowMs;
@@ -95,13 +95,13 @@ export class Race {
     [this.passCount, this.judged, this.accepted] = [passes, drafted, accepted];
   }
 
-  // How many tokens the cloud alone would have by now: the first one when ours came, then a row each.
+  // Returns the tokens that the cloud alone would have by now: its first with ours, then one a row.
   cloudTokens(now) {
     if (this.first === null || !this.rowMs) return 0;
     return Math.min(this.tokens, 1 + Math.floor((now - this.first) / this.rowMs));
   }
 
-  // The place in the text of the end of the n-th token, as near as the chunks tell.
+  // Returns the index in the text of the end of the n-th token, as exactly as the chunks tell.
   offsetOf(tokens) {
     let low = 0;
     let high = this.ends.length;
@@ -115,7 +115,7 @@ export class Race {
     return until > from ? Math.round(start + ((end - start) * (tokens - from)) / (until - from)) : end;
   }
 
-  // What stays with the answer, all of it JSON.
+  // Returns what is stored with the answer, as JSON values.
   kept() {
     return { ...this.figures(), runs: this.runs.pairs() };
   }
@@ -135,7 +135,7 @@ export class Race {
   }
 }
 
-// The index in a text after so many characters, each of which is one or two units of JavaScript.
+// Returns the index after `characters` more characters, each one or two units of JavaScript.
 function advance(text, start, characters) {
   let at = start;
   for (let n = 0; n < characters && at < text.length; n += 1) {

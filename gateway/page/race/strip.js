@@ -1,4 +1,4 @@
-// The strip below an answer: legend, the two lanes, the passes and the figures.
+// Shows the strip below an answer: legend, the two lanes, the passes and the figures.
 
 import { action, h } from "../dom.js";
 import { change, settings } from "../store.js";
@@ -22,7 +22,7 @@ export class Strip {
     this.show(race.figures(), false);
   }
 
-  // kept: what a turn keeps of its race (Race.kept).
+  // kept: the part of the race that a turn stores (Race.kept).
   finish(kept) {
     if (!kept?.tokens) return;
     this.show(kept, true);
@@ -79,7 +79,7 @@ function switchColours() {
   showColours();
 }
 
-// Shows or hides the colours in all answers, as the settings say.
+// Shows or hides the colours in all answers, depending on the settings.
 export function showColours() {
   const on = settings().colours;
   document.getElementById("conversation").classList.toggle("coloured", on);

@@ -1,7 +1,7 @@
-// The passes of the large model over time, as a drawing: a column a pass, as high as its rows.
+// Draws the passes of the large model over time: one column for each pass, as high as its rows.
 //
-// The filled part of a column are the accepted draft tokens; what is hollow was judged in vain. A
-// column without draft tokens is a small bar. A bar before a column is the time for which
+// The filled part of a column stands for accepted draft tokens, the hollow part for those judged in
+// vain. A column without draft tokens is a small bar. A bar before a column is the time for which
 // this answer waited for the pass: because it was held for draft tokens, or because others ran.
 
 import { h } from "../dom.js";
@@ -17,7 +17,7 @@ export class Timeline {
       h("figcaption", {}, "Passes of the large model: ", ...words));
   }
 
-  // passes: [at_s, rows, accepted, waited_s], in order. endS: where time is now. over: it ends there.
+  // passes: [at_s, rows, accepted, waited_s], in order. endS: the time now. over: nothing follows.
   draw(passes, endS, over) {
     const { canvas } = this;
     const width = canvas.clientWidth;
