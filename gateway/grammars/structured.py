@@ -91,7 +91,7 @@ class ResponseFormat(RequestModel):
 
 
 class StructuredOutputs(RequestModel):
-    """Parses vLLM's StructuredOutputsParams."""
+    """These are the fields of vLLM's StructuredOutputsParams."""
 
     content: Annotated[Schema | None, Field(alias="json")] = None
     json_object: Flag | None = None

@@ -46,7 +46,7 @@ def _as_object(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 
 class Part(RequestModel):
-    """Parses a part of a message's content. All parts are texts."""
+    """A message's content consists of such parts, which are all texts."""
 
     type: Literal["text", "input_text", "output_text", "refusal", "reasoning", "thinking"]
     text: str = Field(validation_alias=AliasChoices("text", "refusal", "reasoning", "thinking"))
@@ -68,7 +68,7 @@ def text_of(parts: tuple[Part, ...]) -> str:
 
 
 class Prediction(RequestModel):
-    """Parses OpenAI's predicted output: a text of which much is expected in the answer."""
+    """Much of this text, OpenAI's predicted output, is expected in the answer."""
 
     type: Literal["content"]
     content: Parts

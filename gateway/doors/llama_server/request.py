@@ -90,7 +90,7 @@ class NativeCompletionRequest(NativeRequest):
 
 
 class Snippet(RequestModel):
-    """Parses a part of another file."""
+    """A snippet is a part of another file."""
 
     text: str
     filename: str = "snippet"

@@ -35,7 +35,7 @@ class ThinkingBlock(RequestModel):
 
 
 class RedactedThinkingBlock(RequestModel):
-    """Parses reasoning that only Anthropic can read; it is left out of the chat."""
+    """This reasoning, which only Anthropic can read, is left out of the chat."""
 
     type: Literal["redacted_thinking"]
     data: str = ""

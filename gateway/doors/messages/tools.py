@@ -12,7 +12,7 @@ from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Name, RequestModel,
 
 
 class ClientTool(RequestModel):
-    """Parses a tool that the client describes."""
+    """The client describes this tool."""
 
     type: Literal["custom"] = "custom"
     name: Name
@@ -29,8 +29,8 @@ class ClientTool(RequestModel):
 
 
 class KnownTool(BaseModel):
-    """Parses a tool that Anthropic's models know by its type, or that Anthropic runs. The model
-    here does not see the tool, because it has no description."""
+    """Anthropic's models know this tool by its type, or Anthropic runs it. The model here does
+    not see the tool, because it has no description."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -22,7 +22,7 @@ _ORDER: Final = ("reasoning", "content", "tool_calls")
 
 
 class ItemPart(RequestModel):
-    """Parses a part of an item's content. All parts are texts."""
+    """An item's content consists of such parts, which are all texts."""
 
     type: Literal[
         "input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"
