@@ -1,5 +1,5 @@
-"""The embedded target: llama.cpp in this process, on one thread of its own.
+"""The embedded target runs llama.cpp in this process, on a thread of its own.
 
-Read it in this order: settings, judging (a pass's logits to judgements), engine (what runs in
-the thread), slot (one session), scheduler (which sessions join a pass), target.
+Read the modules in this order: settings, judging (from a pass's logits to judgements), engine
+(the code in the thread), slot (one session), scheduler (the sessions of a pass), target.
 """

@@ -1,7 +1,7 @@
 """The thread's side of the embedded target: everything here runs in one thread, in order.
 
-A sequence's KV may hold more than is true: rejected drafts, or a session that ended.
-Nothing is cleaned up after a pass; who decodes next first forgets what is beyond its own start.
+A sequence's KV may hold invalid entries, of rejected draft tokens or of an ended session. No
+pass cleans up after itself: the next decode first removes what lies beyond its own start.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from picospec.verifier.llama_target.judging import Part, judge
 from picospec.verifier.llama_target.settings import LlamaSettings
 
 LEAST_TOKENS: Final = 4096
-"""A context has so many tokens, if its model takes them, on the smallest machine."""
+"""A context has at least this many tokens on any machine, if its model supports them."""
 
 
 class Engine:
-    """A model and the KV of its slots. hashes: what is known of its file. Raises
+    """A model with the KV cache of its slots. hashes: the known hashes of model files. Raises
     models.errors.ModelError."""
 
     def __init__(self, path: Path, settings: LlamaSettings, hashes: FileHashes) -> None:
         self.model = Model(path)
-        self._tokens = len(self.model.vocabulary.pieces)  # what follows is padding, never drawn
+        self._tokens = len(self.model.vocabulary.pieces)  # later logits are padding
         threads = settings.threads or compute_threads()
         # with several threads, an F16 cache lets passes differ in the last bit
         cache: Cache = "F16" if threads == 1 else "Q8_0"
@@ -58,7 +58,7 @@ class Engine:
             cache=cache,
         )
         self.shapes = (engine(), weights_of(path, hashes), threads, cache)
-        """Everything that shapes a text is in it."""
+        """These values shape a text; the target's identity contains them."""
 
         self._judged_rows = 0  # of the session that is judged
         self._cheapest_row_s = inf
@@ -69,21 +69,21 @@ class Engine:
         self.model.close()
 
     def time_pass(self, rows: int) -> float:
-        """Return how many seconds a pass over so many rows takes. For before any session: it
-        uses the first sequence."""
+        """Return the seconds that a pass over `rows` rows takes. It uses the first sequence,
+        and so must be called before any session begins."""
         began = time.perf_counter()
         self._context.truncate(0, 0)
         self._context.decode([Segment(0, 0, (0,) * rows)])
         return time.perf_counter() - began
 
     def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None:
-        """Decode a piece of a prompt. start: tokens of this prompt decoded before."""
+        """Decode a piece of a prompt. start: the number of its tokens decoded before."""
         self._context.truncate(sequence, start)
         self._context.decode([Segment(sequence, start, tokens, logits=0)])
 
     def run(self, parts: Sequence[Part]) -> tuple[list[Verdict | GrammarFailed], float]:
-        """Run one pass, and judge it; return also how many seconds judging took beyond that of
-        the cheapest session so far. A grammar that fails concerns its own session only."""
+        """Run one pass and judge its rows. Return also the extra seconds that judging took,
+        compared with the cheapest row so far. A failing grammar fails only its own session."""
         for part in parts:
             self._context.truncate(part.sequence, part.held)
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])

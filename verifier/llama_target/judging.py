@@ -1,7 +1,7 @@
-"""One session's part of a pass, and what its logits make of its draft tokens.
+"""A part is what one session contributes to a pass; its logits judge its draft tokens.
 
 A part decodes the last committed token and the draft tokens after it: row i judges draft token
-i, and the row after the last one gives the bonus token. Rows are looked at lazily.
+i, and the row after the last draft token gives the bonus token. Rows are read lazily.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from picospec.speculation.verifying.session import Pass
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one session brings to a pass."""
+    """The input of one session to a pass."""
 
     sequence: int
     held: int
-    """So many tokens before `last`, prompt included, are in the KV cache already."""
+    """The KV cache already holds this many tokens before `last`, prompt included."""
 
     last: TokenId
-    """It was committed last, or ends the prompt."""
+    """The last committed token, or the last token of the prompt before any is committed."""
 
     judged: Pass
     request: Open
     adjust: Adjust | None = None
-    """Applies what the request changes of the logits; None changes nothing."""
+    """Applies the request's changes to the logits; None leaves them unchanged."""
 
     committed: tuple[TokenId, ...] = ()
-    """The pass follows these output tokens; they are left out where nothing is adjusted."""
+    """The output tokens before this pass; empty where nothing is adjusted."""
 
     @property
     def tokens(self) -> tuple[TokenId, ...]:
-        """The K + 1 rows."""
+        """The tokens of the K + 1 rows."""
         return (self.last, *self.judged.draft)
 
 

@@ -1,13 +1,13 @@
-"""Lends the sequences of the KV cache to sessions, and knows what free ones still hold.
+"""Lends the sequences of the KV cache to sessions, and remembers what the free ones still hold.
 
 The next turn of a conversation begins with the tokens of the turns before, which need not be
 decoded again. A token's KV has the same bits whatever pass it was decoded in
-(tests/models/llama_cpp/test_model.py), so this changes no text. An owner's tokens are for that
-owner alone, see models.llama_cpp.kv_reuse.
+(tests/models/llama_cpp/test_model.py), so reuse changes no text. The tokens of an owner are
+reused only for that owner, see models.llama_cpp.kv_reuse.
 
-A prompt takes the sequence where it has least to decode and least is lost. What was not used
-for long counts less: else conversations that are over would keep their sequences for ever, and
-those that go on, being shorter, would take one another's.
+A prompt takes the sequence with the least to decode and the least to lose. Tokens that were
+unused for long weigh less. Otherwise finished conversations would keep their sequences for
+ever, and active ones, which are shorter, would take one another's.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ class KvSlots:
     def __init__(self, count: int) -> None:
         self._held: dict[int, Sequence[TokenId]] = dict.fromkeys(range(count), ())
         self._owners: dict[int, str | None] = dict.fromkeys(range(count))
-        """Says whose tokens a free sequence holds. None, where nobody is known, is an owner
-        like others."""
+        """Maps a free sequence to the owner of its tokens. None, the unknown owner, is an owner
+        like any other."""
 
         self._takes = 0
-        self._given_back: dict[int, int] = dict.fromkeys(range(count), 0)  # after so many takes
+        self._given_back: dict[int, int] = dict.fromkeys(range(count), 0)  # value: _takes then
 
     @property
     def free(self) -> int:
-        """How many sequences are free."""
+        """The number of free sequences."""
         return len(self._held)
 
     def take(self, prompt: Sequence[TokenId], owner: str | None = None) -> tuple[int, int]:
-        """Return the free sequence that suits best, and how many tokens of `prompt` it holds.
+        """Return the best free sequence, and the number of tokens of `prompt` that it holds.
 
         The last token is never counted, because the first pass decodes it. Raises ValueError if
         no sequence is free.

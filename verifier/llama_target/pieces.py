@@ -9,31 +9,31 @@ from collections.abc import Sequence
 from typing import Final
 
 PASSES: Final = 2
-"""A piece takes as long as so many passes of the sessions that run beside it: the gaps of their
-texts grow threefold, and two thirds of the time go to reading."""
+"""A piece takes as long as this many passes of the sessions that run beside it: the gaps in
+their texts triple, and two thirds of the time go to reading prompts."""
 
 
 class Pieces:
-    """most: the tokens of a piece that no session runs beside."""
+    """Chooses pieces. most: a piece has this many tokens while no session runs beside it."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._token_s = 0.0  # of the latest piece; 0 before the first
-        self._least = False  # whether the latest piece was of the prompt with the least unread
+        self._token_s = 0.0  # seconds a token in the latest piece; 0 before the first
+        self._least = False  # True if the latest piece was of the prompt with the least unread
 
     def whose(self, unread: Sequence[int]) -> int:
-        """Return the index of the prompt to read from. unread: how many tokens each lacks, in
-        the order in which they came."""
+        """Return the index of the prompt to read from. unread: the number of unread tokens of
+        each prompt, in order of arrival."""
         self._least = not self._least
         return unread.index(min(unread)) if self._least else 0
 
     def rows(self, pass_s: float) -> int:
-        """Return how many tokens to read. pass_s: what a pass of the running sessions takes; 0
-        where none runs."""
+        """Return the number of tokens to read. pass_s: seconds that a pass of the running
+        sessions takes; 0 while none runs."""
         if not (pass_s and self._token_s):
             return self._most
         return max(1, min(self._most, int(PASSES * pass_s / self._token_s)))
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """Take in how long a piece took."""
+        """Record that a piece of `tokens` tokens took `seconds`."""
         self._token_s = seconds / tokens

@@ -1,9 +1,9 @@
-"""Drives the VerifyMachine with llama.cpp: passes over its offers, and prompts in between.
+"""Drives the VerifyMachine with llama.cpp: runs the offered passes, and reads prompts between.
 
-One turn is one pass, if the machine offers one, and one piece of one prompt, if any is unread:
-so a long prompt never stops the other sessions for longer than a piece takes. By turns a piece
-is of the prompt that came first, and of the one with the least unread: a short prompt does not
-wait for long ones, and these have half of the time at least.
+A turn is one pass, if the machine offers one, then one piece of one prompt, if any is unread:
+so a long prompt stops the other sessions for no longer than a piece takes. Pieces alternate
+between the oldest prompt and the one with the least unread: a short prompt does not wait for
+long ones, and the long ones get at least half of the time.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Scheduler:
-    """slots: the sessions, in the order in which they came; those that wait for a place in the
-    KV cache are no part of it yet. settings: max_rows bounds one pass, prefill_rows one piece
-    of a prompt."""
+    """Takes turns for all sessions. slots: the sessions in order of arrival; one that waits for
+    a sequence of the KV cache does not take part yet. settings: max_rows bounds one pass, and
+    prefill_rows one piece of a prompt."""
 
     engine: Engine
     machine: VerifyMachine
@@ -49,7 +49,7 @@ class Scheduler:
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
-        """Something changed: ask the machine again."""
+        """Ask the machine again, because something changed."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -113,11 +113,11 @@ class Scheduler:
     async def _call(
         self, slots: Sequence[Slot], work: Callable[..., T], *arguments: object
     ) -> T | None:
-        """Run `work` in the thread; if it fails, its sessions fail, and None is returned."""
+        """Run `work` in the thread. If it fails, fail the given sessions and return None."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self.thread, work, *arguments)
-        except Exception as error:  # whatever it is, these sessions are lost and others are not
+        except Exception as error:  # whatever it is, only these sessions are lost
             structlog.get_logger("verifier").error(
                 "pass failed", sessions=len(slots), exc_info=error
             )

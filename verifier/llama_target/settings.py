@@ -1,4 +1,4 @@
-"""Settings of the embedded target."""
+"""The settings of the embedded target."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from picospec.gateway.hosting.settings import Table
 
 class LlamaSettings(Table):
     slots: Annotated[int, Field(ge=1, le=256)] = 8
-    """Sessions that run at once. Memory for the KV of all is allocated at the start."""
+    """This many sessions run at once. The KV of all is allocated at the start."""
 
     waiting: Annotated[int, Field(ge=0, le=4096)] = 64
-    """Sessions that may wait for a slot; one more is rejected."""
+    """This many sessions may wait for a slot; further ones are rejected."""
 
     context_tokens: Annotated[int, Field(ge=16)] | None = None
-    """A session has no more tokens, prompt and answer together. None: as many as the model was
+    """The most tokens of a session, prompt and answer together. None: as many as the model was
     trained for, or as fit into the memory (models.llama_cpp.context_room)."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of llama.cpp. None: one for each core this process may use. With more than one,
-    the KV is kept in Q8_0: with a 16-bit cache llama.cpp splits a row's attention among
-    threads, and its last bits depend on the other rows of the pass."""
+    """The number of llama.cpp's threads. None: one for each core that this process may use.
+    More than one keep the KV in Q8_0: with a 16-bit cache llama.cpp splits a row's attention
+    among threads, and its last bits depend on the other rows of the pass."""
 
     max_rows: Annotated[int, Field(ge=2, le=4096)] = 256
-    """One pass has no more rows, all sessions together."""
+    """The most rows of one pass, all sessions together."""
 
     prefill_rows: Annotated[int, Field(ge=1, le=63)] = 63
-    """Prompt tokens decoded between two passes at most; beside running sessions only as many as
-    take two passes' time (verifier.llama_target.pieces), so that those go on meanwhile. From 64
-    rows of a sequence on llama.cpp's attention rounds differently, and the KV of a prompt would
-    depend on how it was divided."""
+    """The most prompt tokens that are decoded between two passes; beside running sessions only
+    as many as take the time of two passes (verifier.llama_target.pieces), so that these go on.
+    From 64 rows of a sequence on llama.cpp's attention rounds differently, and a prompt's KV
+    would depend on how it was divided."""
 
     @model_validator(mode="after")
     def _rows_suffice(self) -> Self:

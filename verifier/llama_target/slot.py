@@ -1,7 +1,7 @@
-"""One session in the embedded target: its part of the KV cache, and what it has to send.
+"""A slot is one session of the embedded target: its place in the KV cache and unsent replies.
 
-Messages wait here until the session's generator takes them. They are bounded by the answer:
-every message but a Reject commits a token, and a Reject is sent only when it is asked for.
+Replies wait here until the session's generator takes them. The answer bounds their number:
+every reply but a Reject commits a token, and each Reject answers a message of the edge.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from picospec.verifier.target import Reply, TargetFailed
 
 
 class Slot:
-    """name: the session's. session: the machine's record of it, which is only read here.
-    adjust: called in the engine's thread alone. owner: of what the KV cache holds of it."""
+    """name: the session's name. session: the machine's record of it, which is only read here.
+    adjust: called only in the engine's thread. owner: the owner of its tokens in the KV."""
 
     def __init__(
         self,
@@ -31,21 +31,21 @@ class Slot:
         self.owner = owner
         self.request: Open = session.request
         self.sequence: int
-        """It has this sequence of the KV cache, once it is placed."""
+        """The session's sequence of the KV cache; set by `place`."""
 
         self.placed = False
 
         self.opening = (*self.request.prompt, *self.request.committed)
-        """The session begins with this text; all but its last token is prefilled."""
+        """The session begins with these tokens; all but the last are prefilled."""
 
         self.prefilled = 0
-        """So many tokens of it are in the KV cache."""
+        """The KV cache holds this many tokens of `opening`."""
 
         self.reused = 0
-        """So many were there when it took its sequence."""
+        """The sequence held this many tokens of `opening` when the session took it."""
 
         self.held_since: float | None = None
-        """Its pass has been held since then; None while it is not."""
+        """The time since which the session's pass has been held; None while it is not held."""
 
         self._session = session
         self._adjust = adjust
@@ -58,7 +58,7 @@ class Slot:
 
     @property
     def held(self) -> tuple[TokenId, ...]:
-        """What its sequence holds for sure: all but the last token, which opens a pass."""
+        """The tokens that its sequence surely holds: all but the last, which begins a pass."""
         if self._failed or not self.placed:
             return ()
         if self.unread:
@@ -67,34 +67,34 @@ class Slot:
 
     @property
     def unread(self) -> int:
-        """Tokens to prefill now: all but the last, which opens the first pass."""
+        """The number of tokens to prefill: all but the last, which begins the first pass."""
         reads = self.placed and not self._failed
         return len(self.opening) - 1 - self.prefilled if reads else 0
 
     @property
     def ready(self) -> bool:
-        """Whether a pass could start as far as the KV cache is concerned."""
+        """True if the KV cache holds all that a pass needs."""
         return self.placed and not self._failed and not self.unread
 
     def place(self, sequence: int, reused: int) -> None:
-        """Let the session take part, with a sequence that holds so much of its opening."""
+        """Give the session a sequence whose KV holds the first `reused` tokens of `opening`."""
         self.sequence, self.reused, self.prefilled, self.placed = sequence, reused, reused, True
 
     def part(self, judged: Pass) -> Part:
-        """Return what the slot brings to a pass that has begun."""
+        """Return the session's part of a pass that has begun."""
         last = (*self.request.prompt[-1:], *self._session.committed[-1:])[-1]
         held = len(self.request.prompt) + judged.start - 1
         committed = () if self._adjust is None else tuple(self._session.committed)
         return Part(self.sequence, held, last, judged, self.request, self._adjust, committed)
 
     def send(self, down: Sequence[Down]) -> None:
-        """Let the session's generator have these messages."""
+        """Queue the replies among these messages for the session's generator."""
         for message in down:
             if isinstance(message, Reply):
                 self._waiting.put_nowait(message)
 
     def fail(self, failure: TargetFailed) -> None:
-        """End the session: what waits is still sent, then the failure is raised."""
+        """End the session: the queued replies are still sent, then the failure is raised."""
         self._failed = True
         self._waiting.put_nowait(failure)
 

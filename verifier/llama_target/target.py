@@ -1,4 +1,4 @@
-"""The port to the embedded target."""
+"""Implements the Target port with llama.cpp in this process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from picospec.verifier.target import (
 
 
 class LlamaTarget(Target):
-    """A GGUF model served in this process. Raises models.errors.NoLlama, and ModelError when it
+    """Serves a GGUF model in this process. Raises models.errors.NoLlama, and ModelError when it
     starts.
 
     find: returns the model's file, and may fetch it first.
@@ -80,7 +80,7 @@ class LlamaTarget(Target):
         return self._scheduler is not None
 
     async def start(self) -> None:
-        """Load the model and time it, in the thread, and let the scheduler run."""
+        """Load the model and time it, both in the thread, and start the scheduler."""
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
         self._scheduler = Scheduler(
@@ -90,11 +90,11 @@ class LlamaTarget(Target):
         self._running.add_done_callback(self._over)
 
     async def heartbeat(self) -> None:
-        """Have the thread do nothing, which it does when the pass has ended."""
+        """Run a no-op in the thread, which returns once the running pass has ended."""
         await asyncio.get_running_loop().run_in_executor(self._thread, int)
 
     async def stop(self) -> None:
-        """End all sessions, wait for the pass that is running, free the memory."""
+        """End all sessions, wait for the running pass, and free the memory."""
         if self._running:
             self._running.cancel()
             await asyncio.wait([self._running])
@@ -106,7 +106,7 @@ class LlamaTarget(Target):
         self._thread.shutdown()
 
     async def check(self, request: Open, tenant: str | None = None) -> None:
-        """Compile the request's grammar, which `serve` needs. Raises as Target says."""
+        """Compile the request's grammar for `serve`. Raises the errors of Target.check."""
         if (asked := asked_grammar(request)) is not None:
             with unservable():
                 await self.grammars.compile(asked, tenant)
@@ -114,7 +114,7 @@ class LlamaTarget(Target):
     async def serve(
         self, session: str, request: Open, tenant: str | None = None
     ) -> AsyncGenerator[Framed[Reply]]:
-        """Run one session to its Finish, once a slot is free. Closing it frees the slot."""
+        """Run one session to its Finish once a slot is free; closing frees the slot."""
         slot = self._admit(session, request, self.owner_of_prefixes(tenant, request))
         try:
             message = await slot.next()
@@ -136,7 +136,7 @@ class LlamaTarget(Target):
         started(self._scheduler).wake()
 
     def _over(self, running: asyncio.Task[None]) -> None:
-        """The scheduler takes no more turns: it was cancelled, or it has a bug."""
+        """Fail all sessions once the scheduler has stopped, by cancellation or by a bug."""
         self._scheduler = None
         for slot in self._slots.values():
             slot.fail(TargetFailed("the target has stopped"))
@@ -157,7 +157,7 @@ class LlamaTarget(Target):
         return slot
 
     def _mask(self, request: Open) -> Adjust | None:
-        """Return what bars the tokens that the request's grammar does not allow."""
+        """Return an Adjust that bars the tokens which the request's grammar does not allow."""
         if (asked := asked_grammar(request)) is None:
             return None
         if (grammar := self.grammars.compiled(asked)) is None:
@@ -168,7 +168,7 @@ class LlamaTarget(Target):
         return state.mask
 
     def _release(self, session: str, slot: Slot) -> None:
-        """Forget a session. A pass of it that is running drops its outcome."""
+        """Forget a session. If a pass of it is running, its outcome is dropped."""
         del self._slots[session]
         self._machine.close(session)
         if slot.placed:
@@ -176,18 +176,18 @@ class LlamaTarget(Target):
         self._place()
 
     def _waiting(self) -> list[Slot]:
-        """Return the sessions that wait for a sequence of the KV cache, the first one first."""
+        """Return the sessions that wait for a sequence of the KV cache, oldest first."""
         return [slot for slot in self._slots.values() if not slot.placed]
 
     def _place(self) -> None:
-        """Let sessions take part, with the sequences that are free."""
+        """Give the free sequences to waiting sessions."""
         for slot in self._waiting()[: self._places.free]:
             slot.place(*self._places.take(slot.opening, slot.owner))
         if self._scheduler:
             self._scheduler.wake()
 
     def _kv_usage(self) -> float:
-        """Return the share of all cells that sessions hold. What ended ones left is free."""
+        """Return the share of all KV cells that running sessions hold."""
         if self._engine is None:
             return 0.0
         cells = self._settings.slots * self._engine.length.tokens
