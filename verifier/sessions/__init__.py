@@ -1,1 +1,1 @@
-"""Sessions between the routes and the target: their tasks, timeouts and streams."""
+"""A session connects the routes to the target: its task, timeouts and stream are here."""

@@ -1,4 +1,4 @@
-"""Counts and times what one session commits, as gateway.accounts.account does for a request."""
+"""Counts and times the tokens of one session, as gateway.accounts.account does for requests."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from picospec.speculation.protocol.messages import Fault, Finish, Totals
 
 @dataclass(slots=True)
 class SessionAccount:
-    """span: the session's. opened: when it was asked for, by the clock of all calls."""
+    """span: the session's span. opened: when the Open arrived, by the clock of all calls."""
 
     metrics: Metrics
     span: Span
     opened: float
     _tokens: int = 0
     _first_token_s: float = 0.0
-    _last: float | None = None  # when tokens were committed last
+    _last: float | None = None  # time of the latest Commit
 
     def committed(self, tokens: int, now: float) -> None:
-        """Count a Commit. The gap before it is observed once, as a mean of its tokens."""
+        """Count a Commit. The gap before it is observed once, as the mean over its tokens."""
         self._tokens += tokens
         self.metrics.generation_tokens.inc(tokens)
         if self._last is None:
@@ -32,11 +32,11 @@ class SessionAccount:
         self._last = now
 
     def finished(self, now: float) -> None:
-        """The answer is complete."""
+        """Record that the answer is complete."""
         self.metrics.request_s.observe(now - self.opened)
 
     def close(self, ending: Finish | Fault | None) -> None:
-        """End the span with what was counted, and with how the session ended."""
+        """End the span with the counts, and with the error code of a Fault."""
         totals = ending.totals if isinstance(ending, Finish) else Totals()
         facts: dict[str, Fact] = {
             "completion_tokens": self._tokens,

@@ -1,8 +1,8 @@
-"""Sends a session's messages as the long body of one response.
+"""Streams a session's messages as one long response body.
 
-Headers go out with the first body message, so there is one at once. While there is nothing to
-send a Beat is sent now and then, so that the edge soon notices a lost link or process. The
-stream ends after a Finish or a Fault, or when the client goes away: the session ends with it.
+Headers are sent with the first body message, so one is sent at once. In a silence a Beat is
+sent at intervals, so that the edge soon notices a lost link or process. The stream ends after a
+Finish or a Fault, or when the client goes away; the session ends with it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _START: Final[Message] = {
 
 
 class Downstream(Response):
-    """Owns the session: it ends when this does."""
+    """The response with a session's stream. It owns the session, and ends it when it ends."""
 
     def __init__(self, session: Session, account: Account) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Downstream(Response):
         try:
             async with connected(receive):
                 await self._stream(send)
-            await _send(send, b"", more=False)  # a server reports the end as a departure
+            await _send(send, b"", more=False)  # a server reports our own end as a disconnect
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         finally:

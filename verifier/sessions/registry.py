@@ -1,4 +1,4 @@
-"""All sessions that run: admits, finds and ends them."""
+"""Admits, finds and ends the running sessions."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Sessions:
         self._metrics = metrics
         self._running: dict[str, Session] = {}
         self._run = secrets.token_urlsafe(6)
-        """The names of all sessions begin so: edges know by it that this process was only out
-        of reach, and has not been started anew."""
+        """All session names begin with this. An edge recognises by it that this process was
+        only out of reach, and has not restarted."""
 
     async def end_all(self) -> None:
-        """End every session with a Fault that says so, and wait for the tasks."""
+        """End every session with a Fault that gives the reason, and wait for their tasks."""
         running = list(self._running.values())
         fault = Fault("shutting_down", "the verifier is shutting down", True)
-        if self._host.state == "failed":  # a session may be the reason
+        if self._host.state == "failed":  # a session may have caused it
             fault = Fault("target_failed", "the target is lost", True)
         for session in running:
             session.cancel(fault)
@@ -44,22 +44,21 @@ class Sessions:
             await asyncio.wait([session.task for session in running])
 
     async def open(self, request: Open, tenant: Tenant, span: Span = NO_SPAN) -> Session:
-        """Start a session of a tenant, to whom alone `find` will give it. The session that it
-        replaces ends first, and leaves its place and its KV cache.
+        """Start a session that `find` returns to this tenant only. The session that it replaces
+        ends first, and frees its slot and its KV cache.
 
-        span: of the request that opens it. Raises TargetFull, Unservable, Overloaded, or
-        Unavailable while loading.
-        """
+        span: the span of the request that opens it. Raises TargetFull, Unservable, Overloaded,
+        or Unavailable while loading."""
         target = self._host.ready()
         await self._end_replaced(request.replaces, tenant)
         with ExitStack() as undo:
-            tenant.begin(time.monotonic())  # before the check, of which few can run at once
+            tenant.begin(time.monotonic())  # first, because few checks can run at once
             undo.callback(tenant.end)
             await target.check(request, tenant.name)
             if len(self._running) >= (most := self._settings.max_sessions):
                 self._metrics.refused.inc()
                 raise TargetFull(f"all {most} sessions are taken")
-            self._host.drain.enter()  # after all that may raise, or no drain would end
+            self._host.drain.enter()  # after all that may raise, or the drain would never end
             undo.pop_all()
         now = time.monotonic()
         opened = Opened(self._run + secrets.token_urlsafe(12), target.facts.limits)
@@ -76,15 +75,15 @@ class Sessions:
         self._running[session.name] = session
         self._metrics.open.inc()
         session.task.add_done_callback(partial(self._over, session))
-        await asyncio.sleep(0)  # a target turns sessions away before it first waits
+        await asyncio.sleep(0)  # a target rejects sessions before it first waits
         if session.turned_away:
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
             raise session.turned_away
         return session
 
     async def _end_replaced(self, name: str, tenant: Tenant) -> None:
-        """End a session whose edge goes on in another one, if it is still here: the connection
-        of its stream may be dead, and nobody has noticed."""
+        """End the session that a new one replaces, if it still runs: the connection of its
+        stream may be dead without anybody having noticed."""
         with suppress(UnknownSession):
             replaced = self.find(name, tenant)
             replaced.cancel(Fault("cancelled", "another session takes its place"))
@@ -92,17 +91,17 @@ class Sessions:
 
     @property
     def load(self) -> float:
-        """The share of the sessions that are taken, from 0 to 1."""
+        """The share of the allowed sessions that are running, from 0 to 1."""
         return len(self._running) / self._settings.max_sessions
 
     async def about(self) -> dict[str, object]:
-        """Return what /status says of the verifier alone."""
+        """Return the part of /status that only a verifier has."""
         sessions = {"running": len(self._running), "limit": self._settings.max_sessions}
         return {"service": "verifier", "protocol": PROTOCOL_VERSION, "sessions": sessions}
 
     def find(self, name: str, tenant: Tenant) -> Session:
-        """Return a session of this tenant that runs. Raises UnknownSession, also for another
-        tenant's session, as if it did not exist."""
+        """Return a running session of this tenant. Raises UnknownSession, also for the session
+        of another tenant, as if it did not exist."""
         session = self._running.get(name)
         if session is None or session.tenant is not tenant:
             raise UnknownSession(f"there is no session {name!r}")

@@ -1,7 +1,7 @@
-"""One session between the routes and the target: its task, what it has to send, its timeouts.
+"""One session between the routes and the target: its task, its unsent replies, its timeouts.
 
-A session lives as long as the stream that opened it. However it ends, the last that is read of
-it is a Finish or a Fault.
+A session lives as long as the stream that opened it. However it ends, the last message that
+`read` returns is a Finish or a Fault.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from picospec.verifier.target import (
 Entry = Framed[Reply | Fault]
 
 PUSH_S: Final = 0.001
-"""A session that hands messages up lets all others go on after this time, in seconds."""
+"""A session that pushes many messages yields to the event loop after this many seconds."""
 
 CHAINS_A_REPLY: Final = 2
-"""Chains of draft tokens that an edge may send for a Commit or a Reject. A correct edge sends
-one: a Commit breaks the chain once, or makes room for as many more as it confirms."""
+"""An edge may send this many chains of draft tokens for each Commit or Reject. A correct edge
+sends one: a Commit breaks the chain once, or makes room for as many more as it confirms."""
 
 CHAINS_AT_FIRST: Final = 16
-"""Chains that are allowed beyond those. The first chain needs one. An edge sends a request that
-failed four times at most."""
+"""An edge may send this many chains more in a session. The first chain needs one; an edge
+repeats a failed request up to four times."""
 
 
 class Session:
-    """It runs in a task of its own from the start, and keeps what its stream has not sent yet,
-    which the answer's length bounds."""
+    """Runs in a task of its own from the start. It keeps the replies that its stream has not
+    sent yet; the length of the answer bounds them."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Session:
         self.name = opened.session
         self.ending: Finish | Fault | None = None
         self.turned_away: TargetFull | Unservable | None = None
-        """Why the target did not begin; None if it did."""
+        """The reason why the target rejected the session; None if it did not."""
 
         self._request = request
         self._target = target
@@ -77,29 +77,29 @@ class Session:
         self.account = account
         self._timer: asyncio.Timeout | None = None
         self._expiry = timeouts.expiry()[1]
-        """The timer ends the session with this. It is not asked for when the timer has fired: a
-        draft that comes a moment later must not change the reason."""
+        """The timer ends the session with this Fault. Both are set together, because a draft
+        that arrives just after the timer has fired must not change the reason."""
 
         self._news: list[Entry] = []
         self._changed = asyncio.Event()
         self._cause: Fault | None = None
         self._may_send = CHAINS_AT_FIRST * opened.limits.max_ahead
-        """The edge may send so many more draft tokens; a Redraw counts as one."""
+        """The edge may still send this many draft tokens; a Redraw counts as one."""
 
         self._pushing = asyncio.Lock()
         self.task = asyncio.create_task(self._run())
 
     def cancel(self, cause: Fault) -> None:
-        """End the session, unless it has ended. Its KV is free within a pass."""
+        """End the session if it has not ended. Its KV is free within a pass."""
         if not self.ending and self._cause is None:
             self._cause = cause
             self.task.cancel()
 
     async def push(self, messages: Iterable[Framed[Pushed]]) -> None:
-        """Hand a request's messages up, after those of earlier requests.
+        """Pass a request's messages to the target, after those of earlier requests.
 
-        Raises UnknownSession; a RemoteProtocolError, of `messages` too, ends the session.
-        """
+        Raises UnknownSession. A RemoteProtocolError, also from iterating `messages`, ends the
+        session."""
         async with self._pushing:
             pause_at = time.monotonic() + PUSH_S
             try:
@@ -123,7 +123,7 @@ class Session:
             raise RemoteProtocolError("Draft.tokens: more in all than a correct edge sends")
 
     async def read(self) -> list[Entry]:
-        """Return what is new, once there is something; [] when nothing more will come."""
+        """Return the unread entries once there are some; [] after the last."""
         while not (self._news or self.ending):
             self._changed.clear()
             await self._changed.wait()
@@ -147,7 +147,7 @@ class Session:
             if isinstance(error, TargetFull | Unservable):
                 self.turned_away = error
             self.end(Fault("target_failed", str(error), retryable=True))
-        except Exception as bug:  # the edge gets a Fault, whoever awaits the task the bug
+        except Exception as bug:  # the edge gets a Fault; who awaits the task gets the bug
             self.end(Fault("target_failed", "internal error"))
             raise bug
 
@@ -173,7 +173,7 @@ class Session:
         self._send(reply)
 
     def end(self, fault: Fault) -> None:
-        """End what is read of it with a Fault, if it has not ended."""
+        """Make this Fault the last entry, unless the session has ended."""
         if self.ending is None:
             self.ending = fault
             self._send(Framed(fault))

@@ -1,4 +1,4 @@
-"""How long a session may wait, and for what: rules over what was seen of it, without a clock.
+"""Rules that say how long a session may wait, and for what. They have no clock of their own.
 
 All times are in seconds, on one monotonic clock.
 """
@@ -17,21 +17,21 @@ class Timeouts:
     settings: SessionSettings
     opened_at: float
     active_at: float
-    """The last draft arrived then, or the last reply was generated."""
+    """The time of the last draft from the edge or reply of the target."""
 
     started: bool = False
-    """It is true once the target has sent a reply."""
+    """True once the target has sent a reply."""
 
     rejected_at: float | None = None
-    """The replacement that is awaited was asked for then."""
+    """The time of the Reject whose replacement is awaited; None while none is awaited."""
 
     def expiry(self) -> tuple[float, Fault]:
-        """Return when the session ends if nothing happens, and the Fault it then ends with."""
+        """Return when the session expires if nothing happens, and the Fault that ends it."""
         at, wait_s, code, text = min(self._rules(), key=lambda rule: rule[0] + rule[1])
         return at + wait_s, Fault(code, f"{text} {wait_s:g} s")
 
     def _rules(self) -> Iterator[tuple[float, float, str, str]]:
-        """Yield since when a wait lasts, how long it may, and the Fault's code and text."""
+        """Yield for each wait its beginning, its limit, and the code and text of its Fault."""
         allowed, said = self.settings, "no draft came and nothing was said for"
         idle_s = allowed.idle_timeout_s if self.started else allowed.first_token_timeout_s
         yield self.active_at, idle_s, "idle_timeout", said
