@@ -11,32 +11,32 @@ from picospec.speculation.protocol.messages import Limits, Open
 from picospec.speculation.sampling.logit_settings import LogitSettings
 
 FIELD: Final = "picospec"
-"""Our entry has this key in SamplingParams.extra_args and in outputs' kv_transfer_params."""
+"""Our entry's key in SamplingParams.extra_args and in the outputs' kv_transfer_params."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the core must know to run a session."""
+    """The data from which the core runs a session."""
 
     session: str
     request: Open
-    """Its prompt is empty, because vLLM has the prompt, and it has no extras."""
+    """The Open without its prompt, which vLLM has, and without extras."""
 
     prompt_tokens: int
     limits: Limits
     settings: LogitSettings
-    """The request's extras ask for these changes of the logits."""
+    """The changes of the logits that the request's extras ask for."""
 
     vocabulary_size: int
     drawn_by_vllm: bool = False
-    """vLLM's own sampler draws the session's tokens, with the settings of vLLM's request; those
-    that are left here are neutral."""
+    """True if vLLM's own sampler draws the session's tokens, with the settings of vLLM's
+    request; `settings` then changes nothing."""
 
     def pack(self) -> bytes:
-        """Return it in a type that vLLM can carry between processes."""
+        """Return the admission in a type that vLLM can carry between processes."""
         return msgspec.msgpack.encode(replace(self, request=replace(self.request, prompt=())))
 
     @staticmethod
     def unpack(packed: bytes) -> Admission:
-        """Return what was packed."""
+        """Return the admission that was packed."""
         return msgspec.msgpack.decode(packed, type=Admission)

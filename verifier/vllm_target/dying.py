@@ -1,8 +1,8 @@
-"""Ends a process of vLLM's when the process that started it is gone.
+"""Ends a process of vLLM when its parent process is gone.
 
-A server that is killed outright cannot stop its engine, which would keep the device's memory
-and has nothing to finish. So each process of the engine sends itself SIGKILL then, and has the
-kernel do so (Linux only), which ends a process that is stopped, too.
+A server that is killed cannot stop its engine, which would keep the device's memory without any
+work to finish. So each process of the engine then sends itself SIGKILL. On Linux the kernel
+also sends it, which ends even a process that is stopped.
 """
 
 from __future__ import annotations
@@ -17,27 +17,26 @@ import time
 from typing import Any, Final
 
 POLL_S: Final = 0.5
-"""The parent is looked for so often, in seconds: a process outlives it no longer."""
+"""Seconds between two looks for the parent. A process outlives its parent no longer."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _KILLER: Final = "picospec-die-with-parent"
 STOCK: Final = "picospec_stock"
-"""vLLM's own function has this name in a process that was forked from one that has ours."""
+"""The attribute for vLLM's own function, in a process forked from one that runs ours."""
 
 
 def die_with_parent() -> bool:
     """Bind this process to its parent.
 
-    Return False, and do nothing, where multiprocessing did not start this process; a second
-    call does nothing either.
-    """
+    Return False, and do nothing, if multiprocessing did not start this process. A second call
+    does nothing either."""
     if (parent := multiprocessing.parent_process()) is None:
         return False
     if any(thread.name == _KILLER for thread in threading.enumerate()):
         return True
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # the parent has passed its id on: it is right also where the parent is gone already
+    # multiprocessing passed the parent's id on, so it is right even if the parent is gone
     threading.Thread(target=_watch, args=[parent.pid], name=_KILLER, daemon=True).start()
     return True
 
@@ -49,7 +48,7 @@ def _watch(parent: int) -> None:
 
 
 def run_engine_core(*args: Any, **kwargs: Any) -> None:
-    """Be vLLM's core, bound to its parent from the first step on. vLLM loads plugins only when
+    """Run vLLM's core, bound to its parent from the start. vLLM itself loads plugins only after
     it has heard from the parent, for which it waits five minutes."""
     from vllm.v1.engine.core import EngineCoreProc
 
@@ -58,7 +57,7 @@ def run_engine_core(*args: Any, **kwargs: Any) -> None:
 
 
 def bind_cores() -> None:
-    """Have the cores that this process will start run ours; a second call does nothing."""
+    """Make the core processes that this process starts run ours. A second call does nothing."""
     from vllm.v1.engine.core import EngineCoreProc
 
     if EngineCoreProc.run_engine_core is not run_engine_core:

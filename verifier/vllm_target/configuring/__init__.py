@@ -1,1 +1,1 @@
-"""The part in every process of vLLM: it makes a plain `vllm serve MODEL` a verifier."""
+"""This part runs in every process of vLLM, and makes a plain `vllm serve MODEL` a verifier."""

@@ -1,10 +1,10 @@
-"""Whether this vLLM can serve sessions, as far as that shows before a model is loaded.
+"""Checks whether this vLLM can serve sessions, as far as possible before a model is loaded.
 
-vLLM calls its scheduler and sampler interfaces experimental. What we import or read of them
-reports itself when it is gone. What we only override, replace or set would be ignored in
-silence: that is listed here, and looked for in vLLM's source, because modules of its workers
-must not be imported elsewhere. The self-test shows the rest; it cannot be switched off for a
-version that no test of this project ran on.
+vLLM calls its scheduler and sampler interfaces experimental. A name that we import or read
+raises an error if it is gone; one that we only override, replace or set would be ignored
+silently. The latter are listed here and searched for in vLLM's source, because modules of its
+workers must not be imported elsewhere. The self-test covers the rest, and cannot be switched
+off on a version of vLLM that this project's tests did not run on.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import structlog
 from picospec.verifier.vllm_target.configuring.conflicts import Conflict
 
 TESTED: Final = ((0, 32), (0, 33))
-"""The tests of this project ran on these versions of vLLM, the first and the last."""
+"""The first and the last minor version of vLLM that the tests of this project ran on."""
 
 Names = Mapping[str, Sequence[str]]
-"""For each module of vLLM's it lists what the source must name."""
+"""Maps a module of vLLM to the names that its source must contain."""
 
 USED: Final[Names] = {
     "vllm.engine.arg_utils": (
@@ -52,11 +52,11 @@ BY_RUNNER: Final[Mapping[str, Names]] = {
         "vllm.v1.worker.gpu.spec_decode.speculator": ("compute_draft_logits", "sample_draft"),
     },
 }
-"""The hooks of each model runner use these besides."""
+"""The names that the hooks of each model runner use in addition."""
 
 
 def check(runner: Literal["v1", "v2"]) -> None:
-    """Raise Conflict unless the installed vLLM has what is listed, for this runner too."""
+    """Raise Conflict unless the installed vLLM has all names that this runner needs."""
     if missing := list(_missing({**USED, **BY_RUNNER[runner]})):
         raise Conflict(f"{described(version())} lacks {', '.join(missing)}")
 
@@ -69,14 +69,14 @@ def version() -> str:
 
 
 def is_tested(of: str) -> bool:
-    """Whether a version is in the tested range. Builds between two releases are not."""
+    """Return True if a version is in the tested range. Builds between two releases are not."""
     release = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*(\.post\d+)?(\+.*)?", of)
     first, last = TESTED
     return release is not None and first <= (int(release[1]), int(release[2])) <= last
 
 
 def described(of: str) -> str:
-    """Return the version, and for one outside of the tested range that it is."""
+    """Return the version as text, with a note if it is outside of the tested range."""
     if is_tested(of):
         return f"vLLM {of}"
     first, last = (".".join(map(str, each)) for each in TESTED)
@@ -84,7 +84,7 @@ def described(of: str) -> str:
 
 
 def must_self_test(of: str, wanted: bool) -> bool:
-    """Whether to run the self-test: as wanted, but always on a version that is not tested."""
+    """Return True if the self-test must run: if wanted, and always on an untested version."""
     if is_tested(of):
         return wanted
     log = structlog.get_logger("verifier")
@@ -96,7 +96,7 @@ def _missing(used: Names) -> Iterator[str]:
     for module, names in used.items():
         try:
             spec = find_spec(module)
-        except ModuleNotFoundError:  # of its package
+        except ModuleNotFoundError:  # its package is missing
             spec = None
         source = Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
         for name in names if source else ("",):

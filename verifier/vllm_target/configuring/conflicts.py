@@ -1,5 +1,5 @@
-"""Flags of vLLM with which sessions cannot be served, or only with fewer draft tokens. Each is
-named before a model loads."""
+"""Some flags of vLLM rule out sessions, or allow them only fewer draft tokens. Each conflict is
+reported before a model loads."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ EXTENSIONS: Final = {
     "v1": "picospec.verifier.vllm_target.worker.extension.PicoWorkerExtension",
     "v2": "picospec.verifier.vllm_target.worker.v2.extension.PicoWorkerExtension",
 }
-"""Each model runner has its own."""
+"""The worker extension for each model runner."""
 
 _OTHERS: Final = 2
-"""A session has so many rows beside those of its draft tokens: before them a token that vLLM is
-told of, and after them the one that is drawn."""
+"""A session has this many rows beside those of its draft tokens: one before them, for a
+committed token that vLLM does not know yet, and one after them, for the token that is drawn."""
 
 _EXTENSIONS: Final = ("", *EXTENSIONS.values())
 
 
 class Conflict(ValueError):
-    """This vLLM, or what the operator asks of it, leaves no place for sessions."""
+    """This vLLM, or the operator's flags, leave no room for sessions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     option: str
-    """It is a field of EngineArgs."""
+    """The name of a field of EngineArgs."""
 
     broken: Callable[[Any], bool]
-    """It tells of a value whether that is refused."""
+    """Returns True for a value that is refused."""
 
     why: str
 
     @property
     def flag(self) -> str:
-        """The option as vLLM's command line spells it."""
+        """The option's spelling on vLLM's command line."""
         return "--" + self.option.replace("_", "-")
 
 
@@ -61,9 +61,9 @@ RULES: Final = (
 
 
 def check(args: Any, *, rust: bool) -> None:
-    """Raise Conflict if an engine option is one that sessions do not allow.
+    """Raise Conflict if an engine option rules out sessions.
 
-    args: vLLM's EngineArgs. rust: whether vLLM's front end in Rust was asked for.
+    args: vLLM's EngineArgs. rust: True if vLLM's Rust front end was asked for.
     """
     if rust:
         raise Conflict("VLLM_USE_RUST_FRONTEND: that front end has no place for our routes")
@@ -73,10 +73,10 @@ def check(args: Any, *, rust: bool) -> None:
 
 
 def most_drafts(wanted: int, args: Any) -> int:
-    """Return `wanted`, or less where an engine has fewer rows for a request: with adapters vLLM
-    wants a step to have rows for `max_num_seqs` requests of full width. Raises Conflict.
+    """Return `wanted`, or less if a request has fewer rows: with adapters vLLM requires a step
+    to have rows for `max_num_seqs` requests of full width. Raises Conflict.
 
-    args: vLLM's EngineArgs. What is not set is a server's default.
+    args: vLLM's EngineArgs. An unset field has the default of vLLM's server.
     """
     if not args.enable_lora:
         return wanted

@@ -1,8 +1,8 @@
 """The entry point of `vllm.general_plugins`: vLLM calls `register` in each of its processes.
 
-It acts only where VLLM_PLUGINS names it, so that a vLLM beside which PicoSpec is merely
-installed stays as it is. An engine that generates gets our scheduler, our worker extension and
-place for drafts; any other starts as without us.
+It acts only if VLLM_PLUGINS names it, so that a vLLM which merely has PicoSpec installed beside
+it stays as it is. An engine that generates gets our scheduler, our worker extension and room
+for draft tokens; any other starts as it would without us.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
     "v1": {"method": "custom_class", "model": _NULL_PROPOSER},
     "v2": {"method": "ngram", "num_speculative_tokens_per_batch_size": [(1, 1, 0)]},
 }
-"""What vLLM is told to speculate with, by runner, so that it makes place for drafts. The second
-names vLLM's n-gram, which the worker extension keeps from proposing anything. That a batch of
-any size is planned without drafts has vLLM capture the CUDA graphs that it has without
+"""The speculative configs, by runner, that make vLLM reserve room for draft tokens. V2's names
+vLLM's n-gram method, which the worker extension keeps from proposing anything. Its schedule has
+no draft tokens for any batch size, so vLLM captures the CUDA graphs that it has without
 speculation: those of steps of one row a request."""
 
 MOST: Final = {"stop_token_ids": 112, "logit_bias": 1024, "allowed_token_ids": 1024}
-"""From vllm/v1/worker/gpu/sample/logit_bias.py, where 128 stop tokens can be barred. Among them
-are the model's own, which are not known here."""
+"""Limits from vllm/v1/worker/gpu/sample/logit_bias.py. It can bar 128 stop tokens, and these
+include the model's own, whose number is not known here."""
 
 
 def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:
-    """Return our settings inside vLLM: of the environment, and of the file that it names. Only
-    its server has any: what they read by is not imported elsewhere.
+    """Return our settings inside vLLM, from the environment and the file that it names. Only
+    vLLM's API server calls this: the modules that read settings are not imported elsewhere.
 
     Raises pydantic.ValidationError, OSError, ValueError (TOML).
     """
@@ -54,7 +54,7 @@ def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:
 
 
 def register() -> None:
-    """Prepare this process of vLLM; a second call does nothing."""
+    """Prepare this process of vLLM. A second call does nothing."""
     if NAME not in (envs.VLLM_PLUGINS or ()):
         return
     die_with_parent()
@@ -70,11 +70,11 @@ def register() -> None:
 
 
 def _check_request(params: Any, speculative_config: Any) -> None:
-    """Raise VLLMValidationError, which names the parameter, in the place of vLLM's own rule.
+    """Raise VLLMValidationError, which names the parameter. This replaces vLLM's own rule.
 
-    vLLM refuses min_p and logit_bias beside speculation, which both runners' samplers serve.
-    And it accepts more tokens of some settings than the worker of Model Runner V2 has place
-    for, which ends the engine. params: vLLM's SamplingParams.
+    vLLM refuses min_p and logit_bias beside speculation, though both runners' samplers serve
+    them. It also accepts more tokens in some settings than the worker of Model Runner V2 has
+    room for, which ends the engine. params: vLLM's SamplingParams.
     """
     if speculative_config is None or speculative_config.method == "custom_class":
         return  # Model Runner V1
@@ -89,7 +89,7 @@ def _check_request(params: Any, speculative_config: Any) -> None:
 
 
 def _wide_enough(stock: Any) -> property:
-    """Widen what vLLM makes place for in a step; its own speculation keeps to its own setting,
+    """Widen the room that vLLM reserves in a step. Its own speculation keeps its own setting,
     and proposes as many tokens as the operator asked for."""
 
     def num_speculative_tokens(config: Any) -> int:
@@ -100,8 +100,8 @@ def _wide_enough(stock: Any) -> property:
 
 
 def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap what EngineArgs calls when the model is known and its scheduler is not. Sessions are
-    for a model that generates token after token from token ids alone."""
+    """Wrap the method that EngineArgs calls when the model is known and the scheduler is not
+    yet. Sessions are only for a model that generates token by token from token ids alone."""
     from vllm.config import SpeculativeConfig
 
     @wraps(stock)
@@ -116,7 +116,7 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
             return asked
         choice = _choice(args, model, target_parallel_config, asked)
         _apply(choice, args, target_parallel_config)
-        if folder := os.environ.pop(SOCKET, None):  # vLLM has it open
+        if folder := os.environ.pop(SOCKET, None):  # vLLM has opened the socket
             rmtree(folder, ignore_errors=True)
         _let_drain(args, settings())
         if asked is None:
@@ -127,7 +127,7 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
                 target_parallel_config=target_parallel_config,
             )
         if asked.num_speculative_tokens_per_batch_size is None:
-            # else vLLM captures CUDA graphs of as many rows as it makes place for
+            # otherwise vLLM captures CUDA graphs with as many rows as it reserves
             own = [(1, 1, asked.num_speculative_tokens)]
             asked.num_speculative_tokens_per_batch_size = own
         return asked
@@ -136,8 +136,8 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stand_back() -> None:
-    """Take our name from VLLM_PLUGINS: no process that starts now loads our plugins, and this
-    one adds no routes."""
+    """Remove our name from VLLM_PLUGINS: no process that starts later loads our plugins, and
+    this one adds no routes."""
     others = (each for each in envs.VLLM_PLUGINS or () if each != NAME)
     os.environ["VLLM_PLUGINS"] = ",".join(others)
 
@@ -152,14 +152,14 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
             "sessions take the place of vLLM's own speculation"
         )
     compat.check(runner)
-    import_module(conflicts.SCHEDULER.rpartition(".")[0])  # else after the model has loaded
+    import_module(conflicts.SCHEDULER.rpartition(".")[0])  # fail before the model loads
     ours, head = settings(), 0 if asked is None else asked.num_speculative_tokens
     max_verify = conflicts.most_drafts(ours.limits.max_verify, args)
     return Choice(runner, max_verify, head, ours.speculation.seed_exact)
 
 
 def _runner(args: Any, model: Any, parallel: Any, asked: Any) -> Literal["v1", "v2"]:
-    """Return the runner that vLLM chooses by itself, by its own rule."""
+    """Return the runner that vLLM would choose, by vLLM's own rule."""
     from vllm.config import VllmConfig
 
     trial: VllmConfig = object.__new__(VllmConfig)
@@ -173,7 +173,7 @@ def _runner(args: Any, model: Any, parallel: Any, asked: Any) -> Literal["v1", "
 
 
 def _apply(choice: Choice, args: Any, parallel: Any) -> None:
-    """Set the engine options that are still to be read, and those of the workers."""
+    """Set the engine options that are read later, and those of the workers."""
     from vllm.config import StructuredOutputsConfig
 
     bind_cores()
@@ -182,14 +182,14 @@ def _apply(choice: Choice, args: Any, parallel: Any) -> None:
     args.worker_extension_cls = parallel.worker_extension_cls = extension
     args.additional_config = choice.added_to(args.additional_config)
     grammars = args.structured_outputs_config
-    if isinstance(grammars, dict):  # of a caller in Python
+    if isinstance(grammars, dict):  # from a caller in Python
         grammars = args.structured_outputs_config = StructuredOutputsConfig(**grammars)
     if grammars.backend == "auto":
-        grammars.backend = "guidance"  # what edges hold too
+        grammars.backend = "guidance"  # the library that edges use too
 
 
 def _let_drain(args: Any, ours: VerifierSettings) -> None:
-    """Have the parent of several API servers wait for them after a SIGTERM: unless vLLM's
-    setting says so, it kills them at once. One alone needs no such time."""
+    """Make the parent of several API servers wait for them after a SIGTERM: without this
+    setting of vLLM's it kills them at once. A single server needs no such time."""
     if args._api_process_count > 1 and not args.shutdown_timeout:
         args.shutdown_timeout = ceil(ours.drain_timeout_s) + ours.stop_timeout_s

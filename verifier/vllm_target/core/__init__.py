@@ -1,1 +1,1 @@
-"""The part that runs in vLLM's core process: the scheduler with its sessions."""
+"""This part runs in vLLM's core process: the scheduler with its sessions."""

@@ -1,6 +1,6 @@
 """Makes vLLM's scheduler plan one step as sessions need it.
 
-Held requests are left out of the step, without losing KV cache or slot, and the other requests
+Held requests are left out of the step without losing KV cache or slot, and the other requests
 get no more rows than they have draft tokens for.
 """
 
@@ -45,8 +45,8 @@ def aside(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
 def no_wider_than_asked(scheduler: Scheduler) -> Iterator[None]:
     """Keep vLLM from widening a request of one row, whose other tokens are all cached.
 
-    To fit a CUDA graph vLLM adds rows without a token, as many as there may be draft tokens.
-    Our judge would take them for rows of the session's own draft tokens.
+    To fit a CUDA graph vLLM adds rows without tokens, up to the largest number of draft tokens.
+    Our judge would mistake them for rows of the session's own draft tokens.
     """
     most, scheduler.num_spec_tokens = scheduler.num_spec_tokens, 0
     try:
@@ -56,7 +56,7 @@ def no_wider_than_asked(scheduler: Scheduler) -> Iterator[None]:
 
 
 def must_step(scheduler: Scheduler) -> bool:
-    """Return whether there is work that holding requests must not delay."""
+    """Return True if there is work that held requests must not delay."""
     return bool(
         scheduler.finished_req_ids
         or scheduler.connector is not None

@@ -1,13 +1,13 @@
-"""Drives the VerifyMachine with vLLM's steps: drafts go in at the last moment, and what passes
-commit goes out with vLLM's outputs.
+"""Drives the VerifyMachine with vLLM's steps: draft tokens go in at the last moment, and
+Commits go out with vLLM's outputs.
 
 A session is one vLLM request that stays RUNNING for its whole answer, so KV cache, rollback,
-batching, preemption and prefix caching are vLLM's own. `schedule` puts the draft tokens that
-the machine offers where vLLM's own would be, and leaves held sessions out. The worker judges
-the rows. `update_from_output` hands the verdicts to the machine, and sends what it returns.
+batching, preemption and prefix caching are vLLM's own. `schedule` puts the offered draft tokens
+where vLLM's own would be, and leaves held sessions out. The worker judges the rows.
+`update_from_output` passes the verdicts to the machine, and sends the messages it returns.
 
-Where a step generates nothing for a request, because its first draft token was rejected and the
-edge draws the recovered one, vLLM does not take back the step's tokens: this module does.
+If a step generates nothing for a request, because its first draft token was rejected and the
+edge draws the recovered one, vLLM does not take back the step's tokens, so this module does.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 UNLIKELY: Final = -9999.0
-"""The log-probability that stands for minus infinity, as in OpenAI's API: the protocol has
+"""The log-probability that stands for minus infinity, as in OpenAI's API: the protocol carries
 finite numbers only."""
 
 Passed = dict[str, tuple[Request, SessionSlot]]
-"""It has the sessions of a step that sampled, by request."""
+"""Maps a request id to the sessions that sampled in a step."""
 
 
 class PicoScheduler(SessionScheduler):
@@ -48,14 +48,14 @@ class PicoScheduler(SessionScheduler):
         super().__init__(*args, **kwargs)
         self._plan = PassPlan({}, 0.0)
         self._has_run_without_grammars = False
-        self._held = 0  # sessions left out of the step that is planned
+        self._held = 0  # number of sessions left out of the step being planned
         choice = Choice.of(self.vllm_config)
         self._head = choice.head if choice else 0
-        self._heads: Mapping[str, int] = {}  # what was offered of the head's, by session
+        self._heads: Mapping[str, int] = {}  # number of the head's tokens offered, by session
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
-        """Take in what vLLM's own speculation has proposed after a step. A session keeps it to
-        its next pass, which may be steps later."""
+        """Store what vLLM's own speculation proposed after a step. A session keeps its tokens
+        until its next pass, which may be steps later."""
         if not self._head:
             return
         super().update_draft_token_ids(draft_token_ids)
@@ -82,15 +82,15 @@ class PicoScheduler(SessionScheduler):
         return output
 
     def get_request_counts(self) -> tuple[int, int]:
-        """Count held sessions, which vLLM does not see, as running: beside any other request it
-        reads a prompt in shorter parts (long_prefill_token_threshold)."""
+        """Return the counts with held sessions, which vLLM does not see, as running: beside any
+        other request it reads a prompt in shorter parts (long_prefill_token_threshold)."""
         running, waiting = super().get_request_counts()
         return running + self._held, waiting
 
     def _is_dear(self, output: SchedulerOutput) -> bool:
-        """Return whether grammars may have made a step longer than others are. A grammar takes
-        as much time as its client likes: were that learned, all sessions would get fewer rows.
-        While no step was without one, there is nothing else to learn from."""
+        """Return True if grammars may have made this step longer than others. A client can make
+        a grammar arbitrarily slow: if such steps were learned, all sessions would get fewer
+        rows. Until one step has run without a grammar, there is nothing else to learn from."""
         requests = map(self.requests.get, output.num_scheduled_tokens)
         params = (request.sampling_params for request in requests if request)
         with_grammar = any(each and each.structured_outputs for each in params)
@@ -98,16 +98,16 @@ class PicoScheduler(SessionScheduler):
         return with_grammar and self._has_run_without_grammars
 
     def _make_way(self, held: Request, now: float) -> None:
-        """Take a held session's KV for requests that wait for room, because vLLM preempts only
-        what it sees running. The session waits behind them, and then reads its text again."""
+        """Preempt a held session for requests that wait for KV, because vLLM preempts only what
+        it sees running. The session queues behind them, and then reads its text again."""
         self.running.remove(held)
         self._preempt_request(held, now)
         self.waiting.remove_request(held)
         self.waiting.add_request(held)
 
     def _offer_drafts(self, now: float) -> list[Request]:
-        """Give each session its draft tokens for this step; return the sessions left out. None
-        waits for draft tokens about to arrive where a prompt is read: such a step is long."""
+        """Give each session its draft tokens for this step; return the requests left out. No
+        session is held while a prompt is read, because such a step is long."""
         ready = {
             slot.name: (request, slot)
             for request in self.running
@@ -130,8 +130,8 @@ class PicoScheduler(SessionScheduler):
         return [request for name, (request, _) in ready.items() if name not in offer.start]
 
     def _begin(self, output: SchedulerOutput, now: float) -> dict[str, VerifyRequest]:
-        """Begin the pass of the sessions whose last row is in this step; return, by request,
-        what the worker must know to judge it."""
+        """Begin the passes of the sessions whose last row is in this step. Return for each
+        request what the worker needs to judge it."""
         sampled, taken, heads = [], {}, {}
         for request_id in output.num_scheduled_tokens:
             slot, request = self._slots.get(request_id), self.requests[request_id]
@@ -189,7 +189,7 @@ class PicoScheduler(SessionScheduler):
         return batches
 
     def _attach(self, batches: dict[int, EngineCoreOutputs], passed: Passed) -> None:
-        """Put the frames on the requests' outputs, which are made where vLLM has none."""
+        """Attach the frames to the requests' outputs; requests without an output get one."""
         for batch in batches.values():
             for output in batch.outputs:
                 found = passed.pop(output.request_id, None)
@@ -202,7 +202,7 @@ class PicoScheduler(SessionScheduler):
 
 
 def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> None:
-    """Make vLLM's record of a step what it is for us, in place."""
+    """Correct vLLM's record of a step for a session, in place."""
     if asked.rule is None:
         generated.clear()
     if not generated:
@@ -210,7 +210,7 @@ def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> No
 
 
 def _only_decodes(output: SchedulerOutput) -> bool:
-    """Whether a step reads no prompt, so that its time tells the latency of its rows."""
+    """Return True if a step reads no prompt, so that its time shows the latency of its rows."""
     drafts = output.scheduled_spec_decode_tokens
     return all(
         count == 1 + len(drafts.get(request_id, ()))
@@ -223,8 +223,8 @@ def _logprobs(
 ) -> list[TokenLogprob] | None:
     """Return the log-probabilities of `count` new tokens; None if the request wants none.
 
-    index: the request's row in the step. vLLM gives each as many alternatives as any request of
-    the step wants.
+    index: the request's row in the step. vLLM returns as many alternatives for every request as
+    the most that one of them wants.
     """
     wanted = request.sampling_params and request.sampling_params.num_logprobs
     if wanted is None or output.logprobs is None:

@@ -1,7 +1,7 @@
-"""vLLM's scheduler as the home of sessions: they come and go, receive, send and sleep.
+"""Extends vLLM's scheduler with sessions: opens and closes them, receives, sends and sleeps.
 
-A session is one vLLM request. Between steps it receives messages by calls into the core; what
-it sends at once goes out on an output of its own. The steps are in scheduler.py.
+A session is one vLLM request. Between steps it receives messages by calls into the core; a
+message that it sends at once leaves in an output of its own. scheduler.py has the steps.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class SessionScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.engine: EngineCore | None = None
-        self._slots: dict[str, SessionSlot] = {}  # by request
-        self._request_of: dict[str, str] = {}  # by session
+        self._slots: dict[str, SessionSlot] = {}  # by request id
+        self._request_of: dict[str, str] = {}  # by session name
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
         self._timer = Timer(self._wake)
         self.steps = 0
         self.preemptions = 0
 
     def add_request(self, request: Request) -> None:
-        """Open the session that the request carries, or refuse one whose name is taken."""
+        """Open the session that the request carries, or reject one whose name is taken."""
         extra = (request.sampling_params and request.sampling_params.extra_args) or {}
         packed = extra.get(FIELD)
         if not isinstance(packed, bytes) or self._slots.get(request.request_id):
-            super().add_request(request)  # no session; clients may fill `extra` as they like
+            super().add_request(request)  # clients may put anything into `extra`
             return
         asked = Admission.unpack(packed)
         if asked.session in self._request_of:
@@ -87,23 +87,23 @@ class SessionScheduler(Scheduler):
         super()._preempt_request(request, *args, **kwargs)
 
     def attach(self, engine: EngineCore) -> bool:
-        """Wake this core and send through it between steps; False if this vLLM cannot. Each of
-        vLLM's API servers calls it."""
+        """Let the scheduler wake this core and send through it between steps. Return False if
+        this vLLM cannot. Each of vLLM's API servers calls it."""
         first, self.engine = self.engine is None, engine
         if not (hasattr(engine, "input_queue") and hasattr(engine, "output_queue")):
             return False
         choice = Choice.of(self.vllm_config)
         if choice is None or not choice.head:
-            engine.check_for_draft_tokens = False  # else it asks the workers after each step
+            engine.check_for_draft_tokens = False  # or it asks the workers after each step
         if first:
             stamp_arrivals(engine.input_queue)
         return True
 
     def push(self, session: str, frames: bytes, arrived: float) -> None:
-        """Hand messages to a session. What is wrong with them ends it, and goes out as its
-        complaint.
+        """Hand messages to a session. An error in them becomes its complaint, which is sent and
+        ends the session.
 
-        arrived: when they reached this process. A step may have passed since.
+        arrived: the time when they reached this process. A step may have passed since then.
         """
         if (request_id := self._request_of.get(session)) is None:
             return
@@ -120,19 +120,19 @@ class SessionScheduler(Scheduler):
             self._emit(request, self._output(request, slot))
 
     def figures(self) -> dict[str, int]:
-        """Return counts that show whether the core moves."""
+        """Return counts that show whether the core makes progress."""
         sessions = len(self._slots)
         return {"steps": self.steps, "sessions": sessions, "preemptions": self.preemptions}
 
     def _output(self, request: Request, slot: SessionSlot) -> EngineCoreOutput:
-        """Return an output of our own, without tokens, with the session's latest frames."""
+        """Return an output without tokens that carries the session's latest frames."""
         output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
         attach(output, slot)
         self._end(request, slot, output)
         return output
 
     def _end(self, request: Request, slot: SessionSlot, output: EngineCoreOutput) -> None:
-        """End a request that goes on when its session is over."""
+        """End a request of vLLM's that still runs when its session is over."""
         if slot.over and not request.is_finished():
             self.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
             output.finish_reason = FinishReason.ABORT
@@ -144,7 +144,7 @@ class SessionScheduler(Scheduler):
             self.engine.output_queue.put_nowait((request.client_index, batch))
 
     def has_requests(self) -> bool:
-        """Tell the core whether to step; it sleeps while all sessions are held."""
+        """Tell the core whether to step. It sleeps while all sessions are held."""
         if not super().has_requests():
             return False
         if self.engine is None or must_step(self):
@@ -161,14 +161,14 @@ class SessionScheduler(Scheduler):
         return False
 
     def _wake(self) -> None:
-        """Wake the core by the message it knows for that."""
+        """Wake the core with its own message for this."""
         if self.engine is not None:
             self.engine.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
 
 
 class Timer:
     """Wakes a sleeping core when the first held session has waited long enough: it calls a
-    function once, at the earliest of the times asked for. One thread sets it."""
+    function once, at the earliest requested time. Only one thread may call `set`."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
@@ -176,7 +176,7 @@ class Timer:
         self._at = inf
 
     def set(self, deadline: float, now: float) -> None:
-        """Call at `deadline`, unless an earlier call is due; infinity asks for none."""
+        """Call the function at `deadline` unless an earlier call is due; inf means never."""
         if deadline >= self._at:
             return
         if self._timer is not None:
@@ -187,15 +187,15 @@ class Timer:
         self._timer.start()
 
     def _due(self) -> None:
-        """Run in the timer's thread: first let `set` start the next timer, then call."""
+        """Run in the timer's thread: allow the next `set` first, then call the function."""
         self._at = inf
         self._function()
 
 
 def stamp_arrivals(received: Any) -> None:
-    """Let vLLM's queue of received messages give those for sessions the time. The API server
-    cannot: it may be on another host, whose clock is another. A step may pass until the core
-    takes them in."""
+    """Make vLLM's input queue append the time to messages for sessions. The API server cannot
+    do it, because it may be on another host with another clock. A step may pass until the core
+    reads the queue."""
     stock = received.put_nowait
 
     def put_nowait(item: tuple[EngineCoreRequestType, Any]) -> None:
@@ -208,23 +208,23 @@ def stamp_arrivals(received: Any) -> None:
 
 
 def _tell_output(request: Request, prompt_tokens: int) -> None:
-    """Let vLLM take what follows the prompt of a session for its output, as after a preemption:
-    its penalties and min_tokens depend on which is which."""
+    """Move the tokens after the session's prompt to vLLM's output, as after a preemption:
+    vLLM's penalties and min_tokens tell prompt and output apart."""
     text = request.prompt_token_ids or []
     request.prompt_token_ids = text[:prompt_tokens]
     request._output_token_ids.extend(text[prompt_tokens:])
 
 
 def has_read_its_text(request: Request) -> bool:
-    """Return whether all but the last token of a request is in the KV cache."""
+    """Return True if all tokens of a request but the last are in the KV cache."""
     return bool(request.num_computed_tokens >= request.num_tokens - 1)
 
 
 def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
-    """Let an output carry what its session sends: [session, frames, complaint].
+    """Put into an output what its session sends: [session, frames, complaint].
 
-    vLLM gives the field to KV connectors, whose entries stay. Log-probabilities are in the
-    frames, so vLLM need not carry them too.
+    vLLM uses this field for KV connectors, whose entries stay. The frames contain the
+    log-probabilities, so vLLM need not carry them too.
     """
     frames, slot.frames = slot.frames, []
     carried: dict[str, Any] = output.kv_transfer_params or {}
@@ -232,7 +232,7 @@ def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
     output.new_logprobs = None
 
 
-# vLLM's own RPC finds methods of the core by name, and reads their signatures
+# vLLM's own RPC finds the core's methods by name, and reads their signatures
 EngineCore.picospec_attach = lambda core: core.scheduler.attach(core)
 EngineCore.picospec_push = lambda core, session, frames, arrived: core.scheduler.push(
     session, frames, arrived

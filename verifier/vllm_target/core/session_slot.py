@@ -1,10 +1,10 @@
-"""A session inside vLLM's core: what vLLM does not know of it yet, and what it has sent.
+"""A session inside vLLM's core: the tokens that vLLM does not know yet, and the unsent frames.
 
-The committed tokens may be one ahead of vLLM's: a recovered token is committed when the edge
-sends it, and vLLM is told in the next step, by a draft token that is accepted whatever its
-probability. Until then the slot *owes* it.
+The committed tokens may be one ahead of vLLM's. A recovered token is committed when the edge
+sends it, and vLLM receives it in the next step, as a draft token that is accepted whatever its
+probability. Until then the slot *owes* this token to vLLM.
 
-What it sends are frames, which leave with the next output of vLLM's request.
+Frames leave with the next output of vLLM's request.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 
 class OutgoingFrame(NamedTuple):
-    """One frame, and what its pass took. It is a tuple because vLLM can carry those."""
+    """A frame with the cost of its pass. It is a tuple because vLLM can carry tuples."""
 
     frame: bytes
     judged: int = 0
-    """Draft tokens judged."""
+    """The number of draft tokens that the pass judged."""
 
     rows: int = 0
-    """Rows of the whole step, on one frame of the step; else 0."""
+    """The number of rows of the whole step, on one frame of the step; 0 on the others."""
 
 
 class SessionSlot:
-    """session: the machine's record, which is only read here. prompt: it counts where the
-    request's settings depend on the text."""
+    """session: the machine's record, which is only read here. prompt: needed if the request's
+    settings depend on the text."""
 
     def __init__(
         self, admission: Admission, session: VerifyingSession, prompt: Sequence[TokenId] = ()
@@ -45,14 +45,14 @@ class SessionSlot:
             admission.settings, prompt, admission.request.stop_tokens
         )
         self.proposed: list[TokenId] = []
-        """What vLLM's own speculation proposed last; -1 for tokens that only the worker knows.
-        The machine knows how many of them still follow the text."""
+        """The latest proposal of vLLM's own speculation; -1 for a token that only the worker
+        knows. The machine knows how many of the tokens still follow the text."""
 
         self.frames: list[OutgoingFrame] = []
-        """These frames have not left yet."""
+        """The frames that have not been sent."""
 
         self.complaint: str | None = None
-        """The edge did this, which no correct edge does; the session is over."""
+        """A protocol error of the edge, which ends the session; None without one."""
 
     @property
     def name(self) -> str:
@@ -63,28 +63,28 @@ class SessionSlot:
         return self.session.finished is not None or self.complaint is not None
 
     def owed(self, tokens: int) -> tuple[TokenId, ...]:
-        """Return the committed tokens that vLLM does not know: one at most. tokens: how many it
-        knows, with the prompt."""
+        """Return the committed tokens that vLLM does not know: at most one. tokens: the number
+        that vLLM knows, including the prompt."""
         known = tokens - self.admission.prompt_tokens
         return tuple(self.session.committed[known : known + 1])
 
     def untold(self) -> list[TokenId]:
-        """Return the output tokens that the session began with, once: vLLM takes them for a
-        part of the prompt, so its grammar has not read them."""
+        """Return, at the first call only, the output tokens that the session began with: vLLM
+        counts them as prompt, so its grammar has not read them."""
         tokens, self._untold = self._untold, []
         return tokens
 
     def may_begin(self, owed: tuple[TokenId, ...], injected: int) -> bool:
-        """Return whether a step that judges `injected` of our tokens begins a pass.
+        """Return True if a step that judges `injected` of our tokens begins a pass.
 
-        It does not while the edge owes a token, nor where the step has no row after a token
-        that vLLM has yet to be told of, or for a draft token that the pass must have.
+        It does not while the edge owes a token, nor if the step lacks a row after a token that
+        vLLM does not know yet, or for a draft token that the pass must have.
         """
         needs_more = bool(owed) or self.session.needs_draft
         return self.session.may_begin and (injected > 0 or not needs_more)
 
     def verify_request(self, judged: Pass | None, owed: tuple[TokenId, ...]) -> VerifyRequest:
-        """Return the session's part of a step. judged: None where no pass has begun."""
+        """Return the session's part of a step. judged: None if no pass has begun."""
         sampling = self.session.request.sampling
         if judged is None:
             return VerifyRequest(sampling, None)
@@ -95,7 +95,7 @@ class SessionSlot:
         return VerifyRequest(sampling, judged.rule, draft, len(owed), self._adjustment)
 
     def send(self, messages: Iterable[Down], *, judged: int = 0, rows: int = 0) -> None:
-        """Append messages to the frames. judged, rows: of the pass that brought them about."""
+        """Append messages to the frames. judged, rows: counts of the pass that caused them."""
         for message in messages:
             self.frames.append(OutgoingFrame(wire.encode(message), judged, rows))
             judged = rows = 0

@@ -1,1 +1,1 @@
-"""The part that runs in the service: it starts vLLM, and sends and receives for it."""
+"""This part runs in the service: it starts vLLM, and sends and receives for it."""

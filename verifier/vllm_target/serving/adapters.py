@@ -1,7 +1,7 @@
-"""LoRA adapters, which requests name as their `model`, as they do in vLLM.
+"""Serves LoRA adapters, which requests name as their `model`, as in vLLM.
 
-The text of an adapter has an identity of its own: a digest of the model's, of the adapter's
-name, and of its files. vLLM keeps its KV apart by name and path.
+The texts of an adapter have their own identity: a digest of the model's identity, the adapter's
+name, and its files. vLLM keeps the adapters' KV apart by name and path.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from picospec.models.tokenizing.hugging_face import commit_of
 from picospec.speculation.protocol.facts import MAX_ADAPTERS
 from picospec.verifier.identity import identity_of, weights_of
 
-if TYPE_CHECKING:  # vLLM is not there in every installation
+if TYPE_CHECKING:  # not every installation has vLLM
     from vllm.lora.request import LoRARequest
 
 
 @dataclass(slots=True)
 class Adapters:
-    """loaded: vLLM's own list, by name; it changes while vLLM runs."""
+    """loaded: vLLM's own mapping of adapters, by name; it changes while vLLM runs."""
 
     loaded: Mapping[str, LoRARequest]
     hashes: FileHashes
@@ -34,13 +34,13 @@ class Adapters:
 
     @property
     def have_changed(self) -> bool:
-        """Whether others are loaded than `identities` has seen."""
+        """True if other adapters are loaded than at the last call of `identities`."""
         return self._paths() != self._known
 
     def identities(self, model: str, download_dir: str | None) -> dict[str, str]:
-        """Return the identity of each adapter's texts, by name. It reads the adapters' files.
+        """Return the identity of each adapter's texts, by name. This reads the adapters' files.
 
-        model: the identity of the model's. download_dir: where vLLM keeps what it fetches.
+        model: the model's identity. download_dir: the folder where vLLM keeps downloads.
         """
         self._known = self._paths()
         found = {}

@@ -1,7 +1,7 @@
-"""Bounds a body that comes by our port before vLLM parses it, in the loop that serves all.
+"""Bounds a body that arrives on our port before vLLM parses it in its only event loop.
 
-vLLM makes objects of a whole body, whatever it has: 60 MB of `{},` would take it minutes, and
-more memory than most hosts have. So would the tokens of 60 MB of text.
+vLLM makes objects of the whole body, whatever it contains: 60 MB of `{},` would take minutes,
+and more memory than most hosts have. So would the tokens of 60 MB of text.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure
 from picospec.gateway.tenants.turns import ThreadTurns
 
 MAX_WAITING: Final = 32
-"""So many large bodies of one tenant may wait to be counted, of 64 MiB each at most."""
+"""This many large bodies of one tenant, each of 64 MiB at most, may wait to be counted."""
 
 _NO_JSON: Final = "multipart/form-data"
-"""Audio files come in bodies of this type."""
+"""The media type of bodies with audio files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
     context_tokens: int
     takes_media: bool
-    """Whether a body may have images, of which none has the size of a text."""
+    """True if bodies may contain images, which may be larger than any text."""
 
     counting: ThreadTurns = field(
         default_factory=partial(ThreadTurns, 1, MAX_WAITING, "bodies wait to be counted")
     )
 
     async def taken(self, scope: Scope, receive: Receive) -> Receive:
-        """Read a request's body; return what an app reads it by.
+        """Read a request's body; return a `receive` from which an app reads it again.
 
-        Raises InvalidRequest for more values than any client sends, Overloaded, or what
-        `read_body` raises: TooLarge for more text than the context holds.
+        Raises InvalidRequest for more values than any client sends, Overloaded, or the errors
+        of `read_body`: TooLarge for more text than the context holds.
         """
-        if is_open(scope["path"]):  # vLLM reads none there, and strangers may ask
+        if is_open(scope["path"]):  # vLLM reads no body there, and no key is needed
             return receive
         request = Request(scope, receive)
         is_json = not request.headers.get("content-type", "").lower().startswith(_NO_JSON)

@@ -1,5 +1,5 @@
-"""How vLLM's own server makes a prompt of a chat, and which settings it takes where a request
-has none: packed with the tokenizer, so that an edge makes the same."""
+"""Finds how vLLM's own server renders a chat, and its default settings. They are packed with
+the tokenizer, so that an edge makes the same prompt."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 _NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
 'vLLM makes the prompts of this model without a chat template, which an edge cannot: ask vLLM'
 ) }}{% endif %}"""
-"""A model has this template if vLLM has code instead, as for gpt-oss."""
+"""The template of a model for which vLLM has code instead of a template, such as gpt-oss."""
 
 _A_TOOL: Final[list[dict[str, Any]]] = [{}]
 _ALWAYS_GIVEN: Final = frozenset({"add_generation_prompt", "continue_final_message"})
-"""Each request to vLLM sets these variables of a template."""
+"""Each request to vLLM sets these variables of a template itself."""
 
 
 def as_served(file: TokenizerFile, llm: AsyncLLM, args: Namespace) -> TokenizerFile:
@@ -44,8 +44,8 @@ def as_served(file: TokenizerFile, llm: AsyncLLM, args: Namespace) -> TokenizerF
 
 
 def _template(renderer: Any, model: Any, args: Namespace) -> dict[str, Any]:
-    """Return the template, made of two if vLLM takes another one for tools, and whether it
-    gets parts."""
+    """Return the template and whether it takes message parts. If vLLM uses another template for
+    tools, the two are joined into one."""
     if type(renderer) is not HfRenderer or "GptOssForCausalLM" in model.architectures:
         return {"template": _NO_TEMPLATE}
     named, tokenizer = load_chat_template(args.chat_template), renderer.get_tokenizer()
@@ -61,14 +61,14 @@ def _template(renderer: Any, model: Any, args: Namespace) -> dict[str, Any]:
 
 
 def _stop_tokens(eos: int | None, model: Any) -> set[int]:
-    """Return what ends a turn: the tokenizer's end of text, and what the model's makers say."""
+    """Return the tokens that end a turn, by the tokenizer and by the model's makers."""
     found = model.try_get_generation_config().get("eos_token_id")
     named = found if isinstance(found, list) else [found]
     return {token for token in (*named, eos) if token is not None}
 
 
 def _defaults(model: Any) -> Mapping[str, float]:
-    """Return the settings, with the most tokens that any answer may have."""
+    """Return the default settings, with the limit on an answer's tokens if there is one."""
     given = model.get_diff_sampling_param().items()
     found = {name: value for name, value in given if not isinstance(value, bool)}
     own = model.generation_config in ("auto", "vllm")

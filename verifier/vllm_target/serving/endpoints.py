@@ -1,11 +1,11 @@
 """The entry point of `vllm.endpoint_plugins`: sessions in vLLM's API server, on two ports.
 
-* vLLM's own port gets the session routes, guarded by vLLM's --api-key where there is one.
-* A port of ours serves the same and vLLM's whole API over HTTP/2, behind our keys, limits, TLS
-  and names. vLLM knows one key there: a request that ours let in is given it.
+* vLLM's own port gets the session routes, guarded by vLLM's --api-key if it has one.
+* Our port serves the same routes and vLLM's whole API over HTTP/2, behind our keys, limits, TLS
+  and host names. vLLM knows one key; a request that we let in is forwarded with it.
 
-The engine exists before `init_state`, where it is tested: what fails there ends vLLM before it
-listens. vLLM's SIGTERM drains, and only then its server ends.
+The engine exists before `init_state`, which tests it: a failure there ends vLLM before it
+listens. A SIGTERM to vLLM starts a drain, and its server ends only after that.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from picospec.verifier.vllm_target.serving.service import Service
 PATHS: Final = (
     f"{OPEN}/{{path:path}}", OPEN, "/ready", "/status", "/v1/model-facts", "/v1/tokenizer",
 )  # fmt: skip
-"""These are ours on vLLM's port, whose /health and /metrics are its own."""
+"""These paths are ours on vLLM's port; /health and /metrics there are vLLM's own."""
 
 
 class Endpoints:
-    """vllm.plugins.endpoint_plugins.interface.EndpointPlugin."""
+    """Implements vllm.plugins.endpoint_plugins.interface.EndpointPlugin."""
 
     name = "picospec"
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Put our routes before vLLM's, and our life into its server's."""
+        """Put our routes before vLLM's, and our lifespan inside its server's."""
         self._app, self._drain = app, Drain()
         app.add_middleware(PlainRequests, drain=self._drain)
         app.router.routes[:0] = [
@@ -76,30 +76,30 @@ class Endpoints:
         REGISTRY.register(_Of(self.service.registry))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Be the app of our routes on vLLM's port."""
+        """Serve our routes on vLLM's port, as an ASGI app."""
         await self.service.on_vllms_port(scope, receive, send)
 
     @asynccontextmanager
     async def _living(self) -> AsyncGenerator[None]:
         """Serve our port while vLLM's server runs, and drain before it ends."""
         service = self.service
-        # sessions' names are secrets, and our log has these lines
+        # the access log would contain sessions' names, which are secrets
         logging.getLogger("uvicorn.access").addFilter(lambda r: OPEN not in r.getMessage())
         port = served_beside(service.settings, service.on_our_port)
         running = service.running(self._end, at_once=signal.SIGINT, second_is_at_once=True)
         async with running, port:
             yield
-        if service.host.is_lost:  # vLLM noticed it first; by itself it would end with status 0
+        if service.host.is_lost:  # vLLM noticed it first, and would end with status 0
             os._exit(1)
 
     def _end(self) -> None:
         if self.service.host.is_lost:
-            os._exit(1)  # vLLM's processes end with this one, also those that hang
+            os._exit(1)  # vLLM's processes end with this one, even those that hang
         self._app.state.server.should_exit = True
 
 
 class _Of(Collector):
-    """Shows our registry in vLLM's /metrics, which has the process's own metrics already."""
+    """Shows our registry in vLLM's /metrics, which already has the process metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry

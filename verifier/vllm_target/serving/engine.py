@@ -1,7 +1,7 @@
-"""vLLM's engine as its API server sees it: sends to it, reads from it.
+"""vLLM's engine as its API server sees it: sends to the engine and reads from it.
 
-vLLM has started it, in processes of its own, and will stop it. Drafts go down its ordered
-request socket, which also wakes it; outputs come back on its output socket.
+vLLM has started the engine, in processes of its own, and will stop it. Drafts go through its
+ordered request socket, which also wakes it; outputs come back on its output socket.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
 from picospec.verifier.vllm_target.serving.ranks import Ranks
 
 SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
-"""No text depends on these parts of vLLM's settings; one names the model's folder, which may
-differ from host to host."""
+"""No text depends on these parts of vLLM's settings. One contains the model's folder, which may
+differ between hosts."""
 
 
 Inbox = list[OutgoingFrame | RemoteProtocolError]
-"""What has come from a session's core and was not read yet, once each."""
+"""The unread frames and errors from a session's core, each once."""
 
 _NOTHING: Final = "", (), None
 
@@ -47,15 +47,15 @@ class Engine:
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
         self._ranks = Ranks(llm.engine_core)
-        self._steps: list[int] = []  # of each core, at the last heartbeat
+        self._steps: list[int] = []  # steps of each core at the last heartbeat
         self._inboxes: dict[str, Inbox] = {}
         outputs = llm.output_processor
         outputs.process_outputs = partial(self._collect, outputs.process_outputs)
 
     async def install(self, tokens: int) -> None:
-        """Put the judge into the workers, and the door for messages into the core.
+        """Install the judge in the workers, and the methods for sessions in the cores.
 
-        tokens: how many of the model's ids are tokens; the ids after them are never drawn.
+        tokens: the number of the model's ids that are tokens; later ids are never drawn.
         """
         try:
             if (known := self.model.get_vocab_size()) < tokens:
@@ -63,34 +63,34 @@ class Engine:
             await self._llm.collective_rpc("picospec_install", args=(tokens,))
             if not all(await self._ranks.call_all("attach")):
                 raise TargetFailed("this vLLM engine has no queues between its processes")
-        except Exception as error:  # vLLM raises what it likes
+        except Exception as error:  # vLLM may raise anything
             raise TargetFailed(f"vLLM takes no sessions: {error}") from error
 
     @property
     def most_sessions(self) -> int:
-        """How many requests its cores run at once."""
+        """The number of requests that its cores run at once."""
         most: int = self._llm.vllm_config.scheduler_config.max_num_seqs
         return most * len(self._ranks)
 
     @property
     def drawn_by_vllm(self) -> bool:
-        """Whether vLLM's own sampler draws the tokens of sessions, as on Model Runner V2."""
+        """True if vLLM's own sampler draws the tokens of sessions (Model Runner V2)."""
         return bool(self._llm.vllm_config.use_v2_model_runner)
 
     @property
     def model(self) -> Any:
-        """vLLM's own description of the model."""
+        """vLLM's description of the model."""
         return self._llm.vllm_config.model_config
 
     @property
     def download_dir(self) -> str | None:
-        """Where vLLM keeps what it fetches; None: where the hub's library does."""
+        """The folder where vLLM keeps downloads; None for the hub library's default."""
         folder: str | None = self._llm.vllm_config.load_config.download_dir
         return folder
 
     @property
     def shapes(self) -> Sequence[object]:
-        """What shapes a text beside the weights, by vLLM's own account of its settings."""
+        """The values beside the weights that shape a text, from vLLM's own settings."""
         configured, model = self._llm.vllm_config, self.model
         device = current_platform.get_device_name()
         if current_platform.is_cpu():
@@ -106,7 +106,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """False once one of its processes has died, or a step has failed."""
+        """False once one of the engine's processes has died, or a step has failed."""
         return not self._llm.errored
 
     async def generate(
@@ -119,15 +119,15 @@ class Engine:
     ) -> AsyncGenerator[OutgoingFrame]:
         """Yield the frames of one session, each once and in order, to the last.
 
-        text: what the session begins with, which is vLLM's prompt. wanted: see
-        parameters.engine_request. cache_salt: the KV that
-        requests of the same one left is reused for it, and no other.
+        text: the tokens that the session begins with; they are vLLM's prompt. wanted: see
+        parameters.engine_request. cache_salt: KV is reused only between requests with the same
+        salt.
 
-        The request is on its way to the core before this first waits: what is pushed later
-        comes after it. Closing the generator aborts it. Raises Unservable for what vLLM does
-        not do, RemoteProtocolError for a message that no correct edge sends.
+        The request is on its way to the core before this first waits, so messages pushed later
+        arrive after it. Closing the generator aborts it. Raises Unservable for an option that
+        vLLM lacks, RemoteProtocolError for a message that no correct edge sends.
         """
-        # rendered: text would go through a thread
+        # rendered here: vLLM would render text in a thread
         rendered = {"type": "token", "prompt_token_ids": list(text), "cache_salt": cache_salt}
         try:
             with self._ranks.placed(session) as rank, ExitStack() as after:
@@ -161,8 +161,8 @@ class Engine:
     def _collect(
         self, stock: Callable[..., Any], outputs: Sequence[Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Take what sessions sent from the core's outputs. vLLM merges outputs for a reader who
-        is slow, and would keep the last one's alone."""
+        """Take the sessions' frames from the core's outputs here, because vLLM merges outputs
+        for a slow reader and would keep only the last one's frames."""
         for output in outputs:
             session, frames, complaint = (output.kv_transfer_params or {}).get(FIELD, _NOTHING)
             if (inbox := self._inboxes.get(session)) is not None:
@@ -171,17 +171,17 @@ class Engine:
         return stock(outputs, *args, **kwargs)
 
     async def push(self, session: str, frames: bytes) -> None:
-        """Send messages; return once the engine has taken them in, between two steps."""
+        """Send messages; return once the engine has processed them, between two steps."""
         await self._ranks.call(session, "push", frames)
 
     async def figures(self) -> dict[str, int]:
-        """Return the schedulers' counts, of all cores together."""
+        """Return the schedulers' counts, summed over all cores."""
         found = await self._ranks.call_all("figures")
         return {name: sum(each[name] for each in found) for name in found[0]}
 
     async def heartbeat(self) -> None:
-        """Return once the steps that are running have ended and the workers have answered: by
-        a step of each core since the last heartbeat, or else when they are asked."""
+        """Return once the running steps have ended and the workers have answered. A step of
+        each core since the last heartbeat proves that; otherwise the workers are asked."""
         steps = [figures["steps"] for figures in await self._ranks.call_all("figures")]
         if not self._steps or any(map(eq, steps, self._steps)):
             await self._llm.collective_rpc("picospec_answer")
@@ -192,5 +192,5 @@ def _parameters(wanted: Mapping[str, Any]) -> SamplingParams:
     made = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
     if structured := wanted["structured_outputs"]:
         made.structured_outputs = StructuredOutputsParams(**structured)
-    made.seed = wanted.get("seed")  # it takes -1 for none
+    made.seed = wanted.get("seed")  # the constructor takes -1 for none
     return made

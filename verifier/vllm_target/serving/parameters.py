@@ -1,8 +1,8 @@
-"""From an Open to a request to vLLM: pure; what cannot be served is named by its field.
+"""Translates an Open into a request to vLLM, without I/O. An error names the field.
 
-Structured output and log-probabilities are always vLLM's. What changes a distribution is
-applied by vLLM's own sampler where its tokens are the session's, as on Model Runner V2, and
-elsewhere by our judge, with vLLM's own settings neutral.
+vLLM always applies structured output and computes log-probabilities. On Model Runner V2 its
+sampler draws a session's tokens, and applies all settings that change a distribution. On V1
+our judge applies them, and vLLM's own settings are neutral.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from picospec.verifier.vllm_target.admission import FIELD, Admission
 def engine_request(
     session: str, request: Open, facts: ModelFacts, *, drawn_by_vllm: bool = False
 ) -> dict[str, Any]:
-    """Return what vLLM's own request for a session is made of: keywords of SamplingParams, with
-    those of StructuredOutputsParams or None. Raises Unservable.
+    """Return vLLM's request for a session as keywords of SamplingParams, of which one is a dict
+    of keywords of StructuredOutputsParams or None. Raises Unservable.
 
-    The request was checked against `facts`, all but the values of its extras.
+    The request was checked against `facts`, except for the values of its extras.
     """
     with unservable():
         settings = LogitSettings.of(request, vocabulary_size=facts.vocabulary_size)
@@ -60,7 +60,7 @@ def engine_request(
 
 
 def _settings(request: Open, settings: LogitSettings) -> dict[str, Any]:
-    """Return the keywords of SamplingParams for what shapes the distributions."""
+    """Return the keywords of SamplingParams that shape the distributions."""
     shape = msgspec.structs.asdict(request.sampling) | msgspec.structs.asdict(settings)
     del shape["extras"]
     seed = request.seed - (request.seed >> 63 << 64)  # vLLM takes the same 64 bits signed

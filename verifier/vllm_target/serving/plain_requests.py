@@ -1,8 +1,9 @@
-"""What vLLM's own API gets of ours: it drains, and whoever asks by our port is charged.
+"""Adds accounting and draining to vLLM's own API.
 
-A request that comes by our port has an Account, which counts its tokens where vLLM generates
-them; its KV is reused for its tenant alone; its choices are limited, and its grammar is tried
-as those of sessions are. What comes by vLLM's port is vLLM's affair, until the service drains.
+A request on our port has an Account, which counts its tokens as vLLM generates them; its KV is
+reused for its tenant only; its choices are limited, and its grammar is tried like those of
+sessions. vLLM alone handles requests on its port, except that they too end when the service
+drains.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ from picospec.verifier.target import Target, Unservable, unservable
 class _Asking:
     account: Account
     choices: int = 0
-    """So many choices run, of all its prompts."""
+    """The number of running choices, over all prompts of the request."""
 
 
 _ASKING: Final[ContextVar[_Asking | None]] = ContextVar("picospec_asking", default=None)
-"""This task answers that request."""
+"""The request that this task answers."""
 
 
 class PlainRequests:
-    """Middleware inside vLLM's app. A POST is one answer of its tenant's while it runs."""
+    """Middleware inside vLLM's app. A running POST counts as one answer of its tenant."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app
@@ -69,13 +70,13 @@ class PlainRequests:
                 await self._app(scope, receive, noting)
         except ApiError as error:
             failed = error if account is None else account.failed(error)
-            if not begun:  # else the answer is cut, as its time is over
+            if not begun:  # otherwise the answer is cut off
                 await error_response(failed)(scope, receive, send)
 
 
 def charge(llm: AsyncLLM, target: Target, *, max_choices: int, share_prefixes: bool) -> None:
-    """Count what an engine generates for requests that have an Account, and limit what it is
-    asked for. target: tries grammars."""
+    """Charge the tokens that an engine generates to the requests' Accounts, and limit these
+    requests. target: tries their grammars."""
     stock = llm.generate
 
     def generate(
@@ -117,7 +118,7 @@ def charge(llm: AsyncLLM, target: Target, *, max_choices: int, share_prefixes: b
 
 
 async def _check(target: Target, wanted: Any, tenant: str) -> None:
-    """Try a grammar, unless vLLM made it of a tag. Raises vLLM's errors."""
+    """Try a grammar, unless vLLM made it of a structural tag. Raises vLLM's errors."""
     asked = {kind: getattr(wanted, kind, None) for kind in Constraint.__struct_fields__}
     if isinstance(asked["json"], str):
         asked["json"] = msgspec.Raw(asked["json"].encode())

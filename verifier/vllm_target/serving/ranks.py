@@ -1,6 +1,6 @@
-"""Which of vLLM's engine cores holds a session: with data parallelism there is one a rank.
+"""Knows the engine core of each session: with data parallelism vLLM has one core a rank.
 
-A session has one rank from its Open on, and its messages go to that core alone. vLLM's own
+A session has one rank from its Open on, and its messages go to that core only. vLLM's own
 `call_utility_async` would wake all cores for each, and return the first one's answer.
 """
 
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from picospec.speculation.protocol.errors import RemoteProtocolError
 
-if TYPE_CHECKING:  # vLLM is not there in every installation
+if TYPE_CHECKING:  # not every installation has vLLM
     from vllm.v1.engine.core_client import AsyncMPClient
 
 
 class Ranks:
-    """client: vLLM's connection to the cores that this API server serves. `core` has given them
-    the methods that are called, by names that begin with picospec_."""
+    """client: vLLM's connection to the cores of this API server. The room `core` added the
+    called methods to EngineCore, under names that begin with picospec_."""
 
     def __init__(self, client: AsyncMPClient) -> None:
         self._client = client
@@ -31,8 +31,8 @@ class Ranks:
 
     @contextmanager
     def placed(self, session: str) -> Iterator[int]:
-        """Give a session a rank while it runs: that with the least to do. Raises
-        RemoteProtocolError if there is one of this name."""
+        """Give a session the rank with the least load while it runs. Raises RemoteProtocolError
+        if a session of this name is running."""
         if session in self._of:
             raise RemoteProtocolError("there is a session of this name")
         rank = self._of[session] = self._least()
@@ -42,8 +42,8 @@ class Ranks:
             del self._of[session]
 
     def _least(self) -> int:
-        """Return a rank by vLLM's own account, which is some 100 ms old and of all API servers,
-        and by our sessions, which are certain. API servers break ties differently."""
+        """Return the rank with the least load: by vLLM's counts, which cover all API servers
+        but are some 100 ms old, and by our own sessions. API servers break ties differently."""
         client, ours = self._client, Counter(self._of.values())
         known = getattr(client, "lb_engines", None) or [[0, 0]] * len(self)
         load = [max(client.client_count * ours[i], sum(known[i][:2])) for i in range(len(self))]
@@ -51,7 +51,7 @@ class Ranks:
         return min(ranks, key=lambda i: (load[i], (i - client.client_index) % len(self)))
 
     async def call(self, session: str, method: str, *arguments: Any) -> Any:
-        """Call the core that holds a session. One that is over has no core: None."""
+        """Call the core of a session. Return None if the session is over."""
         if (rank := self._of.get(session)) is None:
             return None
         core = self._client.core_engines[rank]
@@ -60,7 +60,7 @@ class Ranks:
         )
 
     async def call_all(self, method: str) -> list[Any]:
-        """Call every core; return their answers, by rank."""
+        """Call every core; return their answers in the order of ranks."""
         name, call = f"picospec_{method}", self._client._call_utility_async
         return await asyncio.gather(
             *(call(name, engine=core) for core in self._client.core_engines)

@@ -1,13 +1,13 @@
-"""Checks at start that a session generates the same text with and without drafts.
+"""Checks at start that a session generates the same text with and without draft tokens.
 
-First the engine learns how long a pass takes, by its rows, so that no client pays for that.
+First the engine learns the latency of passes by their rows, so that no client pays for that.
 
-So a vLLM whose insides changed in a way that no missing name shows is noticed before a client
-meets it. The drafts are all right, wrong in the last token, or none; once greedy, once drawn.
+The test finds changes inside vLLM that no missing name shows, before a client meets them. The
+draft tokens are all right, wrong in the last one, or absent; greedy first, then sampled.
 
-In bfloat16 a near-tie may be decided otherwise in a pass of another shape, about once in 600
-tokens. So where texts differ another prompt is tried, and only if they differ for all of them
-is it an error.
+In bfloat16 a near-tie may be decided differently in a pass of another shape, about once in 600
+tokens. So if texts differ another prompt is tried, and only a difference for every prompt is
+an error.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from picospec.verifier.target import Target, TargetFailed
 
 TOKENS: Final = 12
 DRAFTED: Final = 9
-"""So many of TOKENS are drafted; if one is wrong, it is the last of these."""
+"""This many of TOKENS are drafted; a wrong one is the last of these."""
 
 PROMPTS: Final = 4
 PROMPT_TOKENS: Final = 32
 
 WITHIN_S: Final = 120.0
-"""A session may take so long: one that generates nothing must not keep the service loading."""
+"""The limit of one session, so that one without output does not keep the service loading."""
 
 _SAMPLINGS: Final = (Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.95))
 
 
 async def self_test(target: Target) -> None:
-    """Raise TargetFailed unless drafts leave the text as it is and some are judged.
+    """Raise TargetFailed unless draft tokens leave the text unchanged and some are judged.
 
-    Not all need be: where rows are dear, or one pass was slow, they may not be worth it.
+    Some may stay unjudged: if rows are dear, or one pass was slow, they may not be worth it.
     """
     await _measure(target)
     judged = 0
@@ -70,7 +70,7 @@ async def self_test(target: Target) -> None:
 
 
 async def _measure(target: Target) -> None:
-    """Run passes of one row, and of ever more. The engine's machine observes them itself."""
+    """Run passes with more and more rows, from one on. The engine's machine observes them."""
     facts, latency = target.facts, PassLatency()
     for rows in unmeasured(latency, facts.limits.max_verify):
         fill: Fill = "never" if rows > 1 else "always"
@@ -90,8 +90,8 @@ def _request(facts: ModelFacts, sampling: Sampling, i: int) -> Open:
 
 
 async def _compare(target: Target, request: Open) -> tuple[str | None, int]:
-    """Return what drafts changed in the text of a request, if anything, and how many were
-    judged."""
+    """Return how draft tokens changed the text of a request (None: not at all), and how many of
+    them were judged."""
     name = f"{request.seed}-{request.sampling.temperature:g}"
     plain, _ = await _run(target, f"{name}-plain", request)
     right = plain[:DRAFTED]
@@ -113,8 +113,8 @@ async def _run(
     *,
     commits: int | None = None,
 ) -> tuple[list[TokenId], Commit | Finish]:
-    """Run a session to its end, or to as many commits; return its text and the last message.
-    Its edge sends its drafts once it has the first token."""
+    """Run a session to its end, or to this many commits; return its text and the last message.
+    Its edge sends its draft tokens after the first committed token."""
     session, text, count = f"self-test-{name}", list[TokenId](), 0
     replies = target.serve(session, request)
     try:

@@ -1,4 +1,4 @@
-"""The verifier's service inside vLLM's API server: two apps over the same sessions."""
+"""The verifier's service inside vLLM's API server: two apps share the sessions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 
 class Service(Verifier):
-    """settings: ours. args: vLLM's command line. Raises OSError or ValueError for a setting."""
+    """settings: PicoSpec's. args: vLLM's command line. Raises OSError or ValueError."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Service(Verifier):
         self.on_our_port = partial(_serve, on_ours, args.root_path or "")
 
     async def _status(self, _: Request) -> Response:
-        """Answer what an edge shows of its verifier."""
+        """Answer with the status that an edge shows of its verifier."""
         state = "ok" if self.host.state == "ready" else self.host.state
         about = await self.sessions.about()
         return json_response({"status": state, "version": VERSION, **about})
@@ -96,8 +96,8 @@ def _target(
     state: State,
     metrics: VerifierMetrics,
 ) -> VllmTarget:
-    """Return the target, not started. It is called as vLLM calls the model, and tries what
-    vLLM's own API is asked for, too."""
+    """Return the target, not started. It has the name of vLLM's model, and also tries the
+    grammars of requests to vLLM's own API."""
     if (choice := Choice.of(llm.vllm_config)) is None:
         raise ValueError("vLLM did not load picospec's general plugin; its log says why")
     is_first = llm.engine_core.client_index == 0
@@ -118,7 +118,7 @@ def _target(
 
 
 async def _serve(app: ASGIApp, prefix: str, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve a request by its path without vLLM's --root-path."""
+    """Serve a request with --root-path, which is vLLM's, removed from its path."""
     path = scope.get("path", "").removeprefix(prefix)
     await app({**scope, "path": path, "root_path": ""}, receive, send)
 
@@ -126,7 +126,7 @@ async def _serve(app: ASGIApp, prefix: str, scope: Scope, receive: Receive, send
 async def _pass_on(
     app: ASGIApp, bodies: Bodies, key: str | None, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Hand a request that was let in to vLLM's app, with vLLM's key where there is one."""
+    """Forward a request that was let in to vLLM's app, with vLLM's key if it has one."""
     given = {name: value for name, value in scope.items() if name not in ("app", "router")}
     if key is not None:
         others = [pair for pair in scope["headers"] if pair[0] != b"authorization"]
@@ -135,19 +135,18 @@ async def _pass_on(
 
 
 class Misdirected(ApiError):
-    """RFC 9110, 15.5.20."""
+    """The request reached a server that cannot answer it: RFC 9110, 15.5.20."""
 
     status, type, code = 421, "invalid_request_error", "several_api_servers"
 
 
 def _for_vllms_port(routes: list[Route], api_servers: int, port: int) -> list[Route]:
-    """Return the routes. With several API servers (--api-server-count) those for edges lead
-    nowhere, and say so: each server has sessions of its own, all share both ports, and the
-    kernel hands each connection to one of them. To vLLM's port an edge has several connections,
-    by which its drafts would reach other servers than its session; to ours it has one, of
-    HTTP/2.
+    """Return the routes of vLLM's port. With several API servers (--api-server-count) those for
+    edges answer 421: each server has its own sessions, all share both ports, and the kernel
+    gives each connection to one of them. On vLLM's port an edge has several connections, so its
+    drafts would reach other servers than its session; on ours it has one HTTP/2 connection.
 
-    port: ours.
+    port: PicoSpec's own.
     """
     if api_servers == 1:
         return routes

@@ -1,4 +1,4 @@
-"""Target, implemented by vLLM."""
+"""Implements the Target port with vLLM."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from picospec.verifier.vllm_target.serving.adapters import Adapters
 from picospec.verifier.vllm_target.serving.parameters import engine_request
 from picospec.verifier.vllm_target.serving.selftest import self_test
 
-if TYPE_CHECKING:  # vLLM is not there in every installation
+if TYPE_CHECKING:  # not every installation has vLLM
     from vllm.lora.request import LoRARequest
 
     from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
     from picospec.verifier.vllm_target.serving.engine import Engine
 
 MAX_IN_FLIGHT: Final = 64
-"""So many messages of a session may be on their way to the engine, which takes them in between
+"""This many messages of a session may be on their way to the engine, which reads them between
 two steps. An edge that sends more within a step waits."""
 
 
 class VllmTarget(Target):
-    """Sessions on an engine that vLLM's own server has started, and will stop.
+    """Runs sessions on an engine that vLLM's own server has started, and will stop.
 
-    name: by which clients ask for the model. adapters: what vLLM has loaded. as_served: returns
-    the model's tokenizer as vLLM's server uses it. self_test: None where another of vLLM's API
-    servers runs it.
+    name: the model's name in requests. adapters: the adapters that vLLM has loaded. as_served:
+    returns the model's tokenizer as vLLM's server uses it. self_test: None if another of vLLM's
+    API servers runs it.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class VllmTarget(Target):
         return self._engine.alive
 
     async def start(self) -> None:
-        """Open the engine to sessions, and test that drafts change nothing.
+        """Open the engine to sessions, and test that draft tokens change no text.
 
         Raises TargetFailed, or CannotOpen for the model's tokenizer.
         """
@@ -97,7 +97,7 @@ class VllmTarget(Target):
             await self_test(self)
 
     def _weights(self) -> Sequence[object]:
-        """Return what tells the weights from all others: of a repository, its commit."""
+        """Return values that identify the weights: hashes, or a repository's commit."""
         model = self._engine.model
         if (folder := Path(model.model)).is_dir():
             return weights_of(folder, self._hashes)
@@ -112,7 +112,7 @@ class VllmTarget(Target):
         return model.model, commit
 
     def _tokenizer_file(self) -> tuple[TokenizerFile, int]:
-        """Return the target's tokenizer, and how many tokens it has. Raises CannotOpen."""
+        """Return the target's tokenizer, and the number of its tokens. Raises CannotOpen."""
         model = self._engine.model
         file = tokenizer_file(directory_of(model.tokenizer, model.tokenizer_revision))
         if self._as_served is not None:
@@ -120,13 +120,13 @@ class VllmTarget(Target):
         return file, len(file.open().vocabulary.pieces)
 
     async def stop(self) -> None:
-        """End the sessions; the engine goes on."""
+        """End the sessions. The engine keeps running."""
         for inflight in self._sessions.values():
             inflight.cancel()
         await super().stop()
 
     async def heartbeat(self) -> None:
-        """Hear from the engine's cores and workers, and of adapters loaded lately."""
+        """Wait for an answer of the engine's cores and workers, and note changed adapters."""
         await self._engine.heartbeat()
         if self._adapters.have_changed:
             await self._tell_adapters()
@@ -170,7 +170,7 @@ class VllmTarget(Target):
             inflight.cancel()
 
     def _decoded(self, outgoing: OutgoingFrame) -> Framed[Reply]:
-        """Decode a frame of the core's, and count what its pass did."""
+        """Decode a frame from the core, and count the work of its pass."""
         (message,) = wire.Decoder().feed(outgoing.frame)
         if not isinstance(message, Reply):
             raise TargetFailed(f"the engine sent {type(message).__name__}")
@@ -182,10 +182,10 @@ class VllmTarget(Target):
         return Framed(message, outgoing.frame)
 
     async def push(self, session: str, message: Framed[Pushed]) -> None:
-        """Hand a message to a running session, and return before the engine has taken it in.
+        """Hand a message to a running session, and return before the engine has processed it.
 
-        Raises UnknownSession. What no correct edge sends raises RemoteProtocolError from
-        `serve`: the engine looks at messages between two steps.
+        Raises UnknownSession. For a message that no correct edge sends `serve` raises
+        RemoteProtocolError, because the engine reads messages between two steps.
         """
         inflight = self._sessions.get(session)
         if inflight is None:
@@ -194,17 +194,17 @@ class VllmTarget(Target):
 
 
 class Inflight:
-    """Sends a session's messages without waiting for the engine, whose complaints come with the
-    session's frames."""
+    """Sends a session's messages without waiting for the engine, which reports errors in them
+    with the session's frames."""
 
     def __init__(self) -> None:
         self._sending: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
     async def send(self, push: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Start pushing, in the order of the calls; wait only while too much is on its way.
+        """Start pushing, in the order of the calls. Wait only while too many are on their way.
 
-        Raises TargetFailed if vLLM did not take in an earlier message.
+        Raises TargetFailed if an earlier message did not reach vLLM.
         """
         while len(self._sending) >= MAX_IN_FLIGHT:
             await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
@@ -221,6 +221,6 @@ class Inflight:
             self._failure = self._failure or task.exception()
 
     def cancel(self) -> None:
-        """Stop waiting for the engine."""
+        """Cancel the messages that are on their way."""
         for task in self._sending:
             task.cancel()

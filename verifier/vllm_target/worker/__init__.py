@@ -1,1 +1,1 @@
-"""The part that runs in vLLM's worker: it judges rows where the logits are."""
+"""This part runs in vLLM's worker, and judges rows where the logits are."""

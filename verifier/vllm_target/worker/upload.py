@@ -1,7 +1,7 @@
-"""Copies arrays to the logits' device, without waiting for it.
+"""Copies arrays to the device of the logits, without waiting for it.
 
-They are copied from pinned memory where there is any: a copy from other memory waits until the
-device has done all that it was asked before.
+They are copied from pinned memory if there is any: a copy from other memory waits until the
+device has finished all earlier work.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The hooks of Model Runner V1, which vLLM runs on CPUs."""
+"""The hooks for Model Runner V1, which vLLM runs on CPUs."""

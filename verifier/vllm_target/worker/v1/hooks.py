@@ -1,8 +1,8 @@
 """Puts our judge in the place of the samplers of Model Runner V1.
 
-vLLM masks what a grammar forbids in the rows of draft tokens and in the row after them. Both
-kinds are taken where temperature and cuts would follow, with vLLM's own settings neutral; the
-judge applies ours to every row alike. This leaves unused what vLLM 0.32 gets wrong on CPUs:
+vLLM masks the tokens that a grammar forbids, in the rows of draft tokens and in the row after
+them. The hooks take both kinds of row before temperature and cuts, with vLLM's own settings
+neutral, and the judge applies ours to every row alike. This avoids a bug of vLLM 0.32 on CPUs:
 `expand_batch_to_tokens` returns uninitialised memory.
 """
 
@@ -30,38 +30,38 @@ from picospec.verifier.vllm_target.worker.extension import Stock, wrap
 from picospec.verifier.vllm_target.worker.upload import upload
 
 PLACEHOLDER = -1
-"""vLLM marks with it that a sampler returned no token there."""
+"""vLLM's mark for a place where a sampler returned no token."""
 
 
 @dataclass(slots=True)
 class Step:
-    """One step's requests, and what became of them."""
+    """One step's requests and their outcomes."""
 
     sessions: Mapping[str, VerifyRequest] = field(default_factory=dict)
     asked: Mapping[int, VerifyRequest] = field(default_factory=dict)
-    """Our judge draws for these, by their place in vLLM's batch."""
+    """The requests for which our judge draws, by their place in vLLM's batch."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
     last_rows: Sequence[Tensor] = ()
-    """float32[V] each: of each request, the row after its draft tokens."""
+    """float32[V] each: for each request the row after its draft tokens."""
 
 
 class Undrawn:
-    """Stands for a generator of vLLM's that nothing draws from. vLLM takes back what it drew
-    for a row inside a prompt; a generator on a CPU has no offset, and ends the worker there."""
+    """Replaces a generator of vLLM's that nothing draws from. vLLM rewinds the generator of a
+    row inside a prompt; a CPU generator has no offset, and that would end the worker."""
 
     def get_offset(self) -> int:
         return 0
 
     def set_offset(self, offset: int) -> None:
-        """Keep no offset."""
+        """Ignore the offset."""
 
 
 class SamplerHooks:
     """Wraps the runner's step and the two samplers, for the rows that our judge draws.
 
-    These are the rows of sessions, and the last rows of vLLM's own requests with a seed: so a
-    text is the same with and without an edge. All other rows are drawn by vLLM's own code.
+    These are the rows of sessions, and the last rows of vLLM's own requests with a seed, so
+    that a text is the same with and without an edge. vLLM's own code draws all other rows.
     """
 
     def __init__(self, runner: Any, tokens: int) -> None:
@@ -94,7 +94,7 @@ class SamplerHooks:
 
     def _sample(self, stock: Stock, logits: Tensor, drafts: Any) -> Any:
         """Let vLLM sample a step without draft tokens as it does without speculation: its
-        rejection sampler would copy all logits, and fails on top-k where it has no rows."""
+        rejection sampler would copy all logits, and fails on top-k if there are no rows."""
         return stock(logits, drafts if drafts and any(drafts.num_draft_tokens) else None)
 
     def _draw_last_rows(
@@ -117,8 +117,8 @@ class SamplerHooks:
         return tokens.clamp(min=0).to(torch.int64), None
 
     def _asked(self, generators: Mapping[int, Any]) -> dict[int, VerifyRequest]:
-        """Return what our judge draws, by the request's place in vLLM's batch. generators: of
-        vLLM's own requests with a seed."""
+        """Return the requests for which our judge draws, by their place in vLLM's batch.
+        generators: those of vLLM's own requests with a seed."""
         batch = self._runner.input_batch
         seeded = {i: self._seeded(batch.req_ids[i], i) for i in generators}
         return seeded | {
@@ -127,7 +127,7 @@ class SamplerHooks:
         }
 
     def _seeded(self, request_id: str, i: int) -> VerifyRequest:
-        """Return what remains to be done for a row after vLLM's penalties and temperature."""
+        """Return what is still to apply to a row after vLLM's penalties and temperature."""
         params = self._runner.requests[request_id].sampling_params
         left = Sampling(1.0, top_p=params.top_p, top_k=max(0, params.top_k), min_p=params.min_p)
         at = int(self._runner.input_batch.num_tokens_no_spec[i]) - 1
@@ -166,15 +166,15 @@ class SamplerHooks:
         return result
 
     def _logits(self, rows: Sequence[Tensor], i: int) -> NDArray[np.float32]:
-        """Return a row without the padding of the vocabulary: float32[V]. On a CPU the logits
-        lie where vLLM left them, and numpy ranks them faster than torch does."""
+        """Return a row without the padding of the vocabulary: float32[V]. CPU logits are not
+        copied, and numpy sorts them faster than torch does."""
         found: NDArray[np.float32] = rows[i][: self._tokens].to(torch.float32).cpu().numpy()
         return found
 
 
 def _serve_all_parameters(runner: Any) -> None:
-    """Give vLLM's own requests min_p and logit_bias: it leaves them out beside speculation,
-    whose rows they would miss, but these requests have no draft tokens."""
+    """Give vLLM's own requests min_p and logit_bias. vLLM leaves them out beside speculation,
+    where they would miss the draft rows, but these requests have no draft tokens."""
     processors = runner.input_batch.logitsprocs
     config, device = runner.vllm_config, runner.device
     pinned = device.type == "cuda"
@@ -183,7 +183,7 @@ def _serve_all_parameters(runner: Any) -> None:
 
 
 def _never_compile() -> None:
-    """Use a function as it was written: compiling it at the first request that wants
+    """Replace a compiled function by the original: compiling it at the first request with
     log-probabilities stops every session of a CPU host for up to a minute."""
     compiled = getattr(sampler, "batched_count_greater_than", None)
     plain = getattr(compiled, "_torchdynamo_orig_callable", compiled)

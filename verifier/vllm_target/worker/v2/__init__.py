@@ -1,1 +1,1 @@
-"""The hooks of Model Runner V2, which vLLM runs on GPUs: its own sampler draws every row."""
+"""The hooks for Model Runner V2, which vLLM runs on GPUs; its own sampler draws every row."""

@@ -1,10 +1,10 @@
-"""Judges draft tokens by vLLM's own sampler, whose noise is the one that edges share.
+"""Judges draft tokens with vLLM's own sampler, which draws with the noise that edges share.
 
 Every row is drawn as it would be without draft tokens; a draft token is accepted if the row
 before it drew it. So a session's text is the one that vLLM itself generates with that seed. The
 host never waits for the device.
 
-    R  requests      n  their rows, request after request      V  vocabulary size
+R  requests      n  their rows, request after request      V  vocabulary size
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
 NO_DRAW: Final = -1
 NO_DRAFT: Final = -2
-"""Marks of places without a row; vLLM's for a draft token that a grammar forbids is -1."""
+"""Marks a place without a row. vLLM's mark for a draft token that a grammar forbids is -1."""
 
 
 def judge(
@@ -31,13 +31,13 @@ def judge(
     seeds: Tensor,
     most: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return what each request drew, int64[R, most + 1], and how many of it count: int32[R].
+    """Return the tokens drawn for each request, int64[R, most + 1], and how many of them count:
+    int32[R].
 
-    logits: float[n, V], after everything that a request's settings change of them. drafted:
-    int[n], the token in the row's input, below 0 where it cannot be accepted. ends: int[R], the
-    row after each request's last one. at: int[n], the noise's place. slots: int[n], the place
-    of the row's request in temperatures and seeds. columns: int[n], the row's number in its
-    request.
+    logits: float[n, V], after all changes by a request's settings. drafted: int[n], the token
+    in the row's input, below 0 if it cannot be accepted. ends: int[R], the row after each
+    request's last one. at: int[n], the noise's place. slots: int[n], the place of the row's
+    request in temperatures and seeds. columns: int[n], the row's number in its request.
     """
     drawn: Tensor = gumbel_sample(logits, slots, temperatures, seeds, at, False, False)
     rows = torch.arange(len(drawn), device=drawn.device)

@@ -1,9 +1,9 @@
 """Judges draft tokens by rules that need p, where the logits are on an accelerator.
 
-The host waits twice a step: for the probability of each draft token, and for the distributions
-that the passes end with.
+The host waits twice a step: for the probability of each draft token, and for the distribution
+at the end of each pass.
 
-    R  requests      n  their rows, request after request      V  vocabulary size
+R  requests      n  their rows, request after request      V  vocabulary size
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from picospec.verifier.vllm_target.worker.upload import upload
 def judge(
     requests: Sequence[VerifyRequest], logits: Tensor, starts: Sequence[int]
 ) -> list[Judgement]:
-    """Return the outcome of each request's pass. logits: float[rows, V], after all that the
-    settings change of them but a temperature of 0. starts: of each request, the row that judges
-    its first draft token."""
+    """Return the outcome of each request's pass. logits: float[rows, V], after all changes by
+    the settings except a temperature of 0. starts: for each request, the row that judges its
+    first draft token."""
     lengths = [len(request.draft) + 1 for request in requests]
     numbers = zip(starts, lengths, strict=True)
     rows = np.concatenate([start + np.arange(length) for start, length in numbers])
@@ -59,5 +59,5 @@ def _p(rows: Tensor, greedy: Tensor) -> Tensor:
 
 
 def _single(token: TokenId, p: float) -> Distribution:
-    """Return what is known of a row whose draft token may be accepted: that token's p."""
+    """Return the known part of a row whose draft token may be accepted: that token's p."""
     return Distribution(np.array([token]), np.array([p], np.float64))

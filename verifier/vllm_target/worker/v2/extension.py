@@ -1,8 +1,8 @@
-"""The worker extension of Model Runner V2: vLLM's own speculation beside edges' draft tokens.
+"""The worker extension for Model Runner V2: vLLM's own speculation beside edges' draft tokens.
 
-A worker imports this module before it builds its runner. So what vLLM's speculator proposes
-fits from the first step on into rows that are as wide as an edge's draft, and a head draws the
-draft tokens of sessions with the noise that the judge draws with: it is right more often then.
+A worker imports this module before it builds its runner. So from the first step on proposals of
+vLLM's speculator fit into rows that are as wide as an edge's draft, and a head draws the tokens
+of sessions with the judge's noise, which makes it right more often.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from picospec.verifier.vllm_target.worker.extension import (
     PicoWorkerExtension as PicoWorkerExtension,
 )
 
-if current_platform.is_cpu():  # first: it changes what the runner's modules import
+if current_platform.is_cpu():  # must come first: it changes the runner modules' imports
     import vllm.v1.worker.cpu.shm  # noqa: F401
 from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.sample import gumbel
@@ -28,11 +28,11 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 NO_TOKEN = -1
 DRAFT_SALT: int = gumbel._DRAFT_NOISE_SALT.value
-"""vLLM adds this to a place where a head draws, so that its noise is not the judge's."""
+"""vLLM adds this to the noise place of a head's draw, so that its noise is not the judge's."""
 
 
 def _widened(stock: Callable[..., Tensor], width: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Return what a speculator proposes as int[R, width]."""
+    """Return a speculator's proposal, padded to int[R, width]."""
     proposed = stock(*args, **kwargs)
     return pad(proposed, (0, width - proposed.shape[1]), value=NO_TOKEN)
 
@@ -42,9 +42,9 @@ def _sample_draft(
     slots: Tensor, temperatures: Tensor, seeds: Tensor, step: Tensor, cache: Tensor | None,
     number: int = 0, **more: Any,
 ) -> Tensor:  # fmt: skip
-    """Draw draft tokens: those of sessions with the judge's noise, others as vLLM does.
+    """Draw a head's tokens: those of sessions with the judge's noise, others as vLLM does.
 
-    It may be captured in a CUDA graph, so it looks up whose they are on the device.
+    It may be captured in a CUDA graph, so the device looks up which requests are sessions'.
     """
     ours: Tensor = speculator.picospec_ours
     if cache is not None:

@@ -1,8 +1,8 @@
 """Puts draft tokens and our judge into Model Runner V2.
 
-vLLM's sampler applies every setting of a session, as it does for vLLM's own requests, and draws
-its rows. Ours are: the draft tokens in the rows' input, the comparison with what was drawn, and
-the rows of sessions whose rule needs more than a token of each row.
+vLLM's sampler applies every setting of a session, as for vLLM's own requests, and draws its
+rows. These hooks put the draft tokens into the rows' input, compare them with the drawn tokens,
+and judge the sessions whose rule needs more than one token of each row.
 """
 
 from __future__ import annotations
@@ -31,28 +31,29 @@ from picospec.verifier.vllm_target.worker.v2.mixed import NUMBER_OF_JUDGED, Judg
 
 @dataclass(slots=True)
 class Step:
-    """One step's sessions, and what became of those that are judged by p."""
+    """One step's sessions, and the outcomes of those that are judged by p."""
 
     requests: dict[str, VerifyRequest] = field(default_factory=dict)
     drafts: dict[str, list[TokenId]] = field(default_factory=dict)
-    """vLLM takes these for draft tokens, of all its requests that have any."""
+    """The draft tokens that vLLM sees, for each of its requests that has any."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
     ours: Tensor | None = None
-    """bool[slots]: which are sessions'; None where the vocabulary has no padding."""
+    """bool[slots]: True for a session's slot; None if the vocabulary has no padding."""
 
     slots: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    """The rows that are being judged have these slots, request after request."""
+    """The slots of the rows that are being judged, request after request."""
 
     silent: tuple[Tensor, Tensor] | None = None
-    """Which requests are silent, and of all requests how many rows are rejected."""
+    """The indices of silent requests, whose sessions begin no pass, and every request's number
+    of rejected rows."""
 
 
 class RunnerHooks:
     """Wraps the runner's step and its rejection sampler; vLLM's own requests pass through.
 
-    tokens: how many of the model's ids are tokens. The ids after them are padding, and no
-    session gets one.
+    tokens: the number of the model's ids that are tokens. Later ids are padding, which no
+    session receives.
     """
 
     def __init__(self, runner: Any, tokens: int) -> None:
@@ -81,7 +82,7 @@ class RunnerHooks:
                 runner.speculator.propose = propose
 
     def _begin(self, stock: Stock, plan: Any, *args: Any, **kwargs: Any) -> Any:
-        """Put the plan's draft tokens where V2 reads them, which takes only their number."""
+        """Put the draft tokens where V2 reads them; the plan gives it only their number."""
         requests = getattr(plan, "picospec_requests", None) or {}
         self._step = Step(requests, plan.scheduled_spec_decode_tokens)
         states = self._runner.req_states
@@ -89,7 +90,7 @@ class RunnerHooks:
             (states.req_id_to_index[name], column, token)
             for name in requests
             for column, token in enumerate(self._step.drafts.get(name, ()))
-            if token >= 0  # else the head's, which are there already
+            if token >= 0  # the head's tokens (-1) are already there
         ]
         if placed:
             slots, columns, tokens = upload(np.array(placed).T.copy(), states.device)
@@ -108,8 +109,8 @@ class RunnerHooks:
     def _spread_adapters(
         self, stock: Stock, names: list[str], *args: Any
     ) -> tuple[tuple[int, ...], Any, Any]:
-        """Name the adapter of each row of logits. vLLM names one a request, so that beside
-        draft tokens it takes the lm_head of another request's adapter, or fails on a CPU."""
+        """Name the adapter of each row of logits. vLLM names one a request, so with draft
+        tokens it takes the lm_head of another request's adapter, or fails on a CPU."""
         adapters, *others = stock(names, *args)
         counts = [len(self._step.drafts.get(name, ())) + 1 for name in names]
         return tuple(np.repeat(adapters, counts)), *others
@@ -124,8 +125,8 @@ class RunnerHooks:
         return stock(logits, rows, slots, slots_np, *args, **kwargs)
 
     def _gather(self, stock: Stock, *args: Any) -> Any:
-        """Read draft tokens also in a step that begins inside the prompt, as after a silent
-        one. vLLM marks them there as no draft tokens, because none of its own are."""
+        """Read draft tokens even in a step that begins inside the prompt, as after a silent
+        step. vLLM marks them as absent there, because it never drafts in a prompt."""
         *others, prefill_lengths = args
         return stock(*others, torch.zeros_like(prefill_lengths))
 
@@ -136,7 +137,7 @@ class RunnerHooks:
         rest, others = args[NUMBER_OF_JUDGED:], self._others()
 
         def as_stock(logits: Tensor, given: Judged) -> tuple[Tensor, Tensor]:
-            """Have vLLM judge, whose head has no more logits than it proposes tokens."""
+            """Let vLLM judge. Its head has no more logits than it proposes tokens."""
             narrow = given._replace(most=self._head)
             sampled, counts = stock(logits, draft_logits, *narrow, *rest, **kwargs)
             return pad(sampled, (0, given.most - self._head)), counts
@@ -156,7 +157,7 @@ class RunnerHooks:
         return sampled, counts
 
     def _others(self) -> Others | None:
-        """Return the requests of no session, where vLLM's own judge judges their drafts."""
+        """Return the requests without a session if vLLM's own judge judges them, else None."""
         if not self._is_mixed:
             return None
         name_of, step = self._runner.req_states.index_to_req_id, self._step
@@ -168,8 +169,8 @@ class RunnerHooks:
         )
 
     def _judge_by_p(self, logits: Tensor, sampled: Tensor, counts: Tensor) -> None:
-        """Judge the requests that ask for it otherwise, in place. A row without a draft token
-        stays as it was drawn: that is from the target's distribution too."""
+        """Judge again, in place, the requests whose rule needs p. A row without a draft token
+        stays as drawn, because that token already has the target's distribution."""
         step, name_of = self._step, self._runner.req_states.index_to_req_id
         names = [name_of[slot] for slot in step.slots.tolist()]
         starts = accumulate((len(step.drafts.get(name, ())) + 1 for name in names), initial=0)
@@ -194,8 +195,8 @@ class RunnerHooks:
         counts[where] = upload(lengths, sampled.device)
 
     def _sample(self, stock: Stock, hidden: Any, batch: Any, *args: Any) -> Any:
-        """Let silent requests generate nothing: V2's own arithmetic then leaves the last token
-        and the count of computed tokens as they were."""
+        """Make silent requests generate nothing: V2's own arithmetic then leaves the last token
+        and the count of computed tokens unchanged."""
         output, counts, rejected = stock(hidden, batch, *args)
         requests = [self._step.requests.get(name) for name in batch.req_ids]
         silent = [i for i, each in enumerate(requests) if each and each.rule is None]
@@ -207,7 +208,7 @@ class RunnerHooks:
         return output, counts, rejected
 
     def _propose(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
-        """Leave vLLM's own speculation a row of each silent request: heads that read the
+        """Leave vLLM's own speculation one row of each silent request: heads that read the
         target's hidden states write behind the last row that is not rejected, and the place
         before the first row is not theirs."""
         if self._step.silent:

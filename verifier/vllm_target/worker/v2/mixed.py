@@ -1,7 +1,7 @@
-"""Parts a step's rows between our judge and vLLM's, which judges its own draft tokens.
+"""Divides a step's rows between our judge and vLLM's, which judges its own draft tokens.
 
-Only requests of no session are vLLM's to judge. Their rows are taken out of the step, because
-vLLM's kernels have no place for the many draft tokens of an edge.
+vLLM judges only requests without a session. Their rows are taken out of the step, because
+vLLM's kernels have no room for the many draft tokens of an edge.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 
 class Judged(NamedTuple):
-    """What vLLM's `rejection_sample` is given of R requests with n rows, after the logits."""
+    """The arguments of vLLM's `rejection_sample` after the logits: R requests with n rows."""
 
     drafted: Tensor
     """int[n]: the draft token in a row's input."""
 
     bounds: Tensor
-    """int[R + 1]: where the rows of each request begin, and the last ones end."""
+    """int[R + 1]: the first row of each request, and the end of the last one's rows."""
 
     at: Tensor
     """int[n]: the noise's place."""
@@ -31,7 +31,7 @@ class Judged(NamedTuple):
     """int[R]: the request's place in temperatures and seeds."""
 
     rows: Tensor
-    """int[n]: the same, by row."""
+    """int[n]: the same for each row."""
 
     columns: Tensor
     """int[n]: the row's number in its request."""
@@ -41,8 +41,8 @@ class Judged(NamedTuple):
     most: int
 
     def of(self, places: Tensor, rows: Tensor, bounds: Tensor) -> Judged:
-        """Return the part of some requests. places: int[r], which. rows: int[m], theirs.
-        bounds: int[r + 1], in the part."""
+        """Return the part of some requests. places: int[r], their indices. rows: int[m], their
+        rows. bounds: int[r + 1], the bounds inside the part."""
         return self._replace(
             drafted=self.drafted[rows],
             bounds=bounds.to(self.bounds.dtype),
@@ -58,16 +58,17 @@ NUMBER_OF_JUDGED: Final = len(Judged._fields)
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """The requests of a step that are no sessions'."""
+    """The requests of a step that have no session."""
 
     places: NDArray[np.int64]
     rows: NDArray[np.int64]
     bounds: NDArray[np.int64]
-    """See Judged.of."""
+    """The arguments of Judged.of, for these requests."""
 
     @staticmethod
     def of(requests: Sequence[tuple[int, bool]]) -> Others:
-        """Return those that are vLLM's. requests: of each its rows, and whether it is ours."""
+        """Return the requests without a session. requests: the number of rows of each request,
+        and whether it has a session."""
         counts = np.array([count for count, _ in requests], np.int64)
         theirs = np.array([not ours for _, ours in requests], np.bool_)
         bounds = np.concatenate([[0], np.cumsum(counts[theirs])])
