@@ -22,13 +22,13 @@ MAX_TOP_K = 2**31 - 1
 
 
 class IdentityMismatch(ApiError):
-    """The answer was begun by a verifier whose texts are not this one's."""
+    """A verifier with another identity began the answer, so this one cannot continue it."""
 
     status, type, code = 409, "invalid_request_error", "identity_mismatch"
 
 
 class VocabularyMismatch(ApiError):
-    """The edge has another tokenizer: its prompt would be another text."""
+    """The edge has another tokenizer: its token ids would stand for another text here."""
 
     status, type, code = 409, "invalid_request_error", "vocabulary_mismatch"
 
@@ -114,6 +114,6 @@ def _check_judge(request: Open, facts: ModelFacts) -> None:
 
 
 def _require(holds: object, field: str, reason: str) -> None:
-    """Raise InvalidRequest, which names the field, unless something holds."""
+    """Raise an InvalidRequest that names the field, unless the condition holds."""
     if not holds:
         raise InvalidRequest(f"{field}: {reason}", param=field)

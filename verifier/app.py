@@ -1,6 +1,6 @@
-"""Puts the verifier together: one target, its sessions, and the routes over them.
+"""Builds the verifier's app from one target, its sessions, and the routes over them.
 
-This is the service of llama.cpp's target. vLLM's runs in vLLM's own (vllm_target.serving).
+This service runs llama.cpp's target. vLLM's target runs in vLLM's server (vllm_target.serving).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def build(
 ) -> FastAPI:
     """Return the ASGI app; its lifespan starts and stops the target that `make` returns.
 
-    tracing: None for what the settings say. The lifespan closes it.
+    tracing: None creates it from the settings. The lifespan closes it.
     """
     verifier = Verifier(settings, make, Drain(), tracing)
     stop_server = partial(os.kill, os.getpid(), signal.SIGINT)
@@ -66,15 +66,15 @@ def build(
 
 
 def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
-    """Return llama.cpp's target as the settings ask for it, not started.
+    """Return llama.cpp's target with these settings, not yet started.
 
-    Raises models.errors.ModelError for a model that nobody knows, and OSError for a template.
-    """
+    Raises models.errors.ModelError for an unknown model, and OSError for an unreadable
+    template."""
     store, shared = open_store(os.environ), settings.share_prefixes
     hashes = FileHashes(store.root.with_name("hashes.json"))
     file = settings.chat_template
     template = None if file is None else file.read_text("utf-8")
-    with suppress(NotPulled):  # it is fetched when the target starts, which may take long
+    with suppress(NotPulled):  # fetching may take long, so it waits until the target starts
         store.find(settings.model, "target")
     find = partial(_weights, settings, store)
     return LlamaTarget(
@@ -84,7 +84,7 @@ def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
 
 
 def _weights(settings: VerifierSettings, store: Store) -> Found:
-    """Return the target's file, which is fetched if it is not here. Raises ModelError."""
+    """Return the target's file, and fetch it first if it is missing. Raises ModelError."""
     with progress_bar(Console(stderr=True), settings.model) as show:
         found = obtain(store, settings.model, "target", show)
     if not is_exact(found.path):

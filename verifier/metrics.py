@@ -1,4 +1,4 @@
-"""Prometheus metrics of sessions and passes; those of tokens are the gateway's."""
+"""Prometheus metrics of sessions and passes; the gateway has those of tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class VerifierMetrics:
-    """They are registered in `registry`, with those of the gateway: sessions count their tokens
-    there, as requests without an edge do."""
+    """The verifier's metrics, in one registry with the gateway's: sessions count their tokens
+    in the gateway's metrics, like requests without an edge."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.gateway, self._registry = Metrics(registry), registry
@@ -44,7 +44,7 @@ class VerifierMetrics:
         )
 
     def follow(self, kv_usage: Callable[[], float], waiting: Callable[[], int]) -> None:
-        """Show what these return for each answer of /metrics. vLLM has metrics of its own."""
+        """Call these for each answer of /metrics. vLLM has its own metrics instead."""
         Gauge(
             "picospec:kv_cache_usage_perc",
             "Share of the KV cache that running sessions hold; 1 is all of it.",
@@ -57,7 +57,7 @@ class VerifierMetrics:
         ).set_function(waiting)
 
     def passed(self, rows: int, seconds: float) -> None:
-        """Record a pass over `rows` rows, all its sessions together."""
+        """Record a pass over `rows` rows of all its sessions."""
         self._rows.observe(rows)
         self._pass_s.observe(seconds)
 

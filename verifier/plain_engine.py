@@ -1,4 +1,4 @@
-"""Serves the target without an edge: the same text, one token a pass."""
+"""Serves the target without an edge: the text is the same, and each pass makes one token."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from picospec.verifier.target_host import Host
 
 
 class PlainEngine:
-    """gateway.ports.Engine on a Target."""
+    """Implements gateway.ports.Engine with a Target."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
 
     async def facts(self) -> Facts:
-        """Raise Unavailable while the target is loading."""
+        """Return the target's facts. Raises Unavailable while the target is loading."""
         return Facts.of(self._host.ready().facts)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:

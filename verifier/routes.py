@@ -1,11 +1,11 @@
-"""The speculation routes. docs/protocol.md describes them.
+"""The verifier's routes. docs/protocol.md describes them.
 
-POST   /v1/speculate                     an Open; answers with the session's stream
-POST   /v1/speculate/{session}/drafts    Drafts and Redraws
-GET    /v1/model-facts                   what the edge must know of the target
-GET    /health                           whether the process is alive and its target not lost
-GET    /ready                            whether sessions are opened, and how busy it is
-GET    /v1/tokenizer                     the target's tokenizer, packed
+POST   /v1/speculate                     takes an Open; answers with the session's stream
+POST   /v1/speculate/{session}/drafts    takes Drafts and Redraws
+GET    /v1/model-facts                   returns what the edge must know of the target
+GET    /health                           answers 200 unless the target is lost
+GET    /ready                            answers 200 and the load while sessions are opened
+GET    /v1/tokenizer                     returns the target's tokenizer, packed
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from picospec.verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
 MAX_DECODING: Final = 256
-"""Opens of one tenant that may wait to be decoded. Most take milliseconds, the largest half a
-second."""
+"""This many Opens of a tenant may wait to be decoded. Most take milliseconds to decode, and the
+largest half a second."""
 
 OPEN: Final = "/v1/speculate"
 SESSION_PATHS: Final = f"{OPEN}/"
-"""A session's paths begin so; its name follows."""
+"""The paths of a session begin with this prefix; the session's name follows."""
 
 DRAFTS_BYTES: Final = 64 * 1024
-"""One body of drafts has no more bytes. A draft token takes about 3, so it holds thousands."""
+"""The size limit of one body of drafts. A draft token takes about 3 bytes, so thousands fit."""
 
 
 def takes_drafts(path: str) -> bool:
-    """gateway.accounts.access.IsMessage."""
+    """Implements gateway.accounts.access.IsMessage."""
     return path.startswith(SESSION_PATHS) and path.endswith("/drafts")
 
 
@@ -60,13 +60,13 @@ class Routes:
     decoding: ThreadTurns = field(
         default_factory=partial(ThreadTurns, 1, MAX_DECODING, "Opens wait to be decoded")
     )
-    """Decodes Opens. One thread, because each that runs makes the event loop wait longer."""
+    """Decodes Opens in one thread, because each running thread delays the event loop."""
 
     def all(self) -> list[Route]:
         """Return the routes, for an app that translates gateway.errors.
 
-        Routes are tried in order, and an app may have fifty more: so drafts, of which a session
-        sends hundreds, have the first.
+        Routes are tried in order, and an app may have fifty more. The drafts route comes first,
+        because a session posts to it hundreds of times.
         """
         return [
             Route(f"{SESSION_PATHS}{{session}}/drafts", self.drafts, methods=["POST"]),
@@ -78,12 +78,12 @@ class Routes:
         ]
 
     async def health(self, _: Request) -> Response:
-        """Answer 200 and the state, also while the target loads; 503 once it has failed."""
+        """Answer 200 and the state, even while the target loads; 503 once it has failed."""
         self.host.check()
         return JSONResponse({"status": "ok", "state": self.host.state})
 
     async def ready(self, _: Request) -> Response:
-        """Answer 200 while sessions are opened; `ready` raises the 503 that says why not."""
+        """Answer 200 while sessions are opened, or 503 with the reason from `Host.ready`."""
         model, load = self.host.ready().facts.model, round(self.sessions.load, 3)
         return JSONResponse({"status": "ok", "model": model, "load": load})
 
@@ -97,7 +97,7 @@ class Routes:
 
     async def open(self, request: Request) -> Response:
         account: Account = request.state.account
-        account.tenant.check_room(account.clock(), 0)  # it may replace one of the tenant's
+        account.tenant.check_room(account.clock(), 0)  # 0: it may replace a running session
         facts = self.host.ready().facts
         body = await read_body(request, OPEN_BYTES)
         decode = partial(_opening, body)  # a long prompt takes a while
@@ -105,7 +105,7 @@ class Routes:
         check(opening, facts)
         session = await self.sessions.open(opening, account.tenant, account.span)
         account.took_prompt(len(opening.prompt))
-        account.tenant.spend(len(opening.committed), account.clock())  # they are prefilled, too
+        account.tenant.spend(len(opening.committed), account.clock())  # these are prefilled too
         return Downstream(session, account)
 
     async def drafts(self, request: Request) -> Response:
@@ -123,7 +123,7 @@ class Routes:
 
 
 def _messages(body: bytes) -> Iterator[Framed[Message]]:
-    """Yield the messages of a body as they are asked for. Raises MalformedFrame."""
+    """Yield the messages of a body one by one as they are decoded. Raises MalformedFrame."""
     decoder = wire.Decoder()
     yield from decoder.frames(body)
     decoder.close()

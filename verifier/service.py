@@ -1,4 +1,4 @@
-"""The service, whoever runs its server: a target, its sessions, and the routes over them."""
+"""Joins a target, its sessions and the routes over them, for whichever server runs them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from picospec.verifier.target_host import Host
 
 
 class Verifier:
-    """make: returns the target, not started. tracing: None for what the settings say."""
+    """make: returns the target, not started. tracing: None creates it from the settings."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Verifier:
         at_once: signal.Signals,
         second_is_at_once: bool,
     ) -> AsyncGenerator[None]:
-        """Serve sessions. After a signal drain, end what is left, stop the target, and call
-        `end`, which ends the server."""
+        """Serve sessions. After a signal drain, end the remaining sessions, stop the target,
+        and call `end`, which ends the server."""
         settings = self.settings
 
         async def close() -> None:

@@ -1,10 +1,9 @@
 """The port between the verifier's service and the large model.
 
-A target owns the sessions' verifying machines, because it alone knows when a pass starts: the
-embedded llama.cpp target runs passes itself, vLLM puts draft tokens into its own continuous
-batch. The service hands messages up and down, and knows nothing of passes. A message travels
-with its frame, so that bytes which came from the edge or from vLLM's core are passed on as
-they are.
+A target owns the verifying machines of its sessions, because it alone knows when a pass starts:
+the embedded llama.cpp target runs passes itself, vLLM adds draft tokens to its own continuous
+batch. The service passes messages up and down, and knows nothing of passes. A message travels
+with its frame, so that bytes from the edge or from vLLM's core are forwarded unchanged.
 """
 
 from __future__ import annotations
@@ -40,20 +39,20 @@ from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
 from picospec.verifier.identity import identity_of
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
-"""Targets serve these OpenAI parameters beyond Sampling."""
+"""The OpenAI parameters beyond Sampling that targets serve."""
 
 T = TypeVar("T")
 Reply = Reused | Commit | Reject | Finish
-"""A target sends these to a session's edge."""
+"""The messages that a target sends to a session's edge."""
 
 
 class TargetError(ApiError):
-    """Base of the errors a target raises, as clients get them.
+    """Base of the errors that a target raises. Clients receive them.
 
     * TargetError
       - TargetFull        no slot is free: try again later
-      - UnknownSession    no such session, or it has finished
-      - TargetFailed      the engine broke; the session is lost
+      - UnknownSession    the session does not exist, or it has finished
+      - TargetFailed      the engine failed; the session is lost
       - Unservable        this target cannot serve what Open asks for
     """
 
@@ -72,7 +71,7 @@ class TargetFailed(TargetError, Unavailable):
 
 
 class Unservable(TargetError, InvalidRequest):
-    """field: the name by which clients know it."""
+    """This target cannot serve a field of the request. field: its name in the API."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}", param=field)
@@ -80,17 +79,17 @@ class Unservable(TargetError, InvalidRequest):
 
 
 def asked_grammar(request: Open) -> bytes | None:
-    """Return the constraint of a request's text, as JSON, if it has one. Raises Unservable."""
+    """Return the constraint on the text as JSON; None without one. Raises Unservable."""
     if (asked := request.sampling.extras.get(NAME)) is None:
         return None
-    if not JUDGES[request.judge].takes_any_draft:  # a grammar drops some by their value
+    if not JUDGES[request.judge].takes_any_draft:  # a grammar drops draft tokens by their value
         raise Unservable(NAME, f"not in judge `{request.judge}`")
     return bytes(asked)
 
 
 @contextmanager
 def unservable() -> Iterator[None]:
-    """Translate what reading the settings of an Open raises."""
+    """Translate the errors of reading an Open's settings into TargetErrors."""
     try:
         yield
     except InvalidSetting as error:
@@ -102,7 +101,7 @@ def unservable() -> Iterator[None]:
 
 
 class Target(ABC):
-    """The large model. `describe` is called before `start` returns."""
+    """Port to the large model. An implementation calls `describe` before `start` returns."""
 
     def __init__(self, limits: Limits, *, share_prefixes: bool = False) -> None:
         self._limits = limits
@@ -112,7 +111,7 @@ class Target(ABC):
         self._grammars: GrammarCompiler | None = None
         self._turns = Turns(1, MAX_WAITING, WAITING)
         self.packed_tokenizer = b""
-        """The target's own tokenizer, as edges get it."""
+        """The target's tokenizer, as edges download it."""
 
     @property
     def facts(self) -> ModelFacts:
@@ -120,12 +119,12 @@ class Target(ABC):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The target's own, for the plain engine."""
+        """The target's tokenizer, for the plain engine."""
         return started(self._tokenizer)
 
     @property
     def grammars(self) -> GrammarCompiler:
-        """Compiles grammars over the target's tokens."""
+        """The compiler of grammars over the target's tokens."""
         return started(self._grammars)
 
     @property
@@ -135,24 +134,24 @@ class Target(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Load the model; may take minutes."""
+        """Load the model, which may take minutes."""
 
     @abstractmethod
     async def heartbeat(self) -> None:
-        """Return once the pass that is running now, if any, has ended, and each process of the
-        engine has answered. It may raise anything."""
+        """Return once the running pass, if any, has ended and each process of the engine has
+        answered. It may raise anything."""
 
     async def stop(self) -> None:
-        """Free everything, child processes included. Sessions still running end. It may hang
-        when the engine hangs."""
+        """Free everything, child processes included, and end the running sessions. This may
+        hang if the engine hangs."""
         if self._grammars is not None:
             await self._grammars.close()
 
     async def check(self, request: Open, tenant: str | None = None) -> None:
-        """Find out what takes time: whether a grammar can be compiled. Called before `serve`.
+        """Make the slow checks before `serve`: whether the grammar can be compiled.
 
-        tenant: the name of whoever asks; None: nobody is known. Raises Unservable, TargetFull
-        where none can be compiled now, or Overloaded where too many of this tenant wait.
+        tenant: the name of the requester; None if unknown. Raises Unservable, TargetFull if no
+        grammar can be compiled now, or Overloaded if too many requests of the tenant wait.
         """
         if (asked := asked_grammar(request)) is not None:
             with unservable():
@@ -162,25 +161,25 @@ class Target(ABC):
     def serve(
         self, session: str, request: Open, tenant: str | None = None
     ) -> AsyncGenerator[Framed[Reply]]:
-        """Run one session to its Finish. Closing the generator frees its KV within a pass.
-        What the KV cache keeps of it is reused for this tenant's sessions alone, or for all
-        where tenants share prefixes.
+        """Run one session to its Finish. Closing the generator frees its KV within a pass. The
+        prefix that the KV cache keeps is reused only for sessions of this tenant, or for all if
+        tenants share prefixes.
 
         Raises TargetFull or Unservable before it first waits for anything, TargetFailed later,
-        and RemoteProtocolError for a message that it looked at only after `push` had returned.
-        The request was checked against `facts`.
+        and RemoteProtocolError for a message that was decoded after `push` had returned. The
+        request was checked against `facts`.
         """
 
     @abstractmethod
     async def push(self, session: str, message: Framed[Pushed]) -> None:
-        """Hand a message to a running session; return at once.
+        """Hand a message to a running session, without waiting for its effect.
 
-        Raises UnknownSession, or RemoteProtocolError for what no correct edge sends.
+        Raises UnknownSession, or RemoteProtocolError for a message that no correct edge sends.
         """
 
     def owner_of_prefixes(self, tenant: str | None, request: Open) -> str | None:
-        """Return to whom what the KV cache keeps of a tenant's prompt belongs: to the tenant,
-        or to one of those that the tenant, an edge, tells apart."""
+        """Return the owner of the prefixes that the KV cache keeps of a tenant's prompt: the
+        tenant, or one of the tenant's own users, which an edge tells apart by a salt."""
         if self._share_prefixes:
             return None
         salt = request.sampling.extras.get(SALT)
@@ -194,8 +193,8 @@ class Target(ABC):
         shapes: Sequence[object],
         features: Sequence[str] = FEATURES,
     ) -> None:
-        """Set all of these. shapes: the weights, the engine and its settings, as far as they
-        shape a text."""
+        """Set the facts, the tokenizer and the grammars. shapes: what shapes a text of the
+        weights, the engine and its settings."""
         tokenizer = file.open()
         self._tokenizer, self.packed_tokenizer = tokenizer, file.pack()
         self._grammars = GrammarCompiler(tokenizer, self._turns.take)
@@ -218,7 +217,7 @@ class Target(ABC):
 
 
 def started(value: T | None) -> T:
-    """Return what a target has once it has started. Raises TargetFailed before."""
+    """Return a value that a target has once it has started. Raises TargetFailed before."""
     if value is None:
         raise TargetFailed("the target does not run")
     return value

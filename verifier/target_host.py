@@ -1,8 +1,8 @@
-"""The target's life in this process: loading, ready, draining, stopping, or failed.
+"""The target's life cycle in this process: loading, ready, draining, stopping, or failed.
 
 Loading may take minutes and must not keep the server from answering /health. A target that
-fails, or makes no progress, ends the process: what started it reports that, and may start it
-again.
+fails, or makes no progress, ends the process; the parent process reports that, and may restart
+it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from picospec.verifier.target import Target
 State = Literal["loading", "ready", "draining", "failed", "stopping"]
 
 CHECK_S: Final = 1.0
-"""A lost target is noticed after so many seconds at most."""
+"""A lost target is noticed within this many seconds."""
 
 HEARTBEAT_S: Final = 5.0
-"""Time between two heartbeats of the target, in seconds: it adds to the time until one that
-hangs is noticed, and is much less than any pass may take."""
+"""Seconds between two heartbeats of the target. They add to the time until a hanging target is
+noticed, and are much shorter than the limit of a pass."""
 
 
 @dataclass(eq=False)
 class Host:
-    """Owns a Target from start to stop. When it cannot start, or is lost, the service stops.
+    """Owns a Target from start to stop. If it cannot start, or is lost, the service stops.
 
-    load_timeout_s, pass_timeout_s: how long loading and a heartbeat may take.
+    load_timeout_s, pass_timeout_s: the limits of loading and of one heartbeat.
     """
 
     target: Target
@@ -52,7 +52,7 @@ class Host:
 
     @property
     def is_lost(self) -> bool:
-        """Whether only another process can serve, also where that was not noticed yet."""
+        """True if only another process can serve, even before that was noticed."""
         return self._state == "failed" or not self.target.alive
 
     def check(self) -> None:
@@ -61,7 +61,7 @@ class Host:
             raise self._unavailable
 
     def ready(self) -> Target:
-        """Return the target. Raises Unavailable unless it is ready, and takes more work."""
+        """Return the target. Raises Unavailable unless it is ready and takes work."""
         if self._state != "ready":
             raise self._unavailable
         self.drain.check()
@@ -72,12 +72,12 @@ class Host:
         return Unavailable(f"the model is {self.state}", code=self.state)
 
     async def tokenizer(self, vocabulary: str) -> Tokenizer:
-        """gateway.tokenizer.TokenizerSource."""
+        """Implements gateway.tokenizer.TokenizerSource."""
         return self.ready().tokenizer
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Load in the background, unless `load` has; on leaving, stop the target."""
+        """Load the target in the background, unless `load` has; on leaving, stop the target."""
         self._life = asyncio.create_task(self._load_and_watch())
         try:
             yield
@@ -85,7 +85,7 @@ class Host:
             await self.stop()
 
     async def stop(self) -> None:
-        """Let `ready` raise from now on, and stop the target. Harmless when repeated."""
+        """Make `ready` raise from now on, and stop the target. Repeated calls do nothing."""
         life, self._life = self._life, None
         if life is None:
             return
@@ -96,7 +96,7 @@ class Host:
         await self.target.stop()
 
     async def load(self) -> str | None:
-        """Start the target. Return why it cannot start, if it cannot."""
+        """Start the target. Return the reason if it cannot start, else None."""
         try:
             async with asyncio.timeout(self.load_timeout_s) as loading:
                 await self.target.start()
@@ -114,7 +114,7 @@ class Host:
             self._fail("the target is lost", await self._lost())
 
     async def _lost(self) -> str:
-        """Return the reason once the target is lost."""
+        """Wait until the target is lost, and return the reason."""
         heart = asyncio.create_task(self._watch_heart())
         try:
             while self.target.alive and not heart.done():
@@ -124,14 +124,14 @@ class Host:
             heart.cancel()
 
     async def _watch_heart(self) -> str:
-        """Return what is wrong when a heartbeat does not come."""
+        """Return the reason once a heartbeat fails or is late."""
         while True:
             try:
                 async with asyncio.timeout(self.pass_timeout_s):
                     await self.target.heartbeat()
             except TimeoutError:
                 return f"no pass has ended for {self.pass_timeout_s:g} s (pass_timeout_s)"
-            except Exception as error:  # vLLM raises what it likes
+            except Exception as error:  # vLLM may raise anything
                 return str(error)
             await asyncio.sleep(min(HEARTBEAT_S, self.pass_timeout_s))
 
