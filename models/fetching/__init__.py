@@ -1,1 +1,1 @@
-"""How a model's file comes here: what names it, its sources, and where it is kept."""
+"""Fetches model files: parses their names, tries their sources, and stores them."""

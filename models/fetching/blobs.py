@@ -1,7 +1,7 @@
-"""Files named by their sha256, and the links that give them other names.
+"""Stores files under their sha256 (blobs), and links that give them other names.
 
-A blob gets its name once its hash is checked, and a link is made once its blob is complete; so
-whatever has a name is whole.
+A blob gets its name once its hash is checked, and a link is made once its blob is complete, so
+every named file is complete.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from picospec.models.llama_cpp.library import Quantisation, quantise
 
 LOCK_S: Final = 7200.0
 POLL_S: Final = 0.2
-"""A pull waits so many seconds for another one, and between two looks. A process that is killed
-lets the lock go."""
+"""A pull waits LOCK_S seconds for another one, and looks every POLL_S. A killed process
+releases the lock."""
 
 
 class Blobs:
-    """The blobs under `root`, fetched from the first of `sources` that has them."""
+    """The blobs under `root`. Each is fetched from the first of `sources` that has it."""
 
     def __init__(self, root: Path, sources: Sequence[Source]) -> None:
         self.root = root
@@ -51,7 +51,7 @@ class Blobs:
         raise failure(f"{model.file}: {'; '.join(reasons) or 'no sources'}")
 
     def write(self, source: Path, kind: Quantisation, progress: Progress) -> Path:
-        """Return the blob of `source` in another quantisation. Raises CannotQuantise or
+        """Write `source` in another quantisation, and return the blob. Raises CannotQuantise or
         NoLlama."""
         size = source.stat().st_size
         self._make_room(source.name, size)
@@ -69,7 +69,7 @@ class Blobs:
         return fresh.replace(link)
 
     def exact_link(self, path: Path) -> Path:
-        """Return where the exact weights made of a file are, if there are any."""
+        """Return the path of the exact weights made from a file; they may not exist."""
         if not path.exists():
             return path
         file = path.resolve()
@@ -78,7 +78,7 @@ class Blobs:
         return self.root / "exact" / f"{path.stem}-{key}.gguf"
 
     def verify(self, link: Path) -> None:
-        """Check the blob of a link of the store. Raises WrongHash after deleting both."""
+        """Check the hash of a link's blob. If it is wrong, delete both and raise WrongHash."""
         blob = link.resolve()
         if self._owns(link) and (found := sha256_of(blob)) != blob.name:
             blob.unlink()
@@ -86,10 +86,10 @@ class Blobs:
             raise WrongHash(f"{link} had sha256 {found}, not {blob.name}: pull it again")
 
     def drop(self, paths: Iterable[Path], models: Iterable[ModelFile] = ()) -> int:
-        """Delete links, exact weights made of them, and then every blob that has no link.
+        """Delete links and the exact weights made from them, then every blob without a link.
 
-        A path that is no link of the store is left alone. models: what was fetched of these so
-        far is deleted too. Return the bytes freed.
+        A path that is not a link of the store is ignored. models: partial downloads of these
+        are deleted too. Return the number of bytes freed.
         """
         for path in paths:
             for link in (self.exact_link(path), path):
@@ -104,15 +104,15 @@ class Blobs:
         return freed
 
     def has_begun(self) -> bool:
-        """Return whether anything was fetched in part."""
+        """Return True if there is a partial download."""
         return any(self._folder("partial").iterdir())
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Hold the lock: a second pull waits for it, and then finds the files.
+        """Hold the lock of the store. A second pull waits for it, and then finds the files.
 
-        Raises DiskFull where the disk fills up meanwhile, SourceFailed when another process
-        holds the lock for LOCK_S.
+        Raises DiskFull if the disk becomes full in the body, and SourceFailed if another
+        process holds the lock for LOCK_S.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("w") as file:
@@ -127,7 +127,7 @@ class Blobs:
 
     def _fetch_from(self, source: Source, model: ModelFile, progress: Progress) -> Path:
         partial = self._partial(model)
-        if not model.sha256:  # the source may have another file now than when it was begun
+        if not model.sha256:  # the source's file may have changed since a partial download
             partial.unlink(missing_ok=True)
         here = partial.stat().st_size if partial.exists() else 0
         self._make_room(model.file, model.bytes - here)
@@ -149,7 +149,7 @@ class Blobs:
         return [self._partial(model), *wheels]
 
     def _owns(self, path: Path) -> bool:
-        """Return whether a path is a link of the store, and no file of the user's own."""
+        """Return True if a path is a link of the store, and not a file of the user."""
         return path.is_symlink() and self.root in path.parents
 
     def _make_room(self, name: str, needed: int) -> None:

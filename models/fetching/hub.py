@@ -1,10 +1,10 @@
-"""The client of the model hub, by huggingface_hub; no other module imports it.
+"""The client of the model hub. Only this module imports huggingface_hub.
 
-It is imported where it is used, because that takes 0.3 s, which most commands do not need.
+The import takes 0.3 s, which most commands do not need, so it happens inside the functions.
 
-HF_ENDPOINT names another hub, and HF_TOKEN a token, which is sent to the hub alone and not to
-where it redirects. A download goes to the store's own file, because hf_hub_download deletes an
-interrupted one, and the next pull would begin at its first byte.
+HF_ENDPOINT names another hub. HF_TOKEN is a token that is sent only to the hub, and not to the
+targets of its redirects. Downloads go to the store's own file, because hf_hub_download deletes
+an interrupted one, and the next pull would start from its first byte.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     import httpx2
 
 _CONNECT_S: Final = 3.0
-"""A connection that takes longer is given up: a machine that cannot reach the hub should try
-the next source soon."""
+"""A slower connection attempt is given up, so that a machine without access to the hub soon
+tries the next source."""
 
 _NO_HUB: Final = (ValueError, TypeError, KeyError, AttributeError)
-"""huggingface_hub and this module raise these at an answer of another form than a hub's."""
+"""huggingface_hub and this module raise these for a malformed answer of a hub."""
 
 DIRECTORY_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-"""A target on vLLM reads these of a repository."""
+"""The files of a repository that vLLM needs."""
 
 
 class Hub:
-    """A Source of the files in the hub's repositories, which it can also list."""
+    """A Source for files of the hub's repositories. It can also list them."""
 
     name = "hub"
 
@@ -67,7 +67,7 @@ class Hub:
             }
 
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
-        """See models.fetching.sources.Source. Raises WrongHash if the hub has another file."""
+        """Implements Source.fetch. Raises WrongHash if the hub has another file."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ class Hub:
                 url, token=self._token, timeout=_CONNECT_S, endpoint=self._endpoint
             )
             etag, sha256 = found.etag or "", model.sha256
-            if sha256 and len(etag) == len(sha256) and etag != sha256:  # it says so already
+            if sha256 and len(etag) == len(sha256) and etag != sha256:  # the etag is a sha256
                 raise WrongHash(f"{model.repository} has a file of sha256 {etag}, not {sha256}")
             with partial.open("ab") as file:
                 done, size = file.tell(), found.size or model.bytes
@@ -95,7 +95,7 @@ class Hub:
                 )
 
     def directory(self, repository: str) -> Path:
-        """Fetch what vLLM reads of a repository, with a bar; return its place in hf's cache.
+        """Download vLLM's files of a repository, with a bar; return the folder in hf's cache.
 
         Raises SourceFailed.
         """
@@ -113,11 +113,11 @@ class Hub:
 
 
 _NAMING: Final = ("etag", "x-linked-etag", "x-repo-commit")
-"""The headers of an answer that name files and folders in hf's cache."""
+"""The response headers that name files and folders in hf's cache."""
 
 
 def _client() -> httpx2.Client:
-    """Return huggingface_hub's own HTTP client, which refuses what `_check_names` refuses."""
+    """Return huggingface_hub's HTTP client with `_check_names` as a response hook."""
     from huggingface_hub.utils._http import default_client_factory
 
     client = default_client_factory()
@@ -126,7 +126,7 @@ def _client() -> httpx2.Client:
 
 
 def _check_names(response: httpx2.Response) -> None:
-    """Raise ValueError for an answer whose digests are paths: they name files in hf's cache."""
+    """Raise ValueError if a response's digests, which name files in hf's cache, are paths."""
     if response.request.method == "HEAD":
         names = [response.headers.get(name, "") for name in _NAMING]
         names = [name.removeprefix("W/").strip('"') for name in names if name]
@@ -142,7 +142,7 @@ def _check_names(response: httpx2.Response) -> None:
 
 
 class _Report:
-    """Reports to `progress`, in place of the bar that huggingface_hub would show."""
+    """Reports to `progress`, in place of huggingface_hub's own bar."""
 
     def __init__(self, progress: Progress, done: int, size: int, **_: object) -> None:
         self._progress = progress
@@ -162,10 +162,10 @@ class _Report:
 
 @contextmanager
 def _failures(repository: str) -> Iterator[None]:
-    """Raise what goes wrong at the hub as SourceFailed; a full disk stays an OSError."""
+    """Raise errors of the hub as SourceFailed; a full disk stays an OSError."""
     from huggingface_hub import errors
 
-    # HTTPError is that of the HTTP library, which differs between versions
+    # errors.HTTPError is the HTTP library's, which depends on huggingface_hub's version
     network: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Shows how far the fetching of a model is: a bar on a terminal, and lines in a log."""
+"""Shows the progress of fetching a model: as a bar on a terminal, or as lines in a log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def progress_bar(console: Console, subject: str) -> Iterator[Progress]:
 
 
 def _lines(console: Console, subject: str) -> Progress:
-    """Return a function that prints a line whenever an activity begins or a tenth is done."""
+    """Return a function that prints a line at the beginning and each tenth of an activity."""
     shown = ("", 0)
 
     def show(what: str, done: int, total: int) -> None:

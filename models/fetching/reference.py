@@ -1,4 +1,4 @@
-"""What a user types for a model of the hub, and which file of its repository that means.
+"""Parses a user's reference to a model on the hub, and chooses a file of its repository.
 
 owner/repo                   the file whose quantisation suits the model's use best
 owner/repo:Q4_K_M            the file of that quantisation
@@ -32,8 +32,8 @@ PREFERRED: Final[Mapping[Role, Sequence[str]]] = {
     ],
 }
 """The quantisations to look for, best first. A target is judged with Q8_0 weights, which the
-store makes of those that have others; the files that lose least by that come first. A draft
-model needs speed: Q4_0 drafts as well as Q4_K_M does, in two thirds of the time."""
+store makes from other ones, so the files that lose least in this come first. A draft model
+needs speed: Q4_0 drafts as well as Q4_K_M, in two thirds of the time."""
 
 _QUANTISATION: Final = re.compile(r"(?i)[-._/]((?:IQ|TQ|Q)\d\w*|BF16|F16|F32|MXFP4\w*)\.gguf$")
 _REFERENCE: Final = re.compile(
@@ -48,7 +48,7 @@ _File = TypeVar("_File")
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """A file of a repository; without a file or a quantisation, the best one for its use."""
+    """A file of a repository; without a file or a quantisation, the best one for a role."""
 
     repository: str
     quantisation: str = ""
@@ -56,11 +56,11 @@ class HubReference:
 
     @property
     def name(self) -> str:
-        """The repository's own name, without the suffix that GGUF repositories have."""
+        """The repository's name without owner and without the suffix of GGUF repositories."""
         return re.sub(r"(?i)[-.]gguf$", "", self.repository.partition("/")[2])
 
     def choose(self, files: Collection[str], role: Role) -> str:
-        """Return the file that is meant of a repository's GGUF files. Raises UnknownModel."""
+        """Return which of a repository's GGUF files this means. Raises UnknownModel."""
         whole = {each for each in files if not (_PART.search(each) or _NO_MODEL.search(each))}
         if self.file in whole:
             return self.file
@@ -77,7 +77,7 @@ class HubReference:
         raise UnknownModel(f"{self} is not there; there are {_listed(whole) or 'none'}{split}")
 
     def select(self, files: Mapping[str, _File]) -> list[_File]:
-        """Return each file that may be meant, whatever its use; files: by their names."""
+        """Return the files that this may mean for any role. files: a mapping by file name."""
         kind = self.quantisation.upper()
         return [
             file
@@ -92,7 +92,7 @@ class HubReference:
 
 
 def parse(text: str) -> HubReference | None:
-    """Return the reference; None for a text of another form, such as a name or a path."""
+    """Parse a reference. Return None for another form, such as a name or a path."""
     match = _REFERENCE.fullmatch(text)
     if match is None or (match["file"] and not match["scheme"]):
         return None
@@ -100,7 +100,7 @@ def parse(text: str) -> HubReference | None:
 
 
 def quantisation_of(file: str) -> str:
-    """Return the quantisation that a file's name ends in, in capitals; empty if none."""
+    """Return the quantisation in a file's name, in capitals; empty if there is none."""
     match = _QUANTISATION.search(f"/{file}")
     return match[1].upper() if match else ""
 

@@ -1,7 +1,7 @@
-"""Sources of a model's bytes; each writes one file, and may resume an unfinished one.
+"""Sources of a model's bytes: each writes one file, and may resume an unfinished one.
 
-No source is trusted: the store checks the sha256 of what it wrote. One that fails raises
-SourceFailed, and the store tries the next. The modules hub and wheels have two more.
+No source is trusted: the store checks the sha256 of the written file. If a source raises
+SourceFailed, the store tries the next. The modules hub and wheels have two more sources.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from picospec.models.catalogue import ModelFile
 from picospec.models.errors import SourceFailed
 
 Progress = Callable[[str, int, int], None]
-"""It is called with the activity, the bytes done and the bytes in total (0 if unknown)."""
+"""A function of an activity, the bytes done, and the total bytes (0 if unknown)."""
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes in hexadecimal."""
+    """Return the sha256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -33,7 +33,7 @@ class Source(Protocol):
 
 
 class Folder:
-    """A directory that holds the files under the catalogue's file names."""
+    """A source that copies files from a directory; they have the catalogue's file names."""
 
     name = "folder"
 

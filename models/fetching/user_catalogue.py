@@ -1,7 +1,7 @@
 """The user's own catalogue: models.toml in the configuration directory.
 
 It has the form of the shipped models/catalogue.toml. The directory is PICOSPEC_CONFIG_DIR, or
-else picospec in XDG_CONFIG_HOME (~/.config). Edits keep what else is in the file, comments too.
+else picospec in XDG_CONFIG_HOME (~/.config). Edits preserve the rest of the file with comments.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from picospec.models.errors import InvalidCatalogue
 
 
 def user_file(environment: Mapping[str, str]) -> Path:
-    """Return where the user's catalogue is, whether it exists or not."""
+    """Return the path of the user's catalogue, which may not exist."""
     base = environment.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     own = environment.get("PICOSPEC_CONFIG_DIR")
     return (Path(own) if own else Path(base) / "picospec") / "models.toml"
 
 
 class UserCatalogue:
-    """The catalogue in `file`; one that does not exist is empty."""
+    """The catalogue in `file`. A missing file counts as empty."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -38,9 +38,9 @@ class UserCatalogue:
             raise InvalidCatalogue(f"{self.file}: {error}") from error
 
     def add(self, name: str, model: ModelFile, pairs: Mapping[str, Pair]) -> None:
-        """Write a model, and pairs of it, in place of any that have their names.
+        """Write a model and pairs with it. They replace entries with their names.
 
-        Raises InvalidCatalogue, and OSError; the file is then as it was.
+        Raises InvalidCatalogue or OSError, and then leaves the file unchanged.
         """
         document = tomlkit.parse(self._text())
         _table(document, "models")[name] = msgspec.to_builtins(model)
@@ -49,7 +49,7 @@ class UserCatalogue:
         self._write(document)
 
     def remove(self, name: str) -> None:
-        """Delete what has this name, and the variants and pairs that are made of it."""
+        """Delete the entry of this name, and the variants and pairs that use it."""
         document = tomlkit.parse(self._text())
         for kind in ("models", "variants", "pairs"):
             entries = _table(document, kind)
@@ -72,7 +72,7 @@ class UserCatalogue:
 
 
 def _table(document: tomlkit.TOMLDocument, kind: str) -> MutableMapping[str, Any]:
-    """Return the table of all entries of a kind, which is made if there is none."""
+    """Return the table of a kind's entries, and create it if it is missing."""
     table: MutableMapping[str, Any] = document.setdefault(
         kind, tomlkit.table(is_super_table=True)
     )
@@ -80,5 +80,5 @@ def _table(document: tomlkit.TOMLDocument, kind: str) -> MutableMapping[str, Any
 
 
 def _parts(entry: Mapping[str, object]) -> list[object]:
-    """Return the names that a variant or a pair is made of."""
+    """Return the names that a variant or a pair refers to."""
     return [entry.get(part) for part in ("model", "draft", "target")]

