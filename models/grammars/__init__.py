@@ -1,1 +1,1 @@
-"""Grammars that the text of an answer must keep to, and where answers stand in them."""
+"""Compiles the grammars that constrain answers, and tracks where each answer stands in them."""

@@ -1,8 +1,8 @@
-"""Binds llguidance; no other module imports it.
+"""Binds llguidance. No other module imports it.
 
-vLLM uses the same library for its backend `guidance`, so a grammar has the same meaning at
-either target and at the edge. Where a grammar leaves one text only, llguidance allows only the
-tokens in which the target's own tokenizer writes that text, as a model would write it.
+vLLM's backend `guidance` uses the same library, so a grammar has the same meaning at either
+target and at the edge. Where a grammar allows only one text, llguidance allows only the tokens
+in which the target's own tokenizer writes that text, as a model would write it.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from picospec.models.vocabulary import Vocabulary
 Matcher = LLMatcher
 MatcherTokens = LLTokenizer
 Tokenize = Callable[[str], Sequence[int]]
-"""It returns the tokens of a text in which no marker is special."""
+"""A function that returns the tokens of a text, with no special markers in it."""
 
 Value = str | list[str] | bool
 
 _LIMITS: Final = LLParserLimits(verbose_errors=False)
-"""llguidance limits one step by these. What they do not limit, `trial` does."""
+"""llguidance's limits for one step. `trial` limits the rest."""
 
 _SLICES: Final = [r'[^"\\\x00-\x1F\x7F]{1,30}']
-"""Tokens that continue a JSON string are looked at as one set, by which a mask within a string
-of limited length takes a seventh of the time (2.8 to 0.4 ms with 152k tokens). The three more
-sets of llguidance's default gained nothing on any of ten schemas, and start twice as slowly."""
+"""Tokens that continue a JSON string are treated as one set, so that a mask within a string of
+limited length takes a seventh of the time (0.4 instead of 2.8 ms with 152k tokens). The other
+three sets of llguidance's default helped none of ten schemas, and double the start time."""
 
 _MARK: Final = "\x02"
-"""A character that hardly any token contains beside others."""
+"""Hardly any token contains this character together with others."""
 
 _UNSUPPORTED: Final = re.compile(
     r"^\s*[?!]?[\w-]+\s*\[.*\b(stop|max_tokens|temperature)\s*=.*\]\s*:", re.MULTILINE
 )
-"""A rule in Lark with an attribute with which llguidance does not go back, as after rejected
-drafts, or which it leaves to the sampler."""
+"""Matches a Lark rule with an attribute that llguidance cannot roll back, as it must after
+rejected draft tokens, or that it leaves to the sampler."""
 
 
 def grammar_text(kind: str, value: Value) -> str:
-    """Return a constraint as llguidance reads it. Raises InvalidGrammar.
+    """Return a constraint as a grammar of llguidance. Raises InvalidGrammar.
 
-    A `grammar` is in Lark or in GBNF.
+    A constraint of the kind `grammar` is in Lark or GBNF.
     """
     if kind == "json_object":
         return LLMatcher.grammar_from_json_schema('{"type": "object"}')
@@ -66,8 +66,8 @@ def grammar_text(kind: str, value: Value) -> str:
 
 
 def make_tokenizer(vocabulary: Vocabulary, tokenize: Tokenize) -> MatcherTokens:
-    """Return the tokens as llguidance needs them: 0.4 s of processor time for 152k tokens, in
-    which no other thread of Python runs."""
+    """Return the tokens as llguidance needs them. This takes 0.4 s of processor time for 152k
+    tokens, during which no other Python thread runs."""
     source = _Source(vocabulary, tokenize)
     stops = sorted(vocabulary.stop_tokens)
     made = LLTokenizer(TokenizerWrapper(source), eos_token=stops or None, slices=_SLICES)
@@ -76,7 +76,7 @@ def make_tokenizer(vocabulary: Vocabulary, tokenize: Tokenize) -> MatcherTokens:
 
 
 def make_matcher(tokens: MatcherTokens, text: str) -> Matcher:
-    """Compile a grammar, while other threads run. Raises InvalidGrammar."""
+    """Compile a grammar; other threads run meanwhile. Raises InvalidGrammar."""
     matcher = LLMatcher(tokens, text, log_level=0, limits=_LIMITS)
     if matcher.is_error():
         raise InvalidGrammar("", reason_of(matcher))
@@ -84,13 +84,13 @@ def make_matcher(tokens: MatcherTokens, text: str) -> Matcher:
 
 
 def reason_of(matcher: Matcher) -> str:
-    """Return why a matcher failed, in one line."""
+    """Return the reason why a matcher failed, in one line."""
     error = re.split("<backtrace>|<non-verbose/>", matcher.get_error())[0]
     return " ".join(error.split())[:300]
 
 
 class _Source:
-    """What TokenizerWrapper needs of a tokenizer."""
+    """The tokenizer interface that TokenizerWrapper needs."""
 
     bos_token_id = None
     greedy: Tokenize
@@ -102,9 +102,9 @@ class _Source:
         self._tokenize = tokenize
 
     def __call__(self, text: str) -> list[int]:
-        """Return tokens that have exactly the bytes of a text.
+        """Return tokens with exactly the bytes of a text.
 
-        Some tokenizers put a space before any text, but none before what follows a mark.
+        Some tokenizers put a space before any text, but not before text after a mark.
         """
         data = text.encode()
         if self._bytes(tokens := self._tokenize(text)) == data:

@@ -1,4 +1,4 @@
-"""Has grammars tried in another process, see `trial`, and starts that one anew when it ends."""
+"""Runs `trial`, which checks grammars, in another process, and restarts it when it ends."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from picospec.models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
 from picospec.models.vocabulary import Vocabulary
 
 MAX_LINE_BYTES: Final = 1 << 24
-"""An answer, which has the text of a grammar, has no more bytes."""
+"""The size limit of an answer, which contains the text of a grammar."""
 
 START_TIMEOUT_S: Final = 60.0
-"""A process that has not started after so many seconds is given up. The start takes a fifth of
-a second on an idle machine."""
+"""A process that does not start within this time is given up. A start takes a fifth of a second
+on an idle machine."""
 
 ANSWER_TIMEOUT_S: Final = 30.0
-"""An attempt that has no result after so many seconds is given up. Its own limit is processor
-time, for which a busy machine takes longer."""
+"""An attempt without a result after this time is given up. Its own limit is processor time,
+which takes longer on a busy machine."""
 
 
 class Checker:
-    """One attempt at a time; the caller sees to that."""
+    """Checks one grammar at a time; the caller must ensure that."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._worker: Worker | None = None
 
     async def check(self, constraint: Constraint) -> Outcome:
-        """Return the grammar as llguidance reads it, or what is wrong. Raises CannotCheck."""
+        """Return the grammar in llguidance's form, or the error in it. Raises CannotCheck."""
         worker = self._worker or await self._start()
         try:
             attempt = Attempt(constraint.kind, constraint.value)
@@ -46,11 +46,11 @@ class Checker:
             reason = f"takes more than {CPU_S} s, or too much memory, to compile"
             return Outcome(where=constraint.kind, reason=reason)
         except asyncio.CancelledError:
-            self.close()  # its answer would be taken for that of the next attempt
+            self.close()  # or the next attempt would read this one's answer
             raise
 
     def close(self) -> None:
-        """Kill the process; the next check starts one."""
+        """Kill the process. The next check starts another one."""
         if self._worker is not None:
             self._worker.process.kill()
             self._worker = None

@@ -1,4 +1,4 @@
-"""Compiles what clients ask of a text, for one target: limited in time, and kept by content."""
+"""Compiles clients' constraints for one target, within a time limit, and caches the results."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from picospec.models.grammars.trial import Outcome
 from picospec.models.tokenizing.tokenizer import Tokenizer
 
 VERDICTS: Final = 64
-"""Of so many constraints it is known whether they are grammars; each takes half a megabyte at
-most."""
+"""The verdicts on this many constraints are kept: whether they are valid. Each takes half a
+megabyte at most."""
 
 COMPILED: Final = 16
-"""So many grammars are kept compiled. Most take a megabyte; some grow to a hundred."""
+"""This many compiled grammars are kept. Most take a megabyte; some grow to a hundred."""
 
 MAX_WAITING: Final = 32
-"""So many constraints of one owner may wait to be tried, which takes a second each at worst."""
+"""This many constraints of an owner may wait for a check, of a second each at worst."""
 
 WAITING: Final = "grammars wait to be tried"
-"""Errors call waiting constraints so."""
+"""Error messages use this phrase for waiting constraints."""
 
 Turn = Callable[[object], AbstractAsyncContextManager[None]]
-"""turn(owner) is entered when it is the owner's turn, and left when the work is done. There is
-one turn at a time."""
+"""turn(owner) is a context manager: it enters when it is the owner's turn, and exits when the
+work is done. Only one turn is taken at a time."""
 
 T = TypeVar("T")
 
 
 class GrammarCompiler:
-    """What it does for several owners at once, it does in their turns. An owner is whoever
-    asks; None: nobody is known."""
+    """Checks and compiles constraints. Requests of several owners take turns. An owner is the
+    requester; None if unknown."""
 
     def __init__(self, tokenizer: Tokenizer, turn: Turn) -> None:
         self.tokenizer = tokenizer
@@ -48,15 +48,15 @@ class GrammarCompiler:
         self._compiled: dict[bytes, Grammar] = {}
 
     async def check(self, asked: bytes, owner: object = None) -> str:
-        """Return the grammar that a constraint, as JSON, means. Raises InvalidGrammar or
-        CannotCheck, and what `turn` raises."""
+        """Return the grammar of a constraint (JSON). Raises InvalidGrammar or CannotCheck, and
+        the errors of `turn`."""
         if (verdict := self._verdicts.get(asked)) is None:
             async with self._turn(owner):
                 verdict = await self._verdict(asked)
         return _grammar(verdict)
 
     async def compile(self, asked: bytes, owner: object = None) -> Grammar:
-        """Return the grammar of a constraint, ready for use. Raises as `check` does."""
+        """Return the compiled grammar of a constraint. Raises the errors of `check`."""
         if (grammar := self.compiled(asked)) is not None:
             return grammar
         if (verdict := self._verdicts.get(asked)) is not None:
@@ -69,16 +69,16 @@ class GrammarCompiler:
         return grammar
 
     def compiled(self, asked: bytes) -> Grammar | None:
-        """Return what `compile` returned for these bytes, unless that is long ago."""
+        """Return the grammar that `compile` made of these bytes, unless it was dropped."""
         grammar = self._compiled.get(asked)
         return None if grammar is None or grammar.is_spent else grammar
 
     async def close(self) -> None:
-        """End the process that tries grammars."""
+        """End the process that checks grammars."""
         self._checker.close()
 
     async def _verdict(self, asked: bytes) -> Outcome:
-        """Return what is known of a constraint, or try it."""
+        """Return the kept verdict on a constraint, or check it."""
         if (verdict := self._verdicts.get(asked)) is None:
             try:
                 verdict = await self._checker.check(Constraint.of(asked))
@@ -101,7 +101,7 @@ def _grammar(verdict: Outcome) -> str:
 
 
 def _keep(kept: dict[bytes, T], key: bytes, value: T, most: int) -> None:
-    """Put a value in, and forget the oldest beyond `most`."""
+    """Add a value, and drop the oldest one beyond `most`."""
     kept.pop(key, None)
     kept[key] = value
     if len(kept) > most:

@@ -1,4 +1,4 @@
-"""What a client asks of the text: exactly one of five kinds of constraint."""
+"""A constraint on the text that a client asks for: exactly one of five kinds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import msgspec
 from picospec.models.errors import InvalidGrammar
 
 NAME: Final = "structured_outputs"
-"""The extra by which an Open asks for a grammar."""
+"""The name of the extra by which an Open asks for a grammar."""
 
 MAX_BYTES: Final = 256 * 1024
-"""A constraint has no more bytes as JSON. The tools of a large agent take 100 kB in one
+"""The size limit of a constraint as JSON. The tools of a large agent take 100 kB in one
 grammar."""
 
 
@@ -50,7 +50,7 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def value(self) -> str | list[str] | bool:
-        """What is asked; a schema as the JSON text that the client sent."""
+        """The constraint's value; a JSON schema is the text that the client sent."""
         found = getattr(self, self.kind)
         return bytes(found).decode() if isinstance(found, msgspec.Raw) else found
 

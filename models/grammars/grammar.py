@@ -1,4 +1,4 @@
-"""A compiled grammar, and where an answer stands in it."""
+"""A compiled grammar, and the position of an answer in it."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ Logits = NDArray[np.float32]
 
 
 class Grammar:
-    """A grammar that was tried. Raises InvalidGrammar.
+    """A grammar that has passed its check. Raises InvalidGrammar.
 
-    Its lexer is shared by all that use it, and grows with the texts it has seen.
+    All its states share one lexer, which grows with the texts it has seen.
     """
 
     def __init__(self, tokens: MatcherTokens, text: str) -> None:
         self._beginning = make_matcher(tokens, text)
         self.is_spent = False
-        """It is true once a limit was reached: the grammar has to be compiled anew."""
+        """True once a limit was reached: the grammar must then be compiled again."""
 
     def begin(self) -> GrammarState:
-        """Return the state of an answer without tokens; for one thread at a time."""
+        """Return the state of an answer without tokens, for one thread at a time."""
         return GrammarState(self, self._beginning.deep_copy())
 
 
 class GrammarState:
-    """Where an answer stands in its grammar: a function of the grammar and the output tokens.
+    """The position of an answer in its grammar; it depends on grammar and output tokens only.
 
-    Each method raises GrammarFailed when the grammar reaches a limit; it then serves no more.
+    Each method raises GrammarFailed if the grammar reaches a limit. The state is useless then.
     """
 
     def __init__(self, grammar: Grammar, matcher: Matcher) -> None:
         self._grammar = grammar
         self._matcher = matcher
-        self._tokens: list[int] = []  # those that the matcher has consumed
+        self._tokens: list[int] = []  # consumed by the matcher
         self.is_outside = False
-        """Whether the tokens followed last are not allowed where they stand."""
+        """True if the grammar does not allow the tokens of the last `follow`."""
 
         self._forced: list[int] | None = None
 
@@ -63,9 +63,9 @@ class GrammarState:
             self._forced = (self._forced or [])[len(more) :] or None if foreseen else None
 
     def mask(self, logits: Logits, output: Sequence[int]) -> Logits:
-        """Return logits (float32[V]) in which each token that may not follow `output` has -inf.
+        """Return logits (float32[V]) with -inf for each token that may not follow `output`.
 
-        Stop tokens may follow where the grammar may end. After its end nothing changes.
+        Stop tokens may follow where the grammar may end. After its end nothing is masked.
         """
         self.follow(output)
         if self.is_outside:
@@ -77,7 +77,7 @@ class GrammarState:
         return np.where(allowed, logits, np.float32(-np.inf)) if allowed.any() else logits
 
     def forced(self) -> int | None:
-        """Return the only token that the grammar allows here, if it writes text."""
+        """Return the only token that the grammar allows here if it forces text, else None."""
         if self.is_outside or self._matcher.is_stopped():
             return None
         if self._forced is None:
@@ -86,7 +86,7 @@ class GrammarState:
         return self._forced[0] if self._forced else None
 
     def count_allowed(self, tokens: Sequence[int]) -> int:
-        """Return how many of these tokens may follow here, one after the other."""
+        """Return the number of these tokens that may follow here, one after the other."""
         return 0 if self.is_outside else self._matcher.validate_tokens(list(tokens))
 
     def _check(self, succeeded: bool) -> None:

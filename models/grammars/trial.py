@@ -1,11 +1,12 @@
-"""Tries grammars in a process of its own, which a grammar may crash or bring to its limits.
+"""Checks grammars in a process of its own, which a grammar may crash or bring to its limits.
 
-llguidance limits a step, but not everything: a schema of 80 bytes can take 5 s and 300 MB, and
-one of 130 kB overflows the stack. So this process compiles a grammar before the service does,
-and generates some texts of it, because many a grammar shows only then that it takes seconds or
-that no text satisfies it. At a limit the system ends the process; the service starts another.
+llguidance limits one step, but not everything: a schema of 80 bytes can take 5 s and 300 MB,
+and one of 130 kB overflows the stack. So this process compiles a grammar before the service
+does, and generates some texts with it, because many grammars show only then that they take
+seconds or that no text satisfies them. The system ends the process at a limit, and the service
+starts another one.
 
-The process reads lines of JSON and answers each with one: first a vocabulary, then Attempts.
+The process answers each JSON line with one: first a vocabulary, then Attempts.
 """
 
 from __future__ import annotations
@@ -31,27 +32,27 @@ from picospec.models.grammars.binding import (
 from picospec.models.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0
-"""An attempt takes no more processor time. Grammars that clients send take 1 to 50 ms."""
+"""The limit of processor time of an attempt. Clients' grammars take 1 to 50 ms."""
 
 MEMORY_BYTES: Final = 1 << 30
-"""The process has no more address space; an idle one has a fifth of it."""
+"""The limit of the process's address space; an idle process uses a fifth of it."""
 
 STACK_BYTES: Final = 2 << 20
-"""The stack of an attempt: a quarter of what threads have, so that the service's suffices."""
+"""The stack of an attempt: a quarter of a usual thread's, so that the service's suffices."""
 
 TEXTS: Final = 3
 TEXT_TOKENS: Final = 100
-"""An attempt generates so many texts, of so many tokens each."""
+"""An attempt generates TEXTS texts of up to TEXT_TOKENS tokens."""
 
 TRIED: Final = 512
-"""So many of the shortest tokens are tried first: one of them is generated wherever one may
-follow."""
+"""This many of the shortest tokens are tried before the rest, and one of them is generated if
+any may follow."""
 
 MIN_BYTES: Final = 224
-"""So many single bytes are tokens in any model that can write every text."""
+"""At least this many single bytes are tokens of any model that can write every text."""
 
 _STRUCTURE: Final = b'"{}[],:0'
-"""These bytes are generated in every other place where they may stand, so that a text gets to
+"""These bytes, if allowed, are generated in about every other position, so that a text reaches
 its end."""
 
 _LISTS: Final = ("prefixItems", "anyOf", "oneOf", "allOf")
@@ -61,8 +62,8 @@ _SHARED: Final = ("$defs", "definitions", "x-guidance")
 
 
 class Tokens(msgspec.Struct):
-    """A vocabulary in which, where these suffice, only special tokens and single bytes have a
-    text. Ids keep their meaning, and it is made in a tenth of the time."""
+    """A vocabulary with the pieces of special tokens and single bytes only, if these suffice,
+    and otherwise of all. Ids keep their meaning, and it is built in a tenth of the time."""
 
     size: int
     pieces: dict[int, bytes]
@@ -88,14 +89,14 @@ class Tokens(msgspec.Struct):
 
 
 class Attempt(msgspec.Struct):
-    """A constraint, see `constraint`."""
+    """A constraint to check, see `constraint`."""
 
     kind: str
     value: str | list[str] | bool
 
 
 class Outcome(msgspec.Struct):
-    """Either the grammar's text, or where and why it is wrong."""
+    """The text of a valid grammar, or the place and reason of an error."""
 
     grammar: str = ""
     where: str = ""
@@ -103,7 +104,7 @@ class Outcome(msgspec.Struct):
 
 
 class Trial:
-    """Compiles grammars over one vocabulary, and generates texts of them."""
+    """Compiles grammars over one vocabulary, and generates texts with them."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         ids = {piece: token for token, piece in enumerate(vocabulary.pieces)}
@@ -130,7 +131,7 @@ class Trial:
         return Outcome(text)
 
     def _generate(self, text: str, chance: Random) -> str:
-        """Return what is wrong with a grammar, as the generation of a text shows; or ""."""
+        """Generate a text. Return the error in the grammar that this shows; "" if none."""
         matcher = make_matcher(self._tokenizer, text)
         for _ in range(TEXT_TOKENS):
             mask = matcher.compute_bitmask()
@@ -145,7 +146,7 @@ class Trial:
         return ""
 
     def _path(self, schema: Any, reason: str) -> str:  # noqa: ANN401
-        """Return the path of the innermost schema that is wrong for the same reason."""
+        """Return the path of the innermost schema that is invalid for the same reason."""
         shared = {name: schema[name] for name in _SHARED if name in schema}
         path = ""
         while found := self._wrong_part(schema, shared, reason):
@@ -167,8 +168,8 @@ class Trial:
 
 
 def _inner(schema: object) -> Iterator[tuple[str, Any]]:
-    """Yield the schemas inside a schema, with the path to each: definitions first, because
-    what refers to a wrong one is wrong as well."""
+    """Yield the schemas inside a schema, with their paths: definitions first, because a schema
+    that refers to an invalid one is invalid too."""
     if not isinstance(schema, dict):
         return
     for name, inner in sorted(schema.items(), key=lambda item: item[0] not in _SHARED):
@@ -181,7 +182,7 @@ def _inner(schema: object) -> Iterator[tuple[str, Any]]:
 
 
 def _in(mask: bytes, tokens: Sequence[int]) -> list[int]:
-    """Return those of the tokens whose bit is set."""
+    """Return the tokens whose bit in the mask is set."""
     return [token for token in tokens if mask[token >> 3] >> (token & 7) & 1]
 
 
