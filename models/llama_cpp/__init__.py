@@ -1,1 +1,1 @@
-"""llama.cpp: its library at first use, a model with its KV slots, the context that fits."""
+"""Binds llama.cpp: loads it at first use, runs models, and finds the context that fits."""

@@ -1,9 +1,9 @@
-"""How long a context may be where no setting says it: as long as the model was trained for, as
-far as memory allows.
+"""Chooses the length of a context if no setting does: the length that the model was trained
+for, as far as memory allows.
 
-The KV of all sequences takes its memory from the start on. So the bound is a share of the
-memory that this process may have, which is the same at each start; only where little of that is
-free, it is less. A shorter context than the model's has a power of two of tokens.
+The KV of all sequences is allocated at the start. It may take a share of the memory that this
+process may have, which is the same at each start, and less only if little of it is free. A
+context that is shorter than the model's has a power of two of tokens.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from pathlib import Path
 from typing import Final
 
 SHARE: Final = 8
-"""The KV takes at most this part of the memory: an eighth, so that both ends with their weights
-have room on one machine of 8 GiB."""
+"""The KV takes at most 1/SHARE of the memory: an eighth leaves room for both ends with their
+weights on one machine of 8 GiB."""
 
 FREE_SHARE: Final = 2
-"""It takes at most this part of what is free."""
+"""The KV takes at most 1/FREE_SHARE of the free memory."""
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _CACHES: Final[Mapping[str, float]] = {"F16": 2, "Q8_0": 34 / 32}
-"""The bytes of a value in each cache; Q8_0 has two more for each 32."""
+"""The bytes of a value in each cache type; Q8_0 has two more for each 32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long a context is, and what its KV costs."""
+    """The length of a context, and the memory of its KV."""
 
     tokens: int
     trained: int
-    """The model was trained for so many."""
+    """The number of tokens that the model was trained for."""
 
     sequences: int
     kv_bytes: int
-    """The bytes of all sequences together."""
+    """The size of the KV of all sequences together."""
 
     def told(self) -> dict[str, int]:
-        """Return this for a log."""
+        """Return the fields for a log."""
         return {
             "tokens": self.tokens,
             "model_tokens": self.trained,
@@ -58,7 +58,7 @@ def context_length(
     least: int,
 ) -> Length:
     """Return the length of a context. facts: the metadata of the model's GGUF file; asked: the
-    setting; least: the length that is taken whatever memory there is."""
+    setting; least: the minimum, even if memory is short."""
     kv_bytes = kv_bytes_a_token(facts, cache) * sequences
     tokens = asked or fitting_tokens(trained, kv_bytes, least, room_bytes())
     tokens = min(tokens, trained)
@@ -66,7 +66,7 @@ def context_length(
 
 
 def fitting_tokens(trained: int, kv_bytes: float, least: int, room_bytes: float) -> int:
-    """Return the longest context that fits. kv_bytes: what a token of all sequences takes."""
+    """Return the longest context that fits. kv_bytes: bytes of a token in all sequences."""
     if trained * kv_bytes <= room_bytes:
         return trained
     tokens = least
@@ -76,8 +76,8 @@ def fitting_tokens(trained: int, kv_bytes: float, least: int, room_bytes: float)
 
 
 def kv_bytes_a_token(facts: Mapping[str, str], cache: str) -> float:
-    """Return how many bytes of KV a token of one sequence takes. facts: the metadata of a GGUF
-    file. It is an upper bound: some layers of some models take less."""
+    """Return the bytes of KV of a token in one sequence. facts: the metadata of a GGUF file.
+    This is an upper bound: some layers of some models take less."""
 
     def number(name: str, otherwise: int) -> int:
         told = facts.get(f"{facts['general.architecture']}.{name}", "")
@@ -91,17 +91,17 @@ def kv_bytes_a_token(facts: Mapping[str, str], cache: str) -> float:
 
 
 def room_bytes() -> float:
-    """Return how many bytes the KV may take."""
+    """Return the number of bytes that the KV may take."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory = min([physical, *_limits(Path("/proc/self/cgroup"), _CGROUPS)])
     return min(memory / SHARE, _free_bytes(memory) / FREE_SHARE)
 
 
 def _limits(own: Path, root: Path) -> Iterator[int]:
-    """Yield the limits of memory of this process' control groups."""
+    """Yield the memory limits of this process's control groups."""
     try:
         path = root / own.read_text().strip().rpartition("::")[2].lstrip("/")
-    except OSError:  # there are none, as on macOS
+    except OSError:  # the system has none, as on macOS
         return
     for group in (path, *path.parents):
         try:
@@ -113,7 +113,7 @@ def _limits(own: Path, root: Path) -> Iterator[int]:
 
 
 def _free_bytes(memory: int) -> int:
-    """Return how many bytes are free; all, where the system does not tell."""
+    """Return the number of free bytes; `memory` if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""How much of a KV cache sequence a new prompt can reuse: their common prefix.
+"""A new prompt can reuse its common prefix with a KV cache sequence.
 
-What one owner's prompt left is not reused for another owner's: the time that a prompt takes
-would show whether it begins like one that somebody else has asked.
+KV of one owner's prompt is not reused for another owner: the time that a prompt takes would
+reveal whether it begins like somebody else's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def common_prefix(cached: Sequence[T], prompt: Sequence[T]) -> int:
-    """Return the length of the common prefix. It is fast where one is a prefix of the other."""
+    """Return the length of the common prefix; fast if one sequence is a prefix of the other."""
     shorter = min(len(cached), len(prompt))
     if cached[:shorter] == prompt[:shorter]:
         return shorter

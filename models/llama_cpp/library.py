@@ -1,7 +1,7 @@
-"""llama.cpp itself: it is loaded when it is first used, and no other module imports llama_cpp.
+"""Loads llama.cpp at its first use. No other module imports llama_cpp.
 
-It is the extra `llama`. What runs no GGUF model works without it, and what does run one raises
-NoLlama, which says what installs it.
+llama.cpp is the extra `llama`. Programs that run no GGUF model work without it; the others get
+NoLlama, which says how to install it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from picospec.models.errors import CannotQuantise, NoLlama
 Quantisation = Literal["Q4_0", "Q8_0"]
 
 MIN_STACK_BYTES: Final = 1 << 20
-"""The smallest stack: what the interpreter itself needs of it is a fraction."""
+"""The smallest stack, of which the interpreter itself needs a fraction."""
 
 PAGE_BYTES: Final = 1 << 16
-"""Sizes of stacks are multiples of it, on any system."""
+"""Stack sizes are multiples of this on any system."""
 
 T = TypeVar("T")
 
 _setting: Final = threading.Lock()
-"""The size of new threads' stacks is a setting of the whole process."""
+"""Guards the stack size of new threads, which is a setting of the whole process."""
 
 INSTALL: Final = "pip install 'picospec[llama]'"
 
 
 class Library:
-    """What the module `name` has. Using any of it raises NoLlama if it cannot be loaded."""
+    """Has the attributes of the module `name`. Using one raises NoLlama if it cannot load."""
 
     def __init__(self, name: str = "llama_cpp.llama_cpp") -> None:
         self._name = name
@@ -46,11 +46,11 @@ class Library:
         with self._loading:
             self._module = self._module or self._loaded()
         found = getattr(self._module, name)
-        setattr(self, name, found)  # the next use does not come here
+        setattr(self, name, found)  # later uses bypass this method
         return found
 
     def _loaded(self) -> ModuleType:
-        """Return llama.cpp without its log, because its return codes report what fails."""
+        """Return llama.cpp with its log disabled, because its return codes report failures."""
         try:
             module = import_module(self._name)
         except ModuleNotFoundError as error:
@@ -72,12 +72,12 @@ else:
 
 
 def check_llama() -> None:
-    """Load llama.cpp. Raises NoLlama, before anything large is fetched for nothing."""
+    """Load llama.cpp. Raises NoLlama, before anything large is fetched in vain."""
     _ = lib.llama_decode
 
 
 def has_llama() -> bool:
-    """Return whether llama.cpp can be loaded."""
+    """Return True if llama.cpp can be loaded."""
     try:
         check_llama()
     except NoLlama:
@@ -86,21 +86,21 @@ def has_llama() -> bool:
 
 
 def can_use_gpu() -> bool:
-    """Return whether this build of llama.cpp can run layers on a GPU. Raises NoLlama."""
+    """Return True if this build of llama.cpp can run layers on a GPU. Raises NoLlama."""
     return bool(lib.llama_supports_gpu_offload())
 
 
 def engine() -> str:
-    """Return the version of llama.cpp, and what it uses of this host's processors."""
+    """Return the version of llama.cpp, and the processor features that it uses here."""
     features = lib.llama_print_system_info().decode()
     return f"llama.cpp {version('llama_cpp_python')} {features}"
 
 
 def quantise(source: Path, target: Path, kind: Quantisation) -> None:
-    """Write `source` in another quantisation. Raises CannotQuantise, without leaving a file.
+    """Write `source` in another quantisation. If it raises CannotQuantise, it leaves no file.
 
-    llama.cpp's default for the output matrix is Q8_0, and a small model with a large vocabulary
-    would spend two fifths of each step on reading it.
+    The output matrix is quantised too: llama.cpp's default for it is Q8_0, and a small model
+    with a large vocabulary would spend two fifths of each step on reading it.
     """
     unfinished = target.with_name(f"{target.name}.unfinished")
     settings = lib.llama_model_quantize_default_params()
@@ -117,10 +117,10 @@ def quantise(source: Path, target: Path, kind: Quantisation) -> None:
 
 
 def on_stack(most_bytes: int, work: Callable[[], T]) -> T:
-    """Return what `work` returns, which recurses as deep as its input is long: it has a thread
-    whose stack has so many bytes; what is used of them takes memory.
+    """Return the result of `work`, which recurses as deep as its input is long. It runs in a
+    thread with a stack of `most_bytes`, of which only the used part takes memory.
 
-    Raises ValueError where there is no room for the stack.
+    Raises ValueError if there is no room for the stack.
     """
     stack_bytes = MIN_STACK_BYTES + -(-most_bytes // PAGE_BYTES) * PAGE_BYTES
     with ThreadPoolExecutor(1, "deep-stack") as threads:

@@ -1,12 +1,12 @@
-"""Binds llama.cpp: a Model is a GGUF file, a Context a KV cache of several sequences for it.
+"""Binds llama.cpp: a Model is a GGUF file, and a Context is a KV cache of its sequences.
 
 A Context decodes rows of several sequences in one pass, which is one call of llama_decode.
 
-* A row's logits and cache depend, to the last bit, on the tokens before it and not on the rows
-  that share its pass. This needs Q8_0 or Q4_0 weights, flash attention, a cache stream of its
-  own for each sequence, and either a Q8_0 cache, or one thread and at most EXACT_ROWS rows of a
-  sequence in a pass. tests/models/llama_cpp checks it.
-* There are no locks: a Context is used by one thread at a time. llama_decode releases the GIL.
+* A row's logits and KV depend, to the last bit, only on the tokens before it, and not on the
+  rows that share its pass. This needs Q8_0 or Q4_0 weights, flash attention, a separate cache
+  stream for each sequence, and either a Q8_0 cache, or one thread and at most EXACT_ROWS rows
+  of a sequence in a pass. tests/models/llama_cpp checks it.
+* There are no locks: one thread at a time may use a Context. llama_decode releases the GIL.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ Logits = NDArray[np.float32]
 
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
-"""llama.cpp's attention computes 64 rows and more in tiles, which round differently."""
+"""llama.cpp's attention computes 64 or more rows in tiles, which round differently."""
 
 STACK_BYTES_A_CHAR: Final = 640
-"""Most of the stack that llama.cpp takes for a character. For some models it splits texts by
-std::regex, which recurses at each character of a word and takes 400 bytes. A text that needs
-more than there is ends the process."""
+"""The most stack that llama.cpp takes for a character. For some models it splits texts by
+std::regex, which recurses at each character of a word and takes 400 bytes. A stack overflow
+ends the process."""
 
 SHALLOW_CHARS: Final = 2048
-"""Texts up to this length are tokenised on the stack of any thread."""
+"""Longer texts are tokenised on a stack of their own."""
 
 
 class Model:
     """A GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
 
-    gpu_layers: layers that a GPU computes, if llama.cpp was built for one; -1 means all. Its
-    passes are faster, and not exact.
+    gpu_layers: the number of layers that a GPU computes, if llama.cpp was built for one; -1
+    means all. Passes on a GPU are faster, but not exact.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Model:
         self.vocabulary_size = lib.llama_vocab_n_tokens(self._vocabulary)
 
     def close(self) -> None:
-        """Free the weights; every Context of the model must be closed before."""
+        """Free the weights. Every Context of the model must be closed first."""
         if self.handle is not None:
             lib.llama_model_free(self.handle)
             self.handle = None
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Return the tokens of text, without BOS. `special`: markers become special tokens. It
-        may be called in several threads at once."""
+        """Return the tokens of text, without BOS. special: markers become special tokens.
+        Several threads may call this at once."""
         data = text.encode()
         room = 4 * len(data) + 8  # a token is a byte at worst, and a space becomes three bytes
 
@@ -121,14 +121,14 @@ class Model:
 
     @property
     def begins_raw(self) -> tuple[int, ...]:
-        """The token that must begin every prompt, if there is one."""
+        """The token, if any, that must begin every prompt."""
         wanted = lib.llama_vocab_get_add_bos(self._vocabulary)
         return (lib.llama_vocab_bos(self._vocabulary),) if wanted else ()
 
     begins_chat = begins_raw
 
     def named_tokens(self) -> dict[str, str]:
-        """Return the spellings of the tokens that chat templates name, by their names."""
+        """Return the spellings of the tokens that chat templates use, by their names."""
         tokens = {
             name: getattr(lib, f"llama_vocab_{name}")(self._vocabulary)
             for name in ("bos", "eos", "pad")
@@ -151,10 +151,10 @@ class Model:
 class Context:
     """A KV cache of `sequences` sequences of `context_tokens` tokens each, for one model.
 
-    `batch_tokens` is the limit of rows in one pass. A Q8_0 cache is smaller than F16 and less
-    precise, but exact for any number of threads and rows. Without `flash_attention` nothing is
-    exact, and passes over long contexts take two thirds of the time or less on a CPU. Raises
-    CannotOpen for lack of memory.
+    `batch_tokens` is the limit of rows in one pass. A Q8_0 cache is smaller and less precise
+    than F16, but exact for any number of threads and rows. Without `flash_attention` no pass is
+    exact, and passes over long contexts take at most two thirds of the time on a CPU. Raises
+    CannotOpen if memory is short.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Context:
         sequence_counts[:] = 1
 
     def close(self) -> None:
-        """Free the cache; every later decode raises BadSegment. A second call does nothing."""
+        """Free the cache; later decodes raise BadSegment. A second call does nothing."""
         if self._handle is not None:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)
@@ -201,7 +201,7 @@ class Context:
             self._rows = []
 
     def length(self, sequence: int) -> int:
-        """Return how many tokens a sequence holds."""
+        """Return the number of tokens in a sequence."""
         return int(lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
     def truncate(self, sequence: int, length: int) -> None:
@@ -209,7 +209,7 @@ class Context:
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
     def copy(self, source: int, target: int) -> None:
-        """Let one sequence hold what another one does."""
+        """Replace the tokens of `target` by those of `source`."""
         lib.llama_memory_seq_rm(self._memory, target, -1, -1)
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
@@ -232,9 +232,9 @@ class Context:
         self._rows = np.flatnonzero(self._wanted[:row]).tolist()
 
     def logits(self, index: int) -> Logits:
-        """Return the logits, float32[V], of the index-th row whose segment asked for them.
+        """Return the logits, float32[V], of the index-th row whose logits were requested.
 
-        The array is a view of llama.cpp's buffer and valid until the next decode.
+        The array is a view of llama.cpp's buffer, and valid until the next decode.
         """
         if not 0 <= index < (held := len(self._rows)):
             raise BadSegment(f"the pass has logits of {held} rows, not of row {index}")
@@ -243,7 +243,7 @@ class Context:
 
 
 def _string(read: Callable[..., int], model: int | None, index: int) -> str:
-    """Return the string that a function of llama.cpp writes to a buffer."""
+    """Return the string that a llama.cpp function writes to a buffer."""
     buffer = ctypes.create_string_buffer(max(read(model, index, None, 0), 0) + 1)
     read(model, index, buffer, len(buffer))
     return buffer.value.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The rows of a pass, given as segments, and the rules that they must keep.
+"""A pass takes its rows as segments, which must keep the rules checked here.
 
 A row is one token at one position of one sequence of the KV cache.
 """
@@ -17,16 +17,16 @@ class Segment:
 
     sequence: int
     start: int
-    """It must be the sequence's length: rows can neither be decoded twice nor leave a gap."""
+    """The sequence's length: rows can neither be decoded twice nor leave a gap."""
 
     tokens: Sequence[int]
     logits: int | None = None
-    """The number of last rows whose logits are computed; None: those of all rows."""
+    """Logits are computed for this many of the last rows; None: for all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a Context can hold: tokens in each sequence, and `batch_tokens` rows in a pass."""
+    """The limits of a Context: tokens of each sequence, and `batch_tokens` rows of a pass."""
 
     sequences: int
     context_tokens: int
@@ -35,7 +35,7 @@ class Limits:
 
 
 def check(segments: Sequence[Segment], limits: Limits, length: Callable[[int], int]) -> None:
-    """Raise BadSegment or NoRoom unless all can be decoded; `length(sequence)` is given."""
+    """Raise BadSegment or NoRoom unless all can be decoded. length: returns a sequence's."""
     rows = sum(len(segment.tokens) for segment in segments)
     if not 0 < rows <= limits.batch_tokens:
         raise BadSegment(f"{rows} rows, not 1..{limits.batch_tokens}")
