@@ -1,1 +1,1 @@
-"""A target's tokenizer: its vocabulary, its chat template, and its file, sent and checked."""
+"""Reads a target's tokenizer, vocabulary and chat template; sends and checks their file."""

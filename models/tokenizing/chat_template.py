@@ -1,7 +1,7 @@
-"""Renders chats by a model's chat template, as `transformers` renders them.
+"""Renders chats with a model's chat template, as `transformers` does.
 
-The Jinja template runs in a sandbox, because it comes from outside: from the target. Its time
-and its memory have no limit here, see `renderer`.
+The Jinja template runs in a sandbox, because it is foreign code from the target. `renderer`
+limits its time and memory, which this module does not.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Json = Mapping[str, object]
 Clock = Callable[[], datetime.datetime]
 
 MAX_BYTES: Final = 32 << 20
-"""A chat has no more bytes, where nobody knows a smaller limit: four times the largest body."""
+"""The limit of a chat without a known smaller one: four times the largest request body."""
 
 
 class ChatTemplate:
-    """A template in Jinja. variables: what it may name besides a request's own, such as
+    """A Jinja template. variables: values that it may use besides a request's own, such as
     `bos_token`. Raises ValueError if it cannot be parsed."""
 
     def __init__(
@@ -36,11 +36,11 @@ class ChatTemplate:
         try:
             parsed = environment.parse(text)
             self._template = environment.from_string(parsed)
-        except Exception as error:  # it computes constants: it may raise anything
+        except Exception as error:  # parsing computes constants, which may raise anything
             raise ValueError(f"the chat template cannot be read: {error}") from error
         self._variables = variables
         self.takes_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
-        """It is true if the template shows tools to the model."""
+        """True if the template shows tools to the model."""
 
     def render(
         self,
@@ -52,8 +52,8 @@ class ChatTemplate:
         """Return the chat with the assistant's turn opened. Raises ValueError, and
         OverflowError if it has more than `most_bytes`.
 
-        options: more variables, which replace those of the template. Some are known to many
-        templates: `documents`, `enable_thinking`, `add_generation_prompt`.
+        options: more variables, which replace the template's own. Many templates know some of
+        them: `documents`, `enable_thinking`, `add_generation_prompt`.
         """
         _check(options)
         given = {"add_generation_prompt": True, "documents": None, **self._variables, **options}
@@ -67,7 +67,7 @@ class ChatTemplate:
                 pieces.append(piece)
         except MemoryError:
             raise
-        except Exception as error:  # the template is code from outside: it may raise anything
+        except Exception as error:  # the template is foreign code: it may raise anything
             raise ValueError(f"the chat template refuses: {error}") from error
         if size > most_bytes:
             raise OverflowError(f"the chat has more than {most_bytes} bytes")
@@ -86,9 +86,9 @@ def _check(options: Json) -> None:
 
 
 def joined(default: str, with_tools: str | None) -> str:
-    """Return one template of two, if there are two: the first is for chats without tools.
+    """Return one template made of two, if there are two: `default` is for chats without tools.
 
-    A line break after a tag is no text, and neither is the one that ends a template.
+    Neither a line break after a tag nor the last one of a template is text.
     """
     if not with_tools:
         return default
@@ -97,10 +97,10 @@ def joined(default: str, with_tools: str | None) -> str:
 
 
 class _Generation(Extension):
-    """Renders the body of {% generation %}, a tag with which templates mark the assistant's
-    turns for training. The body is a block: what is set in it ends with it."""
+    """Renders the body of {% generation %}, a tag that marks the assistant's turns for
+    training. The body is a block: variables set in it end with it."""
 
-    tags = {"generation"}  # noqa: RUF012 - Jinja has it so
+    tags = {"generation"}  # noqa: RUF012 - Jinja requires a set here
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -129,7 +129,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Encode a value; Jinja's own filter escapes HTML, which chat templates do not expect."""
+    """Encode a value. Jinja's own filter escapes HTML, which chat templates do not expect."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -1,12 +1,12 @@
-"""Puts the messages of a chat into the form that its template takes, as vLLM does.
+"""Converts the messages of a chat to the form that its template takes, as vLLM does.
 
-* A content is a text, in which parts that are empty leave no trace; or, for a template that
-  reads parts, a list of them, but for a tool's result.
-* A template that refuses system messages which are not the first gets them as one that is; see
-  `system_first`.
-* Of "developer", OpenAI's newer name for "system", many templates have not heard. For those
-  such messages are system messages, and a chat that has any of them has all of its system
-  messages as one, which is its first.
+* A content is a text, in which empty parts leave no trace; or, for a template that reads parts,
+  a list of them, except for a tool's result.
+* A template that refuses system messages after the first message gets a single one, which is
+  the first; see `system_first`.
+* Many templates do not know "developer", OpenAI's newer name for "system". For those, such
+  messages become system messages, and if a chat has any of them, all of its system messages are
+  joined into one, which is its first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Json = Mapping[str, object]
 
 
 def shaped(messages: Sequence[Json], template: str, *, takes_parts: bool) -> list[Json]:
-    """Return the messages as a template gets them. template: its text."""
+    """Return the messages as a template takes them. template: its text."""
     found = [_with_content(message, takes_parts=takes_parts) for message in messages]
     knows_developers = any(f"{quote}developer{quote}" in template for quote in "\"'")
     if knows_developers or all(message["role"] != "developer" for message in found):
@@ -47,7 +47,7 @@ def _as_system(message: Json) -> Json:
 
 
 def system_first(messages: Sequence[Json]) -> list[Json]:
-    """Return the messages with at most one system message, which comes first."""
+    """Return the messages with all system messages, if any, joined into the first message."""
     system = [message for message in messages if message["role"] == "system"]
     if not system or (len(system) == 1 and messages[0] is system[0]):
         return list(messages)

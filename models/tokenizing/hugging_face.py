@@ -1,8 +1,8 @@
-"""Reads tokenizers of Hugging Face's format, on the library `tokenizers`.
+"""Reads tokenizers in Hugging Face's format with the library `tokenizers`.
 
-A directory holds tokenizer.json (the tokenizer itself), tokenizer_config.json (the names of its
-tokens), chat_template.jinja (or the template in tokenizer_config.json) and
-generation_config.json (which tokens end a turn, and how its makers sample).
+A directory contains tokenizer.json (the tokenizer itself), tokenizer_config.json (the names of
+its tokens), chat_template.jinja (or the template in tokenizer_config.json) and
+generation_config.json (the tokens that end a turn, and recommended sampling settings).
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ FILES: Final = (
     "generation_config.json",
     "config.json",
 )
-"""Everything that is read of a repository."""
+"""The files of a repository that are read."""
 
 _SPACE: Final = "\u2581"
 """SentencePiece's mark for a space."""
 
 
 class HuggingFaceEncoder:
-    """models.tokenizing.tokenizer.Encoder of a tokenizer.json. Raises CannotOpen.
+    """The Encoder (models.tokenizing.tokenizer) of a tokenizer.json. Raises CannotOpen.
 
-    eos, stop_tokens, padding: see Vocabulary; the file has none of them.
+    eos, stop_tokens, padding: see Vocabulary. The file does not contain them.
     """
 
     begins_chat: tuple[int, ...] = ()
@@ -57,7 +57,7 @@ class HuggingFaceEncoder:
         padding: int = 0,
     ) -> None:
         self._tokenizer, self._text_tokenizer = _opened(data), _opened(data)
-        self._text_tokenizer.encode_special_tokens = True  # as text, the library means
+        self._text_tokenizer.encode_special_tokens = True  # the library means: encode as text
         self._decoder = json.loads(data).get("decoder")
         self._eos = eos
         self._stop_tokens = stop_tokens
@@ -83,7 +83,7 @@ class HuggingFaceEncoder:
         return tuple(self._tokenizer.encode("").ids)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Return the tokens of text alone; other threads run meanwhile. Raises ValueError."""
+        """Return the tokens of text alone. Other threads run meanwhile. Raises ValueError."""
         tokenizer = self._tokenizer if special else self._text_tokenizer
         with _panics_as(ValueError):
             (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)
@@ -104,7 +104,7 @@ def _opened(data: bytes) -> tokenizers.Tokenizer:
 
 @contextmanager
 def _panics_as(kind: type[Exception]) -> Iterator[None]:
-    """Raise `kind` for a failure inside the library, which raises a BaseException then."""
+    """Raise `kind` for a panic inside the library, which is a BaseException."""
     try:
         yield
     except BaseException as error:
@@ -116,18 +116,18 @@ def _panics_as(kind: type[Exception]) -> Iterator[None]:
 def directory_of(model: str, revision: str | None = None) -> Path:
     """Return the directory of a model's tokenizer. Raises CannotOpen.
 
-    model: a directory, or the name of a repository, of which only FILES are fetched.
+    model: a directory, or the name of a repository, from which only FILES are fetched.
     """
     if Path(model).is_dir():
         return Path(model)
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
-    except (OSError, ValueError) as error:  # the library's own errors are of these kinds
+    except (OSError, ValueError) as error:  # the library's own errors derive from these
         raise CannotOpen(f"{model}: {error}") from error
 
 
 def commit_of(model: str, revision: str | None, cache: str | None) -> str | None:
-    """Return the commit of a repository that is in the cache, if it is there.
+    """Return the commit of a repository in the cache; None if it is not there.
 
     revision: a branch, a tag or a commit; None for the main branch. cache: a folder; None for
     the library's own.
@@ -142,9 +142,9 @@ def commit_of(model: str, revision: str | None, cache: str | None) -> str | None
 
 
 def read_directory(folder: Path) -> dict[str, Any]:
-    """Return what a directory says of its tokenizer. Raises CannotOpen.
+    """Return the tokenizer's data in a directory. Raises CannotOpen.
 
-    The fields are those of models.tokenizing.tokenizer_file.TokenizerFile.
+    The keys are fields of models.tokenizing.tokenizer_file.TokenizerFile.
     """
     data = _read(folder / "tokenizer.json")
     if data is None:
@@ -171,7 +171,7 @@ def read_directory(folder: Path) -> dict[str, Any]:
 def _pieces(
     vocabulary: Mapping[str, int], decoder: Mapping[str, Any] | None
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield the bytes of each id that is not an added token, by the kind of decoder."""
+    """Yield the id and bytes of each token that is not an added one, by the kind of decoder."""
     steps = (decoder or {}).get("decoders") or [decoder or {}]
     kinds = {step.get("type") for step in steps}
     alphabet = _byte_alphabet()
@@ -186,7 +186,7 @@ def _pieces(
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return the bytes by the characters that byte-level BPE writes for them (GPT-2)."""
+    """Map each character that byte-level BPE (GPT-2) writes for a byte to that byte."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     alphabet = {chr(byte): byte for byte in shown}
@@ -194,7 +194,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str:
-    """Return the chat template, made of two if there is one for chats with tools."""
+    """Return the chat template, joined with the one for chats with tools if there is one."""
     files = {name: _read(folder / path) for name, path in _TEMPLATES.items()}
     templates = {name: file.decode() for name, file in files.items() if file is not None}
     if not templates:
@@ -214,7 +214,7 @@ def _defaults(generation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the spellings of `bos_token` and its like, which are texts or objects of one."""
+    """Return the spellings of `bos_token` etc., which are texts or objects with a text."""
     given = {name: value for name, value in config.items() if name.endswith("_token")}
     texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in given.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}

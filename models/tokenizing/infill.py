@@ -1,8 +1,8 @@
-"""Prompts that ask a model for the text between a prefix and a suffix.
+"""Makes prompts that ask a model for the text between a prefix and a suffix.
 
-Models that can do this were trained with markers of their own, which are found by their
-spelling. A vocabulary that has them all is taken for one of such a model. Some models also have
-a marker that a file begins with, so that they can be shown others of the same repository.
+Models that can do this were trained with markers of their own, which are recognised by their
+spelling. A vocabulary with all markers of a format counts as one of such a model. Some models
+also have a marker that begins a file, so that a prompt can show other files of the repository.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from picospec.models.vocabulary import Vocabulary
 
 
 class Hole(Enum):
-    """A place for text."""
+    """A place in a format for one of the given texts."""
 
     PREFIX = auto()
     SUFFIX = auto()
@@ -42,28 +42,28 @@ _FILES: Final = (
     ("<reponame>", "<filename>"),
     ("", "<|file_separator|>"),
 )
-"""What a repository's name and a file's begin with: in Qwen, StarCoder2, Granite, CodeGemma."""
+"""The markers before a repository's and a file's name: Qwen, StarCoder2, Granite, CodeGemma."""
 
 _REPOSITORY: Final = "repository\n"
 _FILE: Final = "file\n"
-"""Their names where a client does not say them."""
+"""These stand for a repository's and a file's name if the client names neither."""
 
 Encode = Callable[[str], Sequence[int]]
-"""Returns the tokens of a text in which markers stay text."""
+"""A function that returns the tokens of a text in which markers stay text."""
 
 
 @dataclass(frozen=True, slots=True)
 class InfillFormat:
-    """How one model is asked."""
+    """The form in which one model takes infill prompts."""
 
     parts: Sequence[int | Hole]
-    """The markers as token ids, with the holes between."""
+    """The markers as token ids, with the holes between them."""
 
     repository: int | None
     file: int | None
 
     def prompt(self, prefix: str, suffix: str, encode: Encode) -> list[int]:
-        """Return the prompt for what is between two texts."""
+        """Return the prompt for the text between two texts."""
         texts = {Hole.PREFIX: prefix, Hole.SUFFIX: suffix}
         tokens: list[int] = []
         for part in self.parts:
@@ -73,7 +73,7 @@ class InfillFormat:
     def before(
         self, snippets: Sequence[Mapping[str, str]], most_tokens: int, encode: Encode
     ) -> list[int]:
-        """Return what shows snippets of other files, and comes before the prompt: as many of
+        """Return tokens that show snippets of other files, and precede the prompt: as many of
         the last ones as fit into most_tokens. snippets: objects with `filename` and `text`."""
         head = [] if self.repository is None else [self.repository, *encode(_REPOSITORY)]
         tail = [] if self.file is None else [self.file, *encode(_FILE)]
@@ -92,7 +92,7 @@ class InfillFormat:
 
 
 def infill_format(vocabulary: Vocabulary) -> InfillFormat | None:
-    """Return the format of a vocabulary's model; None if it has none."""
+    """Return the infill format of a vocabulary's model; None if it has none."""
     spelt = (part for each in _FORMATS for part in each if isinstance(part, str))
     wanted = {each.encode() for each in (*spelt, *chain.from_iterable(_FILES))}
     ids = {piece: token for token, piece in enumerate(vocabulary.pieces) if piece in wanted}

@@ -1,12 +1,12 @@
 """Renders chats in processes of their own, which a template may crash or bring to its limits.
 
-The template comes from the target. The sandbox of Jinja bars what a template must not reach,
-but not work without end: a loop, a power, a text that is multiplied. Even the compiler computes
-constants. So a template is parsed and run there alone, and at a limit the system ends the
-process: a chat for which the template takes too long is lost, and its process with it. Other
-chats have processes of their own, one for each thread that renders at a time.
+The template comes from the target. Jinja's sandbox bars forbidden access, but not endless work:
+a loop, a power, a text that is multiplied. Even the compiler computes constants. So a template
+is parsed and run in such a process only, and the system ends the process at a limit. A chat
+that takes too long is lost together with its process. Other chats have processes of their own,
+one for each thread that is rendering.
 
-Such a process reads lines of JSON and answers each with one: first the template, then chats.
+Such a process answers each JSON line with one: first the template, then chats.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from picospec.models.confined import Worker, limit_memory, limited_cpu, serve
 from picospec.models.tokenizing.chat_template import MAX_BYTES, ChatTemplate, Json
 
 CPU_S: Final = 2.0
-"""A chat takes no more processor time. One of 10,000 tokens takes a few milliseconds."""
+"""The limit of processor time for a chat. One of 10,000 tokens takes a few milliseconds."""
 
 MEMORY_BYTES: Final = 512 << 20
-"""The process has no more address space; an idle one has a twentieth of it."""
+"""The limit of the process's address space; an idle process uses a twentieth of it."""
 
 START_TIMEOUT_S: Final = 60.0
-"""A process that has not started after so many seconds is given up. The start takes a fifth of
-a second on an idle machine."""
+"""A process that does not start within this time is given up. A start takes a fifth of a second
+on an idle machine."""
 
 ANSWER_TIMEOUT_S: Final = 10.0
-"""A chat that is not rendered after so many seconds is given up. The process limits its
-processor time, for which a busy machine takes longer."""
+"""A chat that is not rendered within this time is given up. The process limits its processor
+time, which takes longer on a busy machine."""
 
 _MAX_ESCAPED: Final = 6
-"""A byte of text takes at most so many bytes of JSON."""
+"""A byte of text takes at most this many bytes of JSON."""
 
 _MAX_OTHER_BYTES: Final = 1 << 20
-"""An answer has no more bytes besides a text."""
+"""The limit of an answer's bytes beside the text."""
 
 
 class Overrun(ValueError):
-    """The template takes more time or memory than a chat may."""
+    """The template takes more time or memory for a chat than it may."""
 
     def __init__(self) -> None:
         super().__init__(f"the chat template takes more than {CPU_S:g} s, or too much memory")
 
 
 class Renderer:
-    """A ChatTemplate that renders elsewhere. variables: see there. Raises ValueError if
-    the template cannot be read, or OSError if no process can be started."""
+    """A ChatTemplate that renders in another process. variables: as for ChatTemplate. Raises
+    ValueError if the template cannot be parsed, or OSError if no process can be started."""
 
     def __init__(self, text: str, variables: Json) -> None:
         self.text = text
@@ -65,7 +65,7 @@ class Renderer:
         options: Json,
         most_bytes: int = MAX_BYTES,
     ) -> str:
-        """See ChatTemplate.render. It may be called in several threads at once."""
+        """See ChatTemplate.render. Several threads may call it at once."""
         chat = {
             "messages": messages,
             "tools": tools,
@@ -81,7 +81,7 @@ class Renderer:
         return str(answer["text"])
 
     def _taken(self) -> Worker:
-        """Return a process that nobody else uses."""
+        """Return a process that no other thread uses."""
         with suppress(IndexError):
             while (worker := self._idle.pop()).process.poll() is not None:
                 worker.end()
@@ -89,7 +89,7 @@ class Renderer:
         return self._started()
 
     def _started(self) -> Worker:
-        """Start a process that has the template. Raises ValueError."""
+        """Start a process with the template. Raises ValueError."""
         worker = Worker("picospec.models.tokenizing.renderer")
         template = {"text": self.text, "variables": dict(self._variables)}
         answer = self._ask(worker, template, START_TIMEOUT_S, 0)

@@ -1,10 +1,10 @@
 """Converts chats and raw prompts to a target's tokens.
 
 * Only the chat template makes special tokens. A marker such as <|im_end|> in a message stays
-  text: a sentinel is put into it before rendering and removed from the result. So a template
-  does not find a special token that it looks for in messages, and shows it as text.
+  text: it is split by a sentinel before rendering, which is removed from the result. So a
+  template does not find its special tokens in messages, and shows them as text.
 * A rendered chat without sentinels is tokenised as a whole. Otherwise the text between two
-  markers is tokenised at once, as it is when the whole string is tokenised.
+  markers is tokenised in one piece, as it is when the whole string is tokenised.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from picospec.models.vocabulary import Vocabulary
 
 _NONE: Final[Json] = MappingProxyType({})
 CONTINUES: Final = "continue_final_message"
-"""The option by which the answer goes on with the last message: the chat ends with its content,
+"""With this option the answer continues the last message: the chat ends with its content,
 whatever the template writes after it."""
 
 
 class Encoder(Protocol):
-    """A model's own way from text to token ids."""
+    """A model's own conversion of text to token ids."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
@@ -48,7 +48,7 @@ class Encoder(Protocol):
 
 class Tokenizer:
     """The tokenizer of one target. template: None if its model was not made for chats. The
-    others: see TokenizerFile."""
+    other arguments are fields of TokenizerFile."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Tokenizer:
 
     @property
     def takes_tools(self) -> bool:
-        """Whether the chat template shows tools to the model."""
+        """True if the chat template shows tools to the model."""
         return self._template is not None and self._template.takes_tools
 
     def chat(
@@ -114,7 +114,7 @@ class Tokenizer:
         snippets: Sequence[Mapping[str, str]] = (),
         most_tokens: int = 0,
     ) -> list[int]:
-        """Return a prompt for the text between two. See gateway.tokenizer.Tokenizer."""
+        """Return a prompt for the text between two texts. See gateway.tokenizer.Tokenizer."""
         if self._infill is None:
             raise ValueError("the model has no tokens for filling in between two texts")
         encode = partial(self._encoder.tokenize, special=False)
@@ -127,11 +127,11 @@ class Tokenizer:
         return infill_format(self.vocabulary)
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """Return a token's UTF-8 bytes, perhaps part of a character. See Vocabulary.piece."""
+        """Return a token's bytes, which may be part of a character. See Vocabulary.piece."""
         return self.vocabulary.piece(token, special)
 
     def _break(self, value: object, sentinel: str) -> object:
-        """Return a JSON value whose texts hold no marker: a sentinel is in each."""
+        """Return a JSON value with a sentinel inside each marker, so that it has no marker."""
         match value:
             case str():
                 return self._markers.sub(lambda at: at[0][0] + sentinel + at[0][1:], value)
@@ -151,8 +151,8 @@ class Tokenizer:
 
 
 def _marked(messages: Sequence[Json], sentinel: str) -> list[Json]:
-    """Return the messages with a mark where the last one's content ends. A space follows it, to
-    see whether the template strips contents."""
+    """Return the messages with a mark at the end of the last one's content. The space after the
+    mark shows whether the template strips contents."""
     *others, last = messages
     mark = f"{sentinel}0 "
     content = last.get("content") or ""
@@ -163,8 +163,8 @@ def _marked(messages: Sequence[Json], sentinel: str) -> list[Json]:
 
 
 def _cut(rendered: str, sentinel: str) -> str:
-    """Return a chat up to the mark, as `transformers` does: without the space before it, where
-    the template strips contents. Raises ValueError if there is no mark."""
+    """Return a chat up to the mark, as `transformers` does; if the template strips contents,
+    without the space before it. Raises ValueError if there is no mark."""
     mark = f"{sentinel}0"
     before, found, after = rendered.rpartition(mark)
     if not found:
@@ -183,7 +183,7 @@ def _rendered(template: ChatTemplate | Renderer, chat: dict[str, Any], most_byte
         return template.render(**chat, most_bytes=most_bytes)
     except Overrun:
         raise
-    except ValueError:  # it may take system messages at the beginning only
+    except ValueError:  # the template may allow system messages only at the beginning
         merged = system_first(chat["messages"])
         if merged == chat["messages"]:
             raise
@@ -195,13 +195,13 @@ def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern whose group is the longest of the texts, as tokenizers match them."""
+    """Return a pattern that matches the longest of the texts in a group, as tokenizers do."""
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Yield every text and number of a JSON value, and the names of its fields."""
+    """Yield every text and number of a JSON value, and its field names."""
     match value:
         case str():
             yield value
@@ -216,7 +216,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _unused(text: str) -> str:
-    """Return a number that the text does not contain; templates may encode texts as JSON or in
-    Python's notation, and digits come through both."""
+    """Return a number that the text does not contain. Templates may encode texts as JSON or in
+    Python's notation, and digits are the same in both."""
     numbers = (str(10**exponent) for exponent in count(16))
     return next(number for number in numbers if number not in text)

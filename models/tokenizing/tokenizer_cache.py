@@ -1,9 +1,9 @@
-"""Keeps the tokenizers that verifiers sent, by digest. Each was tried out before it was kept.
+"""Keeps the tokenizers that verifiers sent, by digest. Each is tried out before it is kept.
 
 A tokenizer comes from another machine, and the libraries that open it are not written for
-hostile files. So the first opening happens in a process of its own, within limits of time and
-memory; what fails there is never opened here. A disk that is full, or cannot be written, costs
-the keeping and nothing else.
+hostile files. So it is first opened in a process of its own, with limits of time and memory;
+one that fails there is never opened here. If the disk is full or not writable, tokenizers are
+not kept, but still work.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 TRIAL_S: Final = 60.0
-"""A tokenizer may take so many seconds to be opened and used once: the largest take 10 s on a
-slow core."""
+"""The limit of opening and using a tokenizer once; the largest take 10 s on a slow core."""
 
 MAX_KEPT: Final = 8
-"""Tokenizers that are kept, each of some megabytes: those that were used last."""
+"""This many tokenizers, of some megabytes each, are kept: the most recently used ones."""
 
 
 class TokenizerCache:
@@ -35,7 +34,7 @@ class TokenizerCache:
         self._folder = folder
 
     def find(self, digest: str) -> Tokenizer | None:
-        """Open the tokenizer of that digest, if it is kept whole. Raises CannotOpen."""
+        """Open the kept tokenizer with this digest; None if none is kept. Raises CannotOpen."""
         path = self._path(digest)
         try:
             found = TokenizerFile.unpack(path.read_bytes())
@@ -44,12 +43,12 @@ class TokenizerCache:
         if found.digest != digest:
             return None
         with suppress(OSError):
-            os.utime(path)  # it was used now
+            os.utime(path)  # marks it as used now
         return found.open()
 
     def keep(self, digest: str, packed: bytes) -> Tokenizer:
-        """Try a tokenizer out, keep it where the disk has room, and open it. Raises CannotOpen,
-        and then keeps nothing."""
+        """Try a tokenizer out, keep it if the disk has room, and open it. If it raises
+        CannotOpen, it keeps nothing."""
         path = self._path(digest)
         found = TokenizerFile.unpack(packed)
         if found.digest != digest:
@@ -66,7 +65,7 @@ class TokenizerCache:
             raise CannotOpen(str(error)) from error
 
     def _write(self, path: Path, packed: bytes) -> None:
-        """Put a file in its place whole, and remove those used longest ago."""
+        """Write a file atomically, and remove the least recently used ones."""
         self._folder.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
         try:
@@ -109,11 +108,11 @@ TEXT: Final = (
 )
 
 MEMORY_BYTES: Final = 4 << 30
-"""The process has no more address space; the largest tokenizers take 1 GB."""
+"""The limit of the process's address space; the largest tokenizers take 1 GB."""
 
 
 def main() -> None:
-    """Use the tokenizer in the input once, in a process of its own. Raises SystemExit with the
+    """Use the tokenizer in the input once, in a process of its own. Raises SystemExit with a
     reason if that fails."""
     limit_memory(MEMORY_BYTES)
     try:
@@ -131,7 +130,7 @@ def _chat(tokenizer: Tokenizer) -> list[int]:
         return tokenizer.chat([{"role": "user", "content": TEXT}])
     except Overrun:
         raise
-    except ValueError:  # a template may demand other messages than this one
+    except ValueError:  # a template may require other messages
         return []
 
 

@@ -1,4 +1,4 @@
-"""A target's tokenizer as one file: read from its model, sent to edges, checked there, opened.
+"""A target's tokenizer as one file, which is read from its model, sent, checked and opened.
 
 Both ends open the same file with the same library: llama.cpp for a GGUF model's metadata, and
 `tokenizers` for a tokenizer.json. A file is named by its digest.
@@ -27,16 +27,16 @@ from picospec.models.tokenizing.renderer import Renderer
 from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
 
 MAX_BYTES: Final = 64 << 20
-"""A tokenizer has no more bytes before compression; the largest known ones have 35 MB."""
+"""The size limit of a tokenizer before compression; the largest known ones have 35 MB."""
 
 MAX_PACKED_BYTES: Final = 32 << 20
-"""A tokenizer has no more bytes as it is sent."""
+"""The size limit of a tokenizer as it is sent."""
 
 MAX_TEMPLATE_CHARS: Final = 1 << 20
 
 
 class TokenizerFile(msgspec.Struct, frozen=True):
-    """What a tokenizer is made of."""
+    """The data from which a tokenizer is opened."""
 
     kind: Literal["gguf", "huggingface"]
     data: bytes
@@ -46,10 +46,10 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     """The chat template; empty if the model has none."""
 
     named_tokens: dict[str, str] = {}
-    """A chat template knows these by the names `bos_token`, `eos_token` and so on."""
+    """The tokens that a chat template knows as `bos_token`, `eos_token` and so on."""
 
     eos: int | None = None
-    """See Vocabulary. A GGUF file knows its own, as it does the next two."""
+    """See Vocabulary. A GGUF file contains this and the next two; they are unset here then."""
 
     stop_tokens: list[int] = []
     """The tokens that end a turn."""
@@ -58,15 +58,14 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     """See Vocabulary."""
 
     defaults: dict[str, float] = {}
-    """The settings of requests that have none, by their OpenAI names: those that the model's
-    makers recommend, or the target's server. No answer has more tokens than `most_tokens`."""
+    """The settings of requests that have none, by their OpenAI names, as the model's makers or
+    the target's server recommend. `most_tokens` limits the tokens of every answer."""
 
     variables: dict[str, Any] = {}
-    """More variables for the chat template, where a request does not set them."""
+    """Default values of more variables of the chat template."""
 
     takes_parts: bool = False
-    """It is true if the chat template gets the content of a message as parts, and not as a
-    text."""
+    """True if the chat template takes the content of a message as parts instead of a text."""
 
     hides_unused_tools: bool = False
     """See gateway.tokenizer.Tokenizer."""
@@ -82,7 +81,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
 
     @classmethod
     def unpack(cls, packed: bytes) -> Self:
-        """Read packed bytes from anywhere. Raises CannotOpen; nothing large is allocated."""
+        """Read untrusted packed bytes. Raises CannotOpen. The memory it takes is bounded."""
         try:
             inflater = zlib.decompressobj()
             data = inflater.decompress(packed, MAX_BYTES)
@@ -98,7 +97,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
         return found
 
     def open(self) -> Tokenizer:
-        """Return the tokenizer. Raises CannotOpen."""
+        """Return a tokenizer made of this file. Raises CannotOpen."""
         try:
             known = {**self.named_tokens, **self.variables}
             template = Renderer(self.template, known) if self.template else None
@@ -122,8 +121,8 @@ class TokenizerFile(msgspec.Struct, frozen=True):
 
 @contextmanager
 def _file_of(data: bytes) -> Iterator[Path]:
-    """Give a file with this content, one in memory where the system has such: the disk may be
-    full."""
+    """Yield the path of a file with this content, which is in memory on Linux, because the disk
+    may be full."""
     if sys.platform == "linux":
         with open(os.memfd_create("tokenizer.gguf"), "wb") as file:
             file.write(data)
@@ -139,8 +138,8 @@ def _file_of(data: bytes) -> Iterator[Path]:
 def tokenizer_file(model: Path, template: str | None = None) -> TokenizerFile:
     """Read the tokenizer of a model. Raises CannotOpen.
 
-    model: a GGUF file, or a directory of Hugging Face's files. template: replaces the model's
-    own. What a directory does not say, the padding, is 0.
+    model: a GGUF file, or a directory of Hugging Face's files, which do not state the padding,
+    so it is 0. template: replaces the model's own.
     """
     if model.is_dir():
         found = TokenizerFile("huggingface", **read_directory(model))
@@ -159,7 +158,7 @@ def tokenizer_file(model: Path, template: str | None = None) -> TokenizerFile:
 
 
 def _recommended(facts: Mapping[str, str]) -> dict[str, float]:
-    """Return the sampling settings in a GGUF file's metadata."""
+    """Return the recommended sampling settings in a GGUF file's metadata."""
     names = {
         "temperature": "temp",
         "top_p": "top_p",
