@@ -1,1 +1,1 @@
-"""GGUF models: how they are fetched, opened and decoded, and what their tokens are."""
+"""Fetches, opens and runs GGUF models, and reads their tokenizers."""

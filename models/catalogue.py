@@ -1,7 +1,7 @@
-"""The catalogue: models, variants (a model in another quantisation), and pairs of two of them.
+"""The catalogue has models, variants (a model in another quantisation), and pairs of these.
 
-A model is identified by its sha256, so that any source of its bytes will do. The package ships
-a catalogue, and models.fetching.user_catalogue adds the user's entries of the same form.
+A model is identified by its sha256, so its bytes may come from any source. The package ships a
+catalogue, and models.fetching.user_catalogue adds the user's entries, which have the same form.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from picospec.models.errors import InvalidCatalogue, UnknownModel
 from picospec.models.llama_cpp.library import Quantisation
 
 Role = Literal["draft", "target"]
-"""A model is used for this; a pair has one model for each."""
+"""The uses of a model; a pair has one model for each."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.+-]*\Z", max_length=200)]
-"""A name in the catalogue, which is also that of a file in the store."""
+"""A name in the catalogue. The store names files by it."""
 
 
 class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A Python wheel that holds parts of a model."""
 
     file: str
-    """Its name: name-version-py3-none-any.whl."""
+    """The file name, in the form name-version-py3-none-any.whl."""
 
     sha256: str
 
@@ -40,7 +40,7 @@ class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def requirement(self) -> str:
-        """The exact version, in the syntax of pip."""
+        """The exact version as a pip requirement."""
         name, version, *_ = self.file.split("-")
         return f"{name}=={version}"
 
@@ -48,30 +48,30 @@ class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One GGUF file, and where it can be fetched.
 
-    Hubs and catalogues name it, and the store makes paths of these names: there is no ModelFile
-    whose names do not have their exact form. Raises ValueError.
+    Its fields may come from hubs and foreign catalogues, and the store makes paths of them, so
+    names of another form are rejected. Raises ValueError.
     """
 
     file: str
-    """Its name in the repository. A model without a repository is on this machine: a path."""
+    """The file's name in the repository, or without a repository and wheels its local path."""
 
     licence: str = ""
     bytes: int = 0
     """The size of the file; 0 if unknown."""
 
     sha256: str = ""
-    """The hash of the file; if it is empty, the hub's own is checked. Models in wheels must
-    have it."""
+    """The hash of the file. If it is empty, the hub's own hash is checked. A model in wheels
+    must have it."""
 
     repository: str = ""
-    """The name of its repository on the model hub; empty if it has none."""
+    """The model's repository on the hub; empty if it has none."""
 
     vocabulary: str = ""
-    """Its Vocabulary.digest: it drafts for models that have the same one. Empty if unknown."""
+    """Its Vocabulary.digest, empty if unknown. It can draft for models with the same one."""
 
     wheels: tuple[Wheel, ...] = ()
     members: str = ""
-    """A glob pattern for the parts inside the wheels."""
+    """A glob pattern that matches the model's parts inside the wheels."""
 
     def __post_init__(self) -> None:
         if self.wheels and not self.sha256:
@@ -85,7 +85,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     @property
     def local(self) -> Path | None:
-        """The file, if it is one of this machine that is not fetched."""
+        """The path of a file that is already on this machine; None if it must be fetched."""
         return None if self.repository or self.wheels else Path(self.file).expanduser()
 
 
@@ -97,7 +97,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The names of two variants or models."""
+    """The names of the two models or variants of a pair."""
 
     draft: str
     target: str
@@ -105,7 +105,7 @@ class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to make the GGUF file `name`: fetch a model, and quantise it unless it is None."""
+    """How to make the GGUF file `name`: fetch `file`, and quantise it unless that is None."""
 
     name: str
     model: str
@@ -117,7 +117,7 @@ _TABLES: Final = ("models", "variants", "pairs")
 
 
 class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that can be pulled, by its name."""
+    """Everything that can be pulled, by name."""
 
     models: Mapping[Name, ModelFile] = {}
     variants: Mapping[Name, Variant] = {}
@@ -128,7 +128,7 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sorted(name for table in _TABLES for name in getattr(self, table))
 
     def part(self, name: str, role: Role) -> str:
-        """Return the name of the model or variant that a pair has for a role, or else `name`.
+        """Return the name of a pair's model or variant for a role; `name` if it is not a pair.
 
         Raises UnknownModel.
         """
@@ -136,7 +136,7 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.recipe(getattr(pair, role) if pair else name).name
 
     def recipe(self, name: str) -> Recipe:
-        """Return how to make the file of a model or variant. Raises UnknownModel."""
+        """Return the recipe for the file of a model or variant. Raises UnknownModel."""
         if model := self.models.get(name):
             return Recipe(name, name, model, None)
         variant = self.variants.get(name)
@@ -151,23 +151,23 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [pair.draft, pair.target] if pair else [self.recipe(name).name]
 
     def made_of(self, model: str) -> list[Recipe]:
-        """Return the variants of a model."""
+        """Return the recipes of a model's variants."""
         return [self.recipe(name) for name, of in self.variants.items() if of.model == model]
 
     def drafts_of(self, target: str) -> list[str]:
-        """Return the drafts of the pairs that have this target, by its name or its model's."""
+        """Return the draft models of all pairs with this target, by its name or its model's."""
         of_pairs = [(pair.draft, self.recipe(pair.target)) for pair in self.pairs.values()]
         return [draft for draft, of in of_pairs if target in (of.name, of.model)]
 
     def __or__(self, other: Self) -> Self:
-        """Return both, checked. Raises InvalidCatalogue for a name that both define."""
+        """Return the union, checked. Raises InvalidCatalogue for a name that both define."""
         if twice := set(self.names) & set(other.names):
             raise InvalidCatalogue(f"{min(twice)} is a name of the built-in catalogue")
         tables = {name: {**getattr(self, name), **getattr(other, name)} for name in _TABLES}
         return type(self)(**tables).checked()
 
     def checked(self) -> Self:
-        """Return the catalogue. Raises UnknownModel for a name that it does not define."""
+        """Return the catalogue. Raises UnknownModel if an entry refers to an undefined name."""
         for name in [*self.variants, *self.pairs]:
             for part in self.files(name):
                 self.recipe(part)
@@ -175,7 +175,7 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse(text: str) -> Catalogue:
-    """Read a catalogue in TOML; another may define what it names. Raises InvalidCatalogue."""
+    """Parse a TOML catalogue, which may refer to names of another. Raises InvalidCatalogue."""
     try:
         return msgspec.convert(tomllib.loads(text), Catalogue)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:

@@ -1,8 +1,8 @@
-"""Processes for work on what comes from outside: within limits, and without a secret.
+"""Runs work on untrusted input in processes that have limits and no secrets.
 
-What such a process reads may take any time and memory, or crash it. It gets no key and no token
+The input may make such a process slow, exhaust its memory or crash it. It gets no key or token
 of the service, because its environment has only INHERITED. It imports the project's modules
-wherever it is started: a `models.py` in the working directory is not taken for one of them.
+wherever it is started, never a `models.py` in the working directory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final
 
 INHERITED: Final = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
-"""A process needs these to find programs and libraries, to write files, and to know the
-time."""
+"""A process needs these variables to find programs and libraries, to write files, and to know
+the time zone."""
 
 
 def command(module: str) -> list[str]:
@@ -31,7 +31,7 @@ def command(module: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of such a process."""
+    """Return the environment of a confined process."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [str(Path(__file__).parents[2]), *filter(os.path.isabs, given)]
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -39,14 +39,14 @@ def environment() -> dict[str, str]:
 
 
 def limit_memory(most_bytes: int) -> None:
-    """Limit the address space of this process, where the system has such a limit."""
+    """Limit the address space of this process, if the system supports that."""
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
 
 
 @contextmanager
 def limited_cpu(most_s: float) -> Iterator[None]:
-    """Have the system end this process if the body takes more processor time."""
+    """Make the system end this process if the body takes more processor time."""
     signal.setitimer(signal.ITIMER_PROF, most_s)
     try:
         yield
@@ -55,9 +55,9 @@ def limited_cpu(most_s: float) -> Iterator[None]:
 
 
 class Worker:
-    """A process that runs a module of the project, and answers each line with one, see `serve`.
+    """A process that runs a module of the project, and answers each line with one (`serve`).
 
-    It is for one thread at a time, and ends with this object at the latest.
+    Only one thread at a time may use it. The process ends with this object at the latest.
     """
 
     def __init__(self, module: str) -> None:
@@ -66,13 +66,13 @@ class Worker:
             command(module), stdin=pipe, stdout=pipe, stderr=none, env=environment()
         )
         self.end = weakref.finalize(self, _end, self.process)
-        """It kills the process, from any thread; a second call does nothing."""
+        """Kills the process, from any thread; a second call does nothing."""
 
     def ask(self, line: bytes, within_s: float, most_bytes: int) -> bytes:
-        """Return the answer to a line, which has at most so many bytes.
+        """Return the answer to a line. The answer may have at most `most_bytes`.
 
-        Raises TimeoutError, or EOFError or OSError if the process ends or answers more; it has
-        ended then.
+        Raises TimeoutError, or EOFError or OSError if the process ends or the answer is too
+        long. The process is dead after an error.
         """
         began_s, overdue = time.monotonic(), threading.Timer(within_s, self.process.kill)
         overdue.start()
@@ -95,12 +95,12 @@ class Worker:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    with suppress(OSError), process:  # this closes its pipes, and waits for it
+    with suppress(OSError), process:  # closes its pipes, and waits for it
         pass
 
 
 def serve(answer: Callable[[bytes], bytes]) -> None:
-    """Answer each line of the input with one, until it ends."""
+    """Answer each input line with one line, until the input ends."""
     for line in iter(sys.stdin.buffer.readline, b""):
         sys.stdout.buffer.write(answer(line) + b"\n")
         sys.stdout.buffer.flush()

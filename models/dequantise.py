@@ -1,7 +1,7 @@
 """Converts a GGUF file to safetensors, for targets that do not read GGUF.
 
-The written directory holds what vLLM needs: weights, config, tokenizer and chat template. The
-extra `cloud-cpu` installs what is imported in the functions.
+The written directory contains what vLLM needs: weights, config, tokenizer and chat template.
+The extra `cloud-cpu` installs the packages that the functions import.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Weights = Literal["bfloat16", "float16", "float32"]
 def dequantise(source: Path, target: Path, weights: Weights = "bfloat16") -> None:
     """Write the model in `source`, a GGUF file, to the directory `target`.
 
-    This needs memory for all weights in that type. Raises CannotDequantise, after which
-    `target` may hold some of the files.
+    All weights, in the given type, must fit into memory. Raises CannotDequantise, after which
+    `target` may contain some of the files.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -44,8 +44,8 @@ def dequantise(source: Path, target: Path, weights: Weights = "bfloat16") -> Non
 
 
 def amend(folder: Path, vocabulary: Vocabulary) -> None:
-    """Correct what transformers writes of a GGUF file's tokenizer: it counts padding among the
-    tokens, and knows one token that ends a turn where there may be several."""
+    """Correct the tokenizer files that transformers writes: they count padding as tokens, and
+    name one token that ends a turn although there may be several."""
     size = len(vocabulary.pieces)
     tokenizer = _read(folder / "tokenizer.json")
     known = tokenizer["model"]["vocab"]

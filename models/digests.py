@@ -1,7 +1,7 @@
-"""Names of files that come from another machine, such as a digest, before they become paths.
+"""Checks names from another machine, such as digests, before they become paths.
 
-Whoever makes a path of such a name passes it through a function of this module: what comes out
-stays inside the folder that it is joined to, and can be shown in a terminal.
+Code that makes a path of such a name must pass it through a function of this module. A returned
+name stays inside the folder that it is joined to, and can be shown in a terminal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WHEEL: Final = re.compile(r"\w[\w.]*(-\w[\w.!+]*){2,5}\.whl")
 
 _MAX_PART_BYTES: Final = 200
 _MAX_PATH_BYTES: Final = 1000
-"""A file's name and path are no longer. Linux takes 255 and 4,096, and the store adds to
+"""The limits of a file's name and path. Linux allows 255 and 4,096 bytes, and the store adds to
 both."""
 
 
@@ -26,12 +26,12 @@ def sha256_name(text: str) -> str:
 
 
 def is_sha256(text: str) -> bool:
-    """Return whether a text is a SHA-256 in hex digits."""
+    """Return True if a text is a SHA-256 in hex digits."""
     return _SHA256.fullmatch(text) is not None
 
 
 def tokenizer_name(text: str) -> str:
-    """Return the text if it may be a tokenizer's digest, see TokenizerFile. Raises
+    """Return the text if it has the form of a tokenizer's digest (see TokenizerFile). Raises
     ValueError."""
     return _matching(_TOKENIZER, text, "the digest of a tokenizer has 32 hex digits")
 
@@ -42,19 +42,19 @@ def repository_name(text: str) -> str:
 
 
 def wheel_name(text: str) -> str:
-    """Return the text if it is the name of a wheel, see PEP 427. Raises ValueError."""
+    """Return the text if it is the name of a wheel (PEP 427). Raises ValueError."""
     return _matching(_WHEEL, text, "a wheel is called NAME-VERSION-PYTHON-ABI-PLATFORM.whl")
 
 
 def file_name(text: str) -> str:
-    """Return the text if it is the name of a file, without a folder. Raises ValueError."""
+    """Return the text if it is a file name without a folder. Raises ValueError."""
     if "/" in file_path(text):
         raise ValueError(f"a file's name has no folder; this is {text[:80]!r}")
     return text
 
 
 def file_path(text: str) -> str:
-    """Return the text if it is the path of a file inside a repository. Raises ValueError."""
+    """Return the text if it is a relative path inside a repository. Raises ValueError."""
     parts = text.split("/")
     fits = len(text.encode()) <= _MAX_PATH_BYTES and all(
         len(part.encode()) <= _MAX_PART_BYTES for part in parts

@@ -1,24 +1,24 @@
 """Every error that this package raises.
 
 * ModelError
-  - CannotOpen        the file is missing, is no GGUF, or llama.cpp cannot load it
+  - CannotOpen        the file is missing or not a GGUF file, or llama.cpp cannot load it
     - NoLlama         llama.cpp itself is not installed, or cannot be loaded
   - CannotQuantise    llama.cpp cannot write the file in another quantisation
   - CannotDequantise  the file cannot be written as safetensors
-  - DecodeError       the rows of a pass were not all decoded
-    - BadSegment      a bug of the caller: a gap, an unknown token or sequence, too many rows
+  - DecodeError       some rows of a pass were not decoded
+    - BadSegment      the caller has a bug: a gap, an unknown token or sequence, too many rows
     - NoRoom          the sequence or the cache is full; nothing was decoded
-    - DecodeFailed    llama.cpp failed; truncate the sequences before they are used again
+    - DecodeFailed    llama.cpp failed; the sequences must be truncated before further use
   - InvalidCatalogue  a catalogue cannot be read, or defines a name twice
-  - InvalidGrammar    no grammar, or one that cannot be compiled; `where` names its part
-  - GrammarFailed     a grammar has reached a limit while a text was generated
-  - CannotCheck       grammars cannot be tried now: try again later
+  - InvalidGrammar    a grammar is malformed or cannot be compiled; `where` names the part
+  - GrammarFailed     a grammar reached a limit while a text was generated
+  - CannotCheck       no grammar can be checked now; a later try may succeed
   - UnknownModel      no catalogue has the name, or a repository does not have the file
   - NotPulled         the model is known, but the store does not have the file
   - PullError
-    - SourceFailed    one source cannot give the file; the next one is tried
+    - SourceFailed    one source cannot provide the file; the next one is tried
     - WrongHash       a fetched or stored file does not have the hash of the catalogue
-    - DiskFull        there is no room for the file; what was fetched is kept for the next pull
+    - DiskFull        the disk has no room for the file; the next pull resumes the download
 """
 
 
@@ -59,7 +59,7 @@ class InvalidGrammar(ModelError):
         self.reason = reason
 
     def field(self, name: str) -> str:
-        """Return the path of the wrong part. name: of the field that asked for the grammar."""
+        """Return the path of the invalid part. name: the field that contains the grammar."""
         return f"{name}.{self.where}" if self.where else name
 
 

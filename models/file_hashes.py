@@ -1,7 +1,7 @@
-"""The SHA-256 of large files, each read once: the hash is kept for the file as it is.
+"""Computes the SHA-256 of large files once, and remembers it while a file is unchanged.
 
-A file of the store has its hash for a name. It was checked when the file was fetched, and is
-checked again here, because a disk may have changed it since.
+The name of a file in the store is its hash. It was checked when the file was fetched, and is
+checked again here, because the disk may have corrupted it since.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from picospec.models.errors import WrongHash
 from picospec.models.fetching.sources import sha256_of
 
 SLOW_BYTES: Final = 1 << 28
-"""Reading a file of this size or more is logged: it takes a second or more."""
+"""Hashing a file of this size or more is logged, because it takes a second or more."""
 
 Kept = dict[str, tuple[list[int], str]]
-"""What is kept by path: the file's size, time of change and inode, and the hash of the file
+"""Maps a path to the size, modification time and inode of its file, and the hash of the file
 that had these."""
 
 
 class FileHashes:
-    """kept: the file in which hashes are kept; None for nowhere."""
+    """kept: the file that stores the hashes; None stores none."""
 
     def __init__(self, kept: Path | None = None) -> None:
         self._kept = kept
 
     def of(self, file: Path) -> str:
-        """Return a file's hash in hexadecimal. Raises OSError, and WrongHash for a blob of the
-        store that is not what it was."""
+        """Return a file's hash in hexadecimal. Raises OSError, or WrongHash for a blob of the
+        store that has changed."""
         real = file.resolve()
         status = real.stat()
         state = [status.st_size, status.st_mtime_ns, status.st_ino]
@@ -56,10 +56,10 @@ class FileHashes:
         try:
             return msgspec.json.decode(self._kept.read_bytes(), type=Kept)
         except (OSError, msgspec.MsgspecError):
-            return {}  # there is none yet, or it is of no use: the files are read again
+            return {}  # the file is missing or damaged: everything is hashed again
 
     def _keep(self, hashes: Kept) -> None:
-        """Write hashes, whole or not at all; where that is not possible nothing is kept."""
+        """Write hashes atomically. If that is not possible, nothing is stored."""
         if self._kept is None:
             return
         fresh = self._kept.with_name(f"{self._kept.name}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Copies a GGUF file's metadata without its weights: all that a tokenizer needs.
+"""Copies a GGUF file's metadata, which is all that a tokenizer needs, without its weights.
 
     file      = "GGUF" version:u32 tensors:u64 pairs:u64 pair*pairs ...
     pair      = key:string kind:u32 value
@@ -30,27 +30,27 @@ _SIZES: Final[Mapping[int, int]] = {
     **dict.fromkeys((4, 5, 6), 4),
     **dict.fromkeys((10, 11, 12), 8),
 }
-"""A value of each kind has so many bytes: integers, floats and booleans."""
+"""The size in bytes of a value of each kind: integers, floats and booleans."""
 
 _F32, _Q4_0, _Q8_0 = 0, 2, 8
-"""Types of weights in ggml's numbers."""
+"""ggml's numbers for types of weights."""
 
 MAX_PAIRS: Final = 4096
-"""One file has no more pairs; those of known models have fewer than 100."""
+"""The most pairs of a file; those of known models have fewer than 100."""
 
 
 def metadata_of(path: Path) -> bytes:
-    """Return a GGUF file that has the metadata of `path` and no tensors. Raises CannotOpen."""
+    """Return a GGUF file with the metadata of `path` and no tensors. Raises CannotOpen."""
     with _mapped(path) as data:
         version, _, pairs = _header(data)
         return _HEADER.pack(b"GGUF", version, 0, pairs) + data[_HEADER.size : _end(data, pairs)]
 
 
 def is_exact(path: Path) -> bool:
-    """Return whether a row's logits can be the same whatever rows share its pass.
+    """Return True if a row's logits are the same whatever rows share its pass.
 
-    That needs matrices in Q8_0 or Q4_0 (models.llama_cpp.model). Those in F32 do not count
-    unless there are no others, because every quantisation leaves some so. Raises CannotOpen.
+    That needs matrices in Q8_0 or Q4_0 (models.llama_cpp.model). F32 matrices count only if
+    there are no others, because every quantisation leaves some in F32. Raises CannotOpen.
     """
     with _mapped(path) as data:
         types = set(_matrix_types(data)) - {_F32}
@@ -58,7 +58,7 @@ def is_exact(path: Path) -> bool:
 
 
 def check_metadata(data: bytes) -> None:
-    """Raise ValueError unless `data` is a whole GGUF file without tensors."""
+    """Raise ValueError unless `data` is a complete GGUF file without tensors."""
     _, tensors, pairs = _header(data)
     if tensors or _end(data, pairs) != len(data):
         raise ValueError("a tokenizer has no tensors, and nothing after its metadata")
@@ -66,7 +66,7 @@ def check_metadata(data: bytes) -> None:
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    """Map a file; raise what goes wrong with it meanwhile as CannotOpen."""
+    """Map a file into memory; raise errors with it in the body as CannotOpen."""
     try:
         with (
             path.open("rb") as file,
@@ -91,7 +91,7 @@ def _matrix_types(data: Data) -> Iterator[int]:
 
 
 def _header(data: Data) -> tuple[int, int, int]:
-    """Return version, tensors and pairs."""
+    """Return the version, the number of tensors and the number of pairs."""
     if len(data) < _HEADER.size:
         raise ValueError("no GGUF file")
     magic, version, tensors, pairs = _HEADER.unpack_from(data)
@@ -101,7 +101,7 @@ def _header(data: Data) -> tuple[int, int, int]:
 
 
 def _end(data: Data, pairs: int) -> int:
-    """Return where the last pair ends."""
+    """Return the offset after the last pair."""
     at = _HEADER.size
     try:
         for _ in range(pairs):

@@ -1,4 +1,4 @@
-"""Which model a service opens: brings it here if it is missing, and finds a draft that fits."""
+"""Obtains the model that a service opens, and finds a draft model that fits a target."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from picospec.models.store import Found, Store
 from picospec.models.vocabulary import Vocabulary, relate
 
 MIN_RATIO: Final = 2
-"""How many times as large as its draft model a target must be: below, drafting takes so long
-that little can be gained."""
+"""A target's file must be at least this many times as large as its draft model's; with a larger
+draft model, drafting takes so long that little is gained."""
 
 
 def obtain(store: Store, reference: str, role: Role, progress: Progress) -> Found:
-    """Return the file of a reference, which is fetched or made if it is not here.
+    """Return the file of a reference, after fetching or making it if it is missing.
 
     Raises UnknownModel, CannotOpen, CannotQuantise or PullError.
     """
@@ -34,9 +34,9 @@ def fitting_draft(
 ) -> str | None:
     """Return the name of a draft model for a target; None if the catalogue has none.
 
-    A draft that is paired with the target comes first, whatever its vocabulary; then the
-    smallest one whose token ids mean the same, which may have to be pulled. target: its name.
-    target_bytes: the size of its file; None if unknown.
+    A draft model that is paired with the target has precedence, whatever its vocabulary. The
+    next choice is the smallest one whose token ids mean the same; it may have to be pulled.
+    target: its name. target_bytes: the size of its file; None if unknown.
     """
     for name in store.catalogue.drafts_of(target):
         return name
@@ -48,7 +48,7 @@ def fitting_draft(
 
 
 def _candidates(store: Store, target: str) -> Iterator[str]:
-    """Yield the drafts of all pairs and what is quantised for drafting, the smallest first."""
+    """Yield the draft models of all pairs and all Q4_0 variants, smallest first."""
     catalogue = store.catalogue
     drafts = {pair.draft for pair in catalogue.pairs.values()}
     drafts |= {name for name, of in catalogue.variants.items() if of.quantisation == "Q4_0"}

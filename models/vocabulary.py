@@ -1,4 +1,4 @@
-"""The meaning of each token id: its bytes, and whether it is text, special, or ends a turn."""
+"""The vocabulary of a model: each token's bytes, and whether it is special or ends a turn."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from functools import cached_property
 from typing import Final, Literal
 
 Relation = Literal["identical", "padded", "different"]
-"""Two vocabularies are related so; see `relate`."""
+"""The possible relations of two vocabularies; see `relate`."""
 
 _MAX_MARKER_BYTES: Final = 256
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model, indexed by id. V: their number, without padding."""
+    """The tokens of a model, indexed by id. V: the number of tokens, without padding."""
 
     pieces: tuple[bytes, ...]
-    """The bytes of every token: [V]. Those of a special token are its spelling."""
+    """The bytes of every token: [V]. A special token's bytes are its spelling."""
 
     special: frozenset[int]
     """The tokens that are markers, such as <|im_end|>, instead of text."""
@@ -27,14 +27,14 @@ class Vocabulary:
     """The tokens that end a turn."""
 
     eos: int | None = None
-    """The token that ends a text: one of those that end a turn."""
+    """The token that ends a text; it is one of `stop_tokens`."""
 
     padding: int = 0
-    """Ids from V on that the model computes logits of, and that are no tokens."""
+    """The number of ids from V on, which have logits but are not tokens."""
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """Return a token's bytes; b"" for an id that is no token and, unless `special` is set,
-        for a special token."""
+        """Return a token's bytes. They are b"" for an id that is not a token, and for a special
+        token unless `special` is set."""
         if token >= len(self.pieces) or (token in self.special and not special):
             return b""
         return self.pieces[token]
@@ -44,7 +44,7 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits, equal where all pieces are: such vocabularies are not different."""
+        """16 hex digits. Vocabularies with equal digests have equal pieces."""
         digest = hashlib.blake2b(digest_size=8)
         for piece in self.pieces:
             digest.update(len(piece).to_bytes(4, "little") + piece)
@@ -52,7 +52,7 @@ class Vocabulary:
 
     @cached_property
     def markers(self) -> dict[str, int]:
-        """The spellings of the special tokens, with their ids."""
+        """Maps the spellings of the special tokens to their ids."""
         spelt = ((token, self.pieces[token]) for token in sorted(self.special))
         return {
             piece.decode("utf-8", "replace"): token
@@ -62,10 +62,10 @@ class Vocabulary:
 
 
 def relate(target: Vocabulary, draft: Vocabulary) -> Relation:
-    """Establish, token by token, whether ids mean the same in both models.
+    """Return whether ids mean the same in both models, compared token by token.
 
     padded: equal ids have equal pieces, and the draft model can read every id of the target,
-    perhaps as one of its own padding. Ids past the target's tokens are never drawn.
+    some maybe as padding of its own. Ids past the target's tokens are never drawn.
     """
     shared = min(len(target.pieces), len(draft.pieces))
     if target.pieces[:shared] != draft.pieces[:shared]:
