@@ -4,7 +4,7 @@ Every row is drawn as it would be without draft tokens; a draft token is accepte
 before it drew it. So a session's text is the one that vLLM itself generates with that seed. The
 host never waits for the device.
 
-R  requests      n  their rows, request after request      V  vocabulary size
+    R  requests      n  their rows, request after request      V  vocabulary size
 """
 
 from __future__ import annotations

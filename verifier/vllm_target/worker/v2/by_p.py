@@ -3,7 +3,7 @@
 The host waits twice a step: for the probability of each draft token, and for the distribution
 at the end of each pass.
 
-R  requests      n  their rows, request after request      V  vocabulary size
+    R  requests      n  their rows, request after request      V  vocabulary size
 """
 
 from __future__ import annotations
