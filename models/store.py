@@ -203,7 +203,7 @@ class Store:
         return local or self.root / "names" / f"{recipe.name}.gguf"
 
     def _is_here(self, recipe: Recipe) -> bool:
-        """Return True if a recipe's file is here and not an earlier model's of the same name."""
+        """Return True if a recipe's file is here and not an earlier model's of this name."""
         base, sha256 = self.root / "names" / f"{recipe.model}.gguf", recipe.file.sha256
         other = sha256 and base.is_symlink() and base.resolve().name != sha256
         return self._path(recipe).exists() and not other
