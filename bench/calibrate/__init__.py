@@ -1,1 +1,1 @@
-"""How fast both ends of a host are, for the simulator."""
+"""Measures the speed of both ends on a host, for the simulator."""

@@ -1,4 +1,4 @@
-"""`picospec bench speeds`: how fast both ends are, for `simulate --hosts FILE`."""
+"""`picospec bench speeds` measures the speed of both ends, for `simulate --hosts FILE`."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def speeds(
 
 
 TIMED: Final = 2
-"""Passes of so many prompts are timed; of all prompts the first token is."""
+"""The passes of this many prompts are timed; the first token is timed for all prompts."""
 
 STACK_DRAFTS: Final = 4
 DISTURBED_PASSES: Final = 12
 
 READ: Final = (1, 2, 4, 8, 16)
-"""A draft step reads so many tokens: one in a chain, more where the target went ahead of it."""
+"""A draft step may read this many tokens: one in a chain, more if the target is ahead of it."""
 
 REPEATS: Final = 8
 _GREEDY: Final = coupled.sampler(Sampling(temperature=0.0), seed=0, prompt_tokens=0)
@@ -93,12 +93,12 @@ class Measurement:
     plan: ServicesPlan
     prompts: Sequence[Prompt]
     tokens: int
-    """An answer that is timed has so many tokens."""
+    """A timed answer has this many tokens."""
 
     console: Console
 
     async def run(self) -> Speeds:
-        """Raises ServiceError, ModelError, TimingError, or gateway.errors.ApiError."""
+        """Measure both ends. Raises ServiceError, ModelError, TimingError or ApiError."""
         host = this_host()
         file = find(self.plan.draft_model, open_store(os.environ))
         async with Services(self.plan) as services:
@@ -116,7 +116,7 @@ class Measurement:
     async def _measure(
         self, verifier: Verifier, prompts: Sequence[tuple[TokenId, ...]], model: Model
     ) -> dict[str, Any]:
-        """Return the times of Speeds by their names."""
+        """Return the measured times by the names of their fields in Speeds."""
         show = self.console.print
         firsts_s = [await verifier.first_s(prompt) for prompt in prompts]
         show(f"first tokens: {[round(s, 3) for s in firsts_s]} s")
@@ -148,7 +148,7 @@ class Measurement:
         }  # fmt: skip
 
     async def _curve(self, verifier: Verifier, some: Sequence[Question]) -> dict[int, float]:
-        """Return periods by rows, up to as many draft tokens as the verifier judges."""
+        """Return periods by rows, for passes of up to as many draft tokens as are judged."""
         found: list[Commit] = []
         for question in some:
             commits = await verifier.answer(question.prompt, self.tokens // 4)
@@ -166,7 +166,7 @@ def _uplink(url: str) -> Uplink:
 
 
 async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
-    """Return what a round trip takes at no distance, beyond what lies between two passes."""
+    """Return the time of a round trip without distance, beyond the pause between two passes."""
     waits_s: dict[bool, float] = {}
     for ahead in (True, False):
         commits: list[Commit] = []
@@ -179,8 +179,8 @@ async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
 
 
 async def _steps(slot: DraftSlot, question: Question) -> dict[int, float]:
-    """Return the median draft step in seconds, by the tokens read. The answer has as many or
-    more."""
+    """Return the median time of a draft step in seconds, by the number of tokens it reads. The
+    answer must have that many."""
     prompt, answer = question.prompt, question.answer
     found: dict[int, float] = {}
     await slot.step(list(prompt), lambda _: _GREEDY)
@@ -196,6 +196,6 @@ async def _steps(slot: DraftSlot, question: Question) -> dict[int, float]:
 
 
 async def _forever(slot: DraftSlot, question: Question) -> None:
-    """Draft along the answer, over and over, until cancelled."""
+    """Draft along the answer repeatedly until cancelled."""
     for count in cycle(range(len(question.answer))):
         await slot.step([*question.prompt, *question.answer[:count]], lambda _: _GREEDY)

@@ -1,12 +1,12 @@
-"""How long a verifier's passes take, measured over the protocol as an edge would.
+"""Measures a verifier's passes over the protocol, as an edge would.
 
-A session whose answer is known is sent draft tokens that will be accepted, so that each pass
-judges as many as wanted: the tokens of its Commit are the rows of its pass. They are sent
+A session whose answer is known receives draft tokens that will be accepted, so each pass judges
+any wanted number: the tokens of a Commit are the rows of its pass. There are two ways to send:
 
-back to back    The next pass's draft tokens are there when a pass ends. A period is then
-                `queue_s` and `pass_s` of a Commit, both measured by the verifier.
-stop and wait   The next pass's draft tokens are sent when the Commit arrives: `queue_s` is the
-                time that software takes for a round trip.
+back to back    The draft tokens of the next pass are there when a pass ends. A period is then
+                `queue_s` plus `pass_s` of a Commit, both measured by the verifier.
+stop and wait   The draft tokens of the next pass are sent when the Commit arrives: `queue_s` is
+                the time that software takes for a round trip.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from picospec.speculation.sampling.draft_token import DraftToken
 
 DRAFTS: Final = (1, 2, 4, 8, 16, 32)
 WARM_UP: Final = 2
-"""So many first Commits do not count: the prompt's, and one that may lack draft tokens."""
+"""This many first Commits do not count: the prompt's, and one that may lack draft tokens."""
 
 MAX_PASSES: Final = 12
 MIN_PASSES: Final = 3
-"""Row counts with fewer passes are left out: they came about by chance."""
+"""Row counts with fewer passes are left out, because they occurred by chance."""
 
 POST_EVERY_S: Final = 0.02
-"""Messages that disturb a pass follow one another in this time."""
+"""Seconds between two messages that disturb a pass."""
 
 
 class TimingError(Exception):
@@ -65,13 +65,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Times passes of the verifier behind an uplink, at temperature 0."""
+    """Times the passes of the verifier behind an uplink, at temperature 0."""
 
     uplink: Uplink
     facts: ModelFacts
 
     async def answer(self, prompt: Sequence[TokenId], tokens: int) -> list[Commit]:
-        """Return the Commits of the target alone, without draft tokens."""
+        """Return the Commits of an answer that the target generates without draft tokens."""
         return await _run(self._link(prompt, tokens))
 
     async def tokens(self, prompt: Sequence[TokenId], tokens: int) -> tuple[TokenId, ...]:
@@ -81,21 +81,21 @@ class Verifier:
 
     async def rows(self, question: Question, drafts: int, *, ahead: bool) -> list[Commit]:
         """Return the Commits of passes over `drafts` draft tokens, sent back to back (`ahead`)
-        or stop and wait; fewer if one was rejected."""
+        or stop and wait; fewer if a draft token was rejected."""
         tokens = len(question.answer)
         link = self._link(question.prompt, tokens, fill="never")
         return (await _run(link, Drafted(question, drafts, ahead)))[WARM_UP:]
 
     async def first_s(self, prompt: Sequence[TokenId]) -> float:
-        """Return the time from asking to the first token, for a prompt asked before."""
+        """Return the seconds from a request to the first token, for a prompt asked before."""
         await self.answer(prompt, 1)
         began_s = perf_counter()
         await self.answer(prompt, 1)
         return perf_counter() - began_s
 
     async def disturbed(self, prompt: Sequence[TokenId], passes: int) -> tuple[float, float]:
-        """Return the median period while useless messages arrive, and how many arrived in
-        a period."""
+        """Return the median period while useless messages arrive, and their number in each
+        period."""
         link = self._link(prompt, passes)
         posts = count()
 
@@ -116,7 +116,7 @@ class Verifier:
 
 
 class Drafted:
-    """A script that sends draft tokens which will be accepted."""
+    """Sends draft tokens that will be accepted."""
 
     def __init__(self, question: Question, drafts: int, ahead: bool) -> None:
         self.done = False
@@ -127,7 +127,7 @@ class Drafted:
         self._passes = 0
 
     def receive(self, message: Down) -> Draft | None:
-        """Return what is sent in answer to the message, if anything."""
+        """Return the Draft that answers a message, if any."""
         session, reach = self._session, self._first_reach
         if isinstance(message, Commit):
             session.receive(message)
@@ -144,7 +144,7 @@ class Drafted:
 
 
 async def _run(link: Link, script: Drafted | None = None) -> list[Commit]:
-    """Run a session until its script is done, or it ends; return its Commits."""
+    """Run a session until its script is done or it ends; return its Commits."""
     commits: list[Commit] = []
     async with asyncio.TaskGroup() as tasks:
         posting = tasks.create_task(link.post())
@@ -162,7 +162,7 @@ async def _run(link: Link, script: Drafted | None = None) -> list[Commit]:
 
 @asynccontextmanager
 async def meanwhile(work: Coroutine[Any, Any, object]) -> AsyncGenerator[None]:
-    """Run `work` concurrently with the block, and cancel it at its end."""
+    """Run `work` concurrently with the body, and cancel it at the end."""
     other = asyncio.create_task(work)
     try:
         yield
@@ -172,14 +172,14 @@ async def meanwhile(work: Coroutine[Any, Any, object]) -> AsyncGenerator[None]:
 
 
 def period_s(commits: Sequence[Commit]) -> float:
-    """Return the median time from the start of a pass to that of the next."""
+    """Return the median time from the start of one pass to the start of the next."""
     if not commits:
         raise TimingError("the answer was too short to be timed")
     return median(commit.queue_s + commit.pass_s for commit in commits)
 
 
 def curve(commits: Sequence[Commit]) -> dict[int, float]:
-    """Return median periods by rows, of passes whose draft tokens were all accepted."""
+    """Return median periods by rows, over passes whose draft tokens were all accepted."""
     found: dict[int, list[Commit]] = {}
     for commit in commits:
         if commit.accepted == len(commit.tokens) - 1:
@@ -188,8 +188,8 @@ def curve(commits: Sequence[Commit]) -> dict[int, float]:
 
 
 def line(prompt_tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """Return the start at no tokens and the slope of the line through first passes; the mean
-    and 0 where longer prompts are not slower."""
+    """Fit a line through first passes; return its start at no tokens and its slope. If longer
+    prompts are not slower, return the mean and 0."""
     if len(set(prompt_tokens)) > 1:
         slope, start = np.polyfit(prompt_tokens, seconds, 1)
         if slope > 0.0 and start > 0.0:
