@@ -1,1 +1,1 @@
-"""Loads a real verifier with many sessions at once, beside what the simulator predicts."""
+"""Loads a real verifier with many sessions at once, and compares it with the simulator."""

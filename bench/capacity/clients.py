@@ -1,7 +1,7 @@
 """Clients that load a verifier: plain requests, and scripted edges.
 
-A scripted edge is the product's own, but for its draft model: that is a script which drafts
-what a trace has, after the time that a device would take. So one process can be many edges.
+A scripted edge is the product's own edge, but a script replaces its draft model: it drafts the
+tokens of a trace after the time that a device would take. So one process can run many edges.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.draft_token import DraftToken
 
 TIMEOUT_S: Final = 600.0
-"""A plain answer fails when no byte of it has come for so long."""
+"""A plain answer fails after this many seconds without a byte."""
 
 
 Client = Callable[[Source, int], Awaitable[Answered]]
-"""It asks for at most so many tokens. Raises AnswerError, gateway.errors.ApiError or
-httpx.TransportError."""
+"""A function that asks for an answer to a source with at most this many tokens. Raises
+AnswerError, gateway.errors.ApiError or httpx.TransportError."""
 
 
 @asynccontextmanager
 async def plain(url: str) -> AsyncGenerator[Client]:
-    """Open a client of the verifier's own API."""
+    """Yield a client of the verifier's own API."""
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
         listed = (await http.get("/v1/models")).raise_for_status().json()
 
@@ -71,7 +71,7 @@ async def plain(url: str) -> AsyncGenerator[Client]:
 
 @asynccontextmanager
 async def scripted(url: str, drafter: ScriptedDrafter) -> AsyncGenerator[Client]:
-    """Open an edge."""
+    """Yield a client that is a scripted edge."""
     metrics = EdgeMetrics(CollectorRegistry())
     settings = EdgeSettings(verifier_url=AnyHttpUrl(url))
     verifiers = open_verifiers(settings, metrics)
@@ -100,8 +100,8 @@ async def scripted(url: str, drafter: ScriptedDrafter) -> AsyncGenerator[Client]
 
 @dataclass(frozen=True, slots=True)
 class ScriptedDrafter:
-    """This Drafter is never full. sources: by their prompts. step_s: time of a step, by the
-    tokens it reads. vocabulary: number of the target's tokens."""
+    """A Drafter that is never full. sources: by their prompts. step_s: seconds of a step, by
+    the tokens it reads. vocabulary: the number of the target's tokens."""
 
     sources: Mapping[tuple[TokenId, ...], Source]
     step_s: Curve
@@ -115,7 +115,7 @@ class ScriptedDrafter:
         return ScriptedSlot(self, self.sources[tuple(prompt)])
 
     async def watch(self) -> None:
-        """Notice nothing: no step hangs."""
+        """Do nothing, because no step hangs."""
 
     def close(self) -> bool:
         return True
@@ -123,8 +123,8 @@ class ScriptedDrafter:
 
 @dataclass(slots=True)
 class ScriptedSlot:
-    """A DraftSlot that has read its prompt. Where the target's text leaves the trace, all draft
-    tokens are wrong from there on."""
+    """A DraftSlot that has read its prompt. Once the target's text leaves the trace, all its
+    draft tokens are wrong."""
 
     drafter: ScriptedDrafter
     source: Source
@@ -145,7 +145,7 @@ class ScriptedSlot:
         return [replace(d, token=d.token % self.drafter.vocabulary) for d in drafts]
 
     def leave(self) -> None:
-        """End a session."""
+        """Do nothing, because nothing is held."""
 
 
 class TargetsVocabulary:

@@ -1,4 +1,4 @@
-"""`picospec bench capacity`: many sessions at one real verifier."""
+"""`picospec bench capacity` measures many sessions on one real verifier."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def capacity(
 async def _run(
     load: Load, counts: Sequence[int], plan: ServicesPlan, results: Capacity, out: Path
 ) -> None:
-    """Measure, and save and show each row. Without a URL, a verifier is started."""
+    """Measure, save and show each row. Without a URL, start a verifier first."""
     async with AsyncExitStack() as stack:
         if not load.url:
             services = await stack.enter_async_context(Services(plan))
@@ -109,25 +109,25 @@ async def _run(
 
 ARMS: Final = {"cloud": Arm(), "picospec": picospec()}
 PLAIN: Final = ("cloud",)
-"""These arms can be asked of a server without sessions, such as vLLM's own."""
+"""These arms also run on a server without sessions, such as vLLM's own."""
 
 PASSES: Final = ("pass_seconds_count", "pass_rows_sum", "pass_seconds_sum")
-"""These metrics of the verifier say how many passes there were, their rows and their time."""
+"""The verifier's metrics with the number of passes, their rows and their time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A verifier on this machine, and what it is loaded with."""
+    """A verifier on this machine, and its load."""
 
     url: str
     sources: Sequence[Source]
     rtt_ms: float
     step_s: float
-    """A draft step that reads one token takes so long; DEVICE_TWICE_AT tokens take twice
-    that."""
+    """A draft step that reads one token takes this long; one of DEVICE_TWICE_AT tokens takes
+    twice as long."""
 
     hosts: Hosts | None
-    """The prediction takes the verifier to be this fast; with None nothing is predicted."""
+    """The prediction assumes this speed of the verifier; None: nothing is predicted."""
 
     @property
     def device_s(self) -> Curve:
@@ -136,7 +136,7 @@ class Load:
     async def rows(
         self, sessions: Sequence[int], arms: Sequence[str] = tuple(ARMS)
     ) -> AsyncGenerator[Row]:
-        """Measure arms at each number of sessions; each begins every other time. Raises
+        """Measure the arms at each number of sessions, in alternating order. Raises
         AnswerError, gateway.errors.ApiError or httpx.HTTPError."""
         link = Link((HOST, port(self.url)), Conditions(self.rtt_ms))
         async with httpx.AsyncClient(base_url=self.url, trust_env=False) as api, link:
@@ -179,8 +179,8 @@ class Load:
 
 
 def dealt(sources: Sequence[Source], clients: int) -> list[list[Source]]:
-    """Return what each client asks: ANSWERS questions, each client beginning at another one. A
-    few clients ask more, so that each question has its turn."""
+    """Return the questions of each client: ANSWERS of them, each client beginning at another
+    one. With few clients each asks more, so that every question is asked."""
     each = max(ANSWERS, ceil(len(sources) / clients))
     return [list(islice(cycle(sources), n, n + each)) for n in range(clients)]
 
@@ -191,7 +191,7 @@ async def _measured(
     asked: Sequence[Sequence[Source]],
     api: httpx.AsyncClient,
 ) -> Row:
-    """Have all prompts read and all connections made; then measure."""
+    """Measure after a warm-up that reads all prompts and opens all connections."""
     await _all(clients, asked, 1)
     passes, busy_s, began_s = await _passes(api), process_time(), perf_counter()
     found = await _all(clients, asked)
@@ -212,7 +212,7 @@ async def _measured(
 async def _all(
     clients: Sequence[Client], asked: Sequence[Sequence[Source]], tokens: int | None = None
 ) -> list[list[Answered]]:
-    """Have the clients ask, each for itself. tokens: of an answer; None: the trace's."""
+    """Make all clients ask concurrently. tokens: the limit of an answer; None: the trace's."""
 
     async def ask(client: Client, own: Sequence[Source]) -> list[Answered]:
         return [await client(source, tokens or len(source.tokens)) for source in own]

@@ -1,4 +1,4 @@
-"""What a verifier gave to many clients at once, measured or simulated, as figures."""
+"""Computes figures of a verifier with many clients at once, measured or simulated."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ class Answered:
     tokens: int
     passes: int
     scripted: int
-    """So many tokens at the answer's beginning are the trace's; drafts after them are wrong."""
+    """This many first tokens are the trace's; all draft tokens after them are wrong."""
 
 
 class Figures(msgspec.Struct, frozen=True):
     tokens_per_s: float
-    """All clients together have this rate, from the first request to the last answer's end."""
+    """The rate of all clients together, from the first request to the last answer's end."""
 
     slowest_tokens_per_s: float
-    """The client with the lowest rate over all its answers has this one."""
+    """The rate of the slowest client over all its answers."""
 
     passes_per_token: float
     gap_ms_p50: float
     gap_ms_p95: float
     scripted_share: float
-    """This share of the tokens is the trace's."""
+    """The share of tokens that are the trace's."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One load."""
+    """The figures of one load."""
 
     sessions: int
     arm: str
     measured: Figures
     predicted: Figures | None
     pass_rows: float
-    """A pass has so many rows on average, those of all its sessions together."""
+    """The mean number of rows of a pass, all its sessions together."""
 
     pass_ms: float
     busy_share: float
-    """Clients and link took this share of one core. Near 1 it is they that are measured."""
+    """Clients and link used this share of one core. Near 1 they are the bottleneck."""
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """What a file holds."""
+    """The content of a results file."""
 
     host: Host
     commit: str
@@ -70,7 +70,7 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 def figures(clients: Sequence[Sequence[Answered]]) -> Figures:
-    """clients: the answers of each, in their order."""
+    """Return the figures of all answers. clients: the answers of each client, in order."""
     answers = [answer for own in clients for answer in own]
     seconds = max(a.ended_s for a in answers) - min(a.asked_s for a in answers)
     tokens, passes = sum(a.tokens for a in answers), sum(a.passes for a in answers)
@@ -82,8 +82,8 @@ def figures(clients: Sequence[Sequence[Answered]]) -> Figures:
 
 
 def predict(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> Figures:
-    """Return what the simulator has for clients that ask for these sources."""
-    asked = [[copy(source) for source in own] for own in clients]  # each is of one answer
+    """Return the simulator's figures for clients that ask for these sources."""
+    asked = [[copy(source) for source in own] for own in clients]  # one copy for each answer
     found = {id(answer.source): answer for answer in simulate(world, arm, asked)}
     return figures([[_answered(found[id(source)]) for source in own] for own in asked])
 
@@ -95,7 +95,7 @@ def _answered(answer: Answer) -> Answered:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return Markdown, a line for each load."""
+    """Return a Markdown table with a line for each load."""
     cloud = {row.sessions: row.measured for row in rows if row.arm == "cloud"}
     head = (
         "sessions", "arm", "tokens/s", "/ `cloud`", "slowest", "/ `cloud`", "passes/token",
@@ -117,7 +117,7 @@ def _line(row: Row, cloud: Figures | None) -> list[str]:
 
 
 def _ratios(one: Figures | None, other: Figures | None) -> tuple[str, str]:
-    """Return the ratios of all tokens per second, and of the slowest clients'."""
+    """Return the ratio of the total rates, and that of the slowest clients' rates."""
     if one is None or other is None:
         return "", ""
     slowest = one.slowest_tokens_per_s / other.slowest_tokens_per_s
