@@ -1,1 +1,1 @@
-"""What all rooms of the bench share: prompts, hosts, results, speeds, and their files."""
+"""Shared by all rooms of the bench: prompts, hosts, results, speeds, and their files."""

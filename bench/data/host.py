@@ -1,4 +1,4 @@
-"""What a figure was measured on: host, commit, and a process group's processor time."""
+"""Describes the origin of a figure: host and commit; measures processor time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 BUSY_LOAD = 0.5
-"""A host with a higher one-minute load before the run counts as busy: its figures mean
-little."""
+"""A host with a higher one-minute load before the run counts as busy, and its figures as
+unreliable."""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -22,7 +22,7 @@ class Host(msgspec.Struct, frozen=True):
     system: str
     python: str
     load_before: float
-    """The one-minute load average was this before anything was started."""
+    """The one-minute load average before anything was started."""
 
     @property
     def busy(self) -> bool:
@@ -30,7 +30,7 @@ class Host(msgspec.Struct, frozen=True):
 
 
 def this_host() -> Host:
-    """Describe the machine as it is now."""
+    """Return a description of the machine as it is now."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Host(
         _processor(),
@@ -51,7 +51,7 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """Return the commit of this code, with + when files differ from it; else "unknown"."""
+    """Return the commit of this code, with + if files differ from it; "unknown" without git."""
     try:
         name = _git("rev-parse", "--short=12", "HEAD")
         return name + "+" * bool(_git("status", "--porcelain", "-uno"))
@@ -65,7 +65,7 @@ def _git(*arguments: str) -> str:
 
 
 def processor_s(group: int) -> float:
-    """Return the processor seconds of a process group's living members; 0 off Linux."""
+    """Return the processor seconds of the living processes of a group; 0 if not on Linux."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):
@@ -75,8 +75,8 @@ def processor_s(group: int) -> float:
 
 
 def stolen_s(stat: Path = Path("/proc/stat")) -> float:
-    """Return the processor seconds, over all cores since boot, that this virtual machine wanted
-    and its host gave to others (proc(5): steal); 0 where the kernel does not count them."""
+    """Return the processor seconds, over all cores since boot, that the host took from this
+    virtual machine (proc(5): steal); 0 if the kernel does not count them."""
     with suppress(OSError, ValueError, IndexError):
         return int(stat.read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK")
     return 0.0

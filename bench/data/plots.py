@@ -1,4 +1,4 @@
-"""Plots as PNG files: panels with a line for each arm. They need matplotlib (extra `bench`)."""
+"""Draws PNG plots: panels with a line for each arm. Needs matplotlib (extra `bench`)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from picospec.bench.data.statistics import Mean
 DPI = 110
 
 Lines = Mapping[str, Mapping[float, Mean]]
-"""What each arm has at each place of the horizontal axis."""
+"""Maps an arm to its value at each place of the horizontal axis."""
 
 
 def draw(file: Path, panels: Mapping[tuple[str, str], Lines], across: str, up: str) -> None:
-    """Write a plot. panels: by row and column of the figure."""
+    """Write a plot. panels: keyed by row and column of the figure."""
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
     figure, axes = pyplot.subplots(
         len(rows), len(columns), figsize=(11.0, 1.0 + 3.2 * len(rows)), sharey="row",

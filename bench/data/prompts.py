@@ -1,7 +1,7 @@
 """Prompts by family: code, maths, chat, edit. Families differ more than methods do.
 
-The families `agent`, `held-out` and `long` are scenarios, long work of many turns. They are
-read only where they are named.
+The families `agent`, `held-out` and `long` are scenarios: long work of many turns. They are
+read only if they are named.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class Prompt(msgspec.Struct, frozen=True):
     prompt: str
     source: str = ""
     prediction: str = ""
-    """The answer is expected to be this; an OpenAI client would send it as `prediction`."""
+    """The expected answer; an OpenAI client would send it as `prediction`."""
 
     scenario: str = ""
-    """It is a turn of this conversation; "" means a question by itself."""
+    """The conversation that this is a turn of; "" for a separate question."""
 
     turn: int = 0
-    """The conversation has so many turns before it."""
+    """The number of turns before this one in its conversation."""
 
     system: str = ""
-    """The conversation begins with this system message."""
+    """The system message that begins the conversation."""
 
     @property
     def root(self) -> str:
@@ -45,17 +45,17 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 class Conversation:
-    """A conversation as one arm leads it: scripted turns, and what the arm itself answered.
+    """A conversation of one arm: scripted turns, and the arm's own answers.
 
-    It holds the one that is under way; a scenario's first turn begins another.
+    It holds the current conversation; the first turn of a scenario begins another one.
     """
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
 
     def before(self, prompt: Prompt) -> tuple[Message, ...]:
-        """Return what the prompt follows; nothing where it is a question by itself. Raises
-        ValueError where the turn before has no answer."""
+        """Return the messages before a prompt; none for a separate question. Raises ValueError
+        if the turn before has no answer."""
         if prompt.turn == 0:
             self._messages = []
             if prompt.system:
@@ -66,7 +66,7 @@ class Conversation:
         return tuple(self._messages)
 
     def answered(self, prompt: Prompt, text: str) -> None:
-        """Go on with an answer to the prompt."""
+        """Add a prompt and its answer."""
         self._messages += [
             {"role": "user", "content": prompt.prompt},
             {"role": "assistant", "content": text},
@@ -74,16 +74,16 @@ class Conversation:
 
 
 def sampling(temperature: float) -> Sampling:
-    """Return the settings that every arm and every trace samples with."""
+    """Return the sampling settings of every arm and every trace."""
     return Sampling(temperature=temperature, top_p=0.95 if temperature else 1.0)
 
 
 def read(
     path: Path = SHIPPED, families: Collection[str] = (), per_family: int | None = None
 ) -> list[Prompt]:
-    """Return the prompts of some families, or of all in the file, in order. per_family: so many
-    of each; of scenarios, so many conversations. Raises OSError, or ValueError that names the
-    line, or a family that the file does not have."""
+    """Return the prompts of some families, or of all in the file, in order. per_family: at most
+    this many prompts of a family, or conversations of a scenario. Raises OSError, or a
+    ValueError that names the line, or a family that the file lacks."""
     prompts = _lines(path)
     if path == SHIPPED and set(families) & set(script.FAMILIES):
         prompts += _scenarios()

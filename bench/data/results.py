@@ -1,7 +1,7 @@
-"""What a run measured: every answer as it arrived, and the rows computed from the answers.
+"""The results of a run: every answer as it arrived, and the rows computed from the answers.
 
-A file holds {"host", "commit", "models", "link", "settings", "rows", "answers"}. A row covers
-one arm, family, link and temperature; its figures are over all its prompts and repeats.
+A file contains {"host", "commit", "models", "link", "settings", "rows", "answers"}. A row
+covers one arm, family, link and temperature; its figures are over all its prompts and repeats.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from picospec.bench.data.statistics import Timed, gap_ms, geometric_mean, rate, 
 Settings = dict[str, str | int | float | list[str]]
 
 Key = tuple[str, float, int]
-"""A question has the same prompt, temperature and repeat for every arm and link."""
+"""Identifies a question: prompt, temperature and repeat. Every arm and link has the same."""
 
 SUMMED: Final = (
     "tokens", "seconds", "drafted", "accepted", "target_passes", "bytes_up", "bytes_down",
     "edge_cpu_s",
 )  # fmt: skip
-"""These fields of a cell are sums of its answers'."""
+"""These fields of a cell are sums over its answers."""
 
 
 RESOLUTION_S: Final = 1e-5
-"""Times are kept to this; where two differ by less, rounding may be the reason."""
+"""The resolution of kept times: a smaller difference may come from rounding."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class Answer(msgspec.Struct, frozen=True):
     text: str
     tokens: int
     first_share: float
-    """The first piece has this share of the text's characters; 0 without text."""
+    """The first piece's share of the text's characters; 0 without text."""
 
     seconds: float
     ttft_ms: float
@@ -55,34 +55,34 @@ class Answer(msgspec.Struct, frozen=True):
     accepted: int
     target_passes: int
     bytes_up: int
-    """Frames of the protocol had so many bytes, without HTTP; 0 where there is no edge."""
+    """The size of the protocol's frames, without HTTP; 0 without an edge."""
 
     bytes_down: int
     edge_cpu_s: float
     stolen_s: float = 0.0
-    """Other virtual machines took this core time meanwhile, see bench.data.host.stolen_s."""
+    """The core time that other virtual machines took; see bench.data.host.stolen_s."""
 
     draft_model_tokens: int = 0
-    """The draft model generated so many tokens, judged or not; 0 in older files."""
+    """The number of tokens that the draft model generated, judged or not; 0 in older files."""
 
     prompt_tokens: int = 0
     read_tokens: int = 0
-    """The target read so many of them, because it did not have their KV any more."""
+    """The number of prompt tokens that the target read, because their KV was not cached."""
 
     draft_model_read_tokens: int = 0
     first_draft_ms: float | None = None
-    """The draft model had its first token then; None where nobody told of it."""
+    """The time of the draft model's first token; None if it was not reported."""
 
     origins: dict[str, int] = {}
-    """The answer's tokens by who had them first, where that was told."""
+    """The number of tokens of the answer by their origin, if it was reported."""
 
     @property
     def later(self) -> tuple[float, float]:
-        """Tokens after the first piece of text, and seconds from it to the end.
+        """The tokens after the first piece of text, and the seconds from it to the end.
 
-        So no rate contains the time to read the prompt, or what could be drafted meanwhile. The
-        first piece's tokens are estimated by its share of the characters. An answer that came
-        in one piece, or whole within the clock's resolution, counts as a whole.
+        So no rate contains the time of reading the prompt, nor tokens drafted during it. The
+        tokens of the first piece are estimated by its share of the characters. An answer in one
+        piece, or within the clock's resolution, counts as a whole.
         """
         seconds = self.seconds - self.ttft_ms / 1000
         if self.first_share in (0.0, 1.0) or seconds < RESOLUTION_S:
@@ -96,8 +96,8 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def shows_rate(self) -> bool:
-        """Whether the rate is one of generating. An answer in one piece counts as a whole, and
-        in a scenario, where nothing is warmed up, most of that is reading the prompt."""
+        """False if the rate is mostly that of reading the prompt: in a scenario, where nothing
+        is warmed up, this is so for an answer in one piece, which counts as a whole."""
         return root(self.family) not in FAMILIES or self.later[1] != self.seconds
 
     @property
@@ -116,38 +116,37 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     prompts: int
     tokens: int
     seconds: float
-    """The whole answers took so long together, from request to end."""
+    """The total time of the answers, each from request to end."""
 
     tokens_per_s: float
-    """This is the rate after the first text has arrived."""
+    """The rate after the first text has arrived."""
 
     speedup_vs_cloud: float
-    """This is the geometric mean, over prompts and repeats, of the ratio of tokens/s."""
+    """The geometric mean, over prompts and repeats, of the ratios of tokens/s."""
 
     ttft_ms_p50: float
     gap_ms_p50: float
-    """Half of the gaps between two arrivals of text are shorter. Text that comes in one piece
-    has no gap inside."""
+    """The median gap between two arrivals of text. Text in one piece has no gap inside."""
 
     gap_ms_p99: float
     waiting: float = 0.0
-    """A reader waits in this share of the time after the first text, see `waiting`; 0 in older
-    files."""
+    """The share of the time after the first text in which a reader waits, see `waiting`; 0 in
+    older files."""
 
     drafted: int
-    """The target judged so many draft tokens."""
+    """The number of draft tokens that the target judged."""
 
     accepted: int
     target_passes: int
     bytes_up: int
-    """Frames of the protocol had so many bytes; 0 where there is no edge."""
+    """The size of the protocol's frames; 0 without an edge."""
 
     bytes_down: int
     edge_cpu_s: float
 
     @property
     def place(self) -> tuple[str, str, float, float]:
-        """Identifies the cell in a comparison over links without a rate."""
+        """Identifies the cell in a comparison over links without a bandwidth limit."""
         return self.arm, self.family, self.rtt_ms, self.temperature
 
 
@@ -155,8 +154,7 @@ class Row(Cell, frozen=True, kw_only=True):
     """One measured cell."""
 
     identical_to_cloud: bool
-    """It is true if every text is what `cloud` answered to the same prompt with the same
-    seed."""
+    """True if every text equals cloud's answer to the same prompt with the same seed."""
 
 
 class Results(msgspec.Struct, frozen=True):
@@ -170,7 +168,7 @@ class Results(msgspec.Struct, frozen=True):
 
 
 def references(answers: Iterable[Answer]) -> dict[Key, Answer]:
-    """Return cloud's first answer to each question; its rate does not depend on the link."""
+    """Return cloud's first answer to each question. Its rate does not depend on the link."""
     found: dict[Key, Answer] = {}
     for answer in answers:
         if answer.arm == "cloud":
@@ -179,17 +177,17 @@ def references(answers: Iterable[Answer]) -> dict[Key, Answer]:
 
 
 def with_rate(answers: Sequence[Answer]) -> Sequence[Answer]:
-    """Return those answers that show a rate, or all where none does."""
+    """Return the answers that show a rate, or all if none does."""
     return [answer for answer in answers if answer.shows_rate] or answers
 
 
 def link_name(rtt_ms: float, rate_mbit: float | None) -> str:
-    """Return what tables call a link."""
+    """Return the name of a link in tables."""
     return f"{rtt_ms:g} ms" + ("" if rate_mbit is None else f", {rate_mbit:g} Mbit/s")
 
 
 def same_texts(answers: Iterable[Answer], cloud: Mapping[Key, Answer]) -> list[bool]:
-    """Return for each answer that has a reference whether its text is the reference's."""
+    """Return for each answer with a reference whether its text equals the reference's."""
     return [a.text == cloud[a.asked].text for a in answers if a.asked in cloud]
 
 
@@ -206,8 +204,8 @@ def figures(answers: Sequence[Timed], pass_ms: float) -> dict[str, Any]:
 
 
 def rows(answers: Sequence[Answer]) -> list[Row]:
-    """Return a row for each arm, family, link and temperature, in the order they came in,
-    without answers to what cloud has not been asked yet."""
+    """Return a row for each arm, family, link and temperature, in order of their first answers.
+    Answers to questions that cloud has not answered yet are left out."""
     cloud = references(answers)
     pass_ms = gap_ms(cloud.values(), 50)
     grouped: dict[tuple[object, ...], list[Answer]] = defaultdict(list)

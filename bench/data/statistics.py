@@ -1,10 +1,10 @@
-"""Figures of answers, and geometric means of speed-ups with intervals that say how far the
-prompts carry.
+"""Computes figures of answers, and geometric means of speed-ups with confidence intervals over
+prompts.
 
-Repeats of one prompt are averaged first. An interval is a percentile bootstrap over prompts
+Repeats of a prompt are averaged first. An interval is a percentile bootstrap over prompts
 (Efron 1979), within each family; a family with one prompt gives none. Turns of one conversation
-are not independent: where there are several conversations, these are drawn first, and then
-turns of each (Davison and Hinkley 1997, section 3.8).
+are not independent, so with several conversations, these are drawn first, and then turns of
+each (Davison and Hinkley 1997, section 3.8).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ DRAWS: Final = 4000
 LEVEL: Final = 0.95
 
 WAITS_PASSES: Final = 1.5
-"""A reader waits in a gap between two arrivals that is longer than so many passes of the target
-alone."""
+"""A reader waits in a gap between two arrivals if it is longer than this many passes of the
+target alone."""
 
 Floats = NDArray[np.float64]
 
 
 class Timed(Protocol):
-    """An answer, measured or simulated; it also has the fields results.SUMMED."""
+    """A measured or simulated answer. It also has the fields of results.SUMMED."""
 
     @property
     def ttft_ms(self) -> float: ...
@@ -40,7 +40,7 @@ class Timed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A geometric mean; low and high bound its 95 % interval, None where there is none."""
+    """A geometric mean with the bounds of its 95 % interval, or None without an interval."""
 
     value: float
     low: float | None = None
@@ -52,7 +52,7 @@ class Mean:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """Return the mean that treats twice as fast and half as fast alike."""
+    """Return the geometric mean, which treats twice as fast and half as fast alike."""
     return float(np.exp(np.mean(np.log(values))))
 
 
@@ -60,8 +60,8 @@ def mean(
     ratios: Iterable[tuple[str, str, float]], scenario_of: Callable[[str], str] = str
 ) -> Mean | None:
     """Return the geometric mean over families of the geometric means over their prompts; None
-    for no ratios. ratios: (family, prompt, positive ratio), one a repeat. scenario_of: returns
-    the conversation of a prompt."""
+    without ratios. ratios: (family, prompt, positive ratio) for each repeat. scenario_of:
+    returns the conversation of a prompt."""
     grouped: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for family, prompt, ratio in ratios:
         grouped[family][prompt].append(ratio)
@@ -84,8 +84,8 @@ def mean(
 
 
 def _resampled(logs: Floats, scenarios: Sequence[str], chance: np.random.Generator) -> Floats:
-    """Return the mean of each draw of as many scenarios, with replacement, and of as many turns
-    of each: [DRAWS]. A single scenario is drawn turn by turn."""
+    """Return the mean of each draw of as many scenarios, with replacement, and as many turns of
+    each: [DRAWS]. A single scenario is drawn turn by turn."""
     names = list(dict.fromkeys(scenarios))
     if len(names) in (1, len(logs)):
         chosen = chance.integers(len(logs), size=(DRAWS, len(logs)))
@@ -102,13 +102,13 @@ def _resampled(logs: Floats, scenarios: Sequence[str], chance: np.random.Generat
 
 
 def rate(answers: Sequence[Timed]) -> float:
-    """Return the tokens per second of these answers together."""
+    """Return the rate of these answers together in tokens per second."""
     tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
     return float(sum(tokens) / sum(seconds))
 
 
 def gap_ms(answers: Iterable[Timed], percentile: float) -> float:
-    """Return a percentile of the gaps between arrivals; 0 where there are none."""
+    """Return a percentile of the gaps between arrivals; 0 if there are none."""
     gaps_ms = [gap for answer in answers for gap in answer.gaps_ms] or [0.0]
     return float(np.percentile(gaps_ms, percentile))
 

@@ -1,4 +1,4 @@
-"""Tables: cells laid out as lines and columns, as Markdown or for the console."""
+"""Lays out cells as tables, in Markdown or for the console."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Names = TypeVar("Names", bound=tuple[str, ...])
 
 
 def grid(names: Names, cells: Mapping[tuple[Names, str], str]) -> tuple[Line, list[Line]]:
-    """Return head and lines of a table, both in the order in which the cells come.
+    """Return the head and the lines of a table, both in the order of the cells.
 
-    names: headings of the columns that name a line. cells: by line and heading.
+    names: headings of the columns that name a line. cells: keyed by line and heading.
     """
     headings = list(dict.fromkeys(heading for _, heading in cells))
     lines = dict.fromkeys(line for line, _ in cells)
@@ -24,13 +24,13 @@ def grid(names: Names, cells: Mapping[tuple[Names, str], str]) -> tuple[Line, li
 
 
 def markdown(head: Line, lines: Iterable[Line]) -> str:
-    """Return a Markdown table. lines: as many cells as the head has."""
+    """Return a Markdown table. Each line has as many cells as the head."""
     rule = ["---"] * len(head)
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
 
 
 def console(head: Line, lines: Iterable[Line], title: str | None = None) -> Table:
-    """Return a table that rich prints."""
+    """Return a table for rich to print."""
     table = Table(*head, title=title)
     for line in lines:
         table.add_row(*line)

@@ -1,1 +1,1 @@
-"""Scripted conversations over files of this repository, as they were at one commit."""
+"""Scripted conversations about files of this repository, as of one commit."""

@@ -1,8 +1,8 @@
-"""Reads the scenarios: what the user and the tools say at each turn of a conversation.
+"""Reads the scenarios, which script what the user and the tools say in a conversation.
 
-The target answers each turn itself, and the conversation goes on from its own answers; what a
-tool returns is in the script, whatever was called. Tools are described in the system message,
-and calls are text: so every model, and every server, gets the same prompt.
+The target answers each turn itself, and the conversation continues with its own answers. The
+results of tools are scripted, whatever was called. Tools are described in the system message,
+and calls are text, so every model and every server gets the same prompt.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ FOLDER: Final = Path(__file__).parent
 SOURCES: Final = FOLDER / "sources.zip"
 
 AGENTS: Final = ("agent", "held-out")
-"""These families have the system message of an agent."""
+"""These families begin with an agent's system message."""
 
 FAMILIES: Final = (*AGENTS, "long")
 
 CONTEXT_TOKENS: Final = 17 * 1024
-"""Every scenario fits, with its answers: it ends at 16,384 tokens at most."""
+"""Every scenario fits into this with its answers: it ends at 16,384 tokens at most."""
 
 
 def root(family: str) -> str:
-    """Return a family without the kind of turn, which a scenario's has after a slash."""
+    """Return a family without the kind of turn, which follows a slash in scenarios."""
     return family.partition("/")[0]
 
 
 def scenario_of(prompt: str) -> str:
-    """Return the scenario of a turn by its id; any other prompt is one by itself."""
+    """Return the scenario of a turn's id. Any other prompt is a scenario of its own."""
     return prompt.rpartition("/")[0] if root(prompt) in FAMILIES else prompt
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     say: str
     kind: str = ""
-    """What is asked for: explain, edit, patch, call, react."""
+    """The kind of request: explain, edit, patch, call, react."""
 
     reads: tuple[str, ...] = ()
-    """The results of `read_file` for these files come first."""
+    """The turn begins with the results of `read_file` for these files."""
 
     output: str = ""
-    """The result of another tool comes first, with its name."""
+    """The turn begins with this result of another tool, including its name."""
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +59,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def system(self) -> str:
-        """The system message that it begins with; "" if it has none."""
+        """The system message that begins the scenario; "" if it has none."""
         return (FOLDER / "system.md").read_text("utf-8") if self.family in AGENTS else ""
 
 
@@ -68,12 +68,12 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def scenarios(script: Path = FOLDER / "scenarios.toml") -> tuple[Scenario, ...]:
-    """Return the scenarios. Raises OSError, or ValueError."""
+    """Return the scenarios. Raises OSError or ValueError."""
     return msgspec.convert(tomllib.loads(script.read_text("utf-8")), Script).scenario
 
 
 def text(turn: Turn) -> str:
-    """Return what the target reads at a turn."""
+    """Return the text that the target reads at a turn."""
     with ZipFile(SOURCES) as sources:
         read = [f"[read_file {path}]\n{sources.read(path).decode()}" for path in turn.reads]
     parts = (turn.output, *read, turn.say)
