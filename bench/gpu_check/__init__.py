@@ -1,1 +1,1 @@
-"""Shows in one command what a GPU host must do for PicoSpec, and how fast it does it."""
+"""Checks in one command that PicoSpec works on a GPU host, and how fast it is there."""

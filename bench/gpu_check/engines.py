@@ -1,7 +1,7 @@
-"""What vLLM and PicoSpec make of one load: engines run one after another.
+"""Measures vLLM and PicoSpec under the same load, one engine after another.
 
-Memory seldom holds two. Stock vLLM is first: its greedy answers are what scripted edges draft
-for, and what texts are compared with.
+Memory seldom holds two engines. Stock vLLM comes first: scripted edges draft its greedy
+answers, and texts are compared with them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from picospec.models.store import open_store
 from picospec.speculation.protocol.messages import TokenId
 
 ENGINE_S: Final = 900.0
-"""One engine must start and be measured within this time."""
+"""An engine must start and be measured within this many seconds."""
 
 RTT_MS: Final = 20.0
 STEP_S: Final = 0.024
-"""The scripted edges have this round trip, and their draft model takes as long for a step."""
+"""The scripted edges have this round trip, and a step of their draft model takes STEP_S."""
 
 PLUGGED: Final = "with the plugin, no sessions"
 ALONE: Final = "PicoSpec"
@@ -48,31 +48,31 @@ OF_ARMS: Final = {"cloud": PLUGGED, "picospec": ALONE}
 
 @dataclass(slots=True)
 class Engines:
-    """The engines of a host, and what was measured of them."""
+    """The engines of a host, and their measurements."""
 
     plan: ServicesPlan
     prompts: Sequence[Prompt]
     tokens: int
     sessions: Sequence[int]
     head: str = ""
-    """vLLM's `speculative_config` of a head, as JSON; "" means that there is none."""
+    """vLLM's `speculative_config` for a head, as JSON; "" without a head."""
 
     check: Check = field(default_factory=Check)
     texts: list[Answer] = field(default_factory=list)
-    """Stock vLLM answered the prompts so, at temperature 0."""
+    """Stock vLLM's answers to the prompts at temperature 0."""
 
     sources: list[Source] = field(default_factory=list)
     loads: Loads = field(default_factory=Loads)
 
     @property
     def rivals(self) -> dict[str, Rival]:
-        """vLLM's own speculation, by its kind."""
+        """The kinds of vLLM's own speculation, by name."""
         head = {"head": Rival(HEAD, config=self.head)} if self.head else {}
         return {"n-gram": Rival("cloud-ngram", 4), **head}
 
     @property
     def promises(self) -> dict[str, str]:
-        """What must not be slower than what, by the names in the report."""
+        """Maps an engine's name in the report to the one that it must not be slower than."""
         return {PLUGGED: UNPLUGGED, **{MERGED + kind: STOCK + kind for kind in self.rivals}}
 
     async def check_stock(self) -> None:
@@ -95,8 +95,8 @@ class Engines:
             await self.check.run(name, ENGINE_S, work)
 
     async def check_again(self) -> None:
-        """Measure once more what a promise is compared with, where it seemed to be broken: what
-        else has slowed down the host since then slows down both."""
+        """Repeat the baseline of each promise that seemed broken: if something has slowed the
+        host down since, it slows down both."""
         for name, stock in self.promises.items():
             shares = self.loads.shares({name: stock})
             slow = [sessions for (_, sessions), share in shares.items() if share < MIN_RATIO]
@@ -114,7 +114,7 @@ class Engines:
     async def _engine(
         self, name: str, plan: ServicesPlan, sessions: Sequence[int]
     ) -> tuple[bool, str]:
-        """Start an engine and load it."""
+        """Start an engine and measure it under load."""
         self.check.step("the engine starts")
         async with Services(replace(plan, edges={})) as services:
             if not self.sources:
@@ -126,7 +126,7 @@ class Engines:
     async def load(
         self, url: str, names: dict[str, str], sessions: Sequence[int]
     ) -> tuple[bool, str]:
-        """Measure arms, which the report calls by these names."""
+        """Measure arms. names: an arm's name in the report."""
         if not self.sources:
             return False, f"{UNPLUGGED} gave no answers to replay."
         arms = PLAIN if names.keys() == {*PLAIN} else tuple(arm for arm in ARMS if arm in names)
@@ -139,7 +139,7 @@ class Engines:
         return True, markdown(HEADLINE, lines)
 
     async def record(self, url: str) -> None:
-        """Have stock vLLM answer, and the draft model draft along its answers."""
+        """Let stock vLLM answer the prompts, and the draft model draft along its answers."""
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
             answers = [await _answered(http, prompt, self.tokens) for prompt in self.prompts]
         asking = partial(ask, url, "stock", temperature=0.0, tokens=self.tokens)
@@ -149,7 +149,7 @@ class Engines:
         self.sources = [traced(trace) for trace in traces]
 
     async def table(self) -> tuple[bool, str]:
-        """Show all loads. It fails if a promise is broken, or the first was not measured."""
+        """Show all loads. Fails if a promise is broken, or if the first was not measured."""
         conditions = (
             f"{RTT_MS:g} ms away, draft steps of {1000 * STEP_S:g} ms, at most {self.tokens} "
             "tokens, temperature 0."

@@ -1,7 +1,7 @@
-"""What engines made of their loads, and which of them must not be slower than which.
+"""Collects the loads of engines, and checks that no engine is slower than it must not be.
 
-Engines run one after another. What is too slow is compared with two measurements, of before and
-of after it, because the host may have become slower between the engines.
+Engines run one after another. If one is too slow, its baseline is measured again after it, and
+the slower of the two counts, because the host may have become slower in between.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from picospec.bench.data.tables import markdown
 
 UNPLUGGED: Final = "stock vLLM"
 AGAIN: Final = ", again"
-"""The name of an engine that is measured once more ends so."""
+"""The suffix of the name of an engine that is measured again."""
 
 MIN_RATIO: Final = 0.9
-"""Requests without sessions must have this share of the tokens/s that they have without the
-plugin, and sessions beside vLLM's own speculation of what that has without them."""
+"""The least ratio of tokens/s: of requests without sessions, with the plugin and without it;
+and of sessions beside vLLM's own speculation, and this speculation without them."""
 
 MAX_BUSY: Final = 0.9
 HEADLINE: Final = (
@@ -31,10 +31,10 @@ HEADLINE: Final = (
 @dataclass(frozen=True, slots=True)
 class Loads:
     rows: dict[tuple[int, str], Row] = field(default_factory=dict)
-    """By the number of sessions, and the engine."""
+    """Rows by the number of sessions and the engine's name."""
 
     def add(self, name: str, row: Row) -> list[str]:
-        """Take in a row; return its line of the table."""
+        """Add a row; return its line of the table."""
         self.rows[row.sessions, name] = row
         return self._line(name, row)
 
@@ -42,8 +42,8 @@ class Loads:
         return any(each == name for _, each in self.rows)
 
     def shares(self, promises: Mapping[str, str]) -> dict[tuple[str, int], float]:
-        """Return, by engine and number of sessions, its share of the tokens/s of the one that
-        it must not be slower than, by whichever time that was slower itself."""
+        """Return, by engine and number of sessions, its share of the tokens/s of its baseline,
+        of which the slower measurement counts."""
         return {
             (name, sessions): max(ratios)
             for (sessions, name), row in self._sorted()
@@ -52,7 +52,7 @@ class Loads:
         }
 
     def compared(self, promises: Mapping[str, str]) -> Iterator[str]:
-        """Yield paragraphs: each promise, what to know of the figures, and all of them."""
+        """Yield paragraphs: each promise, notes on the figures, and all figures."""
         lines = [
             f"- {name}, {sessions} at once: {share:.2f} of the tokens/s of {promises[name]}"
             f"{'' if share >= MIN_RATIO else '. **This is too slow.**'}"
@@ -78,7 +78,7 @@ class Loads:
         return sorted(self.rows.items(), key=lambda item: item[0][0])
 
     def _ratios(self, row: Row, name: str) -> list[float]:
-        """Return the ratio of a row to another engine's, if that was measured."""
+        """Return the ratio of a row to another engine's, if that one was measured."""
         found = self.rows.get((row.sessions, name))
         return [row.measured.tokens_per_s / found.measured.tokens_per_s] if found else []
 

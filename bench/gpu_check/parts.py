@@ -1,6 +1,6 @@
-"""The parts of the check: each runs within a limit of time, and passes, fails or is not run.
+"""The parts of the check: each has a time limit, and passes, fails or is not run.
 
-Whatever ends a part early is its result, as the other parts and the report do without it.
+An error that ends a part early becomes its result; the other parts and the report go on.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from picospec.bench.data.tables import markdown
 from picospec.gateway.errors import first_error
 
 Work = Callable[[], Awaitable[tuple[bool, str]]]
-"""Returns whether all is as it must be, and figures as Markdown."""
+"""A function that returns whether the part passes, and its figures as Markdown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part's result: PASS, FAIL or "not run", and figures or the reason as Markdown."""
+    """A part's result: PASS, FAIL or "not run", with figures or the reason as Markdown."""
 
     name: str
     verdict: str
@@ -32,13 +32,13 @@ class Part:
 
 @dataclass(slots=True)
 class Check:
-    """Runs parts one after another, says what they do, and collects their results."""
+    """Runs parts one after another, prints their steps, and collects their results."""
 
     notes: Sequence[str] = ()
-    """These paragraphs stand before the report's table."""
+    """Paragraphs before the report's table."""
 
     out: Path | None = None
-    """The report is here after each part, so that one which is ended early is kept."""
+    """The path of the report. It is written after each part, so an aborted run keeps it."""
 
     parts: list[Part] = field(default_factory=list)
     finished: bool = False
@@ -63,12 +63,12 @@ class Check:
         return right
 
     def step(self, what: str) -> None:
-        """Say what a part does now. A part that does not come to its end names it."""
+        """Print the current step of a part. If the part fails, its result names the step."""
         self._step = what
         typer.echo(f"    {what}", err=True)
 
     def skip(self, why: str, *names: str) -> None:
-        """Note parts that are not run."""
+        """Record parts that are not run."""
         for name in names:
             self._add(Part(name, "not run", why))
 
@@ -84,13 +84,13 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """The report's title says this of the whole."""
+        """The overall result, for the report's title."""
         skipped = sum(part.verdict == "not run" for part in self.parts)
         passed = f"PASS{f', {skipped} not run' if skipped else ''}"
         return "FAIL" if self.failed else passed if self.finished else "not finished"
 
     def report(self) -> str:
-        """Return the report as Markdown, as far as parts have run."""
+        """Return the report on the parts so far, as Markdown."""
         lines = [(part.name, part.verdict, f"{part.seconds:.0f}") for part in self.parts]
         table = markdown(("part", "result", "seconds"), lines)
         sections = [f"## {part.name}: {part.verdict}\n\n{part.found}" for part in self.parts]
@@ -112,5 +112,5 @@ class Check:
 
 
 def fenced(text: str) -> str:
-    """Return lines that a program printed, as Markdown that leaves them as they are."""
+    """Return the output of a program as a Markdown code block."""
     return f"```\n{text.strip()}\n```"

@@ -1,4 +1,4 @@
-"""What is checked of running services: their start, their texts, `picospec` against `cloud`."""
+"""Checks running services: their start, their texts, and `picospec` against `cloud`."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 LINK: Final = Conditions(rtt_ms=20.0)
-"""Speeds are compared over this link between user and GPU host."""
+"""The link between user and GPU host over which speeds are compared."""
 
 CLIENTS: Final = (1, 8)
-"""Speeds are compared with so many answers at once, one load after the other."""
+"""Speeds are compared with these numbers of answers at once, one load after the other."""
 
 TURNS: Final = 2
 MIN_RATIO: Final = 0.9
-"""`picospec` must have this share of the tokens/s of `cloud`. The product is not to be slower,
-and a dozen answers at a load differ by some percent from one time to the next."""
+"""The least ratio of the tokens/s of `picospec` and `cloud`. The product must not be slower,
+but a dozen answers differ by some percent from one measurement to the next."""
 
 PARTS: Final = {
     "start-up": READY_WITHIN_S + 30.0,
@@ -50,20 +50,20 @@ PARTS: Final = {
     "cloud against picospec": 300.0,
     "sessions": ENGINE_S,
 }
-"""Each part fails after so many seconds."""
+"""The time limits of the parts in seconds."""
 
 HEAD: Final = ("clients", "arm", "tokens/s in all", "first text, p50 ms")
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The services of the check. engines: has their plan and what they are asked, keeps what
-    was measured of other engines, and gets this one's loads."""
+    """Runs the checks of services. engines: has their plan and prompts, keeps the measurements
+    of other engines, and gets the loads of this one."""
 
     engines: Engines
 
     async def check(self) -> None:
-        """Start the services once, and run all parts on them."""
+        """Start the services once, and run all parts with them."""
         check = self.engines.check
         edges = {"picospec": EdgePlan(link=LINK), "bad": EDGES["bad"]}
         services = Services(replace(self.engines.plan, edges=edges))
@@ -76,7 +76,7 @@ class Serving:
                 await check.run(name, limit_s, partial(work, services))
 
     async def _texts(self, services: Services) -> tuple[bool, str]:
-        """Compare the texts of edges with the plain engine's, where near-ties are no defect."""
+        """Compare the texts of edges with the plain engine's. Near-ties are no defect."""
         async with httpx.AsyncClient(base_url=services.verifier_url, trust_env=False) as http:
             packed = (await http.get("/v1/tokenizer")).raise_for_status().content
         explained = explainer(TokenizerFile.unpack(packed).open().vocabulary)
@@ -101,11 +101,11 @@ class Serving:
         return not (idle or any(map(is_defect, answers))), "\n".join(lines)
 
     async def _sessions(self, services: Services) -> tuple[bool, str]:
-        """Load the verifier, with and without sessions."""
+        """Measure the verifier under load, with and without sessions."""
         return await self.engines.load(services.verifier_url, OF_ARMS, self.engines.sessions)
 
     async def speeds(self, services: Services) -> tuple[bool, str]:
-        """Ask both arms at each load, by turns, for texts whose prompts were read before."""
+        """Measure both arms alternately at each load, with prompts that were read before."""
         cloud_url, _ = await services.linked(services.verifier_url, LINK)
         urls = {"cloud": cloud_url, "picospec": services.edge_urls["picospec"]}
         lines, ratios = [], []
@@ -132,7 +132,7 @@ class Serving:
         return min(ratios) >= MIN_RATIO, f"{text}\n\n{markdown(HEAD, lines)}"
 
     async def load(self, url: str, clients: int) -> tuple[list[Reply], float]:
-        """Return the answers to all prompts, asked so many at once, and the seconds it took."""
+        """Return the answers to all prompts, `clients` at once, and the seconds they took."""
         left, replies, began_s = iter(self.engines.prompts), [], perf_counter()
 
         async def ask_what_is_left() -> None:
@@ -150,7 +150,7 @@ class Serving:
 
 
 async def _start(running: AsyncExitStack, services: Services) -> tuple[bool, str]:
-    """Start the services; one that dies or takes too long raises ServiceError."""
+    """Start the services. Raises ServiceError if one dies or takes too long."""
     began_s = perf_counter()
     await running.enter_async_context(services)
     seconds = perf_counter() - began_s
