@@ -1,1 +1,1 @@
-"""Shows that the edge generates what the target generates."""
+"""Checks that an edge generates the same text as the target alone."""

@@ -1,11 +1,11 @@
-"""Shows that an edge generates what the target generates without one, on the same prompts.
+"""Checks that an edge generates the target's own text, on the same prompts and seed.
 
     python -m picospec.bench.identity --tokens 64 --edges model,late,noise --temperatures 0,1
     python -m picospec.bench.identity --target vllm --target-model DIRECTORY \
         --verifier-python PYTHON --sessions 12 --explain --vllm.dtype bfloat16
 
 Each prompt goes to the verifier's plain engine and to every edge, with one seed. A difference
-is a defect, and makes the exit status 1, unless --explain finds that it was a near-tie
+is a defect, and makes the exit status 1, unless --explain shows that it was a near-tie
 (bench.identity.ties).
 """
 
@@ -40,7 +40,7 @@ from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
 
 LIKELIEST = 20
-"""A difference is explained by the log-probabilities of so many tokens at each position."""
+"""A difference is explained by the log-probabilities of this many tokens at each position."""
 
 
 def main(

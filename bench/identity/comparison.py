@@ -21,7 +21,7 @@ from picospec.speculation.sampling.noise import gumbel, place
 
 SEED: Final = 7
 TIMEOUT_S: Final = 1800.0
-"""An answer fails after this time without a byte: many at once take a slow target long."""
+"""An answer fails after this time without a byte: a slow target takes long for many at once."""
 
 EDGES = {
     "model": EdgePlan(),
@@ -33,26 +33,26 @@ EDGES = {
     "none": EdgePlan(drafter="none"),
     "separate": EdgePlan(judge="separate"),
 }
-"""These edges can be asked for. With `late` the target never waits for draft tokens. With `bad`
-it waits for useless ones and judges them, where with `noise` it soon judges none."""
+"""The selectable edges. With `late` the target never waits for draft tokens. With `bad` it
+waits for useless ones and judges them; with `noise` it soon judges none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one service generated for one prompt."""
+    """The answer of one service to one prompt."""
 
     arm: str
     prompt: str
     temperature: float
     reply: Reply
     identical: bool | None = None
-    """It is true if this is the plain engine's answer; None on the plain engine's own."""
+    """True if this equals the plain engine's answer; None for the plain engine's own."""
 
     parting: Parting | None = None
 
     @property
     def scores(self) -> list[TokenScores]:
-        """What is known of each token; empty unless log-probabilities were asked for."""
+        """The known scores of each token; empty without log-probabilities."""
         return list(map(_scores, self.reply.logprobs))
 
 
@@ -66,7 +66,7 @@ async def ask(
     likeliest: int | None,
     settings: Mapping[str, object] = NONE,
 ) -> Answer:
-    """Ask for one answer. Raises AnswerError, or httpx.TransportError."""
+    """Ask for one answer. Raises AnswerError or httpx.TransportError."""
     question = Question(prompt.prompt, temperature, SEED, tokens, likeliest, settings)
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
         return Answer(arm, prompt.id, temperature, await Client(http).ask(question))
@@ -78,15 +78,15 @@ def _scores(entry: dict[str, Any]) -> TokenScores:
 
 
 Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
-"""It is called with url, arm, prompt and temperature, and asks for one answer."""
+"""A function of url, arm, prompt and temperature that asks for one answer."""
 
 Explain = Callable[[Answer, Answer], Parting | None]
-"""It is called with the plain answer and an edge's, and says where they part."""
+"""A function of the plain answer and an edge's that returns where they differ first."""
 
 
 def explainer(vocabulary: Vocabulary) -> Explain:
-    """Return what says where two answers part, with the noise that sampled them. vocabulary:
-    the target's."""
+    """Return a function that finds where two answers differ first, with the noise that sampled
+    them. vocabulary: the target's."""
 
     def explain(plain: Answer, edge: Answer) -> Parting | None:
         def noise(position: int, piece: bytes) -> float:
@@ -128,14 +128,14 @@ async def compare(
 
 
 def judged(answer: Answer, plain: Answer, explain: Explain) -> Answer:
-    """Return an answer with how it compares with the plain engine's."""
+    """Return an answer with the result of its comparison with the plain engine's."""
     same = answer.reply.text == plain.reply.text
     parting = None if same else explain(plain, answer)
     return replace(answer, identical=same, parting=parting)
 
 
 def is_defect(answer: Answer) -> bool:
-    """Return whether an answer differs in a way that rounding does not explain."""
+    """Return True if an answer differs in a way that rounding does not explain."""
     near_tie = answer.parting is not None and answer.parting.near_tie
     return answer.identical is False and not near_tie
 
@@ -174,7 +174,7 @@ def _difference(answer: Answer) -> str:
 def batched(
     temperatures: Sequence[float], prompts: Sequence[Prompt], sessions: int
 ) -> list[tuple[float, Sequence[Prompt]]]:
-    """Return the temperatures, and the prompts that are asked at once."""
+    """Return batches of prompts, to be asked at once, with their temperatures."""
     return [
         (heat, prompts[first : first + sessions])
         for heat in temperatures

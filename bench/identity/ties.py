@@ -1,9 +1,9 @@
-"""Where two answers part, and how close the choice was there.
+"""Finds where two answers first differ, and how close the choice was there.
 
-A target generates the token with the highest score: log-probability plus temperature times
-noise, in the units of its logits. Batches of other shapes round logits differently. That
-changes an answer only where the best two scores lie about as close as two neighbouring numbers
-of the target's type (a *near-tie*). Any other difference is a defect.
+A target generates the token with the highest score: its log-probability plus temperature times
+noise, in the units of its logits. Batches of another shape round logits differently. That
+changes an answer only if the best two scores are about as close as two neighbouring numbers of
+the target's type (a *near-tie*). Any other difference is a defect.
 """
 
 from __future__ import annotations
@@ -12,32 +12,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 RESOLUTION = 2.0**-10
-"""Log-probabilities are compared in this unit, which is coarser than their own rounding."""
+"""The unit in which log-probabilities are compared, which is coarser than their rounding."""
 
 Noise = Callable[[int, bytes], float]
-"""It is called with a position and a piece, and returns what sampling adds to the
-log-probability; 0 at temperature 0."""
+"""A function of a position and a piece that returns what sampling adds to the log-probability;
+0 at temperature 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """A token of an answer, and how likely it and others were there."""
+    """A token of an answer with the log-probabilities at its position."""
 
     piece: bytes
     logprob: float
     likeliest: tuple[tuple[bytes, float], ...] = ()
-    """These are pieces and log-probabilities, likeliest first. A special token's piece is
-    empty."""
+    """Pieces and their log-probabilities, likeliest first; empty for special tokens."""
 
     def of(self, piece: bytes) -> float | None:
-        """Return a token's log-probability at this position, if it is known."""
+        """Return a token's log-probability at this position; None if unknown."""
         return (dict(reversed(self.likeliest)) | {self.piece: self.logprob}).get(piece)
 
     @property
     def step(self) -> float:
-        """How far apart neighbouring logits are here: the grid on which the best ones lie.
+        """The distance of neighbouring logits here: the grid that the best ones lie on.
 
-        bfloat16 keeps 8 bits, so logits from 16 to 32 lie 1/8 apart; where some of the best are
+        bfloat16 keeps 8 bits, so logits from 16 to 32 are 1/8 apart; if some of the best are
         below 16, the step is 1/16. It is RESOLUTION if there is no grid, as in float32.
         """
         best = max(logprob for _, logprob in self.likeliest or ((b"", self.logprob),))
@@ -47,23 +46,23 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """The first token in which an edge's answer differs from the plain one."""
+    """The first position at which an edge's answer differs from the plain one."""
 
     position: int
     plain: str
     edge: str
     plain_gap: float | None
-    """The plain engine scored its own token by so much above the edge's; None if the edge's is
-    not among the likeliest."""
+    """The plain engine's score of its own token minus that of the edge's; None if the edge's
+    token is not among the likeliest."""
 
     edge_gap: float | None
-    """The same the other way round, by the log-probabilities that the edge returned."""
+    """The same the other way round, with the log-probabilities that the edge returned."""
 
     step: float
 
     @property
     def near_tie(self) -> bool:
-        """Whether one step of rounding in each of the two logits explains the difference."""
+        """True if one step of rounding in each of the two logits explains the difference."""
         known = [gap for gap in (self.plain_gap, self.edge_gap) if gap is not None]
         return bool(known) and max(known) <= 2 * self.step
 
@@ -71,7 +70,7 @@ class Parting:
 def parting(
     plain: Sequence[TokenScores], edge: Sequence[TokenScores], noise: Noise
 ) -> Parting | None:
-    """Return where two answers part; None if they do not. An answer's end counts as b""."""
+    """Return where two answers differ first; None if nowhere. An answer's end counts as b""."""
     pairs = zip(plain, edge, strict=False)
     same = next((i for i, (a, b) in enumerate(pairs) if a.piece != b.piece), None)
     position = min(len(plain), len(edge)) if same is None else same
