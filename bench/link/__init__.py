@@ -1,1 +1,1 @@
-"""An emulated link between the two ends: delay, jitter, rate and loss."""
+"""An emulated link between the two ends, with delay, jitter, rate and loss."""

@@ -1,7 +1,7 @@
-"""One direction of an emulated link: when each segment arrives at the far end.
+"""Computes when each segment arrives at the far end, for one direction of an emulated link.
 
 * All connections share the line: bytes leave one after the other at `rate_mbit`.
-* A segment then travels rtt / 2, give or take half the jitter (uniform).
+* A segment then travels for rtt / 2, plus or minus half the jitter (uniform).
 * A lost segment arrives one retransmission timeout later (RFC 6298 keeps it above the RTT).
 * Within a connection bytes keep their order, so a late segment delays all behind it.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 
 SEGMENT_BYTES = 1448
-"""An Ethernet frame with timestamps carries so many bytes of TCP: one loss delays as many."""
+"""The TCP bytes in an Ethernet frame with timestamps: one loss delays this many."""
 
 MIN_RETRANSMIT_S = 0.2
 """Linux's retransmission timeout is at least this."""
@@ -27,10 +27,10 @@ class Conditions:
     """A round trip takes rtt_ms +- jitter_ms; each direction draws half of the variation."""
 
     rate_mbit: float | None = None
-    """Each direction carries so many megabits per second; None means an unlimited rate."""
+    """The megabits per second of each direction; None means an unlimited rate."""
 
     loss: float = 0.0
-    """A segment is lost and sent again with this probability."""
+    """The probability that a segment is lost and sent again."""
 
     def __post_init__(self) -> None:
         if self.rtt_ms < 0:
@@ -48,7 +48,7 @@ class Conditions:
 
 
 class Path:
-    """The line and the distance in one direction, shared by all connections."""
+    """Line and distance in one direction, shared by all connections."""
 
     def __init__(self, conditions: Conditions, chance: Random) -> None:
         self.conditions = conditions

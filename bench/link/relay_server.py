@@ -1,10 +1,10 @@
 """A TCP relay that adds round-trip time, jitter, a rate and losses, and needs no root.
 
 `async with Link((host, port), Conditions(rtt_ms=100)) as link:` listens on `link.port` and
-carries each connection to that host and port.
+forwards each connection to that host and port.
 
 * A connection costs one round trip before its first byte moves, as TCP's handshake does.
-* What enters a lane leaves it at the time its path gives, never before what entered earlier.
+* Data leaves a lane at the time that its path computes, and never before earlier data.
 * Bytes are counted once, where they enter the link, without TCP's own headers.
 * An end in one direction leaves the other open (half-close); a reset ends both.
 """
@@ -28,14 +28,14 @@ from picospec.bench.link.path import SEGMENT_BYTES, Conditions, Path
 HOST = "127.0.0.1"
 
 MAX_IN_FLIGHT_BYTES = 4 << 20
-"""A direction of a connection holds no more, and does not read its sender beyond that: 100
-Mbit/s over an RTT of 300 ms fill less."""
+"""The most bytes in one direction of a connection; the relay does not read its sender beyond
+that. 100 Mbit/s over an RTT of 300 ms fill less."""
 
 READ_BYTES = 1 << 16
 
 TICK_S = 0.001
-"""The event loop's timers are no finer. What is due half of it later is sent, so that the error
-is symmetric."""
+"""The resolution of the event loop's timers. Data is sent up to half of it early, so that the
+error is symmetric."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -45,11 +45,11 @@ class _Reset(Exception):
 
 
 class Lane:
-    """The bytes of one connection in one direction, on their way."""
+    """The bytes in transit of one connection in one direction."""
 
     def __init__(self, path: Path, max_in_flight_bytes: int) -> None:
         self.open = asyncio.Event()
-        """Nothing arrives while it is not set."""
+        """Nothing arrives while this is not set."""
 
         self.open.set()
         self._path = path
@@ -57,10 +57,10 @@ class Lane:
         self._in_flight_bytes = 0
         self._has_room = asyncio.Event()
         self._queue = asyncio.Queue[tuple[float, bytes | None]]()
-        """It has what arrives and when; b"" is an end, and None a reset."""
+        """Holds data with its time of arrival; b"" is an end, and None a reset."""
 
     async def take_in(self, source: StreamReader, due_s: float) -> None:
-        """Send what the source has, and its end or reset; nothing arrives before `due_s`."""
+        """Send the data of a source, and its end or reset; nothing arrives before `due_s`."""
         loop = asyncio.get_running_loop()
         ending: bytes | None = b""
         try:
@@ -80,9 +80,9 @@ class Lane:
         self._queue.put_nowait((due_s, ending))
 
     async def let_out(self, target: StreamWriter) -> None:
-        """Write what is due until the end has arrived. Raises _Reset for a reset."""
+        """Write data when it is due, until the end has arrived. Raises _Reset for a reset."""
         loop = asyncio.get_running_loop()
-        with suppress(OSError):  # the target was reset: so will be the lane from there
+        with suppress(OSError):  # the target was reset, which its own lane will notice
             while True:
                 due_s, data = await self._queue.get()
                 if (left_s := due_s - TICK_S / 2 - loop.time()) > 0:
@@ -105,7 +105,7 @@ class Lane:
 
 
 class Connection:
-    """A client's socket, an upstream socket, and a lane in each direction."""
+    """A client's socket and an upstream socket, with a lane in each direction."""
 
     def __init__(self, reader: StreamReader, writer: StreamWriter, link: Link) -> None:
         self._reader = reader
@@ -115,7 +115,7 @@ class Connection:
         self._carrying = link.tasks.create_task(self._carry())
 
     async def _carry(self) -> None:
-        """Connect to the upstream service, and carry what both ends send; reset the client when
+        """Connect to the upstream service, and forward what both ends send. Reset the client if
         nothing listens there."""
         now_s, rtt_s = asyncio.get_running_loop().time(), self._link.conditions.rtt_s
         try:
@@ -137,13 +137,13 @@ class Connection:
             self._end(StreamWriter.close)
 
     def cut(self) -> None:
-        """Reset both sockets at once and drop what is on its way."""
+        """Reset both sockets at once and drop the data in transit."""
         self._carrying.cancel()
         self._end(reset)
 
     def stall(self, stalled: bool) -> None:
-        """Let nothing arrive at either end, as over a line that is down; what was sent arrives
-        when it is up again."""
+        """Stop arrivals at both ends, like a line that is down; what was sent arrives when it
+        is up again."""
         for lane in self._lanes:
             lane.open.clear() if stalled else lane.open.set()
 
@@ -154,7 +154,7 @@ class Connection:
 
 
 def reset(writer: StreamWriter) -> None:
-    """Close a socket at once, so that the peer sees a reset and no orderly end."""
+    """Close a socket at once, so that the peer sees a reset instead of an orderly end."""
     if not writer.transport.is_closing():
         raw = writer.transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -162,7 +162,7 @@ def reset(writer: StreamWriter) -> None:
 
 
 class Link:
-    """The relay. Open it with `async with`; leaving cuts what is still connected."""
+    """The relay. Open it with `async with`; leaving it resets the remaining connections."""
 
     def __init__(
         self,
@@ -181,8 +181,8 @@ class Link:
         self.connections: set[Connection] = set()
         self.tasks = asyncio.TaskGroup()
         self._clients: WeakSet[StreamWriter] = WeakSet()
-        """It has the clients' sockets, also of connections that are over but not read to the
-        end."""
+        """The clients' sockets, including those of finished connections that are not read to
+        the end."""
 
         self._server: asyncio.Server | None = None
 
@@ -192,7 +192,7 @@ class Link:
         return self
 
     async def listen(self) -> None:
-        """Open the port; any free one at first, and later the same again."""
+        """Open the port: any free one at first, and the same one again later."""
         self._server = await asyncio.start_server(self.accept, HOST, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -201,23 +201,23 @@ class Link:
             self._server.close()
         self.cut()
         await self.tasks.__aexit__(None, None, None)
-        for _ in range(3):  # turns of the loop: some are still accepted, and sockets close
+        for _ in range(3):  # loop turns in which pending clients are accepted and sockets close
             for client in list(self._clients):
                 reset(client)
             await asyncio.sleep(0)
 
     def change(self, conditions: Conditions) -> None:
-        """Change the conditions; what is already on its way arrives as it would have."""
+        """Change the conditions. Data in transit is not affected."""
         self.conditions = self.up.conditions = self.down.conditions = conditions
 
     def cut(self) -> None:
-        """Reset every connection at once; later ones are carried as before."""
+        """Reset every connection at once. Later connections work as before."""
         for connection in list(self.connections):
             connection.cut()
 
     def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
-        """Carry a client's socket upstream; called when it is connected."""
+        """Forward a client's socket upstream; called when it has connected."""
         self._clients.add(writer)
-        if self._server is None or not self._server.is_serving():  # it came as the port closed
+        if self._server is None or not self._server.is_serving():  # the port was just closed
             return reset(writer)
         self.connections.add(Connection(reader, writer, self))
