@@ -1,1 +1,1 @@
-"""What a run found, as tables, plots and Markdown."""
+"""Reports the results of a run as tables, plots and Markdown."""

@@ -1,4 +1,4 @@
-"""`picospec bench report` and `join`: what is made of the files of `run`."""
+"""`picospec bench report` and `join` process the files of `run`."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def join(
 
 
 def joined(found: Sequence[Results]) -> Results:
-    """Return the runs as one, the repeats of each counted on from those before.
+    """Return the runs as one; the repeats of each are numbered on from those before.
 
-    An answer is compared with cloud's of its own run. The host is the first run's. Raises
-    ValueError that names what differs where the runs are not repeats of one another.
+    An answer is compared with cloud's of its own run. The host is the first run's. Raises a
+    ValueError that names the difference if the runs are not repeats of one another.
     """
     first, repeats = found[0], 0
     answers: list[Answer] = []

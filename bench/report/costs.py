@@ -1,4 +1,4 @@
-"""What an arm's answers cost over one link, and the figures by which an arm is judged."""
+"""Computes the costs of an arm's answers over one link, and the figures that compare arms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG_WORK: Final = (
 
 
 def cost(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
-    """Return an arm's costs over a link by the headings of their columns."""
+    """Return an arm's costs over a link by their column headings."""
 
     def total(field: str) -> float:
         return float(sum(getattr(answer, field) for answer in answers))
@@ -52,11 +52,11 @@ def cost(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
 
 
 def figures(compared: Comparison, arm: str, link: Link) -> dict[str, str]:
-    """Return an arm's figures over a link, and all families, by their names; "" for none."""
+    """Return an arm's figures over a link and all families, by name; "" if there is none."""
     answers = compared.of(arm, link)
     costs = cost(answers, compared) if answers else defaultdict(str)
     own_ms = gap_ms(answers, 99)
-    clouds_ms = gap_ms(compared.cloud.values(), 99)  # over all links: its gaps depend on none
+    clouds_ms = gap_ms(compared.cloud.values(), 99)  # over all links: it depends on none
     kinds = {name.partition(":")[0] for name in compared.arms}
     return {
         "times as fast as `cloud`": str(compared.speedup(arm, link, compared.families) or ""),
@@ -80,7 +80,7 @@ def _against(compared: Comparison, arm: str, kind: str, link: Link) -> str:
 
 
 def long_work(compared: Comparison, link: Link) -> str:
-    """Return a Markdown table of arms and kinds of turns; "" where no scenario was asked."""
+    """Return a Markdown table of arms and kinds of turns; "" without scenarios."""
     cells = {
         ((arm, family), heading): value
         for arm in compared.arms

@@ -1,4 +1,4 @@
-"""Markdown of a report: what was measured, on what, with a link to the plot."""
+"""Writes a report as Markdown: results and conditions, with a link to the plot."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BUSY = (
 
 OURS = "picospec"
 REFERENCE: Final = "edge-only"
-"""This arm's texts are not compared, because they are another model's."""
+"""The texts of this arm are not compared, because they are another model's."""
 
 SHOWN: Final = 24
-"""From where two texts part, so many characters are shown."""
+"""This many characters are shown from where two texts differ."""
 
 DIFFERENCES: Final = (
     "arm", "link", "prompt", "repeat", "at character", "cloud goes on", "the arm goes on"
@@ -37,7 +37,7 @@ DIFFERENT = (
 
 
 def markdown(results: Results, plot: Path | None = None) -> str:
-    """Return the whole report. plot: a file, linked by its name."""
+    """Return the whole report. plot: a file that is linked by its name."""
     parts = ["# Bench report", *_conditions(results)]
     for temperature in dict.fromkeys(a.temperature for a in results.answers):
         parts += _temperature(Comparison(results, temperature), temperature)
@@ -104,7 +104,7 @@ def _speedups(compared: Comparison, families: Sequence[str]) -> str:
 def differences(
     answers: Sequence[Answer], cloud: Mapping[Key, Answer]
 ) -> list[tuple[str, ...]]:
-    """Return a line of a table, with columns DIFFERENCES, for each text that is not cloud's."""
+    """Return a table line (columns: DIFFERENCES) for each text that differs from cloud's."""
     lines: list[tuple[str, ...]] = []
     for a in answers:
         if a.arm != REFERENCE and a.asked in cloud and a.text != cloud[a.asked].text:
@@ -116,5 +116,5 @@ def differences(
 
 
 def _quoted(text: str) -> str:
-    """Return the beginning of a text so that it stays within its cell."""
+    """Return the beginning of a text, quoted so that it stays within its cell."""
     return f"`{text[:SHOWN]!r}`".replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Speed-ups of one run, arm against arm, and each policy's best round length."""
+"""Computes speed-ups of one run, arm against arm, and each policy's best round length."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from picospec.bench.data.scenarios.script import root, scenario_of
 from picospec.bench.data.statistics import Mean, mean
 
 ROUNDS = ("sync", "paper", "colocated")
-"""These kinds of arms have a round length."""
+"""The kinds of arms with a round length."""
 
 RIVALS = ("cloud-ngram", "cloud-suffix", "cloud-draft")
-"""These kinds of arms are vLLM's own speculation; their number is that of the tokens it
+"""The kinds of arms that are vLLM's own speculation; their number is that of the tokens it
 drafts."""
 
 Link = tuple[float, float | None]
-"""A link is named by its rtt_ms and its rate_mbit."""
+"""The rtt_ms and the rate_mbit of a link."""
 
 
 class Comparison:
-    """The answers at one temperature."""
+    """The answers of a run at one temperature."""
 
     def __init__(self, results: Results, temperature: float) -> None:
         self.answers = [a for a in results.answers if a.temperature == temperature]
@@ -31,12 +31,12 @@ class Comparison:
         self.links = list(links)
 
     def of(self, arm: str, link: Link) -> list[Answer]:
-        """Return an arm's answers over a link; those of `edge-only`, which has none, always."""
+        """Return an arm's answers over a link; all of `edge-only`, which has no link."""
         own = (a for a in self.answers if a.arm == arm)
         return [a for a in own if arm == "edge-only" or (a.rtt_ms, a.rate_mbit) == link]
 
     def speedup(self, arm: str, link: Link, families: Sequence[str]) -> Mean | None:
-        """Return the geometric mean against cloud; None where the arm was not asked."""
+        """Return the geometric mean against cloud; None if the arm was not asked."""
         own = (a for a in self.of(arm, link) if a.family in families)
         return _faster(own, self.cloud)
 
@@ -45,7 +45,7 @@ class Comparison:
         return _faster(self.of(arm, link), {a.asked: a for a in self.of(other, link)})
 
     def best(self, kind: str, link: Link) -> str | None:
-        """Return the arm of a kind whose round length is the fastest over this link."""
+        """Return the arm of a kind whose round length is fastest over this link."""
         found = {
             arm: measured.value
             for arm in self.arms
@@ -57,7 +57,7 @@ class Comparison:
 
 def _faster(answers: Iterable[Answer], others: Mapping[Key, Answer]) -> Mean | None:
     """Return how much faster answers are than others to the same questions. All kinds of turns
-    of a scenario's family are one family."""
+    of a scenario's family count as one family."""
     ratios = (
         (root(a.family), a.prompt, a.tokens_per_s / others[a.asked].tokens_per_s)
         for a in answers
