@@ -1,4 +1,4 @@
-"""The systems compared; docs/performance.md says what each arm is."""
+"""The compared systems (arms); docs/performance.md describes each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.tokenizer import NONE
 
 GAMMA: Final = 4
-"""A round has so many tokens where the arm's name does not say; this is the paper's number."""
+"""The tokens of a round if the arm's name has no number; it is the paper's number."""
 
 WATCHED: Final = MappingProxyType({"include_speculation": True})
-"""The page asks for this too, to show how the text comes about."""
+"""The page sends this option too, to show how the text comes about."""
 
 STEADY: Final = MappingProxyType({"steady": True})
-"""The page asks for this too, so that its text does not come in bursts."""
+"""The page sends this option too, so that its text does not come in bursts."""
 
 POOL_TOKENS: Final[int] = EdgeSettings.model_fields["pool_tokens"].default
-"""An edge's pool holds so many tokens, as the product ships."""
+"""The default size of an edge's pool."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 Predicts = Literal["", "own", "other"]
@@ -33,29 +33,29 @@ Predicts = Literal["", "own", "other"]
 class Arm:
     name: str
     place: Place
-    """At `cloud` the verifier's own API is asked through the link; at `far` the edge is on the
-    user's side of the link, at `near` on the verifier's; at `alone` the draft model is asked
-    without a link."""
+    """`cloud`: the verifier's own API is asked through the link. `far`: the edge is on the
+    user's side of the link. `near`: the edge is on the verifier's side. `alone`: the draft
+    model is asked without a link."""
 
     edge: EdgePlan | None = None
     predicts: Predicts = ""
-    """Where prompts have predictions, the request predicts this prompt's own, or that of
-    another prompt of its family."""
+    """If prompts have predictions, a request sends its prompt's own, or that of another prompt
+    of its family."""
 
     stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
     """See bench.run.client.Question.stream_options."""
 
     rival: Rival | None = None
-    """It answers in place of this product's verifier; with None the verifier does."""
+    """The engine that answers in place of this product's verifier, if any."""
 
     @property
     def engine(self) -> str:
-        """Identifies the services that answer: arms of one engine are started together."""
+        """Identifies the services that answer; arms of one engine are started together."""
         return self.name if self.rival else ""
 
     def at_long_work(self) -> Arm:
-        """Return the arm as it is asked for scenarios. What can remember requests does: a
-        rival, and the product's edge as it ships. An edge also tells whose the tokens are."""
+        """Return the arm for scenarios. A rival, and the product's edge as it ships, remember
+        requests if they can. An edge also reports the origins of its tokens."""
         rival = self.rival and replace(self.rival, remembers=True)
         edge, watched = self.edge, WATCHED if self.edge else NONE
         if edge and not edge.rounds:
@@ -85,7 +85,7 @@ _FIXED: Final = {
 }
 _ROUNDS: Final = ("sync", "paper", "colocated")
 _OTHER_DRAFT: Final = "picospec@"
-"""An arm whose name begins so ends with a draft model: it is the product with that one."""
+"""The prefix of an arm that is the product with another draft model, which follows it."""
 
 NAMES: Final = (
     *_FIXED, f"{_OTHER_DRAFT}MODEL", *(f"{name}:G" for name in _ROUNDS),
@@ -94,7 +94,7 @@ NAMES: Final = (
 
 
 def parse(text: str) -> list[Arm]:
-    """Read arms, separated by commas. Raises ValueError that names the one it does not know."""
+    """Parse arms, separated by commas. Raises a ValueError that names an unknown one."""
     arms = [_arm(name.strip()) for name in text.split(",") if name.strip()]
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):

@@ -1,4 +1,4 @@
-"""Asks for one streamed answer, and records when each piece of it arrives."""
+"""Asks for one streamed answer, and records the arrival of each piece."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from picospec.gateway.tokenizer import NONE
 
 
 class AnswerError(Exception):
-    """The service answered with an error, or ended the stream too soon."""
+    """The service answered with an error, or ended the stream early."""
 
 
 class TooLong(AnswerError):
-    """The model's context has no room for the question."""
+    """The question does not fit into the model's context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +29,20 @@ class Question:
     temperature: float
     seed: int
     tokens: int
-    """The answer is no longer."""
+    """The most tokens of the answer."""
 
     likeliest: int | None = None
-    """The log-probabilities of so many tokens at each position are asked for; None asks for
-    none."""
+    """The number of tokens at each position whose log-probabilities are requested; None
+    requests none."""
 
     settings: Mapping[str, object] = field(default_factory=lambda: NONE)
-    """The request has these fields too."""
+    """More fields of the request."""
 
     stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
-    """Its `stream_options` have these beside `include_usage`."""
+    """More fields of its `stream_options`, beside `include_usage`."""
 
     before: Sequence[Message] = ()
-    """The conversation up to the prompt."""
+    """The conversation before the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +52,33 @@ class Reply:
     text: str
     tokens: int
     arrivals_s: tuple[float, ...]
-    """Pieces that hold text arrived then; a piece is what one target pass committed, or one
-    token of a steady stream."""
+    """The arrivals of pieces with text. A piece is what one target pass committed, or one token
+    of a steady stream."""
 
     first_share: float
-    """The first piece has this share of the text's characters; 0 without text."""
+    """The first piece's share of the text's characters; 0 without text."""
 
     seconds: float
-    """The finish reason, which ends the answer, arrived then."""
+    """The arrival of the finish reason, which ends the answer."""
 
     drafted: int = 0
-    """The target judged so many draft tokens."""
+    """The number of draft tokens that the target judged."""
 
     accepted: int = 0
     target_passes: int = 0
-    """Where the service does not say it, each token that was no draft token counts as one pass,
-    and there is one at least: vLLM counts accepted draft tokens beyond the answer's end."""
+    """If the service does not report it, each token that was no accepted draft token counts as
+    a pass, and there is one at least: vLLM counts accepted draft tokens beyond the answer's
+    end."""
 
     prompt_tokens: int = 0
     first_draft_s: float | None = None
-    """A chain that the draft model had a share in was told of then; None: it never was."""
+    """The first report of a chain with tokens of the draft model; None if there was none."""
 
     origins: Mapping[str, int] = field(default_factory=dict)
-    """The answer's tokens by who had them first, where the stream tells that."""
+    """The number of the answer's tokens by origin, if the stream reports it."""
 
     logprobs: Sequence[dict[str, Any]] = ()
-    """The API said this of each token; it is empty unless log-probabilities were asked for."""
+    """The API's entry for each token; empty unless log-probabilities were requested."""
 
     @property
     def gaps_s(self) -> list[float]:
@@ -85,7 +86,7 @@ class Reply:
 
 
 class Client:
-    """Asks one service, over a connection that stays open. http: has the service's URL."""
+    """Asks one service over a connection that stays open. http: has the service's URL."""
 
     def __init__(
         self, http: httpx.AsyncClient, clock: Callable[[], float] = perf_counter
@@ -95,7 +96,7 @@ class Client:
         self._model = ""
 
     async def ask(self, question: Question) -> Reply:
-        """Return the whole answer. Raises AnswerError, or httpx.TransportError."""
+        """Return the whole answer. Raises AnswerError or httpx.TransportError."""
         body = await self._body(question)
         began_s = self._clock()
         chunks: list[tuple[float, dict[str, Any]]] = []
@@ -132,12 +133,12 @@ class Client:
 
 
 def _is_too_long(status: int, text: str) -> bool:
-    """Return whether an error says so: of this product's services, or of vLLM's own server."""
+    """Return True if an error of our services or of vLLM's server means a too long prompt."""
     return status == 400 and ("context_length" in text or "context length" in text)
 
 
 def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
-    """Return what the chunks of a stream, each with its arrival in seconds, hold together."""
+    """Combine the chunks of a stream, each with its arrival in seconds, into a Reply."""
     choices = [(at_s, choice) for at_s, chunk in chunks for choice in chunk["choices"]]
     ends_s = [at_s for at_s, choice in choices if choice.get("finish_reason")]
     last = chunks[-1][1] if chunks else {}

@@ -1,4 +1,4 @@
-"""`picospec bench run`: reads what to measure and measures it."""
+"""`picospec bench run` reads a plan from its options and measures it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from picospec.models.errors import ModelError
 
 
 def edge_environment(context_tokens: int) -> dict[str, str]:
-    """Return settings that every edge has: each serves one answer at a time, and many share
-    the memory."""
+    """Return the settings of every edge: each serves one answer at a time, and many share the
+    memory."""
     context = str(context_tokens)
     return {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": context}
 
@@ -109,8 +109,8 @@ class Run:
     out: Path
 
     async def go(self, console: Console) -> Results:
-        """Ask everything; the file is whole after every answer. Raises ServiceError,
-        ModelError, AnswerError, or httpx.TransportError."""
+        """Ask everything. The file is complete after every answer. Raises ServiceError,
+        ModelError, AnswerError or httpx.TransportError."""
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         progress = Progress(*columns, console=console)
         found = self._nothing_yet()
@@ -143,8 +143,8 @@ class Run:
         show: Callable[[str], None],
         keep: Callable[[Answer | str], None],
     ) -> None:
-        """Start one engine and what else its arms need, and ask them. A scenario ends where the
-        model's context does: `keep` gets a line that says so, and "" for each further turn."""
+        """Start one engine with the other services of its arms, and ask them. A scenario ends
+        with the context: `keep` then gets a line on it, and "" for each further turn."""
         link, conversation, full = None, Conversation(), ""
         show(f"starting {turns[0].arm.engine or 'the services'}")
         own = {turn.arm.name: turn.arm for turn in turns}
@@ -179,7 +179,7 @@ class Run:
 
 
 async def _asked(turn: Turn, arm: LiveArm, conversation: Conversation) -> Answer:
-    """Ask one question, after what this arm was asked and answered before."""
+    """Ask one question, after this arm's earlier questions and answers."""
     question = replace(turn.question, before=conversation.before(turn.prompt))
     reply, costs = await arm.ask(question, cold=bool(turn.prompt.scenario))
     conversation.answered(turn.prompt, reply.text)
@@ -191,7 +191,7 @@ def _listed(cores: Collection[int]) -> str:
 
 
 def _table(found: Sequence[Row]) -> Table:
-    """Return arms and temperatures down, families and links across."""
+    """Return a table: arms and temperatures as lines, families and links as columns."""
     cells = {}
     for r in found:
         heading = f"{r.family} {link_name(r.rtt_ms, r.rate_mbit)}"
@@ -200,7 +200,7 @@ def _table(found: Sequence[Row]) -> Table:
 
 
 def _cell(row: Row) -> str:
-    """Return a cell; a star marks one in which some text differs from cloud's."""
+    """Return a cell. A star marks a text that differs from cloud's."""
     if row.arm == "cloud":
         return f"{row.tokens_per_s:.1f} tokens/s"
     return f"{row.speedup_vs_cloud:.2f}" + ("" if row.identical_to_cloud else " *")

@@ -1,4 +1,4 @@
-"""All arms of one engine: services, links whose conditions change, and clients."""
+"""Runs all arms of one engine: services, links with changeable conditions, and clients."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from picospec.edge_agent.draft_model.loading import find
 from picospec.models.store import open_store
 
 SETTLING_CHECKS = 24
-"""An edge makes so many health checks after a change of the link. Each is a sample of its
-smoothed round trip (weight 1/8), so that 4 % of the old round trip is left."""
+"""The number of an edge's health checks after a change of the link. Each is a sample of its
+smoothed round trip (weight 1/8), so 4 % of the old round trip is left after them."""
 
 SETTLING_S = 30.0
-"""These checks may take so long."""
+"""The time limit of these checks."""
 
 MAX_WARM_UPS = 24
-"""One prompt is read by so many requests at most. Each lets the draft model read another chunk
-of it (edge_agent.draft_model.llama_drafter)."""
+"""The most warm-up requests for one prompt. Each lets the draft model read another chunk of it
+(edge_agent.draft_model.llama_drafter)."""
 
 ANSWER_TIMEOUT_S = 600.0
-"""An answer fails when no byte of it has come for so long."""
+"""An answer fails after this many seconds without a byte."""
 
 _BYTES = 'picospec:edge_link_bytes_total{direction="%s"}'
 _DRAFT_MODEL_READ = "picospec:edge_read_tokens"
@@ -44,23 +44,23 @@ _DRAFT_MODEL_TOKENS = ("picospec:edge_draft_tokens_total", "picospec:edge_stale_
 
 
 Costs = Mapping[str, float]
-"""Counters of one arm, or what one answer added to them, by the names of an Answer's fields."""
+"""Counters of one arm, or their increase by one answer, by the names of an Answer's fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveArm:
-    """A running arm: the client that asks it, and where its costs are counted."""
+    """A running arm: the client that asks it, and the sources of its costs."""
 
     client: Client
     edge: httpx.AsyncClient | None
     group: int | None
-    """The processor time of this process group counts as the edge's."""
+    """The process group whose processor time counts as the edge's."""
 
     verifier: httpx.AsyncClient | None = None
-    """It asks what the verifier has read, without the link."""
+    """Reads the verifier's metrics, without the link."""
 
     async def ask(self, question: Question, *, cold: bool = False) -> tuple[Reply, Costs]:
-        """Have both ends read the prompt, unless the question is to find them cold; then
+        """Make both ends read the prompt, unless the question is to find them cold; then
         measure."""
         if not cold:
             await self._warm_up(question)
@@ -69,7 +69,7 @@ class LiveArm:
         return reply, {name: now - before[name] for name, now in (await self._costs()).items()}
 
     async def _warm_up(self, question: Question) -> None:
-        """Ask for the beginning of the answer until the draft model has generated a token."""
+        """Request the beginning of the answer until the draft model has generated a token."""
         short = replace(question, tokens=1 if self.edge is None else 2)
         before, drafted = await self._costs(), "draft_model_tokens"
         for _ in range(MAX_WARM_UPS):
@@ -91,7 +91,7 @@ class LiveArm:
 
 
 class LiveArms(Started):
-    """All arms of one engine by their names. Entering it raises ServiceError or ModelError."""
+    """All arms of one engine by name. Entering it raises ServiceError or ModelError."""
 
     def __init__(self, plan: ServicesPlan, arms: Sequence[Arm]) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class LiveArms(Started):
             self.by_name[arm.name] = await self._live(arm)
 
     async def become(self, conditions: Conditions) -> None:
-        """Change every link, and wait until the edges have noticed."""
+        """Change every link, and wait until the edges have noticed the change."""
         for link in self._links:
             link.change(conditions)
         await asyncio.gather(*(_settle(edge) for edge in self._far_edges))
@@ -137,7 +137,7 @@ class LiveArms(Started):
         return await self.enter_async_context(http)
 
     async def _alone(self) -> LiveArm:
-        """Serve the draft model as a target of its own, on the edge's cores."""
+        """Serve the draft model as a target, on the edge's cores."""
         plan = self._services.plan
         model = str(find(plan.draft_model, open_store(os.environ)))
         arguments = ("--llama.slots", "1", "--llama.threads", "1")
@@ -151,8 +151,8 @@ class LiveArms(Started):
 
 
 async def _metrics(service: httpx.AsyncClient | None) -> defaultdict[str, float]:
-    """Return a service's counters; those with labels by their whole names, and summed up by
-    their names alone. Nothing where there is no service, or it has none."""
+    """Return a service's counters: those with labels by their full names, and also summed by
+    the bare names. Empty without a service, or if it has no metrics."""
     values: defaultdict[str, float] = defaultdict(float)
     if service is None or (answered := await service.get("/metrics")).status_code != 200:
         return values
@@ -167,6 +167,6 @@ async def _metrics(service: httpx.AsyncClient | None) -> defaultdict[str, float]
 async def _settle(edge: httpx.AsyncClient) -> None:
     until_s = monotonic() + SETTLING_S
     for _ in range(SETTLING_CHECKS):
-        await edge.get("/ready")  # the edge asks the verifier, which takes a round trip
+        await edge.get("/ready")  # makes the edge ask the verifier, which takes a round trip
         if monotonic() > until_s:
             return

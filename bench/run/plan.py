@@ -1,16 +1,16 @@
-"""The order in which arms are asked: all get the same questions, interleaved.
+"""The order of questions: every arm gets the same ones, interleaved.
 
-The order is repeat by repeat, prompt by prompt (families in turn), link by link; at each link
-all arms follow one another, and each time another arm begins. So what is compared was asked
-within minutes. Arms of several engines (bench.run.rivals) take turns: each engine answers a few
-questions before the next one is started, in the order A B, B A, A B, so that a host whose speed
-drifts changes all alike. `cloud` generates one token a pass at any distance: it is asked over
-the first link in every repeat, and over the last link in the first repeat, as a check.
+The order is repeat by repeat, prompt by prompt (families alternate), link by link; at each link
+all arms follow one another, and each time another arm begins. So compared answers are minutes
+apart. Arms of several engines (bench.run.rivals) take turns: each engine answers a few
+questions before the next one is started, in the order A B, B A, A B, so that a drift in the
+host's speed affects all alike. `cloud` generates one token a pass at any distance: it is asked
+over the first link in every repeat, and over the last link in the first repeat, as a check.
 
-Scenarios are asked after all other questions, and as users ask them, without a warm-up. Each
-arm has services of its own for them, started anew for each few conversations, so that no arm
-finds what another one's requests left there; an arm that remembers requests (cloud-suffix, an
-edge) may do so, since no question comes twice.
+Scenarios come after all other questions, and are asked without a warm-up, as users ask them.
+Each arm has its own services for them, restarted for each few conversations, so that no arm
+benefits from another one's requests. An arm that remembers requests (cloud-suffix, an edge) may
+do so, because no question comes twice.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Plan:
     tokens: int = 64
     repeats: int = 1
     seed: int = 7
-    """The first repeat has this seed; each later repeat has the next."""
+    """The seed of the first repeat; each later repeat has the next one."""
 
     questions_per_engine: int = 3
-    """The arms of one engine answer so many questions before the next engine is started."""
+    """The arms of one engine answer this many questions before the next engine is started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,15 @@ class Turn:
 
     @property
     def services(self) -> tuple[object, ...]:
-        """Identifies the services that answer it: turns in a row that share them are asked
-        without a new start."""
+        """Identifies the services that answer; consecutive turns with the same ones are asked
+        without a restart."""
         if not self.prompt.scenario:
             return (self.arm.engine,)
         return (self.arm.name, self.repeat, self.question.temperature, self.link)
 
 
 def turns(plan: Plan) -> Iterator[Turn]:
-    """Yield the questions in the order in which they are asked."""
+    """Yield the questions in their order."""
     for repeat in range(plan.repeats):
         short = [prompt for prompt in plan.prompts if not prompt.scenario]
         asked = [(t, each) for t in plan.temperatures for each in _in_turn(short)]
@@ -81,7 +81,7 @@ def turns(plan: Plan) -> Iterator[Turn]:
 
 
 def stints(plan: Plan) -> list[list[Turn]]:
-    """Return all turns in the order in which they are asked, those of one engine together."""
+    """Return all turns in their order, grouped by engine."""
     engines = list(dict.fromkeys(arm.engine for arm in plan.arms))
     ordered: list[Turn] = []
     for number, part in enumerate(_parts(plan)):
@@ -92,13 +92,13 @@ def stints(plan: Plan) -> list[list[Turn]]:
 
 
 def _long_work(plan: Plan) -> Iterator[Turn]:
-    """Yield the turns of the scenarios: a few conversations of one family by one arm, then the
+    """Yield the turns of the scenarios: a few conversations of a family by one arm, then the
     same ones by the next arm."""
     settings = product(range(plan.repeats), plan.temperatures, enumerate(plan.links))
     for repeat, temperature, (at, link) in settings:
         arms = [arm.at_long_work() for arm in plan.arms if _asked(arm, repeat, at, plan)]
         for prompts in _few_conversations(plan):
-            for arm in arms:  # never the same one twice in a row, in services that remember
+            for arm in arms:  # so no service gets a question twice in a row
                 for prompt in prompts:
                     question = Question(
                         prompt.prompt, temperature, plan.seed + repeat, plan.tokens,
@@ -123,7 +123,7 @@ def _parts(plan: Plan) -> Iterator[list[Turn]]:
 
 
 def _settings(arm: Arm, prompt: Prompt, prompts: Sequence[Prompt]) -> dict[str, object]:
-    """Return what an arm's requests have beyond the question: a prediction, if it makes one."""
+    """Return an arm's request fields beside the question: a prediction, if it has one."""
     family = [each for each in prompts if each.family == prompt.family]
     other = family[(family.index(prompt) + 1) % len(family)]
     text = {"": "", "own": prompt.prediction, "other": other.prediction}[arm.predicts]
@@ -131,9 +131,9 @@ def _settings(arm: Arm, prompt: Prompt, prompts: Sequence[Prompt]) -> dict[str, 
 
 
 def _in_turn(prompts: Sequence[Prompt]) -> list[tuple[int, Prompt]]:
-    """Return one prompt of each family after another: a run cut short has some of all.
+    """Return prompts with the families alternating, so that an aborted run has some of each.
 
-    The number that comes with a prompt chooses the arm that begins; no family has one twice.
+    The number with a prompt chooses the arm that begins; a family's numbers are all different.
     """
     families: dict[str, list[Prompt]] = {}
     for prompt in prompts:
@@ -147,7 +147,7 @@ def _in_turn(prompts: Sequence[Prompt]) -> list[tuple[int, Prompt]]:
 
 
 def _asked(arm: Arm, repeat: int, link: int, plan: Plan) -> bool:
-    if arm.place == "alone":  # it has no link
+    if arm.place == "alone":  # without a link
         return link == 0
     return arm.name != "cloud" or link == 0 or (repeat == 0 and link == len(plan.links) - 1)
 
@@ -157,7 +157,7 @@ def _ms(seconds: float | None) -> float | None:
 
 
 def answer(turn: Turn, reply: Reply, costs: Costs) -> Answer:
-    """Return what is kept of one reply."""
+    """Return the part of a reply that is kept."""
     ttft_s = reply.arrivals_s[0] if reply.arrivals_s else reply.seconds
     counted: dict[str, Any] = {
         name: round(value, 3) if name.endswith("_s") else int(value)

@@ -1,7 +1,7 @@
-"""The rivals that people have: vLLM's own speculation, in vLLM's own server, behind the link.
+"""The common rivals: vLLM's own speculation, in vLLM's own server, behind the link.
 
-Each setting of a rival is an engine of its own, which memory seldom holds beside another one.
-docs/decisions.md says how the lengths and settings in this file were found.
+Each setting of a rival is an engine of its own, and memory seldom holds two. docs/decisions.md
+says how the lengths and settings in this file were found.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ DRAFT: Final = "cloud-draft"
 HEAD: Final = "cloud-head"
 
 TOKENS: Final = {NGRAM: 32, SUFFIX: 32, DRAFT: 2}
-"""vLLM drafts so many tokens at most for a pass, where the arm's name does not say."""
+"""The most tokens that vLLM drafts for a pass, if the arm's name has no number."""
 
 _LOOKUP: Final = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
-"""An n-gram that must have occurred before has so many tokens."""
+"""The length range of an n-gram that is looked up in the text, in tokens."""
 
 _SUFFIX: Final = {
     "suffix_decoding_max_spec_factor": 4.0,
     "suffix_decoding_min_token_prob": 0.3,
 }
-"""vLLM drafts so many tokens for each that matches, where a draft token followed at least so
-often."""
+"""vLLM drafts up to the first number of tokens for each matching one, and only tokens whose
+frequency there is at least the second."""
 
 _FORGETS: Final = {"suffix_decoding_max_cached_requests": 0}
-"""It keeps no answers of before, where the bench asks the same questions again."""
+"""Earlier answers are not cached, because the bench asks the same questions again."""
 
 _PACKAGE: Final = "arctic-inference==0.1.1"
 _HAS_PACKAGE: Final = "from importlib import util; exit(not util.find_spec('arctic_inference'))"
@@ -40,21 +40,21 @@ _HAS_PACKAGE: Final = "from importlib import util; exit(not util.find_spec('arct
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """One arm: its kind, and how many tokens it drafts."""
+    """One arm: its kind, and the number of tokens that it drafts."""
 
     kind: str
     tokens: int = 0
-    """With 0 the arm is vLLM without speculation, the control."""
+    """0 means vLLM without speculation, the control."""
 
     config: str = ""
-    """This is vLLM's `speculative_config` as JSON, where it is given whole."""
+    """vLLM's complete `speculative_config` as JSON, if given."""
 
     remembers: bool = False
-    """Suffix decoding keeps what it answered, up to vLLM's own bound."""
+    """True if suffix decoding caches its answers, up to vLLM's own bound."""
 
     @staticmethod
     def parse(text: str) -> Rival | None:
-        """Read KIND or KIND:TOKENS; None if no rival is called so. Raises ValueError."""
+        """Parse KIND or KIND:TOKENS; return None for another name. Raises ValueError."""
         kind, colon, tokens = text.partition(":")
         if kind == PLAIN and not colon:
             return Rival(PLAIN)
@@ -69,7 +69,7 @@ class Rival:
         return f"{self.kind}:{self.tokens}" if self.tokens else self.kind
 
     def speculation(self, draft_model: str) -> dict[str, str | float]:
-        """Return vLLM's `speculative_config`; it is empty for vLLM without speculation."""
+        """Return vLLM's `speculative_config`; empty for vLLM without speculation."""
         match self.kind:
             case "cloud-head":
                 return dict(json.loads(self.config))
@@ -88,7 +88,7 @@ class Rival:
     def command(
         self, python: str, model: str, draft_model: str, more: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Return what starts its server; `more` are the verifier's options."""
+        """Return the command that starts its server. more: the verifier's options."""
         speculation = json.dumps(self.speculation(draft_model))
         module = (python, "-m", "picospec.bench.run.stock_vllm", "--model", model)
         return (*module, "--speculation", speculation, *more)
@@ -96,7 +96,7 @@ class Rival:
     def check(
         self, target: str, python: str, draft_model: str, temperatures: Sequence[float]
     ) -> None:
-        """Raise ValueError that says what the arm lacks, before anything is started."""
+        """Raise a ValueError that names what the arm lacks, before anything is started."""
         if any(temperatures):
             reason = "vLLM for CPUs draws wrongly where it speculates"
             raise ValueError(f"{self.name} is measured at temperature 0 only: {reason}")

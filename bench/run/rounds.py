@@ -1,4 +1,4 @@
-"""An edge that drafts in rounds, as published systems do (bench.round_policy), or uselessly.
+"""An edge that drafts in rounds like published systems (bench.round_policy), or uselessly.
 
 python -m picospec.bench.run.rounds sync:4 --verifier-url ... --draft-model ...
 """
@@ -25,20 +25,20 @@ from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistri
 from picospec.speculation.sampling.draft_token import DraftToken
 
 STEP_S: Final = 0.02
-"""A step takes so long: about what a draft model of 0.5 billion weights takes on one core."""
+"""The time of a step: about that of a draft model of 0.5 billion weights on one core."""
 
 
 @dataclass(slots=True)
 class UselessDrafter:
-    """A Drafter that proposes random tokens, and is the slot of each of its sessions.
+    """A Drafter that proposes random tokens. It is also the slot of each of its sessions.
 
-    It measures what useless drafts cost, and shows that drafts cannot change the text.
+    It measures the cost of useless draft tokens, and shows that they cannot change the text.
     """
 
     vocabulary_size: int
     chance: np.random.Generator
     separate: bool
-    """It says whether each token needs its distribution."""
+    """True if each token needs its distribution."""
 
     stuck: bool = False
     read_tokens: int = 0
@@ -62,13 +62,13 @@ class UselessDrafter:
         return [DraftToken(token, 1.0, certain if self.separate else None)]
 
     def leave(self) -> None:
-        """End a session."""
+        """Do nothing, because nothing is held."""
 
     async def watch(self) -> None:
-        """Notice nothing: no step hangs."""
+        """Do nothing, because no step hangs."""
 
     def close(self) -> bool:
-        """Hold nothing."""
+        """Return True, because nothing is held."""
         return True
 
 

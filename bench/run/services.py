@@ -1,6 +1,6 @@
-"""The services of a measurement: one verifier, and edges, some of them over emulated links.
+"""The services of a measurement: one verifier, and edges, some of them behind emulated links.
 
-Every process is real: the services run as they are shipped, on loopback, each on its own cores.
+Every process is real: the services run as shipped, on loopback, each on its own cores.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from picospec.gateway.hosting.readiness import until_ready
 from picospec.gateway.hosting.settings import as_environment
 
 LINKED = Conditions()
-"""A link has these conditions until a turn sets others."""
+"""The conditions of a link before a turn sets others."""
 
 PORTS = range(10_000, 32_000)
 """Ports below those that kernels choose from: Linux from 32,768, others from 49,152."""
 
 CONTEXT_TOKENS = 4096
-"""Prompt and answer of a short question together."""
+"""The tokens of a short question and its answer together."""
 
 READY_WITHIN_S = 300.0
-"""All services must be ready within this time."""
+"""All services must be ready within this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class EdgePlan:
-    """One edge, and how it differs from the product's defaults."""
+    """One edge with its differences from the product's defaults."""
 
     drafter: str = "model"
     judge: str = "coupled"
@@ -49,17 +49,17 @@ class EdgePlan:
     verifier_drafts: bool = True
     pool_tokens: int = 0
     link: Conditions | None = None
-    """The way to the verifier is an emulated link whose conditions can be changed; None means
-    that there is no link."""
+    """The emulated link to the verifier, whose conditions can be changed; None means that there
+    is no link."""
 
     colocated: bool = False
-    """It says whether the edge runs on the verifier's cores."""
+    """True if the edge runs on the verifier's cores."""
 
     rounds: str = ""
     """bench.run.rounds runs this in place of the product, such as "sync:4" or "useless"."""
 
     draft_model: str = ""
-    """This edge drafts with it; "" means the draft model of all edges."""
+    """The edge's draft model; "" means the one of all edges."""
 
     @property
     def settings(self) -> dict[str, object]:
@@ -68,7 +68,7 @@ class EdgePlan:
 
 
 def pins(text: str = "") -> Pins:
-    """Return the cores that `text` names; by default half of them for each end."""
+    """Return the cores that `text` names; by default each end gets half of them."""
     if sys.platform != "linux":
         return Pins()
     available = usable()
@@ -83,23 +83,23 @@ class ServicesPlan:
     target: str = "llama"
     verifier_arguments: Sequence[str] = ()
     verifier_python: str = sys.executable
-    """The verifier runs with this Python: vLLM has a virtual environment of its own."""
+    """The verifier's Python: vLLM has a virtual environment of its own."""
 
     verifier_cores: frozenset[int] = field(default_factory=lambda: pins().verifier)
     edge_cores: frozenset[int] = field(default_factory=lambda: pins().edge)
-    """By default each end has half the machine, so that neither slows the other's passes."""
+    """By default each end has half of the machine, so that neither slows the other's passes."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
 
     rival: Rival | None = None
-    """It is started in place of the verifier; with None the verifier is."""
+    """The rival that is started in place of the verifier, if any."""
 
     cloud_draft_model: str = ""
-    """A rival that has a draft model has this one, as vLLM reads it."""
+    """The draft model of a rival that has one, in a form that vLLM reads."""
 
     @property
     def models(self) -> dict[str, str]:
-        """What a file of results says about the models."""
+        """The entry about the models in a file of results."""
         return {
             "target": self.target_model,
             "draft": self.draft_model,
@@ -115,7 +115,7 @@ def verifier_arguments(
     context_tokens: int = CONTEXT_TOKENS,
 ) -> tuple[str, ...]:
     """Return the arguments of a verifier that serves `sessions` answers at once, and one that
-    has not left yet; for vLLM the others are as in configs/local-vllm.toml. `more` wins."""
+    has not ended yet; for vLLM the others equal configs/local-vllm.toml. `more` wins."""
     slots, context = str(sessions + 1), str(context_tokens)
     if target == "llama":
         return "--llama.slots", slots, "--llama.context_tokens", context, *more
@@ -127,11 +127,11 @@ def verifier_arguments(
 
 
 class Started(AsyncExitStack):
-    """Something that is started on `async with` and stopped as a whole on leaving."""
+    """Parts that are started by `async with`, and stopped together on leaving it."""
 
     @abstractmethod
     async def _start(self) -> None:
-        """Start the parts, and enter each."""
+        """Start the parts, and enter each as a context."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -142,7 +142,7 @@ class Started(AsyncExitStack):
         return self
 
     async def linked(self, url: str, conditions: Conditions = LINKED) -> tuple[str, Link]:
-        """Return a URL at which a service is found through a link, and the link."""
+        """Return a URL that reaches a service through a link, and the link."""
         link = Link((HOST, port(url)), conditions)
         await self.enter_async_context(link)
         return f"http://{HOST}:{link.port}", link
@@ -158,7 +158,7 @@ class Services(Started):
         self.edge_urls: dict[str, str] = {}
         self.links: dict[str, Link] = {}
         self.pids: dict[str, int] = {}
-        """It has the process group of the "verifier", and of each edge by its name."""
+        """The process groups of the "verifier" and of each edge, by name."""
 
     async def _start(self) -> None:
         relays = await self.enter_async_context(asyncio.TaskGroup())
@@ -205,8 +205,8 @@ class Services(Started):
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on now, and that the kernel gives to nobody: a
-    connection takes its own end from those above, be it to the very port that it asks for."""
+    """Return a port that nothing listens on, and that the kernel does not assign: the local
+    ports of connections are above it, so that none can even connect to itself."""
     while True:
         port = random.choice(PORTS)
         with socket.socket() as probe, suppress(OSError):

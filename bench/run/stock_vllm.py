@@ -2,8 +2,8 @@
 
     python -m picospec.bench.run.stock_vllm --model DIR --speculation JSON [--vllm.NAME VALUE]
 
-The verifier's engine and this one start in the same environment and with the same options, so
-that only speculation differs. Options that are not vLLM's are the verifier's alone.
+The verifier's engine and this one start in the same environment with the same options, so that
+only speculation differs. Options that are not vLLM's only apply to the verifier.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Compares the speed of two checkouts of PicoSpec on one host, which they use by turns.
+"""Compares the speed of two checkouts of PicoSpec, which take turns on one host.
 
     python -m picospec.bench.run.versus --old DIR --new DIR --out DIR [options of `bench run`]
 
 Each checkout runs `bench run` on each slice of the prompts, in the order old new, new old, old
-new, so that a host whose speed drifts changes both alike. Answers to the same prompt and seed
-over the same link are paired. The arm `cloud` is the control: its ratio shows what the host
-alone does. Both run in this Python environment, and PYTHONPATH decides whose code it imports,
-also in the processes that vLLM spawns. A finished turn is not run again.
+new, so that a drift in the host's speed affects both alike. Answers to the same prompt and seed
+over the same link are paired. The arm `cloud` is the control: its ratio shows the drift of the
+host alone. Both run in this Python environment, and PYTHONPATH selects the code that it
+imports, even in the processes that vLLM spawns. A finished turn is not run again.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ MAX_WIDTH: Final = 0.06
 """The 95 % interval must begin at MIN_RATIO or above; a wider one needs more prompts."""
 
 BENCH_OPTIONS: Final = ("--arms", "cloud,picospec", "--rtt", "10,100", "--repeats", "1")
-"""`bench run` has these options unless the command line says otherwise."""
+"""The options of `bench run` unless the command line has others."""
 
 Turn = tuple[str, Path]
-"""It says whose turn it is, "old" or "new", and names the file of the prompts that it runs
-on."""
+"""The checkout, "old" or "new", and the file of its prompts."""
 
 Key = tuple[str, str, float, float, int]
-"""An answer is found by arm, prompt, round trip in ms, temperature and repeat."""
+"""Identifies an answer: arm, prompt, round trip in ms, temperature and repeat."""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -55,7 +54,7 @@ def results(turn: Turn) -> Path:
 
 
 def deal(prompts: Sequence[Prompt], slices: int, folder: Path) -> list[Path]:
-    """Write the prompts to files, in turn; each file has some of every family, and whole
+    """Write the prompts to files by turns; each file has some of every family, and whole
     conversations."""
     asked = groupby(prompts, key=lambda prompt: prompt.scenario or prompt.id)
     dealt = sorted((list(turns) for _, turns in asked), key=lambda turns: turns[0].root)
@@ -65,7 +64,7 @@ def deal(prompts: Sequence[Prompt], slices: int, folder: Path) -> list[Path]:
 
 
 def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
-    """Measure one turn, unless that was done. Raises CalledProcessError."""
+    """Measure one turn, unless it is finished. Raises CalledProcessError."""
     if (finished := results(turn)).exists():
         return
     unfinished = finished.with_suffix(".unfinished")
@@ -78,14 +77,14 @@ def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
 
 
 def measured(side: str, slices: Sequence[Path]) -> dict[Key, Answer]:
-    """Return what a checkout measured."""
+    """Return the answers of a checkout."""
     files = [load(results((side, prompts)), Measured) for prompts in slices]
     found = [answer for file in files for answer in file.answers]
     return {(a.arm, a.prompt, a.rtt_ms, a.temperature, a.repeat): a for a in found}
 
 
 def report(old: Mapping[Key, Answer], new: Mapping[Key, Answer]) -> Iterator[str]:
-    """Yield a line for each arm and speed, and one for texts that differ."""
+    """Yield a line for each arm and kind of speed, and one on texts that differ."""
     pairs = [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
     speeds: Mapping[str, Callable[[Answer], float]] = {
         "tokens/s": lambda answer: answer.tokens_per_s,
@@ -98,7 +97,7 @@ def report(old: Mapping[Key, Answer], new: Mapping[Key, Answer]) -> Iterator[str
 
 
 def verdict(name: str, ratios: Sequence[tuple[str, str, float]]) -> str:
-    """Return the mean of (family, prompt, ratio), its interval, and whether that suffices."""
+    """Return the mean of (family, prompt, ratio), its interval, and whether they suffice."""
     found = mean(ratios)
     if found is None or found.low is None or found.high is None:
         return f"{name}: {found}; one prompt a family gives no interval"
