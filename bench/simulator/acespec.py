@@ -1,16 +1,16 @@
-"""AceSpec (arXiv:2609.02514): rounds as `paper` has them, with a cache of branches at the edge.
+"""AceSpec (arXiv:2609.02514): the rounds of `paper`, with a cache of branches at the edge.
 
 While a round is away the edge extends the chain, and in the same batched steps it drafts
-branches: what follows other tokens at each depth of the round, more of them near its start. A
-recovered token that a branch begins with is a *hit*: the next round is looked up, as far as the
-branch has come. Each rejection still takes a round trip.
+branches: continuations of other tokens at each depth of the round, more of them near its start.
+A recovered token with which a branch begins is a *hit*: the next round is looked up, as far as
+the branch goes. Each rejection still takes a round trip.
 
-Where the paper leaves something open, the arm has what makes it fastest:
+Where the paper leaves a detail open, the arm has the fastest variant:
 
 - The number of branches by depth falls with the answer's own acceptance, known beforehand.
-- Each step lengthens every branch by a token, for the time that the device takes to read the
+- Each step extends every branch by a token, in the time that the device takes to read the
   chain's token and one of each branch together. The first step begins when the round is sent.
-- A hit ends the step that is running. The rest of a branch too short for a round is drafted.
+- A hit ends the running step. The rest of a branch that is too short for a round is drafted.
 - At temperature 1 the edge ranks tokens with the noise that it shares with the target.
 """
 
@@ -28,12 +28,12 @@ from picospec.speculation.protocol.messages import Draft, Pushed
 from picospec.speculation.sampling.draft_token import DraftToken
 
 ROUNDING: Final = 1e-9
-"""A step may end late by this share of a step and count: sums of times are not exact."""
+"""A step counts even if it ends late by this share of a step: sums of times are inexact."""
 
 
 def branches_by_depth(branches: int, gamma: int, acceptance: float) -> list[int]:
-    """Return how many branches leave the chain at each of gamma + 1 depths, the bonus token's
-    included: in proportion to acceptance ** depth, rounded as D'Hondt divides seats."""
+    """Return the number of branches at each of gamma + 1 depths, including the bonus token's,
+    in proportion to acceptance ** depth, rounded by D'Hondt's method."""
     counts = [0] * (gamma + 1)
     for _ in range(branches):
         shares = [acceptance**depth / (count + 1) for depth, count in enumerate(counts)]
@@ -42,7 +42,7 @@ def branches_by_depth(branches: int, gamma: int, acceptance: float) -> list[int]
 
 
 class CachingEdge(Edge):
-    """An edge that looks a rejection's next round up where it has drafted it."""
+    """An edge that looks up the next round after a rejection, if it has drafted it."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class CachingEdge(Edge):
         drafting: Callable[[float], None],
         done: Action,
     ) -> None:
-        """gamma: draft tokens in a round. branches: drafted while a round is away."""
+        """gamma: draft tokens of a round. branches: drafted while a round is away."""
         super().__init__(clock, source, machine, draft_s, drafting=drafting, done=done)
         self._gamma = gamma
         self._branches = branches_by_depth(branches, gamma, source.acceptance)
@@ -64,10 +64,10 @@ class CachingEdge(Edge):
         self._round_start, self._sent_s = 0, 0.0
         self._epoch = 0
         self._cached_end = 0
-        """Draft tokens up to this position are in the cache."""
+        """The cache contains draft tokens up to this position."""
 
         self._first_epoch = 0
-        """Steps of an earlier epoch were ended by a hit."""
+        """A hit ended the steps of earlier epochs."""
 
     def _send(self, messages: Sequence[Pushed]) -> None:
         for message in messages:
@@ -83,10 +83,10 @@ class CachingEdge(Edge):
         super()._act()
 
     def _look_up(self, rejected: int) -> None:
-        """Take the branch that begins with the recovered token at that position, if any.
+        """Take the branch that begins with the recovered token at `rejected`, if there is one.
 
-        A round has a token more where its predecessor was confirmed before it was judged; what
-        follows that token has as many branches as the bonus token.
+        A round has one more token if its predecessor was confirmed before the round was judged;
+        as many branches follow that token as the bonus token.
         """
         depth, self._cached_end = min(rejected - self._round_start, self._gamma), 0
         if self._source.ranks[rejected] < self._branches[depth]:
@@ -94,7 +94,7 @@ class CachingEdge(Edge):
             self._busy, self._first_epoch = False, self._epoch
 
     def _steps_away(self) -> int:
-        """Return how many tokens each branch has since the round was sent."""
+        """Return the number of tokens that each branch got since the round was sent."""
         away_s = self._clock.now_s - self._sent_s
         return min(self._gamma, int(away_s / self._batch_s + ROUNDING))
 

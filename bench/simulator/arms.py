@@ -1,8 +1,7 @@
-"""The systems compared (see docs/performance.md), as the few things in which they differ.
+"""The compared systems (see docs/performance.md), by the few things in which they differ.
 
-Here `colocated` is `sync` on the target's host: without a link, but drafting takes the target's
-time. Hosts, link, prompts and the head start while the target reads the prompt are the same for
-all.
+`colocated` is `sync` on the target's host: no link, but drafting takes the target's time.
+Hosts, link, prompts and the head start while the target reads the prompt are the same for all.
 """
 
 from __future__ import annotations
@@ -16,31 +15,31 @@ from picospec.speculation.protocol.messages import Fill
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """By default the target alone."""
+    """A compared system; by default the target alone."""
 
     name: str = "cloud"
     fill: Fill = "always"
     policy: DraftPolicy | None = None
-    """With None nothing is drafted."""
+    """None drafts nothing."""
 
     own_drafts: bool = False
-    """It says whether the verifier proposes draft tokens too."""
+    """True if the verifier proposes draft tokens too."""
 
     lookup: bool = False
-    """It says whether tokens are also proposed by prompt lookup."""
+    """True if prompt lookup proposes tokens too."""
 
     gamma: int = 0
-    """A round has so many draft tokens; 0 where there are no rounds."""
+    """The number of draft tokens of a round; 0 without rounds."""
 
     branches: int = 0
-    """So many branches are drafted beside the chain while a round is away, see
+    """The number of branches drafted beside the chain while a round is away; see
     bench.simulator.acespec."""
 
     colocated: bool = False
-    """It says whether the draft model runs on the target's host."""
+    """True if the draft model runs on the target's host."""
 
     waits: bool = False
-    """It says whether the target rests while the draft model works."""
+    """True if the target is idle while the draft model works."""
 
 
 def sync(gamma: int) -> Arm:
@@ -49,17 +48,17 @@ def sync(gamma: int) -> Arm:
 
 
 def paper(gamma: int) -> Arm:
-    """Return PicoSpec as published, see bench.round_policy."""
+    """Return PicoSpec as published; see bench.round_policy."""
     return Arm("paper", "never", RoundPolicy(gamma, overlaps=True), gamma=gamma)
 
 
 def acespec(gamma: int, branches: int) -> Arm:
-    """Return `paper` with a cache of branches, see bench.simulator.acespec."""
+    """Return `paper` with a cache of branches; see bench.simulator.acespec."""
     return replace(paper(gamma), name="acespec", branches=branches)
 
 
 def colocated(gamma: int) -> Arm:
-    """Return vanilla speculation whose draft model runs on the target's host."""
+    """Return vanilla speculation with the draft model on the target's host."""
     policy = RoundPolicy(gamma)
     return Arm("colocated", "never", policy, gamma=gamma, colocated=True, waits=True)
 

@@ -1,4 +1,4 @@
-"""How many clients one verifier serves: clients of one arm share its passes."""
+"""Simulates how many clients one verifier serves, when clients of one arm share its passes."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from picospec.bench.simulator.world import World, simulate
 CLIENTS: Final = (1, 8, 16, 32, 48, 64, 96, 128, 192)
 RTT_MS: Final = 20.0
 ANSWERS: Final = 3
-"""Each client asks for at least so many answers: one of every family."""
+"""The least number of answers of each client: one of every family."""
 
 ROWS: Final = 1024
-"""A pass has no more rows, as serving engines limit the tokens of a step."""
+"""The most rows of a pass, like a serving engine's limit of tokens in a step."""
 
 SHARED: Final[Mapping[str, Sequence[Arm]]] = {
     "cloud": [Arm()],
     "picospec": [picospec()],
     "colocated": [colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
 }
-"""The verifier of these arms is shared; each is tried at the round lengths given."""
+"""The arms whose verifier is shared; each is tried at the given round lengths."""
 
 
 class Crowd(msgspec.Struct, frozen=True):
-    """One verifier and its clients, who all begin at once and ask for ANSWERS in a row."""
+    """One verifier and its clients, which all begin at once and ask for ANSWERS in a row."""
 
     point: str
     arm: str
     clients: int
     tokens_per_s: float
-    """One client has this rate."""
+    """The rate of one client."""
 
     gamma: int | None
 
 
 def crowds(sources: Sequence[Source], point: str, hosts: Hosts) -> Iterator[Crowd]:
-    """Yield how fast clients are served by one verifier, by their number and arm."""
+    """Yield the rate of a verifier's clients for each number of clients and arm."""
     world = World(hosts, Conditions(RTT_MS), rows=ROWS)
     for count in CLIENTS:
         for name, arms in SHARED.items():
@@ -57,14 +57,14 @@ def crowds(sources: Sequence[Source], point: str, hosts: Hosts) -> Iterator[Crow
 
 def _shared(world: World, arm: Arm, sources: Sequence[Source], clients: int) -> float:
     """Return the tokens per second of a client, over answers of every family."""
-    each = max(ANSWERS, ceil(len(sources) / clients))  # a few clients also ask for all sources
+    each = max(ANSWERS, ceil(len(sources) / clients))  # so that few clients ask for all sources
     asked = [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(clients)]
     return rate(simulate(world, arm, asked))
 
 
 def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:
-    """Return how many clients can have so many tokens per second each, interpolated between
-    the numbers simulated; 0 if not even one can."""
+    """Return the number of clients that can each have this rate, interpolated between the
+    simulated numbers; 0 if not even one can."""
     own = sorted((c.clients, c.tokens_per_s) for c in found if c.arm == arm)
     if not own or own[0][1] < tokens_per_s:
         return 0.0
@@ -75,7 +75,7 @@ def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:
 
 
 def alternating(groups: Sequence[Group]) -> list[Source]:
-    """Return all sources, a family after another in turn. Raises ValueError for no groups."""
+    """Return all sources with the families alternating. Raises ValueError without groups."""
     if not groups:
         raise ValueError("there are no traces at this temperature")
     most = max(len(group.sources) for group in groups)

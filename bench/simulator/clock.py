@@ -1,4 +1,4 @@
-"""Virtual time: events in their order, durations as curves, messages on a link."""
+"""Virtual time: ordered events, durations as curves, and messages on a link."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Action = Callable[[], None]
 
 
 class Clock:
-    """Runs actions in the order of their time; those of one instant in the order asked for."""
+    """Runs actions in the order of their times, and of the calls for equal times."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -31,27 +31,27 @@ class Clock:
         self.at(self.now_s + delay_s, action)
 
     def run(self) -> None:
-        """Run until nothing is left to happen."""
+        """Run all events until none is left."""
         while self._events:
             self.now_s, _, action = heappop(self._events)
             action()
 
 
 class Curve:
-    """Seconds as a function of rows: straight between the points and beyond the last; one point
-    makes it constant."""
+    """Seconds as a function of rows, linear between the points and beyond the last; constant if
+    there is only one point."""
 
     def __init__(
         self, seconds: Mapping[int, float], besides: Callable[[int], float] = lambda rows: 0.0
     ) -> None:
-        """besides: seconds that are added, over rows."""
+        """besides: a function of rows that returns seconds to add."""
         self._rows = sorted(seconds)
         self._seconds = [seconds[rows] for rows in self._rows]
         self._besides = besides
         self._known: dict[int, float] = {}
 
     def plus(self, besides: Callable[[int], float]) -> Curve:
-        """Return this curve, raised by what each number of rows costs besides."""
+        """Return this curve plus `besides`, a function of rows."""
         return Curve(dict(zip(self._rows, self._seconds, strict=True)), besides)
 
     def of(self, rows: int) -> float:
@@ -68,7 +68,7 @@ class Curve:
 
 
 class Line:
-    """One direction of one connection: messages arrive in order, when the path lets them."""
+    """One direction of a connection: messages arrive in order, at the times of the path."""
 
     def __init__(
         self, clock: Clock, path: Path, deliver: Callable[[Up], None] | Callable[[Down], None]

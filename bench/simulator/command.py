@@ -1,4 +1,4 @@
-"""`picospec bench simulate` and `agree`: what each arm would do at each distance."""
+"""`picospec bench simulate` and `agree` simulate each arm at each distance."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def agree(
 
 
 def table_of(found: Sequence[SimulatedRow], title: str) -> Table:
-    """Return arms and families down, round trips across."""
+    """Return a table: arms and families as lines, round trips as columns."""
     cells = {
         (place, f"{rtt_ms:g} ms"): f"{value:.2f}"
         for place, by_rtt in speedups(found).items()
@@ -85,13 +85,13 @@ def table_of(found: Sequence[SimulatedRow], title: str) -> Table:
 
 
 def waiting_table(found: Sequence[SimulatedRow], title: str) -> Table:
-    """Return the shares of time in which a reader waits, laid out as the speed-ups are."""
+    """Return the shares of time in which a reader waits, in a table like the speed-ups'."""
     cells = {((r.arm, r.family), f"{r.rtt_ms:g} ms"): f"{r.waiting:.1%}" for r in found}
     return console(*grid(("arm", "family"), cells), title)
 
 
 WITHIN: Final = 0.10
-"""A prediction counts as in agreement up to this relative difference."""
+"""The largest relative difference of a prediction that counts as agreement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +125,10 @@ def compare(simulated: Sequence[SimulatedRow], measured: Results) -> list[Agreem
 
 
 def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterator[SimulatedRow]:
-    """Yield what the simulator has for the run's cells. Arms it does not know are left out.
+    """Yield the simulator's rows for the run's cells. Arms that it does not know are left out.
 
-    Raises ValueError that names a prompt of which there is no trace, or too short a one; or for
-    a run over links with a rate or losses.
+    Raises a ValueError that names a prompt whose trace is missing or too short, or for a run
+    over links with a rate or losses.
     """
     if measured.link.get("loss") or any(row.rate_mbit for row in measured.rows):
         raise ValueError("the run's links had a rate or losses: compared are RTT and jitter")
@@ -148,7 +148,7 @@ def _sources(
     lengths: dict[str, int] = {}
     for a in references(measured.answers).values():
         if (a.family, a.temperature) == (family, temperature):
-            lengths.setdefault(a.prompt, a.tokens)  # the first repeat has a trace
+            lengths.setdefault(a.prompt, a.tokens)  # the trace is of the first repeat
     found = {trace.prompt_id: trace for trace in traces if trace.temperature == temperature}
     for prompt, tokens in lengths.items():
         if prompt not in found or len(found[prompt].tokens) < tokens - 2:
@@ -157,7 +157,7 @@ def _sources(
 
 
 def agreement_table(found: Sequence[Agreement]) -> Table:
-    """Return arms and families down, round trips across."""
+    """Return a table: arms and families as lines, round trips as columns."""
     cells = {
         ((c.arm, f"{c.temperature:g}", c.family), f"{c.rtt_ms:g} ms"): str(c) for c in found
     }
@@ -165,7 +165,7 @@ def agreement_table(found: Sequence[Agreement]) -> Table:
 
 
 def summary(cells: Sequence[Agreement]) -> list[str]:
-    """Return a line for each arm: in how many cells both agree."""
+    """Return a line for each arm with the number of cells in which both agree."""
     agreeing: dict[str, list[bool]] = {}
     for cell in cells:
         agreeing.setdefault(cell.arm, []).append(cell.agrees)

@@ -1,4 +1,4 @@
-"""A user's device as a driver of the DraftMachine on virtual time."""
+"""Simulates a user's device: drives the DraftMachine on virtual time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from picospec.speculation.sampling.draft_token import DraftToken
 
 @dataclass(slots=True)
 class Answer:
-    """What one answer was like from where the user sits."""
+    """One answer as the user saw it."""
 
     source: Source
     asked_s: float
     arrivals: list[tuple[float, int]] = field(default_factory=list)
-    """It says when tokens came (seconds from asking), and how many."""
+    """When tokens came (seconds from asking), and their number."""
 
     drafted: int = 0
     edge_cpu_s: float = 0.0
@@ -67,7 +67,7 @@ class Answer:
 
 
 class Edge:
-    """One answer. `uplink` must be set before `start`."""
+    """Generates one answer. `uplink` must be set before `start`."""
 
     uplink: Line
 
@@ -81,7 +81,7 @@ class Edge:
         drafting: Callable[[float], None],
         done: Action,
     ) -> None:
-        """drafting: is told until when the draft model works. done: is called at the end."""
+        """drafting: gets the end of each draft step. done: is called at the answer's end."""
         self.answer = Answer(source, clock.now_s)
         self.machine = machine
         self._clock = clock
@@ -89,7 +89,7 @@ class Edge:
         self._draft_s = draft_s
         self._drafting = drafting
         self._done = done
-        self._cache: list[TokenId] = []  # the output tokens that the draft model has read
+        self._cache: list[TokenId] = []  # output tokens that the draft model has read
         self._opened = False
         self._waiting: list[Pushed] = []
         self._busy = True
@@ -125,13 +125,13 @@ class Edge:
             self._step(outcome.step)
 
     def _send(self, messages: Sequence[Pushed]) -> None:
-        """Send these and what waits, once the session is open."""
+        """Queue messages, and send the queue once the session is open."""
         self._waiting.extend(messages)
         while self._opened and self._waiting:
             self.uplink.send(self._waiting.pop(0))
 
     def _step(self, step: DraftStep) -> None:
-        """Begin a step. It reads what the draft model has not read yet."""
+        """Begin a step, which also reads all tokens that the draft model has not read yet."""
         tokens = self._source.drafts(step.context, step.ahead)
         unread = max(0, len(step.context) - common_prefix(self._cache, step.context) - 1)
         step_s = self._step_s(step, unread)
@@ -143,7 +143,7 @@ class Edge:
         self._clock.after(step_s, lambda: self._drafted(step, tokens))
 
     def _step_s(self, step: DraftStep, unread: int) -> float:
-        """Return how long a step takes. unread: tokens of its context to be read first."""
+        """Return the seconds of a step. unread: tokens of its context that it reads first."""
         return self._draft_s.of(1 + unread + len(step.ahead))
 
     def _drafted(self, step: DraftStep, tokens: Sequence[DraftToken]) -> None:

@@ -1,10 +1,10 @@
-"""Writes what the simulator does, message by message, and compares two such logs.
+"""Logs every message of the simulator, and compares two such logs.
 
     python -m picospec.bench.simulator.event_log --out FILE [--traces DIR]
     python -m picospec.bench.simulator.event_log --compare OLD NEW
 
 A change that keeps every decision keeps every line, so two commits are compared by their logs.
-A log has a *cell* for each arm, operating point, round trip and source, where one client asks
+A log has a *cell* for each arm, operating point, round trip and source, in which a client asks
 twice, and cells in which four clients share a verifier. A cell is `{"cell": name}` and lists:
 
     ["sent", seconds, link, kind, fields], ["arrived", seconds, link, kind]   links by first use
@@ -41,8 +41,8 @@ HOSTS: Final = {name: hosts_of(name) for name in ("cpu", "72/7")} | {
     name: POINTS[f"{name} ms"] for name in ("72/24", "146/43", "10/5")
 }
 HOSTS["dear rows"] = gpu(0.072, 0.007, twice_at=2)
-"""Where a row costs a pass, drafts go unused that would be accepted; the edge rests for that
-nowhere else."""
+"""If a row costs a pass, draft tokens go unused that would be accepted. Only here does the edge
+rest because of that."""
 RTTS_MS: Final = (10.0, 50.0, 100.0, 200.0)
 ACCEPTANCES: Final = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 1.0)
 TOKENS, PROMPT_TOKENS, CLIENTS, ANSWERS = 160, 40, 4, 3
@@ -58,13 +58,13 @@ def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) ->
         lines.append(json.dumps(values, sort_keys=True) + "\n")
 
     def line(clock: Clock, path: LinkPath, deliver: Callable[..., None]) -> Line:
-        """Return a direction of a link that writes down what enters and what leaves it."""
+        """Return a direction of a link that logs messages when they are sent and arrive."""
         number: list[int] = []
 
         def sent(message: Message) -> None:
             number[:] = number or [next(unused)]
             fields = msgspec.to_builtins(message)
-            fields.pop("version", None)  # the protocol's
+            fields.pop("version", None)  # the protocol's version
             write("sent", clock.now_s, *number, type(message).__name__, fields)
             send(message)
 
@@ -117,7 +117,7 @@ def report(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
 
 
 def _differing(*cells: str) -> Iterator[tuple[str, ...]]:
-    """Yield the messages in which two cells differ, their numbers rounded to nine digits."""
+    """Yield the messages in which two cells differ, with numbers rounded to nine digits."""
     rounded = (FLOAT.sub(lambda n: f"{float(n[0]):.9g}", cell) for cell in cells)
     messages = ([m for m in r.splitlines() if not m.startswith('["answer"')] for r in rounded)
     return (pair for pair in zip_longest(*messages, fillvalue="-") if pair[0] != pair[1])

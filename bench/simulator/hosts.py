@@ -1,4 +1,4 @@
-"""How fast both ends are."""
+"""The speeds of both ends."""
 
 from __future__ import annotations
 
@@ -14,80 +14,78 @@ from picospec.bench.data.host import Host
 from picospec.bench.simulator.clock import Curve
 
 DEVICE_TWICE_AT: Final = 16
-"""A step of the user's device reads so many tokens in twice the time of one; this is an
+"""A step of the user's device reads this many tokens in twice the time of one. This is an
 assumption."""
 
 
 class Speeds(msgspec.Struct, frozen=True):
-    """How fast both ends of a host are, measured, in seconds; bench.calibrate says how."""
+    """The measured speeds of both ends of a host, in seconds; see bench.calibrate."""
 
     host: Host
     commit: str
     models: dict[str, str]
     pass_s: dict[int, float]
-    """With draft tokens waiting, a pass begins so long after the one before, by its rows."""
+    """The period of passes with draft tokens waiting, by their rows."""
 
     drafting_s: dict[int, float]
     """The same while the draft model works: on one machine both ends share the memory."""
 
     draft_s: dict[int, float]
-    """While the target works, a step of the draft model takes so long, by the tokens it
-    reads."""
+    """The time of a draft step while the target works, by the tokens it reads."""
 
     alone_s: dict[int, float]
     """The same while the target is idle."""
 
     first_s: float
-    """The first token of a prompt that was asked before comes after this time and its tokens'
-    share."""
+    """The time to the first token of a prompt that was asked before, without its tokens' share
+    (prefill_s)."""
 
     prefill_s: float
-    """Each token of such a prompt adds so much."""
+    """The time that each token of such a prompt adds."""
 
     stack_s: float
-    """Software adds so much to a round trip: from a Commit to a pass over the answer to it."""
+    """The software's share of a round trip: from a Commit to a pass over the reply to it."""
 
     message_s: float
-    """Each message that is received adds so much to the pass that runs."""
+    """The time that each received message adds to the running pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
     pass_s: Curve
-    """A target pass takes so long, by the rows of all its sessions together."""
+    """The time of a target pass, by the rows of all its sessions together."""
 
     draft_s: Curve
-    """A draft step takes so long while the target works, by the tokens it reads: one, or more
-    after the target went ahead of the draft model."""
+    """The time of a draft step while the target works, by the tokens it reads: one, or more if
+    the target was ahead of the draft model."""
 
     drafting_s: Curve | None = None
-    """A target pass takes so long, by its rows, while the draft model works all the time and
-    both share a memory; None means `pass_s`."""
+    """The time of a target pass, by its rows, while the draft model works all the time and both
+    share a memory; None means `pass_s`."""
 
     alone_s: Curve | None = None
-    """A draft step takes so long while the target is idle and both share a memory; None means
+    """The time of a draft step while the target is idle and both share a memory; None means
     `draft_s`."""
 
     prefill_s: float = 0.0
-    """The target takes so long for a token of the prompt."""
+    """The target's time for a token of the prompt."""
 
     draft_prefill_s: float = 0.0
     colocated_s: Curve | None = None
-    """A draft step on the target's host takes so long, by sessions; None means as long as on
-    the device."""
+    """The time of a draft step on the target's host, by sessions; None means the same as on the
+    device."""
 
     first_s: float = 0.0
-    """A session's first pass takes so much longer, besides its prompt's tokens."""
+    """The extra time of a session's first pass, without its prompt's tokens."""
 
     stack_s: float = 0.0
-    """Software adds so much to every round trip."""
+    """The software's share of every round trip."""
 
     message_s: float = 0.0
-    """Each message that is received adds so much to the pass that runs, where both share a
-    core."""
+    """The time that each received message adds to the running pass, if both share a core."""
 
     def lost_s(self, rows: int, drafting_s: float) -> float:
-        """Return by how much a draft model that works so long prolongs a pass."""
+        """Return the seconds that a draft model adds to a pass by working for `drafting_s`."""
         if self.drafting_s is None:
             return 0.0
         return drafting_s * max(0.0, 1.0 - self.pass_s.of(rows) / self.drafting_s.of(rows))
@@ -110,8 +108,8 @@ def gpu(
 ) -> Hosts:
     """Return hosts with one device at each end.
 
-    colocated_s: time of a draft step on the target's device. twice_at: rows of a pass that
-    takes twice as long as one of a single row; other passes are in proportion, for both models
+    colocated_s: the time of a draft step on the target's device. twice_at: the rows of a pass
+    that takes twice as long as one of a single row; the time is linear in rows, for both models
     there. None: all passes take the same time, as on a device far from full.
     """
 
@@ -124,20 +122,20 @@ def gpu(
 
 
 TWICE_AT: Final = 256
-"""A pass over so many rows takes twice as long as one over a single row."""
+"""A pass over this many rows takes twice as long as one over a single row."""
 
 POINTS: Final[Mapping[str, Hosts]] = {
     f"{target:g}/{draft:g} ms": gpu(target / 1e3, draft / 1e3, colocated / 1e3, TWICE_AT)
     for target, draft, colocated in ((72, 24, 8), (146, 43, 14.3), (10, 5, 1.7), (10, 10, 3.3))
 }
 """An operating point has a target on a GPU, a draft model on a device, and the same draft model
-on the GPU, three times as fast. Each is named after the time of a token of the target, and of
-the draft model on the device. The first two are those of arXiv:2603.19133; the others have an
+on the GPU, three times as fast. It is named after the times of a token of the target and of the
+draft model on the device. The first two are those of arXiv:2603.19133; the others have an
 engine of 10 ms a token."""
 
 
 def measured(speeds: Speeds) -> Hosts:
-    """Return hosts as fast as measured, whose edge has read the prompt before."""
+    """Return hosts with measured speeds, whose edge has read the prompt before."""
     return Hosts(
         Curve(speeds.pass_s), Curve(speeds.draft_s),
         Curve(speeds.drafting_s), Curve(speeds.alone_s),
@@ -147,9 +145,9 @@ def measured(speeds: Speeds) -> Hosts:
 
 
 def hosts_of(text: str) -> Hosts:
-    """Read "cpu" (CPU_BOX), constant times such as "72/24", or the name of a file of `speeds`.
+    """Parse "cpu" (CPU_BOX), constant times such as "72/24", or the name of a file of `speeds`.
 
-    Raises ValueError for anything else, OSError for a file that cannot be read.
+    Raises ValueError for any other text, and OSError for an unreadable file.
     """
     if text == "cpu":
         return CPU_BOX

@@ -1,8 +1,8 @@
-"""What the models generate in one answer: made up from an acceptance, or replayed from a Trace.
+"""The models' output for one answer: made up from an acceptance, or replayed from a Trace.
 
 The target's answer is fixed: judged `coupled`, it is a function of prompt and seed. So is the
 draft token after any context that the target commits. After a miss the chain is broken whatever
-it goes on with: a trace holds what follows a missed draft token, elsewhere tokens are made up.
+follows: a trace has the next draft tokens after a miss, and other tokens are made up.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.speculation.sampling.noise import gumbel, place
 
 WRONG: Final = 100_000
-"""Tokens from here on are in no answer. They take three bytes on the wire, as most tokens of a
-large vocabulary do. No two of an answer are equal, or else the edge could look them up."""
+"""Tokens from this one on are in no answer. They take three bytes on the wire, like most tokens
+of a large vocabulary. All of an answer are different, or the edge could look them up."""
 
 VOCABULARY: Final = 1 << 20
 
 
 class Source:
-    """One answer of n tokens, and what the draft model generates for it.
+    """One answer of n tokens, and the draft model's output for it.
 
     drafts[i]: the draft token after tokens[:i]. confidences: float[n], of these.
-    after_miss[i]: what is drafted after drafts[i], where that is not the target's token.
-    ranks[i]: tokens that the draft model prefers to the target's, drafts[i] not counted; inf
-    where that is not known.
-    predicted: what the client says that it expects.
+    after_miss[i]: the draft tokens after drafts[i], if that is not the target's token.
+    ranks[i]: the number of tokens that the draft model prefers to the target's, drafts[i] not
+    counted; inf if unknown.
+    predicted: the answer that the client expects.
     """
 
     def __init__(
@@ -60,27 +60,27 @@ class Source:
         self._after_miss = list(after_miss) or [()] * len(self.tokens)
         self.ranks = list(ranks) or [inf] * len(self.tokens)
         self.distributions = [Distribution(np.array([t]), np.ones(1)) for t in self.tokens]
-        """The target's noise left these of its distributions: the one token it generates."""
+        """The target's distributions after its noise: each has one token, the generated one."""
 
     @property
     def acceptance(self) -> float:
-        """The share of draft tokens that are the target's, where those before them are."""
+        """The share of the target's tokens that are drafted right after the right context."""
         pairs = zip(self._drafts, self.tokens, strict=True)
         return sum(drafted == token for drafted, token in pairs) / len(self.tokens)
 
     def draft(self, context: Sequence[TokenId]) -> DraftToken:
-        """Return the draft token after `context`, which are output tokens only."""
+        """Return the draft token after `context`, which has output tokens only."""
         position, at = len(context), common_prefix(context, self.tokens)
         if at == position:
             return DraftToken(self._drafts[position], self._confidences[position])
-        since = list(context[at:])  # what followed the miss
+        since = list(context[at:])  # the miss and the tokens after it
         recorded = [self._drafts[at], *(each.token for each in self._after_miss[at])]
         if since == recorded[: len(since)] and len(since) < len(recorded):
             return self._after_miss[at][len(since) - 1]
         return DraftToken(WRONG + position, self._confidences[position])
 
     def drafts(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[DraftToken]:
-        """Return what edge_agent.draft_model.drafter says of a step that reads `ahead` too."""
+        """Return the result of a step that also reads `ahead` (edge_agent...drafter)."""
         room = len(self.tokens) - len(context) - 1
         return drafts_while_matching(lambda n: self.draft([*context, *ahead[:n]]), ahead[:room])
 
@@ -88,8 +88,8 @@ class Source:
 def synthetic(
     acceptance: float, tokens: int, seed: int = 0, prompt_tokens: int = 0, hits: float = 0.0
 ) -> Source:
-    """Return an answer each of whose draft tokens is accepted with the same probability. hits:
-    the probability that, if it is not, the draft model's next best token is the target's."""
+    """Return an answer whose draft tokens are all accepted with the same probability. hits: the
+    probability that, after a rejection, the draft model's next best token is the target's."""
     chance = Random(seed)
     answer = list(range(tokens))
     drafts = [token if chance.random() < acceptance else WRONG for token in answer]
@@ -130,7 +130,7 @@ def _ranks(trace: Trace) -> list[float]:
 
 
 def dense(tokens: Ids, logits: Logits) -> Logits:
-    """Return logits over the vocabulary as far as any are kept; the others are -inf."""
+    """Return logits over the vocabulary; those that were not kept are -inf."""
     row = np.full(int(tokens.max()) + 1, -np.inf, np.float32)
     row[tokens] = logits
     return row

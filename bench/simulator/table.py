@@ -1,4 +1,4 @@
-"""Cells of a comparison: an arm, family, temperature and link each, at the arm's best gamma."""
+"""Simulates cells of a comparison: arm, family, temperature and link, at the best gamma."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from picospec.bench.traces.files import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 BRANCHES: Final = (2, 4, 8, 15, 30)
-"""`acespec` is tried with so many branches, and with none: 1 and 60 are hardly ever the
+"""The numbers of branches with which `acespec` is tried, beside none: 1 and 60 are hardly ever
 best."""
 
 ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
@@ -29,7 +29,7 @@ ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
     "acespec": [paper, *(partial(acespec, branches=count) for count in BRANCHES)],
     "colocated": [colocated],
 }
-"""Arms of each kind are made so at a gamma; of several, each prompt has its best."""
+"""The functions that make an arm of each kind for a gamma; each prompt has its best one."""
 
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
@@ -51,8 +51,8 @@ class Group:
 
 
 def groups(folder: Path, families: Sequence[str], tokens: int | None = None) -> list[Group]:
-    """Read the traces of some families, or of all, grouped by temperature and family; of each
-    the first `tokens`, or all. Raises OSError or ValueError, also where there are none."""
+    """Return the traces of some families, or of all, grouped by temperature and family; of each
+    the first `tokens` tokens, or all. Raises OSError, or ValueError, also without traces."""
     found = [t for t in load_folder(folder) if not families or root(t.family) in families]
     if not found:
         raise ValueError(f"no traces of these families in {folder}")
@@ -65,14 +65,14 @@ def groups(folder: Path, families: Sequence[str], tokens: int | None = None) -> 
 
 
 class SimulatedRow(Cell, frozen=True, kw_only=True):
-    """One simulated cell: `tokens_per_s` is a geometric mean over prompts, and `drafted` counts
+    """One simulated cell. `tokens_per_s` is a geometric mean over prompts, and `drafted` counts
     all draft tokens, judged or not."""
 
     gamma: int | None
 
 
 def candidates(name: str) -> list[Arm]:
-    """Return the arms that a name means: "sync" is tried at each gamma, "sync:4" at 4. Raises
+    """Return the arms of a name: "sync" is tried at each gamma, "sync:4" at 4. Raises
     ValueError for a name that is not in ARMS."""
     kind, _, gamma = name.partition(":")
     if name in PLAIN:
@@ -85,7 +85,7 @@ def candidates(name: str) -> list[Arm]:
 def rows(
     world: World, over: Sequence[Group], rtts_ms: Sequence[float], names: Sequence[str]
 ) -> Iterator[SimulatedRow]:
-    """Yield one row for each arm, group and round trip; `cloud` is run for all of them."""
+    """Yield a row for each arm, group and round trip. `cloud` is run for each of them."""
     for group in over:
         for rtt_ms in rtts_ms:
             there = replace(world, conditions=replace(world.conditions, rtt_ms=rtt_ms))
@@ -110,13 +110,13 @@ def _best(world: World, group: Group, name: str, cloud: Sequence[Answer]) -> Sim
 
 
 def _best_answers(runs: Sequence[Sequence[Answer]]) -> list[Answer]:
-    """Return each prompt's fastest answer of runs at one gamma."""
+    """Return each prompt's fastest answer among runs with the same gamma."""
     same = zip(*runs, strict=True)
     return [max(answers, key=lambda answer: answer.tokens_per_s) for answers in same]
 
 
 def _answers(world: World, arm: Arm, group: Group) -> list[Answer]:
-    """Simulate one prompt after another, the first one twice, so that passes are timed."""
+    """Simulate the prompts one by one, the first one twice, so that passes are timed."""
     return simulate(world, arm, [[group.sources[0], *group.sources]])[1:]
 
 
@@ -125,7 +125,7 @@ def _rate(answers: Sequence[Answer]) -> float:
 
 
 def speedups(rows: Sequence[SimulatedRow]) -> dict[tuple[str, str], dict[float, float]]:
-    """Return {(arm, family): {rtt_ms: speed-up}}, the mean over families as family "all"."""
+    """Return {(arm, family): {rtt_ms: speed-up}}; family "all" is the mean over families."""
     cells = [(row.arm, row.family, row.rtt_ms, row.speedup_vs_cloud) for row in rows]
     cells += [(arm, "all", rtt_ms, value) for arm, _, rtt_ms, value in cells]
     table: dict[tuple[str, str], dict[float, float]] = {}

@@ -1,4 +1,4 @@
-"""The target's host as a driver of the VerifyMachine on virtual time."""
+"""Simulates the target's host: drives the VerifyMachine on virtual time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, Ver
 from picospec.speculation.verifying.session import Pass
 
 TICK_S: Final = 1e-6
-"""A colocated target waits this long, so that all drafts of one instant have come."""
+"""A colocated target waits this long, so that all drafts of the same instant have arrived."""
 
 
 @dataclass(slots=True, eq=False)
 class Served:
-    """A session's answer, and the way down to its edge."""
+    """A session's source, and the downlink to its edge."""
 
     name: str
     source: Source
@@ -30,7 +30,7 @@ class Served:
 
 
 class Verifier:
-    """rows: the most of one pass. colocated: the draft models run on this host."""
+    """rows: the most rows of one pass. colocated: True if the draft models run on this host."""
 
     def __init__(
         self, clock: Clock, limits: Limits, hosts: Hosts, rows: int, *, colocated: bool
@@ -49,7 +49,7 @@ class Verifier:
         self._due_s = inf
 
     def receive(self, served: Served, up: Up) -> None:
-        """Take in a message of the session that `served` names."""
+        """Handle a message of the session that `served` names."""
         name, now_s = served.name, self._clock.now_s
         if isinstance(up, Open):
             self._served[name] = served
@@ -57,12 +57,12 @@ class Verifier:
             served.downlink.send(Opened("", self._limits))
         else:
             self._disturbed_s += self._hosts.message_s * self._running
-            if name in self._served:  # else its answer has ended meanwhile
+            if name in self._served:  # its answer may have ended
                 self._machine.received(name, up, arrived=now_s)
         self._consider_soon()
 
     def drafting(self, until_s: float) -> None:
-        """Note that a draft model works until then, on the same memory perhaps."""
+        """Note that a draft model works until then. It may share the memory."""
         self._drafting_until_s = until_s
         if self._running:
             self._slow()
@@ -78,7 +78,7 @@ class Verifier:
             self._consider()
 
     def _consider(self) -> None:
-        """Start the pass that the machine offers, or wake up when it may start."""
+        """Start the pass that the machine offers, or schedule the time when it may start."""
         if self._running:
             return
         now_s = self._clock.now_s
@@ -105,7 +105,7 @@ class Verifier:
         self._extend(plan)
 
     def _extend(self, plan: PassPlan) -> None:
-        """Let the pass run on for what came to disturb it; then end it."""
+        """Extend the pass by disturbances since it began; then end it."""
         left_s, self._disturbed_s = self._disturbed_s, 0.0
         if left_s > 0.0:
             self._clock.after(left_s, lambda: self._extend(plan))

@@ -1,4 +1,4 @@
-"""A whole run: clients with devices and links, one verifier, one arm."""
+"""A whole run: clients with devices and links, one verifier, and one arm."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class World:
     conditions: Conditions
     limits: Limits = field(default_factory=Limits)
     rows: int = 256
-    """One pass has no more rows."""
+    """The most rows of one pass."""
 
 
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:
-    """Return every answer. Each client asks for its sources one after another, from 0 on."""
+    """Return every answer. Each client asks for its sources one by one, beginning at time 0."""
     run = _Run(world, arm)
     for sources in clients:
         run.ask(list(sources))
@@ -49,17 +49,17 @@ class _Run:
         self._arm = arm
         self._hosts = _as_used(world.hosts, arm)
         link = Conditions() if arm.colocated else world.conditions
-        stack_ms = 1000 * self._hosts.stack_s  # of the software at the link's ends
+        stack_ms = 1000 * self._hosts.stack_s  # the software at the link's ends
         self._conditions = replace(link, rtt_ms=link.rtt_ms + stack_ms)
-        self._chance = Random(0)  # of the link's jitter and losses
+        self._chance = Random(0)  # for the link's jitter and losses
         self._names = count()
         self._verifier = Verifier(
             self.clock, world.limits, self._hosts, world.rows, colocated=arm.colocated
         )
 
     def ask(self, sources: list[Source], unused: int = 0) -> None:
-        """Ask for one source after another. unused: drafts of the answer before that the
-        verifier did not take."""
+        """Ask for one source after another. unused: the draft tokens of the previous answer
+        that the verifier did not use."""
         if not sources:
             return
         arm, (source, *rest) = self._arm, sources
@@ -97,8 +97,8 @@ class _Run:
 
 
 def _as_used(hosts: Hosts, arm: Arm) -> Hosts:
-    """Return how fast both ends are for this arm. Passes of a colocated arm include the draft
-    model's gamma steps, for all sessions: each has gamma + 1 rows."""
+    """Return the speeds of both ends for this arm. Passes of a colocated arm include the draft
+    model's gamma steps for all sessions, each of which has gamma + 1 rows."""
     if arm.waits and hosts.alone_s is not None:
         hosts = replace(hosts, draft_s=hosts.alone_s)
     if not arm.colocated:
