@@ -1,1 +1,1 @@
-"""What real models say, kept for the simulator."""
+"""Records the output of real models for the simulator."""

@@ -1,8 +1,8 @@
-"""What the real models generate, recorded: one Trace a prompt, on disk as one .npz file.
+"""The recorded output of real models: one Trace a prompt, stored in one .npz file.
 
 Any policy can be replayed with a trace, without the models. Where the draft model misses the
-target's token, the trace also holds what it drafts next: a chain goes on with that until the
-edge learns that it broke.
+target's token, the trace also has its next draft tokens: a chain continues with those until the
+edge learns that it is broken.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Trace:
     """float32[n, N]: log q at temperature 1."""
 
     after_miss_tokens: Ids
-    """int32[n, m]: what is drafted after a draft token that misses; -1 elsewhere."""
+    """int32[n, m]: the draft tokens after a draft token that misses; -1 elsewhere."""
 
     after_miss_confidences: Logits
     """float32[n, m]: the confidences of these draft tokens."""
 
     def cut(self, tokens: int | None) -> Trace:
-        """Return the trace of the answer's first `tokens` tokens; None: of all."""
+        """Return the trace of the answer's first `tokens` tokens; None: the whole trace."""
         return replace(self, **{name: getattr(self, name)[:tokens] for name in PER_TOKEN})
 
     def save(self, folder: Path) -> Path:
-        """Write to `folder` and return the file."""
+        """Write the trace to `folder` and return the file."""
         path = folder / f"{self.prompt_id.replace('/', '_')}-{self.temperature}.npz"
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         np.savez_compressed(path, **values)
@@ -59,8 +59,8 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path) -> Trace:
-        """Read what `save` wrote. Raises ValueError for a file that is not a trace."""
-        with np.load(path) as data:  # older files say "astray"
+        """Read a file of `save`. Raises ValueError if it is not a trace."""
+        with np.load(path) as data:  # older files have "astray" in names
             named = {name.replace("astray_", "after_miss_"): name for name in data}
             try:
                 return cls(**{f.name: _plain(data[named[f.name]]) for f in fields(cls)})

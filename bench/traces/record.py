@@ -1,9 +1,9 @@
-"""Records traces of what a target generates: the draft model drafts at each position of the
-answer, and where it misses also what comes next.
+"""Records traces of a target's answers, with the draft model's draft tokens at each position
+and after each miss.
 
-The target generates the answer, or a run's target has: then only the draft model runs, seconds
-a prompt. Text is split into tokens anew; where that gives other tokens than the target
-generated, the text is the same.
+The target generates the answer, or a run already has it; then only the draft model runs, which
+takes seconds a prompt. A run's text is tokenised anew: the tokens may differ from those that
+the target generated, but the text is the same.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.noise import place
 
 KEPT: Final = 256
-"""So many tokens of each distribution are kept: they hold more than 99.9 % of nearly every
-one."""
+"""This many tokens of each distribution are kept: they have more than 99.9 % of the probability
+nearly always."""
 
 AFTER_MISS: Final = 16
-"""So many draft tokens are kept after a miss: a few more than are drafted before its Commit
+"""This many draft tokens are kept after a miss: a few more than are drafted before its Commit
 arrives."""
 
 CONTEXT_TOKENS: Final = 4096
@@ -51,14 +51,14 @@ CONTEXT_TOKENS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a trace is recorded of."""
+    """A prompt with its settings, of which a trace is recorded."""
 
     prompt: Prompt
     family: str
     temperature: float
     seed: int
     reply: Answer | None = None
-    """A run's target answered this; with None the target has yet to generate."""
+    """The answer of a run's target; None if the target has yet to generate it."""
 
 
 def answered(results: Results, prompts: Mapping[str, Prompt]) -> list[Subject]:
@@ -79,10 +79,10 @@ def traces(
     tokens: int,
     context_tokens: int = CONTEXT_TOKENS,
 ) -> Iterator[Trace]:
-    """Record one subject after another; an answer that is generated has up to `tokens` tokens.
+    """Record one subject after another. A generated answer has up to `tokens` tokens.
 
-    Where all subjects have replies, any file with the target's vocabulary and chat template
-    will do. Raises ModelError, or ValueError for a prompt that the template rejects.
+    If all subjects have replies, any file with the target's vocabulary and chat template will
+    do. Raises ModelError, or ValueError for a prompt that the template rejects.
     """
     generates = any(subject.reply is None for subject in subjects)
     with ExitStack() as stack:
@@ -112,7 +112,7 @@ def traces(
 def replayed(
     draft_file: Path, answers: Sequence[tuple[Subject, Sequence[TokenId], Sequence[TokenId]]]
 ) -> Iterator[Trace]:
-    """Draft along answers, each with its prompt, that have the draft model's vocabulary."""
+    """Draft along answers with their prompts, which are in the draft model's vocabulary."""
     with ExitStack() as stack:
         model = stack.enter_context(closing(Model(draft_file)))
         draft = stack.enter_context(closing(Context(model, CONTEXT_TOKENS)))
@@ -123,7 +123,7 @@ def replayed(
 def _trace(
     draft: Context, subject: Subject, prompt: Sequence[TokenId], answer: Sequence[TokenId]
 ) -> Trace:
-    """Draft along an answer."""
+    """Draft along an answer, and return the trace."""
     sampler = coupled.sampler(sampling(subject.temperature), subject.seed, len(prompt))
     q, after_miss, confidences = _draft(draft, prompt, answer, sampler)
     return Trace(
@@ -152,7 +152,7 @@ def _generate(
 def _draft(
     draft: Context, prompt: Sequence[TokenId], answer: Sequence[TokenId], sampler: DraftSampler
 ) -> tuple[list[Logits], Ids, Logits]:
-    """Return the draft model's logits at each position, and what follows its misses."""
+    """Return the draft model's logits at each position, and its tokens after its misses."""
     _prefill(draft, prompt[:-1])
     logits: list[Logits] = []
     tokens = np.full((len(answer), AFTER_MISS), -1, np.int32)
@@ -171,7 +171,7 @@ def _draft(
 def _after_miss(
     draft: Context, missed: DraftToken, position: int, sampler: DraftSampler
 ) -> list[DraftToken]:
-    """Return what is drafted after a draft token that missed, and remove it from the cache."""
+    """Return the draft tokens after one that missed, and remove them from the cache."""
     length = draft.length(0)
     chain = [missed]
     for n in range(AFTER_MISS):
@@ -189,8 +189,8 @@ def _prefill(context: Context, tokens: Sequence[int]) -> None:
 
 
 def _shortened(rows: Sequence[Logits]) -> tuple[Ids, Logits]:
-    """Return, as a Trace has them, the KEPT likeliest tokens of each row, and their
-    log-probabilities at temperature 1. rows: float32[V] each."""
+    """Return the KEPT likeliest tokens of each row, and their log-probabilities at temperature
+    1, in a Trace's form. rows: float32[V] each."""
     tokens = [top(row, KEPT) for row in rows]
     shifted = [row - row.max() for row in rows]
     totals = [np.log(np.exp(row, dtype=np.float64).sum()) for row in shifted]
