@@ -1,1 +1,1 @@
-"""Measures: every arm in one interleaved run, and a simulator of the product's own machines."""
+"""Measures every arm in one interleaved run, and simulates them with the product's machines."""

@@ -1,4 +1,4 @@
-"""Options that several of the bench's commands share, and what is read from their text."""
+"""Options that several of the bench's commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from picospec.gateway.errors import first_error
 from picospec.models.errors import ModelError
 
 VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""A command with these settings hands options that it does not know to the verifier."""
+"""A command with these settings passes options that it does not know to the verifier."""
 
 PAIR: Final = "qwen2.5-coder"
 
@@ -36,18 +36,18 @@ Hosts = Annotated[
 
 
 def names(text: str) -> list[str]:
-    """Read "code,maths"; nothing is no names."""
+    """Parse "code,maths"; an empty text has no names."""
     return [name for name in text.split(",") if name]
 
 
 def numbers(text: str) -> list[float]:
-    """Read "10,50". Raises ValueError."""
+    """Parse "10,50". Raises ValueError."""
     return [float(part) for part in text.split(",")]
 
 
 @contextmanager
 def checked() -> Iterator[None]:
-    """End the command as for a wrong option where what it is given cannot be used."""
+    """End the command like a wrong option if its input cannot be used."""
     try:
         yield
     except (ModelError, ValueError, OSError) as error:

@@ -1,7 +1,7 @@
-"""`python -m picospec.bench.predictions`: what larger models on GPUs would gain, by simulation.
+"""`python -m picospec.bench.predictions` simulates what larger models on GPUs would gain.
 
-Which draft tokens are accepted comes from traces; docs/performance.md lists what is assumed of
-the times.
+Traces determine which draft tokens are accepted; docs/performance.md lists the assumptions
+about times.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
 ARMS: Final = ("sync", "paper", "paper:4", "acespec", "picospec", "colocated")
 
 SHARES: Final = (0.6, 0.8, 1.5)
-"""Clients are counted who can have these rates, relative to the target's with one client
-alone."""
+"""The capacity is counted at these rates for each client, relative to the target's rate with a
+single client."""
 
 Cells = Mapping[tuple[str, float], Sequence[SimulatedRow]]
-"""Each operating point and temperature has its rows here."""
+"""Maps an operating point and a temperature to their rows."""
 
 
 def single(over: Sequence[Group], point: str) -> list[SimulatedRow]:
-    """Return one user's cells at an operating point."""
+    """Return the cells of a single user at an operating point."""
     return list(rows(World(POINTS[point], Conditions()), over, RTTS_MS, ARMS))
 
 
 def speedup_table(cells: Cells, temperature: float) -> str:
-    """Return Markdown: points and arms down, round trips across; means over families."""
+    """Return Markdown: points and arms as lines, round trips as columns; mean of families."""
     means = {
         ((point, f"`{arm}`"), f"{rtt_ms:g} ms"): f"{value:.2f}"
         for (point, heat), found in cells.items()
@@ -61,13 +61,13 @@ def speedup_table(cells: Cells, temperature: float) -> str:
 
 
 def crowd_table(found: Sequence[Crowd]) -> str:
-    """Return Markdown: arms down, clients across; tokens per second of each client."""
+    """Return Markdown: arms as lines, clients as columns; tokens per second of each client."""
     rates = {((c.point, f"`{c.arm}`"), str(c.clients)): f"{c.tokens_per_s:.1f}" for c in found}
     return markdown(*grid(("target/draft", "arm"), rates))
 
 
 def capacity_table(found: Sequence[Crowd]) -> str:
-    """Return Markdown: clients of one verifier who have so many tokens per second each."""
+    """Return Markdown: the number of clients of one verifier that can have each rate."""
     served = {}
     for (point, hosts), share in product(POINTS.items(), SHARES):
         own = [crowd for crowd in found if crowd.point == point]

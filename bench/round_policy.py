@@ -1,12 +1,12 @@
-"""How published systems draft: in rounds of a fixed length, where PicoSpec streams.
+"""The drafting of published systems, in rounds of a fixed length, where PicoSpec streams.
 
 sync:G    Vanilla speculation (Leviathan et al. 2023): draft G tokens, send them, wait.
 paper:G   PicoSpec as published (arXiv:2603.19133): while a round of G is away, the next one is
           drafted from the edge's own last token. One round is away at a time.
 
-The target generates a bonus token after a round that was accepted. `paper` drafts one token
-more while it waits, which that token confirms: it loses nothing by the bonus token, because
-where the next round disagrees with it, that round would have been rejected a round trip later.
+The target generates a bonus token after a round that was accepted. While `paper` waits, it
+drafts one more token, which the bonus token may confirm. This loses nothing: if the bonus token
+is another one, the next round would have been rejected anyway, a round trip later.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Limits
 
 MAX_GAMMA: Final = 16
-"""No round has more draft tokens: in the simulator longer ones are never the best."""
+"""The most draft tokens of a round: in the simulator longer rounds are never the best."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPolicy:
-    """A DraftPolicy. gamma: draft tokens in a round. overlaps: draft while a round is away."""
+    """A DraftPolicy. gamma: draft tokens of a round. overlaps: draft while a round is away."""
 
     gamma: int
     overlaps: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read "sync:4" or "paper:4". Raises ValueError."""
+        """Parse "sync:4" or "paper:4". Raises ValueError."""
         name, _, gamma = text.partition(":")
         known = name in ("sync", "paper") and gamma.isdecimal()
         if not known or not 1 <= int(gamma) <= MAX_GAMMA:
@@ -47,5 +47,5 @@ class RoundPolicy:
         return False
 
     def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
-        """Send a whole round, when none is away."""
+        """Return True if a whole round is drafted and none is away."""
         return session.unsent > 0 and not drafting and not session.away
