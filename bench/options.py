@@ -1,4 +1,4 @@
-"""Options that several of the bench's commands share, and the parsers of their values."""
+"""Several of the bench's commands share these options, and the parsers of their values."""
 
 from __future__ import annotations
 

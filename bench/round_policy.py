@@ -1,4 +1,4 @@
-"""The drafting of published systems, in rounds of a fixed length, where PicoSpec streams.
+"""Published systems draft in rounds of a fixed length, where PicoSpec streams.
 
 sync:G    Vanilla speculation (Leviathan et al. 2023): draft G tokens, send them, wait.
 paper:G   PicoSpec as published (arXiv:2603.19133): while a round of G is away, the next one is
@@ -19,12 +19,13 @@ from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import Limits
 
 MAX_GAMMA: Final = 16
-"""The most draft tokens of a round: in the simulator longer rounds are never the best."""
+"""A round has at most this many draft tokens: in the simulator longer ones are never best."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPolicy:
-    """A DraftPolicy. gamma: draft tokens of a round. overlaps: draft while a round is away."""
+    """Drafts in rounds. gamma: draft tokens of a round. overlaps: draft while a round is
+    away."""
 
     gamma: int
     overlaps: bool = False

@@ -20,17 +20,17 @@ from picospec.models.errors import InvalidCatalogue, UnknownModel
 from picospec.models.llama_cpp.library import Quantisation
 
 Role = Literal["draft", "target"]
-"""The uses of a model; a pair has one model for each."""
+"""A model is used for this; a pair has one model for each."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.+-]*\Z", max_length=200)]
-"""A name in the catalogue. The store names files by it."""
+"""A model, variant or pair has this name in the catalogue. The store names files by it."""
 
 
 class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A Python wheel that holds parts of a model."""
+    """A Wheel is a Python wheel that holds parts of a model."""
 
     file: str
-    """The file name, in the form name-version-py3-none-any.whl."""
+    """The wheel has this file name, in the form name-version-py3-none-any.whl."""
 
     sha256: str
 
@@ -40,38 +40,38 @@ class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def requirement(self) -> str:
-        """The exact version as a pip requirement."""
+        """Return the exact version as a pip requirement."""
         name, version, *_ = self.file.split("-")
         return f"{name}=={version}"
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One GGUF file, and where it can be fetched.
+    """A ModelFile is one GGUF file, with the places where it can be fetched.
 
     Its fields may come from hubs and foreign catalogues, and the store makes paths of them, so
     names of another form are rejected. Raises ValueError.
     """
 
     file: str
-    """The file's name in the repository, or without a repository and wheels its local path."""
+    """The file has this name in its repository; a local file has this path."""
 
     licence: str = ""
     bytes: int = 0
-    """The size of the file; 0 if unknown."""
+    """The file has this size; 0 if unknown."""
 
     sha256: str = ""
-    """The hash of the file. If it is empty, the hub's own hash is checked. A model in wheels
-    must have it."""
+    """The file has this hash; if it is empty, the hub's own is checked. A model in wheels must
+    have it."""
 
     repository: str = ""
-    """The model's repository on the hub; empty if it has none."""
+    """The model has this repository on the hub; empty if it has none."""
 
     vocabulary: str = ""
-    """Its Vocabulary.digest, empty if unknown. It can draft for models with the same one."""
+    """The model can draft for models with this same Vocabulary.digest; empty if unknown."""
 
     wheels: tuple[Wheel, ...] = ()
     members: str = ""
-    """A glob pattern that matches the model's parts inside the wheels."""
+    """This glob pattern matches the model's parts inside the wheels."""
 
     def __post_init__(self) -> None:
         if self.wheels and not self.sha256:
@@ -85,19 +85,19 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     @property
     def local(self) -> Path | None:
-        """The path of a file that is already on this machine; None if it must be fetched."""
+        """Return the path of a file that is on this machine; None if it must be fetched."""
         return None if self.repository or self.wheels else Path(self.file).expanduser()
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A model in another quantisation, which the store writes itself."""
+    """A Variant is a model in another quantisation, which the store writes itself."""
 
     model: str
     quantisation: Quantisation
 
 
 class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The names of the two models or variants of a pair."""
+    """A Pair names its two models or variants."""
 
     draft: str
     target: str
@@ -105,7 +105,7 @@ class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to make the GGUF file `name`: fetch `file`, and quantise it unless that is None."""
+    """A Recipe makes the GGUF file `name`: fetch `file`, then quantise it unless None."""
 
     name: str
     model: str
@@ -117,7 +117,7 @@ _TABLES: Final = ("models", "variants", "pairs")
 
 
 class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that can be pulled, by name."""
+    """A Catalogue has all that can be pulled, by name."""
 
     models: Mapping[Name, ModelFile] = {}
     variants: Mapping[Name, Variant] = {}

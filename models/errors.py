@@ -1,4 +1,4 @@
-"""Every error that this package raises.
+"""This package raises these errors.
 
 * ModelError
   - CannotOpen        the file is missing or not a GGUF file, or llama.cpp cannot load it

@@ -27,7 +27,7 @@ that had these."""
 
 
 class FileHashes:
-    """kept: the file that stores the hashes; None stores none."""
+    """Keeps hashes of files. kept: the file that stores them; None stores none."""
 
     def __init__(self, kept: Path | None = None) -> None:
         self._kept = kept

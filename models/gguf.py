@@ -30,13 +30,13 @@ _SIZES: Final[Mapping[int, int]] = {
     **dict.fromkeys((4, 5, 6), 4),
     **dict.fromkeys((10, 11, 12), 8),
 }
-"""The size in bytes of a value of each kind: integers, floats and booleans."""
+"""A value of each kind has this size in bytes: integers, floats and booleans."""
 
 _F32, _Q4_0, _Q8_0 = 0, 2, 8
-"""ggml's numbers for types of weights."""
+"""ggml gives types of weights these numbers."""
 
 MAX_PAIRS: Final = 4096
-"""The most pairs of a file; those of known models have fewer than 100."""
+"""A file has at most this many pairs; those of known models have fewer than 100."""
 
 
 def metadata_of(path: Path) -> bytes:

@@ -34,24 +34,24 @@ from picospec.models.gguf import is_exact
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model that was pulled or can be pulled, and its file if it is here."""
+    """An Entry is a model that was pulled or can be, with its file if it is here."""
 
     name: str
     path: Path | None
     bytes: int
-    """The size of the local file, or else of the model to download; 0 if unknown."""
+    """The local file has this size, or else the model to download; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The file that a reference means, and the model's name in requests."""
+    """A reference means this file, and requests call the model by this name."""
 
     name: str
     path: Path
 
 
 class Store:
-    """The models under `root`. Each is fetched from the first of `sources` that has it.
+    """Keeps the models under `root`. Each is fetched from the first of `sources` that has it.
 
     A reference is a user's name for a model: a path, a name of the catalogue, or a file of the
     hub (models.fetching.reference). A pair means its model for the given role.

@@ -1,4 +1,4 @@
-"""The vocabulary of a model: each token's bytes, and whether it is special or ends a turn."""
+"""A Vocabulary has the bytes of a model's tokens, and which are special or end a turn."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from functools import cached_property
 from typing import Final, Literal
 
 Relation = Literal["identical", "padded", "different"]
-"""The possible relations of two vocabularies; see `relate`."""
+"""Two vocabularies have one of these relations; see `relate`."""
 
 _MAX_MARKER_BYTES: Final = 256
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model, indexed by id. V: the number of tokens, without padding."""
+    """A Vocabulary has the tokens of a model, by id. V: their number, without padding."""
 
     pieces: tuple[bytes, ...]
-    """The bytes of every token: [V]. A special token's bytes are its spelling."""
+    """Every token has these bytes: [V]. A special token's bytes are its spelling."""
 
     special: frozenset[int]
-    """The tokens that are markers, such as <|im_end|>, instead of text."""
+    """These tokens are markers, such as <|im_end|>, instead of text."""
 
     stop_tokens: frozenset[int]
-    """The tokens that end a turn."""
+    """These tokens end a turn."""
 
     eos: int | None = None
-    """The token that ends a text; it is one of `stop_tokens`."""
+    """This token ends a text; it is one of `stop_tokens`."""
 
     padding: int = 0
-    """The number of ids from V on, which have logits but are not tokens."""
+    """This many ids from V on have logits, but are not tokens."""
 
     def piece(self, token: int, special: bool = False) -> bytes:
         """Return a token's bytes. They are b"" for an id that is not a token, and for a special
@@ -44,7 +44,7 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits. Vocabularies with equal digests have equal pieces."""
+        """Return 16 hex digits. Vocabularies with equal digests have equal pieces."""
         digest = hashlib.blake2b(digest_size=8)
         for piece in self.pieces:
             digest.update(len(piece).to_bytes(4, "little") + piece)
@@ -52,7 +52,7 @@ class Vocabulary:
 
     @cached_property
     def markers(self) -> dict[str, int]:
-        """Maps the spellings of the special tokens to their ids."""
+        """Return the ids of the special tokens by their spellings."""
         spelt = ((token, self.pieces[token]) for token in sorted(self.special))
         return {
             piece.decode("utf-8", "replace"): token
@@ -62,7 +62,7 @@ class Vocabulary:
 
 
 def relate(target: Vocabulary, draft: Vocabulary) -> Relation:
-    """Return whether ids mean the same in both models, compared token by token.
+    """Return how the ids of both models relate, compared token by token.
 
     padded: equal ids have equal pieces, and the draft model can read every id of the target,
     some maybe as padding of its own. Ids past the target's tokens are never drawn.

@@ -1,4 +1,4 @@
-"""Prometheus metrics of sessions and passes; the gateway has those of tokens."""
+"""Counts sessions and passes for Prometheus; the gateway counts tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class VerifierMetrics:
-    """The verifier's metrics, in one registry with the gateway's: sessions count their tokens
-    in the gateway's metrics, like requests without an edge."""
+    """Shares a registry with the gateway's metrics: sessions count their tokens there, like
+    requests without an edge."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.gateway, self._registry = Metrics(registry), registry

@@ -1,4 +1,4 @@
-"""The verifier's routes. docs/protocol.md describes them.
+"""The verifier has these routes. docs/protocol.md describes them.
 
 POST   /v1/speculate                     takes an Open; answers with the session's stream
 POST   /v1/speculate/{session}/drafts    takes Drafts and Redraws
@@ -45,7 +45,7 @@ SESSION_PATHS: Final = f"{OPEN}/"
 """The paths of a session begin with this prefix; the session's name follows."""
 
 DRAFTS_BYTES: Final = 64 * 1024
-"""The size limit of one body of drafts. A draft token takes about 3 bytes, so thousands fit."""
+"""A body of drafts has at most this many bytes. A draft token takes about 3; thousands fit."""
 
 
 def takes_drafts(path: str) -> bool:

@@ -21,7 +21,7 @@ from picospec.verifier.target_host import Host
 
 
 class Verifier:
-    """make: returns the target, not started. tracing: None creates it from the settings."""
+    """Joins the service. make: returns the target, not started. tracing: None: by settings."""
 
     def __init__(
         self,

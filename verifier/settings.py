@@ -1,4 +1,4 @@
-"""The settings of the verifier. They are read once, at start, and passed down by value.
+"""The verifier has these settings. They are read once, at start, and passed down by value.
 
 From strongest to weakest: the command line, the environment, a TOML file, the defaults below.
 In the environment a field is PICOSPEC_VERIFIER__FIELD, a nested one PICOSPEC_VERIFIER__A__B.
@@ -18,23 +18,23 @@ from picospec.speculation.protocol.messages import Limits
 from picospec.verifier.llama_target.settings import LlamaSettings
 
 EXACT_DRAFTS: Final = 62
-"""The most draft tokens of a session in one pass of llama.cpp. With the token before them they
-take 63 rows; from 64 rows on its attention rounds differently, and texts could change."""
+"""One pass of llama.cpp has at most this many draft tokens of a session. With the token before
+them they take 63 rows; from 64 on its attention rounds differently, and texts could change."""
 
 VLLM_DRAFTS: Final = 127
-"""The most draft tokens of a session in one step of vLLM, whose kernels take 128. One row is
-reserved for a committed token that vLLM does not know yet."""
+"""A step of vLLM, whose kernels take 128, has at most this many draft tokens of a session. One
+row is left for a committed token that vLLM does not know yet."""
 
 MAX_VERIFY: Final = {"llama": 16, "vllm": 32}
-"""The defaults of speculation.max_verify, in draft tokens. llama.cpp's is lower, because rows
-are dear on a CPU and one rejected draft token makes the rest of a long pass useless. They come
-from `python -m picospec.bench.simulator`; docs/decisions.md has the figures."""
+"""speculation.max_verify has these defaults, in draft tokens. llama.cpp's is lower, because
+rows are dear on a CPU and one rejected draft token makes the rest of a long pass useless. They
+come from `python -m picospec.bench.simulator`; docs/decisions.md has the figures."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
 class SessionSettings(Table):
-    """Limits on the number of sessions and on their waits."""
+    """These settings limit the number of sessions and their waits."""
 
     max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
     """This many sessions may run at once; more get a 429. A target may have fewer slots."""
@@ -54,10 +54,10 @@ class SessionSettings(Table):
 
 class SpeculationSettings(Table):
     max_verify: Annotated[int, Field(ge=1, le=256)] | None = None
-    """The most draft tokens of a session in one pass. None: see MAX_VERIFY."""
+    """One pass judges at most this many draft tokens of a session. None: see MAX_VERIFY."""
 
     max_ahead: Annotated[int, Field(ge=1, le=4096)] = 128
-    """The most draft tokens of a session that are kept beyond its last committed token."""
+    """At most this many draft tokens of a session are kept beyond its last committed token."""
 
     seed_exact: bool = False
     """vLLM with a --speculative-config: requests without a session are judged as sessions are,
@@ -70,19 +70,19 @@ class VerifierSettings(ServerSettings):
     port: Port = 9000
     target: Literal["llama", "vllm"] = "llama"
     model: str = "qwen2.5-coder"
-    """The name of a pair in the catalogue (its target is served), or the path of a model."""
+    """This names a pair of the catalogue (its target is served), or the path of a model."""
 
     served_name: str | None = None
-    """The model's name in requests. None: its catalogue name, or the name of its file."""
+    """Requests call the model by this name. None: its catalogue name, or its file's."""
 
     chat_template: Path | None = None
-    """A Jinja file that replaces the model's own chat template."""
+    """This Jinja file replaces the model's own chat template."""
 
     sessions: SessionSettings = SessionSettings()
     speculation: SpeculationSettings = SpeculationSettings()
     llama: LlamaSettings = LlamaSettings()
     vllm: dict[str, Any] = Field(default_factory=dict)
-    """The flags of `vllm serve`, by their names, and `self_test`, which is PicoSpec's own."""
+    """This table has the flags of `vllm serve`, by name, and `self_test`, which is ours."""
 
     body_limit_bytes: Annotated[int, Field(ge=1 << 21)] | None = None
 
@@ -108,7 +108,7 @@ class VerifierSettings(ServerSettings):
 
     @property
     def limits(self) -> Limits:
-        """The limits that a session is opened with."""
+        """Return the limits that a session is opened with."""
         return Limits(
             self.speculation.max_verify or MAX_VERIFY[self.target],
             self.speculation.max_ahead,

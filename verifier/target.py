@@ -1,4 +1,4 @@
-"""The port between the verifier's service and the large model.
+"""This is the port between the verifier's service and the large model.
 
 A target owns the verifying machines of its sessions, because it alone knows when a pass starts:
 the embedded llama.cpp target runs passes itself, vLLM adds draft tokens to its own continuous
@@ -39,15 +39,15 @@ from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
 from picospec.verifier.identity import identity_of
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
-"""The OpenAI parameters beyond Sampling that targets serve."""
+"""Targets serve these OpenAI parameters beyond Sampling."""
 
 T = TypeVar("T")
 Reply = Reused | Commit | Reject | Finish
-"""The messages that a target sends to a session's edge."""
+"""A target sends these messages to a session's edge."""
 
 
 class TargetError(ApiError):
-    """Base of the errors that a target raises. Clients receive them.
+    """A target raises these errors, and clients receive them.
 
     * TargetError
       - TargetFull        no slot is free: try again later
@@ -101,7 +101,7 @@ def unservable() -> Iterator[None]:
 
 
 class Target(ABC):
-    """Port to the large model. An implementation calls `describe` before `start` returns."""
+    """Runs the large model. An implementation calls `describe` before `start` returns."""
 
     def __init__(self, limits: Limits, *, share_prefixes: bool = False) -> None:
         self._limits = limits
@@ -111,7 +111,7 @@ class Target(ABC):
         self._grammars: GrammarCompiler | None = None
         self._turns = Turns(1, MAX_WAITING, WAITING)
         self.packed_tokenizer = b""
-        """The target's tokenizer, as edges download it."""
+        """Edges download the target's tokenizer in this form."""
 
     @property
     def facts(self) -> ModelFacts:
@@ -119,12 +119,12 @@ class Target(ABC):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The target's tokenizer, for the plain engine."""
+        """Return the target's tokenizer, for the plain engine."""
         return started(self._tokenizer)
 
     @property
     def grammars(self) -> GrammarCompiler:
-        """The compiler of grammars over the target's tokens."""
+        """Return the compiler of grammars over the target's tokens."""
         return started(self._grammars)
 
     @property

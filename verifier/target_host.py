@@ -1,4 +1,4 @@
-"""The target's life cycle in this process: loading, ready, draining, stopping, or failed.
+"""The target's life in this process is: loading, ready, draining, stopping, or failed.
 
 Loading may take minutes and must not keep the server from answering /health. A target that
 fails, or makes no progress, ends the process; the parent process reports that, and may restart
@@ -27,8 +27,8 @@ CHECK_S: Final = 1.0
 """A lost target is noticed within this many seconds."""
 
 HEARTBEAT_S: Final = 5.0
-"""Seconds between two heartbeats of the target. They add to the time until a hanging target is
-noticed, and are much shorter than the limit of a pass."""
+"""The target's heartbeats are this many seconds apart. They add to the time until a hanging
+target is noticed, and are much shorter than the limit of a pass."""
 
 
 @dataclass(eq=False)

@@ -48,7 +48,7 @@ MIN_PASSES: Final = 3
 """Row counts with fewer passes are left out, because they occurred by chance."""
 
 POST_EVERY_S: Final = 0.02
-"""Seconds between two messages that disturb a pass."""
+"""Messages that disturb a pass follow one another after this many seconds."""
 
 
 class TimingError(Exception):
@@ -57,7 +57,7 @@ class TimingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt and the target's answer to it, as tokens."""
+    """A Question has a prompt and the target's answer to it, as tokens."""
 
     prompt: tuple[TokenId, ...]
     answer: tuple[TokenId, ...]

@@ -1,4 +1,4 @@
-"""Clients that load a verifier: plain requests, and scripted edges.
+"""A verifier is loaded by plain requests, and by scripted edges.
 
 A scripted edge is the product's own edge, but a script replaces its draft model: it drafts the
 tokens of a trace after the time that a device would take. So one process can run many edges.
@@ -39,8 +39,8 @@ TIMEOUT_S: Final = 600.0
 
 
 Client = Callable[[Source, int], Awaitable[Answered]]
-"""A function that asks for an answer to a source with at most this many tokens. Raises
-AnswerError, gateway.errors.ApiError or httpx.TransportError."""
+"""A Client asks for an answer to a source with at most this many tokens. Raises AnswerError,
+gateway.errors.ApiError or httpx.TransportError."""
 
 
 @asynccontextmanager
@@ -100,8 +100,8 @@ async def scripted(url: str, drafter: ScriptedDrafter) -> AsyncGenerator[Client]
 
 @dataclass(frozen=True, slots=True)
 class ScriptedDrafter:
-    """A Drafter that is never full. sources: by their prompts. step_s: seconds of a step, by
-    the tokens it reads. vocabulary: the number of the target's tokens."""
+    """Implements a Drafter that is never full. sources: by their prompts. step_s: seconds of a
+    step, by the tokens it reads. vocabulary: the number of the target's tokens."""
 
     sources: Mapping[tuple[TokenId, ...], Source]
     step_s: Curve
@@ -123,8 +123,8 @@ class ScriptedDrafter:
 
 @dataclass(slots=True)
 class ScriptedSlot:
-    """A DraftSlot that has read its prompt. Once the target's text leaves the trace, all its
-    draft tokens are wrong."""
+    """Implements a DraftSlot that has read its prompt. Once the target's text leaves the trace,
+    all its draft tokens are wrong."""
 
     drafter: ScriptedDrafter
     source: Source
@@ -149,7 +149,7 @@ class ScriptedSlot:
 
 
 class TargetsVocabulary:
-    """The Pairing of an edge whose draft model has the target's vocabulary."""
+    """Implements the Pairing of an edge whose draft model has the target's vocabulary."""
 
     relation: Final = "identical"
     translation: Final = None

@@ -112,12 +112,12 @@ PLAIN: Final = ("cloud",)
 """These arms also run on a server without sessions, such as vLLM's own."""
 
 PASSES: Final = ("pass_seconds_count", "pass_rows_sum", "pass_seconds_sum")
-"""The verifier's metrics with the number of passes, their rows and their time."""
+"""These metrics of the verifier give the number of passes, their rows and their time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A verifier on this machine, and its load."""
+    """A Load has a verifier on this machine, and what it is loaded with."""
 
     url: str
     sources: Sequence[Source]

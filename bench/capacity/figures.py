@@ -19,7 +19,7 @@ from picospec.bench.simulator.world import World, simulate
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One answer. All times are seconds on one clock."""
+    """An Answered measures one answer. All times are seconds on one clock."""
 
     asked_s: float
     ended_s: float
@@ -32,27 +32,27 @@ class Answered:
 
 class Figures(msgspec.Struct, frozen=True):
     tokens_per_s: float
-    """The rate of all clients together, from the first request to the last answer's end."""
+    """All clients together have this rate, from the first request to the last answer's end."""
 
     slowest_tokens_per_s: float
-    """The rate of the slowest client over all its answers."""
+    """The slowest client has this rate over all its answers."""
 
     passes_per_token: float
     gap_ms_p50: float
     gap_ms_p95: float
     scripted_share: float
-    """The share of tokens that are the trace's."""
+    """This share of the tokens is the trace's."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """The figures of one load."""
+    """A Row has the figures of one load."""
 
     sessions: int
     arm: str
     measured: Figures
     predicted: Figures | None
     pass_rows: float
-    """The mean number of rows of a pass, all its sessions together."""
+    """A pass has this many rows on average, those of all its sessions together."""
 
     pass_ms: float
     busy_share: float
@@ -60,7 +60,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """The content of a results file."""
+    """A results file has this content."""
 
     host: Host
     commit: str

@@ -1,1 +1,1 @@
-"""Shared by all rooms of the bench: prompts, hosts, results, speeds, and their files."""
+"""All rooms of the bench share these: prompts, hosts, results, speeds, and their files."""

@@ -22,7 +22,7 @@ class Host(msgspec.Struct, frozen=True):
     system: str
     python: str
     load_before: float
-    """The one-minute load average before anything was started."""
+    """The one-minute load average had this value before anything was started."""
 
     @property
     def busy(self) -> bool:

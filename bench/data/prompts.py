@@ -1,4 +1,4 @@
-"""Prompts by family: code, maths, chat, edit. Families differ more than methods do.
+"""Prompts belong to a family: code, maths, chat, edit. Families differ more than methods do.
 
 The families `agent`, `held-out` and `long` are scenarios: long work of many turns. They are
 read only if they are named.
@@ -21,23 +21,23 @@ Message = Mapping[str, str]
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """One user message."""
+    """A Prompt is one user message."""
 
     id: str
     family: str
     prompt: str
     source: str = ""
     prediction: str = ""
-    """The expected answer; an OpenAI client would send it as `prediction`."""
+    """The answer is expected to be this; an OpenAI client would send it as `prediction`."""
 
     scenario: str = ""
-    """The conversation that this is a turn of; "" for a separate question."""
+    """The prompt is a turn of this conversation; "" means a separate question."""
 
     turn: int = 0
-    """The number of turns before this one in its conversation."""
+    """The conversation has this many turns before it."""
 
     system: str = ""
-    """The system message that begins the conversation."""
+    """The conversation begins with this system message."""
 
     @property
     def root(self) -> str:
@@ -45,7 +45,7 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 class Conversation:
-    """A conversation of one arm: scripted turns, and the arm's own answers.
+    """A Conversation has scripted turns, and one arm's own answers to them.
 
     It holds the current conversation; the first turn of a scenario begins another one.
     """

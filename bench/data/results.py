@@ -1,4 +1,4 @@
-"""The results of a run: every answer as it arrived, and the rows computed from the answers.
+"""The results of a run are its answers, as they arrived, and rows computed from the answers.
 
 A file contains {"host", "commit", "models", "link", "settings", "rows", "answers"}. A row
 covers one arm, family, link and temperature; its figures are over all its prompts and repeats.
@@ -30,11 +30,11 @@ SUMMED: Final = (
 
 
 RESOLUTION_S: Final = 1e-5
-"""The resolution of kept times: a smaller difference may come from rounding."""
+"""Times are kept with this resolution: a smaller difference may come from rounding."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One measured answer. Seconds and milliseconds count from the request."""
+    """An Answer is one measured answer. Seconds and milliseconds count from the request."""
 
     arm: str
     family: str
@@ -46,7 +46,7 @@ class Answer(msgspec.Struct, frozen=True):
     text: str
     tokens: int
     first_share: float
-    """The first piece's share of the text's characters; 0 without text."""
+    """The first piece has this share of the text's characters; 0 without text."""
 
     seconds: float
     ttft_ms: float
@@ -55,30 +55,30 @@ class Answer(msgspec.Struct, frozen=True):
     accepted: int
     target_passes: int
     bytes_up: int
-    """The size of the protocol's frames, without HTTP; 0 without an edge."""
+    """The protocol's frames had this many bytes, without HTTP; 0 without an edge."""
 
     bytes_down: int
     edge_cpu_s: float
     stolen_s: float = 0.0
-    """The core time that other virtual machines took; see bench.data.host.stolen_s."""
+    """Other virtual machines took this core time meanwhile; see bench.data.host.stolen_s."""
 
     draft_model_tokens: int = 0
-    """The number of tokens that the draft model generated, judged or not; 0 in older files."""
+    """The draft model generated this many tokens, judged or not; 0 in older files."""
 
     prompt_tokens: int = 0
     read_tokens: int = 0
-    """The number of prompt tokens that the target read, because their KV was not cached."""
+    """The target read this many prompt tokens, because their KV was not cached."""
 
     draft_model_read_tokens: int = 0
     first_draft_ms: float | None = None
-    """The time of the draft model's first token; None if it was not reported."""
+    """The draft model's first token came then; None if that was not reported."""
 
     origins: dict[str, int] = {}
-    """The number of tokens of the answer by their origin, if it was reported."""
+    """The answer's tokens are counted here by origin, if that was reported."""
 
     @property
     def later(self) -> tuple[float, float]:
-        """The tokens after the first piece of text, and the seconds from it to the end.
+        """Return the tokens after the first piece of text, and the seconds from it to the end.
 
         So no rate contains the time of reading the prompt, nor tokens drafted during it. The
         tokens of the first piece are estimated by its share of the characters. An answer in one
@@ -106,7 +106,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One cell of a comparison, measured or simulated."""
+    """A Cell is one cell of a comparison, measured or simulated."""
 
     arm: str
     family: str
@@ -116,30 +116,30 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     prompts: int
     tokens: int
     seconds: float
-    """The total time of the answers, each from request to end."""
+    """The answers took this long together, each from request to end."""
 
     tokens_per_s: float
-    """The rate after the first text has arrived."""
+    """The answers have this rate after their first text."""
 
     speedup_vs_cloud: float
-    """The geometric mean, over prompts and repeats, of the ratios of tokens/s."""
+    """The ratios of tokens/s have this geometric mean over prompts and repeats."""
 
     ttft_ms_p50: float
     gap_ms_p50: float
-    """The median gap between two arrivals of text. Text in one piece has no gap inside."""
+    """Gaps between arrivals of text have this median. Text in one piece has no gap inside."""
 
     gap_ms_p99: float
     waiting: float = 0.0
-    """The share of the time after the first text in which a reader waits, see `waiting`; 0 in
-    older files."""
+    """A reader waits in this share of the time after the first text, see `waiting`; 0 in older
+    files."""
 
     drafted: int
-    """The number of draft tokens that the target judged."""
+    """The target judged this many draft tokens."""
 
     accepted: int
     target_passes: int
     bytes_up: int
-    """The size of the protocol's frames; 0 without an edge."""
+    """The protocol's frames had this many bytes; 0 without an edge."""
 
     bytes_down: int
     edge_cpu_s: float
@@ -151,7 +151,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(Cell, frozen=True, kw_only=True):
-    """One measured cell."""
+    """A Row is one measured cell."""
 
     identical_to_cloud: bool
     """True if every text equals cloud's answer to the same prompt with the same seed."""

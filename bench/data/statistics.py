@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 
 class Timed(Protocol):
-    """A measured or simulated answer. It also has the fields of results.SUMMED."""
+    """A Timed is a measured or simulated answer. It also has the fields of results.SUMMED."""
 
     @property
     def ttft_ms(self) -> float: ...
@@ -40,7 +40,7 @@ class Timed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A geometric mean with the bounds of its 95 % interval, or None without an interval."""
+    """A Mean is geometric; low and high bound its 95 % interval, and are None without one."""
 
     value: float
     low: float | None = None

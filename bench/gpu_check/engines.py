@@ -48,31 +48,31 @@ OF_ARMS: Final = {"cloud": PLUGGED, "picospec": ALONE}
 
 @dataclass(slots=True)
 class Engines:
-    """The engines of a host, and their measurements."""
+    """Measures the engines of a host, and keeps the measurements."""
 
     plan: ServicesPlan
     prompts: Sequence[Prompt]
     tokens: int
     sessions: Sequence[int]
     head: str = ""
-    """vLLM's `speculative_config` for a head, as JSON; "" without a head."""
+    """A head has this `speculative_config` of vLLM, as JSON; "" means that there is no head."""
 
     check: Check = field(default_factory=Check)
     texts: list[Answer] = field(default_factory=list)
-    """Stock vLLM's answers to the prompts at temperature 0."""
+    """Stock vLLM gave these answers to the prompts at temperature 0."""
 
     sources: list[Source] = field(default_factory=list)
     loads: Loads = field(default_factory=Loads)
 
     @property
     def rivals(self) -> dict[str, Rival]:
-        """The kinds of vLLM's own speculation, by name."""
+        """Return the kinds of vLLM's own speculation, by name."""
         head = {"head": Rival(HEAD, config=self.head)} if self.head else {}
         return {"n-gram": Rival("cloud-ngram", 4), **head}
 
     @property
     def promises(self) -> dict[str, str]:
-        """Maps an engine's name in the report to the one that it must not be slower than."""
+        """Return for each name in the report the engine that it must not be slower than."""
         return {PLUGGED: UNPLUGGED, **{MERGED + kind: STOCK + kind for kind in self.rivals}}
 
     async def check_stock(self) -> None:

@@ -1,4 +1,4 @@
-"""Collects the loads of engines, and checks that no engine is slower than it must not be.
+"""Collects the loads of engines, and compares engines that must not be slower than others.
 
 Engines run one after another. If one is too slow, its baseline is measured again after it, and
 the slower of the two counts, because the host may have become slower in between.
@@ -15,11 +15,11 @@ from picospec.bench.data.tables import markdown
 
 UNPLUGGED: Final = "stock vLLM"
 AGAIN: Final = ", again"
-"""The suffix of the name of an engine that is measured again."""
+"""The name of an engine that is measured again ends with this."""
 
 MIN_RATIO: Final = 0.9
-"""The least ratio of tokens/s: of requests without sessions, with the plugin and without it;
-and of sessions beside vLLM's own speculation, and this speculation without them."""
+"""This is the least ratio of tokens/s: of requests without sessions, with the plugin and
+without it; and of sessions beside vLLM's own speculation, and this speculation without them."""
 
 MAX_BUSY: Final = 0.9
 HEADLINE: Final = (
@@ -31,7 +31,7 @@ HEADLINE: Final = (
 @dataclass(frozen=True, slots=True)
 class Loads:
     rows: dict[tuple[int, str], Row] = field(default_factory=dict)
-    """Rows by the number of sessions and the engine's name."""
+    """The rows are found by the number of sessions and the engine's name."""
 
     def add(self, name: str, row: Row) -> list[str]:
         """Add a row; return its line of the table."""

@@ -1,4 +1,4 @@
-"""The parts of the check: each has a time limit, and passes, fails or is not run.
+"""The check runs in parts: each has a time limit, and passes, fails or is not run.
 
 An error that ends a part early becomes its result; the other parts and the report go on.
 """
@@ -17,12 +17,12 @@ from picospec.bench.data.tables import markdown
 from picospec.gateway.errors import first_error
 
 Work = Callable[[], Awaitable[tuple[bool, str]]]
-"""A function that returns whether the part passes, and its figures as Markdown."""
+"""A Work returns whether the part passes, and its figures as Markdown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part's result: PASS, FAIL or "not run", with figures or the reason as Markdown."""
+    """A Part is a result: PASS, FAIL or "not run", with figures or the reason as Markdown."""
 
     name: str
     verdict: str
@@ -35,10 +35,10 @@ class Check:
     """Runs parts one after another, prints their steps, and collects their results."""
 
     notes: Sequence[str] = ()
-    """Paragraphs before the report's table."""
+    """These paragraphs precede the report's table."""
 
     out: Path | None = None
-    """The path of the report. It is written after each part, so an aborted run keeps it."""
+    """The report is written here after each part, so that an aborted run keeps it."""
 
     parts: list[Part] = field(default_factory=list)
     finished: bool = False
@@ -84,7 +84,7 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """The overall result, for the report's title."""
+        """Return the overall result, for the report's title."""
         skipped = sum(part.verdict == "not run" for part in self.parts)
         passed = f"PASS{f', {skipped} not run' if skipped else ''}"
         return "FAIL" if self.failed else passed if self.finished else "not finished"

@@ -34,15 +34,15 @@ from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 LINK: Final = Conditions(rtt_ms=20.0)
-"""The link between user and GPU host over which speeds are compared."""
+"""Speeds are compared over this link between user and GPU host."""
 
 CLIENTS: Final = (1, 8)
 """Speeds are compared with these numbers of answers at once, one load after the other."""
 
 TURNS: Final = 2
 MIN_RATIO: Final = 0.9
-"""The least ratio of the tokens/s of `picospec` and `cloud`. The product must not be slower,
-but a dozen answers differ by some percent from one measurement to the next."""
+"""`picospec` must have at least this share of the tokens/s of `cloud`. The product must not be
+slower, but a dozen answers differ by some percent from one measurement to the next."""
 
 PARTS: Final = {
     "start-up": READY_WITHIN_S + 30.0,
@@ -50,7 +50,7 @@ PARTS: Final = {
     "cloud against picospec": 300.0,
     "sessions": ENGINE_S,
 }
-"""The time limits of the parts in seconds."""
+"""Each part fails after this many seconds."""
 
 HEAD: Final = ("clients", "arm", "tokens/s in all", "first text, p50 ms")
 

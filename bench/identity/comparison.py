@@ -33,13 +33,13 @@ EDGES = {
     "none": EdgePlan(drafter="none"),
     "separate": EdgePlan(judge="separate"),
 }
-"""The selectable edges. With `late` the target never waits for draft tokens. With `bad` it
-waits for useless ones and judges them; with `noise` it soon judges none."""
+"""These edges can be selected. With `late` the target never waits for draft tokens. With `bad`
+it waits for useless ones and judges them; with `noise` it soon judges none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of one service to one prompt."""
+    """An Answer is what one service generated for one prompt."""
 
     arm: str
     prompt: str
@@ -52,7 +52,7 @@ class Answer:
 
     @property
     def scores(self) -> list[TokenScores]:
-        """The known scores of each token; empty without log-probabilities."""
+        """Return the known scores of each token; empty without log-probabilities."""
         return list(map(_scores, self.reply.logprobs))
 
 
@@ -78,10 +78,10 @@ def _scores(entry: dict[str, Any]) -> TokenScores:
 
 
 Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
-"""A function of url, arm, prompt and temperature that asks for one answer."""
+"""An Ask is called with url, arm, prompt and temperature, and asks for one answer."""
 
 Explain = Callable[[Answer, Answer], Parting | None]
-"""A function of the plain answer and an edge's that returns where they differ first."""
+"""An Explain is called with the plain answer and an edge's, and finds the first difference."""
 
 
 def explainer(vocabulary: Vocabulary) -> Explain:

@@ -12,21 +12,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 RESOLUTION = 2.0**-10
-"""The unit in which log-probabilities are compared, which is coarser than their rounding."""
+"""Log-probabilities are compared in this unit, which is coarser than their rounding."""
 
 Noise = Callable[[int, bytes], float]
-"""A function of a position and a piece that returns what sampling adds to the log-probability;
-0 at temperature 0."""
+"""A Noise is called with a position and a piece, and returns what sampling adds to the
+log-probability; 0 at temperature 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """A token of an answer with the log-probabilities at its position."""
+    """A TokenScores has a token of an answer, and the log-probabilities at its position."""
 
     piece: bytes
     logprob: float
     likeliest: tuple[tuple[bytes, float], ...] = ()
-    """Pieces and their log-probabilities, likeliest first; empty for special tokens."""
+    """These pieces (empty for special tokens) have these log-probabilities, likeliest first."""
 
     def of(self, piece: bytes) -> float | None:
         """Return a token's log-probability at this position; None if unknown."""
@@ -34,7 +34,7 @@ class TokenScores:
 
     @property
     def step(self) -> float:
-        """The distance of neighbouring logits here: the grid that the best ones lie on.
+        """Return the distance of neighbouring logits here, the grid of the best ones.
 
         bfloat16 keeps 8 bits, so logits from 16 to 32 are 1/8 apart; if some of the best are
         below 16, the step is 1/16. It is RESOLUTION if there is no grid, as in float32.
@@ -46,17 +46,17 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """The first position at which an edge's answer differs from the plain one."""
+    """A Parting is the first position at which an edge's answer differs from the plain one."""
 
     position: int
     plain: str
     edge: str
     plain_gap: float | None
-    """The plain engine's score of its own token minus that of the edge's; None if the edge's
+    """The plain engine scored its own token higher than the edge's by this; None if the edge's
     token is not among the likeliest."""
 
     edge_gap: float | None
-    """The same the other way round, with the log-probabilities that the edge returned."""
+    """The edge scored its own token higher than the plain one by this, if that is known."""
 
     step: float
 

@@ -1,1 +1,1 @@
-"""An emulated link between the two ends, with delay, jitter, rate and loss."""
+"""Emulates a link between the two ends, with delay, jitter, rate and loss."""

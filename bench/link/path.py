@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from random import Random
 
 SEGMENT_BYTES = 1448
-"""The TCP bytes in an Ethernet frame with timestamps: one loss delays this many."""
+"""An Ethernet frame with timestamps carries this many bytes of TCP: one loss delays as many."""
 
 MIN_RETRANSMIT_S = 0.2
-"""Linux's retransmission timeout is at least this."""
+"""Linux waits at least this long before it retransmits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """A link's delay, jitter, rate and loss. Raises ValueError for impossible settings."""
+    """A link has these conditions. Raises ValueError for impossible settings."""
 
     rtt_ms: float = 0.0
     jitter_ms: float = 0.0
     """A round trip takes rtt_ms +- jitter_ms; each direction draws half of the variation."""
 
     rate_mbit: float | None = None
-    """The megabits per second of each direction; None means an unlimited rate."""
+    """Each direction carries this many megabits per second; None means an unlimited rate."""
 
     loss: float = 0.0
-    """The probability that a segment is lost and sent again."""
+    """A segment is lost and sent again with this probability."""
 
     def __post_init__(self) -> None:
         if self.rtt_ms < 0:
@@ -48,7 +48,7 @@ class Conditions:
 
 
 class Path:
-    """Line and distance in one direction, shared by all connections."""
+    """A Path is one direction of the link. All connections share its line and distance."""
 
     def __init__(self, conditions: Conditions, chance: Random) -> None:
         self.conditions = conditions

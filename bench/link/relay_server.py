@@ -1,4 +1,4 @@
-"""A TCP relay that adds round-trip time, jitter, a rate and losses, and needs no root.
+"""Relays TCP with an added round-trip time, jitter, a rate and losses, and needs no root.
 
 `async with Link((host, port), Conditions(rtt_ms=100)) as link:` listens on `link.port` and
 forwards each connection to that host and port.
@@ -28,14 +28,14 @@ from picospec.bench.link.path import SEGMENT_BYTES, Conditions, Path
 HOST = "127.0.0.1"
 
 MAX_IN_FLIGHT_BYTES = 4 << 20
-"""The most bytes in one direction of a connection; the relay does not read its sender beyond
-that. 100 Mbit/s over an RTT of 300 ms fill less."""
+"""A direction of a connection holds at most this many bytes; the relay does not read its sender
+beyond that. 100 Mbit/s over an RTT of 300 ms fill less."""
 
 READ_BYTES = 1 << 16
 
 TICK_S = 0.001
-"""The resolution of the event loop's timers. Data is sent up to half of it early, so that the
-error is symmetric."""
+"""The event loop's timers have this resolution. Data is sent up to half of it early, so that
+the error is symmetric."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -45,7 +45,7 @@ class _Reset(Exception):
 
 
 class Lane:
-    """The bytes in transit of one connection in one direction."""
+    """A Lane carries the bytes of one connection in one direction."""
 
     def __init__(self, path: Path, max_in_flight_bytes: int) -> None:
         self.open = asyncio.Event()
@@ -105,7 +105,7 @@ class Lane:
 
 
 class Connection:
-    """A client's socket and an upstream socket, with a lane in each direction."""
+    """A Connection joins a client's and an upstream socket by a lane in each direction."""
 
     def __init__(self, reader: StreamReader, writer: StreamWriter, link: Link) -> None:
         self._reader = reader
@@ -162,7 +162,7 @@ def reset(writer: StreamWriter) -> None:
 
 
 class Link:
-    """The relay. Open it with `async with`; leaving it resets the remaining connections."""
+    """The relay is opened with `async with`; leaving it resets the remaining connections."""
 
     def __init__(
         self,
@@ -181,8 +181,8 @@ class Link:
         self.connections: set[Connection] = set()
         self.tasks = asyncio.TaskGroup()
         self._clients: WeakSet[StreamWriter] = WeakSet()
-        """The clients' sockets, including those of finished connections that are not read to
-        the end."""
+        """These are the clients' sockets, including those of finished connections that are not
+        read to the end."""
 
         self._server: asyncio.Server | None = None
 

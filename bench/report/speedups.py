@@ -9,18 +9,18 @@ from picospec.bench.data.scenarios.script import root, scenario_of
 from picospec.bench.data.statistics import Mean, mean
 
 ROUNDS = ("sync", "paper", "colocated")
-"""The kinds of arms with a round length."""
+"""Arms of these kinds have a round length."""
 
 RIVALS = ("cloud-ngram", "cloud-suffix", "cloud-draft")
-"""The kinds of arms that are vLLM's own speculation; their number is that of the tokens it
+"""Arms of these kinds are vLLM's own speculation; their number is that of the tokens it
 drafts."""
 
 Link = tuple[float, float | None]
-"""The rtt_ms and the rate_mbit of a link."""
+"""A link is named by its rtt_ms and its rate_mbit."""
 
 
 class Comparison:
-    """The answers of a run at one temperature."""
+    """A Comparison has the answers of a run at one temperature."""
 
     def __init__(self, results: Results, temperature: float) -> None:
         self.answers = [a for a in results.answers if a.temperature == temperature]

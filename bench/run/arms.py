@@ -1,4 +1,4 @@
-"""The compared systems (arms); docs/performance.md describes each."""
+"""The bench compares these systems (arms); docs/performance.md describes each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.tokenizer import NONE
 
 GAMMA: Final = 4
-"""The tokens of a round if the arm's name has no number; it is the paper's number."""
+"""A round has this many tokens if the arm's name has no number; it is the paper's number."""
 
 WATCHED: Final = MappingProxyType({"include_speculation": True})
 """The page sends this option too, to show how the text comes about."""
@@ -23,7 +23,7 @@ STEADY: Final = MappingProxyType({"steady": True})
 """The page sends this option too, so that its text does not come in bursts."""
 
 POOL_TOKENS: Final[int] = EdgeSettings.model_fields["pool_tokens"].default
-"""The default size of an edge's pool."""
+"""An edge's pool holds this many tokens by default."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 Predicts = Literal["", "own", "other"]
@@ -43,10 +43,10 @@ class Arm:
     of its family."""
 
     stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
-    """See bench.run.client.Question.stream_options."""
+    """The request's stream_options have these fields too, see bench.run.client.Question."""
 
     rival: Rival | None = None
-    """The engine that answers in place of this product's verifier, if any."""
+    """This rival, if any, answers in place of this product's verifier."""
 
     @property
     def engine(self) -> str:
@@ -85,7 +85,7 @@ _FIXED: Final = {
 }
 _ROUNDS: Final = ("sync", "paper", "colocated")
 _OTHER_DRAFT: Final = "picospec@"
-"""The prefix of an arm that is the product with another draft model, which follows it."""
+"""The name of an arm with another draft model begins with this, and ends with the model."""
 
 NAMES: Final = (
     *_FIXED, f"{_OTHER_DRAFT}MODEL", *(f"{name}:G" for name in _ROUNDS),

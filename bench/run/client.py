@@ -29,40 +29,40 @@ class Question:
     temperature: float
     seed: int
     tokens: int
-    """The most tokens of the answer."""
+    """The answer has at most this many tokens."""
 
     likeliest: int | None = None
-    """The number of tokens at each position whose log-probabilities are requested; None
-    requests none."""
+    """The log-probabilities of this many tokens at each position are requested; None requests
+    none."""
 
     settings: Mapping[str, object] = field(default_factory=lambda: NONE)
-    """More fields of the request."""
+    """The request has these fields too."""
 
     stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
-    """More fields of its `stream_options`, beside `include_usage`."""
+    """Its `stream_options` have these fields beside `include_usage`."""
 
     before: Sequence[Message] = ()
-    """The conversation before the prompt."""
+    """This conversation precedes the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer. All times are seconds since the request."""
+    """A Reply is an answer. All times are seconds since the request."""
 
     text: str
     tokens: int
     arrivals_s: tuple[float, ...]
-    """The arrivals of pieces with text. A piece is what one target pass committed, or one token
-    of a steady stream."""
+    """Pieces with text arrived then. A piece is what one target pass committed, or one token of
+    a steady stream."""
 
     first_share: float
-    """The first piece's share of the text's characters; 0 without text."""
+    """The first piece has this share of the text's characters; 0 without text."""
 
     seconds: float
-    """The arrival of the finish reason, which ends the answer."""
+    """The finish reason, which ends the answer, arrived then."""
 
     drafted: int = 0
-    """The number of draft tokens that the target judged."""
+    """The target judged this many draft tokens."""
 
     accepted: int = 0
     target_passes: int = 0
@@ -72,13 +72,13 @@ class Reply:
 
     prompt_tokens: int = 0
     first_draft_s: float | None = None
-    """The first report of a chain with tokens of the draft model; None if there was none."""
+    """A chain with tokens of the draft model was first reported then; None if none was."""
 
     origins: Mapping[str, int] = field(default_factory=dict)
-    """The number of the answer's tokens by origin, if the stream reports it."""
+    """The answer's tokens are counted here by origin, if the stream reports it."""
 
     logprobs: Sequence[dict[str, Any]] = ()
-    """The API's entry for each token; empty unless log-probabilities were requested."""
+    """The API returned this for each token; empty unless log-probabilities were requested."""
 
     @property
     def gaps_s(self) -> list[float]:

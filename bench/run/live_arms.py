@@ -22,15 +22,15 @@ from picospec.edge_agent.draft_model.loading import find
 from picospec.models.store import open_store
 
 SETTLING_CHECKS = 24
-"""The number of an edge's health checks after a change of the link. Each is a sample of its
+"""An edge makes this many health checks after a change of the link. Each is a sample of its
 smoothed round trip (weight 1/8), so 4 % of the old round trip is left after them."""
 
 SETTLING_S = 30.0
-"""The time limit of these checks."""
+"""These checks may take this many seconds."""
 
 MAX_WARM_UPS = 24
-"""The most warm-up requests for one prompt. Each lets the draft model read another chunk of it
-(edge_agent.draft_model.llama_drafter)."""
+"""At most this many requests warm up one prompt. Each lets the draft model read another chunk
+of it (edge_agent.draft_model.llama_drafter)."""
 
 ANSWER_TIMEOUT_S = 600.0
 """An answer fails after this many seconds without a byte."""
@@ -44,20 +44,20 @@ _DRAFT_MODEL_TOKENS = ("picospec:edge_draft_tokens_total", "picospec:edge_stale_
 
 
 Costs = Mapping[str, float]
-"""Counters of one arm, or their increase by one answer, by the names of an Answer's fields."""
+"""Costs are counters of one arm, or their increase by an answer, by an Answer's field names."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveArm:
-    """A running arm: the client that asks it, and the sources of its costs."""
+    """A LiveArm has the client that asks a running arm, and the sources of its costs."""
 
     client: Client
     edge: httpx.AsyncClient | None
     group: int | None
-    """The process group whose processor time counts as the edge's."""
+    """The processor time of this process group counts as the edge's."""
 
     verifier: httpx.AsyncClient | None = None
-    """Reads the verifier's metrics, without the link."""
+    """This client reads the verifier's metrics, without the link."""
 
     async def ask(self, question: Question, *, cold: bool = False) -> tuple[Reply, Costs]:
         """Make both ends read the prompt, unless the question is to find them cold; then
@@ -91,7 +91,7 @@ class LiveArm:
 
 
 class LiveArms(Started):
-    """All arms of one engine by name. Entering it raises ServiceError or ModelError."""
+    """Runs all arms of one engine, by name. Entering it raises ServiceError or ModelError."""
 
     def __init__(self, plan: ServicesPlan, arms: Sequence[Arm]) -> None:
         super().__init__()

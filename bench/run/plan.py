@@ -1,4 +1,4 @@
-"""The order of questions: every arm gets the same ones, interleaved.
+"""Every arm gets the same questions, interleaved.
 
 The order is repeat by repeat, prompt by prompt (families alternate), link by link; at each link
 all arms follow one another, and each time another arm begins. So compared answers are minutes
@@ -37,7 +37,7 @@ class Plan:
     tokens: int = 64
     repeats: int = 1
     seed: int = 7
-    """The seed of the first repeat; each later repeat has the next one."""
+    """The first repeat has this seed; each later repeat has the next one."""
 
     questions_per_engine: int = 3
     """The arms of one engine answer this many questions before the next engine is started."""
@@ -45,7 +45,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question to one arm."""
+    """A Turn is one question to one arm."""
 
     arm: Arm
     prompt: Prompt

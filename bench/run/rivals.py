@@ -1,4 +1,4 @@
-"""The common rivals: vLLM's own speculation, in vLLM's own server, behind the link.
+"""The rivals are vLLM's own speculation, in vLLM's own server, behind the link.
 
 Each setting of a rival is an engine of its own, and memory seldom holds two. docs/decisions.md
 says how the lengths and settings in this file were found.
@@ -19,10 +19,10 @@ DRAFT: Final = "cloud-draft"
 HEAD: Final = "cloud-head"
 
 TOKENS: Final = {NGRAM: 32, SUFFIX: 32, DRAFT: 2}
-"""The most tokens that vLLM drafts for a pass, if the arm's name has no number."""
+"""vLLM drafts at most this many tokens for a pass, if the arm's name has no number."""
 
 _LOOKUP: Final = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
-"""The length range of an n-gram that is looked up in the text, in tokens."""
+"""An n-gram that is looked up in the text has a length in this range, in tokens."""
 
 _SUFFIX: Final = {
     "suffix_decoding_max_spec_factor": 4.0,
@@ -40,14 +40,14 @@ _HAS_PACKAGE: Final = "from importlib import util; exit(not util.find_spec('arct
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """One arm: its kind, and the number of tokens that it drafts."""
+    """A Rival has the kind of an arm, and the number of tokens that it drafts."""
 
     kind: str
     tokens: int = 0
     """0 means vLLM without speculation, the control."""
 
     config: str = ""
-    """vLLM's complete `speculative_config` as JSON, if given."""
+    """vLLM gets this complete `speculative_config` (JSON), if it is not empty."""
 
     remembers: bool = False
     """True if suffix decoding caches its answers, up to vLLM's own bound."""

@@ -1,4 +1,4 @@
-"""An edge that drafts in rounds like published systems (bench.round_policy), or uselessly.
+"""This edge drafts in rounds like published systems (bench.round_policy), or uselessly.
 
 python -m picospec.bench.run.rounds sync:4 --verifier-url ... --draft-model ...
 """
@@ -25,12 +25,12 @@ from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistri
 from picospec.speculation.sampling.draft_token import DraftToken
 
 STEP_S: Final = 0.02
-"""The time of a step: about that of a draft model of 0.5 billion weights on one core."""
+"""A step takes this long: about as long as with half a billion weights on one core."""
 
 
 @dataclass(slots=True)
 class UselessDrafter:
-    """A Drafter that proposes random tokens. It is also the slot of each of its sessions.
+    """Implements a Drafter that proposes random tokens, and the slot of each of its sessions.
 
     It measures the cost of useless draft tokens, and shows that they cannot change the text.
     """

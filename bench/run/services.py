@@ -1,4 +1,4 @@
-"""The services of a measurement: one verifier, and edges, some of them behind emulated links.
+"""A measurement runs one verifier, and edges, some of them behind emulated links.
 
 Every process is real: the services run as shipped, on loopback, each on its own cores.
 """
@@ -26,13 +26,13 @@ from picospec.gateway.hosting.readiness import until_ready
 from picospec.gateway.hosting.settings import as_environment
 
 LINKED = Conditions()
-"""The conditions of a link before a turn sets others."""
+"""A link has these conditions before a turn sets others."""
 
 PORTS = range(10_000, 32_000)
-"""Ports below those that kernels choose from: Linux from 32,768, others from 49,152."""
+"""These ports are below those that kernels assign: Linux from 32,768, others from 49,152."""
 
 CONTEXT_TOKENS = 4096
-"""The tokens of a short question and its answer together."""
+"""A short question and its answer have at most this many tokens together."""
 
 READY_WITHIN_S = 300.0
 """All services must be ready within this many seconds."""
@@ -40,7 +40,7 @@ READY_WITHIN_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class EdgePlan:
-    """One edge with its differences from the product's defaults."""
+    """An EdgePlan is one edge, with its differences from the product's defaults."""
 
     drafter: str = "model"
     judge: str = "coupled"
@@ -49,8 +49,8 @@ class EdgePlan:
     verifier_drafts: bool = True
     pool_tokens: int = 0
     link: Conditions | None = None
-    """The emulated link to the verifier, whose conditions can be changed; None means that there
-    is no link."""
+    """The edge reaches the verifier by an emulated link, whose conditions can be changed; None
+    means that there is no link."""
 
     colocated: bool = False
     """True if the edge runs on the verifier's cores."""
@@ -59,7 +59,7 @@ class EdgePlan:
     """bench.run.rounds runs this in place of the product, such as "sync:4" or "useless"."""
 
     draft_model: str = ""
-    """The edge's draft model; "" means the one of all edges."""
+    """The edge drafts with this model; "" means the draft model of all edges."""
 
     @property
     def settings(self) -> dict[str, object]:
@@ -83,7 +83,7 @@ class ServicesPlan:
     target: str = "llama"
     verifier_arguments: Sequence[str] = ()
     verifier_python: str = sys.executable
-    """The verifier's Python: vLLM has a virtual environment of its own."""
+    """The verifier runs with this Python: vLLM has a virtual environment of its own."""
 
     verifier_cores: frozenset[int] = field(default_factory=lambda: pins().verifier)
     edge_cores: frozenset[int] = field(default_factory=lambda: pins().edge)
@@ -92,14 +92,14 @@ class ServicesPlan:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     rival: Rival | None = None
-    """The rival that is started in place of the verifier, if any."""
+    """This rival, if any, is started in place of the verifier."""
 
     cloud_draft_model: str = ""
-    """The draft model of a rival that has one, in a form that vLLM reads."""
+    """A rival with a draft model has this one, in a form that vLLM reads."""
 
     @property
     def models(self) -> dict[str, str]:
-        """The entry about the models in a file of results."""
+        """Return the entry about the models in a file of results."""
         return {
             "target": self.target_model,
             "draft": self.draft_model,
@@ -127,7 +127,7 @@ def verifier_arguments(
 
 
 class Started(AsyncExitStack):
-    """Parts that are started by `async with`, and stopped together on leaving it."""
+    """Starts several parts on `async with`, and stops them together on leaving it."""
 
     @abstractmethod
     async def _start(self) -> None:
@@ -149,7 +149,7 @@ class Started(AsyncExitStack):
 
 
 class Services(Started):
-    """The running processes of a plan. Entering it raises ServiceError."""
+    """Runs the processes of a plan. Entering it raises ServiceError."""
 
     def __init__(self, plan: ServicesPlan) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Services(Started):
         self.edge_urls: dict[str, str] = {}
         self.links: dict[str, Link] = {}
         self.pids: dict[str, int] = {}
-        """The process groups of the "verifier" and of each edge, by name."""
+        """The "verifier" and each edge, by name, have these process groups."""
 
     async def _start(self) -> None:
         relays = await self.enter_async_context(asyncio.TaskGroup())

@@ -1,4 +1,4 @@
-"""vLLM's own server, for the arms that have its own speculation (bench.run.rivals).
+"""Runs vLLM's own server, for the arms with its own speculation (bench.run.rivals).
 
     python -m picospec.bench.run.stock_vllm --model DIR --speculation JSON [--vllm.NAME VALUE]
 

@@ -33,17 +33,17 @@ MAX_WIDTH: Final = 0.06
 """The 95 % interval must begin at MIN_RATIO or above; a wider one needs more prompts."""
 
 BENCH_OPTIONS: Final = ("--arms", "cloud,picospec", "--rtt", "10,100", "--repeats", "1")
-"""The options of `bench run` unless the command line has others."""
+"""`bench run` has these options unless the command line has others."""
 
 Turn = tuple[str, Path]
-"""The checkout, "old" or "new", and the file of its prompts."""
+"""A Turn names the checkout, "old" or "new", and the file of its prompts."""
 
 Key = tuple[str, str, float, float, int]
 """Identifies an answer: arm, prompt, round trip in ms, temperature and repeat."""
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """The part of a file of `bench run` that is compared."""
+    """Only this part of a file of `bench run` is compared."""
 
     answers: list[Answer]
 

@@ -1,4 +1,4 @@
-"""AceSpec (arXiv:2609.02514): the rounds of `paper`, with a cache of branches at the edge.
+"""AceSpec (arXiv:2609.02514) has the rounds of `paper`, and a cache of branches at the edge.
 
 While a round is away the edge extends the chain, and in the same batched steps it drafts
 branches: continuations of other tokens at each depth of the round, more of them near its start.
@@ -42,7 +42,7 @@ def branches_by_depth(branches: int, gamma: int, acceptance: float) -> list[int]
 
 
 class CachingEdge(Edge):
-    """An edge that looks up the next round after a rejection, if it has drafted it."""
+    """This edge looks up the next round after a rejection, if it has drafted it."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class CachingEdge(Edge):
         drafting: Callable[[float], None],
         done: Action,
     ) -> None:
-        """gamma: draft tokens of a round. branches: drafted while a round is away."""
+        """Set up. gamma: draft tokens of a round. branches: drafted while a round is away."""
         super().__init__(clock, source, machine, draft_s, drafting=drafting, done=done)
         self._gamma = gamma
         self._branches = branches_by_depth(branches, gamma, source.acceptance)

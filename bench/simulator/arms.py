@@ -1,4 +1,4 @@
-"""The compared systems (see docs/performance.md), by the few things in which they differ.
+"""The compared systems (see docs/performance.md) differ in a few things.
 
 `colocated` is `sync` on the target's host: no link, but drafting takes the target's time.
 Hosts, link, prompts and the head start while the target reads the prompt are the same for all.
@@ -15,12 +15,12 @@ from picospec.speculation.protocol.messages import Fill
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A compared system; by default the target alone."""
+    """An Arm is a compared system; by default the target alone."""
 
     name: str = "cloud"
     fill: Fill = "always"
     policy: DraftPolicy | None = None
-    """None drafts nothing."""
+    """The edge drafts by this policy; None drafts nothing."""
 
     own_drafts: bool = False
     """True if the verifier proposes draft tokens too."""
@@ -29,10 +29,10 @@ class Arm:
     """True if prompt lookup proposes tokens too."""
 
     gamma: int = 0
-    """The number of draft tokens of a round; 0 without rounds."""
+    """A round has this many draft tokens; 0 without rounds."""
 
     branches: int = 0
-    """The number of branches drafted beside the chain while a round is away; see
+    """This many branches are drafted beside the chain while a round is away; see
     bench.simulator.acespec."""
 
     colocated: bool = False

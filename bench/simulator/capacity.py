@@ -20,27 +20,27 @@ from picospec.bench.simulator.world import World, simulate
 CLIENTS: Final = (1, 8, 16, 32, 48, 64, 96, 128, 192)
 RTT_MS: Final = 20.0
 ANSWERS: Final = 3
-"""The least number of answers of each client: one of every family."""
+"""Each client asks for at least this many answers: one of every family."""
 
 ROWS: Final = 1024
-"""The most rows of a pass, like a serving engine's limit of tokens in a step."""
+"""A pass has at most this many rows, as serving engines limit the tokens of a step."""
 
 SHARED: Final[Mapping[str, Sequence[Arm]]] = {
     "cloud": [Arm()],
     "picospec": [picospec()],
     "colocated": [colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
 }
-"""The arms whose verifier is shared; each is tried at the given round lengths."""
+"""Clients share the verifier of these arms; each is tried at the given round lengths."""
 
 
 class Crowd(msgspec.Struct, frozen=True):
-    """One verifier and its clients, which all begin at once and ask for ANSWERS in a row."""
+    """A Crowd is a verifier and clients that all begin at once and ask for ANSWERS in a row."""
 
     point: str
     arm: str
     clients: int
     tokens_per_s: float
-    """The rate of one client."""
+    """One client has this rate."""
 
     gamma: int | None
 

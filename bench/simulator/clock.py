@@ -1,4 +1,4 @@
-"""Virtual time: ordered events, durations as curves, and messages on a link."""
+"""Simulates time: ordered events, durations as curves, and messages on a link."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Clock:
 
 
 class Curve:
-    """Seconds as a function of rows, linear between the points and beyond the last; constant if
+    """A Curve maps rows to seconds: linear between the points and beyond the last; constant if
     there is only one point."""
 
     def __init__(
         self, seconds: Mapping[int, float], besides: Callable[[int], float] = lambda rows: 0.0
     ) -> None:
-        """besides: a function of rows that returns seconds to add."""
+        """Set up the curve. besides: a function of rows that returns seconds to add."""
         self._rows = sorted(seconds)
         self._seconds = [seconds[rows] for rows in self._rows]
         self._besides = besides
@@ -68,7 +68,7 @@ class Curve:
 
 
 class Line:
-    """One direction of a connection: messages arrive in order, at the times of the path."""
+    """Delivers a connection's messages in one direction, in order, when the path lets them."""
 
     def __init__(
         self, clock: Clock, path: Path, deliver: Callable[[Up], None] | Callable[[Down], None]

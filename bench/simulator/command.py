@@ -91,12 +91,12 @@ def waiting_table(found: Sequence[SimulatedRow], title: str) -> Table:
 
 
 WITHIN: Final = 0.10
-"""The largest relative difference of a prediction that counts as agreement."""
+"""A prediction agrees with a measurement up to this relative difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A speed-up over cloud, simulated and measured."""
+    """An Agreement has a speed-up over cloud, simulated and measured."""
 
     arm: str
     family: str

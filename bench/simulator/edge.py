@@ -17,12 +17,12 @@ from picospec.speculation.sampling.draft_token import DraftToken
 
 @dataclass(slots=True)
 class Answer:
-    """One answer as the user saw it."""
+    """An Answer has the times and counts of one answer, as the user saw it."""
 
     source: Source
     asked_s: float
     arrivals: list[tuple[float, int]] = field(default_factory=list)
-    """When tokens came (seconds from asking), and their number."""
+    """Tokens came at these times (seconds from asking), in these numbers."""
 
     drafted: int = 0
     edge_cpu_s: float = 0.0
@@ -38,7 +38,7 @@ class Answer:
 
     @property
     def ttft_s(self) -> float:
-        """The time from asking to the first tokens."""
+        """Return the time from asking to the first tokens."""
         return self.arrivals[0][0]
 
     @property
@@ -47,12 +47,12 @@ class Answer:
 
     @property
     def seconds(self) -> float:
-        """The time from asking to the last token."""
+        """Return the time from asking to the last token."""
         return self.arrivals[-1][0]
 
     @property
     def later(self) -> tuple[int, float]:
-        """The tokens after the first ones, and the time from those to the end."""
+        """Return the tokens after the first ones, and the time from those to the end."""
         return self.tokens - self.arrivals[0][1], self.seconds - self.ttft_s
 
     @property
@@ -62,7 +62,7 @@ class Answer:
 
     @property
     def gaps_ms(self) -> list[float]:
-        """The times between two arrivals of tokens."""
+        """Return the times between two arrivals of tokens."""
         return [1000 * (later[0] - sooner[0]) for sooner, later in pairwise(self.arrivals)]
 
 
@@ -81,7 +81,7 @@ class Edge:
         drafting: Callable[[float], None],
         done: Action,
     ) -> None:
-        """drafting: gets the end of each draft step. done: is called at the answer's end."""
+        """Set up. drafting: gets the end of each draft step. done: is called at the end."""
         self.answer = Answer(source, clock.now_s)
         self.machine = machine
         self._clock = clock

@@ -1,4 +1,4 @@
-"""The speeds of both ends."""
+"""Both ends of a simulated host have these speeds."""
 
 from __future__ import annotations
 
@@ -19,70 +19,70 @@ assumption."""
 
 
 class Speeds(msgspec.Struct, frozen=True):
-    """The measured speeds of both ends of a host, in seconds; see bench.calibrate."""
+    """Both ends of a host were measured at these speeds, in seconds; see bench.calibrate."""
 
     host: Host
     commit: str
     models: dict[str, str]
     pass_s: dict[int, float]
-    """The period of passes with draft tokens waiting, by their rows."""
+    """With draft tokens waiting, a pass begins this long after the one before, by its rows."""
 
     drafting_s: dict[int, float]
-    """The same while the draft model works: on one machine both ends share the memory."""
+    """Passes have this period while the draft model works, if both share a machine's memory."""
 
     draft_s: dict[int, float]
-    """The time of a draft step while the target works, by the tokens it reads."""
+    """A draft step takes this long while the target works, by the tokens it reads."""
 
     alone_s: dict[int, float]
-    """The same while the target is idle."""
+    """A draft step takes this long while the target is idle."""
 
     first_s: float
-    """The time to the first token of a prompt that was asked before, without its tokens' share
-    (prefill_s)."""
+    """The first token of a prompt that was asked before comes after this time, and its tokens'
+    share (prefill_s)."""
 
     prefill_s: float
-    """The time that each token of such a prompt adds."""
+    """Each token of such a prompt adds this time."""
 
     stack_s: float
-    """The software's share of a round trip: from a Commit to a pass over the reply to it."""
+    """Software adds this to a round trip: from a Commit to a pass over the reply to it."""
 
     message_s: float
-    """The time that each received message adds to the running pass."""
+    """Each received message adds this time to the running pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
     pass_s: Curve
-    """The time of a target pass, by the rows of all its sessions together."""
+    """A target pass takes this long, by the rows of all its sessions together."""
 
     draft_s: Curve
-    """The time of a draft step while the target works, by the tokens it reads: one, or more if
-    the target was ahead of the draft model."""
+    """A draft step takes this long while the target works, by the tokens it reads: one, or more
+    if the target was ahead of the draft model."""
 
     drafting_s: Curve | None = None
-    """The time of a target pass, by its rows, while the draft model works all the time and both
-    share a memory; None means `pass_s`."""
+    """A target pass takes this long, by its rows, while the draft model works all the time and
+    both share a memory; None means `pass_s`."""
 
     alone_s: Curve | None = None
-    """The time of a draft step while the target is idle and both share a memory; None means
+    """A draft step takes this long while the target is idle and both share a memory; None means
     `draft_s`."""
 
     prefill_s: float = 0.0
-    """The target's time for a token of the prompt."""
+    """The target takes this long for a token of the prompt."""
 
     draft_prefill_s: float = 0.0
     colocated_s: Curve | None = None
-    """The time of a draft step on the target's host, by sessions; None means the same as on the
-    device."""
+    """A draft step on the target's host takes this long, by sessions; None means as long as on
+    the device."""
 
     first_s: float = 0.0
-    """The extra time of a session's first pass, without its prompt's tokens."""
+    """A session's first pass takes this much longer, besides its prompt's tokens."""
 
     stack_s: float = 0.0
-    """The software's share of every round trip."""
+    """Software adds this to every round trip."""
 
     message_s: float = 0.0
-    """The time that each received message adds to the running pass, if both share a core."""
+    """Each received message adds this time to the running pass, if both share a core."""
 
     def lost_s(self, rows: int, drafting_s: float) -> float:
         """Return the seconds that a draft model adds to a pass by working for `drafting_s`."""
@@ -97,7 +97,8 @@ CPU_BOX = Hosts(
     prefill_s=0.010,
     draft_prefill_s=0.010,
 )
-"""Qwen2.5-Coder 1.5B bf16 in vLLM on one core, 0.5B Q4_0 in llama.cpp on another."""
+"""CPU_BOX runs Qwen2.5-Coder 1.5B bf16 in vLLM on one core, 0.5B Q4_0 in llama.cpp on
+another."""
 
 
 def gpu(

@@ -1,4 +1,4 @@
-"""The models' output for one answer: made up from an acceptance, or replayed from a Trace.
+"""A Source is the models' output for one answer, made up from an acceptance or from a Trace.
 
 The target's answer is fixed: judged `coupled`, it is a function of prompt and seed. So is the
 draft token after any context that the target commits. After a miss the chain is broken whatever
@@ -33,7 +33,7 @@ VOCABULARY: Final = 1 << 20
 
 
 class Source:
-    """One answer of n tokens, and the draft model's output for it.
+    """A Source has one answer of n tokens, and the draft model's output for it.
 
     drafts[i]: the draft token after tokens[:i]. confidences: float[n], of these.
     after_miss[i]: the draft tokens after drafts[i], if that is not the target's token.
@@ -60,11 +60,12 @@ class Source:
         self._after_miss = list(after_miss) or [()] * len(self.tokens)
         self.ranks = list(ranks) or [inf] * len(self.tokens)
         self.distributions = [Distribution(np.array([t]), np.ones(1)) for t in self.tokens]
-        """The target's distributions after its noise: each has one token, the generated one."""
+        """These are the target's distributions after its noise: each has only the generated
+        token."""
 
     @property
     def acceptance(self) -> float:
-        """The share of the target's tokens that are drafted right after the right context."""
+        """Return the share of tokens that are drafted right in the right context."""
         pairs = zip(self._drafts, self.tokens, strict=True)
         return sum(drafted == token for drafted, token in pairs) / len(self.tokens)
 

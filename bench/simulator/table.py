@@ -20,7 +20,7 @@ from picospec.bench.traces.files import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 BRANCHES: Final = (2, 4, 8, 15, 30)
-"""The numbers of branches with which `acespec` is tried, beside none: 1 and 60 are hardly ever
+"""`acespec` is tried with these numbers of branches, and with none: 1 and 60 are hardly ever
 best."""
 
 ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
@@ -29,7 +29,7 @@ ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
     "acespec": [paper, *(partial(acespec, branches=count) for count in BRANCHES)],
     "colocated": [colocated],
 }
-"""The functions that make an arm of each kind for a gamma; each prompt has its best one."""
+"""These functions make an arm of each kind for a gamma; each prompt has its best one."""
 
 PLAIN: Final[Mapping[str, Arm]] = {
     "cloud": Arm(),
@@ -43,7 +43,7 @@ ARMS: Final = (*PLAIN, *ROUNDS)
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The prompts of one family at one temperature."""
+    """A Group has the prompts of one family at one temperature."""
 
     family: str
     temperature: float
@@ -65,8 +65,8 @@ def groups(folder: Path, families: Sequence[str], tokens: int | None = None) -> 
 
 
 class SimulatedRow(Cell, frozen=True, kw_only=True):
-    """One simulated cell. `tokens_per_s` is a geometric mean over prompts, and `drafted` counts
-    all draft tokens, judged or not."""
+    """A SimulatedRow is one simulated cell. `tokens_per_s` is a geometric mean over prompts,
+    and `drafted` counts all draft tokens, judged or not."""
 
     gamma: int | None
 

@@ -21,7 +21,7 @@ TICK_S: Final = 1e-6
 
 @dataclass(slots=True, eq=False)
 class Served:
-    """A session's source, and the downlink to its edge."""
+    """A Served has a session's source, and the downlink to its edge."""
 
     name: str
     source: Source
@@ -30,7 +30,7 @@ class Served:
 
 
 class Verifier:
-    """rows: the most rows of one pass. colocated: True if the draft models run on this host."""
+    """Serves sessions. rows: the most of one pass. colocated: draft models run on this host."""
 
     def __init__(
         self, clock: Clock, limits: Limits, hosts: Hosts, rows: int, *, colocated: bool

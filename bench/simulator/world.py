@@ -1,4 +1,4 @@
-"""A whole run: clients with devices and links, one verifier, and one arm."""
+"""Runs a whole simulation: clients with devices and links, one verifier, and one arm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class World:
     conditions: Conditions
     limits: Limits = field(default_factory=Limits)
     rows: int = 256
-    """The most rows of one pass."""
+    """One pass has at most this many rows."""
 
 
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:

@@ -1,4 +1,4 @@
-"""The recorded output of real models: one Trace a prompt, stored in one .npz file.
+"""A Trace is the recorded output of real models for one prompt, stored in one .npz file.
 
 Any policy can be replayed with a trace, without the models. Where the draft model misses the
 target's token, the trace also has its next draft tokens: a chain continues with those until the
@@ -24,7 +24,7 @@ PER_TOKEN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """n positions, with the draft model's N likeliest tokens at every one of them."""
+    """A Trace has n positions with the draft model's N likeliest tokens at every one."""
 
     family: str
     prompt_id: str
@@ -32,19 +32,19 @@ class Trace:
     seed: int
     prompt: Ids
     tokens: Ids
-    """int32[n]: the target's answer, sampled with the shared noise."""
+    """The target generated this answer with the shared noise: int32[n]."""
 
     draft_tokens: Ids
-    """int32[n, N], likeliest first."""
+    """The draft model has these tokens at each position: int32[n, N], likeliest first."""
 
     draft_logits: Logits
-    """float32[n, N]: log q at temperature 1."""
+    """The draft tokens have this log q at temperature 1: float32[n, N]."""
 
     after_miss_tokens: Ids
-    """int32[n, m]: the draft tokens after a draft token that misses; -1 elsewhere."""
+    """These draft tokens follow one that misses; -1 elsewhere: int32[n, m]."""
 
     after_miss_confidences: Logits
-    """float32[n, m]: the confidences of these draft tokens."""
+    """These draft tokens have these confidences: float32[n, m]."""
 
     def cut(self, tokens: int | None) -> Trace:
         """Return the trace of the answer's first `tokens` tokens; None: the whole trace."""

@@ -51,14 +51,14 @@ CONTEXT_TOKENS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A prompt with its settings, of which a trace is recorded."""
+    """A trace is recorded of a prompt with these settings."""
 
     prompt: Prompt
     family: str
     temperature: float
     seed: int
     reply: Answer | None = None
-    """The answer of a run's target; None if the target has yet to generate it."""
+    """A run's target gave this answer; None if the target has yet to generate it."""
 
 
 def answered(results: Results, prompts: Mapping[str, Prompt]) -> list[Subject]:

@@ -29,7 +29,7 @@ releases the lock."""
 
 
 class Blobs:
-    """The blobs under `root`. Each is fetched from the first of `sources` that has it."""
+    """Keeps the blobs under `root`. Each is fetched from the first of `sources` that has it."""
 
     def __init__(self, root: Path, sources: Sequence[Source]) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""The client of the model hub. Only this module imports huggingface_hub.
+"""Calls the model hub. Only this module imports huggingface_hub.
 
 The import takes 0.3 s, which most commands do not need, so it happens inside the functions.
 
@@ -33,11 +33,11 @@ _NO_HUB: Final = (ValueError, TypeError, KeyError, AttributeError)
 """huggingface_hub and this module raise these for a malformed answer of a hub."""
 
 DIRECTORY_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-"""The files of a repository that vLLM needs."""
+"""vLLM needs these files of a repository."""
 
 
 class Hub:
-    """A Source for files of the hub's repositories. It can also list them."""
+    """Fetches files of the hub's repositories as a Source, and lists them."""
 
     name = "hub"
 
@@ -113,7 +113,7 @@ class Hub:
 
 
 _NAMING: Final = ("etag", "x-linked-etag", "x-repo-commit")
-"""The response headers that name files and folders in hf's cache."""
+"""These response headers name files and folders in hf's cache."""
 
 
 def _client() -> httpx2.Client:

@@ -31,8 +31,8 @@ PREFERRED: Final[Mapping[Role, Sequence[str]]] = {
         "F32",
     ],
 }
-"""The quantisations to look for, best first. A target is judged with Q8_0 weights, which the
-store makes from other ones, so the files that lose least in this come first. A draft model
+"""These quantisations are looked for, best first. A target is judged with Q8_0 weights, which
+the store makes from other ones, so the files that lose least in this come first. A draft model
 needs speed: Q4_0 drafts as well as Q4_K_M, in two thirds of the time."""
 
 _QUANTISATION: Final = re.compile(r"(?i)[-._/]((?:IQ|TQ|Q)\d\w*|BF16|F16|F32|MXFP4\w*)\.gguf$")
@@ -48,7 +48,7 @@ _File = TypeVar("_File")
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """A file of a repository; without a file or a quantisation, the best one for a role."""
+    """Names a file of a repository; without a file or a quantisation, the best one."""
 
     repository: str
     quantisation: str = ""
@@ -56,7 +56,7 @@ class HubReference:
 
     @property
     def name(self) -> str:
-        """The repository's name without owner and without the suffix of GGUF repositories."""
+        """Return the repository's name without owner and suffix of GGUF repositories."""
         return re.sub(r"(?i)[-.]gguf$", "", self.repository.partition("/")[2])
 
     def choose(self, files: Collection[str], role: Role) -> str:

@@ -1,4 +1,4 @@
-"""Sources of a model's bytes: each writes one file, and may resume an unfinished one.
+"""Each source of a model's bytes writes one file, and may resume an unfinished one.
 
 No source is trusted: the store checks the sha256 of the written file. If a source raises
 SourceFailed, the store tries the next. The modules hub and wheels have two more sources.
@@ -16,7 +16,7 @@ from picospec.models.catalogue import ModelFile
 from picospec.models.errors import SourceFailed
 
 Progress = Callable[[str, int, int], None]
-"""A function of an activity, the bytes done, and the total bytes (0 if unknown)."""
+"""A Progress is called with an activity, the bytes done, and the total bytes (0 if unknown)."""
 
 
 def sha256_of(path: Path) -> str:
@@ -33,7 +33,7 @@ class Source(Protocol):
 
 
 class Folder:
-    """A source that copies files from a directory; they have the catalogue's file names."""
+    """Copies files from a directory, where they have the catalogue's file names."""
 
     name = "folder"
 

@@ -1,4 +1,4 @@
-"""The user's own catalogue: models.toml in the configuration directory.
+"""The user's own catalogue is models.toml in the configuration directory.
 
 It has the form of the shipped models/catalogue.toml. The directory is PICOSPEC_CONFIG_DIR, or
 else picospec in XDG_CONFIG_HOME (~/.config). Edits preserve the rest of the file with comments.
@@ -25,7 +25,7 @@ def user_file(environment: Mapping[str, str]) -> Path:
 
 
 class UserCatalogue:
-    """The catalogue in `file`. A missing file counts as empty."""
+    """Reads and writes the catalogue in `file`. A missing file counts as empty."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

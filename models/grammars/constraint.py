@@ -1,4 +1,4 @@
-"""A constraint on the text that a client asks for: exactly one of five kinds."""
+"""A client constrains the text of an answer in exactly one of five ways."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import msgspec
 from picospec.models.errors import InvalidGrammar
 
 NAME: Final = "structured_outputs"
-"""The name of the extra by which an Open asks for a grammar."""
+"""An Open asks for a grammar by the extra of this name."""
 
 MAX_BYTES: Final = 256 * 1024
-"""The size limit of a constraint as JSON. The tools of a large agent take 100 kB in one
-grammar."""
+"""A constraint has at most this many bytes as JSON. The tools of a large agent take 100 kB in
+one grammar."""
 
 
 class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The extra `structured_outputs` of a request."""
+    """A Constraint is the extra `structured_outputs` of a request."""
 
     json: msgspec.Raw = msgspec.Raw()
     json_object: bool | None = None
@@ -50,7 +50,7 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def value(self) -> str | list[str] | bool:
-        """The constraint's value; a JSON schema is the text that the client sent."""
+        """Return the constraint's value; a JSON schema is the text that the client sent."""
         found = getattr(self, self.kind)
         return bytes(found).decode() if isinstance(found, msgspec.Raw) else found
 

@@ -1,4 +1,4 @@
-"""A compiled grammar, and the position of an answer in it."""
+"""A Grammar is compiled once, and a GrammarState is the position of an answer in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Logits = NDArray[np.float32]
 
 
 class Grammar:
-    """A grammar that has passed its check. Raises InvalidGrammar.
+    """A Grammar has passed its check. Raises InvalidGrammar.
 
     All its states share one lexer, which grows with the texts it has seen.
     """
@@ -31,7 +31,7 @@ class Grammar:
 
 
 class GrammarState:
-    """The position of an answer in its grammar; it depends on grammar and output tokens only.
+    """A GrammarState is an answer's position: a function of the grammar and the output tokens.
 
     Each method raises GrammarFailed if the grammar reaches a limit. The state is useless then.
     """

@@ -32,13 +32,13 @@ from picospec.models.grammars.binding import (
 from picospec.models.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0
-"""The limit of processor time of an attempt. Clients' grammars take 1 to 50 ms."""
+"""An attempt takes at most this much processor time. Clients' grammars take 1 to 50 ms."""
 
 MEMORY_BYTES: Final = 1 << 30
-"""The limit of the process's address space; an idle process uses a fifth of it."""
+"""The process has at most this address space; an idle process uses a fifth of it."""
 
 STACK_BYTES: Final = 2 << 20
-"""The stack of an attempt: a quarter of a usual thread's, so that the service's suffices."""
+"""An attempt has this stack: a quarter of a usual thread's, so that the service's suffices."""
 
 TEXTS: Final = 3
 TEXT_TOKENS: Final = 100
@@ -62,8 +62,8 @@ _SHARED: Final = ("$defs", "definitions", "x-guidance")
 
 
 class Tokens(msgspec.Struct):
-    """A vocabulary with the pieces of special tokens and single bytes only, if these suffice,
-    and otherwise of all. Ids keep their meaning, and it is built in a tenth of the time."""
+    """Tokens is a vocabulary of which special tokens and single bytes alone have a text, if
+    these suffice. Ids keep their meaning, and it is built in a tenth of the time."""
 
     size: int
     pieces: dict[int, bytes]
@@ -89,14 +89,14 @@ class Tokens(msgspec.Struct):
 
 
 class Attempt(msgspec.Struct):
-    """A constraint to check, see `constraint`."""
+    """An Attempt is a constraint to check, see `constraint`."""
 
     kind: str
     value: str | list[str] | bool
 
 
 class Outcome(msgspec.Struct):
-    """The text of a valid grammar, or the place and reason of an error."""
+    """An Outcome is the text of a valid grammar, or the place and reason of an error."""
 
     grammar: str = ""
     where: str = ""

@@ -23,20 +23,20 @@ FREE_SHARE: Final = 2
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _CACHES: Final[Mapping[str, float]] = {"F16": 2, "Q8_0": 34 / 32}
-"""The bytes of a value in each cache type; Q8_0 has two more for each 32."""
+"""A value has this many bytes in each type of cache; Q8_0 has two more for each 32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """The length of a context, and the memory of its KV."""
+    """A Length is that of a context, with the memory of its KV."""
 
     tokens: int
     trained: int
-    """The number of tokens that the model was trained for."""
+    """The model was trained for this many tokens."""
 
     sequences: int
     kv_bytes: int
-    """The size of the KV of all sequences together."""
+    """The KV of all sequences together has this size."""
 
     def told(self) -> dict[str, int]:
         """Return the fields for a log."""

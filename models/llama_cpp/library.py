@@ -21,7 +21,7 @@ from picospec.models.errors import CannotQuantise, NoLlama
 Quantisation = Literal["Q4_0", "Q8_0"]
 
 MIN_STACK_BYTES: Final = 1 << 20
-"""The smallest stack, of which the interpreter itself needs a fraction."""
+"""A stack has at least this size, of which the interpreter itself needs a fraction."""
 
 PAGE_BYTES: Final = 1 << 16
 """Stack sizes are multiples of this on any system."""

@@ -33,7 +33,7 @@ EXACT_ROWS: Final = 63
 """llama.cpp's attention computes 64 or more rows in tiles, which round differently."""
 
 STACK_BYTES_A_CHAR: Final = 640
-"""The most stack that llama.cpp takes for a character. For some models it splits texts by
+"""llama.cpp takes at most this much stack for a character. For some models it splits texts by
 std::regex, which recurses at each character of a word and takes 400 bytes. A stack overflow
 ends the process."""
 
@@ -42,7 +42,7 @@ SHALLOW_CHARS: Final = 2048
 
 
 class Model:
-    """A GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
+    """A Model is a GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
 
     gpu_layers: the number of layers that a GPU computes, if llama.cpp was built for one; -1
     means all. Passes on a GPU are faster, but not exact.
@@ -83,7 +83,7 @@ class Model:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The meaning of the tokens; the first use takes 0.3 s for 152k tokens.
+        """Return the meaning of the tokens; the first use takes 0.3 s for 152k tokens.
 
         llama.cpp treats some tokens as special that the file calls text, because of their
         spelling (Qwen's "</s>"). Here they are text: they are shown and end nothing.
@@ -115,13 +115,13 @@ class Model:
 
     @property
     def context_tokens(self) -> int:
-        """The longest context that the model was trained for."""
+        """Return the longest context that the model was trained for."""
         facts = self.metadata()
         return int(facts[f"{facts['general.architecture']}.context_length"])
 
     @property
     def begins_raw(self) -> tuple[int, ...]:
-        """The token, if any, that must begin every prompt."""
+        """Return the token, if any, that must begin every prompt."""
         wanted = lib.llama_vocab_get_add_bos(self._vocabulary)
         return (lib.llama_vocab_bos(self._vocabulary),) if wanted else ()
 
@@ -149,7 +149,7 @@ class Model:
 
 
 class Context:
-    """A KV cache of `sequences` sequences of `context_tokens` tokens each, for one model.
+    """A Context is a KV cache of `sequences` sequences of `context_tokens` tokens each.
 
     `batch_tokens` is the limit of rows in one pass. A Q8_0 cache is smaller and less precise
     than F16, but exact for any number of threads and rows. Without `flash_attention` no pass is

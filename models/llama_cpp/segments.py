@@ -13,11 +13,11 @@ from picospec.models.errors import BadSegment, NoRoom
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive rows of one sequence: `tokens` at the positions from `start` on."""
+    """A Segment has rows of one sequence: `tokens` at the positions from `start` on."""
 
     sequence: int
     start: int
-    """The sequence's length: rows can neither be decoded twice nor leave a gap."""
+    """This must be the sequence's length: rows can neither be decoded twice nor leave a gap."""
 
     tokens: Sequence[int]
     logits: int | None = None
@@ -26,7 +26,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a Context: tokens of each sequence, and `batch_tokens` rows of a pass."""
+    """A Context limits the tokens of each sequence, and a pass to `batch_tokens` rows."""
 
     sequences: int
     context_tokens: int

@@ -21,12 +21,12 @@ Json = Mapping[str, object]
 Clock = Callable[[], datetime.datetime]
 
 MAX_BYTES: Final = 32 << 20
-"""The limit of a chat without a known smaller one: four times the largest request body."""
+"""A chat without a known smaller limit has this one: four times the largest request body."""
 
 
 class ChatTemplate:
-    """A Jinja template. variables: values that it may use besides a request's own, such as
-    `bos_token`. Raises ValueError if it cannot be parsed."""
+    """Renders a Jinja template. variables: values that it may use besides a request's own, such
+    as `bos_token`. Raises ValueError if it cannot be parsed."""
 
     def __init__(
         self, text: str, variables: Json, *, now: Clock = datetime.datetime.now

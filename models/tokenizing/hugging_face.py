@@ -34,14 +34,14 @@ FILES: Final = (
     "generation_config.json",
     "config.json",
 )
-"""The files of a repository that are read."""
+"""These files of a repository are read."""
 
 _SPACE: Final = "\u2581"
-"""SentencePiece's mark for a space."""
+"""SentencePiece writes this for a space."""
 
 
 class HuggingFaceEncoder:
-    """The Encoder (models.tokenizing.tokenizer) of a tokenizer.json. Raises CannotOpen.
+    """Implements an Encoder (see tokenizer) by a tokenizer.json. Raises CannotOpen.
 
     eos, stop_tokens, padding: see Vocabulary. The file does not contain them.
     """

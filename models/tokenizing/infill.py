@@ -17,7 +17,7 @@ from picospec.models.vocabulary import Vocabulary
 
 
 class Hole(Enum):
-    """A place in a format for one of the given texts."""
+    """A Hole is the place in a format for one of the given texts."""
 
     PREFIX = auto()
     SUFFIX = auto()
@@ -32,8 +32,8 @@ _FORMATS: Final[Sequence[Sequence[str | Hole]]] = (
     (" <PRE>", Hole.PREFIX, " <SUF>", Hole.SUFFIX, " <MID>"),  # as llama.cpp spells them
     ("[SUFFIX]", Hole.SUFFIX, "[PREFIX]", Hole.PREFIX),
 )
-"""The formats of Qwen and CodeGemma, StarCoder and Granite, SantaCoder, DeepSeek, CodeLlama
-(twice) and Codestral, each from its model's documentation."""
+"""These are the formats of Qwen and CodeGemma, StarCoder and Granite, SantaCoder, DeepSeek,
+CodeLlama (twice) and Codestral, each from its model's documentation."""
 
 
 _FILES: Final = (
@@ -42,22 +42,22 @@ _FILES: Final = (
     ("<reponame>", "<filename>"),
     ("", "<|file_separator|>"),
 )
-"""The markers before a repository's and a file's name: Qwen, StarCoder2, Granite, CodeGemma."""
+"""Names of a repository and a file follow these: in Qwen, StarCoder2, Granite, CodeGemma."""
 
 _REPOSITORY: Final = "repository\n"
 _FILE: Final = "file\n"
 """These stand for a repository's and a file's name if the client names neither."""
 
 Encode = Callable[[str], Sequence[int]]
-"""A function that returns the tokens of a text in which markers stay text."""
+"""An Encode returns the tokens of a text in which markers stay text."""
 
 
 @dataclass(frozen=True, slots=True)
 class InfillFormat:
-    """The form in which one model takes infill prompts."""
+    """An InfillFormat is the form in which one model takes infill prompts."""
 
     parts: Sequence[int | Hole]
-    """The markers as token ids, with the holes between them."""
+    """The format has these markers as token ids, with the holes between them."""
 
     repository: int | None
     file: int | None

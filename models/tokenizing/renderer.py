@@ -20,10 +20,10 @@ from picospec.models.confined import Worker, limit_memory, limited_cpu, serve
 from picospec.models.tokenizing.chat_template import MAX_BYTES, ChatTemplate, Json
 
 CPU_S: Final = 2.0
-"""The limit of processor time for a chat. One of 10,000 tokens takes a few milliseconds."""
+"""A chat takes at most this processor time. One of 10,000 tokens takes some milliseconds."""
 
 MEMORY_BYTES: Final = 512 << 20
-"""The limit of the process's address space; an idle process uses a twentieth of it."""
+"""The process has at most this address space; an idle process uses a twentieth of it."""
 
 START_TIMEOUT_S: Final = 60.0
 """A process that does not start within this time is given up. A start takes a fifth of a second
@@ -37,7 +37,7 @@ _MAX_ESCAPED: Final = 6
 """A byte of text takes at most this many bytes of JSON."""
 
 _MAX_OTHER_BYTES: Final = 1 << 20
-"""The limit of an answer's bytes beside the text."""
+"""An answer has at most this many bytes beside the text."""
 
 
 class Overrun(ValueError):
@@ -48,7 +48,7 @@ class Overrun(ValueError):
 
 
 class Renderer:
-    """A ChatTemplate that renders in another process. variables: as for ChatTemplate. Raises
+    """Renders as a ChatTemplate does, in another process. variables: see there. Raises
     ValueError if the template cannot be parsed, or OSError if no process can be started."""
 
     def __init__(self, text: str, variables: Json) -> None:

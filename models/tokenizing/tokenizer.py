@@ -29,26 +29,26 @@ whatever the template writes after it."""
 
 
 class Encoder(Protocol):
-    """A model's own conversion of text to token ids."""
+    """An Encoder is a model's own conversion of text to token ids."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
 
     @property
     def begins_raw(self) -> tuple[int, ...]:
-        """The tokens that begin every raw prompt."""
+        """Return the tokens that begin every raw prompt."""
 
     @property
     def begins_chat(self) -> tuple[int, ...]:
-        """The tokens that begin every chat, whether or not the template writes them."""
+        """Return the tokens that begin every chat, even if the template does not write them."""
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Return the tokens of text alone. special: markers become special tokens."""
 
 
 class Tokenizer:
-    """The tokenizer of one target. template: None if its model was not made for chats. The
-    other arguments are fields of TokenizerFile."""
+    """Converts chats and prompts for one target. template: None if its model was not made for
+    chats. The other arguments are fields of TokenizerFile."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Tokenizer:
 
     @property
     def template(self) -> str:
-        """The chat template's text; empty if there is none."""
+        """Return the chat template's text; empty if there is none."""
         return self._template.text if self._template else ""
 
     @property

@@ -23,7 +23,7 @@ from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 
 TRIAL_S: Final = 60.0
-"""The limit of opening and using a tokenizer once; the largest take 10 s on a slow core."""
+"""A tokenizer may take this long to open and use once; the largest take 10 s on a slow core."""
 
 MAX_KEPT: Final = 8
 """This many tokenizers, of some megabytes each, are kept: the most recently used ones."""
@@ -108,7 +108,7 @@ TEXT: Final = (
 )
 
 MEMORY_BYTES: Final = 4 << 30
-"""The limit of the process's address space; the largest tokenizers take 1 GB."""
+"""The process has at most this address space; the largest tokenizers take 1 GB."""
 
 
 def main() -> None:

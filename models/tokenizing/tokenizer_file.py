@@ -1,4 +1,4 @@
-"""A target's tokenizer as one file, which is read from its model, sent, checked and opened.
+"""A TokenizerFile is a target's tokenizer, read from its model, sent, checked and opened.
 
 Both ends open the same file with the same library: llama.cpp for a GGUF model's metadata, and
 `tokenizers` for a tokenizer.json. A file is named by its digest.
@@ -27,42 +27,42 @@ from picospec.models.tokenizing.renderer import Renderer
 from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
 
 MAX_BYTES: Final = 64 << 20
-"""The size limit of a tokenizer before compression; the largest known ones have 35 MB."""
+"""A tokenizer has at most this many bytes uncompressed; the largest known ones have 35 MB."""
 
 MAX_PACKED_BYTES: Final = 32 << 20
-"""The size limit of a tokenizer as it is sent."""
+"""A tokenizer has at most this many bytes as it is sent."""
 
 MAX_TEMPLATE_CHARS: Final = 1 << 20
 
 
 class TokenizerFile(msgspec.Struct, frozen=True):
-    """The data from which a tokenizer is opened."""
+    """A tokenizer is opened from this data."""
 
     kind: Literal["gguf", "huggingface"]
     data: bytes
-    """A GGUF file without tensors, or a tokenizer.json."""
+    """This is a GGUF file without tensors, or a tokenizer.json."""
 
     template: str = ""
-    """The chat template; empty if the model has none."""
+    """The model has this chat template; empty if it has none."""
 
     named_tokens: dict[str, str] = {}
-    """The tokens that a chat template knows as `bos_token`, `eos_token` and so on."""
+    """A chat template knows these tokens as `bos_token`, `eos_token` and so on."""
 
     eos: int | None = None
     """See Vocabulary. A GGUF file contains this and the next two; they are unset here then."""
 
     stop_tokens: list[int] = []
-    """The tokens that end a turn."""
+    """These tokens end a turn."""
 
     padding: int = 0
     """See Vocabulary."""
 
     defaults: dict[str, float] = {}
-    """The settings of requests that have none, by their OpenAI names, as the model's makers or
-    the target's server recommend. `most_tokens` limits the tokens of every answer."""
+    """Requests without settings get these, by their OpenAI names, as the model's makers or the
+    target's server recommend. `most_tokens` limits the tokens of every answer."""
 
     variables: dict[str, Any] = {}
-    """Default values of more variables of the chat template."""
+    """More variables of the chat template have these default values."""
 
     takes_parts: bool = False
     """True if the chat template takes the content of a message as parts instead of a text."""
@@ -72,7 +72,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """The name of this tokenizer: 32 hex digits."""
+        """Return the name of this tokenizer: 32 hex digits."""
         return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()[:32]
 
     def pack(self) -> bytes:

@@ -1,4 +1,4 @@
-"""The thread's side of the embedded target: everything here runs in one thread, in order.
+"""This side of the embedded target runs in one thread, in order.
 
 A sequence's KV may hold invalid entries, of rejected draft tokens or of an ended session. No
 pass cleans up after itself: the next decode first removes what lies beyond its own start.
@@ -32,8 +32,8 @@ LEAST_TOKENS: Final = 4096
 
 
 class Engine:
-    """A model with the KV cache of its slots. hashes: the known hashes of model files. Raises
-    models.errors.ModelError."""
+    """Runs a model with the KV cache of its slots. hashes: the known hashes of model files.
+    Raises models.errors.ModelError."""
 
     def __init__(self, path: Path, settings: LlamaSettings, hashes: FileHashes) -> None:
         self.model = Model(path)

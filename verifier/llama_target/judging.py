@@ -1,4 +1,4 @@
-"""A part is what one session contributes to a pass; its logits judge its draft tokens.
+"""A pass judges the draft tokens of each session by that session's part of its logits.
 
 A part decodes the last committed token and the draft tokens after it: row i judges draft token
 i, and the row after the last draft token gives the bonus token. Rows are read lazily.
@@ -23,14 +23,14 @@ from picospec.speculation.verifying.session import Pass
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The input of one session to a pass."""
+    """A Part is what one session contributes to a pass."""
 
     sequence: int
     held: int
     """The KV cache already holds this many tokens before `last`, prompt included."""
 
     last: TokenId
-    """The last committed token, or the last token of the prompt before any is committed."""
+    """This token was committed last, or ends the prompt before any is committed."""
 
     judged: Pass
     request: Open
@@ -38,11 +38,11 @@ class Part:
     """Applies the request's changes to the logits; None leaves them unchanged."""
 
     committed: tuple[TokenId, ...] = ()
-    """The output tokens before this pass; empty where nothing is adjusted."""
+    """These output tokens precede the pass; empty where nothing is adjusted."""
 
     @property
     def tokens(self) -> tuple[TokenId, ...]:
-        """The tokens of the K + 1 rows."""
+        """Return the tokens of the K + 1 rows."""
         return (self.last, *self.judged.draft)
 
 

@@ -22,15 +22,15 @@ class KvSlots:
     def __init__(self, count: int) -> None:
         self._held: dict[int, Sequence[TokenId]] = dict.fromkeys(range(count), ())
         self._owners: dict[int, str | None] = dict.fromkeys(range(count))
-        """Maps a free sequence to the owner of its tokens. None, the unknown owner, is an owner
-        like any other."""
+        """The tokens of a free sequence belong to this owner. None, the unknown owner, is an
+        owner like any other."""
 
         self._takes = 0
         self._given_back: dict[int, int] = dict.fromkeys(range(count), 0)  # value: _takes then
 
     @property
     def free(self) -> int:
-        """The number of free sequences."""
+        """Return the number of free sequences."""
         return len(self._held)
 
     def take(self, prompt: Sequence[TokenId], owner: str | None = None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The settings of the embedded target."""
+"""The embedded target has these settings."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class LlamaSettings(Table):
     """This many sessions may wait for a slot; further ones are rejected."""
 
     context_tokens: Annotated[int, Field(ge=16)] | None = None
-    """The most tokens of a session, prompt and answer together. None: as many as the model was
-    trained for, or as fit into the memory (models.llama_cpp.context_room)."""
+    """A session has at most this many tokens, prompt and answer together. None: as many as the
+    model was trained for, or as fit into the memory (models.llama_cpp.context_room)."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
-    """The number of llama.cpp's threads. None: one for each core that this process may use.
-    More than one keep the KV in Q8_0: with a 16-bit cache llama.cpp splits a row's attention
-    among threads, and its last bits depend on the other rows of the pass."""
+    """llama.cpp uses this many threads. None: one for each core that this process may use. More
+    than one keep the KV in Q8_0: with a 16-bit cache llama.cpp splits a row's attention among
+    threads, and its last bits depend on the other rows of the pass."""
 
     max_rows: Annotated[int, Field(ge=2, le=4096)] = 256
-    """The most rows of one pass, all sessions together."""
+    """One pass has at most this many rows, all sessions together."""
 
     prefill_rows: Annotated[int, Field(ge=1, le=63)] = 63
-    """The most prompt tokens that are decoded between two passes; beside running sessions only
-    as many as take the time of two passes (verifier.llama_target.pieces), so that these go on.
-    From 64 rows of a sequence on llama.cpp's attention rounds differently, and a prompt's KV
-    would depend on how it was divided."""
+    """At most this many prompt tokens are decoded between two passes; beside running sessions
+    only as many as take the time of two passes (verifier.llama_target.pieces), so that these go
+    on. From 64 rows of a sequence on llama.cpp's attention rounds differently, and a prompt's
+    KV would depend on how it was divided."""
 
     @model_validator(mode="after")
     def _rows_suffice(self) -> Self:

@@ -17,8 +17,8 @@ from picospec.verifier.target import Reply, TargetFailed
 
 
 class Slot:
-    """name: the session's name. session: the machine's record of it, which is only read here.
-    adjust: called only in the engine's thread. owner: the owner of its tokens in the KV."""
+    """Keeps one session. session: the machine's record of it, which is only read here. adjust:
+    called only in the engine's thread. owner: the owner of its tokens in the KV cache."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Slot:
         self.owner = owner
         self.request: Open = session.request
         self.sequence: int
-        """The session's sequence of the KV cache; set by `place`."""
+        """The session has this sequence of the KV cache once `place` was called."""
 
         self.placed = False
 
@@ -45,7 +45,7 @@ class Slot:
         """The sequence held this many tokens of `opening` when the session took it."""
 
         self.held_since: float | None = None
-        """The time since which the session's pass has been held; None while it is not held."""
+        """The session's pass has been held since this time; None while it is not held."""
 
         self._session = session
         self._adjust = adjust
@@ -58,7 +58,7 @@ class Slot:
 
     @property
     def held(self) -> tuple[TokenId, ...]:
-        """The tokens that its sequence surely holds: all but the last, which begins a pass."""
+        """Return the tokens that its KV surely holds: all but the last, of the next pass."""
         if self._failed or not self.placed:
             return ()
         if self.unread:
@@ -67,7 +67,7 @@ class Slot:
 
     @property
     def unread(self) -> int:
-        """The number of tokens to prefill: all but the last, which begins the first pass."""
+        """Return the number of tokens to prefill: all but the last, of the first pass."""
         reads = self.placed and not self._failed
         return len(self.opening) - 1 - self.prefilled if reads else 0
 

@@ -11,7 +11,8 @@ from picospec.speculation.protocol.messages import Fault, Finish, Totals
 
 @dataclass(slots=True)
 class SessionAccount:
-    """span: the session's span. opened: when the Open arrived, by the clock of all calls."""
+    """Counts for one session. span: the session's. opened: when the Open came, by the calls'
+    clock."""
 
     metrics: Metrics
     span: Span

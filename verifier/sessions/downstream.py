@@ -36,7 +36,7 @@ _START: Final[Message] = {
 
 
 class Downstream(Response):
-    """The response with a session's stream. It owns the session, and ends it when it ends."""
+    """Responds with a session's stream. It owns the session, and ends it when it ends."""
 
     def __init__(self, session: Session, account: Account) -> None:
         super().__init__()

@@ -91,7 +91,7 @@ class Sessions:
 
     @property
     def load(self) -> float:
-        """The share of the allowed sessions that are running, from 0 to 1."""
+        """Return the share of the allowed sessions that are running, from 0 to 1."""
         return len(self._running) / self._settings.max_sessions
 
     async def about(self) -> dict[str, object]:

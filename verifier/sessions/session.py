@@ -1,4 +1,4 @@
-"""One session between the routes and the target: its task, its unsent replies, its timeouts.
+"""A session has a task, unsent replies and timeouts between the routes and the target.
 
 A session lives as long as the stream that opened it. However it ends, the last message that
 `read` returns is a Finish or a Fault.
@@ -69,7 +69,7 @@ class Session:
         self.name = opened.session
         self.ending: Finish | Fault | None = None
         self.turned_away: TargetFull | Unservable | None = None
-        """The reason why the target rejected the session; None if it did not."""
+        """The target rejected the session for this reason; None if it did not."""
 
         self._request = request
         self._target = target

@@ -1,4 +1,4 @@
-"""Rules that say how long a session may wait, and for what. They have no clock of their own.
+"""These rules say how long a session may wait, and for what. They have no clock.
 
 All times are in seconds, on one monotonic clock.
 """
@@ -17,13 +17,13 @@ class Timeouts:
     settings: SessionSettings
     opened_at: float
     active_at: float
-    """The time of the last draft from the edge or reply of the target."""
+    """The edge's last draft arrived then, or the target's last reply was generated."""
 
     started: bool = False
     """True once the target has sent a reply."""
 
     rejected_at: float | None = None
-    """The time of the Reject whose replacement is awaited; None while none is awaited."""
+    """A replacement has been awaited since this time; None while none is awaited."""
 
     def expiry(self) -> tuple[float, Fault]:
         """Return when the session expires if nothing happens, and the Fault that ends it."""

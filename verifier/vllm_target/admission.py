@@ -11,21 +11,21 @@ from picospec.speculation.protocol.messages import Limits, Open
 from picospec.speculation.sampling.logit_settings import LogitSettings
 
 FIELD: Final = "picospec"
-"""Our entry's key in SamplingParams.extra_args and in the outputs' kv_transfer_params."""
+"""Our entry in SamplingParams.extra_args and in outputs' kv_transfer_params has this key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The data from which the core runs a session."""
+    """An Admission has the data from which the core runs a session."""
 
     session: str
     request: Open
-    """The Open without its prompt, which vLLM has, and without extras."""
+    """This Open lacks its prompt, which vLLM has, and the extras."""
 
     prompt_tokens: int
     limits: Limits
     settings: LogitSettings
-    """The changes of the logits that the request's extras ask for."""
+    """The request's extras ask for these changes of the logits."""
 
     vocabulary_size: int
     drawn_by_vllm: bool = False

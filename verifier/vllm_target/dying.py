@@ -17,12 +17,12 @@ import time
 from typing import Any, Final
 
 POLL_S: Final = 0.5
-"""Seconds between two looks for the parent. A process outlives its parent no longer."""
+"""A process looks for its parent at this interval in seconds, and so outlives it no longer."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _KILLER: Final = "picospec-die-with-parent"
 STOCK: Final = "picospec_stock"
-"""The attribute for vLLM's own function, in a process forked from one that runs ours."""
+"""vLLM's own function has this name in a process that was forked from one that runs ours."""
 
 
 def die_with_parent() -> bool:

@@ -21,23 +21,23 @@ NOTHING: Final = Judgement((), accepted=0)
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest:
-    """One session's part of a step that samples."""
+    """A VerifyRequest is one session's part of a step that samples."""
 
     sampling: Sampling
-    """The settings that our judge still applies to the logits; without extras."""
+    """Our judge still applies these settings to the logits. They have no extras."""
 
     rule: Rule | None
-    """The rule of the pass; None if none has begun: nothing is generated, and no row judged."""
+    """The pass is judged by this rule; None if none has begun: then nothing is generated."""
 
     draft: tuple[TokenId, ...] = ()
-    """All of our tokens in the step."""
+    """The step has all of these tokens of ours."""
 
     told: int = 0
     """The first `told` tokens of the draft are committed, and only tell vLLM so: they precede
     the pass and are accepted whatever their p."""
 
     adjustment: Adjustment | None = None
-    """The session's other changes of the logits, at the step's first row; None: none at all."""
+    """This adjusts the logits of the step's first row to the session; None adjusts no row."""
 
     def judge_logits(self, logits: Callable[[int], Logits]) -> Judgement:
         """Return the outcome of the step, judged on the host. Rows are read one by one, and

@@ -1,1 +1,1 @@
-"""Scripted conversations about files of this repository, as of one commit."""
+"""The scenarios are scripted conversations about this repository's files, as of one commit."""

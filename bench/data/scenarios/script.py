@@ -39,7 +39,7 @@ def scenario_of(prompt: str) -> str:
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     say: str
     kind: str = ""
-    """The kind of request: explain, edit, patch, call, react."""
+    """The turn asks for this: explain, edit, patch, call, react."""
 
     reads: tuple[str, ...] = ()
     """The turn begins with the results of `read_file` for these files."""
@@ -59,7 +59,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def system(self) -> str:
-        """The system message that begins the scenario; "" if it has none."""
+        """Return the system message that begins the scenario; "" if it has none."""
         return (FOLDER / "system.md").read_text("utf-8") if self.family in AGENTS else ""
 
 

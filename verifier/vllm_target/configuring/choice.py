@@ -1,4 +1,4 @@
-"""The plugin's choice for this engine, as it reaches the core and the workers.
+"""A Choice is the plugin's, for this engine, as it reaches the core and the workers.
 
 It travels in `VllmConfig.additional_config`, which vLLM passes to all of its processes.
 """
@@ -9,34 +9,34 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 NAME: Final = "picospec"
-"""The name of our plugins in VLLM_PLUGINS, and our key in `additional_config`."""
+"""Our plugins have this name in VLLM_PLUGINS, and our entry in `additional_config` this key."""
 
 CONFIG: Final = "PICOSPEC_VERIFIER_CONFIG"
-"""The environment variable that gives our plugin the path of the settings file."""
+"""This environment variable gives our plugin the path of the settings file."""
 
 SOCKET: Final = "PICOSPEC_VLLM_SOCKET"
-"""The environment variable that names the folder of vLLM's socket, for a vLLM without a port of
-its own."""
+"""This environment variable names the folder of vLLM's socket, for a vLLM without a port of its
+own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     runner: Literal["v1", "v2"]
-    """The model runner that vLLM uses."""
+    """vLLM uses this model runner."""
 
     max_verify: int
-    """The most draft tokens of a session in one step. A token that is already committed may
-    precede them."""
+    """One step has at most this many draft tokens of a session. A token that is already
+    committed may precede them."""
 
     head: int = 0
-    """The number of draft tokens that vLLM's speculation proposes (--speculative-config)."""
+    """vLLM's own speculation (--speculative-config) proposes this many draft tokens."""
 
     seed_exact: bool = False
     """True if our judge also judges the requests without a session."""
 
     @property
     def width(self) -> int:
-        """The most draft tokens of a request in one step, including a committed one."""
+        """Return the most draft tokens of a request in one step, including a committed one."""
         return max(self.max_verify + 1, self.head)
 
     def added_to(self, carried: dict[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,10 @@ import structlog
 from picospec.verifier.vllm_target.configuring.conflicts import Conflict
 
 TESTED: Final = ((0, 32), (0, 33))
-"""The first and the last minor version of vLLM that the tests of this project ran on."""
+"""The tests of this project ran on these minor versions of vLLM, the first and the last."""
 
 Names = Mapping[str, Sequence[str]]
-"""Maps a module of vLLM to the names that its source must contain."""
+"""The source of each of these modules of vLLM must contain these names."""
 
 USED: Final[Names] = {
     "vllm.engine.arg_utils": (
@@ -52,7 +52,7 @@ BY_RUNNER: Final[Mapping[str, Names]] = {
         "vllm.v1.worker.gpu.spec_decode.speculator": ("compute_draft_logits", "sample_draft"),
     },
 }
-"""The names that the hooks of each model runner use in addition."""
+"""The hooks of each model runner use these names in addition."""
 
 
 def check(runner: Literal["v1", "v2"]) -> None:

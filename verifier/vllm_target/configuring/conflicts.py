@@ -14,7 +14,7 @@ EXTENSIONS: Final = {
     "v1": "picospec.verifier.vllm_target.worker.extension.PicoWorkerExtension",
     "v2": "picospec.verifier.vllm_target.worker.v2.extension.PicoWorkerExtension",
 }
-"""The worker extension for each model runner."""
+"""Each model runner has its own worker extension."""
 
 _OTHERS: Final = 2
 """A session has this many rows beside those of its draft tokens: one before them, for a
@@ -30,7 +30,7 @@ class Conflict(ValueError):
 @dataclass(frozen=True, slots=True)
 class Rule:
     option: str
-    """The name of a field of EngineArgs."""
+    """EngineArgs has a field of this name."""
 
     broken: Callable[[Any], bool]
     """Returns True for a value that is refused."""
@@ -39,7 +39,7 @@ class Rule:
 
     @property
     def flag(self) -> str:
-        """The option's spelling on vLLM's command line."""
+        """Return the option's spelling on vLLM's command line."""
         return "--" + self.option.replace("_", "-")
 
 

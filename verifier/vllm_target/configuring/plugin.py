@@ -1,4 +1,4 @@
-"""The entry point of `vllm.general_plugins`: vLLM calls `register` in each of its processes.
+"""vLLM calls `register`, our entry point of `vllm.general_plugins`, in each of its processes.
 
 It acts only if VLLM_PLUGINS names it, so that a vLLM which merely has PicoSpec installed beside
 it stays as it is. An engine that generates gets our scheduler, our worker extension and room
@@ -31,14 +31,14 @@ _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
     "v1": {"method": "custom_class", "model": _NULL_PROPOSER},
     "v2": {"method": "ngram", "num_speculative_tokens_per_batch_size": [(1, 1, 0)]},
 }
-"""The speculative configs, by runner, that make vLLM reserve room for draft tokens. V2's names
+"""These speculative configs, by runner, make vLLM reserve room for draft tokens. V2's names
 vLLM's n-gram method, which the worker extension keeps from proposing anything. Its schedule has
 no draft tokens for any batch size, so vLLM captures the CUDA graphs that it has without
 speculation: those of steps of one row a request."""
 
 MOST: Final = {"stop_token_ids": 112, "logit_bias": 1024, "allowed_token_ids": 1024}
-"""Limits from vllm/v1/worker/gpu/sample/logit_bias.py. It can bar 128 stop tokens, and these
-include the model's own, whose number is not known here."""
+"""These limits come from vllm/v1/worker/gpu/sample/logit_bias.py. It can bar 128 stop tokens,
+and these include the model's own, whose number is not known here."""
 
 
 def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:

@@ -36,11 +36,11 @@ from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 UNLIKELY: Final = -9999.0
-"""The log-probability that stands for minus infinity, as in OpenAI's API: the protocol carries
+"""This log-probability stands for minus infinity, as in OpenAI's API: the protocol carries
 finite numbers only."""
 
 Passed = dict[str, tuple[Request, SessionSlot]]
-"""Maps a request id to the sessions that sampled in a step."""
+"""A Passed has the sessions that sampled in a step, by request id."""
 
 
 class PicoScheduler(SessionScheduler):

@@ -1,4 +1,4 @@
-"""A session inside vLLM's core: the tokens that vLLM does not know yet, and the unsent frames.
+"""A slot keeps a session in vLLM's core: the tokens that vLLM lacks, and the unsent frames.
 
 The committed tokens may be one ahead of vLLM's. A recovered token is committed when the edge
 sends it, and vLLM receives it in the next step, as a draft token that is accepted whatever its
@@ -21,19 +21,19 @@ from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 
 class OutgoingFrame(NamedTuple):
-    """A frame with the cost of its pass. It is a tuple because vLLM can carry tuples."""
+    """A frame has the cost of its pass with it. It is a tuple because vLLM carries tuples."""
 
     frame: bytes
     judged: int = 0
-    """The number of draft tokens that the pass judged."""
+    """The pass judged this many draft tokens."""
 
     rows: int = 0
-    """The number of rows of the whole step, on one frame of the step; 0 on the others."""
+    """The whole step had this many rows; given on one frame of a step, 0 on the others."""
 
 
 class SessionSlot:
-    """session: the machine's record, which is only read here. prompt: needed if the request's
-    settings depend on the text."""
+    """Keeps one session. session: the machine's record, which is only read here. prompt: needed
+    if the request's settings depend on the text."""
 
     def __init__(
         self, admission: Admission, session: VerifyingSession, prompt: Sequence[TokenId] = ()
@@ -45,14 +45,14 @@ class SessionSlot:
             admission.settings, prompt, admission.request.stop_tokens
         )
         self.proposed: list[TokenId] = []
-        """The latest proposal of vLLM's own speculation; -1 for a token that only the worker
-        knows. The machine knows how many of the tokens still follow the text."""
+        """vLLM's own speculation proposed this last; -1 for a token that only the worker knows.
+        The machine knows how many of the tokens still follow the text."""
 
         self.frames: list[OutgoingFrame] = []
-        """The frames that have not been sent."""
+        """These frames have not been sent."""
 
         self.complaint: str | None = None
-        """A protocol error of the edge, which ends the session; None without one."""
+        """The edge made this protocol error, which ends the session; None without one."""
 
     @property
     def name(self) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # not every installation has vLLM
 
 @dataclass(slots=True)
 class Adapters:
-    """loaded: vLLM's own mapping of adapters, by name; it changes while vLLM runs."""
+    """Finds the identities of adapters. loaded: vLLM's own mapping, by name; it changes."""
 
     loaded: Mapping[str, LoRARequest]
     hashes: FileHashes

@@ -23,7 +23,7 @@ MAX_WAITING: Final = 32
 """This many large bodies of one tenant, each of 64 MiB at most, may wait to be counted."""
 
 _NO_JSON: Final = "multipart/form-data"
-"""The media type of bodies with audio files."""
+"""Bodies with audio files have this media type."""
 
 
 @dataclass(frozen=True, slots=True)

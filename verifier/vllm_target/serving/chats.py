@@ -22,7 +22,7 @@ from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 _NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
 'vLLM makes the prompts of this model without a chat template, which an edge cannot: ask vLLM'
 ) }}{% endif %}"""
-"""The template of a model for which vLLM has code instead of a template, such as gpt-oss."""
+"""A model has this template if vLLM has code instead of a template for it, as for gpt-oss."""
 
 _A_TOOL: Final[list[dict[str, Any]]] = [{}]
 _ALWAYS_GIVEN: Final = frozenset({"add_generation_prompt", "continue_final_message"})

@@ -1,4 +1,4 @@
-"""The entry point of `vllm.endpoint_plugins`: sessions in vLLM's API server, on two ports.
+"""This entry point of `vllm.endpoint_plugins` adds sessions to vLLM's API server, on two ports.
 
 * vLLM's own port gets the session routes, guarded by vLLM's --api-key if it has one.
 * Our port serves the same routes and vLLM's whole API over HTTP/2, behind our keys, limits, TLS

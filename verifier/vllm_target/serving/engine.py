@@ -1,4 +1,4 @@
-"""vLLM's engine as its API server sees it: sends to the engine and reads from it.
+"""Sends to vLLM's engine, as its API server does, and reads from it.
 
 vLLM has started the engine, in processes of its own, and will stop it. Drafts go through its
 ordered request socket, which also wakes it; outputs come back on its output socket.
@@ -36,7 +36,7 @@ differ between hosts."""
 
 
 Inbox = list[OutgoingFrame | RemoteProtocolError]
-"""The unread frames and errors from a session's core, each once."""
+"""An Inbox has the unread frames and errors from a session's core, each once."""
 
 _NOTHING: Final = "", (), None
 
@@ -68,7 +68,7 @@ class Engine:
 
     @property
     def most_sessions(self) -> int:
-        """The number of requests that its cores run at once."""
+        """Return the number of requests that its cores run at once."""
         most: int = self._llm.vllm_config.scheduler_config.max_num_seqs
         return most * len(self._ranks)
 
@@ -79,18 +79,18 @@ class Engine:
 
     @property
     def model(self) -> Any:
-        """vLLM's description of the model."""
+        """Return vLLM's description of the model."""
         return self._llm.vllm_config.model_config
 
     @property
     def download_dir(self) -> str | None:
-        """The folder where vLLM keeps downloads; None for the hub library's default."""
+        """Return the folder where vLLM keeps downloads; None for the hub library's default."""
         folder: str | None = self._llm.vllm_config.load_config.download_dir
         return folder
 
     @property
     def shapes(self) -> Sequence[object]:
-        """The values beside the weights that shape a text, from vLLM's own settings."""
+        """Return the values beside the weights that shape a text, from vLLM's settings."""
         configured, model = self._llm.vllm_config, self.model
         device = current_platform.get_device_name()
         if current_platform.is_cpu():

@@ -37,15 +37,15 @@ from picospec.verifier.target import Target, Unservable, unservable
 class _Asking:
     account: Account
     choices: int = 0
-    """The number of running choices, over all prompts of the request."""
+    """This many choices run, over all prompts of the request."""
 
 
 _ASKING: Final[ContextVar[_Asking | None]] = ContextVar("picospec_asking", default=None)
-"""The request that this task answers."""
+"""This task answers this request."""
 
 
 class PlainRequests:
-    """Middleware inside vLLM's app. A running POST counts as one answer of its tenant."""
+    """Wraps vLLM's app as middleware. A running POST counts as one answer of its tenant."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # not every installation has vLLM
 
 
 class Ranks:
-    """client: vLLM's connection to the cores of this API server. The folder `core` has added
-    the called methods to EngineCore, under names that begin with picospec_."""
+    """Places sessions on cores. client: vLLM's connection to the cores of this API server. The
+    folder `core` has added the called methods to EngineCore, as picospec_NAME."""
 
     def __init__(self, client: AsyncMPClient) -> None:
         self._client = client

@@ -42,7 +42,7 @@ PROMPTS: Final = 4
 PROMPT_TOKENS: Final = 32
 
 WITHIN_S: Final = 120.0
-"""The limit of one session, so that one without output does not keep the service loading."""
+"""A session may take this long; one without output must not keep the service loading."""
 
 _SAMPLINGS: Final = (Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.95))
 

@@ -1,4 +1,4 @@
-"""The verifier's service inside vLLM's API server: two apps share the sessions."""
+"""Inside vLLM's API server the verifier's service has two apps that share the sessions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 
 class Service(Verifier):
-    """settings: PicoSpec's. args: vLLM's command line. Raises OSError or ValueError."""
+    """Runs in vLLM. settings: ours. args: vLLM's command line. Raises OSError or ValueError."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 Stock = Callable[..., Any]
-"""vLLM's own function, which one of ours replaces."""
+"""One of our functions replaces this one of vLLM's."""
 
 
 def wrap(holder: Any, name: str, ours: Callable[..., Any]) -> None:
@@ -16,7 +16,7 @@ def wrap(holder: Any, name: str, ours: Callable[..., Any]) -> None:
 
 
 class PicoWorkerExtension:
-    """A mixin of vLLM's worker on any platform; `picospec_install` is called once, by RPC."""
+    """Extends vLLM's worker on any platform. RPC calls `picospec_install` once."""
 
     model_runner: Any
 
@@ -42,8 +42,8 @@ def _hooks(runner: Any) -> Callable[[Any, int], Any]:
 
 
 class NullProposer:
-    """The proposer of Model Runner V1, which makes it build its speculative path. It proposes
-    nothing: the draft tokens come from the edge."""
+    """Makes Model Runner V1 build its speculative path, as a proposer. It proposes nothing: the
+    draft tokens come from the edge."""
 
     def __init__(self, vllm_config: object) -> None:
         """Accept vLLM's settings, which its loader passes."""

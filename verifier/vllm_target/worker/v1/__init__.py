@@ -1,1 +1,1 @@
-"""The hooks for Model Runner V1, which vLLM runs on CPUs."""
+"""Hooks into Model Runner V1, which vLLM runs on CPUs."""

@@ -30,20 +30,20 @@ from picospec.verifier.vllm_target.worker.extension import Stock, wrap
 from picospec.verifier.vllm_target.worker.upload import upload
 
 PLACEHOLDER = -1
-"""vLLM's mark for a place where a sampler returned no token."""
+"""vLLM marks with this a place where a sampler returned no token."""
 
 
 @dataclass(slots=True)
 class Step:
-    """One step's requests and their outcomes."""
+    """A Step has one step's requests and their outcomes."""
 
     sessions: Mapping[str, VerifyRequest] = field(default_factory=dict)
     asked: Mapping[int, VerifyRequest] = field(default_factory=dict)
-    """The requests for which our judge draws, by their place in vLLM's batch."""
+    """Our judge draws for these requests, by their place in vLLM's batch."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
     last_rows: Sequence[Tensor] = ()
-    """float32[V] each: for each request the row after its draft tokens."""
+    """Each request has this row after its draft tokens: float32[V]."""
 
 
 class Undrawn:

@@ -1,1 +1,1 @@
-"""The hooks for Model Runner V2, which vLLM runs on GPUs; its own sampler draws every row."""
+"""Hooks into Model Runner V2, which vLLM runs on GPUs; its own sampler draws every row."""

@@ -1,4 +1,4 @@
-"""The worker extension for Model Runner V2: vLLM's own speculation beside edges' draft tokens.
+"""Extends the worker of Model Runner V2: edges' draft tokens beside vLLM's own speculation.
 
 A worker imports this module before it builds its runner. So from the first step on proposals of
 vLLM's speculator fit into rows that are as wide as an edge's draft, and a head draws the tokens

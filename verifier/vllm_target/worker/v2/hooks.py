@@ -31,22 +31,22 @@ from picospec.verifier.vllm_target.worker.v2.mixed import NUMBER_OF_JUDGED, Judg
 
 @dataclass(slots=True)
 class Step:
-    """One step's sessions, and the outcomes of those that are judged by p."""
+    """A Step has one step's sessions, and the outcomes of those that are judged by p."""
 
     requests: dict[str, VerifyRequest] = field(default_factory=dict)
     drafts: dict[str, list[TokenId]] = field(default_factory=dict)
-    """The draft tokens that vLLM sees, for each of its requests that has any."""
+    """vLLM takes these for draft tokens, of each of its requests that has any."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
     ours: Tensor | None = None
-    """bool[slots]: True for a session's slot; None if the vocabulary has no padding."""
+    """Slots of sessions are True: bool[slots]; None if the vocabulary has no padding."""
 
     slots: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    """The slots of the rows that are being judged, request after request."""
+    """The rows that are being judged have these slots, request after request."""
 
     silent: tuple[Tensor, Tensor] | None = None
-    """The indices of silent requests, whose sessions begin no pass, and every request's number
-    of rejected rows."""
+    """These are the indices of silent requests, whose sessions begin no pass, and every
+    request's number of rejected rows."""
 
 
 class RunnerHooks:

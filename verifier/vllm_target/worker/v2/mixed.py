@@ -16,25 +16,25 @@ from torch import Tensor
 
 
 class Judged(NamedTuple):
-    """The arguments of vLLM's `rejection_sample` after the logits: R requests with n rows."""
+    """vLLM's `rejection_sample` takes these after the logits, for R requests with n rows."""
 
     drafted: Tensor
-    """int[n]: the draft token in a row's input."""
+    """Each row has this draft token in its input: int[n]."""
 
     bounds: Tensor
-    """int[R + 1]: the first row of each request, and the end of the last one's rows."""
+    """The rows of each request begin here, and the last ones end here: int[R + 1]."""
 
     at: Tensor
-    """int[n]: the noise's place."""
+    """The noise has this place: int[n]."""
 
     slots: Tensor
-    """int[R]: the request's place in temperatures and seeds."""
+    """The request has this place in temperatures and seeds: int[R]."""
 
     rows: Tensor
-    """int[n]: the same for each row."""
+    """The row's request has this place there: int[n]."""
 
     columns: Tensor
-    """int[n]: the row's number in its request."""
+    """The row has this number in its request: int[n]."""
 
     temperatures: Tensor
     seeds: Tensor
@@ -58,12 +58,12 @@ NUMBER_OF_JUDGED: Final = len(Judged._fields)
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """The requests of a step that have no session."""
+    """Others are the requests of a step that have no session."""
 
     places: NDArray[np.int64]
     rows: NDArray[np.int64]
     bounds: NDArray[np.int64]
-    """The arguments of Judged.of, for these requests."""
+    """Judged.of takes these arguments for the requests."""
 
     @staticmethod
     def of(requests: Sequence[tuple[int, bool]]) -> Others:
