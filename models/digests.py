@@ -16,8 +16,8 @@ _WHEEL: Final = re.compile(r"\w[\w.]*(-\w[\w.!+]*){2,5}\.whl")
 
 _MAX_PART_BYTES: Final = 200
 _MAX_PATH_BYTES: Final = 1000
-"""A file's name and path are limited to this. Linux allows 255 and 4,096 bytes, and the store
-adds to both."""
+"""A file's name and its path have at most this many bytes. Linux allows 255 and 4,096, and the
+store adds to both."""
 
 
 def sha256_name(text: str) -> str:

@@ -21,7 +21,7 @@ from picospec.verifier.target_host import Host
 
 
 class Verifier:
-    """Joins the service. make: returns the target, not started. tracing: None: by settings."""
+    """Runs the service. make: returns a target, not started. tracing: None: by the settings."""
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ _File = TypeVar("_File")
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """Names a file of a repository; without a file or a quantisation, the best one."""
+    """Names a file of a repository; without a file or a quantisation, the best for a role."""
 
     repository: str
     quantisation: str = ""

@@ -1,4 +1,4 @@
-"""This side of the embedded target runs in one thread, in order.
+"""This part of the embedded target runs in one thread, in order.
 
 A sequence's KV may hold invalid entries, of rejected draft tokens or of an ended session. No
 pass cleans up after itself: the next decode first removes what lies beyond its own start.

@@ -26,7 +26,7 @@ class KvSlots:
         owner like any other."""
 
         self._takes = 0
-        self._given_back: dict[int, int] = dict.fromkeys(range(count), 0)  # value: _takes then
+        self._given_back: dict[int, int] = dict.fromkeys(range(count), 0)  # _takes at that time
 
     @property
     def free(self) -> int:

@@ -58,7 +58,7 @@ class Slot:
 
     @property
     def held(self) -> tuple[TokenId, ...]:
-        """Return the tokens that its KV surely holds: all but the last, of the next pass."""
+        """Return the tokens surely in its KV: all but the last, which begins a pass."""
         if self._failed or not self.placed:
             return ()
         if self.unread:
@@ -67,7 +67,7 @@ class Slot:
 
     @property
     def unread(self) -> int:
-        """Return the number of tokens to prefill: all but the last, of the first pass."""
+        """Return the number of tokens to prefill: all but the last, which begins a pass."""
         reads = self.placed and not self._failed
         return len(self.opening) - 1 - self.prefilled if reads else 0
 

@@ -147,7 +147,7 @@ class Session:
             if isinstance(error, TargetFull | Unservable):
                 self.turned_away = error
             self.end(Fault("target_failed", str(error), retryable=True))
-        except Exception as bug:  # the edge gets a Fault; who awaits the task gets the bug
+        except Exception as bug:  # the edge gets a Fault, the awaiter the bug
             self.end(Fault("target_failed", "internal error"))
             raise bug
 

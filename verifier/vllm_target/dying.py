@@ -17,7 +17,7 @@ import time
 from typing import Any, Final
 
 POLL_S: Final = 0.5
-"""A process looks for its parent at this interval in seconds, and so outlives it no longer."""
+"""A process looks for its parent at this interval in seconds, and outlives it no longer."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _KILLER: Final = "picospec-die-with-parent"

@@ -1,4 +1,4 @@
-"""A Choice is the plugin's, for this engine, as it reaches the core and the workers.
+"""A Choice carries the plugin's choice for this engine to the core and the workers.
 
 It travels in `VllmConfig.additional_config`, which vLLM passes to all of its processes.
 """
