@@ -13,7 +13,7 @@ from typing import Final
 
 from picospec.gateway.errors import Draining, Unavailable
 
-TOLD_S: Final = 1.0
+CUT_TIMEOUT_S: Final = 1.0
 """The service waits at most this many seconds while the ends of answers are sent: a client may
 not be reading."""
 
@@ -84,10 +84,10 @@ class Drain:
             self.leave()
 
     async def cut(self) -> None:
-        """End the answers that still run, and wait TOLD_S at most while clients are told."""
+        """End the answers that still run; wait CUT_TIMEOUT_S at most until clients know it."""
         tasks, now = list(self._answers), asyncio.get_running_loop().time()
         for timer in self._answers.values():
             if not timer.expired():
                 timer.reschedule(now)
         if tasks:
-            await asyncio.wait(tasks, timeout=TOLD_S)
+            await asyncio.wait(tasks, timeout=CUT_TIMEOUT_S)

@@ -83,7 +83,7 @@ def event_json(event: Event, index: int) -> dict[str, object]:
     return {"event": event.name, "index": index, **fields}
 
 
-class Told(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True):
     """Holds what a TextDelta reports of speculation."""
 
     tokens: Mapping[Origin, int]
@@ -96,7 +96,7 @@ class Told(msgspec.Struct, frozen=True):
 
     events: Sequence[Event] = ()
 
-    def after_prompt(self, characters: int) -> Told:
+    def after_prompt(self, characters: int) -> Report:
         """Return the report for a text that follows this many characters of the prompt."""
         prompt = [(characters, PROMPT)] if characters else []
         return msgspec.structs.replace(self, text=[*prompt, *self.text])
@@ -162,24 +162,24 @@ class Watch:
 
     def __init__(self) -> None:
         self._tokens: Counter[Origin] = Counter()
-        self._untold: dict[int, Counter[Origin]] = {}  # tokens that no chunk has counted yet
+        self._uncounted: dict[int, Counter[Origin]] = {}  # tokens that no chunk has counted yet
         self._links: dict[int, LinkUse] = {}
         self._row_ms: dict[int, float] = {}
 
-    def take(self, index: int, told: Told) -> list[dict[str, object]]:
+    def take(self, index: int, report: Report) -> list[dict[str, object]]:
         """Record a report on choice `index`, and return its events."""
-        self._tokens.update(told.tokens)
-        self._untold.setdefault(index, Counter()).update(told.tokens)
-        for event in told.events:
+        self._tokens.update(report.tokens)
+        self._uncounted.setdefault(index, Counter()).update(report.tokens)
+        for event in report.events:
             if isinstance(event, LinkUse):
                 self._links[index] = event
             elif isinstance(event, Pass) and event.cloud_row_ms is not None:
                 self._row_ms[index] = event.cloud_row_ms
-        return [event_json(event, index) for event in told.events]
+        return [event_json(event, index) for event in report.events]
 
     def count(self, index: int) -> Mapping[Origin, int]:
         """Return the tokens of a choice that no chunk has counted yet."""
-        return self._untold.pop(index, Counter())
+        return self._uncounted.pop(index, Counter())
 
     def totals(self) -> dict[str, object]:
         """Return the totals of all choices together."""

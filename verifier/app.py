@@ -20,7 +20,7 @@ from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.listening import hosts_of
-from picospec.gateway.hosting.serving import AT_ONCE
+from picospec.gateway.hosting.serving import STOP_AT_ONCE
 from picospec.gateway.tracing import Tracing
 from picospec.models.errors import NotPulled
 from picospec.models.fetching.progress_bar import progress_bar
@@ -56,7 +56,7 @@ def build(
         registry=verifier.registry,
         metrics=verifier.metrics,
         lifespan=lambda _: verifier.running(
-            stop_server, at_once=AT_ONCE, second_is_at_once=False
+            stop_server, at_once=STOP_AT_ONCE, second_is_at_once=False
         ),
         drain=verifier.drain,
         about=verifier.sessions.about,

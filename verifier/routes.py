@@ -111,7 +111,7 @@ class Routes:
     async def drafts(self, request: Request) -> Response:
         account: Account = request.state.account
         session = self.sessions.find(request.path_params["session"], account.tenant)
-        account.strays = False
+        account.has_unknown_session = False
         if session.ending:
             raise UnknownSession("the session has ended")
         body = await read_body(request, DRAFTS_BYTES)

@@ -24,7 +24,7 @@ from picospec.gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from picospec.gateway.http.request_body import LEAST_BYTES_PER_S
+from picospec.gateway.http.request_body import MIN_BYTES_PER_S
 from picospec.models.grammars.checker import ANSWER_TIMEOUT_S
 from picospec.speculation.protocol.messages import RUN_CHARACTERS
 
@@ -52,7 +52,7 @@ RESPONSE_TIMEOUT_S: Final = 10.0
 
 OPEN_TIMEOUT_S: Final = 2.0
 """The first byte of a stream must come within this time if another verifier could be asked; the
-time that uploading the Open takes at LEAST_BYTES_PER_S is added."""
+time that uploading the Open takes at MIN_BYTES_PER_S is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class Course:
         grammar, which a verifier tries first."""
         within_s = RESPONSE_TIMEOUT_S
         if self.is_elsewhere:
-            within_s = min(within_s, OPEN_TIMEOUT_S + open_bytes / LEAST_BYTES_PER_S)
+            within_s = min(within_s, OPEN_TIMEOUT_S + open_bytes / MIN_BYTES_PER_S)
         if constrained:
             within_s += ANSWER_TIMEOUT_S
         if self._lost_at is None:

@@ -29,7 +29,7 @@ class Account:
     shape: Shape = OPENAI
     """An error of this request that becomes a response gets this shape."""
 
-    strays: bool = False
+    has_unknown_session: bool = False
     """True while the session that the path names is not known to be the tenant's."""
 
     answers: int = 0

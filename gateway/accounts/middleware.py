@@ -116,9 +116,9 @@ class Accounts:
         if is_open(path):
             return
         account.tenant = self.tenants.of(_key_in(headers), now)
-        session_paths = self.access.session_paths
-        account.strays = session_paths is not None and path.startswith(session_paths)
-        if not account.strays:
+        paths = self.access.session_paths
+        account.has_unknown_session = paths is not None and path.startswith(paths)
+        if not account.has_unknown_session:
             if not self.tenants.need_key:
                 check_page(headers, scope["method"], self.settings.cors_origins)
             account.tenant.admit(now)
@@ -127,8 +127,8 @@ class Accounts:
         if account.status < HTTPStatus.BAD_REQUEST:
             return
         self.metrics.failed_messages.labels(str(account.status)).inc()
-        if self._strays_too_often(account):
-            self._tell(account)
+        if self._is_guessing_sessions(account):
+            self._log_rate_limit(account)
         elif account.status != HTTPStatus.NOT_FOUND:  # otherwise its request has just ended
             self._write(account, scope, account.status)
 
@@ -139,20 +139,20 @@ class Accounts:
         if account.first_token_s is not None:
             self.metrics.request_s.observe(account.elapsed_s)
         account.close()
-        if account.error == RateLimited.code or self._strays_too_often(account):
-            self._tell(account)
+        if account.error == RateLimited.code or self._is_guessing_sessions(account):
+            self._log_rate_limit(account)
         elif account.fault or scope["path"] not in _PROBES:
             self._write(account, scope, status)
         account.end_span(status)
 
-    def _strays_too_often(self, account: Account) -> bool:
+    def _is_guessing_sessions(self, account: Account) -> bool:
         """Count a request for a session that does not exist; return True if it exceeds a limit.
 
         The request has got a 404 in any case: an edge whose session was lost with its verifier
         learns from the 404 at once that its answer must go on in another session.
         """
         try:
-            if account.strays:
+            if account.has_unknown_session:
                 account.tenant.admit(self._clock())
         except RateLimited:
             return True
@@ -188,7 +188,7 @@ class Accounts:
             return False
         return self.tenants.need_key or status in _REFUSALS
 
-    def _tell(self, account: Account) -> None:
+    def _log_rate_limit(self, account: Account) -> None:
         tenant = account.tenant
         if tenant.limited.count(self._clock()):
             self._log.warning(
@@ -203,9 +203,9 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
         headers = MutableHeaders(scope=message)
         headers["x-request-id"] = account.request_id
         headers.update(NOSNIFF)
-        told = {"ignored": ", ".join(account.ignored), "fallback": account.fallback}
-        told["relayed"] = account.relayed
-        headers.update({f"x-picospec-{name}": text for name, text in told.items() if text})
+        facts = {"ignored": ", ".join(account.ignored), "fallback": account.fallback}
+        facts["relayed"] = account.relayed
+        headers.update({f"x-picospec-{name}": text for name, text in facts.items() if text})
     await send(message)
 
 

@@ -19,10 +19,10 @@ from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
 
-LEAST_LIMIT_BYTES: Final = 1 << 20
+MIN_LIMIT_BYTES: Final = 1 << 20
 """Bodies have this limit if the context is short, or its length is unknown."""
 
-BYTES_A_TOKEN: Final = 32
+BYTES_PER_TOKEN: Final = 32
 """The limit of bodies is this for each token of the context. In JSON a token has about 5 bytes,
 and as escapes of UTF-16 about 12; the rest is room for the structure around the texts."""
 
@@ -63,10 +63,10 @@ async def _limit_bytes(services: Services, request: Request) -> int:
     """Return the limit of a body's bytes, which grows with the context if the engine knows its
     length. The engine is not asked about a body that is short enough for any context."""
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) <= LEAST_LIMIT_BYTES:
-        return LEAST_LIMIT_BYTES
+    if announced.isdigit() and int(announced) <= MIN_LIMIT_BYTES:
+        return MIN_LIMIT_BYTES
     try:
         facts = await services.engine.facts()
     except ApiError:  # the fallback may answer; otherwise the request fails after the checks
-        return LEAST_LIMIT_BYTES
-    return max(LEAST_LIMIT_BYTES, facts.context_tokens * BYTES_A_TOKEN)
+        return MIN_LIMIT_BYTES
+    return max(MIN_LIMIT_BYTES, facts.context_tokens * BYTES_PER_TOKEN)

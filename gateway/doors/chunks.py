@@ -11,22 +11,22 @@ from typing import ClassVar, Final
 from picospec.gateway.doors.door import Answer, Entries, Heading, Json, sent_event
 from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.output.detokenise import Finish, TextDelta
-from picospec.gateway.watching import Spans, Told, Watch
+from picospec.gateway.watching import Report, Spans, Watch
 
-_NOTHING: Final = Told({})
+_NO_REPORT: Final = Report({})
 
 
 class ChunkAnswer(Answer):
     object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, asked: GenerationRequest, heading: Heading) -> None:
-        self.wants_logprobs = asked.wanted_logprobs is not None
+    def __init__(self, request: GenerationRequest, heading: Heading) -> None:
+        self.wants_logprobs = request.wanted_logprobs is not None
         self._heading = heading
         self._account = heading.account
-        self._usage = asked.include_usage
-        self._counts_along = asked.counts_along
-        self._watch = Watch() if asked.is_watched else None
+        self._usage = request.include_usage
+        self._counts_along = request.counts_along
+        self._watch = Watch() if request.is_watched else None
         self._begun: set[int] = set()  # choices that have a chunk
         self._ended = 0  # how many choices have finished
 
@@ -51,11 +51,11 @@ class ChunkAnswer(Answer):
         """Return the chunk before a choice's first delta; None if the API has no such chunk."""
         return None
 
-    def chunks(self, delta: TextDelta, told: Told) -> list[tuple[Json, Spans]]:
+    def chunks(self, delta: TextDelta, report: Report) -> list[tuple[Json, Spans]]:
         """Return the chunks of a delta, without its finish, each with the origins of its text,
         which are empty if the client does not watch."""
         shows = delta.text or delta.entries
-        return [(self.text_chunk(delta.text, delta.entries), told.text)] if shows else []
+        return [(self.text_chunk(delta.text, delta.entries), report.text)] if shows else []
 
     @abstractmethod
     def text_chunk(self, text: str, entries: Entries) -> Json: ...
@@ -72,11 +72,11 @@ class ChunkAnswer(Answer):
         self._begun.add(index)
         if first is not None:
             yield self._indexed(index, first)
-        watch = self._watch if delta.told is not None else None
-        told = delta.told or _NOTHING
-        for event in watch.take(index, told) if watch else ():
+        watch = self._watch if delta.report is not None else None
+        report = delta.report or _NO_REPORT
+        for event in watch.take(index, report) if watch else ():
             yield {**self._chunked([]), "speculation": event}
-        for chunk, spans in self.chunks(delta, told):
+        for chunk, spans in self.chunks(delta, report):
             of = {"spans": spans, "tokens": watch.count(index)} if watch else None
             shown = self._indexed(index, chunk)
             yield {**shown, "speculation": of} if of else shown

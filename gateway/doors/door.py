@@ -80,7 +80,7 @@ class Answer(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DoorRequest:
     """Holds what a request asks for, and how its answer is written."""
 
     body: GenerationRequest
@@ -98,7 +98,7 @@ class Asked:
     when Ollama's client only loads a model; None otherwise."""
 
 
-Read = Callable[[Body], Asked]
+RequestReader = Callable[[Body], DoorRequest]
 """Converts a door's request. Raises InvalidRequest with the door's names of fields."""
 
 

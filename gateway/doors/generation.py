@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.body import checked, parse
-from picospec.gateway.doors.door import Asked, Body, Heading, Read
+from picospec.gateway.doors.door import Body, DoorRequest, Heading, RequestReader
 from picospec.gateway.doors.event_stream import EventStream, json_answer
 from picospec.gateway.doors.parameters import Parameters, parameters_of, shown_names
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
@@ -31,7 +31,7 @@ from picospec.gateway.tenants.reading import BoundedTokenizer
 
 
 async def generate(
-    schema: type[Body], read: Read[Body], services: Services, request: Request
+    schema: type[Body], read: RequestReader[Body], services: Services, request: Request
 ) -> Response:
     """Generate the choices that the request asks for. Raises ApiError."""
     services.drain.check()
@@ -40,24 +40,24 @@ async def generate(
     relay = services.relay
     if relay and (relayed := await relay.ahead(services, request)):
         return relayed
-    asked, services, facts, given = await _understood(schema, read, services, request)
-    body = asked.body
+    door_request, services, facts, given = await _read_request(schema, read, services, request)
+    body = door_request.body
     body.check_served(facts)
-    if asked.instead is not None:
-        return asked.instead(facts.model)
+    if door_request.instead is not None:
+        return door_request.instead(facts.model)
     if relay and (relayed := await relay.undrafted(services, request, facts.model)):
         account.begin_answers(body.n * body.prompt_count - 1)
         return relayed
     tokenizer = await services.tokenizer(facts.vocabulary)
     style = await services.style_of(tokenizer, account)
-    name = f"{asked.id_prefix}{uuid.uuid4().hex}"
+    name = f"{door_request.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, style, name, given.extras, account)
     if isinstance(found := jobs[0].extras.get(structured.NAME), Mapping):
-        path = renamed(given.constrained_at or "tools", asked.names)
-        account.field_names = {**asked.names, **structured.names_of(path, found)}
+        path = renamed(given.constrained_at or "tools", door_request.names)
+        account.field_names = {**door_request.names, **structured.names_of(path, found)}
     account.begin_answers(len(jobs) - 1)
     fingerprint = services.begin(len(jobs), facts)
-    answer = asked.answer(
+    answer = door_request.answer(
         Heading(name, int(time.time()), facts.model, len(jobs), account, fingerprint)
     )
     begin = services.engine.generate
@@ -79,32 +79,39 @@ async def generate(
 
 
 async def count_prompt(
-    schema: type[Body], read: Read[Body], services: Services, request: Request, **more: str
+    schema: type[Body],
+    read: RequestReader[Body],
+    services: Services,
+    request: Request,
+    **more: str,
 ) -> Response:
     """Answer with the number of tokens in the prompt of a door's request. more: further fields
     of the answer. Raises ApiError."""
-    asked, services, facts, _ = await _understood(schema, read, services, request)
+    door_request, services, facts, _ = await _read_request(schema, read, services, request)
     source = await services.tokenizer(facts.vocabulary)
-    tokenizer = BoundedTokenizer(source, facts, asked.body.prompt_field)
-    tokenise, owner = partial(asked.body.tokenise, tokenizer), request.state.account.tenant
+    tokenizer = BoundedTokenizer(source, facts, door_request.body.prompt_field)
+    tokenise, owner = (
+        partial(door_request.body.tokenise, tokenizer),
+        request.state.account.tenant,
+    )
     prompts = await services.reader.read(owner, tokenise)
     return json_response({**more, "input_tokens": sum(map(len, prompts))})
 
 
-async def _understood(
-    schema: type[Body], read: Read[Body], services: Services, request: Request
-) -> tuple[Asked, Services, Facts, Parameters]:
+async def _read_request(
+    schema: type[Body], read: RequestReader[Body], services: Services, request: Request
+) -> tuple[DoorRequest, Services, Facts, Parameters]:
     """Return what a request asks for, the services and the model that answer it, and the
     parameters that no schema has. Raises ApiError."""
     account: Account = request.state.account
     parsed = await parse(schema, services, request)
-    asked = await checked(services, request, partial(read, parsed))
-    account.field_names = asked.names
+    door_request = await checked(services, request, partial(read, parsed))
+    account.field_names = door_request.names
     services = await services.for_request(account)
-    facts = await services.facts_of(asked.body.model)
-    given = await checked(services, request, partial(parameters_of, asked.body, facts))
-    account.ignored = shown_names((*asked.ignored, *given.ignored))
-    return asked, services, facts, given
+    facts = await services.facts_of(door_request.body.model)
+    given = await checked(services, request, partial(parameters_of, door_request.body, facts))
+    account.ignored = shown_names((*door_request.ignored, *given.ignored))
+    return door_request, services, facts, given
 
 
 async def _jobs(

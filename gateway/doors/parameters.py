@@ -65,14 +65,8 @@ class Servable(structured.Constrained):
     prediction: Prediction | None = None
 
 
-SERVABLE: Final = (
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "min_tokens",
-    "ignore_eos",
-    "stop_token_ids",
+SERVABLE: Final = tuple(
+    name for name in Servable.__annotations__ if name not in {"repeat_penalty", "prediction"}
 )
 """These parameters change the output, as `structured_outputs` does."""
 

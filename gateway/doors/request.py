@@ -35,7 +35,7 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 MAX_STOPS: Final = 16
 Stops = Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS), FIRST_ERROR]
 
-LEAST_TEMPERATURE: Final = 0.01
+MIN_TEMPERATURE: Final = 0.01
 """A temperature between 0 and this is raised to this, as in vLLM, because logits are divided by
 the temperature."""
 
@@ -183,7 +183,7 @@ class GenerationRequest(Servable):
 
         temperature, top_k = setting("temperature"), max(int(setting("top_k")), 0)
         if temperature:
-            temperature = max(temperature, LEAST_TEMPERATURE)
+            temperature = max(temperature, MIN_TEMPERATURE)
         return Sampling(temperature, setting("min_p"), top_k, setting("top_p"))
 
     @property
@@ -206,7 +206,7 @@ class GenerationRequest(Servable):
         return self.stream and self._asks("steady")
 
     @property
-    def untold(self) -> tuple[str, ...]:
+    def unserved_options(self) -> tuple[str, ...]:
         """Return the `stream_options` in use that only OpenAI's chats and completions serve."""
         names = ("include_usage", "continuous_usage_stats", "include_speculation")
         return tuple(f"stream_options.{name}" for name in names if self._asks(name))

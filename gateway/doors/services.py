@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.responses.store import Shelf
+from picospec.gateway.doors.responses.store import ResponseStore
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
@@ -70,7 +70,7 @@ class Services:
     )
     """Large bodies are checked in these turns."""
 
-    shelves: WeakKeyDictionary[Tenant, Shelf] = field(default_factory=WeakKeyDictionary)
+    stores: WeakKeyDictionary[Tenant, ResponseStore] = field(default_factory=WeakKeyDictionary)
     """Each tenant's kept responses are here for as long as the tenant exists."""
 
     steady: Steady = field(default_factory=Steady)

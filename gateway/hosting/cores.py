@@ -106,9 +106,9 @@ def _quota_cpus(file: Path) -> int:
 
 def _fast_cores_of_macos() -> int:
     for name in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
-        told = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5)
-        if told.stdout.strip().isdecimal():
-            return int(told.stdout)
+        run = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5)
+        if run.stdout.strip().isdecimal():
+            return int(run.stdout)
     return os.cpu_count() or 1
 
 

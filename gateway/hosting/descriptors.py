@@ -16,7 +16,7 @@ import structlog
 
 from picospec.gateway.log_lines import LogLimit
 
-MOST: Final = 65_536
+MAX_DESCRIPTORS: Final = 65_536
 """The limit is raised to this. Shells and systemd give 1,024 and allow far more. With a higher
 limit a process takes long to start others, because it closes all descriptors for them."""
 
@@ -39,12 +39,12 @@ _NONE_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 def raise_limit() -> int:
     """Raise this process's limit, which its children inherit, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
+    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     with suppress(OSError, ValueError):  # macOS has a second limit
         if soft != resource.RLIM_INFINITY and soft < most:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             return most
-    return MOST if soft == resource.RLIM_INFINITY else soft
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def max_connections(limit: int) -> int:

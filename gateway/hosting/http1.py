@@ -69,7 +69,7 @@ class DrainingServer(uvicorn.Server):
         yield
 
 
-class _Cut:
+class _Deadline:
     """Cuts a connection `after_s` seconds after `start`, unless `stop` is called before."""
 
     def __init__(self, after_s: float) -> None:
@@ -92,34 +92,35 @@ class DeadlinesProtocol(H11Protocol):
     """Cuts a connection whose request does not come, whose client reads nothing, or that
     exceeds the bound."""
 
-    _most: ClassVar[int]
+    _max_connections: ClassVar[int]
     """The server has at most this many connections."""
 
     _open: ClassVar[set[asyncio.Transport]]
     _idle: ClassVar[dict[asyncio.Transport, None]]
     """Holds the idle connections in the order in which they became idle."""
 
-    _unasked: _Cut
-    _unread: _Cut
+    _request_deadline: _Deadline
+    _reading_deadline: _Deadline
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._unasked, self._unread = _Cut(REQUEST_S), _Cut(UNREAD_S)
+        self._request_deadline = _Deadline(REQUEST_S)
+        self._reading_deadline = _Deadline(UNREAD_S)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for clients that vanish silently
             connection = transport.get_extra_info("socket")
             limit_ms = int(UNREAD_S * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
-        self._unasked.start(transport)
+        self._request_deadline.start(transport)
         self._open.add(transport)
         self._idle[transport] = None
-        if len(self._open) > self._most:
+        if len(self._open) > self._max_connections:
             longest = next(iter(self._idle))
             del self._idle[longest]
             longest.abort()  # connection_lost is called a moment later
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unasked.stop()
-        self._unread.stop()
+        self._request_deadline.stop()
+        self._reading_deadline.stop()
         self._open.discard(self.transport)
         self._idle.pop(self.transport, None)
         super().connection_lost(exc)
@@ -127,9 +128,9 @@ class DeadlinesProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
-            self._unasked.start(self.transport)
+            self._request_deadline.start(self.transport)
         else:
-            self._unasked.stop()
+            self._request_deadline.stop()
             if not self.cycle.more_body:
                 self._idle.pop(self.transport, None)
 
@@ -141,10 +142,10 @@ class DeadlinesProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread.start(self.transport)
+        self._reading_deadline.start(self.transport)
 
     def resume_writing(self) -> None:
-        self._unread.stop()
+        self._reading_deadline.stop()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -154,10 +155,10 @@ class DeadlinesProtocol(H11Protocol):
             self.transport.abort()
 
 
-def protocol(most: int) -> type[asyncio.Protocol]:
-    """Return the protocol class for a server's connections. most: limit of their number."""
+def protocol(max_connections: int) -> type[asyncio.Protocol]:
+    """Return the protocol class for a server with at most this many connections."""
 
     class Bounded(DeadlinesProtocol):
-        _most, _open, _idle = most, set(), {}
+        _max_connections, _open, _idle = max_connections, set(), {}
 
     return Bounded

@@ -1,7 +1,7 @@
 """Runs the HTTP server granian: HTTP/2 with prior knowledge or by TLS, and HTTP/1.1.
 
 The process that the caller starts has a worker, and passes signals on to it: SIGTERM as it is,
-a second SIGTERM and SIGINT as `AT_ONCE`, because the worker's server closes at a SIGINT.
+a second SIGTERM and SIGINT as `STOP_AT_ONCE`, because the worker's server closes at a SIGINT.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from picospec.gateway.hosting.parent_death import end_with_parent
 from picospec.gateway.hosting.settings import ServerSettings
 from picospec.gateway.hosting.silent import cut_silent
 
-AT_ONCE: Final = signal.SIGUSR1
+STOP_AT_ONCE: Final = signal.SIGUSR1
 """This signal makes a worker stop without waiting for its running work."""
 
 CLOSE_S: Final = 2.0
@@ -128,7 +128,7 @@ async def served_beside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerato
 
 def _load(settings: ServerSettings, load: Callable[[], FastAPI], connections: int) -> FastAPI:
     cut_silent(settings.port, connections)
-    end_with_parent(AT_ONCE, settings.stop_timeout_s)
+    end_with_parent(STOP_AT_ONCE, settings.stop_timeout_s)
     logs.configure(settings.log_format)
     return load()
 
@@ -141,9 +141,9 @@ def _pass_signals_on(server: AbstractServer[Any], stop_timeout_s: int) -> None:
             server.workers_kill_timeout = stop_timeout_s
             for worker in multiprocessing.active_children():
                 if worker.pid is not None:
-                    os.kill(worker.pid, AT_ONCE)
+                    os.kill(worker.pid, STOP_AT_ONCE)
         server.signal_handler_interrupt()  # type: ignore[no-untyped-call]
 
-    signal.signal(AT_ONCE, signal.SIG_IGN)  # until a worker has a handler
+    signal.signal(STOP_AT_ONCE, signal.SIG_IGN)  # until a worker has a handler
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

@@ -26,9 +26,9 @@ FIRST_BYTES: Final = 24
 """A connection counts as silent until this many bytes have come: the preface of HTTP/2 (RFC
 9113, 3.4) has as many, and no shorter text is a request in HTTP/1.1."""
 
-LOOK_S: Final = 1.0
-"""Connections are checked every LOOK_S seconds. A check takes a millisecond, and 30 ms with
-2,048 connections."""
+CHECK_INTERVAL_S: Final = 1.0
+"""This many seconds are between two checks of the connections. A check takes a millisecond, and
+30 ms with 2,048 connections."""
 
 _INFO: Final = struct.Struct("@B51xI72xQ")
 """Reads tcp_info of linux/tcp.h: tcpi_state, tcpi_last_data_recv (ms), tcpi_bytes_received."""
@@ -43,7 +43,7 @@ def cut_silent(port: int, most: int) -> None:
     def watch() -> None:
         patience_s = FIRST_S
         while True:
-            time.sleep(LOOK_S)
+            time.sleep(CHECK_INTERVAL_S)
             with suppress(OSError):  # there is no descriptor left for the check
                 is_crowded = look(port, patience_s) > most // 2
                 patience_s = FIRST_CROWDED_S if is_crowded else FIRST_S

@@ -25,7 +25,7 @@ PATIENCE_S: Final = 30.0
 """A body may take this many seconds, and more for each byte that has come. A client sends a
 body at once, so this is for a link that stalls and comes back."""
 
-LEAST_BYTES_PER_S: Final = 8000
+MIN_BYTES_PER_S: Final = 8000
 """Every link should have this rate, 64 kbit/s; a slower body is cut. Otherwise a client that
 sends a byte now and then would hold its request for hours."""
 
@@ -85,7 +85,7 @@ class RequestBody:
             return await self._receive()
         now = asyncio.get_running_loop().time()
         self._began = now if self._began is None else self._began
-        allowed_s = PATIENCE_S + self._taken_bytes / LEAST_BYTES_PER_S
+        allowed_s = PATIENCE_S + self._taken_bytes / MIN_BYTES_PER_S
         try:
             async with asyncio.timeout_at(self._began + allowed_s):
                 message = await self._take()

@@ -20,7 +20,7 @@ import msgspec
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.output.message import Parsed
 from picospec.gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
-from picospec.gateway.watching import TARGET, Chain, Event, Origins, Told
+from picospec.gateway.watching import TARGET, Chain, Event, Origins, Report
 
 Piece = Callable[[int], bytes]
 Finish = FinishReason | Literal["tool_calls"]
@@ -54,7 +54,7 @@ class TextDelta(msgspec.Struct, frozen=True):
     parsed: Parsed | None = None
     """If a parser reads the choice, this is the rest of the message, and `text` its content."""
 
-    told: Told | None = None
+    report: Report | None = None
     """The delta reports this of speculation, if the choice is watched."""
 
     stop: str | None = None
@@ -86,7 +86,7 @@ class Detokeniser:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = StopStrings(stops, include_stop=include_stop)
         self._pending: deque[LogprobEntry] = deque()
-        self._awaited = min_tokens
+        self._min_tokens_left = min_tokens
         self._decoded_chars = 0
         self._shown_chars = 0
 
@@ -101,16 +101,16 @@ class Detokeniser:
         shown = range(self._shown_chars, self._shown_chars + len(text))
         self._shown_chars += len(text)
         entries = self._shown_entries(finish) if self._pending else ()
-        told = None if self.origins is None else self._tell(self.origins, shown, delta.events)
+        report = self._report(shown, delta.events)
         return TextDelta(
-            text, tokens, entries, finish, delta.statistics, told=told, stop=self._stops.hit
+            text, tokens, entries, finish, delta.statistics, report=report, stop=self._stops.hit
         )
 
     def _read_tokens(self, delta: Delta) -> tuple[str, int]:
         """Return the text to show and the number of tokens that were read."""
         text = ""
         for count, token in enumerate(delta.tokens, start=1):
-            self._awaited -= 1
+            self._min_tokens_left -= 1
             if token not in self._hidden:
                 if delta.logprobs is not None:
                     self._pending.append(self._entry(token, delta.logprobs[count - 1]))
@@ -122,11 +122,13 @@ class Detokeniser:
                 return text, count
         return text, len(delta.tokens)
 
-    def _tell(self, origins: Origins, shown: range, events: Sequence[Event]) -> Told:
-        spelt = tuple(self._spelt(each) if isinstance(each, Chain) else each for each in events)
-        return Told(origins.take_tokens(), origins.spans([shown]), events=spelt)
+    def _report(self, shown: range, events: Sequence[Event]) -> Report | None:
+        if (origins := self.origins) is None:
+            return None
+        texts = tuple(self._with_text(e) if isinstance(e, Chain) else e for e in events)
+        return Report(origins.take_tokens(), origins.spans([shown]), events=texts)
 
-    def _spelt(self, chain: Chain) -> Chain:
+    def _with_text(self, chain: Chain) -> Chain:
         """Return the chain with its text, without an incomplete character."""
         cut = b"" if chain.broken else self._cut_bytes
         text = (cut + b"".join(map(self._piece, chain.ids))).decode("utf-8", "ignore")
@@ -139,7 +141,7 @@ class Detokeniser:
 
     def _show(self, decoded: str) -> str:
         self._decoded_chars += len(decoded)
-        return self._stops.feed(decoded, ends=self._awaited < 0)
+        return self._stops.feed(decoded, ends=self._min_tokens_left < 0)
 
     def _entry(self, token: int, found: TokenLogprob) -> LogprobEntry:
         top = tuple((self._piece(other), logprob) for other, logprob in found.top)

@@ -34,7 +34,7 @@ class Extent:
 
     def __init__(self, notation: Notation) -> None:
         self._notation = notation
-        self._due: list[str] = []
+        self._closers: list[str] = []
         """These characters close the open brackets and strings, the innermost last."""
 
         self.ended = False
@@ -47,27 +47,27 @@ class Extent:
         An escape in a string is left unread until both its characters have come.
         """
         while at < len(text) and not self.ended:
-            due = self._due[-1] if self._due else ""
-            quoted = due in _QUOTED
-            plain = (_QUOTED[due] if quoted else self._notation.plain).match(text, at)
+            closer = self._closers[-1] if self._closers else ""
+            quoted = closer in _QUOTED
+            plain = (_QUOTED[closer] if quoted else self._notation.plain).match(text, at)
             at = plain.end() if plain else at
             if quoted and text.startswith("\\", at):
                 if at + 1 == len(text):
                     break
                 at += 2
             elif at < len(text):
-                self._nest(text[at], due, quoted)
+                self._nest(text[at], closer, quoted)
                 at += not self.broken
         return at
 
-    def _nest(self, char: str, due: str, quoted: bool) -> None:
-        if char == due:
-            self._due.pop()
+    def _nest(self, char: str, closer: str, quoted: bool) -> None:
+        if char == closer:
+            self._closers.pop()
         elif not quoted and char in self._notation.closers:
-            self._due.append(self._notation.closers[char])
+            self._closers.append(self._notation.closers[char])
         else:
             self.broken = True
-        self.ended = self.broken or not self._due
+        self.ended = self.broken or not self._closers
 
 
 def read_value(text: Incoming, notation: Notation = JSON) -> Steps[str]:
@@ -95,7 +95,7 @@ def stream_value(text: Incoming, emit: Callable[[str, int], None]) -> Steps[None
         text.at = extent.scan(text.held, text.at)
         if text.ended and not extent.ended:
             text.at = len(text.held)
-        emit(text.use(), text.used)
+        emit(text.consume(), text.consumed)
         if extent.ended or text.ended:
             break
         yield

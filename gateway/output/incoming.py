@@ -24,9 +24,9 @@ class Malformed(Exception):
 
 
 class Incoming:
-    """Holds the text that is not used yet, and a position in it.
+    """Holds the text that is not consumed yet, and a position in it.
 
-    The text before the position was read. Until `use` it may still be given back, because a
+    The text before the position was read. Until `consume` it may still be given back, because a
     parser may find out late that something only looked like a call.
     """
 
@@ -38,22 +38,22 @@ class Incoming:
         self.ended = False
         """True if no more text comes, and the parser was resumed after the last."""
 
-        self.used = 0
+        self.consumed = 0
         """This many characters of the whole text come before `held`."""
 
     @property
     def position(self) -> int:
         """Return the number of characters that were read since the beginning of the text."""
-        return self.used + self.at
+        return self.consumed + self.at
 
     def feed(self, text: str) -> None:
         self.held += text
 
-    def use(self, count: int | None = None) -> str:
+    def consume(self, count: int | None = None) -> str:
         """Remove and return `count` characters of `held`, or else all that were read."""
         count = self.at if count is None else count
         text, self.held = self.held[:count], self.held[count:]
-        self.used += count
+        self.consumed += count
         self.at = max(0, self.at - count)
         return text
 
@@ -119,15 +119,15 @@ class Incoming:
         strips: space is withheld, too, and stays unread if a literal follows.
         """
         while True:
-            end, found = self.settled(literals)
+            end, found = self.find_literal(literals)
             if strips and (found or not self.ended):
                 end = len(self.held[:end].rstrip())
-            emit(self.use(end), self.used)
+            emit(self.consume(end), self.consumed)
             if found or self.ended:
                 return found
             yield
 
-    def settled(self, literals: tuple[str, ...]) -> tuple[int, bool]:
+    def find_literal(self, literals: tuple[str, ...]) -> tuple[int, bool]:
         """Return the index up to which `held` has no literal, and whether one begins there."""
         found = [at for literal in literals if (at := self.held.find(literal)) >= 0]
         if found:

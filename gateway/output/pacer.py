@@ -3,7 +3,7 @@
 A pass of the target commits several tokens at once. The first is shown when it arrives, and the
 others follow in equal steps until the next burst is expected, after the running mean of the
 earlier intervals. Tokens that are still held when that burst comes are shown at once. So no
-token is later than the next burst, and none is held for longer than LONGEST_S.
+token is later than the next burst, and none is held for longer than MAX_DELAY_S.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, Generic, TypeVar
 WEIGHT: Final = 0.25
 """The latest interval has this weight in the running mean."""
 
-LONGEST_S: Final = 1.0
+MAX_DELAY_S: Final = 1.0
 """A longer interval counts as this many seconds: the burst after an outage is not held long."""
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Pacer(Generic[T]):
     def _learn(self, now: float) -> None:
         """Update the mean with the interval that this burst ends, unless it is the first."""
         if self._arrived_s is not None:
-            interval_s = min(now - self._arrived_s, LONGEST_S)
+            interval_s = min(now - self._arrived_s, MAX_DELAY_S)
             mean_s = self.interval_s or interval_s
             self.interval_s = mean_s + WEIGHT * (interval_s - mean_s)
         self._arrived_s = now

@@ -19,7 +19,7 @@ from picospec.gateway.output.detokenise import (
 from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import CallArguments, Message, Parsed
 from picospec.gateway.ports import Delta
-from picospec.gateway.watching import Told
+from picospec.gateway.watching import Report
 
 Parse = Callable[[Incoming, Message], Steps[None]]
 
@@ -45,13 +45,13 @@ class OutputParser:
         tokens = thoughts = 0
         finish: Finish | None = None
         stop: str | None = None
-        told: list[Told] = []
+        report: list[Report] = []
         for one in single_tokens(delta):
             shown = self._detokeniser.read(one)
             thoughts += shown.tokens * self._advance(shown)
             tokens += shown.tokens
-            if shown.told is not None:
-                told.append(shown.told)
+            if shown.report is not None:
+                report.append(shown.report)
             finish, stop = self._finish(shown), shown.stop
             if finish is not None:
                 break
@@ -64,23 +64,23 @@ class OutputParser:
             finish,
             delta.statistics,
             parsed,
-            self._told(told, spans, parsed),
+            self._told(report, spans, parsed),
             stop,
         )
 
     def _told(
-        self, told: Sequence[Told], content: Iterable[range], parsed: Parsed
-    ) -> Told | None:
+        self, report: Sequence[Report], content: Iterable[range], parsed: Parsed
+    ) -> Report | None:
         """Return the reports of several tokens as one, with the origins of the shown text."""
         if (origins := self._detokeniser.origins) is None:
             return None
         pieces = ((p.sources if isinstance(p, CallArguments) else ()) for p in parsed.calls)
-        return Told(
-            sum((Counter(each.tokens) for each in told), Counter()),
+        return Report(
+            sum((Counter(each.tokens) for each in report), Counter()),
             origins.spans(content),
             origins.spans(parsed.sources),
             [origins.spans(sources) for sources in pieces],
-            [event for each in told for event in each.events],
+            [event for each in report for event in each.events],
         )
 
     def _advance(self, shown: TextDelta) -> bool:

@@ -39,22 +39,22 @@ def read_reasoning(text: Incoming, out: Message, tags: Tags, *, opened: bool) ->
         return
     out.thinking = True
     yield from text.space()
-    text.use()
+    text.consume()
     yield from _until_closed(text, out, tags.closing)
     out.thinking = False
     yield from text.space()
-    text.use()
+    text.consume()
 
 
 def _until_closed(text: Incoming, out: Message, closing: str) -> Steps[None]:
     while True:
-        end, found = text.settled((closing,))
-        out.reasoning(text.use(len(text.held[:end].rstrip())), text.used)
+        end, found = text.find_literal((closing,))
+        out.reasoning(text.consume(len(text.held[:end].rstrip())), text.consumed)
         if found:
             yield from text.space()
             yield from text.expect(closing)
             return
         if text.ended:
-            text.use(len(text.held))
+            text.consume(len(text.held))
             return
         yield

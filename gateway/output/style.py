@@ -14,9 +14,9 @@ from picospec.gateway.grammars.json_schema import Schemas
 from picospec.gateway.grammars.lark import Tags
 from picospec.gateway.output.detokenise import Detokeniser, Piece
 from picospec.gateway.output.formats.base import (
+    AllowedOutput,
     Constraint,
     Format,
-    Wanted,
     grammar,
     pass_content,
     pass_input,
@@ -101,17 +101,17 @@ class Style:
         )
 
     def constraint(
-        self, prompt: Sequence[int], wanted: Wanted, *, splits_reasoning: bool = True
+        self, prompt: Sequence[int], allowed: AllowedOutput, *, splits_reasoning: bool = True
     ) -> Constraint | None:
-        """Return the constraint of an answer to `prompt`: None, `wanted.content` or a grammar.
+        """Return the constraint of an answer to `prompt`: None, `allowed.content` or a grammar.
 
         Raises ValueError for what a grammar of this model cannot express.
         """
         tags = self.tags if splits_reasoning else None
-        if not wanted.tools and (wanted.content is None or tags is None):
-            return wanted.content
+        if not allowed.tools and (allowed.content is None or tags is None):
+            return allowed.content
         opened = tags is not None and is_opened(tags, prompt, self._spelling(tags))
-        return {"grammar": grammar(wanted, self.format, self.special, tags, opened=opened)}
+        return {"grammar": grammar(allowed, self.format, self.special, tags, opened=opened)}
 
     def budget(self, prompt: Sequence[int], tokens: int) -> dict[str, int]:
         """Return the setting that ends the reasoning of an answer to `prompt` after `tokens`

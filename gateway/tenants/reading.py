@@ -16,7 +16,7 @@ from picospec.gateway.ports import Facts
 from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 
-PLACES: Final = 3
+MAX_RUNNING: Final = 3
 """This many prompts are read at once; one tenant's long prompts take two places at most."""
 
 MAX_WAITING: Final = 256
@@ -25,11 +25,11 @@ MAX_WAITING: Final = 256
 READ_TIMEOUT_S: Final = 60.0
 """A prompt that is not read within this many seconds is refused. 8 MB take half of the time."""
 
-BYTES_A_TOKEN: Final = 16
+BYTES_PER_TOKEN: Final = 16
 """A text with more bytes than this for each token of the context does not fit into the context
 in practice: most texts have 3 to 5 bytes a token."""
 
-CHARGED_BYTES_A_TOKEN: Final = 4
+CHARGED_BYTES_PER_TOKEN: Final = 4
 """A text that is refused before it is tokenised is charged as a token for this many bytes."""
 
 SNIPPETS_SHARE: Final = 0.75
@@ -42,7 +42,7 @@ class PromptReader:
     """Runs templates and tokenisation in threads: a long prompt would stall every stream."""
 
     def __init__(self) -> None:
-        self._turns = ThreadTurns(PLACES, MAX_WAITING, "prompts wait to be read")
+        self._turns = ThreadTurns(MAX_RUNNING, MAX_WAITING, "prompts wait to be read")
 
     async def read(self, owner: object, work: Callable[[], T]) -> T:
         """Return what `work` returns in a thread. owner: the tenant whose turn it is.
@@ -117,7 +117,7 @@ class BoundedTokenizer:
 
     @property
     def _most_bytes(self) -> int:
-        return self.facts.context_tokens * BYTES_A_TOKEN
+        return self.facts.context_tokens * BYTES_PER_TOKEN
 
     def _check(self, *texts: str) -> None:
         size = sum(len(text.encode()) for text in texts)
@@ -126,7 +126,7 @@ class BoundedTokenizer:
 
     def _too_long(self, size: int) -> PromptTooLong:
         context = self.facts.context_tokens
-        estimate = size // CHARGED_BYTES_A_TOKEN
+        estimate = size // CHARGED_BYTES_PER_TOKEN
         self.charged += min(estimate, context)
         return PromptTooLong(
             f"the context has {context} tokens; the prompt has more than {self._most_bytes}"

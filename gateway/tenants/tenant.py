@@ -104,27 +104,27 @@ class Tenant:
 
 class _Bucket:
     """A token bucket fills steadily, from empty to full in a minute, and may be overdrawn.
-    a_minute: amount of a full bucket, None for one that is never empty."""
+    per_minute: amount of a full bucket, None for one that is never empty."""
 
-    def __init__(self, a_minute: int | None) -> None:
-        self._a_minute = a_minute
-        self._level = float(a_minute or 0)
+    def __init__(self, per_minute: int | None) -> None:
+        self._per_minute = per_minute
+        self._level = float(per_minute or 0)
         self._at = 0.0
 
     def wait_s(self, now: float) -> float:
         """Return the seconds until the bucket holds at least one; 0.0 if it does already."""
-        if self._a_minute is None:
+        if self._per_minute is None:
             return 0.0
         self._fill(now)
-        wait_s = (1.0 - self._level) * MINUTE_S / self._a_minute
+        wait_s = (1.0 - self._level) * MINUTE_S / self._per_minute
         return wait_s if wait_s > ROUNDING_S else 0.0
 
     def take(self, amount: int, now: float) -> None:
-        if self._a_minute is not None:
+        if self._per_minute is not None:
             self._fill(now)
             self._level -= amount
 
     def _fill(self, now: float) -> None:
-        a_minute = self._a_minute or 0
-        gained = (now - self._at) * a_minute / MINUTE_S
-        self._level, self._at = min(float(a_minute), self._level + gained), now
+        per_minute = self._per_minute or 0
+        gained = (now - self._at) * per_minute / MINUTE_S
+        self._level, self._at = min(float(per_minute), self._level + gained), now

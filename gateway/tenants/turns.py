@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 class Turns:
-    """places: limit of running work. most_waiting: limit of waiting work of one owner."""
+    """max_running: limit of running work. max_waiting: limit of waiting work of one owner."""
 
-    def __init__(self, places: int, most_waiting: int, what: str) -> None:
+    def __init__(self, max_running: int, max_waiting: int, what: str) -> None:
         """what: description of the work for errors, such as "prompts wait to be read"."""
-        self._free = places
-        self._most_running = max(1, places - 1)
-        self._most_waiting = most_waiting
+        self._free_places = max_running
+        self._max_running_each = max(1, max_running - 1)
+        self._max_waiting = max_waiting
         self._what = what
         self._running: Counter[object] = Counter()
         self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
@@ -43,8 +43,8 @@ class Turns:
 
     async def _begin(self, owner: object) -> None:
         queue = self._waiting.setdefault(owner, deque())
-        if len(queue) >= self._most_waiting:
-            raise Overloaded(f"{self._most_waiting} {self._what}")
+        if len(queue) >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} {self._what}")
         turn = asyncio.get_running_loop().create_future()
         queue.append(turn)
         self._serve()
@@ -56,7 +56,7 @@ class Turns:
             raise
 
     def _end(self, owner: object) -> None:
-        self._free += 1
+        self._free_places += 1
         self._running[owner] -= 1
         if not self._running[owner]:
             del self._running[owner]
@@ -64,9 +64,9 @@ class Turns:
 
     def _serve(self) -> None:
         """Give the free places to the owners that are next."""
-        while self._free:
+        while self._free_places:
             for owner in self._waiting:
-                if self._running[owner] < self._most_running:
+                if self._running[owner] < self._max_running_each:
                     break
             else:
                 return
@@ -76,15 +76,15 @@ class Turns:
                 self._waiting[owner] = queue  # last in the order
             if not turn.done():  # otherwise the waiting task has been cancelled
                 turn.set_result(None)
-                self._free -= 1
+                self._free_places -= 1
                 self._running[owner] += 1
 
 
 class ThreadTurns(Turns):
     """Runs work in turns, in one thread for each place."""
 
-    def __init__(self, threads: int, most_waiting: int, what: str) -> None:
-        super().__init__(threads, most_waiting, what)
+    def __init__(self, threads: int, max_waiting: int, what: str) -> None:
+        super().__init__(threads, max_waiting, what)
         self._threads = ThreadPoolExecutor(threads)
 
     async def run(self, owner: object, work: Callable[[], T]) -> T:

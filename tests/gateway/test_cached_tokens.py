@@ -40,8 +40,8 @@ async def test_a_door_tells_what_was_cached(door: str, stream: bool) -> None:
     answer = await ask(asked, ENGINE, path=door)
 
     events = events_of(answer.text) if stream else [answer.json()]
-    told = [event.get("response", event) for event in events if event != "[DONE]"]
-    last = [each for each in told if each.get("usage") or each.get("timings")][-1]
+    bodies = [event.get("response", event) for event in events if event != "[DONE]"]
+    last = [each for each in bodies if each.get("usage") or each.get("timings")][-1]
     prompt = len("Hello") if "prompt" in body else len("u:Hello\n")
     excludes = door in ("/v1/messages", "/completion")
     assert (at(last, cached), at(last, read)) == (3, prompt - 3 * excludes)

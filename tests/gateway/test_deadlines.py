@@ -86,7 +86,7 @@ async def test_a_body_that_comes_slowly_but_comes_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(request_body, "PATIENCE_S", SOON_S)
-    monkeypatch.setattr(request_body, "LEAST_BYTES_PER_S", 1000)
+    monkeypatch.setattr(request_body, "MIN_BYTES_PER_S", 1000)
     body = STREAM + b" " * 1000
     async with connection(ScriptedEngine()) as (reader, writer):
         writer.write(head(f"content-length: {len(body)}", "connection: close") + body[:700])

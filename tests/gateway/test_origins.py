@@ -61,8 +61,8 @@ def test_the_origins_are_those_of_the_tokens_however_the_text_is_cut(
         delta = reader.read(Delta(tuple(group), finish=finish, origins=chosen))
         shown.append(delta)
         tokens += delta.tokens
-        counted.update(delta.told.tokens)  # type: ignore[union-attr]
-        assert len(expand(delta.told.text)) == len(delta.text)  # type: ignore[union-attr]
+        counted.update(delta.report.tokens)  # type: ignore[union-attr]
+        assert len(expand(delta.report.text)) == len(delta.text)  # type: ignore[union-attr]
         if delta.finish:
             break
 
@@ -71,7 +71,7 @@ def test_the_origins_are_those_of_the_tokens_however_the_text_is_cut(
     owners = [origins[i] for i, piece in enumerate(pieces) for _ in piece]
     expected = [owners[start] for start in starts[: len(visible)]]
     assert text.startswith(visible)
-    assert [o for delta in shown for o in expand(delta.told.text)] == expected  # type: ignore[union-attr]
+    assert [o for delta in shown for o in expand(delta.report.text)] == expected  # type: ignore[union-attr]
     assert counted == Counter(origins[:tokens])
 
 
@@ -80,10 +80,10 @@ def test_the_chains_text_continues_the_character_that_is_being_shown() -> None:
     reader = Detokeniser(pieces.__getitem__, stop_tokens=frozenset(), stops=(), watched=True)
     reader.read(Delta((0,), origins=("target",)))
 
-    told = reader.read(Delta((), events=(Chain(0, 1, 2, False, (1, 2)),))).told
+    report = reader.read(Delta((), events=(Chain(0, 1, 2, False, (1, 2)),))).report
 
-    assert told is not None
-    assert [event.text for event in told.events if isinstance(event, Chain)] == ["€!"]
+    assert report is not None
+    assert [event.text for event in report.events if isinstance(event, Chain)] == ["€!"]
 
 
 THOUGHT = "<think>\nSo.  Well, a city\n</think>\n\n"
@@ -132,11 +132,11 @@ def read(
 
 def spans_of(delta: TextDelta) -> Iterator[tuple[str, Spans]]:
     """Yield the texts that a delta shows, each with the origins of its characters."""
-    assert delta.told is not None
+    assert delta.report is not None
     assert delta.parsed is not None
-    yield delta.text, delta.told.text
-    yield delta.parsed.reasoning, delta.told.reasoning
-    for piece, spans in zip(delta.parsed.calls, delta.told.calls, strict=True):
+    yield delta.text, delta.report.text
+    yield delta.parsed.reasoning, delta.report.reasoning
+    for piece, spans in zip(delta.parsed.calls, delta.report.calls, strict=True):
         yield piece.text if isinstance(piece, CallArguments) else "", spans
 
 
@@ -149,7 +149,7 @@ def test_spans_add_up_to_content_reasoning_and_arguments(
 
     deltas = read(answer, name, cuts, commits)
 
-    counted = sum((Counter(d.told.tokens) for d in deltas if d.told), Counter())
+    counted = sum((Counter(d.report.tokens) for d in deltas if d.report), Counter())
     assert counted.total() == sum(delta.tokens for delta in deltas)
     for delta in deltas:
         for text, spans in spans_of(delta):

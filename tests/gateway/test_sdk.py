@@ -107,8 +107,8 @@ async def test_chat_logprobs_are_in_openais_shape() -> None:
 async def test_streamed_logprobs_add_up_to_the_whole() -> None:
     chunks = await streamed(logprobs=True)
 
-    told = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
-    assert "".join(entry.token for each in told for entry in each.content) == "Hi there"
+    logprobs = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    assert "".join(entry.token for each in logprobs for entry in each.content) == "Hi there"
 
 
 async def test_a_stop_string_across_tokens_ends_the_text_and_keeps_the_statistics() -> None:

@@ -43,10 +43,10 @@ async def chunks(body: Body) -> list[Any]:
 
 
 async def test_every_chunk_with_text_says_where_it_is_from() -> None:
-    told = [c for c in await chunks(WATCHING) if "speculation" in c]
+    reported = [c for c in await chunks(WATCHING) if "speculation" in c]
 
-    said = [c["speculation"] for c in told if c["choices"]]
-    assert said == [
+    texts = [c["speculation"] for c in reported if c["choices"]]
+    assert texts == [
         {"spans": [[1, "target"]], "tokens": {"target": 1}},
         {
             "spans": [[1, "draft"], [1, "lookup"], [1, "ahead"]],
@@ -54,13 +54,13 @@ async def test_every_chunk_with_text_says_where_it_is_from() -> None:
         },
         {"tokens": {"draft": 1}},
     ]
-    assert told[-2]["choices"][0]["finish_reason"] == "stop"
+    assert reported[-2]["choices"][0]["finish_reason"] == "stop"
 
 
 async def test_events_come_in_chunks_of_their_own_before_the_text_they_are_about() -> None:
-    told = await chunks(WATCHING)
+    reported = await chunks(WATCHING)
 
-    events = [c["speculation"] for c in told if not c["choices"]]
+    events = [c["speculation"] for c in reported if not c["choices"]]
     assert events[:3] == [
         {
             "event": "chain", "index": 0, "epoch": 2, "position": 1, "tokens": 3,
@@ -76,15 +76,15 @@ async def test_events_come_in_chunks_of_their_own_before_the_text_they_are_about
             "gap_ms": None, "cloud_row_ms": 18.0,
         },
     ]  # fmt: skip
-    names = [c["speculation"].get("event", "text") for c in told if "speculation" in c]
+    names = [c["speculation"].get("event", "text") for c in reported if "speculation" in c]
     assert names == ["text", "chain", "link", "pass", "text", "text", "totals"]
 
 
 @pytest.mark.parametrize("options", [WATCHED, {**WATCHED, "include_usage": True}])
 async def test_the_last_chunk_has_the_totals(options: dict[str, bool]) -> None:
-    told = await chunks({**ASK, "n": 2, "stream_options": options})
+    reported = await chunks({**ASK, "n": 2, "stream_options": options})
 
-    totals = told[-1]["speculation"]
+    totals = reported[-1]["speculation"]
     speed = totals.pop("tokens_per_s")
     assert speed > 0
     assert totals == {
@@ -94,21 +94,21 @@ async def test_the_last_chunk_has_the_totals(options: dict[str, bool]) -> None:
         "bytes_up": 80, "bytes_down": 120, "bytes_per_token": 200 / 12, "rtt_ms": 31.5,
         "cloud_row_ms": 18.0, "reopened": 2,
     }  # fmt: skip
-    assert told[-1]["choices"] == []
-    assert ("usage" in told[-1]) == ("include_usage" in options)
-    if "usage" in told[-1]:
-        assert told[-1]["usage"]["completion_tokens"] == sum(totals["tokens"].values())
+    assert reported[-1]["choices"] == []
+    assert ("usage" in reported[-1]) == ("include_usage" in options)
+    if "usage" in reported[-1]:
+        assert reported[-1]["usage"]["completion_tokens"] == sum(totals["tokens"].values())
 
 
 async def test_each_choice_has_events_and_counts_of_its_own() -> None:
-    told = await chunks({**WATCHING, "n": 2})
+    reported = await chunks({**WATCHING, "n": 2})
 
     counted = {0: Counter[str](), 1: Counter[str]()}
-    for chunk in told[:-1]:
-        said = chunk.get("speculation", {})
+    for chunk in reported[:-1]:
+        speculation = chunk.get("speculation", {})
         if chunk["choices"]:
-            counted[chunk["choices"][0]["index"]].update(said.get("tokens", {}))
-    indices = [c["speculation"]["index"] for c in told[:-1] if not c["choices"]]
+            counted[chunk["choices"][0]["index"]].update(speculation.get("tokens", {}))
+    indices = [c["speculation"]["index"] for c in reported[:-1] if not c["choices"]]
     assert Counter(indices) == {0: 3, 1: 3}
     assert counted[0] == counted[1] == {"draft": 2, "lookup": 1, "ahead": 1, "target": 2}
 
@@ -121,10 +121,10 @@ async def test_a_stream_that_nobody_watches_is_the_watched_one_without_what_that
     options: dict[str, bool] | None, asked: Body
 ) -> None:
     plain = await chunks({**asked, "stream_options": options})
-    told = await chunks({**asked, "stream_options": {**(options or {}), **WATCHED}})
+    reported = await chunks({**asked, "stream_options": {**(options or {}), **WATCHED}})
 
     usage = options is not None and "include_usage" in options
-    rest = [c for c in told if c["choices"] or (usage and c is told[-1])]
+    rest = [c for c in reported if c["choices"] or (usage and c is reported[-1])]
     assert [without(c) for c in rest] == [without(c) for c in plain]
     assert not any("speculation" in c for c in plain)
 
@@ -150,10 +150,10 @@ async def test_an_engine_without_drafts_has_the_target_for_all() -> None:
     answer = await ask(WATCHING, engine)
 
     assert engine.jobs[0].watched
-    *said, _ = events_of(answer.text)
-    spans = [s for c in said for s in c.get("speculation", {}).get("spans", [])]
+    *speculation, _ = events_of(answer.text)
+    spans = [s for c in speculation for s in c.get("speculation", {}).get("spans", [])]
     assert spans == [[2, "target"], [6, "target"]]
-    totals = said[-1]["speculation"]
+    totals = speculation[-1]["speculation"]
     assert totals["tokens"] == {"target": 9}
     assert totals["bytes_up"] is totals["rtt_ms"] is totals["cloud_row_ms"] is None
 

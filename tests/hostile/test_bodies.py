@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from picospec.gateway.doors.body import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
+from picospec.gateway.doors.body import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.schemas.json_bounds import (
     MAX_CONTAINERS,
@@ -26,7 +26,7 @@ MORE_S = 0.5
 """How much longer than without such a body another client may wait: it is what is promised. It
 is the time for which this process computes, so that a busy host does not count."""
 
-CONTEXT_TOKENS = LEAST_LIMIT_BYTES // BYTES_A_TOKEN
+CONTEXT_TOKENS = MIN_LIMIT_BYTES // BYTES_PER_TOKEN
 MESSAGE = '{"role":"user","content":"a"}'
 PART = '{"type":"text","text":"a"}'
 JSON = {"content-type": "application/json"}
@@ -120,7 +120,7 @@ def body_of(kind: str, *, admitted: bool) -> bytes:
     _, body, item = KINDS[kind]
     comma = "" if kind in ("deep nesting", "escaped quotes", "a long text") else ","
     width = len((item % 10**6 if "%" in item else item) + comma)
-    count = (LEAST_LIMIT_BYTES - len(body) + len(HERE)) // width
+    count = (MIN_LIMIT_BYTES - len(body) + len(HERE)) // width
     if admitted:
         *_, each = count_structure(f"{item},".encode())
         each_in_all = ((MAX_CONTAINERS, each.containers), (MAX_STRINGS, each.strings))
@@ -209,10 +209,10 @@ async def test_a_body_of_any_kind_delays_nobody_else(kind: str) -> None:
 @pytest.mark.parametrize(
     ("context_tokens", "own", "limit"),
     [
-        (64, None, LEAST_LIMIT_BYTES),
-        (1 << 16, None, BYTES_A_TOKEN << 16),
+        (64, None, MIN_LIMIT_BYTES),
+        (1 << 16, None, BYTES_PER_TOKEN << 16),
         (1 << 16, 5000, 5000),
-        (64, 1 << 22, LEAST_LIMIT_BYTES),
+        (64, 1 << 22, MIN_LIMIT_BYTES),
     ],
 )
 async def test_the_limit_of_a_body_comes_from_the_context(
@@ -229,14 +229,14 @@ async def test_the_limit_of_a_body_comes_from_the_context(
 async def test_the_engine_is_asked_about_no_body_that_fits_in_any_context(
     down: ApiError | None,
 ) -> None:
-    class Asked(ScriptedEngine):
+    class DoorRequest(ScriptedEngine):
         asked = 0
 
         async def facts(self) -> Any:  # noqa: ANN401
             self.asked += 1
             return await super().facts()
 
-    engine = Asked(down=down)
+    engine = DoorRequest(down=down)
     bodies = [{"messages": [{"role": "user", "content": "a"}]}, {"messages": []}]
     async with client_of(make_app(engine)) as client:
         answers = [await client.post(CHAT, json=body) for body in bodies]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from picospec.gateway.tenants import reading
-from picospec.gateway.tenants.reading import BYTES_A_TOKEN, PLACES
+from picospec.gateway.tenants.reading import BYTES_PER_TOKEN, MAX_RUNNING
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     ByteTokenizer,
@@ -23,7 +23,7 @@ from tests.gateway.scripted import (
 from tests.gateway.tenants.holders import ANN, BEN, Headers, keys_toml
 
 CHAT = "/v1/chat/completions"
-FITS = CONTEXT_TOKENS * BYTES_A_TOKEN
+FITS = CONTEXT_TOKENS * BYTES_PER_TOKEN
 LONG = "a" * (FITS + 1)
 
 
@@ -73,7 +73,7 @@ async def test_a_short_prompt_is_read_beside_all_long_ones_of_another_tenant(
     client: httpx.AsyncClient, tokenizer: Slow
 ) -> None:
     slow = [asyncio.create_task(complete(client, ANN, "slow")) for _ in range(9)]
-    for _ in range(PLACES - 1):
+    for _ in range(MAX_RUNNING - 1):
         await asyncio.to_thread(tokenizer.reading.acquire)
 
     short = await complete(client, BEN, "short")

@@ -29,13 +29,13 @@ NONE: Final = -1
 Shares = Counter[int]
 
 
-class Asked(Exception):
+class DoorRequest(Exception):
     """`recover` wants a uniform beyond those it was given."""
 
 
 def scripted(values: Sequence[float]) -> Iterator[float]:
     yield from values
-    raise Asked
+    raise DoorRequest
 
 
 def shares(answer: Callable[[float], int], low: float = 0.0, high: float = ALMOST_1) -> Shares:
@@ -54,7 +54,7 @@ def proposal(reject: Reject, q: QuantisedDistribution) -> Shares:
     def answer(*uniforms: float) -> int:
         try:
             token = recover(reject, q, scripted(uniforms))
-        except Asked:
+        except DoorRequest:
             return NONE
         return NONE if token is None else token
 

@@ -7,15 +7,15 @@ from itertools import repeat
 
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.chunks import ChunkAnswer
-from picospec.gateway.doors.door import Asked, Entries, Json, finite
+from picospec.gateway.doors.door import DoorRequest, Entries, Json, finite
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.message import CallPiece, CallStart, whole_calls
-from picospec.gateway.watching import Spans, Told
+from picospec.gateway.watching import Report, Spans
 
 
-def asked(body: ChatRequest) -> Asked:
+def read_request(body: ChatRequest) -> DoorRequest:
     """Return what a chat asks for: the chat itself."""
-    return Asked(body, "chatcmpl-", partial(ChatAnswer, body))
+    return DoorRequest(body, "chatcmpl-", partial(ChatAnswer, body))
 
 
 class ChatAnswer(ChunkAnswer):
@@ -27,15 +27,15 @@ class ChatAnswer(ChunkAnswer):
         content = "" if delta.parsed is None else None
         return self._chunk({"role": "assistant", "content": content}, None, None)
 
-    def chunks(self, delta: TextDelta, told: Told) -> list[tuple[Json, Spans]]:
-        chunks = super().chunks(delta, told)
+    def chunks(self, delta: TextDelta, report: Report) -> list[tuple[Json, Spans]]:
+        chunks = super().chunks(delta, report)
         if delta.parsed is None:
             return chunks
         if thoughts := delta.parsed.reasoning:
             thought = self._chunk({"reasoning_content": thoughts}, None, None)
-            chunks.insert(0, (thought, told.reasoning))
+            chunks.insert(0, (thought, report.reasoning))
         calls = delta.parsed.calls
-        for piece, spans in zip(calls, told.calls or repeat(()), strict=False):
+        for piece, spans in zip(calls, report.calls or repeat(()), strict=False):
             call = self._chunk({"tool_calls": [_piece(piece)]}, None, None)
             chunks.append((call, spans))
         return chunks

@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from picospec.gateway.doors.chat.thinking import Thoughtful
+from picospec.gateway.doors.chat.thinking import ThinkingFields
 from picospec.gateway.doors.chat.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
 from picospec.gateway.errors import UNSUPPORTED, InvalidRequest
 from picospec.gateway.grammars import structured
 from picospec.gateway.grammars.lark import in_lark
 from picospec.gateway.output.choice_stream import Reader
-from picospec.gateway.output.formats.base import Constraint, Wanted
+from picospec.gateway.output.formats.base import AllowedOutput, Constraint
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import Facts
 from picospec.gateway.schemas.base import FIRST_ERROR, Flag, Integer, unsupported
@@ -34,7 +34,7 @@ _RESERVED: Final = frozenset(
 """Only this service sets these variables of a chat template."""
 
 
-class ChatRequest(Thoughtful, GenerationRequest):
+class ChatRequest(ThinkingFields, GenerationRequest):
     prompt_field: ClassVar[str] = "messages"
 
     messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1), FIRST_ERROR]
@@ -123,9 +123,11 @@ class ChatRequest(Thoughtful, GenerationRequest):
             return None
         tools = use.schemas
         if use.only_text is not None:
-            wanted = Wanted({}, required=False, parallel=False, content=in_lark(use.only_text))
+            wanted = AllowedOutput(
+                {}, required=False, parallel=False, content=in_lark(use.only_text)
+            )
         else:
-            wanted = Wanted(
+            wanted = AllowedOutput(
                 tools if use.name is None else {use.name: tools[use.name]},
                 required=use.choice == "required",
                 parallel=use.parallel,

@@ -22,7 +22,7 @@ _NONE: Final = "none"
 _SPELLINGS: Final = ("reasoning_effort", "reasoning", "think", "thinking", "enable_thinking")
 
 
-class Wish(NamedTuple):
+class ThinkingChoice(NamedTuple):
     """Holds what a field asks for; None if the field does not specify it."""
 
     thinks: bool | None = None
@@ -38,7 +38,7 @@ class Reasoning(RequestModel):
     @field_validator("enabled")
     @classmethod
     def _goes_with_the_effort(cls, value: bool, info: ValidationInfo) -> bool:
-        if _differ(_wish_of(info.data.get("effort")), Wish(value)):
+        if _differ(_choice_of(info.data.get("effort")), ThinkingChoice(value)):
             raise ValueError("it contradicts effort")
         return value
 
@@ -48,7 +48,7 @@ class Thinking(RequestModel):
     """"adaptive" and "auto" leave the choice to the model, as leaving out the field does."""
 
 
-class Thoughtful(RequestModel):
+class ThinkingFields(RequestModel):
     """Parses the fields of a request about thinking. Two that contradict each other are an
     error; `budget_tokens` is a target that no model here knows, and reported as ignored."""
 
@@ -81,16 +81,17 @@ class Thoughtful(RequestModel):
     def _contradicts_none_before(cls, value: object, info: ValidationInfo) -> object:
         outdone = "reasoning_effort" if info.field_name == "chat_template_kwargs" else ""
         for name in info.data.keys() & set(_SPELLINGS) - {outdone}:
-            if _differ(_wish_of(info.data[name]), _wish_of(value)):
+            if _differ(_choice_of(info.data[name]), _choice_of(value)):
                 raise ValueError(f"it contradicts {name}")
         return value
 
     @property
-    def wished_thoughts(self) -> Wish:
+    def thinking_choice(self) -> ThinkingChoice:
         """Return what the fields ask for together."""
-        found = [_wish_of(getattr(self, name)) for name in _SPELLINGS]
+        found = [_choice_of(getattr(self, name)) for name in _SPELLINGS]
         thinks = next((each.thinks for each in found if each.thinks is not None), None)
-        return Wish(thinks, next((each.effort for each in found if each.effort), None))
+        effort = next((each.effort for each in found if each.effort), None)
+        return ThinkingChoice(thinks, effort)
 
     @property
     def template_variables(self) -> dict[str, object]:
@@ -98,26 +99,26 @@ class Thoughtful(RequestModel):
         think, and null and "auto" set nothing."""
         own = self.chat_template_kwargs
         given = {name: value for name, value in own.items() if value not in (None, "auto")}
-        thinks, effort = self.wished_thoughts
+        thinks, effort = self.thinking_choice
         if "enable_thinking" not in own and thinks is not None:
             given["enable_thinking"] = thinks
         return given if effort is None else {**given, "reasoning_effort": effort}
 
 
-def _wish_of(value: object) -> Wish:
+def _choice_of(value: object) -> ThinkingChoice:
     match value:
         case bool():
-            return Wish(value)
+            return ThinkingChoice(value)
         case str():
-            return Wish(value != _NONE, value)
+            return ThinkingChoice(value != _NONE, value)
         case Reasoning(effort=effort, enabled=enabled):
-            return Wish(enabled if effort is None else effort != _NONE, effort)
+            return ThinkingChoice(enabled if effort is None else effort != _NONE, effort)
         case Thinking(type="enabled" | "disabled" as kind):
-            return Wish(kind == "enabled")
+            return ThinkingChoice(kind == "enabled")
         case {"enable_thinking": bool(thinks)}:
-            return Wish(thinks)
-    return Wish()
+            return ThinkingChoice(thinks)
+    return ThinkingChoice()
 
 
-def _differ(one: Wish, other: Wish) -> bool:
+def _differ(one: ThinkingChoice, other: ThinkingChoice) -> bool:
     return any(None not in pair and pair[0] != pair[1] for pair in zip(one, other, strict=True))

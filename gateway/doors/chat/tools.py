@@ -61,13 +61,13 @@ class Custom(RequestModel):
 
     def shown(self) -> Json:
         """Return the function that is shown to the model."""
-        text, told, grammar = {"type": "string"}, self.description or "", self.grammar
+        text, about, grammar = {"type": "string"}, self.description or "", self.grammar
         if grammar is not None and not grammar.is_lark:
             text["pattern"] = f"^(?:{grammar.definition})$"
         elif grammar is not None:
-            told += f"\n\nIts input keeps to this grammar:\n{grammar.definition}"
+            about += f"\n\nIts input keeps to this grammar:\n{grammar.definition}"
         schema = {"type": "object", "properties": {FIELD: text}, "required": [FIELD]}
-        return {"name": self.name, "description": told.strip() or None, "parameters": schema}
+        return {"name": self.name, "description": about.strip() or None, "parameters": schema}
 
     @property
     def grammar(self) -> Grammar | None:
@@ -188,7 +188,7 @@ class ToolUse:
     custom: frozenset[str] = frozenset()
     """These tools take a text."""
 
-    larks: Mapping[str, str] = field(default_factory=dict)
+    lark_tools: Mapping[str, str] = field(default_factory=dict)
     """Maps custom tools to the grammars of their texts, in Lark."""
 
     @property
@@ -200,7 +200,7 @@ class ToolUse:
     def schemas(self) -> Schemas:
         """Return the schemas of the tools that the answer may call."""
         found = schemas_of(self.callable)
-        marked = {name: {**found[name], LARK: rules} for name, rules in self.larks.items()}
+        marked = {name: {**found[name], LARK: rules} for name, rules in self.lark_tools.items()}
         return {
             name: schema
             for name, schema in {**found, **marked}.items()
@@ -210,7 +210,7 @@ class ToolUse:
     @property
     def only_text(self) -> str | None:
         """Return the grammar of an answer that is only the text for the custom tool `name`."""
-        return None if self.name is None else self.larks.get(self.name)
+        return None if self.name is None else self.lark_tools.get(self.name)
 
     @property
     def needs_grammar(self) -> bool:
@@ -225,10 +225,10 @@ def tool_use(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) ->
         return ToolUse(shown)
     named = frozenset(name for _, name in choice.names) if choice else frozenset[str]()
     may = [tool for tool in tools if not named or tool.name in named]
-    larks = {t.name: t.grammar.definition for t in may if t.grammar and t.grammar.is_lark}
+    lark_tools = {t.name: t.grammar.definition for t in may if t.grammar and t.grammar.is_lark}
     is_free = _is_free(choice)
     only = choice is not None and choice.type in ("function", "custom")
-    only = only or (len(may) == 1 and bool(larks) and not is_free)
+    only = only or (len(may) == 1 and bool(lark_tools) and not is_free)
     return ToolUse(
         shown,
         "auto" if is_free else "required",
@@ -237,7 +237,7 @@ def tool_use(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) ->
         frozenset(tool.name for tool in may if tool.is_strict),
         None if only or len(may) == len(tools) else named,
         frozenset(tool.name for tool in tools if tool.type == "custom"),
-        larks,
+        lark_tools,
     )
 
 

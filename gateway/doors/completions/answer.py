@@ -6,13 +6,13 @@ from functools import partial
 
 from picospec.gateway.doors.chunks import ChunkAnswer
 from picospec.gateway.doors.completions.request import CompletionRequest
-from picospec.gateway.doors.door import Asked, Entries, Json, finite
+from picospec.gateway.doors.door import DoorRequest, Entries, Json, finite
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 
 
-def asked(body: CompletionRequest) -> Asked:
+def read_request(body: CompletionRequest) -> DoorRequest:
     """Return what a completion asks for: the completion itself."""
-    return Asked(body, "cmpl-", partial(CompletionAnswer, body))
+    return DoorRequest(body, "cmpl-", partial(CompletionAnswer, body))
 
 
 class CompletionAnswer(ChunkAnswer):

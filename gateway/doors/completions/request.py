@@ -59,8 +59,8 @@ async def _echo(prompt: str, stream: ChoiceStream) -> ChoiceStream:
     """Yield the choice with the prompt before its first text."""
     async with aclosing(stream):
         async for index, delta in stream:
-            told = delta.told and delta.told.after_prompt(len(prompt))
-            yield index, replace(delta, text=prompt + delta.text, told=told)
+            report = delta.report and delta.report.after_prompt(len(prompt))
+            yield index, replace(delta, text=prompt + delta.text, report=report)
             prompt = ""
 
 

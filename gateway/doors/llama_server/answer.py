@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from picospec.gateway.doors.door import Answer, Asked, Heading, Json, sent_event
+from picospec.gateway.doors.door import Answer, DoorRequest, Heading, Json, sent_event
 from picospec.gateway.doors.llama_server.request import NativeRequest
 from picospec.gateway.output.detokenise import TextDelta
 
 _ABSENT: Final = object()
 
 
-def asked(body: NativeRequest) -> Asked:
+def read_request(body: NativeRequest) -> DoorRequest:
     """Return what a request asks for: the request itself."""
-    return Asked(body, "cmpl-", partial(NativeAnswer, body), body.untold)
+    return DoorRequest(body, "cmpl-", partial(NativeAnswer, body), body.unserved_options)
 
 
 class NativeAnswer(Answer):

@@ -25,12 +25,12 @@ class LineLimits:
     """Decides what may be shown of a text that comes piece by piece.
 
     indent: a line after the first that begins with fewer spaces and tabs ends the text before
-    it; so does an empty line. most_s: seconds from the first piece; 0 for no limit.
+    it; so does an empty line. max_s: seconds from the first piece; 0 for no limit.
     """
 
-    def __init__(self, *, indent: int, most_s: float) -> None:
+    def __init__(self, *, indent: int, max_s: float) -> None:
         self._indent = indent
-        self._most_s = most_s
+        self._max_s = max_s
         self._ends_s: float | None = None
         self._withheld = ""
         self._has_line = False
@@ -50,8 +50,8 @@ class LineLimits:
     def is_late(self, now_s: float) -> bool:
         """Return True if the time is up and a whole line was fed."""
         if self._ends_s is None:
-            self._ends_s = now_s + self._most_s
-        return self._has_line and self._most_s > 0 and now_s > self._ends_s
+            self._ends_s = now_s + self._max_s
+        return self._has_line and self._max_s > 0 and now_s > self._ends_s
 
     def finish(self) -> str:
         """Return the withheld rest of a text that has ended by itself."""

@@ -62,8 +62,8 @@ class NativeRequest(GenerationRequest):
             return [_hidden(stream) for stream in streams]
         if not self.n_indent and self.t_max_predict_ms <= 0:
             return list(streams)
-        most_s = max(self.t_max_predict_ms, 0) / 1000
-        limits = (LineLimits(indent=self.n_indent, most_s=most_s) for _ in streams)
+        max_s = max(self.t_max_predict_ms, 0) / 1000
+        limits = (LineLimits(indent=self.n_indent, max_s=max_s) for _ in streams)
         return [limited(*each) for each in zip(streams, limits, strict=True)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import ClassVar, Final
 
-from picospec.gateway.doors.door import Answer, Asked, Heading, Json, sent_event
+from picospec.gateway.doors.door import Answer, DoorRequest, Heading, Json, sent_event
 from picospec.gateway.doors.messages.content import ContentEvents, content_of
 from picospec.gateway.doors.messages.request import MessagesRequest
 from picospec.gateway.errors import (
@@ -41,10 +41,12 @@ _REASONS: Final[dict[Finish | None, str]] = {
 }
 
 
-def asked(body: MessagesRequest) -> Asked:
+def read_request(body: MessagesRequest) -> DoorRequest:
     """Return the chat that a request asks for. Raises InvalidRequest."""
     chat = body.chat()
-    return Asked(chat, "msg_", MessageAnswer, (*body.ignored(), *chat.untold), body.names())
+    return DoorRequest(
+        chat, "msg_", MessageAnswer, (*body.ignored(), *chat.unserved_options), body.names()
+    )
 
 
 _NONE: Final = dict.fromkeys(

@@ -92,13 +92,13 @@ class MessagesRequest(RequestModel):
         if self.messages[-1].role == "assistant":
             own["continue_final_message"] = True
         if self.thinking is not None and self.thinking.type != "adaptive":
-            own["enable_thinking"] = not self._thinks_not
-        if config.effort is not None and not self._thinks_not:
+            own["enable_thinking"] = not self._no_thinking
+        if config.effort is not None and not self._no_thinking:
             own["reasoning_effort"] = config.effort
         return own
 
     @property
-    def _thinks_not(self) -> bool:
+    def _no_thinking(self) -> bool:
         return self.thinking is not None and self.thinking.type == "disabled"
 
     @property
@@ -108,7 +108,7 @@ class MessagesRequest(RequestModel):
     def ignored(self) -> tuple[str, ...]:
         """Return the fields without effect, except unknown fields of the body itself."""
         found = [f"tools.{t.type}" for t in self.tools if not isinstance(t, ClientTool)]
-        if self._thinks_not and self.output_config is not None and self.output_config.effort:
+        if self._no_thinking and self.output_config is not None and self.output_config.effort:
             found.append("output_config.effort")
         return (*found, *self.unknown_inside())
 

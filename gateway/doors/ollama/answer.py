@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from picospec.gateway.doors.chat.answer import logprobs_of
 from picospec.gateway.doors.completions.request import CompletionRequest
-from picospec.gateway.doors.door import Answer, Asked, Heading, Json
+from picospec.gateway.doors.door import Answer, DoorRequest, Heading, Json
 from picospec.gateway.doors.ollama.request import OllamaRequest
 from picospec.gateway.errors import ApiError, Shape
 from picospec.gateway.http.responses import json_response
@@ -35,15 +35,15 @@ def error_body(error: ApiError) -> Json:
 SHAPE: Final = Shape(error_body)
 
 
-def asked(answer: type[OllamaAnswer], body: OllamaRequest) -> Asked:
+def read_request(answer: type[OllamaAnswer], body: OllamaRequest) -> DoorRequest:
     """Return what a request asks for. answer: class that writes its answer."""
     made = partial(answer, body.logprobs)
     if body.is_empty:
         unused = CompletionRequest(model=body.name, prompt="")
         ignored = tuple(body.model_extra or ())
-        return Asked(unused, answer.id_prefix, made, ignored, body.names, answer.loaded)
+        return DoorRequest(unused, answer.id_prefix, made, ignored, body.names, answer.loaded)
     request = body.request()
-    return Asked(request, answer.id_prefix, made, request.untold, body.names)
+    return DoorRequest(request, answer.id_prefix, made, request.unserved_options, body.names)
 
 
 class OllamaAnswer(Answer):

@@ -29,7 +29,7 @@ _ADJUSTED: Final = ("temperature", "top_p", "presence_penalty", "frequency_penal
 class ResponseAnswer(Answer):
     def __init__(
         self,
-        asked: ResponsesRequest,
+        request: ResponsesRequest,
         chat: ChatRequest,
         called: Mapping[str, Json],
         keep: Keep | None,
@@ -38,8 +38,8 @@ class ResponseAnswer(Answer):
         self._account = heading.account
         self._created = heading.created
         self._keep = keep
-        self._response = _beginning(asked, chat, heading)
-        seals = ENCRYPTED in asked.include
+        self._response = _beginning(request, chat, heading)
+        seals = ENCRYPTED in request.include
         self._output = Output(heading.id.removeprefix(PREFIX), called, seals=seals)
         self._finish: Finish | None = None
         self._events = 0
@@ -99,11 +99,11 @@ class ResponseAnswer(Answer):
         return b"".join(encoded)
 
 
-def _beginning(asked: ResponsesRequest, chat: ChatRequest, heading: Heading) -> Json:
+def _beginning(request: ResponsesRequest, chat: ChatRequest, heading: Heading) -> Json:
     """Return the response in its state before the first token."""
-    text: Json = {"format": asked.text.format}
-    if asked.text.verbosity is not None:
-        text["verbosity"] = asked.text.verbosity
+    text: Json = {"format": request.text.format}
+    if request.text.verbosity is not None:
+        text["verbosity"] = request.text.verbosity
     return {
         "id": heading.id,
         "object": "response",
@@ -117,12 +117,12 @@ def _beginning(asked: ResponsesRequest, chat: ChatRequest, heading: Heading) -> 
         "usage": None,
         "background": False,
         "system_fingerprint": heading.fingerprint,
-        **{name: getattr(asked, name) for name in _REPEATED},
+        **{name: getattr(request, name) for name in _REPEATED},
         **{name: getattr(chat, name) for name in _ADJUSTED},
-        "reasoning": {"effort": asked.reasoning.effort, "summary": asked.reasoning.summary},
+        "reasoning": {"effort": request.reasoning.effort, "summary": request.reasoning.summary},
         "text": text,
-        "tools": [tool.shown() for tool in asked.tools],
-        "tool_choice": asked.tool_choice or "auto",
+        "tools": [tool.shown() for tool in request.tools],
+        "tool_choice": request.tool_choice or "auto",
     }
 
 

@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.door import DoorRequest
 from picospec.gateway.doors.generation import count_prompt, generate
 from picospec.gateway.doors.responses.answer import ResponseAnswer
 from picospec.gateway.doors.responses.items import ITEMS, Item
 from picospec.gateway.doors.responses.output import PREFIX, place_of
 from picospec.gateway.doors.responses.request import ResponsesRequest, names_of
-from picospec.gateway.doors.responses.store import Kept, Shelf
+from picospec.gateway.doors.responses.store import ResponseStore, StoredResponse
 from picospec.gateway.doors.responses.tools import offered
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import InvalidRequest, NotFound
@@ -32,52 +32,52 @@ Json = dict[str, Any]
 
 async def create(services: Services, request: Request) -> Response:
     """Answer with a response, or stream it."""
-    read = partial(asked, _shelf(services, request))
+    read = partial(read_request, _store_of(services, request))
     return await generate(ResponsesRequest, read, services, request)
 
 
 async def count(services: Services, request: Request) -> Response:
     """Answer with the number of tokens in the prompt of a response."""
-    read = partial(asked, _shelf(services, request))
+    read = partial(read_request, _store_of(services, request))
     name = "response.input_tokens"
     return await count_prompt(ResponsesRequest, read, services, request, object=name)
 
 
-def _shelf(services: Services, request: Request) -> Shelf:
-    """Return the tenant's shelf, and record its size, because it takes time to read."""
+def _store_of(services: Services, request: Request) -> ResponseStore:
+    """Return the tenant's store, and record its size, because it takes time to read."""
     account: Account = request.state.account
-    shelf = services.shelves.setdefault(account.tenant, Shelf(account.clock))
-    account.kept_bytes = shelf.size_bytes
-    return shelf
+    store = services.stores.setdefault(account.tenant, ResponseStore(account.clock))
+    account.kept_bytes = store.size_bytes
+    return store
 
 
-def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:
+def read_request(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
     """Return what a request asks for, with the history that it continues. Raises
     InvalidRequest."""
-    items = (*_history(shelf, body.previous_response_id), *_resolved(shelf, body.input))
+    items = (*_history(store, body.previous_response_id), *_resolved(store, body.input))
     tools = tuple(offered(body.tools))
     chat = body.chat(items, tools)
-    keep = partial(_keep, shelf, items) if body.store else None
+    keep = partial(_keep, store, items) if body.store else None
     called = {tool.name: tool.called for tool in tools}
     answer = partial(ResponseAnswer, body, chat, called, keep)
-    return Asked(chat, PREFIX, answer, tuple(body.ignored()), names_of(tools))
+    return DoorRequest(chat, PREFIX, answer, tuple(body.ignored()), names_of(tools))
 
 
-def _history(shelf: Shelf, id: str | None) -> Sequence[Item]:
+def _history(store: ResponseStore, id: str | None) -> Sequence[Item]:
     """Return the conversation of a response, including its output."""
     if id is None:
         return ()
-    if (kept := shelf.find(id)) is None:
+    if (kept := store.find(id)) is None:
         code = "previous_response_not_found"
         raise InvalidRequest.of("previous_response_id", "no such response is kept", code)
     return (*ITEMS.validate_json(kept.items), *_output(kept))
 
 
-def _output(kept: Kept) -> Sequence[Item]:
+def _output(kept: StoredResponse) -> Sequence[Item]:
     return ITEMS.validate_python(msgspec.json.decode(kept.response)["output"])
 
 
-def _resolved(shelf: Shelf, items: Sequence[Item]) -> Iterator[Item]:
+def _resolved(store: ResponseStore, items: Sequence[Item]) -> Iterator[Item]:
     """Yield the items, with each reference replaced by the kept item that it names. No item may
     be named twice: otherwise a short body could stand for an endless text."""
     known: dict[str, list[Item | None]] = {}
@@ -87,7 +87,7 @@ def _resolved(shelf: Shelf, items: Sequence[Item]) -> Iterator[Item]:
             continue
         id, place = place_of(item.id or "")
         if id not in known:
-            kept = shelf.find(id)
+            kept = store.find(id)
             known[id] = list(_output(kept)) if kept is not None else []
         output = known[id]
         found = output[place] if place < len(output) else None
@@ -97,9 +97,9 @@ def _resolved(shelf: Shelf, items: Sequence[Item]) -> Iterator[Item]:
         yield found
 
 
-def _keep(shelf: Shelf, items: Sequence[Item], response: Json) -> None:
+def _keep(store: ResponseStore, items: Sequence[Item], response: Json) -> None:
     before = ITEMS.dump_json(tuple(items), exclude_unset=True)
-    shelf.keep(str(response["id"]), Kept(msgspec.json.encode(response), before))
+    store.keep(str(response["id"]), StoredResponse(msgspec.json.encode(response), before))
 
 
 class Page(BaseModel):
@@ -121,7 +121,7 @@ async def retrieve(services: Services, request: Request) -> Response:
 async def delete(services: Services, request: Request) -> Response:
     """Delete a kept response."""
     _found(services, request)
-    _shelf(services, request).remove(id := request.path_params["name"])
+    _store_of(services, request).remove(id := request.path_params["name"])
     return json_response({"id": id, "object": "response", "deleted": True})
 
 
@@ -161,8 +161,8 @@ def _shown(item: Json, id: str) -> Json:
     return {"type": "message", "id": id, "status": "completed", **item}
 
 
-def _found(services: Services, request: Request) -> Kept:
-    kept = _shelf(services, request).find(request.path_params["name"])
+def _found(services: Services, request: Request) -> StoredResponse:
+    kept = _store_of(services, request).find(request.path_params["name"])
     if kept is None:
         raise NotFound("no such response is kept", code="response_not_found")
     return kept

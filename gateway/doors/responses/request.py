@@ -98,10 +98,10 @@ class ResponsesRequest(RequestModel):
         """Return the chat that the request asks for. items: whole conversation, without the
         instructions. Raises InvalidRequest."""
         logprobs = LOGPROBS in self.include or self.top_logprobs > 0
-        told = [Item(role="system", content=self.instructions)] if self.instructions else []
+        system = [Item(role="system", content=self.instructions)] if self.instructions else []
         meant: Json = {
             "model": self.model,
-            "messages": messages_of([*told, *items]),
+            "messages": messages_of([*system, *items]),
             "tools": [tool.chat() for tool in tools] or None,
             "tool_choice": chosen(self.tool_choice),
             "parallel_tool_calls": self.parallel_tool_calls,

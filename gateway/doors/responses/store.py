@@ -1,6 +1,6 @@
 """Keeps responses in memory, so that a conversation can continue one of them.
 
-Each tenant has a shelf of its own and sees no other. A shelf has bounds in number, bytes and
+Each tenant has a store of its own and sees no other. A store has bounds in number, bytes and
 age, and drops the least recently used responses first.
 """
 
@@ -14,10 +14,10 @@ from typing import Final
 from picospec.gateway.accounts.account import Clock
 
 MAX_RESPONSES: Final = 128
-"""A tenant's shelf holds at most this many responses."""
+"""A tenant's store holds at most this many responses."""
 
 MAX_BYTES: Final = 16 << 20
-"""A tenant's shelf holds at most this many bytes of JSON: each response has its whole
+"""A tenant's store holds at most this many bytes of JSON: each response has its whole
 conversation, 80 kB for 20,000 tokens."""
 
 MAX_AGE_S: Final = 6 * 3600.0
@@ -25,7 +25,7 @@ MAX_AGE_S: Final = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredResponse:
     response: bytes
     """This is the response, as JSON."""
 
@@ -37,25 +37,25 @@ class Kept:
         return len(self.response) + len(self.items)
 
 
-class Shelf:
+class ResponseStore:
     """Keeps the responses of one tenant by id. A lock guards it, because large bodies are read
     in a thread that looks up responses, too."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._kept: OrderedDict[str, tuple[Kept, float]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[StoredResponse, float]] = OrderedDict()
         self.size_bytes = 0
         """All kept responses together have this many bytes."""
 
         self._lock = Lock()
 
-    def keep(self, id: str, kept: Kept) -> None:
+    def keep(self, id: str, kept: StoredResponse) -> None:
         with self._lock:
             self._kept[id] = kept, self._clock()
             self.size_bytes += kept.size_bytes
             self._clear()
 
-    def find(self, id: str) -> Kept | None:
+    def find(self, id: str) -> StoredResponse | None:
         """Return the response kept under an id, and record its use."""
         with self._lock:
             self._clear()

@@ -22,7 +22,7 @@ Constraint = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class AllowedOutput:
     """Defines what an answer may contain besides reasoning."""
 
     tools: Schemas
@@ -70,21 +70,21 @@ class Format(ABC):
 
 
 def grammar(
-    wanted: Wanted, form: Format, special: Special, tags: Tags | None, *, opened: bool
+    allowed: AllowedOutput, form: Format, special: Special, tags: Tags | None, *, opened: bool
 ) -> str:
     """Return the Lark grammar of an answer.
 
     tags: enclose the reasoning that may come first. opened: True if the prompt has opened it.
     Raises ValueError for what a grammar of this format cannot express.
     """
-    rules = [f"start: {_reasoning(tags, opened=opened)} ({_answer(wanted, form, special)})\n"]
-    if wanted.tools:
-        rules.append(form.calls(wanted.tools, special, parallel=wanted.parallel))
+    rules = [f"start: {_reasoning(tags, opened=opened)} ({_answer(allowed, form, special)})\n"]
+    if allowed.tools:
+        rules.append(form.calls(allowed.tools, special, parallel=allowed.parallel))
     if tags is not None:
         rules.append(lark.reasoning(tags, special))
-    if wanted.content is not None:
-        rules.append(lark.content(wanted.content))
-    elif not wanted.required:
+    if allowed.content is not None:
+        rules.append(lark.content(allowed.content))
+    elif not allowed.required:
         rules.append(lark.free_text(form.trigger, special, form.untagged))
     return f"%llguidance {{}}\n{''.join(rules)}"
 
@@ -95,17 +95,17 @@ def _reasoning(tags: Tags | None, *, opened: bool) -> str:
     return "closing" if opened else "reasoning?"
 
 
-def _answer(wanted: Wanted, form: Format, special: Special) -> str:
+def _answer(allowed: AllowedOutput, form: Format, special: Special) -> str:
     trigger = lark.marker(form.trigger, special) if form.trigger else ""
-    if not wanted.tools:
+    if not allowed.tools:
         return "content"
-    if wanted.required:
+    if allowed.required:
         return f"{trigger} calls"
-    if wanted.content is not None and not trigger:
+    if allowed.content is not None and not trigger:
         raise ValueError("this model cannot choose between a call and a constrained answer")
-    if wanted.content is not None:
+    if allowed.content is not None:
         return f"content | {trigger} calls"
-    also = form.also if any(LARK not in schema for schema in wanted.tools.values()) else ""
+    also = form.also if any(LARK not in schema for schema in allowed.tools.values()) else ""
     return f"free | {'before' if form.trigger else ''} calls{also}"
 
 
@@ -126,12 +126,12 @@ def read_calls(
         try:
             yield from read_call()
             yield from text.space()
-            text.use()
+            text.consume()
         except Malformed:
             if not text.ended or out.calls == begun:
-                out.content(text.use(), text.used)
+                out.content(text.consume(), text.consumed)
         if text.ended and out.calls > begun:
-            text.use(len(text.held))  # the text is cut within the call
+            text.consume(len(text.held))  # the text is cut within the call
         if out.complete:
             return
 

@@ -60,7 +60,7 @@ def _named(name: str) -> str:
 
 def _text(text: Incoming, out: Message, name: str) -> Steps[None]:
     out.begin_call(name)
-    text.use()
+    text.consume()
     yield from text.pass_on((f"\n{_CLOSE}",), out.input)
     yield from text.take(f"\n{_CLOSE}")
     out.end_call()

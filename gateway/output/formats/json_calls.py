@@ -27,7 +27,7 @@ _FIELDS: Final = frozenset({"name", "type", "id", *_ARGUMENTS})
 def stream_arguments(text: Incoming, out: Message, name: str) -> Steps[None]:
     """Begin a call, and pass on the JSON object that follows. Raises Malformed."""
     out.begin_call(name)
-    text.use()
+    text.consume()
     try:
         yield from stream_value(text, out.arguments)
     finally:
@@ -49,11 +49,11 @@ def read_untagged(text: Incoming, out: Message, names: Container[str]) -> Steps[
             if fenced:
                 yield from text.take("```")
             yield from text.match(SEPARATOR)
-            text.use()
+            text.consume()
             if text.ended:
-                text.use(len(text.held))  # the text is cut within the end of a fence
+                text.consume(len(text.held))  # the text is cut within the end of a fence
     except Malformed:
-        out.content(text.use(), text.used)
+        out.content(text.consume(), text.consumed)
 
 
 class JsonCall:
@@ -91,7 +91,7 @@ class JsonCall:
             self._out.begin_call(self._known_name())
             self._out.arguments(arguments, self._text.position, rewritten=True)
             self._out.end_call()
-        self._text.use()
+        self._text.consume()
 
     def _fields(self) -> Steps[None]:
         yield from self._text.expect("{")

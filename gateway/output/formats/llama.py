@@ -42,6 +42,6 @@ def _tagged(text: Incoming, out: Message) -> Steps[None]:
     while True:
         yield from JsonCall(text, out).read()
         yield from text.match(SEPARATOR)
-        text.use()
+        text.consume()
         if (yield from text.peek()) != "{":
             return

@@ -31,7 +31,7 @@ class Pythonic(Format):
         try:
             yield from _list(text, out, tools)
         except Malformed:
-            out.content(text.use(), text.used)
+            out.content(text.consume(), text.consumed)
         yield from pass_content(text, out)
 
     def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
@@ -49,7 +49,7 @@ def _list(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
         yield from text.expect(",")
         yield from _call(text, out, tools)
     yield from text.space()
-    text.use()
+    text.consume()
 
 
 def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
@@ -61,7 +61,7 @@ def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
     out.begin_call(name)
     out.arguments(arguments, text.position, rewritten=True)
     out.end_call()
-    text.use()
+    text.consume()
     yield from text.space()
 
 

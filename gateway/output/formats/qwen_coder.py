@@ -68,7 +68,7 @@ def _call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
     name = yield from text.match(_KEY)
     yield from text.expect(">")
     out.begin_call(name)
-    text.use()
+    text.consume()
     try:
         yield from _arguments(text, out, properties(tools.get(name, {})))
     finally:
@@ -84,8 +84,8 @@ def _arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[None]:
     while (yield from text.take(_PARAMETER)):
         key = yield from text.match(_KEY)
         yield from text.expect(">")
-        text.use()
-        out.arguments(f"{before}{encode(key)}: ", text.used, rewritten=True)
+        text.consume()
+        out.arguments(f"{before}{encode(key)}: ", text.consumed, rewritten=True)
         before = ", "
         yield from _value(text, out, schemas.get(key, {}))
         yield from text.space()
@@ -107,22 +107,22 @@ def _value(text: Incoming, out: Message, schema: Schema) -> Steps[None]:
         out.arguments(written, text.position, rewritten=True)
     yield from text.take("\n")
     yield from text.expect(_PARAMETER_END)
-    text.use()
+    text.consume()
 
 
 def _stream_string(text: Incoming, out: Message) -> Steps[None]:
-    text.use()
-    out.arguments('"', text.used)
+    text.consume()
+    out.arguments('"', text.consumed)
     while True:
-        end, found = text.settled((_PARAMETER_END, "\n" + _PARAMETER_END))
+        end, found = text.find_literal((_PARAMETER_END, "\n" + _PARAMETER_END))
         if text.ended and not found:
             raise Malformed("the value does not end")
-        written = encode(value := text.use(end))[1:-1]
-        out.arguments(written, text.used, rewritten=written != value)
+        written = encode(value := text.consume(end))[1:-1]
+        out.arguments(written, text.consumed, rewritten=written != value)
         if found:
             break
         yield
-    out.arguments('"', text.used)
+    out.arguments('"', text.consumed)
 
 
 def _whole_value(text: Incoming) -> Steps[str]:

@@ -53,7 +53,7 @@ async def streamed(
 async def test_the_text_ends_before_the_first_line_that_is_less_indented(
     pieces: list[str], indent: int
 ) -> None:
-    deltas = await streamed(pieces, LineLimits(indent=indent, most_s=0))
+    deltas = await streamed(pieces, LineLimits(indent=indent, max_s=0))
 
     text, whole = "".join(delta.text for delta in deltas), "".join(pieces)
     assert text == kept(whole, indent)
@@ -63,11 +63,11 @@ async def test_the_text_ends_before_the_first_line_that_is_less_indented(
 
 @given(PIECES, st.integers(1, 12))
 async def test_when_the_time_is_up_the_text_ends_if_it_has_a_line(
-    pieces: list[str], most_s: int
+    pieces: list[str], max_s: int
 ) -> None:
-    deltas = await streamed(pieces, LineLimits(indent=0, most_s=most_s), seconds=1)
+    deltas = await streamed(pieces, LineLimits(indent=0, max_s=max_s), seconds=1)
 
-    late = [i for i in range(len(pieces)) if i > most_s and "\n" in "".join(pieces[: i + 1])]
+    late = [i for i in range(len(pieces)) if i > max_s and "\n" in "".join(pieces[: i + 1])]
     shown = pieces[: late[0] + 1] if late else pieces
     assert "".join(delta.text for delta in deltas) == "".join(shown)
     assert deltas[-1].finish == ("length" if late else "stop")

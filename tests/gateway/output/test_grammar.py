@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from picospec.gateway.grammars.lark import Tags
-from picospec.gateway.output.formats.base import Constraint, Wanted, grammar
+from picospec.gateway.output.formats.base import AllowedOutput, Constraint, grammar
 from picospec.gateway.output.style import FORMATS, FormatName
 from tests.gateway.output.grammars import Grammar, ids, validates
 from tests.gateway.output.reading import STRING, Tools, read
@@ -59,7 +59,7 @@ def made(
     tags: Tags | None = None,
     opened: bool = False,
 ) -> Grammar:
-    wanted = Wanted(tools, required=required, parallel=parallel, content=content)
+    wanted = AllowedOutput(tools, required=required, parallel=parallel, content=content)
     return Grammar(grammar(wanted, FORMATS[name], special, tags, opened=opened), special)
 
 

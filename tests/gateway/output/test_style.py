@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from picospec.gateway.output.detokenise import Detokeniser, Piece
-from picospec.gateway.output.formats.base import Wanted
+from picospec.gateway.output.formats.base import AllowedOutput
 from picospec.gateway.output.formats.hermes import Hermes
 from picospec.gateway.output.formats.mistral import Mistral
 from picospec.gateway.output.parser import OutputParser
@@ -141,7 +141,7 @@ def test_the_template_tells_the_format(template: str, name: FormatName) -> None:
 
 def test_a_constraint_stays_as_it_is_where_all_of_the_answer_is_content() -> None:
     json = {"json": {"type": "object"}}
-    wanted = Wanted({}, required=False, parallel=True, content=json)
+    wanted = AllowedOutput({}, required=False, parallel=True, content=json)
 
     assert style("").constraint((), wanted) is json
     assert style("<think>").constraint((), wanted, splits_reasoning=False) is json

@@ -50,8 +50,8 @@ def deltas(answer: Any) -> list[TextDelta]:  # noqa: ANN401 - what `answers` dra
 def read(answer: Any) -> tuple[list[Any], list[Any]]:  # noqa: ANN401 - what `answers` draws
     """Return the events, each of OpenAI's type, and the items."""
     output = Output(KEY, CALLED, seals=True)
-    told = [event for delta in deltas(answer) for event in output.read(delta)]
-    numbered = [{"type": name, "sequence_number": 0, **fields} for name, fields in told]
+    events = [event for delta in deltas(answer) for event in output.read(delta)]
+    numbered = [{"type": name, "sequence_number": 0, **fields} for name, fields in events]
     return [EVENTS.validate_python(event) for event in numbered], output.items
 
 
@@ -104,9 +104,9 @@ def test_the_items_have_all_that_was_written(answer: Any) -> None:  # noqa: ANN4
         }
         for index, (name, arguments) in enumerate(calls)
     ]
-    told = [item.get("status", "completed") for item in items]
+    statuses = [item.get("status", "completed") for item in items]
     cut = finish == "length" and items and items[-1]["type"] != "reasoning"
-    assert told == ["completed"] * (len(items) - bool(cut)) + ["incomplete"] * bool(cut)
+    assert statuses == ["completed"] * (len(items) - bool(cut)) + ["incomplete"] * bool(cut)
 
 
 def test_what_an_open_call_still_gets_comes_before_the_text_of_the_same_delta() -> None:

@@ -13,10 +13,10 @@ from openai import AsyncOpenAI
 from openai.types.responses import Response
 from pydantic import BaseModel
 
-from picospec.gateway.doors.door import Asked
+from picospec.gateway.doors.door import DoorRequest
 from picospec.gateway.doors.responses import handlers
 from picospec.gateway.doors.responses.request import ResponsesRequest
-from picospec.gateway.doors.responses.store import Shelf
+from picospec.gateway.doors.responses.store import ResponseStore
 from picospec.gateway.errors import Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Job
 from picospec.gateway.schemas.json_bounds import SMALL_BYTES
@@ -125,13 +125,13 @@ async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
 
 
 async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, read = list[threading.Thread](), handlers.asked
+    threads, read = list[threading.Thread](), handlers.read_request
 
-    def asked(shelf: Shelf, body: ResponsesRequest) -> Asked:
+    def read_request(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
         threads.append(threading.current_thread())
-        return read(shelf, body)
+        return read(store, body)
 
-    monkeypatch.setattr(handlers, "asked", asked)
+    monkeypatch.setattr(handlers, "read_request", read_request)
     async with sdk(ScriptedEngine(context_tokens=100_000)) as client:
         short = await created(client)
         long = await client.responses.create(model=MODEL, input="a" * (SMALL_BYTES + 1))

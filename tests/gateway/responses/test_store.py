@@ -1,4 +1,4 @@
-"""What a shelf keeps: never more than its bounds, and the responses that were used last."""
+"""What a ResponseStore keeps: at most its bounds, and the responses that were used last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from picospec.gateway.doors.responses import store
 from picospec.gateway.doors.responses.store import MAX_AGE_S, MAX_BYTES, MAX_RESPONSES
 from tests.gateway.tenants.holders import Clock
 
-HALF = store.Kept(b"", bytes(MAX_BYTES // 2))
+HALF = store.StoredResponse(b"", bytes(MAX_BYTES // 2))
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["keep", "keep large", "keep too large", "find", "remove", "wait"]),
@@ -18,9 +18,9 @@ STEPS = st.lists(
     max_size=30,
 )
 KEPT = {
-    "keep": store.Kept(b"1", b"2"),
+    "keep": store.StoredResponse(b"1", b"2"),
     "keep large": HALF,
-    "keep too large": store.Kept(b"1", bytes(MAX_BYTES)),
+    "keep too large": store.StoredResponse(b"1", bytes(MAX_BYTES)),
 }
 
 
@@ -29,34 +29,37 @@ def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
     steps: list[tuple[str, int]],
 ) -> None:
     clock = Clock()
-    shelf, used = store.Shelf(clock), list[tuple[str, store.Kept, float]]()
+    responses, used = (
+        store.ResponseStore(clock),
+        list[tuple[str, store.StoredResponse, float]](),
+    )
     for number, (step, id) in enumerate(steps):
         name = f"{id}" if step in ("find", "remove") else f"{number}"
         if step == "wait":
             clock.now += MAX_AGE_S / 3
         elif step == "find":
             found = next((each for each in used if each[0] == name), None)
-            assert shelf.find(name) == (found and found[1])
+            assert responses.find(name) == (found and found[1])
             if found:
                 used = [each for each in used if each is not found]
                 used.append((found[0], found[1], clock.now))
         elif step == "remove":
-            shelf.remove(name)
+            responses.remove(name)
             used = [each for each in used if each[0] != name]
         else:
-            shelf.keep(name, KEPT[step])
+            responses.keep(name, KEPT[step])
             used.append((name, KEPT[step], clock.now))
         used = [each for each in used if each[2] > clock.now - MAX_AGE_S]
         while sum(kept.size_bytes for _, kept, _ in used) > MAX_BYTES:
             del used[0]
     for name, kept, _ in used:
-        assert shelf.find(name) == kept
+        assert responses.find(name) == kept
 
 
 def test_the_last_responses_are_kept() -> None:
-    shelf = store.Shelf(Clock())
+    responses = store.ResponseStore(Clock())
 
     for number in range(MAX_RESPONSES + 2):
-        shelf.keep(str(number), KEPT["keep"])
+        responses.keep(str(number), KEPT["keep"])
 
-    assert [shelf.find(str(number)) is None for number in range(3)] == [True, True, False]
+    assert [responses.find(str(number)) is None for number in range(3)] == [True, True, False]

@@ -30,24 +30,24 @@ async def events(engine: ScriptedEngine, body: Body, options: dict[str, bool]) -
     return events_of(answer.text)
 
 
-def told(events: list[Any]) -> Body:
+def joined(events: list[Any]) -> Body:
     """Return what the chunks say together, without what is of one request alone."""
     whole: Body = defaultdict(list)
     for event in events:
         if event == "[DONE]" or "error" in event:
             whole["end"].append(event)
             continue
-        told = event.get("speculation", {})
-        name = told.get("event")
+        report = event.get("speculation", {})
+        name = report.get("event")
         if name is not None:
-            whole[name].append({**told, "tokens_per_s": None})
+            whole[name].append({**report, "tokens_per_s": None})
         whole["usage"] += [event["usage"]] if event.get("usage") else []
         for choice in event["choices"]:
-            add(whole, choice, told)
+            add(whole, choice, report)
     return whole
 
 
-def add(whole: Body, choice: Body, told: Body) -> None:
+def add(whole: Body, choice: Body, report: Body) -> None:
     def to(name: str, items: Iterable[object] | None) -> None:
         whole[f"{name} {choice['index']}"] += list(items or ())
 
@@ -60,8 +60,8 @@ def add(whole: Body, choice: Body, told: Body) -> None:
     for call in delta.get("tool_calls", ()):
         to(f"name {call['index']}", [call["function"].get("name")] * ("id" in call))
         to(f"arguments {call['index']}", call["function"]["arguments"])
-    to("origins", (o for n, o in told.get("spans", ()) for _ in range(n)))
-    to("tokens", sorted(o for o, n in told.get("tokens", {}).items() for _ in range(n)))
+    to("origins", (o for n, o in report.get("spans", ()) for _ in range(n)))
+    to("tokens", sorted(o for o, n in report.get("tokens", {}).items() for _ in range(n)))
     whole[f"tokens {choice['index']}"].sort()
 
 
@@ -88,7 +88,7 @@ async def test_it_says_what_the_stream_says_that_is_not_steady(
     plain = await events(engine, body, options)
     steady = await events(engine, body, {**options, "steady": True})
 
-    assert told(steady) == told(plain)
+    assert joined(steady) == joined(plain)
     assert len(steady) > len(plain)
 
 

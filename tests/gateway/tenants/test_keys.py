@@ -110,7 +110,7 @@ def test_a_file_put_in_place_of_another_counts(file: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("[ann", "table declaration"),
         ('[ann]\nkey = "hunter2"', "ann.sha256: Field required"),
@@ -124,7 +124,7 @@ def test_a_file_put_in_place_of_another_counts(file: Path, tmp_path: Path) -> No
     ],
 )
 def test_a_bad_file_leaves_the_keys_as_they_were_and_its_content_out_of_the_log(
-    file: Path, text: str | None, told: str
+    file: Path, text: str | None, reason: str
 ) -> None:
     found = tenants(file, "one")
 
@@ -135,7 +135,7 @@ def test_a_bad_file_leaves_the_keys_as_they_were_and_its_content_out_of_the_log(
         assert holder(found, ANN, now=2.0) == "ann"
     (line,) = logs
     assert line["log_level"] == "error"
-    assert told in line["error"]
+    assert reason in line["error"]
     assert "hunter2" not in str(line)
 
     written(file, {"ben": BEN})

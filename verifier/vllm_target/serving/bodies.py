@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
 from picospec.gateway.accounts.access import is_open
-from picospec.gateway.doors.body import BYTES_A_TOKEN, LEAST_LIMIT_BYTES
+from picospec.gateway.doors.body import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from picospec.gateway.http.request_body import read_body
 from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure
 from picospec.gateway.tenants.turns import ThreadTurns
@@ -47,7 +47,7 @@ class Bodies:
         request = Request(scope, receive)
         is_json = not request.headers.get("content-type", "").lower().startswith(_NO_JSON)
         is_text = is_json and (not self.takes_media or scope["path"].endswith("/tokenize"))
-        limit_bytes = max(LEAST_LIMIT_BYTES, self.context_tokens * BYTES_A_TOKEN)
+        limit_bytes = max(MIN_LIMIT_BYTES, self.context_tokens * BYTES_PER_TOKEN)
         body = await read_body(request, limit_bytes if is_text else None)
         if is_json and len(body) > SMALL_BYTES:
             tenant = scope["state"]["account"].tenant
