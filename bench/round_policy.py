@@ -41,12 +41,12 @@ class RoundPolicy:
 
     def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
         if self.overlaps:
-            return session.unsent < self.gamma + (session.away > 0)
-        return not session.away and session.unsent < self.gamma
+            return session.unsent < self.gamma + (session.in_flight > 0)
+        return not session.in_flight and session.unsent < self.gamma
 
     def may_look_up(self, *_: object) -> bool:
         return False
 
     def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
         """Return True if a whole round is drafted and none is away."""
-        return session.unsent > 0 and not drafting and not session.away
+        return session.unsent > 0 and not drafting and not session.in_flight

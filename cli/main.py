@@ -49,7 +49,7 @@ VERIFIERS: Final = {"PICOSPEC_EDGE__VERIFIER_URL", "PICOSPEC_EDGE__VERIFIER_URLS
 """These variables name the verifiers of an edge."""
 
 _SERVICE_OPTIONS: Final = frozenset({"--install-service", "--remove-service"})
-PASS_ON: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
+FORWARD: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
 
 
 @app.command()
@@ -72,7 +72,7 @@ def up(
     wait: Annotated[float, Option(help="Seconds to become ready in.")] = 300.0,
 ) -> None:
     """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched."""
-    from picospec.cli.preparing import Wanted, prepare, with_threads
+    from picospec.cli.preparing import ModelChoice, prepare, with_threads
 
     console, pins = Console(), _pins(pin)
     try:
@@ -80,8 +80,8 @@ def up(
         check_plain(settings, os.environ)
         if has_llama() and not (gpu := check_gpu(gpu_here(), can_use_gpu())).ok:
             console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
-        wanted = Wanted.of(settings, os.environ, target=target, draft=draft)
-        arguments = prepare(wanted, open_store(os.environ), console)
+        choice = ModelChoice.of(settings, os.environ, target=target, draft=draft)
+        arguments = prepare(choice, open_store(os.environ), console)
         key = first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
         threaded = with_threads(settings, pins)
         plan = Plan(edge_port, verifier_port, threaded, arguments, pins, wait, key)
@@ -93,7 +93,7 @@ def up(
 def _add(name: str, module: str, *arguments: str, help: str) -> None:
     """Add a command that becomes a module, which gets the signals and sets the status."""
 
-    @app.command(name, help=help, context_settings=PASS_ON)
+    @app.command(name, help=help, context_settings=FORWARD)
     def become(context: typer.Context) -> None:
         sys.stdout.flush()
         given = context.args

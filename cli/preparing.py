@@ -37,7 +37,7 @@ Or name a GGUF file, which llama.cpp runs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ModelChoice:
     """The models to run, as references; see models.store."""
 
     target: str = DEFAULT_PAIR
@@ -61,20 +61,20 @@ class Wanted:
         return cls(**found)
 
 
-def prepare(wanted: Wanted, store: Store, console: Console) -> dict[str, tuple[str, ...]]:
+def prepare(choice: ModelChoice, store: Store, console: Console) -> dict[str, tuple[str, ...]]:
     """Pull missing models, and return each service's arguments for its command line.
 
     Raises ServiceError, models.errors.ModelError.
     """
-    draft, engine = wanted.draft, wanted.engine
-    if engine == "vllm" or (not engine and _is_directory(wanted.target, store)):
-        verifier = ("--target", "vllm", "--model", _directory(wanted.target, store))
+    draft, engine = choice.draft, choice.engine
+    if engine == "vllm" or (not engine and _is_directory(choice.target, store)):
+        verifier = ("--target", "vllm", "--model", _directory(choice.target, store))
     else:
         check_llama()
-        verifier = ("--target", "llama", "--model", wanted.target)
-        with progress_bar(console, wanted.target) as show:
-            store.pull(wanted.target, show, "target")
-        draft = _fitting(wanted.target, store) if draft == AUTO else draft
+        verifier = ("--target", "llama", "--model", choice.target)
+        with progress_bar(console, choice.target) as show:
+            store.pull(choice.target, show, "target")
+        draft = _fitting(choice.target, store) if draft == AUTO else draft
     if draft not in (AUTO, NONE):
         pull_if_missing(draft, store)
     return {"verifier": verifier, "edge": ("--draft", draft)}

@@ -11,7 +11,7 @@ from itertools import repeat, zip_longest
 from picospec.edge_agent.driver import DraftModel, Driver
 from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.observer import LOOK_S, AnswerObserver
+from picospec.edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
 from picospec.edge_agent.proposing.proposals import Proposals
 from picospec.gateway.beside import beside
 from picospec.gateway.ports import Delta, Job, Statistics
@@ -76,13 +76,13 @@ class Answer:
         """Await the answer. If its client watches it, emit events meanwhile."""
         if (observer := self._observer) is None:
             return await answer
-        async with beside(self._look(emit, observer)):
+        async with beside(self._emit_events(emit, observer)):
             return await answer
 
-    async def _look(self, emit: Emit, observer: AnswerObserver) -> None:
+    async def _emit_events(self, emit: Emit, observer: AnswerObserver) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
-            if events := observer.look(time.monotonic()):
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            if events := observer.take_all(time.monotonic()):
                 await emit(Delta((), events=events, statistics=self._statistics))
 
     def _count(self, finish: Finish) -> None:

@@ -155,7 +155,7 @@ class _Edge:
     async def health(self, _: Request) -> JSONResponse:
         ready = "ready" if self.verifiers.ready else "unavailable"
         state = "draining" if self.drain.begun else ready
-        drafts = {"draft_model": "stuck" if self.drafter.stuck else "ok"}
+        drafts = {"draft_model": "stuck" if self.drafter.is_stuck else "ok"}
         body = {"status": "ok", "state": state, **drafts, **self.verifiers.report()}
         return JSONResponse(body)
 

@@ -117,7 +117,7 @@ class Driver:
             tokens = await model.slot.step(context, model.sampler, ahead=step.ahead)
         except CannotDraft as error:
             structlog.get_logger("edge_agent").warning("cannot_draft", reason=str(error))
-            self._machine.cannot_draft()
+            self._machine.stop_drafting()
         else:
             now = time.monotonic()
             self._metrics.step_s.observe(now - step.asked_at)

@@ -76,7 +76,7 @@ class EdgeEngine:
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._proposals = ProposalFinder(settings, pairing)
-        self._unused = 0  # DraftingSession.unused of the session that ended last
+        self._unused_commits = 0  # of the DraftingSession that ended last
 
     async def facts(self) -> Facts:
         facts = await self._verifiers.facts()
@@ -123,7 +123,7 @@ class EdgeEngine:
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
         await answer.run(emit)
-        self._unused = answer.session.unused
+        self._unused_commits = answer.session.unused_commits
 
     async def _answer(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Answer:
         """Return an answer that is yet to run. Raises InvalidSetting, even without a slot."""
@@ -150,7 +150,7 @@ class EdgeEngine:
             rtt_s=lambda: sessions.rtt_s,
             drafts=slot is not None,
             lookup=proposals.proposer,
-            unused=self._unused,
+            unused_commits=self._unused_commits,
             vocabulary_size=facts.vocabulary_size,
         )
         return Answer(job, proposals, machine, sessions, model, self._metrics)

@@ -35,7 +35,7 @@ from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_tur
 from picospec.speculation.sampling.distributions import Logits, distribution, logprob_of
 from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
-from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.noise import noise_index
 from picospec.speculation.sampling.thinking_budget import BUDGET
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)
@@ -111,7 +111,7 @@ class _Sampler:
             except GrammarFailed as error:
                 self.failure = error
                 return DraftToken(0, 0.0)
-            at = place(len(request.prompt), position)
+            at = noise_index(len(request.prompt), position)
             token = distribution(adjusted, request.sampling).picked(request.seed, at)
             if (most := request.top_logprobs) is not None:
                 self.logprobs.append(logprob_of(own, token, most))

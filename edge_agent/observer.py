@@ -16,18 +16,18 @@ from picospec.edge_agent.link.sessions import Sessions
 from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.outcome import Observer, Outcome
-from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.protocol.messages import Commit, Down, Draft, TokenId
 from picospec.speculation.protocol.wire import encode
+from picospec.speculation.running_mean import running_mean
 from picospec.speculation.sampling.draft_token import DraftToken
 
-LOOK_S: Final = 0.05
+REPORT_INTERVAL_S: Final = 0.05
 """The observer looks at the chain at this interval: a client draws at most 20 a second."""
 
-LINK_S: Final = 0.5
+MIN_LINK_INTERVAL_S: Final = 0.5
 """Two events of the link are at least this far apart."""
 
-QUIET_S: Final = 10.0
+MAX_LINK_INTERVAL_S: Final = 10.0
 """An event of the link follows after at most this time, so that no proxy considers the stream
 dead."""
 
@@ -68,14 +68,14 @@ class AnswerObserver(Observer):
         self._reads_prompt = True  # True if the next pass reads the prompt
         self._passed_at_s: float | None = None
         self._events: list[Event] = []
-        self._looked: tuple[int, int, int] | None = None  # the chain that was reported last
-        self._link_told: LinkUse | None = None
-        self._link_told_at_s = 0.0
+        self._last_chain: tuple[int, int, int] | None = None  # the chain that was reported last
+        self._last_link: LinkUse | None = None
+        self._last_link_at_s = 0.0
 
     def opened(self) -> None:
         """Note that a session is opened; its first pass also reads the prompt."""
         self._reads_prompt = True
-        self._link_told = None
+        self._last_link = None
 
     def decided(self, outcome: Outcome, now: float) -> None:
         """Note the Drafts, to find out later which pass had them."""
@@ -118,28 +118,28 @@ class AnswerObserver(Observer):
         events, self._events = tuple(self._events), []
         return events
 
-    def look(self, now: float) -> tuple[Event, ...]:
+    def take_all(self, now: float) -> tuple[Event, ...]:
         """Return the events and changes since the last call."""
         session, events = self._session, list(self.take())
         here = (session.epoch, len(session.committed), len(session.chain))
-        if here != self._looked:
-            self._looked = here
+        if here != self._last_chain:
+            self._last_chain = here
             events.append(_chain(session.epoch, here[1], session.chain, broken=False))
-        return (*events, *self._look_at_link(now))
+        return (*events, *self._link_events(now))
 
-    def _look_at_link(self, now: float) -> Iterator[LinkUse]:
-        told, quiet_s = self._link_told, now - self._link_told_at_s
-        if told is None or quiet_s >= LINK_S:
+    def _link_events(self, now: float) -> Iterator[LinkUse]:
+        last, quiet_s = self._last_link, now - self._last_link_at_s
+        if last is None or quiet_s >= MIN_LINK_INTERVAL_S:
             rtt_ms, used = _ms(self._machine.latencies.rtt_s), (self.bytes_up, self.bytes_down)
             link = LinkUse(rtt_ms, *used, self._sessions.verifier, self._sessions.reopened)
-            if link != told or quiet_s >= QUIET_S:
-                self._link_told, self._link_told_at_s = link, now
+            if link != last or quiet_s >= MAX_LINK_INTERVAL_S:
+                self._last_link, self._last_link_at_s = link, now
                 yield link
 
     def _pass(self, commit: Commit, now: float) -> Pass:
         drafts = max(commit.drafts, self._judged(commit, now))
         if not self._reads_prompt and commit.pass_s > 0.0:
-            self._row_s[drafts] = smoothed(self._row_s.get(drafts), commit.pass_s)
+            self._row_s[drafts] = running_mean(self._row_s.get(drafts), commit.pass_s)
         self._reads_prompt = False
         gap_s = None if self._passed_at_s is None else now - self._passed_at_s
         self._passed_at_s = now

@@ -8,7 +8,7 @@ from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.messages import (
     MAX_PREDICTED,
-    SPOKEN,
+    SUPPORTED_VERSIONS,
     ModelFacts,
     Open,
     Sampling,
@@ -35,9 +35,10 @@ class VocabularyMismatch(ApiError):
 
 def check(request: Open, facts: ModelFacts) -> None:
     """Raise ApiError unless the target can serve this session."""
-    if request.version not in SPOKEN or request.version < JUDGES[request.judge].since:
+    oldest, newest = JUDGES[request.judge].min_version, SUPPORTED_VERSIONS[-1]
+    if request.version not in SUPPORTED_VERSIONS or request.version < oldest:
         raise InvalidRequest(
-            f"version: this verifier judges `{request.judge}` by protocol {SPOKEN[-1]},"
+            f"version: this verifier judges `{request.judge}` by protocol {newest},"
             f" not {request.version}",
             param="version",
             code="unsupported_version",

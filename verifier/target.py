@@ -23,7 +23,7 @@ from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import (
-    SPOKEN,
+    SUPPORTED_VERSIONS,
     Commit,
     Finish,
     Limits,
@@ -210,8 +210,8 @@ class Target(ABC):
             features=list(features),
             padding=vocabulary.padding,
             defaults=file.defaults,
-            protocol=SPOKEN[0],
-            newest_protocol=SPOKEN[-1],
+            protocol=SUPPORTED_VERSIONS[0],
+            newest_protocol=SUPPORTED_VERSIONS[-1],
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),
         )
 

@@ -106,7 +106,7 @@ class ScriptedDrafter:
     sources: Mapping[tuple[TokenId, ...], Source]
     step_s: Curve
     vocabulary: int
-    stuck: bool = False
+    is_stuck: bool = False
     read_tokens: int = 0
 
     def take(

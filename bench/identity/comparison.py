@@ -17,7 +17,7 @@ from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import EdgePlan
 from picospec.gateway.tokenizer import NONE
 from picospec.models.vocabulary import Vocabulary
-from picospec.speculation.sampling.noise import gumbel, place
+from picospec.speculation.sampling.noise import gumbel, noise_index
 
 SEED: Final = 7
 TIMEOUT_S: Final = 1800.0
@@ -93,7 +93,7 @@ def explainer(vocabulary: Vocabulary) -> Explain:
             if plain.temperature == 0:
                 return 0.0
             token = vocabulary.pieces.index(piece) if piece else vocabulary.eos or 0
-            at = place(plain.reply.prompt_tokens, position)
+            at = noise_index(plain.reply.prompt_tokens, position)
             return plain.temperature * float(gumbel(SEED, at, np.array([token]))[0])
 
         return parting(plain.scores, edge.scores, noise)

@@ -40,7 +40,7 @@ class UselessDrafter:
     separate: bool
     """True if each token needs its distribution."""
 
-    stuck: bool = False
+    is_stuck: bool = False
     read_tokens: int = 0
 
     def take(

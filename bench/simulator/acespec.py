@@ -101,7 +101,7 @@ class CachingEdge(Edge):
     def _step_s(self, step: DraftStep, unread: int) -> float:
         if len(step.context) < self._cached_end:
             return 0.0
-        if self.machine.session.away and self._steps_away() < self._gamma:
+        if self.machine.session.in_flight and self._steps_away() < self._gamma:
             return self._batch_s
         return super()._step_s(step, unread)
 

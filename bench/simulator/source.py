@@ -23,7 +23,7 @@ from picospec.speculation.judges.coupled import sampler as draft_sampler
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import Distribution
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.sampling.noise import gumbel, place
+from picospec.speculation.sampling.noise import gumbel, noise_index
 
 WRONG: Final = 100_000
 """Tokens from this one on are in no answer. They take three bytes on the wire, like most tokens
@@ -123,7 +123,7 @@ def _ranks(trace: Trace) -> list[float]:
     for position, (target, tokens, logits) in enumerate(rows):
         scores = logits
         if trace.temperature:
-            noise = gumbel(trace.seed, place(len(trace.prompt), position), tokens)
+            noise = gumbel(trace.seed, noise_index(len(trace.prompt), position), tokens)
             scores = SHARPNESS / trace.temperature * logits + noise
         known = scores[tokens == target]
         ranks.append(float(np.count_nonzero(scores > known)) - 1 if known.size else inf)

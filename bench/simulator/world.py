@@ -57,9 +57,9 @@ class _Run:
             self.clock, world.limits, self._hosts, world.rows, colocated=arm.colocated
         )
 
-    def ask(self, sources: list[Source], unused: int = 0) -> None:
-        """Ask for one source after another. unused: the draft tokens of the previous answer
-        that the verifier did not use."""
+    def ask(self, sources: list[Source], unused_commits: int = 0) -> None:
+        """Ask for one source after another. unused_commits: how often the verifier used
+        no draft token at the end of the previous answer."""
         if not sources:
             return
         arm, (source, *rest) = self._arm, sources
@@ -73,7 +73,7 @@ class _Run:
         def done() -> None:
             edge.answer.bytes_up, edge.answer.bytes_down = up.bytes, down.bytes
             self.answers.append(edge.answer)
-            self.ask(rest, edge.machine.session.unused)
+            self.ask(rest, edge.machine.session.unused_commits)
 
         machine = DraftMachine(
             request,
@@ -83,7 +83,7 @@ class _Run:
             rtt_s=lambda: self._conditions.rtt_s,
             drafts=arm.policy is not None,
             lookup=PromptLookup(request.prompt) if arm.lookup else None,
-            unused=unused,
+            unused_commits=unused_commits,
         )
         drafting, draft_s = self._verifier.drafting, self._hosts.draft_s
         make: Callable[..., Edge] = Edge

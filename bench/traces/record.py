@@ -36,7 +36,7 @@ from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import distribution, top
 from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
-from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.noise import noise_index
 
 KEPT: Final = 256
 """This many tokens of each distribution are kept: they have more than 99.9 % of the probability
@@ -144,7 +144,7 @@ def _generate(
     while len(answer) < tokens and not stops.intersection(answer[-1:]):
         last = answer[-1] if answer else prompt[-1]
         target.decode([Segment(0, target.length(0), [last])])
-        at = place(len(prompt), len(answer))
+        at = noise_index(len(prompt), len(answer))
         answer.append(distribution(target.logits(0), settings).picked(subject.seed, at))
     return answer
 

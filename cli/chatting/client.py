@@ -74,7 +74,7 @@ class Model(msgspec.Struct):
         return self.context_length or self.max_model_len or 4096
 
     @property
-    def tells(self) -> bool:
+    def reports_speculation(self) -> bool:
         """True if the service reports speculation. Other services may reject the option."""
         return self.owned_by == "picospec"
 
@@ -148,7 +148,7 @@ async def stream_answer(
     asked: dict[str, object] = {"model": model.id, "messages": turns, "stream": True}
     if seed is not None:
         asked["seed"] = seed
-    if model.tells and path == CHAT:
+    if model.reports_speculation and path == CHAT:
         asked["stream_options"] = {"include_speculation": True, "steady": steady}
     body = msgspec.json.encode(asked)
     headers = {"content-type": "application/json"}

@@ -47,7 +47,7 @@ def chat(
     """
     where = partial(client_of, edge_url(url, edge_port), first_key(api_keys), SILENCE_S)
     conversation = Conversation(where, Console(), partial(randrange, MAX_SEED), steady=steady)
-    conversation.talk(message_reader(user_file(os.environ).parent / "chat_history"))
+    conversation.run(message_reader(user_file(os.environ).parent / "chat_history"))
 
 
 @app.command()
@@ -114,9 +114,9 @@ async def ask_once(
 
     harmless: True if terminal control characters are replaced; a file may have them.
     """
-    told = [Turn("system", system)] if system else []
+    turns = [*([Turn("system", system)] if system else []), Turn("user", asked)]
     model, text = await first_model(client), ""
-    async for chunk in stream_answer(client, model, [*told, Turn("user", asked)], seed=seed):
+    async for chunk in stream_answer(client, model, turns, seed=seed):
         if chunk.text:
             text = visible(chunk.text) if harmless else chunk.text
             put(text)

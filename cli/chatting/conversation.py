@@ -36,7 +36,7 @@ MAX_SEED: Final = 2**31
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Exchange:
     """A question and its answer, which took `seconds`."""
 
     messages: Sequence[Turn]
@@ -63,35 +63,35 @@ class Conversation:
         self._draw_seed, self._steady = draw_seed, steady
         self._system, self._seed = "", ""
         self._turns: list[Turn] = []
-        self._last: Asked | None = None
+        self._last: Exchange | None = None
         self._race = Race()
 
-    def talk(self, ask_user: Callable[[], str]) -> None:
+    def run(self, ask_user: Callable[[], str]) -> None:
         """Answer until the input ends, then print how fast that was."""
         while True:
             try:
-                said = ask_user().strip()
+                line = ask_user().strip()
             except (EOFError, KeyboardInterrupt):
                 break
-            if said:
-                self.hear(said)
+            if line:
+                self.handle(line)
         if str(self._race):
             self._console.print(f"\n{self._race}", style="bold", highlight=False)
 
-    def hear(self, said: str) -> None:
+    def handle(self, line: str) -> None:
         """Carry out a command, or answer a question."""
-        command = re.match(r"/([a-z]+)(?:\s+|$)", said)
+        command = re.match(r"/([a-z]+)(?:\s+|$)", line)
         try:
             if command:
-                self._obey(command[1], said[command.end() :])
+                self._run_command(command[1], line[command.end() :])
             else:
-                asyncio.run(self._answer(said))
+                asyncio.run(self._answer(line))
         except KeyboardInterrupt:
             self._console.print("interrupted", style="yellow")
         except (ChatError, OSError, ValueError) as error:
             self._console.print(str(error), style="red", markup=False)
 
-    def _obey(self, command: str, text: str) -> None:
+    def _run_command(self, command: str, text: str) -> None:
         match command:
             case "system":
                 self._system = text
@@ -107,16 +107,16 @@ class Conversation:
                 self._console.print(HELP, markup=False, highlight=False)
 
     async def _answer(self, question: str) -> None:
-        asked = [*self._turns, Turn("user", question)]
+        turns = [*self._turns, Turn("user", question)]
         seed = int(self._seed) if self._seed else self._draw_seed()
         progress, began_s = Progress(time.monotonic), time.monotonic()
-        messages = self._messages(asked)
+        messages = self._messages(turns)
         async with self._connect() as client:
             text = await answer(
                 client, messages, self._console, progress, steady=self._steady, seed=seed
             )
-        self._turns = [*asked, Turn("assistant", text)]
-        self._last = Asked(messages, seed, text, time.monotonic() - began_s)
+        self._turns = [*turns, Turn("assistant", text)]
+        self._last = Exchange(messages, seed, text, time.monotonic() - began_s)
         self._race += progress.race
 
     async def _prove(self) -> None:
@@ -142,18 +142,18 @@ def save(path: Path, messages: Sequence[Turn]) -> None:
         file.write(f"{text}\n")
 
 
-async def prove(client: httpx.AsyncClient, asked: Asked) -> str:
+async def prove(client: httpx.AsyncClient, exchange: Exchange) -> str:
     """Ask the large model alone the same question with the same seed, and return a sentence
     that compares the answers. Raises ChatError, also if there is no edge."""
     model, began_s = await first_model(client), time.monotonic()
-    stream = stream_answer(client, model, asked.messages, DIRECT, seed=asked.seed)
+    stream = stream_answer(client, model, exchange.messages, DIRECT, seed=exchange.seed)
     text = "".join([chunk.text async for chunk in stream])
     seconds = time.monotonic() - began_s
-    if text != asked.text:
-        same = common_prefix(text, asked.text)
+    if text != exchange.text:
+        same = common_prefix(text, exchange.text)
         return (
             f"The texts differ after {same} characters. A near-tie of the large model can do"
             " that; the page's “Prove it” shows both tokens' probabilities."
         )
-    times = f"{asked.seconds:.1f} s, and the large model alone {seconds:.1f} s"
+    times = f"{exchange.seconds:.1f} s, and the large model alone {seconds:.1f} s"
     return f"The same text, character for character. It took {times}."

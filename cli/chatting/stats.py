@@ -54,19 +54,19 @@ class Progress:
 
     def add(self, chunk: Chunk) -> None:
         """Take in the data of a chunk."""
-        told = chunk.speculation
-        if told is None:
+        event = chunk.speculation
+        if event is None:
             return
-        match told.event:
+        match event.event:
             case "":
-                self._count(sum(told.counts.values()))
+                self._count(sum(event.counts.values()))
             case "pass":
-                self._accepted += told.accepted
-                self._judged += told.rows - 1
+                self._accepted += event.accepted
+                self._judged += event.rows - 1
             case "totals":
-                self._accepted, self._judged = told.accepted, told.drafted
-        self._rtt_ms = told.rtt_ms or self._rtt_ms
-        self._row_ms = told.cloud_row_ms or self._row_ms
+                self._accepted, self._judged = event.accepted, event.drafted
+        self._rtt_ms = event.rtt_ms or self._rtt_ms
+        self._row_ms = event.cloud_row_ms or self._row_ms
 
     def _count(self, tokens: int) -> None:
         """Count tokens after the first ones, whose time is that of the prompt."""

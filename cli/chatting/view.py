@@ -51,10 +51,10 @@ class AnswerView:
     def add(self, chunk: Chunk, stats: str) -> None:
         """Show a chunk, and the statistics after it."""
         self._stats = stats
-        told = chunk.speculation
+        event = chunk.speculation
         reasoning, text = visible(chunk.reasoning), visible(chunk.text)
-        if told is not None and told.event == "chain":
-            self._chain = "" if told.broken else visible(told.text)
+        if event is not None and event.event == "chain":
+            self._chain = "" if event.broken else visible(event.text)
         if reasoning:
             self._thinks = True
             self._advance(reasoning, Text(reasoning, style="dim"))
@@ -62,7 +62,7 @@ class AnswerView:
             if self._thinks:  # the answer begins on a line of its own
                 self._write(Text("\n"))
                 self._thinks = False
-            spans = told.spans if told is not None else ()
+            spans = event.spans if event is not None else ()
             self._advance(text, coloured(text, spans))
         self._draw()
 

@@ -33,8 +33,8 @@ def report(findings: Sequence[Finding], console: Console) -> bool:
         warns = finding.ok and finding.warns
         mark = "[yellow]warn[/]" if warns else "[green]ok[/]" if finding.ok else "[red]fail[/]"
         remedy = finding.remedy if warns or not finding.ok else ""
-        told = (escape(visible(text)) for text in (finding.subject, finding.found, remedy))
-        table.add_row(mark, *told)
+        texts = (escape(visible(text)) for text in (finding.subject, finding.found, remedy))
+        table.add_row(mark, *texts)
     console.print(table)
     return all(finding.ok for finding in findings)
 

@@ -43,14 +43,14 @@ async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
     )
     return facts, [
         Finding("verifier", True, reached),
-        Finding("certificate", True, secrecy(uplink.url)),
+        Finding("certificate", True, encryption(uplink.url)),
         Finding("key", True, "accepted"),
-        spoken(facts),
+        check_protocol(facts),
         check_context(facts),
     ]
 
 
-def secrecy(url: str) -> str:
+def encryption(url: str) -> str:
     """Return who can read the traffic to a verifier that answers, in words."""
     if url.startswith("https:"):
         return "accepted"
@@ -59,9 +59,9 @@ def secrecy(url: str) -> str:
     return "none: what crosses the link can be read"
 
 
-def spoken(facts: ModelFacts) -> Finding:
+def check_protocol(facts: ModelFacts) -> Finding:
     """Check that both ends speak one version of the protocol."""
-    if facts.speaks:
+    if facts.is_compatible:
         return Finding("protocol", True, f"version {PROTOCOL_VERSION}")
     found = f"the verifier speaks version {facts.protocol}, this edge {PROTOCOL_VERSION}"
     return Finding("protocol", False, f"{found}: answers have no drafts", ONE_VERSION)

@@ -59,7 +59,7 @@ class Drafter(Protocol):
         """The number of prompt tokens that the draft model has read, without reused ones."""
 
     @property
-    def stuck(self) -> bool:
+    def is_stuck(self) -> bool:
         """True if a pass takes so long that it may never end. Then no slot is free."""
 
     async def watch(self) -> None:
@@ -73,7 +73,7 @@ class Drafter(Protocol):
 class NoDrafter:
     """A Drafter without slots: draft tokens come only from lookup."""
 
-    stuck = False
+    is_stuck = False
     read_tokens = 0
 
     async def watch(self) -> None:

@@ -77,7 +77,7 @@ class LlamaDrafter:
     ) -> LlamaSlot | None:
         owner = None if self._share_prefixes else owner
         free = [slot for slot in self._slots if not slot.taken]
-        if not free or self.stuck or (whole and len(prompt) >= self._reading.room):
+        if not free or self.is_stuck or (whole and len(prompt) >= self._reading.room):
             return None
         own = list(prompt)
         slot = min(free, key=lambda slot: slot.cost(own, owner, self._reading))
@@ -86,20 +86,20 @@ class LlamaDrafter:
         return LlamaSlot(slot, len(own), self._requests, owner, whole)
 
     @property
-    def stuck(self) -> bool:
+    def is_stuck(self) -> bool:
         began = self._began
         return began is not None and time.monotonic() - began > PASS_TIMEOUT_S
 
     async def watch(self) -> None:
-        log, stuck = structlog.get_logger("edge_agent"), False
+        log, is_stuck = structlog.get_logger("edge_agent"), False
         while True:
             await asyncio.sleep(CHECK_S)
-            before, stuck = stuck, self.stuck
-            if stuck:
+            before, is_stuck = is_stuck, self.is_stuck
+            if is_stuck:
                 self._give_up()
-            if stuck and not before:
+            if is_stuck and not before:
                 log.error("the draft model is stuck", pass_took_s=PASS_TIMEOUT_S)
-            if before and not stuck:
+            if before and not is_stuck:
                 log.info("the draft model goes on")
 
     def _give_up(self) -> None:
@@ -125,7 +125,7 @@ class LlamaDrafter:
         waiting = self._waiting
         while self._admit(waiting):
             self._began = time.monotonic()
-            slot = self._reading_on.due(self._slots, waited_for=bool(waiting))
+            slot = self._reading_on.next_slot(self._slots, step_waits=bool(waiting))
             try:
                 if slot is not None:
                     self._read_on(slot)
@@ -140,7 +140,7 @@ class LlamaDrafter:
         there is a rest of a prompt to read. Return False when the drafter closes."""
         while not (waiting and self._requests.empty()):
             try:
-                request = self._requests.get(timeout=self._reading_on.patience_s(self._slots))
+                request = self._requests.get(timeout=self._reading_on.wait_s(self._slots))
             except queue.Empty:
                 return True
             if request is None:
@@ -158,7 +158,7 @@ class LlamaDrafter:
             return
         segments = self._segments(requests := list(waiting.values()))
         self._decode(segments)
-        self._reading_on.stepped(ended=all(segment.logits for segment in segments))
+        self._reading_on.pass_ended(ended=all(segment.logits for segment in segments))
         row = 0
         for request, segment in zip(requests, segments, strict=True):
             slot = request.session.slot
@@ -205,12 +205,12 @@ class LlamaDrafter:
 
     def _read_on(self, slot: KvSlot) -> None:
         """Read a chunk of the rest of a slot's context."""
-        waited_for = bool(self._waiting)
-        segment = self._reading_on.begin_chunk(slot, self._cache, waited_for=waited_for)
+        step_waits = bool(self._waiting)
+        segment = self._reading_on.begin_chunk(slot, self._cache, step_waits=step_waits)
         if segment.tokens:
             self._decode([segment])
             self.read_tokens += len(segment.tokens)
-        self._reading_on.was_read(slot, segment.tokens)
+        self._reading_on.chunk_was_read(slot, segment.tokens)
 
     def _fail(self, waiting: dict[KvSlot, StepRequest], error: Exception) -> None:
         """Fail all waiting requests, clear their slots in the cache, and drop the rests of all

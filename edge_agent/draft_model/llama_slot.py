@@ -31,10 +31,10 @@ READ_S: Final = 1.0
 FIRST_TOKENS: Final = 64
 """A view has this many first tokens: in most templates, the start of the system message."""
 
-PRIOR_TOKENS_A_S: Final = 128.0
+PRIOR_TOKENS_PER_S: Final = 128.0
 """The assumed reading speed before any is measured: that of a 0.5B model on one core."""
 
-LEAST_TOKENS: Final = 64
+MIN_TOKENS: Final = 64
 """A view has at least this many last tokens, however slowly they are read."""
 
 TIMED_TOKENS: Final = 16
@@ -60,12 +60,12 @@ class Reading:
     """Decides how much of a prompt is read. room: the number of tokens that a slot holds."""
 
     room: int
-    tokens_a_s: float = PRIOR_TOKENS_A_S
+    tokens_per_s: float = PRIOR_TOKENS_PER_S
 
     def observe(self, tokens: int, took_s: float) -> None:
         """Learn from a pass."""
         if tokens >= TIMED_TOKENS and took_s > 0:
-            self.tokens_a_s += (tokens / took_s - self.tokens_a_s) / 4
+            self.tokens_per_s += (tokens / took_s - self.tokens_per_s) / 4
 
     def view(
         self, context: Sequence[TokenId], held: Sequence[TokenId] = (), before: View = WHOLE
@@ -76,14 +76,14 @@ class Reading:
         for view in (WHOLE, before):
             seen = view.of(context)
             kept = common_prefix(held, seen)
-            goes_on = view is WHOLE or kept > view.first
-            if goes_on and len(seen) - kept <= first + last and len(seen) < self.room:
+            can_continue = view is WHOLE or kept > view.first
+            if can_continue and len(seen) - kept <= first + last and len(seen) < self.room:
                 return view
         if first < (kept := common_prefix(held, context)) <= self.room // 2:
             first = kept
         return View(first, len(context) - first - last)
 
-    def wider(self, context: Sequence[TokenId]) -> View:
+    def wider_view(self, context: Sequence[TokenId]) -> View:
         """Return the view of a context to read beside the steps: all of it, if an answer fits
         behind it, or more first tokens, which often describe tools."""
         if len(context) <= self.room * 3 // 4:
@@ -93,7 +93,7 @@ class Reading:
 
     @property
     def _last(self) -> int:
-        return min(max(LEAST_TOKENS, int(READ_S * self.tokens_a_s)), self.room // 4)
+        return min(max(MIN_TOKENS, int(READ_S * self.tokens_per_s)), self.room // 4)
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +117,7 @@ class KvSlot:
     session: object = None
     """The tokens were last read for this session."""
 
-    wider: View = WHOLE
+    wider_view: View = WHOLE
     rest: Sequence[TokenId] = ()
     """The tokens of the wider view of the session's context, if it is still to be read."""
 
@@ -134,20 +134,20 @@ class KvSlot:
             self.rewind((), cache)
             self.owner = owner
 
-    def begin(self, tokens: Sequence[TokenId], like: KvSlot, cache: Context) -> None:
-        """Keep the beginning of `tokens`, as far as this slot or `like` has it. The tokens
-        belong to the owner of `like`."""
-        self.own(like.owner, cache)
-        if common_prefix(like.tokens, tokens) > common_prefix(self.tokens, tokens):
-            cache.copy(like.index, self.index)
-            self.tokens = list(like.tokens)
+    def begin(self, tokens: Sequence[TokenId], source: KvSlot, cache: Context) -> None:
+        """Keep the beginning of `tokens`, as far as this slot or `source` has it. The tokens
+        belong to the owner of `source`."""
+        self.own(source.owner, cache)
+        if common_prefix(source.tokens, tokens) > common_prefix(self.tokens, tokens):
+            cache.copy(source.index, self.index)
+            self.tokens = list(source.tokens)
         self.rewind(tokens, cache)
 
-    def take_from(self, spare: KvSlot) -> None:
+    def swap_with(self, spare: KvSlot) -> None:
         """Swap sequences with the spare slot, which has read the wider view."""
         self.index, spare.index = spare.index, self.index
         self.tokens, spare.tokens = spare.tokens, self.tokens
-        self.view, self.rest = self.wider, ()
+        self.view, self.rest = self.wider_view, ()
 
     def held_of(self, owner: object) -> list[TokenId]:
         """Return the tokens in the cache that an owner may reuse."""
@@ -185,12 +185,12 @@ class StepRequest:
             before, slot.session = slot.view, session
             whole = session.whole
             slot.view = WHOLE if whole else reading.view(context, slot.tokens, before)
-            slot.wider, slot.rest = reading.wider(context), context
+            slot.wider_view, slot.rest = reading.wider_view(context), context
         elif len(context) - slot.view.skipped > reading.room and not session.whole:
             slot.view = reading.view(context)
         if slot.rest:
-            wider = slot.view.skipped > slot.wider.skipped
-            slot.rest = slot.wider.of(context) if wider else ()
+            wider_view = slot.view.skipped > slot.wider_view.skipped
+            slot.rest = slot.wider_view.of(context) if wider_view else ()
         return slot.view.of(context)
 
     def succeed(self, drafts: list[DraftToken]) -> None:

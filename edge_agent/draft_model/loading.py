@@ -35,7 +35,7 @@ AUTO: Final = "auto"
 NONE: Final = "none"
 """Values of the setting draft_model that name no model."""
 
-LEAST_TOKENS: Final = 8192
+MIN_TOKENS: Final = 8192
 """A slot holds this many tokens on the smallest machine, if the draft model allows it."""
 
 MakeDrafter = Callable[[Model | None, EdgeSettings], Drafter]
@@ -113,7 +113,7 @@ def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
     if model is None:
         return NoDrafter()
     length = length_of(model, settings)
-    structlog.get_logger("edge_agent").info("context", **length.told())
+    structlog.get_logger("edge_agent").info("context", **length.log_fields())
     return LlamaDrafter(
         open_context(model, settings, length.tokens, length.sequences),
         share_prefixes=settings.share_prefixes,
@@ -142,12 +142,12 @@ def length_of(model: Model, settings: EdgeSettings) -> Length:
     not report how much of it is free."""
     facts, asked = model.metadata(), settings.context_tokens
     if asked is None and settings.gpu_layers and sys.platform != "darwin" and can_use_gpu():
-        asked = LEAST_TOKENS
+        asked = MIN_TOKENS
     return context_length(
         facts,
         model.context_tokens,
         asked,
         sequences=settings.slots + 1,  # one spare sequence, to read on in
         cache="F16",
-        least=LEAST_TOKENS,
+        least=MIN_TOKENS,
     )

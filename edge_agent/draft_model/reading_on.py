@@ -21,9 +21,9 @@ IDLE_S: Final = 0.02
 soon as the last one has ended."""
 
 CHUNK_S: Final = 0.2
-"""A chunk of more than LEAST_CHUNK tokens takes at most this many seconds."""
+"""A chunk of more than MIN_CHUNK_TOKENS tokens takes at most this many seconds."""
 
-LEAST_CHUNK: Final = 4
+MIN_CHUNK_TOKENS: Final = 4
 """This many tokens take less than three times as long as one."""
 
 SOON_S: Final = 2.0
@@ -42,45 +42,45 @@ class ReadingOn:
         self.spare = spare
         self._reading = reading
         self._most = most
-        self._stepped_at = 0.0
+        self._pass_ended_at = 0.0
         self._is_due = False
         """The last pass was one of steps, each of which got its result."""
 
-    def stepped(self, *, ended: bool) -> None:
+    def pass_ended(self, *, ended: bool) -> None:
         """Note a pass of steps. ended: True if each step got its result, and no prompt is still
         being read before a first draft token."""
-        self._stepped_at, self._is_due = time.monotonic(), ended
+        self._pass_ended_at, self._is_due = time.monotonic(), ended
 
-    def patience_s(self, slots: Sequence[KvSlot]) -> float | None:
+    def wait_s(self, slots: Sequence[KvSlot]) -> float | None:
         """Return how long to wait for a step while none waits; None means for ever."""
         if self._unread(slots) is None:
             return None
         return max(0.0, IDLE_S - self._idle_s)
 
-    def due(self, slots: Sequence[KvSlot], *, waited_for: bool) -> KvSlot | None:
-        """Return the slot whose rest to read now, if any. waited_for: True if a step waits."""
+    def next_slot(self, slots: Sequence[KvSlot], *, step_waits: bool) -> KvSlot | None:
+        """Return the slot whose rest to read now, if any. step_waits: True if a step waits."""
         slot = self._unread(slots)
-        if slot is None or not waited_for:
+        if slot is None or not step_waits:
             return slot
         read = len(self.spare.tokens) if self.spare.session is slot.session else slot.view.first
-        soon = len(slot.rest) - read <= self._reading.tokens_a_s * SOON_S
+        soon = len(slot.rest) - read <= self._reading.tokens_per_s * SOON_S
         return slot if self._is_due and soon else None
 
-    def begin_chunk(self, slot: KvSlot, cache: Context, *, waited_for: bool) -> Segment:
+    def begin_chunk(self, slot: KvSlot, cache: Context, *, step_waits: bool) -> Segment:
         """Return the next segment of a slot's rest; it may have no tokens."""
         self.spare.session, self._is_due = slot.session, False
         self.spare.begin(slot.rest, slot, cache)
-        time_s = IDLE_S if waited_for else min(self._idle_s, CHUNK_S)
-        count = max(LEAST_CHUNK, min(self._most, int(self._reading.tokens_a_s * time_s)))
+        time_s = IDLE_S if step_waits else min(self._idle_s, CHUNK_S)
+        count = max(MIN_CHUNK_TOKENS, min(self._most, int(self._reading.tokens_per_s * time_s)))
         start = len(self.spare.tokens)
         tokens = list(slot.rest[start : start + count])
         return Segment(self.spare.index, start, tokens, 0)
 
-    def was_read(self, slot: KvSlot, tokens: Sequence[int]) -> None:
+    def chunk_was_read(self, slot: KvSlot, tokens: Sequence[int]) -> None:
         """Note what was read. After the last chunk the spare sequence replaces the slot's."""
         self.spare.tokens += tokens
         if len(self.spare.tokens) == len(slot.rest):
-            slot.take_from(self.spare)
+            slot.swap_with(self.spare)
 
     def _unread(self, slots: Sequence[KvSlot]) -> KvSlot | None:
         """Return the slot with a rest to read whose session began last: of the running sessions
@@ -93,4 +93,4 @@ class ReadingOn:
 
     @property
     def _idle_s(self) -> float:
-        return time.monotonic() - self._stepped_at
+        return time.monotonic() - self._pass_ended_at

@@ -58,7 +58,7 @@ time that uploading the Open takes at MIN_BYTES_PER_S is added."""
 @dataclass(frozen=True, slots=True)
 class Wait:
     seconds: float
-    asks: bool = True
+    probes_all: bool = True
     """True if all verifiers are then asked whether they are ready."""
 
 
@@ -74,20 +74,20 @@ class Course:
         self._tried: set[Endpoint] = set()
         """These verifiers lost the session or refused it; after a wait they may take it."""
 
-        self._barred: set[Endpoint] = set()
+        self._excluded: set[Endpoint] = set()
         """These verifiers will never take the session, as with a wrong key or another model, or
         let it wait for too long."""
 
         self.endpoint: Endpoint | None = None
         """The last session was opened there."""
 
-        self._again: Endpoint | None = None  # to be tried once more, at once
+        self._retry_endpoint: Endpoint | None = None  # to be tried once more, at once
         self._may_repeat = True  # True if there was no such try since the last token
         self._error: ApiError | None = None  # the error that ended the last session
         self._is_over = False
         self._lost_at: float | None = None  # when a session was last lost
         self._lost_here = 0  # sessions lost since the last token
-        self._left: set[Endpoint | None] = set()  # those that handed over since the last token
+        self._handed_over = set[Endpoint | None]()  # those that did so since the last token
         self._run = ""  # the run of the verifier that opened the last session
         self._is_suspect = False  # the link or this verifier's process was lost
         self._pause_s = 0.0
@@ -100,18 +100,18 @@ class Course:
         late = self._lost_at is not None and now >= self._lost_at + self._deadline_s
         if self._error is not None and (self._is_over or late):
             raise self._error
-        if self._again is not None:
-            self.endpoint, self._again = self._again, None
+        if self._retry_endpoint is not None:
+            self.endpoint, self._retry_endpoint = self._retry_endpoint, None
             return self.endpoint
         if self._pause_s > 0.0:
             pause_s, self._pause_s = self._pause_s, 0.0
-            return Wait(pause_s, asks=False)
+            return Wait(pause_s, probes_all=False)
         if best := self._ready(self._tried) or (None if self._error else self._choose(set())):
             self.endpoint = best
             return best
-        return self._nowhere(now)
+        return self._wait_or_raise(now)
 
-    def _nowhere(self, now: float) -> Wait:
+    def _wait_or_raise(self, now: float) -> Wait:
         """Return how long to wait for a ready verifier; raise if waiting is of no use."""
         error = self._error or Unavailable("no verifier can go on with this answer")
         if self._lost_at is None:
@@ -133,11 +133,11 @@ class Course:
         """Note that the verifier has taken the session. Return True if its process had the
         previous one too: then only the link had lost that."""
         run, self._tried = session[:RUN_CHARACTERS], set()
-        lives, self._run = run == self._run, run
-        if lives and self._is_suspect:
+        is_same_process, self._run = run == self._run, run
+        if is_same_process and self._is_suspect:
             self._lost_here -= 1
         self._is_suspect = False
-        return lives
+        return is_same_process
 
     def ended(self, error: ApiError, now: float, *, opened: bool, progressed: bool) -> None:
         """Note that the session ended before its Finish. opened: True if the verifier had taken
@@ -146,9 +146,9 @@ class Course:
         if opened:
             self._lost(error, now, progressed)
         else:
-            self._turned_away(error)
+            self._refused(error)
         if not self._is_over and self._may_repeat and self._is_worth_repeating(error):
-            self._again, self._may_repeat = self.endpoint, False
+            self._retry_endpoint, self._may_repeat = self.endpoint, False
 
     def _is_worth_repeating(self, error: ApiError) -> bool:
         """Return True if the same verifier should be tried at once. A refused connection means
@@ -163,15 +163,15 @@ class Course:
         if self.endpoint is not None:
             self._tried = {self.endpoint}
             if error.error_code == IDLE:
-                self._barred.add(self.endpoint)
+                self._excluded.add(self.endpoint)
         if progressed:
             self._lost_here = self._waits = 0
             self._may_repeat = True
-            self._left.clear()
-        if error.error_code != HANDOVER_FAULT or self.endpoint in self._left:
+            self._handed_over.clear()
+        if error.error_code != HANDOVER_FAULT or self.endpoint in self._handed_over:
             self._lost_here += 1
         else:
-            self._left.add(self.endpoint)
+            self._handed_over.add(self.endpoint)
         self._is_suspect = isinstance(error, LinkDown)
         self._is_over = not isinstance(error, Unavailable | Overloaded)
         if not self._is_over and self._lost_here >= MAX_LOST:
@@ -179,7 +179,7 @@ class Course:
             self._error = Unavailable(f"{reason}; the last: {error}", code=error.error_code)
             self._is_over = True
 
-    def _turned_away(self, error: ApiError) -> None:
+    def _refused(self, error: ApiError) -> None:
         if self.endpoint is None:
             return
         self._is_over = self._lost_at is None and isinstance(error, InvalidRequest | TooLarge)
@@ -187,7 +187,7 @@ class Course:
         if passes and error.error_code != "identity_mismatch":
             self._tried.add(self.endpoint)
         else:
-            self._barred.add(self.endpoint)
+            self._excluded.add(self.endpoint)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -199,9 +199,9 @@ class Course:
         return best if best and best.is_ready else None
 
     def _choose(self, without: set[Endpoint]) -> Endpoint | None:
-        return self._fleet.choose(self._identity, without | self._barred)
+        return self._fleet.choose(self._identity, without | self._excluded)
 
-    def patience_s(self, open_bytes: int, now: float, *, constrained: bool = False) -> float:
+    def timeout_s(self, open_bytes: int, now: float, *, constrained: bool = False) -> float:
         """Return how long an Open of this size may wait for the first byte of its stream; after
         a lost session, at most until the deadline. constrained: True if the request has a
         grammar, which a verifier tries first."""

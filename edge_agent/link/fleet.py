@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.protocol.messages import ModelFacts
+from picospec.speculation.running_mean import running_mean
 
 RTT_WEIGHT: Final = 0.125
 """The latest round trip has this weight in the mean, as in TCP (RFC 6298, section 2)."""
@@ -48,7 +48,7 @@ class Endpoint:
     identities: frozenset[str] = frozenset()
     """The identities of the model and its adapters."""
 
-    speaks: bool = True
+    is_compatible: bool = True
     """True if the verifier speaks this edge's version of the protocol, as far as is known."""
 
     rtt_s: float = 0.0
@@ -62,10 +62,10 @@ class Endpoint:
             self.state = event  # a draining verifier finishes its sessions, and opens no more
 
     def timed(self, round_trip_s: float) -> None:
-        self.rtt_s = smoothed(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
+        self.rtt_s = running_mean(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
 
     def describe(self, facts: ModelFacts) -> None:
-        self.identity, self.speaks = facts.identity, facts.speaks
+        self.identity, self.is_compatible = facts.identity, facts.is_compatible
         self.identities = frozenset((facts.identity, *facts.adapters.values()))
 
     @property
@@ -75,7 +75,7 @@ class Endpoint:
 
     def may_serve(self, identity: str) -> bool:
         """Return True if it could go on with texts of this identity, as far as is known."""
-        return self.speaks and (not self.identity or identity in self.identities)
+        return self.is_compatible and (not self.identity or identity in self.identities)
 
 
 class Fleet:

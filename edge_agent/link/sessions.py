@@ -73,7 +73,7 @@ class Sessions:
         self._link = Link(
             self._uplink,
             replace(request, replaces=self._session),
-            within_s=self._course.patience_s(
+            within_s=self._course.timeout_s(
                 4 * len(request.prompt + request.committed + request.predicted),
                 time.monotonic(),
                 constrained=NAME in request.sampling.extras,
@@ -128,6 +128,6 @@ class Sessions:
         )
         while isinstance(step := self._course.choose(time.monotonic()), Wait):
             await asyncio.sleep(step.seconds)
-            if step.asks:
+            if step.probes_all:
                 await self._probe()
         self._chosen = step

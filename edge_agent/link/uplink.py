@@ -96,7 +96,7 @@ class Uplink:
                 await self.check()
             self._facts = facts
             self.endpoint.describe(facts)
-            if not facts.speaks:
+            if not facts.is_compatible:
                 structlog.get_logger("edge_agent").warning(
                     "undrafted", verifier=self.url, protocol=facts.protocol,
                     own=PROTOCOL_VERSION, remedy="install one version at both ends",

@@ -64,9 +64,9 @@ class Verifiers:
         return self.fleet.is_ready
 
     @property
-    def speaks(self) -> bool:
+    def is_compatible(self) -> bool:
         """True if the verifier in use speaks this edge's version of the protocol."""
-        return self.fleet.current.speaks
+        return self.fleet.current.is_compatible
 
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
@@ -75,7 +75,7 @@ class Verifiers:
     def answer(self, span: Span) -> Sessions:
         """Return the sessions of one answer, whose trace has this span. Raises EngineFault if
         the verifier in use opens none for this edge."""
-        if not self.speaks:
+        if not self.is_compatible:
             raise EngineFault(
                 "the verifier speaks another version of the protocol", code="protocol_version"
             )
@@ -109,7 +109,7 @@ class Verifiers:
                 "load": uplink.endpoint.load,
                 "identity": uplink.endpoint.identity,
                 "protocol": uplink.protocol,
-                "drafted": uplink.endpoint.speaks,
+                "drafted": uplink.endpoint.is_compatible,
                 **msgspec.structs.asdict(status),
             }
             for uplink, status in zip(self.uplinks, said, strict=True)

@@ -34,7 +34,7 @@ class _Fields(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RelayedRequest:
     """A request that another service answers. model: as the request names it."""
 
     model: str | None
@@ -42,7 +42,7 @@ class Wanted:
     has_media: bool
 
 
-def look(body: bytes, models: Collection[str]) -> Wanted | None:
+def relayed_request(body: bytes, models: Collection[str]) -> RelayedRequest | None:
     """Return what a request wants from another service; None if a door here answers it."""
     has_marks = any(mark in body for mark in _MARKS)
     if not (has_marks or models):
@@ -55,7 +55,7 @@ def look(body: bytes, models: Collection[str]) -> Wanted | None:
     has_media = has_marks and (_has_media(fields.messages) or _has_media(fields.input))
     if not (has_media or fields.model in models):
         return None
-    return Wanted(fields.model, fields.n or 1, has_media)
+    return RelayedRequest(fields.model, fields.n or 1, has_media)
 
 
 def _has_media(items: object) -> bool:

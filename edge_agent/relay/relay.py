@@ -27,7 +27,7 @@ from picospec.edge_agent.link.upstream_errors import Peer
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.relay.allowed import AS_IT_IS, headers_of, passes, query_of, target_of
 from picospec.edge_agent.relay.answer import Relayed
-from picospec.edge_agent.relay.looking import look
+from picospec.edge_agent.relay.looking import relayed_request
 from picospec.edge_agent.relay.upload import Upload
 from picospec.edge_agent.settings import EdgeSettings, RelaySettings
 from picospec.gateway.accounts.account import Account
@@ -119,21 +119,21 @@ class Relay:
         if door is None or (door in _NATIVE and not self.models):
             return None
         body = await read(services, request, HELD_BYTES)
-        wanted = await checked(services, request, partial(look, body, self.models))
-        if wanted is None or (door in _NATIVE and wanted.model not in self.models):
+        relayed = await checked(services, request, partial(relayed_request, body, self.models))
+        if relayed is None or (door in _NATIVE and relayed.model not in self.models):
             return None
         account: Account = request.state.account
-        if (model := wanted.model) in self.models:
+        if (model := relayed.model) in self.models:
             way = await self._way()
         else:  # the verifier's own model, or an unknown one
             facts, way = await services.facts_of(model), await self._to_verifier()
             model = facts.model
-        account.begin_answers(wanted.answers - 1)
+        account.begin_answers(relayed.answers - 1)
         account.relayed = way.peer.name
         asked = await checked(services, request, partial(_renamed, body, model))
         target = f"{door}{query_of(request.scope)}"
         ask = partial(way.post_to, target, headers_of(request.headers), asked)
-        text_bytes = min(len(asked), MEDIA_BYTES) if wanted.has_media else len(asked)
+        text_bytes = min(len(asked), MEDIA_BYTES) if relayed.has_media else len(asked)
         return Relayed(ask, account, services.drain, asked_bytes=text_bytes)
 
     async def direct(self, services: Services, request: Request) -> Response:
@@ -153,7 +153,7 @@ class Relay:
     ) -> Response | None:
         """Let the verifier in use answer a request that was read, if it opens no sessions for
         this edge; None if it does. Raises ApiError."""
-        if self._verifiers.speaks:
+        if self._verifiers.is_compatible:
             return None
         request.state.account.fallback = UNDRAFTED
         return await self._from_verifier(request.scope["path"], model, services, request)

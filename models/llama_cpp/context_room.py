@@ -38,7 +38,7 @@ class Length:
     kv_bytes: int
     """The KV of all sequences together has this size."""
 
-    def told(self) -> dict[str, int]:
+    def log_fields(self) -> dict[str, int]:
         """Return the fields for a log."""
         return {
             "tokens": self.tokens,
@@ -80,8 +80,8 @@ def kv_bytes_a_token(facts: Mapping[str, str], cache: str) -> float:
     This is an upper bound: some layers of some models take less."""
 
     def number(name: str, otherwise: int) -> int:
-        told = facts.get(f"{facts['general.architecture']}.{name}", "")
-        return int(told) if told.isdecimal() else otherwise
+        length = facts.get(f"{facts['general.architecture']}.{name}", "")
+        return int(length) if length.isdecimal() else otherwise
 
     heads = number("attention.head_count", 1)
     width = number("embedding_length", 0) // max(heads, 1)
@@ -105,11 +105,11 @@ def _limits(own: Path, root: Path) -> Iterator[int]:
         return
     for group in (path, *path.parents):
         try:
-            told = (group / "memory.max").read_text().strip()
+            limit = (group / "memory.max").read_text().strip()
         except OSError:
             continue
-        if told.isdecimal():
-            yield int(told)
+        if limit.isdecimal():
+            yield int(limit)
 
 
 def _free_bytes(memory: int) -> int:

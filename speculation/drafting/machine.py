@@ -27,7 +27,6 @@ from picospec.speculation.drafting.outcome import (
 from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.drafting.session import DraftingSession, check
 from picospec.speculation.judges.judge import EdgeHalf
-from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.proposing.proposer import Latencies, Proposer
 from picospec.speculation.protocol.facts import MAX_VOCABULARY
 from picospec.speculation.protocol.messages import (
@@ -44,13 +43,14 @@ from picospec.speculation.protocol.messages import (
     Reused,
     TokenId,
 )
+from picospec.speculation.running_mean import running_mean
 from picospec.speculation.sampling.draft_token import DraftToken, mark_ahead
 
 
 class DraftMachine:
     """rtt_s: returns the link's current round-trip time in seconds. drafts: True if there is a
-    draft model. unused: see DraftingSession. vocabulary_size: token ids below it are tokens of
-    the target."""
+    draft model. unused_commits: see DraftingSession. vocabulary_size: token ids below it are
+    tokens of the target."""
 
     def __init__(
         self,
@@ -62,11 +62,13 @@ class DraftMachine:
         rtt_s: Callable[[], float],
         drafts: bool = False,
         lookup: Proposer | None = None,
-        unused: int = 0,
+        unused_commits: int = 0,
         vocabulary_size: int = MAX_VOCABULARY,
     ) -> None:
         self.session = DraftingSession(
-            max_tokens=request.max_tokens, stop_tokens=request.stop_tokens, unused=unused
+            max_tokens=request.max_tokens,
+            stop_tokens=request.stop_tokens,
+            unused_commits=unused_commits,
         )
         self.counts = DraftCounts()
         self._request = request
@@ -164,7 +166,7 @@ class DraftMachine:
             self.session.extend(drafted)
             self.counts.drafted += 1
 
-    def cannot_draft(self) -> None:
+    def stop_drafting(self) -> None:
         """Ask for no more steps: the draft model failed."""
         self._drafts = False
 
@@ -177,7 +179,7 @@ class DraftMachine:
         if more == 0:
             self._unfinished_s += took_s
             if tokens:
-                self._draft_s = smoothed(self._draft_s or None, self._unfinished_s / tokens)
+                self._draft_s = running_mean(self._draft_s or None, self._unfinished_s / tokens)
                 self._unfinished_s = 0.0
             return
         self._draft_s = min(self._draft_s, took_s)  # one token takes no longer than several
@@ -210,7 +212,7 @@ class DraftMachine:
         """Take in a Commit and return the part of it that was not known before."""
         known = len(message.tokens) - len(self.session.receive(message))
         if message.start > self._opened_at and message.pass_s > 0.0:
-            self._pass_s = smoothed(self._pass_s or None, message.pass_s)
+            self._pass_s = running_mean(self._pass_s or None, message.pass_s)
         fresh = message.after(known)
         self._tally.add(fresh)
         return fresh if fresh.tokens else None
@@ -238,7 +240,7 @@ class DraftMachine:
         """Return the Open of a session that generates the rest of the answer. Its verifier has
         no draft tokens yet, so the whole chain will be sent."""
         self.observer.opened()
-        self.session.away = 0
+        self.session.in_flight = 0
         self._opened_at = len(self.session.committed)
         committed = tuple(self.session.committed)
         return replace(self._request, committed=committed, rejected=self._judge.reopened())

@@ -92,7 +92,7 @@ class StreamPolicy:
         return not (self.may_rest and should_rest(session, latencies))
 
     def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
-        enough = max(self.settings.flush_tokens, MAX_UNSENT_SHARE * session.away)
+        enough = max(self.settings.flush_tokens, MAX_UNSENT_SHARE * session.in_flight)
         return session.unsent > 0 and (not drafting or session.unsent >= enough)
 
 
@@ -119,7 +119,7 @@ def should_rest(session: DraftingSession, latencies: Latencies) -> bool:
     if excess_misses >= 0 and session.since_break < min(2**excess_misses, MAX_REST_TOKENS):
         return True
     on_the_way = 2 * latencies.rtt_s / latencies.pass_s if latencies.pass_s > 0.0 else inf
-    excess = session.unused - MAX_UNUSED - on_the_way
+    excess = session.unused_commits - MAX_UNUSED - on_the_way
     if excess <= 0.0:
         return False
     period = MAX_REST_TOKENS * 2 ** min(excess // PROBE_TOKENS, MAX_DOUBLINGS)

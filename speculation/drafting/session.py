@@ -28,20 +28,20 @@ from picospec.speculation.sampling.draft_token import DraftToken
 
 
 class DraftingSession:
-    """unused: the previous session's count of Commits that accepted nothing from the chain.
-    This session goes on from it, so that a rest continues."""
+    """unused_commits: the previous session's count of Commits that accepted nothing from the
+    chain. This session goes on from it, so that a rest continues."""
 
     def __init__(
-        self, *, max_tokens: int, stop_tokens: Sequence[TokenId], unused: int = 0
+        self, *, max_tokens: int, stop_tokens: Sequence[TokenId], unused_commits: int = 0
     ) -> None:
         self.epoch = 0
         self.committed: list[TokenId] = []
         self.chain: list[DraftToken] = []
         self.misses = 0  # chains in a row whose first draft token was rejected
-        self.unused = unused
+        self.unused_commits = unused_commits
         """This many Commits in a row agreed with the chain and accepted nothing from it."""
 
-        self.away = 0  # draft tokens sent and not yet confirmed by a Commit
+        self.in_flight = 0  # draft tokens sent and not yet confirmed by a Commit
         self._broke_at = 0
         self._max_tokens = max_tokens
         self._stop_tokens = frozenset(stop_tokens)
@@ -74,7 +74,7 @@ class DraftingSession:
 
     @property
     def unsent(self) -> int:
-        return len(self.chain) - self.away
+        return len(self.chain) - self.in_flight
 
     @property
     def may_extend(self) -> bool:
@@ -90,13 +90,13 @@ class DraftingSession:
     def flush(self, *, pauses: bool = False) -> Draft | None:
         """Return the unsent draft tokens, if any, as the next message to the verifier. pauses:
         no more draft tokens will follow until there is a Commit."""
-        new = self.chain[self.away :]
+        new = self.chain[self.in_flight :]
         if not new:
             return None
-        start, behind = len(self.committed) + self.away, self.away
+        start, behind = len(self.committed) + self.in_flight, self.in_flight
         tokens = tuple(drafted.token for drafted in new)
         q = tuple(drafted.q.of(drafted.token) for drafted in new if drafted.q)
-        self.away = len(self.chain)
+        self.in_flight = len(self.chain)
         return Draft(self.epoch, start, behind, tokens, q or None, pauses=pauses)
 
     def receive(self, commit: Commit) -> tuple[TokenId, ...]:
@@ -114,7 +114,7 @@ class DraftingSession:
             self._break()
         else:
             del self.chain[:agreed]
-            self.away = max(0, self.away - agreed)
+            self.in_flight = max(0, self.in_flight - agreed)
         return tokens
 
     def _check(self, commit: Commit, known: int) -> None:
@@ -137,15 +137,15 @@ class DraftingSession:
         elif broken:
             self.misses += 1
         if commit.accepted > 0:
-            self.unused = 0
+            self.unused_commits = 0
         elif agreed:
-            self.unused += 1
+            self.unused_commits += 1
 
     def before(self, reject: Reject) -> tuple[DraftToken, ...]:
         """Return the draft tokens that a Reject accepts, which are those before the rejected
         one. Raise RemoteProtocolError if the rejected one was never sent."""
         accepted = reject.position - len(self.committed)
-        if accepted >= self.away:
+        if accepted >= self.in_flight:
             raise RemoteProtocolError(f"Reject.position: no draft is at {reject.position}")
         if reject.epoch != self.epoch:
             raise RemoteProtocolError(f"Reject.epoch: {reject.epoch}, not {self.epoch}")
@@ -155,7 +155,7 @@ class DraftingSession:
         self.epoch += 1
         self.chain.clear()
         self._broke_at = len(self.committed)
-        self.away = 0
+        self.in_flight = 0
 
 
 def check(

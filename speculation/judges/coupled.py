@@ -33,7 +33,7 @@ from picospec.speculation.sampling.distributions import (
     top,
 )
 from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
-from picospec.speculation.sampling.noise import Floats, gumbel, place
+from picospec.speculation.sampling.noise import Floats, gumbel, noise_index
 
 CANDIDATES: Final = 64
 """A draft token is drawn from this many candidates. On the Qwen pair 32 do as well as the whole
@@ -47,7 +47,7 @@ temperature 1 it accepts 0.853 of the draft tokens, against 0.845 with power 1."
 
 @dataclass(frozen=True, slots=True)
 class Coupled:
-    """The rule of a pass. at: `noise.place` of its first row."""
+    """The rule of a pass. at: `noise_index` of its first row."""
 
     seed: int
     at: int
@@ -75,7 +75,7 @@ class CoupledVerifier(VerifierHalf):
         self._request = request
 
     def rule(self, start: int, weights: Sequence[int]) -> Rule:
-        return Coupled(self._request.seed, place(len(self._request.prompt), start))
+        return Coupled(self._request.seed, noise_index(len(self._request.prompt), start))
 
 
 def sampler(sampling: Sampling, seed: int, prompt_tokens: int) -> DraftSampler:
@@ -86,7 +86,7 @@ def sampler(sampling: Sampling, seed: int, prompt_tokens: int) -> DraftSampler:
             token = int(top(logits, 1)[0])
             return DraftToken(token, softmax_of(logits, token))
         drafted = distribution(logits, sampling, most=CANDIDATES)
-        noise = gumbel(seed, place(prompt_tokens, position), drafted.tokens)
+        noise = gumbel(seed, noise_index(prompt_tokens, position), drafted.tokens)
         scores = SHARPNESS * np.log(drafted.p) + noise
         token = int(drafted.tokens[np.argmax(scores)])
         likely = softmax_of(logits, token)

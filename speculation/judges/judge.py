@@ -48,9 +48,9 @@ class Judgement:
     accepted: int
     rejection: Rejection | None = None
 
-    def after(self, told: int) -> Judgement:
-        """Return the judgement without its first `told` accepted draft tokens."""
-        return replace(self, tokens=self.tokens[told:], accepted=self.accepted - told)
+    def after(self, known: int) -> Judgement:
+        """Return the judgement without its first `known` accepted draft tokens."""
+        return replace(self, tokens=self.tokens[known:], accepted=self.accepted - known)
 
 
 class Noise(NamedTuple):
@@ -58,7 +58,7 @@ class Noise(NamedTuple):
 
     seed: int
     at: int
-    """The `noise.place` of the first row."""
+    """The `noise.noise_index` of the first row."""
 
 
 class Rule(Protocol):
@@ -100,7 +100,7 @@ class VerifierHalf(ABC):
     """True if no pass may begin without a draft token."""
 
     @property
-    def owed_at(self) -> int | None:
+    def awaited_position(self) -> int | None:
         """The position of a token that the edge must draw before a pass may begin, if any."""
         return None
 
@@ -141,5 +141,5 @@ class Judge:
     has_logprobs: bool
     """True if each committed token has a row of the target, and so log-probabilities."""
 
-    since: int
+    min_version: int
     """The oldest protocol version that has the judge's messages in today's form."""

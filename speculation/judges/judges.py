@@ -13,10 +13,10 @@ from picospec.speculation.protocol.messages import Judge as Name
 
 JUDGES: Final[Mapping[Name, Judge]] = {
     "coupled": Judge(
-        CoupledEdge, CoupledVerifier, takes_any_draft=True, has_logprobs=True, since=5
+        CoupledEdge, CoupledVerifier, takes_any_draft=True, has_logprobs=True, min_version=5
     ),
     "separate": Judge(
-        SeparateEdge, SeparateVerifier, takes_any_draft=False, has_logprobs=False, since=6
+        SeparateEdge, SeparateVerifier, takes_any_draft=False, has_logprobs=False, min_version=6
     ),
 }
 

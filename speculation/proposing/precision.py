@@ -1,4 +1,4 @@
-"""The running mean by which both ends learn, and the precision of continuations."""
+"""The precision of continuations, which each end learns from what it sees."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from picospec.speculation.protocol.messages import TokenId
-
-WEIGHT: Final = 0.25
-"""The latest observation has this weight."""
+from picospec.speculation.running_mean import running_mean
 
 MIN_WEIGHT: Final = 1 / 32
 """The latest observation has at least this weight, so the estimate follows the text."""
-
-
-def smoothed(old: float | None, latest: float, weight: float = WEIGHT) -> float:
-    """Return the running mean after one more observation. old: None before the first."""
-    return latest if old is None else old + weight * (latest - old)
 
 
 @dataclass(slots=True)
@@ -29,7 +22,7 @@ class Precision:
 
     def observe(self, right: bool) -> None:
         self.seen += 1
-        self.right = smoothed(self.right, right, max(MIN_WEIGHT, 1 / self.seen))
+        self.right = running_mean(self.right, right, max(MIN_WEIGHT, 1 / self.seen))
 
 
 @dataclass(frozen=True, slots=True)

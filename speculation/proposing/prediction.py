@@ -2,7 +2,7 @@
 
 A client that has a file edited knows most of the answer. The verifier follows the answer in
 that text, the prediction, from its first token on, and proposes what comes next in it. Where
-the answer differs, it looks for the place at which the answer goes on in the prediction: after
+the answer differs, it looks for the point at which the answer goes on in the prediction: after
 a changed, deleted or added line.
 
 The precision of predicted tokens is learned by how many tokens agreed before them, even where
@@ -22,10 +22,10 @@ from picospec.speculation.proposing.precision import Continuation, Precision
 from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (8, 3, 1)
-"""N-grams of these lengths are used to find a lost place, longest first."""
+"""N-grams of these lengths are used to find a lost alignment, longest first."""
 
 SURE: Final = 3
-"""This many tokens must agree before a place counts as found: one or two may agree by chance.
+"""This many tokens must agree before an alignment is sure: one or two may agree by chance.
 The answer's first token counts as found, because a prediction begins where the answer does."""
 
 PRIORS: Final = {16: (0.99, 16), 8: (0.95, 4), SURE: (0.9, 2), 1: (0.5, 4), 0: (0.0, 1)}
@@ -33,20 +33,20 @@ PRIORS: Final = {16: (0.99, 16), 8: (0.95, 4), SURE: (0.9, 2), 1: (0.5, 4), 0: (
 to the number of observations that this prior counts as; each answer corrects it."""
 
 INDEXED_AHEAD: Final = 2048
-"""This many tokens after the last sure place are searched for the next one. Indexing them takes
-a few milliseconds; the index grows with the place."""
+"""This many tokens after the last sure alignment are searched for the next one. Indexing them
+takes a few milliseconds; the index grows with the alignment."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """An answer's place in its prediction."""
+class Alignment:
+    """How far an answer has come in its prediction."""
 
     at: int  # the index of the predicted token that should come next
-    agreed: int  # tokens before it that the answer has too; 0: the place is lost
-    last: int  # the latest index at which the place was sure
+    agreed: int  # tokens before it that the answer has too; 0: it is lost
+    last: int  # the latest index at which it was sure
 
 
-START: Final = Place(at=0, agreed=SURE, last=0)
+START: Final = Alignment(at=0, agreed=SURE, last=0)
 
 
 class Prediction:
@@ -57,7 +57,7 @@ class Prediction:
         self._ends: defaultdict[Gram, list[int]] = defaultdict(list)  # in ascending order
         self._indexed = 0
         self._text: list[TokenId] = []  # the committed tokens, and the drafts after them
-        self._places = [START]  # for each position, up to the next one
+        self._alignments = [START]  # for each position, up to the next one
         self._precision = {agreed: Precision(*prior) for agreed, prior in PRIORS.items()}
         self._committed = 0
         self._found: set[int] = set()  # indices of the predicted tokens that the answer has
@@ -82,54 +82,54 @@ class Prediction:
 
     def continuation(self, most: int) -> Continuation:
         """Return at most `most` tokens that should come next."""
-        place = self._places[-1]
-        end = place.at + most if place.agreed else place.at
-        return Continuation(self._predicted[place.at : end], self._right(place))
+        alignment = self._alignments[-1]
+        end = alignment.at + most if alignment.agreed else alignment.at
+        return Continuation(self._predicted[alignment.at : end], self._precision_at(alignment))
 
-    def _right(self, place: Place) -> Precision:
-        return self._precision[max(agreed for agreed in PRIORS if agreed <= place.agreed)]
+    def _precision_at(self, alignment: Alignment) -> Precision:
+        return self._precision[max(agreed for agreed in PRIORS if agreed <= alignment.agreed)]
 
     def _commit(self, position: int, token: TokenId) -> None:
-        place = self._places[position]
-        expected = self._next(place)
-        if expected is not None and place != START:  # words before a prediction are common
-            self._right(place).observe(expected == token)
+        alignment = self._alignments[position]
+        expected = self._next(alignment)
+        if expected is not None and alignment != START:  # words before a prediction are common
+            self._precision_at(alignment).observe(expected == token)
         if self._text[position : position + 1] != [token]:
-            del self._text[position:], self._places[position + 1 :]
+            del self._text[position:], self._alignments[position + 1 :]
             self._append(token)
-        self._count(self._places[position + 1])
+        self._count(self._alignments[position + 1])
 
-    def _count(self, place: Place) -> None:
-        """Count the tokens before a sure place, also those that agreed before it was sure."""
-        if place.agreed >= SURE:
-            first = max(0, place.at - min(place.agreed, max(LENGTHS)))
-            self._found.update(range(first, place.at))
+    def _count(self, alignment: Alignment) -> None:
+        """Count the tokens that agree up to a sure alignment, also those before it was sure."""
+        if alignment.agreed >= SURE:
+            first = max(0, alignment.at - min(alignment.agreed, max(LENGTHS)))
+            self._found.update(range(first, alignment.at))
 
     def _append(self, token: TokenId) -> None:
         self._text.append(token)
-        self._places.append(self._after(self._places[-1], self._text))
+        self._alignments.append(self._after(self._alignments[-1], self._text))
 
-    def _next(self, place: Place) -> TokenId | None:
-        """Return the token that should come at a place, if there is one."""
-        known = place.agreed > 0 and place.at < len(self._predicted)
-        return self._predicted[place.at] if known else None
+    def _next(self, alignment: Alignment) -> TokenId | None:
+        """Return the token that should come next, if there is one."""
+        known = alignment.agreed > 0 and alignment.at < len(self._predicted)
+        return self._predicted[alignment.at] if known else None
 
-    def _after(self, place: Place, text: Sequence[TokenId]) -> Place:
-        """Return the place after the last token of `text`. place: the one before this token."""
-        if place.agreed >= SURE and self._next(place) == text[-1]:
-            return Place(place.at + 1, place.agreed + 1, place.at + 1)
-        return self._find(text, place.last)
+    def _after(self, alignment: Alignment, text: Sequence[TokenId]) -> Alignment:
+        """Return the alignment after the last token of `text`. alignment: that before it."""
+        if alignment.agreed >= SURE and self._next(alignment) == text[-1]:
+            return Alignment(alignment.at + 1, alignment.agreed + 1, alignment.at + 1)
+        return self._find(text, alignment.last)
 
-    def _find(self, text: Sequence[TokenId], last: int) -> Place:
-        """Return the place after the longest n-gram that ends the text. Places behind `last`
+    def _find(self, text: Sequence[TokenId], last: int) -> Alignment:
+        """Return the alignment at the longest n-gram that ends the text. Those behind `last`
         come first: an answer leaves out more often than it goes back."""
         self._index_to(last + INDEXED_AHEAD)
         for n in LENGTHS:
             if ends := self._ends.get(tuple(text[-n:]) if n <= len(text) else ()):
                 index = bisect_left(ends, last)
                 at = ends[index] if index < len(ends) else ends[-1]
-                return Place(at, n, at if n >= SURE else last)
-        return Place(last, 0, last)
+                return Alignment(at, n, at if n >= SURE else last)
+        return Alignment(last, 0, last)
 
     def _index_to(self, most: int) -> None:
         for end in range(self._indexed + 1, min(most, len(self._predicted)) + 1):

@@ -25,9 +25,10 @@ from typing import Final
 
 from picospec.speculation.proposing.ngrams import Index, Match, PromptGrams, resumption
 from picospec.speculation.proposing.pool import Pool
-from picospec.speculation.proposing.precision import Continuation, Precision, smoothed
+from picospec.speculation.proposing.precision import Continuation, Precision
 from picospec.speculation.proposing.proposer import Latencies
 from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.running_mean import running_mean
 from picospec.speculation.sampling.draft_token import DraftToken
 
 MIN_UNREAD_LENGTH: Final = 3
@@ -38,7 +39,7 @@ MATCH_PRIORS: Final = {16: (0.99, 16), 8: (0.88, 8), 3: (0.70, 8), 1: (0.25, 8)}
 counts as. The prior is fitted to the Qwen pair at temperatures 0 and 1; each session corrects
 it by its observations."""
 
-MAX_STEPS_A_PASS: Final = 6
+MAX_STEPS_PER_PASS: Final = 6
 """No token is proposed unread if a pass lasts longer than this many draft steps: the draft
 model then fills the pass by itself. Found with `python -m picospec.bench.predictions`."""
 
@@ -70,7 +71,7 @@ def is_worth_unread(confidence: float, latencies: Latencies, *, read_s: float) -
     """
     if latencies.draft_s == inf:
         return True
-    if not 0.0 < latencies.pass_s < MAX_STEPS_A_PASS * latencies.draft_s:
+    if not 0.0 < latencies.pass_s < MAX_STEPS_PER_PASS * latencies.draft_s:
         return False
     lost_s = (1.0 - confidence) * (latencies.rtt_s + latencies.pass_s)
     return RISK_MARGIN * lost_s <= latencies.draft_s - read_s
@@ -158,7 +159,7 @@ class PromptLookup:
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
         if more > 0 and draft_s > 0.0:
-            self._read_s = smoothed(self._read_s, max(0.0, took_s - draft_s) / more)
+            self._read_s = running_mean(self._read_s, max(0.0, took_s - draft_s) / more)
 
     def _reading_s(self, latencies: Latencies) -> float:
         return READING_PRIOR * latencies.draft_s if self._read_s is None else self._read_s

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 PROTOCOL_VERSION: Final = 6
 
-SPOKEN: Final = (5, 6)
+SUPPORTED_VERSIONS: Final = (5, 6)
 """A verifier serves edges of these versions. An edge of version 5 first asks for the rest of a
 stream that was cut and gets a 404; then it opens the answer anew, as version 6 does at once."""
 
@@ -83,7 +83,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     of its texts. An adapter shares all other facts with the model."""
 
     @property
-    def speaks(self) -> bool:
+    def is_compatible(self) -> bool:
         """True if the verifier speaks this package's version of the protocol."""
         return PROTOCOL_VERSION in (self.protocol, self.newest_protocol)
 

@@ -16,7 +16,7 @@ from typing import Literal, Self
 import msgspec
 
 from picospec.speculation.protocol.facts import PROTOCOL_VERSION as PROTOCOL_VERSION
-from picospec.speculation.protocol.facts import SPOKEN as SPOKEN
+from picospec.speculation.protocol.facts import SUPPORTED_VERSIONS as SUPPORTED_VERSIONS
 from picospec.speculation.protocol.facts import Judge as Judge
 from picospec.speculation.protocol.facts import Limits as Limits
 from picospec.speculation.protocol.facts import ModelFacts as ModelFacts

@@ -5,9 +5,9 @@ distributions with the *same* noise mostly draw the same token (Daliri, Musco, S
 arXiv:2408.07978). So draft tokens are accepted at temperature 1 though no distribution is sent.
 
 The hash is murmur3 (32 bits) over seed low, seed high, position and token, as in vLLM's GPU
-runner, so that a GPU host draws this noise with its stock kernel. `place` is the index, counted
-from the first prompt token, of the last token before the one drawn: len(prompt) + position - 1.
-`docs/protocol.md` has test vectors.
+runner, so that a GPU host draws this noise with its stock kernel. `noise_index` is the index,
+counted from the first prompt token, of the last token before the one drawn: len(prompt) +
+position - 1. `docs/protocol.md` has test vectors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _C2: Final = 0x1B873593
 _BYTES_HASHED: Final = 16  # four words; murmur3 mixes the length in at the end
 
 
-def place(prompt_tokens: int, position: int) -> int:
+def noise_index(prompt_tokens: int, position: int) -> int:
     """Return the noise index of the output token at `position`."""
     return prompt_tokens + position - 1
 
@@ -35,8 +35,8 @@ def place(prompt_tokens: int, position: int) -> int:
 def gumbel(seed: int, at: int, tokens: Tokens) -> Floats:
     """Return the noise of each token. tokens: int[n]. Result: float64[n], finite.
 
-    seed: 0 <= seed < 2**64. at: see `place`. From u = (hash + 1/2) / 2**32, -log(-log(1 - u)):
-    the winning tail comes from u near 0, where no bit is lost.
+    seed: 0 <= seed < 2**64. at: see `noise_index`. From u = (hash + 1/2) / 2**32,
+    -log(-log(1 - u)): the winning tail comes from u near 0, where no bit is lost.
     """
     u = (_hash(seed, at, tokens.astype(np.uint32)) + 0.5) * 2.0**-32
     noise: Floats = -np.log(-np.log1p(-u))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from picospec.speculation.proposing.precision import smoothed
+from picospec.speculation.running_mean import running_mean
 from picospec.speculation.verifying.session import VerifyingSession
 
 LATE_INTERVALS: Final = 2.0
@@ -47,42 +47,42 @@ class Arrivals:
 
     _commits: deque[Sent] = field(default_factory=lambda: deque(maxlen=MAX_COMMITS))
     _awaited: Sent | None = None  # the one that the next draft token answers
-    _broke: bool = False
-    _paused: bool = False
+    _is_after_break: bool = False
+    _is_paused: bool = False
     _last_at: float | None = None
 
     def committed(self, session: VerifyingSession, now: float) -> None:
         """Note that a Commit was sent."""
         self._commits.append((len(session.committed), now))
         if session.chain.broken:
-            self.broke(session.chain.wrong_at)
-        elif self._awaited is None and (self._paused or self._late_s(now) > 0.0):
-            self._awaited, self._broke = self._commits[-1], False
+            self.chain_broke(session.chain.wrong_at)
+        elif self._awaited is None and (self._is_paused or self._late_s(now) > 0.0):
+            self._awaited, self._is_after_break = self._commits[-1], False
 
-    def broke(self, position: int) -> None:
+    def chain_broke(self, position: int) -> None:
         """Note that the chain was found wrong at a position. The edge drops it with the Commit
         that contains this position, which may have been sent a while ago."""
         containing = (commit for commit in self._commits if commit[0] > position)
         last = self._commits[-1] if self._commits else None
-        self._awaited, self._broke = next(containing, last), True
+        self._awaited, self._is_after_break = next(containing, last), True
 
-    def came(self, now: float, tokens: int) -> None:
+    def drafts_arrived(self, now: float, tokens: int) -> None:
         """Note that draft tokens arrived, right or wrong."""
         if self._awaited is not None and now >= self._awaited[1]:
             latest_s = min(now - self._awaited[1], 2 * self.first_s or inf)
-            if self._broke or not self.first_s:
-                self.first_s = smoothed(self.first_s or None, latest_s)
+            if self._is_after_break or not self.first_s:
+                self.first_s = running_mean(self.first_s or None, latest_s)
         elif self._last_at is not None and now - self._last_at > MIN_INTERVAL_S:
             most_s = MAX_GROWTH * self.interval_s or inf
             latest_s = min((now - self._last_at) / tokens, most_s)
-            self.interval_s = smoothed(self.interval_s or None, latest_s)
-        self._awaited, self._paused, self._last_at = None, False, now
+            self.interval_s = running_mean(self.interval_s or None, latest_s)
+        self._awaited, self._is_paused, self._last_at = None, False, now
 
     def paused(self, known: int) -> None:
         """Note that the edge stops drafting until it knows of more than `known` tokens."""
         later = (commit for commit in self._commits if commit[0] > known)
-        self._awaited, self._broke = next(later, None), False
-        self._paused, self._last_at = True, None
+        self._awaited, self._is_after_break = next(later, None), False
+        self._is_paused, self._last_at = True, None
 
     @property
     def restart_s(self) -> float:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from picospec.speculation.proposing.precision import smoothed
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Draft, TokenId
+from picospec.speculation.running_mean import running_mean
 
 ACCEPTANCE_PRIOR: Final = 0.9
 """The estimated acceptance before any draft token was compared; it counts as one observation.
@@ -116,7 +116,7 @@ class Chain:
     def _learn(self, right: bool) -> None:
         self._compared += 1
         weight = max(ACCEPTANCE_WEIGHT, 1 / (1 + self._compared))
-        self.acceptance = smoothed(self.acceptance, right, weight)
+        self.acceptance = running_mean(self.acceptance, right, weight)
 
 
 def check(draft: Draft, text_end: int, *, vocabulary_size: int, max_ahead: int) -> None:

@@ -26,7 +26,7 @@ from itertools import accumulate
 from statistics import fmean, median
 from typing import Final
 
-from picospec.speculation.proposing.precision import smoothed
+from picospec.speculation.running_mean import running_mean
 
 MIN_SAMPLES: Final = 3
 """A size's latency is trusted after this many passes: one slow pass proves nothing."""
@@ -134,7 +134,7 @@ class PassLatency:
         size = self._sizes.setdefault(rows, _Size())
         if size.usual_s:
             latest = min(seconds / size.usual_s, MAX_SLOWDOWN * self._slowdown)
-            mixed = smoothed(self._slowdown, latest, SLOWDOWN_WEIGHT)
+            mixed = running_mean(self._slowdown, latest, SLOWDOWN_WEIGHT)
             self._slowdown = mixed ** (1.0 - SLOWDOWN_DECAY)
         size.observe(seconds / self._slowdown)
         self._passes += 1

@@ -34,7 +34,7 @@ from picospec.speculation.verifying.pass_policy import allocate, hold_s, waiting
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 MIN_PASS_S: Final = 1e-6
-"""A pass counts as at least this long, even if less remains without `dear_s`."""
+"""A pass counts as at least this long, even if less remains without `extra_judging_s`."""
 
 MIN_HOLD_S: Final = 1e-6
 """Shorter holds count as zero: rounding may leave a remainder of a hold that has ended."""
@@ -110,11 +110,11 @@ class VerifyMachine:
         newest, broken = chain.newest, chain.broken
         down = observed.session.receive(message)
         if isinstance(message, Draft) and chain.newest > newest:
-            arrivals.came(arrived, len(message.tokens))
+            arrivals.drafts_arrived(arrived, len(message.tokens))
             if message.pauses:
                 arrivals.paused(message.start - message.behind)
         if chain.broken and not broken:
-            arrivals.broke(chain.wrong_at)
+            arrivals.chain_broke(chain.wrong_at)
         return down
 
     def proposed(self, name: str, tokens: int) -> None:
@@ -204,17 +204,17 @@ class VerifyMachine:
         now: float,
         *,
         rows: int | None,
-        dear_s: float = 0.0,
+        extra_judging_s: float = 0.0,
     ) -> dict[str, list[Down]]:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
 
         rows: those of the whole pass; None if its latency says nothing, as with a prompt in it.
-        dear_s: how much longer judging took than with the cheapest settings, such as without a
-        grammar. This time is not learned as latency, or every session would get fewer rows.
+        extra_judging_s: how much longer judging took than with the cheapest settings, such as
+        without a grammar. It is not learned as latency, or every session would get fewer rows.
         """
         pass_s = now - plan.started
         if rows is not None and pass_s > 0.0:  # else the clock is too coarse
-            self.latency.observe(rows, max(MIN_PASS_S, pass_s - dear_s))
+            self.latency.observe(rows, max(MIN_PASS_S, pass_s - extra_judging_s))
         down = {}
         for name, verdict in verdicts.items():
             if not (observed := self._sessions.get(name)):

@@ -44,30 +44,30 @@ class OwnDrafts:
     def __init__(self, request: Open, limits: Limits) -> None:
         self._most = limits.max_verify
         self._stop_tokens = frozenset(request.stop_tokens)
-        self._begun_with = len(request.committed)
+        self._initial_tokens = len(request.committed)
         text = (*request.prompt[-MAX_TEXT_TOKENS:], *request.committed)
         self._lookup = PromptLookup(text[-MAX_TEXT_TOKENS:])
         self._prediction = Prediction(request.predicted) if request.predicted else None
-        self._resumed = {
+        self._resumption_precision = {
             agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
         }
         self._broken: tuple[TokenId, ...] = ()  # Chain.dropped
         self._dropped: list[TokenId] = []  # the same, with later tokens of that chain
-        self._at: tuple[int, ...] = ()  # the state of text and chain at `propose`
+        self._state: tuple[int, ...] = ()  # the state of text and chain at `propose`
         self._proposed: Continuation | None = None
 
-    def came_late(self, draft: Draft, chain: Chain) -> None:
+    def observe_late(self, draft: Draft, chain: Chain) -> None:
         """Note more draft tokens of the chain that broke last."""
         self._note_break(chain)
         known = chain.wrong_at + len(self._dropped) - draft.start
         if known >= 0:
             room = MAX_DROPPED - len(self._dropped)
             self._dropped.extend(draft.tokens[known : known + room])
-            self._at = ()
+            self._state = ()
 
     def _note_break(self, chain: Chain) -> None:
         if self._broken is not chain.dropped:
-            self._broken, self._at = chain.dropped, ()
+            self._broken, self._state = chain.dropped, ()
             self._dropped = list(chain.dropped[:MAX_DROPPED])
 
     def propose(
@@ -76,10 +76,11 @@ class OwnDrafts:
         """Return the likeliest tokens to judge after the edge's pending draft tokens, at most
         as many as a pass can take."""
         self._note_break(chain)
-        at = (len(committed), chain.epoch, pending)
-        if at != self._at:
-            drafts = [token for token, _ in chain.drafts(at[0], pending)]
-            self._at, self._proposed = at, self._likeliest(committed, drafts, chain.wrong_at)
+        state = (len(committed), chain.epoch, pending)
+        if state != self._state:
+            drafts = [token for token, _ in chain.drafts(len(committed), pending)]
+            self._proposed = self._likeliest(committed, drafts, chain.wrong_at)
+            self._state = state
         return self._proposed
 
     def _likeliest(
@@ -89,7 +90,8 @@ class OwnDrafts:
         most = self._most - len(pending)
         if most <= 0 or self._stop_tokens.intersection(pending):
             return None
-        generated = committed[self._begun_with :] if self._begun_with else committed  # no copy
+        start = self._initial_tokens
+        generated = committed[start:] if start else committed  # no copy
         self._lookup.follow(generated, [DraftToken(token, 1.0) for token in pending])
         if match := self._lookup.match(most):
             options.append(match)
@@ -113,12 +115,12 @@ class OwnDrafts:
         if match is None:
             return None
         return Continuation(
-            self._dropped[match.at : match.at + most], self._resumed[match.length]
+            self._dropped[match.at : match.at + most], self._resumption_precision[match.length]
         )
 
     def judged(self, tried: Continuation, count: int, accepted: int) -> None:
         """Learn from a pass that judged the first `count` tokens of a continuation. Matches and
         predictions learn from every token of the text instead."""
-        if any(tried.precision is each for each in self._resumed.values()):
+        if any(tried.precision is each for each in self._resumption_precision.values()):
             for index in range(min(accepted + 1, count)):
                 tried.precision.observe(index < accepted)

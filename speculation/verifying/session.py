@@ -69,13 +69,14 @@ class VerifyingSession:
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
         self._own = OwnDrafts(request, limits) if request.own_drafts else None
-        self._tried: Continuation | None = None  # the proposal for the running pass
+        self._own_proposal: Continuation | None = None  # the proposal for the running pass
 
     @property
     def may_begin(self) -> bool:
         """True if a pass may run: the answer goes on, and nothing is awaited from the edge."""
-        owes = self._judge.owed_at is not None or (self.needs_draft and not self.pending)
-        return not (self.finished or owes)
+        needs_token = self._judge.awaited_position is not None
+        needs_draft = self.needs_draft and not self.pending
+        return not (self.finished or needs_token or needs_draft)
 
     @property
     def needs_draft(self) -> bool:
@@ -127,14 +128,14 @@ class VerifyingSession:
         return [down] if down else []
 
     def _drafted(self, draft: Draft) -> None:
-        owed_at, size = self._judge.owed_at, self._vocabulary_size
-        text_end = len(self.committed) if owed_at is None else owed_at + 1
+        awaited, size = self._judge.awaited_position, self._vocabulary_size
+        text_end = len(self.committed) if awaited is None else awaited + 1
         check(draft, text_end, vocabulary_size=size, max_ahead=self.limits.max_ahead)
         self._judge.check(draft)
         chain = self.chain
         if self.finished or draft.epoch < chain.epoch or chain.is_void(draft.epoch):
             if self._own and draft.epoch == chain.epoch:
-                self._own.came_late(draft, chain)
+                self._own.observe_late(draft, chain)
             return
         chain.begin(draft)
         chain.extend(draft, self.committed)
@@ -163,7 +164,7 @@ class VerifyingSession:
         if not int(self.needs_draft) <= drafts <= self._judgeable:
             raise LocalProtocolError(f"no pass can have {drafts} draft tokens")
         self.chain.broken = False
-        self._tried = None if head else self._propose()
+        self._own_proposal = None if head else self._propose()
         start, items = len(self.committed), self._items(drafts)
         rule = self._judge.rule(start, [weight for _, weight in items])
         own = max(0, drafts - self.pending)
@@ -196,10 +197,10 @@ class VerifyingSession:
         )
         accepted = min(judgement.accepted, len(running.draft) - running.own)
         own, kept = judgement.accepted - accepted, tuple(logprobs or ()) or None
-        if self._own and self._tried and accepted == len(running.draft) - running.own:
-            self._own.judged(self._tried, running.own, own)
-        place = self.chain.epoch, len(self.committed)
-        commit = Commit(*place, judgement.tokens, accepted, own, queue_s, pass_s, kept)
+        if self._own and self._own_proposal and accepted == len(running.draft) - running.own:
+            self._own.judged(self._own_proposal, running.own, own)
+        begin = self.chain.epoch, len(self.committed)
+        commit = Commit(*begin, judgement.tokens, accepted, own, queue_s, pass_s, kept)
         if judgement.rejection is None or self._ended(judgement.tokens)[1]:
             return self._commit(commit)
         self.chain.rejected([*self.committed, *judgement.tokens])

@@ -21,7 +21,7 @@ from picospec.bench.simulator.table import GAMMAS, Group, rows
 from picospec.bench.simulator.world import World
 from picospec.bench.traces.files import Trace
 from picospec.speculation.sampling.distributions import distribution
-from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.noise import noise_index
 
 V = 16
 GPU = World(gpu(0.1, 0.01), Conditions())
@@ -33,7 +33,7 @@ def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
     logits = -np.sort(-chance.normal(size=(n, V)).astype(np.float32), axis=1) * 2
     tokens = chance.permuted(np.tile(np.arange(V, dtype=np.int32), (n, 1)), axis=1)
     sampled = [
-        distribution(dense(*row), sampling(temperature)).picked(7, place(3, i))
+        distribution(dense(*row), sampling(temperature)).picked(7, noise_index(3, i))
         for i, row in enumerate(zip(tokens, logits, strict=True))
     ]
     answer = np.array(sampled, np.int32)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from picospec.cli import preparing
-from picospec.cli.preparing import Wanted, prepare, with_threads
+from picospec.cli.preparing import ModelChoice, prepare, with_threads
 from picospec.gateway.hosting.cores import Pins
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import UnknownModel
@@ -42,10 +42,12 @@ def test_options_win_over_the_environment_and_that_over_the_file() -> None:
     file = {"verifier": {"model": "t1", "target": "vllm"}, "edge": {"draft_model": "d1"}}
     environ = {"PICOSPEC_VERIFIER__MODEL": "t2", "PICOSPEC_EDGE__DRAFT_MODEL": "d2"}
 
-    assert Wanted.of({}, {}) == Wanted("qwen2.5-coder", "auto", "")
-    assert Wanted.of(file, {}) == Wanted("t1", "d1", "vllm")
-    assert Wanted.of(file, environ) == Wanted("t2", "d2", "vllm")
-    assert Wanted.of(file, environ, target="t3", draft=None) == Wanted("t3", "d2", "vllm")
+    assert ModelChoice.of({}, {}) == ModelChoice("qwen2.5-coder", "auto", "")
+    assert ModelChoice.of(file, {}) == ModelChoice("t1", "d1", "vllm")
+    assert ModelChoice.of(file, environ) == ModelChoice("t2", "d2", "vllm")
+    assert ModelChoice.of(file, environ, target="t3", draft=None) == ModelChoice(
+        "t3", "d2", "vllm"
+    )
 
 
 def test_threads_are_shared_where_cores_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +64,7 @@ def test_threads_are_shared_where_cores_are_not(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.models
 def test_a_target_of_the_hub_is_fetched_and_made_exact(store: Store) -> None:
-    arguments = prepare(Wanted("o/small-GGUF", "none"), store, Screen())
+    arguments = prepare(ModelChoice("o/small-GGUF", "none"), store, Screen())
 
     assert arguments["verifier"] == ("--target", "llama", "--model", "o/small-GGUF")
     assert arguments["edge"] == ("--draft", "none")
@@ -78,7 +80,7 @@ def test_a_path_is_taken_as_it_is_and_a_draft_as_large_is_not_chosen(
     target = tmp_path / "mine.gguf"
     target.symlink_to(open_store({}).find("smollm2", "target").path)
 
-    assert prepare(Wanted(str(target)), store, Screen()) == {
+    assert prepare(ModelChoice(str(target)), store, Screen()) == {
         "verifier": ("--target", "llama", "--model", str(target)),
         "edge": ("--draft", "none"),
     }
@@ -90,10 +92,10 @@ def test_safetensors_need_vllm_and_the_edge_chooses_its_draft(
 ) -> None:
     for target in (str(tmp_path), "o/safe", "hf://o/safe"):
         with pytest.raises(ServiceError, match="vLLM is not installed"):
-            prepare(Wanted(target), store, Screen())
+            prepare(ModelChoice(target), store, Screen())
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    arguments = prepare(Wanted(str(tmp_path)), store, Screen())
+    arguments = prepare(ModelChoice(str(tmp_path)), store, Screen())
 
     assert arguments["verifier"] == ("--target", "vllm", "--model", str(tmp_path))
     assert arguments["edge"] == ("--draft", "auto")
@@ -101,4 +103,4 @@ def test_safetensors_need_vllm_and_the_edge_chooses_its_draft(
 
 def test_an_unknown_name_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="gpt"):
-        prepare(Wanted("gpt"), open_store({"PICOSPEC_CACHE": str(tmp_path)}), Screen())
+        prepare(ModelChoice("gpt"), open_store({"PICOSPEC_CACHE": str(tmp_path)}), Screen())

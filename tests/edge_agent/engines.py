@@ -126,7 +126,7 @@ class OneSlot:
     ) -> CountingSlot:
         return self.slot
 
-    stuck = False
+    is_stuck = False
     read_tokens = 0
 
     async def watch(self) -> None:

@@ -189,7 +189,7 @@ FINISH = Finish("length", Totals(1, 4, 2, 0))
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "LOOK_S", 0.001)
+    monkeypatch.setattr(making, "REPORT_INTERVAL_S", 0.001)
 
 
 def kinds(events: tuple[Event, ...]) -> list[type]:

@@ -21,7 +21,7 @@ from picospec.speculation.protocol.messages import Limits, ModelFacts
 from picospec.speculation.protocol.opening import opening
 from picospec.speculation.sampling.adjustments import adjustment
 from picospec.speculation.sampling.distributions import Logits
-from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.noise import noise_index
 from picospec.speculation.verifying.session import Pass
 from picospec.verifier.llama_target.judging import Part, judge
 from tests.edge_agent.fake_cache import FakeCache, V, truth
@@ -90,7 +90,7 @@ async def test_its_answer_is_the_one_that_a_verifier_with_its_model_would_give(
     request, expected, logprobs = opening(asked, FACTS), list[int](), []
     while len(expected) < 12 and STOP not in expected:
         context = [*PROMPT, *expected]
-        rule = seeded(request.seed, place(len(PROMPT), len(expected)))
+        rule = seeded(request.seed, noise_index(len(PROMPT), len(expected)))
         part = Part(
             0, len(context) - 1, context[-1], Pass(len(expected), (), rule), request,
             adjustment(request, vocabulary_size=V), tuple(expected),

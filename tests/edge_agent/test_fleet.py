@@ -25,7 +25,7 @@ def test_the_nearest_that_is_not_busy_is_used() -> None:
 
 def test_one_that_speaks_another_version_opens_no_session_and_is_the_last_to_be_used() -> None:
     old, current = ready(0), ready(1, rtt_s=9.0)
-    old.speaks = False
+    old.is_compatible = False
     fleet = Fleet([old, current])
 
     assert fleet.choose("") is current

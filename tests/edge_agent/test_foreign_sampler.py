@@ -13,7 +13,7 @@ from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.speculation.judges import coupled
 from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from picospec.speculation.sampling.distributions import Logits, distribution
-from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.noise import noise_index
 from tests.edge_agent.words import WordEncoder
 
 TARGET = WordEncoder([b"a", b"b", b"c", b"d", b"ab", b"<end>", b"e"], special={5})
@@ -72,7 +72,7 @@ def test_shared_tokens_are_drawn_with_the_targets_noise(pair: Translation) -> No
         own = np.full(7, -50.0, np.float32)
         own[list(shared.values())] = row[list(shared)]
         found = distribution(own, Sampling(temperature=1.0))
-        expected = found.picked(seed, place(len(PROMPT), 3))
+        expected = found.picked(seed, noise_index(len(PROMPT), 3))
         where = Row([A, C, D], b"", [])
 
         agreed += shared[drawn(pair, row, sampler(seed=seed), where)] == expected

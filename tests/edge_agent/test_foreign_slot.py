@@ -54,8 +54,8 @@ class Pair:
     def is_spelt(self) -> bool:
         """Whether both vocabularies have tokens for all of the text."""
         text = self.typist.text
-        spelt = (self.translation.target, self.translation.draft)
-        return all(each.bytes_of(each.tokenise(text)) == text for each in spelt)
+        decoded = (self.translation.target, self.translation.draft)
+        return all(each.bytes_of(each.tokenise(text)) == text for each in decoded)
 
     async def step(self, output: Sequence[int], ahead: Sequence[int] = ()) -> list[DraftToken]:
         async with asyncio.timeout(20):
@@ -69,7 +69,7 @@ class Pair:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what is certain is proposed, and the draft model may write what is improbable."""
-    monkeypatch.setattr(Retokeniser, "goes_on", lambda *_: True)
+    monkeypatch.setattr(Retokeniser, "can_continue", lambda *_: True)
     monkeypatch.setattr(foreign_slot, "_WORD", re.compile(rb"(?!)"))
     monkeypatch.setattr(foreign_slot, "MAX_PENDING", 1 << 30)
 

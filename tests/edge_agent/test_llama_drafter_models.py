@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.edge_agent.draft_model.llama_slot import FIRST_TOKENS, PRIOR_TOKENS_A_S, WHOLE
+from picospec.edge_agent.draft_model.llama_slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
 from picospec.gateway.schemas.messages import ChatMessage
 from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.llama_cpp.model import Context, Model
@@ -97,7 +97,7 @@ async def test_a_real_model_drafts_from_all_of_a_prompt_once_it_has_read_the_res
     drafter = LlamaDrafter(Context(smollm, 1024, sequences=2))
     sampler = coupled.sampler(Sampling(temperature=0.0), 1, len(prompt))
     slot, drafts = taken(drafter, prompt), list[DraftToken]()
-    assert len(prompt) > FIRST_TOKENS + PRIOR_TOKENS_A_S
+    assert len(prompt) > FIRST_TOKENS + PRIOR_TOKENS_PER_S
 
     (unknowing,) = await slot.step(prompt, lambda _: sampler)
     await rest_is_read(slot, 50.0)
@@ -161,7 +161,7 @@ def cache() -> FakeCache:
 @pytest.fixture
 def drafter(cache: FakeCache) -> Iterator[LlamaDrafter]:
     drafter = LlamaDrafter(cache)
-    drafter._reading.tokens_a_s = 1e6  # it reads every prompt whole
+    drafter._reading.tokens_per_s = 1e6  # it reads every prompt whole
     yield drafter
     drafter.close()
 

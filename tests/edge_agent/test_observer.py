@@ -57,7 +57,7 @@ class Recorder(AnswerObserver):
         super().after(outcome)
         if outcome.commit is not None:
             self.told += self.origins(outcome.commit)
-        self.events += self.look(0.0)
+        self.events += self.take_all(0.0)
 
     def _note(self) -> None:
         session = self._session
@@ -186,7 +186,7 @@ def test_a_chain_that_breaks_is_told_at_once_from_its_wrong_token_on() -> None:
         Pass(0, 5, 1, 2, "recovered", 20.0, 1.0, None, None),
         Chain(0, 1, 3, broken=True, ids=(101, 102, 103), drafted=3),
     ]
-    (chain, _) = edge.observer.look(edge.now)
+    (chain, _) = edge.observer.take_all(edge.now)
     assert chain == Chain(1, 2, 0, broken=False)
 
 
@@ -231,10 +231,10 @@ def test_a_look_tells_of_a_chain_and_of_a_link_only_when_they_have_changed() -> 
     edge = Edge()
     edge.draft(3)
 
-    first = edge.observer.look(edge.now)
-    again = edge.observer.look(edge.now + 0.05)
+    first = edge.observer.take_all(edge.now)
+    again = edge.observer.take_all(edge.now + 0.05)
     edge.draft(1)
-    later = edge.observer.look(edge.now + 0.6)
+    later = edge.observer.take_all(edge.now + 0.6)
 
     (chain, link) = first
     assert chain == Chain(0, 0, 3, broken=False, ids=(100, 101, 102), drafted=3)
@@ -243,7 +243,7 @@ def test_a_look_tells_of_a_chain_and_of_a_link_only_when_they_have_changed() -> 
     assert link.bytes_up > 0
     assert again == ()
     assert [type(event) for event in later] == [Chain, LinkUse]
-    (beat,) = edge.observer.look(edge.now + 20)  # so that it is not silent
+    (beat,) = edge.observer.take_all(edge.now + 20)  # so that it is not silent
     assert isinstance(beat, LinkUse)
 
 
@@ -251,7 +251,7 @@ def test_the_text_of_a_chain_is_bounded() -> None:
     edge = Edge()
     edge.machine.session.chain += [DraftToken(1, 1.0)] * 300
 
-    (chain, _) = edge.observer.look(edge.now)
+    (chain, _) = edge.observer.take_all(edge.now)
 
     assert isinstance(chain, Chain)
     assert (chain.tokens, len(chain.ids)) == (300, 256)

@@ -13,7 +13,7 @@ from picospec.edge_agent.draft_model.reading_on import (
     AFTER_S,
     CHUNK_S,
     IDLE_S,
-    LEAST_CHUNK,
+    MIN_CHUNK_TOKENS,
     SOON_S,
     ReadingOn,
 )
@@ -28,26 +28,26 @@ from tests.edge_agent.fake_cache import FakeCache
     st.booleans(),
 )
 def test_a_step_waits_for_no_long_chunk_and_for_one_only_where_the_rest_is_soon_read(
-    speed: int, rest: int, idle_s: float, waited_for: bool, ended: bool
+    speed: int, rest: int, idle_s: float, step_waits: bool, ended: bool
 ) -> None:
     slot = KvSlot(0, taken=True, session=object(), rest=range(rest))
-    cache, reading = FakeCache(), Reading(room=300, tokens_a_s=speed)
+    cache, reading = FakeCache(), Reading(room=300, tokens_per_s=speed)
     on, now = ReadingOn(KvSlot(1), reading, CHUNK_TOKENS), 100.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading_on.time, "monotonic", lambda: now)
-        on.stepped(ended=ended)
+        on.pass_ended(ended=ended)
         now += idle_s
-        patience_s = on.patience_s([slot])
-        due = on.due([slot], waited_for=waited_for)
-        chunk = on.begin_chunk(slot, cache, waited_for=waited_for)
-        on.was_read(slot, chunk.tokens)
-        again = on.due([slot], waited_for=True)
+        wait_s = on.wait_s([slot])
+        due = on.next_slot([slot], step_waits=step_waits)
+        chunk = on.begin_chunk(slot, cache, step_waits=step_waits)
+        on.chunk_was_read(slot, chunk.tokens)
+        again = on.next_slot([slot], step_waits=True)
 
-    assert patience_s == pytest.approx(max(0.0, IDLE_S - idle_s))
-    assert (due is slot) == (not waited_for or (ended and rest <= speed * SOON_S))
+    assert wait_s == pytest.approx(max(0.0, IDLE_S - idle_s))
+    assert (due is slot) == (not step_waits or (ended and rest <= speed * SOON_S))
     assert again is None
-    limit_s = IDLE_S if waited_for else min(idle_s, CHUNK_S)
-    assert 0 < len(chunk.tokens) <= min(CHUNK_TOKENS, max(LEAST_CHUNK, speed * limit_s))
+    limit_s = IDLE_S if step_waits else min(idle_s, CHUNK_S)
+    assert 0 < len(chunk.tokens) <= min(CHUNK_TOKENS, max(MIN_CHUNK_TOKENS, speed * limit_s))
     assert (slot.rest == ()) == (len(chunk.tokens) == rest)
 
 
@@ -60,8 +60,8 @@ def test_what_is_read_on_counts_for_its_own_session_alone() -> None:
     on = ReadingOn(spare, Reading(300, 100.0), CHUNK_TOKENS)
     due = []
     for slot in slots:
-        on.stepped(ended=True)
-        due.append(on.due([slot], waited_for=True))
+        on.pass_ended(ended=True)
+        due.append(on.next_slot([slot], step_waits=True))
 
     assert due == [None, slots[1]]
 
@@ -81,13 +81,13 @@ def test_a_session_that_ended_is_read_on_for_a_while_if_no_other_runs(
         slots[2].rest = ()
     on = ReadingOn(KvSlot(3), Reading(300, 100.0), CHUNK_TOKENS)
     monkeypatch.setattr(reading_on.time, "monotonic", lambda: 100.0)
-    on.stepped(ended=True)
+    on.pass_ended(ended=True)
     monkeypatch.setattr(reading_on.time, "monotonic", lambda: 100.0 + idle_s)
 
-    due = on.due(slots, waited_for=False)
+    due = on.next_slot(slots, step_waits=False)
 
     assert due is (None if read is None else slots[read])
-    assert (on.patience_s(slots) is None) == (read is None)
+    assert (on.wait_s(slots) is None) == (read is None)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_a_session_that_ended_is_read_on_for_a_while_if_no_other_runs(
 def test_the_reading_speed_is_learned_from_passes_of_many_tokens(
     tokens: int, took_s: float, learned: float
 ) -> None:
-    reading = Reading(room=300, tokens_a_s=100.0)
+    reading = Reading(room=300, tokens_per_s=100.0)
 
     reading.observe(tokens, took_s)
 
-    assert reading.tokens_a_s == pytest.approx(learned)
+    assert reading.tokens_per_s == pytest.approx(learned)

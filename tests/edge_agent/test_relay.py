@@ -14,7 +14,7 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from picospec.edge_agent.relay import upload
-from picospec.edge_agent.relay.looking import look
+from picospec.edge_agent.relay.looking import relayed_request
 from picospec.gateway.beside import beside
 from picospec.gateway.drain import Drain
 from picospec.verifier.app import build as build_verifier
@@ -300,10 +300,10 @@ def part(kind: str) -> dict[str, str]:
     ],
 )
 def test_who_answers_is_seen_in_any_doors_body(body: object, is_looked_at: bool) -> None:
-    assert (look(json.dumps(body).encode(), [MODEL]) is not None) == is_looked_at
+    assert (relayed_request(json.dumps(body).encode(), [MODEL]) is not None) == is_looked_at
 
 
 @pytest.mark.parametrize("body", [b"", b"[" * 10**5, b"\xff", b'{"messages": [{"image":}]}'])
 def test_a_body_that_is_wrong_goes_to_its_door(body: bytes) -> None:
-    assert look(b'"image"' + body, [MODEL]) is None
-    assert look(body, [MODEL]) is None
+    assert relayed_request(b'"image"' + body, [MODEL]) is None
+    assert relayed_request(body, [MODEL]) is None

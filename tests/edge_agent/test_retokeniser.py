@@ -87,10 +87,10 @@ def test_bytes_that_are_no_text_are_spelt_as_far_as_there_are_pieces(
     retokenise = retokeniser(name)
     known = {piece for piece in retokenise.vocabulary.pieces if len(piece) == 1}
 
-    spelt = retokenise.bytes_of(retokenise.tokenise(text))
+    decoded = retokenise.bytes_of(retokenise.tokenise(text))
 
     if all(bytes([byte]) in known for byte in text):
-        assert spelt == text
+        assert decoded == text
 
 
 def test_a_tokenizer_that_begins_with_a_space_is_given_something_before_the_text() -> None:
@@ -133,7 +133,7 @@ def draft_models() -> Retokeniser:
     return translation("qwen", "smollm2").draft
 
 
-def goes_on(_: bytes) -> bool:
+def can_continue(_: bytes) -> bool:
     return True
 
 
@@ -153,17 +153,17 @@ def text() -> DraftText:
 def test_what_the_target_confirms_stays_as_the_draft_model_wrote_it(text: DraftText) -> None:
     before = list(text.tokens)
 
-    assert text.follow(b"One", goes_on) == b""
-    assert text.follow(b"One two", goes_on) == b""
+    assert text.follow(b"One", can_continue) == b""
+    assert text.follow(b"One two", can_continue) == b""
     assert text.tokens == before
 
 
 def test_what_the_draft_model_writes_behind_a_token_that_is_complete_is_dropped(
     text: DraftText,
 ) -> None:
-    owed = text.follow(b"One", cut)
+    required = text.follow(b"One", cut)
 
-    assert text.spelt + owed == b"One"
+    assert text.decoded + required == b"One"
 
 
 def test_other_text_is_tokenised_again_from_a_few_tokens_before_it() -> None:
@@ -173,34 +173,36 @@ def test_other_text_is_tokenised_again_from_a_few_tokens_before_it() -> None:
         text.append(draft_models().tokenise(word)[0], 0.5)
     kept = len(words) - 2 - REREAD_TOKENS
 
-    owed = text.follow(b"a b c d e f x y", goes_on)
+    required = text.follow(b"a b c d e f x y", can_continue)
 
-    assert text.spelt + owed == b"a b c d e f x y"
-    assert text.confidences(0, [len(b"a b"), len(text.spelt)]) == [0.5**kept, 1.0]
+    assert text.decoded + required == b"a b c d e f x y"
+    assert text.confidences(0, [len(b"a b"), len(text.decoded)]) == [0.5**kept, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("written", "owed"),
+    ("written", "required"),
     [
         (b"f(x):\n", b"\n"),  # the indentation that may follow is one token with it
         (b"x =", b" ="),
         (b"    ", b"    "),
     ],
 )
-def test_the_draft_model_chooses_its_last_tokens_itself(written: bytes, owed: bytes) -> None:
+def test_the_draft_model_chooses_its_last_tokens_itself(
+    written: bytes, required: bytes
+) -> None:
     text = DraftText(draft_models())
 
-    assert text.follow(written, goes_on) == owed
-    assert text.spelt + owed == written
+    assert text.follow(written, can_continue) == required
+    assert text.decoded + required == written
 
 
 def test_what_it_chose_is_kept_until_the_text_changes() -> None:
     text = DraftText(draft_models())
-    text.follow(b"x\n\n\n", goes_on)
+    text.follow(b"x\n\n\n", can_continue)
     text.append(draft_models().tokenise(b"\n\n")[0], 1.0)
 
-    assert text.follow(b"x\n\n\n", goes_on) == b"\n"
-    assert text.spelt == b"x\n\n"
+    assert text.follow(b"x\n\n\n", can_continue) == b"\n"
+    assert text.decoded == b"x\n\n"
 
 
 def test_a_stretch_is_as_sure_as_the_tokens_that_begin_in_it(text: DraftText) -> None:
@@ -219,9 +221,9 @@ def test_text_that_the_draft_model_cannot_spell_is_passed_over() -> None:
     )
     text, written = DraftText(retokenise), f"one {unknown} two".encode()
 
-    assert text.follow(written, goes_on) == b""
-    assert text.spelt == written
-    assert text.follow(written + b" three", goes_on) != b""
+    assert text.follow(written, can_continue) == b""
+    assert text.decoded == written
+    assert text.follow(written + b" three", can_continue) != b""
 
 
 @pytest.mark.parametrize("name", NAMES)

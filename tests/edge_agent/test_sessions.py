@@ -25,10 +25,10 @@ from picospec.models.grammars.constraint import NAME
 from picospec.speculation.protocol.messages import Sampling
 from tests.edge_agent.virtual import PASS_S, PLAIN, RTT_S, TEXT, FakeVerifier, World, run
 
-Befall = Callable[[FakeVerifier], Awaitable[None] | None]
+Fault = Callable[[FakeVerifier], Awaitable[None] | None]
 
 
-async def befall(fault: Befall, verifier: FakeVerifier) -> None:
+async def inject(fault: Fault, verifier: FakeVerifier) -> None:
     if (going_on := fault(verifier)) is not None:
         await going_on
 
@@ -56,25 +56,25 @@ async def drain(verifier: FakeVerifier) -> None:
     verifier.run += 1
 
 
-LINK: tuple[Befall, ...] = (FakeVerifier.cut, fall_silent)
-PROCESS: tuple[Befall, ...] = (restart, drain)
+LINK: tuple[Fault, ...] = (FakeVerifier.cut, fall_silent)
+PROCESS: tuple[Fault, ...] = (restart, drain)
 
 
-async def befallen(world: World, seed: int, faults: tuple[Befall, ...], number: int) -> None:
+async def inject_many(world: World, seed: int, faults: tuple[Fault, ...], number: int) -> None:
     """Let so many faults befall any verifiers within ten seconds."""
     chance = Random(seed)
     await asyncio.sleep(3 * RTT_S)  # an answer that has not begun waits for nothing
     async with asyncio.TaskGroup() as tasks:
         for _ in range(number):
             await asyncio.sleep(chance.uniform(0.0, 20.0 / number))
-            tasks.create_task(befall(chance.choice(faults), chance.choice(world.verifiers)))
+            tasks.create_task(inject(chance.choice(faults), chance.choice(world.verifiers)))
 
 
-async def answered(world: World, seed: int, faults: tuple[Befall, ...], number: int) -> object:
+async def answered(world: World, seed: int, faults: tuple[Fault, ...], number: int) -> object:
     """Return the text, or the error and what came before it."""
     text: list[int] = []
     async with asyncio.TaskGroup() as tasks:
-        meanwhile = tasks.create_task(befallen(world, seed, faults, number))
+        meanwhile = tasks.create_task(inject_many(world, seed, faults, number))
         try:
             await world.answer(text)
         except Unavailable as error:
@@ -104,21 +104,21 @@ def test_what_befalls_processes_costs_time_or_one_error(
 
 def seen(
     world: World,
-    befalls: Befall | None = None,
+    fault: Fault | None = None,
     *,
     after: int = 20,
     sampling: Sampling = PLAIN,
 ) -> list[int]:
-    """Return an answer. befalls: what befalls the first verifier after so many tokens."""
+    """Return an answer. fault: what befalls the first verifier after so many tokens."""
     text: list[int] = []
 
     async def main() -> None:
         async with asyncio.TaskGroup() as tasks:
             answering = tasks.create_task(world.answer(text, sampling))
-            if befalls is not None:
+            if fault is not None:
                 while len(text) < after and not answering.done():  # noqa: ASYNC110 - virtual
                     await asyncio.sleep(PASS_S)
-                await befall(befalls, world.verifiers[0])
+                await inject(fault, world.verifiers[0])
 
     try:
         run(main())

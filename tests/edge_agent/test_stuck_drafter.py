@@ -41,7 +41,7 @@ async def test_the_steps_that_wait_fail_and_that_is_logged(
             behind_it = asyncio.create_task(draft_after(second, [4, 5]))
             failed = await asyncio.gather(in_the_pass, behind_it, return_exceptions=True)
 
-            assert drafter.stuck
+            assert drafter.is_stuck
             assert drafter.take([6]) is None
 
     assert [type(error) for error in failed] == [CannotDraft, CannotDraft]
@@ -58,7 +58,7 @@ async def test_a_pass_that_ends_after_all_lets_it_draft_again(
         first.leave()
 
         cache.gate.set()
-        while drafter.stuck:  # noqa: ASYNC110 - a thread changes it
+        while drafter.is_stuck:  # noqa: ASYNC110 - a thread changes it
             await asyncio.sleep(0.01)
 
         slot = drafter.take([1, 2, 3])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.draft_model.llama_slot import (
     FIRST_TOKENS,
-    LEAST_TOKENS,
+    MIN_TOKENS,
     Reading,
     StepRequest,
     View,
@@ -51,7 +51,7 @@ def text(seed: int, length: int) -> list[int]:
 
 @pytest.fixture
 def reads_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reading, "wider", lambda *_: View(0, 1 << 30))
+    monkeypatch.setattr(Reading, "wider_view", lambda *_: View(0, 1 << 30))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ async def test_in_any_turns_drafts_follow_the_beginning_and_the_end_of_their_con
             if whole or read == context:
                 assert read == context
                 continue
-            assert read[-LEAST_TOKENS:] == context[-LEAST_TOKENS:]
+            assert read[-MIN_TOKENS:] == context[-MIN_TOKENS:]
             first = common_prefix(read, context)
             assert first >= FIRST_TOKENS
             assert context[len(context) - len(read) + first :] == read[first:]

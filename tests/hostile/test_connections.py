@@ -18,15 +18,14 @@ from structlog.testing import capture_logs
 
 from picospec.bench.run.services import free_port
 from picospec.gateway.hosting import http1, silent
-from picospec.gateway.hosting.descriptors import MOST as MOST_DESCRIPTORS
-from picospec.gateway.hosting.descriptors import be_brief_without_descriptors
+from picospec.gateway.hosting.descriptors import MAX_DESCRIPTORS, be_brief_without_descriptors
 from tests.edge_agent.processes import wait_for
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.verifier.conftest import ROOT, fake_command, serving
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a socket's bytes")
 DESCRIPTORS = 200
-MOST = 8
+MAX_OPEN = 8
 """Connections of the server under test."""
 
 
@@ -129,12 +128,12 @@ HALF_A_BODY = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\
 async def test_idle_connections_give_way_and_a_running_answer_goes_on(sent: bytes) -> None:
     engine = Engine()
     async with (
-        served(make_app(engine), http=http1.protocol(MOST)) as url,
+        served(make_app(engine), http=http1.protocol(MAX_OPEN)) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         running = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
         await engine.begun.acquire()
-        strangers = [await connect(url, sent) for _ in range(3 * MOST)]
+        strangers = [await connect(url, sent) for _ in range(3 * MAX_OPEN)]
         others = [await client.get("/v1/models") for _ in range(3)]
         engine.go_on.set()
         answer = await running
@@ -144,18 +143,18 @@ async def test_idle_connections_give_way_and_a_running_answer_goes_on(sent: byte
 
     assert answer.json()["choices"][0]["text"] == "Hi there"
     assert [other.status_code for other in others] == [200] * 3
-    assert cut.count(False) == MOST - 2
+    assert cut.count(False) == MAX_OPEN - 2
     assert cut == sorted(cut, reverse=True)  # those that were idle for longest
 
 
 async def test_where_all_are_busy_the_new_connection_is_cut() -> None:
     engine = Engine()
     async with (
-        served(make_app(engine), http=http1.protocol(MOST)) as url,
+        served(make_app(engine), http=http1.protocol(MAX_OPEN)) as url,
         httpx.AsyncClient(base_url=url) as client,
         asyncio.TaskGroup() as group,
     ):
-        asks = [client.post("/v1/completions", json={"prompt": "a"}) for _ in range(MOST)]
+        asks = [client.post("/v1/completions", json={"prompt": "a"}) for _ in range(MAX_OPEN)]
         running = [group.create_task(ask) for ask in asks]
         for _ in running:
             await engine.begun.acquire()
@@ -165,7 +164,7 @@ async def test_where_all_are_busy_the_new_connection_is_cut() -> None:
         writer.close()
         engine.go_on.set()
 
-    assert [task.result().status_code for task in running] == [200] * MOST
+    assert [task.result().status_code for task in running] == [200] * MAX_OPEN
 
 
 async def test_a_loop_without_descriptors_says_so_in_one_line_a_minute() -> None:
@@ -201,7 +200,7 @@ def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: i
     )
 
     limit, most, at_once = map(int, done.stdout.split())
-    assert (limit, most) == (min(hard, MOST_DESCRIPTORS), connections)
+    assert (limit, most) == (min(hard, MAX_DESCRIPTORS), connections)
     assert most + at_once < limit
 
 

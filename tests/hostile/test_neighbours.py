@@ -161,7 +161,7 @@ async def test_what_judging_takes_for_one_session_gives_no_other_fewer_rows() ->
     """A grammar or a penalty takes milliseconds a row: were they learned, no draft token of any
     session would be judged, long after the one that asked for them."""
     engine = RecordingEngine(pass_s=0.5)
-    engine.dear_s = 0.49
+    engine.extra_judging_s = 0.49
     async with scheduling(engine) as sessions:
         slot = sessions.open(prompt=(1,), max_tokens=8, fill="always")
         sessions.place(slot, 0)

@@ -21,7 +21,7 @@ from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Finish, Limits, Open, Opened, Redraw
 from picospec.speculation.sampling.distributions import Distribution, quantise
 from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.noise import noise_index
 from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 from tests.speculation.small_models import SIZE, Model, plain
@@ -56,7 +56,9 @@ class EdgeDriver:
             rtt_s=lambda: self.rtt_s,
             drafts=True,
             lookup=lookup,
-            unused=self.chance.choice([0, 30]),  # of the session before: at 30 it soon rests
+            unused_commits=self.chance.choice(
+                [0, 30]
+            ),  # of the session before: at 30 it soon rests
         )
         self.sent: list[bytes] = []
         """Frames on their way up."""
@@ -113,7 +115,7 @@ class EdgeDriver:
         if self.request.judge == "separate":
             q = quantise(distribution)
             return DraftToken(q.at(self.chance.random()), 0.8, q)
-        at = place(len(self.request.prompt), len(context))
+        at = noise_index(len(self.request.prompt), len(context))
         return DraftToken(distribution.picked(self.request.seed, at), 0.8)
 
 

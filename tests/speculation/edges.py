@@ -69,7 +69,7 @@ def machine(
     limits: Limits = LIMITS,
     drafts: bool = True,
     lookup: Proposer | None = None,
-    unused: int = 0,
+    unused_commits: int = 0,
     **changes: object,
 ) -> DraftMachine:
     """Return a machine whose request has these changes."""
@@ -78,7 +78,7 @@ def machine(
     half = JUDGES[request.judge].edge(request, repeat(0.9))
     return DraftMachine(
         request, policy or Policy(), limits, half,
-        rtt_s=lambda: 0.05, drafts=drafts, lookup=lookup, unused=unused,
+        rtt_s=lambda: 0.05, drafts=drafts, lookup=lookup, unused_commits=unused_commits,
     )  # fmt: skip
 
 

@@ -133,7 +133,7 @@ class Joined:
 
     def _fail(self) -> None:
         if self.may_fail and self.request.fill != "never" and self.chance.random() < 0.02:
-            self.edge.machine.cannot_draft()
+            self.edge.machine.stop_drafting()
 
     def _end_answer(self) -> None:
         """Let the engine forget a session whose answer has ended."""

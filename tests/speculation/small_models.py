@@ -8,7 +8,7 @@ import numpy as np
 
 from picospec.speculation.protocol.messages import Open, Sampling, TokenId
 from picospec.speculation.sampling.distributions import Distribution, distribution
-from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.noise import noise_index
 
 Model = Callable[[tuple[TokenId, ...]], Distribution]
 """Context to distribution."""
@@ -40,7 +40,7 @@ def plain(target: Model, request: Open) -> list[TokenId]:
     """The text that the target alone generates for the request's seed."""
     text: list[TokenId] = []
     while len(text) < request.max_tokens and not (text and text[-1] in request.stop_tokens):
-        at = place(len(request.prompt), len(text))
+        at = noise_index(len(request.prompt), len(text))
         text.append(target((*request.prompt, *text)).picked(request.seed, at))
     return text
 

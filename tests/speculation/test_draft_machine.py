@@ -64,7 +64,7 @@ def test_a_draft_model_that_failed_is_asked_for_nothing_more() -> None:
     edge = machine()
     step(edge, 7)
 
-    edge.cannot_draft()
+    edge.stop_drafting()
 
     assert edge.next(0.0, busy=False) == Outcome(send=(Draft(0, 0, 0, (7,), pauses=True),))
 

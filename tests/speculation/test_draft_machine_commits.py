@@ -110,7 +110,7 @@ def test_a_lie_is_raised_and_nothing_changes() -> None:
 
 
 def test_the_count_of_unused_commits_goes_on_from_the_session_before() -> None:
-    edge = machine(StreamPolicy(), unused=1000)
+    edge = machine(StreamPolicy(), unused_commits=1000)
     edge.received(Commit(0, 0, (1,) * 8))
     edge.received(Commit(0, 8, (1,) * 12, pass_s=0.1))
 

@@ -41,7 +41,7 @@ def test_what_is_looked_up_is_unread_only_where_no_step_can_be_made() -> None:
     edge.received(Commit(0, 0, COPIED[:16]))
     assert edge.next(0.0, busy=False).step
 
-    edge.cannot_draft()
+    edge.stop_drafting()
     edge.next(0.0, busy=False)
 
     assert edge.counts.looked_up > 0

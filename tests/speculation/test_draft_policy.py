@@ -94,7 +94,7 @@ def test_a_resting_edge_drafts_nothing_unless_it_never_rests(may_rest: bool) -> 
 
 
 @pytest.mark.parametrize(
-    ("unsent", "away", "drafting", "expected"),
+    ("unsent", "in_flight", "drafting", "expected"),
     [
         (0, 0, False, False),
         (1, 0, True, False),
@@ -107,19 +107,19 @@ def test_a_resting_edge_drafts_nothing_unless_it_never_rests(may_rest: bool) -> 
     ],
 )
 def test_draft_tokens_are_sent_in_pairs_and_more_at_once_where_many_are_away(
-    unsent: int, away: int, drafting: bool, expected: bool
+    unsent: int, in_flight: int, drafting: bool, expected: bool
 ) -> None:
-    session = drafted(*[LIKELY] * away)
+    session = drafted(*[LIKELY] * in_flight)
     session.flush()
     for _ in range(unsent):
         session.extend(LIKELY)
 
-    assert (session.unsent, session.away) == (unsent, away)
+    assert (session.unsent, session.in_flight) == (unsent, in_flight)
     assert StreamPolicy().should_send(session, drafting=drafting) is expected
 
 
-def answer(committed: int, *, misses: int = 0, unused: int = 0) -> DraftingSession:
-    session = DraftingSession(max_tokens=1000, stop_tokens=(), unused=unused)
+def answer(committed: int, *, misses: int = 0, unused_commits: int = 0) -> DraftingSession:
+    session = DraftingSession(max_tokens=1000, stop_tokens=(), unused_commits=unused_commits)
     session.receive(Commit(0, 0, (1,) * committed))
     session.misses = misses
     return session
@@ -138,7 +138,7 @@ def test_the_rest_doubles_with_each_miss_beyond_those_allowed(misses: int, token
 
 
 @pytest.mark.parametrize(
-    ("unused", "committed", "rtt_s", "rests"),
+    ("unused_commits", "committed", "rtt_s", "rests"),
     [
         (MAX_UNUSED, MAX_REST_TOKENS - 1, 0.0, False),
         (MAX_UNUSED + 1, MAX_REST_TOKENS - 1, 0.0, True),
@@ -154,9 +154,9 @@ def test_the_rest_doubles_with_each_miss_beyond_those_allowed(misses: int, token
     ],
 )
 def test_an_edge_whose_right_draft_tokens_are_not_taken_rests_but_for_a_try(
-    unused: int, committed: int, rtt_s: float, rests: bool
+    unused_commits: int, committed: int, rtt_s: float, rests: bool
 ) -> None:
-    session = answer(committed, unused=unused)
+    session = answer(committed, unused_commits=unused_commits)
 
     assert should_rest(session, Latencies(rtt_s, 0.1, 0.01)) is rests
     assert not should_rest(session, Latencies(rtt_s, 0.0, 0.01))  # no pass was timed

@@ -11,7 +11,7 @@ from picospec.speculation.judges import coupled
 from picospec.speculation.judges.separate import edge as separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.speculation.sampling.distributions import Q_SCALE, distribution
-from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.noise import noise_index
 
 LOGITS = np.random.default_rng(5).normal(0, 6, 500).astype(np.float32)
 
@@ -23,7 +23,7 @@ def agreement(seed: int) -> float:
     target = distribution(LOGITS, sampling)
 
     positions = range(200)
-    same = [pick(LOGITS, at).token == target.picked(7, place(3, at)) for at in positions]
+    same = [pick(LOGITS, at).token == target.picked(7, noise_index(3, at)) for at in positions]
     return sum(same) / len(positions)
 
 

@@ -53,12 +53,12 @@ def test_commits_that_agree_and_take_no_draft_token_are_counted() -> None:
 
     session.receive(Commit(0, 0, (4,)))
     session.receive(Commit(0, 1, (5,)))
-    assert session.unused == 2
+    assert session.unused_commits == 2
     session.receive(Commit(0, 2, (6, 7), accepted=1))
-    assert session.unused == 0
+    assert session.unused_commits == 0
     session.receive(Commit(0, 4, (8,)))  # nothing was drafted here
 
-    assert session.unused == 0
+    assert session.unused_commits == 0
 
 
 def test_each_draft_token_is_sent_once() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from picospec.speculation.judges.coupled import Coupled
 from picospec.speculation.judges.judge import Judgement, Rejection, Row
 from picospec.speculation.judges.separate import verifier
-from picospec.speculation.judges.separate.verifier import Owed, Separate, as_sent
+from picospec.speculation.judges.separate.verifier import PendingRejection, Separate, as_sent
 from picospec.speculation.protocol.messages import Commit, Reject, Sampling
 from picospec.speculation.sampling.distributions import Q_SCALE, Distribution, distribution
 from tests.speculation.small_models import ALMOST_1, distribution_of, random_distribution
@@ -87,8 +87,8 @@ def test_a_token_whose_p_rounds_to_nothing_is_impossible() -> None:
     assert (p.tokens.tolist(), p.p.tolist()) == ([4, 6], [0.5, 0.5])
 
 
-def rejecting(token: int, p: Distribution) -> Owed:
-    return Owed(Rejection(token, p), Commit(3, 9, ()))
+def rejecting(token: int, p: Distribution) -> PendingRejection:
+    return PendingRejection(Rejection(token, p), Commit(3, 9, ()))
 
 
 def sent(p: Distribution, *uniforms: float) -> Reject:

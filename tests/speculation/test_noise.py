@@ -58,8 +58,8 @@ def test_a_tokens_noise_does_not_depend_on_the_others(
 
 
 def test_the_first_output_token_is_drawn_at_the_last_prompt_token() -> None:
-    assert noise.place(7, 0) == 6
-    assert noise.place(7, 3) == 9
+    assert noise.noise_index(7, 0) == 6
+    assert noise.noise_index(7, 3) == 9
 
 
 def test_the_noise_is_gumbel_over_tokens() -> None:

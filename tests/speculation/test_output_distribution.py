@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from picospec.speculation.judges.separate import verifier
-from picospec.speculation.judges.separate.verifier import Owed
+from picospec.speculation.judges.separate.verifier import PendingRejection
 from picospec.speculation.protocol.messages import Reject
 from tests.speculation.markov import Ends, pvalue
 
@@ -33,13 +33,13 @@ def test_what_two_ends_generate_has_the_targets_distribution() -> None:
 
 
 def test_it_has_not_when_p_is_cut_to_its_top_ten(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Owed.message
+    whole = PendingRejection.message
 
-    def top_ten(self: Owed, u: Iterator[float]) -> Reject:
+    def top_ten(self: PendingRejection, u: Iterator[float]) -> Reject:
         reject = whole(self, u)
         return replace(reject, head=reject.head[:10], tail_mass=0.0)
 
-    monkeypatch.setattr(Owed, "message", top_ten)
+    monkeypatch.setattr(PendingRejection, "message", top_ten)
 
     found = pvalue([Ends(Random(i)).run() for i in range(30)])
 

@@ -90,7 +90,7 @@ def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
     session = verifiers.session()
     arrivals = Arrivals(first_s=0.4, interval_s=0.1)
     session.receive(Draft(0, 0, 0, (1, 2)))
-    arrivals.came(1.0, 2)
+    arrivals.drafts_arrived(1.0, 2)
 
     found = waiting(session, arrivals, 1.04)
 

@@ -36,16 +36,16 @@ def test_every_layout_has_a_section_and_an_example() -> None:
     assert [shown.split("(")[0] for _, shown in BLOCKS] == [name for *_, name in SECTIONS]
 
 
-@pytest.mark.parametrize(("seed", "place", "token", "hashed", "gumbel"), VECTORS)
+@pytest.mark.parametrize(("seed", "noise_index", "token", "hashed", "gumbel"), VECTORS)
 def test_a_vector_is_the_noise(
-    seed: str, place: str, token: str, hashed: str, gumbel: str
+    seed: str, noise_index: str, token: str, hashed: str, gumbel: str
 ) -> None:
     tokens = np.array([int(token)])
 
-    assert int(noise._hash(int(seed), int(place), tokens.astype(np.uint32))[0]) == int(
+    assert int(noise._hash(int(seed), int(noise_index), tokens.astype(np.uint32))[0]) == int(
         hashed, 16
     )
-    assert noise.gumbel(int(seed), int(place), tokens) == pytest.approx([float(gumbel)])
+    assert noise.gumbel(int(seed), int(noise_index), tokens) == pytest.approx([float(gumbel)])
 
 
 def test_there_are_vectors() -> None:

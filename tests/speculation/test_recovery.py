@@ -14,7 +14,7 @@ import pytest
 from picospec.speculation.judges.judge import Rejection
 from picospec.speculation.judges.separate import verifier
 from picospec.speculation.judges.separate.edge import recover
-from picospec.speculation.judges.separate.verifier import Owed, as_sent
+from picospec.speculation.judges.separate.verifier import PendingRejection, as_sent
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Commit, Reject
 from picospec.speculation.sampling.distributions import (
@@ -71,7 +71,7 @@ def recovered_distribution(
 ) -> dict[int, float]:
     """Enumerate `recover` over its first proposal, given that it is taken: one that is not
     makes all begin anew, so this is the distribution of whatever is drawn in the end."""
-    reject = Owed(Rejection(rejected, p), Commit(0, 0, ())).message(iter(()))
+    reject = PendingRejection(Rejection(rejected, p), Commit(0, 0, ())).message(iter(()))
     head = {token for token, _ in reject.head}
     tail = [(t, p.of(t)) for t in p.tokens.tolist() if t not in head]
     mass = sum(sent for _, sent in tail)

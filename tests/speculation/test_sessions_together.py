@@ -111,7 +111,7 @@ def test_draft_tokens_that_are_always_right_save_passes(looks_up: bool) -> None:
 def test_a_session_without_any_draft_is_the_target_alone(number: int) -> None:
     request = opening(max_tokens=20)
     joined = joining(request, number)
-    joined.edge.machine.cannot_draft()
+    joined.edge.machine.stop_drafting()
 
     joined.run(0)
 

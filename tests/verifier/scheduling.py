@@ -38,7 +38,7 @@ class RecordingEngine:
 
         self.fails_at: int | None = None
         self._pass_s = pass_s
-        self.dear_s = 0.0
+        self.extra_judging_s = 0.0
         """Seconds of a pass that single sessions took by what they ask."""
 
     def prefill(self, sequence: int, start: int, tokens: Sequence[int]) -> None:
@@ -50,7 +50,7 @@ class RecordingEngine:
         if len(self.calls) == self.fails_at:
             raise RuntimeError("it broke")
         time.sleep(self._pass_s)
-        return [self._judge(part) for part in parts], self.dear_s
+        return [self._judge(part) for part in parts], self.extra_judging_s
 
     def _judge(self, part: Part) -> Verdict:
         accepted = list(itertools.takewhile(lambda token: token == TOKEN, part.judged.draft))

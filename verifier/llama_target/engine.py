@@ -87,7 +87,7 @@ class Engine:
         for part in parts:
             self._context.truncate(part.sequence, part.held)
         self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
-        dear_s = 0.0
+        extra_judging_s = 0.0
         verdicts: list[Verdict | GrammarFailed] = []
         first = 0
         for part in parts:
@@ -98,9 +98,9 @@ class Engine:
                 verdicts.append(error)
             judging_s, rows = time.perf_counter() - began, max(1, self._judged_rows)
             self._cheapest_row_s = min(self._cheapest_row_s, judging_s / rows)
-            dear_s += judging_s - rows * self._cheapest_row_s
+            extra_judging_s += judging_s - rows * self._cheapest_row_s
             first += len(part.tokens)
-        return verdicts, dear_s
+        return verdicts, extra_judging_s
 
     def _row(self, first: int, i: int) -> Logits:
         self._judged_rows += 1

@@ -85,7 +85,7 @@ class Scheduler:
         outcome = await self._call(list(slots.values()), self.engine.run, parts)
         if outcome is None:
             return
-        outcomes, dear_s = outcome
+        outcomes, extra_judging_s = outcome
         now, rows = time.monotonic(), sum(len(part.tokens) for part in parts)
         self.metrics.passed(rows, now - plan.started)
         verdicts = {}
@@ -95,7 +95,7 @@ class Scheduler:
                 continue
             verdicts[name] = verdict
             self.metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
-        down = self.machine.ran(plan, verdicts, now, rows=rows, dear_s=dear_s)
+        down = self.machine.ran(plan, verdicts, now, rows=rows, extra_judging_s=extra_judging_s)
         for name, messages in down.items():
             slots[name].send(messages)
 

@@ -196,7 +196,7 @@ class LlamaTarget(Target):
     def _load(self) -> Engine:
         found = self._find()
         engine = self._engine = Engine(found.path, self._settings, self._hashes)
-        structlog.get_logger("verifier").info("context", **engine.length.told())
+        structlog.get_logger("verifier").info("context", **engine.length.log_fields())
         file = tokenizer_file(found.path, self._template)
         features = (*FEATURES, BUDGET)
         self.describe(found.name, file, engine.length.tokens, engine.shapes, features)

@@ -21,28 +21,28 @@ class DraftText:
 
     def __init__(self, retokeniser: Retokeniser) -> None:
         self.tokens: list[int] = []
-        self.spelt = b""
+        self.decoded = b""
         self._retokeniser = retokeniser
         self._ends: list[int] = []  # the end of each token, in bytes
         self._confidences: list[float] = []
         self._followed = b""
 
-    def follow(self, text: bytes, goes_on: Callable[[bytes], bool]) -> bytes:
+    def follow(self, text: bytes, can_continue: Callable[[bytes], bool]) -> bytes:
         """Make the tokens spell the beginning of `text`, or more. Return the end of it that
         they do not spell: the draft model chooses the tokens for it, because its next tokens
         depend on them. `return` after four spaces, say, begins with the fourth.
 
-        goes_on: returns True if the text can go on with these bytes.
+        can_continue: returns True if the text can go on with these bytes.
         """
         if text != self._followed:
             self._followed = text
-            beyond = self.spelt[len(text) :]
-            if not self.spelt.startswith(text) or (beyond and not goes_on(beyond)):
+            beyond = self.decoded[len(text) :]
+            if not self.decoded.startswith(text) or (beyond and not can_continue(beyond)):
                 self._rewrite(text)
-        return text[len(self.spelt) :]
+        return text[len(self.decoded) :]
 
     def _rewrite(self, text: bytes) -> None:
-        same = common_prefix(self.spelt, text)
+        same = common_prefix(self.decoded, text)
         kept = max(0, bisect_right(self._ends, same) - REREAD_TOKENS)
         start = self._ends[kept - 1] if kept else 0
         for each in self.tokens, self._ends, self._confidences:
@@ -51,10 +51,10 @@ class DraftText:
         if self._retokeniser.bytes_of(tokens) == text[start:]:
             tokens = self._retokeniser.stable(text[start:])
             ends = self._retokeniser.ends_of(tokens, start)
-            self.spelt = text[: ends[-1]] if ends else text[:start]
+            self.decoded = text[: ends[-1]] if ends else text[:start]
         else:  # the draft model lacks tokens for some of it
             ends = [len(text)] * len(tokens)
-            self.spelt = text
+            self.decoded = text
         self.tokens += tokens
         self._ends += ends
         self._confidences += [1.0] * len(tokens)
@@ -66,9 +66,9 @@ class DraftText:
 
     def append(self, token: int, confidence: float) -> None:
         """Add a token that the draft model drew."""
-        self.spelt += self._retokeniser.vocabulary.pieces[token]
+        self.decoded += self._retokeniser.vocabulary.pieces[token]
         self.tokens.append(token)
-        self._ends.append(len(self.spelt))
+        self._ends.append(len(self.decoded))
         self._confidences.append(confidence)
 
     def drawn_since(self, start: int) -> int:

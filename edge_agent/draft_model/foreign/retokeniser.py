@@ -111,12 +111,12 @@ class Retokeniser:
                 return tokens[:count]
         return []
 
-    def goes_on(self, behind: Sequence[int], text: bytes) -> bool:
+    def can_continue(self, behind: Sequence[int], text: bytes) -> bool:
         """Return True if text can follow these tokens: the tokenizer merges none of it into
         them."""
         before = self._whole_characters(behind)
-        spelt, count = self.bytes_of(before), len(before)
-        return self._tokens(spelt + text)[:count] == before or self._tokens(spelt) != before
+        decoded, count = self.bytes_of(before), len(before)
+        return self._tokens(decoded + text)[:count] == before or self._tokens(decoded) != before
 
     def _whole_characters(self, behind: Sequence[int]) -> list[int]:
         """Return the last tokens after any special token, starting with the first one that

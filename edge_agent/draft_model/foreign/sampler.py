@@ -26,7 +26,7 @@ class Row:
     output: list[TokenId]
     """The target's tokens of all text before the token that the row draws."""
 
-    owed: bytes
+    required: bytes
     """Text that is known to follow: only tokens that agree with it can be drawn."""
 
     behind: Sequence[TokenId]
@@ -48,7 +48,7 @@ class ForeignSampler:
     def __call__(self, logits: Logits, position: int) -> DraftToken:
         logits = logits[: len(self.translation.draft.vocabulary.pieces)]  # the rest is padding
         row = self.rows[position - self.first]
-        draws = self._agreeing(logits, row) if row.owed else self._free(logits, row)
+        draws = self._agreeing(logits, row) if row.required else self._free(logits, row)
         drawn = list[DraftToken]()
         for each in islice(draws, MAX_DRAWS):
             if self._fits(each.token, row):
@@ -68,8 +68,8 @@ class ForeignSampler:
             projected[drafted.token] = -np.inf
 
     def _agreeing(self, logits: Logits, row: Row) -> Iterator[DraftToken]:
-        """Yield the tokens that agree with the owed text, the likeliest first."""
-        tokens = self.translation.draft.compatible(row.owed)
+        """Yield the tokens that agree with the required text, the likeliest first."""
+        tokens = self.translation.draft.compatible(row.required)
         weights = np.exp(logits[tokens] - logits[tokens].max(initial=-np.inf))
         for index in np.argsort(-weights):
             yield DraftToken(int(tokens[index]), float(weights[index] / weights.sum()))
@@ -77,7 +77,7 @@ class ForeignSampler:
     def _fits(self, token: int, row: Row) -> bool:
         """Return True if the target's text can go on with a token of the draft model: the
         target's tokenizer must not merge the new text into the target's last token."""
-        beyond = self.translation.draft.vocabulary.piece(token)[len(row.owed) :]
+        beyond = self.translation.draft.vocabulary.piece(token)[len(row.required) :]
         if not (row.behind and beyond):
             return True
-        return self.translation.target.goes_on(row.behind, beyond)
+        return self.translation.target.can_continue(row.behind, beyond)

@@ -70,11 +70,12 @@ class ForeignSlot:
         output = context[self._prompt_tokens :]
         text = self._translation.target.bytes_of(output)
         behind = context[-BEHIND_TOKENS:]
-        owed = self._text.follow(text, partial(self._translation.target.goes_on, behind))
+        can_continue = partial(self._translation.target.can_continue, behind)
+        required = self._text.follow(text, can_continue)
         if drafts := self._ready(len(text), behind):
             return drafts
-        read = self._readable(owed, self._text.spelt[len(text) :], ahead)
-        rows = self._rows(context, len(text), owed, read)
+        read = self._readable(required, self._text.decoded[len(text) :], ahead)
+        rows = self._rows(context, len(text), required, read)
         first = len(self._text.tokens)
         drawn = await self._slot.step(
             [*self._own_prompt, *self._text.tokens],
@@ -87,28 +88,28 @@ class ForeignSlot:
         """Give the slot back. Harmless when repeated."""
         self._slot.leave()
 
-    def _readable(self, owed: bytes, pending: bytes, ahead: Sequence[TokenId]) -> list[int]:
+    def _readable(self, required: bytes, pending: bytes, ahead: Sequence[TokenId]) -> list[int]:
         """Return the draft model's tokens that the pass reads after its own text: those of the
-        owed text, and of `ahead` if that agrees with the pending text."""
+        required text, and of `ahead` if that agrees with the pending text."""
         follows = self._translation.target.bytes_of(ahead)
         agrees = follows.startswith(pending)
-        known = owed + (follows[len(pending) :] if agrees else b"")
+        known = required + (follows[len(pending) :] if agrees else b"")
         read = self._translation.draft.tokenise(known)
         return read if self._translation.draft.bytes_of(read) == known else []
 
     def _rows(
-        self, context: Sequence[TokenId], start: int, owed: bytes, read: Sequence[int]
+        self, context: Sequence[TokenId], start: int, required: bytes, read: Sequence[int]
     ) -> list[Row]:
         """Return the places of the pass's rows: one after the draft model's own text, and one
         after each token that the pass reads."""
         target, draft = self._translation.target, self._translation.draft
         output, behind = context[self._prompt_tokens :], context[-BEHIND_TOKENS:]
-        pending, known = self._text.spelt[start:], draft.bytes_of(read)
+        pending, known = self._text.decoded[start:], draft.bytes_of(read)
         rows = []
         for end in (0, *draft.ends_of(read)):
-            beyond = pending + known[len(owed) : end]
+            beyond = pending + known[len(required) : end]
             tokens = [*output, *target.tokenise(beyond, behind)]
-            rows.append(Row(tokens, owed[end:], () if beyond else behind))
+            rows.append(Row(tokens, required[end:], () if beyond else behind))
         return rows
 
     def _take_in(
@@ -117,7 +118,7 @@ class ForeignSlot:
         """Add the drawn tokens to the text; return the draft tokens that can be proposed."""
         for each in drawn:
             if (marker := self._translation.to_target.get(each.token)) is not None:
-                whole = self._translation.target.tokenise(self._text.spelt[start:], behind)
+                whole = self._translation.target.tokenise(self._text.decoded[start:], behind)
                 return [*self._drafts(start, whole), DraftToken(marker, each.confidence)]
             self._text.append(each.token, each.confidence)
         return self._ready(start, behind)
@@ -125,7 +126,7 @@ class ForeignSlot:
     def _ready(self, start: int, behind: Sequence[TokenId]) -> list[DraftToken]:
         """Return the draft tokens that can be proposed for the text from byte `start` on."""
         target, text = self._translation.target, self._text
-        if not (pending := text.spelt[start:]):
+        if not (pending := text.decoded[start:]):
             return []
         tokens = target.tokenise(pending, behind)
         last = target.bytes_of(tokens[-1:])

@@ -80,11 +80,11 @@ class SeparateVerifier(VerifierHalf):
         self.needs_draft = request.rejected
         """The next pass rejects its first draft token, as another verifier did before."""
 
-        self._owed: Owed | None = None
+        self._pending: PendingRejection | None = None
 
     @property
-    def owed_at(self) -> int | None:
-        return None if self._owed is None else self._owed.position
+    def awaited_position(self) -> int | None:
+        return None if self._pending is None else self._pending.position
 
     def check(self, draft: Draft) -> None:
         """Raise RemoteProtocolError unless each draft token has a weight."""
@@ -108,8 +108,8 @@ class SeparateVerifier(VerifierHalf):
 
     def rejected(self, rejection: Rejection, commit: Commit) -> Reject:
         self.needs_draft = False
-        self._owed = Owed(rejection, commit)
-        return self._owed.message(self._u)
+        self._pending = PendingRejection(rejection, commit)
+        return self._pending.message(self._u)
 
     def received(self, answer: Answer, text: Sequence[TokenId]) -> Commit | Reject | None:
         if isinstance(answer, Redraw):
@@ -118,31 +118,33 @@ class SeparateVerifier(VerifierHalf):
 
     def _redrawn(self, redraw: Redraw) -> Reject | None:
         """Return the rejection with fresh samples; None if that was done already."""
-        owed = self._owed
-        if owed is None or (redraw.position, redraw.draw) != (owed.position, owed.draw + 1):
+        pending = self._pending
+        if pending is None or redraw.position != pending.position:
+            return None
+        if redraw.draw != pending.draw + 1:
             return None
         if redraw.draw > MAX_REDRAWS:
             raise RemoteProtocolError(f"Redraw: more than {MAX_REDRAWS} for one rejection")
-        self._owed = replace(owed, draw=redraw.draw)
-        return self._owed.message(self._u)
+        self._pending = replace(pending, draw=redraw.draw)
+        return self._pending.message(self._u)
 
     def _recovered(self, recovered: Recovered, text: Sequence[TokenId]) -> Commit | None:
         """Return the Commit of the pass that rejected, or None for a repeated answer."""
-        at, token, owed = recovered.position, recovered.token, self._owed
+        at, token, pending = recovered.position, recovered.token, self._pending
         if at < len(text):
             if text[at] != token:
                 raise RemoteProtocolError(f"Recovered.position: {at} is committed")
             return None
-        if owed is None or at != owed.position:
+        if pending is None or at != pending.position:
             raise RemoteProtocolError(f"Recovered.position: no token is awaited at {at}")
-        if not owed.allows(token):
+        if not pending.allows(token):
             raise RemoteProtocolError(f"Recovered.token: {token} cannot be the recovered token")
-        self._owed = None
-        return replace(owed.commit, tokens=(*owed.commit.tokens, token))
+        self._pending = None
+        return replace(pending.commit, tokens=(*pending.commit.tokens, token))
 
 
 @dataclass(frozen=True)
-class Owed:
+class PendingRejection:
     """A rejection that waits for its recovered token. draw: the number of the latest Redraw."""
 
     rejection: Rejection
@@ -165,8 +167,8 @@ class Owed:
         likely = zip(p.tokens[head].tolist(), p.p[head].tolist(), strict=True)
         samples = tuple((token, tail.of(token)) for token in drawn)
         tail_mass = float(np.float32(tail.p.sum()))
-        place = self.commit.epoch, self.position, self.draw
-        return Reject(*place, tuple(likely), tail_mass, samples)
+        key = self.commit.epoch, self.position, self.draw
+        return Reject(*key, tuple(likely), tail_mass, samples)
 
     @cached_property
     def _cut(self) -> tuple[Tokens, Distribution]:

@@ -59,7 +59,7 @@ def typed(*lines: str) -> Callable[..., str]:
 def chat(service: Service, *lines: str) -> str:
     """Return what a conversation of these lines has shown."""
     screen = Screen()
-    Conversation(service, screen, iter(range(7, 99)).__next__).talk(typed(*lines))
+    Conversation(service, screen, iter(range(7, 99)).__next__).run(typed(*lines))
     return screen.text
 
 

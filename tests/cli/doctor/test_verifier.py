@@ -19,10 +19,10 @@ from picospec.cli.doctor.drafting import check_speed, check_vocabulary
 from picospec.cli.doctor.finding import report
 from picospec.cli.doctor.verifier import (
     check_context,
+    check_protocol,
     check_verifier,
+    encryption,
     not_reached,
-    secrecy,
-    spoken,
 )
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.link.uplink import Uplink
@@ -68,7 +68,7 @@ def settings(url: str) -> EdgeSettings:
     ],
 )
 def test_a_link_without_tls_is_named_where_others_can_read_it(url: str, said: str) -> None:
-    assert said in secrecy(url)
+    assert said in encryption(url)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,9 @@ def test_what_stopped_the_edge_is_named_with_a_remedy(
     ("protocol", "newest", "ok"), [(6, 0, True), (5, 6, True), (5, 0, False)]
 )
 def test_a_verifier_of_another_version_is_named(protocol: int, newest: int, ok: bool) -> None:
-    found = spoken(msgspec.structs.replace(FACTS, protocol=protocol, newest_protocol=newest))
+    found = check_protocol(
+        msgspec.structs.replace(FACTS, protocol=protocol, newest_protocol=newest)
+    )
 
     assert found.ok is ok
     assert "one version of PicoSpec" in found.remedy or ok

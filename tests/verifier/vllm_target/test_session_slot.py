@@ -26,7 +26,7 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.sampling.distributions import Distribution
 from picospec.speculation.sampling.logit_settings import LogitSettings
-from picospec.speculation.sampling.noise import place
+from picospec.speculation.sampling.noise import noise_index
 from picospec.speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
 from picospec.verifier.vllm_target.admission import Admission
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
@@ -92,7 +92,7 @@ def test_what_a_session_begins_with_is_vllms_prompt_and_its_own_text() -> None:
     core.run(5)
 
     assert request.told == 0  # vLLM knows all three
-    assert request.rule == Coupled(9, place(PROMPT_TOKENS, 3))
+    assert request.rule == Coupled(9, noise_index(PROMPT_TOKENS, 3))
     assert request.adjustment is not None
     assert request.adjustment.position == 3
     assert core.slot.owed(core.told + 1) == ()
@@ -125,7 +125,7 @@ def test_a_request_names_the_place_of_its_first_row() -> None:
 
     request = core.begin(1, 0)
 
-    assert request.rule == Coupled(9, place(PROMPT_TOKENS, 1))
+    assert request.rule == Coupled(9, noise_index(PROMPT_TOKENS, 1))
     assert request.draft == ()
 
 

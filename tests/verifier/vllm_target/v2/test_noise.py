@@ -27,10 +27,10 @@ def test_a_thousand_draws_are_those_of_the_noise(monkeypatch: pytest.MonkeyPatch
         seeds = torch.randint(-(2**63), 2**63 - 1, (ROWS,), generator=generator)
         at = torch.randint(0, 4000, (ROWS,), generator=generator)
         expected = []
-        for row, slot, place in zip(logits.double().numpy(), slots, at, strict=True):
+        for row, slot, noise_index in zip(logits.double().numpy(), slots, at, strict=True):
             drawn = bool(temperatures[slot])
             seed = int(seeds[slot]) % 2**64
-            added = noise.gumbel(seed, int(place), np.arange(V)) if drawn else 0.0
+            added = noise.gumbel(seed, int(noise_index), np.arange(V)) if drawn else 0.0
             expected.append(int((row + added).argmax()))
 
         for kernel in (interpreted, KernelOverride(interpreted, gumbel_sample_kernel)):
