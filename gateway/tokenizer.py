@@ -34,11 +34,11 @@ class Tokenizer(Protocol):
         *,
         tools: Sequence[Json] = (),
         options: Json = NONE,
-        most_bytes: int = MAX_CHAT_BYTES,
+        max_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         """Return the tokens of a chat, with the assistant's turn opened. Raises ValueError.
 
-        Raises OverflowError if the rendered text has more than `most_bytes`, and OSError if the
+        Raises OverflowError if the rendered text has more than `max_bytes`, and OSError if the
         chat cannot be rendered now.
 
         messages: objects with `role`, `content` (a text, or parts of the type "text", which are
@@ -60,12 +60,12 @@ class Tokenizer(Protocol):
         prefix: str,
         suffix: str,
         snippets: Sequence[Mapping[str, str]] = (),
-        most_tokens: int = 0,
+        max_tokens: int = 0,
     ) -> list[int]:
         """Return the tokens of a prompt for the text between `prefix` and `suffix`.
 
         Markers in the texts stay text. snippets: objects with `filename` and `text`, of other
-        files; the prompt begins with as many of the last ones as fit into most_tokens.
+        files; the prompt begins with as many of the last ones as fit into max_tokens.
 
         Raises ValueError if the model has no tokens for infilling.
         """

@@ -38,16 +38,16 @@ def environment() -> dict[str, str]:
     return {**inherited, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def limit_memory(most_bytes: int) -> None:
+def limit_memory(max_bytes: int) -> None:
     """Limit the address space of this process, if the system supports that."""
     with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
 
 
 @contextmanager
-def limited_cpu(most_s: float) -> Iterator[None]:
+def limited_cpu(max_s: float) -> Iterator[None]:
     """Make the system end this process if the body takes more processor time."""
-    signal.setitimer(signal.ITIMER_PROF, most_s)
+    signal.setitimer(signal.ITIMER_PROF, max_s)
     try:
         yield
     finally:
@@ -68,8 +68,8 @@ class Worker:
         self.end = weakref.finalize(self, _end, self.process)
         """Kills the process, from any thread; a second call does nothing."""
 
-    def ask(self, line: bytes, within_s: float, most_bytes: int) -> bytes:
-        """Return the answer to a line. The answer may have at most `most_bytes`.
+    def ask(self, line: bytes, within_s: float, max_bytes: int) -> bytes:
+        """Return the answer to a line. The answer may have at most `max_bytes`.
 
         Raises TimeoutError, or EOFError or OSError if the process ends or the answer is too
         long. The process is dead after an error.
@@ -81,7 +81,7 @@ class Worker:
                 raise EOFError
             self.process.stdin.write(line + b"\n")
             self.process.stdin.flush()
-            if not (answer := self.process.stdout.readline(most_bytes)).endswith(b"\n"):
+            if not (answer := self.process.stdout.readline(max_bytes)).endswith(b"\n"):
                 raise EOFError
         except BaseException as error:
             self.end()

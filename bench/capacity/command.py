@@ -142,7 +142,7 @@ class Load:
         async with httpx.AsyncClient(base_url=self.url, trust_env=False) as api, link:
             facts = await _facts(api) if arms != PLAIN else None
             for turn, count in enumerate(sessions):
-                asked = dealt(self.sources, count)
+                asked = divided(self.sources, count)
                 for arm in arms[:: -1 if turn % 2 else 1]:
                     async with AsyncExitStack() as stack:
                         clients = [
@@ -178,7 +178,7 @@ class Load:
         return predict(world, ARMS[arm], asked)
 
 
-def dealt(sources: Sequence[Source], clients: int) -> list[list[Source]]:
+def divided(sources: Sequence[Source], clients: int) -> list[list[Source]]:
     """Return the questions of each client: ANSWERS of them, each client beginning at another
     one. With few clients each asks more, so that every question is asked."""
     each = max(ANSWERS, ceil(len(sources) / clients))

@@ -77,7 +77,7 @@ class Answer(msgspec.Struct, frozen=True):
     """The answer's tokens are counted here by origin, if that was reported."""
 
     @property
-    def later(self) -> tuple[float, float]:
+    def after_first(self) -> tuple[float, float]:
         """Return the tokens after the first piece of text, and the seconds from it to the end.
 
         So no rate contains the time of reading the prompt, nor tokens drafted during it. The
@@ -91,14 +91,14 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def tokens_per_s(self) -> float:
-        tokens, seconds = self.later
+        tokens, seconds = self.after_first
         return tokens / seconds
 
     @property
     def shows_rate(self) -> bool:
         """False if the rate is mostly that of reading the prompt: in a scenario, where nothing
         is warmed up, this is so for an answer in one piece, which counts as a whole."""
-        return root(self.family) not in FAMILIES or self.later[1] != self.seconds
+        return root(self.family) not in FAMILIES or self.after_first[1] != self.seconds
 
     @property
     def asked(self) -> Key:

@@ -35,7 +35,7 @@ class Timed(Protocol):
     @property
     def gaps_ms(self) -> Sequence[float]: ...
     @property
-    def later(self) -> tuple[float, float]: ...
+    def after_first(self) -> tuple[float, float]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def _resampled(logs: Floats, scenarios: Sequence[str], chance: np.random.Generat
 
 def rate(answers: Sequence[Timed]) -> float:
     """Return the rate of these answers together in tokens per second."""
-    tokens, seconds = zip(*(answer.later for answer in answers), strict=True)
+    tokens, seconds = zip(*(answer.after_first for answer in answers), strict=True)
     return float(sum(tokens) / sum(seconds))
 
 

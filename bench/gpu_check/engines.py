@@ -71,7 +71,7 @@ class Engines:
         return {"n-gram": Rival("cloud-ngram", 4), **head}
 
     @property
-    def promises(self) -> dict[str, str]:
+    def baselines(self) -> dict[str, str]:
         """Return for each name in the report the engine that it must not be slower than."""
         return {PLUGGED: UNPLUGGED, **{MERGED + kind: STOCK + kind for kind in self.rivals}}
 
@@ -97,7 +97,7 @@ class Engines:
     async def check_again(self) -> None:
         """Repeat the baseline of each promise that seemed broken: if something has slowed the
         host down since, it slows down both."""
-        for name, stock in self.promises.items():
+        for name, stock in self.baselines.items():
             shares = self.loads.shares({name: stock})
             slow = [sessions for (_, sessions), share in shares.items() if share < MIN_RATIO]
             if slow and not self.loads.has(stock + AGAIN):
@@ -154,9 +154,9 @@ class Engines:
             f"{RTT_MS:g} ms away, draft steps of {1000 * STEP_S:g} ms, at most {self.tokens} "
             "tokens, temperature 0."
         )
-        shares = self.loads.shares(self.promises)
+        shares = self.loads.shares(self.baselines)
         right = any(name == PLUGGED for name, _ in shares) and min(shares.values()) >= MIN_RATIO
-        return right, "\n\n".join([conditions, *self.loads.compared(self.promises)])
+        return right, "\n\n".join([conditions, *self.loads.compared(self.baselines)])
 
 
 async def _answered(

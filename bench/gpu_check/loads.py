@@ -41,22 +41,22 @@ class Loads:
     def has(self, name: str) -> bool:
         return any(each == name for _, each in self.rows)
 
-    def shares(self, promises: Mapping[str, str]) -> dict[tuple[str, int], float]:
+    def shares(self, baselines: Mapping[str, str]) -> dict[tuple[str, int], float]:
         """Return, by engine and number of sessions, its share of the tokens/s of its baseline,
         of which the slower measurement counts."""
         return {
             (name, sessions): max(ratios)
             for (sessions, name), row in self._sorted()
-            if (stock := promises.get(name))
+            if (stock := baselines.get(name))
             if (ratios := [*self._ratios(row, stock), *self._ratios(row, stock + AGAIN)])
         }
 
-    def compared(self, promises: Mapping[str, str]) -> Iterator[str]:
+    def compared(self, baselines: Mapping[str, str]) -> Iterator[str]:
         """Yield paragraphs: each promise, notes on the figures, and all figures."""
         lines = [
-            f"- {name}, {sessions} at once: {share:.2f} of the tokens/s of {promises[name]}"
+            f"- {name}, {sessions} at once: {share:.2f} of the tokens/s of {baselines[name]}"
             f"{'' if share >= MIN_RATIO else '. **This is too slow.**'}"
-            for (name, sessions), share in self.shares(promises).items()
+            for (name, sessions), share in self.shares(baselines).items()
         ]
         yield "\n".join([f"{MIN_RATIO:g} is the least for:\n", *lines])
         changes = [

@@ -65,7 +65,7 @@ def main(
     asking = partial(ask, tokens=tokens, likeliest=likeliest, settings=json.loads(settings))
     path = open_store(os.environ).find(target_model, "target").path
     vocabulary = tokenizer_file(path).open().vocabulary
-    told: Explain = explainer(vocabulary) if explain else lambda plain, edge: None
+    explain_difference: Explain = explainer(vocabulary) if explain else lambda plain, edge: None
     asked = read(prompts, per_family=per_family)
     batches = batched(options.numbers(temperatures), asked, sessions)
     slots = {"PICOSPEC_EDGE__SLOTS": str(sessions), "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048"}
@@ -79,7 +79,7 @@ def main(
     async def run() -> None:
         async with Services(plan) as services:
             urls = services.verifier_url, services.edge_urls
-            compared = compare(*urls, batches, asking, told)
+            compared = compare(*urls, batches, asking, explain_difference)
             with Progress(console=Console(stderr=True)) as progress:
                 total = sum(len(some) for _, some in batches) * (1 + len(plan.edges))
                 task = progress.add_task("asking", total=total)

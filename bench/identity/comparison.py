@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.identity.ties import Parting, TokenScores, parting
+from picospec.bench.identity.ties import Divergence, TokenScores, divergence
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import EdgePlan
@@ -48,7 +48,7 @@ class Answer:
     identical: bool | None = None
     """True if this equals the plain engine's answer; None for the plain engine's own."""
 
-    parting: Parting | None = None
+    divergence: Divergence | None = None
 
     @property
     def scores(self) -> list[TokenScores]:
@@ -80,7 +80,7 @@ def _scores(entry: dict[str, Any]) -> TokenScores:
 Ask = Callable[[str, str, Prompt, float], Coroutine[None, None, Answer]]
 """An Ask is called with url, arm, prompt and temperature, and asks for one answer."""
 
-Explain = Callable[[Answer, Answer], Parting | None]
+Explain = Callable[[Answer, Answer], Divergence | None]
 """An Explain is called with the plain answer and an edge's, and finds the first difference."""
 
 
@@ -88,7 +88,7 @@ def explainer(vocabulary: Vocabulary) -> Explain:
     """Return a function that finds where two answers differ first, with the noise that sampled
     them. vocabulary: the target's."""
 
-    def explain(plain: Answer, edge: Answer) -> Parting | None:
+    def explain(plain: Answer, edge: Answer) -> Divergence | None:
         def noise(position: int, piece: bytes) -> float:
             if plain.temperature == 0:
                 return 0.0
@@ -96,7 +96,7 @@ def explainer(vocabulary: Vocabulary) -> Explain:
             at = noise_index(plain.reply.prompt_tokens, position)
             return plain.temperature * float(gumbel(SEED, at, np.array([token]))[0])
 
-        return parting(plain.scores, edge.scores, noise)
+        return divergence(plain.scores, edge.scores, noise)
 
     return explain
 
@@ -111,18 +111,18 @@ async def compare(
     """Yield the answers of the plain engine and of every edge, one service after another."""
 
     async def answers_of(
-        url: str, arm: str, heat: float, prompts: Sequence[Prompt]
+        url: str, arm: str, temperature: float, prompts: Sequence[Prompt]
     ) -> list[Answer]:
         async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(ask(url, arm, p, heat)) for p in prompts]
+            asked = [tasks.create_task(ask(url, arm, p, temperature)) for p in prompts]
         return [each.result() for each in asked]
 
-    for heat, prompts in batches:
-        expected = await answers_of(plain_url, "plain", heat, prompts)
+    for temperature, prompts in batches:
+        expected = await answers_of(plain_url, "plain", temperature, prompts)
         for answer in expected:
             yield answer
         for arm, url in edge_urls.items():
-            answers = await answers_of(url, arm, heat, prompts)
+            answers = await answers_of(url, arm, temperature, prompts)
             for answer, plain in zip(answers, expected, strict=True):
                 yield judged(answer, plain, explain)
 
@@ -130,13 +130,13 @@ async def compare(
 def judged(answer: Answer, plain: Answer, explain: Explain) -> Answer:
     """Return an answer with the result of its comparison with the plain engine's."""
     same = answer.reply.text == plain.reply.text
-    parting = None if same else explain(plain, answer)
-    return replace(answer, identical=same, parting=parting)
+    divergence = None if same else explain(plain, answer)
+    return replace(answer, identical=same, divergence=divergence)
 
 
 def is_defect(answer: Answer) -> bool:
     """Return True if an answer differs in a way that rounding does not explain."""
-    near_tie = answer.parting is not None and answer.parting.near_tie
+    near_tie = answer.divergence is not None and answer.divergence.near_tie
     return answer.identical is False and not near_tie
 
 
@@ -159,7 +159,7 @@ def tally(answers: Sequence[Answer]) -> list[str]:
 
 def _difference(answer: Answer) -> str:
     where = f"{answer.arm} T={answer.temperature:g} {answer.prompt}"
-    found = answer.parting
+    found = answer.divergence
     if found is None:
         return f"{where}: another text"
     gaps = [
@@ -176,7 +176,7 @@ def batched(
 ) -> list[tuple[float, Sequence[Prompt]]]:
     """Return batches of prompts, to be asked at once, with their temperatures."""
     return [
-        (heat, prompts[first : first + sessions])
-        for heat in temperatures
+        (temperature, prompts[first : first + sessions])
+        for temperature in temperatures
         for first in range(0, len(prompts), sessions)
     ]

@@ -45,8 +45,8 @@ class TokenScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
-    """A Parting is the first position at which an edge's answer differs from the plain one."""
+class Divergence:
+    """A Divergence is the first position where an edge's answer differs from the plain one."""
 
     position: int
     plain: str
@@ -67,9 +67,9 @@ class Parting:
         return bool(known) and max(known) <= 2 * self.step
 
 
-def parting(
+def divergence(
     plain: Sequence[TokenScores], edge: Sequence[TokenScores], noise: Noise
-) -> Parting | None:
+) -> Divergence | None:
     """Return where two answers differ first; None if nowhere. An answer's end counts as b""."""
     pairs = zip(plain, edge, strict=False)
     same = next((i for i, (a, b) in enumerate(pairs) if a.piece != b.piece), None)
@@ -80,7 +80,7 @@ def parting(
     a, b = (rows[0].piece if rows else b"" for rows in (ours, theirs))
     lead = noise(position, a) - noise(position, b)
     gaps = _gap(ours, a, b, lead), _gap(theirs, b, a, -lead)
-    return Parting(position, _text(a), _text(b), *gaps, (*ours, *theirs)[0].step)
+    return Divergence(position, _text(a), _text(b), *gaps, (*ours, *theirs)[0].step)
 
 
 def _text(piece: bytes) -> str:

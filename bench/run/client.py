@@ -149,8 +149,8 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
     scored = ((choice.get("logprobs") or {}).get("content") or () for _, choice in choices)
     speculation = (last.get("metrics") or {}).get("speculative_decoding") or {}
     accepted = speculation.get("num_accepted_draft_tokens", 0)
-    told = [(at_s, chunk.get("speculation") or {}) for at_s, chunk in chunks]
-    drafted_s = (at_s for at_s, event in told if event.get("drafted"))
+    reports = [(at_s, chunk.get("speculation") or {}) for at_s, chunk in chunks]
+    drafted_s = (at_s for at_s, event in reports if event.get("drafted"))
     return Reply(
         text,
         usage["completion_tokens"],
@@ -162,6 +162,6 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
         speculation.get("num_target_passes", max(1, usage["completion_tokens"] - accepted)),
         usage["prompt_tokens"],
         next(drafted_s, None),
-        dict(told[-1][1].get("tokens") or {}),
+        dict(reports[-1][1].get("tokens") or {}),
         list(chain.from_iterable(scored)),
     )

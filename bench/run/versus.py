@@ -57,9 +57,9 @@ def deal(prompts: Sequence[Prompt], slices: int, folder: Path) -> list[Path]:
     """Write the prompts to files by turns; each file has some of every family, and whole
     conversations."""
     asked = groupby(prompts, key=lambda prompt: prompt.scenario or prompt.id)
-    dealt = sorted((list(turns) for _, turns in asked), key=lambda turns: turns[0].root)
+    divided = sorted((list(turns) for _, turns in asked), key=lambda turns: turns[0].root)
     for n, path in enumerate(paths := [folder / f"slice{n}.jsonl" for n in range(slices)]):
-        path.write_bytes(msgspec.json.Encoder().encode_lines(chain(*dealt[n::slices])))
+        path.write_bytes(msgspec.json.Encoder().encode_lines(chain(*divided[n::slices])))
     return paths
 
 
@@ -119,11 +119,11 @@ def main(
     checkouts = {"old": old.resolve(), "new": new.resolve()}
     out.mkdir(parents=True, exist_ok=True)
     prompts = read(families=options.names(families), per_family=per_family)
-    dealt = deal(prompts, slices, out.resolve())
-    for n, own in enumerate(dealt):
+    divided = deal(prompts, slices, out.resolve())
+    for n, own in enumerate(divided):
         for side in ("old", "new") if n % 2 == 0 else ("new", "old"):
             run((side, own), checkouts[side], context.args)
-    typer.echo("\n".join(report(measured("old", dealt), measured("new", dealt))))
+    typer.echo("\n".join(report(measured("old", divided), measured("new", divided))))
 
 
 if __name__ == "__main__":

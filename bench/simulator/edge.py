@@ -51,13 +51,13 @@ class Answer:
         return self.arrivals[-1][0]
 
     @property
-    def later(self) -> tuple[int, float]:
+    def after_first(self) -> tuple[int, float]:
         """Return the tokens after the first ones, and the time from those to the end."""
         return self.tokens - self.arrivals[0][1], self.seconds - self.ttft_s
 
     @property
     def tokens_per_s(self) -> float:
-        tokens, seconds = self.later
+        tokens, seconds = self.after_first
         return tokens / seconds if tokens else 0.0
 
     @property

@@ -59,8 +59,8 @@ def groups(folder: Path, families: Sequence[str], tokens: int | None = None) -> 
     found.sort(key=lambda trace: (trace.temperature, trace.family))
     grouped = groupby(found, key=lambda trace: (trace.temperature, trace.family))
     return [
-        Group(family, heat, [traced(trace.cut(tokens)) for trace in some])
-        for (heat, family), some in grouped
+        Group(family, temperature, [traced(trace.cut(tokens)) for trace in some])
+        for (temperature, family), some in grouped
     ]
 
 

@@ -225,7 +225,7 @@ def record(
             subjects = answered(load(answers, Results), {p.id: p for p in chosen})
         else:
             asked = product(options.numbers(temperatures), chosen)
-            subjects = [Subject(prompt, prompt.family, heat, seed) for heat, prompt in asked]
+            subjects = [Subject(prompt, prompt.family, t, seed) for t, prompt in asked]
         long = any(prompt.scenario for prompt in chosen)
         out.mkdir(parents=True, exist_ok=True)
         room = script.CONTEXT_TOKENS if long else CONTEXT_TOKENS

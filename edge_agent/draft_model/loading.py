@@ -149,5 +149,5 @@ def length_of(model: Model, settings: EdgeSettings) -> Length:
         asked,
         sequences=settings.slots + 1,  # one spare sequence, to read on in
         cache="F16",
-        least=MIN_TOKENS,
+        min_tokens=MIN_TOKENS,
     )

@@ -161,16 +161,16 @@ class Connection:
         headers: Mapping[str, str] = NO_HEADERS,
         *,
         within_s: float = REQUEST_TIMEOUT_S,
-        most_bytes: int = MAX_ANSWER_BYTES,
+        max_bytes: int = MAX_ANSWER_BYTES,
     ) -> Answer:
-        """Return a whole answer. Raises LinkDown, also for one of more than `most_bytes`."""
+        """Return a whole answer. Raises LinkDown, also for one of more than `max_bytes`."""
         client = self.client
         try:
             async with (
                 asyncio.timeout(within_s),
                 self.stream(method, path, body, headers) as response,
             ):
-                return await whole(response, most_bytes)
+                return await whole(response, max_bytes)
         except TimeoutError as error:
             self.renew(client)
             raise upstream_errors.unreachable(self.url, error, self.peer) from error
@@ -220,14 +220,14 @@ def connections(settings: EdgeSettings, *, prior_knowledge: bool = True) -> list
     ]
 
 
-async def whole(response: Response, most_bytes: int = MAX_ANSWER_BYTES) -> Answer:
+async def whole(response: Response, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:
     """Return an answer with its whole body, which is not decompressed, because a few bytes
     could become many. The caller limits the time. Raises LinkDown if the body is too long."""
     body = bytearray()
     async for piece in response.content:
         body += piece
-        if len(body) > most_bytes:
-            raise LinkDown(f"the verifier sends an answer of more than {most_bytes} bytes")
+        if len(body) > max_bytes:
+            raise LinkDown(f"the verifier sends an answer of more than {max_bytes} bytes")
     return Answer(response.status, bytes(body), response.headers.get("retry-after", ""))
 
 

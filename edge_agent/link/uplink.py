@@ -140,11 +140,9 @@ class Uplink:
         self._facts = None
 
     async def _get(
-        self, path: str, within_s: float, most_bytes: int = MAX_ANSWER_BYTES
+        self, path: str, within_s: float, max_bytes: int = MAX_ANSWER_BYTES
     ) -> Answer:
-        answer = await self.connection.ask(
-            "GET", path, within_s=within_s, most_bytes=most_bytes
-        )
+        answer = await self.connection.ask("GET", path, within_s=within_s, max_bytes=max_bytes)
         if answer.status == HTTPStatus.OK:
             return answer
         error = upstream_errors.from_answer(answer)

@@ -69,20 +69,20 @@ class Pools:
     An owner is the object that stands for a client, such as the holder of a key. A pool is
     dropped with its owner, and when the target has another vocabulary.
 
-    most_tokens: the size of each pool; 0 keeps nothing.
+    max_tokens: the size of each pool; 0 keeps nothing.
     """
 
-    def __init__(self, most_tokens: int) -> None:
-        self._most_tokens = most_tokens and max(MIN_POOL_TOKENS, most_tokens)
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens and max(MIN_POOL_TOKENS, max_tokens)
         self._kept: WeakKeyDictionary[object, tuple[str, Pool]] = WeakKeyDictionary()
 
     def of(self, owner: object | None, target: ModelFacts) -> Pool | None:
         """Return an owner's pool; None if nothing is kept, as without an owner."""
-        if owner is None or not self._most_tokens:
+        if owner is None or not self._max_tokens:
             return None
         kept = self._kept.get(owner)
         if kept is None or kept[0] != target.vocabulary:
-            kept = self._kept[owner] = target.vocabulary, Pool(self._most_tokens)
+            kept = self._kept[owner] = target.vocabulary, Pool(self._max_tokens)
         return kept[1]
 
     def empty(self, owner: object) -> None:

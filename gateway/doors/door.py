@@ -98,7 +98,7 @@ class DoorRequest:
     when Ollama's client only loads a model; None otherwise."""
 
 
-RequestReader = Callable[[Body], DoorRequest]
+Convert = Callable[[Body], DoorRequest]
 """Converts a door's request. Raises InvalidRequest with the door's names of fields."""
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.body import checked, parse
-from picospec.gateway.doors.door import Body, DoorRequest, Heading, RequestReader
+from picospec.gateway.doors.door import Body, Convert, DoorRequest, Heading
 from picospec.gateway.doors.event_stream import EventStream, json_answer
 from picospec.gateway.doors.parameters import Parameters, parameters_of, shown_names
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
@@ -31,7 +31,7 @@ from picospec.gateway.tenants.reading import BoundedTokenizer
 
 
 async def generate(
-    schema: type[Body], read: RequestReader[Body], services: Services, request: Request
+    schema: type[Body], convert: Convert[Body], services: Services, request: Request
 ) -> Response:
     """Generate the choices that the request asks for. Raises ApiError."""
     services.drain.check()
@@ -40,7 +40,7 @@ async def generate(
     relay = services.relay
     if relay and (relayed := await relay.ahead(services, request)):
         return relayed
-    door_request, services, facts, given = await _read_request(schema, read, services, request)
+    door_request, services, facts, given = await _converted(schema, convert, services, request)
     body = door_request.body
     body.check_served(facts)
     if door_request.instead is not None:
@@ -80,32 +80,29 @@ async def generate(
 
 async def count_prompt(
     schema: type[Body],
-    read: RequestReader[Body],
+    convert: Convert[Body],
     services: Services,
     request: Request,
     **more: str,
 ) -> Response:
     """Answer with the number of tokens in the prompt of a door's request. more: further fields
     of the answer. Raises ApiError."""
-    door_request, services, facts, _ = await _read_request(schema, read, services, request)
+    door_request, services, facts, _ = await _converted(schema, convert, services, request)
     source = await services.tokenizer(facts.vocabulary)
     tokenizer = BoundedTokenizer(source, facts, door_request.body.prompt_field)
-    tokenise, owner = (
-        partial(door_request.body.tokenise, tokenizer),
-        request.state.account.tenant,
-    )
-    prompts = await services.reader.read(owner, tokenise)
+    tokenise = partial(door_request.body.tokenise, tokenizer)
+    prompts = await services.reader.read(request.state.account.tenant, tokenise)
     return json_response({**more, "input_tokens": sum(map(len, prompts))})
 
 
-async def _read_request(
-    schema: type[Body], read: RequestReader[Body], services: Services, request: Request
+async def _converted(
+    schema: type[Body], convert: Convert[Body], services: Services, request: Request
 ) -> tuple[DoorRequest, Services, Facts, Parameters]:
     """Return what a request asks for, the services and the model that answer it, and the
     parameters that no schema has. Raises ApiError."""
     account: Account = request.state.account
     parsed = await parse(schema, services, request)
-    door_request = await checked(services, request, partial(read, parsed))
+    door_request = await checked(services, request, partial(convert, parsed))
     account.field_names = door_request.names
     services = await services.for_request(account)
     facts = await services.facts_of(door_request.body.model)

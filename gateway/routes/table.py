@@ -16,7 +16,7 @@ from picospec.gateway.doors.chat import answer as chat
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.completions import answer as completions
 from picospec.gateway.doors.completions.request import CompletionRequest
-from picospec.gateway.doors.door import Body, RequestReader
+from picospec.gateway.doors.door import Body, Convert
 from picospec.gateway.doors.generation import count_prompt, generate
 from picospec.gateway.doors.llama_server import answer as llama_server
 from picospec.gateway.doors.llama_server.request import InfillRequest, NativeCompletionRequest
@@ -47,28 +47,25 @@ def shape_of(path: str, headers: Headers) -> Shape:
 
 
 def _door(
-    path: str, summary: str, schema: type[Body], read: RequestReader[Body], *kind: str
+    path: str, summary: str, schema: type[Body], convert: Convert[Body], *kind: str
 ) -> Route:
     """Return the route of a door. kind: media type of its streams, unless they are events."""
-    return Route("POST", path, summary, partial(generate, schema, read), schema, *kind)
+    return Route("POST", path, summary, partial(generate, schema, convert), schema, *kind)
 
 
 _KEPT: Final = "/v1/responses/{name}"
 _SAME: Final = "The same as with /v1"
 _LINES: Final = "application/x-ndjson"
-_COUNT: Final = partial(count_prompt, MessagesRequest, messages.read_request)
-_CHAT: Final = partial(ollama.read_request, ollama.ChatAnswer)
-_TEXT: Final = partial(ollama.read_request, ollama.TextAnswer)
-_COMPLETION: Final = ("Go on with a text", NativeCompletionRequest, llama_server.read_request)
+_COUNT: Final = partial(count_prompt, MessagesRequest, messages.convert)
+_CHAT: Final = partial(ollama.convert, ollama.ChatAnswer)
+_TEXT: Final = partial(ollama.convert, ollama.TextAnswer)
+_COMPLETION: Final = ("Go on with a text", NativeCompletionRequest, llama_server.convert)
 
 ROUTES: Final = (
-    _door("/v1/chat/completions", "Answer a chat", ChatRequest, chat.read_request),
-    _door("/v1/completions", "Go on with a text", CompletionRequest, completions.read_request),
+    _door("/v1/chat/completions", "Answer a chat", ChatRequest, chat.convert),
+    _door("/v1/completions", "Go on with a text", CompletionRequest, completions.convert),
     _door(
-        "/v1/messages",
-        "Answer messages, as Anthropic does",
-        MessagesRequest,
-        messages.read_request,
+        "/v1/messages", "Answer messages, as Anthropic does", MessagesRequest, messages.convert
     ),
     Route(
         "POST",
@@ -112,14 +109,14 @@ ROUTES: Final = (
     Route("GET", "/status", "What this service is, and how it is", status.status),
     Route("GET", "/metrics", "Metrics", status.prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
-    _door("/chat/completions", _SAME, ChatRequest, chat.read_request),
+    _door("/chat/completions", _SAME, ChatRequest, chat.convert),
     Route("GET", "/models", _SAME, status.list_models),
     Route("GET", "/v1/health", "The same as without /v1", status.health),
     Route("GET", "/ping", "The same as /health", status.health),
     Route("GET", "/props", "The model, as llama-server tells it", status.props),
     _door("/completion", *_COMPLETION),
     _door("/completions", *_COMPLETION),
-    _door("/infill", "Fill in between two texts", InfillRequest, llama_server.read_request),
+    _door("/infill", "Fill in between two texts", InfillRequest, llama_server.convert),
     _door("/api/chat", "Answer a chat", OllamaChat, _CHAT, _LINES),
     _door("/api/generate", "Answer a prompt", OllamaGenerate, _TEXT, _LINES),
     Route("POST", "/api/show", "What a model can do", models.show, models.ShowRequest),

@@ -81,12 +81,12 @@ class BoundedTokenizer:
         *,
         tools: Sequence[Json] = (),
         options: Json = NONE,
-        most_bytes: int = MAX_CHAT_BYTES,
+        max_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
-        most = min(self._most_bytes, most_bytes)
+        most = min(self._max_bytes, max_bytes)
         self._check(*chain.from_iterable(map(_texts, messages)))
         try:
-            made = self.tokenizer.chat(messages, tools=tools, options=options, most_bytes=most)
+            made = self.tokenizer.chat(messages, tools=tools, options=options, max_bytes=most)
         except OverflowError as error:
             raise self._too_long(most) from error
         except OSError as error:  # no process for the template: descriptors or memory ran out
@@ -105,23 +105,23 @@ class BoundedTokenizer:
         prefix: str,
         suffix: str,
         snippets: Sequence[Mapping[str, str]] = (),
-        most_tokens: int = 0,
+        max_tokens: int = 0,
     ) -> list[int]:
         """See Tokenizer.infill. Snippets leave a part of the context for the answer."""
         self._check(prefix, suffix)
         sizes = accumulate(sum(map(len, each.values())) for each in reversed(snippets))
-        fitting = sum(size <= self._most_bytes for size in sizes)
+        fitting = sum(size <= self._max_bytes for size in sizes)
         last = snippets[len(snippets) - fitting :]
-        most = most_tokens or int(self.facts.context_tokens * SNIPPETS_SHARE)
+        most = max_tokens or int(self.facts.context_tokens * SNIPPETS_SHARE)
         return self._counted(self.tokenizer.infill(prefix, suffix, last, most))
 
     @property
-    def _most_bytes(self) -> int:
+    def _max_bytes(self) -> int:
         return self.facts.context_tokens * BYTES_PER_TOKEN
 
     def _check(self, *texts: str) -> None:
         size = sum(len(text.encode()) for text in texts)
-        if size > self._most_bytes:
+        if size > self._max_bytes:
             raise self._too_long(size)
 
     def _too_long(self, size: int) -> PromptTooLong:
@@ -129,7 +129,7 @@ class BoundedTokenizer:
         estimate = size // CHARGED_BYTES_PER_TOKEN
         self.charged += min(estimate, context)
         return PromptTooLong(
-            f"the context has {context} tokens; the prompt has more than {self._most_bytes}"
+            f"the context has {context} tokens; the prompt has more than {self._max_bytes}"
             " bytes, which cannot fit",
             param=self.field,
             tokens=estimate,

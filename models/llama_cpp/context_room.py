@@ -55,27 +55,27 @@ def context_length(
     *,
     sequences: int,
     cache: str,
-    least: int,
+    min_tokens: int,
 ) -> Length:
     """Return the length of a context. facts: the metadata of the model's GGUF file; asked: the
-    setting; least: the minimum, even if memory is short."""
-    kv_bytes = kv_bytes_a_token(facts, cache) * sequences
-    tokens = asked or fitting_tokens(trained, kv_bytes, least, room_bytes())
+    setting; min_tokens: the minimum, even if memory is short."""
+    kv_bytes = kv_bytes_per_token(facts, cache) * sequences
+    tokens = asked or fitting_tokens(trained, kv_bytes, min_tokens, room_bytes())
     tokens = min(tokens, trained)
     return Length(tokens, trained, sequences, int(tokens * kv_bytes))
 
 
-def fitting_tokens(trained: int, kv_bytes: float, least: int, room_bytes: float) -> int:
+def fitting_tokens(trained: int, kv_bytes: float, min_tokens: int, room_bytes: float) -> int:
     """Return the longest context that fits. kv_bytes: bytes of a token in all sequences."""
     if trained * kv_bytes <= room_bytes:
         return trained
-    tokens = least
+    tokens = min_tokens
     while 2 * tokens * kv_bytes <= room_bytes:
         tokens *= 2
     return min(tokens, trained)
 
 
-def kv_bytes_a_token(facts: Mapping[str, str], cache: str) -> float:
+def kv_bytes_per_token(facts: Mapping[str, str], cache: str) -> float:
     """Return the bytes of KV of a token in one sequence. facts: the metadata of a GGUF file.
     This is an upper bound: some layers of some models take less."""
 

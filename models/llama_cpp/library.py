@@ -116,13 +116,13 @@ def quantise(source: Path, target: Path, kind: Quantisation) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def on_stack(most_bytes: int, work: Callable[[], T]) -> T:
+def on_stack(max_bytes: int, work: Callable[[], T]) -> T:
     """Return the result of `work`, which recurses as deep as its input is long. It runs in a
-    thread with a stack of `most_bytes`, of which only the used part takes memory.
+    thread with a stack of `max_bytes`, of which only the used part takes memory.
 
     Raises ValueError if there is no room for the stack.
     """
-    stack_bytes = MIN_STACK_BYTES + -(-most_bytes // PAGE_BYTES) * PAGE_BYTES
+    stack_bytes = MIN_STACK_BYTES + -(-max_bytes // PAGE_BYTES) * PAGE_BYTES
     with ThreadPoolExecutor(1, "deep-stack") as threads:
         try:
             with _setting:
@@ -132,5 +132,5 @@ def on_stack(most_bytes: int, work: Callable[[], T]) -> T:
                 finally:
                     threading.stack_size(usual)
         except RuntimeError as error:
-            raise ValueError(f"no stack of {most_bytes} bytes: {error}") from error
+            raise ValueError(f"no stack of {max_bytes} bytes: {error}") from error
         return done.result()

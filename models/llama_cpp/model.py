@@ -120,12 +120,12 @@ class Model:
         return int(facts[f"{facts['general.architecture']}.context_length"])
 
     @property
-    def begins_raw(self) -> tuple[int, ...]:
+    def raw_beginning(self) -> tuple[int, ...]:
         """Return the token, if any, that must begin every prompt."""
         wanted = lib.llama_vocab_get_add_bos(self._vocabulary)
         return (lib.llama_vocab_bos(self._vocabulary),) if wanted else ()
 
-    begins_chat = begins_raw
+    chat_beginning = raw_beginning
 
     def named_tokens(self) -> dict[str, str]:
         """Return the spellings of the tokens that chat templates use, by their names."""

@@ -47,10 +47,10 @@ class ChatTemplate:
         messages: Sequence[Json],
         tools: Sequence[Json],
         options: Json,
-        most_bytes: int = MAX_BYTES,
+        max_bytes: int = MAX_BYTES,
     ) -> str:
         """Return the chat with the assistant's turn opened. Raises ValueError, and
-        OverflowError if it has more than `most_bytes`.
+        OverflowError if it has more than `max_bytes`.
 
         options: more variables, which replace the template's own. Many templates know some of
         them: `documents`, `enable_thinking`, `add_generation_prompt`.
@@ -62,15 +62,15 @@ class ChatTemplate:
         try:
             for piece in self._template.generate(given):
                 size += len(piece.encode(errors="surrogatepass"))
-                if size > most_bytes:
+                if size > max_bytes:
                     break
                 pieces.append(piece)
         except MemoryError:
             raise
         except Exception as error:  # the template is foreign code: it may raise anything
             raise ValueError(f"the chat template refuses: {error}") from error
-        if size > most_bytes:
-            raise OverflowError(f"the chat has more than {most_bytes} bytes")
+        if size > max_bytes:
+            raise OverflowError(f"the chat has more than {max_bytes} bytes")
         return "".join(pieces)
 
 

@@ -46,7 +46,7 @@ class HuggingFaceEncoder:
     eos, stop_tokens, padding: see Vocabulary. The file does not contain them.
     """
 
-    begins_chat: tuple[int, ...] = ()
+    chat_beginning: tuple[int, ...] = ()
     """Chat templates write the first token themselves."""
 
     def __init__(
@@ -79,7 +79,7 @@ class HuggingFaceEncoder:
         )
 
     @cached_property
-    def begins_raw(self) -> tuple[int, ...]:
+    def raw_beginning(self) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode("").ids)
 
     def tokenize(self, text: str, special: bool) -> list[int]:

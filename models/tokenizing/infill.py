@@ -71,13 +71,13 @@ class InfillFormat:
         return tokens
 
     def before(
-        self, snippets: Sequence[Mapping[str, str]], most_tokens: int, encode: Encode
+        self, snippets: Sequence[Mapping[str, str]], max_tokens: int, encode: Encode
     ) -> list[int]:
         """Return tokens that show snippets of other files, and precede the prompt: as many of
-        the last ones as fit into most_tokens. snippets: objects with `filename` and `text`."""
+        the last ones as fit into max_tokens. snippets: objects with `filename` and `text`."""
         head = [] if self.repository is None else [self.repository, *encode(_REPOSITORY)]
         tail = [] if self.file is None else [self.file, *encode(_FILE)]
-        room, shown = most_tokens - len(head) - len(tail), list[list[int]]()
+        room, shown = max_tokens - len(head) - len(tail), list[list[int]]()
         for snippet in reversed(snippets):
             tokens = self._snippet(f"{snippet['filename']}\n", snippet["text"], encode)
             if (room := room - len(tokens)) < 0:

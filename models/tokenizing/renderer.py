@@ -63,16 +63,16 @@ class Renderer:
         messages: Sequence[Json],
         tools: Sequence[Json],
         options: Json,
-        most_bytes: int = MAX_BYTES,
+        max_bytes: int = MAX_BYTES,
     ) -> str:
         """See ChatTemplate.render. Several threads may call it at once."""
         chat = {
             "messages": messages,
             "tools": tools,
             "options": options,
-            "most_bytes": most_bytes,
+            "max_bytes": max_bytes,
         }
-        answer = self._ask(worker := self._taken(), chat, ANSWER_TIMEOUT_S, most_bytes)
+        answer = self._ask(worker := self._taken(), chat, ANSWER_TIMEOUT_S, max_bytes)
         self._idle.append(worker)
         if reason := answer.get("error"):
             raise ValueError(reason)
@@ -101,9 +101,9 @@ class Renderer:
     def _ask(
         self, worker: Worker, question: Json, within_s: float, text_bytes: int
     ) -> dict[str, Any]:
-        most_bytes = _MAX_ESCAPED * text_bytes + _MAX_OTHER_BYTES
+        max_bytes = _MAX_ESCAPED * text_bytes + _MAX_OTHER_BYTES
         try:
-            answer = worker.ask(json.dumps(question).encode(), within_s, most_bytes)
+            answer = worker.ask(json.dumps(question).encode(), within_s, max_bytes)
         except (EOFError, OSError) as error:
             raise Overrun from error
         found: dict[str, Any] = json.loads(answer)

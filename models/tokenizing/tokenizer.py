@@ -35,11 +35,11 @@ class Encoder(Protocol):
     def vocabulary(self) -> Vocabulary: ...
 
     @property
-    def begins_raw(self) -> tuple[int, ...]:
+    def raw_beginning(self) -> tuple[int, ...]:
         """Return the tokens that begin every raw prompt."""
 
     @property
-    def begins_chat(self) -> tuple[int, ...]:
+    def chat_beginning(self) -> tuple[int, ...]:
         """Return the tokens that begin every chat, even if the template does not write them."""
 
     def tokenize(self, text: str, special: bool) -> list[int]:
@@ -81,7 +81,7 @@ class Tokenizer:
         *,
         tools: Sequence[Json] = (),
         options: Json = _NONE,
-        most_bytes: int = MAX_BYTES,
+        max_bytes: int = MAX_BYTES,
     ) -> list[int]:
         """Return the chat's tokens, with the assistant's turn opened. See
         gateway.tokenizer.Tokenizer."""
@@ -93,34 +93,34 @@ class Tokenizer:
         if continues := options.get(CONTINUES) is True:
             given |= {"messages": _marked(shown, sentinel), "options": _left_open(options)}
         safe: Any = {name: self._break(value, sentinel) for name, value in given.items()}
-        rendered = _rendered(self._template, safe, most_bytes)
+        rendered = _rendered(self._template, safe, max_bytes)
         if continues:
             rendered = _cut(rendered, sentinel)
         if sentinel in rendered:
             tokens = list(self._tokens(rendered, sentinel))
         else:
             tokens = self._encoder.tokenize(rendered, True)
-        return _beginning(self._encoder.begins_chat, tokens)
+        return _beginning(self._encoder.chat_beginning, tokens)
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
         """Return the tokens of a raw prompt. See gateway.tokenizer.Tokenizer."""
         tokens = self._encoder.tokenize(text, special)
-        return _beginning(self._encoder.begins_raw, tokens) if begin else tokens
+        return _beginning(self._encoder.raw_beginning, tokens) if begin else tokens
 
     def infill(
         self,
         prefix: str,
         suffix: str,
         snippets: Sequence[Mapping[str, str]] = (),
-        most_tokens: int = 0,
+        max_tokens: int = 0,
     ) -> list[int]:
         """Return a prompt for the text between two texts. See gateway.tokenizer.Tokenizer."""
         if self._infill is None:
             raise ValueError("the model has no tokens for filling in between two texts")
         encode = partial(self._encoder.tokenize, special=False)
         prompt = self._infill.prompt(prefix, suffix, encode)
-        before = self._infill.before(snippets, most_tokens - len(prompt), encode)
-        return _beginning(self._encoder.begins_raw, [*before, *prompt])
+        before = self._infill.before(snippets, max_tokens - len(prompt), encode)
+        return _beginning(self._encoder.raw_beginning, [*before, *prompt])
 
     @cached_property
     def _infill(self) -> InfillFormat | None:
@@ -178,16 +178,16 @@ def _left_open(options: Json) -> Json:
     return {**others, "add_generation_prompt": False}
 
 
-def _rendered(template: ChatTemplate | Renderer, chat: dict[str, Any], most_bytes: int) -> str:
+def _rendered(template: ChatTemplate | Renderer, chat: dict[str, Any], max_bytes: int) -> str:
     try:
-        return template.render(**chat, most_bytes=most_bytes)
+        return template.render(**chat, max_bytes=max_bytes)
     except Overrun:
         raise
     except ValueError:  # the template may allow system messages only at the beginning
         merged = system_first(chat["messages"])
         if merged == chat["messages"]:
             raise
-        return template.render(**{**chat, "messages": merged}, most_bytes=most_bytes)
+        return template.render(**{**chat, "messages": merged}, max_bytes=max_bytes)
 
 
 def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:

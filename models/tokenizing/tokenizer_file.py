@@ -59,7 +59,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
 
     defaults: dict[str, float] = {}
     """Requests without settings get these, by their OpenAI names, as the model's makers or the
-    target's server recommend. `most_tokens` limits the tokens of every answer."""
+    target's server recommend. `max_tokens` limits the tokens of every answer."""
 
     variables: dict[str, Any] = {}
     """More variables of the chat template have these default values."""

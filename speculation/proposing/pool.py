@@ -34,12 +34,12 @@ Ids = NDArray[np.uint32]
 
 
 class Pool:
-    """most_tokens: size of the ring, more than max(LENGTHS)."""
+    """max_tokens: size of the ring, more than max(LENGTHS)."""
 
-    def __init__(self, most_tokens: int) -> None:
-        self._ring = np.zeros(most_tokens, np.uint32)  # token ids plus 1; 0 ends each text
+    def __init__(self, max_tokens: int) -> None:
+        self._ring = np.zeros(max_tokens, np.uint32)  # token ids plus 1; 0 ends each text
         self._next = 0
-        self._bits = most_tokens.bit_length()
+        self._bits = max_tokens.bit_length()
         self._after = {n: np.zeros(1 << self._bits, np.uint32) for n in LENGTHS}
         """Maps an n-gram's hash to the place in the ring of the token that followed."""
 

@@ -159,9 +159,9 @@ class Framed(Generic[M_co]):
 class Decoder:
     """Cuts a byte stream into messages. It holds at most one unfinished frame."""
 
-    def __init__(self, most_bytes: int = MAX_FRAME_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._buffer = bytearray()
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Yield each message that `data` completes; raise MalformedFrame for anything else."""
@@ -188,8 +188,8 @@ class Decoder:
             if len(self._buffer) >= MAX_VARINT_BYTES:
                 raise
             return None
-        if not 1 <= length <= self._most_bytes:
-            raise head.fail(f"a frame of {length} bytes, not 1 to {self._most_bytes}")
+        if not 1 <= length <= self._max_bytes:
+            raise head.fail(f"a frame of {length} bytes, not 1 to {self._max_bytes}")
         end = head.offset + length
         if len(self._buffer) < end:
             return None

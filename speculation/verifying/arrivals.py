@@ -73,8 +73,8 @@ class Arrivals:
             if self._is_after_break or not self.first_s:
                 self.first_s = running_mean(self.first_s or None, latest_s)
         elif self._last_at is not None and now - self._last_at > MIN_INTERVAL_S:
-            most_s = MAX_GROWTH * self.interval_s or inf
-            latest_s = min((now - self._last_at) / tokens, most_s)
+            max_s = MAX_GROWTH * self.interval_s or inf
+            latest_s = min((now - self._last_at) / tokens, max_s)
             self.interval_s = running_mean(self.interval_s or None, latest_s)
         self._awaited, self._is_paused, self._last_at = None, False, now
 

@@ -82,8 +82,8 @@ class _Size:
         if self.samples < MIN_SAMPLES and MAX_SLOWDOWN * seconds < least_s:
             self._recent_s.clear()  # those were interrupted
         self._recent_s.append(seconds)
-        most_s = MAX_SLOWDOWN * median(self._recent_s)
-        self.usual_s = fmean(min(recent_s, most_s) for recent_s in self._recent_s)
+        max_s = MAX_SLOWDOWN * median(self._recent_s)
+        self.usual_s = fmean(min(recent_s, max_s) for recent_s in self._recent_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class PassLatency:
                 if size.samples == 1 and size.usual_s > MIN_EXCESS * curve.of(rows):
                     size.usual_s = 0.0
 
-    def most_rows(self, needed: int) -> int:
+    def max_rows(self, needed: int) -> int:
         """Return how many rows a pass may have. needed: the number that it must have."""
         if not self._sizes:
             return needed

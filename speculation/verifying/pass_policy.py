@@ -128,7 +128,7 @@ def allocate(
     """
     least = len(gains)
     if not judge_all:
-        rows = min(rows, latency.most_rows(least))
+        rows = min(rows, latency.max_rows(least))
     ranked = sorted(((gain, i) for i, some in enumerate(gains) for gain in some), reverse=True)[
         : max(0, rows - least)
     ]

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.identity.comparison import Answer, batched, compare, is_defect, tally
-from picospec.bench.identity.ties import Parting
+from picospec.bench.identity.ties import Divergence
 from picospec.bench.run.client import Reply
 
 PROMPTS = [Prompt(str(i), "code", f"say {i}") for i in range(5)]
-PARTED = Parting(3, " a", " b", plain_gap=0.125, edge_gap=0.0, step=0.125)
+PARTED = Divergence(3, " a", " b", plain_gap=0.125, edge_gap=0.0, step=0.125)
 
 
-def answer(arm: str, prompt: Prompt, heat: float, text: str) -> Answer:
+def answer(arm: str, prompt: Prompt, temperature: float, text: str) -> Answer:
     reply = Reply(text, 4, (), 0.0, 1.0, drafted=6, accepted=5, target_passes=2)
-    return Answer(arm, prompt.id, heat, reply)
+    return Answer(arm, prompt.id, temperature, reply)
 
 
 class Services:
@@ -26,13 +26,13 @@ class Services:
         self.running = 0
         self.most = 0
 
-    async def ask(self, url: str, arm: str, prompt: Prompt, heat: float) -> Answer:
+    async def ask(self, url: str, arm: str, prompt: Prompt, temperature: float) -> Answer:
         self.running += 1
         self.most = max(self.most, self.running)
         await asyncio.sleep(0)
         self.running -= 1
         differs = arm == "wrong" and prompt.id == "3"
-        return answer(arm, prompt, heat, "another" if differs else prompt.prompt)
+        return answer(arm, prompt, temperature, "another" if differs else prompt.prompt)
 
 
 async def compared_answers(services: Services, sessions: int) -> list[Answer]:
@@ -58,7 +58,7 @@ async def test_the_edges_are_compared_with_the_plain_engine() -> None:
     assert {a.identical for a in answers if a.arm == "plain"} == {None}
     different = [(a.arm, a.prompt) for a in answers if a.identical is False]
     assert different == [("wrong", "3")] * 2
-    assert {a.parting for a in answers if a.identical} == {None}
+    assert {a.divergence for a in answers if a.identical} == {None}
 
 
 async def test_a_difference_is_a_defect_unless_it_was_a_near_tie() -> None:
@@ -67,8 +67,10 @@ async def test_a_difference_is_a_defect_unless_it_was_a_near_tie() -> None:
     ]
 
     assert not is_defect(different)
-    assert is_defect(replace(different, parting=None))
-    assert is_defect(replace(different, parting=replace(PARTED, plain_gap=0.5, edge_gap=0.5)))
+    assert is_defect(replace(different, divergence=None))
+    assert is_defect(
+        replace(different, divergence=replace(PARTED, plain_gap=0.5, edge_gap=0.5))
+    )
     assert not is_defect(replace(different, identical=True))
 
 

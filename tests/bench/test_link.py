@@ -47,13 +47,13 @@ async def talking_to(
 
 @asynccontextmanager
 async def through_a_link(
-    handler: Handler = echo, *, seed: int = 0, most_bytes: int = 1 << 20, **conditions: float
+    handler: Handler = echo, *, seed: int = 0, max_bytes: int = 1 << 20, **conditions: float
 ) -> AsyncIterator[tuple[Link, asyncio.StreamReader, asyncio.StreamWriter]]:
     """Give a link, and a connection through it to a server."""
     async with (
         serving(handler) as upstream,
         Link(
-            upstream, Conditions(**conditions), seed=seed, max_in_flight_bytes=most_bytes
+            upstream, Conditions(**conditions), seed=seed, max_in_flight_bytes=max_bytes
         ) as link,
         talking_to(link.port) as (reader, writer),
     ):
@@ -104,7 +104,7 @@ async def test_a_reader_that_stops_stops_its_sender() -> None:
         await stalled.wait()
         writer.close()
 
-    async with through_a_link(ignore, most_bytes=65_536) as (link, _, writer):
+    async with through_a_link(ignore, max_bytes=65_536) as (link, _, writer):
         writer.write(bytes(64 << 20))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(writer.drain(), 0.3)

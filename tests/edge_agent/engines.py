@@ -100,7 +100,7 @@ class ByteEncoder:
     """A byte is a token."""
 
     vocabulary = Vocabulary((b"",) * 256, frozenset(), frozenset())
-    begins_raw = begins_chat = (255,)
+    raw_beginning = chat_beginning = (255,)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return [254] if special else list(text.encode())

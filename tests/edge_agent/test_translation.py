@@ -20,7 +20,7 @@ STOP_, BOS_, TOOL_, A_, B_ = range(5)
 
 @pytest.fixture
 def pair() -> Translation:
-    DRAFT.begins_raw = (BOS_,)
+    DRAFT.raw_beginning = (BOS_,)
     return Translation(Tokenizer(TARGET, None), DRAFT)
 
 

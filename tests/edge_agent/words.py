@@ -10,8 +10,8 @@ from picospec.models.vocabulary import Vocabulary
 class WordEncoder:
     """models.tokenizing.tokenizer.Encoder. The first of the special tokens ends a turn."""
 
-    begins_raw: tuple[int, ...] = ()
-    begins_chat: tuple[int, ...] = ()
+    raw_beginning: tuple[int, ...] = ()
+    chat_beginning: tuple[int, ...] = ()
 
     def __init__(self, pieces: Sequence[bytes], special: Collection[int]) -> None:
         end = min(special)

@@ -65,7 +65,7 @@ async def test_a_client_that_does_not_read_delays_no_other(
         nonlocal ended
         async with RawClient(world.edge.port, room_bytes=4096) as client:
             await client.send(request(ENDLESS))
-            await client.read(b'"content":"', most_bytes=512)
+            await client.read(b'"content":"', max_bytes=512)
             await asyncio.sleep(4.0)
             ended = await client.read(b"[DONE]")
 
@@ -84,7 +84,7 @@ async def test_a_client_that_never_reads_holds_nothing_for_long(
 ) -> None:
     async with RawClient(world.edge.port, room_bytes=4096) as client:
         await client.send(request(ENDLESS))
-        await client.read(b'"content":"', most_bytes=512)
+        await client.read(b'"content":"', max_bytes=512)
         begun = time.monotonic()
         await asyncio.sleep(UNREAD_S)
         await serves_again(world)

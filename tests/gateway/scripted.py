@@ -68,13 +68,13 @@ class ByteTokenizer:
         *,
         tools: Sequence[Json] = (),
         options: Json = NONE,
-        most_bytes: int = MAX_CHAT_BYTES,
+        max_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         self.rendered.append({"messages": messages, "tools": tools, "options": options})
         if messages[0]["role"] == "assistant":
             raise ValueError("the conversation must not begin with the assistant")
         text = "".join(f"{str(m['role'])[0]}:{_text(m['content'])}\n" for m in messages)
-        if len(text.encode()) > most_bytes:
+        if len(text.encode()) > max_bytes:
             raise OverflowError(text)
         return self.encode(text)
 
@@ -86,7 +86,7 @@ class ByteTokenizer:
         prefix: str,
         suffix: str,
         snippets: Sequence[Mapping[str, str]] = (),
-        most_tokens: int = 0,
+        max_tokens: int = 0,
     ) -> list[int]:
         shown = "".join(f"[{each['filename']}:{each['text']}]" for each in snippets)
         return self.encode(f"{shown}<{prefix}|{suffix}>")

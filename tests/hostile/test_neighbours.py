@@ -109,13 +109,13 @@ async def test_a_target_hears_who_asks_for_an_answer() -> None:
 def test_what_a_sequence_holds_is_of_use_to_its_owner_alone() -> None:
     slots, prompt = KvSlots(2), tuple(range(50))
     place, _ = slots.take(prompt, "ann")
-    slots.give_back(place, prompt, "ann")
+    slots.release(place, prompt, "ann")
 
     for other in ("ben", None):
         assert slots.take(prompt, other) == (1 - place, 0)  # the empty one: nothing is lost
-        slots.give_back(1 - place, (), other)
+        slots.release(1 - place, (), other)
     assert slots.take(prompt, "ann") == (place, 49)
-    slots.give_back(place, prompt, "ann")
+    slots.release(place, prompt, "ann")
     assert slots.take(prompt, "ben") == (1 - place, 0)
     assert slots.take(prompt, "ben") == (place, 0)
 
@@ -146,8 +146,8 @@ async def test_the_embedded_target_reads_for_each_tenant(shared: bool) -> None:
     taken, texts = list[tuple[int, int]](), list[list[int]]()
     async with serving() as host:
         target = cast(Any, host.ready())
-        target._share_prefixes, take = shared, target._places.take
-        target._places.take = taking
+        target._share_prefixes, take = shared, target._kv_slots.take
+        target._kv_slots.take = taking
         for name in ("ann", "ann", "ben"):
             job = replace(job_of(host, LONG, 0.0), owner=SimpleNamespace(name=name))
             texts.append(await plain(host, job))
@@ -164,7 +164,7 @@ async def test_what_judging_takes_for_one_session_gives_no_other_fewer_rows() ->
     engine.extra_judging_s = 0.49
     async with scheduling(engine) as sessions:
         slot = sessions.open(prompt=(1,), max_tokens=8, fill="always")
-        sessions.place(slot, 0)
+        sessions.assign(slot, 0)
         sessions.receive(slot, *[TOKEN] * 7)
         await text_of(slot)
 

@@ -48,7 +48,7 @@ class Bytes:
     """An Encoder."""
 
     vocabulary = Vocabulary((b"",) * 256, frozenset(), frozenset())
-    begins_raw = begins_chat = ()
+    raw_beginning = chat_beginning = ()
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return list(text.encode())
@@ -85,9 +85,9 @@ def test_a_chat_may_have_so_many_bytes_and_no_more() -> None:
     template = Renderer("{{ messages[0].content }}", {})
     render = partial(template.render, [{"content": "\u4e2d" * 100_000}], (), {})
 
-    assert len(render(most_bytes=300_000)) == 100_000
+    assert len(render(max_bytes=300_000)) == 100_000
     with pytest.raises(OverflowError):
-        render(most_bytes=299_999)
+        render(max_bytes=299_999)
 
 
 def test_texts_and_numbers_reach_the_template_as_they_are() -> None:

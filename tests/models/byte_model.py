@@ -17,11 +17,11 @@ class ByteModel:
     """models.tokenizing.tokenizer.Encoder; its markers are the tokens from 256 on."""
 
     markers: tuple[str, ...] = MARKERS
-    begins_raw: tuple[int, ...] = ()
+    raw_beginning: tuple[int, ...] = ()
 
     @property
-    def begins_chat(self) -> tuple[int, ...]:
-        return self.begins_raw
+    def chat_beginning(self) -> tuple[int, ...]:
+        return self.raw_beginning
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -17,7 +17,7 @@ CHATML = (
 
 
 def tokenizer(template: str | None = CHATML, *, bos: bool = False) -> Tokenizer:
-    model = ByteModel(begins_raw=(BOS,) if bos else ())
+    model = ByteModel(raw_beginning=(BOS,) if bos else ())
     return Tokenizer(model, template and ChatTemplate(template, {"bos_token": "<s>"}))
 
 

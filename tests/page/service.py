@@ -60,7 +60,7 @@ class Words:
         *,
         tools: Sequence[Json] = (),
         options: Json = NONE,
-        most_bytes: int = MAX_CHAT_BYTES,
+        max_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages))
 

@@ -74,7 +74,7 @@ class FakeTokenizer:
         *,
         tools: Sequence[Json] = (),
         options: Json = NONE,
-        most_bytes: int = MAX_CHAT_BYTES,
+        max_bytes: int = MAX_CHAT_BYTES,
     ) -> list[int]:
         first = SLOW if "slowly" in str(messages[-1]["content"]) else STREAMS
         return [first, *(len(str(message["content"])) % V for message in messages)]

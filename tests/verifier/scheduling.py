@@ -90,8 +90,8 @@ class Sessions:
         )
         return Slot(name, self.machine.session(name))
 
-    def place(self, slot: Slot, sequence: int) -> None:
-        slot.place(sequence, reused=0)
+    def assign(self, slot: Slot, sequence: int) -> None:
+        slot.assign(sequence, reused=0)
         self.slots[slot.name] = slot
         self.scheduler.wake()
 

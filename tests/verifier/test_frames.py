@@ -52,7 +52,7 @@ class FakeEngine:
     def __init__(self, frames: list[bytes]) -> None:
         self._frames = frames
         self.pushed: list[bytes] = []
-        self.most_sessions, self.drawn_by_vllm = 1, False
+        self.max_sessions, self.drawn_by_vllm = 1, False
 
     async def generate(self, *_: object) -> AsyncGenerator[OutgoingFrame]:
         for frame in self._frames:

@@ -10,8 +10,8 @@ from picospec.verifier.llama_target.kv_slots import KvSlots
 def places(*held: tuple[int, ...]) -> KvSlots:
     """KvSlots whose sequences 0, 1, ... hold this."""
     made = KvSlots(len(held))
-    for place in sorted(made.take(())[0] for _ in held):
-        made.give_back(place, held[place])
+    for sequence in sorted(made.take(())[0] for _ in held):
+        made.release(sequence, held[sequence])
     return made
 
 
@@ -43,9 +43,9 @@ def turns(made: KvSlots, *conversations: int, count: int) -> list[int]:
     for _ in range(count):
         found = []
         for text in texts.values():
-            place, common = made.take(text)
+            sequence, common = made.take(text)
             found.append(common)
-            made.give_back(place, tuple(text))
+            made.release(sequence, tuple(text))
             text.extend(text[-1:] * 10)
     return found
 
@@ -59,6 +59,6 @@ def test_conversations_that_are_over_do_not_keep_their_sequences() -> None:
 def test_a_long_conversation_outlives_many_short_prompts() -> None:
     made = places((1,) * 1000, *((100 + i,) * 10 for i in range(3)))
     for prompt in range(200, 240):
-        made.give_back(made.take((prompt,) * 10)[0], (prompt,) * 10)
+        made.release(made.take((prompt,) * 10)[0], (prompt,) * 10)
 
     assert made.take((1,) * 1010)[1] == 1000

@@ -258,5 +258,5 @@ async def test_a_closed_session_frees_its_slot_even_while_it_waits_or_prefills(
     await asyncio.wait(first)
 
     assert target._slots == {}  # type: ignore[attr-defined]
-    assert target._places.free == 4  # type: ignore[attr-defined]
+    assert target._kv_slots.free == 4  # type: ignore[attr-defined]
     assert await plain(host, job_of(host, PROMPTS[0], 0.0)) != []

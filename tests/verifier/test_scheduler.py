@@ -23,7 +23,7 @@ async def test_a_prompt_is_read_in_pieces_but_for_its_last_token_with_which_a_pa
     engine = RecordingEngine()
     async with scheduling(engine) as sessions:
         slot = sessions.open(prompt=(*[1] * 10, 3), max_tokens=2)
-        sessions.place(slot, 2)
+        sessions.assign(slot, 2)
         assert await text_of(slot) == [TOKEN, TOKEN]
 
     assert engine.calls == [(2, 0, 4), (2, 4, 4), (2, 8, 2), [(2, 0)], [(2, 0)]]
@@ -35,7 +35,7 @@ async def test_the_latency_of_passes_is_learned_by_their_rows() -> None:
     async with scheduling(engine) as sessions:
         slot = sessions.open(prompt=(1,), max_tokens=3)
         sessions.receive(slot, TOKEN)
-        sessions.place(slot, 0)
+        sessions.assign(slot, 0)
         await text_of(slot)
 
     assert 0.01 <= sessions.machine.latency.of(2) < 1.0
@@ -46,9 +46,9 @@ async def test_others_stream_on_while_a_prompt_is_read() -> None:
     async with scheduling(engine) as sessions:
         first = sessions.open(max_tokens=200)
         second = sessions.open(prompt=(1,) * 41, max_tokens=1)
-        sessions.place(first, 0)
+        sessions.assign(first, 0)
         await first.next()
-        sessions.place(second, 1)
+        sessions.assign(second, 1)
         await text_of(second)
         sessions.close(first)
 
@@ -64,7 +64,7 @@ async def test_draft_tokens_that_arrive_during_the_prefill_go_into_the_first_pas
         sessions.machine.latency.observe(1, 0.1)
         slot = sessions.open(prompt=(1,) * 9, max_tokens=9)
         sessions.receive(slot, *(TOKEN,) * 5)
-        sessions.place(slot, 0)
+        sessions.assign(slot, 0)
         await text_of(slot)
 
     assert engine.passes[0] == [(0, 5)]
@@ -76,7 +76,7 @@ async def test_a_pass_has_no_more_rows_than_allowed() -> None:
         slots = [sessions.open(prompt=(1,), max_tokens=30, fill="never") for _ in range(3)]
         for i, slot in enumerate(slots):
             sessions.receive(slot, *(TOKEN,) * 12)
-            sessions.place(slot, i)
+            sessions.assign(slot, i)
         for slot in slots:
             await slot.next()
             sessions.close(slot)
@@ -89,7 +89,7 @@ async def test_a_hold_ends_when_the_draft_it_waited_for_does_not_arrive() -> Non
     engine = RecordingEngine(pass_s=0.1)
     async with scheduling(engine) as sessions:
         held = held_session(sessions)
-        sessions.place(held, 0)
+        sessions.assign(held, 0)
         async with asyncio.timeout(2):
             for _ in range(2):
                 await held.next()
@@ -106,13 +106,13 @@ async def test_a_pass_that_fails_ends_its_sessions_and_no_other(count: int) -> N
     async with scheduling(engine) as sessions:
         slots = [sessions.open(prompt=(1,)) for _ in range(count)]
         for i, slot in enumerate(slots):
-            sessions.place(slot, i)
+            sessions.assign(slot, i)
         for slot in slots:
             with pytest.raises(TargetFailed, match="it broke"):
                 await text_of(slot)
             sessions.close(slot)
         later = sessions.open(prompt=(1,), max_tokens=2)
-        sessions.place(later, 0)
+        sessions.assign(later, 0)
 
         assert await text_of(later) == [TOKEN, TOKEN]
 
@@ -122,11 +122,11 @@ async def test_what_a_pass_generates_for_a_session_that_left_is_dropped() -> Non
     async with scheduling(engine) as sessions:
         gone = sessions.open(prompt=(1,))
         session = sessions.machine.session(gone.name)
-        sessions.place(gone, 0)
+        sessions.assign(gone, 0)
         await asyncio.sleep(0.02)
         sessions.close(gone)
         successor = sessions.open(prompt=(1,) * 3, max_tokens=2)
-        sessions.place(successor, 0)
+        sessions.assign(successor, 0)
 
         assert await text_of(successor) == [TOKEN, TOKEN]
         assert session.committed == []

@@ -27,7 +27,7 @@ from picospec.verifier.identity import weights_of
 from picospec.verifier.llama_target.judging import Part, judge
 from picospec.verifier.llama_target.settings import LlamaSettings
 
-LEAST_TOKENS: Final = 4096
+MIN_TOKENS: Final = 4096
 """A context has at least this many tokens on any machine, if its model supports them."""
 
 
@@ -47,7 +47,7 @@ class Engine:
             settings.context_tokens,
             sequences=settings.slots,
             cache=cache,
-            least=LEAST_TOKENS,
+            min_tokens=MIN_TOKENS,
         )
         self._context = Context(
             self.model,

@@ -26,7 +26,7 @@ class KvSlots:
         owner like any other."""
 
         self._takes = 0
-        self._given_back: dict[int, int] = dict.fromkeys(range(count), 0)  # _takes at that time
+        self._released: dict[int, int] = dict.fromkeys(range(count), 0)  # _takes at that time
 
     @property
     def free(self) -> int:
@@ -39,19 +39,19 @@ class KvSlots:
         The last token is never counted, because the first pass decodes it. Raises ValueError if
         no sequence is free.
         """
-        best = min(self._held, key=lambda place: self._cost(place, prompt, owner))
+        best = min(self._held, key=lambda sequence: self._cost(sequence, prompt, owner))
         held = self._held.pop(best)
         self._takes += 1
         return best, common_prefix(held, prompt[:-1]) if self._owners[best] == owner else 0
 
-    def give_back(self, place: int, held: Sequence[TokenId], owner: str | None = None) -> None:
+    def release(self, sequence: int, held: Sequence[TokenId], owner: str | None = None) -> None:
         """Free a sequence. held: the tokens that its KV certainly holds, from position 0 on,
         for a prompt of `owner`."""
-        self._held[place], self._owners[place] = held, owner
-        self._given_back[place] = self._takes
+        self._held[sequence], self._owners[sequence] = held, owner
+        self._released[sequence] = self._takes
 
-    def _cost(self, place: int, prompt: Sequence[TokenId], owner: str | None) -> float:
-        held, unused = self._held[place], self._takes - self._given_back[place]
-        common = common_prefix(held, prompt) if self._owners[place] == owner else 0
+    def _cost(self, sequence: int, prompt: Sequence[TokenId], owner: str | None) -> float:
+        held, unused = self._held[sequence], self._takes - self._released[sequence]
+        common = common_prefix(held, prompt) if self._owners[sequence] == owner else 0
         lost = (len(held) - common) / (1 + unused / len(self._owners))
         return len(prompt) - common + lost

@@ -19,13 +19,13 @@ class Pieces:
     def __init__(self, most: int) -> None:
         self._most = most
         self._token_s = 0.0  # seconds a token in the latest piece; 0 before the first
-        self._least = False  # True if the latest piece was of the prompt with the least unread
+        self._is_shortest = False  # True if the latest piece was of the shortest prompt
 
     def whose(self, unread: Sequence[int]) -> int:
         """Return the index of the prompt to read from. unread: the number of unread tokens of
         each prompt, in order of arrival."""
-        self._least = not self._least
-        return unread.index(min(unread)) if self._least else 0
+        self._is_shortest = not self._is_shortest
+        return unread.index(min(unread)) if self._is_shortest else 0
 
     def rows(self, pass_s: float) -> int:
         """Return the number of tokens to read. pass_s: seconds that a pass of the running

@@ -31,9 +31,9 @@ class Slot:
         self.owner = owner
         self.request: Open = session.request
         self.sequence: int
-        """The session has this sequence of the KV cache once `place` was called."""
+        """The session has this sequence of the KV cache once `assign` was called."""
 
-        self.placed = False
+        self.has_sequence = False
 
         self.opening = (*self.request.prompt, *self.request.committed)
         """The session begins with these tokens; all but the last are prefilled."""
@@ -59,7 +59,7 @@ class Slot:
     @property
     def held(self) -> tuple[TokenId, ...]:
         """Return the tokens surely in its KV: all but the last, which begins a pass."""
-        if self._failed or not self.placed:
+        if self._failed or not self.has_sequence:
             return ()
         if self.unread:
             return self.opening[: self.prefilled]
@@ -68,17 +68,18 @@ class Slot:
     @property
     def unread(self) -> int:
         """Return the number of tokens to prefill: all but the last, which begins a pass."""
-        reads = self.placed and not self._failed
+        reads = self.has_sequence and not self._failed
         return len(self.opening) - 1 - self.prefilled if reads else 0
 
     @property
     def ready(self) -> bool:
         """True if the KV cache holds all that a pass needs."""
-        return self.placed and not self._failed and not self.unread
+        return self.has_sequence and not self._failed and not self.unread
 
-    def place(self, sequence: int, reused: int) -> None:
+    def assign(self, sequence: int, reused: int) -> None:
         """Give the session a sequence whose KV holds the first `reused` tokens of `opening`."""
-        self.sequence, self.reused, self.prefilled, self.placed = sequence, reused, reused, True
+        self.sequence, self.has_sequence = sequence, True
+        self.reused = self.prefilled = reused
 
     def part(self, judged: Pass) -> Part:
         """Return the session's part of a pass that has begun."""

@@ -67,7 +67,7 @@ class LlamaTarget(Target):
         self._template = template
         self._hashes = hashes or FileHashes()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
-        self._places = KvSlots(settings.slots)
+        self._kv_slots = KvSlots(settings.slots)
         self._slots: dict[str, Slot] = {}
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
         self._engine: Engine | None = None
@@ -145,7 +145,7 @@ class LlamaTarget(Target):
 
     def _admit(self, session: str, request: Open, owner: str | None) -> Slot:
         started(self._scheduler)
-        if not self._places.free and len(self._waiting()) >= self._settings.waiting:
+        if not self._kv_slots.free and len(self._waiting()) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
         size, now = self.facts.vocabulary_size, time.monotonic()
         with unservable():
@@ -171,18 +171,18 @@ class LlamaTarget(Target):
         """Forget a session. If a pass of it is running, its outcome is dropped."""
         del self._slots[session]
         self._machine.close(session)
-        if slot.placed:
-            self._places.give_back(slot.sequence, slot.held, slot.owner)
+        if slot.has_sequence:
+            self._kv_slots.release(slot.sequence, slot.held, slot.owner)
         self._place()
 
     def _waiting(self) -> list[Slot]:
         """Return the sessions that wait for a sequence of the KV cache, oldest first."""
-        return [slot for slot in self._slots.values() if not slot.placed]
+        return [slot for slot in self._slots.values() if not slot.has_sequence]
 
     def _place(self) -> None:
         """Give the free sequences to waiting sessions."""
-        for slot in self._waiting()[: self._places.free]:
-            slot.place(*self._places.take(slot.opening, slot.owner))
+        for slot in self._waiting()[: self._kv_slots.free]:
+            slot.assign(*self._kv_slots.take(slot.opening, slot.owner))
         if self._scheduler:
             self._scheduler.wake()
 

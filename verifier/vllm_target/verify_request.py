@@ -32,8 +32,8 @@ class VerifyRequest:
     draft: tuple[TokenId, ...] = ()
     """The step has all of these tokens of ours."""
 
-    told: int = 0
-    """The first `told` tokens of the draft are committed, and only tell vLLM so: they precede
+    known: int = 0
+    """The first `known` tokens of the draft are committed, and only tell vLLM so: they precede
     the pass and are accepted whatever their p."""
 
     adjustment: Adjustment | None = None
@@ -59,8 +59,8 @@ class VerifyRequest:
         """Return the outcome of the step: committed tokens, then those of the pass."""
         if self.rule is None:
             return NOTHING
-        found = self.rule.judge(lambda i: row(self.told + i), self.draft[self.told :])
-        before = self.draft[: self.told]
+        found = self.rule.judge(lambda i: row(self.known + i), self.draft[self.known :])
+        before = self.draft[: self.known]
         return replace(
-            found, tokens=(*before, *found.tokens), accepted=self.told + found.accepted
+            found, tokens=(*before, *found.tokens), accepted=self.known + found.accepted
         )

@@ -68,7 +68,7 @@ class Translation:
         self.to_target = special_tokens(draft.vocabulary, target.vocabulary)
         self.projection = Projection(draft.vocabulary, self.target, self.to_target)
         self._to_draft = special_tokens(target.vocabulary, draft.vocabulary)
-        self._begins = draft.begins_raw
+        self._begins = draft.raw_beginning
 
     def prompt(self, tokens: Sequence[TokenId]) -> list[int]:
         """Return the draft model's tokens for a prompt in the target's. Special tokens that the

@@ -13,7 +13,7 @@ from picospec.gateway.output.message import CallPiece, CallStart, whole_calls
 from picospec.gateway.watching import Report, Spans
 
 
-def read_request(body: ChatRequest) -> DoorRequest:
+def convert(body: ChatRequest) -> DoorRequest:
     """Return what a chat asks for: the chat itself."""
     return DoorRequest(body, "chatcmpl-", partial(ChatAnswer, body))
 

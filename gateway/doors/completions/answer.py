@@ -10,7 +10,7 @@ from picospec.gateway.doors.door import DoorRequest, Entries, Json, finite
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 
 
-def read_request(body: CompletionRequest) -> DoorRequest:
+def convert(body: CompletionRequest) -> DoorRequest:
     """Return what a completion asks for: the completion itself."""
     return DoorRequest(body, "cmpl-", partial(CompletionAnswer, body))
 

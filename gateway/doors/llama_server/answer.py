@@ -14,7 +14,7 @@ from picospec.gateway.output.detokenise import TextDelta
 _ABSENT: Final = object()
 
 
-def read_request(body: NativeRequest) -> DoorRequest:
+def convert(body: NativeRequest) -> DoorRequest:
     """Return what a request asks for: the request itself."""
     return DoorRequest(body, "cmpl-", partial(NativeAnswer, body), body.unserved_options)
 

@@ -41,12 +41,11 @@ _REASONS: Final[dict[Finish | None, str]] = {
 }
 
 
-def read_request(body: MessagesRequest) -> DoorRequest:
+def convert(body: MessagesRequest) -> DoorRequest:
     """Return the chat that a request asks for. Raises InvalidRequest."""
     chat = body.chat()
-    return DoorRequest(
-        chat, "msg_", MessageAnswer, (*body.ignored(), *chat.unserved_options), body.names()
-    )
+    ignored = (*body.ignored(), *chat.unserved_options)
+    return DoorRequest(chat, "msg_", MessageAnswer, ignored, body.names())
 
 
 _NONE: Final = dict.fromkeys(

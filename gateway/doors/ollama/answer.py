@@ -35,7 +35,7 @@ def error_body(error: ApiError) -> Json:
 SHAPE: Final = Shape(error_body)
 
 
-def read_request(answer: type[OllamaAnswer], body: OllamaRequest) -> DoorRequest:
+def convert(answer: type[OllamaAnswer], body: OllamaRequest) -> DoorRequest:
     """Return what a request asks for. answer: class that writes its answer."""
     made = partial(answer, body.logprobs)
     if body.is_empty:

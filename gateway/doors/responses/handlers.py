@@ -32,13 +32,13 @@ Json = dict[str, Any]
 
 async def create(services: Services, request: Request) -> Response:
     """Answer with a response, or stream it."""
-    read = partial(read_request, _store_of(services, request))
+    read = partial(convert, _store_of(services, request))
     return await generate(ResponsesRequest, read, services, request)
 
 
 async def count(services: Services, request: Request) -> Response:
     """Answer with the number of tokens in the prompt of a response."""
-    read = partial(read_request, _store_of(services, request))
+    read = partial(convert, _store_of(services, request))
     name = "response.input_tokens"
     return await count_prompt(ResponsesRequest, read, services, request, object=name)
 
@@ -51,7 +51,7 @@ def _store_of(services: Services, request: Request) -> ResponseStore:
     return store
 
 
-def read_request(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
+def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
     """Return what a request asks for, with the history that it continues. Raises
     InvalidRequest."""
     items = (*_history(store, body.previous_response_id), *_resolved(store, body.input))

@@ -46,11 +46,11 @@ class RawClient:
     async def send(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
-    async def read(self, until: bytes, most_bytes: int = 65536) -> bytes:
+    async def read(self, until: bytes, max_bytes: int = 65536) -> bytes:
         """Return what comes up to some bytes, or to the end of the connection."""
         loop, found = asyncio.get_running_loop(), b""
         while until not in found:
-            data = await loop.sock_recv(self._socket, most_bytes)
+            data = await loop.sock_recv(self._socket, max_bytes)
             if not data:
                 break
             found += data

@@ -125,13 +125,13 @@ async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
 
 
 async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, read = list[threading.Thread](), handlers.read_request
+    threads, read = list[threading.Thread](), handlers.convert
 
-    def read_request(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
+    def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
         threads.append(threading.current_thread())
         return read(store, body)
 
-    monkeypatch.setattr(handlers, "read_request", read_request)
+    monkeypatch.setattr(handlers, "convert", convert)
     async with sdk(ScriptedEngine(context_tokens=100_000)) as client:
         short = await created(client)
         long = await client.responses.create(model=MODEL, input="a" * (SMALL_BYTES + 1))

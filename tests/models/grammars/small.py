@@ -39,7 +39,7 @@ def greedy(text: str) -> list[int]:
 
 class SmallEncoder:
     vocabulary = VOCABULARY
-    begins_raw = begins_chat = ()
+    raw_beginning = chat_beginning = ()
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return greedy(text)

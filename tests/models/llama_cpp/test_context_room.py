@@ -13,7 +13,7 @@ from picospec.models.llama_cpp import context_room
 from picospec.models.llama_cpp.context_room import (
     context_length,
     fitting_tokens,
-    kv_bytes_a_token,
+    kv_bytes_per_token,
 )
 from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.store import open_store
@@ -38,7 +38,7 @@ def test_the_longest_context_that_fits_is_taken(trained: int, kv_bytes: int, fit
 
 
 def test_a_setting_outdoes_the_memory_and_the_model_outdoes_it() -> None:
-    given = {"sequences": 2, "cache": "F16", "least": LEAST}
+    given = {"sequences": 2, "cache": "F16", "min_tokens": LEAST}
 
     lengths = [context_length(QWEN, 512, asked, **given).tokens for asked in (256, 1024)]
 
@@ -48,8 +48,8 @@ def test_a_setting_outdoes_the_memory_and_the_model_outdoes_it() -> None:
 def test_the_bytes_of_a_token_are_those_of_its_keys_and_values() -> None:
     wide = QWEN | {"qwen2.attention.key_length": "256"}
 
-    assert kv_bytes_a_token(QWEN, "F16") == 28 * 2 * (128 + 128) * 2
-    assert kv_bytes_a_token(wide, "Q8_0") == 28 * 2 * (256 + 128) * 34 / 32
+    assert kv_bytes_per_token(QWEN, "F16") == 28 * 2 * (128 + 128) * 2
+    assert kv_bytes_per_token(wide, "Q8_0") == 28 * 2 * (256 + 128) * 34 / 32
 
 
 def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
 def test_the_memory_that_a_context_takes_is_what_is_said_of_it() -> None:
     model = Model(open_store(os.environ).find("smollm2", "target").path)
     length = context_length(
-        model.metadata(), 8192, None, sequences=4, cache="Q8_0", least=LEAST
+        model.metadata(), 8192, None, sequences=4, cache="Q8_0", min_tokens=LEAST
     )
 
     before = _resident_bytes()

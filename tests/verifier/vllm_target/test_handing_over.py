@@ -22,7 +22,7 @@ ENGINE = (
 )  # fmt: skip
 ENDS = {"stop", "length", "tool_calls"}
 REOPENED = "picospec:edge_reopened_answers_total"
-STOP_AT_ONCE = ("--drain-timeout-s", "0")
+AT_ONCE = ("--drain-timeout-s", "0")
 """Answers as short as these would end within a deadline."""
 
 
@@ -49,7 +49,7 @@ async def kill_core(world: World) -> None:
 async def test_answers_go_on_at_another_verifier_and_are_the_same(
     directory: Path, strike: Strike
 ) -> None:
-    options = (*ENGINE, "--model", str(directory), *STOP_AT_ONCE)
+    options = (*ENGINE, "--model", str(directory), *AT_ONCE)
     async with World(Plan(verifier_options=options, folder=FOLDER / "vllm")) as world:
         undisturbed = await ask_again(world)
 

@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 ASKED = {"max_tokens": 9, "structured_outputs": None}
 
 
-def output(session: str, *frames: bytes, complaint: str | None = None) -> Any:
-    carried = {FIELD: [session, [(frame, 0, 0) for frame in frames], complaint], "theirs": 1}
+def output(session: str, *frames: bytes, error: str | None = None) -> Any:
+    carried = {FIELD: [session, [(frame, 0, 0) for frame in frames], error], "theirs": 1}
     return SimpleNamespace(kv_transfer_params=carried)
 
 
@@ -55,7 +55,7 @@ async def test_frames_of_a_session_that_nobody_reads_here_are_dropped() -> None:
 
 async def test_a_complaint_ends_the_session_as_its_edges_fault() -> None:
     with pytest.raises(RemoteProtocolError, match="not a token"):
-        await read(Llm([output("s", complaint="Draft.tokens: not a token")]))
+        await read(Llm([output("s", error="Draft.tokens: not a token")]))
 
 
 async def test_a_name_that_is_taken_leaves_the_session_that_has_it_alone() -> None:

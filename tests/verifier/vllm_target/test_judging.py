@@ -70,7 +70,7 @@ def test_a_token_that_vllm_is_told_of_takes_the_first_row_unjudged() -> None:
     logits = rows(3)
     logits[1:, 4] = 90.0
 
-    judged = judge(greedy(9, 4, 4, told=1), logits.__getitem__)
+    judged = judge(greedy(9, 4, 4, known=1), logits.__getitem__)
 
     assert judged == Judgement((9, 4, 4, 4), accepted=3)
     assert judged.after(1) == Judgement((4, 4, 4), accepted=2)

@@ -44,7 +44,7 @@ pytestmark = ON_ENGINE
 PROMPT = "Once upon a time, there was"
 SHAPE = Sampling(temperature=1.0, top_p=0.8)
 DRAWS = 2000
-STOP_AT_ONCE = 16
+AT_ONCE = 16
 
 
 @pytest.fixture(scope="session")
@@ -123,10 +123,10 @@ async def draw(
     random = Random(name)
     counts: Counter[int] = Counter()
     rejected = 0
-    for batch in range(0, draws, STOP_AT_ONCE):
+    for batch in range(0, draws, AT_ONCE):
         running = (
             second_token(target, f"{name} {batch + i}", request, q, random, most)
-            for i in range(STOP_AT_ONCE)
+            for i in range(AT_ONCE)
         )
         for token, was_rejected in await asyncio.gather(*running):
             counts[token] += 1

@@ -122,7 +122,7 @@ def test_what_no_honest_edge_sends_ends_the_session_and_is_told(
 
     scheduler.push(Draft(0, 0, 0, (5,)), message)
 
-    assert error in (scheduler.slot.complaint or "")
+    assert error in (scheduler.slot.error or "")
     assert scheduler.slot.over
     assert scheduler.emitted == ["the request"]
     assert scheduler._machine.session("s").pending == 1  # what came before it stays
@@ -150,7 +150,7 @@ def test_a_grammar_of_any_request_keeps_a_step_from_being_learned_once_one_ran_w
 
     def is_dear(*scheduled: str) -> bool:
         step: Any = SimpleNamespace(num_scheduled_tokens=dict.fromkeys(scheduled, 1))
-        return PicoScheduler._is_dear(scheduler, step)
+        return PicoScheduler._is_slowed(scheduler, step)
 
     assert not is_dear("session", "plain")  # there is nothing else to learn from
     assert not is_dear("session")

@@ -49,7 +49,7 @@ class Core:
         self.machine = VerifyMachine(repeat(0.5))
         self.machine.open("s", request, admission.limits, vocabulary_size=1000, now=0.0)
         self.slot = SessionSlot(admission, self.machine.session("s"), PROMPT)
-        self.told = PROMPT_TOKENS + len(request.committed)
+        self.known = PROMPT_TOKENS + len(request.committed)
         """Tokens with which vLLM's request begins."""
 
         self._plan = PassPlan({}, 1.0)
@@ -59,10 +59,10 @@ class Core:
 
     def begin(self, generated: int, injected: int) -> VerifyRequest:
         """Begin a step. generated: tokens vLLM knows of. injected: our tokens in the step."""
-        owed = self.slot.owed(self.told + generated)
-        begins = self.slot.may_begin(owed, injected)
-        self._plan = self.machine.begin({"s": injected - len(owed)} if begins else {}, 1.0)
-        return self.slot.verify_request(self._plan.passes.get("s"), owed)
+        missing = self.slot.missing(self.known + generated)
+        begins = self.slot.may_begin(missing, injected)
+        self._plan = self.machine.begin({"s": injected - len(missing)} if begins else {}, 1.0)
+        return self.slot.verify_request(self._plan.passes.get("s"), missing)
 
     def run(self, *tokens: int, accepted: int = 0, rejection: Rejection | None = None) -> None:
         """End the step's pass."""
@@ -91,12 +91,12 @@ def test_what_a_session_begins_with_is_vllms_prompt_and_its_own_text() -> None:
     request = core.begin(generated=0, injected=0)
     core.run(5)
 
-    assert request.told == 0  # vLLM knows all three
+    assert request.known == 0  # vLLM knows all three
     assert request.rule == Coupled(9, noise_index(PROMPT_TOKENS, 3))
     assert request.adjustment is not None
     assert request.adjustment.position == 3
-    assert core.slot.owed(core.told + 1) == ()
-    assert [core.slot.untold(), core.slot.untold()] == [[3, 4, 4], []]
+    assert core.slot.missing(core.known + 1) == ()
+    assert [core.slot.take_initial_output(), core.slot.take_initial_output()] == [[3, 4, 4], []]
     assert core.sent[0] == Commit(0, 3, (5,), pass_s=1.0, queue_s=1.0)
 
 
@@ -164,12 +164,12 @@ def test_a_recovered_token_is_owed_until_the_next_step() -> None:
     core.receive(Draft(2, 3, 0, (3,), q=(50,)))
 
     assert len(core.sent) == sent + 1
-    assert core.slot.owed(core.told + 2) == (8,)
+    assert core.slot.missing(core.known + 2) == (8,)
     assert core.offered() == (3,)
     request = core.begin(2, 2)
-    assert (request.told, request.draft) == (1, (8, 3))
+    assert (request.known, request.draft) == (1, (8, 3))
     assert request.rule == Separate((50,), (0.5, 0.5))
-    assert core.slot.owed(core.told + 3) == ()
+    assert core.slot.missing(core.known + 3) == ()
 
 
 def test_a_step_that_cannot_tell_vllm_what_is_owed_begins_no_pass() -> None:
@@ -211,7 +211,7 @@ def test_a_session_is_over_when_it_has_finished_or_its_edge_was_at_fault() -> No
 
     finished.begin(0, 0)
     finished.run(5)
-    faulty.slot.complaint = "Draft.tokens: empty"
+    faulty.slot.error = "Draft.tokens: empty"
 
     assert finished.slot.over
     assert faulty.slot.over

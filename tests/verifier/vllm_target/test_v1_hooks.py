@@ -94,7 +94,7 @@ def test_draft_tokens_of_a_session_are_judged_beside_requests_that_have_none(
     )
     drafted[:, V:] = 99.0  # padding
     last[0, 3] = 9.0
-    asked = VerifyRequest(Sampling(0.0), Coupled(9, 4), (6, 8, 4), told=1)
+    asked = VerifyRequest(Sampling(0.0), Coupled(9, 4), (6, 8, 4), known=1)
     runner.execute_model(SimpleNamespace(picospec_requests={"session": asked}))
     drawn_last, _ = runner.sampler.topk_topp_sampler.forward(last, {}, None, None)
 

@@ -72,7 +72,7 @@ def check(args: Any, *, rust: bool) -> None:
             raise Conflict(f"{rule.flag} cannot be used with VLLM_PLUGINS=picospec: {rule.why}")
 
 
-def most_drafts(wanted: int, args: Any) -> int:
+def max_drafts(wanted: int, args: Any) -> int:
     """Return `wanted`, or less if a request has fewer rows: with adapters vLLM requires a step
     to have rows for `max_num_seqs` requests of full width. Raises Conflict.
 

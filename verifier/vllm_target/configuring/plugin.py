@@ -36,7 +36,7 @@ vLLM's n-gram method, which the worker extension keeps from proposing anything. 
 no draft tokens for any batch size, so vLLM captures the CUDA graphs that it has without
 speculation: those of steps of one row a request."""
 
-MOST: Final = {"stop_token_ids": 112, "logit_bias": 1024, "allowed_token_ids": 1024}
+LIMITS: Final = {"stop_token_ids": 112, "logit_bias": 1024, "allowed_token_ids": 1024}
 """These limits come from vllm/v1/worker/gpu/sample/logit_bias.py. It can bar 128 stop tokens,
 and these include the model's own, whose number is not known here."""
 
@@ -84,8 +84,9 @@ def _check_request(params: Any, speculative_config: Any) -> None:
         "allowed_token_ids": params.allowed_token_ids or (),
     }
     for name, tokens in asked.items():
-        if len(tokens) > MOST[name]:
-            raise VLLMValidationError(f"{name}: more than {MOST[name]} tokens", parameter=name)
+        if len(tokens) > LIMITS[name]:
+            limit = LIMITS[name]
+            raise VLLMValidationError(f"{name}: more than {limit} tokens", parameter=name)
 
 
 def _wide_enough(stock: Any) -> property:
@@ -154,7 +155,7 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
     compat.check(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # fail before the model loads
     ours, head = settings(), 0 if asked is None else asked.num_speculative_tokens
-    max_verify = conflicts.most_drafts(ours.limits.max_verify, args)
+    max_verify = conflicts.max_drafts(ours.limits.max_verify, args)
     return Choice(runner, max_verify, head, ours.speculation.seed_exact)
 
 

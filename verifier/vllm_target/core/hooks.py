@@ -18,7 +18,7 @@ _QUEUES: Final = ("waiting", "kv_holding_waiting")
 
 
 @contextmanager
-def aside(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
+def hidden(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
     """Hide held requests, and the slots they take, from the scheduler while it plans a step."""
     if not held:
         yield
@@ -42,7 +42,7 @@ def aside(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
 
 
 @contextmanager
-def no_wider_than_asked(scheduler: Scheduler) -> Iterator[None]:
+def unpadded(scheduler: Scheduler) -> Iterator[None]:
     """Keep vLLM from widening a request of one row, whose other tokens are all cached.
 
     To fit a CUDA graph vLLM adds rows without tokens, up to the largest number of draft tokens.

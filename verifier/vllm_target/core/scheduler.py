@@ -26,7 +26,7 @@ from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenLogprob
 from picospec.speculation.verifying.machine import PassPlan, Verdict
 from picospec.verifier.vllm_target.configuring.choice import Choice
-from picospec.verifier.vllm_target.core.hooks import aside, no_wider_than_asked
+from picospec.verifier.vllm_target.core.hooks import hidden, unpadded
 from picospec.verifier.vllm_target.core.session_scheduler import (
     SessionScheduler,
     attach,
@@ -70,14 +70,14 @@ class PicoScheduler(SessionScheduler):
         now = time.monotonic()
         held = self._offer_drafts(now)
         self._held = len(held)
-        with aside(self, held), no_wider_than_asked(self):
+        with hidden(self, held), unpadded(self):
             output = super().schedule(*args, **kwargs)
         self._held = 0
         output.num_spec_tokens_to_schedule = self._head
         output.picospec_requests = self._begin(output, now)
         stuck = not output.total_num_scheduled_tokens and self.waiting
         if held and stuck and len(self.running) < self.max_num_running_reqs:
-            self._make_way(held[-1], now)
+            self._preempt_held(held[-1], now)
         self.steps += output.total_num_scheduled_tokens > 0
         return output
 
@@ -87,7 +87,7 @@ class PicoScheduler(SessionScheduler):
         running, waiting = super().get_request_counts()
         return running + self._held, waiting
 
-    def _is_dear(self, output: SchedulerOutput) -> bool:
+    def _is_slowed(self, output: SchedulerOutput) -> bool:
         """Return True if grammars may have made this step longer than others. A client can make
         a grammar arbitrarily slow: if such steps were learned, all sessions would get fewer
         rows. Until one step has run without a grammar, there is nothing else to learn from."""
@@ -97,7 +97,7 @@ class PicoScheduler(SessionScheduler):
         self._has_run_without_grammars |= not with_grammar
         return with_grammar and self._has_run_without_grammars
 
-    def _make_way(self, held: Request, now: float) -> None:
+    def _preempt_held(self, held: Request, now: float) -> None:
         """Preempt a held session for requests that wait for KV, because vLLM preempts only what
         it sees running. The session queues behind them, and then reads its text again."""
         self.running.remove(held)
@@ -113,8 +113,8 @@ class PicoScheduler(SessionScheduler):
             for request in self.running
             if (slot := self._slots.get(request.request_id)) and has_read_its_text(request)
         }
-        owing = sum(len(slot.owed(request.num_tokens)) for request, slot in ready.values())
-        rows = self.scheduler_config.max_num_batched_tokens - owing
+        missing = sum(len(slot.missing(request.num_tokens)) for request, slot in ready.values())
+        rows = self.scheduler_config.max_num_batched_tokens - missing
         admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
         others = len(self.running) - len(ready) + admits
         offer = self._machine.offer(ready, now, rows=rows, others=others)
@@ -124,7 +124,7 @@ class PicoScheduler(SessionScheduler):
             if head := offer.heads.get(name):
                 request.spec_token_ids = slot.proposed[:head]
                 continue
-            tokens = [*slot.owed(request.num_tokens), *draft]
+            tokens = [*slot.missing(request.num_tokens), *draft]
             valid = self.structured_output_manager.validate_tokens(request, tokens)
             request.spec_token_ids = list(valid)
         return [request for name, (request, _) in ready.items() if name not in offer.start]
@@ -137,19 +137,20 @@ class PicoScheduler(SessionScheduler):
             slot, request = self._slots.get(request_id), self.requests[request_id]
             if slot is None or request.num_computed_tokens < request.num_tokens:
                 continue
-            if not self.structured_output_manager.accept_tokens(request, slot.untold()):
-                slot.complaint = "Open.committed: the grammar forbids these tokens"
-            owed = slot.owed(request.num_tokens)
+            initial = slot.take_initial_output()
+            if not self.structured_output_manager.accept_tokens(request, initial):
+                slot.error = "Open.committed: the grammar forbids these tokens"
+            missing = slot.missing(request.num_tokens)
             injected = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
-            sampled.append((request_id, slot, owed))
+            sampled.append((request_id, slot, missing))
             if slot.name in self._heads:
                 taken[slot.name], heads[slot.name] = 0, injected
-            elif slot.may_begin(owed, injected):
-                taken[slot.name] = injected - len(owed)
+            elif slot.may_begin(missing, injected):
+                taken[slot.name] = injected - len(missing)
         self._plan = self._machine.begin(taken, now, heads)
         return {
-            request_id: slot.verify_request(self._plan.passes.get(slot.name), owed)
-            for request_id, slot, owed in sampled
+            request_id: slot.verify_request(self._plan.passes.get(slot.name), missing)
+            for request_id, slot, missing in sampled
         }
 
     def update_from_output(
@@ -173,9 +174,9 @@ class PicoScheduler(SessionScheduler):
                 logprobs = _logprobs(model_runner_output, request, index, len(generated))
                 if (found := judged.get(request_id)) is None:  # all tokens count
                     found = Judgement(tuple(generated), accepted=len(generated) - 1)
-                verdicts[slot.name] = Verdict(found.after(asked[request_id].told), logprobs)
+                verdicts[slot.name] = Verdict(found.after(asked[request_id].known), logprobs)
         rows = scheduler_output.total_num_scheduled_tokens
-        usual = _only_decodes(scheduler_output) and not self._is_dear(scheduler_output)
+        usual = _only_decodes(scheduler_output) and not self._is_slowed(scheduler_output)
         learned = rows if rows > 0 and usual else None
         down = self._machine.ran(self._plan, verdicts, now, rows=learned)
         for _, slot in passed.values():

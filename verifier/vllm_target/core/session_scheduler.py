@@ -100,7 +100,7 @@ class SessionScheduler(Scheduler):
         return True
 
     def push(self, session: str, frames: bytes, arrived: float) -> None:
-        """Hand messages to a session. An error in them becomes its complaint, which is sent and
+        """Hand messages to a session. An error in them becomes its `error`, which is sent and
         ends the session.
 
         arrived: the time when they reached this process. A step may have passed since then.
@@ -114,8 +114,8 @@ class SessionScheduler(Scheduler):
                     raise RemoteProtocolError(f"{type(message).__name__}: not from an edge")
                 slot.send(self._machine.received(session, message, arrived=arrived))
         except RemoteProtocolError as error:
-            slot.complaint = str(error)
-        if slot.complaint or slot.frames:
+            slot.error = str(error)
+        if slot.error or slot.frames:
             request = self.requests[request_id]
             self._emit(request, self._output(request, slot))
 
@@ -221,14 +221,14 @@ def has_read_its_text(request: Request) -> bool:
 
 
 def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
-    """Put into an output what its session sends: [session, frames, complaint].
+    """Put into an output what its session sends: [session, frames, error].
 
     vLLM uses this field for KV connectors, whose entries stay. The frames contain the
     log-probabilities, so vLLM need not carry them too.
     """
     frames, slot.frames = slot.frames, []
     carried: dict[str, Any] = output.kv_transfer_params or {}
-    output.kv_transfer_params = {**carried, FIELD: [slot.name, frames, slot.complaint]}
+    output.kv_transfer_params = {**carried, FIELD: [slot.name, frames, slot.error]}
     output.new_logprobs = None
 
 

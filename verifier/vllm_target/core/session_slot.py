@@ -2,7 +2,7 @@
 
 The committed tokens may be one ahead of vLLM's. A recovered token is committed when the edge
 sends it, and vLLM receives it in the next step, as a draft token that is accepted whatever its
-probability. Until then the slot *owes* this token to vLLM.
+probability. Until then this token is *missing* in vLLM.
 
 Frames leave with the next output of vLLM's request.
 """
@@ -40,7 +40,7 @@ class SessionSlot:
     ) -> None:
         self.admission = admission
         self.session = session
-        self._untold = list(session.request.committed)
+        self._initial_output = list(session.request.committed)
         self._adjustment = Adjustment.first(
             admission.settings, prompt, admission.request.stop_tokens
         )
@@ -51,7 +51,7 @@ class SessionSlot:
         self.frames: list[OutgoingFrame] = []
         """These frames have not been sent."""
 
-        self.complaint: str | None = None
+        self.error: str | None = None
         """The edge made this protocol error, which ends the session; None without one."""
 
     @property
@@ -60,39 +60,39 @@ class SessionSlot:
 
     @property
     def over(self) -> bool:
-        return self.session.finished is not None or self.complaint is not None
+        return self.session.finished is not None or self.error is not None
 
-    def owed(self, tokens: int) -> tuple[TokenId, ...]:
+    def missing(self, tokens: int) -> tuple[TokenId, ...]:
         """Return the committed tokens that vLLM does not know: at most one. tokens: the number
         that vLLM knows, including the prompt."""
         known = tokens - self.admission.prompt_tokens
         return tuple(self.session.committed[known : known + 1])
 
-    def untold(self) -> list[TokenId]:
+    def take_initial_output(self) -> list[TokenId]:
         """Return, at the first call only, the output tokens that the session began with: vLLM
         counts them as prompt, so its grammar has not read them."""
-        tokens, self._untold = self._untold, []
+        tokens, self._initial_output = self._initial_output, []
         return tokens
 
-    def may_begin(self, owed: tuple[TokenId, ...], injected: int) -> bool:
+    def may_begin(self, missing: tuple[TokenId, ...], injected: int) -> bool:
         """Return True if a step that judges `injected` of our tokens begins a pass.
 
         It does not while the edge owes a token, nor if the step lacks a row after a token that
         vLLM does not know yet, or for a draft token that the pass must have.
         """
-        needs_more = bool(owed) or self.session.needs_draft
+        needs_more = bool(missing) or self.session.needs_draft
         return self.session.may_begin and (injected > 0 or not needs_more)
 
-    def verify_request(self, judged: Pass | None, owed: tuple[TokenId, ...]) -> VerifyRequest:
+    def verify_request(self, judged: Pass | None, missing: Sequence[TokenId]) -> VerifyRequest:
         """Return the session's part of a step. judged: None if no pass has begun."""
         sampling = self.session.request.sampling
         if judged is None:
             return VerifyRequest(sampling, None)
         if self._adjustment is not None:
-            read = slice(self._adjustment.position, judged.start - len(owed))
+            read = slice(self._adjustment.position, judged.start - len(missing))
             self._adjustment = self._adjustment.after(self.session.committed[read])
-        draft = *owed, *judged.draft
-        return VerifyRequest(sampling, judged.rule, draft, len(owed), self._adjustment)
+        draft = *missing, *judged.draft
+        return VerifyRequest(sampling, judged.rule, draft, len(missing), self._adjustment)
 
     def send(self, messages: Iterable[Down], *, judged: int = 0, rows: int = 0) -> None:
         """Append messages to the frames. judged, rows: counts of the pass that caused them."""

@@ -67,7 +67,7 @@ class Engine:
             raise TargetFailed(f"vLLM takes no sessions: {error}") from error
 
     @property
-    def most_sessions(self) -> int:
+    def max_sessions(self) -> int:
         """Return the number of requests that its cores run at once."""
         most: int = self._llm.vllm_config.scheduler_config.max_num_seqs
         return most * len(self._ranks)
@@ -164,10 +164,10 @@ class Engine:
         """Take the sessions' frames from the core's outputs here, because vLLM merges outputs
         for a slow reader and would keep only the last one's frames."""
         for output in outputs:
-            session, frames, complaint = (output.kv_transfer_params or {}).get(FIELD, _NOTHING)
+            session, frames, error = (output.kv_transfer_params or {}).get(FIELD, _NOTHING)
             if (inbox := self._inboxes.get(session)) is not None:
                 inbox += [OutgoingFrame(*each) for each in frames]
-                inbox += [RemoteProtocolError(complaint)] if complaint is not None else []
+                inbox += [RemoteProtocolError(error)] if error is not None else []
         return stock(outputs, *args, **kwargs)
 
     async def push(self, session: str, frames: bytes) -> None:

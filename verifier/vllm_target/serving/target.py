@@ -145,7 +145,7 @@ class VllmTarget(Target):
     ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish; closing the generator frees its KV within a step."""
         engine = self._engine
-        if len(self._sessions) >= (room := engine.most_sessions):
+        if len(self._sessions) >= (room := engine.max_sessions):
             raise TargetFull(f"all {room} sequences are taken")
         adapter = self._adapters.loaded.get(request.model)
         if adapter is None and request.model != self.facts.model:

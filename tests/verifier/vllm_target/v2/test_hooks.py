@@ -57,7 +57,7 @@ def request(name: str, **fields: Any) -> VerifyRequest:
     return VerifyRequest(Sampling(), **given)
 
 
-def judged(hooked: Any, logits: torch.Tensor, most_waits: int = 0) -> list[list[int]]:
+def judged(hooked: Any, logits: torch.Tensor, max_waits: int = 0) -> list[list[int]]:
     """Judge the step in one chunk, as vLLM's rejection sampler does."""
     counts = np.array([len(draft) + 1 for draft in DRAFTS.values()])
     bounds = torch.from_numpy(np.cumsum([0, *counts]))
@@ -70,7 +70,7 @@ def judged(hooked: Any, logits: torch.Tensor, most_waits: int = 0) -> list[list[
         sampled, kept = rejection_sampler.rejection_sample(
             logits, None, drafted, bounds, rows, None, rows, columns, rows, rows, K
         )
-    assert waits.count <= most_waits
+    assert waits.count <= max_waits
     return [row[:n] for row, n in zip(sampled.tolist(), kept.tolist(), strict=True)]
 
 
@@ -126,7 +126,7 @@ def test_separate_is_judged_by_its_own_rule_in_a_step_with_others(hooked: Any) -
     logits = torch.zeros(10, PADDED)
     logits[0, 7] = 20.0  # certain: accepted; the next draft token's p is 1/V: rejected
 
-    tokens = judged(hooked, logits, most_waits=2)
+    tokens = judged(hooked, logits, max_waits=2)
 
     assert tokens == [[7], [3], [5, 9], [1]]
     output = hooked.sample_tokens().model_runner_output

@@ -51,8 +51,8 @@ def _sample_draft(
         places = places - DRAFT_SALT * ours[slots]
     elif not (speculator.use_local_argmax_reduction or speculator.enable_adaptive_verification):
         logits = speculator.compute_draft_logits(hidden, number)
-        heat = torch.where(ours, temperatures, 0.0)
-        drawn: Tensor = gumbel.gumbel_sample(logits, slots, heat, seeds, places, True, False)
+        scaled = torch.where(ours, temperatures, 0.0)
+        drawn: Tensor = gumbel.gumbel_sample(logits, slots, scaled, seeds, places, True, False)
         return drawn
     return stock(hidden, places, slots, temperatures, seeds, step, cache, number, **more)
 
