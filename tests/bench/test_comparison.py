@@ -68,9 +68,8 @@ async def test_a_difference_is_a_defect_unless_it_was_a_near_tie() -> None:
 
     assert not is_defect(different)
     assert is_defect(replace(different, divergence=None))
-    assert is_defect(
-        replace(different, divergence=replace(PARTED, plain_gap=0.5, edge_gap=0.5))
-    )
+    far = replace(PARTED, plain_gap=0.5, edge_gap=0.5)
+    assert is_defect(replace(different, divergence=far))
     assert not is_defect(replace(different, identical=True))
 
 

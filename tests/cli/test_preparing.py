@@ -45,9 +45,8 @@ def test_options_win_over_the_environment_and_that_over_the_file() -> None:
     assert ModelChoice.of({}, {}) == ModelChoice("qwen2.5-coder", "auto", "")
     assert ModelChoice.of(file, {}) == ModelChoice("t1", "d1", "vllm")
     assert ModelChoice.of(file, environ) == ModelChoice("t2", "d2", "vllm")
-    assert ModelChoice.of(file, environ, target="t3", draft=None) == ModelChoice(
-        "t3", "d2", "vllm"
-    )
+    given = ModelChoice.of(file, environ, target="t3", draft=None)
+    assert given == ModelChoice("t3", "d2", "vllm")
 
 
 def test_threads_are_shared_where_cores_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

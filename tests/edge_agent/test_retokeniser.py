@@ -180,20 +180,18 @@ def test_other_text_is_tokenised_again_from_a_few_tokens_before_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "required"),
+    ("written", "rest"),
     [
         (b"f(x):\n", b"\n"),  # the indentation that may follow is one token with it
         (b"x =", b" ="),
         (b"    ", b"    "),
     ],
 )
-def test_the_draft_model_chooses_its_last_tokens_itself(
-    written: bytes, required: bytes
-) -> None:
+def test_the_draft_model_chooses_its_last_tokens_itself(written: bytes, rest: bytes) -> None:
     text = DraftText(draft_models())
 
-    assert text.follow(written, can_continue) == required
-    assert text.decoded + required == written
+    assert text.follow(written, can_continue) == rest
+    assert text.decoded + rest == written
 
 
 def test_what_it_chose_is_kept_until_the_text_changes() -> None:

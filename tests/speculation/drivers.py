@@ -56,9 +56,7 @@ class EdgeDriver:
             rtt_s=lambda: self.rtt_s,
             drafts=True,
             lookup=lookup,
-            unused_commits=self.chance.choice(
-                [0, 30]
-            ),  # of the session before: at 30 it soon rests
+            unused_commits=self.chance.choice([0, 30]),  # at 30 it soon rests
         )
         self.sent: list[bytes] = []
         """Frames on their way up."""

@@ -123,9 +123,8 @@ class ChatRequest(ThinkingFields, GenerationRequest):
             return None
         tools = use.schemas
         if use.only_text is not None:
-            wanted = AllowedOutput(
-                {}, required=False, parallel=False, content=in_lark(use.only_text)
-            )
+            content = in_lark(use.only_text)
+            wanted = AllowedOutput({}, required=False, parallel=False, content=content)
         else:
             wanted = AllowedOutput(
                 tools if use.name is None else {use.name: tools[use.name]},

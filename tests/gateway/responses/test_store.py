@@ -29,10 +29,8 @@ def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
     steps: list[tuple[str, int]],
 ) -> None:
     clock = Clock()
-    responses, used = (
-        store.ResponseStore(clock),
-        list[tuple[str, store.StoredResponse, float]](),
-    )
+    responses = store.ResponseStore(clock)
+    used = list[tuple[str, store.StoredResponse, float]]()
     for number, (step, id) in enumerate(steps):
         name = f"{id}" if step in ("find", "remove") else f"{number}"
         if step == "wait":
