@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from picospec.cli.chatting.client import ChatError, client_of, first_model
-from picospec.cli.doctor.machine import why_not_free
+from picospec.cli.doctor.machine import bind_error
 from picospec.cli.options import HOST
 from picospec.gateway.hosting.cores import Pins
 from picospec.gateway.hosting.parent_death import program
@@ -103,7 +103,7 @@ def check_plain(
 
 def check_free(port: int, variable: str) -> None:
     """Raise ServiceError if something already listens on `port`."""
-    if why := why_not_free(port):
+    if why := bind_error(port):
         raise ServiceError(f"port {port} cannot be had ({why}); choose another with {variable}")
 
 

@@ -14,7 +14,7 @@ import msgspec
 from picospec.cli.doctor.finding import Finding, milliseconds
 from picospec.edge_agent.draft_model.loading import AUTO, NONE, open_context
 from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
-from picospec.edge_agent.link.connection import whole
+from picospec.edge_agent.link.connection import read_answer
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError
@@ -139,6 +139,6 @@ async def _timed(uplink: Uplink, facts: ModelFacts, max_tokens: int) -> tuple[fl
     }
     body, began_s = msgspec.json.encode(asked), time.perf_counter()
     async with asyncio.timeout(ANSWER_S), uplink.ask("/v1/completions", body) as response:
-        answer = await whole(response)
+        answer = await read_answer(response)
     seconds = time.perf_counter() - began_s
     return seconds, int(json.loads(answer.content)["usage"]["completion_tokens"])

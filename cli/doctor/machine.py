@@ -92,7 +92,7 @@ def check_models(store: Store, reference: str, *, needed: bool = True) -> Findin
 def check_port(name: str, port: int, variable: str) -> Finding:
     """Check that a port is free, or that a healthy service of ours listens on it."""
     subject = f"{name} port {port}"
-    if (reason := why_not_free(port)) is None:
+    if (reason := bind_error(port)) is None:
         return Finding(subject, True, "free")
     if _is_healthy(f"http://{HOST}:{port}"):
         return Finding(subject, True, f"a healthy {name} has it")
@@ -100,7 +100,7 @@ def check_port(name: str, port: int, variable: str) -> Finding:
     return Finding(subject, False, reason, remedy)
 
 
-def why_not_free(port: int) -> str | None:
+def bind_error(port: int) -> str | None:
     """Return the reason why nothing can listen on a port of this machine, if any."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -150,7 +150,7 @@ class Connection:
         async with self.stream("POST", path, body, headers, within_s=within_s) as response:
             if response.status != HTTPStatus.OK:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    raise upstream_errors.from_answer(await whole(response), self.peer)
+                    raise upstream_errors.from_answer(await read_answer(response), self.peer)
             yield response
 
     async def ask(
@@ -170,7 +170,7 @@ class Connection:
                 asyncio.timeout(within_s),
                 self.stream(method, path, body, headers) as response,
             ):
-                return await whole(response, max_bytes)
+                return await read_answer(response, max_bytes)
         except TimeoutError as error:
             self.renew(client)
             raise upstream_errors.unreachable(self.url, error, self.peer) from error
@@ -220,7 +220,7 @@ def connections(settings: EdgeSettings, *, prior_knowledge: bool = True) -> list
     ]
 
 
-async def whole(response: Response, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:
+async def read_answer(response: Response, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:
     """Return an answer with its whole body, which is not decompressed, because a few bytes
     could become many. The caller limits the time. Raises LinkDown if the body is too long."""
     body = bytearray()

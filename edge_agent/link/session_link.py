@@ -65,17 +65,17 @@ class Progress:
 
     def begin(self, now: float) -> None:
         """Note that a verifier begins, which may have to read the prompt."""
-        self._since = now
+        self._last_progress = now
         self._allowed_s = FIRST_TOKEN_S + LATE_S
         self._idle = 0
 
-    def token_came(self, now: float, limits: Limits) -> None:
-        self._since, self._idle = now, 0
+    def observe_token(self, now: float, limits: Limits) -> None:
+        self._last_progress, self._idle = now, 0
         self._allowed_s = min(limits.idle_timeout_s, FIRST_TOKEN_S) + LATE_S
 
-    def nothing_came(self, now: float) -> None:
+    def observe_silence(self, now: float) -> None:
         """Note a message without a token, or the end of a stream. Raises Unavailable."""
-        self._idle, waited_s = self._idle + 1, now - self._since
+        self._idle, waited_s = self._idle + 1, now - self._last_progress
         if waited_s > self._allowed_s:
             raise Unavailable(f"the verifier sent no token for {waited_s:.0f} s", code=IDLE)
         if self._idle > MAX_IDLE:
@@ -196,13 +196,13 @@ class Link:
             case Commit(start=start, tokens=tokens) if start + len(tokens) > self.position:
                 self._span.end()
                 self.position = start + len(tokens)
-                self._progress.token_came(time.monotonic(), self._limits)
+                self._progress.observe_token(time.monotonic(), self._limits)
             case Fault(code=code):
                 if code == HANDOVER_FAULT:
                     self._uplink.note(Event.DRAINS)
                 raise upstream_errors.from_fault(message)
             case _:
-                self._progress.nothing_came(time.monotonic())
+                self._progress.observe_silence(time.monotonic())
 
     async def _messages(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Down]:
         """Yield the messages of the stream until it ends. Raises TimeoutError if it is silent

@@ -42,7 +42,7 @@ class ChunkAnswer(Answer):
         ends = [{**self._body([], chunk=True), **last}] if last else []
         return b"".join(map(sent_event, ends)) + b"data: [DONE]\n\n"
 
-    def whole(self, choices: Sequence[TextDelta]) -> Json:
+    def full_answer(self, choices: Sequence[TextDelta]) -> Json:
         shown = [{"index": i, **self.choice(choice)} for i, choice in enumerate(choices)]
         body, account = self._body(shown, chunk=False), self._account
         return {**body, "usage": account.usage(), **account.extensions()}

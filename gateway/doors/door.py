@@ -75,7 +75,7 @@ class Answer(ABC):
         return sent_event(error.body())
 
     @abstractmethod
-    def whole(self, choices: Sequence[TextDelta]) -> object:
+    def full_answer(self, choices: Sequence[TextDelta]) -> object:
         """Return the answer to encode if it is not streamed. choices: one delta for each."""
 
 

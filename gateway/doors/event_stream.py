@@ -111,7 +111,7 @@ async def json_answer(
         async for index, delta in deltas:
             account.count(index, delta)
             read[index].append(delta)
-    return json_response(answer.whole([_joined(deltas) for deltas in read]))
+    return json_response(answer.full_answer([_joined(deltas) for deltas in read]))
 
 
 def _joined(deltas: Sequence[TextDelta]) -> TextDelta:

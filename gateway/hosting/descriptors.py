@@ -57,7 +57,7 @@ def max_accepted(limit: int) -> int:
     return max(1, min(MAX_ACCEPTED, limit // 8))
 
 
-def be_brief_without_descriptors(loop: asyncio.AbstractEventLoop) -> None:
+def limit_accept_error_logs(loop: asyncio.AbstractEventLoop) -> None:
     """Make a loop that cannot accept connections log this once a minute. Without this, the loop
     logs a traceback for each waiting connection every second."""
     lines = LogLimit()

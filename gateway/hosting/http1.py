@@ -22,7 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from picospec.gateway.drain import Drain
-from picospec.gateway.hosting.descriptors import be_brief_without_descriptors
+from picospec.gateway.hosting.descriptors import limit_accept_error_logs
 from picospec.gateway.hosting.stopping import stopped_by_signals
 from picospec.gateway.http.responses import UNREAD_S
 
@@ -44,7 +44,7 @@ class DrainingServer(uvicorn.Server):
         self._drain_timeout_s = drain_timeout_s
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        be_brief_without_descriptors(asyncio.get_running_loop())
+        limit_accept_error_logs(asyncio.get_running_loop())
         async with stopped_by_signals(
             self._drain,
             self._drain_timeout_s,

@@ -41,19 +41,19 @@ def cut_silent(port: int, most: int) -> None:
     has the figures for this. most: limit of connections."""
 
     def watch() -> None:
-        patience_s = FIRST_S
+        max_silence_s = FIRST_S
         while True:
             time.sleep(CHECK_INTERVAL_S)
             with suppress(OSError):  # there is no descriptor left for the check
-                is_crowded = look(port, patience_s) > most // 2
-                patience_s = FIRST_CROWDED_S if is_crowded else FIRST_S
+                is_crowded = cut_if_silent(port, max_silence_s) > most // 2
+                max_silence_s = FIRST_CROWDED_S if is_crowded else FIRST_S
 
     if sys.platform == "linux":
         threading.Thread(target=watch, name="silent connections", daemon=True).start()
 
 
-def look(port: int, patience_s: float) -> int:
-    """Return the number of connections to `port`, and cut those silent for `patience_s`."""
+def cut_if_silent(port: int, max_silence_s: float) -> int:
+    """Return the number of connections to `port`, and cut those silent for `max_silence_s`."""
     count = 0
     for descriptor in os.listdir("/proc/self/fd"):
         with suppress(OSError), _duplicate(int(descriptor)) as connection:
@@ -62,7 +62,7 @@ def look(port: int, patience_s: float) -> int:
             if state != _ESTABLISHED or connection.getsockname()[1] != port:
                 continue
             count += 1
-            if received_bytes < FIRST_BYTES and silent_ms > patience_s * 1000:
+            if received_bytes < FIRST_BYTES and silent_ms > max_silence_s * 1000:
                 connection.shutdown(socket.SHUT_RDWR)
     return count
 

@@ -45,13 +45,13 @@ class OutputParser:
         tokens = thoughts = 0
         finish: Finish | None = None
         stop: str | None = None
-        report: list[Report] = []
+        reports: list[Report] = []
         for one in single_tokens(delta):
             shown = self._detokeniser.read(one)
             thoughts += shown.tokens * self._advance(shown)
             tokens += shown.tokens
             if shown.report is not None:
-                report.append(shown.report)
+                reports.append(shown.report)
             finish, stop = self._finish(shown), shown.stop
             if finish is not None:
                 break
@@ -64,23 +64,23 @@ class OutputParser:
             finish,
             delta.statistics,
             parsed,
-            self._told(report, spans, parsed),
+            self._merged(reports, spans, parsed),
             stop,
         )
 
-    def _told(
-        self, report: Sequence[Report], content: Iterable[range], parsed: Parsed
+    def _merged(
+        self, reports: Sequence[Report], content: Iterable[range], parsed: Parsed
     ) -> Report | None:
         """Return the reports of several tokens as one, with the origins of the shown text."""
         if (origins := self._detokeniser.origins) is None:
             return None
         pieces = ((p.sources if isinstance(p, CallArguments) else ()) for p in parsed.calls)
         return Report(
-            sum((Counter(each.tokens) for each in report), Counter()),
+            sum((Counter(each.tokens) for each in reports), Counter()),
             origins.spans(content),
             origins.spans(parsed.sources),
             [origins.spans(sources) for sources in pieces],
-            [event for each in report for event in each.events],
+            [event for each in reports for event in each.events],
         )
 
     def _advance(self, shown: TextDelta) -> bool:

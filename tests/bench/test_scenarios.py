@@ -95,8 +95,8 @@ def test_scenarios_come_after_the_questions_and_let_edges_tell_and_suffixes_reme
     for stint in dealt:
         for turn in stint:
             long, arm = turn.prompt.root == "agent", turn.arm
-            told = turn.question.stream_options.get("include_speculation", False)
-            assert told == (long and arm.name == "picospec")
+            is_watched = turn.question.stream_options.get("include_speculation", False)
+            assert is_watched == (long and arm.name == "picospec")
             forgets = arm.rival and "max_cached_requests" in str(arm.rival.speculation(""))
             assert bool(forgets) == (arm.name == "cloud-suffix:3" and not long)
 
@@ -139,12 +139,12 @@ def long_answer(arm: str, kind: str, seconds: float, **more: object) -> Answer:
 
 
 def test_the_report_has_kinds_of_turns_by_themselves_and_what_both_ends_read() -> None:
-    told = {"prompt_tokens": 900, "read_tokens": 100, "draft_model_read_tokens": 70}
+    is_watched = {"prompt_tokens": 900, "read_tokens": 100, "draft_model_read_tokens": 70}
     drafts = {"first_draft_ms": 1234.0, "origins": {"draft": 6, "lookup": 2, "target": 2}}
     answers = [
         long_answer("cloud", "call", 4.0), long_answer("cloud", "edit", 4.0),
-        long_answer("picospec", "call", 2.0, **told, **drafts),
-        long_answer("picospec", "edit", 1.0, **told, origins={"target": 10}),
+        long_answer("picospec", "call", 2.0, **is_watched, **drafts),
+        long_answer("picospec", "edit", 1.0, **is_watched, origins={"target": 10}),
     ]  # fmt: skip
 
     page = markdown(results(*answers))

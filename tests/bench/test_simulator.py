@@ -138,14 +138,14 @@ def test_a_perfect_draft_fills_every_pass() -> None:
 def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_cheap() -> None:
     text = list(range(200))
     copy = Source(text, text, text, [0.9] * 200)
-    dear = replace(gpu(0.1, 0.01), draft_s=Curve({1: 0.01, 2: 0.02}))
+    costly = replace(gpu(0.1, 0.01), draft_s=Curve({1: 0.01, 2: 0.02}))
     only = picospec(own_drafts=False)
     without = picospec(lookup=False, own_drafts=False)
 
     looked_up, read, drafted = (
         run(only, copy, rtt_ms=20, hosts=hosts).tokens_per_s
         / run(without, copy, rtt_ms=20, hosts=hosts).tokens_per_s
-        for hosts in (gpu(0.01, 0.01), gpu(0.1, 0.01), dear)
+        for hosts in (gpu(0.01, 0.01), gpu(0.1, 0.01), costly)
     )
 
     assert looked_up > 2.0

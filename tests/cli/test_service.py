@@ -18,10 +18,10 @@ ARGUMENTS = ["--verifier-url", "https://gpu:9000", "--draft", 'a "b" %h $HOME \\
 
 
 def test_a_unit_is_written_started_and_removed(tmp_path: Path) -> None:
-    told, environ = list[str](), {"XDG_CONFIG_HOME": str(tmp_path)}
+    commands, environ = list[str](), {"XDG_CONFIG_HOME": str(tmp_path)}
 
     def run(command: Sequence[str]) -> int:
-        told.append(" ".join(command).removeprefix("systemctl --user "))
+        commands.append(" ".join(command).removeprefix("systemctl --user "))
         return 0
 
     said = install(ARGUMENTS, environ, run)
@@ -34,8 +34,8 @@ def test_a_unit_is_written_started_and_removed(tmp_path: Path) -> None:
     assert '"a \\"b\\" %%h $$HOME \\\\"' in text
     assert f"EnvironmentFile=-{tmp_path}/picospec/edge.env" in text
     assert not unit.exists()
-    assert told[1:4] == ["daemon-reload", "enable picospec-edge", "restart picospec-edge"]
-    assert told[4:] == ["disable --now picospec-edge", "daemon-reload"]
+    assert commands[1:4] == ["daemon-reload", "enable picospec-edge", "restart picospec-edge"]
+    assert commands[4:] == ["disable --now picospec-edge", "daemon-reload"]
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:

@@ -199,31 +199,31 @@ def kinds(events: tuple[Event, ...]) -> list[type]:
 async def test_the_chain_and_the_link_are_told_while_nothing_is_committed() -> None:
     seen = asyncio.Event()
     edge = engine(FakeUplink(scripted(sent(4), on(seen), COMMIT, FINISH)))
-    told = list[Delta]()
+    received = list[Delta]()
 
     async with asyncio.timeout(2):
         async for delta in edge.generate(WATCHED):
-            told.append(delta)
+            received.append(delta)
             if any(isinstance(e, Chain) and e.tokens >= 4 for e in delta.events):
                 seen.set()
 
-    first = told[0]
+    first = received[0]
     assert first.tokens == ()
     assert set(kinds(first.events)) == {Chain, LinkUse}
-    (committed,) = [delta for delta in told if delta.tokens]
+    (committed,) = [delta for delta in received if delta.tokens]
     assert committed.origins == ("draft", "draft", "target")
     assert kinds(committed.events) == [Pass, Chain]
-    assert told[-1].finish == "length"
-    assert told[-1].events == ()
+    assert received[-1].finish == "length"
+    assert received[-1].events == ()
 
 
 async def test_an_answer_that_nobody_watches_has_tokens_only() -> None:
     edge = engine(FakeUplink(scripted(sent(4), quiet, COMMIT, FINISH)))
 
-    told = await deltas(edge.generate(JOB))
+    received = await deltas(edge.generate(JOB))
 
-    assert [delta.tokens for delta in told] == [(3, 4, 90), ()]
-    assert all(delta.origins is None and not delta.events for delta in told)
+    assert [delta.tokens for delta in received] == [(3, 4, 90), ()]
+    assert all(delta.origins is None and not delta.events for delta in received)
 
 
 async def test_an_error_is_raised_as_itself_and_the_looking_ends() -> None:

@@ -33,9 +33,9 @@ async def test_what_became_of_it_is_told_with_every_delta() -> None:
     right, wrong = tuple(TEXT[:8].encode()), (99, 98, 97)
     script = scripted(quiet, Commit(0, 0, right, 8), Commit(0, 8, wrong), Finish("stop"))
 
-    told = await deltas(engine(FakeUplink(script)).generate(PREDICTED))
+    received = await deltas(engine(FakeUplink(script)).generate(PREDICTED))
 
-    counted = [delta.statistics for delta in told if delta.statistics]
+    counted = [delta.statistics for delta in received if delta.statistics]
     assert [each.accepted_prediction_tokens for each in counted] == [8, 8, 8]
     assert counted[-1].rejected_prediction_tokens >= 8
 
@@ -127,9 +127,9 @@ async def test_what_the_client_predicts_comes_first() -> None:
 
 
 async def test_what_the_pool_expects_is_not_counted_as_a_prediction_of_the_clients() -> None:
-    told = await asked_again(*await answered())
+    received = await asked_again(*await answered())
 
-    assert [d.statistics.accepted_prediction_tokens for d in told if d.statistics] == [0, 0]
+    assert [d.statistics.accepted_prediction_tokens for d in received if d.statistics] == [0, 0]
 
 
 async def test_an_answer_that_was_cancelled_is_kept_as_far_as_it_came() -> None:

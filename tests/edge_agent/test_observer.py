@@ -41,7 +41,7 @@ class Recorder(AnswerObserver):
 
     def __init__(self, machine: DraftMachine) -> None:
         super().__init__(machine, Where(), lambda: 0.0)
-        self.told: list[Origin] = []
+        self.reported: list[Origin] = []
         self.events: list[object] = []
         self.proposed: defaultdict[tuple[int, TokenId], set[Origin]] = defaultdict(set)
 
@@ -56,7 +56,7 @@ class Recorder(AnswerObserver):
     def after(self, outcome: Outcome) -> None:
         super().after(outcome)
         if outcome.commit is not None:
-            self.told += self.origins(outcome.commit)
+            self.reported += self.origins(outcome.commit)
         self.events += self.take_all(0.0)
 
     def _note(self) -> None:
@@ -101,8 +101,8 @@ def test_each_committed_token_has_one_origin_and_accepted_ones_that_of_their_dra
     machine, finish = joined.edge.machine, joined.edge.finish
     assert finish is not None
     text = machine.session.committed
-    assert len(recorder.told) == len(text)
-    accepted = [(i, origin) for i, origin in enumerate(recorder.told) if origin != "target"]
+    assert len(recorder.reported) == len(text)
+    accepted = [(i, origin) for i, origin in enumerate(recorder.reported) if origin != "target"]
     assert len(accepted) == finish.totals.accepted
     drafted = [(i, origin) for i, origin in accepted if origin != "verifier"]
     assert len(accepted) - len(drafted) == finish.totals.own
@@ -122,7 +122,7 @@ def test_what_the_harness_drafts_has_every_origin() -> None:
         joined = Joined(request, *models, Random(number), 0.9, looks_up=True)
         recorder = Recorder(joined.edge.machine)
         joined.run(50)
-        seen.update(recorder.told)
+        seen.update(recorder.reported)
 
     assert {"draft", "ahead", "verifier", "target"} <= seen.keys()
 

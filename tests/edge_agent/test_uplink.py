@@ -212,7 +212,7 @@ async def test_a_sessions_name_is_in_no_error_that_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "error", "told"),
+    ("status", "code", "error", "expected"),
     [
         (429, "overloaded", Overloaded, "overloaded"),
         (409, "vocabulary_mismatch", EngineFault, "vocabulary_mismatch"),
@@ -226,14 +226,14 @@ async def test_a_sessions_name_is_in_no_error_that_is_shown() -> None:
     ],
 )
 def test_what_a_verifier_answers_is_an_error_with_the_reason(
-    status: int, code: str, error: type[ApiError], told: str
+    status: int, code: str, error: type[ApiError], expected: str
 ) -> None:
     body = {"error": {"message": "no", "type": "x", "param": "p", "code": code}}
 
     found = from_answer(Answer(status, json.dumps(body).encode(), ""))
 
     assert type(found) is error
-    assert found.error_code == told
+    assert found.error_code == expected
 
 
 def answer(error: ApiError) -> Answer:

@@ -77,11 +77,11 @@ async def test_in_any_turns_drafts_follow_the_beginning_and_the_end_of_their_con
     seen: list[list[int]], turns: Sequence[tuple[int, int, list[int], bool]]
 ) -> None:
     cache = FakeCache(slots=2, context_tokens=ROOM)
-    drafter, told = LlamaDrafter(cache), [list[int]() for _ in range(6)]
+    drafter, contexts = LlamaDrafter(cache), [list[int]() for _ in range(6)]
     for which, asked, committed, whole in turns:
-        slot = drafter.take(text(which, len(told[which]) + asked), which % 2, whole=whole)
+        slot = drafter.take(text(which, len(contexts[which]) + asked), which % 2, whole=whole)
         for tokens in (asked, *committed):
-            context = told[which] = text(which, len(told[which]) + tokens)
+            context = contexts[which] = text(which, len(contexts[which]) + tokens)
             if slot is None or (whole and len(context) > ROOM):
                 assert whole
                 continue

@@ -83,11 +83,11 @@ async def test_the_answer_is_the_verifiers_own_streamed_or_not(
     whole = await client.post(DIRECT, json=ASK)
 
     assert streamed.headers["content-type"].startswith("text/event-stream")
-    told = chunks(streamed)
-    text = "".join(c["choices"][0]["delta"].get("content") or "" for c in told)
+    received = chunks(streamed)
+    text = "".join(c["choices"][0]["delta"].get("content") or "" for c in received)
     assert text == whole.json()["choices"][0]["message"]["content"]
     assert text == "".join(chr(said((STREAMS,), at) + 32) for at in range(9))
-    assert told[-1]["metrics"]["speculative_decoding"]["num_target_passes"] == 9
+    assert received[-1]["metrics"]["speculative_decoding"]["num_target_passes"] == 9
     assert {request.seed for request in target.opened} == {ASK["seed"]}
     assert target.pushed == []
 

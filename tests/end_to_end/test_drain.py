@@ -55,12 +55,12 @@ def terminate(fleet: Fleet, url: str) -> None:
     fleet.processes[url].send_signal(signal.SIGTERM)
 
 
-def draining(fleet: Fleet, edge_url: str, told: list[str]) -> Callable[[], None]:
+def draining(fleet: Fleet, edge_url: str, drained: list[str]) -> Callable[[], None]:
     """Return what tells the verifier of the edge's answer to stop."""
 
     def drain() -> None:
-        told.append(verifier_of(edge_url))
-        terminate(fleet, told[0])
+        drained.append(verifier_of(edge_url))
+        terminate(fleet, drained[0])
 
     return drain
 
@@ -71,23 +71,23 @@ def ended(fleet: Fleet, url: str) -> int:
 
 def test_what_a_verifier_cannot_finish_in_time_goes_on_at_the_other(fleet: Fleet) -> None:
     url = edge(fleet, *two_verifiers(fleet, 0.2))
-    undisturbed, told = ask(url, SETTINGS["shaped"]), list[str]()
+    undisturbed, drained = ask(url, SETTINGS["shaped"]), list[str]()
 
-    answer = ask(url, SETTINGS["shaped"], draining(fleet, url, told))
+    answer = ask(url, SETTINGS["shaped"], draining(fleet, url, drained))
 
     assert answer == undisturbed
     assert answer.gap_s < GAP_S
     assert gauge(url, "picospec:edge_reopened_answers_total") == {"": 1.0}
-    assert ended(fleet, told[0]) == 0
+    assert ended(fleet, drained[0]) == 0
 
 
 def test_with_time_enough_an_answer_finishes_where_it_is_and_new_ones_go_elsewhere(
     fleet: Fleet,
 ) -> None:
     url = edge(fleet, *two_verifiers(fleet, 60.0))
-    undisturbed, told = ask(url, SETTINGS["drawn"], tokens=200), list[str]()
+    undisturbed, drained = ask(url, SETTINGS["drawn"], tokens=200), list[str]()
 
-    drain, others = draining(fleet, url, told), list[Answer]()
+    drain, others = draining(fleet, url, drained), list[Answer]()
 
     def drain_and_ask() -> None:
         drain()
@@ -98,7 +98,7 @@ def test_with_time_enough_an_answer_finishes_where_it_is_and_new_ones_go_elsewhe
     assert answer == undisturbed
     assert others[0].error is None
     assert gauge(url, "picospec:edge_reopened_answers_total") == {"": 0.0}
-    assert ended(fleet, told[0]) == 0
+    assert ended(fleet, drained[0]) == 0
 
 
 def test_an_edge_that_drains_finishes_its_answer_and_takes_no_other(

@@ -216,9 +216,9 @@ def check_shape(feature: str, plain: Sequence[Json]) -> None:
 async def prefilled(services: Services) -> float:
     """Return how many prompt tokens the target has decoded so far, once all sessions ended."""
     async with httpx.AsyncClient(base_url=services.verifier_url, trust_env=False) as http:
-        while (told := await metrics(http))["picospec:kv_cache_usage_perc"]:  # noqa: ASYNC110
+        while (found := await metrics(http))["picospec:kv_cache_usage_perc"]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-    return told["picospec:prefilled_tokens_total"]
+    return found["picospec:prefilled_tokens_total"]
 
 
 @pytest.mark.parametrize("heat", [0.0, 1.0])

@@ -71,11 +71,11 @@ async def test_the_origins_of_a_text_agree_with_its_totals_token_by_token(
     shown = [c for c in chunks if c["choices"] and c["choices"][0]["delta"].get("content")]
     for chunk in shown:
         agree_token_by_token(chunk)
-    told, last = counted(chunks), chunks[-1]
-    assert told.total() == last["usage"]["completion_tokens"]
-    assert told == last["speculation"]["tokens"]
+    origins, last = counted(chunks), chunks[-1]
+    assert origins.total() == last["usage"]["completion_tokens"]
+    assert origins == last["speculation"]["tokens"]
     accepted = last["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"]
-    assert told.total() - told["target"] == accepted == last["speculation"]["accepted"]
+    assert origins.total() - origins["target"] == accepted == last["speculation"]["accepted"]
     alone = await text(services.verifier_url, prompt, max_tokens=48, **settings)
     assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in shown) == alone
 
@@ -100,16 +100,16 @@ def agree_token_by_token(chunk: Any) -> None:  # noqa: ANN401 - JSON
 async def test_the_events_of_an_answer_add_up_to_it(services: Services) -> None:
     chunks = await watched(services.edge_urls["eager"], CODE, **GREEDY)
 
-    told = [c["speculation"] for c in chunks if not c["choices"]]
-    passes = [each for each in told if each["event"] == "pass"]
-    totals = told[-1]
+    events = [c["speculation"] for c in chunks if not c["choices"]]
+    passes = [each for each in events if each["event"] == "pass"]
+    totals = events[-1]
     assert sum(each["committed"] for each in passes) == chunks[-1]["usage"]["completion_tokens"]
     assert sum(each["accepted"] for each in passes) == totals["accepted"] > 0
     assert len(passes) == totals["passes"]
     assert totals["bytes_per_token"] > 0
     assert totals["tokens_per_s"] > 0
     assert 0 < totals["cloud_row_ms"] < 10_000
-    assert {"chain", "pass", "link", "totals"} == {each["event"] for each in told}
+    assert {"chain", "pass", "link", "totals"} == {each["event"] for each in events}
 
 
 async def test_separate_is_greedy_where_the_target_is_and_tells_what_it_accepted(
@@ -119,9 +119,9 @@ async def test_separate_is_greedy_where_the_target_is_and_tells_what_it_accepted
 
     chunks = await watched(url, HAIKU, **WARM)
 
-    told, last = counted(chunks), chunks[-1]
-    assert told.total() == last["usage"]["completion_tokens"]
-    assert told.total() - told["target"] == last["speculation"]["accepted"] > 0
+    origins, last = counted(chunks), chunks[-1]
+    assert origins.total() == last["usage"]["completion_tokens"]
+    assert origins.total() - origins["target"] == last["speculation"]["accepted"] > 0
     alone = await text(services.verifier_url, HAIKU, **GREEDY)
     assert await text(url, HAIKU, **GREEDY) == alone
 

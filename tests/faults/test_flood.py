@@ -18,7 +18,7 @@ import pytest_asyncio
 from tests.faults.flood import LOADS
 from tests.faults.rig.bystander import Bystander
 from tests.faults.rig.footprint import Footprint
-from tests.faults.rig.generating import generate, told
+from tests.faults.rig.generating import generate, summary
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import FOLDER, Plan, World
 
@@ -63,7 +63,7 @@ async def test_a_hostile_load_delays_others_no_more_than_a_valid_one(
     valid_s, hostile_s = valid.long_gap_s, hostile.long_gap_s
     turned_away = hostile.tally
     grown_mb = after.anonymous_mb - before.anonymous_mb
-    note = f"valid load: {valid_s:.2f} s; {told(turned_away)}; {grown_mb:+.1f} MB"
+    note = f"valid load: {valid_s:.2f} s; {summary(turned_away)}; {grown_mb:+.1f} MB"
     report.add(f"flood of {load}", "others answered", hostile_s, note=note)
     assert set(valid.tally) <= {"200", "204", "429"}
     assert not {"500", "TimeoutError"} & set(turned_away)

@@ -17,7 +17,7 @@ import pytest_asyncio
 from picospec.gateway.tenants.keys import KeyLimits, add_key
 from tests.faults import attacks
 from tests.faults.rig.bystander import Bystander
-from tests.faults.rig.generating import counted, told
+from tests.faults.rig.generating import counted, summary
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import FOLDER, Plan, World
 
@@ -94,7 +94,7 @@ async def test_one_key_delays_nobody_else(
         )  # fmt: skip
         gap_s, health_s = max(bystander.gaps_s(began)), max(bystander.health_s)
 
-    note = f"undisturbed {attacked.calm_s:.2f} s; /health {health_s:.2f} s; {told(tally)}"
+    note = f"undisturbed {attacked.calm_s:.2f} s; /health {health_s:.2f} s; {summary(tally)}"
     report.add(f"{end}: {kind}", "others answered", gap_s, note=note)
     promised_s = PROMISED_S if is_long else PROMISED_S * BUSY
     assert gap_s <= attacked.calm_s + promised_s

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from picospec.gateway.tenants.keys import KeyLimits, add_key
 from tests.faults.flood import ALLOWED_EVERY_S
-from tests.faults.rig.generating import generate, told
+from tests.faults.rig.generating import generate, summary
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.faults.rolling import questions
@@ -58,7 +58,7 @@ async def test_a_tenant_that_floods_delays_no_other(
         await beside(world, seconds, *key, *hostile) for hostile in ((), ("--hostile",))
     ]
 
-    note = f"without the flood {calm_s:.2f} s; {told(turned_away)}"
+    note = f"without the flood {calm_s:.2f} s; {summary(turned_away)}"
     report.add("a tenant floods", "others answered", flooded_s, note=note)
     assert set(turned_away) <= {"200", "429"}
     assert turned_away["429"] > turned_away["200"]

@@ -21,7 +21,7 @@ PASS = Pass(1, 4, 2, 3, "recovered", 20.0, 1.5, None, 18.0)
 LINK = LinkUse(31.5, 40, 60, 0, 1)
 
 
-class TellingEngine(ScriptedEngine):
+class ReportingEngine(ScriptedEngine):
     """It tells of speculation whether it was asked or not."""
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
@@ -35,7 +35,7 @@ class TellingEngine(ScriptedEngine):
 
 
 async def chunks(body: Body) -> list[Any]:
-    answer = await ask(body, TellingEngine())
+    answer = await ask(body, ReportingEngine())
     assert answer.status_code == 200, answer.text
     *events, last = events_of(answer.text)
     assert last == "[DONE]"
@@ -159,7 +159,7 @@ async def test_an_engine_without_drafts_has_the_target_for_all() -> None:
 
 
 async def test_an_answer_that_is_not_streamed_tells_nothing() -> None:
-    engine = TellingEngine()
+    engine = ReportingEngine()
     answer = await ask({**WATCHING, "stream": False}, engine)
 
     assert not engine.jobs[0].watched

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from picospec.bench.run.services import free_port
 from picospec.gateway.hosting import http1, silent
-from picospec.gateway.hosting.descriptors import MAX_DESCRIPTORS, be_brief_without_descriptors
+from picospec.gateway.hosting.descriptors import MAX_DESCRIPTORS, limit_accept_error_logs
 from tests.edge_agent.processes import wait_for
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.verifier.conftest import ROOT, fake_command, serving
@@ -52,7 +52,7 @@ def test_only_a_connection_without_a_first_request_is_cut(sent: bytes, is_cut: b
             with accepted:
                 if sent:
                     accepted.recv(len(sent), socket.MSG_WAITALL)
-                count = silent.look(port, patience_s=-1.0)
+                count = silent.cut_if_silent(port, max_silence_s=-1.0)
                 accepted.setblocking(False)
                 try:
                     was_cut = accepted.recv(1) == b""
@@ -170,7 +170,7 @@ async def test_where_all_are_busy_the_new_connection_is_cut() -> None:
 async def test_a_loop_without_descriptors_says_so_in_one_line_a_minute() -> None:
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
-    be_brief_without_descriptors(loop)
+    limit_accept_error_logs(loop)
     failed = {"message": "accept", "exception": OSError(errno.EMFILE, "none left")}
     try:
         with capture_logs() as lines:

@@ -186,10 +186,10 @@ async def test_no_answer_begins_once_those_that_run_have_used_up_a_minutes_token
 
 
 @pytest.mark.parametrize(
-    ("known", "shared", "told"),
+    ("known", "shared", "differ"),
     [(True, False, True), (True, True, False), (False, False, False)],
 )
-async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, told: bool) -> None:
+async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, differ: bool) -> None:
     """An edge is one tenant to its verifier, and may have many."""
     verifier = FakeTarget()
     owners = []
@@ -206,7 +206,7 @@ async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, told: 
         owners.append(verifier.owner_of_prefixes("edge", request))
 
     assert owners[0] == owners[2]
-    assert (owners[0] != owners[1]) == told
+    assert (owners[0] != owners[1]) == differ
     assert owners[0] != verifier.owner_of_prefixes("other edge", request)
 
 

@@ -108,20 +108,20 @@ async def test_what_a_head_smuggles_does_not_get_on(tmp_path: Path) -> None:
     assert {name for name, _ in scope["headers"]} <= {*HEADERS}
 
 
-@pytest.mark.parametrize(("said", "told"), TYPES.items())
+@pytest.mark.parametrize(("said", "expected"), TYPES.items())
 async def test_only_data_sound_and_pictures_come_back(
-    tmp_path: Path, said: str, told: str | None
+    tmp_path: Path, said: str, expected: str | None
 ) -> None:
     headers = {"set_cookie": "a=b", "location": "/x", "refresh": "0", "x_own": "1"}
     upstream = Upstream(saying(b"<script>1</script>", kind=said, **headers))
     async with relaying(upstream, tmp_path) as client:
         answer = await client.post("/v1/images/generations", json={})
 
-    if told is None:
+    if expected is None:
         assert (answer.status_code, b"script" in answer.content) == (503, False)
         assert answer.json()["error"]["code"] == "type_not_relayed"
     else:
-        assert answer.headers["content-type"] == told
+        assert answer.headers["content-type"] == expected
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert not answer.headers.keys() & {"set-cookie", "location", "refresh", "x-own"}
 

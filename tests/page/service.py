@@ -132,10 +132,11 @@ class PageEngine:
                 raise Unavailable("the verifier cannot be reached: connection refused")
             accepted += len(part) - 1
             counted = Statistics(number, number, accepted + number, accepted)
-            told = self._told(number, position, part) if job.watched and not self.alone else ()
+            watched = job.watched and not self.alone
+            events = self._events(number, position, part) if watched else ()
             origins = _origins(number, part)
             logprobs = self._logprobs(job, part, near="tie" in asked)
-            yield Delta(tuple(part), logprobs, None, counted, origins, told)
+            yield Delta(tuple(part), logprobs, None, counted, origins, events)
             position += len(part)
             await asyncio.sleep(self.pass_s)
         counted = Statistics(number, number, accepted + number, accepted)
@@ -154,7 +155,7 @@ class PageEngine:
         own, less = (-0.70, -0.71) if near else (-0.05, -3.1)
         return tuple(TokenLogprob(own, ((token, own), (other, less))) for token in part)
 
-    def _told(self, number: int, position: int, part: list[int]) -> tuple[Event, ...]:
+    def _events(self, number: int, position: int, part: list[int]) -> tuple[Event, ...]:
         """Return what happens before a pass commits `part`: the fourth has a wrong token."""
         wrong = tuple(self.words.encode(" and so on")) if number % 4 == 0 else ()
         drafted, row_ms = tuple(part[:-1]), self.pass_s * 1000

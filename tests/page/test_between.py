@@ -34,11 +34,11 @@ def test_a_page_that_may_keep_nothing_works_and_says_so(
     with visiting(chromium, serving, LOCKED) as visit:
         visit.page.click("#theme")
         visit.set(System_prompt="Be brief.")
-        told = visit.sent("think of one")
+        body = visit.sent("think of one")
         visit.ask("think of two")
 
         assert visit.evaluate("document.documentElement.dataset.theme") == "light"
-        assert told["messages"][0]["content"] == "Be brief."
+        assert body["messages"][0]["content"] == "Be brief."
         assert visit.questions == ["think of one", "think of two"]
         assert "cannot keep this conversation" in visit.page.get_by_role("alert").inner_text()
 

@@ -171,9 +171,9 @@ def test_reasoning_and_calls_are_shown_as_such(visit: Visit) -> None:
 
     calling.locator(".call summary").click()
     calling.get_by_label("Result of weather").fill("Rain. think")
-    with visit.page.expect_request("**/v1/chat/completions") as told:
+    with visit.page.expect_request("**/v1/chat/completions") as request:
         calling.get_by_role("button", name="Send the result").click()
-    call, result = told.value.post_data_json["messages"][-2:]
+    call, result = request.value.post_data_json["messages"][-2:]
     assert call["tool_calls"][0]["function"]["name"] == "weather"
     assert (result["role"], result["content"]) == ("tool", "Rain. think")
     visit.until_done(visit.answers.last)
@@ -189,10 +189,10 @@ def test_the_results_of_two_calls_are_sent_together(visit: Visit) -> None:
     visit.page.get_by_text("Rain", exact=True).wait_for()
     calls.nth(1).locator("summary").click()
     calls.nth(1).get_by_label("Result of weather").fill("Sun")
-    with visit.page.expect_request("**/v1/chat/completions") as told:
+    with visit.page.expect_request("**/v1/chat/completions") as request:
         calls.nth(1).get_by_role("button", name="Send the result").click()
 
-    said = told.value.post_data_json["messages"]
+    said = request.value.post_data_json["messages"]
     assert [message["content"] for message in said[-2:]] == ["Rain", "Sun"]
     assert [message["tool_call_id"] for message in said[-2:]] == [
         call["id"] for call in said[-3]["tool_calls"]

@@ -23,16 +23,16 @@ COLOURS = """(answer) => {
 def test_every_word_has_the_colour_of_who_had_it_first(visit: Visit) -> None:
     answer = visit.ask("Merge two lists")
 
-    told = visit.engine.origins_of(MARKDOWN)
+    counted = visit.engine.origins_of(MARKDOWN)
     shown = answer.evaluate(COLOURS)
 
-    assert origins_kept(visit.kept()) == told
+    assert origins_kept(visit.kept()) == counted
     assert {name for name, _ in shown} == {"o-draft", "o-ahead", "o-lookup", "o-target"}
     at = 0
     for name, text in shown:
         for word in re.findall(r"[A-Za-z]{2,}", text):
             at = MARKDOWN.index(word, at)
-            assert name == f"o-{told[at]}", (word, at)
+            assert name == f"o-{counted[at]}", (word, at)
             at += len(word)
     words = len(re.findall(r"[A-Za-z]{2,}", "".join(text for _, text in shown)))
     assert words > 70
@@ -46,11 +46,11 @@ def test_the_legend_agrees_with_the_totals(visit: Visit) -> None:
         answer.locator(".figures div", has_text="tokens").nth(1).locator("dd").inner_text()
     )
 
-    told = visit.engine.tokens_of(MARKDOWN)
-    assert tokens == sum(told.values())
+    counted = visit.engine.tokens_of(MARKDOWN)
+    assert tokens == sum(counted.values())
     names = {"draft": "draft model", "ahead": "read ahead", "lookup": "prompt lookup"}
     names |= {"target": "cloud alone"}
-    wanted = [f"{names[origin]}{round(100 * told[origin] / tokens)} %" for origin in names]
+    wanted = [f"{names[origin]}{round(100 * counted[origin] / tokens)} %" for origin in names]
     assert [share.replace("\n", "") for share in shares] == wanted
 
 

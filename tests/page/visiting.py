@@ -111,9 +111,9 @@ class Visit:
 
     def sent(self, text: str) -> Any:  # noqa: ANN401 - as JSON is
         """Ask as one does, and return what the page sent for it."""
-        with self.page.expect_request("**/v1/chat/completions") as told:
+        with self.page.expect_request("**/v1/chat/completions") as request:
             self.ask(text)
-        return told.value.post_data_json
+        return request.value.post_data_json
 
     @property
     def questions(self) -> list[str]:

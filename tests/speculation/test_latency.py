@@ -61,11 +61,11 @@ def test_before_the_first_session_passes_of_ever_more_rows_are_timed() -> None:
 
 
 def test_the_size_with_most_rows_a_second_is_timed_again_and_no_pass_once_time_is_up() -> None:
-    dear, _ = timed(lambda rows: 0.1 if rows < 9 else 0.9, 16)
+    costly, _ = timed(lambda rows: 0.1 if rows < 9 else 0.9, 16)
     slow, _ = timed(lambda rows: 0.3 * rows, 32)
     jump, _ = timed(lambda rows: MEASURE_S if rows >= 9 else 0.3, 32)
 
-    assert dear == [1, 2, 3, 5, 9, 17, *[1, 5, 17] * (MIN_SAMPLES - 1)]
+    assert costly == [1, 2, 3, 5, 9, 17, *[1, 5, 17] * (MIN_SAMPLES - 1)]
     assert slow == [1, 2, 3, 5, 9, 17]
     assert jump == [1, 2, 3, 5, 9]
 

@@ -100,10 +100,10 @@ def test_a_size_that_was_slow_once_is_tried_again() -> None:
 
 
 def test_the_best_rate_is_that_of_the_pass_that_earns_most_a_second() -> None:
-    flat, dear = latency(0.2, 0.2, 0.2), latency(0.2, 0.4, 0.6)
+    flat, costly = latency(0.2, 0.2, 0.2), latency(0.2, 0.4, 0.6)
 
     assert best_rate(0.5, flat, 2) == pytest.approx(1.75 / 0.2, rel=0.01)
-    assert best_rate(0.5, dear, 2) == pytest.approx(1 / 0.2, rel=0.01)
+    assert best_rate(0.5, costly, 2) == pytest.approx(1 / 0.2, rel=0.01)
     assert best_rate(0.5, PassLatency(), 2) == inf
 
 

@@ -170,8 +170,8 @@ def test_rows_are_kept_for_the_draft_token_that_fill_never_needs() -> None:
 def test_fill_never_has_all_its_drafts_judged_unless_others_pay_for_them(
     fills: list[str], judged: list[int]
 ) -> None:
-    dear = latency(*map(float, range(1, 10)))
-    verifier = machine(dear, a=fills[0], b=fills[1])
+    costly = latency(*map(float, range(1, 10)))
+    verifier = machine(costly, a=fills[0], b=fills[1])
     for name in ("a", "b"):
         verifier.received(name, Draft(0, 0, 0, (1, 2, 3)), arrived=0.0)
 

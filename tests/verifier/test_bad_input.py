@@ -144,14 +144,14 @@ async def test_a_wrong_key_opens_nothing(server: str, path: str, key: str) -> No
 async def test_what_is_no_draft_of_an_honest_edge_ends_its_session(
     client: httpx.AsyncClient, name: str
 ) -> None:
-    content, told = BAD_DRAFTS[name]
+    content, reason = BAD_DRAFTS[name]
     async with opened(client, opening(fill="never")) as stream:
         session = await stream.opened()
         answer = await client.post(f"/v1/speculate/{session}/drafts", content=content)
         (fault,) = await stream.rest()
 
     assert (answer.status_code, code_of(answer)) == (400, "protocol_error")
-    assert told in answer.json()["error"]["message"]
+    assert reason in answer.json()["error"]["message"]
     assert isinstance(fault, Fault)
     assert fault.code == "protocol_error"
     await serves(client)

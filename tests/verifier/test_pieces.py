@@ -19,7 +19,7 @@ def reading(*prompts: int, later: int = 0) -> list[int]:
     pieces, left, ends, read = Pieces(MOST), [*prompts], [0] * len(prompts), 0
     while any(left[: len(prompts)]):
         unread = [i for i, tokens in enumerate(left) if tokens]
-        which = unread[pieces.whose([left[i] for i in unread])]
+        which = unread[pieces.choose([left[i] for i in unread])]
         left[which] -= min(MOST, left[which])
         read += 1
         if not left[which] and which < len(ends):

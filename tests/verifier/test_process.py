@@ -181,19 +181,19 @@ async def _get(client: httpx.AsyncClient, path: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reason"),
     [
         (["--model", "nope"], "no model 'nope'"),
         (["--bogus", "1"], "bogus"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_a_line(options: list[str], told: str) -> None:
+def test_what_cannot_be_served_is_said_in_a_line(options: list[str], reason: str) -> None:
     command = [sys.executable, "-m", "picospec.verifier", "--port", str(free_port()), *options]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
 
     assert ended.returncode == 1
-    assert told in ended.stderr
+    assert reason in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -21,7 +21,7 @@ class Pieces:
         self._token_s = 0.0  # seconds a token in the latest piece; 0 before the first
         self._is_shortest = False  # True if the latest piece was of the shortest prompt
 
-    def whose(self, unread: Sequence[int]) -> int:
+    def choose(self, unread: Sequence[int]) -> int:
         """Return the index of the prompt to read from. unread: the number of unread tokens of
         each prompt, in order of arrival."""
         self._is_shortest = not self._is_shortest

@@ -60,7 +60,7 @@ class Scheduler:
             if offer.start:
                 await self._pass(offer)
             if unread := [slot for slot in self.slots.values() if slot.unread]:
-                await self._prefill(unread[self._pieces.whose([s.unread for s in unread])])
+                await self._prefill(unread[self._pieces.choose([s.unread for s in unread])])
             elif not offer.start:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(offer.wait_s if offer.wait_s < inf else None):

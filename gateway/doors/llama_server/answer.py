@@ -35,7 +35,7 @@ class NativeAnswer(Answer):
             pieces.append(self._last(index, "", delta))
         return b"".join(map(sent_event, pieces))
 
-    def whole(self, choices: Sequence[TextDelta]) -> object:
+    def full_answer(self, choices: Sequence[TextDelta]) -> object:
         """Return the object of the choice, or all if there are several."""
         self._tokens.update({index: each.tokens for index, each in enumerate(choices)})
         shown = [self._last(i, each.text, each) for i, each in enumerate(choices)]

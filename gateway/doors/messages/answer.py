@@ -80,7 +80,7 @@ class MessageAnswer(Answer):
     def failure(self, error: ApiError) -> bytes:
         return _encoded([error_body(error)])
 
-    def whole(self, choices: Sequence[TextDelta]) -> Json:
+    def full_answer(self, choices: Sequence[TextDelta]) -> Json:
         (whole,) = choices
         return self._message(content_of(whole), whole)
 

@@ -79,7 +79,7 @@ class OllamaAnswer(Answer):
     def failure(self, error: ApiError) -> bytes:
         return msgspec.json.encode(error_body(error)) + b"\n"
 
-    def whole(self, choices: Sequence[TextDelta]) -> Json:
+    def full_answer(self, choices: Sequence[TextDelta]) -> Json:
         (choice,) = choices
         shown = self._shown(choice) or self.shown("", "", ())
         return {**self._head(), **shown, **self._counted(choice)}

@@ -61,7 +61,7 @@ class ResponseAnswer(Answer):
         response = {**self._response, **failed}
         return self._begun() + self._encoded([("response.failed", {"response": response})])
 
-    def whole(self, choices: Sequence[TextDelta]) -> Json:
+    def full_answer(self, choices: Sequence[TextDelta]) -> Json:
         (choice,) = choices
         self._finish = choice.finish
         for _ in self._output.read(choice):

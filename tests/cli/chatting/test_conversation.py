@@ -85,9 +85,9 @@ def test_the_system_prompt_comes_first_until_it_is_taken_away() -> None:
 
     chat(service, "a", "/system Be brief.", "b", "/system", "/etc/hosts is what?")
 
-    told = [roles(body["messages"]) for _, body in service.asked]
-    assert told[1] == ["s:Be brief.", "u:a", "a:oneone", "u:b"]
-    assert [told[0], told[2][-1]] == [["u:a"], "u:/etc/hosts is what?"]
+    roles_sent = [roles(body["messages"]) for _, body in service.asked]
+    assert roles_sent[1] == ["s:Be brief.", "u:a", "a:oneone", "u:b"]
+    assert [roles_sent[0], roles_sent[2][-1]] == [["u:a"], "u:/etc/hosts is what?"]
 
 
 @pytest.mark.parametrize("name", ["chat.json", "chat.md"])

@@ -30,10 +30,10 @@ MODEL = Model("m", "picospec")
 DONE = "data: [DONE]\n\n"
 
 
-def event(content: str, **told: object) -> str:
+def event(content: str, **report: object) -> str:
     """Return a chunk with content, and with what it tells of speculation."""
-    choices = [{"delta": {"content": content}}] if content or not told else []
-    said = {"speculation": told} if told else {}
+    choices = [{"delta": {"content": content}}] if content or not report else []
+    said = {"speculation": report} if report else {}
     return f"data: {json.dumps({'choices': choices, **said})}\n\n"
 
 

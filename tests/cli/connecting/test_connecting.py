@@ -191,9 +191,9 @@ def test_a_client_is_launched_with_texts_that_are_gone_afterwards(
     arguments, environ, files = json.loads(out.read_text())
     assert status == (7 if name == "codex" else 128 + 9)
     assert arguments[-1] == "--theirs"
-    told = str([arguments, environ, files])
-    assert EDGE.url in told
-    assert EDGE.key in told
+    found = str([arguments, environ, files])
+    assert EDGE.url in found
+    assert EDGE.key in found
     assert not any(Path(file).exists() for file in files)
     assert sorted(path.name for path in home.iterdir()) == sorted([fake.name, out.name])
 

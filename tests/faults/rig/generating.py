@@ -30,5 +30,5 @@ async def counted(module: str, *arguments: str) -> dict[str, int]:
     return tally
 
 
-def told(tally: Mapping[str, int]) -> str:
+def summary(tally: Mapping[str, int]) -> str:
     return ", ".join(f"{count} x {status}" for status, count in sorted(tally.items()))

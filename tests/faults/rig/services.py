@@ -143,16 +143,16 @@ class Service:
 
     async def tasks(self) -> list[str]:
         """Return the tasks that its event loop runs."""
-        told = self.order.with_suffix(".tasks")
-        told.unlink(missing_ok=True)
+        listing = self.order.with_suffix(".tasks")
+        listing.unlink(missing_ok=True)
         for pid in self.pids:
             if _tells(pid):
                 os.kill(pid, signal.SIGUSR2)
         async with asyncio.timeout(10):
-            while not told.exists():  # noqa: ASYNC110 - another process
+            while not listing.exists():  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
         await asyncio.sleep(0.2)
-        return told.read_text().splitlines()
+        return listing.read_text().splitlines()
 
     async def ready(self, http: httpx.AsyncClient) -> None:
         """Wait until it serves."""

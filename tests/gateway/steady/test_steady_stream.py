@@ -11,7 +11,7 @@ import pytest
 from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.errors import Unavailable
 from tests.gateway.scripted import Body, ScriptedEngine, ask, events_of
-from tests.gateway.test_watched_stream import TellingEngine
+from tests.gateway.test_watched_stream import ReportingEngine
 
 USER = {"role": "user", "content": "Hi"}
 CHAT = {"messages": [USER], "stream": True, "seed": 3}
@@ -72,7 +72,7 @@ REQUESTS = {
     "calls": (ScriptedEngine(CALLS), {**CHAT, "tools": [TOOL]}),
     "completions": (ScriptedEngine(), {"prompt": ["a", "b"], "n": 2, "stream": True}),
     "echo": (ScriptedEngine(), {"prompt": "Hi", "echo": True, "stream": True}),
-    "drafts": (TellingEngine(), CHAT),
+    "drafts": (ReportingEngine(), CHAT),
     "an error": (ScriptedEngine([b"Hel", b"lo"], Unavailable("gone")), CHAT),
 }
 

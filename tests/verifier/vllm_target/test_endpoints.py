@@ -170,7 +170,7 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
         await asked(of("plain_requests").PlainRequests(vllm, Drain()), scope(state=state))
 
     assert (paying.prompt_tokens, paying.completion_tokens) == (5, 12)
-    ours, with_salt, *untold = salts
+    ours, with_salt, *others = salts
     assert ours == "ann"
     assert with_salt not in ("x", "ann")
-    assert untold == [None, "x"]
+    assert others == [None, "x"]

@@ -67,7 +67,7 @@ class SessionScheduler(Scheduler):
         now, size = time.monotonic(), asked.vocabulary_size
         prompt = (request.prompt_token_ids or [])[: asked.prompt_tokens]
         if asked.drawn_by_vllm:
-            _tell_output(request, asked.prompt_tokens)
+            _move_output(request, asked.prompt_tokens)
         opened = replace(asked.request, prompt=tuple(prompt))
         self._machine.open(asked.session, opened, asked.limits, vocabulary_size=size, now=now)
         slot = SessionSlot(asked, self._machine.session(asked.session), prompt)
@@ -207,7 +207,7 @@ def stamp_arrivals(received: Any) -> None:
     received.put_nowait = put_nowait
 
 
-def _tell_output(request: Request, prompt_tokens: int) -> None:
+def _move_output(request: Request, prompt_tokens: int) -> None:
     """Move the tokens after the session's prompt to vLLM's output, as after a preemption:
     vLLM's penalties and min_tokens tell prompt and output apart."""
     text = request.prompt_token_ids or []

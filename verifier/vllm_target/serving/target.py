@@ -91,7 +91,7 @@ class VllmTarget(Target):
         file = msgspec.structs.replace(file, padding=engine.model.get_vocab_size() - tokens)
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
         self.describe(self._name, file, engine.model.max_model_len, shapes)
-        await self._tell_adapters()
+        await self._publish_adapters()
         wanted = self._self_test
         if wanted is not None and compat.must_self_test(compat.version(), wanted):
             await self_test(self)
@@ -129,9 +129,9 @@ class VllmTarget(Target):
         """Wait for an answer of the engine's cores and workers, and note changed adapters."""
         await self._engine.heartbeat()
         if self._adapters.have_changed:
-            await self._tell_adapters()
+            await self._publish_adapters()
 
-    async def _tell_adapters(self) -> None:
+    async def _publish_adapters(self) -> None:
         facts, folder = self.facts, self._engine.download_dir
         found = await asyncio.to_thread(self._adapters.identities, facts.identity, folder)
         self._facts = msgspec.structs.replace(facts, adapters=found)
