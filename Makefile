@@ -47,7 +47,7 @@ run: models
 
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
-	@$(STEP) "tests" scripts/test-parts.sh $(or $(PARTS),1) $(BIN)/pytest \
+	@$(STEP) "tests" $(BIN)/pytest -n $(or $(PARTS),1) --dist loadgroup \
 		-m "not clients and not faults and not images" $(ARGS)
 
 # What is left out waits for real processes and their deadlines, or computes for long.
@@ -58,7 +58,7 @@ SLOW := bench page packaging deploy end_to_end verifier/test_process.py \
 
 .PHONY: test-quick
 test-quick: .venv/.ready-dev
-	@$(STEP) "quick tests" scripts/test-parts.sh $(or $(PARTS),3) $(BIN)/pytest -q -m "$(QUICK)" \
+	@$(STEP) "quick tests" $(BIN)/pytest -n $(or $(PARTS),2) --dist loadgroup -q -m "$(QUICK)" \
 		$(patsubst %,--ignore tests/%,$(SLOW)) $(ARGS)
 
 check: .venv/.ready-dev
