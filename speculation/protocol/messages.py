@@ -9,8 +9,7 @@ An *epoch* numbers the edge's chains: it rises when the edge learns that its cha
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field, replace
-from operator import add
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import msgspec
@@ -211,7 +210,7 @@ class Totals:
     own: int = 0  # accepted draft tokens of the verifier's own
 
     def plus(self, more: Totals) -> Totals:
-        return Totals(*map(add, astuple(self), astuple(more)))
+        return Totals(*(getattr(self, name) + getattr(more, name) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
