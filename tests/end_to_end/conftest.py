@@ -18,13 +18,13 @@ from tests.models.chats import TEMPLATES
 
 PLANS: Final = {
     "eager": EDGES["eager"],
-    "noise": EDGES["noise"],
+    "bad": EDGES["bad"],
     "far": EDGES["far"],
     "past": EdgePlan(drafter="none", pool_tokens=1000),
     "separate": EdgePlan(judge="separate", fill="never"),
 }
-"""`eager` and `separate` start no pass without a draft token, however busy this machine is; the
-drafts of `noise` are useless; `past` has no draft model, and keeps what it answered."""
+"""`eager`, `bad` and `separate` start no pass without a draft token, however busy this machine
+is; the drafts of `bad` are useless; `past` has no draft model, and keeps what it answered."""
 
 
 def template(folder: Path) -> Path:
