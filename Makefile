@@ -1,6 +1,6 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
-# make test    set up, fetch the models, run every test; PARTS=2 has two processes share them
-# make test-quick   without models, browsers, the bench and what waits for real deadlines: two minutes
+# make test    set up, fetch the models, run every test in PARTS=2 processes; PARTS=0 starts no other
+# make test-quick   without models, browsers, the bench and what waits for real deadlines
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
 # make test-faults    faults in the middle of answers; ARGS=--long adds what takes minutes
 # make check   formatting, lint, types, import rules
@@ -47,7 +47,7 @@ run: models
 
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
-	@$(STEP) "tests" $(BIN)/pytest -n $(or $(PARTS),1) --dist loadgroup \
+	@$(STEP) "tests" $(BIN)/pytest -n $(or $(PARTS),2) --dist loadgroup \
 		-m "not clients and not faults and not images" $(ARGS)
 
 # What is left out waits for real processes and their deadlines, or computes for long.
