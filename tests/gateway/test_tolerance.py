@@ -85,7 +85,7 @@ async def test_what_would_change_the_answer_is_a_400_that_names_it(
     assert engine.jobs == []
 
 
-@pytest.mark.parametrize("name", OF_CHAT)
+@pytest.mark.parametrize("name", sorted(OF_CHAT))
 async def test_what_only_chats_have_is_a_400_in_a_completion(name: str) -> None:
     engine = ScriptedEngine()
 
