@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from picospec.bench.run.services import Services
-from tests.end_to_end.test_features import FEATURES, PROMPTS, SCHEMA, asked
+from tests.end_to_end.test_features import FEATURES, PROMPTS, SCHEMA, asked, post
 from tests.models.chats import Json
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
@@ -27,7 +27,7 @@ CODE: Final = "def add(a, b):\n    return "
 
 async def posted(url: str, path: str, bodies: Sequence[Json]) -> list[str]:
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=300) as http:
-        answers = await asyncio.gather(*(http.post(path, json=body) for body in bodies))
+        answers = await asyncio.gather(*(post(http, path, body) for body in bodies))
     assert [answer.text for answer in answers if not answer.is_success] == []
     return [answer.text for answer in answers]
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from picospec.bench.run.services import Services
-from tests.end_to_end.test_features import FEATURES, PROMPTS, asked
+from tests.end_to_end.test_features import FEATURES, PROMPTS, asked, post
 from tests.models.chats import Json
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
@@ -54,7 +54,7 @@ def as_response(own: Json) -> Json:
 async def messages(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
     """Return what a stream of /v1/messages adds up to."""
     body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **own}
-    stream = (await http.post("/v1/messages", json=body)).text
+    stream = (await post(http, "/v1/messages", body)).text
     events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
     found: Json = {"text": "", "thinking": "", "partial_json": "", "names": []}
     for event in events:
@@ -69,7 +69,7 @@ async def messages(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
 
 async def response(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
     """Return what a stream of /v1/responses ends with."""
-    stream = await http.post("/v1/responses", json={"input": prompt, "stream": True, **own})
+    stream = await post(http, "/v1/responses", {"input": prompt, "stream": True, **own})
     found = json.loads(stream.text.rpartition("data: ")[2])["response"]
     texts = {i["type"]: i["content"][0]["text"] for i in found["output"] if "content" in i}
     calls = [item for item in found["output"] if item["type"] == "function_call"]
