@@ -167,6 +167,8 @@ class Link:
             if isinstance(error, LinkDown):
                 structlog.get_logger("edge_agent.link").info("link_cut", reason=error.message)
                 self._uplink.note(Event.LOST)
+                if self.opened:
+                    self._progress.observe_silence(time.monotonic())
             elif isinstance(error, Draining):
                 self._uplink.note(Event.DRAINS)
             raise

@@ -232,13 +232,16 @@ def test_a_prompt_that_takes_longer_to_read_than_the_link_holds_is_read_all_the_
     assert world.verifiers[0].opened == 11
 
 
-def test_a_verifier_that_takes_sessions_and_never_says_a_token_is_left_in_time() -> None:
+@pytest.mark.parametrize("every_s", [10.0, 0.2], ids=["after beats", "before any beat"])
+def test_a_verifier_that_takes_sessions_and_never_says_a_token_is_left_in_time(
+    every_s: float,
+) -> None:
     world = World(1)
     world.verifiers[0].first_token_s = 1e6
 
     async def cuts(verifier: FakeVerifier) -> None:
         while True:
-            await asyncio.sleep(10.0)
+            await asyncio.sleep(every_s)
             verifier.cut()
 
     with pytest.raises(Unavailable, match="no token for 6"):
