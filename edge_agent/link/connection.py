@@ -97,9 +97,9 @@ class Connection:
         self.client: Client | None = Client(self._make())  # raises for a wrong certificate
 
     def renew(self, silent: Client | None) -> None:
-        """Make later requests open a new connection, because nothing arrives over this one: a
-        dead one is noticed only after minutes. silent: the client whose request noticed it;
-        only the first of several requests renews it."""
+        """Make later requests open a new connection, because this one may be dead or lead to a
+        stopped process, which the transport notices late. silent: the client to replace;
+        nothing happens if it was replaced already."""
         if self.client is silent:
             self.client = None
 
@@ -232,7 +232,7 @@ async def read_answer(response: Response, max_bytes: int = MAX_ANSWER_BYTES) -> 
 
 
 def system_authorities() -> bytes:
-    """Return the system's authorities (PEM) without those for which a transport rejects all."""
+    """Return the system's authorities (PEM), less each that a transport does not accept."""
     known = ssl.create_default_context().get_ca_certs(binary_form=True)
     texts = (ssl.DER_cert_to_PEM_cert(certificate).encode() for certificate in known)
     return b"".join(text for text in texts if _is_taken(text))

@@ -33,11 +33,11 @@ MAX_LOST: Final = 3
 the answer itself breaks verifiers, it must not break all of them."""
 
 HANDOVER_FAULT: Final = "shutting_down"
-"""The Fault of a verifier that shuts down in order. The first one of each verifier does not
+"""The Fault of a planned shutdown. The first of each verifier since the last token does not
 count towards MAX_LOST."""
 
 IDLE: Final = "idle_timeout"
-"""The code of a session that brings no token: its verifier is not asked again."""
+"""The error code if no token comes: the answer goes on at another verifier."""
 
 JITTER_S: Final = 0.2
 """A lost session is opened elsewhere after a random wait of up to this, so that the sessions of
@@ -87,12 +87,12 @@ class Course:
         self._is_over = False
         self._lost_at: float | None = None  # when a session was last lost
         self._lost_here = 0  # sessions lost since the last token
-        self._handed_over = set[Endpoint | None]()  # those that did so since the last token
+        self._handed_over = set[Endpoint | None]()  # no further handover by them is free
         self._run = ""  # the run of the verifier that opened the last session
         self._is_suspect = False  # the link or this verifier's process was lost
         self._pause_s = 0.0
         self._waits = 0  # since the last token
-        self._has_asked = False
+        self._has_probed = False
 
     def choose(self, now: float) -> Endpoint | Wait:
         """Return where to open the next session, or how long to wait before calling again.
@@ -115,8 +115,8 @@ class Course:
         """Return how long to wait for a ready verifier; raise if waiting is of no use."""
         error = self._error or Unavailable("no verifier can go on with this answer")
         if self._lost_at is None:
-            if isinstance(error, Draining) and not self._has_asked:
-                self._has_asked = True
+            if isinstance(error, Draining) and not self._has_probed:
+                self._has_probed = True
                 return Wait(0.0)  # one that has just restarted may be ready
             raise error
         if self._choose(set()) is None:
@@ -131,7 +131,7 @@ class Course:
 
     def opened(self, session: str) -> bool:
         """Note that the verifier has taken the session. Return True if its process had the
-        previous one too: then only the link had lost that."""
+        previous one too. A LinkDown then means that only the link was lost."""
         run, self._tried = session[:RUN_CHARACTERS], set()
         is_same_process, self._run = run == self._run, run
         if is_same_process and self._is_suspect:
@@ -155,7 +155,7 @@ class Course:
         that its process is gone; a silent one may stay away for long."""
         if not isinstance(error, LinkDown) or error.how == "refused":
             return False
-        return error.how == "broken" or not self.is_elsewhere
+        return error.how == "broken" or not self.has_alternative
 
     def _lost(self, error: ApiError, now: float, progressed: bool) -> None:
         self._lost_at = now
@@ -190,7 +190,7 @@ class Course:
             self._excluded.add(self.endpoint)
 
     @property
-    def is_elsewhere(self) -> bool:
+    def has_alternative(self) -> bool:
         """True if another verifier could take over now."""
         return self._ready({self.endpoint} if self.endpoint else set()) is not None
 
@@ -206,7 +206,7 @@ class Course:
         a lost session, at most until the deadline. constrained: True if the request has a
         grammar, which a verifier tries first."""
         within_s = RESPONSE_TIMEOUT_S
-        if self.is_elsewhere:
+        if self.has_alternative:
             within_s = min(within_s, OPEN_TIMEOUT_S + open_bytes / MIN_BYTES_PER_S)
         if constrained:
             within_s += ANSWER_TIMEOUT_S

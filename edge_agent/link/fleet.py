@@ -21,8 +21,8 @@ BUSY_S: Final = 0.1
 lengthens the passes of the others, by tens of milliseconds where many share them."""
 
 STAY_S: Final = 0.05
-"""New answers move to another verifier only if it is this much nearer: the one in use has the
-beginning of the conversation in its KV cache."""
+"""Of ready verifiers, the one in use counts as this much nearer, because it has the beginning
+of the conversation in its KV cache."""
 
 
 class Event(Enum):
@@ -64,7 +64,7 @@ class Endpoint:
     def timed(self, round_trip_s: float) -> None:
         self.rtt_s = running_mean(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
 
-    def describe(self, facts: ModelFacts) -> None:
+    def learn(self, facts: ModelFacts) -> None:
         self.identity, self.is_compatible = facts.identity, facts.is_compatible
         self.identities = frozenset((facts.identity, *facts.adapters.values()))
 

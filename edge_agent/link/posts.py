@@ -33,8 +33,8 @@ Post = Callable[[str, bytes], Awaitable[None]]
 class Posts:
     """The messages of one session.
 
-    Its memory is bounded: only messages of the newest epoch wait, and the session keeps these
-    within its window.
+    Its memory is bounded: only messages of the newest epoch wait, at most `max_ahead` draft
+    tokens.
     """
 
     def __init__(self, post: Post) -> None:

@@ -43,8 +43,8 @@ SILENCE_S: Final = 3 * BEAT_S
 be dead."""
 
 FIRST_TOKEN_S: Final = 600.0
-"""A session waits at most this long for its first token: for a slot, and for its prompt to be
-read. A verifier's own timeout for this is as long by default."""
+"""A session waits at most this long for a slot and for its prompt to be read, as by the
+verifier's own default, and no longer for a later token."""
 
 LATE_S: Final = 30.0
 """An edge gives up this much later than its verifier, so that the verifier's own Fault comes
@@ -145,7 +145,7 @@ class Link:
             metrics.rtt_s.set(self._uplink.rtt_s)
 
     async def events(self) -> AsyncGenerator[Down]:
-        """Open the session and yield Opened, Commit, Reject, and at last Finish.
+        """Open the session and yield all its messages but Beats; Finish is the last.
 
         Raises gateway.errors.ApiError; never ends without Finish.
         """

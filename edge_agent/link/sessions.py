@@ -86,8 +86,8 @@ class Sessions:
         return self._link
 
     def _go(self, uplink: Uplink) -> None:
-        """Use a verifier. If it was only out of reach, keep the headers by which a proxy finds
-        it again, and the name of the session that it may still hold."""
+        """Use a verifier. Of the same one keep the session's name, which it may still hold, and
+        if it was only out of reach, the headers by which a proxy finds it."""
         if uplink is not self._uplink:
             self._session = ""
         if uplink is not self._uplink or not isinstance(self._ended_by, LinkDown):
@@ -108,8 +108,8 @@ class Sessions:
         )
 
     def _opened(self, message: Opened) -> None:
-        lives = self._course.opened(message.session)
-        if lives:
+        is_same_process = self._course.opened(message.session)
+        if is_same_process:
             self._uplink.metrics.resumes.inc()
         else:
             self._progress.begin(time.monotonic())

@@ -88,14 +88,14 @@ class Uplink:
     async def facts(self) -> ModelFacts:
         """Return the target's facts, which are fetched once and after each `forget`.
 
-        Raises Unavailable, or EngineFault if the peer is no verifier.
+        Raises Unavailable, Overloaded, or EngineFault if the peer is no verifier.
         """
         if self._facts is None:
             facts = self._read(await self._get("/v1/model-facts", REQUEST_TIMEOUT_S))
             for _ in range(_FIRST_SAMPLES):
                 await self.check()
             self._facts = facts
-            self.endpoint.describe(facts)
+            self.endpoint.learn(facts)
             if not facts.is_compatible:
                 structlog.get_logger("edge_agent").warning(
                     "undrafted", verifier=self.url, protocol=facts.protocol,
@@ -109,7 +109,7 @@ class Uplink:
         return answer.content
 
     async def check(self) -> None:
-        """Ask whether the verifier is ready, and time it. Raises Unavailable."""
+        """Ask whether the verifier is ready, and time it. Raises ApiError."""
         begun, client = time.monotonic(), self.connection.client
         try:
             response = await self._get("/ready", CHECK_TIMEOUT_S)

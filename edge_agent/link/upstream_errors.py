@@ -1,7 +1,7 @@
 """Translates errors of the verifier and the network into those that the client gets.
 
-An error is the client's (400, 404, 413, 429) only if the verifier reports it for this very
-request. A wrong key, or a draft model with another vocabulary, is a fault of this edge.
+An error is the client's (400, 404, 413, 422, 429) only if the verifier reports it for this very
+request. A wrong key is a fault of this edge.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class _Body(msgspec.Struct):
 
 
 class LinkDown(Unavailable):
-    """Nothing came from a verifier. how: `refused` if no process listens at its address,
-    `broken` if the connection broke, `silent` if there is a connection that carries nothing."""
+    """A peer gave no usable answer. how: `refused` if no process listens at its address,
+    `silent` if there is a connection that carries nothing, `broken` in all other cases."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The verifiers that an edge may use, and the choice among them.
 
 If there are several, each is regularly asked whether it is ready. A new answer begins at the
-nearest idle one; an answer that loses its verifier goes on at another of the same identity.
+best by delay and load; one that loses its verifier goes on at another of the same identity.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Verifiers:
         ]
 
     async def watch(self) -> None:
-        """Refresh the health and the facts of several verifiers until cancelled."""
+        """Refresh health and facts until cancelled, if there are several verifiers."""
         while len(self.uplinks) > 1:
             await self.probe()
             for uplink in self.uplinks:

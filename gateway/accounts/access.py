@@ -24,9 +24,9 @@ _OPEN_PATHS: Final = frozenset(
 )
 
 IsMessage = Callable[[str], bool]
-"""Returns True if a path takes messages of a request that runs already. A message is not a
-request of its own: it is neither logged nor counted, unless it fails. Even then a 404 is not
-logged: a message that is on its way when the request ends gets a 404."""
+"""Returns True if a path takes protocol messages of a session. They are not requests of their
+own: they are neither logged nor counted, unless they fail. Even then a 404 is not logged: a
+message that is on its way when the session ends gets a 404."""
 
 
 @dataclass(frozen=True, slots=True)

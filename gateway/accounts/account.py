@@ -36,7 +36,7 @@ class Account:
     """The tenant began this many answers for this request; they end with the request."""
 
     kept_bytes: int = 0
-    """The request may continue kept responses of this many bytes."""
+    """The tenant's kept responses, which the request may continue, have this many bytes."""
 
     prompt_tokens: int = 0
     choices_of_prompt: int = 1
@@ -146,7 +146,7 @@ class Account:
         if self.span is NO_SPAN:
             return
         facts: dict[str, Fact] = {"status": status, "prompt_tokens": self.prompt_tokens}
-        if self.first_token_s is not None:  # otherwise a session's span has the counts, if any
+        if self.first_token_s is not None:  # a verifier counts in the session's span
             counted = self.total()
             facts |= {
                 "completion_tokens": self.completion_tokens,
@@ -178,7 +178,7 @@ class Account:
         return {"metrics": {"speculative_decoding": known}, "timings": self._timings()}
 
     def speculation(self) -> dict[str, object]:
-        """Return the sums over all choices that end a watched answer."""
+        """Return the sums over all choices, which end a watched answer."""
         counted = self.total()
         return {
             "passes": counted.target_passes,

@@ -37,8 +37,7 @@ _PROBES: Final = frozenset({*HEALTH_PATHS, "/ready", "/status", "/metrics"})
 """These paths are requested every few seconds: only a bug in them is logged."""
 
 _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
-"""Any client without a key can get these statuses. Such requests share a log line, see
-LogLimit."""
+"""If no key is needed, requests with these statuses share a log line, see LogLimit."""
 
 ShapeOf = Callable[[str, Headers], Shape]
 """Returns the shape of errors for a request, by its path and headers."""
@@ -127,7 +126,7 @@ class Accounts:
         if account.status < HTTPStatus.BAD_REQUEST:
             return
         self.metrics.failed_messages.labels(str(account.status)).inc()
-        if self._is_guessing_sessions(account):
+        if self._exceeds_unknown_sessions(account):
             self._log_rate_limit(account)
         elif account.status != HTTPStatus.NOT_FOUND:  # otherwise its request has just ended
             self._write(account, scope, account.status)
@@ -139,17 +138,17 @@ class Accounts:
         if account.first_token_s is not None:
             self.metrics.request_s.observe(account.elapsed_s)
         account.close()
-        if account.error == RateLimited.code or self._is_guessing_sessions(account):
+        if account.error == RateLimited.code or self._exceeds_unknown_sessions(account):
             self._log_rate_limit(account)
         elif account.fault or scope["path"] not in _PROBES:
             self._write(account, scope, status)
         account.end_span(status)
 
-    def _is_guessing_sessions(self, account: Account) -> bool:
+    def _exceeds_unknown_sessions(self, account: Account) -> bool:
         """Count a request for a session that does not exist; return True if it exceeds a limit.
 
-        The request has got a 404 in any case: an edge whose session was lost with its verifier
-        learns from the 404 at once that its answer must go on in another session.
+        The request gets a 404 in any case, which an edge ignores: its draft may come late, and
+        the cut stream has shown it a loss. After a 429 it would try again.
         """
         try:
             if account.has_unknown_session:

@@ -200,7 +200,7 @@ class World:
         """The longest time between two tokens."""
 
         for uplink in self.uplinks:
-            uplink.endpoint.describe(FACTS)
+            uplink.endpoint.learn(FACTS)
             uplink.note(Event.IS_READY)
 
     async def probe(self) -> None:

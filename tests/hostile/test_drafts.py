@@ -23,7 +23,7 @@ from picospec.speculation.protocol.messages import Draft, Fault, Pushed, Redraw
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.admission import check
 from picospec.verifier.routes import DRAFTS_BYTES
-from picospec.verifier.sessions.session import CHAINS_AT_FIRST
+from picospec.verifier.sessions.session import INITIAL_CHAINS
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model
 from tests.speculation.small_models import opening as small_opening
@@ -33,7 +33,7 @@ from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
 from tests.verifier.test_sessions import ending, running, tenant
 from tests.verifier.test_tenants import ANN, BEN, OPEN, app_of, client_of, keys_toml
 
-ALLOWED = CHAINS_AT_FIRST * FACTS.limits.max_ahead
+ALLOWED = INITIAL_CHAINS * FACTS.limits.max_ahead
 """Draft tokens of a session that has been sent nothing."""
 
 FLOODS: dict[str, tuple[str, Iterator[Pushed]]] = {

@@ -11,8 +11,8 @@ from picospec.speculation.protocol.messages import Fault, Finish, Totals
 
 @dataclass(slots=True)
 class SessionAccount:
-    """Counts for one session. span: the session's. opened: when the Open came, by the calls'
-    clock."""
+    """Counts for one session. span: the session's. opened: time of its admission, by the clock
+    of `now`."""
 
     metrics: Metrics
     span: Span

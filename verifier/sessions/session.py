@@ -42,13 +42,13 @@ Entry = Framed[Reply | Fault]
 PUSH_S: Final = 0.001
 """A session that pushes many messages yields to the event loop after this many seconds."""
 
-CHAINS_A_REPLY: Final = 2
-"""An edge may send this many chains of draft tokens for each Commit or Reject. A correct edge
-sends one: a Commit breaks the chain once, or makes room for as many more as it confirms."""
+CHAINS_PER_REPLY: Final = 2
+"""Each reply lets an edge send this many times max_ahead draft tokens more. A correct edge
+needs one: a Commit breaks the chain once, or makes room for as many as it confirms."""
 
-CHAINS_AT_FIRST: Final = 16
-"""An edge may send this many chains more in a session. The first chain needs one; an edge
-repeats a failed request up to four times."""
+INITIAL_CHAINS: Final = 16
+"""A session begins with this many times max_ahead. The first chain needs one; an edge sends a
+request up to four times."""
 
 
 class Session:
@@ -83,7 +83,7 @@ class Session:
         self._news: list[Entry] = []
         self._changed = asyncio.Event()
         self._cause: Fault | None = None
-        self._may_send = CHAINS_AT_FIRST * opened.limits.max_ahead
+        self._may_send = INITIAL_CHAINS * opened.limits.max_ahead
         """The edge may still send this many draft tokens; a Redraw counts as one."""
 
         self._pushing = asyncio.Lock()
@@ -158,7 +158,7 @@ class Session:
             return
         now, timeouts = time.monotonic(), self._timeouts
         timeouts.active_at, timeouts.started = now, True
-        self._may_send += CHAINS_A_REPLY * self.opened.limits.max_ahead
+        self._may_send += CHAINS_PER_REPLY * self.opened.limits.max_ahead
         match reply.message:
             case Commit(tokens=tokens):
                 self.account.committed(len(tokens), now)
