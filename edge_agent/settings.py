@@ -124,7 +124,7 @@ class EdgeSettings(ServiceSettings):
     """An answer whose verifier is lost waits this long for one that goes on."""
 
     fallback: Literal["none", "draft"] = "none"
-    """What answers while no verifier can be reached. With `draft`, a new answer is the draft
+    """This answers while no verifier can be reached. With `draft`, a new answer is the draft
     model's alone, and says so. This needs a draft model that is named, because only a verifier
     can tell which one `auto` means."""
 

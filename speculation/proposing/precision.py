@@ -15,7 +15,7 @@ MIN_WEIGHT: Final = 1 / 32
 
 @dataclass(slots=True)
 class Precision:
-    """How often the tokens of one kind are right: a running mean that starts at a prior."""
+    """The share of right tokens of one kind is a running mean that starts at a prior."""
 
     right: float
     seen: int

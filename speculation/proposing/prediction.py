@@ -39,7 +39,7 @@ takes a few milliseconds; the index grows with the alignment."""
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """How far an answer has come in its prediction."""
+    """An answer has come this far in its prediction."""
 
     at: int  # the index of the predicted token that should come next
     agreed: int  # tokens before it that the answer has too; 0: it is lost
