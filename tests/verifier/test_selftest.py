@@ -34,7 +34,9 @@ class Scripted:
     """says: the token at a position, given the request and what was drafted for it."""
 
     says: Callable[[Open, list[int], int], int]
-    judged: int = 1
+    judges_after: int = 0
+    """Draft tokens are judged in sessions after this many."""
+
     stalls: bool = False
     opened: list[Open] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
@@ -62,12 +64,14 @@ class Scripted:
             yield Framed(Commit(0, position, (token,)))
             if self.stalls:
                 await asyncio.Event().wait()
-        yield Framed(Finish("length", Totals(judged=self.judged * bool(self.drafts))))
+        judged = int(bool(self.drafts) and len(self.opened) > self.judges_after)
+        yield Framed(Finish("length", Totals(judged=judged)))
 
     async def push(self, session: str, framed: Framed[Pushed]) -> None:
         message = framed.message
         assert isinstance(message, Draft)
-        self.drafted.put_nowait(message)
+        if session.endswith("-rows"):
+            self.drafted.put_nowait(message)
         self.drafts = [0] * message.start + list(message.tokens)
 
 
@@ -122,9 +126,19 @@ async def test_drafts_that_change_every_text_are_an_error() -> None:
     assert len({request.seed for request in target.opened}) == PROMPTS
 
 
+async def test_a_busy_machine_that_judged_no_draft_is_measured_and_tried_again() -> None:
+    target = Scripted(honest, judges_after=6)
+
+    await self_test(target)
+
+    assert len(target.opened) == 2 * 2 * 3
+    half = len(target.timed) // 2
+    assert target.timed[:half] == target.timed[half:]
+
+
 async def test_drafts_that_nobody_judges_are_an_error() -> None:
     with pytest.raises(TargetFailed, match="no draft was judged"):
-        await self_test(Scripted(honest, judged=0))
+        await self_test(Scripted(honest, judges_after=1000))
 
 
 async def test_a_target_that_falls_silent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
