@@ -53,6 +53,7 @@ def test_keys_in_a_file_are_refused(file: Path) -> None:
         ("port = 0", "port"),
         ("[sessions]\nidle_timeout_s = 0", "idle_timeout_s"),
         ("[speculation]\nmax_verify = 64\n[llama]\nmax_rows = 64", "max_rows"),
+        ("[llama]\nslots = 40\nmax_rows = 64", "max_rows"),
         ('target = "vllm"\n[speculation]\nmax_verify = 128', "max_verify"),
     ],
 )

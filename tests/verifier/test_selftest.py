@@ -9,12 +9,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from picospec.speculation.protocol.messages import (
     Commit,
     Draft,
     Finish,
+    Limits,
     ModelFacts,
     Open,
     Pushed,
@@ -38,15 +40,12 @@ class Scripted:
     """Draft tokens are judged in sessions after this many."""
 
     stalls: bool = False
+    facts: ModelFacts = FACTS
     opened: list[Open] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
     pass_s: Callable[[int], float] = lambda rows: 0.01 * rows
     timed: list[int] = field(default_factory=list)
     drafted: asyncio.Queue[Draft] = field(default_factory=asyncio.Queue)
-
-    @property
-    def facts(self) -> ModelFacts:
-        return FACTS
 
     async def serve(
         self, session: str, request: Open, tenant: str | None = None
@@ -70,6 +69,7 @@ class Scripted:
     async def push(self, session: str, framed: Framed[Pushed]) -> None:
         message = framed.message
         assert isinstance(message, Draft)
+        assert len(message.tokens) <= self.facts.limits.max_ahead
         if session.endswith("-rows"):
             self.drafted.put_nowait(message)
         self.drafts = [0] * message.start + list(message.tokens)
@@ -103,6 +103,12 @@ async def test_passes_are_timed_by_their_rows_while_they_are_cheap(
 
     assert target.timed[:3] == [1, 2, 3]
     assert max(target.timed) == largest
+
+
+async def test_no_more_draft_tokens_are_sent_than_a_session_may_have_ahead() -> None:
+    await self_test(
+        Scripted(honest, facts=msgspec.structs.replace(FACTS, limits=Limits(max_ahead=4)))
+    )
 
 
 async def test_a_near_tie_at_one_prompt_is_no_error() -> None:

@@ -131,7 +131,8 @@ async def test_a_draft_postpones_the_idle_end() -> None:
             await session.push([Framed(Draft(i, 0, 0, (1,)))])
 
         assert session.ending is None
-        assert (await ending(session)).code == "idle_timeout"
+        fault = await ending(session)
+        assert (fault.code, fault.retryable) == ("idle_timeout", True)
 
 
 async def test_a_long_prefill_is_not_idle() -> None:

@@ -26,7 +26,7 @@ class LlamaSettings(Table):
     threads, and its last bits depend on the other rows of the pass."""
 
     max_rows: Annotated[int, Field(ge=2, le=4096)] = 256
-    """One pass has at most this many rows, all sessions together."""
+    """One pass has at most this many rows; each of its sessions may need two."""
 
     prefill_rows: Annotated[int, Field(ge=1, le=63)] = 63
     """At most this many prompt tokens are decoded between two passes; beside running sessions
@@ -36,6 +36,6 @@ class LlamaSettings(Table):
 
     @model_validator(mode="after")
     def _rows_suffice(self) -> Self:
-        if self.max_rows < max(self.slots, self.prefill_rows):
-            raise ValueError("max_rows must be at least slots and at least prefill_rows")
+        if self.max_rows < max(2 * self.slots, self.prefill_rows):
+            raise ValueError("max_rows must be at least twice the slots, and prefill_rows")
         return self

@@ -28,7 +28,7 @@ class Timeouts:
     def expiry(self) -> tuple[float, Fault]:
         """Return when the session expires if nothing happens, and the Fault that ends it."""
         at, wait_s, code, text = min(self._rules(), key=lambda rule: rule[0] + rule[1])
-        return at + wait_s, Fault(code, f"{text} {wait_s:g} s")
+        return at + wait_s, Fault(code, f"{text} {wait_s:g} s", retryable=code != "max_age")
 
     def _rules(self) -> Iterator[tuple[float, float, str, str]]:
         """Yield for each wait its beginning, its limit, and the code and text of its Fault."""

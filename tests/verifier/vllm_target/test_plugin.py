@@ -207,6 +207,7 @@ def test_where_vllm_plugins_does_not_name_it_nothing_changes(
         ("--kv-transfer-config", {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}),
         ("--kv-offloading-size", 1.0),
         ("--pipeline-parallel-size", 2),
+        ("--stream-interval", 2),
         ("--watermark-config", {"algorithm": "gumbel"}),
         ("--speculative-config", {"method": "ngram", "num_speculative_tokens": 3}),
     ],

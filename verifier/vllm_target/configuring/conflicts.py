@@ -53,6 +53,7 @@ RULES: Final = (
     Rule(
         "pipeline_parallel_size", lambda v: v > 1, "a step is planned before the last is over"
     ),
+    Rule("stream_interval", lambda v: v > 1, "an edge needs the result of each step"),
     Rule("watermark_config", lambda v: v is not None, "edges draw without a watermark"),
     Rule("kv_transfer_config", lambda v: v is not None, _KV_STAYS),
     Rule("kv_offloading_size", lambda v: v is not None, _KV_STAYS),

@@ -83,7 +83,7 @@ async def _judged(target: Target, prompts: Iterable[int]) -> int:
 async def _measure(target: Target) -> None:
     """Run passes with more and more rows, from one on. The engine's machine observes them."""
     facts, latency = target.facts, PassLatency()
-    for rows in unmeasured(latency, facts.limits.max_verify):
+    for rows in unmeasured(latency, min(facts.limits.max_verify, facts.limits.max_ahead)):
         fill: Fill = "never" if rows > 1 else "always"
         prompt, most = (0, 0), 1 + rows
         request = Open(
@@ -125,7 +125,8 @@ async def _run(
     commits: int | None = None,
 ) -> tuple[list[TokenId], Commit | Finish]:
     """Run a session to its end, or to this many commits; return its text and the last message.
-    Its edge sends its draft tokens after the first committed token."""
+    Its edge sends its draft tokens after the first committed token, at most max_ahead."""
+    most = target.facts.limits.max_ahead
     session, text, count = f"self-test-{name}", list[TokenId](), 0
     replies = target.serve(session, request)
     try:
@@ -136,7 +137,7 @@ async def _run(
                 if isinstance(message, Commit):
                     count += 1
                     text.extend(message.tokens)
-                    if count == 1 and (rest := tuple(drafts[len(text) :])):
+                    if count == 1 and (rest := tuple(drafts[len(text) :][:most])):
                         await target.push(session, Framed(Draft(1, len(text), 0, rest)))
                     if count == commits:
                         return text, message
