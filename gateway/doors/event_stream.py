@@ -64,12 +64,17 @@ class EventStream(Response):
         kept = tasks.create_task(keep_alive(begun, waiting, self.keep_alive_s))
         async with together(self.streams, self.order) as deltas:
             async for index, delta in deltas:
-                if not begun.is_set():
-                    begun.set()
-                    await kept
-                    await self._send_status(send)
                 self.account.count(index, delta)
-                await send_to_client(send, _piece(self.answer.events(index, delta)))
+                if shown := self.answer.events(index, delta):
+                    if not begun.is_set():
+                        await self._begin(send, begun, kept)
+                    await send_to_client(send, _piece(shown))
+        await self._begin(send, begun, kept)
+
+    async def _begin(self, send: Send, begun: asyncio.Event, kept: asyncio.Task[None]) -> None:
+        begun.set()
+        await kept
+        await self._send_status(send)
 
     async def _keep_alive(self, send: Send) -> None:
         await self._send_status(send)

@@ -12,6 +12,7 @@ from starlette.types import Message
 from picospec.gateway.doors.door import Answer
 from picospec.gateway.errors import Unavailable
 from tests.gateway.scripted import ScriptedEngine, ask, make_app
+from tests.gateway.test_calls_sdk import CALL, HERMES, WEATHER
 
 COMMENT = Answer.keep_alive
 STREAM = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
@@ -44,6 +45,21 @@ async def test_an_error_after_a_comment_is_an_event() -> None:
     assert late.text.startswith(COMMENT.decode())
     assert '"code":"verifier_unavailable"' in late.text
     assert "[DONE]" not in late.text
+
+
+async def test_a_call_that_is_shown_when_it_is_whole_is_waited_for() -> None:
+    body = {"messages": STREAM["messages"], "tools": [WEATHER]}
+    engine = ScriptedEngine(
+        script=[bytes([byte]) for byte in (CALL % "Oslo").encode()],
+        pause=lambda: asyncio.sleep(0.01),
+    )
+
+    settings = {"tokenizer": HERMES, "keep_alive_s": 0.02}
+    answer = await ask(body, engine, path="/api/chat", **settings)
+
+    *waits, call, _ = answer.text.splitlines()
+    assert len(waits) > 3
+    assert "Oslo" in call
 
 
 async def test_a_comment_that_a_slow_client_has_not_taken_is_not_overtaken() -> None:
