@@ -58,7 +58,7 @@ SLOW := bench page packaging deploy end_to_end verifier/test_process.py \
 
 .PHONY: test-quick
 test-quick: .venv/.ready-dev
-	@$(STEP) "quick tests" $(BIN)/pytest -n $(or $(PARTS),2) --dist loadgroup -q -m "$(QUICK)" \
+	@$(STEP) "quick tests" $(BIN)/pytest -n $(or $(PARTS),3) --dist worksteal -q -m "$(QUICK)" \
 		$(patsubst %,--ignore tests/%,$(SLOW)) $(ARGS)
 
 check: .venv/.ready-dev
