@@ -29,7 +29,7 @@ class ItemPart(RequestModel):
     ]
     text: str = Field(validation_alias=AliasChoices("text", "refusal"))
     annotations: object = None
-    logprobs: object = None
+    logprobs: object = Field(None, exclude=True)  # no prompt has them, and they are large
 
 
 def _as_parts(value: object) -> object:

@@ -50,6 +50,9 @@ class ResponseStore:
         self._lock = Lock()
 
     def keep(self, id: str, kept: StoredResponse) -> None:
+        """Keep a response, unless it alone exceeds the bound in bytes."""
+        if kept.size_bytes > MAX_BYTES:
+            return
         with self._lock:
             self._kept[id] = kept, self._clock()
             self.size_bytes += kept.size_bytes

@@ -164,3 +164,16 @@ async def test_an_error_before_the_first_event_has_its_status() -> None:
     async with sdk(ScriptedEngine((), Overloaded("full"))) as client:
         with pytest.raises(openai.RateLimitError):
             await created(client, stream=True)
+
+
+async def test_log_probabilities_of_earlier_answers_are_not_kept_again() -> None:
+    async with sdk(writes("Hi", context_tokens=400)) as client:
+        first = await created(client, include=["message.output_text.logprobs"])
+        second = await created(client, previous_response_id=first.id)
+        kept = await client.responses.retrieve(first.id)
+        listed = await client.responses.input_items.list(second.id, order="asc")
+
+    assert kept.output[0].content[0].logprobs
+    [answer] = [item for item in listed.data if item.role == "assistant"]
+    assert answer.content[0].text == "Hi"
+    assert not answer.content[0].logprobs
