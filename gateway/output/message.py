@@ -21,6 +21,15 @@ _WHOLE: Final = re.compile(
 )
 """Matches the part of a JSON string that consists of whole characters."""
 
+_LITERAL: Final = re.compile(
+    r"""\\(?=[^"\\/bfnrtu]|u[0-9a-fA-F]{0,3}[^0-9a-fA-F]|u[dD][c-fC-F][0-9a-fA-F]{2}"""
+    r"""|u[dD][89abAB][0-9a-fA-F]{2}(?:[^\\]|\\(?:[^u]|u(?:[^dD]|[dD](?:[^c-fC-F]"""
+    r"""|[c-fC-F][0-9a-fA-F]?[^0-9a-fA-F])))))"""
+)
+"""Matches a backslash that begins no character in JSON, once what follows it shows that."""
+
+_CLOSING: Final = re.compile(r'"[\s}]*\Z')
+
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
@@ -82,34 +91,58 @@ def joined(parts: Sequence[Parsed]) -> Parsed:
 
 class CustomInput:
     """Reads the text for a custom tool from {"input": "..."}, piece by piece. Arguments in
-    another form become the text as they are, so that nothing is lost."""
+    another form become the text as they are, and so does what is no JSON within the text, so
+    that nothing is lost."""
 
     def __init__(self) -> None:
         self._held = ""
-        self._begun = False
+        self._opening = ""
 
     def feed(self, piece: str) -> str:
         """Take more of the arguments, and return the next part of the text."""
         self._held += piece
-        if not self._begun and (opening := _OPENING.match(self._held)):
-            self._begun, self._held = True, self._held[opening.end() :]
-        found = _WHOLE.match(self._held) if self._begun else None
-        if found is None:
+        if not self._opening and (opening := _OPENING.match(self._held)):
+            self._opening, self._held = opening[0], self._held[opening.end() :]
+        if not self._opening:
             return ""
-        self._held = self._held[found.end() :]
-        text: str = json.loads(f'"{found[0]}"', strict=False)
+        text, end = _read(self._held, 0)
+        self._held = self._held[end:]
         return text
 
     def finish(self) -> str:
         """Return the rest of the text, now that the arguments have ended."""
-        if self._begun:
-            return ""
         try:
-            value = decode(self._held)
+            value = decode(self._opening + self._held)
         except ValueError:
-            return self._held
+            return self._rest()
+        if self._opening:
+            return ""
         text = value.get(FIELD) if isinstance(value, dict) else None
         return text if isinstance(text, str) else self._held
+
+    def _rest(self) -> str:
+        """Return what is held, without the end of the form if the text has begun."""
+        if not self._opening:
+            return self._held
+        rest = _CLOSING.sub("", self._held)
+        text, end = _read(rest, 0)
+        while end < len(rest):
+            more, after = _read(rest, end + 1)
+            text, end = text + rest[end] + more, after
+        return text
+
+
+def _read(written: str, end: int) -> tuple[str, int]:
+    """Return what a JSON string says from `end` on, as far as that is clear, and its end."""
+    texts = list[str]()
+    while True:
+        if found := _WHOLE.match(written, end):
+            texts.append(json.loads(f'"{found[0]}"', strict=False))
+        elif found := _LITERAL.match(written, end):
+            texts.append(found[0])
+        else:
+            return "".join(texts), end
+        end = found.end()
 
 
 class Message:

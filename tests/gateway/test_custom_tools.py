@@ -47,6 +47,34 @@ def test_a_text_comes_out_of_json_however_it_is_cut(
     assert "".join(map(reader.feed, pieces)) + reader.finish() == text
 
 
+@given(st.text('"\\\\u0dD83cC,:}n \n'), CUTS)
+@example(r"\ud83d\udc", list(range(30)))
+@example(r'a", "b": "c', [])
+def test_any_text_comes_out_the_same_however_it_is_cut(text: str, cuts: list[int]) -> None:
+    written = f'{{"input": "{text}"}}'
+    whole, reader = CustomInput(), CustomInput()
+
+    read = "".join(map(reader.feed, split(written, cuts))) + reader.finish()
+
+    assert read == whole.feed(written) + whole.finish()
+    assert json.loads(json.dumps(read).encode()) == read
+    try:
+        meant = json.loads(written)["input"]
+        meant.encode()
+    except ValueError:
+        return
+    assert read == meant
+
+
+@pytest.mark.parametrize(
+    "text", [r"grep -E \d+ a > b", r"\u12 \ud83d \udc00", 'say "hi" now', "\\ü"]
+)
+def test_what_is_no_json_within_a_text_is_the_text_itself(text: str) -> None:
+    reader = CustomInput()
+
+    assert reader.feed(f'{{"input": "{text}"}}') + reader.finish() == text
+
+
 @pytest.mark.parametrize("written", ['{"patch": "a"}', "[1]", '{"input": 1}', "{"])
 def test_arguments_of_another_form_are_the_text_themselves(written: str) -> None:
     reader = CustomInput()
