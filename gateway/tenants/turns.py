@@ -53,6 +53,10 @@ class Turns:
         except asyncio.CancelledError:
             if not turn.cancelled():  # the place was given at the same moment
                 self._end(owner)
+            elif turn in (queue := self._waiting.get(owner, deque())):
+                queue.remove(turn)
+                if not queue:
+                    del self._waiting[owner]
             raise
 
     def _end(self, owner: object) -> None:

@@ -64,6 +64,22 @@ async def test_one_who_waits_with_much_is_served_after_each_other() -> None:
     assert "".join(served) == "aabcaaa"
 
 
+async def test_work_that_is_given_up_waits_no_longer() -> None:
+    turns = Turns(1, 1, "wait")
+
+    async def work() -> None:
+        async with turns.take("a"):
+            pass
+
+    async with turns.take("a"):
+        for _ in range(3):
+            waits = asyncio.create_task(work())
+            await asyncio.sleep(0)
+            waits.cancel()
+            await asyncio.wait([waits])
+            assert waits.cancelled()
+
+
 async def test_too_much_of_one_owner_is_refused_and_another_is_let_in() -> None:
     turns = Turns(1, 1, "prompts wait to be read")
 
