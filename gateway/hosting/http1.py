@@ -79,13 +79,31 @@ class _Deadline:
     def start(self, transport: asyncio.Transport) -> None:
         """Start the timer, unless it runs already."""
         if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._after_s, transport.abort)
+            self._timer = self._begin(transport)
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _begin(self, transport: asyncio.Transport) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(self._after_s, transport.abort)
+
+
+class _ReadingDeadline(_Deadline):
+    """Begins again each time that less is unread at its end than at its beginning."""
+
+    def _begin(self, transport: asyncio.Transport) -> asyncio.TimerHandle:
+        unread = transport.get_write_buffer_size()
+        return asyncio.get_running_loop().call_later(
+            self._after_s, self._end, transport, unread
+        )
+
+    def _end(self, transport: asyncio.Transport, unread: int) -> None:
+        if transport.get_write_buffer_size() < unread:
+            self._timer = self._begin(transport)
+        else:
+            transport.abort()
 
 
 class DeadlinesProtocol(H11Protocol):
@@ -100,12 +118,12 @@ class DeadlinesProtocol(H11Protocol):
     """Holds the idle connections in the order in which they became idle."""
 
     _request_deadline: _Deadline
-    _reading_deadline: _Deadline
+    _reading_deadline: _ReadingDeadline
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._request_deadline = _Deadline(REQUEST_S)
-        self._reading_deadline = _Deadline(UNREAD_S)
+        self._reading_deadline = _ReadingDeadline(UNREAD_S)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for clients that vanish silently
             connection = transport.get_extra_info("socket")
             limit_ms = int(UNREAD_S * 1000)

@@ -155,6 +155,25 @@ async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
         assert not (await cut(reader)).endswith(b"0\r\n\r\n")
 
 
+async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http1, "UNREAD_S", 2 * SOON_S)
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
+    script = [b"on and on " * 100] * 600
+    engine = ScriptedEngine(script=script, context_tokens=1 << 30)
+    body = STREAM.replace(b'"stream": true', b'"stream": false')
+    async with connection(engine) as (reader, writer):
+        writer.write(head(f"content-length: {len(body)}", "connection: close") + body)
+        size, come = 0, await reader.readuntil(b"\r\n\r\n")
+        while data := await reader.read(1 << 15):
+            size += len(data)
+            await asyncio.sleep(SOON_S / 4)
+
+    assert come.startswith(b"HTTP/1.1 200 ")
+    assert size > 600_000
+
+
 @pytest.mark.parametrize("begun", [b"", b"POST /v1/chat"])
 async def test_a_connection_on_which_no_request_comes_is_cut(
     monkeypatch: pytest.MonkeyPatch, begun: bytes
