@@ -127,7 +127,7 @@ class Uplink:
         try:
             response = await self._get("/status", CHECK_TIMEOUT_S)
             return msgspec.json.decode(response.content, type=VerifierStatus)
-        except (ApiError, msgspec.MsgspecError):
+        except (ApiError, ValueError):
             return VerifierStatus()
 
     def ask(self, path: str, body: bytes) -> AbstractAsyncContextManager[Response]:
@@ -154,7 +154,7 @@ class Uplink:
     def _read(self, answer: Answer) -> ModelFacts:
         try:
             facts = msgspec.json.decode(answer.content, type=ModelFacts)
-        except msgspec.MsgspecError as error:
+        except ValueError as error:  # also for bytes that are no UTF-8
             raise EngineFault(f"{self.url} does not look like a verifier: {error}") from error
         if max(facts.stop_tokens, default=0) >= facts.vocabulary_size:
             raise EngineFault(f"{self.url} names a stop token that is no token")
@@ -165,5 +165,5 @@ def _load(answer: Answer) -> float:
     """Return the verifier's load; 0 if the answer does not have it, as behind some proxies."""
     try:
         return msgspec.json.decode(answer.content, type=_ReadyBody).load
-    except msgspec.MsgspecError:
+    except ValueError:
         return 0.0

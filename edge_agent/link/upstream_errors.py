@@ -157,7 +157,7 @@ def reason(error: Exception) -> str:
 def _read(answer: Answer) -> _Error:
     try:
         return msgspec.json.decode(answer.content, type=_Body).error
-    except msgspec.MsgspecError:
+    except ValueError:  # also for bytes that are no UTF-8
         return _Error(f"it answered {answer.status}")
 
 

@@ -205,6 +205,6 @@ def _renamed(body: bytes, model: str | None) -> bytes:
     removes duplicate fields. Raises InvalidRequest."""
     try:
         fields = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:  # stricter than `parse`, which takes NaN
+    except ValueError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
     return msgspec.json.encode({**fields, "model": model})
