@@ -172,7 +172,7 @@ class Connection:
             ):
                 return await read_answer(response, max_bytes)
         except TimeoutError as error:
-            self.renew(client)
+            self.renew(client or self.client)  # it may have been made for this request
             raise upstream_errors.unreachable(self.url, error, self.peer) from error
 
     @asynccontextmanager
