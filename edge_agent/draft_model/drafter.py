@@ -50,9 +50,9 @@ class Drafter(Protocol):
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
     ) -> DraftSlot | None:
-        """Return a free slot, or None; the caller must leave it. owner: the prompt's owner;
-        only this owner may reuse the slot's tokens. whole: every step must read its whole
-        context, so the slot must have room for the prompt."""
+        """Return a free slot, or None, as for an empty prompt; the caller must leave it. owner:
+        the prompt's owner; only this owner may reuse the slot's tokens. whole: every step must
+        read its whole context, so the slot must have room for the prompt."""
 
     @property
     def read_tokens(self) -> int:

@@ -36,7 +36,6 @@ from picospec.edge_agent.draft_model.reading_on import ReadingOn
 from picospec.models.llama_cpp.model import Context
 from picospec.models.llama_cpp.segments import Segment
 from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.draft_token import DraftToken
 
 CHUNK_TOKENS: Final = 64
 """A pass has at most this many tokens of one prompt, so that other sessions' steps are fast."""
@@ -75,6 +74,8 @@ class LlamaDrafter:
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
     ) -> LlamaSlot | None:
+        if not prompt:  # a pass reads at least one token of each context
+            return None
         owner = None if self._share_prefixes else owner
         free = [slot for slot in self._slots if not slot.taken]
         if not free or self.is_stuck or (whole and len(prompt) >= self._reading.room):
@@ -164,9 +165,8 @@ class LlamaDrafter:
             slot = request.session.slot
             slot.tokens.extend(segment.tokens)
             if segment.logits:
-                drafts = self._drafts(request, row, segment.logits)
                 del waiting[slot]
-                request.succeed(drafts)
+                self._answer(request, row, segment.logits)
                 row += segment.logits
 
     def _decode(self, segments: Sequence[Segment]) -> None:
@@ -175,12 +175,18 @@ class LlamaDrafter:
         took_s = time.monotonic() - began
         self._reading.observe(sum(len(segment.tokens) for segment in segments), took_s)
 
-    def _drafts(self, request: StepRequest, row: int, rows: int) -> list[DraftToken]:
-        """Return a request's draft tokens, from its `rows` rows of logits from `row` on."""
-        return drafts_while_matching(
-            lambda n: request.sampler(self._cache.logits(row + n), request.position + n),
-            request.ahead[: rows - 1],
-        )
+    def _answer(self, request: StepRequest, row: int, rows: int) -> None:
+        """Answer a request from its `rows` rows of logits from `row` on. An error of its
+        sampler is no other session's."""
+        try:
+            drafts = drafts_while_matching(
+                lambda n: request.sampler(self._cache.logits(row + n), request.position + n),
+                request.ahead[: rows - 1],
+            )
+        except Exception as error:  # a sampler is the session's own
+            request.fail(_failure(error))
+        else:
+            request.succeed(drafts)
 
     def _segments(self, requests: Sequence[StepRequest]) -> list[Segment]:
         """Return one segment of each request, with at least one token for each."""
@@ -222,7 +228,11 @@ class LlamaDrafter:
         for slot in self._slots:
             slot.rest = ()
         for request in waiting.values():
-            failure = CannotDraft(f"{type(error).__name__}: {error}")
-            failure.__cause__ = error
-            request.fail(failure)
+            request.fail(_failure(error))
         waiting.clear()
+
+
+def _failure(error: Exception) -> CannotDraft:
+    failure = CannotDraft(f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

@@ -127,6 +127,35 @@ async def test_a_sampler_that_fails_fails_its_step_and_the_next_step_works(
     assert await draft_after(slot, [1, 2, 3]) == truth([1, 2, 3])
 
 
+async def test_a_sampler_that_fails_fails_no_other_sessions_step(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    def broken(logits: Logits, position: int) -> DraftToken:
+        raise ZeroDivisionError("no distribution")
+
+    async def fail() -> None:
+        with pytest.raises(CannotDraft, match="no distribution"):
+            await taken(drafter, [4]).step([4], lambda _: broken, ahead=[5, 6])
+
+    cache.gate.clear()
+    steps = [asyncio.create_task(draft_after(taken(drafter, [9]), [9]))]
+    await asyncio.sleep(0.05)
+    before, after = taken(drafter, [1]), taken(drafter, [2, 3])
+    steps.append(asyncio.create_task(draft_after(before, [1])))
+    failing = asyncio.create_task(fail())
+    steps.append(asyncio.create_task(draft_after(after, [2, 3])))
+    await asyncio.sleep(0.05)
+    cache.gate.set()
+
+    assert await asyncio.gather(*steps) == [truth([9]), truth([1]), truth([2, 3])]
+    await failing
+    assert max(map(len, cache.passes)) == 3
+
+
+async def test_an_empty_prompt_gets_no_slot(drafter: LlamaDrafter) -> None:
+    assert drafter.take([]) is None
+
+
 async def test_a_whole_context_past_the_cache_is_an_error_of_that_step(
     drafter: LlamaDrafter,
 ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from picospec.edge_agent.draft_model.foreign.slot import take
 from picospec.edge_agent.draft_model.foreign.translation import Translation, special_tokens
+from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from tests.edge_agent.words import WordEncoder
 
@@ -38,6 +40,14 @@ def test_a_marker_that_the_draft_model_lacks_is_spelt(pair: Translation) -> None
 def test_one_that_only_begins_the_prompt_is_left_out(pair: Translation) -> None:
     assert pair.prompt([BEGIN, AB]) == [BOS_, A_, B_]
     assert pair.prompt([]) == [BOS_]
+
+
+def test_a_prompt_that_it_leaves_empty_gets_no_slot(drafter: LlamaDrafter) -> None:
+    DRAFT.raw_beginning = ()
+    pair = Translation(Tokenizer(TARGET, None), DRAFT)
+
+    assert pair.prompt([BEGIN]) == []
+    assert take(drafter, pair, [BEGIN]) is None
 
 
 def test_what_begins_every_prompt_is_there_once(pair: Translation) -> None:

@@ -39,7 +39,8 @@ def take(
     prompt: Sequence[TokenId],
     owner: object = None,
 ) -> ForeignSlot | None:
-    """Return a slot of the drafter for a prompt in the target's tokens, if one is free."""
+    """Return a slot of the drafter for a prompt in the target's tokens, if one is free, and if
+    the prompt is not empty in the draft model's."""
     own = translation.prompt(prompt)
     slot = drafter.take(own, owner)
     return None if slot is None else ForeignSlot(slot, translation, len(prompt), own)
