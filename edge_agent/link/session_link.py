@@ -209,11 +209,16 @@ class Link:
     async def _messages(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Down]:
         """Yield the messages of the stream until it ends. Raises TimeoutError if it is silent
         for too long; before Opened the limit is `within_s`, because the host may be busy."""
-        decoder = wire.Decoder(wire.MAX_DOWN_BYTES)
+        decoder, loop = wire.Decoder(wire.MAX_DOWN_BYTES), asyncio.get_running_loop()
         try:
             while True:
-                async with asyncio.timeout(SILENCE_S if self.opened else self._within_s):
-                    piece = await anext(pieces, b"")
+                due = loop.time() + (SILENCE_S if self.opened else self._within_s)
+                async with asyncio.timeout(None) as silence:
+                    timer = loop.call_at(due, _expire, silence, due)
+                    try:
+                        piece = await anext(pieces, b"")
+                    finally:
+                        timer.cancel()
                 if not piece:
                     return
                 self._uplink.metrics.link_bytes.labels("down").inc(len(piece))
@@ -223,3 +228,10 @@ class Link:
                     yield message
         except RemoteProtocolError as error:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
+
+
+def _expire(silence: asyncio.Timeout, due: float) -> None:
+    """End the wait for a stream that was silent until `due`. If this process stood still and is
+    late, wait as much longer, because bytes that have arrived may not have been read."""
+    now = asyncio.get_running_loop().time()
+    silence.reschedule(now + min(now - due, SILENCE_S))
