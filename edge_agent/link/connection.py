@@ -98,9 +98,9 @@ class Connection:
 
     def renew(self, silent: Client | None) -> None:
         """Make later requests open a new connection, because this one may be dead or lead to a
-        stopped process, which the transport notices late. silent: the client to replace;
-        nothing happens if it was replaced already."""
-        if self.client is silent:
+        stopped process, which the transport notices late. silent: the client to replace,
+        None for one made since; nothing happens if it was replaced already."""
+        if silent in (None, self.client):
             self.client = None
 
     def _made(self) -> Client:
@@ -172,7 +172,7 @@ class Connection:
             ):
                 return await read_answer(response, max_bytes)
         except TimeoutError as error:
-            self.renew(client or self.client)  # it may have been made for this request
+            self.renew(client)
             raise upstream_errors.unreachable(self.url, error, self.peer) from error
 
     @asynccontextmanager

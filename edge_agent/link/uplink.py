@@ -115,7 +115,7 @@ class Uplink:
             response = await self._get("/ready", CHECK_TIMEOUT_S)
         except ApiError as error:
             if isinstance(error, Draining):  # its address may lead to another one by now
-                self.connection.renew(client or self.connection.client)
+                self.connection.renew(client)
             self.forget()
             self.note(Event.DRAINS if isinstance(error, Draining) else Event.LOST)
             raise

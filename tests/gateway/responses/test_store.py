@@ -1,4 +1,4 @@
-"""What a ResponseStore keeps: at most its bounds, and the responses that were used last."""
+"""A ResponseStore keeps the responses that were used last, within its bounds."""
 
 from __future__ import annotations
 
