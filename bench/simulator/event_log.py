@@ -5,7 +5,8 @@
 
 A change that keeps every decision keeps every line, so two commits are compared by their logs.
 A log has a *cell* for each arm, operating point, round trip and source, in which a client asks
-twice, and cells in which four clients share a verifier. A cell is `{"cell": name}` and lists:
+twice, and cells in which four clients share a verifier. In further cells 16 and 64 clients ask
+once, alone and beside requests without a session. A cell is `{"cell": name}` and lists:
 
     ["sent", seconds, link, kind, fields], ["arrived", seconds, link, kind]   links by first use
     ["answer", n, tokens, ttft_s, seconds, drafted, bytes_up, bytes_down]
@@ -46,6 +47,8 @@ rest because of that."""
 RTTS_MS: Final = (10.0, 50.0, 100.0, 200.0)
 ACCEPTANCES: Final = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 1.0)
 TOKENS, PROMPT_TOKENS, CLIENTS, ANSWERS = 160, 40, 4, 3
+CROWDS: Final = ((16, 0), (16, 16), (64, 0), (64, 16))
+"""So many clients share a verifier with so many requests that have no session."""
 FLOAT: Final = re.compile(r"\d+\.\d+(e-?\d+)?")
 
 
@@ -93,6 +96,13 @@ def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
     for arm, (point, hosts), rtt_ms, (name, clients) in every_cell:
         there = world.World(hosts, Conditions(rtt_ms))
         yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
+    for point, rtt_ms, (many, others) in product(
+        ("72/24", "10/5", "dear rows"), (10.0, 50.0), CROWDS
+    ):
+        there = world.World(HOSTS[point], Conditions(rtt_ms), rows=1024, others=others)
+        clients = [[every[i % len(every)]] for i in range(many)]
+        name = f"picospec, {point}, {rtt_ms:g} ms, {many} clients, {others} others"
+        yield name, events(there, "picospec", clients)
 
 
 def read(path: Path) -> dict[str, str]:

@@ -30,15 +30,24 @@ class Served:
 
 
 class Verifier:
-    """Serves sessions. rows: the most of one pass. colocated: draft models run on this host."""
+    """Serves sessions. rows: the most of one pass. others: see World. colocated: draft models
+    run on this host."""
 
     def __init__(
-        self, clock: Clock, limits: Limits, hosts: Hosts, rows: int, *, colocated: bool
+        self,
+        clock: Clock,
+        limits: Limits,
+        hosts: Hosts,
+        rows: int,
+        *,
+        others: int = 0,
+        colocated: bool,
     ) -> None:
         self._clock = clock
         self._limits = limits
         self._hosts = hosts
         self._rows = rows
+        self._others = others
         self._colocated = colocated
         self._machine = VerifyMachine(iter(()), measured(hosts.pass_s.of, limits.max_verify))
         self._served: dict[str, Served] = {}
@@ -84,8 +93,10 @@ class Verifier:
         now_s = self._clock.now_s
         ready = [name for name, served in self._served.items() if served.prefilled]
         new = [name for name in self._served if name not in ready]
-        offer = self._machine.offer(ready, now_s, rows=self._rows, without_drafts=new)
-        if offer.start:
+        offer = self._machine.offer(
+            ready, now_s, rows=self._rows, without_drafts=new, others=self._others
+        )
+        if offer.start or (self._others and self._served):
             self._start(offer, now_s)
         elif offer.wait_s < inf:
             self._due_s = now_s + offer.wait_s
@@ -139,8 +150,8 @@ class Verifier:
         self._consider_soon()
 
     def _rows_of(self, plan: PassPlan) -> int:
-        """Return the rows of sessions whose prompt was read before."""
-        return sum(
+        """Return the rows of other requests, and of sessions whose prompt was read before."""
+        return self._others + sum(
             1 + len(judged.draft)
             for name, judged in plan.passes.items()
             if self._served[name].prefilled

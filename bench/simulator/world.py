@@ -31,6 +31,9 @@ class World:
     rows: int = 256
     """One pass has at most this many rows."""
 
+    others: int = 0
+    """Each pass has this many rows of requests without a session."""
+
 
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:
     """Return every answer. Each client asks for its sources one by one, beginning at time 0."""
@@ -54,7 +57,12 @@ class _Run:
         self._chance = Random(0)  # for the link's jitter and losses
         self._names = count()
         self._verifier = Verifier(
-            self.clock, world.limits, self._hosts, world.rows, colocated=arm.colocated
+            self.clock,
+            world.limits,
+            self._hosts,
+            world.rows,
+            others=world.others,
+            colocated=arm.colocated,
         )
 
     def ask(self, sources: list[Source], unused_commits: int = 0) -> None:
