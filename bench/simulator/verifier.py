@@ -88,7 +88,7 @@ class Verifier:
 
     def _consider(self) -> None:
         """Start the pass that the machine offers, or schedule the time when it may start."""
-        if self._running:
+        if self._running or not self._served:
             return
         now_s = self._clock.now_s
         ready = [name for name, served in self._served.items() if served.prefilled]
@@ -96,7 +96,7 @@ class Verifier:
         offer = self._machine.offer(
             ready, now_s, rows=self._rows, without_drafts=new, others=self._others
         )
-        if offer.start or (self._others and self._served):
+        if offer.start or self._others:
             self._start(offer, now_s)
         elif offer.wait_s < inf:
             self._due_s = now_s + offer.wait_s
