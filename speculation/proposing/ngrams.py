@@ -73,28 +73,32 @@ class Index:
     ) -> None:
         self._prompt = prompt or PromptGrams(())
         self.tokens: list[TokenId] = list(self._prompt.tokens)
-        self._after: dict[Gram, int] = {}
-        """Maps an n-gram to the index of the token that followed it last, behind the prompt."""
+        self._after: dict[int, int] = {}
+        """Maps the hash of an n-gram to the index of the token that followed it last, behind
+        the prompt."""
 
-        self._replaced: list[list[int | None]] = []  # what each token overwrote in _after
-        self._ending = self._grams()  # the n-grams that end the text
+        self._replaced: list[tuple[list[int], list[int | None]]] = []
+        """Each token followed n-grams of these hashes, and overwrote these in `_after`."""
+
+        self._ending = self._hashes()  # of the n-grams that end the text, longest first
         for token in tokens:
             self.append(token)
 
     def append(self, token: TokenId) -> None:
-        at = len(self.tokens)
-        self._replaced.append([self._after.get(gram) for gram in self._ending])
-        self._after.update(dict.fromkeys(self._ending, at))
+        at, after, ending = len(self.tokens), self._after, self._ending
+        self._replaced.append((ending, [after.get(gram) for gram in ending]))
+        for gram in ending:
+            after[gram] = at
         self.tokens.append(token)
-        self._ending = self._grams()
+        self._ending = self._hashes()
 
     def truncate(self, length: int) -> None:
         """Remove the tokens from `length` on, as if they had never been appended. The prompt's
         tokens must remain."""
         while len(self.tokens) > length:
             self.tokens.pop()
-            self._ending = self._grams()
-            for gram, at in zip(self._ending, self._replaced.pop(), strict=True):
+            self._ending, replaced = self._replaced.pop()
+            for gram, at in zip(self._ending, replaced, strict=True):
                 if at is None:
                     del self._after[gram]
                 else:
@@ -103,15 +107,19 @@ class Index:
     def match(self) -> Match | None:
         """Return what followed the last occurrence of the longest n-gram, one of LENGTHS."""
         found = None
-        for gram in reversed(self._ending):  # a longer n-gram contains the shorter ones
-            at = self._after.get(gram) or self._prompt.last(gram)  # an index is never 0
+        for n, gram in zip(reversed(LENGTHS), reversed(self._ending), strict=False):
+            ending = self.tokens[-n:]  # a longer n-gram contains the shorter ones
+            at = self._after.get(gram)
+            if at is None or self.tokens[at - n : at] != ending:
+                at = self._prompt.last(tuple(ending))
             if at is None:
                 break
-            found = Match(self.tokens[at], at, len(gram))
+            found = Match(self.tokens[at], at, n)
         return found
 
-    def _grams(self) -> list[Gram]:
-        return [tuple(self.tokens[-n:]) for n in LENGTHS if n <= len(self.tokens)]
+    def _hashes(self) -> list[int]:
+        tokens = self.tokens
+        return [hash(tuple(tokens[-n:])) for n in LENGTHS if n <= len(tokens)]
 
 
 def resumption(

@@ -43,14 +43,9 @@ class Chain:
         self._void = -1  # epochs up to this one are known to be wrong
         self._agreed = start  # positions before this one are known to equal the text
         self._drafts: dict[int, tuple[TokenId, int]] = {}  # from _agreed on: token and weight
-
-    @property
-    def reach(self) -> int:
-        """The position after the last draft token; the text may have gone further."""
-        end = self._agreed
-        while end in self._drafts:
-            end += 1
-        return end
+        self.reach = start
+        """The position after the last draft token that follows without a gap; the text may have
+        gone further."""
 
     def is_void(self, epoch: int) -> bool:
         return epoch <= self._void
@@ -68,7 +63,8 @@ class Chain:
                     raise RemoteProtocolError(f"Draft.tokens: position {position} has changed")
         self.newest = max(self.newest, (draft.epoch, draft.start + len(draft.tokens)))
         if draft.epoch > self.epoch:
-            self.epoch, self._agreed = draft.epoch, draft.start - draft.behind
+            self.epoch = draft.epoch
+            self._agreed = self.reach = draft.start - draft.behind
             self._drafts.clear()
 
     def extend(self, draft: Draft, text: Sequence[TokenId]) -> None:
@@ -76,7 +72,13 @@ class Chain:
         weights = draft.q or (0,) * len(draft.tokens)
         placed = enumerate(zip(draft.tokens, weights, strict=True), draft.start)
         self._drafts.update((at, item) for at, item in placed if at >= self._agreed)
+        self._extend_reach()
         self.follow(text, draft.start - draft.behind)
+
+    def _extend_reach(self) -> None:
+        self.reach = max(self.reach, self._agreed)
+        while self.reach in self._drafts:
+            self.reach += 1
 
     def rejected(self, text: Sequence[TokenId]) -> None:
         """End the chain at a draft token that was rejected after this text; the token in its
@@ -90,6 +92,7 @@ class Chain:
         self.wrong_at = position
         self._void = self.epoch
         self._drafts.clear()
+        self.reach = self._agreed
         self.broken = True
 
     def follow(self, text: Sequence[TokenId], known: int = 0) -> None:
@@ -107,6 +110,8 @@ class Chain:
             elif self._agreed >= known:
                 return
             self._agreed += 1
+            if self._agreed > self.reach:  # past a token that the edge knew
+                self._extend_reach()
 
     def _after(self, position: int) -> Iterator[TokenId]:
         """Yield the draft tokens after a position, up to the first gap."""

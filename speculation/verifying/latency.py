@@ -26,6 +26,9 @@ from itertools import accumulate
 from statistics import fmean, median
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from picospec.speculation.running_mean import running_mean
 
 MIN_SAMPLES: Final = 3
@@ -102,6 +105,17 @@ class _Curve:
         way = (rows - left) / (self.rows[right] - left)
         return min(left_s + way * (self.usual_s[right] - left_s), self.bound_s[right])
 
+    def upto(self, most: int) -> NDArray[np.float64]:
+        """Return `of` each number of rows from 0 to `most`: float64[most + 1]."""
+        rows, last = np.arange(most + 1), len(self.rows) - 1
+        known = np.array([0, *self.rows])
+        usual_s, bound_s = np.array([0.0, *self.usual_s]), np.array(self.bound_s)
+        at = np.minimum(np.searchsorted(known[1:], rows), last)
+        way = (rows - known[at]) / (known[at + 1] - known[at])
+        between_s = usual_s[at] + way * (usual_s[at + 1] - usual_s[at])
+        within_s = np.minimum(between_s, bound_s[at])
+        return np.where(known[at + 1] <= rows, usual_s[at + 1], within_s)
+
 
 def _curve(sizes: Mapping[int, _Size]) -> _Curve:
     """Return the curve. The cheapest larger size bounds each size, unless this is clearly
@@ -122,23 +136,27 @@ class PassLatency:
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
         self._slowdown = 1.0
-        self._passes = 0
         self._largest_cheap = 0  # rows
         self._known: _Curve | None = None  # the curve of the current sizes
+        self._table_s = np.empty(0)
+        """The latency by rows, as far as it was asked for since the last observation."""
+
+        self.observed = 0
+        """The number of observations: estimates stay as they are until it rises."""
 
     def observe(self, rows: int, seconds: float) -> None:
         """Take in one pass. seconds > 0."""
         if rows > self._largest_cheap and self._is_cheap(rows, seconds):
             self._largest_cheap = rows
-        self._known = None
+        self._known, self._table_s = None, np.empty(0)
+        self.observed += 1
         size = self._sizes.setdefault(rows, _Size())
         if size.usual_s:
             latest = min(seconds / size.usual_s, MAX_SLOWDOWN * self._slowdown)
             mixed = running_mean(self._slowdown, latest, SLOWDOWN_WEIGHT)
             self._slowdown = mixed ** (1.0 - SLOWDOWN_DECAY)
         size.observe(seconds / self._slowdown)
-        self._passes += 1
-        if self._passes % FORGET_AFTER == 0:
+        if self.observed % FORGET_AFTER == 0:
             self._forget()
 
     def _is_cheap(self, rows: int, seconds: float) -> bool:
@@ -162,10 +180,20 @@ class PassLatency:
 
     def of(self, rows: int) -> float:
         """Return the expected latency of a pass; 0 before the first observation."""
+        return self._curve.of(rows) * self._slowdown if self._sizes else 0.0
+
+    def upto(self, most: int) -> NDArray[np.float64]:
+        """Return `of` each number of rows from 0 to `most`: float64[most + 1]."""
         if not self._sizes:
-            return 0.0
+            return np.zeros(most + 1)
+        if len(self._table_s) <= most:
+            self._table_s = self._curve.upto(2 * most) * self._slowdown
+        return self._table_s[: most + 1]
+
+    @property
+    def _curve(self) -> _Curve:
         self._known = self._known or _curve({n: s for n, s in self._sizes.items() if s.usual_s})
-        return self._known.of(rows) * self._slowdown
+        return self._known
 
 
 def unmeasured(latency: PassLatency, max_verify: int) -> Iterator[int]:

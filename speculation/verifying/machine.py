@@ -30,7 +30,7 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.verifying.arrivals import Arrivals
 from picospec.speculation.verifying.head import NO_HOLD, Head
 from picospec.speculation.verifying.latency import PassLatency
-from picospec.speculation.verifying.pass_policy import allocate, hold_s, waiting
+from picospec.speculation.verifying.pass_policy import allocate, hold_s, left_s, waiting
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 MIN_PASS_S: Final = 1e-6
@@ -79,6 +79,9 @@ class _Observed:
     passed_at: float
     arrivals: Arrivals = field(default_factory=Arrivals)
     head: Head = field(default_factory=Head)
+    held_at: int | None = None
+    """The session's pass was found worth holding after this many observations of latency;
+    None if something has happened to the session since."""
 
 
 class VerifyMachine:
@@ -106,7 +109,7 @@ class VerifyMachine:
         """Take in an edge's message, which reached the host at `arrived`; return the messages
         to send at once. Raise RemoteProtocolError for what no correct edge sends."""
         observed = self._sessions[name]
-        chain, arrivals = observed.session.chain, observed.arrivals
+        chain, arrivals, observed.held_at = observed.session.chain, observed.arrivals, None
         newest, broken = chain.newest, chain.broken
         down = observed.session.receive(message)
         if isinstance(message, Draft) and chain.newest > newest:
@@ -123,7 +126,12 @@ class VerifyMachine:
 
     def wait_s(self, ready: Collection[str], now: float) -> float:
         """Return how long no pass should start: 0 for at once, inf until a message arrives."""
-        return min((self._hold_s(name, now) for name in ready), default=inf)
+        wait_s = inf
+        for name in ready:
+            wait_s = min(wait_s, self._hold_s(name, now))
+            if wait_s <= 0.0:
+                break
+        return wait_s
 
     def offer(
         self,
@@ -133,57 +141,69 @@ class VerifyMachine:
         rows: int,
         without_drafts: Collection[str] = (),
         others: int = 0,
+        due: bool = False,
     ) -> Offer:
         """Return what the next pass should judge. Nothing changes.
 
         rows: the most that the pass may have. without_drafts: sessions that start now, whatever
         the others wait for, and take no draft token, as at the end of a prompt. others: rows
-        that are in the pass anyway and belong to no session.
+        that are in the pass anyway and belong to no session. due: True if `wait_s` has just
+        returned 0 for these sessions.
 
         The pass starts when one session need wait no longer. It then takes all sessions but
         those that must have a draft token and lack one: a session left out of this pass waits
         for the next one, which is longer than any hold is worth.
         """
-        holds = {name: self._hold_s(name, now) for name in ready}
-        going = [name for name, hold in holds.items() if hold < inf]
-        wait_s = min(holds.values(), default=inf)
-        if wait_s > 0.0 and not without_drafts and not others:
+        going = [name for name in ready if self._sessions[name].session.may_take_part]
+        if not (due or without_drafts or others) and (wait_s := self.wait_s(going, now)) > 0.0:
             return Offer({}, wait_s, going)
         start: dict[str, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
-        counts = self._allocated(going, len(start) + others, rows)
+        sessions = [self._sessions[name].session for name in going]
+        gains = [session.gains for session in sessions]
+        counts = self._allocated(sessions, gains, len(start) + others, rows)
         heads: dict[str, int] = {}
-        for name, count in zip(going, counts, strict=True):
-            observed = self._sessions[name]
-            room, gains = observed.session.head_room, observed.session.gains[:count]
-            start[name] = observed.session.plan(count)
-            if (expected := observed.head.expected(room)) and expected >= sum(gains):
-                start[name], heads[name] = (), min(room, observed.head.tokens)
+        for name, session, some, count in zip(going, sessions, gains, counts, strict=True):
+            start[name] = session.plan(count)
+            if not (head := self._sessions[name].head).tokens:
+                continue
+            room = session.head_room
+            if (expected := head.expected(room)) and expected >= sum(some[:count]):
+                start[name], heads[name] = (), min(room, head.tokens)
         left = rows - others - sum(1 + len(draft) for draft in start.values())
         return Offer(start, 0.0, heads=_fitting(heads, left))
 
     def _hold_s(self, name: str, now: float) -> float:
         observed = self._sessions[name]
         session = observed.session
-        if not session.may_begin:
+        if not session.may_take_part:
             return inf
-        if observed.head.expected(session.head_room) >= NO_HOLD:
+        if observed.head.tokens and observed.head.expected(session.head_room) >= NO_HOLD:
             return 0.0
-        state = waiting(session, observed.arrivals, now)
-        seconds = hold_s(state, self.latency, session.limits.max_verify)
+        if observed.held_at == self.latency.observed:  # waiting has only become cheaper
+            seconds = left_s(observed.arrivals.due_s(now), observed.arrivals.interval_s)
+        else:
+            state = waiting(session, observed.arrivals, now)
+            seconds = hold_s(state, self.latency, session.limits.max_verify)
+        observed.held_at = self.latency.observed if seconds > MIN_HOLD_S else None
         return seconds if seconds > MIN_HOLD_S else 0.0
 
-    def _allocated(self, names: Sequence[str], others: int, rows: int) -> list[int]:
+    def _allocated(
+        self,
+        sessions: Sequence[VerifyingSession],
+        gains: Sequence[Sequence[float]],
+        others: int,
+        rows: int,
+    ) -> list[int]:
         """Return how many draft tokens of each session to judge. others: rows that no draft
         token follows. `plan` may add one draft token to a session, because fill `never` needs
         one, so the allocation leaves one row for each session free."""
-        sessions = [self._sessions[name].session for name in names]
-        counts = allocate(
-            [*(session.gains for session in sessions), *([()] * others)],
+        return allocate(
+            gains,
             self.latency,
             rows=rows - len(sessions),
+            others=others,
             judge_all=all(session.request.fill == "never" for session in sessions),
         )
-        return counts[: len(sessions)]
 
     def begin(
         self, taken: Mapping[str, int], now: float, heads: Mapping[str, int] | None = None
@@ -227,7 +247,7 @@ class VerifyMachine:
                 pass_s=pass_s,
                 logprobs=verdict.logprobs,
             )
-            observed.passed_at = now
+            observed.passed_at, observed.held_at = now, None
             observed.arrivals.committed(observed.session, now)
         return down
 

@@ -98,11 +98,13 @@ class OwnDrafts:
         if self._prediction is not None:
             self._prediction.follow(committed, pending)
             options.append(self._prediction.continuation(most))
-        if resumed := self._resume([*committed, *pending], wrong_at, most):
+        if self._dropped and (resumed := self._resume([*committed, *pending], wrong_at, most)):
             options.append(resumed)
         found = [each for each in options if each.tokens]
         best = max(found, key=lambda each: each.precision.right, default=None)
-        return best and replace(best, tokens=self._up_to_stop(best.tokens))
+        if best is None or self._stop_tokens.isdisjoint(best.tokens):
+            return best
+        return replace(best, tokens=self._up_to_stop(best.tokens))
 
     def _up_to_stop(self, tokens: Sequence[TokenId]) -> Sequence[TokenId]:
         """Return the tokens up to the first one that ends the answer."""

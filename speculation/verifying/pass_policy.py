@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 from math import inf
 from typing import Final
+
+import numpy as np
 
 from picospec.speculation.protocol.messages import Fill
 from picospec.speculation.verifying.arrivals import LATE_INTERVALS, Arrivals
@@ -63,7 +65,12 @@ def hold_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
     if session.fill == "always" or session.due_s == inf:
         return 0.0
     worth = _is_worth_waiting(session, latency, max_verify)
-    return max(0.0, session.due_s + LATE_INTERVALS * session.interval_s) if worth else 0.0
+    return left_s(session.due_s, session.interval_s) if worth else 0.0
+
+
+def left_s(due_s: float, interval_s: float) -> float:
+    """Return how long to go on holding a pass until its draft token is no longer expected."""
+    return max(0.0, due_s + LATE_INTERVALS * interval_s) if due_s < inf else 0.0
 
 
 def _is_worth_waiting(session: Waiting, latency: PassLatency, max_verify: int) -> bool:
@@ -75,15 +82,23 @@ def _is_worth_waiting(session: Waiting, latency: PassLatency, max_verify: int) -
     `best_rate`. The draft tokens `behind`, which the text has overtaken, arrive first, and the
     later ones are useful only if all of these equal the text.
     """
-    rate = best_rate(session.acceptance, latency, max_verify, restart_s=session.restart_s)
+    if (alone_s := latency.of(1)) <= 0.0:
+        return False
+    rate = 0.0  # not computed yet
     wait_s = max(0.0, session.due_s) + session.behind * session.interval_s
     reached = session.acceptance**session.behind
     tokens_now = expected_tokens(session.acceptance, session.pending)
     pass_now_s = latency.of(session.pending + 1)
     for k in range(session.pending + 1, MAX_HELD_FOR + 1):
-        gain = expected_tokens(session.acceptance, k) - tokens_now
-        if reached * gain > rate * (wait_s + (latency.of(k + 1) - pass_now_s)):
-            return True
+        gain = reached * (expected_tokens(session.acceptance, k) - tokens_now)
+        longer_s = wait_s + (latency.of(k + 1) - pass_now_s)
+        if gain > longer_s / alone_s:  # otherwise the target alone would earn more
+            restart_s = session.restart_s
+            rate = rate or best_rate(
+                session.acceptance, latency, max_verify, restart_s=restart_s
+            )
+            if gain > rate * longer_s:
+                return True
         wait_s += session.interval_s
     return False
 
@@ -99,14 +114,15 @@ def best_rate(
     """Return the tokens per second of a session whose draft tokens come in time; inf if T is 0.
     most: draft tokens that a pass may judge. restart_s: seconds until a broken chain begins
     anew; fill-in passes go on meanwhile."""
-    if (alone_s := latency.of(1)) <= 0.0:
+    alone_s, *more_s = latency.upto(most + 1)[1:].tolist()
+    if alone_s <= 0.0:
         return inf
     tokens, best = 0.0, 0.0
-    for drafts in range(most + 1):
-        tokens += acceptance**drafts
-        broken_s = (1.0 - acceptance**drafts) * restart_s
-        rate = (tokens + broken_s / alone_s) / (latency.of(drafts + 1) + broken_s)
-        best = max(best, rate)
+    for drafts, pass_s in enumerate((alone_s, *more_s)):
+        reached = acceptance**drafts
+        tokens += reached
+        broken_s = (1.0 - reached) * restart_s
+        best = max(best, (tokens + broken_s / alone_s) / (pass_s + broken_s))
     return best
 
 
@@ -115,30 +131,31 @@ def allocate(
     latency: PassLatency,
     *,
     rows: int,
+    others: int = 0,
     judge_all: bool = False,
 ) -> list[int]:
     """Return how many draft tokens of each session the next pass judges.
 
     gains: for each session, the probability that each of its draft tokens is reached and
     accepted, which never rises from one to the next. rows: the most that the pass may have, of
-    which each session needs one without any draft token; the pass has fewer if that many have
-    not been tried. The next row always goes to the session whose next draft token is the
-    likeliest; the number of rows is the one with the best expected tokens per second.
-    judge_all: use all rows, whatever they take, for the fewest passes.
+    which each session needs one without any draft token, and other requests need `others`; the
+    pass has fewer if that many have not been tried. The next row always goes to the session
+    whose next draft token is the likeliest; the number of rows is the one with the best
+    expected tokens per second. judge_all: use all rows, whatever they take, for the fewest
+    passes.
     """
-    least = len(gains)
+    sessions, least = len(gains), len(gains) + others
     if not judge_all:
         rows = min(rows, latency.max_rows(least))
-    ranked = sorted(((gain, i) for i, some in enumerate(gains) for gain in some), reverse=True)[
-        : max(0, rows - least)
-    ]
-    best = len(ranked)
-    if not judge_all:
-        tokens = accumulate((gain for gain, _ in ranked), initial=float(least))
-        seconds = (latency.of(least + extra) for extra in range(len(ranked) + 1))
-        rates = [n / s if s > 0.0 else inf for n, s in zip(tokens, seconds, strict=True)]
-        best = max(range(len(rates)), key=lambda extra: (rates[extra], extra))
-        if rates[best] < MIN_GAIN * rates[0]:
-            best = 0
-    chosen = [i for _, i in ranked[:best]]
-    return [chosen.count(i) for i in range(least)]
+    gain = np.fromiter(chain.from_iterable(gains), np.float64)
+    session = np.repeat(np.arange(sessions), [len(some) for some in gains])
+    ranked = np.lexsort((session, gain))[::-1][: max(0, rows - least)]
+    if judge_all or not len(ranked):
+        return np.bincount(session[ranked], minlength=sessions).tolist()
+    tokens = np.cumsum([least, *gain[ranked]])
+    seconds = latency.upto(least + len(ranked))[least:]
+    if seconds[0] > 0.0:
+        rates = tokens / seconds
+        best = len(ranked) - int(np.argmax(rates[::-1]))  # the most rows of equal rates
+        ranked = ranked[: best if rates[best] >= MIN_GAIN * rates[0] else 0]
+    return np.bincount(session[ranked], minlength=sessions).tolist()

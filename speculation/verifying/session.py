@@ -79,6 +79,12 @@ class VerifyingSession:
         return not (self.finished or needs_token or needs_draft)
 
     @property
+    def may_take_part(self) -> bool:
+        """True if the session need not wait for a message before its next pass. With fill
+        `never` it has a draft token of the edge in each."""
+        return self.may_begin and (self.request.fill != "never" or self.pending > 0)
+
+    @property
     def needs_draft(self) -> bool:
         """True if the next pass must have a draft token."""
         return self._judge.needs_draft
@@ -100,8 +106,9 @@ class VerifyingSession:
     def gains(self) -> list[float]:
         """The probability that each draft token that a pass may judge is accepted, with all
         those before it."""
+        acceptance = self.chain.acceptance
         judgeable = self._judge.judgeable(self.pending, self.limits.max_verify)
-        gains = [self.chain.acceptance**k for k in range(1, judgeable + 1)]
+        gains = [acceptance**k for k in range(1, judgeable + 1)]
         if proposed := self._propose():
             reached, right = gains[-1] if gains else 1.0, proposed.precision.right
             gains += [reached * right**k for k in range(1, len(proposed.tokens) + 1)]
@@ -189,11 +196,10 @@ class VerifyingSession:
         """Apply the outcome of the pass begun. logprobs: one for each of judgement.tokens."""
         if self._running is None:
             raise LocalProtocolError("no pass has begun")
-        running, self._running, totals = self._running, None, self.totals
+        running, self._running, t = self._running, None, self.totals
         judged = len(running.draft) + running.head
-        filled = totals.filled + (judged == 0)
-        self.totals = replace(
-            totals, passes=totals.passes + 1, judged=totals.judged + judged, filled=filled
+        self.totals = Totals(
+            t.passes + 1, t.judged + judged, t.accepted, t.filled + (judged == 0), t.own
         )
         accepted = min(judgement.accepted, len(running.draft) - running.own)
         own, kept = judgement.accepted - accepted, tuple(logprobs or ()) or None
@@ -210,16 +216,16 @@ class VerifyingSession:
         """Commit these tokens up to the end of the answer; return the messages to send."""
         tokens, self.finished = self._ended(commit.tokens)
         accepted = min(commit.accepted, len(tokens))
-        own, totals = min(commit.own, len(tokens) - accepted), self.totals
-        self.totals = replace(
-            totals, accepted=totals.accepted + accepted + own, own=totals.own + own
-        )
+        own, t = min(commit.own, len(tokens) - accepted), self.totals
+        drafts = t.accepted + accepted + own
+        self.totals = Totals(t.passes, t.judged, drafts, t.filled, t.own + own)
         self.committed.extend(tokens)
         self.chain.follow(self.committed)
-        kept = commit.logprobs and commit.logprobs[: len(tokens)]
-        sent = replace(commit, tokens=tokens, accepted=accepted, own=own, logprobs=kept)
+        if len(tokens) < len(commit.tokens):
+            kept = commit.logprobs and commit.logprobs[: len(tokens)]
+            commit = replace(commit, tokens=tokens, accepted=accepted, own=own, logprobs=kept)
         finish = [Finish(self.finished, self.totals)] if self.finished else []
-        return [*([sent] if tokens else []), *finish]
+        return [*([commit] if tokens else []), *finish]
 
     def _ended(self, tokens: Tokens) -> tuple[Tokens, FinishReason | None]:
         """Cut the tokens at the end of the answer, if they reach it."""
