@@ -9,16 +9,25 @@ from itertools import takewhile
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8, 3, 1)
 """N-grams of these lengths are kept, longest first; a match of 8 to 15 tokens counts as 8."""
 
-STEP_TOKENS: Final = 4096
-"""The n-grams of this many tokens are made at once, which takes a millisecond."""
+PLACE_BITS: Final = 24
+"""The lower bits of a prompt's n-gram hold the index of the token that followed it, the upper
+bits its key: an n-gram is missed if another one of the same prompt has the same 40 bits. A
+prompt with more tokens than these bits can count is indexed up to there."""
 
-Gram = tuple[TokenId, ...]
+_PLACES: Final = (1 << PLACE_BITS) - 1
+_MASK: Final = (1 << 64) - 1
+_BASE: Final = 0x9E3779B97F4A7C15
+_POWERS: Final = {n: pow(_BASE, n, 1 << 64) for n in range(1, max(LENGTHS) + 1)}
+"""The key of an n-gram is the sum of its tokens, each plus one, times these, modulo 2**64. The
+first power belongs to its last token. So the keys of a text that grows follow from one another
+(Rabin and Karp 1987), and those of a prompt are computed as vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +41,37 @@ class Match:
 
 class PromptGrams:
     """The n-grams of a prompt. They never change, so all answers to the prompt share them; a
-    thread may make them, in steps between which other threads run.
+    thread may make them.
 
-    A token takes 12 bytes for each length: the n-grams are sorted by hash, those with equal
+    A token takes 8 bytes for each length: the n-grams are sorted by hash, those with equal
     hashes by position. (A dictionary of them takes 600 bytes a token.)
     """
 
     def __init__(self, tokens: Sequence[TokenId]) -> None:
         self.tokens = tuple(tokens)
-        self._sorted = {n: self._by_hash(n) for n in LENGTHS}
+        self._sorted = _sorted_keys(np.array(self.tokens[: _PLACES + 1], np.uint64))
 
-    def last(self, gram: Gram) -> int | None:
-        """Return the index of the token that followed the last occurrence of an n-gram."""
-        hashes, ends = self._sorted[len(gram)]
-        if not (place := bisect_right(hashes, hash(gram))):
+    def last(self, n: int, key: int) -> int | None:
+        """Return the index of the token that followed the last n-gram with this key."""
+        keys = self._sorted[n]
+        if not (place := bisect_right(keys, key | _PLACES)):
             return None
-        end = ends[place - 1]
-        return end if self.tokens[end - len(gram) : end] == gram else None
+        found = keys[place - 1]
+        return None if (found ^ key) >> PLACE_BITS else found & _PLACES
 
-    def _by_hash(self, n: int) -> tuple[memoryview[int], memoryview[int]]:
-        """Return the hashes of all n-grams that a token follows, and those tokens' indices."""
-        count = max(0, len(self.tokens) - n)
-        hashes = np.empty(count, np.int64)
-        for begin in range(0, count, STEP_TOKENS):
-            end = min(begin + STEP_TOKENS, count)
-            grams = zip(*(self.tokens[begin + i : end + i] for i in range(n)), strict=True)
-            hashes[begin:end] = np.fromiter(map(hash, grams), np.int64, end - begin)
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order].data, (order + n).astype(np.uint32).data
+
+def _sorted_keys(tokens: NDArray[np.uint64]) -> dict[int, memoryview[int]]:
+    """Return by length the sorted keys of all n-grams that a token follows, with its index."""
+    keys: dict[int, memoryview[int]] = {}
+    places = np.arange(len(tokens), dtype=np.uint64)
+    mixed = np.zeros(len(tokens), np.uint64)  # at each place, of the n-gram before it
+    for n, power in _POWERS.items():
+        mixed[n:] += (tokens[:-n] + np.uint64(1)) * np.uint64(power)
+        if n in LENGTHS:
+            found = mixed[n:] & np.uint64(_MASK - _PLACES) | places[n:]
+            found.sort()
+            keys[n] = found.data
+    return keys
 
 
 class Index:
@@ -74,13 +86,18 @@ class Index:
         self._prompt = prompt or PromptGrams(())
         self.tokens: list[TokenId] = list(self._prompt.tokens)
         self._after: dict[int, int] = {}
-        """Maps the hash of an n-gram to the index of the token that followed it last, behind
-        the prompt."""
+        """Maps the key of an n-gram to the index of the token that followed it last, behind the
+        prompt."""
 
         self._replaced: list[tuple[list[int], list[int | None]]] = []
-        """Each token followed n-grams of these hashes, and overwrote these in `_after`."""
+        """Each token followed n-grams of these keys, and overwrote these in `_after`."""
 
-        self._ending = self._hashes()  # of the n-grams that end the text, longest first
+        self._sums = [0]
+        """The key of the text from some token on, after each further token."""
+
+        for token in self.tokens[-max(LENGTHS) :]:
+            self._extend_sums(token)
+        self._ending = self._keys()  # of the n-grams that end the text, longest first
         for token in tokens:
             self.append(token)
 
@@ -90,13 +107,15 @@ class Index:
         for gram in ending:
             after[gram] = at
         self.tokens.append(token)
-        self._ending = self._hashes()
+        self._extend_sums(token)
+        self._ending = self._keys()
 
     def truncate(self, length: int) -> None:
         """Remove the tokens from `length` on, as if they had never been appended. The prompt's
         tokens must remain."""
         while len(self.tokens) > length:
             self.tokens.pop()
+            self._sums.pop()
             self._ending, replaced = self._replaced.pop()
             for gram, at in zip(self._ending, replaced, strict=True):
                 if at is None:
@@ -106,20 +125,24 @@ class Index:
 
     def match(self) -> Match | None:
         """Return what followed the last occurrence of the longest n-gram, one of LENGTHS."""
-        found = None
-        for n, gram in zip(reversed(LENGTHS), reversed(self._ending), strict=False):
-            ending = self.tokens[-n:]  # a longer n-gram contains the shorter ones
-            at = self._after.get(gram)
-            if at is None or self.tokens[at - n : at] != ending:
-                at = self._prompt.last(tuple(ending))
-            if at is None:
+        at, length = 0, 0  # an index is never 0
+        for n, key in zip(reversed(LENGTHS), reversed(self._ending), strict=False):
+            # a longer n-gram contains the shorter ones
+            if not (last := self._after.get(key) or self._prompt.last(n, key)):
                 break
-            found = Match(self.tokens[at], at, n)
-        return found
-
-    def _hashes(self) -> list[int]:
+            at, length = last, n
         tokens = self.tokens
-        return [hash(tuple(tokens[-n:])) for n in LENGTHS if n <= len(tokens)]
+        if not at or tokens[at - length : at] != tokens[-length:]:
+            return None  # another n-gram may have the same key
+        return Match(tokens[at], at, length)
+
+    def _extend_sums(self, token: TokenId) -> None:
+        self._sums.append((self._sums[-1] + token + 1) * _BASE & _MASK)
+
+    def _keys(self) -> list[int]:
+        sums, last = self._sums, self._sums[-1]
+        known = len(sums) - 1
+        return [last - sums[-1 - n] * _POWERS[n] & _MASK for n in LENGTHS if n <= known]
 
 
 def resumption(

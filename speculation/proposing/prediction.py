@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from picospec.speculation.proposing.ngrams import Gram
 from picospec.speculation.proposing.precision import Continuation, Precision
 from picospec.speculation.protocol.messages import TokenId
 
@@ -54,7 +53,9 @@ class Prediction:
 
     def __init__(self, tokens: Sequence[TokenId]) -> None:
         self._predicted = tuple(tokens)
-        self._ends: defaultdict[Gram, list[int]] = defaultdict(list)  # in ascending order
+        self._ends: defaultdict[tuple[TokenId, ...], list[int]] = defaultdict(list)
+        """Maps an n-gram to the places where it ends, in ascending order."""
+
         self._indexed = 0
         self._text: list[TokenId] = []  # the committed tokens, and the drafts after them
         self._alignments = [START]  # for each position, up to the next one

@@ -127,9 +127,10 @@ class PromptLookup:
 
     def propose(self, latencies: Latencies) -> DraftToken | None:
         """Return the token to append to the chain unread, None if no token is worth it."""
+        sources = (self._matches, self._precision), (self._pooled, self._pool_precision)
         found = [
             (match.length, precision[match.length].right, match.token)
-            for matches, precision in self._sources
+            for matches, precision in sources
             if (match := matches[-1]) and match.length >= MIN_UNREAD_LENGTH
         ]
         if not found:
@@ -165,14 +166,15 @@ class PromptLookup:
         return READING_PRIOR * latencies.draft_s if self._read_s is None else self._read_s
 
     def _commit(self, position: int, token: TokenId) -> None:
-        for matches, precision in self._sources:
-            if match := matches[position]:
-                precision[match.length].observe(match.token == token)
-        at = self._prompt_tokens + position
-        if (rest := self._index.tokens[at:])[:1] == [token]:
+        if match := self._matches[position]:
+            self._precision[match.length].observe(match.token == token)
+        if match := self._pooled[position]:
+            self._pool_precision[match.length].observe(match.token == token)
+        at, tokens = self._prompt_tokens + position, self._index.tokens
+        if at < len(tokens) and tokens[at] == token:
             return
-        if len(rest) > 1:
-            self._dropped, self._dropped_at = rest, at
+        if len(tokens) > at + 1:
+            self._dropped, self._dropped_at = tokens[at:], at
         self._index.truncate(at)
         del self._matches[position + 1 :], self._pooled[position + 1 :]
         self._append(token)
@@ -184,7 +186,3 @@ class PromptLookup:
 
     def _in_pool(self) -> Match | None:
         return self._pool.match(self._index.tokens) if self._pool else None
-
-    @property
-    def _sources(self) -> tuple[tuple[list[Match | None], dict[int, Precision]], ...]:
-        return (self._matches, self._precision), (self._pooled, self._pool_precision)

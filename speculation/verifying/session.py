@@ -156,7 +156,7 @@ class VerifyingSession:
         room = self.request.max_tokens - start - 1  # the target's own token needs a position
         least = int(self.needs_draft or self.request.fill == "never")
         count = min(self._judgeable, max(most, least), self.limits.max_verify, room)
-        return tuple(token for token, _ in self._items(count))
+        return tuple([token for token, _ in self._items(count)])
 
     @property
     def _judgeable(self) -> int:
@@ -175,7 +175,7 @@ class VerifyingSession:
         start, items = len(self.committed), self._items(drafts)
         rule = self._judge.rule(start, [weight for _, weight in items])
         own = max(0, drafts - self.pending)
-        self._running = Pass(start, tuple(token for token, _ in items), rule, own, head)
+        self._running = Pass(start, tuple([token for token, _ in items]), rule, own, head)
         return self._running
 
     def _items(self, drafts: int) -> list[tuple[TokenId, int]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
+from time import process_time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.speculation.proposing.ngrams import (
-    LENGTHS,
-    STEP_TOKENS,
     Index,
     Match,
     PromptGrams,
@@ -53,17 +54,35 @@ def test_matches_behind_a_prompt_are_those_of_the_whole_text(
             assert index.match() == search(text)
 
 
-@pytest.mark.parametrize("length", [0, 1, 17, STEP_TOKENS + 1, 2 * STEP_TOKENS + 16])
+@pytest.mark.parametrize("length", [0, 1, 2, 17, 9000])
 def test_the_n_grams_of_a_prompt_are_those_of_a_text_that_grew(length: int) -> None:
     chance = Random(length)
     prompt = [chance.randrange(4) for _ in range(length)]
 
-    last = {tuple(prompt[at - n : at]): at for n in LENGTHS for at in range(n, length)}
+    places = chance.sample(range(length + 1), min(length, 50))
 
-    grams = PromptGrams(prompt)
+    behind, grown = (
+        [made(tokens).match() for tokens in (prompt[:at] for at in places)]
+        for made in (lambda tokens: Index(prompt=PromptGrams(tokens)), Index)
+    )
 
-    assert {gram: grams.last(gram) for gram in last} == last
-    assert grams.last((5,)) is grams.last((5,) * 16) is None
+    assert behind == grown
+
+
+def test_the_n_grams_of_a_long_prompt_take_little_longer_than_its_tokens() -> None:
+    """A verifier makes them in the thread that starts passes."""
+    chance = Random(1)
+    prompt = tuple(chance.randrange(150_000) for _ in range(8192))
+
+    def least_s(make: Callable[[], object]) -> float:
+        def took_s() -> float:
+            began = process_time()
+            make()
+            return process_time() - began
+
+        return min(took_s() for _ in range(20))
+
+    assert least_s(lambda: PromptGrams(prompt)) < 15 * least_s(lambda: np.array(prompt))
 
 
 @pytest.mark.parametrize(
