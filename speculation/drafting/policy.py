@@ -20,8 +20,8 @@ from picospec.speculation.protocol.messages import Limits
 
 MAX_UNSENT_SHARE: Final = 1 / 8
 """This share of the draft tokens on their way may wait to be sent: the passes about to start
-have enough without them. Each message costs either end a millisecond or two of processor
-time."""
+have enough without them. Each message costs either end processor time. At passes of 6 to 25 ms
+it gains nothing to send earlier (docs/decisions.md)."""
 
 MAX_MISSES: Final = 6
 """The edge rests after this many misses in a row. Found with `python -m
@@ -29,13 +29,18 @@ picospec.bench.simulator`: 4 slows chat with poor drafts by 2 %, 6 does not."""
 
 MAX_UNUSED: Final = 24
 """The edge rests after this many unused Commits in a row, plus those that may be on their way.
-Found with `python -m picospec.bench.predictions`: 16 slows chat by 2 %, 24 by at most 0.5 %."""
+Found with `python -m picospec.bench.predictions`: 16 slows chat by 2 %, 24 by at most 0.5 %.
+This and the next two were found at passes of BRIEF_PASS_S and more. They count as much time at
+shorter passes, so more Commits and tokens: a stall of the link must not look like useless draft
+tokens."""
 
 MAX_REST_TOKENS: Final = 32
 """A resting edge tries again after at most this many committed tokens."""
 
 PROBE_TOKENS: Final = 8
 """An edge whose drafts were unused tries again for this many committed tokens."""
+
+BRIEF_PASS_S: Final = 0.1
 
 MAX_DOUBLINGS: Final = 2
 """MAX_REST_TOKENS doubles for each failed try with unused drafts, at most this many times."""
@@ -115,12 +120,14 @@ def should_rest(session: DraftingSession, latencies: Latencies) -> bool:
     two round trips cannot show the effect of a try, so a try lasts that much longer, and the
     rest begins that much later.
     """
+    brief = max(1.0, BRIEF_PASS_S / latencies.pass_s) if latencies.pass_s > 0.0 else 1.0
     excess_misses = session.misses - MAX_MISSES
     if excess_misses >= 0 and session.since_break < min(2**excess_misses, MAX_REST_TOKENS):
         return True
     on_the_way = 2 * latencies.rtt_s / latencies.pass_s if latencies.pass_s > 0.0 else inf
-    excess = session.unused_commits - MAX_UNUSED - on_the_way
+    excess = session.unused_commits - MAX_UNUSED * brief - on_the_way
     if excess <= 0.0:
         return False
-    period = MAX_REST_TOKENS * 2 ** min(excess // PROBE_TOKENS, MAX_DOUBLINGS)
-    return len(session.committed) % period >= PROBE_TOKENS + on_the_way
+    probe = PROBE_TOKENS * brief
+    period = MAX_REST_TOKENS * brief * 2 ** min(excess // probe, MAX_DOUBLINGS)
+    return len(session.committed) % period >= probe + on_the_way

@@ -38,8 +38,10 @@ MAX_SAMPLES: Final = 15
 """The mean of a size covers this many recent passes."""
 
 MIN_EXCESS: Final = 1.1
-"""A smaller factor between two latencies is noise. A size counts as slower than a larger one,
-or as more expensive per row than a pass of half as many rows, only above this factor."""
+MIN_EXCESS_S: Final = 0.001
+"""Two latencies that differ by a smaller factor, or by fewer seconds, differ by noise only. A
+size counts as slower than a larger one, or as more expensive per row than a pass of half as
+many rows, only above both."""
 
 MAX_GROWTH: Final = 2
 """A pass may have this many times the rows of the largest cheap pass."""
@@ -54,6 +56,9 @@ MAX_SLOWDOWN: Final = 2.0
 SLOWDOWN_WEIGHT: Final = 1 / 2
 """The latest pass has this weight in the slowdown. With less, the observed size would absorb a
 part of the slowdown, and all other sizes would look cheap by comparison."""
+
+BRIEF_PASS_S: Final = 0.1
+"""A shorter pass counts as a part of one in the next two, which so last as many seconds."""
 
 SLOWDOWN_DECAY: Final = 1 / 128
 """This share of the slowdown's logarithm is dropped with each pass: a host that stays slow is
@@ -114,7 +119,15 @@ class _Curve:
         way = (rows - known[at]) / (known[at + 1] - known[at])
         between_s = usual_s[at] + way * (usual_s[at + 1] - usual_s[at])
         within_s = np.minimum(between_s, bound_s[at])
-        return np.where(known[at + 1] <= rows, usual_s[at + 1], within_s)
+        found: NDArray[np.float64] = np.where(known[at + 1] <= rows, usual_s[at + 1], within_s)
+        return found
+
+
+def size_class(rows: int) -> int:
+    """Return the size that stands for this many rows: up to 64 they stand for themselves, then
+    there are 32 sizes to each doubling, because passes of a large host have any number."""
+    step = 1 << max(0, rows.bit_length() - 6)
+    return (rows + step // 2) // step * step
 
 
 def _curve(sizes: Mapping[int, _Size]) -> _Curve:
@@ -124,10 +137,15 @@ def _curve(sizes: Mapping[int, _Size]) -> _Curve:
     own_s = [sizes[n].usual_s for n in rows]
     bound_s = list(accumulate(reversed(own_s), min))[::-1]
     usual_s = [
-        own if sizes[n].samples >= MIN_SAMPLES and own > MIN_EXCESS * bound else bound
+        own if sizes[n].samples >= MIN_SAMPLES and own > _beyond_noise(bound) else bound
         for n, own, bound in zip(rows, own_s, bound_s, strict=True)
     ]
     return _Curve(rows, usual_s, bound_s)
+
+
+def _beyond_noise(seconds: float) -> float:
+    """Return the latency above which another one is slower, and not by noise."""
+    return max(MIN_EXCESS * seconds, MIN_EXCESS_S + seconds)
 
 
 class PassLatency:
@@ -136,6 +154,7 @@ class PassLatency:
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
         self._slowdown = 1.0
+        self._since_forgotten = 0.0  # passes
         self._largest_cheap = 0  # rows
         self._known: _Curve | None = None  # the curve of the current sizes
         self._table_s = np.empty(0)
@@ -148,28 +167,37 @@ class PassLatency:
         """Take in one pass. seconds > 0."""
         if rows > self._largest_cheap and self._is_cheap(rows, seconds):
             self._largest_cheap = rows
+        counted = min(1.0, seconds / BRIEF_PASS_S)
         self._known, self._table_s = None, np.empty(0)
         self.observed += 1
-        size = self._sizes.setdefault(rows, _Size())
+        size = self._sizes.setdefault(size_class(rows), _Size())
         if size.usual_s:
             latest = min(seconds / size.usual_s, MAX_SLOWDOWN * self._slowdown)
             mixed = running_mean(self._slowdown, latest, SLOWDOWN_WEIGHT)
-            self._slowdown = mixed ** (1.0 - SLOWDOWN_DECAY)
+            self._slowdown = mixed ** (1.0 - SLOWDOWN_DECAY * counted)
         size.observe(seconds / self._slowdown)
-        if self.observed % FORGET_AFTER == 0:
+        self._since_forgotten += counted
+        if self._since_forgotten >= FORGET_AFTER:
+            self._since_forgotten = 0.0
             self._forget()
+
+    def observe_with_prompt(self, rows: int, seconds: float) -> None:
+        """Take in a pass that also read a prompt: its rows alone take no longer than this. On a
+        busy host there may be no other passes."""
+        if rows > self._largest_cheap and self._is_cheap(rows, seconds):
+            self._largest_cheap = rows
 
     def _is_cheap(self, rows: int, seconds: float) -> bool:
         half = (rows + 1) // 2
         half_s = self.of(half)
-        return half_s <= 0.0 or seconds / rows <= MIN_EXCESS * half_s / half
+        return half_s <= 0.0 or seconds / rows <= _beyond_noise(half_s) / half
 
     def _forget(self) -> None:
         """Forget sizes that were seen once and are more expensive than the others suggest."""
         if sure := {rows: size for rows, size in self._sizes.items() if size.samples > 1}:
             curve = _curve(sure)
             for rows, size in self._sizes.items():
-                if size.samples == 1 and size.usual_s > MIN_EXCESS * curve.of(rows):
+                if size.samples == 1 and size.usual_s > _beyond_noise(curve.of(rows)):
                     size.usual_s = 0.0
 
     def max_rows(self, needed: int) -> int:

@@ -224,17 +224,20 @@ class VerifyMachine:
         now: float,
         *,
         rows: int | None,
+        with_prompt: bool = False,
         extra_judging_s: float = 0.0,
     ) -> dict[str, list[Down]]:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
 
-        rows: those of the whole pass; None if its latency says nothing, as with a prompt in it.
+        rows: those of the whole pass; None if its latency says nothing. with_prompt: True if
+        the pass also read a prompt, whose tokens are not among the rows.
         extra_judging_s: how much longer judging took than with the cheapest settings, such as
         without a grammar. It is not learned as latency, or every session would get fewer rows.
         """
         pass_s = now - plan.started
         if rows is not None and pass_s > 0.0:  # else the clock is too coarse
-            self.latency.observe(rows, max(MIN_PASS_S, pass_s - extra_judging_s))
+            observe = self.latency.observe_with_prompt if with_prompt else self.latency.observe
+            observe(rows, max(MIN_PASS_S, pass_s - extra_judging_s))
         down = {}
         for name, verdict in verdicts.items():
             if not (observed := self._sessions.get(name)):

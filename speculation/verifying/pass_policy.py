@@ -20,6 +20,7 @@ from math import inf
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from picospec.speculation.protocol.messages import Fill
 from picospec.speculation.verifying.arrivals import LATE_INTERVALS, Arrivals
@@ -30,10 +31,10 @@ MAX_HELD_FOR: Final = 4
 """No pass is held with this many pending draft tokens: more would come too late to pay."""
 
 MIN_GAIN: Final = 1.1
-"""Draft tokens are judged only if tokens per second rise by this factor. A run of accepted
-tokens makes acceptance look better than it is. Found with `python -m picospec.bench.simulator`
-where a row costs nearly a pass: sessions with 0.92 to 0.95 accepted lost 18 % without it, 2 %
-with it."""
+"""Draft tokens are judged only if they are expected to commit this many times the tokens that
+the pass would commit without them in the time that they take. A run of accepted tokens makes
+acceptance look better than it is. Found with `python -m picospec.bench.simulator` where a row
+costs nearly a pass: sessions with 0.92 to 0.95 accepted lost 18 % without it, 2 % with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +145,25 @@ def allocate(
     expected tokens per second. judge_all: use all rows, whatever they take, for the fewest
     passes.
     """
-    sessions, least = len(gains), len(gains) + others
+    least = len(gains) + others
     if not judge_all:
         rows = min(rows, latency.max_rows(least))
     gain = np.fromiter(chain.from_iterable(gains), np.float64)
-    session = np.repeat(np.arange(sessions), [len(some) for some in gains])
+    session = np.repeat(np.arange(len(gains)), [len(some) for some in gains])
     ranked = np.lexsort((session, gain))[::-1][: max(0, rows - least)]
-    if judge_all or not len(ranked):
-        return np.bincount(session[ranked], minlength=sessions).tolist()
-    tokens = np.cumsum([least, *gain[ranked]])
-    seconds = latency.upto(least + len(ranked))[least:]
-    if seconds[0] > 0.0:
-        rates = tokens / seconds
-        best = len(ranked) - int(np.argmax(rates[::-1]))  # the most rows of equal rates
-        ranked = ranked[: best if rates[best] >= MIN_GAIN * rates[0] else 0]
-    return np.bincount(session[ranked], minlength=sessions).tolist()
+    if not judge_all:
+        ranked = ranked[: _most_earning(least, gain[ranked], latency)]
+    counts: list[int] = np.bincount(session[ranked], minlength=len(gains)).tolist()
+    return counts
+
+
+def _most_earning(least: int, gains: NDArray[np.float64], latency: PassLatency) -> int:
+    """Return how many of the draft tokens to judge beside `least` rows without any."""
+    tokens = np.cumsum([least, *gains])
+    seconds = latency.upto(least + len(gains))[least:]
+    if seconds[0] <= 0.0:
+        return len(gains)
+    rates = tokens / seconds
+    best = len(gains) - int(np.argmax(rates[::-1]))  # the most rows of equal rates
+    longer_s = seconds[best] - seconds[0]
+    return best if tokens[best] - least >= MIN_GAIN * rates[0] * longer_s else 0

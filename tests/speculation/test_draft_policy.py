@@ -160,3 +160,12 @@ def test_an_edge_whose_right_draft_tokens_are_not_taken_rests_but_for_a_try(
 
     assert should_rest(session, Latencies(rtt_s, 0.1, 0.01)) is rests
     assert not should_rest(session, Latencies(rtt_s, 0.0, 0.01))  # no pass was timed
+
+
+def test_a_rest_from_unused_draft_tokens_counts_time_where_passes_are_brief() -> None:
+    """Ten times as many Commits come in the time, and one stall of the link takes as many."""
+    brief, most, committed = Latencies(0.0, 0.01, 0.005), 10 * MAX_UNUSED, 10 * MAX_REST_TOKENS
+
+    assert not should_rest(answer(committed - 1, unused_commits=most), brief)
+    assert should_rest(answer(committed - 1, unused_commits=most + 1), brief)
+    assert not should_rest(answer(committed, unused_commits=most + 1), brief)  # a try

@@ -161,3 +161,25 @@ def test_one_slow_pass_does_not_count_against_a_size() -> None:
     learned.observe(1, 0.9)
 
     assert learned.of(1) <= 0.16
+
+
+def test_a_pass_that_also_reads_a_prompt_shows_that_its_rows_are_cheap() -> None:
+    """On a busy host no pass may be without a prompt."""
+    learned = latency(*[0.01] * 33)
+    assert learned.max_rows(8) == 66
+
+    learned.observe_with_prompt(66, 0.09)  # nothing is known: the prompt may have taken it
+    assert learned.max_rows(8) == 66
+    learned.observe_with_prompt(66, 0.02)
+
+    assert learned.max_rows(8) == 132
+    assert learned.of(66) == pytest.approx(0.01)
+
+
+def test_noise_and_trends_are_told_apart_by_seconds_where_passes_are_brief() -> None:
+    learned = PassLatency()
+    for _ in range(MIN_SAMPLES):
+        learned.observe(9, 0.006)
+        learned.observe(4, 0.0069)
+
+    assert learned.of(4) == pytest.approx(learned.of(9))
