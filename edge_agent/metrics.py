@@ -42,6 +42,7 @@ class EdgeMetrics:
         self.step_s = histogram("draft_step_seconds", step, _STEP_BUCKETS)
         self.link_bytes = counter("link_bytes", link_bytes, "direction")
         self.posts = counter("draft_posts", "Requests that carried drafts.")
+        self.uploaded = counter("uploaded_messages", "Messages on upload streams.")
         self.resumes = counter("link_resumes", resumed)
         self.reopens = counter("reopened_answers", reopened)
         self.fallback_answers = counter(

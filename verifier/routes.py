@@ -2,6 +2,7 @@
 
 POST   /v1/speculate                     takes an Open; answers with the session's stream
 POST   /v1/speculate/{session}/drafts    takes Drafts and Redraws
+POST   /v1/speculate/uploads             takes those of many sessions, as long as it lasts
 GET    /v1/model-facts                   returns what the edge must know of the target
 GET    /health                           answers 200 unless the target is lost
 GET    /ready                            answers 200 and the load while sessions are opened
@@ -10,7 +11,6 @@ GET    /v1/tokenizer                     returns the target's tokenizer, packed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -27,11 +27,11 @@ from picospec.gateway.http.request_body import read_body
 from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
-from picospec.speculation.protocol.messages import Message, Open, Pushed
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.protocol.messages import Open
 from picospec.verifier.admission import check
 from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.sessions.upstream import Upstream, drafts, messages
 from picospec.verifier.target import UnknownSession
 from picospec.verifier.target_host import Host
 
@@ -44,13 +44,16 @@ OPEN: Final = "/v1/speculate"
 SESSION_PATHS: Final = f"{OPEN}/"
 """The paths of a session begin with this prefix; the session's name follows."""
 
+UPLOADS: Final = f"{OPEN}/uploads"
+"""No session has this path, because the paths of sessions have another part."""
+
 DRAFTS_BYTES: Final = 64 * 1024
 """A body of drafts has at most this many bytes. A draft token takes about 3; thousands fit."""
 
 
 def takes_drafts(path: str) -> bool:
     """Implements gateway.accounts.access.IsMessage."""
-    return path.startswith(SESSION_PATHS) and path.endswith("/drafts")
+    return path == UPLOADS or (path.startswith(SESSION_PATHS) and path.endswith("/drafts"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Routes:
         """
         return [
             Route(f"{SESSION_PATHS}{{session}}/drafts", self.drafts, methods=["POST"]),
+            Route(UPLOADS, self.uploads, methods=["POST"]),
             *(Route(path, self.health) for path in HEALTH_PATHS),
             Route("/ready", self.ready),
             Route("/v1/model-facts", self.facts, methods=["GET"]),
@@ -116,35 +120,23 @@ class Routes:
             raise UnknownSession("the session has ended")
         body = await read_body(request, DRAFTS_BYTES)
         try:
-            await session.push(_drafts(body))
+            await session.push(drafts(body))
         except RemoteProtocolError as error:
             raise InvalidRequest(str(error), code="protocol_error") from error
         return Response(status_code=204)
 
-
-def _messages(body: bytes) -> Iterator[Framed[Message]]:
-    """Yield the messages of a body one by one as they are decoded. Raises MalformedFrame."""
-    decoder = wire.Decoder()
-    yield from decoder.frames(body)
-    decoder.close()
+    async def uploads(self, request: Request) -> Response:
+        account: Account = request.state.account
+        account.has_unknown_session = False
+        return Upstream(self.sessions, account, request.state.body, self.host.drain.over)
 
 
 def _opening(body: bytes) -> Open:
     try:
-        messages = [framed.message for framed in _messages(body)]
+        found = [framed.message for framed in messages(body)]
     except MalformedFrame as error:
         raise InvalidRequest(str(error), code="malformed_frame") from error
-    match messages:
+    match found:
         case [Open() as opening]:
             return opening
     raise InvalidRequest("the body must be one Open", code="malformed_frame")
-
-
-def _drafts(body: bytes) -> Iterator[Framed[Pushed]]:
-    """Yield the messages of a body. Raises RemoteProtocolError."""
-    if not body:
-        raise RemoteProtocolError("a request without a message")
-    for framed in _messages(body):
-        if not isinstance(framed.message, Pushed):
-            raise RemoteProtocolError(f"{type(framed.message).__name__}: not in this direction")
-        yield Framed(framed.message, framed.frame)

@@ -37,6 +37,7 @@ CONNECT_TIMEOUT_S: Final = 3.0
 REQUEST_TIMEOUT_S: Final = 5.0
 SESSION_HEADER: Final = "picospec-session"
 OPEN_PATH: Final = "/v1/speculate"
+UPLOADS_PATH: Final = f"{OPEN_PATH}/uploads"
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 MAX_ANSWER_BYTES: Final = 1 << 20
@@ -183,6 +184,17 @@ class Connection:
         the pieces of its stream. Leaving the context ends the session. A TimeoutError that
         leaves it becomes a LinkDown too."""
         async with self.post_to(OPEN_PATH, headers, frame, within_s=within_s) as response:
+            yield (bytes(piece) async for piece in response.content)
+
+    @asynccontextmanager
+    async def upload(
+        self, records: AsyncIterator[bytes], headers: Mapping[str, str]
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """Begin an upload stream of these records; yield the pieces of its answer. The caller
+        limits the time. Raises ApiError, also without HTTP/2."""
+        async with self.post_to(UPLOADS_PATH, headers, records) as response:
+            if response.http_version != HTTPVersion.HTTP2:
+                raise EngineFault("an upload stream needs HTTP/2")
             yield (bytes(piece) async for piece in response.content)
 
     async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> bool:

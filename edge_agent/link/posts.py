@@ -1,18 +1,22 @@
-"""Sends a session's drafts without waiting, in a few repeatable requests at a time.
+"""Sends a session's drafts without waiting: on an upload stream, or in repeatable requests.
 
-Messages sent while all requests are in flight go with the next one. The verifier drops what it
-has already received, so a request that failed is simply sent again.
+A few requests are in flight at a time; messages sent meanwhile go with the next one. The
+verifier drops what it has already received, so what may be lost is simply sent again: a request
+that failed, and after a cut of the upload stream the messages of this epoch that no Commit has
+covered.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from picospec.edge_agent.link.uploads import Upload
 from picospec.gateway.errors import Unavailable
 from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Pushed
+from picospec.speculation.protocol.messages import Draft, Pushed
 
 IN_FLIGHT: Final = 8
 """At most this many requests are in flight: one every 25 ms at a round trip of 200 ms. More
@@ -29,41 +33,90 @@ fails, the session is given up and opened anew."""
 Post = Callable[[str, bytes], Awaitable[None]]
 """Post(session, frames) raises gateway.errors.ApiError."""
 
+FindUpload = Callable[[str], Upload | None]
+"""Returns the upload stream for a session's messages; None if they must be posted."""
+
 
 class Posts:
     """The messages of one session.
 
-    Its memory is bounded: only messages of the newest epoch wait, at most `max_ahead` draft
-    tokens.
+    Its memory is bounded: only messages of the newest epoch are kept, at most `max_ahead` draft
+    tokens after the committed text.
     """
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: Post, find_upload: FindUpload = lambda _: None) -> None:
         self._post = post
+        self._find_upload = find_upload
+        self._session = ""
+        self._upload: Upload | None = None
         self._epoch = 0
         self._waiting: list[Pushed] = []
+        self._streamed = deque[Pushed]()
+        """These messages are on the upload stream, and no Commit has covered them yet."""
+
         self._sendable = asyncio.Event()
 
     def send(self, message: Pushed) -> None:
-        """Queue a message, and drop queued ones of an older epoch, which are void."""
+        """Send a message soon, and forget those of an older epoch, which are void."""
         if message.epoch > self._epoch:
             self._epoch = message.epoch
             self._waiting.clear()
-        self._waiting.append(message)
-        self._sendable.set()
+            self._streamed.clear()
+        if self._upload is not None and self._upload.is_open:
+            self._streamed.append(message)
+            self._upload.write(self._session, wire.encode(message))
+        else:
+            self._waiting.append(message)
+            self._sendable.set()
+
+    def committed(self, position: int) -> None:
+        """Note that the text before this position is committed."""
+        while self._streamed and _end(self._streamed[0]) <= position:
+            self._streamed.popleft()
 
     async def run(self, session: str) -> None:
         """Send until cancelled. Raises gateway.errors.ApiError."""
+        self._session = session
         room = asyncio.Semaphore(IN_FLIGHT)
-        async with asyncio.TaskGroup() as posts:
-            while True:
-                await room.acquire()
-                await self._sendable.wait()
-                messages = self._waiting[:MAX_MESSAGES]
-                del self._waiting[:MAX_MESSAGES]
-                if not self._waiting:
-                    self._sendable.clear()
-                frames = b"".join(map(wire.encode, messages))
-                posts.create_task(self._deliver(session, frames, self._epoch, room))
+        try:
+            async with asyncio.TaskGroup() as posts:
+                while True:
+                    await room.acquire()
+                    await self._sendable.wait()
+                    messages = self._waiting[:MAX_MESSAGES]
+                    del self._waiting[:MAX_MESSAGES]
+                    if not self._waiting:
+                        self._sendable.clear()
+                    if not messages:  # a newer epoch has made them void
+                        room.release()
+                        continue
+                    self._join(messages[0])
+                    frames = b"".join(map(wire.encode, messages))
+                    posts.create_task(self._deliver(session, frames, self._epoch, room))
+        finally:
+            self._leave()
+
+    def _join(self, message: Pushed) -> None:
+        """Use the connection's upload stream from its first acknowledgement on. The message is
+        posted too."""
+        found = self._find_upload(self._session)
+        if found is not None and found is not self._upload:
+            self._leave()
+            self._upload = found
+            found.cut.add(self._cut)
+            found.write(self._session, wire.encode(message))
+
+    def _leave(self) -> None:
+        if self._upload is not None:
+            self._upload.cut.discard(self._cut)
+            self._upload = None
+
+    def _cut(self) -> None:
+        """Post what may be lost."""
+        self._leave()
+        self._waiting[:0] = self._streamed
+        self._streamed.clear()
+        self._sendable.set()
 
     async def _deliver(
         self, session: str, frames: bytes, epoch: int, room: asyncio.Semaphore
@@ -79,3 +132,10 @@ class Posts:
             await self._post(session, frames)
         finally:
             room.release()
+
+
+def _end(message: Pushed) -> int:
+    """Return the position after the last one that a message is about."""
+    if isinstance(message, Draft):
+        return message.start + len(message.tokens)
+    return message.position + 1

@@ -20,6 +20,7 @@ from picospec.edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEO
 from picospec.edge_agent.link.fleet import Event
 from picospec.edge_agent.link.posts import Posts
 from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.uploads import Upload
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
 from picospec.gateway.tracing import NO_SPAN, Span
@@ -109,7 +110,7 @@ class Link:
         self._progress = progress or Progress(time.monotonic())
         self._answer_span, self._span = spans
         self._when_opened = opened
-        self._posts = Posts(self._post)
+        self._posts = Posts(self._post, self._upload)
         self.send = self._posts.send
         self.position = len(request.committed)
         """The number of output tokens that have come, including those of earlier sessions."""
@@ -141,8 +142,11 @@ class Link:
         metrics.posts.inc()
         metrics.link_bytes.labels("up").inc(len(frames))
         if await self._uplink.connection.post(session, frames, self._headers):
-            self._uplink.answered(begun, Event.ANSWERED)
-            metrics.rtt_s.set(self._uplink.rtt_s)
+            self._uplink.delivered(begun)
+
+    def _upload(self, session: str) -> Upload | None:
+        """Implements FindUpload."""
+        return self._uplink.uploads.of(session, self._headers)
 
     async def events(self) -> AsyncGenerator[Down]:
         """Open the session and yield all its messages but Beats; Finish is the last.
@@ -198,6 +202,7 @@ class Link:
             case Commit(start=start, tokens=tokens) if start + len(tokens) > self.position:
                 self._span.end()
                 self.position = start + len(tokens)
+                self._posts.committed(self.position)
                 self._progress.observe_token(time.monotonic(), self._limits)
             case Fault(code=code):
                 if code == HANDOVER_FAULT:

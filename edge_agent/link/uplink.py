@@ -19,6 +19,7 @@ from picospec.edge_agent.link.connection import (
     Response,
 )
 from picospec.edge_agent.link.fleet import Endpoint, Event
+from picospec.edge_agent.link.uploads import Uploads
 from picospec.edge_agent.link.upstream_errors import Answer
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
@@ -63,6 +64,8 @@ class Uplink:
         self._ready_gauge = metrics.verifier_ready.labels(str(number))
         self._rtt_gauge = metrics.verifier_rtt_s.labels(str(number))
         self._facts: ModelFacts | None = None
+        self._bytes_up = metrics.link_bytes.labels("up")
+        self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
 
     @property
     def rtt_s(self) -> float:
@@ -84,6 +87,15 @@ class Uplink:
         self.note(event)
         self.endpoint.timed(time.monotonic() - begun)
         self._rtt_gauge.set(self.endpoint.rtt_s)
+
+    def delivered(self, begun: float) -> None:
+        """Note that a session's verifier has got what was sent at `begun`."""
+        self.answered(begun, Event.ANSWERED)
+        self.metrics.rtt_s.set(self.rtt_s)
+
+    def _uploaded(self, size_bytes: int) -> None:
+        self.metrics.uploaded.inc()
+        self._bytes_up.inc(size_bytes)
 
     async def facts(self) -> ModelFacts:
         """Return the target's facts, which are fetched once and after each `forget`.

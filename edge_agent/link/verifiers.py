@@ -142,6 +142,7 @@ class Verifiers:
         await asyncio.gather(*checks, return_exceptions=True)  # their states show the failures
 
     async def close(self) -> None:
+        await asyncio.gather(*(uplink.uploads.close() for uplink in self.uplinks))
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.wait([self._probing])

@@ -32,6 +32,10 @@ class Account:
     has_unknown_session: bool = False
     """True while the session that the path names is not known to be the tenant's."""
 
+    check_key: Callable[[], object] = lambda: None
+    """A request of a long duration calls this now and then. Raises Unauthorized if the key of
+    the request was revoked meanwhile."""
+
     answers: int = 0
     """The tenant began this many answers for this request; they end with the request."""
 

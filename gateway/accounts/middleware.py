@@ -114,7 +114,9 @@ class Accounts:
         path, now = scope["path"], self._clock()
         if is_open(path):
             return
-        account.tenant = self.tenants.of(_key_in(headers), now)
+        key = _key_in(headers)
+        account.tenant = self.tenants.of(key, now)
+        account.check_key = lambda: self.tenants.of(key, self._clock())
         paths = self.access.session_paths
         account.has_unknown_session = paths is not None and path.startswith(paths)
         if not account.has_unknown_session:

@@ -96,6 +96,16 @@ class RequestBody:
         self.check(self._taken_bytes)
         return message
 
+    async def next_piece(self, until: float) -> bytes | None:
+        """Return the next piece of a body that may be of any length, and take any time; None
+        after its end, and if the client has left. until: by the event loop's clock. Raises
+        TimeoutError."""
+        if self._complete:
+            return None
+        async with asyncio.timeout_at(until):
+            message = await self._take()
+        return None if message["type"] == "http.disconnect" else message.get("body", b"")
+
     def check(self, taken_bytes: int) -> None:
         """Raise TooLarge if this many bytes exceed the limit."""
         if taken_bytes > self._limit_bytes:

@@ -27,14 +27,14 @@ class Sessions:
         self._host = host
         self._settings = settings
         self._metrics = metrics
-        self._running: dict[str, Session] = {}
-        self._run = secrets.token_urlsafe(6)
+        self.running: dict[str, Session] = {}
+        self.run = secrets.token_urlsafe(6)
         """All session names begin with this. An edge recognises by it that this process was
         only out of reach, and has not restarted."""
 
     async def end_all(self) -> None:
         """End every session with a Fault that gives the reason, and wait for their tasks."""
-        running = list(self._running.values())
+        running = list(self.running.values())
         fault = Fault("shutting_down", "the verifier is shutting down", True)
         if self._host.state == "failed":  # a session may have caused it
             fault = Fault("target_failed", "the target is lost", True)
@@ -55,13 +55,13 @@ class Sessions:
             tenant.begin(time.monotonic())  # first, because few checks can run at once
             undo.callback(tenant.end)
             await target.check(request, tenant.name)
-            if len(self._running) >= (most := self._settings.max_sessions):
+            if len(self.running) >= (most := self._settings.max_sessions):
                 self._metrics.refused.inc()
                 raise TargetFull(f"all {most} sessions are taken")
             self._host.drain.enter()  # after all that may raise, or the drain would never end
             undo.pop_all()
         now = time.monotonic()
-        opened = Opened(self._run + secrets.token_urlsafe(12), target.facts.limits)
+        opened = Opened(self.run + secrets.token_urlsafe(12), target.facts.limits)
         timeouts = Timeouts(self._settings, now, now)
         part = span.begin(
             "session",
@@ -72,7 +72,7 @@ class Sessions:
         )
         account = SessionAccount(self._metrics.gateway, part, now)
         session = Session(opened, request, target, timeouts, account, tenant)
-        self._running[session.name] = session
+        self.running[session.name] = session
         self._metrics.open.inc()
         session.task.add_done_callback(partial(self._over, session))
         await asyncio.sleep(0)  # a target rejects sessions before it first waits
@@ -92,23 +92,23 @@ class Sessions:
     @property
     def load(self) -> float:
         """Return the share of the allowed sessions that are running, from 0 to 1."""
-        return len(self._running) / self._settings.max_sessions
+        return len(self.running) / self._settings.max_sessions
 
     async def about(self) -> dict[str, object]:
         """Return the part of /status that only a verifier has."""
-        sessions = {"running": len(self._running), "limit": self._settings.max_sessions}
+        sessions = {"running": len(self.running), "limit": self._settings.max_sessions}
         return {"service": "verifier", "protocol": PROTOCOL_VERSION, "sessions": sessions}
 
     def find(self, name: str, tenant: Tenant) -> Session:
         """Return a running session of this tenant. Raises UnknownSession, also for the session
         of another tenant, as if it did not exist."""
-        session = self._running.get(name)
+        session = self.running.get(name)
         if session is None or session.tenant is not tenant:
             raise UnknownSession(f"there is no session {name!r}")
         return session
 
     def _over(self, session: Session, task: asyncio.Task[None]) -> None:
-        del self._running[session.name]
+        del self.running[session.name]
         self._host.drain.leave()
         self._metrics.open.dec()
         session.tenant.end()

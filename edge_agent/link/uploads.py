@@ -1,0 +1,200 @@
+"""Sends the drafts of all sessions of a connection in one long request, an upload stream.
+
+The verifier acknowledges the first message of a stream. Until then every message is posted as
+well, so a proxy that keeps a request back until its end delays nothing: that connection goes on
+with posts. When a stream is cut, its sessions send again what may be lost with it.
+
+A stream leads to one run of a verifier, because a proxy may have several behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from typing import Final
+
+from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
+from picospec.edge_agent.link.upstream_errors import LinkDown
+from picospec.gateway.errors import ApiError
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.messages import RUN_CHARACTERS
+
+FIRST_ANSWER_S: Final = 1.0
+"""The first acknowledgement must come within two round trips, and at least this time, because a
+verifier may be busy."""
+
+ASK_S: Final = 1.0
+"""While messages are sent, an acknowledgement is asked for at this interval, which also measures
+the round trip. If one does not come within REQUEST_TIMEOUT_S, the stream is lost."""
+
+MAX_UNSENT_BYTES: Final = 1 << 20
+"""A stream with this many bytes that the network does not take is cut: at 64 kbit/s they would
+be minutes old when they arrive."""
+
+MAX_ATTEMPTS: Final = 3
+"""A connection goes on with posts after this many streams in a row that broke before their
+first acknowledgement."""
+
+
+class Upload:
+    """One stream, which begins at once.
+
+    first_answer_s: the first acknowledgement must come within this time. answered: gets the
+    time at which an acknowledgement was asked for. sent: gets the bytes of each message.
+    attempt: the number of streams in a row that were begun without an acknowledgement, with
+    this one.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        connection: Connection,
+        headers: Mapping[str, str],
+        first_answer_s: float,
+        answered: Callable[[float], object],
+        sent: Callable[[int], object],
+        attempt: int,
+    ) -> None:
+        self.is_open = False
+        """True from the first acknowledgement to the end: messages need not be posted."""
+
+        self.attempt = attempt
+        """0 once the stream was acknowledged; MAX_ATTEMPTS if no other one should be tried."""
+
+        self.cut = set[Callable[[], object]]()
+        """These are called when an open stream ends."""
+
+        self._run = run.encode()
+        self._connection = connection
+        self._client = connection.client
+        self._headers = headers
+        self._first_answer_s = first_answer_s
+        self._answered = answered
+        self._sent = sent
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._changed = asyncio.Event()
+        self._asked_at: float | None = None
+        self._ask_at = 0.0
+        self._patience: asyncio.Timeout | None = None
+        self.task = asyncio.create_task(self._follow())
+
+    def write(self, session: str, frames: bytes) -> None:
+        """Send messages of a session soon."""
+        self._append(wire.encode_record(session, frames))
+        self._sent(len(frames))
+        now = time.monotonic()
+        if self._asked_at is None and now >= self._ask_at:
+            self._append(wire.ASK)
+            self._asked_at, self._ask_at = now, now + ASK_S
+            self._expect(REQUEST_TIMEOUT_S if self.is_open else self._first_answer_s)
+
+    def _append(self, record: bytes) -> None:
+        self._unsent.append(record)
+        self._unsent_bytes += len(record)
+        if self._unsent_bytes > MAX_UNSENT_BYTES:
+            self.task.cancel()
+        self._changed.set()
+
+    def _expect(self, within_s: float | None) -> None:
+        if self._patience is not None and not self._patience.expired():
+            now = asyncio.get_running_loop().time()
+            self._patience.reschedule(None if within_s is None else now + within_s)
+
+    async def _follow(self) -> None:
+        try:
+            async with asyncio.timeout(None) as self._patience:
+                self._expect(self._first_answer_s)
+                upload = self._connection.upload(self._records(), self._headers)
+                async with upload as pieces:
+                    await self._read(pieces)
+            self._give_up()
+        except TimeoutError:
+            self._give_up()
+            if self.is_open:
+                self._connection.renew(self._client)
+        except ApiError as error:
+            if not isinstance(error, LinkDown):
+                self._give_up()
+        finally:
+            self.is_open = False
+            for cut in tuple(self.cut):
+                cut()
+
+    def _give_up(self) -> None:
+        if not self.is_open:
+            self.attempt = MAX_ATTEMPTS
+
+    async def _records(self) -> AsyncGenerator[bytes]:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            records, self._unsent, self._unsent_bytes = b"".join(self._unsent), [], 0
+            yield records
+
+    async def _read(self, pieces: AsyncIterator[bytes]) -> None:
+        """Read acknowledgements after the run's name, until the stream ends or is found to lead
+        to another run."""
+        head = b""
+        async for piece in pieces:
+            if len(head) < len(self._run):
+                head, piece = head + piece, b""
+                head, piece = head[: len(self._run)], head[len(self._run) :]
+                if not self._run.startswith(head):
+                    return
+            if piece and self._asked_at is not None:
+                self._answered(self._asked_at)
+                self._asked_at, self.is_open, self.attempt = None, True, 0
+                self._expect(None)
+
+
+class Uploads:
+    """The upload streams of one connection, by the runs that they lead to. rtt_s: returns the
+    round trip. answered, sent: see Upload."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        rtt_s: Callable[[], float],
+        answered: Callable[[float], object],
+        sent: Callable[[int], object],
+    ) -> None:
+        self._connection = connection
+        self._rtt_s = rtt_s
+        self._answered = answered
+        self._sent = sent
+        self._client: object = None
+        self._by_run: dict[str, Upload] = {}
+        self._running = set[asyncio.Task[None]]()
+
+    def of(self, session: str, headers: Mapping[str, str]) -> Upload | None:
+        """Return the stream for a session's messages; None if they must be posted.
+
+        headers: the session's, by which a proxy finds its verifier.
+        """
+        client = self._connection.client
+        if client is not None and client is not self._client:
+            self._client, self._by_run = client, {}
+        run, attempt = session[:RUN_CHARACTERS], 1
+        if (found := self._by_run.get(run)) is not None:
+            if not found.task.done():
+                return found
+            if found.attempt >= MAX_ATTEMPTS:
+                return None
+            attempt += found.attempt
+        within_s = max(FIRST_ANSWER_S, 2 * self._rtt_s())
+        upload = Upload(
+            run, self._connection, headers, within_s, self._answered, self._sent, attempt
+        )
+        self._by_run[run] = upload
+        self._running.add(upload.task)
+        upload.task.add_done_callback(self._running.discard)
+        return upload
+
+    async def close(self) -> None:
+        """End all streams."""
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)

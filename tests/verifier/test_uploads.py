@@ -1,0 +1,274 @@
+"""An upload stream carries the drafts of many sessions, and none of them waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message, Scope
+
+from picospec.gateway.drain import Drain
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.errors import MalformedFrame
+from picospec.speculation.protocol.messages import RUN_CHARACTERS, Draft, Pushed
+from picospec.speculation.protocol.wire import ACKNOWLEDGED, ASK, Framed, encode_record
+from picospec.verifier.sessions import upstream
+from tests.verifier.conftest import metrics
+from tests.verifier.fake_target import FakeTarget, opening, said
+from tests.verifier.test_tenants import ANN, BEN, app_of, client_of, write_keys
+
+OTHER = "x" * 16
+
+
+class UploadStream:
+    """An upload stream to an app, piece by piece, without a socket."""
+
+    def __init__(self, app: FastAPI, key: str = ANN) -> None:
+        self.answer = b""
+        self._changed = asyncio.Event()
+        self._pieces = asyncio.Queue[Message]()
+        authorization = (b"authorization", f"Bearer {key}".encode())
+        scope: Scope = {
+            "type": "http", "http_version": "2", "method": "POST", "query_string": b"",
+            "path": "/v1/speculate/uploads", "headers": [authorization, (b"host", b"v")],
+        }  # fmt: skip
+        self.task = asyncio.create_task(app(scope, self._pieces.get, self._send))
+
+    def write(self, piece: bytes) -> None:
+        self._pieces.put_nowait({"type": "http.request", "body": piece, "more_body": True})
+
+    def leave(self) -> None:
+        self._pieces.put_nowait({"type": "http.disconnect"})
+
+    async def _send(self, message: Message) -> None:
+        self.answer += message.get("body", b"")
+        self._changed.set()
+
+    async def acknowledged(self, piece: bytes = b"") -> None:
+        """Write a piece, and wait until all that was written has been read."""
+        before = self.answer.count(ACKNOWLEDGED)
+        self.write(piece + ASK)
+        async with asyncio.timeout(5):
+            while self.answer.count(ACKNOWLEDGED) == before:
+                self._changed.clear()
+                await self._changed.wait()
+        await asyncio.sleep(0)  # the sessions take their messages
+
+    async def ended(self) -> None:
+        async with asyncio.timeout(5):
+            await self.task
+
+
+@asynccontextmanager
+async def opened(
+    folder: Path, target: FakeTarget, sessions: int = 2
+) -> AsyncIterator[tuple[FastAPI, list[str], list[asyncio.Task[bytes]]]]:
+    """Yield an app with sessions of ann's, their names, and what they will answer."""
+    file = write_keys(folder, "ann", "ben")
+
+    async def text() -> bytes:
+        return (await ann.post("/v1/speculate", content=wire.encode(NEVER))).content
+
+    async with app_of(file, target) as app, client_of(app, ANN) as ann:
+        answers = [asyncio.create_task(text()) for _ in range(sessions)]
+        async with asyncio.timeout(5):
+            while len(target.running) < sessions:  # noqa: ASYNC110 - another task
+                await asyncio.sleep(0)
+        try:
+            yield app, list(target.running), answers
+        finally:
+            for answer in answers:
+                answer.cancel()
+            await asyncio.wait(answers)
+
+
+NEVER = opening(fill="never", max_tokens=40)
+DRAFTS = [Draft(0, at, at, (said(NEVER.prompt, at),)) for at in range(4)]
+
+
+def record(session: str, *messages: Pushed) -> bytes:
+    return encode_record(session, b"".join(map(wire.encode, messages)))
+
+
+async def counted(app: FastAPI, name: str) -> float:
+    async with client_of(app, ANN) as client:
+        return (await metrics(client)).get(f"picospec:{name}", 0.0)
+
+
+async def failed(app: FastAPI, status: int) -> float:
+    return await counted(app, f'failed_draft_messages_total{{status="{status}"}}')
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+async def test_sessions_get_their_messages_however_the_stream_is_cut_into_pieces(
+    tmp_path: Path, size: int
+) -> None:
+    target = FakeTarget(pass_s=0.01)
+    async with opened(tmp_path, target) as (app, names, _):
+        stream = UploadStream(app)
+        written = b"".join(record(name, *DRAFTS) for name in names)
+        for at in range(0, len(written), size):
+            stream.write(written[at : at + size])
+        await stream.acknowledged()
+        stream.leave()
+        await stream.ended()
+
+    assert stream.answer == names[0][:RUN_CHARACTERS].encode() + ACKNOWLEDGED
+    assert [framed.message for framed in target.pushed] == DRAFTS * 2
+
+
+class Slow(FakeTarget):
+    """It takes no message of one session until it is allowed."""
+
+    slow = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allowed = asyncio.Event()
+
+    async def push(self, session: str, message: Framed[Pushed]) -> None:
+        if session == self.slow:
+            await self.allowed.wait()
+        await super().push(session, message)
+
+
+async def test_a_slow_session_delays_no_other_one(tmp_path: Path) -> None:
+    target = Slow()
+    async with opened(tmp_path, target) as (app, names, _):
+        target.slow, stream = names[0], UploadStream(app)
+        for draft in DRAFTS:
+            await stream.acknowledged(record(names[0], draft) + record(names[1], draft))
+        before = [framed.message for framed in target.pushed]
+        target.allowed.set()
+        await stream.acknowledged()
+        await asyncio.sleep(0.01)
+        after = [framed.message for framed in target.pushed]
+
+    assert before == DRAFTS
+    assert after == DRAFTS * 2
+
+
+async def test_a_session_that_leaves_too_much_unread_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "MAX_UNREAD_BYTES", 100)
+    target = Slow()
+    async with opened(tmp_path, target) as (app, names, answers):
+        target.slow, stream = names[0], UploadStream(app)
+        for _ in range(40):
+            await stream.acknowledged(record(names[0], DRAFTS[0]))
+        answer = await asyncio.wait_for(answers[0], 5)
+        await stream.acknowledged(record(names[1], *DRAFTS))
+
+    assert b"protocol_error" in answer
+    assert [framed.message for framed in target.pushed] == DRAFTS
+
+
+async def test_a_message_that_no_edge_sends_ends_its_session_alone(tmp_path: Path) -> None:
+    target = FakeTarget()
+    async with opened(tmp_path, target) as (app, names, answers):
+        stream = UploadStream(app)
+        await stream.acknowledged(encode_record(names[0], b"\x02\xff\x00"))
+        answer = await asyncio.wait_for(answers[0], 5)
+        await stream.acknowledged(record(names[1], *DRAFTS))
+
+    assert b"protocol_error" in answer
+    assert [framed.message for framed in target.pushed] == DRAFTS
+
+
+async def test_a_malformed_record_ends_the_stream_and_no_session(tmp_path: Path) -> None:
+    target = FakeTarget()
+    async with opened(tmp_path, target) as (app, names, answers):
+        stream = UploadStream(app)
+        stream.write(record(names[0], *DRAFTS) + b"\xff" * 9)
+        await stream.ended()
+
+        assert await failed(app, 400) == 1
+        assert not any(answer.done() for answer in answers)
+
+
+async def test_records_for_sessions_of_others_are_dropped_and_counted(tmp_path: Path) -> None:
+    target = FakeTarget()
+    async with opened(tmp_path, target) as (app, names, _):
+        stream = UploadStream(app, BEN)
+        await stream.acknowledged(record(names[0], *DRAFTS) + record(OTHER, *DRAFTS))
+        unknown = await failed(app, 404)
+        requests = await counted(app, 'tenant_requests_total{tenant="ben"}')
+
+    assert target.pushed == []
+    assert unknown == requests == 2
+
+
+async def test_a_revoked_key_ends_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "CHECK_S", 0.0)
+    monkeypatch.setattr("picospec.gateway.tenants.keys.CHECK_S", 0.0)
+    target = FakeTarget()
+    async with opened(tmp_path, target) as (app, names, _):
+        stream = UploadStream(app)
+        await stream.acknowledged()
+        write_keys(tmp_path, "ben")
+        stream.write(record(names[0], *DRAFTS))
+        await stream.ended()
+        refused = await failed(app, 401)
+
+    assert refused == 1
+    assert target.pushed == []
+
+
+@pytest.mark.parametrize("piece", [b"", ASK[:0], b"\x10"])
+async def test_a_stream_without_a_record_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: bytes
+) -> None:
+    monkeypatch.setattr(upstream, "SILENT_S", 0.05)
+    async with opened(tmp_path, FakeTarget()) as (app, _, answers):
+        stream = UploadStream(app)
+        stream.write(piece)
+        await stream.ended()
+
+        assert not any(answer.done() for answer in answers)
+
+
+async def test_a_stream_ends_once_the_verifier_has_drained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, drain = FakeTarget(), Drain()
+    monkeypatch.setattr("picospec.verifier.app.Drain", lambda: drain)
+    monkeypatch.setattr(
+        "picospec.verifier.service.stopped_by_signals", lambda *_, **__: nullcontext()
+    )
+    async with opened(tmp_path, target) as (app, names, answers):
+        stream = UploadStream(app)
+        drain.begin(60.0)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(stream.task), 0.05)
+        for name in names:
+            await stream.acknowledged(record(name, *DRAFTS))
+        for answer in answers:
+            answer.cancel()
+        await stream.ended()
+
+    assert [framed.message for framed in target.pushed] == DRAFTS * 2
+
+
+def test_each_split_of_records_gives_the_same() -> None:
+    written = encode_record("a", b"1") + ASK + encode_record("b" * 64, b"2" * 300)
+    whole = list(wire.RecordDecoder().feed(written))
+
+    for at in range(len(written)):
+        decoder = wire.RecordDecoder()
+        halves = [*decoder.feed(written[:at]), *decoder.feed(written[at:])]
+        assert halves == whole
+
+
+@pytest.mark.parametrize(
+    "malformed", [b"\x81\x80\x04", b"\x80" * 9, b"\x03\x01/1", b"\x02\x01a", b"\x01\x05"]
+)
+def test_a_record_that_no_edge_writes_is_malformed(malformed: bytes) -> None:
+    with pytest.raises(MalformedFrame):
+        list(wire.RecordDecoder().feed(malformed))

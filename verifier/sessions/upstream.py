@@ -1,0 +1,179 @@
+"""Reads an upload stream: one long request whose records carry the messages of many sessions.
+
+A session that is slow to take its messages delays no other one: what it has not taken yet is
+kept for it, up to MAX_UNREAD_BYTES. The stream may be silent for SILENT_S, and ends when the
+verifier has drained or the request's key is revoked. Its end ends no session, and an edge sends
+the messages that may be lost with it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from picospec.gateway.accounts.account import Account
+from picospec.gateway.beside import beside
+from picospec.gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
+from picospec.gateway.http.request_body import RequestBody
+from picospec.gateway.tenants.keys import CHECK_S
+from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
+from picospec.speculation.protocol.messages import RUN_CHARACTERS, Fault, Message, Pushed
+from picospec.speculation.protocol.wire import Framed, Record
+from picospec.verifier.sessions.downstream import START, send_piece
+from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.sessions.session import PUSH_S, Session
+from picospec.verifier.target import TargetError, UnknownSession
+
+SILENT_S: Final = 180.0
+"""A stream without a record ends after this many seconds, before most proxies would cut it."""
+
+MAX_UNREAD_BYTES: Final = 4 * wire.MAX_RECORD_BYTES
+"""A session that has left this many bytes of messages unread ends: a correct edge does not send
+as many draft tokens ahead of the text."""
+
+
+def messages(body: bytes) -> Iterator[Framed[Message]]:
+    """Yield the messages of a body one by one as they are decoded. Raises MalformedFrame."""
+    decoder = wire.Decoder()
+    yield from decoder.frames(body)
+    decoder.close()
+
+
+def drafts(body: bytes) -> Iterator[Framed[Pushed]]:
+    """Yield the messages of a body. Raises RemoteProtocolError."""
+    if not body:
+        raise RemoteProtocolError("a request without a message")
+    for framed in messages(body):
+        if not isinstance(framed.message, Pushed):
+            raise RemoteProtocolError(f"{type(framed.message).__name__}: not in this direction")
+        yield Framed(framed.message, framed.frame)
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """The frames that a session has not taken yet."""
+
+    session: Session
+    frames: list[bytes] = field(default_factory=list)
+    unread_bytes: int = 0
+
+    def add(self, frames: bytes) -> None:
+        self.unread_bytes += len(frames)
+        if self.unread_bytes <= MAX_UNREAD_BYTES:
+            self.frames.append(frames)
+        else:
+            reason = f"more than {MAX_UNREAD_BYTES} bytes of messages are unread"
+            self.session.cancel(Fault("protocol_error", reason))
+
+    def take(self) -> bytes:
+        frames, self.frames, self.unread_bytes = b"".join(self.frames), [], 0
+        return frames
+
+
+class _Over(Exception):
+    """The verifier has drained."""
+
+
+class Upstream(Response):
+    """Responds to an upload stream: at once with the name of the verifier's run, and with a
+    byte for each record that asks for an acknowledgement. over: set once sessions end."""
+
+    def __init__(
+        self, sessions: Sessions, account: Account, body: RequestBody, over: asyncio.Event
+    ) -> None:
+        super().__init__()
+        self._sessions = sessions
+        self._account = account
+        self._body = body
+        self._over = over
+        self._inboxes: dict[str, _Inbox] = {}
+        self._check_at = time.monotonic() + CHECK_S
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with suppress(_Over, TimeoutError):
+                await send(START)
+                await send_piece(send, self._sessions.run[:RUN_CHARACTERS].encode())
+                async with beside(self._until_over()) as tasks:
+                    await self._read(send, tasks)
+        except ClientGone:
+            return
+        except ApiError as error:  # the answer has begun
+            self._account.status, self._account.error = error.status, error.error_code
+        await send_piece(send, b"", more=False)
+
+    async def _until_over(self) -> None:
+        await self._over.wait()
+        raise _Over
+
+    async def _read(self, send: Send, tasks: asyncio.TaskGroup) -> None:
+        """Read the stream to its end. Raises TimeoutError if no record comes for SILENT_S."""
+        decoder, loop = wire.RecordDecoder(), asyncio.get_running_loop()
+        until = loop.time() + SILENT_S
+        while (piece := await self._body.next_piece(until)) is not None:
+            self._check_key()
+            asked, pause_at = 0, time.monotonic() + PUSH_S
+            for record in _records(decoder, piece):
+                until = loop.time() + SILENT_S
+                if record.frames:
+                    self._pass_on(record, tasks)
+                else:
+                    asked += 1
+                if time.monotonic() >= pause_at:
+                    await asyncio.sleep(0)
+                    pause_at = time.monotonic() + PUSH_S
+            if asked:
+                await send_piece(send, wire.ACKNOWLEDGED * asked)
+
+    def _check_key(self) -> None:
+        """Raise Unauthorized if the request's key was revoked."""
+        if (now := time.monotonic()) >= self._check_at:
+            self._check_at = now + CHECK_S
+            self._account.check_key()
+
+    def _pass_on(self, record: Record, tasks: asyncio.TaskGroup) -> None:
+        """Have a session take a record. One for a session that does not exist is dropped, and
+        counts as a request."""
+        if (inbox := self._inboxes.get(record.session)) is not None:
+            return inbox.add(record.frames)
+        account = self._account
+        try:
+            session = self._sessions.find(record.session, account.tenant)
+        except UnknownSession:
+            session = None
+            with suppress(RateLimited):
+                account.tenant.admit(account.clock())
+        if session is None or session.ending:  # its own stream says that it has ended
+            return account.metrics.failed_messages.labels("404").inc()
+        self._inboxes[record.session] = inbox = _Inbox(session)
+        inbox.add(record.frames)
+        tasks.create_task(self._push(inbox))
+
+    async def _push(self, inbox: _Inbox) -> None:
+        """Have a session take its messages. An error ends the session, and its own stream says
+        so."""
+        session = inbox.session
+        try:
+            while inbox.frames:
+                await session.push(drafts(inbox.take()))
+        except (RemoteProtocolError, UnknownSession):
+            return
+        except TargetError as error:
+            session.cancel(Fault("target_failed", str(error), retryable=True))
+        finally:
+            del self._inboxes[session.name]
+
+
+def _records(decoder: wire.RecordDecoder, piece: bytes) -> Iterator[Record]:
+    try:
+        yield from decoder.feed(piece)
+    except MalformedFrame as error:
+        raise InvalidRequest(str(error), code="malformed_frame") from error
