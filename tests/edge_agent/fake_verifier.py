@@ -11,10 +11,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message
 from starlette.types import Receive as Receive
 from starlette.types import Scope
 from starlette.types import Send as Send
@@ -35,6 +37,7 @@ from picospec.speculation.verifying.session import VerifyingSession
 NAME = ""
 """How this process misbehaves, whatever the model."""
 
+UPLOADS = "/v1/speculate/uploads"
 VOCABULARY = 1000
 PASS_S = 0.01
 LIMITS = Limits(max_verify=4, max_ahead=16)
@@ -66,14 +69,36 @@ replaced: list[str] = []
 draining: list[str] = []
 """It is not empty once no more sessions are opened."""
 
+uploaded: list[str] = []
+"""The session of each record of an upload stream."""
+
 strays: list[str] = []
 """Requests of sessions that were not opened here."""
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
+    if scope["type"] == "http" and scope["path"] == UPLOADS and NAME != "old":
+        await _upload(Request(scope, receive), send)
+    elif scope["type"] == "http":
         response = await _answer(Request(scope, receive))
         await response(scope, receive, send)
+
+
+async def _upload(request: Request, send: Send) -> None:
+    """Take the messages of an upload stream, and acknowledge them."""
+    piece: Message = {"type": "http.response.body", "body": RUN.encode(), "more_body": True}
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send(piece)
+    decoder = wire.RecordDecoder()
+    with suppress(ClientDisconnect):
+        async for data in request.stream():
+            for record in decoder.feed(data):
+                if record.frames:
+                    uploaded.append(record.session)
+                    if (session := sessions.get(record.session)) and session.runs:
+                        _take(session, record.frames)
+                else:
+                    await send({**piece, "body": wire.ACKNOWLEDGED})
 
 
 async def _answer(request: Request) -> Response:
@@ -107,6 +132,7 @@ def _seen() -> dict[str, int]:
         "cancelled": len(cancelled),
         "strays": len(strays),
         "replaced": len(replaced),
+        "uploaded": len(uploaded),
         "posts": sum(session.posts for session in sessions.values()),
         "different": len(set().union(*names)),
     }
@@ -192,7 +218,11 @@ def _drafts(session: Session | None, body: bytes) -> Response:
     session.posts += 1
     if session.model == "flaky" and session.posts % 2:
         return Response(status_code=503)
-    for message in wire.Decoder().feed(body):
+    _take(session, body)
+    return Response(status_code=204)
+
+
+def _take(session: Session, frames: bytes) -> None:
+    for message in wire.Decoder().feed(frames):
         assert isinstance(message, Pushed)
         session.machine.receive(message)
-    return Response(status_code=204)

@@ -54,6 +54,13 @@ async def session(verifiers: Verifiers, model: str = "cut", tokens: int = 40) ->
             await sessions.again(error)
 
 
+def without_uploads(configuration: str) -> str:
+    """Return a proxy's configuration that holds bodies back, as nginx does by default."""
+    held_back = configuration.replace("proxy_request_buffering off;", "")
+    waiting = "http-request wait-for-body time 9s"
+    return held_back.replace("frontend edges\n", f"frontend edges\n    {waiting}\n")
+
+
 def without_header(configuration: str) -> str:
     """Return a proxy's configuration with another header in place of the session's."""
     return re.sub("picospec[-_]session", "x", configuration)
@@ -76,6 +83,10 @@ async def together(
                 yield processes, verifiers
 
 
+def arrived(count: dict[str, int]) -> int:
+    return count["posts"] + count["uploaded"]
+
+
 async def counted(processes: list[Process]) -> list[dict[str, int]]:
     return [await seen(process.url) for process in processes]
 
@@ -94,6 +105,31 @@ async def test_all_requests_of_a_session_reach_the_same_verifier(
     assert sum(count["different"] for count in counts) == SESSIONS
     assert all(count["opened"] > 0 for count in counts)
     assert metrics.resumes._value.get() == 3 * SESSIONS
+
+
+async def test_drafts_go_on_upload_streams(
+    name: str, metrics: EdgeMetrics, tmp_path: Path
+) -> None:
+    async with together(name, metrics, tmp_path) as (processes, verifiers):
+        texts = await asyncio.gather(*(session(verifiers, "", LONG) for _ in range(SESSIONS)))
+        counts = await counted(processes)
+
+    assert all(text == [target_at(i) for i in range(LONG)] for text in texts)
+    assert all(count["uploaded"] > 10 * count["posts"] for count in counts)
+
+
+async def test_a_proxy_that_holds_bodies_back_delays_no_draft(
+    name: str, metrics: EdgeMetrics, tmp_path: Path
+) -> None:
+    changed = together(name, metrics, tmp_path, change=without_uploads)
+    async with changed as (processes, verifiers):
+        texts = await asyncio.gather(*(session(verifiers, "", LONG) for _ in range(SESSIONS)))
+        counts = await counted(processes)
+
+    assert all(text == [target_at(i) for i in range(LONG)] for text in texts)
+    assert not any(count["uploaded"] for count in counts)
+    sent = metrics.posts._value.get()
+    assert sum(count["posts"] for count in counts) > 0.9 * sent > SESSIONS
 
 
 async def test_without_the_header_requests_go_astray(
@@ -130,7 +166,7 @@ async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_othe
 ) -> None:
     async with together(name, metrics, tmp_path) as (processes, verifiers):
         before = [asyncio.create_task(session(verifiers, "", LONG)) for _ in range(SESSIONS)]
-        while sum(count["posts"] for count in await counted(processes)) < 2 * SESSIONS:  # noqa: ASYNC110 - processes
+        while sum(map(arrived, await counted(processes))) < 2 * SESSIONS:  # noqa: ASYNC110 - processes
             await asyncio.sleep(0.05)
         await ask(processes[0].url, "/drain")
         (had, _) = [count["opened"] for count in await counted(processes)]
@@ -141,7 +177,7 @@ async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_othe
 
     assert all(text == [target_at(i) for i in range(LONG)] for text in texts)
     assert all(text == TEXT[:40] for text in after)
-    sent = metrics.posts._value.get()
-    lost = sent - sum(count["posts"] for count in counts)
+    sent = metrics.posts._value.get() + metrics.uploaded._value.get()
+    lost = sent - sum(map(arrived, counts))
     assert lost < sent / 10  # those on their way when a session ended
     assert counts[0]["opened"] == had > 0
