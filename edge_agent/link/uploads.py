@@ -25,8 +25,8 @@ FIRST_ANSWER_S: Final = 1.0
 verifier may be busy."""
 
 ASK_S: Final = 1.0
-"""While messages are sent, an acknowledgement is asked for at this interval, which also measures
-the round trip. If one does not come within REQUEST_TIMEOUT_S, the stream is lost."""
+"""While messages are sent, an acknowledgement is asked for at this interval. It also measures
+the round trip, and if it does not come within REQUEST_TIMEOUT_S, the stream is lost."""
 
 MAX_UNSENT_BYTES: Final = 1 << 20
 """A stream with this many bytes that the network does not take is cut: at 64 kbit/s they would

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Message
+from starlette.types import Message, Scope
 from starlette.types import Receive as Receive
-from starlette.types import Scope
 from starlette.types import Send as Send
 
 from picospec.speculation.judges.judge import Judgement

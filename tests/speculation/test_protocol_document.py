@@ -12,6 +12,7 @@ from picospec.speculation.judges.separate import verifier
 from picospec.speculation.protocol import messages, wire
 from picospec.speculation.sampling import noise
 from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.verifier.sessions import upstream
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```frame\n([0-9a-f \n]+)\n(\w+\(.*?)\n```", PAGE, re.DOTALL)
@@ -36,6 +37,15 @@ def test_every_layout_has_a_section_and_an_example() -> None:
     assert [shown.split("(")[0] for _, shown in BLOCKS] == [name for *_, name in SECTIONS]
 
 
+def test_the_record_carries_a_draft_of_the_page_and_asks() -> None:
+    (dump,) = re.findall(r"```record\n([0-9a-f ]+)\n```", PAGE)
+    record, asking = wire.RecordDecoder().feed(bytes.fromhex(dump))
+
+    assert wire.encode_record(record.session, record.frames) + wire.ASK == bytes.fromhex(dump)
+    assert record.frames in [bytes.fromhex(example) for example, _ in BLOCKS]
+    assert asking == wire.Record()
+
+
 @pytest.mark.parametrize(("seed", "noise_index", "token", "hashed", "gumbel"), VECTORS)
 def test_a_vector_is_the_noise(
     seed: str, noise_index: str, token: str, hashed: str, gumbel: str
@@ -58,6 +68,10 @@ def test_there_are_vectors() -> None:
         f"1 to {wire.MAX_FRAME_BYTES}",
         f"1 to {wire.MAX_VARINT_BYTES} bytes",
         f"in 1/{Q_SCALE}, 1 to {Q_SCALE}",
+        f"at most {wire.MAX_RECORD_BYTES}",
+        f"no record has come\nfor {upstream.SILENT_S:g} s",
+        f"when {upstream.MAX_UNREAD_BYTES >> 10} KiB are unread",
+        f"one byte, {wire.ACKNOWLEDGED.hex()}",
         f"at most {verifier.HEAD_TOKENS} tokens",
         f"{verifier.HEAD_COVERS:.1%}".replace("%", " %"),
         f"version {messages.PROTOCOL_VERSION}",
