@@ -24,7 +24,7 @@ CONTENT_TYPE: Final = "application/vnd.picospec"
 
 _BEAT: Final = wire.encode(Beat())
 _GONE: Final = Fault("cancelled", "nobody reads the session's stream")
-START: Final[Message] = {
+_START: Final[Message] = {
     "type": "http.response.start",
     "status": 200,
     "headers": (
@@ -47,30 +47,27 @@ class Downstream(Response):
         try:
             async with connected(receive):
                 await self._stream(send)
-            await send_piece(
-                send, b"", more=False
-            )  # a server reports our own end as a disconnect
+            await _send(send, b"", more=False)  # a server reports our own end as a disconnect
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         finally:
             self._session.cancel(_GONE)
 
     async def _stream(self, send: Send) -> None:
-        await send_to_client(send, START)
-        await send_piece(send, wire.encode(self._session.opened))
+        await send_to_client(send, _START)
+        await _send(send, wire.encode(self._session.opened))
         while True:
             try:
                 async with asyncio.timeout(BEAT_S):
                     entries = await self._session.read()
             except TimeoutError:
-                await send_piece(send, _BEAT)
+                await _send(send, _BEAT)
                 continue
             if not entries:
                 return
-            await send_piece(send, b"".join(entry.frame for entry in entries))
+            await _send(send, b"".join(entry.frame for entry in entries))
 
 
-async def send_piece(send: Send, data: bytes, *, more: bool = True) -> None:
-    """Send a piece of a stream. Raises ClientGone."""
+async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
     body: Message = {"type": "http.response.body", "body": data, "more_body": more}
     await send_to_client(send, body)

@@ -16,18 +16,20 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.responses import Response
+from starlette.types import Message as Sent
 from starlette.types import Receive, Scope, Send
 
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
 from picospec.gateway.http.request_body import RequestBody
+from picospec.gateway.http.responses import send_to_client
 from picospec.gateway.tenants.keys import CHECK_S
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from picospec.speculation.protocol.messages import RUN_CHARACTERS, Fault, Message, Pushed
 from picospec.speculation.protocol.wire import Framed, Record
-from picospec.verifier.sessions.downstream import START, send_piece
+from picospec.verifier.sessions.downstream import CONTENT_TYPE
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.session import PUSH_S, Session
 from picospec.verifier.target import TargetError, UnknownSession
@@ -38,6 +40,16 @@ SILENT_S: Final = 180.0
 MAX_UNREAD_BYTES: Final = 4 * wire.MAX_RECORD_BYTES
 """A session that has left this many bytes of messages unread ends: a correct edge does not send
 as many draft tokens ahead of the text."""
+
+_START: Final[Sent] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": (
+        (b"content-type", CONTENT_TYPE.encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+    ),
+}
 
 
 def messages(body: bytes) -> Iterator[Framed[Message]]:
@@ -100,15 +112,15 @@ class Upstream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with suppress(_Over, TimeoutError):
-                await send(START)
-                await send_piece(send, self._sessions.run[:RUN_CHARACTERS].encode())
+                await send_to_client(send, _START)
+                await _send(send, self._sessions.run[:RUN_CHARACTERS].encode())
                 async with beside(self._until_over()) as tasks:
                     await self._read(send, tasks)
         except ClientGone:
             return
         except ApiError as error:  # the answer has begun
             self._account.status, self._account.error = error.status, error.error_code
-        await send_piece(send, b"", more=False)
+        await _send(send, b"", more=False)
 
     async def _until_over(self) -> None:
         await self._over.wait()
@@ -131,7 +143,7 @@ class Upstream(Response):
                     await asyncio.sleep(0)
                     pause_at = time.monotonic() + PUSH_S
             if asked:
-                await send_piece(send, wire.ACKNOWLEDGED * asked)
+                await _send(send, wire.ACKNOWLEDGED * asked)
 
     def _check_key(self) -> None:
         """Raise Unauthorized if the request's key was revoked."""
@@ -177,3 +189,7 @@ def _records(decoder: wire.RecordDecoder, piece: bytes) -> Iterator[Record]:
         yield from decoder.feed(piece)
     except MalformedFrame as error:
         raise InvalidRequest(str(error), code="malformed_frame") from error
+
+
+async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
+    await send_to_client(send, {"type": "http.response.body", "body": data, "more_body": more})
