@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from itertools import repeat, zip_longest
 
 from picospec.edge_agent.driver import DraftModel, Driver
 from picospec.edge_agent.link.sessions import Sessions
@@ -62,8 +61,7 @@ class Answer:
 
     def _delta(self, commit: Commit) -> Delta:
         """Return the Delta of newly committed tokens."""
-        known = replace(self._statistics, cached_tokens=self._counts.reused)
-        self._statistics = _with_commit(known, commit)
+        self._statistics = _with_commit(self._statistics, commit, self._counts.reused)
         if self._prediction is not None:
             text = self.session.committed
             self._statistics = _with_prediction(self._statistics, self._prediction, text)
@@ -96,23 +94,27 @@ class Answer:
         metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
 
 
-def _with_commit(before: Statistics, commit: Commit) -> Statistics:
-    """Count one more Commit, which does not say how many draft tokens its pass judged.
+def _with_commit(before: Statistics, commit: Commit, reused: int) -> Statistics:
+    """Count one more Commit, which does not say how many draft tokens its pass judged. reused:
+    see DraftCounts.
 
     Until the Finish, only passes with an accepted draft token count as having had any, and only
     accepted draft tokens count as judged.
     """
-    accepted = repeat(1, commit.drafts)
-    per_position = zip_longest(before.accepted_per_position, accepted, fillvalue=0)
-    counts = tuple(earlier + now for earlier, now in per_position)
-    drafts, total = counts[0] if counts else 0, sum(counts)
-    return replace(
-        before,
+    counts, accepted = before.accepted_per_position, commit.drafts
+    if accepted:
+        more = [count + 1 for count in counts[:accepted]] + [1] * (accepted - len(counts))
+        counts = (*more, *counts[accepted:])
+    total = before.accepted_tokens + accepted
+    return Statistics(
         target_passes=before.target_passes + 1,
-        drafts=drafts,
+        drafts=counts[0] if counts else 0,
         draft_tokens=total,
         accepted_tokens=total,
         accepted_per_position=counts,
+        accepted_prediction_tokens=before.accepted_prediction_tokens,
+        rejected_prediction_tokens=before.rejected_prediction_tokens,
+        cached_tokens=reused,
     )
 
 

@@ -6,6 +6,7 @@ Clients see the verifier's model; the draft model only decides how fast it answe
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -178,12 +179,12 @@ async def as_generator(
     generator cancels the work and returns when it has ended. The work has a task of its own,
     because a generator must not yield inside a TaskGroup.
     """
-    items: asyncio.Queue[T | _End] = asyncio.Queue()
-    taken = asyncio.Event()
+    items, arrived, taken = deque[T | _End](), asyncio.Event(), asyncio.Event()
 
     async def emit(item: T) -> None:
-        items.put_nowait(item)
-        while items.qsize() > QUEUE_ITEMS:
+        items.append(item)
+        arrived.set()
+        while len(items) > QUEUE_ITEMS:
             taken.clear()
             await taken.wait()
 
@@ -193,11 +194,17 @@ async def as_generator(
             await work(emit)
         except Exception as error:  # raised again by the generator
             end = _End(error)
-        items.put_nowait(end)
+        items.append(end)
+        arrived.set()
 
     task = asyncio.create_task(run())
     try:
-        while not isinstance(item := await items.get(), _End):
+        while True:
+            while not items:
+                arrived.clear()
+                await arrived.wait()
+            if isinstance(item := items.popleft(), _End):
+                break
             taken.set()
             yield item
         if item.error is not None:

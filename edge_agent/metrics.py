@@ -41,6 +41,9 @@ class EdgeMetrics:
         self.wasted = counter("wasted_tokens", "Draft tokens that were not accepted.")
         self.step_s = histogram("draft_step_seconds", step, _STEP_BUCKETS)
         self.link_bytes = counter("link_bytes", link_bytes, "direction")
+        self.bytes_up, self.bytes_down, self.bytes_open = (
+            self.link_bytes.labels(way) for way in ("up", "down", "open")
+        )
         self.posts = counter("draft_posts", "Requests that carried drafts.")
         self.uploaded = counter("uploaded_messages", "Messages on upload streams.")
         self.resumes = counter("link_resumes", resumed)

@@ -56,6 +56,48 @@ MAX_IDLE: Final = 4096
 2,100 Beats; more messages than that only cost this machine time."""
 
 
+class Silence:
+    """Ends each wait for a piece of a stream with a TimeoutError if it takes too long. One
+    timer serves many waits, because nearly all of them are short.
+
+    If this process stood still and the timer is late, a wait may take as much longer, at most
+    SILENCE_S, because bytes that have arrived may not have been read.
+    """
+
+    def __init__(self) -> None:
+        self._wait: asyncio.Timeout | None = None
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wait(self, within_s: float) -> asyncio.Timeout:
+        """Return the context of one wait, after which `over` must be called."""
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + within_s
+        if self._timer is None or self._timer.when() > self._due:
+            self.close()
+            self._timer = loop.call_at(self._due, self._look)
+        self._wait = asyncio.timeout(None)
+        return self._wait
+
+    def over(self) -> None:
+        self._wait = None
+
+    def _look(self) -> None:
+        """End the wait if its time is over, or look again when it may be."""
+        loop = asyncio.get_running_loop()
+        self._timer, now = None, loop.time()
+        if self._wait is None:
+            return
+        if now < self._due:
+            self._timer = loop.call_at(self._due, self._look)
+        else:
+            self._wait.reschedule(now + min(now - self._due, SILENCE_S))
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class Progress:
     """Decides when a live session is given up because its verifier sends no token. It lasts
     across the sessions that one process of a verifier opens one after another. Its times are in
@@ -140,7 +182,7 @@ class Link:
     async def _post(self, session: str, frames: bytes) -> None:
         begun, metrics = time.monotonic(), self._uplink.metrics
         metrics.posts.inc()
-        metrics.link_bytes.labels("up").inc(len(frames))
+        metrics.bytes_up.inc(len(frames))
         if await self._uplink.connection.post(session, frames, self._headers):
             self._uplink.delivered(begun)
 
@@ -186,7 +228,7 @@ class Link:
             frame = wire.encode(self._request)
         except LocalProtocolError as error:
             raise TooLarge(f"more than a session can begin with: {error}") from error
-        self._uplink.metrics.link_bytes.labels("open").inc(len(frame))
+        self._uplink.metrics.bytes_open.inc(len(frame))
         return frame
 
     def _note(self, message: Down) -> None:
@@ -214,29 +256,22 @@ class Link:
     async def _messages(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Down]:
         """Yield the messages of the stream until it ends. Raises TimeoutError if it is silent
         for too long; before Opened the limit is `within_s`, because the host may be busy."""
-        decoder, loop = wire.Decoder(wire.MAX_DOWN_BYTES), asyncio.get_running_loop()
+        decoder, received = wire.Decoder(wire.MAX_DOWN_BYTES), self._uplink.metrics.bytes_down
+        silence = Silence()
         try:
             while True:
-                due = loop.time() + (SILENCE_S if self.opened else self._within_s)
-                async with asyncio.timeout(None) as silence:
-                    timer = loop.call_at(due, _expire, silence, due)
-                    try:
-                        piece = await anext(pieces, b"")
-                    finally:
-                        timer.cancel()
+                within_s = SILENCE_S if self.opened else self._within_s
+                async with silence.wait(within_s):
+                    piece = await anext(pieces, b"")
+                silence.over()
                 if not piece:
                     return
-                self._uplink.metrics.link_bytes.labels("down").inc(len(piece))
+                received.inc(len(piece))
                 for message in decoder.feed(piece):
                     if isinstance(message, Up):
                         raise RemoteProtocolError(f"{type(message).__name__} on the way down")
                     yield message
         except RemoteProtocolError as error:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
-
-
-def _expire(silence: asyncio.Timeout, due: float) -> None:
-    """End the wait for a stream that was silent until `due`. If this process stood still and is
-    late, wait as much longer, because bytes that have arrived may not have been read."""
-    now = asyncio.get_running_loop().time()
-    silence.reschedule(now + min(now - due, SILENCE_S))
+        finally:
+            silence.close()

@@ -64,7 +64,6 @@ class Uplink:
         self._ready_gauge = metrics.verifier_ready.labels(str(number))
         self._rtt_gauge = metrics.verifier_rtt_s.labels(str(number))
         self._facts: ModelFacts | None = None
-        self._bytes_up = metrics.link_bytes.labels("up")
         self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
 
     @property
@@ -95,7 +94,7 @@ class Uplink:
 
     def _uploaded(self, size_bytes: int) -> None:
         self.metrics.uploaded.inc()
-        self._bytes_up.inc(size_bytes)
+        self.metrics.bytes_up.inc(size_bytes)
 
     async def facts(self) -> ModelFacts:
         """Return the target's facts, which are fetched once and after each `forget`.

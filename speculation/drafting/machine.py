@@ -95,51 +95,48 @@ class DraftMachine:
 
     def next(self, now: float, *, busy: bool) -> Outcome:
         """Return what to send, and the step to make. busy: True while a step is being made."""
-        send, step = list[Pushed](), None
+        send, step, latencies = list[Pushed](), None, self.latencies
         while not (busy or step):
-            self._look_up()
-            is_due = self._is_step_due()
+            self._look_up(latencies)
+            is_due = self._is_step_due(latencies)
             if draft := self._flush(drafting=is_due):
                 send.append(draft)  # sending these may make room for more
             if is_due:
-                step = self._step(now)
+                step = self._step(now, latencies)
             elif not draft:
                 break
         outcome = Outcome(tuple(send), step)
         self.observer.decided(outcome, now)
         return outcome
 
-    def _look_up(self) -> None:
+    def _look_up(self, latencies: Latencies) -> None:
         """Extend the chain with tokens found in earlier text, while that pays."""
         if self._lookup is None:
             return
-        session, latencies = self.session, self.latencies
-        if not self._drafts:
-            latencies = replace(latencies, draft_s=inf)
-        while self._may_look_up():
+        session = self.session
+        asked = latencies if self._drafts else replace(latencies, draft_s=inf)
+        while self._may_look_up(latencies):
             self._lookup.follow(session.committed, session.chain)
-            if (found := self._lookup.propose(latencies)) is None:
+            if (found := self._lookup.propose(asked)) is None:
                 return
             session.extend(found)
             self.counts.looked_up += 1
 
-    def _may_look_up(self) -> bool:
+    def _may_look_up(self, latencies: Latencies) -> bool:
         session = self.session
-        return session.may_extend and self._policy.may_look_up(
-            session, self.latencies, self.limits
-        )
+        return session.may_extend and self._policy.may_look_up(session, latencies, self.limits)
 
-    def _is_step_due(self) -> bool:
+    def _is_step_due(self, latencies: Latencies) -> bool:
         session = self.session
         if not session.may_extend or not self._drafts:
             return False
-        return self._policy.may_draft(session, self.latencies, self.limits)
+        return self._policy.may_draft(session, latencies, self.limits)
 
-    def _step(self, now: float) -> DraftStep:
+    def _step(self, now: float, latencies: Latencies) -> DraftStep:
         session, ahead = self.session, list[TokenId]()
         if self._lookup is not None:
             self._lookup.follow(session.committed, session.chain)
-            ahead = self._lookup.ahead(self.latencies)
+            ahead = self._lookup.ahead(latencies)
         return DraftStep(session.context, ahead, session.epoch, now)
 
     def _flush(self, *, drafting: bool) -> Draft | None:
@@ -161,7 +158,7 @@ class DraftMachine:
             self.counts.stale_steps += 1
             return
         for index, drafted in enumerate(mark_ahead(tokens, step.ahead)):
-            if index and not self._may_look_up():
+            if index and not self._may_look_up(self.latencies):
                 return
             self.session.extend(drafted)
             self.counts.drafted += 1

@@ -56,7 +56,7 @@ class DraftingSession:
     @property
     def context(self) -> list[TokenId]:
         """The committed tokens and the chain after them; the next draft token follows these."""
-        return [*self.committed, *(drafted.token for drafted in self.chain)]
+        return self.committed + [drafted.token for drafted in self.chain]
 
     @property
     def end(self) -> int:
@@ -65,7 +65,7 @@ class DraftingSession:
     @property
     def survival(self) -> float:
         """The estimated probability that the whole chain is accepted."""
-        return prod(drafted.confidence for drafted in self.chain)
+        return prod([drafted.confidence for drafted in self.chain])
 
     @property
     def since_break(self) -> int:
@@ -79,8 +79,12 @@ class DraftingSession:
     @property
     def may_extend(self) -> bool:
         """True if a token can follow: neither the text nor the chain ends the answer."""
-        last = [*self.committed[-1:], *(drafted.token for drafted in self.chain[-1:])]
-        return self.end < self._max_tokens and self._stop_tokens.isdisjoint(last)
+        committed, chain, stops = self.committed, self.chain, self._stop_tokens
+        if len(committed) + len(chain) >= self._max_tokens:
+            return False
+        if committed and committed[-1] in stops:
+            return False
+        return not (chain and chain[-1].token in stops)
 
     def extend(self, drafted: DraftToken) -> None:
         if not self.may_extend:

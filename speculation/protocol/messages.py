@@ -210,7 +210,13 @@ class Totals:
     own: int = 0  # accepted draft tokens of the verifier's own
 
     def plus(self, more: Totals) -> Totals:
-        return Totals(*(getattr(self, name) + getattr(more, name) for name in self.__slots__))
+        return Totals(
+            self.passes + more.passes,
+            self.judged + more.judged,
+            self.accepted + more.accepted,
+            self.filled + more.filled,
+            self.own + more.own,
+        )
 
 
 @dataclass(frozen=True, slots=True)
