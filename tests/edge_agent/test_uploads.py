@@ -33,6 +33,7 @@ class FakePath:
         self.run = RUN
         self.holds_back = self.breaks = self.refuses = self.is_silent = False
         self.streams = self.posts = 0
+        self.is_given_up = False
         self.arrived: list[Message] = []
         self.streamed: list[Message] = []
         self.cut = asyncio.Event()
@@ -84,6 +85,7 @@ class FakePath:
         async with beside(posts.run(SESSION)):
             yield posts
             await asyncio.sleep(REQUEST_TIMEOUT_S + 1.0)
+            self.is_given_up = self.uploads.of(SESSION, {}) is None
         await self.uploads.close()
 
 
@@ -125,12 +127,15 @@ def test_a_connection_without_an_acknowledgement_goes_on_with_posts(
         path = FakePath()
         setattr(path, fault, True)
         async with path.sending() as posts:
-            await send(posts, *range(20), pause_s=FIRST_ANSWER_S / 4)
+            for position in range(20):
+                await send(posts, position, pause_s=FIRST_ANSWER_S / 4)
+                assert path.arrived[-1] == draft(position)
         return path
 
     path = run(main())
 
     assert path.streams == streams
+    assert path.is_given_up
     assert path.arrived == [draft(at) for at in range(20)]
 
 
@@ -145,6 +150,7 @@ def test_a_stream_to_another_run_is_left_and_posts_go_on() -> None:
     path = run(main())
 
     assert path.streams == 1
+    assert path.is_given_up
     assert path.arrived == [draft(at) for at in range(10)]
 
 

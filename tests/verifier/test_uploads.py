@@ -225,9 +225,12 @@ async def test_a_revoked_key_ends_the_stream(
 async def test_a_stream_without_a_record_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: bytes
 ) -> None:
-    monkeypatch.setattr(upstream, "SILENT_S", 0.05)
+    monkeypatch.setattr(upstream, "SILENT_S", 0.2)
     async with opened(tmp_path, FakeTarget()) as (app, _, answers):
         stream = UploadStream(app)
+        for _ in range(4):
+            await stream.acknowledged()
+            await asyncio.sleep(0.1)
         stream.write(piece)
         await stream.ended()
 
