@@ -33,8 +33,8 @@ MAX_UNSENT_BYTES: Final = 1 << 20
 be minutes old when they arrive."""
 
 MAX_ATTEMPTS: Final = 3
-"""A connection goes on with posts after this many streams in a row that broke before their
-first acknowledgement."""
+"""A connection goes on with posts after this many streams in a row without an acknowledgement:
+a process that stood still for a moment is no proxy that holds requests back."""
 
 
 class Upload:
@@ -111,7 +111,6 @@ class Upload:
                     await self._read(pieces)
             self._give_up()
         except TimeoutError:
-            self._give_up()
             if self.is_open:
                 self._connection.renew(self._client)
         except ApiError as error:
