@@ -70,15 +70,17 @@ async def plain(url: str) -> AsyncGenerator[Client]:
 
 
 @asynccontextmanager
-async def scripted(url: str, drafter: ScriptedDrafter) -> AsyncGenerator[Client]:
-    """Yield a client that is a scripted edge."""
+async def scripted(
+    url: str, drafter: ScriptedDrafter, **extras: object
+) -> AsyncGenerator[Client]:
+    """Yield a client that is a scripted edge. extras: of each request, as in Job."""
     metrics = EdgeMetrics(CollectorRegistry())
     settings = EdgeSettings(verifier_url=AnyHttpUrl(url))
     verifiers = open_verifiers(settings, metrics)
     engine = EdgeEngine(verifiers, drafter, settings, metrics, TargetsVocabulary(), None)
 
     async def ask(source: Source, tokens: int) -> Answered:
-        job = Job("capacity", source.prompt, tokens, Sampling(0.0), seed=0)
+        job = Job("capacity", source.prompt, tokens, Sampling(0.0), seed=0, extras=extras)
         asked_s, arrivals_s = perf_counter(), list[float]()
         text, counted = list[TokenId](), Statistics()
         async with aclosing(engine.generate(job)) as deltas:

@@ -66,12 +66,21 @@ def _git(*arguments: str) -> str:
 
 def processor_s(group: int) -> float:
     """Return the processor seconds of the living processes of a group; 0 if not on Linux."""
-    ticks = 0
+    return sum(processor_s_by_title(group).values())
+
+
+def processor_s_by_title(group: int) -> dict[str, float]:
+    """Return the processor seconds of the living processes of a group, by their titles; those
+    with the same title together. A process that sets no title has its command as one."""
+    spent_s: dict[str, float] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):
             fields = stat.read_text().rpartition(")")[2].split()  # proc(5): from `state` on
-            ticks += (int(fields[11]) + int(fields[12])) * (int(fields[2]) == group)
-    return ticks / os.sysconf("SC_CLK_TCK")
+            if int(fields[2]) == group:
+                title = stat.with_name("cmdline").read_text().replace("\0", " ").strip()
+                ticks = int(fields[11]) + int(fields[12])
+                spent_s[title] = spent_s.get(title, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+    return spent_s
 
 
 def stolen_s(stat: Path = Path("/proc/stat")) -> float:

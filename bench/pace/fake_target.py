@@ -1,0 +1,162 @@
+"""A target without a model, whose text is the script's: it shows what the service alone costs.
+
+    python -m picospec.bench.pace.fake_target --port N --pass-ms 8 --sessions 64
+
+Each pass takes the same time, and has all sessions that may begin. The service runs as it ships.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from time import thread_time
+from typing import Annotated
+
+import numpy as np
+import typer
+from fastapi import FastAPI
+from prometheus_client import Gauge
+
+from picospec.bench.pace.script import VOCABULARY, said
+from picospec.gateway.hosting.serving import serve
+from picospec.speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
+from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.sampling.distributions import Distribution
+from picospec.speculation.verifying.session import Pass, VerifyingSession
+from picospec.verifier.app import build
+from picospec.verifier.metrics import VerifierMetrics
+from picospec.verifier.settings import VerifierSettings, load
+from picospec.verifier.target import Reply, Target, TargetFull, UnknownSession
+
+FAKE_S = "fake_target_processor_seconds"
+"""This metric has the processor time of the fake target itself, which no real one takes here."""
+
+
+class _Running:
+    """Keeps a session and its unsent replies."""
+
+    def __init__(self, request: Open, limits: Limits) -> None:
+        self.session = VerifyingSession(
+            request, limits, vocabulary_size=VOCABULARY, u=itertools.repeat(0.5)
+        )
+        self.replies = asyncio.Queue[list[Framed[Reply]]]()
+
+    def send(self, messages: list[Reply]) -> None:
+        if messages:
+            self.replies.put_nowait([Framed(message) for message in messages])
+
+    def row(self, judged: Pass, i: int) -> Distribution:
+        prompt = self.session.request.prompt
+        token = said(prompt, len(prompt) + judged.start + i)
+        return Distribution(np.array([token]), np.ones(1))
+
+
+class FakeTarget(Target):
+    """pass_s: the time of a pass. slots: this many sessions run at once."""
+
+    alive = True
+
+    def __init__(
+        self, pass_s: float, slots: int, limits: Limits, metrics: VerifierMetrics
+    ) -> None:
+        super().__init__(limits)
+        self._facts = ModelFacts(
+            model="fake", vocabulary_size=VOCABULARY, vocabulary="f" * 32,
+            context_tokens=1 << 20, stop_tokens=[], limits=limits,
+            judges=["coupled", "separate"], features=[],
+        )  # fmt: skip
+        self._pass_s, self._slots, self._metrics = pass_s, slots, metrics
+        self._running: dict[str, _Running] = {}
+        self._passing: asyncio.Task[None] | None = None
+        gauge = Gauge(FAKE_S, "Of the fake target itself.", registry=metrics._registry)
+        self._own_s = 0.0
+        gauge.set_function(lambda: self._own_s)
+
+    async def start(self) -> None:
+        self._passing = asyncio.create_task(self._pass_for_ever())
+
+    async def heartbeat(self) -> None:
+        """Return at once, because no pass hangs."""
+
+    async def stop(self) -> None:
+        if self._passing is not None:
+            self._passing.cancel()
+            await asyncio.wait([self._passing])
+
+    async def serve(
+        self, session: str, request: Open, tenant: str | None = None
+    ) -> AsyncGenerator[Framed[Reply]]:
+        if len(self._running) >= self._slots:
+            raise TargetFull(f"all {self._slots} slots are taken")
+        running = self._running[session] = _Running(request, self._limits)
+        try:
+            while True:
+                for reply in await running.replies.get():
+                    yield reply
+                    if isinstance(reply.message, Finish):
+                        return
+        finally:
+            del self._running[session]
+
+    async def push(self, session: str, message: Framed[Pushed]) -> None:
+        if (running := self._running.get(session)) is None:
+            raise UnknownSession(session)
+        with self._own():
+            running.send(running.session.receive(message.message))  # type: ignore[arg-type]
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        began = thread_time()
+        try:
+            yield
+        finally:
+            self._own_s += thread_time() - began
+
+    async def _pass_for_ever(self) -> None:
+        while True:
+            with self._own():
+                passes = self._begin()
+            await asyncio.sleep(self._pass_s)
+            with self._own():
+                for running, judged in passes:
+                    judgement = judged.rule.judge(partial(running.row, judged), judged.draft)
+                    down = running.session.resolve(judgement, pass_s=self._pass_s)
+                    running.send(down)  # type: ignore[arg-type]
+            rows = sum(1 + len(judged.draft) for _, judged in passes)
+            if passes:
+                self._metrics.passed(rows, self._pass_s)
+
+    def _begin(self) -> list[tuple[_Running, Pass]]:
+        return [
+            (each, each.session.begin(len(each.session.plan(self._limits.max_verify))))
+            for each in self._running.values()
+            if each.session.may_begin
+        ]
+
+
+def _app(settings: VerifierSettings, pass_s: float) -> FastAPI:
+    slots, limits = settings.sessions.max_sessions, settings.limits
+    return build(settings, partial(FakeTarget, pass_s, slots, limits))
+
+
+def main(
+    port: Annotated[int, typer.Option()],
+    pass_ms: Annotated[float, typer.Option()],
+    sessions: Annotated[int, typer.Option()],
+) -> None:
+    """Serve sessions whose draft tokens are judged by the script."""
+    overrides = {
+        "port": port,
+        "target": "vllm",  # its limits are a GPU's
+        "sessions": {"max_sessions": sessions},
+    }
+    settings = load(None, os.environ, overrides)
+    serve(settings, partial(_app, settings, pass_ms / 1000))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,46 @@
+"""A fake target's text is a function of the prompt, so that edges and judges know it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+from zlib import crc32
+
+from picospec.bench.simulator.source import WRONG, Source
+from picospec.speculation.protocol.messages import TokenId
+
+VOCABULARY: Final = 512
+_FIRST: Final = 16
+"""Tokens below this one may be special, and are in no text."""
+
+KEY: Final = 4
+"""A text is a function of this many first tokens of the prompt."""
+
+CONFIDENCE: Final = 0.95
+"""Edges believe in their draft tokens, also in those that are wrong."""
+
+Drafts = Literal["right", "useless"]
+
+
+def prompt(number: int) -> tuple[TokenId, ...]:
+    """Return a prompt that no other number has."""
+    high, low = divmod(number, 256)
+    return _FIRST + high, _FIRST + low, 9, 11
+
+
+def said(text: Sequence[TokenId], place: int) -> TokenId:
+    """Return the target's token at a place in a text, prompt included. No tokens repeat often
+    enough to be looked up. text: at least its first KEY tokens."""
+    key = f"{text[0]},{text[1]},{text[2]},{text[3]},{place}"
+    return _FIRST + crc32(key.encode()) % (VOCABULARY - _FIRST)
+
+
+def source(
+    asked: Sequence[TokenId], tokens: int, drafts: Drafts = "right", text: Sequence[TokenId] = ()
+) -> Source:
+    """Return an answer and an edge's draft tokens for it. text: the answer, if it is known and
+    not the script's."""
+    answer = list(text) or [said(asked, len(asked) + i) for i in range(tokens)]
+    wrong = [WRONG + place for place in range(len(answer))]
+    drafted = answer if drafts == "right" else wrong
+    return Source(asked, answer, drafted, [CONFIDENCE] * len(answer))
