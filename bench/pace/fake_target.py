@@ -21,7 +21,7 @@ import typer
 from fastapi import FastAPI
 from prometheus_client import Gauge
 
-from picospec.bench.pace.script import VOCABULARY, said
+from picospec.bench.pace.script import VOCABULARY, key, said
 from picospec.gateway.hosting.serving import serve
 from picospec.speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
 from picospec.speculation.protocol.wire import Framed
@@ -43,6 +43,7 @@ class _Running:
         self.session = VerifyingSession(
             request, limits, vocabulary_size=VOCABULARY, u=itertools.repeat(0.5)
         )
+        self._key, self._prompt_tokens = key(request.prompt), len(request.prompt)
         self.replies = asyncio.Queue[list[Framed[Reply]]]()
 
     def send(self, messages: list[Reply]) -> None:
@@ -50,8 +51,7 @@ class _Running:
             self.replies.put_nowait([Framed(message) for message in messages])
 
     def row(self, judged: Pass, i: int) -> Distribution:
-        prompt = self.session.request.prompt
-        token = said(prompt, len(prompt) + judged.start + i)
+        token = said(self._key, self._prompt_tokens + judged.start + i)
         return Distribution(np.array([token]), np.ones(1))
 
 

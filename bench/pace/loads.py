@@ -34,7 +34,7 @@ DRAFT_S: Final = 0.005
 WARM_UP: Final = 24
 """Each client first asks for this many tokens, which opens its connections."""
 
-_KINDS: Final = {"EngineCore": "engine", "Worker": "worker"}
+_KINDS: Final = {"VLLM::EngineCore": "engine", "VLLM::Worker": "worker"}
 """A process whose title has this is one of vLLM's; any other serves the API."""
 
 

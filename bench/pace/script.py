@@ -13,7 +13,7 @@ VOCABULARY: Final = 512
 _FIRST: Final = 16
 """Tokens below this one may be special, and are in no text."""
 
-KEY: Final = 4
+KEY: Final = 2
 """A text is a function of this many first tokens of the prompt."""
 
 CONFIDENCE: Final = 0.95
@@ -28,11 +28,15 @@ def prompt(number: int) -> tuple[TokenId, ...]:
     return _FIRST + high, _FIRST + low, 9, 11
 
 
-def said(text: Sequence[TokenId], place: int) -> TokenId:
-    """Return the target's token at a place in a text, prompt included. No tokens repeat often
-    enough to be looked up. text: at least its first KEY tokens."""
-    key = f"{text[0]},{text[1]},{text[2]},{text[3]},{place}"
-    return _FIRST + crc32(key.encode()) % (VOCABULARY - _FIRST)
+def key(asked: Sequence[TokenId]) -> str:
+    """Return what a text depends on. asked: the prompt, or any text that begins with it."""
+    return ",".join(map(str, asked[:KEY]))
+
+
+def said(text: str, place: int) -> TokenId:
+    """Return the target's token at a place, prompt included, of the text of a key. No tokens
+    repeat often enough to be looked up."""
+    return _FIRST + crc32(f"{text},{place}".encode()) % (VOCABULARY - _FIRST)
 
 
 def source(
@@ -40,7 +44,7 @@ def source(
 ) -> Source:
     """Return an answer and an edge's draft tokens for it. text: the answer, if it is known and
     not the script's."""
-    answer = list(text) or [said(asked, len(asked) + i) for i in range(tokens)]
+    answer = list(text) or [said(key(asked), len(asked) + i) for i in range(tokens)]
     wrong = [WRONG + place for place in range(len(answer))]
     drafted = answer if drafts == "right" else wrong
     return Source(asked, answer, drafted, [CONFIDENCE] * len(answer))

@@ -1,0 +1,88 @@
+"""Says how vLLM's server starts: on the stand-in or on a CPU, with our plugin or without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from picospec.bench.link.relay_server import HOST
+from picospec.bench.run.services import free_port
+from picospec.gateway.hosting.processes import Service
+
+MODEL: Final = "tiny"
+_STAND_IN: Final = "picospec.bench.pace.standin.StandIn"
+_QUIET: Final = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+_PLAIN: Final = ("picospec.bench.run.stock_vllm", "--speculation", "{}")
+_PLUGGED: Final = ("picospec.verifier", "--target", "vllm")
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    """A Vllm is one server that can be started."""
+
+    python: str
+    model: Path
+    clients: int
+    """This many requests run at once."""
+
+    plugin: bool
+    options: Mapping[str, str]
+    """vLLM has these options, by name."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    plain_port: int = field(default_factory=free_port)
+    own_port: int = field(default_factory=free_port)
+
+    @property
+    def plain_url(self) -> str:
+        """Return the address of vLLM's own API."""
+        return f"http://{HOST}:{self.plain_port}"
+
+    @property
+    def sessions_url(self) -> str:
+        return f"http://{HOST}:{self.own_port}"
+
+    @property
+    def service(self) -> Service:
+        options = {
+            "served-model-name": MODEL,
+            "port": str(self.plain_port),
+            "max-num-seqs": str(self.clients),
+            **self.options,
+        }
+        given = [text for name, value in options.items() for text in (f"--vllm.{name}", value)]
+        environment = {**_QUIET, **self.environment}
+        base = (self.python, "-m")
+        if not self.plugin:
+            where = ("--host", HOST, "--port", str(self.plain_port))
+            command = (*base, *_PLAIN, "--model", str(self.model), *where, *given)
+            return Service("vLLM", command, self.plain_url, (), environment, "/health")
+        limits = ("--sessions.max-sessions", str(self.clients))
+        where = ("--host", HOST, "--port", str(self.own_port), *limits)
+        command = (*base, *_PLUGGED, "--model", str(self.model), *where, *given)
+        return Service("vLLM with the plugin", command, self.sessions_url, (), environment)
+
+
+def on_cpu(python: str, model: Path, clients: int, *, plugin: bool = True) -> Vllm:
+    """Return a server that computes the tiny Llama on this CPU."""
+    options = {
+        "dtype": "float32", "max-model-len": "512", "kv-cache-memory-bytes": str(1 << 27),
+    }  # fmt: skip
+    return Vllm(python, model, clients, plugin, options)
+
+
+def on_stand_in(
+    python: str, model: Path, clients: int, settings: Mapping[str, float], *, plugin: bool
+) -> Vllm:
+    """Return a server on the stand-in for a GPU. settings: its own."""
+    options = {
+        "dtype": "bfloat16", "max-model-len": "1024", "block-size": "16",
+        "load-format": "dummy", "max-num-batched-tokens": "2048",
+        "worker-cls": f"{_STAND_IN}Worker",
+        "distributed-executor-backend": f"{_STAND_IN}Executor",
+        "additional-config": json.dumps({"standin": settings}),
+    }  # fmt: skip
+    return Vllm(python, model, clients, plugin, options, {"VLLM_USE_V2_MODEL_RUNNER": "1"})
