@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
@@ -45,7 +44,12 @@ _EXTRA_BLOCKS: Final = 64
 
 
 class StandInExecutor(UniProcExecutor):
-    """Runs the worker in the core's process, as vLLM does for one GPU."""
+    """Runs the worker in the core's process, as vLLM does for one GPU. It leaves out our
+    plugin's extension of the worker, whose kernels need Triton: the stand-in judges itself."""
+
+    def _init_executor(self) -> None:
+        self.parallel_config.worker_extension_cls = ""
+        super()._init_executor()
 
 
 def _as_on_a_gpu(stock: Callable[[Any], None], config: Any) -> None:
@@ -95,11 +99,16 @@ class StandInWorker(WorkerBase):
         self._result: StandInOutput | None = None
 
     def init_device(self) -> None:
-        """Have a runner that takes our plugin's hooks as installed: this worker judges."""
-        self.model_runner = SimpleNamespace(picospec_hooks=None)
+        """Have no device."""
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """Load nothing."""
+
+    def picospec_install(self, tokens: int) -> None:
+        """Install nothing, for our plugin."""
+
+    def picospec_answer(self) -> None:
+        """Answer our plugin."""
 
     def get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)
