@@ -7,7 +7,7 @@ import typer
 from picospec.bench.calibrate.command import speeds
 from picospec.bench.capacity.command import capacity
 from picospec.bench.options import VERIFIER_OPTIONS
-from picospec.bench.pace.command import host
+from picospec.bench.pace.command import host, standin
 from picospec.bench.report.command import join, report
 from picospec.bench.run.command import run
 from picospec.bench.simulator.command import agree, simulate
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings=VERIFIER_OPTIONS)(run)
-for command in (report, join, record, simulate, agree, host):
+for command in (report, join, record, simulate, agree, host, standin):
     app.command()(command)
 app.command(context_settings=VERIFIER_OPTIONS)(speeds)
 app.command(context_settings=VERIFIER_OPTIONS)(capacity)

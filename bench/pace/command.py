@@ -1,11 +1,12 @@
-"""`picospec bench host` measures what the host's own code takes beside short passes."""
+"""`picospec bench host` and `standin` measure what our own code takes beside short passes."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+import tempfile
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,49 +17,103 @@ from rich.console import Console
 from picospec.bench import options
 from picospec.bench.data.files import save
 from picospec.bench.link.relay_server import HOST
-from picospec.bench.pace import machine
+from picospec.bench.pace import loads, machine, tiny_llama
 from picospec.bench.pace.fake_target import FAKE_S
 from picospec.bench.pace.figures import Found, Line, found, tables
-from picospec.bench.pace.loads import DRAFT_S, WARM_UP, Meter, Server, answers, edges
-from picospec.bench.pace.script import prompt, source
+from picospec.bench.pace.loads import DRAFT_S, Arm, Server, by_turns
+from picospec.bench.pace.script import Drafts, prompt, source
+from picospec.bench.pace.vllm_servers import MODEL, Vllm, on_cpu, on_stand_in
 from picospec.bench.run.client import AnswerError
-from picospec.bench.run.services import free_port
+from picospec.bench.run.services import free_port, port
+from picospec.bench.simulator.source import Source
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.processes import Service, ServiceError
 
 PASS_MS: Final = 8.0
-SERVICE: Final = f"The verifier's service and edges, beside a fake target of {PASS_MS:g} ms"
+PARTS: Final = ("machine", "service", "vllm")
+ARMS: Final = ("stock", "stock-sync", "plugin", "sessions", "useless")
+DRAFTS: Final[Mapping[str, Drafts]] = {"sessions": "right", "useless": "useless"}
+"""The edges of these arms draft so. The other arms are plain requests."""
 
-Counts = Annotated[str, typer.Option(help="Numbers of sessions.")]
+SERVICE: Final = f"The verifier's service and edges, beside a fake target of {PASS_MS:g} ms"
+TINY: Final = "vLLM with a tiny Llama on this CPU"
+STAND_IN: Final = "vLLM with a stand-in for the GPU"
+
+Counts = Annotated[str, typer.Option(help="Numbers of clients.")]
 Out = Annotated[Path, typer.Option("--json", help="Where the results go.")]
+Turns = Annotated[int, typer.Option(help="Times that each load is measured.")]
 
 
 def host(
     out: Out,
-    parts: Annotated[str, typer.Option(help="Of machine,service.")] = "machine,service",
+    parts: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}.")] = "machine,service",
     steps: Annotated[int, typer.Option(help="Steps of the machine to time.")] = 120,
     machine_sessions: Counts = "1,4,16,64,256",
     sessions: Counts = "1,16,64",
+    vllm_clients: Counts = "1,4,8,16,32",
     tokens: options.Tokens = 150,
-    seconds: Annotated[float, typer.Option(help="A load lasts this long or longer.")] = 4.0,
+    turns: Turns = 4,
+    verifier_python: options.VerifierPython = sys.executable,
 ) -> None:
-    """Measure the time of the verifier's and the edges' own code."""
+    """Measure the time of the verifier's and the edges' own code.
+
+    machine: a step of the verifier's decisions. service: the service and edges beside a fake
+    target. vllm: plain requests and sessions by turns in one vLLM with a tiny model.
+    """
     with options.checked():
-        counts, of_machine = _counts(sessions), _counts(machine_sessions)
-        wanted = options.names(parts)
-        if unknown := set(wanted) - {"machine", "service"}:
-            raise ValueError(f"--parts: {', '.join(unknown)} is unknown")
-    settings: dict[str, str | float] = {
-        "steps": steps, "tokens": tokens, "seconds": seconds,
+        names = _known(parts, PARTS)
+        of_machine, of_service, of_vllm = map(
+            _counts, (machine_sessions, sessions, vllm_clients)
+        )
+    settings = {
+        "steps": steps, "tokens": tokens, "turns": turns,
         "pass_ms": PASS_MS, "draft_ms": 1000 * DRAFT_S,
     }  # fmt: skip
-    results = found(settings, sys.executable)
-    if "machine" in wanted:
+    results = found(settings, verifier_python)
+    if "machine" in names:
         for line in machine.measured(of_machine, steps):
-            keep(results, line, out)
-    if "service" in wanted:
-        with failing():
-            asyncio.run(_keep_all(results, service(counts, tokens, seconds), out))
+            _keep(results, line, out)
+    with _failing():
+        if "service" in names:
+            asyncio.run(_keep_all(results, _service(of_service, tokens, turns), out))
+        if "vllm" in names:
+            lines = _tiny(verifier_python, of_vllm, tokens, turns)
+            asyncio.run(_keep_all(results, lines, out))
+    typer.echo(tables(results.lines))
+
+
+def standin(
+    out: Out,
+    passes: Annotated[str, typer.Option(help="Times of a pass in ms.")] = "8,25",
+    clients: Counts = "1,16,64",
+    rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = "0,20",
+    arms: Annotated[str, typer.Option(help=f"Of {', '.join(ARMS)}.")] = "stock,plugin,sessions",
+    launch: Annotated[float, typer.Option(help="Time of a launch in ms.")] = 0.0,
+    twice_at: Annotated[int, typer.Option(help="A pass of so many rows takes twice.")] = 1024,
+    tokens: options.Tokens = 150,
+    turns: Turns = 4,
+    verifier_python: options.VerifierPython = sys.executable,
+) -> None:
+    """Load vLLM, with and without the plugin, whose worker waits in place of computing.
+
+    stock: plain requests to vLLM, with asynchronous scheduling; stock-sync: without. plugin:
+    plain requests, and no session. sessions: edges whose draft tokens are right; useless: edges
+    whose draft tokens are wrong. Arms take turns; ratios are to the first.
+    """
+    with options.checked():
+        names, counts = _known(arms, ARMS), _counts(clients)
+        times, distances = options.numbers(passes), options.numbers(rtt)
+    settings = {
+        "tokens": tokens, "turns": turns, "launch_ms": launch, "twice_at": twice_at,
+        "draft_ms": 1000 * DRAFT_S,
+    }  # fmt: skip
+    results = found(settings, verifier_python)
+    with _failing():
+        for pass_ms in times:
+            worker = {"pass_ms": pass_ms, "twice_at": twice_at, "launch_ms": launch}
+            grid = [(rtt_ms, count) for rtt_ms in distances for count in counts]
+            lines = _stood_in(verifier_python, worker, names, grid, tokens, turns)
+            asyncio.run(_keep_all(results, lines, out))
     typer.echo(tables(results.lines))
 
 
@@ -66,53 +121,135 @@ def _counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-def keep(results: Found, line: Line, out: Path) -> None:
+def _known(text: str, known: Sequence[str]) -> list[str]:
+    """Return the names in a text. Raises ValueError."""
+    names = options.names(text)
+    if not names or (unknown := set(names) - set(known)):
+        raise ValueError(
+            f"{', '.join(sorted(unknown)) if names else 'nothing'}: not of {known}"
+        )
+    return names
+
+
+def _keep(results: Found, line: Line, out: Path) -> None:
     """Add a line to the results, save them, and show that there is progress."""
     results.lines.append(line)
     save(results, out)
-    typer.echo(f"{line.part}: {line.load} {line.figures}", err=True)
+    typer.echo(tables([line]).splitlines()[-1], err=True)
 
 
 async def _keep_all(results: Found, lines: AsyncGenerator[Line], out: Path) -> None:
     async with aclosing(lines):
         async for line in lines:
-            keep(results, line, out)
+            _keep(results, line, out)
 
 
 @contextmanager
-def failing() -> Iterator[None]:
+def _failing() -> Iterator[None]:
     """End the command with the first error of a server or a client."""
     try:
         yield
     except* (ServiceError, AnswerError, ApiError, httpx.HTTPError, OSError) as errors:
-        options.fail(Console(), errors)
+        options.fail(Console(stderr=True), errors)
 
 
-async def service(
-    counts: Sequence[int], tokens: int, seconds: float
-) -> AsyncGenerator[Line]:
+async def _service(counts: Sequence[int], tokens: int, turns: int) -> AsyncGenerator[Line]:
     """Load the verifier's service with edges, at each number of them."""
     url = f"http://{HOST}:{free_port()}"
     command = (
-        sys.executable, "-m", "picospec.bench.pace.fake_target", "--port", url[-5:],
-        "--pass-ms", f"{PASS_MS}", "--sessions", f"{2 * max(counts)}",
+        sys.executable, "-m", "picospec.bench.pace.fake_target", "--port", f"{port(url)}",
+        "--pass-ms", f"{PASS_MS}", "--sessions", f"{max(counts)}",
     )  # fmt: skip
     async with Server(Service("verifier", command, url)) as server:
         for count in counts:
             asked = [source(prompt(i), tokens) for i in range(count)]
-            async with edges(url, asked) as clients:
-                await answers(clients, asked, WARM_UP)
-                meter, fake_s = Meter(), await _fake_s(url)
-                while meter.seconds < seconds:
-                    with meter.measuring(server.group):
-                        got = await answers(clients, asked, tokens)
-                    meter.count(got)
-                fake_us = 1e6 * (await _fake_s(url) - fake_s) / meter.tokens
-            more = {"of API the fake target, us a token": fake_us}
-            yield Line(SERVICE, {"sessions": count}, meter.figures | more)
+            async with loads.edges(url, asked) as clients:
+                arms = {"sessions": Arm(clients, asked, server.group)}
+                fake_s = await _fake_s(url)
+                measured = (await by_turns(arms, tokens, turns))["sessions"]
+                fake_s = await _fake_s(url) - fake_s
+            said = sum(turn.tokens for turn in measured) + count * loads.WARM_UP
+            of_it = {"of API the fake target, us a token": 1e6 * fake_s / said}
+            yield Line(SERVICE, {"sessions": count}, loads.figures(measured) | of_it)
 
 
 async def _fake_s(url: str) -> float:
     async with httpx.AsyncClient(trust_env=False) as http:
         text = (await http.get(f"{url}/metrics")).text
     return float(text.partition(f"\n{FAKE_S} ")[2].split()[0])
+
+
+async def _tiny(
+    python: str, counts: Sequence[int], tokens: int, turns: int
+) -> AsyncGenerator[Line]:
+    """Load one vLLM with plain requests and with edges, by turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = on_cpu(python, tiny_llama.make(Path(folder)), 2 * max(counts))
+        async with Server(server.service) as started:
+            for count in counts:
+                asked = [prompt(i) for i in range(count)]
+                said = await loads.texts(server.plain_url, MODEL, asked, tokens)
+                pairs = list(zip(asked, said, strict=True))
+                async with AsyncExitStack() as stack:
+                    arms = {}
+                    for name in ("plugin", *DRAFTS):
+                        drafts = DRAFTS.get(name, "right")
+                        sources = [source(p, tokens, drafts, text) for p, text in pairs]
+                        arms[name] = await _arm(stack, name, server, started, sources, 0.0)
+                    measured = await by_turns(arms, tokens, turns)
+                for name, of_arm in measured.items():
+                    figures = loads.figures(of_arm, measured["plugin"])
+                    yield Line(TINY, {"clients": count, "arm": name}, figures)
+
+
+async def _stood_in(
+    python: str,
+    worker: Mapping[str, float],
+    names: Sequence[str],
+    grid: Sequence[tuple[float, int]],
+    tokens: int,
+    turns: int,
+) -> AsyncGenerator[Line]:
+    """Load the servers that the arms need, over each round trip with so many clients."""
+    most = max(count for _, count in grid)
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model = tiny_llama.make(folder, weights=False)
+        servers: dict[str, tuple[Vllm, Server]] = {}
+        for kind in dict.fromkeys(name if "stock" in name else "plugin" for name in names):
+            server = on_stand_in(
+                python, model, 2 * most, worker, plugin=kind == "plugin",
+                synchronous=kind == "stock-sync",
+            )  # fmt: skip
+            servers[kind] = server, await stack.enter_async_context(Server(server.service))
+        for rtt_ms, count in grid:
+            async with AsyncExitStack() as clients:
+                arms = {}
+                for name in names:
+                    drafts = DRAFTS.get(name, "right")
+                    asked = [source(prompt(i), tokens, drafts) for i in range(count)]
+                    server, started = servers[name if "stock" in name else "plugin"]
+                    arms[name] = await _arm(clients, name, server, started, asked, rtt_ms)
+                measured = await by_turns(arms, tokens, turns)
+            for name, of_arm in measured.items():
+                load = {"pass, ms": worker["pass_ms"], "RTT, ms": rtt_ms, "clients": count}
+                figures = loads.figures(of_arm, measured[names[0]])
+                yield Line(STAND_IN, {**load, "arm": name}, figures)
+
+
+async def _arm(
+    stack: AsyncExitStack,
+    name: str,
+    server: Vllm,
+    started: Server,
+    sources: Sequence[Source],
+    rtt_ms: float,
+) -> Arm:
+    """Open the clients of an arm, at a distance from the server."""
+    url = server.sessions_url if name in DRAFTS else server.plain_url
+    far = await stack.enter_async_context(loads.linked(url, rtt_ms))
+    if name in DRAFTS:
+        clients = await stack.enter_async_context(loads.edges(far, sources))
+    else:
+        clients = [loads.plain(far, MODEL)] * len(sources)
+    return Arm(clients, sources, started.group)

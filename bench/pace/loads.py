@@ -6,18 +6,19 @@ The clients and the link, if there is one, run in this process; each server has 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from time import perf_counter, process_time
 from typing import Final
 
 import httpx
 import msgspec
 
-from picospec.bench.capacity.clients import Client, ScriptedDrafter, scripted
+from picospec.bench.capacity.clients import TIMEOUT_S, Client, ScriptedDrafter, scripted
 from picospec.bench.capacity.figures import Answered
 from picospec.bench.data.host import processor_s_by_title
+from picospec.bench.data.statistics import mean
 from picospec.bench.link.path import Conditions
 from picospec.bench.link.relay_server import HOST, Link
 from picospec.bench.pace.script import VOCABULARY
@@ -27,6 +28,7 @@ from picospec.bench.simulator.clock import Curve
 from picospec.bench.simulator.source import Source
 from picospec.gateway.hosting.processes import Child, Service, while_alive
 from picospec.gateway.hosting.readiness import until_ready
+from picospec.speculation.protocol.messages import TokenId
 
 DRAFT_S: Final = 0.005
 """A scripted edge makes a draft token in this time."""
@@ -56,42 +58,72 @@ class Server(Started):
         self.group = child.pid
 
 
-@dataclass(slots=True)
-class Meter:
-    """Sums up what a load brought, over its turns."""
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """An Arm loads one server. clients: each asks for its own source. group: the server's
+    processes."""
 
-    tokens: int = 0
-    passes: int = 0
-    seconds: float = 0.0
-    spent_s: dict[str, float] = field(default_factory=dict)
-    """Processor seconds, by kind of process."""
+    clients: Sequence[Client]
+    sources: Sequence[Source]
+    group: int
 
-    @contextmanager
-    def measuring(self, group: int) -> Iterator[None]:
-        before, began_s = _spent_s(group), perf_counter()
-        yield
-        self.seconds += perf_counter() - began_s
-        for kind, after in _spent_s(group).items():
-            spent = after - before.get(kind, 0.0)
-            self.spent_s[kind] = self.spent_s.get(kind, 0.0) + spent
+    async def answers(self, tokens: int) -> list[Answered]:
+        """Let all clients ask at once. Raises what a Client does."""
+        pairs = zip(self.clients, self.sources, strict=True)
+        return list(await asyncio.gather(*(ask(source, tokens) for ask, source in pairs)))
 
-    def count(self, answers: Sequence[Answered]) -> None:
-        self.tokens += sum(answer.tokens for answer in answers)
-        self.passes += sum(answer.passes for answer in answers)
+    async def measured(self, tokens: int) -> Turn:
+        before, began_s = _spent_s(self.group), perf_counter()
+        found = await self.answers(tokens)
+        seconds, after = perf_counter() - began_s, _spent_s(self.group)
+        spent_s = {kind: s - before.get(kind, 0.0) for kind, s in after.items()}
+        said, passes = (sum(getattr(each, of) for each in found) for of in ("tokens", "passes"))
+        return Turn(said, passes, seconds, spent_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A Turn has the measurement of an arm. spent_s: processor seconds by kind of process."""
+
+    tokens: int
+    passes: int
+    seconds: float
+    spent_s: Mapping[str, float]
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds
 
-    @property
-    def figures(self) -> dict[str, float]:
-        kinds = {f"{kind}, us a token": 1e6 * s / self.tokens for kind, s in self.spent_s.items()}
-        return {
-            "tokens/s": self.tokens_per_s,
-            "passes a token": self.passes / self.tokens,
-            **kinds,
-            "busy cores": sum(self.spent_s.values()) / self.seconds,
-        }
+
+async def by_turns(arms: Mapping[str, Arm], tokens: int, turns: int) -> dict[str, list[Turn]]:
+    """Measure the arms in alternating order, after a warm-up that opens all connections."""
+    for arm in arms.values():
+        await arm.answers(WARM_UP)
+    found: dict[str, list[Turn]] = {name: [] for name in arms}
+    for turn in range(turns):
+        for name in list(arms)[:: -1 if turn % 2 else 1]:
+            found[name].append(await arms[name].measured(tokens))
+    return found
+
+
+def figures(turns: Sequence[Turn], base: Sequence[Turn] = ()) -> dict[str, float]:
+    """Return the figures of an arm. base: the turns of the arm that it is compared with; the
+    ratio has a 95 % interval if there are several turns."""
+    tokens, seconds = (sum(getattr(turn, of) for turn in turns) for of in ("tokens", "seconds"))
+    found = {
+        "tokens/s": tokens / seconds,
+        "passes a token": sum(turn.passes for turn in turns) / tokens,
+    }
+    pairs = zip(turns, base, strict=False)
+    rates = [("", f"{i}", t.tokens_per_s / b.tokens_per_s) for i, (t, b) in enumerate(pairs)]
+    if (ratio := mean(rates)) is not None:
+        found["over the first"] = ratio.value
+        found["from"], found["to"] = ratio.low or ratio.value, ratio.high or ratio.value
+    for kind in turns[0].spent_s:
+        spent_s = sum(turn.spent_s[kind] for turn in turns)
+        found[f"{kind}, us a token"] = 1e6 * spent_s / tokens
+        found[f"{kind}, cores"] = spent_s / seconds
+    return found
 
 
 def _spent_s(group: int) -> dict[str, float]:
@@ -101,14 +133,6 @@ def _spent_s(group: int) -> dict[str, float]:
         kind = next((kind for part, kind in _KINDS.items() if part in title), "API")
         found[kind] = found.get(kind, 0.0) + seconds
     return found | {"clients": process_time()}
-
-
-async def answers(
-    clients: Sequence[Client], sources: Sequence[Source], tokens: int
-) -> list[Answered]:
-    """Let each client ask for its source at once."""
-    pairs = zip(clients, sources, strict=True)
-    return list(await asyncio.gather(*(client(source, tokens) for client, source in pairs)))
 
 
 @asynccontextmanager
@@ -132,6 +156,17 @@ async def edges(url: str, sources: Sequence[Source]) -> AsyncGenerator[list[Clie
             await stack.enter_async_context(scripted(url, drafter, ignore_eos=True))
             for _ in sources
         ]
+
+
+async def texts(
+    url: str, model: str, prompts: Sequence[Sequence[TokenId]], tokens: int
+) -> list[list[TokenId]]:
+    """Return the greedy answers of vLLM's own API."""
+    body = {"model": model, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
+        asked = (body | {"prompt": prompt, "ignore_eos": True} for prompt in prompts)
+        answered = [(await http.post("/v1/completions", json=each)).json() for each in asked]
+    return [each["choices"][0]["token_ids"] for each in answered]
 
 
 def plain(url: str, model: str) -> Client:

@@ -40,7 +40,10 @@ def said(text: str, place: int) -> TokenId:
 
 
 def source(
-    asked: Sequence[TokenId], tokens: int, drafts: Drafts = "right", text: Sequence[TokenId] = ()
+    asked: Sequence[TokenId],
+    tokens: int,
+    drafts: Drafts = "right",
+    text: Sequence[TokenId] = (),
 ) -> Source:
     """Return an answer and an edge's draft tokens for it. text: the answer, if it is known and
     not the script's."""

@@ -75,14 +75,23 @@ def on_cpu(python: str, model: Path, clients: int, *, plugin: bool = True) -> Vl
 
 
 def on_stand_in(
-    python: str, model: Path, clients: int, settings: Mapping[str, float], *, plugin: bool
+    python: str,
+    model: Path,
+    clients: int,
+    settings: Mapping[str, float],
+    *,
+    plugin: bool,
+    synchronous: bool = False,
 ) -> Vllm:
-    """Return a server on the stand-in for a GPU. settings: its own."""
+    """Return a server on the stand-in for a GPU. settings: its own. synchronous: True for a
+    vLLM without asynchronous scheduling."""
     options = {
-        "dtype": "bfloat16", "max-model-len": "1024", "block-size": "16",
+        "dtype": "bfloat16", "max-model-len": "2048", "block-size": "16",
         "load-format": "dummy", "max-num-batched-tokens": "2048",
         "worker-cls": f"{_STAND_IN}Worker",
         "distributed-executor-backend": f"{_STAND_IN}Executor",
         "additional-config": json.dumps({"standin": settings}),
     }  # fmt: skip
+    if synchronous:
+        options["async-scheduling"] = "false"
     return Vllm(python, model, clients, plugin, options, {"VLLM_USE_V2_MODEL_RUNNER": "1"})
