@@ -2,7 +2,8 @@
 
     python -m picospec.bench.pace.fake_target --port N --pass-ms 8 --sessions 64
 
-Each pass takes the same time, and has all sessions that may begin. The service runs as it ships.
+Each pass takes the same time, and has all sessions that may begin. The service runs as it
+ships, in its own process.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from time import thread_time
-from typing import Annotated
+from typing import Annotated, Final
 
 import numpy as np
 import typer
@@ -32,8 +33,9 @@ from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import VerifierSettings, load
 from picospec.verifier.target import Reply, Target, TargetFull, UnknownSession
 
-FAKE_S = "fake_target_processor_seconds"
-"""This metric has the processor time of the fake target itself, which no real one takes here."""
+FAKE_S: Final = "fake_target_processor_seconds"
+"""This metric has the processor time of the fake target itself: a real target takes it in other
+processes, or for its passes."""
 
 
 class _Running:

@@ -1,4 +1,4 @@
-"""The figures of a host: how many tokens a load brought, and which process they cost how much."""
+"""The results of `bench host` and `standin`: their file, and its tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Line(msgspec.Struct, frozen=True):
     """These values name the load, such as its arm and its number of clients."""
 
     figures: dict[str, float]
-    """Figures have their unit in their name."""
+    """The names of the figures have their units, but for ratios."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -61,7 +61,7 @@ def _names(lines: Sequence[Line]) -> Iterator[str]:
 def _table(part: str, lines: Sequence[Line]) -> str:
     own = [line for line in lines if line.part == part]
     head = list(dict.fromkeys(name for line in own for name in (*line.load, *line.figures)))
-    cells = [line.load | line.figures for line in own]
+    cells: list[dict[str, str | float]] = [{**line.load, **line.figures} for line in own]
     return markdown(head, [[_text(cell.get(name, "")) for name in head] for cell in cells])
 
 

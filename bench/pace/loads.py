@@ -77,16 +77,20 @@ class Arm:
         found = await self.answers(tokens)
         seconds, after = perf_counter() - began_s, _spent_s(self.group)
         spent_s = {kind: s - before.get(kind, 0.0) for kind, s in after.items()}
-        said, passes = (sum(getattr(each, of) for each in found) for of in ("tokens", "passes"))
-        return Turn(said, passes, seconds, spent_s)
+        said, passes, scripted = (
+            sum(getattr(each, of) for each in found) for of in ("tokens", "passes", "scripted")
+        )
+        return Turn(said, passes, scripted, seconds, spent_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A Turn has the measurement of an arm. spent_s: processor seconds by kind of process."""
+    """A Turn has the measurement of an arm. scripted: the number of tokens that the edges knew
+    beforehand. spent_s: processor seconds by kind of process."""
 
     tokens: int
     passes: int
+    scripted: int
     seconds: float
     spent_s: Mapping[str, float]
 
@@ -113,12 +117,14 @@ def figures(turns: Sequence[Turn], base: Sequence[Turn] = ()) -> dict[str, float
     found = {
         "tokens/s": tokens / seconds,
         "passes a token": sum(turn.passes for turn in turns) / tokens,
+        "known text": sum(turn.scripted for turn in turns) / tokens,
     }
     pairs = zip(turns, base, strict=False)
     rates = [("", f"{i}", t.tokens_per_s / b.tokens_per_s) for i, (t, b) in enumerate(pairs)]
     if (ratio := mean(rates)) is not None:
         found["over the first"] = ratio.value
-        found["from"], found["to"] = ratio.low or ratio.value, ratio.high or ratio.value
+        if ratio.low is not None and ratio.high is not None:
+            found["of it, low"], found["of it, high"] = ratio.low, ratio.high
     for kind in turns[0].spent_s:
         spent_s = sum(turn.spent_s[kind] for turn in turns)
         found[f"{kind}, us a token"] = 1e6 * spent_s / tokens

@@ -37,8 +37,8 @@ CONFIG = {
 
 
 def make(directory: Path, *, padding: int = 0, seed: int = 0, weights: bool = True) -> Path:
-    """Write the model. padding: ids of the model beyond its tokens, as likely as these. weights:
-    False for a worker that computes nothing."""
+    """Write the model. padding: ids of the model beyond its tokens, as likely as these.
+    weights: False for a worker that computes nothing."""
     size = TOKENS + padding
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": size}))

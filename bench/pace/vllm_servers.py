@@ -55,14 +55,12 @@ class Vllm:
         }
         given = [text for name, value in options.items() for text in (f"--vllm.{name}", value)]
         environment = {**_QUIET, **self.environment}
-        base = (self.python, "-m")
+        where = ("--model", str(self.model), "--host", HOST, "--port")
         if not self.plugin:
-            where = ("--host", HOST, "--port", str(self.plain_port))
-            command = (*base, *_PLAIN, "--model", str(self.model), *where, *given)
+            command = (self.python, "-m", *_PLAIN, *where, str(self.plain_port), *given)
             return Service("vLLM", command, self.plain_url, (), environment, "/health")
-        limits = ("--sessions.max-sessions", str(self.clients))
-        where = ("--host", HOST, "--port", str(self.own_port), *limits)
-        command = (*base, *_PLUGGED, "--model", str(self.model), *where, *given)
+        given += ["--sessions.max-sessions", str(self.clients)]
+        command = (self.python, "-m", *_PLUGGED, *where, str(self.own_port), *given)
         return Service("vLLM with the plugin", command, self.sessions_url, (), environment)
 
 

@@ -1,0 +1,45 @@
+"""The bench's commands that start vLLM work on tiny settings. No time is asserted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from picospec.bench.__main__ import app
+from picospec.bench.data.files import load
+from picospec.bench.pace.figures import Found
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+
+def lines(out: Path, *arguments: str) -> dict[str, dict[str, float]]:
+    """Run a command of the bench; return the figures of its arms."""
+    python = ("--verifier-python", sys.executable)
+    where = ("--json", str(out / "out.json"), "--tokens", "24", "--turns", "1", *python)
+    result = CliRunner().invoke(app, [*arguments, *where])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return {f"{line.load['arm']}": line.figures for line in load(out / "out.json", Found).lines}
+
+
+def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path: Path) -> None:
+    arms = "stock,stock-sync,plugin,sessions,useless"
+
+    found = lines(
+        tmp_path, "standin", "--passes", "4", "--clients", "2", "--rtt", "2", "--arms", arms
+    )
+
+    assert [*found] == arms.split(",")
+    assert all(each["known text"] == 1.0 for each in found.values())
+    assert found["sessions"]["passes a token"] < found["useless"]["passes a token"] <= 1.0
+    assert all(each.keys() >= {"API, cores", "engine, cores"} for each in found.values())
+
+
+def test_one_vllm_is_loaded_with_plain_requests_and_sessions(tmp_path: Path) -> None:
+    found = lines(tmp_path, "host", "--parts", "vllm", "--vllm-clients", "2")
+
+    assert [*found] == ["plugin", "sessions", "useless"]
+    assert found["sessions"]["passes a token"] < 1.0
+    assert "worker, cores" in found["plugin"]
