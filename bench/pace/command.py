@@ -15,7 +15,9 @@ import typer
 from rich.console import Console
 
 from picospec.bench import options
+from picospec.bench.capacity.figures import predict
 from picospec.bench.data.files import save
+from picospec.bench.link.path import Conditions
 from picospec.bench.link.relay_server import HOST
 from picospec.bench.pace import loads, machine, tiny_llama
 from picospec.bench.pace.fake_target import FAKE_S
@@ -25,9 +27,15 @@ from picospec.bench.pace.script import Drafts, prompt, source
 from picospec.bench.pace.vllm_servers import MODEL, Vllm, on_cpu, on_stand_in
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import free_port, port
+from picospec.bench.simulator.arms import Arm as Cloud
+from picospec.bench.simulator.arms import picospec
+from picospec.bench.simulator.clock import Curve
+from picospec.bench.simulator.hosts import Hosts
 from picospec.bench.simulator.source import Source
+from picospec.bench.simulator.world import World
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.processes import Service, ServiceError
+from picospec.verifier.settings import VerifierSettings
 
 PASS_MS: Final = 8.0
 PARTS: Final = ("machine", "service", "vllm")
@@ -234,7 +242,21 @@ async def _stood_in(
             for name, of_arm in measured.items():
                 load = {"pass, ms": worker["pass_ms"], "RTT, ms": rtt_ms, "clients": count}
                 figures = loads.figures(of_arm, measured[names[0]])
+                if name in DRAFTS:
+                    sources = arms[name].sources
+                    figures["simulated, over plain"] = _simulated(worker, rtt_ms, sources)
                 yield Line(STAND_IN, {**load, "arm": name}, figures)
+
+
+def _simulated(worker: Mapping[str, float], rtt_ms: float, asked: Sequence[Source]) -> float:
+    """Return the simulator's rate of these edges over that of plain requests."""
+    pass_s = worker["pass_ms"] / 1000
+    rows_s = Curve({0: pass_s, round(worker["twice_at"]): 2 * pass_s})
+    limits = VerifierSettings(target="vllm").limits
+    world = World(Hosts(rows_s, Curve({1: DRAFT_S})), Conditions(rtt_ms), limits, machine.ROWS)
+    clients = [[source] for source in asked]
+    sessions, plain = (predict(world, of, clients) for of in (picospec(), Cloud()))
+    return sessions.tokens_per_s / plain.tokens_per_s
 
 
 async def _arm(

@@ -25,7 +25,7 @@ def lines(out: Path, *arguments: str) -> dict[str, dict[str, float]]:
 
 
 def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path: Path) -> None:
-    arms = "stock,stock-sync,plugin,sessions,useless"
+    arms = "stock,plugin,sessions,useless"
 
     found = lines(
         tmp_path, "standin", "--passes", "4", "--clients", "2", "--rtt", "2", "--arms", arms
@@ -34,6 +34,7 @@ def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path
     assert [*found] == arms.split(",")
     assert all(each["known text"] == 1.0 for each in found.values())
     assert found["sessions"]["passes a token"] < found["useless"]["passes a token"] <= 1.0
+    assert found["sessions"]["simulated, over plain"] > 1.0
     assert all(each.keys() >= {"API, cores", "engine, cores"} for each in found.values())
 
 
