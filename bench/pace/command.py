@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from pathlib import Path
+from subprocess import CalledProcessError, run
 from typing import Annotated, Final
 
 import httpx
@@ -85,8 +86,11 @@ def host(
         if "service" in names:
             asyncio.run(_keep_all(results, _service(of_service, tokens, turns), out))
         if "vllm" in names:
-            lines = _tiny(verifier_python, of_vllm, tokens, turns)
-            asyncio.run(_keep_all(results, lines, out))
+            with tempfile.TemporaryDirectory() as folder:
+                run([verifier_python, "-m", tiny_llama.__name__, folder], check=True)
+                server = on_cpu(verifier_python, Path(folder), 2 * max(of_vllm))
+                lines = _tiny(server, of_vllm, tokens, turns)
+                asyncio.run(_keep_all(results, lines, out))
     typer.echo(tables(results.lines))
 
 
@@ -157,7 +161,14 @@ def _failing() -> Iterator[None]:
     """End the command with the first error of a server or a client."""
     try:
         yield
-    except* (ServiceError, AnswerError, ApiError, httpx.HTTPError, OSError) as errors:
+    except* (
+        ServiceError,
+        AnswerError,
+        ApiError,
+        httpx.HTTPError,
+        OSError,
+        CalledProcessError,
+    ) as errors:
         options.fail(Console(stderr=True), errors)
 
 
@@ -188,26 +199,24 @@ async def _fake_s(url: str) -> float:
 
 
 async def _tiny(
-    python: str, counts: Sequence[int], tokens: int, turns: int
+    server: Vllm, counts: Sequence[int], tokens: int, turns: int
 ) -> AsyncGenerator[Line]:
     """Load one vLLM with plain requests and with edges, by turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = on_cpu(python, tiny_llama.make(Path(folder)), 2 * max(counts))
-        async with Server(server.service) as started:
-            for count in counts:
-                asked = [prompt(i) for i in range(count)]
-                said = await loads.texts(server.plain_url, MODEL, asked, tokens)
-                pairs = list(zip(asked, said, strict=True))
-                async with AsyncExitStack() as stack:
-                    arms = {}
-                    for name in ("plugin", *DRAFTS):
-                        drafts = DRAFTS.get(name, "right")
-                        sources = [source(p, tokens, drafts, text) for p, text in pairs]
-                        arms[name] = await _arm(stack, name, server, started, sources, 0.0)
-                    measured = await by_turns(arms, tokens, turns)
-                for name, of_arm in measured.items():
-                    figures = loads.figures(of_arm, measured["plugin"])
-                    yield Line(TINY, {"clients": count, "arm": name}, figures)
+    async with Server(server.service) as started:
+        for count in counts:
+            asked = [prompt(i) for i in range(count)]
+            said = await loads.texts(server.plain_url, MODEL, asked, tokens)
+            async with AsyncExitStack() as stack:
+                arms = {}
+                for name in ("plugin", *DRAFTS):
+                    drafts = DRAFTS.get(name, "right")
+                    pairs = zip(asked, said, strict=True)
+                    sources = [source(p, tokens, drafts, text) for p, text in pairs]
+                    arms[name] = await _arm(stack, name, server, started, sources, 0.0)
+                measured = await by_turns(arms, tokens, turns)
+            for name, of_arm in measured.items():
+                figures = loads.figures(of_arm, measured["plugin"])
+                yield Line(TINY, {"clients": count, "arm": name}, figures)
 
 
 async def _stood_in(

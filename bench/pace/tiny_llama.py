@@ -1,8 +1,14 @@
-"""A Llama with random weights of 2 MB, and a tokenizer of 512 tokens."""
+"""A Llama with random weights of 2 MB, and a tokenizer of 512 tokens.
+
+    python -m picospec.bench.pace.tiny_llama DIR
+
+Weights need torch and safetensors, which are beside vLLM.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,3 +120,7 @@ def layer(normal: Normal, name: str, attended: int) -> dict[str, torch.Tensor]:
     norms = ("input_layernorm", "post_attention_layernorm")
     ones = {f"{name}{norm}.weight": torch.ones(WIDTH) for norm in norms}
     return ones | {f"{name}{each}.weight": normal(*of, 1.5) for each, of in shapes.items()}
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))
