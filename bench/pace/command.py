@@ -44,6 +44,11 @@ ARMS: Final = ("stock", "stock-sync", "plugin", "sessions", "useless")
 DRAFTS: Final[Mapping[str, Drafts]] = {"sessions": "right", "useless": "useless"}
 """The edges of these arms draft so. The other arms are plain requests."""
 
+FAILURES: Final = (
+    ServiceError, AnswerError, ApiError, httpx.HTTPError, OSError, CalledProcessError
+)  # fmt: skip
+"""Servers and clients fail so."""
+
 SERVICE: Final = f"The verifier's service and edges, beside a fake target of {PASS_MS:g} ms"
 TINY: Final = "vLLM with a tiny Llama on this CPU"
 STAND_IN: Final = "vLLM with a stand-in for the GPU"
@@ -79,10 +84,10 @@ def host(
         "pass_ms": PASS_MS, "draft_ms": 1000 * DRAFT_S,
     }  # fmt: skip
     results = found(settings, verifier_python)
-    if "machine" in names:
-        for line in machine.measured(of_machine, steps):
-            _keep(results, line, out)
-    with _failing():
+    with _shown(results):
+        if "machine" in names:
+            for line in machine.measured(of_machine, steps):
+                _keep(results, line, out)
         if "service" in names:
             asyncio.run(_keep_all(results, _service(of_service, tokens, turns), out))
         if "vllm" in names:
@@ -91,7 +96,6 @@ def host(
                 server = on_cpu(verifier_python, Path(folder), 2 * max(of_vllm))
                 lines = _tiny(server, of_vllm, tokens, turns)
                 asyncio.run(_keep_all(results, lines, out))
-    typer.echo(tables(results.lines))
 
 
 def standin(
@@ -120,13 +124,12 @@ def standin(
         "draft_ms": 1000 * DRAFT_S,
     }  # fmt: skip
     results = found(settings, verifier_python)
-    with _failing():
+    with _shown(results):
         for pass_ms in times:
             worker = {"pass_ms": pass_ms, "twice_at": twice_at, "launch_ms": launch}
             grid = [(rtt_ms, count) for rtt_ms in distances for count in counts]
             lines = _stood_in(verifier_python, worker, names, grid, tokens, turns)
             asyncio.run(_keep_all(results, lines, out))
-    typer.echo(tables(results.lines))
 
 
 def _counts(text: str) -> list[int]:
@@ -157,19 +160,15 @@ async def _keep_all(results: Found, lines: AsyncGenerator[Line], out: Path) -> N
 
 
 @contextmanager
-def _failing() -> Iterator[None]:
-    """End the command with the first error of a server or a client."""
+def _shown(results: Found) -> Iterator[None]:
+    """Show the results at the end, also if a server or a client fails, which ends the command
+    with the first error."""
     try:
         yield
-    except* (
-        ServiceError,
-        AnswerError,
-        ApiError,
-        httpx.HTTPError,
-        OSError,
-        CalledProcessError,
-    ) as errors:
+    except* FAILURES as errors:
+        typer.echo(tables(results.lines))
         options.fail(Console(stderr=True), errors)
+    typer.echo(tables(results.lines))
 
 
 async def _service(counts: Sequence[int], tokens: int, turns: int) -> AsyncGenerator[Line]:
