@@ -28,7 +28,7 @@ def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path
     arms = "stock,plugin,sessions,useless"
 
     found = lines(
-        tmp_path, "standin", "--passes", "4", "--clients", "2", "--rtt", "2", "--arms", arms
+        tmp_path, "standin", "--passes", "12", "--clients", "2", "--rtt", "2", "--arms", arms
     )
 
     assert [*found] == arms.split(",")
