@@ -23,8 +23,8 @@ from picospec.bench.link.relay_server import HOST
 from picospec.bench.pace import loads, machine, tiny_llama
 from picospec.bench.pace.fake_target import FAKE_S
 from picospec.bench.pace.figures import Found, Line, found, tables
-from picospec.bench.pace.loads import DRAFT_S, Arm, Server, by_turns
-from picospec.bench.pace.script import Drafts, prompt, source
+from picospec.bench.pace.loads import DRAFT_S, Arm, Server, by_turns, rounds
+from picospec.bench.pace.script import Drafts, prompts
 from picospec.bench.pace.vllm_servers import MODEL, Vllm, on_cpu, on_stand_in
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import free_port, port
@@ -180,11 +180,11 @@ async def _service(counts: Sequence[int], tokens: int, turns: int) -> AsyncGener
     )  # fmt: skip
     async with Server(Service("verifier", command, url)) as server:
         for count in counts:
-            asked = [source(prompt(i), tokens) for i in range(count)]
+            asked = rounds(count, turns, tokens)
             async with loads.edges(url, asked) as clients:
                 arms = {"sessions": Arm(clients, asked, server.group)}
                 fake_s = await _fake_s(url)
-                measured = (await by_turns(arms, tokens, turns))["sessions"]
+                measured = (await by_turns(arms, tokens))["sessions"]
                 fake_s = await _fake_s(url) - fake_s
             said = sum(turn.tokens for turn in measured) + count * loads.WARM_UP
             of_it = {"of API the fake target, us a token": 1e6 * fake_s / said}
@@ -203,16 +203,14 @@ async def _tiny(
     """Load one vLLM with plain requests and with edges, by turns."""
     async with Server(server.service) as started:
         for count in counts:
-            asked = [prompt(i) for i in range(count)]
-            said = await loads.texts(server.plain_url, MODEL, asked, tokens)
+            asked = prompts(count * (turns + 1))
+            texts = await loads.texts(server.plain_url, MODEL, asked, tokens)
             async with AsyncExitStack() as stack:
                 arms = {}
                 for name in ("plugin", *DRAFTS):
-                    drafts = DRAFTS.get(name, "right")
-                    pairs = zip(asked, said, strict=True)
-                    sources = [source(p, tokens, drafts, text) for p, text in pairs]
-                    arms[name] = await _arm(stack, name, server, started, sources, 0.0)
-                measured = await by_turns(arms, tokens, turns)
+                    own = rounds(count, turns, tokens, DRAFTS.get(name, "right"), texts)
+                    arms[name] = await _arm(stack, name, server, started, own, 0.0)
+                measured = await by_turns(arms, tokens)
             for name, of_arm in measured.items():
                 figures = loads.figures(of_arm, measured["plugin"])
                 yield Line(TINY, {"clients": count, "arm": name}, figures)
@@ -242,17 +240,16 @@ async def _stood_in(
             async with AsyncExitStack() as clients:
                 arms = {}
                 for name in names:
-                    drafts = DRAFTS.get(name, "right")
-                    asked = [source(prompt(i), tokens, drafts) for i in range(count)]
+                    asked = rounds(count, turns, tokens, DRAFTS.get(name, "right"))
                     server, started = servers[name if "stock" in name else "plugin"]
                     arms[name] = await _arm(clients, name, server, started, asked, rtt_ms)
-                measured = await by_turns(arms, tokens, turns)
+                measured = await by_turns(arms, tokens)
             for name, of_arm in measured.items():
                 load = {"pass, ms": worker["pass_ms"], "RTT, ms": rtt_ms, "clients": count}
                 figures = loads.figures(of_arm, measured[names[0]])
                 if name in DRAFTS:
-                    sources = arms[name].sources
-                    figures["simulated, over plain"] = _simulated(worker, rtt_ms, sources)
+                    last = arms[name].rounds[-1]
+                    figures["simulated, over plain"] = _simulated(worker, rtt_ms, last)
                 yield Line(STAND_IN, {**load, "arm": name}, figures)
 
 
@@ -272,14 +269,14 @@ async def _arm(
     name: str,
     server: Vllm,
     started: Server,
-    sources: Sequence[Source],
+    asked: Sequence[Sequence[Source]],
     rtt_ms: float,
 ) -> Arm:
     """Open the clients of an arm, at a distance from the server."""
     url = server.sessions_url if name in DRAFTS else server.plain_url
     far = await stack.enter_async_context(loads.linked(url, rtt_ms))
     if name in DRAFTS:
-        clients = await stack.enter_async_context(loads.edges(far, sources))
+        clients = await stack.enter_async_context(loads.edges(far, asked))
     else:
-        clients = [loads.plain(far, MODEL)] * len(sources)
-    return Arm(clients, sources, started.group)
+        clients = [loads.plain(far, MODEL)] * len(asked[0])
+    return Arm(clients, asked, started.group)

@@ -9,7 +9,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter, process_time
+from types import MappingProxyType
 from typing import Final
 
 import httpx
@@ -21,7 +23,8 @@ from picospec.bench.data.host import processor_s_by_title
 from picospec.bench.data.statistics import mean
 from picospec.bench.link.path import Conditions
 from picospec.bench.link.relay_server import HOST, Link
-from picospec.bench.pace.script import VOCABULARY
+from picospec.bench.pace import script
+from picospec.bench.pace.script import VOCABULARY, Drafts
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import READY_WITHIN_S, Started, port
 from picospec.bench.simulator.clock import Curve
@@ -60,21 +63,23 @@ class Server(Started):
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """An Arm loads one server. clients: each asks for its own source. group: the server's
-    processes."""
+    """An Arm loads one server. group: the server's processes."""
 
     clients: Sequence[Client]
-    sources: Sequence[Source]
+    rounds: Sequence[Sequence[Source]]
+    """In a round each client asks for one source. The first round is the warm-up; no later one
+    repeats a question, because edges keep answers and propose them again."""
+
     group: int
 
-    async def answers(self, tokens: int) -> list[Answered]:
-        """Let all clients ask at once. Raises what a Client does."""
-        pairs = zip(self.clients, self.sources, strict=True)
+    async def answers(self, number: int, tokens: int) -> list[Answered]:
+        """Let all clients ask at once in this round. Raises what a Client does."""
+        pairs = zip(self.clients, self.rounds[number], strict=True)
         return list(await asyncio.gather(*(ask(source, tokens) for ask, source in pairs)))
 
-    async def measured(self, tokens: int) -> Turn:
+    async def measured(self, number: int, tokens: int) -> Turn:
         before, began_s = _spent_s(self.group), perf_counter()
-        found = await self.answers(tokens)
+        found = await self.answers(number, tokens)
         seconds, after = perf_counter() - began_s, _spent_s(self.group)
         spent_s = {kind: s - before.get(kind, 0.0) for kind, s in after.items()}
         said, passes, scripted = (
@@ -99,15 +104,31 @@ class Turn:
         return self.tokens / self.seconds
 
 
-async def by_turns(arms: Mapping[str, Arm], tokens: int, turns: int) -> dict[str, list[Turn]]:
+async def by_turns(arms: Mapping[str, Arm], tokens: int) -> dict[str, list[Turn]]:
     """Measure the arms in alternating order, after a warm-up that opens all connections."""
     for arm in arms.values():
-        await arm.answers(WARM_UP)
+        await arm.answers(0, WARM_UP)
     found: dict[str, list[Turn]] = {name: [] for name in arms}
-    for turn in range(turns):
-        for name in list(arms)[:: -1 if turn % 2 else 1]:
-            found[name].append(await arms[name].measured(tokens))
+    for turn in range(1, min(len(arm.rounds) for arm in arms.values())):
+        for name in list(arms)[:: 1 if turn % 2 else -1]:
+            found[name].append(await arms[name].measured(turn, tokens))
     return found
+
+
+def rounds(
+    clients: int,
+    turns: int,
+    tokens: int,
+    drafts: Drafts = "right",
+    texts: Mapping[tuple[TokenId, ...], Sequence[TokenId]] = MappingProxyType({}),
+) -> list[list[Source]]:
+    """Return what each client asks in each turn, the warm-up included. texts: the answers by
+    prompt, if they are not the script's."""
+    asked = iter(script.prompts(clients * (turns + 1)))
+    return [
+        [script.source(p, tokens, drafts, texts.get(p, ())) for p in islice(asked, clients)]
+        for _ in range(turns + 1)
+    ]
 
 
 def figures(turns: Sequence[Turn], base: Sequence[Turn] = ()) -> dict[str, float]:
@@ -152,27 +173,29 @@ async def linked(url: str, rtt_ms: float) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def edges(url: str, sources: Sequence[Source]) -> AsyncGenerator[list[Client]]:
-    """Yield a scripted edge for each source. Its answers have as many tokens as were asked."""
-    drafter = ScriptedDrafter(
-        {source.prompt: source for source in sources}, Curve({1: DRAFT_S}), VOCABULARY
-    )
+async def edges(url: str, asked: Sequence[Sequence[Source]]) -> AsyncGenerator[list[Client]]:
+    """Yield a scripted edge for each source of a round. Its answers have as many tokens as were
+    asked for."""
+    sources = {source.prompt: source for each in asked for source in each}
+    drafter = ScriptedDrafter(sources, Curve({1: DRAFT_S}), VOCABULARY)
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(scripted(url, drafter, ignore_eos=True))
-            for _ in sources
+            for _ in asked[0]
         ]
 
 
 async def texts(
-    url: str, model: str, prompts: Sequence[Sequence[TokenId]], tokens: int
-) -> list[list[TokenId]]:
-    """Return the greedy answers of vLLM's own API."""
-    body = {"model": model, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
+    url: str, model: str, prompts: Sequence[tuple[TokenId, ...]], tokens: int
+) -> dict[tuple[TokenId, ...], list[TokenId]]:
+    """Return the greedy answers of vLLM's own API, by prompt."""
+    body = {
+        "model": model, "prompt": prompts, "max_tokens": tokens, "temperature": 0,
+        "return_token_ids": True, "ignore_eos": True,
+    }  # fmt: skip
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
-        asked = (body | {"prompt": prompt, "ignore_eos": True} for prompt in prompts)
-        answered = [(await http.post("/v1/completions", json=each)).json() for each in asked]
-    return [each["choices"][0]["token_ids"] for each in answered]
+        answered = (await http.post("/v1/completions", json=body)).raise_for_status().json()
+    return {prompts[each["index"]]: each["token_ids"] for each in answered["choices"]}
 
 
 def plain(url: str, model: str) -> Client:

@@ -22,10 +22,10 @@ CONFIDENCE: Final = 0.95
 Drafts = Literal["right", "useless"]
 
 
-def prompt(number: int) -> tuple[TokenId, ...]:
-    """Return a prompt that no other number has."""
-    high, low = divmod(number, 256)
-    return _FIRST + high, _FIRST + low, 9, 11
+def prompts(count: int) -> list[tuple[TokenId, ...]]:
+    """Return this many different prompts."""
+    pairs = (divmod(number, 256) for number in range(count))
+    return [(_FIRST + high, _FIRST + low, 9, 11) for high, low in pairs]
 
 
 def key(asked: Sequence[TokenId]) -> str:
