@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 def lines(out: Path, *arguments: str) -> dict[str, dict[str, float]]:
     """Run a command of the bench; return the figures of its arms."""
     python = ("--verifier-python", sys.executable)
-    where = ("--json", str(out / "out.json"), "--tokens", "24", "--turns", "1", *python)
+    where = ("--json", str(out / "out.json"), "--tokens", "24", "--turns", "3", *python)
     result = CliRunner().invoke(app, [*arguments, *where])
     assert result.exit_code == 0, (result.output, result.exception)
     return {f"{line.load['arm']}": line.figures for line in load(out / "out.json", Found).lines}
@@ -33,7 +33,7 @@ def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path
 
     assert [*found] == arms.split(",")
     assert all(each["known text"] == 1.0 for each in found.values())
-    assert found["sessions"]["passes a token"] < found["useless"]["passes a token"] <= 1.0
+    assert found["sessions"]["passes a token"] < 0.8 < found["useless"]["passes a token"] <= 1.0
     assert found["sessions"]["simulated, over plain"] > 1.0
     assert all(each.keys() >= {"API, cores", "engine, cores"} for each in found.values())
 
