@@ -91,7 +91,7 @@ async def scripted(
                     text += delta.tokens
         said, same = len(text), common_prefix(text, source.tokens)
         passes = counted.target_passes
-        return Answered(asked_s, perf_counter(), arrivals_s, said, passes, same)
+        return Answered(asked_s, perf_counter(), arrivals_s, said, passes, same, text)
 
     try:
         yield ask

@@ -15,6 +15,7 @@ from picospec.bench.simulator.arms import Arm
 from picospec.bench.simulator.edge import Answer
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.world import World, simulate
+from picospec.speculation.protocol.messages import TokenId
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,9 @@ class Answered:
     passes: int
     scripted: int
     """This many first tokens are the trace's; all draft tokens after them are wrong."""
+
+    text: Sequence[TokenId] = ()
+    """These are a session's tokens; a plain answer's are not recorded."""
 
 
 class Figures(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Final, Protocol
 
 import numpy as np
@@ -99,6 +100,18 @@ def _resampled(logs: Floats, scenarios: Sequence[str], chance: np.random.Generat
             sums[here] += turns[chosen].sum(axis=1)
             counts[here] += len(turns)
     return sums / counts
+
+
+def fisher(group: tuple[int, int], control: tuple[int, int]) -> float:
+    """Return the probability of as many hits in a group, or more, if it and the control group
+    have the same share of them and both together have as many (Fisher 1935, one-sided). Each
+    group has its number of hits and its size."""
+    (hits, size), (others, control_size) = group, control
+    both = hits + others
+    ways = sum(
+        comb(size, n) * comb(control_size, both - n) for n in range(hits, min(size, both) + 1)
+    )
+    return ways / comb(size + control_size, both)
 
 
 def rate(answers: Sequence[Timed]) -> float:

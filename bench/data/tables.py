@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Line = Sequence[str]
 Names = TypeVar("Names", bound=tuple[str, ...])
@@ -31,6 +32,8 @@ def markdown(head: Line, lines: Iterable[Line]) -> str:
 
 def console(head: Line, lines: Iterable[Line], title: str | None = None) -> Table:
     """Return a table for rich to print."""
+    from rich.table import Table
+
     table = Table(*head, title=title)
     for line in lines:
         table.add_row(*line)

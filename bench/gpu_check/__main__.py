@@ -24,7 +24,8 @@ from picospec.bench.data.host import commit, this_host
 from picospec.bench.data.prompts import read
 from picospec.bench.gpu_check.engines import Engines
 from picospec.bench.gpu_check.loads import UNPLUGGED
-from picospec.bench.gpu_check.parts import Check, fenced
+from picospec.bench.gpu_check.parts import Check, command, fenced
+from picospec.bench.gpu_check.quick import COUNTS, Quick
 from picospec.bench.gpu_check.serving import CLIENTS, PARTS, Serving
 from picospec.bench.run.services import ServicesPlan, verifier_arguments
 
@@ -34,16 +35,16 @@ ON_CPU: Final = (
 )
 
 SMI: Final = "name,memory.total,memory.used,driver_version,compute_cap"
-LAST_LINES: Final = 20
-"""The report quotes this many last lines of a failed command's errors."""
 
 
-async def _run(device: str, serving: Serving) -> None:
+async def _run(device: str, serving: Serving, *, quick: bool = False) -> None:
     engines, check = serving.engines, serving.engines.check
     if not await check.run("host", 60.0, partial(host, device)):
         return check.skip("There is no GPU here.", UNPLUGGED, *PARTS)
     if not engines.plan.target_model:
         return check.skip("No `--target-model` was named.", UNPLUGGED, *PARTS)
+    if quick:
+        return await Quick(engines, device).run()
     await engines.check_stock()
     await serving.check()
     await engines.check_again()
@@ -68,21 +69,6 @@ async def host(device: str) -> tuple[bool, str]:
     return right, fenced("\n".join([*lines, f"GPUs ({SMI}):", devices]))
 
 
-async def command(*words: str) -> tuple[bool, str]:
-    """Run a command; return whether it succeeded, and its output. Raises OSError."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*words, stdout=pipe, stderr=pipe)
-    try:
-        printed, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    last_lines = errors.decode(errors="replace").splitlines()[-LAST_LINES:]
-    found = printed.decode().strip() or fenced("\n".join(last_lines))
-    return process.returncode == 0, found
-
-
 def main(
     context: typer.Context,
     device: Annotated[
@@ -92,25 +78,29 @@ def main(
     draft_model: options.DraftModel = options.PAIR,
     per_family: options.PerFamily = 4,
     tokens: options.Tokens = 128,
+    quick: Annotated[bool, typer.Option(help="In ten minutes, without a draft model.")] = False,
     sessions: Annotated[str, typer.Option(help="Numbers of them.")] = "1,16,64",
     head: Annotated[str, typer.Option(help="vLLM's speculative_config of a head.")] = "",
     out: Annotated[Path | None, typer.Option(help="Where the report goes as well.")] = None,
 ) -> None:
     """Check this host. Options it does not know go to the verifier, as --vllm.dtype float32."""
-    counts = list(map(int, sessions.split(",")))
+    counts = [max(COUNTS)] if quick else list(map(int, sessions.split(",")))
     settings = {
         "PICOSPEC_EDGE__SLOTS": f"{max(CLIENTS)}",
         "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048",
         "PICOSPEC_VERIFIER__SESSIONS__MAX_SESSIONS": f"{2 * max(*CLIENTS, *counts)}",
     }
-    arguments = verifier_arguments("vllm", max(*CLIENTS, *counts), context.args)
+    arguments = tuple(context.args)
+    if not quick or device == "cpu":  # vLLM's own defaults show what an operator would meet
+        arguments = verifier_arguments("vllm", max(*CLIENTS, *counts), context.args)
     plan = ServicesPlan(target_model, draft_model, {}, "vllm", arguments, environment=settings)
     prompts = read(families=("code", "maths", "chat"), per_family=per_family)
-    models = f"Target `{target_model}`, draft model `{draft_model}`." if target_model else ""
+    drafting = "scripted edges" if quick else f"draft model `{draft_model}`"
+    models = f"Target `{target_model}`, {drafting}." if target_model else ""
     notes = tuple(filter(None, (ON_CPU if device == "cpu" else "", models)))
-    check = Check(notes, out)
+    check = Check(notes, out=out)
     engines = Engines(plan, prompts, tokens, counts, head, check)
-    asyncio.run(_run(device, Serving(engines)))
+    asyncio.run(_run(device, Serving(engines), quick=quick))
     typer.echo(check.finish())
     sys.exit(check.failed)
 

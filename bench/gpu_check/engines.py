@@ -124,13 +124,17 @@ class Engines:
             return await self.load(services.verifier_url, {arm: name}, sessions)
 
     async def load(
-        self, url: str, names: dict[str, str], sessions: Sequence[int]
+        self,
+        url: str,
+        names: dict[str, str],
+        sessions: Sequence[int],
+        step_s: float = STEP_S,
     ) -> tuple[bool, str]:
-        """Measure arms. names: an arm's name in the report."""
+        """Measure arms. names: an arm's name in the report. step_s: see STEP_S."""
         if not self.sources:
-            return False, f"{UNPLUGGED} gave no answers to replay."
+            return False, "No engine gave answers to replay."
         arms = PLAIN if names.keys() == {*PLAIN} else tuple(arm for arm in ARMS if arm in names)
-        load, lines = Load(url, self.sources, RTT_MS, STEP_S, None), list[list[str]]()
+        load, lines = Load(url, self.sources, RTT_MS, step_s, None), list[list[str]]()
         self.check.step(f"it is loaded with {', '.join(map(str, sessions))} at once")
         async for row in load.rows(sessions, arms):
             line = self.loads.add(names[row.arm], row)
@@ -141,7 +145,13 @@ class Engines:
     async def record(self, url: str) -> None:
         """Let stock vLLM answer the prompts, and the draft model draft along its answers."""
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
-            answers = [await _answered(http, prompt, self.tokens) for prompt in self.prompts]
+            answers = list[tuple[Subject, Sequence[TokenId], Sequence[TokenId]]]()
+            for prompt in self.prompts:
+                asked = await tokenized(http, prompt.prompt)
+                subject = Subject(prompt, prompt.family, 0.0, SEED)
+                answers.append(
+                    (subject, asked, await answered(http, asked, tokens=self.tokens))
+                )
         asking = partial(ask, url, "stock", temperature=0.0, tokens=self.tokens)
         self.texts = [await asking(prompt, likeliest=LIKELIEST) for prompt in self.prompts]
         file = find(self.plan.draft_model, open_store(os.environ))
@@ -159,15 +169,19 @@ class Engines:
         return right, "\n\n".join([conditions, *self.loads.compared(self.baselines)])
 
 
-async def _answered(
-    http: httpx.AsyncClient, prompt: Prompt, tokens: int
-) -> tuple[Subject, Sequence[TokenId], Sequence[TokenId]]:
-    messages = [{"role": "user", "content": prompt.prompt}]
-    asked = (await _post(http, "/tokenize", messages=messages))["tokens"]
-    body = {"prompt": asked, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
-    answer = await _post(http, "/v1/completions", **body)
-    subject = Subject(prompt, prompt.family, 0.0, SEED)
-    return subject, asked, answer["choices"][0]["token_ids"]
+async def tokenized(http: httpx.AsyncClient, chat: str) -> tuple[TokenId, ...]:
+    """Return the tokens of a prompt, by vLLM's chat template."""
+    messages = [{"role": "user", "content": chat}]
+    return tuple((await _post(http, "/tokenize", messages=messages))["tokens"])
+
+
+async def answered(
+    http: httpx.AsyncClient, prompt: Sequence[TokenId], *, tokens: int
+) -> Sequence[TokenId]:
+    """Return vLLM's answer at temperature 0."""
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
+    choice = (await _post(http, "/v1/completions", **body))["choices"][0]
+    return list[TokenId](choice["token_ids"])
 
 
 async def _post(http: httpx.AsyncClient, path: str, **body: object) -> dict[str, Any]:

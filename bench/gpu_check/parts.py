@@ -6,15 +6,18 @@ An error that ends a part early becomes its result; the other parts and the repo
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-
-import typer
+from typing import Final
 
 from picospec.bench.data.tables import markdown
 from picospec.gateway.errors import first_error
+
+LAST_LINES: Final = 20
+"""The report quotes this many last lines of a failed command's errors."""
 
 Work = Callable[[], Awaitable[tuple[bool, str]]]
 """A Work returns whether the part passes, and its figures as Markdown."""
@@ -30,6 +33,10 @@ class Part:
     seconds: float = 0.0
 
 
+class NotRun(Exception):
+    """A part that raises this is not run; the message is the reason as Markdown."""
+
+
 @dataclass(slots=True)
 class Check:
     """Runs parts one after another, prints their steps, and collects their results."""
@@ -37,6 +44,7 @@ class Check:
     notes: Sequence[str] = ()
     """These paragraphs precede the report's table."""
 
+    title: str = "GPU check"
     out: Path | None = None
     """The report is written here after each part, so that an aborted run keeps it."""
 
@@ -46,26 +54,28 @@ class Check:
 
     async def run(self, name: str, limit_s: float, work: Work) -> bool:
         """Run a part; return whether it passed."""
-        right, began_s, self._step = False, perf_counter(), ""
-        typer.echo(f"==> {name}: at most {limit_s:g} s", err=True)
+        right, began_s, self._step, verdict = False, perf_counter(), "", ""
+        _say(f"==> {name}: at most {limit_s:g} s")
         found = "It was ended from outside."
         try:
             async with asyncio.timeout(limit_s):
                 right, found = await work()
         except TimeoutError:
             found = self._after_step(f"It was not done within {limit_s:g} s.")
+        except NotRun as reason:
+            verdict, found = "not run", str(reason)
         except Exception as error:
             cause = first_error(error) if isinstance(error, ExceptionGroup) else error
             found = self._after_step(fenced(f"{type(cause).__name__}: {cause}"))
         finally:
-            verdict = "PASS" if right else "FAIL"
+            verdict = verdict or ("PASS" if right else "FAIL")
             self._add(Part(name, verdict, found, perf_counter() - began_s))
         return right
 
     def step(self, what: str) -> None:
         """Print the current step of a part. If the part fails, its result names the step."""
         self._step = what
-        typer.echo(f"    {what}", err=True)
+        _say(f"    {what}")
 
     def skip(self, why: str, *names: str) -> None:
         """Record parts that are not run."""
@@ -94,14 +104,14 @@ class Check:
         lines = [(part.name, part.verdict, f"{part.seconds:.0f}") for part in self.parts]
         table = markdown(("part", "result", "seconds"), lines)
         sections = [f"## {part.name}: {part.verdict}\n\n{part.found}" for part in self.parts]
-        title = f"# GPU check: {self.verdict}"
+        title = f"# {self.title}: {self.verdict}"
         return "\n\n".join([title, *self.notes, table, *sections]) + "\n"
 
     def _after_step(self, found: str) -> str:
         return f"While: {self._step}.\n\n{found}" if self._step else found
 
     def _add(self, part: Part) -> None:
-        typer.echo(f"==> {part.name}: {part.verdict}, {part.seconds:.0f} s", err=True)
+        _say(f"==> {part.name}: {part.verdict}, {part.seconds:.0f} s")
         self.parts.append(part)
         self._keep()
 
@@ -111,6 +121,25 @@ class Check:
             self.out.write_text(self.report())
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201  progress, for whoever waits
+
+
 def fenced(text: str) -> str:
     """Return the output of a program as a Markdown code block."""
     return f"```\n{text.strip()}\n```"
+
+
+async def command(*words: str) -> tuple[bool, str]:
+    """Run a command; return whether it succeeded, and its output. Raises OSError."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*words, stdout=pipe, stderr=pipe)
+    try:
+        printed, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    last_lines = errors.decode(errors="replace").splitlines()[-LAST_LINES:]
+    found = printed.decode().strip() or fenced("\n".join(last_lines))
+    return process.returncode == 0, found

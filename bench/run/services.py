@@ -21,7 +21,7 @@ from picospec.bench.link.path import Conditions
 from picospec.bench.link.relay_server import HOST, Link
 from picospec.bench.run.rivals import Rival
 from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
-from picospec.gateway.hosting.processes import Child, Service, while_alive
+from picospec.gateway.hosting.processes import Child, OnLine, Service, while_alive
 from picospec.gateway.hosting.readiness import until_ready
 from picospec.gateway.hosting.settings import as_environment
 
@@ -149,11 +149,13 @@ class Started(AsyncExitStack):
 
 
 class Services(Started):
-    """Runs the processes of a plan. Entering it raises ServiceError."""
+    """Runs the processes of a plan. Entering it raises ServiceError. on_line: gets what they
+    print."""
 
-    def __init__(self, plan: ServicesPlan) -> None:
+    def __init__(self, plan: ServicesPlan, on_line: OnLine = lambda name, line: None) -> None:
         super().__init__()
         self.plan = plan
+        self._on_line = on_line
         self.verifier_url = f"http://{HOST}:{free_port()}"
         self.edge_urls: dict[str, str] = {}
         self.links: dict[str, Link] = {}
@@ -166,7 +168,7 @@ class Services(Started):
         for name, edge in self.plan.edges.items():
             services.append(await self._edge(name, edge))
         children = [
-            await self.enter_async_context(Child(service, lambda name, line: None, relays))
+            await self.enter_async_context(Child(service, self._on_line, relays))
             for service in services
         ]
         self.pids = {child.service.name: child.pid for child in children}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
 from picospec.speculation.judges.coupled import Coupled
@@ -15,7 +16,6 @@ from picospec.speculation.judges.separate.verifier import Separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
-from picospec.verifier.vllm_target.worker.v2 import by_noise
 from picospec.verifier.vllm_target.worker.v2.hooks import RunnerHooks
 from tests.verifier.vllm_target.synchronisations import synchronisations
 
@@ -78,7 +78,7 @@ def judged(hooked: Any, logits: torch.Tensor, max_waits: int = 0) -> list[list[i
 def hooked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
     for name in ("gather_draft_sampled", "rejection_sample"):
         monkeypatch.setattr(rejection_sampler, name, getattr(rejection_sampler, name))
-    monkeypatch.setattr(by_noise, "gumbel_sample", lambda *a, **k: torch.tensor(DRAWN))
+    monkeypatch.setattr(gumbel, "gumbel_sample", lambda *a, **k: torch.tensor(DRAWN))
     found = runner(getattr(request, "param", 0))
     RunnerHooks(found, V)
     return found

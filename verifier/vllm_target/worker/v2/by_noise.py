@@ -13,7 +13,6 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
 NO_DRAW: Final = -1
 NO_DRAFT: Final = -2
@@ -39,7 +38,16 @@ def judge(
     request's last one. at: int[n], the noise's place. slots: int[n], the place of the row's
     request in temperatures and seeds. columns: int[n], the row's number in its request.
     """
-    drawn: Tensor = gumbel_sample(logits, slots, temperatures, seeds, at, False, False)
+    from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample  # `judged` needs no vLLM
+
+    drawn = gumbel_sample(logits, slots, temperatures, seeds, at, False, False)
+    return judged(drawn, drafted, ends, columns, most)
+
+
+def judged(
+    drawn: Tensor, drafted: Tensor, ends: Tensor, columns: Tensor, most: int
+) -> tuple[Tensor, Tensor]:
+    """Return what `judge` does for rows whose tokens are drawn: int64[n]."""
     rows = torch.arange(len(drawn), device=drawn.device)
     place = torch.searchsorted(ends.to(torch.int64), rows, right=True), columns.to(torch.int64)
     sampled = drawn.new_full((len(ends), most + 1), NO_DRAW)

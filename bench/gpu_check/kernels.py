@@ -1,0 +1,461 @@
+"""Measures what PicoSpec needs of a GPU, in 90 seconds, on a host without vLLM or models.
+
+    PYTHONPATH=. python3 -m picospec.bench.gpu_check.kernels --out build/gpu-kernels.md
+
+It needs torch, Triton and numpy; judging by p and the machine's step also msgspec. Figures go
+to the report and, as JSON, beside it. Without a GPU it runs in a small form, which shows that
+it works: Triton's interpreter computes the noise, and all else runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from itertools import pairwise
+from operator import mul
+from pathlib import Path
+from random import Random
+from statistics import median
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+
+from picospec.bench.data.tables import markdown
+from picospec.bench.gpu_check.parts import Check, NotRun
+from picospec.speculation.sampling import noise
+from picospec.verifier.vllm_target.worker.v2 import by_noise
+
+Tokens = NDArray[np.int64]
+Line = Mapping[str, str | float]
+Judged = tuple[Callable[[], object], bool]
+"""A call of a judge to be timed, and whether its outcome is right."""
+
+REPORT: Final = Path("build/gpu-kernels.md")
+WIDTH: Final = 33
+"""A session's pass has this many rows: those of 32 draft tokens, and its own."""
+
+CONTEXT: Final = 1024
+"""Attention reads this many tokens of each session."""
+
+LAYERS: Final = 4
+"""So many layers of a model are timed, and the time is scaled to all of them."""
+
+REPEATS: Final = 10
+NEAR: Final = 4.0
+"""Two scores are nearly equal if this many float32 steps are between them."""
+
+RIGHT: Final = 0.8
+"""This share of the draft tokens is right, where shared noise judges."""
+
+LIKELY: Final = 4
+"""So many tokens are likely where p judges, and one of them is each draft token."""
+
+CHECKED: Final = 4
+"""So many rows or passes of each size are compared with what numpy makes of them."""
+
+Q_SCALE: Final = 65536
+MOST_ULP: Final = 16.0
+"""Noise of a right kernel differs from numpy's by fewer float32 steps, of the noise or of 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A Shape is a model's: numbers of layers, heads and key heads, and widths."""
+
+    name: str
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    vocabulary: int = 152_064
+    head: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A Size says how much is computed. draws: of `tokens` tokens each, from `seeds` seeds."""
+
+    seeds: int
+    draws: int
+    tokens: int
+    vocabulary: int
+    rows: Sequence[int]
+    shapes: Sequence[Shape]
+    argmaxes: Sequence[int]
+    sessions: Sequence[int]
+    limit_s: float
+    """A part takes no further sizes after this many seconds."""
+
+
+ON_GPU: Final = Size(
+    1000, 1000, 512, 152_064, (1, 2, 4, 8, 16, 33, 66, 132, 264, 528, 1056, 2112),
+    (Shape("7B", 28, 3584, 18_944, 28, 4), Shape("32B", 64, 5120, 27_648, 40, 8)),
+    (1, 34, 512), (16, 64, 256), 12.0,
+)  # fmt: skip
+ON_CPU: Final = Size(
+    4, 16, 512, 1000, (1, 34),
+    (Shape("tiny", 8, 64, 128, 4, 2, 512, 16),), (1, 34, 64), (4,), 9.0,
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Kernels:
+    """Runs the parts. Each returns whether it passes, and its figures as Markdown."""
+
+    size: Size
+    device: str
+    figures: dict[str, Sequence[Line]] = field(default_factory=dict)
+
+    async def run(self, check: Check) -> None:
+        """Run all parts, whichever fail, and keep their figures after each."""
+        parts: dict[str, Callable[[], tuple[bool, str]]] = {
+            "host": self.host,
+            "noise": self.noise,
+            "judging by noise": partial(self._by_rows, "judging by noise", self.by_noise),
+            "judging by p": partial(self._by_rows, "judging by p", self.by_p),
+            "the machine's step": self.machine,
+            "argmaxes that change with the rows": self.argmaxes,
+            "pass by rows": self.passes,
+        }
+        for name, part in parts.items():
+            await check.run(name, self.size.limit_s, partial(_as_work, part))
+            if check.out:
+                verdicts = {part.name: part.verdict for part in check.parts}
+                text = json.dumps({"parts": verdicts, **self.figures}, indent=1)
+                check.out.with_suffix(".json").write_text(text)
+
+    def host(self) -> tuple[bool, str]:
+        """Describe the host."""
+        device = torch.cuda.get_device_name() if self.device == "cuda" else "no GPU"
+        versions = {name: _version(name) for name in ("torch", "triton", "numpy", "msgspec")}
+        line: Line = {"device": device, "cores": os.cpu_count() or 1, **versions}
+        return True, self._table("host", [line])
+
+    def noise(self) -> tuple[bool, str]:
+        """Compare the compiled noise, and what is drawn with it, with noise.py's."""
+        from picospec.bench.gpu_check import gumbel
+
+        size, ulp, steps, draws = self.size, 0.0, list[float](), 0
+        tokens = np.arange(size.draws * size.tokens)
+        starts = torch.arange(size.draws, device=self.device) * size.tokens
+        for seed, at, found in self._noises(tokens):
+            draws += size.draws
+            right = torch.from_numpy(found).to(self.device)
+            key = [torch.tensor([each], device=self.device) for each in (seed, at)]
+            off = (gumbel.noise(key[0], key[1], 0, len(tokens))[0] - right).abs()
+            ulp = max(ulp, float((off / _ulp(right.abs().clamp(min=1.0))).max()))
+
+            rows = [each.expand(size.draws).contiguous() for each in key]
+            logits = 2 * torch.randn(size.draws, size.tokens, device=self.device)
+            drawn = gumbel.draw(logits, rows[0], rows[1], starts)
+            scores = logits + right.view_as(logits)
+            best, score = scores.max(dim=1).values, scores.gather(1, drawn[:, None])[:, 0]
+            steps += ((best - score) / _ulp(best))[drawn != scores.argmax(dim=1)].tolist()
+        far = sum(gap > NEAR for gap in steps)
+        line: Line = {
+            "draws": draws, "another argmax": len(steps), "of them no near-tie": far,
+            "most ulp of the noise, or of 1": ulp,
+        }  # fmt: skip
+        return draws > 0 and far == 0 and ulp <= MOST_ULP, self._table("noise", [line])
+
+    def _noises(self, tokens: Tokens) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+        """Yield seeds (of a uint64's bits), noise indices and the noise that noise.py has."""
+        chance, at_once = Random(1), 2 * (os.cpu_count() or 1)
+        keys = [
+            (chance.randrange(-(2**63), 2**63), chance.randrange(1 << 20))
+            for _ in range(self.size.seeds)
+        ]
+
+        def expected(key: tuple[int, int]) -> NDArray[np.float32]:
+            return noise.gumbel(key[0] % 2**64, key[1], tokens).astype(np.float32)
+
+        with ThreadPoolExecutor() as threads:
+            for first in self._within(range(0, len(keys), at_once)):
+                some = keys[first : first + at_once]
+                for key, found in zip(some, threads.map(expected, some), strict=True):
+                    yield *key, found
+
+    def _by_rows(self, name: str, judge: Callable[[int], Judged]) -> tuple[bool, str]:
+        """Time a judge, and check it, at each number of rows."""
+        lines, all_right = list[Line](), True
+        for rows in self._within(self.size.rows):
+            call, right = judge(rows)
+            all_right &= right
+            lines.append({"rows": rows, **self._timed(call)})
+        return all_right and bool(lines), self._table(name, lines)
+
+    def by_noise(self, rows: int) -> Judged:
+        """Return a call of the judge of shared noise, for which our own kernel draws, and
+        whether it is right."""
+        from picospec.bench.gpu_check import gumbel
+
+        passes, logits = Passes.of(rows), self._logits(rows)
+        seeds = torch.from_numpy(1 + passes.numbers).to(self.device)
+        at = torch.from_numpy(100 + passes.columns).to(self.device)
+        places = [torch.from_numpy(x).to(self.device) for x in (passes.ends, passes.columns)]
+        drawn = gumbel.draw(logits, seeds, at)
+        drafted = drawn.roll(1) + (torch.rand(rows, device=self.device) > RIGHT)
+
+        def call() -> tuple[Tensor, Tensor]:
+            again = gumbel.draw(logits, seeds, at)
+            return by_noise.judged(again, drafted, places[0], places[1], WIDTH - 1)
+
+        sampled, counts = (each.cpu().numpy() for each in call())
+        right, text, drafts = True, drawn.cpu().numpy(), drafted.cpu().numpy()
+        for i, (start, end) in enumerate(passes.bounds):
+            same = text[start : end - 1] == drafts[start + 1 : end]
+            right &= int(counts[i]) == 1 + int(same.cumprod().sum())
+            right &= sampled[i, : end - start].tolist() == text[start:end].tolist()
+        for row in range(0, rows, max(1, rows // CHECKED)):
+            added = noise.gumbel(int(seeds[row]), int(at[row]), np.arange(logits.shape[1]))
+            scores = logits[row].cpu().numpy() + added.astype(np.float32)
+            best = scores.max()
+            right &= bool(best - scores[text[row]] <= NEAR * np.spacing(best))
+        return call, right
+
+    def by_p(self, rows: int) -> Judged:
+        """Return a call of the judge of rules that need p, and whether it is right."""
+        from picospec.speculation.judges.separate.verifier import Separate
+        from picospec.speculation.protocol.messages import Sampling
+        from picospec.verifier.vllm_target.verify_request import VerifyRequest
+        from picospec.verifier.vllm_target.worker.v2 import by_p
+
+        passes, logits, chance = Passes.of(rows), self._logits(rows), np.random.default_rng(3)
+        logits[:, :LIKELY] += 12.0
+        requests = []
+        for start, end in passes.bounds:
+            drafts = end - start - 1
+            weights = tuple(chance.integers(1, Q_SCALE, drafts).tolist())
+            rule = Separate(weights, tuple(chance.random(drafts + 1).tolist()))
+            draft = tuple(chance.integers(0, LIKELY, drafts).tolist())
+            requests.append(VerifyRequest(Sampling(1.0), rule, draft))
+        starts = [start for start, _ in passes.bounds]
+
+        right = True
+        found = by_p.judge(requests, logits, starts)
+        for own, request, start in list(zip(found, requests, starts, strict=True))[:CHECKED]:
+            read = logits[start : start + WIDTH].cpu().numpy()
+            expected = request.judge_logits(read.__getitem__)
+            right &= (own.tokens, own.accepted) == (expected.tokens, expected.accepted)
+        return lambda: by_p.judge(requests, logits, starts), right
+
+    def machine(self) -> tuple[bool, str]:
+        """Time a step of the verifier's machine on this host's processor."""
+        measured = import_module("picospec.bench.pace.machine").measured
+        found = [each for n in self._within(self.size.sessions) for each in measured((n,), 40)]
+        lines: list[Line] = [{**each.load, **each.figures} for each in found]
+        return bool(lines), self._table("machine", lines)
+
+    def argmaxes(self) -> tuple[bool, str]:
+        """Count the rows whose argmax is another one if other rows are computed with them."""
+        lines = list[Line]()
+        for shape in self.size.shapes:
+            model, (first, *others) = Model(shape, self.device), self.size.argmaxes
+            x = model.states(max(self.size.argmaxes))
+
+            def tokens(rows: int, model: Model = model, x: Tensor = x) -> Tensor:
+                return torch.cat([model(part).argmax(dim=1) for part in x.split(rows)])
+
+            alone = tokens(first)
+            for rows in others:
+                share = float((tokens(rows) != alone).double().mean())
+                lines.append({"shape": shape.name, "rows": rows, f"differ from {first}": share})
+        why = "Weights are random, so near-ties are more frequent than in a real model's text."
+        return bool(lines), f"{self._table('argmaxes', lines)}\n\n{why}"
+
+    def passes(self) -> tuple[bool, str]:
+        """Time passes of random layers by their rows, in a captured CUDA graph and eagerly."""
+        lines, shapes = list[Line](), self.size.shapes
+        for shape in shapes:
+            model = Model(shape, self.device)
+            for rows in self._within(self.size.rows, 1 / len(shapes)):
+                graph_s, eager_s = model.times_s(rows)
+                times: Line = {
+                    "ms in a CUDA graph": 1000 * graph_s,
+                    "ms eagerly": 1000 * eager_s,
+                }
+                lines.append({"shape": shape.name, "rows": rows, **times})
+        return bool(lines), self._table("passes", lines)
+
+    def _logits(self, rows: int) -> Tensor:
+        return 3 * torch.randn(rows, self.size.vocabulary, device=self.device)
+
+    def _within(self, sizes: Sequence[int], share: float = 1.0) -> Iterator[int]:
+        """Yield sizes as long as there is time."""
+        began_s = perf_counter()
+        for each in sizes:
+            if perf_counter() - began_s > share * self.size.limit_s:
+                return
+            yield each
+
+    def _timed(self, call: Callable[[], object]) -> Line:
+        """Return the median time of a call, and the peak of GPU memory that it adds."""
+        if self.device != "cuda":
+            return {"ms": 1000 * seconds(call, self.device)}
+        call()
+        torch.cuda.reset_peak_memory_stats()
+        before, time_s = torch.cuda.memory_allocated(), seconds(call, self.device)
+        peak_mib = (torch.cuda.max_memory_allocated() - before) / 2**20
+        return {"ms": 1000 * time_s, "MiB at most": round(peak_mib)}
+
+    def _table(self, name: str, lines: Sequence[Line]) -> str:
+        """Keep the figures, and return them as a Markdown table."""
+        self.figures[name] = lines
+        cells = [
+            [f"{x:.4g}" if isinstance(x, float) else f"{x}" for x in o.values()] for o in lines
+        ]
+        return markdown(list(lines[0]) if lines else ["nothing"], cells)
+
+
+async def _as_work(part: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
+    try:
+        return part()
+    except ModuleNotFoundError as error:
+        raise NotRun(f"{error.name} is not installed here.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """The rows of passes, which have WIDTH each but for the last one: for each row its pass's
+    number and its own number there, and for each pass the row after its last one."""
+
+    numbers: Tokens
+    columns: Tokens
+    ends: Tokens
+
+    @staticmethod
+    def of(rows: int) -> Passes:
+        numbers, columns = np.divmod(np.arange(rows), WIDTH)
+        return Passes(numbers, columns, np.append(np.arange(WIDTH, rows, WIDTH), rows))
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        return list(pairwise([0, *self.ends.tolist()]))
+
+
+class Model:
+    """Runs a few layers with random weights, and the head of a model of a shape."""
+
+    def __init__(self, shape: Shape, device: str) -> None:
+        self.shape, self._device = shape, device
+        wide, kv = shape.heads * shape.head, shape.kv_heads * shape.head
+        sizes = (
+            (wide + 2 * kv, shape.hidden), (shape.hidden, wide),
+            (2 * shape.inner, shape.hidden), (shape.hidden, shape.inner),
+        )  # fmt: skip
+        self._layers = [
+            [self._random(rows, columns) / columns**0.5 for rows, columns in sizes]
+            for _ in range(LAYERS)
+        ]
+        self._head = self._random(shape.vocabulary, shape.hidden) / shape.hidden**0.5
+        self._one = self._cache(1)
+
+    def _random(self, *sizes: int) -> Tensor:
+        return torch.randn(sizes, device=self._device, dtype=torch.bfloat16)
+
+    def _cache(self, sessions: int) -> Tensor:
+        """Return keys and values: bfloat16[2, sessions, kv_heads, CONTEXT, head]."""
+        return self._random(2, sessions, self.shape.kv_heads, CONTEXT, self.shape.head)
+
+    def states(self, rows: int) -> Tensor:
+        """Return random inputs: bfloat16[rows, hidden]."""
+        return self._random(rows, self.shape.hidden)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits of rows that all read the same context: bfloat16[rows, V]."""
+        return self._logits(self._hidden(x, self._one))
+
+    def _hidden(self, x: Tensor, cache: Tensor) -> Tensor:
+        shape, (rows, hidden), sessions = self.shape, x.shape, cache.shape[1]
+        wide = shape.heads * shape.head
+        for qkv, out, up, down in self._layers:
+            q = (rms_norm(x, (hidden,)) @ qkv.T)[:, :wide]
+            q = q.view(sessions, rows // sessions, shape.heads, shape.head).transpose(1, 2)
+            read = scaled_dot_product_attention(q, cache[0], cache[1], enable_gqa=True)
+            x = x + read.transpose(1, 2).reshape(rows, wide) @ out.T
+            gate, value = (rms_norm(x, (hidden,)) @ up.T).chunk(2, dim=1)
+            x = x + (silu(gate) * value) @ down.T
+        return x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return rms_norm(x, x.shape[1:]) @ self._head.T
+
+    def times_s(self, rows: int) -> tuple[float, float]:
+        """Return the seconds of a pass of the whole model, in a CUDA graph and eagerly. Each
+        session has WIDTH rows."""
+        x, cache = self.states(rows), self._cache(max(1, rows // WIDTH))
+        parts = (lambda: self._hidden(x, cache)), (lambda: self._logits(x))
+        scales = self.shape.layers / LAYERS, 1.0
+        eager_s = [seconds(part, self._device) for part in parts]
+        graph_s = eager_s
+        if self._device == "cuda":
+            graph_s = [seconds(_captured(part).replay, self._device) for part in parts]
+        both = (sum(map(mul, scales, each)) for each in (graph_s, eager_s))
+        return next(both), next(both)
+
+
+def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
+def _ulp(values: Tensor) -> Tensor:
+    """Return the distance from each value to the next larger one."""
+    return torch.nextafter(values, torch.full_like(values, torch.inf)) - values
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    """Return the median seconds of REPEATS calls after a first one."""
+    settle: Callable[[], object] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    times = []
+    for _ in range(1 + REPEATS):
+        settle()
+        began_s = perf_counter()
+        call()
+        settle()
+        times.append(perf_counter() - began_s)
+    return median(times[1:])
+
+
+def _version(package: str) -> str:
+    with suppress(ModuleNotFoundError):
+        return version(package)
+    return "missing"
+
+
+def main() -> None:
+    """Measure this host's GPU without vLLM."""
+    options = ArgumentParser(description=main.__doc__)
+    options.add_argument("--out", type=Path, default=REPORT, help="Where the report goes.")
+    out = options.parse_args().out
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    notes = () if device == "cuda" else ("> **There is no GPU here: this is the small form.**",)
+    check = Check(notes, "GPU kernels", out)
+    with torch.inference_mode():
+        asyncio.run(Kernels(ON_GPU if device == "cuda" else ON_CPU, device).run(check))
+    sys.stdout.write(check.finish())
+    sys.exit(check.failed)
+
+
+if __name__ == "__main__":
+    main()
