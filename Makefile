@@ -14,6 +14,8 @@
 # make test-vllm-v2                     the same, and both judges on SmolLM2: half an hour there
 # make test-vllm-matrix                 one identity test on several versions of vLLM
 # make gpu-check [MODEL=NAME] [HEAD=JSON]   on a GPU host: judge, start-up, texts and speed in one report
+# make gpu-check-quick [MODEL=NAME]     the most of it within ten minutes, our verifier first
+# make gpu-kernels [PYTHON=python3]     on a GPU host with torch and Triton, but without vLLM: 90 seconds
 # make lock [ARGS=--upgrade]            renews the lock files, see scripts/lock.sh
 # make pin                              writes the digests of images and the commits of models, see scripts/pin.py;
 #                                       IMAGE_REGISTRY names the host of images whose names have none
@@ -112,7 +114,8 @@ run-vllm: .venv-vllm/.ready-run
 
 test-vllm: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m \
-		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target tests/packaging/test_beside_vllm.py $(ARGS)
+		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target tests/packaging/test_beside_vllm.py \
+		tests/bench/test_gpu_check.py $(ARGS)
 
 .PHONY: test-vllm-engines
 test-vllm-engines: .venv-vllm/.ready-dev
@@ -170,6 +173,14 @@ gpu-check: .venv-vllm-gpu/.ready-gpu
 	@[ -d "$(MODEL)" ] || $(STEP) "target ready" $(VLLM_GPU)/hf download "$(MODEL)" >/dev/null
 	@$(VLLM_GPU)/python -m picospec.bench.gpu_check --target-model "$(MODEL)" --out $(GPU_REPORT) \
 		--vllm.kv-cache-memory-bytes 4294967296 $(if $(HEAD),--head '$(HEAD)') $(ARGS)
+
+.PHONY: gpu-check-quick gpu-kernels
+gpu-check-quick: .venv-vllm-gpu/.ready-gpu
+	@[ -d "$(MODEL)" ] || $(STEP) "target ready" $(VLLM_GPU)/hf download "$(MODEL)" >/dev/null
+	@$(VLLM_GPU)/python -m picospec.bench.gpu_check --quick --target-model "$(MODEL)" --out $(GPU_REPORT) $(ARGS)
+
+gpu-kernels:
+	@PYTHONPATH="$(CURDIR)" $(or $(PYTHON),python3) -m picospec.bench.gpu_check.kernels $(ARGS)
 
 clean:
 	rm -rf .venv .venv-vllm .venv-vllm-gpu build dist *.egg-info .*_cache .hypothesis

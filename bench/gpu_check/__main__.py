@@ -25,7 +25,7 @@ from picospec.bench.data.prompts import read
 from picospec.bench.gpu_check.engines import Engines
 from picospec.bench.gpu_check.loads import UNPLUGGED
 from picospec.bench.gpu_check.parts import Check, command, fenced
-from picospec.bench.gpu_check.quick import COUNTS, Quick
+from picospec.bench.gpu_check.quick import AT_ONCE, Quick
 from picospec.bench.gpu_check.serving import CLIENTS, PARTS, Serving
 from picospec.bench.run.services import ServicesPlan, verifier_arguments
 
@@ -84,15 +84,18 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the report goes as well.")] = None,
 ) -> None:
     """Check this host. Options it does not know go to the verifier, as --vllm.dtype float32."""
-    counts = [max(COUNTS)] if quick else list(map(int, sessions.split(",")))
+    counts = list(map(int, sessions.split(",")))
+    if quick:
+        counts = [min(counts), max(counts)]
+    most = max(*CLIENTS, *counts, AT_ONCE)
     settings = {
         "PICOSPEC_EDGE__SLOTS": f"{max(CLIENTS)}",
         "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048",
-        "PICOSPEC_VERIFIER__SESSIONS__MAX_SESSIONS": f"{2 * max(*CLIENTS, *counts)}",
+        "PICOSPEC_VERIFIER__SESSIONS__MAX_SESSIONS": f"{2 * most}",
     }
     arguments = tuple(context.args)
     if not quick or device == "cpu":  # vLLM's own defaults show what an operator would meet
-        arguments = verifier_arguments("vllm", max(*CLIENTS, *counts), context.args)
+        arguments = verifier_arguments("vllm", most, context.args)
     plan = ServicesPlan(target_model, draft_model, {}, "vllm", arguments, environment=settings)
     prompts = read(families=("code", "maths", "chat"), per_family=per_family)
     drafting = "scripted edges" if quick else f"draft model `{draft_model}`"

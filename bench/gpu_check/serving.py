@@ -13,7 +13,7 @@ from typing import Final
 import httpx
 
 from picospec.bench.data.tables import markdown
-from picospec.bench.gpu_check.engines import ENGINE_S, OF_ARMS, Engines
+from picospec.bench.gpu_check.engines import ENGINE_S, FAST, FAST_STEP_S, OF_ARMS, Engines
 from picospec.bench.identity.__main__ import LIKELIEST
 from picospec.bench.identity.comparison import (
     EDGES,
@@ -101,8 +101,11 @@ class Serving:
         return not (idle or any(map(is_defect, answers))), "\n".join(lines)
 
     async def _sessions(self, services: Services) -> tuple[bool, str]:
-        """Measure the verifier under load, with and without sessions."""
-        return await self.engines.load(services.verifier_url, OF_ARMS, self.engines.sessions)
+        """Measure the verifier under load, without sessions, and with those of two devices."""
+        url, counts = services.verifier_url, self.engines.sessions
+        right, slow = await self.engines.load(url, OF_ARMS, counts)
+        fast = await self.engines.load(url, {"picospec": FAST}, counts, FAST_STEP_S)
+        return right and fast[0], f"{slow}\n\n{fast[1]}"
 
     async def speeds(self, services: Services) -> tuple[bool, str]:
         """Measure both arms alternately at each load, with prompts that were read before."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +13,22 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from scipy.stats import fisher_exact
 
 from picospec.bench.capacity.figures import Figures, Row
+from picospec.bench.data.statistics import fisher
 from picospec.bench.gpu_check import __main__ as command_line
-from picospec.bench.gpu_check.__main__ import command
+from picospec.bench.gpu_check import quick
 from picospec.bench.gpu_check.engines import PLUGGED, Engines
 from picospec.bench.gpu_check.loads import AGAIN, UNPLUGGED
-from picospec.bench.gpu_check.parts import Check
+from picospec.bench.gpu_check.parts import Check, NotRun, command
+from picospec.bench.gpu_check.quick import Quick, compared, differing
 from picospec.bench.gpu_check.serving import Serving
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.client import Reply
 from picospec.bench.run.services import Services, ServicesPlan
 from picospec.gateway.hosting.processes import ServiceDied
+from tests.verifier.vllm_target.v2.tiny import make
 
 ANY = ServicesPlan("any", "any", {})
 
@@ -249,3 +255,126 @@ async def test_on_a_cpu_nothing_is_merged_and_a_table_without_loads_fails() -> N
         ("PicoSpec merged with head", "not run"),
     ]
     assert not (await found.table())[0]
+
+
+@pytest.mark.parametrize("group", [(0, 12), (1, 12), (4, 12), (12, 12)])
+@pytest.mark.parametrize("control", [(0, 12), (3, 16), (12, 12)])
+def test_fishers_probability_is_scipys(
+    group: tuple[int, int], control: tuple[int, int]
+) -> None:
+    table = [[hits, size - hits] for hits, size in (group, control)]
+
+    assert fisher(group, control) == pytest.approx(
+        fisher_exact(table, alternative="greater")[1]
+    )
+
+
+def texts(*others: int) -> list[Sequence[int]]:
+    """Return twelve texts, of which these are other ones."""
+    return [(i, 7, 7 if i in others else 8) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("control", "group", "right"),
+    [((), (), True), ((), (1, 2), True), ((), (1, 2, 3, 4), False),
+     ((5, 6, 7), (1, 2, 3, 4), True), ((5,), range(8), False)],
+)  # fmt: skip
+def test_sessions_may_not_differ_more_often_than_stock_vllm_does_from_itself(
+    control: Sequence[int], group: Sequence[int], right: bool
+) -> None:
+    verdict, found = compared(texts(), texts(*control), {"sessions": texts(*group)})
+
+    assert verdict == right
+    assert f"| sessions | {len(group)} of 12 |" in found
+
+
+def test_what_differs_beyond_the_compared_tokens_does_not_count() -> None:
+    long = [7] * quick.TOKENS
+
+    assert differing([[*long, 1], [8, *long]], [[*long, 2], long]) == (1, 2)
+    assert not compared(texts(), texts(), {})[0]
+
+
+def test_the_quick_check_starts_four_engines_and_ours_first() -> None:
+    ours, stock, sync, invariant = Quick(engines()).plans.values()
+
+    assert [plan.rival is None for plan in (ours, stock, sync, invariant)] == [
+        True, False, False, True,
+    ]  # fmt: skip
+    assert sync.verifier_arguments == ("--vllm.async-scheduling", "false")
+    assert invariant.environment["VLLM_BATCH_INVARIANT"] == "1"
+    assert quick._stock_url(Services(ours)).endswith(ours.verifier_arguments[-1])
+
+
+@dataclass
+class Silent(Quick):
+    """No engine of its own starts, but the texts of those that did are known."""
+
+    async def _start(self, running: object, services: Services) -> tuple[bool, str]:
+        if services.plan.rival:
+            return True, ""
+        raise ServiceDied("verifier", 1, ["out of memory"])
+
+    async def _asked(self, url: str, at_once: int = 1) -> list[Sequence[int]]:
+        return texts()
+
+
+@pytest.mark.parametrize(("others", "verdict"), [((), "PASS"), (range(9), "FAIL")])
+async def test_whatever_fails_the_other_parts_of_the_quick_check_are_run(
+    others: Sequence[int], verdict: str
+) -> None:
+    found = Silent(engines())
+    found.prompts, found.texts = [(i,) for i in range(12)], {quick.FAST: texts(*others)}
+
+    await found.run()
+
+    verdicts = {part.name: part.verdict for part in found.check.parts}
+    assert verdicts["start-up"] == "FAIL"
+    assert verdicts[f"{quick.AT_ONCE} sessions"] == verdicts[PLUGGED] == "not run"
+    assert verdicts[f"{UNPLUGGED} starts"] == "PASS"
+    assert verdicts["identity"] == verdict
+    assert list(verdicts)[-1] == "all loads"
+
+
+async def test_what_vllm_does_not_support_is_not_run() -> None:
+    async def unsupported() -> tuple[bool, str]:
+        raise NotRun("this device is too old")
+
+    check = Check()
+    assert not await check.run("batch-invariant", 9.0, unsupported)
+    assert check.finish().startswith("# GPU check: PASS, 1 not run\n")
+
+
+@pytest.mark.vllm
+def test_the_quick_check_runs_to_its_end_beside_vllm(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    model, report = make(tmp_path / "tiny"), tmp_path / "report.md"
+    command = (
+        sys.executable, "-m", "picospec.bench.gpu_check", "--quick", "--device", "cpu",
+        "--target-model", str(model), "--out", str(report),
+        "--per-family", "1", "--tokens", "24",
+        "--vllm.dtype", "float32", "--vllm.max-model-len", "1024",
+        "--vllm.kv-cache-memory-bytes", str(1 << 27),
+    )  # fmt: skip
+
+    subprocess.run(command, timeout=1500, check=False)
+
+    told = report.read_text()
+    for part in ("start-up", "PicoSpec's texts", "16 sessions", "identity", "batch-invariant"):
+        assert f"| {part} | PASS |" in told
+    assert "differ from those of this engine" in told
+    assert "not run" not in told
+
+
+@pytest.mark.vllm
+def test_the_kernels_are_measured_where_there_is_no_gpu_either(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    report = tmp_path / "report.md"
+    command = sys.executable, "-m", "picospec.bench.gpu_check.kernels", "--out", str(report)
+
+    subprocess.run(command, timeout=300, check=True)
+
+    assert "FAIL" not in report.read_text()
+    figures = json.loads(report.with_suffix(".json").read_text())
+    assert figures["noise"][0]["draws"] == 64
+    assert [line["rows"] for line in figures["judging by p"]] == [1, 34]
