@@ -77,9 +77,9 @@ TELLING: Final = re.compile(
     r"(?i)cuda ?graph|captur|async(hronous)? sched|attention.{0,20} backend|model runner"
     r"|kv cache (size|memory)|memory usage|maximum concurrency|self.?test"
 )
-"""Lines of an engine's log that match this are quoted: their ends, up to MOST_LINES."""
+"""What matches this in an engine's log is quoted, with QUOTED characters around it."""
 
-QUOTED: Final = 160
+QUOTED: Final = 70
 MOST_LINES: Final = 16
 
 Text = Sequence[TokenId]
@@ -109,6 +109,13 @@ def compared(expected: Texts, control: Texts, groups: Mapping[str, Texts]) -> tu
 
 def _of(hits: int, size: int) -> str:
     return f"{hits} of {size}"
+
+
+def quoted_lines(log: Sequence[str]) -> list[str]:
+    """Return the telling parts of a log's lines, each once."""
+    found = [(match, line) for line in log if (match := TELLING.search(line))]
+    parts = (line[max(0, at.start() - QUOTED) : at.end() + QUOTED] for at, line in found)
+    return list(islice(dict.fromkeys(parts), MOST_LINES))
 
 
 def source(prompt: Text, text: Text) -> Source:
@@ -204,9 +211,8 @@ class Quick:
             raise
         seconds = perf_counter() - began_s
         what = "vLLM" if plan.rival else "The verifier, with its self-test,"
-        telling = dict.fromkeys(line[-QUOTED:] for line in self.log if TELLING.search(line))
         memory = await self._memory(services)
-        quoted = fenced("\n".join([memory, *islice(telling, MOST_LINES)]))
+        quoted = fenced("\n".join([memory, *quoted_lines(self.log)]))
         return True, f"{what} was ready after {seconds:.0f} s.\n\n{quoted}"
 
     async def _memory(self, services: Services) -> str:
