@@ -80,6 +80,9 @@ TELLING: Final = re.compile(
 """What matches this in an engine's log is quoted, with QUOTED characters around it."""
 
 QUOTED: Final = 70
+CAUSE: Final = re.compile(r"\b\w+(Error|Exception): .*")
+"""Errors in the log of an engine that does not start are quoted, too."""
+
 MOST_LINES: Final = 16
 
 Text = Sequence[TokenId]
@@ -200,15 +203,16 @@ class Quick:
                 file.write(f"{name}: {line}\n")
 
     async def _start(self, running: AsyncExitStack, services: Services) -> tuple[bool, str]:
-        """Start an engine. Raises ServiceError, or NotRun for what vLLM may not support."""
+        """Start an engine. Raises NotRun for what vLLM may not support here."""
         began_s, plan = perf_counter(), services.plan
         try:
             await running.enter_async_context(services)
         except ServiceError as error:
-            wanted = "VLLM_BATCH_INVARIANT" in plan.environment
-            if wanted and "self-test" not in str(error):
-                raise NotRun(f"vLLM does not start so here.\n\n{fenced(str(error))}") from error
-            raise
+            causes = dict.fromkeys(each[0] for line in self.log if (each := CAUSE.search(line)))
+            why = fenced("\n".join([*islice(causes, MOST_LINES), "", str(error)]))
+            if "VLLM_BATCH_INVARIANT" in plan.environment and "self-test" not in why:
+                raise NotRun(f"vLLM does not start so here.\n\n{why}") from error
+            return False, why
         seconds = perf_counter() - began_s
         what = "vLLM" if plan.rival else "The verifier, with its self-test,"
         memory = await self._memory(services)
