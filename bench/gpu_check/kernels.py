@@ -253,6 +253,10 @@ class Kernels:
             read = logits[start : start + WIDTH].cpu().numpy()
             expected = request.judge_logits(read.__getitem__)
             right &= (own.tokens, own.accepted) == (expected.tokens, expected.accepted)
+            if wanted := expected.rejection:
+                best = int(wanted.p.tokens[wanted.p.p.argmax()])
+                share = own.rejection.p.of(best) if own.rejection else 0.0
+                right &= bool(np.isclose(share, wanted.p.of(best), rtol=1e-4))
         return lambda: by_p.judge(requests, logits, starts), right
 
     def machine(self) -> tuple[bool, str]:
