@@ -34,7 +34,7 @@ PORTS = range(10_000, 32_000)
 CONTEXT_TOKENS = 4096
 """A short question and its answer have at most this many tokens together."""
 
-READY_WITHIN_S = 300.0
+READY_WITHIN_S = 600.0
 """All services must be ready within this many seconds."""
 
 

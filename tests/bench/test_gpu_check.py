@@ -378,3 +378,23 @@ def test_the_kernels_are_measured_where_there_is_no_gpu_either(tmp_path: Path) -
     figures = json.loads(report.with_suffix(".json").read_text())
     assert figures["noise"][0]["draws"] == 64
     assert [line["rows"] for line in figures["judging by p"]] == [1, 34]
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+def test_the_kernels_of_the_noise_compile_for_a_hopper_gpu() -> None:
+    compiler = pytest.importorskip("triton.compiler")
+    from triton.backends.compiler import GPUTarget
+
+    from picospec.bench.gpu_check import gumbel
+
+    keys = {"seeds": "*i64", "at": "*i64", "size": "i32", "BLOCK": "constexpr"}
+    drawing = {"best": "*fp32", "where": "*i64", "logits": "*fp32", "first": "*i64"}
+    for kernel, types in (
+        (gumbel._noise_kernel, {"out": "*fp32", "first": "i32"}),
+        (gumbel._draw_kernel, drawing),
+    ):
+        signature = {name: (types | keys)[name] for name in kernel.arg_names}
+        source = compiler.ASTSource(kernel, signature, {"BLOCK": gumbel.BLOCK})
+        compiled = compiler.compile(source, GPUTarget("cuda", 90, 32))
+        assert compiled.asm["cubin"]
