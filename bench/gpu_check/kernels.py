@@ -43,7 +43,7 @@ from picospec.verifier.vllm_target.worker.v2 import by_noise
 Tokens = NDArray[np.int64]
 Line = Mapping[str, str | float]
 Judged = tuple[Callable[[], object], bool]
-"""A call of a judge to be timed, and whether its outcome is right."""
+"""A Judged is a call of a judge, to be timed, and True if its outcome is right."""
 
 REPORT: Final = Path("build/gpu-kernels.md")
 WIDTH: Final = 33
@@ -53,9 +53,9 @@ CONTEXT: Final = 1024
 """Attention reads this many tokens of each session."""
 
 LAYERS: Final = 4
-"""So many layers of a model are timed, and the time is scaled to all of them."""
+"""This many layers of a model are timed, and the time is scaled to all of them."""
 
-REPEATS: Final = 10
+REPEATS: Final = 5
 NEAR: Final = 4.0
 """Two scores are nearly equal if this many float32 steps are between them."""
 
@@ -63,19 +63,18 @@ RIGHT: Final = 0.8
 """This share of the draft tokens is right, where shared noise judges."""
 
 LIKELY: Final = 4
-"""So many tokens are likely where p judges, and one of them is each draft token."""
+"""This many tokens are likely where p judges, and one of them is each draft token."""
 
 CHECKED: Final = 4
-"""So many rows or passes of each size are compared with what numpy makes of them."""
+"""This many rows or passes of each size are compared with what numpy makes of them."""
 
-Q_SCALE: Final = 65536
 MOST_ULP: Final = 16.0
 """Noise of a right kernel differs from numpy's by fewer float32 steps, of the noise or of 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Shape is a model's: numbers of layers, heads and key heads, and widths."""
+    """A Shape has the sizes of a model. inner: the width of its feed-forward layers."""
 
     name: str
     layers: int
@@ -233,6 +232,7 @@ class Kernels:
         """Return a call of the judge of rules that need p, and whether it is right."""
         from picospec.speculation.judges.separate.verifier import Separate
         from picospec.speculation.protocol.messages import Sampling
+        from picospec.speculation.sampling.distributions import Q_SCALE
         from picospec.verifier.vllm_target.verify_request import VerifyRequest
         from picospec.verifier.vllm_target.worker.v2 import by_p
 
@@ -336,8 +336,8 @@ async def _as_work(part: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """The rows of passes, which have WIDTH each but for the last one: for each row its pass's
-    number and its own number there, and for each pass the row after its last one."""
+    """Passes have WIDTH rows each, but for the last one. numbers, columns: for each row its
+    pass's number and its own number there. ends: for each pass the row after its last one."""
 
     numbers: Tokens
     columns: Tokens

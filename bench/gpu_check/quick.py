@@ -133,7 +133,8 @@ Work = Callable[[Services], Awaitable[tuple[bool, str]]]
 
 @dataclass(slots=True)
 class Quick:
-    """Runs the parts. engines: has the plan and the prompts, and keeps the measurements."""
+    """Runs the parts. engines: has the plan and the prompts, and keeps the measurements.
+    device: "cuda", or "cpu" for a trial."""
 
     engines: Engines
     device: str = "cuda"
