@@ -181,6 +181,8 @@ class Quick:
             {WITHOUT_ASYNC: partial(self._plain, WITHOUT_ASYNC)},
             {INVARIANT: partial(self._own, INVARIANT)},
         )
+        if self.check.out:
+            self.check.out.with_suffix(".log").unlink(missing_ok=True)
         for (start, plan), own in zip(self.plans.items(), works, strict=True):
             await self._engine(start, plan, own)
         await self.check.run("all loads", PART_S, self.engines.table)
