@@ -17,6 +17,7 @@ pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
 import vllm.config.vllm
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.platforms.cpu import CpuPlatform
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core import EngineCoreProc
@@ -36,6 +37,9 @@ EMBEDS = {
     "architectures": ["BertModel"], "model_type": "bert", "hidden_size": 64,
     "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
     "vocab_size": 256, "torch_dtype": "float32", "max_position_embeddings": 256,
+}  # fmt: skip
+EXPERTS = GENERATES | {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 2,
 }  # fmt: skip
 Configure = Callable[..., Any]
 
@@ -98,8 +102,58 @@ def test_the_width_is_that_of_our_settings(
 
 
 @pytest.mark.parametrize(
+    ("triton", "options", "is_asynchronous"),
+    [
+        (True, {}, True),
+        (True, {"async_scheduling": True}, True),
+        (True, {"async_scheduling": False}, False),
+        (True, {"model": EXPERTS}, True),
+        (True, {"model": EXPERTS, "data_parallel_size": 2}, False),
+        (False, {}, False),
+    ],
+)
+def test_scheduling_is_asynchronous_where_that_of_a_vllm_without_us_is(
+    triton: bool,
+    options: dict[str, Any],
+    is_asynchronous: bool,
+    registered: None,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On CPUs vLLM switches it off at last. With us V1 and ranks of experts cannot have it."""
+    monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", triton)
+    decided: list[bool | None] = []
+    stock = CpuPlatform.check_and_update_config
+
+    def note(config: Any) -> None:
+        decided.append(config.scheduler_config.async_scheduling)
+        stock(config)
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", staticmethod(note))
+    configured(**options)
+
+    assert decided == [is_asynchronous]
+
+
+@pytest.mark.parametrize(
+    ("triton", "options"), [(False, {}), (True, {"model": EXPERTS, "data_parallel_size": 2})]
+)
+def test_asynchronous_scheduling_is_refused_where_sessions_cannot_have_it(
+    triton: bool,
+    options: dict[str, Any],
+    registered: None,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", triton)
+
+    with pytest.raises(conflicts.Conflict, match="--async-scheduling"):
+        configured(async_scheduling=True, **options)
+
+
+@pytest.mark.parametrize(
     ("triton", "chosen", "method"),
-    [(True, None, "ngram"), (True, "0", "custom_class"), (False, None, "custom_class")],
+    [(True, None, "ngram_gpu"), (True, "0", "custom_class"), (False, None, "custom_class")],
 )
 def test_the_runner_is_the_one_that_vllm_would_choose_by_itself(
     triton: bool,
@@ -115,7 +169,7 @@ def test_the_runner_is_the_one_that_vllm_would_choose_by_itself(
 
     config = configured()
 
-    assert config.use_v2_model_runner is (method == "ngram")
+    assert config.use_v2_model_runner is (method == "ngram_gpu")
     assert config.speculative_config.method == method
 
 
@@ -199,7 +253,6 @@ def test_where_vllm_plugins_does_not_name_it_nothing_changes(
     [
         ("--scheduler-cls", "their.Scheduler"),
         ("--worker-extension-cls", "their.Extension"),
-        ("--async-scheduling", True),
         ("--use-fp64-gumbel", True),
         ("--logprobs-mode", "raw_logits"),
         ("--kv-transfer-config", {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from queue import Queue
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,56 @@ def test_what_comes_for_a_session_gets_the_time_when_it_came() -> None:
     (_, _), (_, figures), (_, push) = (received.get() for _ in messages)
     assert figures[3] == []
     assert push[3] == ["s", b"frames", pytest.approx(time.monotonic(), abs=5.0)]
+
+
+class Core(SimpleNamespace):
+    """As much of vLLM's EngineCore as the scheduler steps; it plans no more than `left`."""
+
+    def __init__(self, scheduler: Any, left: int) -> None:
+        super().__init__(batch_queue=deque(), async_scheduling=True, left=left, made=[])
+        self.scheduler = scheduler
+
+    def step(self) -> tuple[dict[int, Any], bool]:
+        self.made.append("waited")
+        return {}, True
+
+    def step_with_batch_queue(self) -> tuple[dict[int, Any] | None, bool]:
+        if self.left and self.scheduler.has_requests():
+            self.left -= 1
+            self.batch_queue.appendleft("batch")
+            self.made.append("planned")
+            if len(self.batch_queue) < 2:
+                return None, True
+        self.batch_queue.pop()
+        self.made.append("ended")
+        return {}, False
+
+
+def test_batches_end_before_a_sessions_first_step_and_are_planned_ahead_after_its_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+
+    from picospec.verifier.vllm_target.core.scheduler import AsyncPicoScheduler
+
+    monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)
+    scheduler: Any = object.__new__(AsyncPicoScheduler)
+    scheduler.engine, scheduler._slots, scheduler._lets_batches_end = None, {}, False
+    core: Any = Core(scheduler, left=5)
+
+    def stepped(times: int) -> list[str]:
+        core.made.clear()
+        assert all(scheduler._step(core)[1] or not scheduler._slots for _ in range(times))
+        return list(core.made)
+
+    assert stepped(2) == ["planned", "planned", "ended"]
+    scheduler._slots["r"] = "a session"
+    assert stepped(3) == ["ended", "waited", "waited"]
+    assert not core.async_scheduling
+    del scheduler._slots["r"]
+    assert stepped(2) == ["planned", "planned", "ended"]
+    assert core.async_scheduling
 
 
 class RecordingMachine(VerifyMachine):
@@ -193,7 +244,7 @@ def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
     scheduler.running, scheduler.num_spec_tokens = [held, prompt], 9
     scheduler._offer_drafts = lambda now: [held]
     scheduler._begin = lambda output, now: {}
-    scheduler._head, scheduler.waiting, scheduler.steps, counts = 0, [], 0, []
+    scheduler._slots, scheduler.waiting, scheduler.steps, counts = {"r": 0}, [], 0, []
 
     def plan(stock: Any) -> SimpleNamespace:
         counts.append((len(stock.running), stock.get_request_counts()))

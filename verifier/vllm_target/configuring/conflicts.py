@@ -47,7 +47,6 @@ _KV_STAYS: Final = "a session keeps its KV in this engine"
 RULES: Final = (
     Rule("scheduler_cls", lambda v: v not in (None, SCHEDULER), "sessions need their own"),
     Rule("worker_extension_cls", lambda v: v not in _EXTENSIONS, "it is the judge"),
-    Rule("async_scheduling", bool, "a step is planned with the drafts that are there by then"),
     Rule("use_fp64_gumbel", bool, "edges draw with noise of 32 bits"),
     Rule("logprobs_mode", lambda v: v.endswith("_logits"), "edges expect log-probabilities"),
     Rule(
@@ -71,6 +70,24 @@ def check(args: Any, *, rust: bool) -> None:
     for rule in RULES:
         if rule.broken(getattr(args, rule.option)):
             raise Conflict(f"{rule.flag} cannot be used with VLLM_PLUGINS=picospec: {rule.why}")
+
+
+def async_scheduling(
+    asked: bool | None, *, runner: str, steps_with_others: bool
+) -> bool | None:
+    """Return vLLM's option of this name: the operator's choice, or False where sessions cannot
+    have it. Raises Conflict if the operator asked for it there.
+
+    steps_with_others: True if this engine steps only together with those of other ranks.
+    """
+    why = "sessions have it on Model Runner V2 only" if runner != "v2" else ""
+    if steps_with_others:
+        why = "a rank of experts would add empty steps while its batches run"
+    if why and asked:
+        raise Conflict(
+            f"--async-scheduling cannot be used with VLLM_PLUGINS=picospec here: {why}"
+        )
+    return False if why else asked
 
 
 def max_drafts(wanted: int, args: Any) -> int:

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 _NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.extension.NullProposer"
 _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
     "v1": {"method": "custom_class", "model": _NULL_PROPOSER},
-    "v2": {"method": "ngram", "num_speculative_tokens_per_batch_size": [(1, 1, 0)]},
+    "v2": {"method": "ngram_gpu", "num_speculative_tokens_per_batch_size": [(1, 1, 0)]},
 }
 """These speculative configs, by runner, make vLLM reserve room for draft tokens. V2's names
-vLLM's n-gram method, which the worker extension keeps from proposing anything. Its schedule has
-no draft tokens for any batch size, so vLLM captures the CUDA graphs that it has without
-speculation: those of steps of one row a request."""
+vLLM's n-gram method, which the worker extension keeps from proposing anything, by the name
+beside which vLLM 0.32 schedules asynchronously. Its schedule has no draft tokens for any batch
+size, so vLLM captures the CUDA graphs that it has without speculation: those of steps of one
+row a request."""
 
 LIMITS: Final = {"stop_token_ids": 112, "logit_bias": 1024, "allowed_token_ids": 1024}
 """These limits come from vllm/v1/worker/gpu/sample/logit_bias.py. It can bar 128 stop tokens,
@@ -116,7 +117,7 @@ def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
             _stand_back()
             return asked
         choice = _choice(args, model, target_parallel_config, asked)
-        _apply(choice, args, target_parallel_config)
+        _apply(choice, args, model, target_parallel_config)
         if folder := os.environ.pop(SOCKET, None):  # vLLM has opened the socket
             rmtree(folder, ignore_errors=True)
         _let_drain(args, settings())
@@ -173,12 +174,17 @@ def _runner(args: Any, model: Any, parallel: Any, asked: Any) -> Literal["v1", "
     return "v2" if trial.use_v2_model_runner else "v1"
 
 
-def _apply(choice: Choice, args: Any, parallel: Any) -> None:
-    """Set the engine options that are read later, and those of the workers."""
+def _apply(choice: Choice, args: Any, model: Any, parallel: Any) -> None:
+    """Set the engine options that are read later, and those of the workers. Raises Conflict."""
     from vllm.config import StructuredOutputsConfig
 
     bind_cores()
-    args.scheduler_cls, args.async_scheduling = conflicts.SCHEDULER, False
+    args.scheduler_cls = conflicts.SCHEDULER
+    args.async_scheduling = conflicts.async_scheduling(
+        args.async_scheduling,
+        runner=choice.runner,
+        steps_with_others=model.is_moe and parallel.data_parallel_size > 1,
+    )
     extension = conflicts.EXTENSIONS[choice.runner]
     args.worker_extension_cls = parallel.worker_extension_cls = extension
     args.additional_config = choice.added_to(args.additional_config)

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
@@ -44,6 +45,12 @@ Passed = dict[str, tuple[Request, SessionSlot]]
 
 
 class PicoScheduler(SessionScheduler):
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Self:
+        """Make a scheduler of the kind that vLLM would choose. vLLM finds this class by name
+        after it has decided whether to schedule asynchronously."""
+        ahead = vllm_config.scheduler_config.async_scheduling
+        return super().__new__(AsyncPicoScheduler if ahead else cls)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._plan = PassPlan({}, 0.0)
@@ -67,19 +74,30 @@ class PicoScheduler(SessionScheduler):
             self._machine.proposed(slot.name, len(slot.proposed))
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        if not self._slots:
+            with unpadded(self):
+                output = super().schedule(*args, **kwargs)
+            is_step = output.total_num_scheduled_tokens > 0
+            self.steps += is_step
+            self.planned_ahead += is_step and bool(self.engine and self.engine.batch_queue)
+            return output
         now = time.monotonic()
         held = self._offer_drafts(now)
         self._held = len(held)
         with hidden(self, held), unpadded(self):
             output = super().schedule(*args, **kwargs)
         self._held = 0
-        output.num_spec_tokens_to_schedule = self._head
         output.picospec_requests = self._begin(output, now)
         stuck = not output.total_num_scheduled_tokens and self.waiting
         if held and stuck and len(self.running) < self.max_num_running_reqs:
             self._preempt_held(held[-1], now)
         self.steps += output.total_num_scheduled_tokens > 0
         return output
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        """Let vLLM's own speculation propose as much as the operator asked for."""
+        scheduler_output.num_spec_tokens_to_schedule = self._head
+        super()._update_after_schedule(scheduler_output)
 
     def get_request_counts(self) -> tuple[int, int]:
         """Return the counts with held sessions, which vLLM does not see, as running: beside any
@@ -156,8 +174,11 @@ class PicoScheduler(SessionScheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
+        asked: dict[str, VerifyRequest] | None
+        asked = getattr(scheduler_output, "picospec_requests", None)
+        if asked is None:  # planned without a session, and perhaps while another batch ran
+            return super().update_from_output(scheduler_output, model_runner_output)
         now = time.monotonic()
-        asked: dict[str, VerifyRequest] = getattr(scheduler_output, "picospec_requests", {})
         judged: dict[str, Judgement] = getattr(model_runner_output, "picospec_judged", {})
         passed: Passed = {
             request_id: (request, slot)
@@ -202,12 +223,17 @@ class PicoScheduler(SessionScheduler):
             batch.outputs.append(self._output(request, slot))
 
 
+class AsyncPicoScheduler(PicoScheduler, AsyncScheduler):
+    """Does the same in an engine that schedules asynchronously while it has no session."""
+
+
 def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> None:
     """Correct vLLM's record of a step for a session, in place."""
     if asked.rule is None:
         generated.clear()
     if not generated:
         request.num_computed_tokens -= len(asked.draft) + 1
+        request.num_output_placeholders = 0  # no other step of a session is under way
 
 
 def _only_decodes(output: SchedulerOutput) -> bool:

@@ -2,6 +2,10 @@
 
 A session is one vLLM request. Between steps it receives messages by calls into the core; a
 message that it sends at once leaves in an output of its own. scheduler.py has the steps.
+
+An engine that schedules asynchronously plans a step while the last one runs, as vLLM does,
+until a session opens. It then lets the running batches end, and plans each step when the result
+of the last one is known, until no session is left.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import inf
 from random import SystemRandom
 from typing import Any, Final
@@ -46,7 +51,9 @@ class SessionScheduler(Scheduler):
         self._request_of: dict[str, str] = {}  # by session name
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
         self._timer = Timer(self._wake)
+        self._lets_batches_end = False
         self.steps = 0
+        self.planned_ahead = 0  # steps planned before the result of the last one was known
         self.preemptions = 0
 
     def add_request(self, request: Request) -> None:
@@ -97,7 +104,24 @@ class SessionScheduler(Scheduler):
             engine.check_for_draft_tokens = False  # or it asks the workers after each step
         if first:
             stamp_arrivals(engine.input_queue)
+        if engine.batch_queue is not None:
+            engine.step_fn = partial(self._step, engine)
         return True
+
+    def _step(self, engine: EngineCore) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
+        """Make the core's step, in the place of vLLM's own: asynchronous without a session."""
+        if not self._slots:
+            engine.async_scheduling = True
+            return engine.step_with_batch_queue()
+        if not engine.batch_queue:
+            engine.async_scheduling = False  # the core asks for the head's tokens after it
+            return engine.step()
+        self._lets_batches_end = True
+        try:
+            outputs, _ = engine.step_with_batch_queue()
+        finally:
+            self._lets_batches_end = False
+        return outputs, True  # or the core would sleep for a millisecond
 
     def push(self, session: str, frames: bytes, arrived: float) -> None:
         """Hand messages to a session. An error in them becomes its `error`, which is sent and
@@ -121,8 +145,12 @@ class SessionScheduler(Scheduler):
 
     def figures(self) -> dict[str, int]:
         """Return counts that show whether the core makes progress."""
-        sessions = len(self._slots)
-        return {"steps": self.steps, "sessions": sessions, "preemptions": self.preemptions}
+        return {
+            "steps": self.steps,
+            "planned_ahead": self.planned_ahead,
+            "sessions": len(self._slots),
+            "preemptions": self.preemptions,
+        }
 
     def _output(self, request: Request, slot: SessionSlot) -> EngineCoreOutput:
         """Return an output without tokens that carries the session's latest frames."""
@@ -145,9 +173,9 @@ class SessionScheduler(Scheduler):
 
     def has_requests(self) -> bool:
         """Tell the core whether to step. It sleeps while all sessions are held."""
-        if not super().has_requests():
+        if self._lets_batches_end or not super().has_requests():
             return False
-        if self.engine is None or must_step(self):
+        if not self._slots or self.engine is None or must_step(self):
             return True
         slots = [self._slots.get(request.request_id) for request in self.running]
         sessions = [slot.name for slot in slots if slot]

@@ -43,20 +43,81 @@ async def test_a_session_goes_on_after_the_committed_tokens(
     assert [answer.tokens for answer in answers] == [whole] * 3
 
 
-async def test_vllms_own_requests_beside_sessions(target: VllmTarget, texts: Texts) -> None:
+async def own(target: VllmTarget, name: str, number: int = 0) -> list[int]:
+    """Run a request of vLLM's own."""
     from tests.verifier.vllm_target.v2.stock import parameters
 
-    async def own(name: str) -> list[int]:
-        asked = parameters(**keywords(name, 0))
-        prompt = {"prompt_token_ids": prompts()[0]}
-        outputs = target._engine._llm.generate(prompt, asked, request_id=f"own {name}")
-        return [list(each.outputs[0].token_ids) async for each in outputs][-1]
+    asked = parameters(**keywords(name, number))
+    prompt = {"prompt_token_ids": prompts()[number]}
+    outputs = target._engine._llm.generate(prompt, asked, request_id=f"own {name} {number}")
+    return [list(each.outputs[0].token_ids) async for each in outputs][-1]
 
+
+async def planned_ahead(target: VllmTarget) -> int:
+    """Return the number of steps planned while the last one ran."""
+    return (await target.figures())["planned_ahead"]
+
+
+async def test_without_a_session_steps_are_planned_while_the_last_one_runs(
+    target: VllmTarget, texts: Texts
+) -> None:
+    before = await target.figures()
+
+    found = [await own(target, name, 2) for name in CASES]
+
+    after = await target.figures()
+    steps, ahead = (after[name] - before[name] for name in ("steps", "planned_ahead"))
+    assert found == [texts[name, 2].tokens for name in CASES]
+    assert ahead > 0.9 * steps > 20 * len(CASES)
+
+
+async def test_vllms_own_requests_go_on_when_sessions_come_and_go(
+    target: VllmTarget, texts: Texts
+) -> None:
+    """They are also preempted, and grammars shape some of them."""
+    places = [(name, i % 3) for i, name in enumerate(CASES)]
+    requested = [asyncio.create_task(own(target, *place)) for place in places]
+    ahead = [await planned_ahead(target)]
+    for i, length in enumerate((4, 7, 1)):
+        while (now := await planned_ahead(target)) < ahead[-1] + 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        script = Script(wrong=0.2, seed=i)
+        answer = await run(target, texts, "T=1", 1, script, max_tokens=length)
+
+        ahead.append(now)
+        assert answer.tokens == texts["T=1", 1].tokens[:length]
+        assert not all(each.done() for each in requested)
+
+    found = await asyncio.gather(*requested)
+    assert dict(zip(places, found, strict=True)) == {p: texts[p].tokens for p in places}
+
+
+async def test_beside_a_session_each_step_waits_for_the_result_of_the_last(
+    target: VllmTarget, texts: Texts
+) -> None:
+    held = session(target.facts, "T=0", 0, fill="never")
+    async with aclosing(replies_of(target, "held", held)) as replies:
+        waiting = asyncio.create_task(anext(replies))
+        await served(target, 1, within_s=60)
+        before = await target.figures()
+
+        found = await own(target, "T=1")
+
+        after = await target.figures()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    await gone(target)
+    assert found == texts["T=1", 0].tokens
+    assert after["planned_ahead"] == before["planned_ahead"]
+    assert after["steps"] >= before["steps"] + len(found)
+
+
+async def test_vllms_own_requests_beside_sessions(target: VllmTarget, texts: Texts) -> None:
     async def held(i: int, name: str) -> Answer:
         return await run(target, texts, name, 2, Script(wrong=0.1, window=i + 1, late_s=0.05))
 
     running = [asyncio.create_task(held(i, name)) for i, name in enumerate(("T=0", "T=1"))]
-    found = await asyncio.gather(*map(own, CASES))
+    found = await asyncio.gather(*(own(target, name) for name in CASES))
     answers = await asyncio.gather(*running)
 
     assert dict(zip(CASES, found, strict=True)) == {n: texts[n, 0].tokens for n in CASES}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import wraps
+from typing import Any
 
 from triton_interpreted import kernels
 
@@ -15,6 +17,24 @@ KERNELS = {
 }
 
 
+def _keep_asynchronous_scheduling() -> None:
+    """Leave it as vLLM has it on a GPU. On CPUs vLLM switches it off, though its worker is a
+    process of its own there too."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    stock = CpuPlatform.check_and_update_config
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @wraps(stock)
+    def check_and_update_config(config: Any) -> None:
+        asked = config.scheduler_config.async_scheduling
+        stock(config)
+        config.scheduler_config.async_scheduling = asked
+
+    CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
+
+
 def install() -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":
         return
@@ -23,6 +43,7 @@ def install() -> None:
     from vllm.triton_utils.dispatcher import register_kernels
     from vllm.v1.sample.ops import topk_topp_sampler
 
+    _keep_asynchronous_scheduling()
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)  # half of the time
     topk_topp_sampler.HAS_TRITON = False  # torch's code then; the interpreter cannot run theirs
