@@ -33,15 +33,24 @@ USED: Final[Names] = {
     "vllm.config.vllm": ("num_speculative_tokens",),
     "vllm.plugins": ("VLLM_PLUGINS", "vllm.endpoint_plugins"),
     "vllm.sampling_params": ("_validate_spec_decode",),
+    "vllm.v1.core.sched.async_scheduler": (
+        "_update_after_schedule", "num_spec_tokens_to_schedule",
+    ),
     "vllm.v1.core.sched.output": ("num_spec_tokens_to_schedule",),
     "vllm.v1.core.sched.scheduler": (
-        "_free_request", "_preempt_request", "add_request", "get_request_counts",
+        "_free_request", "_preempt_request", "_update_after_schedule", "add_request",
+        "get_request_counts",
         "has_requests", "max_num_running_reqs", "num_spec_tokens", "schedule",
         "update_draft_token_ids", "update_from_output",
     ),
     "vllm.v1.engine": ("new_logprobs",),
-    "vllm.v1.engine.core": ("check_for_draft_tokens", "run_engine_core"),
-    "vllm.v1.request": ("_output_token_ids", "num_computed_tokens", "spec_token_ids"),
+    "vllm.v1.engine.core": (
+        "async_scheduling", "check_for_draft_tokens", "run_engine_core", "step_fn",
+    ),
+    "vllm.v1.request": (
+        "_output_token_ids", "num_computed_tokens", "num_output_placeholders",
+        "spec_token_ids",
+    ),
 }  # fmt: skip
 
 BY_RUNNER: Final[Mapping[str, Names]] = {
