@@ -101,6 +101,27 @@ def test_batches_end_before_a_sessions_first_step_and_are_planned_ahead_after_it
     assert core.async_scheduling
 
 
+def test_a_step_without_a_session_is_vllms_own_and_counts_when_its_result_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+
+    from picospec.verifier.vllm_target.core.scheduler import AsyncPicoScheduler
+
+    step = SimpleNamespace(total_num_scheduled_tokens=3)
+    monkeypatch.setattr(Stock, "schedule", lambda scheduler: step)
+    monkeypatch.setattr(Stock, "update_from_output", lambda scheduler, *step: step)
+    scheduler: Any = object.__new__(AsyncPicoScheduler)  # without a machine
+    scheduler.engine, scheduler._slots, scheduler.num_spec_tokens = None, {}, 9
+    scheduler.steps = scheduler.planned_ahead = 0
+
+    assert scheduler.schedule() is step
+    assert scheduler.steps == 0
+    assert scheduler.update_from_output(step, "result") == (step, "result")
+    assert scheduler.steps == 1
+
+
 class RecordingMachine(VerifyMachine):
     def __init__(self) -> None:
         super().__init__(iter(()))
@@ -244,7 +265,7 @@ def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
     scheduler.running, scheduler.num_spec_tokens = [held, prompt], 9
     scheduler._offer_drafts = lambda now: [held]
     scheduler._begin = lambda output, now: {}
-    scheduler._slots, scheduler.waiting, scheduler.steps, counts = {"r": 0}, [], 0, []
+    scheduler._slots, scheduler.waiting, counts = {"r": 0}, [], []
 
     def plan(stock: Any) -> SimpleNamespace:
         counts.append((len(stock.running), stock.get_request_counts()))

@@ -78,7 +78,6 @@ class PicoScheduler(SessionScheduler):
             with unpadded(self):
                 output = super().schedule(*args, **kwargs)
             is_step = output.total_num_scheduled_tokens > 0
-            self.steps += is_step
             self.planned_ahead += is_step and bool(self.engine and self.engine.batch_queue)
             return output
         now = time.monotonic()
@@ -91,7 +90,6 @@ class PicoScheduler(SessionScheduler):
         stuck = not output.total_num_scheduled_tokens and self.waiting
         if held and stuck and len(self.running) < self.max_num_running_reqs:
             self._preempt_held(held[-1], now)
-        self.steps += output.total_num_scheduled_tokens > 0
         return output
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
@@ -174,6 +172,7 @@ class PicoScheduler(SessionScheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
+        self.steps += scheduler_output.total_num_scheduled_tokens > 0
         asked: dict[str, VerifyRequest] | None
         asked = getattr(scheduler_output, "picospec_requests", None)
         if asked is None:  # planned without a session, and perhaps while another batch ran

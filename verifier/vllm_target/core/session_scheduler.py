@@ -52,7 +52,7 @@ class SessionScheduler(Scheduler):
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
         self._timer = Timer(self._wake)
         self._lets_batches_end = False
-        self.steps = 0
+        self.steps = 0  # steps whose result is known
         self.planned_ahead = 0  # steps planned before the result of the last one was known
         self.preemptions = 0
 
