@@ -39,9 +39,8 @@ USED: Final[Names] = {
     "vllm.v1.core.sched.output": ("num_spec_tokens_to_schedule",),
     "vllm.v1.core.sched.scheduler": (
         "_free_request", "_preempt_request", "_update_after_schedule", "add_request",
-        "get_request_counts",
-        "has_requests", "max_num_running_reqs", "num_spec_tokens", "schedule",
-        "update_draft_token_ids", "update_from_output",
+        "get_request_counts", "has_requests", "max_num_running_reqs", "num_spec_tokens",
+        "schedule", "update_draft_token_ids", "update_from_output",
     ),
     "vllm.v1.engine": ("new_logprobs",),
     "vllm.v1.engine.core": (
