@@ -74,7 +74,7 @@ class Core(SimpleNamespace):
         return {}, False
 
 
-def test_batches_end_before_a_sessions_first_step_and_are_planned_ahead_after_its_last(
+def test_the_running_batch_ends_before_a_sessions_first_step_and_steps_overlap_after_its_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("vllm")
@@ -84,7 +84,7 @@ def test_batches_end_before_a_sessions_first_step_and_are_planned_ahead_after_it
 
     monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)
     scheduler: Any = object.__new__(AsyncPicoScheduler)
-    scheduler.engine, scheduler._slots, scheduler._lets_batches_end = None, {}, False
+    scheduler.engine, scheduler._slots, scheduler._lets_batch_end = None, {}, False
     core: Any = Core(scheduler, left=5)
 
     def stepped(times: int) -> list[str]:

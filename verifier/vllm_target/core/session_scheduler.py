@@ -4,7 +4,7 @@ A session is one vLLM request. Between steps it receives messages by calls into 
 message that it sends at once leaves in an output of its own. scheduler.py has the steps.
 
 An engine that schedules asynchronously plans a step while the last one runs, as vLLM does,
-until a session opens. It then lets the running batches end, and plans each step when the result
+until a session opens. It then lets the running batch end, and plans each step when the result
 of the last one is known, until no session is left.
 """
 
@@ -51,7 +51,7 @@ class SessionScheduler(Scheduler):
         self._request_of: dict[str, str] = {}  # by session name
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
         self._timer = Timer(self._wake)
-        self._lets_batches_end = False
+        self._lets_batch_end = False
         self.steps = 0  # steps whose result is known
         self.planned_ahead = 0  # steps planned before the result of the last one was known
         self.preemptions = 0
@@ -116,11 +116,11 @@ class SessionScheduler(Scheduler):
         if not engine.batch_queue:
             engine.async_scheduling = False  # the core asks for the head's tokens after it
             return engine.step()
-        self._lets_batches_end = True
+        self._lets_batch_end = True
         try:
             outputs, _ = engine.step_with_batch_queue()
         finally:
-            self._lets_batches_end = False
+            self._lets_batch_end = False
         return outputs, True  # or the core would sleep for a millisecond
 
     def push(self, session: str, frames: bytes, arrived: float) -> None:
@@ -173,7 +173,7 @@ class SessionScheduler(Scheduler):
 
     def has_requests(self) -> bool:
         """Tell the core whether to step. It sleeps while all sessions are held."""
-        if self._lets_batches_end or not super().has_requests():
+        if self._lets_batch_end or not super().has_requests():
             return False
         if not self._slots or self.engine is None or must_step(self):
             return True
