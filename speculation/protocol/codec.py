@@ -50,26 +50,56 @@ class Codec(Generic[T]):
     read: Callable[[Reader], T]
 
 
+_ONE_BYTE: Final = [bytes([value]) for value in range(0x80)]
+
+
 def _write_uint(value: int) -> bytes:
+    if 0 <= value < 0x80:
+        return _ONE_BYTE[value]
     if not 0 <= value < 1 << 7 * MAX_VARINT_BYTES:
         raise LocalProtocolError(f"{value} does not fit a varint")
-    out = b""
+    out = []
     while value > 0x7F:
-        out += bytes([value & 0x7F | 0x80])
+        out.append(value & 0x7F | 0x80)
         value >>= 7
-    return out + bytes([value])
+    out.append(value)
+    return bytes(out)
 
 
 def _read_uint(reader: Reader) -> int:
-    value = 0
-    for i in range(MAX_VARINT_BYTES):
-        byte = reader.take(1)[0]
-        value |= (byte & 0x7F) << 7 * i
+    data, at, value, shift = reader.data, reader.offset, 0, 0
+    end = min(len(data), at + MAX_VARINT_BYTES)
+    while at < end:
+        byte = data[at]
+        at += 1
         if byte < 0x80:
-            if byte == 0 and i > 0:
+            reader.offset = at
+            if byte == 0 and shift:
                 raise reader.fail("a varint longer than its value needs")
-            return value
+            return value | byte << shift
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    reader.offset = at
+    if shift < 7 * MAX_VARINT_BYTES:
+        raise reader.fail("1 bytes wanted, 0 left")
     raise reader.fail(f"a varint of more than {MAX_VARINT_BYTES} bytes")
+
+
+def read_uints(data: bytes) -> list[int] | None:
+    """Return the varints that `data` consists of; None if it does not consist of varints."""
+    if data.isascii():
+        return list(data)
+    found, value, shift = list[int](), 0, 0
+    for byte in data:
+        if byte >= 0x80 and shift < 7 * (MAX_VARINT_BYTES - 1):
+            value |= (byte & 0x7F) << shift
+            shift += 7
+        elif byte >= 0x80 or (byte == 0 and shift):
+            return None
+        else:
+            found.append(value | byte << shift)
+            value = shift = 0
+    return None if shift else found
 
 
 def _write_word(value: int) -> bytes:

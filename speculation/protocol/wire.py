@@ -33,6 +33,7 @@ from picospec.speculation.protocol.codec import (
     maybe,
     one_of,
     pair,
+    read_uints,
     record,
     reserving,
     rest,
@@ -51,6 +52,12 @@ log-probabilities, takes 40 kB."""
 NEAR: Final = 32
 """If fewer draft tokens than this are behind a Draft's start, its type encodes their number and
 `pauses`, which saves two bytes in nearly every Draft."""
+
+NEAR_DRAFT: Final = 64
+"""The types from this on are those of such Drafts."""
+
+PLAIN_COMMIT: Final = 17
+"""A Commit without log-probabilities has this type."""
 
 Fields = dict[str, Codec[Any]]
 CHAIN: Final[Fields] = {"epoch": UINT, "start": UINT}
@@ -77,7 +84,7 @@ SESSION = form("[A-Za-z0-9_-]{1,64}")
 
 
 def _near(kind: int) -> Codec[Draft]:
-    pauses, behind = divmod(kind - 64, NEAR)
+    pauses, behind = divmod(kind - NEAR_DRAFT, NEAR)
     known: Fields = {"behind": constant(behind), "pauses": constant(bool(pauses))}
     return record(Draft, **CHAIN, **known, tokens=rest(UINT))
 
@@ -94,7 +101,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
         messages.Opened, session=SESSION,
         limits=reserving(bounded(LIMITS, messages.Limits), FLOAT32, RESUME_WINDOW_S),
     ),
-    17: record(Commit, **COMMIT, tokens=rest(UINT)),
+    PLAIN_COMMIT: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
     19: record(
         messages.Reject, epoch=UINT, position=UINT, draw=UINT,
@@ -104,7 +111,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     21: record(messages.Fault, code=TEXT, text=TEXT, retryable=BOOL),
     22: record(messages.Beat),
     23: record(messages.Reused, tokens=UINT),
-    **{kind: _near(kind) for kind in range(64, 64 + 2 * NEAR)},
+    **{kind: _near(kind) for kind in range(NEAR_DRAFT, NEAR_DRAFT + 2 * NEAR)},
 }  # fmt: skip
 
 ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
@@ -119,23 +126,38 @@ def _layout_of(message: Message) -> int:
         case Open(version=5):
             return 1
         case Draft(q=None, pauses=pauses, behind=behind) if behind < NEAR:
-            return 64 + NEAR * pauses + behind
+            return NEAR_DRAFT + NEAR * pauses + behind
         case Draft(q=None, pauses=pauses):
             return 5 if pauses else 2
         case Draft():
             return 3
         case Commit():
-            return 17 if message.logprobs is None else 18
+            return PLAIN_COMMIT if message.logprobs is None else 18
     return ONLY_LAYOUTS[type(message)]
 
 
 def encode(message: Message) -> bytes:
     """Return one frame. Raise LocalProtocolError for a message too large to send."""
     layout = _layout_of(message)
-    body = UINT.write(layout) + LAYOUTS[layout].write(message)
+    if (numbers := _numbers(message, layout)) is not None:
+        body = b"".join([UINT.write(number) for number in numbers])
+    else:
+        body = UINT.write(layout) + LAYOUTS[layout].write(message)
     if len(body) > MAX_FRAME_BYTES:
         raise LocalProtocolError(f"a frame of {len(body)} bytes, over {MAX_FRAME_BYTES}")
     return UINT.write(len(body)) + body
+
+
+def _numbers(message: Message, layout: int) -> list[int] | None:
+    """Return the varints of a frequent message, which consists of nothing else, with its type;
+    None for another message. LAYOUTS writes the same bytes, in five times the time."""
+    if layout >= NEAR_DRAFT and isinstance(message, Draft):
+        return [layout, message.epoch, message.start, *message.tokens]
+    if layout == PLAIN_COMMIT and isinstance(message, Commit):
+        queue, passed = (max(0, round(s * 10_000)) for s in (message.queue_s, message.pass_s))
+        counts = (message.epoch, message.start, message.accepted, message.own)
+        return [layout, *counts, queue, passed, *message.tokens]
+    return None
 
 
 M_co = TypeVar("M_co", bound=Message, covariant=True)
@@ -170,43 +192,76 @@ class Decoder:
 
     def frames(self, data: bytes) -> Iterator[Framed[Message]]:
         """Yield the same messages together with their frames."""
-        self._buffer += data
-        while cut := self._cut():
-            frame, head_bytes = cut
-            yield Framed(_decode(frame[head_bytes:]), frame)
+        kept, at = self._buffer, 0
+        if kept:
+            kept += data
+        source = kept or data
+        try:
+            while cut := self._cut(source, at):
+                body_at, start, at = cut[0], at, cut[1]
+                yield Framed(_decode(bytes(source[body_at:at])), bytes(source[start:at]))
+        finally:
+            if source is kept:
+                del kept[:at]
+            else:
+                kept += source[at:]
 
     def close(self) -> None:
         """Declare the stream ended. Raise MalformedFrame if it ends inside a frame."""
         if self._buffer:
             raise MalformedFrame("the stream ends inside a frame", offset=len(self._buffer))
 
-    def _cut(self) -> tuple[bytes, int] | None:
-        """Take a whole frame from the buffer. Return it and the size of its length prefix."""
-        head = Reader(bytes(self._buffer[:MAX_VARINT_BYTES]))
+    def _cut(self, data: bytes | bytearray, start: int) -> tuple[int, int] | None:
+        """Return where the body of the frame at `start` begins and ends; None if it has not
+        come whole."""
+        left = len(data) - start
+        if left > 1 and 0 < (length := data[start]) < min(left, 0x80, self._max_bytes + 1):
+            return start + 1, start + 1 + length
+        head = Reader(bytes(data[start : start + MAX_VARINT_BYTES]))
         try:
             length = UINT.read(head)
         except MalformedFrame:
-            if len(self._buffer) >= MAX_VARINT_BYTES:
+            if head.left or len(head.data) >= MAX_VARINT_BYTES:
                 raise
             return None
         if not 1 <= length <= self._max_bytes:
             raise head.fail(f"a frame of {length} bytes, not 1 to {self._max_bytes}")
-        end = head.offset + length
-        if len(self._buffer) < end:
-            return None
-        frame = bytes(self._buffer[:end])
-        del self._buffer[:end]
-        return frame, head.offset
+        body_at = start + head.offset
+        end = body_at + length
+        return None if len(data) < end else (body_at, end)
 
 
-def _decode(frame: bytes) -> Message:
-    reader = Reader(frame)
+def _decode(body: bytes) -> Message:
+    if (frequent := _frequent(body)) is not None:
+        return frequent
+    reader = Reader(body)
     if (kind := UINT.read(reader)) not in LAYOUTS:
         raise reader.fail(f"no message has type {kind}")
     message: Message = LAYOUTS[kind].read(reader)
     if reader.left:
         raise reader.fail(f"{reader.left} surplus bytes after a {type(message).__name__}")
     return message
+
+
+def _frequent(body: bytes) -> Message | None:
+    """Return the message that `_numbers` wrote; None for any other body, malformed ones too."""
+    kind = body[0]
+    if not (NEAR_DRAFT <= kind < 0x80 or kind == PLAIN_COMMIT):
+        return None
+    numbers = read_uints(body)
+    if numbers is None:
+        return None
+    if kind == PLAIN_COMMIT:
+        if len(numbers) < 7:
+            return None
+        _, epoch, start, accepted, own, queue, passed, *tokens = numbers
+        times = queue / 10_000, passed / 10_000
+        return Commit(epoch, start, tuple(tokens), accepted, own, *times)
+    if len(numbers) < 3:
+        return None
+    _, epoch, start, *tokens = numbers
+    pauses, behind = divmod(kind - NEAR_DRAFT, NEAR)
+    return Draft(epoch, start, behind, tuple(tokens), None, bool(pauses))
 
 
 MAX_RECORD_BYTES: Final = 1 << 16

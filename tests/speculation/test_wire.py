@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.codec import UINT
+from picospec.speculation.protocol.codec import UINT, Reader
 from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFrame
 from picospec.speculation.protocol.messages import (
     Beat,
@@ -165,6 +165,27 @@ def test_garbage_is_messages_or_malformed_never_another_error(data: bytes) -> No
         return
 
     assert b"".join(map(wire.encode, messages)) == data
+
+
+@given(
+    st.sampled_from(
+        [wire.PLAIN_COMMIT, *range(wire.NEAR_DRAFT, wire.NEAR_DRAFT + 2 * wire.NEAR)]
+    ),
+    st.lists(UINTS, max_size=9).map(lambda numbers: b"".join(map(UINT.write, numbers)))
+    | st.binary(max_size=24),
+)
+def test_frequent_messages_are_read_as_the_table_of_layouts_reads_them(
+    kind: int, fields: bytes
+) -> None:
+    body = bytes([kind]) + fields
+    try:
+        expected = wire.LAYOUTS[kind].read(Reader(body, 1))
+    except MalformedFrame as malformed:
+        with pytest.raises(MalformedFrame) as raised:
+            decoded(frame(body))
+        assert str(raised.value) == str(malformed)
+    else:
+        assert decoded(frame(body)) == [expected]
 
 
 @given(MESSAGES, st.data())
