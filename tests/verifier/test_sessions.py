@@ -14,9 +14,12 @@ from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.tenants.keys import KeyLimits
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
+    BEAT_S,
     RUN_CHARACTERS,
+    Beat,
     Draft,
     Fault,
     Finish,
@@ -91,6 +94,41 @@ async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
             await session.task
         assert ended.status == 499
         assert session.ending == Fault("cancelled", "nobody reads the session's stream")
+
+
+async def test_a_stream_beats_in_each_silence_until_its_edge_reads_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("picospec.gateway.http.responses.UNREAD_S", QUICK)
+    bodies: list[bytes] = []
+
+    async def send(message: dict[str, bytes]) -> None:
+        if "body" in message:
+            bodies.append(message["body"])
+        if len(bodies) == 3:
+            await asyncio.Event().wait()
+
+    async def connected() -> None:
+        await asyncio.Event().wait()
+
+    async with running() as (sessions, _, _m):
+        session = await sessions.open(opening(prompt=(STALLS,)), tenant())
+        ended = SimpleNamespace(status=200, error=None)
+        async with asyncio.timeout(4 * BEAT_S):
+            await Downstream(session, ended)({}, connected, send)  # type: ignore[arg-type]
+
+    assert bodies[1:] == [wire.encode(Beat())] * 2
+    assert ended.status == 499
+
+
+async def test_a_session_that_has_begun_to_answer_waits_no_longer_for_drafts_than_it_may() -> (
+    None
+):
+    async with running(first_token_timeout_s=60.0, idle_timeout_s=QUICK) as (sessions, _, _m):
+        session = await sessions.open(opening(fill="never", max_tokens=200), tenant())
+        await session.push([Framed(Draft(0, 0, 0, (1,)))])
+
+        assert (await ending(session)).code == "idle_timeout"
 
 
 async def test_what_a_check_finds_is_raised_before_there_is_a_session() -> None:

@@ -8,6 +8,8 @@ Finish or a Fault, or when the client goes away; the session ends with it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from starlette.responses import Response
@@ -15,14 +17,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import ClientGone
+from picospec.gateway.http import responses
 from picospec.gateway.http.responses import connected, send_to_client
 from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import BEAT_S, Beat, Fault
+from picospec.speculation.protocol.messages import BEAT_S, Fault
 from picospec.verifier.sessions.session import Session
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 
-_BEAT: Final = wire.encode(Beat())
 _GONE: Final = Fault("cancelled", "nobody reads the session's stream")
 _START: Final[Message] = {
     "type": "http.response.start",
@@ -42,6 +44,8 @@ class Downstream(Response):
         super().__init__()
         self._session = session
         self._account = account
+        self._sent_at = 0.0
+        self._sends = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -56,16 +60,45 @@ class Downstream(Response):
     async def _stream(self, send: Send) -> None:
         await send_to_client(send, _START)
         await _send(send, wire.encode(self._session.opened))
-        while True:
-            try:
-                async with asyncio.timeout(BEAT_S):
-                    entries = await self._session.read()
-            except TimeoutError:
-                await _send(send, _BEAT)
-                continue
-            if not entries:
-                return
-            await _send(send, b"".join(entry.frame for entry in entries))
+        self._sent_at = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(None) as unread:
+                with self._watched(unread):
+                    await self._send_entries(send)
+        except TimeoutError as error:
+            reason = f"the client read nothing for {responses.UNREAD_S:g} s"
+            raise ClientGone(reason) from error
+        except OSError as error:
+            raise ClientGone("the client went away") from error
+
+    async def _send_entries(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        while entries := await self._session.read():
+            frames = b"".join([entry.frame for entry in entries])
+            self._sends = True
+            await send({"type": "http.response.body", "body": frames, "more_body": True})
+            self._sends, self._sent_at = False, loop.time()
+
+    @contextmanager
+    def _watched(self, unread: asyncio.Timeout) -> Iterator[None]:
+        """Have a Beat sent in each silence, and end the stream if its client does not read. One
+        timer looks after both: a timer for each message costs as much as its bytes."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            silent_s = loop.time() - self._sent_at
+            if self._sends and silent_s >= responses.UNREAD_S:
+                return unread.reschedule(loop.time())
+            if silent_s >= BEAT_S and not self._sends:
+                self._session.beat()
+            left_s = BEAT_S - silent_s
+            self._timer = loop.call_later(left_s if left_s > 0 else BEAT_S, look)
+
+        self._timer = loop.call_later(BEAT_S, look)
+        try:
+            yield
+        finally:
+            self._timer.cancel()
 
 
 async def _send(send: Send, data: bytes, *, more: bool = True) -> None:

@@ -13,8 +13,10 @@ from contextlib import aclosing
 from typing import Final
 
 from picospec.gateway.tenants.tenant import Tenant
+from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
+    Beat,
     Commit,
     Draft,
     Fault,
@@ -37,7 +39,9 @@ from picospec.verifier.target import (
     Unservable,
 )
 
-Entry = Framed[Reply | Fault]
+Entry = Framed[Reply | Fault | Beat]
+
+_BEAT: Final = Framed(Beat(), wire.encode(Beat()))
 
 PUSH_S: Final = 0.001
 """A session that pushes many messages yields to the event loop after this many seconds."""
@@ -75,10 +79,9 @@ class Session:
         self._target = target
         self._timeouts = timeouts
         self.account = account
-        self._timer: asyncio.Timeout | None = None
-        self._expiry = timeouts.expiry()[1]
-        """The timer ends the session with this Fault. Both are set together, because a draft
-        that arrives just after the timer has fired must not change the reason."""
+        self._timer: asyncio.TimerHandle | None = None
+        """It looks at the timeouts when the first of them may be over. It is not set again for
+        what makes them later, as each message does."""
 
         self._news: list[Entry] = []
         self._changed = asyncio.Event()
@@ -115,7 +118,6 @@ class Session:
                 self.cancel(Fault("protocol_error", str(error)))
                 raise
         self._timeouts.active_at = time.monotonic()
-        self._rearm()
 
     def _count(self, pushed: Pushed) -> None:
         self._may_send -= len(pushed.tokens) if isinstance(pushed, Draft) else 1
@@ -130,15 +132,18 @@ class Session:
         news, self._news = self._news, []
         return news
 
+    def beat(self) -> None:
+        """Have `read` return a Beat, unless it has other entries to return."""
+        if not (self._news or self.ending):
+            self._send(_BEAT)
+
     async def _run(self) -> None:
         try:
             replies = self._target.serve(self.name, self._request, self.tenant.name)
-            async with asyncio.timeout(None) as self._timer, aclosing(replies):
-                self._rearm()
+            self._expire()
+            async with aclosing(replies):
                 async for reply in replies:
                     self._record(reply)
-        except TimeoutError:
-            self.end(self._expiry)
         except asyncio.CancelledError:
             self.end(self._cause or Fault("cancelled", "the session was cancelled"))
         except RemoteProtocolError as error:
@@ -150,6 +155,9 @@ class Session:
         except Exception as bug:  # the edge gets a Fault, the awaiter the bug
             self.end(Fault("target_failed", "internal error"))
             raise bug
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
 
     def _record(self, reply: Framed[Reply]) -> None:
         if isinstance(reply.message, Reused):
@@ -157,7 +165,7 @@ class Session:
                 self._send(reply)
             return
         now, timeouts = time.monotonic(), self._timeouts
-        timeouts.active_at, timeouts.started = now, True
+        is_sooner, timeouts.active_at, timeouts.started = not timeouts.started, now, True
         self._may_send += CHAINS_PER_REPLY * self.opened.limits.max_ahead
         match reply.message:
             case Commit(tokens=tokens):
@@ -165,11 +173,12 @@ class Session:
                 self.tenant.spend(len(tokens), now)
                 timeouts.rejected_at = None
             case Reject() if timeouts.rejected_at is None:
-                timeouts.rejected_at = now
+                timeouts.rejected_at, is_sooner = now, True
             case Finish() as finish:
                 self.account.finished(now)
                 self.ending = finish
-        self._rearm()
+        if is_sooner:
+            self._expire()
         self._send(reply)
 
     def end(self, fault: Fault) -> None:
@@ -182,8 +191,12 @@ class Session:
         self._news.append(entry)
         self._changed.set()
 
-    def _rearm(self) -> None:
-        if self._timer and not self._timer.expired() and self.ending is None:
-            expires_at, self._expiry = self._timeouts.expiry()
-            left_s = expires_at - time.monotonic()
-            self._timer.reschedule(asyncio.get_running_loop().time() + left_s)
+    def _expire(self) -> None:
+        """End the session if a timeout is over; else look again when the first one may be."""
+        if self._timer is not None:
+            self._timer.cancel()
+        expires_at, fault = self._timeouts.expiry()
+        if (left_s := expires_at - time.monotonic()) > 0:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._expire)
+        else:
+            self.cancel(fault)
