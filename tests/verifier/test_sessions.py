@@ -17,7 +17,6 @@ from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import (
-    BEAT_S,
     RUN_CHARACTERS,
     Beat,
     Draft,
@@ -114,7 +113,7 @@ async def test_a_stream_beats_in_each_silence_until_its_edge_reads_no_more(
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(STALLS,)), tenant())
         ended = SimpleNamespace(status=200, error=None)
-        async with asyncio.timeout(4 * BEAT_S):
+        async with asyncio.timeout(10):
             await Downstream(session, ended)({}, connected, send)  # type: ignore[arg-type]
 
     assert bodies[1:] == [wire.encode(Beat())] * 2
@@ -185,12 +184,13 @@ async def test_a_long_prefill_is_not_idle() -> None:
 async def test_a_replacement_must_come_in_time_however_much_of_the_tail_is_asked_for() -> None:
     async with running(replacement_timeout_s=0.2) as (sessions, _, _m):
         session = await sessions.open(opening(judge="separate", fill="never"), tenant())
-        await session.push([Framed(Draft(0, 0, 0, (said((4,), 0) + 1,), q=(65536,)))])
+        tokens = said((4,), 0), said((4,), 1) + 1  # the first one makes the session begin
+        await session.push([Framed(Draft(0, 0, 0, tokens, q=(65536, 65536)))])
         reading = asyncio.create_task(ending(session))
         for draw in range(1, 7):
             await asyncio.sleep(0.06)
             if session.ending is None:
-                await session.push([Framed(Redraw(0, 0, draw))])
+                await session.push([Framed(Redraw(0, 1, draw))])
 
         assert reading.done()
         assert (await reading).code == "replacement_timeout"

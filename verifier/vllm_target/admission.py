@@ -1,7 +1,9 @@
-"""Carries a session into vLLM's core, packed into the one free field of vLLM's request."""
+"""Carries a session into vLLM's core, packed into the one free field of vLLM's request, and
+its messages after it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,6 +14,12 @@ from picospec.speculation.sampling.logit_settings import LogitSettings
 
 FIELD: Final = "picospec"
 """Our entry in SamplingParams.extra_args and in outputs' kv_transfer_params has this key."""
+
+PUSH: Final = "picospec_push"
+"""A call of this name has a Batch. A core passes it to its scheduler, and does not answer."""
+
+Batch = Sequence[tuple[str, bytes]]
+"""A Batch has the names of sessions, each with the frames of its messages."""
 
 
 @dataclass(frozen=True, slots=True)

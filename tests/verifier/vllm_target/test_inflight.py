@@ -3,68 +3,90 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 import pytest
 
 from picospec.verifier.target import TargetFailed
-from picospec.verifier.vllm_target.serving.target import MAX_IN_FLIGHT, Inflight
+from picospec.verifier.vllm_target.admission import Batch
+from picospec.verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, Outbox
 
 
-class SlowEngine:
-    """Takes messages in when told to."""
+class Core:
+    """Takes messages in, and reads them when told to."""
 
     def __init__(self) -> None:
-        self.sent: list[int] = []
+        self.batches: list[Batch] = []
         self.step = asyncio.Event()
+        self.broken: Exception | None = None
+        self.outbox = Outbox(self.send, self.read)
 
-    async def push(self, number: int) -> None:
-        self.sent.append(number)
+    async def send(self, batch: Batch) -> None:
+        if self.broken:
+            raise self.broken
+        self.batches.append(batch)
+
+    async def read(self) -> None:
         await self.step.wait()
 
+    async def push(self, session: str, count: int) -> None:
+        for _ in range(count):
+            await self.outbox.push(session, b"frames")
 
-async def test_sending_does_not_wait_for_the_engine() -> None:
-    engine, inflight = SlowEngine(), Inflight()
 
-    for number in range(5):
-        await inflight.send(partial(engine.push, number))
+async def test_the_messages_of_one_turn_are_sent_at_once_and_in_order() -> None:
+    core = Core()
 
-    assert engine.sent == [0, 1, 2, 3, 4]
-    inflight.cancel()
+    for session, frames in [("a", b"1"), ("b", b"2"), ("a", b"3")]:
+        await core.outbox.push(session, frames)
+    assert core.batches == []
+    await asyncio.sleep(0.01)
+    await core.outbox.push("b", b"4")
+    await asyncio.sleep(0.01)
+
+    assert core.batches == [[("a", b"1"), ("b", b"2"), ("a", b"3")], [("b", b"4")]]
 
 
 async def test_too_many_messages_within_a_step_wait_for_it() -> None:
-    engine, inflight = SlowEngine(), Inflight()
-    for number in range(MAX_IN_FLIGHT):
-        await inflight.send(partial(engine.push, number))
+    core = Core()
+    await core.push("a", MAX_IN_FLIGHT)
 
-    one_more = asyncio.create_task(inflight.send(partial(engine.push, MAX_IN_FLIGHT)))
+    one_more = asyncio.create_task(core.push("a", 1))
+    await core.push("b", 1)  # another session does not wait
     await asyncio.sleep(0.01)
-    assert len(engine.sent) == MAX_IN_FLIGHT
+    assert sum(map(len, core.batches)) == MAX_IN_FLIGHT + 1
 
-    engine.step.set()
+    core.step.set()
     await one_more
-    assert len(engine.sent) == MAX_IN_FLIGHT + 1
+    await core.push("a", 5 * MAX_IN_FLIGHT)
+    assert sum(map(len, core.batches)) > 5 * MAX_IN_FLIGHT
 
 
-async def test_a_session_that_ends_before_its_message_is_sent_leaves_nothing_behind() -> None:
-    engine, inflight = SlowEngine(), Inflight()
+async def test_a_session_that_ends_leaves_nothing_behind() -> None:
+    core = Core()
+    await core.push("a", MAX_IN_FLIGHT)
+    waiting = asyncio.create_task(core.push("a", 1))
+    await asyncio.sleep(0.01)
 
-    sending = asyncio.create_task(inflight.send(partial(engine.push, 0)))
-    await asyncio.sleep(0)
-    inflight.cancel()
-    await sending
+    core.outbox.forget("a")
 
-    assert engine.sent == []
+    async with asyncio.timeout(5):
+        await waiting
 
 
-async def test_an_engine_that_breaks_is_no_fault_of_the_edges() -> None:
-    async def broken() -> None:
-        raise OSError("the core is gone")
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_an_engine_that_breaks_is_no_fault_of_the_edges(at_once: bool) -> None:
+    core = Core()
+    core.broken = OSError("the core is gone")
+    if at_once:
 
-    inflight = Inflight()
-    await inflight.send(broken)
-    await asyncio.sleep(0)
+        def send(batch: Batch) -> asyncio.Future[object]:
+            raise OSError("the core is gone")
+
+        core.outbox = Outbox(send, core.read)
+    await core.push("a", 1)
+    await asyncio.sleep(0.01)
 
     with pytest.raises(TargetFailed, match="the core is gone"):
-        await inflight.send(broken)
+        await core.push("a", 1)
+    core.outbox.forget("a")
+    await core.push("a", 1)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
-from picospec.verifier.vllm_target.serving.ranks import Ranks
+import pytest
+
+from picospec.verifier.vllm_target.admission import PUSH
+from picospec.verifier.vllm_target.serving.ranks import UTILITY, Ranks
 
 
 @dataclass
@@ -18,6 +23,14 @@ class Client:
     client_count: int = 1
     lb_engines: list[list[float]] | None = None
     calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    encoder = SimpleNamespace(encode=lambda call: call)
+
+    def _send_input_message(
+        self, message: tuple[Any, ...], engine: bytes
+    ) -> asyncio.Future[object]:
+        self.calls.append((engine, *message))
+        return asyncio.get_running_loop().create_future()
 
     async def _call_utility_async(self, *call: object, engine: bytes) -> bytes:
         self.calls.append((engine, *call))
@@ -54,8 +67,17 @@ async def test_a_message_goes_to_the_core_of_its_session_alone() -> None:
     client = Client([b"0", b"1"])
     ranks = Ranks(client)  # type: ignore[arg-type]
     with ranks.placed("a"), ranks.placed("b"):
-        assert await ranks.call("b", "push", b"frames") == b"1"
-    assert await ranks.call("b", "push", b"late") is None
-    assert client.calls == [(b"1", "picospec_push", "b", b"frames")]
+        await ranks.push("b", b"frames")
+        await asyncio.sleep(0)
+    await ranks.push("b", b"late")
+    await asyncio.sleep(0)
+    assert client.calls == [(b"1", UTILITY, 0, 0, PUSH, [[("b", b"frames")]])]
 
     assert await ranks.call_all("figures") == [b"0", b"1"]
+
+
+def test_a_call_is_what_vllm_takes_for_one() -> None:
+    pytest.importorskip("vllm")
+    from vllm.v1.engine import EngineCoreRequestType
+
+    assert EngineCoreRequestType.UTILITY.value == UTILITY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from queue import Queue
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.sampling.distributions import Q_SCALE
 from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.speculation.verifying.machine import Offer, VerifyMachine
-from picospec.verifier.vllm_target.admission import Admission
+from picospec.verifier.vllm_target.admission import PUSH, Admission
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -41,14 +42,14 @@ def test_what_comes_for_a_session_gets_the_time_when_it_came() -> None:
     messages = [
         (EngineCoreRequestType.WAKEUP, None),
         (EngineCoreRequestType.UTILITY, [0, 1, "picospec_figures", []]),
-        (EngineCoreRequestType.UTILITY, [0, 2, "picospec_push", ["s", b"frames"]]),
+        (EngineCoreRequestType.UTILITY, [0, 2, PUSH, [[["s", b"frames"]]]]),
     ]
     for message in messages:
         received.put_nowait(message)
 
     (_, _), (_, figures), (_, push) = (received.get() for _ in messages)
     assert figures[3] == []
-    assert push[3] == ["s", b"frames", pytest.approx(time.monotonic(), abs=5.0)]
+    assert push[3] == [[["s", b"frames"]], pytest.approx(time.monotonic(), abs=5.0)]
 
 
 class Core(SimpleNamespace):
@@ -177,6 +178,34 @@ def test_what_a_message_brings_about_is_sent_between_two_steps() -> None:
 
     assert len(scheduler.slot.frames) == 1
     assert scheduler.emitted == ["the request"]
+
+
+def test_a_batch_is_taken_without_an_answer_and_a_bug_ends_the_session_that_has_it() -> None:
+    pytest.importorskip("vllm")
+    from vllm.v1.engine import EngineCoreRequestType
+
+    from picospec.verifier.vllm_target.core.session_scheduler import SessionScheduler
+
+    scheduler, stock, pushed, aborted, sent = Scheduler(), [], [], [], []
+
+    def push(session: str, frames: bytes, arrived: float) -> None:
+        pushed.append((session, frames, arrived))
+        if session == "s":
+            raise KeyError("a bug")
+
+    scheduler.push = push  # type: ignore[assignment]
+    scheduler.push_batch = partial(SessionScheduler.push_batch, scheduler)
+    scheduler.requests = {"r": SimpleNamespace(request_id="r")}
+    scheduler.finish_requests = lambda request_id, status: aborted.append(request_id)
+    scheduler._emit = lambda request, output: sent.append(output.finished)
+    handle = partial(SessionScheduler._handle, scheduler, lambda *call: stock.append(call))  # type: ignore[arg-type]
+
+    handle(EngineCoreRequestType.UTILITY, [0, 0, PUSH, [[["s", b"1"], ["t", b"2"]], 12.5]])
+    handle(EngineCoreRequestType.UTILITY, [0, 7, "picospec_read", []])
+
+    assert pushed == [("s", b"1", 12.5), ("t", b"2", 12.5)]
+    assert (aborted, sent) == (["r"], [True])
+    assert [request[2] for _, request in stock] == ["picospec_read"]
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,10 @@ USED: Final[Names] = {
     ),
     "vllm.v1.engine": ("new_logprobs",),
     "vllm.v1.engine.core": (
-        "async_scheduling", "check_for_draft_tokens", "run_engine_core", "step_fn",
+        "_handle_client_request", "async_scheduling", "check_for_draft_tokens",
+        "run_engine_core", "step_fn",
     ),
+    "vllm.v1.engine.core_client": ("_send_input_message",),
     "vllm.v1.request": (
         "_output_token_ids", "num_computed_tokens", "num_output_placeholders",
         "spec_token_ids",

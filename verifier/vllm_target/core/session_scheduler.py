@@ -10,15 +10,16 @@ of the last one is known, until no session is left.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import inf
+from queue import Empty
 from random import SystemRandom
-from typing import Any, Final
+from typing import Any
 
+import structlog
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import (
     EngineCoreOutput,
@@ -33,12 +34,10 @@ from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Pushed
 from picospec.speculation.verifying.machine import VerifyMachine
-from picospec.verifier.vllm_target.admission import FIELD, Admission
+from picospec.verifier.vllm_target.admission import FIELD, PUSH, Admission, Batch
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import must_step
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
-
-PUSH: Final = "picospec_push"
 
 
 class SessionScheduler(Scheduler):
@@ -50,7 +49,9 @@ class SessionScheduler(Scheduler):
         self._slots: dict[str, SessionSlot] = {}  # by request id
         self._request_of: dict[str, str] = {}  # by session name
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
-        self._timer = Timer(self._wake)
+        self._wake_at = inf
+        """The core may sleep until then, on the monotonic clock."""
+
         self._lets_batch_end = False
         self.steps = 0  # steps whose result is known
         self.planned_ahead = 0  # steps planned before the result of the last one was known
@@ -104,6 +105,8 @@ class SessionScheduler(Scheduler):
             engine.check_for_draft_tokens = False  # or it asks the workers after each step
         if first:
             stamp_arrivals(engine.input_queue)
+            wake_in_time(engine.input_queue, lambda: self._wake_at)
+            engine._handle_client_request = partial(self._handle, engine._handle_client_request)
         if engine.batch_queue is not None:
             engine.step_fn = partial(self._step, engine)
         return True
@@ -122,6 +125,29 @@ class SessionScheduler(Scheduler):
         finally:
             self._lets_batch_end = False
         return outputs, True  # or the core would sleep for a millisecond
+
+    def _handle(
+        self, stock: Callable[..., None], kind: EngineCoreRequestType, request: Any
+    ) -> None:
+        """Take messages for sessions here: vLLM would read the signature of a method for each
+        of its calls, and answer."""
+        if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
+            return self.push_batch(*request[3])
+        stock(kind, request)
+
+    def push_batch(self, batch: Batch, arrived: float) -> None:
+        """Hand messages to their sessions. One that cannot take them, which is our bug, ends:
+        it has no answer that could say so, and the core must not end with it."""
+        for session, frames in batch:
+            try:
+                self.push(session, frames, arrived)
+            except Exception:
+                structlog.get_logger("verifier").exception("a message ended its session")
+                if request_id := self._request_of.get(session):
+                    request = self.requests[request_id]
+                    self.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+                    over = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ABORT)
+                    self._emit(request, over)
 
     def push(self, session: str, frames: bytes, arrived: float) -> None:
         """Hand messages to a session. An error in them becomes its `error`, which is sent and
@@ -173,6 +199,7 @@ class SessionScheduler(Scheduler):
 
     def has_requests(self) -> bool:
         """Tell the core whether to step. It sleeps while all sessions are held."""
+        self._wake_at = inf
         if self._lets_batch_end or not super().has_requests():
             return False
         if not self._slots or self.engine is None or must_step(self):
@@ -185,39 +212,25 @@ class SessionScheduler(Scheduler):
         wait_s = self._machine.wait_s(sessions, now)
         if wait_s <= 0.0:
             return True
-        self._timer.set(now + wait_s, now)
+        self._wake_at = now + wait_s
         return False
 
-    def _wake(self) -> None:
-        """Wake the core with its own message for this."""
-        if self.engine is not None:
-            self.engine.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
 
+def wake_in_time(received: Any, wake_at: Callable[[], float]) -> None:
+    """Make vLLM's input queue return its own message for this, if nothing comes until
+    `wake_at`. The core asks the scheduler for work before each wait."""
+    stock = received.get
 
-class Timer:
-    """Wakes a sleeping core when the first held session has waited long enough: it calls a
-    function once, at the earliest requested time. Only one thread may call `set`."""
+    def get(block: bool = True, timeout: float | None = None) -> Any:
+        at = wake_at()
+        if not block or timeout is not None or at == inf:
+            return stock(block, timeout)
+        try:
+            return stock(True, max(0.0, at - time.monotonic()))
+        except Empty:
+            return EngineCoreRequestType.WAKEUP, None
 
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function = function
-        self._timer: threading.Timer | None = None
-        self._at = inf
-
-    def set(self, deadline: float, now: float) -> None:
-        """Call the function at `deadline` unless an earlier call is due; inf means never."""
-        if deadline >= self._at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._at = deadline
-        self._timer = threading.Timer(max(0.0, deadline - now), self._due)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _due(self) -> None:
-        """Run in the timer's thread: allow the next `set` first, then call the function."""
-        self._at = inf
-        self._function()
+    received.get = get
 
 
 def stamp_arrivals(received: Any) -> None:
@@ -260,9 +273,7 @@ def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
     output.new_logprobs = None
 
 
-# vLLM's own RPC finds the core's methods by name, and reads their signatures
+# vLLM's own RPC finds the core's methods by name
 EngineCore.picospec_attach = lambda core: core.scheduler.attach(core)
-EngineCore.picospec_push = lambda core, session, frames, arrived: core.scheduler.push(
-    session, frames, arrived
-)
+EngineCore.picospec_read = lambda core: None
 EngineCore.picospec_figures = lambda core: core.scheduler.figures()

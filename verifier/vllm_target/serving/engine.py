@@ -171,8 +171,8 @@ class Engine:
         return stock(outputs, *args, **kwargs)
 
     async def push(self, session: str, frames: bytes) -> None:
-        """Send messages; return once the engine has processed them, between two steps."""
-        await self._ranks.call(session, "push", frames)
+        """Send messages of a running session, see Outbox.push."""
+        await self._ranks.push(session, frames)
 
     async def figures(self) -> dict[str, int]:
         """Return the schedulers' counts, summed over all cores."""

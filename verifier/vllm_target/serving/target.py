@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -40,10 +39,6 @@ if TYPE_CHECKING:  # not every installation has vLLM
     from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
     from picospec.verifier.vllm_target.serving.engine import Engine
 
-MAX_IN_FLIGHT: Final = 64
-"""This many messages of a session may be on their way to the engine, which reads them between
-two steps. An edge that sends more within a step waits."""
-
 
 class VllmTarget(Target):
     """Runs sessions on an engine that vLLM's own server has started, and will stop.
@@ -74,7 +69,7 @@ class VllmTarget(Target):
         self._self_test = self_test
         self._metrics = metrics
         self._engine = engine
-        self._sessions: dict[str, Inflight] = {}
+        self._sessions: set[str] = set()
 
     @property
     def alive(self) -> bool:
@@ -119,12 +114,6 @@ class VllmTarget(Target):
             file = self._as_served(file)
         return file, len(file.open().vocabulary.pieces)
 
-    async def stop(self) -> None:
-        """End the sessions. The engine keeps running."""
-        for inflight in self._sessions.values():
-            inflight.cancel()
-        await super().stop()
-
     async def heartbeat(self) -> None:
         """Wait for an answer of the engine's cores and workers, and note changed adapters."""
         await self._engine.heartbeat()
@@ -153,7 +142,7 @@ class VllmTarget(Target):
         wanted = engine_request(
             session, request, self.facts, drawn_by_vllm=engine.drawn_by_vllm
         )
-        inflight = self._sessions[session] = Inflight()
+        self._sessions.add(session)
         try:
             text = (*request.prompt, *request.committed)
             owner = self.owner_of_prefixes(tenant, request)
@@ -166,8 +155,7 @@ class VllmTarget(Target):
                         return
             raise TargetFailed("vLLM ended the session")
         finally:
-            del self._sessions[session]
-            inflight.cancel()
+            self._sessions.discard(session)
 
     def _decoded(self, outgoing: OutgoingFrame) -> Framed[Reply]:
         """Decode a frame from the core, and count the work of its pass."""
@@ -187,40 +175,6 @@ class VllmTarget(Target):
         Raises UnknownSession. For a message that no correct edge sends `serve` raises
         RemoteProtocolError, because the engine reads messages between two steps.
         """
-        inflight = self._sessions.get(session)
-        if inflight is None:
+        if session not in self._sessions:
             raise UnknownSession(f"no session {session}")
-        await inflight.send(partial(self._engine.push, session, message.frame))
-
-
-class Inflight:
-    """Sends a session's messages without waiting for the engine, which reports errors in them
-    with the session's frames."""
-
-    def __init__(self) -> None:
-        self._sending: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
-
-    async def send(self, push: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Start pushing, in the order of the calls. Wait only while too many are on their way.
-
-        Raises TargetFailed if an earlier message did not reach vLLM.
-        """
-        while len(self._sending) >= MAX_IN_FLIGHT:
-            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
-        if self._failure is not None:
-            raise TargetFailed(f"not delivered: {self._failure}") from self._failure
-        task = asyncio.create_task(push())
-        self._sending.add(task)
-        task.add_done_callback(self._sent)
-        await asyncio.sleep(0)  # the task's first step puts the message on the socket
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
-        if not task.cancelled():
-            self._failure = self._failure or task.exception()
-
-    def cancel(self) -> None:
-        """Cancel the messages that are on their way."""
-        for task in self._sending:
-            task.cancel()
+        await self._engine.push(session, message.frame)
