@@ -48,6 +48,9 @@ USED: Final[Names] = {
         "run_engine_core", "step_fn",
     ),
     "vllm.v1.engine.core_client": ("_send_input_message",),
+    "vllm.v1.engine.output_processor": (
+        "_update_stats_from_output", "is_prefilling", "process_outputs", "request_states",
+    ),
     "vllm.v1.request": (
         "_output_token_ids", "num_computed_tokens", "num_output_placeholders",
         "spec_token_ids",

@@ -18,6 +18,7 @@ import vllm
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -163,12 +164,28 @@ class Engine:
     ) -> Any:
         """Take the sessions' frames from the core's outputs here, because vLLM merges outputs
         for a slow reader and would keep only the last one's frames."""
-        for output in outputs:
-            session, frames, error = (output.kv_transfer_params or {}).get(FIELD, _NOTHING)
-            if (inbox := self._inboxes.get(session)) is not None:
-                inbox += [OutgoingFrame(*each) for each in frames]
-                inbox += [RemoteProtocolError(error)] if error is not None else []
-        return stock(outputs, *args, **kwargs)
+        left = [output for output in outputs if not self._takes(output, *args)]
+        return stock(left, *args, **kwargs)
+
+    def _takes(self, output: Any, timestamp: float = 0.0, stats: Any = None) -> bool:
+        """Take a session's frames from an output. Return True if vLLM need not process the
+        output, for its reader needs the frames alone; vLLM still counts the output's tokens."""
+        if not (carried := output.kv_transfer_params):
+            return False
+        session, frames, error = carried.get(FIELD, _NOTHING)
+        if (inbox := self._inboxes.get(session)) is None:
+            return False
+        found: Inbox = [OutgoingFrame(*each) for each in frames]
+        found += [RemoteProtocolError(error)] if error is not None else []
+        inbox += found
+        processor = self._llm.output_processor
+        state = processor.request_states.get(output.request_id)
+        if output.finished or state is None or state.is_prefilling:
+            return False
+        processor._update_stats_from_output(state, output, timestamp, stats)
+        if found and state.queue.output is None:  # or its reader has not woken yet
+            state.queue.put(RequestOutput(session, None, None, None, [], finished=False))
+        return True
 
     async def push(self, session: str, frames: bytes) -> None:
         """Send messages of a running session, see Outbox.push."""
