@@ -44,11 +44,18 @@ class Metrics:
         self._per_position = counter(
             "spec_decode_num_accepted_tokens_per_pos", "Accepted, by place.", "position"
         )
+        self._positions: list[
+            Counter
+        ] = []  # finding one by its label takes as long as counting
 
     def speculated(self, counted: Statistics) -> None:
         """Add the statistics of one request."""
         self._drafts.inc(counted.drafts)
         self._drafted.inc(counted.draft_tokens)
         self._accepted.inc(counted.accepted_tokens)
-        for position, accepted in enumerate(counted.accepted_per_position):
-            self._per_position.labels(str(position)).inc(accepted)
+        for i in range(len(self._positions), len(counted.accepted_per_position)):
+            self._positions.append(self._per_position.labels(str(i)))
+        for position, accepted in zip(
+            self._positions, counted.accepted_per_position, strict=False
+        ):
+            position.inc(accepted)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import traceback
-import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from random import Random
 from typing import Final
 
 import structlog
@@ -62,21 +62,22 @@ class Accounts:
         self._clock = self.access.clock
         self._refused: defaultdict[int, LogLimit] = defaultdict(LogLimit)
         self._log = structlog.get_logger("gateway")
+        self._random = Random()  # ids are no secrets, and the system's chance takes 25 us
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        anonymous = self.tenants.anonymous
+        anonymous, headers = self.tenants.anonymous, Headers(scope=scope)
         account = Account(
-            _request_id(scope), self.metrics, self._clock, self._clock(), anonymous
+            self._request_id(headers), self.metrics, self._clock, self._clock(), anonymous
         )
-        account.shape = self.shape_of(scope["path"], Headers(scope=scope))
+        account.shape = self.shape_of(scope["path"], headers)
         scope.setdefault("state", {})["account"] = account
         if self.access.is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
         if scope["method"] == "POST":  # other requests take no time worth tracing
-            headers, path = Headers(scope=scope), self.access.shown(scope["path"])
+            path = self.access.shown(scope["path"])
             account.span = self.access.tracing.begin(
                 "request", headers, method="POST", path=path
             )
@@ -86,6 +87,12 @@ class Accounts:
         finally:
             self.metrics.running.dec()
             self._close(account, scope)
+
+    def _request_id(self, headers: Headers) -> str:
+        given = headers.get("x-request-id", "")
+        return (
+            given if _SANE_ID.fullmatch(given) else f"req-{self._random.getrandbits(128):032x}"
+        )
 
     async def _serve(
         self, account: Account, scope: Scope, receive: Receive, send: Send
@@ -216,11 +223,6 @@ def _key_in(headers: Headers) -> str:
         return headers.get("x-api-key", "").strip()
     kind, _, key = authorization.partition(" ")
     return key.strip() if kind.lower() == "bearer" else ""
-
-
-def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
 
 
 def _traceback(fault: Exception | None) -> str | None:

@@ -197,7 +197,7 @@ class Decoder:
             kept += data
         source = kept or data
         try:
-            while cut := self._cut(source, at):
+            while at < len(source) and (cut := self._cut(source, at)):
                 body_at, start, at = cut[0], at, cut[1]
                 yield Framed(_decode(bytes(source[body_at:at])), bytes(source[start:at]))
         finally:
