@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -74,17 +74,19 @@ class Outbox:
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, []
-        sent = partial(self._sent, {session for session, _ in batch})
+        sessions = {session for session, _ in batch}
         try:
-            asyncio.ensure_future(self._send(batch)).add_done_callback(sent)
+            sending = asyncio.ensure_future(self._send(batch))
         except Exception as error:  # vLLM may raise anything
-            self._fail({session for session, _ in batch}, error)
-        self._read_on()
+            self._fail(sessions, error)
+        else:
+            sending.add_done_callback(partial(self._sent, sessions))
+        self._read_on(sessions)
 
-    def _read_on(self) -> None:
-        """Ask for an answer if a session has come half the way to its bound."""
+    def _read_on(self, sessions: Iterable[str]) -> None:
+        """Ask for an answer if one of the sessions has come half the way to its bound."""
         if self._reading is None and any(
-            count >= MAX_IN_FLIGHT // 2 for count in self._unread.values()
+            self._unread[session] >= MAX_IN_FLIGHT // 2 for session in sessions
         ):
             self._reading = asyncio.ensure_future(self._read())
             self._reading.add_done_callback(partial(self._has_read, self._unread.copy()))
@@ -94,7 +96,7 @@ class Outbox:
         self._sent(set(counts), reading)
         self._unread -= counts  # keeps the positive counts
         self._room.set()
-        self._read_on()
+        self._read_on(self._unread)
 
     def _sent(self, sessions: set[str], sending: asyncio.Future[object]) -> None:
         if not sending.cancelled() and (error := sending.exception()) is not None:
