@@ -61,6 +61,19 @@ async def test_too_many_messages_within_a_step_wait_for_it() -> None:
     assert sum(map(len, core.batches)) > 5 * MAX_IN_FLIGHT
 
 
+async def test_a_session_that_fills_up_while_an_answer_is_awaited_gets_another() -> None:
+    core = Core()
+    await core.push("b", MAX_IN_FLIGHT // 2)
+    await asyncio.sleep(0.01)
+
+    filling = asyncio.create_task(core.push("a", MAX_IN_FLIGHT + 1))
+    await asyncio.sleep(0.01)
+    core.step.set()
+
+    async with asyncio.timeout(5):
+        await filling
+
+
 async def test_a_session_that_ends_leaves_nothing_behind() -> None:
     core = Core()
     await core.push("a", MAX_IN_FLIGHT)
