@@ -140,7 +140,7 @@ class Session:
     async def _run(self) -> None:
         try:
             replies = self._target.serve(self.name, self._request, self.tenant.name)
-            self._expire()
+            self._arm()
             async with aclosing(replies):
                 async for reply in replies:
                     self._record(reply)
@@ -178,7 +178,7 @@ class Session:
                 self.account.finished(now)
                 self.ending = finish
         if is_sooner:
-            self._expire()
+            self._arm()
         self._send(reply)
 
     def end(self, fault: Fault) -> None:
@@ -191,12 +191,17 @@ class Session:
         self._news.append(entry)
         self._changed.set()
 
-    def _expire(self) -> None:
-        """End the session if a timeout is over; else look again when the first one may be."""
+    def _arm(self) -> None:
+        """Look at the timeouts when the first of them may be over, and not before."""
         if self._timer is not None:
             self._timer.cancel()
+        left_s = max(0.0, self._timeouts.expiry()[0] - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._expire)
+
+    def _expire(self) -> None:
+        """End the session if a timeout is over."""
         expires_at, fault = self._timeouts.expiry()
-        if (left_s := expires_at - time.monotonic()) > 0:
-            self._timer = asyncio.get_running_loop().call_later(left_s, self._expire)
+        if expires_at > time.monotonic():
+            self._arm()
         else:
             self.cancel(fault)
