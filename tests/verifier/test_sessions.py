@@ -184,13 +184,15 @@ async def test_a_long_prefill_is_not_idle() -> None:
 async def test_a_replacement_must_come_in_time_however_much_of_the_tail_is_asked_for() -> None:
     async with running(replacement_timeout_s=0.2) as (sessions, _, _m):
         session = await sessions.open(opening(judge="separate", fill="never"), tenant())
-        tokens = said((4,), 0), said((4,), 1) + 1  # the first one makes the session begin
-        await session.push([Framed(Draft(0, 0, 0, tokens, q=(65536, 65536)))])
+        await session.push([Framed(Draft(0, 0, 0, (said((4,), 0),), q=(65536,)))])
+        (commit,) = await session.read()  # only a session that has begun can be rejected later
+        at = len(commit.message.tokens)  # type: ignore[union-attr]
+        await session.push([Framed(Draft(0, at, 0, (said((4,), at) + 1,), q=(65536,)))])
         reading = asyncio.create_task(ending(session))
         for draw in range(1, 7):
             await asyncio.sleep(0.06)
             if session.ending is None:
-                await session.push([Framed(Redraw(0, 1, draw))])
+                await session.push([Framed(Redraw(0, at, draw))])
 
         assert reading.done()
         assert (await reading).code == "replacement_timeout"
