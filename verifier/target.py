@@ -26,6 +26,7 @@ from picospec.speculation.protocol.messages import (
     SUPPORTED_VERSIONS,
     Commit,
     Finish,
+    Judge,
     Limits,
     ModelFacts,
     Open,
@@ -192,6 +193,7 @@ class Target(ABC):
         context_tokens: int,
         shapes: Sequence[object],
         features: Sequence[str] = FEATURES,
+        judges: Sequence[Judge] = tuple(JUDGES),
     ) -> None:
         """Set the facts, the tokenizer and the grammars. shapes: what shapes a text of the
         weights, the engine and its settings."""
@@ -206,7 +208,7 @@ class Target(ABC):
             context_tokens=context_tokens,
             stop_tokens=sorted(vocabulary.stop_tokens),
             limits=self._limits,
-            judges=list(JUDGES),
+            judges=list(judges),
             features=list(features),
             padding=vocabulary.padding,
             defaults=file.defaults,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from picospec.speculation.protocol.messages import Sampling
 from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.serving.target import VllmTarget
-from tests.verifier.vllm_target.conftest import ON_ENGINE
+from tests.verifier.vllm_target.conftest import ON_ENGINE, make
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
@@ -30,6 +31,24 @@ FEATURES: dict[str, dict[str, Any]] = {
     "all": SHAPED,
     "structured_outputs": {"structured_outputs": {"json": PERSON}},
 }
+
+
+async def test_a_model_with_recurrent_layers_serves_what_commits_a_token_in_each_step(
+    target: VllmTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(target._engine), "is_recurrent", True)
+    recurrent = make(target._engine, self_test=None)
+    await recurrent.start()
+    request = opening(recurrent, PROMPTS[0], GREEDY)
+
+    assert (target.facts.judges, recurrent.facts.judges) == (
+        ["coupled", "separate"],
+        ["coupled"],
+    )
+    await recurrent.check(request)
+    with pytest.raises(Unservable, match="fill: `never`"):
+        await recurrent.check(replace(request, fill="never"))
+    await recurrent.stop()
 
 
 async def test_an_answer_may_end_before_min_tokens_where_its_grammar_allows_nothing_else(

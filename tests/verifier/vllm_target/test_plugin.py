@@ -15,8 +15,10 @@ import pytest
 pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
 
 import vllm.config.vllm
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
 from vllm.platforms.cpu import CpuPlatform
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -41,6 +43,11 @@ EMBEDS = {
 EXPERTS = GENERATES | {
     "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 2,
 }  # fmt: skip
+RECURRENT = {
+    "architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": 64,
+    "intermediate_size": 128, "num_hidden_layers": 1, "state_size": 16, "conv_kernel": 4,
+    "expand": 2, "time_step_rank": 4, "vocab_size": 256, "torch_dtype": "float32",
+}  # fmt: skip
 Configure = Callable[..., Any]
 
 
@@ -54,6 +61,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     for holder, name in (
         (EngineArgs, "create_speculative_config"),
         (SamplingParams, "_validate_spec_decode"),
+        (VllmConfig, "_maybe_disable_dynamic_sd_for_data_parallel"),
         (EngineCoreProc, "run_engine_core"),
     ):
         monkeypatch.setattr(holder, name, getattr(holder, name))  # undone after the test
@@ -198,6 +206,55 @@ def test_beside_adapters_a_session_has_its_share_of_a_steps_rows(
     config = configured(enable_lora=True, max_num_batched_tokens=tokens, max_num_seqs=requests)
 
     assert Choice.of(config) == Choice("v1", max_verify)
+
+
+@pytest.mark.parametrize(("asked", "max_verify"), [(None, 3), ("8", 8)])
+def test_a_model_with_recurrent_layers_has_room_for_few_states_of_a_request(
+    asked: str | None,
+    max_verify: int,
+    registered: None,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if asked:
+        monkeypatch.setenv("PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY", asked)
+
+    config = configured(RECURRENT)
+
+    assert Choice.of(config) == Choice("v1", max_verify)
+    assert config.num_speculative_tokens == max_verify + 1
+
+
+def test_a_gpu_with_the_first_model_runner_is_refused(
+    registered: None, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(current_platform, "is_cpu", lambda: False)
+
+    with pytest.raises(conflicts.Conflict, match=r"V2_MODEL_RUNNER.*copied to the host"):
+        configured()
+
+
+@pytest.mark.parametrize(
+    ("asked", "left"), [([(1, 4, 0), (5, 9, 0)], True), ([(1, 4, 3), (5, 9, 1)], False)]
+)
+def test_ranks_keep_a_schedule_by_which_they_cannot_differ(
+    asked: list[tuple[int, int, int]], left: bool, registered: None
+) -> None:
+    speculation = SimpleNamespace(
+        num_speculative_tokens_per_batch_size=asked, num_speculative_tokens=3,
+        uses_dynamic_speculative_decoding=lambda: True,
+    )  # fmt: skip
+    config = object.__new__(VllmConfig)
+    config.parallel_config = SimpleNamespace(data_parallel_size=2)
+    config.speculative_config, config.additional_config = speculation, {}
+    config._maybe_disable_dynamic_sd_for_data_parallel()
+    assert speculation.num_speculative_tokens_per_batch_size is None  # not ours
+    speculation.num_speculative_tokens_per_batch_size = asked
+    config.additional_config = Choice("v2", 32).added_to({})
+
+    config._maybe_disable_dynamic_sd_for_data_parallel()
+
+    assert (speculation.num_speculative_tokens_per_batch_size == asked) is left
 
 
 def test_where_a_session_would_have_no_rows_the_flag_is_named(

@@ -14,6 +14,16 @@ NAME: Final = "picospec"
 CONFIG: Final = "PICOSPEC_VERIFIER_CONFIG"
 """This environment variable gives our plugin the path of the settings file."""
 
+MOST_ROWS: Final = 1024
+"""A step with draft tokens has at most this many rows, or one for each request if that is more:
+the memory of their logits is taken when KV has its memory already, and vLLM measures before
+only a step with a row for each request. 1,024 rows of 152,000 tokens take .9 GB, in bfloat16
+and once more in float32."""
+
+MASK_ROWS: Final = (1, 4, 16)
+"""The masks of each request with a grammar have one of these numbers of rows, or that of the
+room for draft tokens: vLLM compiles a kernel for each number."""
+
 SOCKET: Final = "PICOSPEC_VLLM_SOCKET"
 """This environment variable names the folder of vLLM's socket, for a vLLM without a port of its
 own."""

@@ -30,7 +30,9 @@ USED: Final[Names] = {
         "_api_process_count", "create_speculative_config", "shutdown_timeout",
     ),
     "vllm.config.parallel": ("worker_extension_cls",),
-    "vllm.config.vllm": ("num_speculative_tokens",),
+    "vllm.config.vllm": (
+        "_maybe_disable_dynamic_sd_for_data_parallel", "num_speculative_tokens",
+    ),
     "vllm.plugins": ("VLLM_PLUGINS", "vllm.endpoint_plugins"),
     "vllm.sampling_params": ("_validate_spec_decode",),
     "vllm.v1.core.sched.async_scheduler": (
@@ -39,8 +41,8 @@ USED: Final[Names] = {
     "vllm.v1.core.sched.output": ("num_spec_tokens_to_schedule",),
     "vllm.v1.core.sched.scheduler": (
         "_free_request", "_preempt_request", "_update_after_schedule", "add_request",
-        "get_request_counts", "has_requests", "max_num_running_reqs", "num_spec_tokens",
-        "schedule", "update_draft_token_ids", "update_from_output",
+        "get_grammar_bitmask", "get_request_counts", "has_requests", "max_num_running_reqs",
+        "num_spec_tokens", "schedule", "update_draft_token_ids", "update_from_output",
     ),
     "vllm.v1.engine": ("new_logprobs",),
     "vllm.v1.engine.core": (
@@ -60,11 +62,21 @@ USED: Final[Names] = {
 BY_RUNNER: Final[Mapping[str, Names]] = {
     "v1": {"vllm.v1.sample.sampler": ("batched_count_greater_than",)},
     "v2": {
-        "vllm.v1.worker.gpu.model_runner": ("init_speculator", "req_states"),
+        "vllm.config.compilation": (
+            "resolve_cudagraph_mode_and_sizes", "uniform_decode_query_len",
+        ),
+        "vllm.v1.worker.gpu.model_runner": (
+            "RequestState", "StructuredOutputsWorker", "init_speculator", "req_states",
+            "use_dense_all_token_ids",
+        ),
         "vllm.v1.worker.gpu.spec_decode.rejection_sampler": ("num_speculative_steps",),
         "vllm.v1.worker.gpu.spec_decode.speculator": ("compute_draft_logits", "sample_draft"),
+        "vllm.v1.worker.gpu.structured_outputs": (
+            "apply_grammar_bitmask", "logits_indices", "mask_stride", "max_num_logits",
+        ),
+        "vllm.v1.worker.gpu.warmup": ("_warmup_kernels", "scheduler_config"),
     },
-}
+}  # fmt: skip
 """The hooks of each model runner use these names in addition."""
 
 

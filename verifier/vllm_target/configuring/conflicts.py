@@ -20,6 +20,11 @@ _OTHERS: Final = 2
 """A session has this many rows beside those of its draft tokens: one before them, for a
 committed token that vLLM does not know yet, and one after them, for the token that is drawn."""
 
+RECURRENT_DRAFTS: Final = 3
+"""A model with recurrent layers keeps a state for each draft token that a step may have, of
+each request, so a pass judges at most this many unless speculation.max_verify says otherwise.
+A state of Qwen3-Next-80B takes 75 MB: 34 of them would take 2.5 GB of each request."""
+
 _EXTENSIONS: Final = ("", *EXTENSIONS.values())
 
 
@@ -105,8 +110,12 @@ def max_drafts(wanted: int, args: Any) -> int:
     rows = (args.max_num_batched_tokens or tokens) // (args.max_num_seqs or requests)
     if rows <= _OTHERS:
         raise Conflict(f"--enable-lora: {rows} rows a request leave no place for draft tokens")
-    most = min(wanted, rows - _OTHERS)
+    return lowered(wanted, rows - _OTHERS)
+
+
+def lowered(wanted: int, most: int) -> int:
+    """Return at most `most`; the log says so if that is less than was wanted."""
     if most < wanted:
         log = structlog.get_logger("verifier")
         log.warning("max_verify_lowered", max_verify=most, see="docs/vllm.md")
-    return int(most)
+    return min(wanted, most)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partialmethod, wraps
 from importlib import import_module
 from math import ceil
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import vllm.envs as envs
 from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
 
 from picospec.verifier.vllm_target.configuring import compat, conflicts
 from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET, Choice
@@ -68,6 +69,9 @@ def register() -> None:
         EngineArgs.create_speculative_config = _choosing(stock)
         SamplingParams._validate_spec_decode = _check_request
         VllmConfig.num_speculative_tokens = _wide_enough(VllmConfig.num_speculative_tokens)
+        dropping = VllmConfig._maybe_disable_dynamic_sd_for_data_parallel
+        keeping = partialmethod(_keep_schedule, dropping)
+        VllmConfig._maybe_disable_dynamic_sd_for_data_parallel = keeping
 
 
 def _check_request(params: Any, speculative_config: Any) -> None:
@@ -99,6 +103,18 @@ def _wide_enough(stock: Any) -> property:
         return int(stock.__get__(config)) if choice is None else choice.width
 
     return property(num_speculative_tokens)
+
+
+def _keep_schedule(config: Any, stock: Callable[[Any], None]) -> None:
+    """Keep a schedule that names one number of draft tokens for all batch sizes. Beside data
+    parallelism vLLM drops any schedule, because by it ranks could choose different numbers;
+    without it vLLM captures only graphs as wide as the room that it reserves.
+
+    config: vLLM's VllmConfig.
+    """
+    schedule = getattr(config.speculative_config, "num_speculative_tokens_per_batch_size", None)
+    if Choice.of(config) is None or len({count for *_, count in schedule or ()}) != 1:
+        stock(config)
 
 
 def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,10 +169,18 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
             f"--speculative-config: {asked.method} runs on Model Runner V1 here, where "
             "sessions take the place of vLLM's own speculation"
         )
+    if runner == "v1" and not current_platform.is_cpu():
+        raise conflicts.Conflict(
+            "VLLM_USE_V2_MODEL_RUNNER: vLLM would use Model Runner V1, with which every row of "
+            "a session is copied to the host and judged there: that is for CPUs only"
+        )
     compat.check(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # fail before the model loads
     ours, head = settings(), 0 if asked is None else asked.num_speculative_tokens
-    max_verify = conflicts.max_drafts(ours.limits.max_verify, args)
+    wanted = ours.limits.max_verify
+    if ours.speculation.max_verify is None and model.has_inner_state:
+        wanted = conflicts.lowered(wanted, conflicts.RECURRENT_DRAFTS)
+    max_verify = conflicts.max_drafts(wanted, args)
     return Choice(runner, max_verify, head, ours.speculation.seed_exact)
 
 

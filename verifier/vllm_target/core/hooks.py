@@ -6,12 +6,15 @@ get no more rows than they have draft tokens for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
+from numpy.typing import NDArray
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
+
+from picospec.verifier.vllm_target.configuring.choice import MASK_ROWS
 
 _CAPS: Final = ("max_num_running_reqs", "max_num_active_reqs")
 _QUEUES: Final = ("waiting", "kv_holding_waiting")
@@ -53,6 +56,18 @@ def unpadded(scheduler: Scheduler) -> Iterator[None]:
         yield
     finally:
         scheduler.num_spec_tokens = most
+
+
+def narrowed(masks: NDArray[Any], drafts: Sequence[int], room: int) -> NDArray[Any]:
+    """Return masks without rows that no request has. vLLM 0.33 makes `room` rows for each
+    request, whether it has draft tokens or not; older versions make only those that it has.
+
+    masks: [rows, words]. drafts: the number of draft tokens of each request.
+    """
+    if len(masks) != len(drafts) * room:
+        return masks
+    rows = next((each for each in MASK_ROWS if max(drafts) < each), room)
+    return masks.reshape(len(drafts), room, -1)[:, :rows].reshape(len(drafts) * rows, -1)
 
 
 def must_step(scheduler: Scheduler) -> bool:

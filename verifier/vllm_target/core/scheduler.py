@@ -26,8 +26,8 @@ from vllm.v1.request import Request
 from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenLogprob
 from picospec.speculation.verifying.machine import PassPlan, Verdict
-from picospec.verifier.vllm_target.configuring.choice import Choice
-from picospec.verifier.vllm_target.core.hooks import hidden, unpadded
+from picospec.verifier.vllm_target.configuring.choice import MOST_ROWS, Choice
+from picospec.verifier.vllm_target.core.hooks import hidden, narrowed, unpadded
 from picospec.verifier.vllm_target.core.session_scheduler import (
     SessionScheduler,
     attach,
@@ -97,6 +97,17 @@ class PicoScheduler(SessionScheduler):
         scheduler_output.num_spec_tokens_to_schedule = self._head
         super()._update_after_schedule(scheduler_output)
 
+    def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> Any:
+        """Return the masks of a step's grammars, without rows that its draft tokens lack."""
+        found = super().get_grammar_bitmask(scheduler_output)
+        if found is not None:
+            drafts = scheduler_output.scheduled_spec_decode_tokens
+            names = found.structured_output_request_ids
+            counts = [len(drafts.get(name, ())) for name in names]
+            room = 1 + self.vllm_config.num_speculative_tokens
+            found.grammar_bitmask = narrowed(found.grammar_bitmask, counts, room)
+        return found
+
     def get_request_counts(self) -> tuple[int, int]:
         """Return the counts with held sessions, which vLLM does not see, as running: beside any
         other request it reads a prompt in shorter parts (long_prefill_token_threshold)."""
@@ -130,7 +141,9 @@ class PicoScheduler(SessionScheduler):
             if (slot := self._slots.get(request.request_id)) and has_read_its_text(request)
         }
         missing = sum(len(slot.missing(request.num_tokens)) for request, slot in ready.values())
-        rows = self.scheduler_config.max_num_batched_tokens - missing
+        config = self.scheduler_config
+        most = max(MOST_ROWS, config.max_num_seqs)
+        rows = min(config.max_num_batched_tokens, most) - missing
         admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
         others = len(self.running) - len(ready) + admits
         offer = self._machine.offer(ready, now, rows=rows, others=others)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import torch
 import vllm
+import vllm.envs as envs
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
@@ -90,6 +91,11 @@ class Engine:
         return folder
 
     @property
+    def is_recurrent(self) -> bool:
+        """True if layers of the model keep a state that each token changes for good."""
+        return bool(self.model.has_inner_state)
+
+    @property
     def shapes(self) -> Sequence[object]:
         """Return the values beside the weights that shape a text, from vLLM's settings."""
         configured, model = self._llm.vllm_config, self.model
@@ -103,7 +109,8 @@ class Engine:
             for name, part in parts.items()
             if name not in SHAPELESS and hasattr(part, "compute_hash")
         }
-        return version, digests, str(model.dtype), model.quantization, model.enforce_eager
+        kernels = model.quantization, model.enforce_eager, envs.VLLM_BATCH_INVARIANT
+        return version, digests, str(model.dtype), *kernels
 
     @property
     def alive(self) -> bool:

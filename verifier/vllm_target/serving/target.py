@@ -15,8 +15,9 @@ import structlog
 from picospec.models.file_hashes import FileHashes
 from picospec.models.tokenizing.hugging_face import commit_of, directory_of
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.speculation.judges.judges import JUDGES
 from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Commit, Finish, Limits, Open, Pushed
+from picospec.speculation.protocol.messages import Commit, Finish, Judge, Limits, Open, Pushed
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.identity import weights_of
 from picospec.verifier.metrics import VerifierMetrics
@@ -38,6 +39,8 @@ if TYPE_CHECKING:  # not every installation has vLLM
 
     from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
     from picospec.verifier.vllm_target.serving.engine import Engine
+
+SEE: Final = "docs/vllm.md#models-with-recurrent-layers"
 
 
 class VllmTarget(Target):
@@ -85,11 +88,29 @@ class VllmTarget(Target):
         await engine.install(tokens)
         file = msgspec.structs.replace(file, padding=engine.model.get_vocab_size() - tokens)
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
-        self.describe(self._name, file, engine.model.max_model_len, shapes)
+        judges = [name for name in JUDGES if self._can_judge(name)]
+        length = engine.model.max_model_len
+        self.describe(self._name, file, length, shapes, judges=judges)
+        if len(judges) < len(JUDGES):
+            log = structlog.get_logger("verifier")
+            log.warning("recurrent_model", judges=judges, fill="auto, always", see=SEE)
         await self._publish_adapters()
         wanted = self._self_test
         if wanted is not None and compat.must_self_test(compat.version(), wanted):
             await self_test(self)
+
+    async def check(self, request: Open, tenant: str | None = None) -> None:
+        """See Target.check. A pass that must wait for a draft token is refused as well where
+        `_can_judge` refuses a judge, for the same reason."""
+        if self._engine.is_recurrent and request.fill == "never":
+            raise Unservable("fill", "`never`: the model's recurrent layers cannot take it")
+        await super().check(request, tenant)
+
+    def _can_judge(self, name: Judge) -> bool:
+        """Return True for a judge with which every step of a session commits a token. A step
+        that commits none leaves its token in the state of a model's recurrent layers, which
+        then read it twice: vLLM takes back positions of the KV cache only."""
+        return JUDGES[name].takes_any_draft or not self._engine.is_recurrent
 
     def _weights(self) -> Sequence[object]:
         """Return values that identify the weights: hashes, or a repository's commit."""

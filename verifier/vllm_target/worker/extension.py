@@ -24,7 +24,9 @@ class PicoWorkerExtension:
         """Install the judge. tokens: the number of the model's ids that are tokens."""
         runner = self.model_runner
         if not hasattr(runner, "picospec_hooks"):
-            runner.picospec_hooks = _hooks(runner)(runner, tokens)
+            runner.picospec_hooks = hooks = _hooks(runner)(runner, tokens)
+            if runner.device.type != "cpu":
+                hooks.warm_up()
 
     def picospec_answer(self) -> None:
         """Do nothing; the answer shows that the worker is alive."""

@@ -11,13 +11,16 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 REQUESTS = 256
 
 
-def graphs(directory: Path) -> dict[Any, Any]:
+def graphs(directory: Path, ranks: int) -> dict[Any, Any]:
     """Return what vLLM would capture on a GPU, by mode."""
     from vllm.config.compilation import CUDAGraphMode
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
-    arguments = EngineArgs(model=str(directory), max_model_len=256, max_num_seqs=REQUESTS)
+    arguments = EngineArgs(
+        model=str(directory), max_model_len=256, max_num_seqs=REQUESTS,
+        data_parallel_size=ranks,
+    )  # fmt: skip
     config = arguments.create_engine_config()
     config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
     config.compilation_config.cudagraph_capture_sizes = None
@@ -34,19 +37,20 @@ def graphs(directory: Path) -> dict[Any, Any]:
     return manager._capture_descs
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_the_graphs_are_those_of_a_vllm_without_us(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     from picospec.verifier.vllm_target.configuring import plugin
 
     plugin.register()
-    ours = graphs(directory)
+    ours = graphs(directory, ranks)
     chosen = EngineArgs.create_speculative_config
     monkeypatch.setattr(EngineArgs, "create_speculative_config", chosen.__wrapped__)
 
-    stock = graphs(directory)
+    stock = graphs(directory, ranks)
 
     assert ours == stock
     assert len(stock) == 2

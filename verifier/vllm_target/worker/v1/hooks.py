@@ -79,6 +79,9 @@ class SamplerHooks:
         if runner.device.type == "cpu":
             _never_compile()
 
+    def warm_up(self) -> None:
+        """Do nothing: no kernel of these hooks is compiled."""
+
     def _take_requests(
         self, stock: Stock, scheduler_output: Any, *args: Any, **kwargs: Any
     ) -> Any:

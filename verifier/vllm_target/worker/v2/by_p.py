@@ -1,7 +1,8 @@
 """Judges draft tokens by rules that need p, where the logits are on an accelerator.
 
-The host waits twice a step: for the probability of each draft token, and for the distribution
-at the end of each pass.
+The host waits twice a step or more: for the probability of each draft token, and for the
+distribution at the end of each pass. Rows are read in parts, because their distributions take
+memory that vLLM has not reserved.
 
     R  requests      n  their rows, request after request      V  vocabulary size
 """
@@ -9,6 +10,7 @@ at the end of each pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -19,6 +21,10 @@ from picospec.speculation.protocol.messages import TokenId
 from picospec.speculation.sampling.distributions import GREEDY_BELOW, Distribution
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.upload import upload
+
+ROWS: Final = 128
+"""This many rows are read at once: .5 GB for 152,000 tokens, in float64 and four times in
+float32."""
 
 
 def judge(
@@ -32,9 +38,11 @@ def judge(
     rows = np.concatenate([start + np.arange(length) for start, length in numbers])
     greedy = [request.sampling.temperature < GREEDY_BELOW for request in requests]
     device = logits.device
-    p = _p(logits[upload(rows, device)], upload(np.repeat(greedy, lengths), device))
     tokens = np.array([token for request in requests for token in (*request.draft, 0)])
-    drafted = p.gather(1, upload(tokens, device)[:, None]).cpu().numpy()
+    given = upload(rows, device), upload(np.repeat(greedy, lengths), device)
+    parts = zip(*(each.split(ROWS) for each in (*given, upload(tokens, device))), strict=True)
+    asked = [_p(logits[at], is_greedy).gather(1, of[:, None]) for at, is_greedy, of in parts]
+    drafted = torch.cat(asked).cpu().numpy()
     firsts = np.cumsum([0, *lengths[:-1]])
     passes = [
         [*map(_single, request.draft, drafted[first:, 0]), _single(0, 1.0)]
@@ -42,7 +50,9 @@ def judge(
     ]
     judged = zip(requests, passes, strict=True)
     ends = [request.judge(rows.__getitem__).accepted for request, rows in judged]
-    whole = p[upload(firsts + ends, device)].cpu().numpy()
+    chosen = upload(firsts + ends, device)
+    parts = zip(*(each[chosen].split(ROWS) for each in given), strict=True)
+    whole = [row for at, is_greedy in parts for row in _p(logits[at], is_greedy).cpu().numpy()]
     for rows_known, end, found in zip(passes, ends, whole, strict=True):
         kept = np.flatnonzero(found)
         rows_known[end] = Distribution(kept, found[kept].astype(np.float64))

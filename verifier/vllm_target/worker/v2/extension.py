@@ -8,23 +8,32 @@ of sessions with the judge's noise, which makes it right more often.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from copy import copy
+from functools import partial, partialmethod
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from vllm.config import CompilationConfig, get_current_vllm_config_or_none
 from vllm.platforms import current_platform
 
+from picospec.verifier.vllm_target.configuring.choice import MASK_ROWS, MOST_ROWS, Choice
 from picospec.verifier.vllm_target.worker.extension import (
     PicoWorkerExtension as PicoWorkerExtension,
 )
+from picospec.verifier.vllm_target.worker.extension import wrap
 
 if current_platform.is_cpu():  # must come first: it changes the runner modules' imports
     import vllm.v1.worker.cpu.shm  # noqa: F401
-from vllm.v1.worker.gpu import model_runner
+from vllm.v1.worker.gpu import model_runner, warmup
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
+
+BUFFERED_MASK_ROWS: Final = 2048
+"""The masks of grammars have a buffer of this many rows on the device: 39 MB for 152,000
+tokens."""
 
 NO_TOKEN = -1
 DRAFT_SALT: int = gumbel._DRAFT_NOISE_SALT.value
@@ -71,5 +80,98 @@ def _init_speculator(
     return speculator
 
 
+def _request_state(stock: Callable[..., Any], **given: Any) -> Any:
+    """Keep the tokens of all requests in the host's memory if nothing of vLLM's reads them on
+    the device. For n-grams, which the null proposer is by name, vLLM takes memory of the device
+    for every token that all requests may have: 1 GB for 1,024 of 262,144 tokens."""
+    if _proposes_nothing():
+        given["use_dense_all_token_ids"] = False
+    return stock(**given)
+
+
+def _resolve_graphs(
+    config: Any, stock: Callable[..., Any], support: Any, backend: Any, rows: int = 1,
+    **others: Any,
+) -> Any:  # fmt: skip
+    """Choose the kinds of CUDA graphs by the rows a request that they will have. vLLM asks with
+    the room that it reserves, and for so many rows an attention backend may have no graphs. If
+    nothing is proposed, those of one row are the only graphs of decodes."""
+    rows = 1 if _proposes_nothing() else rows
+    return stock(config, support, backend, rows, **others)
+
+
+def _proposes_nothing() -> bool:
+    """Return True if the engine whose parts this process builds has no speculation of vLLM's
+    own beside sessions."""
+    config = get_current_vllm_config_or_none()
+    choice = Choice.of(config) if config else None
+    return choice is not None and not choice.head
+
+
+def _warm_up(stock: Callable[..., Any], runner: Any, *args: Any) -> None:
+    """Warm up with fewer requests, so that their rows, all of full width, are not more than a
+    step may have: KV has its memory already."""
+    config = runner.scheduler_config
+    runner.scheduler_config = fewer = copy(config)
+    fewer.max_num_seqs = min(config.max_num_seqs, max(2, MOST_ROWS // runner.decode_query_len))
+    try:
+        stock(runner, *args)
+    finally:
+        runner.scheduler_config = config
+
+
+class GrammarMasks(model_runner.StructuredOutputsWorker):
+    """Applies the masks of grammars in parts, if they have more rows than its buffer on the
+    device. vLLM's buffer has all rows that all requests may have: .7 GB for 1,024 requests."""
+
+    def __init__(self, *args: Any, max_num_logits: int, **kwargs: Any) -> None:
+        rows = min(max_num_logits, BUFFERED_MASK_ROWS)
+        super().__init__(*args, max_num_logits=rows, **kwargs)
+
+    def apply_grammar_bitmask(
+        self, logits: Tensor, input_batch: Any, grammar_req_ids: list[str], grammar_bitmask: Any
+    ) -> None:
+        """Mask the logits, in place. grammar_bitmask: [rows, words], request after request."""
+        if not grammar_req_ids:
+            return
+        ends = np.cumsum(self._rows(input_batch, grammar_req_ids, len(grammar_bitmask)))
+        begin, row = 0, 0
+        while begin < len(ends):
+            most = row + len(self.logits_indices)
+            end = max(begin + 1, int(np.searchsorted(ends, most, side="right")))
+            names, until = grammar_req_ids[begin:end], int(ends[end - 1])
+            masks = grammar_bitmask[row:until]
+            super().apply_grammar_bitmask(logits, input_batch, names, masks)
+            begin, row = end, until
+
+    def warm_up(self, logits: Tensor, batch: Any) -> None:
+        """Mask nothing of one request, with each number of rows."""
+        words = self.grammar_bitmask.shape[1]
+        for rows in (1,) if self._varies else MASK_ROWS:
+            allowed = np.full((rows, words), -1, np.int32)
+            self.apply_grammar_bitmask(logits, batch, batch.req_ids, allowed)
+
+    @property
+    def _varies(self) -> bool:
+        """False for vLLM 0.33, with which all requests have the same number of rows."""
+        return hasattr(self, "num_bonus_tokens")
+
+    def _rows(self, batch: Any, names: list[str], rows: int) -> list[int]:
+        """Return the number of mask rows of each request."""
+        if not self._varies:
+            self.mask_stride = rows // len(names)
+            return [self.mask_stride] * len(names)
+        drafts, counts = batch.num_draft_tokens_per_req, np.diff(batch.cu_num_logits_np)
+        counts = counts if drafts is None else drafts + self.num_bonus_tokens
+        place = {name: i for i, name in enumerate(batch.req_ids)}
+        return [int(counts[place[name]]) for name in names]
+
+
 if not isinstance(model_runner.init_speculator, partial):
-    model_runner.init_speculator = partial(_init_speculator, model_runner.init_speculator)
+    wrap(model_runner, "init_speculator", _init_speculator)
+    wrap(model_runner, "RequestState", _request_state)
+    wrap(warmup, "_warmup_kernels", _warm_up)
+    model_runner.StructuredOutputsWorker = GrammarMasks
+    resolving = CompilationConfig.resolve_cudagraph_mode_and_sizes
+    resolve = partialmethod(_resolve_graphs, resolving)
+    CompilationConfig.resolve_cudagraph_mode_and_sizes = resolve

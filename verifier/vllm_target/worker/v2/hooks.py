@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
+from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
 from picospec.speculation.judges.judge import Judgement
@@ -27,6 +28,10 @@ from picospec.verifier.vllm_target.worker.extension import Stock, wrap
 from picospec.verifier.vllm_target.worker.upload import upload
 from picospec.verifier.vllm_target.worker.v2 import by_noise, by_p
 from picospec.verifier.vllm_target.worker.v2.mixed import NUMBER_OF_JUDGED, Judged, Others
+
+WARM_ROWS: Final = (2, 16, 17, 512)
+"""Kernels are compiled anew for numbers of rows that 16 divides, and others are chosen by size;
+512 rows are the most in a CUDA graph."""
 
 
 @dataclass(slots=True)
@@ -80,6 +85,23 @@ class RunnerHooks:
             else:
                 propose = partial(runner.speculator.propose, dummy_run=True)
                 runner.speculator.propose = propose
+
+    def warm_up(self) -> None:
+        """Judge steps of no request, because vLLM has warmed up without these hooks: else the
+        first users would wait for the kernels that Triton compiles for such shapes."""
+        runner = self._runner
+        if runner.sampler is None:
+            return
+        settings, device = runner.sampler.sampling_states, runner.device
+        given = settings.temperature.gpu, settings.seeds.gpu
+        for rows in WARM_ROWS:
+            logits = torch.zeros(rows, runner.vocab_size, device=device)
+            places = torch.zeros(rows, dtype=torch.int64, device=device)
+            columns = torch.arange(rows, dtype=torch.int32, device=device)
+            end = torch.tensor([rows], dtype=torch.int32, device=device)
+            by_noise.judge(logits, places, end, places, places, columns, *given, rows)
+        batch = InputBatch.make_dummy(1, 1, runner.input_buffers)
+        runner.structured_outputs_worker.warm_up(logits, batch)
 
     def _begin(self, stock: Stock, plan: Any, *args: Any, **kwargs: Any) -> Any:
         """Put the draft tokens where V2 reads them; the plan gives it only their number."""

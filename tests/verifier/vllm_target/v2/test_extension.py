@@ -1,0 +1,194 @@
+"""What the runner takes of the device's memory, and which graphs and kernels it makes."""
+
+from __future__ import annotations
+
+from functools import partial
+from inspect import signature
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from triton_interpreted.kernels import apply_grammar_bitmask_kernel
+from vllm.config import CompilationConfig
+from vllm.config.compilation import CUDAGraphMode
+from vllm.triton_utils.dispatcher import KernelOverride
+from vllm.v1.attention.backend import AttentionCGSupport
+from vllm.v1.worker.gpu import model_runner, structured_outputs, warmup
+from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
+
+from picospec.verifier.vllm_target.configuring.choice import MASK_ROWS, MOST_ROWS, Choice
+from picospec.verifier.vllm_target.core.hooks import narrowed
+from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+from picospec.verifier.vllm_target.worker.v2 import by_noise, extension
+from picospec.verifier.vllm_target.worker.v2.hooks import WARM_ROWS, RunnerHooks
+
+CPU = torch.device("cpu")
+V, WORDS = 70, 3
+IDS = ["a", "stock", "b", "c"]
+GRAMMARS = ["a", "b", "c"]
+DRAFTS = [2, 0, 0, 1]
+"""The batch has these draft tokens, request after request: 7 rows of logits."""
+
+
+def stubbed(wrapped: Any, stock: Any = dict) -> Any:
+    """Return our function of this name of vLLM's, around another stock function."""
+    return partial(wrapped.func, stock)
+
+
+@pytest.fixture(autouse=True)
+def kernel_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter has no such mask of a store."""
+    name = "_apply_grammar_bitmask_kernel"
+    ours = KernelOverride(getattr(structured_outputs, name), apply_grammar_bitmask_kernel)
+    monkeypatch.setattr(structured_outputs, name, ours)
+
+
+@pytest.fixture(params=[0, 3])
+def head(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many tokens are proposed by vLLM's own speculation."""
+    config = SimpleNamespace(additional_config=Choice("v2", 32, request.param).added_to({}))
+    monkeypatch.setattr(extension, "get_current_vllm_config_or_none", lambda: config)
+    return int(request.param)
+
+
+def test_tokens_are_on_the_device_only_for_what_reads_them_there(head: int) -> None:
+    made = stubbed(model_runner.RequestState)(max_num_reqs=2, use_dense_all_token_ids=True)
+
+    assert made == {"max_num_reqs": 2, "use_dense_all_token_ids": bool(head)}
+
+
+def test_a_backend_with_graphs_of_single_tokens_keeps_them(head: int) -> None:
+    config = CompilationConfig(mode=3, cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE)
+    config.splitting_ops = list(config._attention_ops)
+
+    found = config.resolve_cudagraph_mode_and_sizes(
+        AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE, "linear", 34, use_v2_model_runner=True
+    )
+
+    kept = CUDAGraphMode.FULL_AND_PIECEWISE
+    assert found == (CUDAGraphMode.PIECEWISE if head else kept)
+
+
+@pytest.mark.parametrize(("most", "width", "requests"), [(1024, 34, 30), (4, 34, 4)])
+def test_a_warm_up_has_no_more_rows_than_a_step(most: int, width: int, requests: int) -> None:
+    asked = SimpleNamespace(max_num_seqs=most)
+    runner = SimpleNamespace(scheduler_config=asked, decode_query_len=width)
+    seen: list[int] = []
+
+    def warm_up(given: Any, _: object) -> None:
+        seen.append(given.scheduler_config.max_num_seqs)
+
+    stubbed(warmup._warmup_kernels, warm_up)(runner, None)
+
+    assert (seen, runner.scheduler_config, asked.max_num_seqs) == ([requests], asked, most)
+
+
+@pytest.mark.parametrize(
+    ("batched", "requests", "rows"),
+    [(8192, 64, MOST_ROWS), (8192, 2000, 2000), (512, 64, 512)],
+)
+def test_a_step_has_no_more_rows_than_there_is_memory_for(
+    batched: int, requests: int, rows: int
+) -> None:
+    offered: list[int] = []
+    machine = SimpleNamespace(
+        offer=lambda ready, now, rows, others: (
+            offered.append(rows) or SimpleNamespace(heads={}, start={})
+        )
+    )
+    limits = SimpleNamespace(max_num_batched_tokens=batched, max_num_seqs=requests)
+    scheduler = SimpleNamespace(
+        running=[],
+        waiting=[],
+        scheduler_config=limits,
+        _machine=machine,
+        max_num_running_reqs=9,
+    )
+
+    PicoScheduler._offer_drafts(scheduler, 0.0)  # type: ignore[arg-type]
+
+    assert offered == [rows]
+
+
+def batch() -> Any:
+    ends = np.cumsum([0, *(count + 1 for count in DRAFTS)]).astype(np.int32)
+    return SimpleNamespace(
+        req_ids=IDS, num_draft_tokens_per_req=np.array(DRAFTS), cu_num_logits_np=ends,
+        cu_num_logits=torch.from_numpy(ends), num_reqs=len(IDS),
+    )  # fmt: skip
+
+
+VARIES = "num_bonus_tokens" in signature(StructuredOutputsWorker).parameters
+"""With vLLM 0.32 each request has its own number of mask rows."""
+
+
+def worker(rows: int) -> Any:
+    """vLLM's worker of masks, with room for so many rows."""
+    more = {"num_bonus_tokens": 1} if VARIES else {}
+    return extension.GrammarMasks(
+        max_num_logits=rows, vocab_size=V, device=CPU, mask_stride=34, **more
+    )
+
+
+@pytest.mark.parametrize("room", [3, 100])
+def test_masks_are_applied_in_parts_as_at_once(room: int) -> None:
+    chance = np.random.default_rng(3)
+    allowed = chance.integers(-(2**31), 2**31, (len(IDS), 34, WORDS), dtype=np.int32)
+    places = [IDS.index(name) for name in GRAMMARS]
+    if VARIES:
+        sent = np.concatenate([allowed[i, : DRAFTS[i] + 1] for i in places])
+    else:
+        sent = narrowed(allowed[places].reshape(-1, WORDS), [DRAFTS[i] for i in places], 34)
+        assert len(sent) == 3 * 4
+    logits = torch.zeros(7, V)
+
+    worker(room).apply_grammar_bitmask(logits, batch(), GRAMMARS, sent)
+
+    bits = np.unpackbits(allowed.view(np.uint8), axis=-1, bitorder="little")[..., :V]
+    expected = [
+        bits[i, row] if name in GRAMMARS else np.ones(V, np.uint8)
+        for i, name in enumerate(IDS) for row in range(DRAFTS[i] + 1)
+    ]  # fmt: skip
+    assert np.array_equal(logits.isfinite().numpy(), np.array(expected, bool))
+
+
+@pytest.mark.parametrize(("drafts", "rows"), [(0, 1), (1, 4), (3, 4), (15, 16), (16, 34)])
+def test_a_request_has_masks_for_the_most_draft_tokens_of_any(drafts: int, rows: int) -> None:
+    masks = np.arange(2 * 34 * WORDS).reshape(2 * 34, WORDS)
+
+    found = narrowed(masks, [0, drafts], 34)
+
+    assert found.tolist() == [*masks[:rows].tolist(), *masks[34 : 34 + rows].tolist()]
+
+
+def test_kernels_are_compiled_before_the_first_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[int] = []
+    stock = by_noise.gumbel_sample
+
+    def gumbel_sample(logits: torch.Tensor, *args: Any) -> torch.Tensor:
+        judged.append(len(logits))
+        return stock(logits, *args)
+
+    monkeypatch.setattr(by_noise, "gumbel_sample", gumbel_sample)
+    masks, masked = worker(64), list[int]()
+    apply = masks.apply_grammar_bitmask
+    masks.apply_grammar_bitmask = lambda *given: masked.append(len(given[3])) or apply(*given)
+    states = SimpleNamespace(
+        temperature=SimpleNamespace(gpu=torch.zeros(2)),
+        seeds=SimpleNamespace(gpu=torch.zeros(2, dtype=torch.int64)),
+    )
+    hooks = object.__new__(RunnerHooks)
+    hooks._runner = SimpleNamespace(
+        sampler=SimpleNamespace(sampling_states=states),
+        device=CPU,
+        vocab_size=V,
+        structured_outputs_worker=masks,
+        input_buffers=model_runner.InputBuffers(max_num_reqs=2, max_num_tokens=4, device=CPU),
+    )
+
+    hooks.warm_up()
+
+    assert judged == list(WARM_ROWS)
+    assert masked == ([1] if VARIES else list(MASK_ROWS))
