@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -15,13 +16,14 @@ from picospec.gateway.tracing import Tracing, open_tracing
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import Routes
 from picospec.verifier.sessions.registry import Sessions
-from picospec.verifier.settings import VerifierSettings
+from picospec.verifier.settings import PASS_TIMEOUT_S, VerifierSettings
 from picospec.verifier.target import Target
 from picospec.verifier.target_host import Host
 
 
 class Verifier:
-    """Runs the service. make: returns a target, not started. tracing: None: by the settings."""
+    """Runs the service. make: returns a target, not started. tracing: None: by the settings.
+    device: the target's."""
 
     def __init__(
         self,
@@ -29,6 +31,8 @@ class Verifier:
         make: Callable[[VerifierMetrics], Target],
         drain: Drain,
         tracing: Tracing | None = None,
+        *,
+        device: Literal["cpu", "gpu"] = "cpu",
     ) -> None:
         self.settings = settings
         self.drain = drain
@@ -39,7 +43,7 @@ class Verifier:
             make(counted),
             drain,
             settings.load_timeout_s,
-            settings.pass_timeout_s,
+            settings.pass_timeout_s or PASS_TIMEOUT_S[device],
         )
         self.sessions = Sessions(self.host, settings.sessions, counted)
         self.routes = Routes(self.host, self.sessions).all()

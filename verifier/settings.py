@@ -30,6 +30,11 @@ MAX_VERIFY: Final = {"llama": 16, "vllm": 32}
 rows are dear on a CPU and one rejected draft token makes the rest of a long pass useless. They
 come from `python -m picospec.bench.simulator`; docs/decisions.md has the figures."""
 
+PASS_TIMEOUT_S: Final = {"cpu": 300.0, "gpu": 60.0}
+"""pass_timeout_s has these defaults, by the device of the target. With a 7B model on one CPU
+core the longest pass of llama.cpp takes about 50 s, and a full step of vLLM about 200 s; on a
+GPU it takes a second. vLLM itself gives up on a step after 300 s."""
+
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
@@ -89,11 +94,9 @@ class VerifierSettings(ServerSettings):
     load_timeout_s: Seconds = 7200.0
     """The process ends if the target takes longer to load, fetching by vLLM included."""
 
-    pass_timeout_s: Seconds = 300.0
+    pass_timeout_s: Seconds | None = None
     """The process ends, to be started again, when no pass has ended or the engine has not
-    answered for this time. With a 7B model on one CPU core the longest pass of llama.cpp takes
-    about 50 s, and a full step of vLLM about 200 s; on a GPU it takes a second. vLLM itself
-    gives up on a step after 300 s."""
+    answered for this time. None: see PASS_TIMEOUT_S."""
 
     @model_validator(mode="after")
     def _pass_holds_a_draft(self) -> Self:

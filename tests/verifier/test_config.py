@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import ValidationError
 
+from picospec.gateway.drain import Drain
 from picospec.verifier.__main__ import nested
+from picospec.verifier.service import Verifier
 from picospec.verifier.settings import load
+from tests.verifier.fake_target import FakeTarget
 
 
 @pytest.fixture
@@ -81,3 +85,17 @@ def test_options_name_tables_and_read_values_as_toml() -> None:
 def test_other_words_are_refused(options: list[str]) -> None:
     with pytest.raises(ValueError, match="--NAME VALUE"):
         nested(options)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "timeout_s"),
+    [("cpu", None, 300.0), ("gpu", None, 60.0), ("gpu", 9.0, 9.0)],
+)
+def test_a_pass_may_take_as_long_as_its_device_needs(
+    device: Literal["cpu", "gpu"], asked: float | None, timeout_s: float
+) -> None:
+    settings = load(None, {}, {"pass_timeout_s": asked})
+
+    made = Verifier(settings, lambda _: FakeTarget(), Drain(), device=device)
+
+    assert made.host.pass_timeout_s == timeout_s

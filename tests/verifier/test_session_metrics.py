@@ -54,6 +54,19 @@ async def test_a_sessions_tokens_and_times_are_among_the_verifiers_metrics(
     assert more("e2e_request_latency_seconds_count") == 1
 
 
+def test_the_passes_of_a_gpu_are_told_apart() -> None:
+    registry = CollectorRegistry()
+    counted = VerifierMetrics(registry)
+
+    for seconds in (0.0025, 0.0035, 0.0055, 0.007):
+        counted.passed(1, seconds)
+
+    bounds = ("0.002", "0.003", "0.004", "0.005", "0.006", "0.008")
+    name = "picospec:pass_seconds_bucket"
+    found = [registry.get_sample_value(name, {"le": bound}) for bound in bounds]
+    assert found == [0, 1, 2, 2, 3, 4]
+
+
 def test_kv_use_and_queue_are_looked_up_when_they_are_asked_for() -> None:
     registry = CollectorRegistry()
     waiting: list[str] = []

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from picospec.gateway.accounts.access import Access
@@ -59,7 +60,9 @@ class Service(Verifier):
             secrets = tuple(map(SecretStr, keys))
             settings = settings.model_copy(update={"api_keys": secrets})
         check_listening(settings)
-        super().__init__(settings, partial(_target, settings, llm, args, vllm_app.state), drain)
+        make = partial(_target, settings, llm, args, vllm_app.state)
+        on_cpu = current_platform.is_cpu()
+        super().__init__(settings, make, drain, device="cpu" if on_cpu else "gpu")
         routes = [*self.routes, Route("/status", self._status)]
         of_tenants = TenantMetrics(self.registry)
         limits = settings.key_limits

@@ -132,7 +132,7 @@ def worker(rows: int) -> Any:
     )
 
 
-@pytest.mark.parametrize("room", [3, 100])
+@pytest.mark.parametrize("room", [4, 100])
 def test_masks_are_applied_in_parts_as_at_once(room: int) -> None:
     chance = np.random.default_rng(3)
     allowed = chance.integers(-(2**31), 2**31, (len(IDS), 34, WORDS), dtype=np.int32)

@@ -16,6 +16,7 @@ from picospec.speculation.judges.separate.verifier import Separate
 from picospec.speculation.protocol.messages import Sampling
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.worker.v2 import by_p
 from picospec.verifier.vllm_target.worker.v2.hooks import RunnerHooks
 from tests.verifier.vllm_target.synchronisations import synchronisations
 
@@ -132,6 +133,27 @@ def test_separate_is_judged_by_its_own_rule_in_a_step_with_others(hooked: Any) -
     output = hooked.sample_tokens().model_runner_output
     assert output.picospec_judged["a"].rejection.token == 8
     assert list(output.picospec_judged) == ["a"]
+
+
+def test_rows_are_judged_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [
+        request(name, rule=Separate((40000,) * len(draft), (0.3,) * (len(draft) + 1)))
+        for name, draft in DRAFTS.items()
+    ]
+    starts = np.cumsum([0, *(len(each.draft) + 1 for each in requests)])[:-1].tolist()
+    logits = torch.randn(10, V, generator=torch.Generator().manual_seed(2)) * 4
+    at_once = repr(by_p.judge(requests, logits, starts))
+    stock, sizes = by_p._p, []
+
+    def p(rows: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(rows))
+        return stock(rows, greedy)
+
+    monkeypatch.setattr(by_p, "_p", p)
+    monkeypatch.setattr(by_p, "ROWS", 3)
+
+    assert repr(by_p.judge(requests, logits, starts)) == at_once
+    assert sizes == [3, 3, 3, 1, 3, 1]
 
 
 def test_without_a_pass_a_request_generates_nothing_and_takes_its_row_back(
