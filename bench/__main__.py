@@ -11,6 +11,7 @@ from picospec.bench.pace.command import host, standin
 from picospec.bench.report.command import join, report
 from picospec.bench.run.command import run
 from picospec.bench.simulator.command import agree, simulate
+from picospec.bench.simulator.pace import pace
 from picospec.bench.traces.record import record
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings=VERIFIER_OPTIONS)(run)
-for command in (report, join, record, simulate, agree, host, standin):
+for command in (report, join, record, simulate, agree, pace, host, standin):
     app.command()(command)
 app.command(context_settings=VERIFIER_OPTIONS)(speeds)
 app.command(context_settings=VERIFIER_OPTIONS)(capacity)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from picospec.bench.round_policy import RoundPolicy
+from picospec.bench.simulator.rivals import Speculation
 from picospec.speculation.drafting.policy import DraftPolicy, StreamPolicy
 from picospec.speculation.protocol.messages import Fill
 
@@ -27,6 +28,12 @@ class Arm:
 
     lookup: bool = False
     """True if prompt lookup proposes tokens too."""
+
+    pool_tokens: int = 0
+    """The edge keeps this many tokens of each client's answers; 0 without a pool."""
+
+    rival: Speculation | None = None
+    """The target runs in vLLM alone, with this speculation; see bench.simulator.rivals."""
 
     gamma: int = 0
     """A round has this many draft tokens; 0 without rounds."""

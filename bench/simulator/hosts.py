@@ -84,6 +84,9 @@ class Hosts:
     message_s: float = 0.0
     """Each received message adds this time to the running pass, if both share a core."""
 
+    step_s: Curve | None = None
+    """The verifier's machine adds this to each pass, by its sessions; None means nothing."""
+
     def lost_s(self, rows: int, drafting_s: float) -> float:
         """Return the seconds that a draft model adds to a pass by working for `drafting_s`."""
         if self.drafting_s is None:

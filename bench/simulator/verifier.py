@@ -127,9 +127,9 @@ class Verifier:
         hosts, rows = self._hosts, self._rows_of(plan)
         new = [self._served[n] for n in plan.passes if not self._served[n].prefilled]
         prompts_s = (len(served.source.prompt) * hosts.prefill_s for served in new)
-        return (
-            (hosts.pass_s.of(rows) if rows else 0.0) + sum(prompts_s) + hosts.first_s * len(new)
-        )
+        own_s = hosts.step_s.of(len(plan.passes)) if hosts.step_s else 0.0
+        pass_s = hosts.pass_s.of(rows) if rows else 0.0
+        return pass_s + own_s + sum(prompts_s) + hosts.first_s * len(new)
 
     def _end(self, plan: PassPlan) -> None:
         self._running = False

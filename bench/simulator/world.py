@@ -14,11 +14,13 @@ from picospec.bench.simulator.arms import Arm
 from picospec.bench.simulator.clock import Clock, Curve, Line
 from picospec.bench.simulator.edge import Answer, Edge
 from picospec.bench.simulator.hosts import Hosts
+from picospec.bench.simulator.rivals import Engine, Speculation, ask
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.verifier import Served, Verifier
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.judges.judges import JUDGES
+from picospec.speculation.proposing.pool import Pool
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.protocol.messages import Limits, Open, Sampling
 
@@ -37,11 +39,25 @@ class World:
 
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:
     """Return every answer. Each client asks for its sources one by one, beginning at time 0."""
+    if arm.rival is not None:
+        return _rival(world, arm.rival, clients)
     run = _Run(world, arm)
     for sources in clients:
-        run.ask(list(sources))
+        run.ask(list(sources), Pool(arm.pool_tokens) if arm.pool_tokens else None)
     run.clock.run()
     return run.answers
+
+
+def _rival(
+    world: World, speculation: Speculation, clients: Sequence[Sequence[Source]]
+) -> list[Answer]:
+    clock, chance, answers = Clock(), Random(0), list[Answer]()
+    engine = Engine(clock, world.hosts, world.rows, speculation)
+    for sources in clients:
+        paths = partial(Path, world.conditions, chance)
+        ask(clock, engine, speculation, paths, sources, answers)
+    clock.run()
+    return answers
 
 
 class _Run:
@@ -65,23 +81,28 @@ class _Run:
             colocated=arm.colocated,
         )
 
-    def ask(self, sources: list[Source], unused_commits: int = 0) -> None:
-        """Ask for one source after another. unused_commits: how often the verifier used
-        no draft token at the end of the previous answer."""
+    def ask(
+        self, sources: list[Source], pool: Pool | None = None, unused_commits: int = 0
+    ) -> None:
+        """Ask for one source after another. pool: the client's earlier answers.
+        unused_commits: how often the verifier used no draft token at the end of the last one."""
         if not sources:
             return
         arm, (source, *rest) = self._arm, sources
         up, down = (Path(self._conditions, self._chance) for _ in range(2))
+        expected = pool.expected(source.prompt, len(source.tokens)) if pool else ()
         request = Open(
             model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
             max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
-            own_drafts=arm.own_drafts, predicted=source.predicted,
+            own_drafts=arm.own_drafts, predicted=source.predicted or expected,
         )  # fmt: skip
 
         def done() -> None:
             edge.answer.bytes_up, edge.answer.bytes_down = up.bytes, down.bytes
             self.answers.append(edge.answer)
-            self.ask(rest, edge.machine.session.unused_commits)
+            if pool is not None:
+                pool.add(source.prompt, source.tokens)
+            self.ask(rest, pool, edge.machine.session.unused_commits)
 
         machine = DraftMachine(
             request,
@@ -90,7 +111,7 @@ class _Run:
             JUDGES[request.judge].edge(request, iter(())),
             rtt_s=lambda: self._conditions.rtt_s,
             drafts=arm.policy is not None,
-            lookup=PromptLookup(request.prompt) if arm.lookup else None,
+            lookup=PromptLookup(request.prompt, pool=pool) if arm.lookup else None,
             unused_commits=unused_commits,
         )
         drafting, draft_s = self._verifier.drafting, self._hosts.draft_s

@@ -1,0 +1,200 @@
+"""`picospec bench pace` compares the product with what an operator may choose in its place.
+
+The passes are a GPU's, of 6 to 72 ms. In each *cell* (operating point, round trip, number of
+sessions and family) the product stands beside the best rival without a head (the target alone,
+n-grams or suffix decoding, at the best of their settings) and beside a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, groupby, islice, product
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import typer
+from rich.console import Console
+
+from picospec.bench import options
+from picospec.bench.data.files import save
+from picospec.bench.data.scenarios.script import root
+from picospec.bench.data.statistics import geometric_mean
+from picospec.bench.data.tables import console, grid
+from picospec.bench.link.path import Conditions
+from picospec.bench.simulator.arms import Arm, picospec
+from picospec.bench.simulator.clock import Curve
+from picospec.bench.simulator.hosts import TWICE_AT, gpu
+from picospec.bench.simulator.rivals import (
+    FACTORS,
+    Speculation,
+    has_suffix,
+    head,
+    ngram,
+    suffix,
+)
+from picospec.bench.simulator.source import Source, traced
+from picospec.bench.simulator.world import World, simulate
+from picospec.bench.traces.files import load_folder
+
+POINTS: Final = "6/5,10/5,25/5,25/24,72/24"
+RTTS_MS: Final = "2,10,50,100"
+SESSIONS: Final = "1,4,16,64"
+ROWS: Final = 2048
+"""A pass has at most this many rows, as vLLM limits the tokens of a step on large GPUs."""
+
+POOL_TOKENS: Final = 100_000
+"""The edge's default."""
+
+NGRAM_TOKENS: Final = (2, 4, 8, 16, 32)
+SUFFIX_TOKENS: Final = (8, 32)
+HEAD_TOKENS: Final = (3, 4, 5)
+
+HEADS: Final[Mapping[str, float]] = {
+    "code": 0.73, "agent": 0.73, "maths": 0.70, "chat": 0.63, "long": 0.63,
+}  # fmt: skip
+"""A head's tokens are right with this probability, by family. With HEAD_SHARE it then makes
+code, maths and chat 2.5, 2.3 and 2.05 times as fast as the target alone, as published for
+EAGLE-3 with an 8B target (arXiv:2606.18394); agent and long are taken for code and chat."""
+
+STEP_MS: Final[Mapping[int, float]] = {1: 0.2, 16: 0.9, 64: 3.0, 256: 12.0}
+"""The verifier's machine takes this long a pass, by sessions, if its time is counted."""
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """A Cell has the tokens per second of a session, by arm; arms with settings at their best."""
+
+    point: str
+    rtt_ms: float
+    sessions: int
+    family: str
+    rates: dict[str, float]
+
+    @property
+    def rival(self) -> str:
+        """Return the best arm that has no head and no edge."""
+        own = [arm for arm in self.rates if arm not in ("picospec", "cloud-head")]
+        return max(own, key=self.rates.__getitem__)
+
+    @property
+    def over_rival(self) -> float:
+        return self.rates["picospec"] / self.rates[self.rival]
+
+    @property
+    def over_head(self) -> float:
+        return self.rates["picospec"] / self.rates["cloud-head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A Family has the answers of one kind of work, in the order in which they were asked."""
+
+    name: str
+    sources: Sequence[Source]
+
+
+def families(folder: Path, names: Sequence[str]) -> list[Family]:
+    """Return the traces of a folder by family. Raises OSError or ValueError."""
+    traces = [t for t in load_folder(folder) if not names or root(t.family) in names]
+    if not traces:
+        raise ValueError(f"no traces of these families in {folder}")
+    traces.sort(key=lambda trace: root(trace.family))
+    grouped = groupby(traces, key=lambda trace: root(trace.family))
+    return [Family(name, [traced(trace) for trace in some]) for name, some in grouped]
+
+
+def rivals(family: str) -> dict[str, list[Speculation]]:
+    """Return the settings of each rival, of which each cell has the best."""
+    found = {
+        "cloud": [Speculation()],
+        "cloud-ngram": [ngram(tokens) for tokens in NGRAM_TOKENS],
+        "cloud-suffix": [suffix(tokens, *s) for tokens in SUFFIX_TOKENS for s in FACTORS],
+        "cloud-head": [
+            head(tokens, HEADS.get(family, HEADS["chat"])) for tokens in HEAD_TOKENS
+        ],
+    }
+    if not has_suffix():
+        del found["cloud-suffix"]
+    return found
+
+
+def asked(sources: Sequence[Source], sessions: int) -> list[list[Source]]:
+    """Return what each of so many clients asks: one for all answers, many for one each."""
+    each = max(1, min(len(sources), 8 // sessions))
+    return [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(sessions)]
+
+
+def cells(
+    there: World, point: str, family: Family, sessions: int, rtts_ms: Sequence[float]
+) -> Iterator[Cell]:
+    """Yield the cells of one number of sessions. Rivals are simulated at the first distance: their
+    text comes as fast at any other."""
+    clients = asked(family.sources, sessions)
+    near = replace(
+        there, conditions=Conditions(rtts_ms[0]), hosts=replace(there.hosts, step_s=None)
+    )
+    best = {
+        name: max(_rate(near, Arm(name, rival=each), clients) for each in some)
+        for name, some in rivals(family.name).items()
+    }
+    arm = replace(picospec(), pool_tokens=POOL_TOKENS)
+    for rtt_ms in rtts_ms:
+        world = replace(there, conditions=Conditions(rtt_ms))
+        rates = {"picospec": _rate(world, arm, clients), **best}
+        yield Cell(point, rtt_ms, sessions, family.name, rates)
+
+
+def _rate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> float:
+    answers = simulate(world, arm, clients)
+    return geometric_mean([a.tokens_per_s for a in answers if a.tokens_per_s > 0.0])
+
+
+def pace(
+    traces: options.Traces,
+    points: Annotated[str, typer.Option(help="Target/draft, ms.")] = POINTS,
+    rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = RTTS_MS,
+    sessions: Annotated[str, typer.Option(help="At one verifier.")] = SESSIONS,
+    families_: Annotated[str, typer.Option("--families")] = "",
+    host_time: Annotated[bool, typer.Option(help="Count the verifier's own time.")] = False,
+    out: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Simulate the product over the best rival without a head, and over a head, on GPUs."""
+    with options.checked():
+        rtts_ms, counts = options.numbers(rtt), [int(n) for n in options.names(sessions)]
+        found = families(traces, options.names(families_))
+    if not has_suffix():
+        Console().print("suffix decoding is left out: the package arctic-inference is missing")
+    simulated: list[Cell] = []
+    for point, count in product(options.names(points), counts):
+        target_ms, draft_ms = (float(part) for part in point.split("/"))
+        hosts = gpu(target_ms / 1e3, draft_ms / 1e3, twice_at=TWICE_AT)
+        if host_time:
+            hosts = replace(hosts, step_s=Curve({n: ms / 1e3 for n, ms in STEP_MS.items()}))
+        there = World(hosts, Conditions(), rows=ROWS)
+        own = [cell for family in found for cell in cells(there, point, family, count, rtts_ms)]
+        Console().print(table(own, f"{point} ms, {count} sessions"))
+        simulated += own
+        if out:
+            save({"simulated": True, "cells": simulated}, out)
+    low = [cell for cell in simulated if cell.over_rival < 0.99]
+    Console().print(f"{len(low)} of {len(simulated)} cells under .99 of the best rival")
+
+
+def table(found: Sequence[Cell], title: str) -> object:
+    """Return a table: families as lines; picospec over the rival and over the head, by distance."""
+    places = {}
+    for cell in found:
+        rates = cell.rates
+        line = (cell.family, f"{rates['cloud']:.1f}")
+        places[line, "rival"] = (
+            f"{cell.rival.removeprefix('cloud-')} {rates[cell.rival] / rates['cloud']:.2f}"
+        )
+        places[line, "head"] = f"{rates['cloud-head'] / rates['cloud']:.2f}"
+    for cell in found:
+        line = (cell.family, f"{cell.rates['cloud']:.1f}")
+        mark = "!" if cell.over_rival < 0.99 else ""
+        places[line, f"{cell.rtt_ms:g} ms"] = (
+            f"{cell.over_rival:.2f}{mark} {cell.over_head:.2f}"
+        )
+    return console(*grid(("family", "cloud"), places), title)
