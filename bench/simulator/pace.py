@@ -16,6 +16,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from picospec.bench import options
 from picospec.bench.data.files import save
@@ -27,7 +28,7 @@ from picospec.bench.simulator.arms import Arm, picospec
 from picospec.bench.simulator.clock import Curve
 from picospec.bench.simulator.hosts import TWICE_AT, gpu
 from picospec.bench.simulator.rivals import (
-    FACTORS,
+    SUFFIX_SETTINGS,
     Speculation,
     has_suffix,
     head,
@@ -43,6 +44,9 @@ RTTS_MS: Final = "2,10,50,100"
 SESSIONS: Final = "1,4,16,64"
 ROWS: Final = 2048
 """A pass has at most this many rows, as vLLM limits the tokens of a step on large GPUs."""
+
+MARK: Final = 0.99
+"""The product should have at least this share of the best rival's speed in every cell."""
 
 POOL_TOKENS: Final = 100_000
 """The edge's default."""
@@ -63,7 +67,7 @@ STEP_MS: Final[Mapping[int, float]] = {1: 0.2, 16: 0.9, 64: 3.0, 256: 12.0}
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """A Cell has the tokens per second of a session, by arm; arms with settings at their best."""
+    """A Cell has the tokens per second of a session by arm, each with its best settings."""
 
     point: str
     rtt_ms: float
@@ -106,13 +110,14 @@ def families(folder: Path, names: Sequence[str]) -> list[Family]:
 
 def rivals(family: str) -> dict[str, list[Speculation]]:
     """Return the settings of each rival, of which each cell has the best."""
+    acceptance = HEADS.get(family, HEADS["chat"])
     found = {
         "cloud": [Speculation()],
         "cloud-ngram": [ngram(tokens) for tokens in NGRAM_TOKENS],
-        "cloud-suffix": [suffix(tokens, *s) for tokens in SUFFIX_TOKENS for s in FACTORS],
-        "cloud-head": [
-            head(tokens, HEADS.get(family, HEADS["chat"])) for tokens in HEAD_TOKENS
+        "cloud-suffix": [
+            suffix(tokens, *s) for tokens in SUFFIX_TOKENS for s in SUFFIX_SETTINGS
         ],
+        "cloud-head": [head(tokens, acceptance) for tokens in HEAD_TOKENS],
     }
     if not has_suffix():
         del found["cloud-suffix"]
@@ -128,12 +133,11 @@ def asked(sources: Sequence[Source], sessions: int) -> list[list[Source]]:
 def cells(
     there: World, point: str, family: Family, sessions: int, rtts_ms: Sequence[float]
 ) -> Iterator[Cell]:
-    """Yield the cells of one number of sessions. Rivals are simulated at the first distance: their
-    text comes as fast at any other."""
+    """Yield the cells of one number of sessions. Rivals are simulated at the first distance:
+    their text comes as fast at any other."""
     clients = asked(family.sources, sessions)
-    near = replace(
-        there, conditions=Conditions(rtts_ms[0]), hosts=replace(there.hosts, step_s=None)
-    )
+    stock = replace(there.hosts, step_s=None)
+    near = replace(there, conditions=Conditions(rtts_ms[0]), hosts=stock)
     best = {
         name: max(_rate(near, Arm(name, rival=each), clients) for each in some)
         for name, some in rivals(family.name).items()
@@ -177,24 +181,22 @@ def pace(
         simulated += own
         if out:
             save({"simulated": True, "cells": simulated}, out)
-    low = [cell for cell in simulated if cell.over_rival < 0.99]
-    Console().print(f"{len(low)} of {len(simulated)} cells under .99 of the best rival")
+    low = [cell for cell in simulated if cell.over_rival < MARK]
+    Console().print(f"{len(low)} of {len(simulated)} cells under {MARK} of the best rival")
 
 
-def table(found: Sequence[Cell], title: str) -> object:
-    """Return a table: families as lines; picospec over the rival and over the head, by distance."""
-    places = {}
+def table(found: Sequence[Cell], title: str) -> Table:
+    """Return a table with families as lines. Rivals are shown over `cloud`, and the product
+    over the best rival and over the head, by distance; ! marks less than MARK of a rival."""
+    places: dict[tuple[tuple[str, ...], str], str] = {}
     for cell in found:
-        rates = cell.rates
-        line = (cell.family, f"{rates['cloud']:.1f}")
-        places[line, "rival"] = (
-            f"{cell.rival.removeprefix('cloud-')} {rates[cell.rival] / rates['cloud']:.2f}"
-        )
-        places[line, "head"] = f"{rates['cloud-head'] / rates['cloud']:.2f}"
+        line, alone = (cell.family,), cell.rates["cloud"]
+        places[line, "cloud"] = f"{alone:.1f}/s"
+        rival = f"{cell.rates[cell.rival] / alone:.2f} {cell.rival.removeprefix('cloud-')}"
+        places[line, "rival"] = rival
+        places[line, "head"] = f"{cell.rates['cloud-head'] / alone:.2f}"
     for cell in found:
-        line = (cell.family, f"{cell.rates['cloud']:.1f}")
-        mark = "!" if cell.over_rival < 0.99 else ""
-        places[line, f"{cell.rtt_ms:g} ms"] = (
-            f"{cell.over_rival:.2f}{mark} {cell.over_head:.2f}"
-        )
-    return console(*grid(("family", "cloud"), places), title)
+        mark = "!" if cell.over_rival < MARK else ""
+        ratios = f"{cell.over_rival:.2f}{mark} {cell.over_head:.2f}"
+        places[(cell.family,), f"{cell.rtt_ms:g} ms"] = ratios
+    return console(*grid(("family",), places), title)

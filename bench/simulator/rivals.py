@@ -15,10 +15,11 @@ tree of vLLM would.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import count, takewhile
 from random import Random
 from typing import Any, Final, Protocol
@@ -31,11 +32,14 @@ from picospec.bench.simulator.source import Source
 from picospec.speculation.protocol.messages import Commit, Down, TokenId
 
 MIN_LENGTH, MAX_LENGTH = 2, 4
-"""An n-gram has a length in this range (prompt_lookup_min, prompt_lookup_max), as bench run's."""
+"""An n-gram has a length in this range (prompt_lookup_min, prompt_lookup_max)."""
 
-FACTORS: Final = ((1.0, 0.1, 24), (4.0, 0.3, 64))
+SUFFIX_SETTINGS: Final = ((1.0, 0.1, 24), (4.0, 0.3, 64))
 """Suffix decoding has these settings, vLLM's defaults and those of `bench run`:
 suffix_decoding_max_spec_factor, _min_token_prob and _max_tree_depth."""
+
+MAX_CACHED: Final = 10_000
+"""Suffix decoding remembers this many answers, as in vLLM."""
 
 HEAD_SHARE: Final = 0.04
 """A token of a head takes this share of a pass: a layer of 36 and the output matrix. This is an
@@ -86,9 +90,8 @@ class Suffix:
 
     def __init__(self, factor: float, probability: float, depth: int) -> None:
         """Set up. Raises ImportError without the package arctic-inference."""
-        from arctic_inference.suffix_decoding import SuffixDecodingCache
-
-        self._cache: Any = SuffixDecodingCache(depth, 10_000)
+        library: Any = import_module("arctic_inference.suffix_decoding")
+        self._cache = library.SuffixDecodingCache(depth, MAX_CACHED)
         self._settings = {"max_spec_factor": factor, "min_token_prob": probability}
         self._answers = count()
         self._name: int | None = None
@@ -143,22 +146,23 @@ class Speculation:
 
 
 def ngram(tokens: int) -> Speculation:
+    """Return vLLM's n-gram speculation."""
     return Speculation(tokens, Ngram)
 
 
-def suffix(tokens: int, *settings: float) -> Speculation:
-    return Speculation(tokens, partial(Suffix, *settings))  # type: ignore[arg-type]
+def suffix(tokens: int, factor: float, probability: float, depth: int) -> Speculation:
+    """Return suffix decoding with these settings; see SUFFIX_SETTINGS."""
+    return Speculation(tokens, partial(Suffix, factor, probability, depth))
 
 
 def head(tokens: int, acceptance: float) -> Speculation:
+    """Return a head whose tokens are right with probability `acceptance` each."""
     return Speculation(tokens, partial(Head, acceptance), HEAD_SHARE)
 
 
 def has_suffix() -> bool:
     """Return True if the library of suffix decoding is installed."""
-    from importlib.util import find_spec
-
-    return "arctic_inference" in sys.modules or find_spec("arctic_inference") is not None
+    return find_spec("arctic_inference") is not None
 
 
 @dataclass(slots=True, eq=False)

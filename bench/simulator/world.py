@@ -85,7 +85,7 @@ class _Run:
         self, sources: list[Source], pool: Pool | None = None, unused_commits: int = 0
     ) -> None:
         """Ask for one source after another. pool: the client's earlier answers.
-        unused_commits: how often the verifier used no draft token at the end of the last one."""
+        unused_commits: how often the verifier used no draft token at the end of the last."""
         if not sources:
             return
         arm, (source, *rest) = self._arm, sources
