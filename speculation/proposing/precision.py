@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,8 +27,30 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """Tokens that may come next. Each is right with probability `precision` if those before it
-    are."""
+    """Tokens that may come next, after `agreed` tokens that the text and their source share.
+
+    by_agreed: maps numbers of agreeing tokens to the precision of the token after as many or
+    more. A token that is right makes one more agree, so the later ones are the surer.
+    """
 
     tokens: Sequence[TokenId]
-    precision: Precision
+    agreed: int
+    by_agreed: Mapping[int, Precision]
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of the first token."""
+        return self.by_agreed[max(least for least in self.by_agreed if least <= self.agreed)]
+
+    def chances(self) -> list[float]:
+        """Return the probability of each token that it is right with all those before it."""
+        chances: list[float] = []
+        reached, right = 1.0, 0.0
+        for agreed in range(self.agreed, self.agreed + len(self.tokens)):
+            if not chances:
+                right = self.precision.right
+            elif precision := self.by_agreed.get(agreed):
+                right = precision.right
+            reached *= right
+            chances.append(reached)
+        return chances

@@ -85,7 +85,9 @@ class Prediction:
         """Return at most `most` tokens that should come next."""
         alignment = self._alignments[-1]
         end = alignment.at + most if alignment.agreed else alignment.at
-        return Continuation(self._predicted[alignment.at : end], self._precision_at(alignment))
+        return Continuation(
+            self._predicted[alignment.at : end], alignment.agreed, self._precision
+        )
 
     def _precision_at(self, alignment: Alignment) -> Precision:
         return self._precision[max(agreed for agreed in PRIORS if agreed <= alignment.agreed)]

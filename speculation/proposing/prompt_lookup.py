@@ -156,7 +156,7 @@ class PromptLookup:
         if (match := self._matches[-1]) is None:
             return None
         followed = self._index.tokens[match.at : match.at + most]
-        return Continuation(followed, self._precision[match.length])
+        return Continuation(followed, match.length, self._precision)
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
         if more > 0 and draft_s > 0.0:

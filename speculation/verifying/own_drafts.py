@@ -117,12 +117,12 @@ class OwnDrafts:
         if match is None:
             return None
         return Continuation(
-            self._dropped[match.at : match.at + most], self._resumption_precision[match.length]
+            self._dropped[match.at : match.at + most], match.length, self._resumption_precision
         )
 
     def judged(self, tried: Continuation, count: int, accepted: int) -> None:
         """Learn from a pass that judged the first `count` tokens of a continuation. Matches and
         predictions learn from every token of the text instead."""
-        if any(tried.precision is each for each in self._resumption_precision.values()):
+        if tried.by_agreed is self._resumption_precision:
             for index in range(min(accepted + 1, count)):
                 tried.precision.observe(index < accepted)

@@ -110,8 +110,8 @@ class VerifyingSession:
         judgeable = self._judge.judgeable(self.pending, self.limits.max_verify)
         gains = [acceptance**k for k in range(1, judgeable + 1)]
         if proposed := self._propose():
-            reached, right = gains[-1] if gains else 1.0, proposed.precision.right
-            gains += [reached * right**k for k in range(1, len(proposed.tokens) + 1)]
+            reached = gains[-1] if gains else 1.0
+            gains += [reached * chance for chance in proposed.chances()]
         return gains
 
     def _propose(self) -> Continuation | None:
