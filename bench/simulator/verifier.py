@@ -10,6 +10,7 @@ from picospec.bench.simulator.clock import Clock, Line
 from picospec.bench.simulator.hosts import Hosts
 from picospec.bench.simulator.source import VOCABULARY, Source
 from picospec.speculation.judges.judge import Judgement
+from picospec.speculation.proposing.pool import Owner
 from picospec.speculation.protocol.messages import Limits, Open, Opened, Up
 from picospec.speculation.verifying.latency import measured
 from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
@@ -26,6 +27,9 @@ class Served:
     name: str
     source: Source
     downlink: Line
+    owner: Owner | None = None
+    """The verifier keeps answers for this client; None keeps nothing."""
+
     prefilled: bool = False
 
 
@@ -62,7 +66,14 @@ class Verifier:
         name, now_s = served.name, self._clock.now_s
         if isinstance(up, Open):
             self._served[name] = served
-            self._machine.open(name, up, self._limits, vocabulary_size=VOCABULARY, now=now_s)
+            self._machine.open(
+                name,
+                up,
+                self._limits,
+                vocabulary_size=VOCABULARY,
+                now=now_s,
+                owner=served.owner,
+            )
             served.downlink.send(Opened("", self._limits))
         else:
             self._disturbed_s += self._hosts.message_s * self._running

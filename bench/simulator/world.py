@@ -20,7 +20,7 @@ from picospec.bench.simulator.verifier import Served, Verifier
 from picospec.speculation.drafting.machine import DraftMachine
 from picospec.speculation.drafting.policy import StreamPolicy
 from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.pool import Pool
+from picospec.speculation.proposing.pool import Owner, Pool
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
 from picospec.speculation.protocol.messages import Limits, Open, Sampling
 
@@ -119,7 +119,10 @@ class _Run:
         if arm.branches:
             make = partial(CachingEdge, gamma=arm.gamma, branches=arm.branches)
         edge = make(self.clock, source, machine, draft_s, drafting=drafting, done=done)
-        served = Served(str(next(self._names)), source, Line(self.clock, down, edge.receive))
+        owner = Owner(str(id(pool))) if pool is not None else None
+        served = Served(
+            str(next(self._names)), source, Line(self.clock, down, edge.receive), owner
+        )
         edge.uplink = Line(self.clock, up, partial(self._verifier.receive, served))
         edge.uplink.send(request)
         edge.start(self._hosts.draft_prefill_s * len(source.prompt))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from picospec.speculation.protocol.messages import TokenId
 
-LENGTHS: Final = (16, 8, 3, 1)
+LENGTHS: Final = (16, 8, 3, 2, 1)
 """N-grams of these lengths are kept, longest first; a match of 8 to 15 tokens counts as 8."""
 
 PLACE_BITS: Final = 24

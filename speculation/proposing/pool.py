@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import mul
 from typing import Final
 
 import numpy as np
@@ -19,8 +21,11 @@ from picospec.speculation.proposing.ngrams import Match
 from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8)
-"""N-grams of these lengths are kept, longest first. A token takes 4 bytes in the ring, and 4 to
-8 in each table."""
+"""An edge keeps n-grams of these lengths, longest first. A token takes 4 bytes in the ring, and
+4 to 8 in each table."""
+
+VERIFIER_LENGTHS: Final = (16, 8, 3)
+"""A verifier keeps these: its draft tokens pay no round trip, so that shorter matches pay."""
 
 CONTEXT: Final = 64
 """This many tokens of a prompt's end are kept before its answer: prompts often end alike."""
@@ -30,18 +35,35 @@ _MULTIPLIERS: Final = np.random.default_rng(16).integers(
 ) * np.uint64(2) + np.uint64(1)
 """The hash of an n-gram is the upper bits of its dot product with these odd numbers."""
 
+_FACTORS: Final[Sequence[int]] = _MULTIPLIERS.tolist()
+"""The same numbers, for a single n-gram: that is faster without numpy."""
+
+_WORD: Final = (1 << 64) - 1
+
 Ids = NDArray[np.uint32]
 
 
-class Pool:
-    """max_tokens: size of the ring, more than max(LENGTHS)."""
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """An Owner is a tenant, or one of the tenant's own users, to whom answers were given."""
 
-    def __init__(self, max_tokens: int) -> None:
+    tenant: str
+    user: str = ""
+
+
+class Pool:
+    """max_tokens: size of the ring, more than max(LENGTHS). lengths: those of the n-grams, longest
+    first."""
+
+    def __init__(self, max_tokens: int, lengths: Sequence[int] = LENGTHS) -> None:
+        self._lengths = tuple(lengths)
         self._ring = np.zeros(max_tokens, np.uint32)  # token ids plus 1; 0 ends each text
         self._next = 0
         self._bits = max_tokens.bit_length()
-        self._after = {n: np.zeros(1 << self._bits, np.uint32) for n in LENGTHS}
+        self._after = {n: np.zeros(1 << self._bits, np.uint32) for n in self._lengths}
         """Maps an n-gram's hash to the place in the ring of the token that followed."""
+
+        self._views = {n: (after.data, sum(_FACTORS[:n])) for n, after in self._after.items()}
 
     def add(self, prompt: Sequence[TokenId], answer: Sequence[TokenId]) -> None:
         """Add an answer, complete or not, unless it is the one that the pool expects."""
@@ -60,13 +82,15 @@ class Pool:
     def match(self, text: Sequence[TokenId]) -> Match | None:
         """Return what followed the longest n-gram that ends a text at its last occurrence in
         the pool. The match's index is for `following`."""
-        for n in LENGTHS:
+        for n in self._lengths:
             if len(text) < n:
                 continue
-            gram = _ids(text[-n:])
-            at = int(self._after[n][self._hashes(gram[None])[0]])
+            gram, (after, ones) = list(text[-n:]), self._views[n]
+            mixed = (sum(map(mul, gram, _FACTORS)) + ones) & _WORD  # as _hashes of id + 1
+            if not (at := after[mixed >> (64 - self._bits)]):
+                continue  # no n-gram has this hash
             *before, token = self._slice(at - n, n + 1).tolist()
-            if token and before == gram.tolist():
+            if token and [each - 1 for each in before] == gram:
                 return Match(token - 1, at, n)
         return None
 
@@ -91,6 +115,8 @@ class Pool:
         return self.following(at, most) if 0 < compared <= 2 * votes else ()
 
     def _slice(self, begin: int, size: int) -> Ids:
+        if 0 <= begin <= len(self._ring) - size:
+            return self._ring[begin : begin + size]
         return self._ring.take(np.arange(begin, begin + size), mode="wrap")
 
     def _hashes(self, grams: NDArray[np.uint32]) -> NDArray[np.uint64]:

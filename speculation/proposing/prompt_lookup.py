@@ -34,10 +34,12 @@ from picospec.speculation.sampling.draft_token import DraftToken
 MIN_UNREAD_LENGTH: Final = 3
 """This many tokens must match before a token is proposed unread; shorter matches are read."""
 
-MATCH_PRIORS: Final = {16: (0.99, 16), 8: (0.88, 8), 3: (0.70, 8), 1: (0.25, 8)}
+MATCH_PRIORS: Final = {
+    16: (0.99, 16), 8: (0.88, 8), 3: (0.65, 8), 2: (0.40, 8), 1: (0.20, 8),
+}  # fmt: skip
 """Maps the length of a match to how often it is right, and to the number of matches that this
-counts as. The prior is fitted to the Qwen pair at temperatures 0 and 1; each session corrects
-it by its observations."""
+counts as. The prior is fitted to answers that copy and to answers that do not; each session
+corrects it by its observations."""
 
 MAX_STEPS_PER_PASS: Final = 6
 """No token is proposed unread if a pass lasts longer than this many draft steps: the draft
@@ -157,6 +159,13 @@ class PromptLookup:
             return None
         followed = self._index.tokens[match.at : match.at + most]
         return Continuation(followed, match.length, self._precision)
+
+    def pooled(self, most: int) -> Continuation | None:
+        """Return at most `most` tokens that followed the longest match in the pool, if any."""
+        if self._pool is None or (match := self._pooled[-1]) is None:
+            return None
+        followed = self._pool.following(match.at, most)
+        return Continuation(followed, match.length, self._pool_precision)
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
         if more > 0 and draft_s > 0.0:

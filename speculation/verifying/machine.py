@@ -18,6 +18,7 @@ from math import inf
 from typing import Final
 
 from picospec.speculation.judges.judge import Judgement
+from picospec.speculation.proposing.pool import Owner, Pool
 from picospec.speculation.protocol.messages import (
     Down,
     Draft,
@@ -30,6 +31,7 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.verifying.arrivals import Arrivals
 from picospec.speculation.verifying.head import NO_HOLD, Head
 from picospec.speculation.verifying.latency import PassLatency
+from picospec.speculation.verifying.own_drafts import Pools
 from picospec.speculation.verifying.pass_policy import allocate, hold_s, left_s, waiting
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 
@@ -77,6 +79,7 @@ class _Observed:
 
     session: VerifyingSession
     passed_at: float
+    pool: Pool | None = None
     arrivals: Arrivals = field(default_factory=Arrivals)
     head: Head = field(default_factory=Head)
     held_at: int | None = None
@@ -91,16 +94,34 @@ class VerifyMachine:
         self.latency = latency or PassLatency()
         self._u = u
         self._sessions: dict[str, _Observed] = {}
+        self._pools = Pools()
 
     def open(
-        self, name: str, request: Open, limits: Limits, *, vocabulary_size: int, now: float
+        self,
+        name: str,
+        request: Open,
+        limits: Limits,
+        *,
+        vocabulary_size: int,
+        now: float,
+        owner: Owner | None = None,
     ) -> None:
-        session = VerifyingSession(request, limits, vocabulary_size=vocabulary_size, u=self._u)
-        self._sessions[name] = _Observed(session, now)
+        """Begin a session. owner: whose earlier answers it may draft from, and to whose its own
+        is added; None for neither."""
+        pool = self._pools.of(owner) if owner and request.own_drafts else None
+        session = VerifyingSession(
+            request, limits, vocabulary_size=vocabulary_size, u=self._u, pool=pool
+        )
+        self._sessions[name] = _Observed(session, now, pool)
 
     def close(self, name: str) -> None:
         """Forget a session; a running pass drops its outcome. Harmless when repeated."""
-        self._sessions.pop(name, None)
+        if (observed := self._sessions.pop(name, None)) and observed.pool is not None:
+            observed.pool.add(observed.session.request.prompt, observed.session.committed)
+
+    def forget(self, tenant: str) -> None:
+        """Forget the answers that are kept for a tenant."""
+        self._pools.forget(tenant)
 
     def session(self, name: str) -> VerifyingSession:
         return self._sessions[name].session

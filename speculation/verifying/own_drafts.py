@@ -4,7 +4,8 @@ When a chain breaks, nothing can be judged until new draft tokens have crossed t
 verifier often knows what comes next, and some judges let any token be tried:
 
     prediction   the text that the client expects in the answer
-    match        what followed when the same tokens were in prompt or answer before
+    match        what followed when the same tokens were in prompt or answer before, or in an
+                 earlier answer to the same owner
     resumption   the rest of a broken chain: the text often continues in the same way
 
 The precision of each is learned in every session, so that rows are spent where they earn most.
@@ -17,6 +18,7 @@ from dataclasses import replace
 from typing import Final
 
 from picospec.speculation.proposing.ngrams import resumption
+from picospec.speculation.proposing.pool import VERIFIER_LENGTHS, Owner, Pool
 from picospec.speculation.proposing.precision import Continuation, Precision
 from picospec.speculation.proposing.prediction import Prediction
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
@@ -32,21 +34,48 @@ pass can start (on a core of an EPYC)."""
 MAX_DROPPED: Final = 64
 """This many tokens are kept of a broken chain; later ones are hardly ever right."""
 
+MAX_POOLS: Final = 64
+"""So many owners have a pool, of 1 MB at most; the one that was used longest ago is dropped."""
+
+POOL_TOKENS: Final = 32_768
+"""A pool holds this many tokens of an owner's latest answers, which are some hundred."""
+
 RESUMPTION_PRIORS: Final = {1: (0.4, 4), 2: (0.6, 4), 3: (0.7, 4)}
 """Maps the number of tokens before a place that the broken chain and the text share to how
 often the chain's next token is right, and to the observations that this prior counts as. It is
 fitted to the Qwen pair (docs/decisions.md); each session corrects it by what it sees."""
 
 
-class OwnDrafts:
-    """Proposes draft tokens for one session, from its request's prompt and prediction."""
+class Pools:
+    """Has a pool of answers for each owner: nobody's draft tokens come from another's answer."""
 
-    def __init__(self, request: Open, limits: Limits) -> None:
+    def __init__(self) -> None:
+        self._pools: dict[Owner, Pool] = {}  # the one that was used last is at the end
+
+    def of(self, owner: Owner) -> Pool:
+        """Return an owner's pool, an empty one at first."""
+        pool = self._pools.pop(owner, None) or Pool(POOL_TOKENS, VERIFIER_LENGTHS)
+        self._pools[owner] = pool
+        if len(self._pools) > MAX_POOLS:
+            del self._pools[next(iter(self._pools))]
+        return pool
+
+    def forget(self, tenant: str) -> None:
+        """Drop a tenant's pools; answers that have begun still draft from them."""
+        for owner in [owner for owner in self._pools if owner.tenant == tenant]:
+            del self._pools[owner]
+
+
+class OwnDrafts:
+    """Proposes draft tokens for one session, from its request's prompt and prediction, and from
+    a pool of earlier answers."""
+
+    def __init__(self, request: Open, limits: Limits, pool: Pool | None = None) -> None:
         self._most = limits.max_verify
         self._stop_tokens = frozenset(request.stop_tokens)
         self._initial_tokens = len(request.committed)
         text = (*request.prompt[-MAX_TEXT_TOKENS:], *request.committed)
-        self._lookup = PromptLookup(text[-MAX_TEXT_TOKENS:])
+        self._lookup = PromptLookup(text[-MAX_TEXT_TOKENS:], pool=pool)
         self._prediction = Prediction(request.predicted) if request.predicted else None
         self._resumption_precision = {
             agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
@@ -95,6 +124,8 @@ class OwnDrafts:
         self._lookup.follow(generated, [DraftToken(token, 1.0) for token in pending])
         if match := self._lookup.match(most):
             options.append(match)
+        if pooled := self._lookup.pooled(most):
+            options.append(pooled)
         if self._prediction is not None:
             self._prediction.follow(committed, pending)
             options.append(self._prediction.continuation(most))

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from picospec.speculation.judges.judge import Judgement, Rule
 from picospec.speculation.judges.judges import JUDGES
+from picospec.speculation.proposing.pool import Pool
 from picospec.speculation.proposing.precision import Continuation
 from picospec.speculation.protocol.errors import LocalProtocolError
 from picospec.speculation.protocol.messages import (
@@ -33,9 +33,6 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.verifying.chain import Chain, check
 from picospec.speculation.verifying.own_drafts import OwnDrafts
-
-MAX_PENDING: Final = 4
-"""With this many pending draft tokens of the edge, the verifier proposes none of its own."""
 
 Tokens = tuple[TokenId, ...]
 
@@ -55,7 +52,13 @@ class VerifyingSession:
     """u: uniforms in [0, 1) that no edge can predict."""
 
     def __init__(
-        self, request: Open, limits: Limits, *, vocabulary_size: int, u: Iterator[float]
+        self,
+        request: Open,
+        limits: Limits,
+        *,
+        vocabulary_size: int,
+        u: Iterator[float],
+        pool: Pool | None = None,
     ) -> None:
         self.request = request
         self.limits = limits
@@ -68,7 +71,7 @@ class VerifyingSession:
         self._judge = judge.verifier(request, u)
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
-        self._own = OwnDrafts(request, limits) if request.own_drafts else None
+        self._own = OwnDrafts(request, limits, pool) if request.own_drafts else None
         self._own_proposal: Continuation | None = None  # the proposal for the running pass
 
     @property
@@ -116,9 +119,9 @@ class VerifyingSession:
 
     def _propose(self) -> Continuation | None:
         """Return the verifier's own draft tokens after the pending ones, if there are any."""
-        if self._own is None or (pending := self.pending) >= MAX_PENDING:
+        if self._own is None:
             return None
-        return self._own.propose(self.committed, self.chain, pending)
+        return self._own.propose(self.committed, self.chain, self.pending)
 
     def receive(self, message: Pushed) -> list[Down]:
         """Take in a message; return the messages to send at once.

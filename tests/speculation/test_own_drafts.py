@@ -1,4 +1,4 @@
-"""The verifier's own draft tokens fill passes that have few of the edge's, and no more."""
+"""The verifier's own draft tokens follow the edge's in a pass."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from picospec.speculation.judges.judge import Judgement
+from picospec.speculation.proposing.prompt_lookup import MATCH_PRIORS
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
 from picospec.speculation.verifying.own_drafts import MAX_DROPPED
-from picospec.speculation.verifying.session import MAX_PENDING, VerifyingSession
+from picospec.speculation.verifying.session import VerifyingSession
 from tests.speculation import verifiers
 
 LINE = [11, 12, 13, 14, 15, 16]
@@ -45,13 +46,22 @@ def test_the_edges_draft_tokens_come_first() -> None:
     assert verifier.begin(3).own == 1
 
 
-def test_where_many_of_the_edges_are_pending_there_are_no_others() -> None:
+def test_own_draft_tokens_fill_the_pass_after_any_number_of_the_edges() -> None:
     verifier = session([*LINE, *LINE])
-    tokens = (*LINE, *LINE)[:MAX_PENDING]
 
-    verifier.receive(Draft(0, 0, 0, tokens))
+    verifier.receive(Draft(0, 0, 0, tuple(LINE)))
 
-    assert offered(verifier) == tokens
+    assert offered(verifier) == (*LINE, *LINE[:2])
+    assert verifier.begin(8).own == 2
+
+
+def test_later_tokens_of_a_match_are_the_surer_the_more_of_it_agrees() -> None:
+    verifier = session([*LINE, 2, LINE[0]])
+
+    first, second, third, fourth, *_ = verifier.gains
+
+    assert second / first == pytest.approx(MATCH_PRIORS[2][0])
+    assert third / second == fourth / third == pytest.approx(MATCH_PRIORS[3][0])
 
 
 @pytest.mark.parametrize(
