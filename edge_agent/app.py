@@ -42,6 +42,7 @@ from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from picospec.speculation.drafting.policy import DraftPolicy
 from picospec.speculation.protocol.messages import PROTOCOL_VERSION
+from picospec.speculation.protocol.opening import POOL
 
 NOT_READY: Final = "no verifier can be used; /status says why"
 """Clients get this message instead of errors that name a verifier's address."""
@@ -125,7 +126,7 @@ def build(
     for path in HEALTH_PATHS:
         app.router.routes.insert(0, Route(path, edge.health))
     app.router.routes.insert(0, Route("/ready", edge.ready))
-    pool = Route("/v1/picospec/pool", edge.forget, methods=["DELETE"])
+    pool = Route(POOL, edge.forget, methods=["DELETE"])
     app.router.routes.insert(0, pool)
     app.router.routes.extend(relay.no_routes())
     return app
@@ -182,7 +183,7 @@ class _Edge:
         }
 
     async def forget(self, request: Request) -> Response:
-        self.engine.forget(request.state.account.tenant)
+        await self.engine.forget(request.state.account.tenant)
         return Response(status_code=204)
 
     async def ready(self, _: Request) -> JSONResponse:

@@ -26,7 +26,7 @@ from picospec.edge_agent.proposing.grammars import DraftGrammar
 from picospec.edge_agent.proposing.proposals import ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
-from picospec.gateway.ports import Delta, Facts, Job
+from picospec.gateway.ports import Delta, Facts, Job, Owner
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.drafting.machine import DraftMachine
@@ -156,9 +156,12 @@ class EdgeEngine:
         )
         return Answer(job, proposals, machine, sessions, model, self._metrics)
 
-    def forget(self, owner: object) -> None:
-        """Forget the answers that an owner got."""
+    async def forget(self, owner: Owner) -> None:
+        """Forget the answers that an owner got, here and at the verifiers. Raises ApiError if a
+        verifier does not."""
         self._proposals.pools.empty(owner)
+        salt = owner.name if self._settings.separates_prefixes else None
+        await self._verifiers.forget_answers(salt)
 
     async def close(self) -> None:
         """Stop everything that the engine has started."""

@@ -80,6 +80,7 @@ def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
     return LlamaTarget(
         find, settings.llama, settings.limits, metrics,
         template=template, share_prefixes=shared, hashes=hashes,
+        keeps_answers=settings.speculation.keep_answers,
     )  # fmt: skip
 
 

@@ -28,11 +28,12 @@ from picospec.gateway.tenants.turns import ThreadTurns
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from picospec.speculation.protocol.messages import Open
+from picospec.speculation.protocol.opening import POOL, SALT
 from picospec.verifier.admission import check
 from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.upstream import Upstream, drafts, messages
-from picospec.verifier.target import UnknownSession
+from picospec.verifier.target import UnknownSession, owner_of
 from picospec.verifier.target_host import Host
 
 OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
@@ -79,6 +80,7 @@ class Routes:
             Route("/v1/model-facts", self.facts, methods=["GET"]),
             Route("/v1/tokenizer", self.tokenizer, methods=["GET"]),
             Route(OPEN, self.open, methods=["POST"]),
+            Route(POOL, self.forget, methods=["DELETE"]),
         ]
 
     async def health(self, _: Request) -> Response:
@@ -111,6 +113,14 @@ class Routes:
         account.took_prompt(len(opening.prompt))
         account.tenant.spend(len(opening.committed), account.clock())  # these are prefilled too
         return Downstream(session, account)
+
+    async def forget(self, request: Request) -> Response:
+        """Forget the answers that are kept for the key's tenant, or for the one of the tenant's
+        users whom the parameter `cache_salt` names."""
+        salt = request.query_params.get(SALT)
+        user = None if salt is None else msgspec.json.encode(salt)
+        await self.host.ready().forget(owner_of(request.state.account.tenant.name, user))
+        return Response(status_code=204)
 
     async def drafts(self, request: Request) -> Response:
         account: Account = request.state.account

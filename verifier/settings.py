@@ -64,6 +64,10 @@ class SpeculationSettings(Table):
     max_ahead: Annotated[int, Field(ge=1, le=4096)] = 128
     """At most this many draft tokens of a session are kept beyond its last committed token."""
 
+    keep_answers: bool = True
+    """The verifier drafts from earlier answers of the same key and cache salt. It keeps the
+    latest 32,768 tokens of each, in memory alone."""
+
     seed_exact: bool = False
     """vLLM with a --speculative-config: requests without a session are judged as sessions are,
     so that a text depends on its seed alone, as without speculation."""

@@ -21,6 +21,7 @@ from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompi
 from picospec.models.grammars.constraint import NAME
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.speculation.judges.judges import JUDGES
+from picospec.speculation.proposing.pool import SHARED, Owner
 from picospec.speculation.protocol.errors import InvalidSetting
 from picospec.speculation.protocol.messages import (
     SUPPORTED_VERSIONS,
@@ -101,11 +102,20 @@ def unservable() -> Iterator[None]:
         raise TargetFull(str(error)) from error
 
 
+def owner_of(tenant: str, salt: bytes | None = None) -> Owner:
+    """Return the owner of a tenant's answers: the tenant, or one of the tenant's own users,
+    whom an edge tells apart by a salt, in JSON."""
+    return Owner(tenant, "" if salt is None else identity_of(bytes(salt)))
+
+
 class Target(ABC):
     """Runs the large model. An implementation calls `describe` before `start` returns."""
 
-    def __init__(self, limits: Limits, *, share_prefixes: bool = False) -> None:
+    def __init__(
+        self, limits: Limits, *, share_prefixes: bool = False, keeps_answers: bool = True
+    ) -> None:
         self._limits = limits
+        self._keeps_answers = keeps_answers
         self._share_prefixes = share_prefixes
         self._facts: ModelFacts | None = None
         self._tokenizer: Tokenizer | None = None
@@ -185,6 +195,19 @@ class Target(ABC):
             return None
         salt = request.sampling.extras.get(SALT)
         return tenant if salt is None else identity_of(tenant, bytes(salt))
+
+    def owner_of_answers(self, tenant: str | None, request: Open) -> Owner | None:
+        """Return the owner whose earlier answers a request may draft from, and to whose its own
+        is added: the one of its prefixes. None if no answers are kept, as without a tenant."""
+        if not self._keeps_answers or tenant is None:
+            return None
+        if self._share_prefixes:
+            return SHARED
+        return owner_of(tenant, request.sampling.extras.get(SALT))
+
+    @abstractmethod
+    async def forget(self, owner: Owner) -> None:
+        """Forget the answers that are kept for an owner; see Pools.forget."""
 
     def describe(
         self,

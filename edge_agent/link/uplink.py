@@ -6,6 +6,7 @@ import time
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Annotated, Final
+from urllib.parse import urlencode
 
 import msgspec
 import structlog
@@ -25,6 +26,7 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from picospec.models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
 from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
+from picospec.speculation.protocol.opening import POOL, SALT
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
 """A tokenizer has megabytes, and is fetched once."""
@@ -145,6 +147,14 @@ class Uplink:
         """Send a request to the verifier's own API; see Connection.post_to."""
         headers = {"content-type": "application/json"}
         return self.connection.post_to(path, headers, body, within_s=ANSWER_TIMEOUT_S)
+
+    async def forget_answers(self, salt: str | None) -> None:
+        """Let the verifier forget the answers that it keeps for this edge, or for one of its
+        users. An older verifier keeps none. Raises ApiError."""
+        query = "" if salt is None else f"?{urlencode({SALT: salt})}"
+        answer = await self.connection.ask("DELETE", POOL + query, within_s=CHECK_TIMEOUT_S)
+        if answer.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND):
+            raise Unavailable("the verifier has not forgotten its answers")
 
     def forget(self) -> None:
         """Let the facts be fetched again: the verifier was away, or has changed."""

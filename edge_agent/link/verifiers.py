@@ -86,6 +86,14 @@ class Verifiers:
         for uplink in self.uplinks:
             uplink.forget()
 
+    async def forget_answers(self, salt: str | None) -> None:
+        """Let all verifiers forget answers of this edge, or of one of its users. Raises an
+        ApiError if one does not; the others have forgotten them then."""
+        asked = (uplink.forget_answers(salt) for uplink in self.uplinks)
+        for failure in await asyncio.gather(*asked, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
     def report(self) -> dict[str, object]:
         """Return the verifier in use and the health of each, for /health and /ready. Anybody
         may read these, so they number the verifiers as in the settings and have no address."""

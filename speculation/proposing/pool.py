@@ -24,9 +24,6 @@ LENGTHS: Final = (16, 8)
 """An edge keeps n-grams of these lengths, longest first. A token takes 4 bytes in the ring, and
 4 to 8 in each table."""
 
-VERIFIER_LENGTHS: Final = (16, 8, 3)
-"""A verifier keeps these: its draft tokens pay no round trip, so that shorter matches pay."""
-
 CONTEXT: Final = 64
 """This many tokens of a prompt's end are kept before its answer: prompts often end alike."""
 
@@ -51,9 +48,13 @@ class Owner:
     user: str = ""
 
 
+SHARED: Final = Owner("")
+"""This owner stands for all tenants, where they share prefixes and so answers too."""
+
+
 class Pool:
-    """max_tokens: size of the ring, more than max(LENGTHS). lengths: those of the n-grams, longest
-    first."""
+    """max_tokens: size of the ring, more than max(LENGTHS). lengths: those of the n-grams, the
+    longest first."""
 
     def __init__(self, max_tokens: int, lengths: Sequence[int] = LENGTHS) -> None:
         self._lengths = tuple(lengths)

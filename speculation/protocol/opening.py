@@ -53,6 +53,10 @@ PREDICTION: Final = "prediction"
 """This extra changes no answer: its tokens are sent in `Open.predicted`."""
 
 
+POOL: Final = "/v1/picospec/pool"
+"""A DELETE on this path makes either end forget answers; at a verifier the parameter SALT names
+one of the tenant's users."""
+
 SALT: Final = "cache_salt"
 """This extra separates an edge's tenants: the verifier reuses a prompt's cache only among
 sessions with the same key and salt. It changes no answer."""

@@ -119,9 +119,9 @@ class VerifyMachine:
         if (observed := self._sessions.pop(name, None)) and observed.pool is not None:
             observed.pool.add(observed.session.request.prompt, observed.session.committed)
 
-    def forget(self, tenant: str) -> None:
-        """Forget the answers that are kept for a tenant."""
-        self._pools.forget(tenant)
+    def forget(self, owner: Owner) -> None:
+        """Forget the answers that are kept for an owner; see Pools.forget."""
+        self._pools.forget(owner)
 
     def session(self, name: str) -> VerifyingSession:
         return self._sessions[name].session

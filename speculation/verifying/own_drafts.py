@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from picospec.speculation.proposing.ngrams import resumption
-from picospec.speculation.proposing.pool import VERIFIER_LENGTHS, Owner, Pool
+from picospec.speculation.proposing.ngrams import LENGTHS, resumption
+from picospec.speculation.proposing.pool import SHARED, Owner, Pool
 from picospec.speculation.proposing.precision import Continuation, Precision
 from picospec.speculation.proposing.prediction import Prediction
 from picospec.speculation.proposing.prompt_lookup import PromptLookup
@@ -34,11 +34,11 @@ pass can start (on a core of an EPYC)."""
 MAX_DROPPED: Final = 64
 """This many tokens are kept of a broken chain; later ones are hardly ever right."""
 
-MAX_POOLS: Final = 64
-"""So many owners have a pool, of 1 MB at most; the one that was used longest ago is dropped."""
+MAX_POOLS: Final = 32
+"""So many owners have a pool; the one that was used longest ago is dropped."""
 
 POOL_TOKENS: Final = 32_768
-"""A pool holds this many tokens of an owner's latest answers, which are some hundred."""
+"""A pool holds this many tokens of an owner's latest answers, and takes 1.5 MB."""
 
 RESUMPTION_PRIORS: Final = {1: (0.4, 4), 2: (0.6, 4), 3: (0.7, 4)}
 """Maps the number of tokens before a place that the broken chain and the text share to how
@@ -47,23 +47,26 @@ fitted to the Qwen pair (docs/decisions.md); each session corrects it by what it
 
 
 class Pools:
-    """Has a pool of answers for each owner: nobody's draft tokens come from another's answer."""
+    """Has a pool of answers for each owner: nobody drafts from another owner's answers."""
 
     def __init__(self) -> None:
         self._pools: dict[Owner, Pool] = {}  # the one that was used last is at the end
 
     def of(self, owner: Owner) -> Pool:
         """Return an owner's pool, an empty one at first."""
-        pool = self._pools.pop(owner, None) or Pool(POOL_TOKENS, VERIFIER_LENGTHS)
+        pool = self._pools.pop(owner, None) or Pool(POOL_TOKENS, LENGTHS)
         self._pools[owner] = pool
         if len(self._pools) > MAX_POOLS:
             del self._pools[next(iter(self._pools))]
         return pool
 
-    def forget(self, tenant: str) -> None:
-        """Drop a tenant's pools; answers that have begun still draft from them."""
-        for owner in [owner for owner in self._pools if owner.tenant == tenant]:
-            del self._pools[owner]
+    def forget(self, owner: Owner) -> None:
+        """Drop an owner's pool, and the one that all tenants share; all pools of a tenant if
+        the owner is no user. Answers that have begun still draft from them."""
+        for each in list(self._pools):
+            is_own = each.tenant == owner.tenant and owner.user in ("", each.user)
+            if is_own or each == SHARED:
+                del self._pools[each]
 
 
 class OwnDrafts:

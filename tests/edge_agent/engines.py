@@ -43,6 +43,7 @@ class FakeUplink:
         self.opened: list[Open] = []
         self.forgotten = 0
         self.known = known
+        self.salts: list[str | None] = []
         self.link = ScriptedLink(script)
 
     async def facts(self) -> ModelFacts:
@@ -60,6 +61,9 @@ class FakeUplink:
 
     def forget(self) -> None:
         self.forgotten += 1
+
+    async def forget_answers(self, salt: str | None) -> None:
+        self.salts.append(salt)
 
 
 class TokenizerUplink:

@@ -146,7 +146,8 @@ async def test_an_answer_that_was_cancelled_is_kept_as_far_as_it_came() -> None:
 async def test_an_owner_whose_pool_is_emptied_has_nothing_predicted() -> None:
     edge, uplink = await answered()
 
-    edge.forget(ASKED.owner)
+    await edge.forget(ASKED.owner)
     await asked_again(edge, uplink)
 
     assert uplink.opened[1].predicted == ()
+    assert uplink.salts == [None], "the verifier forgets too"

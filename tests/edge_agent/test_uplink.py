@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -255,3 +255,23 @@ def test_a_verifier_that_does_not_go_by_this_name_does_not_refuse_the_key() -> N
     assert isinstance(error, EngineFault)
     assert error.error_code == "host_not_allowed"
     assert "PICOSPEC_VERIFIER_KEY" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "fails"), [(204, False), (404, False), (403, True), (500, True)]
+)
+async def test_a_verifier_that_does_not_forget_its_answers_is_reported(
+    uplink: Uplink, monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
+) -> None:
+    asked: list[str] = []
+
+    async def ask(method: str, path: str, **_: object) -> Answer:
+        asked.append(f"{method} {path}")
+        return Answer(status, b"")
+
+    monkeypatch.setattr(uplink.connection, "ask", ask)
+
+    with pytest.raises(Unavailable) if fails else nullcontext():
+        await uplink.forget_answers("a b")
+
+    assert asked == ["DELETE /v1/picospec/pool?cache_salt=a+b"]

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import pytest
 
 from picospec.speculation.judges.judge import Judgement
+from picospec.speculation.proposing.pool import SHARED, Owner
 from picospec.speculation.proposing.prompt_lookup import MATCH_PRIORS
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
-from picospec.speculation.verifying.own_drafts import MAX_DROPPED
+from picospec.speculation.verifying.machine import VerifyMachine
+from picospec.speculation.verifying.own_drafts import MAX_DROPPED, MAX_POOLS, Pools
 from picospec.speculation.verifying.session import VerifyingSession
 from tests.speculation import verifiers
 
@@ -177,3 +179,69 @@ def generate_own(verifier: VerifyingSession, token: int, *, judged: int = 0) -> 
     """Run a pass that judges so many draft tokens, none of which is right."""
     verifier.begin(judged)
     verifier.resolve(Judgement((token,), 0))
+
+
+def machine_after(owner: Owner | None) -> VerifyMachine:
+    """A machine that has generated LINE for an owner."""
+    machine = VerifyMachine(iter(()))
+    open_at(machine, "a", owner)
+    for token in LINE:
+        machine.begin({"a": 0}, now=0.0)
+        machine.session("a").resolve(Judgement((token,), 0))
+    machine.close("a")
+    return machine
+
+
+def open_at(machine: VerifyMachine, name: str, owner: Owner | None) -> None:
+    request = verifiers.opening(prompt=(1, 2, 3), own_drafts=True)
+    machine.open(name, request, Limits(8), vocabulary_size=100, now=0.0, owner=owner)
+
+
+def offered_to(machine: VerifyMachine, owner: Owner | None) -> tuple[int, ...]:
+    open_at(machine, "b", owner)
+    return machine.session("b").plan(32)
+
+
+ALICE = Owner("edge", "alice")
+
+
+def test_an_earlier_answer_is_proposed_to_its_owner_only() -> None:
+    assert offered_to(machine_after(ALICE), ALICE) == tuple(LINE)
+    for other in (Owner("edge", "bob"), Owner("edge"), Owner("other", "alice"), None):
+        assert offered_to(machine_after(ALICE), other) == ()
+
+
+def test_a_session_without_owner_leaves_no_answer() -> None:
+    assert offered_to(machine_after(None), ALICE) == ()
+
+
+@pytest.mark.parametrize(
+    ("who", "left"),
+    [(ALICE, 0), (Owner("edge"), 0), (Owner("edge", "bob"), 6), (Owner("other"), 6)],
+)
+def test_an_owners_answers_are_forgotten_on_demand(who: Owner, left: int) -> None:
+    machine = machine_after(ALICE)
+
+    machine.forget(who)
+
+    assert len(offered_to(machine, ALICE)) == left
+
+
+def test_answers_that_all_share_are_forgotten_on_anyones_demand() -> None:
+    machine = machine_after(SHARED)
+
+    machine.forget(ALICE)
+
+    assert offered_to(machine, SHARED) == ()
+
+
+def test_the_pool_that_was_used_longest_ago_is_dropped() -> None:
+    pools = Pools()
+    first, *_ = [pools.of(Owner(str(n))) for n in range(MAX_POOLS)]
+    second = pools.of(Owner("1"))
+    assert pools.of(Owner("0")) is first
+
+    pools.of(Owner("new"))
+
+    assert pools.of(Owner("0")) is first
+    assert pools.of(Owner("1")) is second

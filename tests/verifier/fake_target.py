@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Sequence
 import numpy as np
 
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json
+from picospec.speculation.proposing.pool import Owner
 from picospec.speculation.protocol.messages import (
     Finish,
     Limits,
@@ -112,6 +113,7 @@ class FakeTarget(Target):
         self.pushed: list[Framed[Pushed]] = []
         self.stopped = False
         self.hangs = False
+        self.forgotten: list[Owner] = []
 
     async def start(self) -> None:
         if not self._starts:
@@ -119,6 +121,9 @@ class FakeTarget(Target):
 
     async def heartbeat(self) -> None:
         await self._pass()
+
+    async def forget(self, owner: Owner) -> None:
+        self.forgotten.append(owner)
 
     async def _pass(self) -> None:
         if self.hangs:

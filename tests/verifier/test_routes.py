@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from unittest.mock import Mock
 
 import httpx
+import msgspec
 import pytest
+from starlette.requests import Request
 
+from picospec.speculation.proposing.pool import SHARED, Owner
 from picospec.speculation.protocol.messages import (
     BEAT_S,
     Commit,
@@ -17,10 +21,12 @@ from picospec.speculation.protocol.messages import (
     Recovered,
     Redraw,
     Reject,
+    Sampling,
 )
+from picospec.verifier.routes import Routes
 from tests.verifier.conftest import http2_client, metrics, sessions_open, until_open
 from tests.verifier.down import opened, push, text_of
-from tests.verifier.fake_target import FAILS, STALLS, STREAMS, opening, said
+from tests.verifier.fake_target import FAILS, STALLS, STREAMS, FakeTarget, opening, said
 
 
 def truth(count: int, first: int = STREAMS) -> list[int]:
@@ -140,3 +146,29 @@ async def test_the_plain_face_says_the_same_text(client: httpx.AsyncClient) -> N
     text = "".join(chr(token + 32) for token in truth(8))
     assert answer.json()["choices"][0]["text"] == text
     assert await sessions_open(client) == 0
+
+
+async def test_a_key_makes_the_verifier_forget_its_answers_or_those_of_one_of_its_users() -> (
+    None
+):
+    target = FakeTarget()
+    routes = Routes(Mock(ready=lambda: target), Mock())
+    state = {"account": Mock(tenant=Mock())}
+    state["account"].tenant.name = "edge"
+
+    for query in (b"", b"cache_salt=alice"):
+        scope = {"type": "http", "query_string": query, "state": state}
+        assert (await routes.forget(Request(scope))).status_code == 204
+
+    salt = {"cache_salt": msgspec.Raw(b'"alice"')}
+    asked = opening(sampling=Sampling(extras=salt), own_drafts=True)
+    assert target.forgotten == [Owner("edge"), target.owner_of_answers("edge", asked)]
+
+
+async def test_where_prefixes_are_shared_so_are_answers_but_none_of_nobody() -> None:
+    target = FakeTarget()
+    assert target.owner_of_answers(None, opening()) is None
+
+    target._share_prefixes = True
+
+    assert target.owner_of_answers("edge", opening()) == SHARED

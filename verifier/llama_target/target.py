@@ -15,6 +15,7 @@ from picospec.models.file_hashes import FileHashes
 from picospec.models.llama_cpp.library import check_llama
 from picospec.models.store import Found
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.speculation.proposing.pool import Owner
 from picospec.speculation.protocol.messages import Finish, Limits, Open, Pushed, Reused
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
@@ -57,10 +58,11 @@ class LlamaTarget(Target):
         *,
         template: str | None = None,
         share_prefixes: bool = False,
+        keeps_answers: bool = True,
         hashes: FileHashes | None = None,
     ) -> None:
         check_llama()
-        super().__init__(limits, share_prefixes=share_prefixes)
+        super().__init__(limits, share_prefixes=share_prefixes, keeps_answers=keeps_answers)
         self._find = find
         self._settings = settings
         self._metrics = metrics
@@ -115,7 +117,12 @@ class LlamaTarget(Target):
         self, session: str, request: Open, tenant: str | None = None
     ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish once a slot is free; closing frees the slot."""
-        slot = self._admit(session, request, self.owner_of_prefixes(tenant, request))
+        slot = self._admit(
+            session,
+            request,
+            self.owner_of_prefixes(tenant, request),
+            self.owner_of_answers(tenant, request),
+        )
         try:
             message = await slot.next()
             if slot.reused:
@@ -135,6 +142,9 @@ class LlamaTarget(Target):
         slot.send(self._machine.received(session, message.message, arrived=time.monotonic()))
         started(self._scheduler).wake()
 
+    async def forget(self, owner: Owner) -> None:
+        self._machine.forget(owner)
+
     def _over(self, running: asyncio.Task[None]) -> None:
         """Fail all sessions once the scheduler has stopped, by cancellation or by a bug."""
         self._scheduler = None
@@ -143,14 +153,18 @@ class LlamaTarget(Target):
         if not running.cancelled() and (bug := running.exception()):
             structlog.get_logger("verifier").error("the scheduler failed", exc_info=bug)
 
-    def _admit(self, session: str, request: Open, owner: str | None) -> Slot:
+    def _admit(
+        self, session: str, request: Open, owner: str | None, answers: Owner | None
+    ) -> Slot:
         started(self._scheduler)
         if not self._kv_slots.free and len(self._waiting()) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
         size, now = self.facts.vocabulary_size, time.monotonic()
         with unservable():
             adjust = in_turn(self._mask(request), adjustment(request, vocabulary_size=size))
-        self._machine.open(session, request, self._limits, vocabulary_size=size, now=now)
+        self._machine.open(
+            session, request, self._limits, vocabulary_size=size, now=now, owner=answers
+        )
         record = self._machine.session(session)
         slot = self._slots[session] = Slot(session, record, adjust, owner)
         self._place()

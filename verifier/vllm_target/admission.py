@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from picospec.speculation.proposing.pool import Owner
 from picospec.speculation.protocol.messages import Limits, Open
 from picospec.speculation.sampling.logit_settings import LogitSettings
 
@@ -39,6 +40,9 @@ class Admission:
     drawn_by_vllm: bool = False
     """True if vLLM's own sampler draws the session's tokens, with the settings of vLLM's
     request; `settings` then changes nothing."""
+
+    owner: Owner | None = None
+    """The session may draft from this owner's earlier answers."""
 
     def pack(self) -> bytes:
         """Return the admission in a type that vLLM can carry between processes."""

@@ -30,6 +30,7 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
+from picospec.speculation.proposing.pool import Owner
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Pushed
@@ -77,7 +78,14 @@ class SessionScheduler(Scheduler):
         if asked.drawn_by_vllm:
             _move_output(request, asked.prompt_tokens)
         opened = replace(asked.request, prompt=tuple(prompt))
-        self._machine.open(asked.session, opened, asked.limits, vocabulary_size=size, now=now)
+        self._machine.open(
+            asked.session,
+            opened,
+            asked.limits,
+            vocabulary_size=size,
+            now=now,
+            owner=asked.owner,
+        )
         slot = SessionSlot(asked, self._machine.session(asked.session), prompt)
         self._slots[request.request_id] = slot
         self._request_of[slot.name] = request.request_id
@@ -168,6 +176,10 @@ class SessionScheduler(Scheduler):
         if slot.error or slot.frames:
             request = self.requests[request_id]
             self._emit(request, self._output(request, slot))
+
+    def forget(self, tenant: str, user: str) -> None:
+        """Forget the answers that are kept for an owner."""
+        self._machine.forget(Owner(tenant, user))
 
     def figures(self) -> dict[str, int]:
         """Return counts that show whether the core makes progress."""
@@ -276,4 +288,5 @@ def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
 # vLLM's own RPC finds the core's methods by name
 EngineCore.picospec_attach = lambda core: core.scheduler.attach(core)
 EngineCore.picospec_read = lambda core: None
+EngineCore.picospec_forget = lambda core, tenant, user: core.scheduler.forget(tenant, user)
 EngineCore.picospec_figures = lambda core: core.scheduler.figures()

@@ -24,6 +24,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from picospec.speculation.proposing.pool import Owner
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import Reused
@@ -197,6 +198,10 @@ class Engine:
     async def push(self, session: str, frames: bytes) -> None:
         """Send messages of a running session, see Outbox.push."""
         await self._ranks.push(session, frames)
+
+    async def forget(self, owner: Owner) -> None:
+        """Forget an owner's answers in all cores."""
+        await self._ranks.call_all("forget", owner.tenant, owner.user)
 
     async def figures(self) -> dict[str, int]:
         """Return the schedulers' counts, summed over all cores."""

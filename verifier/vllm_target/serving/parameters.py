@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from picospec.models.grammars.constraint import Constraint
+from picospec.speculation.proposing.pool import Owner
 from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
 from picospec.speculation.sampling.logit_settings import LogitSettings
 from picospec.verifier.target import asked_grammar, unservable
@@ -20,12 +21,18 @@ from picospec.verifier.vllm_target.admission import FIELD, Admission
 
 
 def engine_request(
-    session: str, request: Open, facts: ModelFacts, *, drawn_by_vllm: bool = False
+    session: str,
+    request: Open,
+    facts: ModelFacts,
+    *,
+    drawn_by_vllm: bool = False,
+    owner: Owner | None = None,
 ) -> dict[str, Any]:
     """Return vLLM's request for a session as keywords of SamplingParams, of which one is a dict
     of keywords of StructuredOutputsParams or None. Raises Unservable.
 
-    The request was checked against `facts`, except for the values of its extras.
+    owner: whose earlier answers the session may draft from. The request was checked against
+    `facts`, except for the values of its extras.
     """
     with unservable():
         settings = LogitSettings.of(request, vocabulary_size=facts.vocabulary_size)
@@ -50,6 +57,7 @@ def engine_request(
         settings,
         facts.vocabulary_size,
         drawn_by_vllm,
+        owner,
     )
     sampling |= {"extra_args": {FIELD: admission.pack()}, "structured_outputs": None}
     if (asked := asked_grammar(request)) is not None:

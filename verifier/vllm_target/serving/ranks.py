@@ -156,11 +156,11 @@ class Ranks:
         message = (UTILITY, *client.encoder.encode(call))
         return client._send_input_message(message, client.core_engines[rank])
 
-    async def _call(self, method: str, rank: int) -> Any:
-        core = self._client.core_engines[rank]
-        return await self._client._call_utility_async(f"picospec_{method}", engine=core)
+    async def _call(self, method: str, rank: int, *arguments: Any) -> Any:
+        core, name = self._client.core_engines[rank], f"picospec_{method}"
+        return await self._client._call_utility_async(name, *arguments, engine=core)
 
-    async def call_all(self, method: str) -> list[Any]:
+    async def call_all(self, method: str, *arguments: Any) -> list[Any]:
         """Call every core; return their answers in the order of ranks."""
-        calls = (self._call(method, rank) for rank in range(len(self)))
+        calls = (self._call(method, rank, *arguments) for rank in range(len(self)))
         return await asyncio.gather(*calls)

@@ -112,6 +112,7 @@ def _target(
         adapters=state.openai_serving_models.lora_requests,
         as_served=partial(as_served, llm=llm, args=args),
         share_prefixes=settings.share_prefixes,
+        keeps_answers=settings.speculation.keep_answers,
         hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),
         self_test=settings.vllm.get("self_test", True) if is_first else None,
     )

@@ -16,6 +16,7 @@ from picospec.models.file_hashes import FileHashes
 from picospec.models.tokenizing.hugging_face import commit_of, directory_of
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
 from picospec.speculation.judges.judges import JUDGES
+from picospec.speculation.proposing.pool import Owner
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Commit, Finish, Judge, Limits, Open, Pushed
 from picospec.speculation.protocol.wire import Framed
@@ -61,10 +62,11 @@ class VllmTarget(Target):
         adapters: Mapping[str, LoRARequest] = MappingProxyType({}),
         as_served: Callable[[TokenizerFile], TokenizerFile] | None = None,
         share_prefixes: bool = False,
+        keeps_answers: bool = True,
         hashes: FileHashes | None = None,
         self_test: bool | None = True,
     ) -> None:
-        super().__init__(limits, share_prefixes=share_prefixes)
+        super().__init__(limits, share_prefixes=share_prefixes, keeps_answers=keeps_answers)
         self._name = name
         self._as_served = as_served
         self._hashes = hashes or FileHashes()
@@ -146,6 +148,9 @@ class VllmTarget(Target):
         found = await asyncio.to_thread(self._adapters.identities, facts.identity, folder)
         self._facts = msgspec.structs.replace(facts, adapters=found)
 
+    async def forget(self, owner: Owner) -> None:
+        await self._engine.forget(owner)
+
     async def figures(self) -> dict[str, int]:
         """Return the engine's counts: see SessionScheduler.figures."""
         return await self._engine.figures()
@@ -161,7 +166,11 @@ class VllmTarget(Target):
         if adapter is None and request.model != self.facts.model:
             raise Unservable("model", f"the adapter {request.model!r} is no longer loaded")
         wanted = engine_request(
-            session, request, self.facts, drawn_by_vllm=engine.drawn_by_vllm
+            session,
+            request,
+            self.facts,
+            drawn_by_vllm=engine.drawn_by_vllm,
+            owner=self.owner_of_answers(tenant, request),
         )
         self._sessions.add(session)
         try:
