@@ -14,6 +14,8 @@ from picospec.bench.__main__ import app
 from picospec.bench.link.path import Conditions
 from picospec.bench.simulator.arms import Arm
 from picospec.bench.simulator.hosts import gpu
+from picospec.bench.simulator.made_up import made_up
+from picospec.bench.simulator.pace import HEADS
 from picospec.bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
 from picospec.bench.simulator.source import Source, synthetic
 from picospec.bench.simulator.world import World, simulate
@@ -121,3 +123,20 @@ def test_pace_writes_a_cell_for_each_point_distance_load_and_family(tmp_path: Pa
     cells = json.loads(out.read_text())["cells"]
     assert len(cells) == 8
     assert all(min(cell["rates"].values()) > 0 for cell in cells)
+
+
+def test_made_up_answers_are_always_the_same_and_repeat_what_their_family_repeats() -> None:
+    answers = made_up()
+
+    assert answers.keys() == HEADS.keys()
+    assert all(source.tokens for some in answers.values() for source in some)
+    again = made_up()["agent"][0]
+    assert (again.prompt, again.tokens) == (
+        answers["agent"][0].prompt,
+        answers["agent"][0].tokens,
+    )
+    gained = {
+        name: rate(Arm(rival=ngram(8)), some[0]) / rate(Arm(), some[0])
+        for name, some in answers.items()
+    }
+    assert min(gained["code"], gained["agent"]) > 2 * gained["chat"]
