@@ -172,3 +172,11 @@ async def test_where_prefixes_are_shared_so_are_answers_but_none_of_nobody() -> 
     target._share_prefixes = True
 
     assert target.owner_of_answers("edge", opening()) == SHARED
+
+
+async def test_the_answers_that_are_kept_are_forgotten_over_http(
+    client: httpx.AsyncClient, server: str
+) -> None:
+    assert (await client.delete("/v1/picospec/pool")).status_code == 204
+    async with http2_client(server, "wrong") as stranger:
+        assert (await stranger.delete("/v1/picospec/pool")).status_code == 401
