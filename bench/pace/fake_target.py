@@ -24,6 +24,7 @@ from prometheus_client import Gauge
 
 from picospec.bench.pace.script import VOCABULARY, key, said
 from picospec.gateway.hosting.serving import serve
+from picospec.speculation.proposing.pool import Owner
 from picospec.speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
 from picospec.speculation.protocol.wire import Framed
 from picospec.speculation.sampling.distributions import Distribution
@@ -131,6 +132,9 @@ class FakeTarget(Target):
             rows = sum(1 + len(judged.draft) for _, judged in passes)
             if passes:
                 self._metrics.passed(rows, self._pass_s)
+
+    async def forget(self, owner: Owner) -> None:
+        """Do nothing: no answers are kept."""
 
     def _begin(self) -> list[tuple[_Running, Pass]]:
         return [
