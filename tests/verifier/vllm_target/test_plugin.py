@@ -27,6 +27,7 @@ from vllm.v1.engine.core import EngineCoreProc
 from picospec.verifier.vllm_target import dying
 from picospec.verifier.vllm_target.configuring import conflicts, plugin
 from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET, Choice
+from picospec.verifier.vllm_target.serving.engine import Engine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 GENERATES = {
@@ -392,3 +393,17 @@ def test_a_core_is_bound_to_its_parent_and_the_private_socket_is_gone(
 
     assert EngineCoreProc.run_engine_core is dying.run_engine_core
     assert not folder.exists()
+
+
+def test_batch_invariant_kernels_shape_a_text(
+    configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured()
+    engine = SimpleNamespace(
+        _llm=SimpleNamespace(vllm_config=config), model=config.model_config
+    )
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
+    usual = Engine.shapes.fget(engine)  # type: ignore[attr-defined]
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+
+    assert Engine.shapes.fget(engine) != usual  # type: ignore[attr-defined]

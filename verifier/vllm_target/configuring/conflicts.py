@@ -48,7 +48,6 @@ class Rule:
         return "--" + self.option.replace("_", "-")
 
 
-_KV_STAYS: Final = "a session keeps its KV in this engine"
 RULES: Final = (
     Rule("scheduler_cls", lambda v: v not in (None, SCHEDULER), "sessions need their own"),
     Rule("worker_extension_cls", lambda v: v not in _EXTENSIONS, "it is the judge"),
@@ -59,8 +58,16 @@ RULES: Final = (
     ),
     Rule("stream_interval", lambda v: v > 1, "an edge needs the result of each step"),
     Rule("watermark_config", lambda v: v is not None, "edges draw without a watermark"),
-    Rule("kv_transfer_config", lambda v: v is not None, _KV_STAYS),
-    Rule("kv_offloading_size", lambda v: v is not None, _KV_STAYS),
+    Rule(
+        "kv_transfer_config",
+        lambda v: v is not None,
+        "a held session would keep the core and its workers busy",
+    ),
+    Rule(
+        "kv_offloading_size",
+        lambda v: v is not None,
+        "sessions were not tried with KV elsewhere",
+    ),
     Rule("enable_elastic_ep", bool, "an engine that joins later has no judge"),
 )
 
