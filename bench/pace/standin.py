@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, Final
 
 import torch
@@ -52,7 +52,10 @@ class StandInExecutor(UniProcExecutor):
         super()._init_executor()
 
 
-def _as_on_a_gpu(stock: Callable[[Any], None], config: Any) -> None:
+_NAME: Final = f"{__name__}.{StandInExecutor.__name__}"
+
+
+def _completed(stock: Callable[[Any], None], config: Any) -> None:
     """Let the platform complete a config, but not switch asynchronous scheduling off."""
     wanted = config.scheduler_config.async_scheduling
     stock(config)
@@ -60,10 +63,16 @@ def _as_on_a_gpu(stock: Callable[[Any], None], config: Any) -> None:
         config.scheduler_config.async_scheduling = wanted
 
 
-_NAME: Final = f"{__name__}.{StandInExecutor.__name__}"
-_stock: Final = CpuPlatform.check_and_update_config
-CpuPlatform.check_and_update_config = staticmethod(partial(_as_on_a_gpu, _stock))
-VllmConfig._validate_v2_model_runner = lambda config: None  # it asks for Triton
+def _validated(config: Any, stock: Callable[[Any], None]) -> None:
+    """Demand Triton for Model Runner V2 only where it computes something."""
+    if config.parallel_config.distributed_executor_backend != _NAME:
+        stock(config)
+
+
+_platform = partial(_completed, CpuPlatform.check_and_update_config)
+CpuPlatform.check_and_update_config = staticmethod(_platform)
+_validation = partialmethod(_validated, VllmConfig._validate_v2_model_runner)
+VllmConfig._validate_v2_model_runner = _validation
 
 
 @dataclass(slots=True)

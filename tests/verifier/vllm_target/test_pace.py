@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from picospec.bench.__main__ import app
 from picospec.bench.data.files import load
 from picospec.bench.pace.figures import Found
+from picospec.bench.pace.script import said
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -22,6 +24,27 @@ def lines(out: Path, *arguments: str) -> dict[str, dict[str, float]]:
     result = CliRunner().invoke(app, [*arguments, *where])
     assert result.exit_code == 0, (result.output, result.exception)
     return {f"{line.load['arm']}": line.figures for line in load(out / "out.json", Found).lines}
+
+
+def test_the_stand_in_accepts_the_scripts_draft_tokens_up_to_the_first_other() -> None:
+    from picospec.bench.pace.standin import StandInWorker, _Text
+
+    worker = StandInWorker.__new__(StandInWorker)
+    worker._texts = {"a": _Text("1,2", known=4, computed=4)}
+    right = [said("1,2", place) for place in (5, 6, 7)]
+
+    def sampled(draft: list[int], rows: int) -> list[int]:
+        counts = {"a": rows}
+        step = SimpleNamespace(
+            num_scheduled_tokens=counts, scheduled_spec_decode_tokens={"a": draft}
+        )
+        return worker._sampled("a", step)
+
+    assert sampled([], 1) == right[:1]
+    assert sampled(right[:2], 3) == right
+    assert sampled([right[0], 0], 3) == right[:2]
+    worker._texts = {"a": _Text("1,2", known=9, computed=4)}
+    assert sampled([], 4) == []
 
 
 def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path: Path) -> None:
