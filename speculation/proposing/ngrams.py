@@ -24,7 +24,7 @@ prompt with more tokens than these bits can count is indexed up to there."""
 _PLACES: Final = (1 << PLACE_BITS) - 1
 _MASK: Final = (1 << 64) - 1
 _BASE: Final = 0x9E3779B97F4A7C15
-_POWERS: Final = {n: pow(_BASE, n, 1 << 64) for n in range(1, max(LENGTHS) + 1)}
+POWERS: Final = {n: pow(_BASE, n, 1 << 64) for n in range(1, max(LENGTHS) + 1)}
 """The key of an n-gram is the sum of its tokens, each plus one, times these, modulo 2**64. The
 first power belongs to its last token. So the keys of a text that grows follow from one another
 (Rabin and Karp 1987), and those of a prompt are computed as vectors."""
@@ -65,13 +65,18 @@ def _sorted_keys(tokens: NDArray[np.uint64]) -> dict[int, memoryview[int]]:
     keys: dict[int, memoryview[int]] = {}
     places = np.arange(len(tokens), dtype=np.uint64)
     mixed = np.zeros(len(tokens), np.uint64)  # at each place, of the n-gram before it
-    for n, power in _POWERS.items():
+    for n, power in POWERS.items():
         mixed[n:] += (tokens[:-n] + np.uint64(1)) * np.uint64(power)
         if n in LENGTHS:
             found = mixed[n:] & np.uint64(_MASK - _PLACES) | places[n:]
             found.sort()
             keys[n] = found.data
     return keys
+
+
+def keys(tokens: Sequence[TokenId]) -> dict[int, int]:
+    """Return by length the keys of the n-grams that end a text."""
+    return Index(tokens[-max(LENGTHS) :]).keys
 
 
 class Index:
@@ -110,6 +115,11 @@ class Index:
         self._extend_sums(token)
         self._ending = self._keys()
 
+    @property
+    def keys(self) -> dict[int, int]:
+        """The keys of the n-grams that end the text, by length."""
+        return dict(zip(LENGTHS[-len(self._ending) :], self._ending, strict=False))
+
     def truncate(self, length: int) -> None:
         """Remove the tokens from `length` on, as if they had never been appended. The prompt's
         tokens must remain."""
@@ -142,7 +152,7 @@ class Index:
     def _keys(self) -> list[int]:
         sums, last = self._sums, self._sums[-1]
         known = len(sums) - 1
-        return [last - sums[-1 - n] * _POWERS[n] & _MASK for n in LENGTHS if n <= known]
+        return [last - sums[-1 - n] * POWERS[n] & _MASK for n in LENGTHS if n <= known]
 
 
 def resumption(

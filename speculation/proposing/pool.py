@@ -8,16 +8,15 @@ them: a match counts only if its tokens are still in the ring, so the oldest one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import mul
 from typing import Final
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from picospec.speculation.proposing.ngrams import Match
+from picospec.speculation.proposing.ngrams import POWERS, Match, keys
 from picospec.speculation.protocol.messages import TokenId
 
 LENGTHS: Final = (16, 8)
@@ -26,16 +25,6 @@ LENGTHS: Final = (16, 8)
 
 CONTEXT: Final = 64
 """This many tokens of a prompt's end are kept before its answer: prompts often end alike."""
-
-_MULTIPLIERS: Final = np.random.default_rng(16).integers(
-    1 << 63, size=max(LENGTHS), dtype=np.uint64
-) * np.uint64(2) + np.uint64(1)
-"""The hash of an n-gram is the upper bits of its dot product with these odd numbers."""
-
-_FACTORS: Final[Sequence[int]] = _MULTIPLIERS.tolist()
-"""The same numbers, for a single n-gram: that is faster without numpy."""
-
-_WORD: Final = (1 << 64) - 1
 
 Ids = NDArray[np.uint32]
 
@@ -62,9 +51,10 @@ class Pool:
         self._next = 0
         self._bits = max_tokens.bit_length()
         self._after = {n: np.zeros(1 << self._bits, np.uint32) for n in self._lengths}
-        """Maps an n-gram's hash to the place in the ring of the token that followed."""
+        """Maps the upper bits of an n-gram's key to the place in the ring of the token that
+        followed."""
 
-        self._views = {n: (after.data, sum(_FACTORS[:n])) for n, after in self._after.items()}
+        self._views = {n: after.data for n, after in self._after.items()}
 
     def add(self, prompt: Sequence[TokenId], answer: Sequence[TokenId]) -> None:
         """Add an answer, complete or not, unless it is the one that the pool expects."""
@@ -80,18 +70,18 @@ class Pool:
                 hashes = self._hashes(sliding_window_view(text[:-2], n))
                 after[hashes[::-1]] = places[n:-1][::-1]  # a text's first one counts
 
-    def match(self, text: Sequence[TokenId]) -> Match | None:
+    def match(
+        self, text: Sequence[TokenId], known: Mapping[int, int] | None = None
+    ) -> Match | None:
         """Return what followed the longest n-gram that ends a text at its last occurrence in
-        the pool. The match's index is for `following`."""
+        the pool. The match's index is for `following`. known: the text's `keys`."""
+        known = keys(text) if known is None else known
         for n in self._lengths:
-            if len(text) < n:
-                continue
-            gram, (after, ones) = list(text[-n:]), self._views[n]
-            mixed = (sum(map(mul, gram, _FACTORS)) + ones) & _WORD  # as _hashes of id + 1
-            if not (at := after[mixed >> (64 - self._bits)]):
+            key = known.get(n)
+            if key is None or not (at := self._views[n][key >> (64 - self._bits)]):
                 continue  # no n-gram has this hash
             *before, token = self._slice(at - n, n + 1).tolist()
-            if token and [each - 1 for each in before] == gram:
+            if token and [each - 1 for each in before] == list(text[-n:]):
                 return Match(token - 1, at, n)
         return None
 
@@ -121,8 +111,9 @@ class Pool:
         return self._ring.take(np.arange(begin, begin + size), mode="wrap")
 
     def _hashes(self, grams: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """Return the hash of each n-gram. grams: [count, n]."""
-        mixed: NDArray[np.uint64] = (grams * _MULTIPLIERS[: grams.shape[1]]).sum(1)
+        """Return the hash of each n-gram. grams: [count, n], of ids plus 1."""
+        powers = np.array([POWERS[n] for n in range(grams.shape[1], 0, -1)], np.uint64)
+        mixed: NDArray[np.uint64] = (grams * powers).sum(1)
         return mixed >> np.uint64(64 - self._bits)
 
 

@@ -194,4 +194,5 @@ class PromptLookup:
         self._pooled.append(self._in_pool())
 
     def _in_pool(self) -> Match | None:
-        return self._pool.match(self._index.tokens) if self._pool else None
+        index = self._index
+        return self._pool.match(index.tokens, index.keys) if self._pool else None
