@@ -60,10 +60,12 @@ async def test_a_stranger_sees_no_address_of_a_verifier(client: httpx.AsyncClien
     assert 'picospec:edge_verifier_ready{verifier="0"} 0.0' in shown[2]
 
 
-async def test_a_pool_is_emptied_also_where_nothing_is_kept(client: httpx.AsyncClient) -> None:
+async def test_a_pool_is_not_emptied_while_its_verifier_is_away(
+    client: httpx.AsyncClient,
+) -> None:
     answers = [await client.request(how, POOL) for how in ("DELETE", "GET")]
 
-    assert [answer.status_code for answer in answers] == [204, 405]
+    assert [answer.status_code for answer in answers] == [503, 405]
 
 
 async def test_an_edge_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:

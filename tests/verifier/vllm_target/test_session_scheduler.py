@@ -269,13 +269,14 @@ def test_no_session_is_held_out_of_a_step_that_begins_to_read_a_prompt(
     request = SimpleNamespace(request_id="r", num_computed_tokens=5, num_tokens=6)
     scheduler = Scheduler()
 
-    def offer(ready: dict[str, Any], now: float, rows: int, others: int) -> Offer:
+    def offer(ready: dict[str, Any], now: float, rows: int, others: int, due: bool) -> Offer:
         return Offer(dict.fromkeys(ready, ()) if others else {}, 1.0)
 
     scheduler._machine = SimpleNamespace(offer=offer)
     scheduler.running, scheduler.waiting = [request], ["a prompt"] * waiting
     scheduler.max_num_running_reqs = seats
-    scheduler.scheduler_config = SimpleNamespace(max_num_batched_tokens=2048)
+    scheduler.scheduler_config = SimpleNamespace(max_num_batched_tokens=2048, max_num_seqs=64)
+    scheduler._is_due = False
     scheduler.structured_output_manager = SimpleNamespace(validate_tokens=lambda r, t: t)
 
     assert len(PicoScheduler._offer_drafts(scheduler, 0.0)) == held  # type: ignore[arg-type]
@@ -306,3 +307,35 @@ def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
 
     assert counts == [(1, (2, 0))]
     assert scheduler.get_request_counts() == (2, 0)
+
+
+def test_a_core_asks_once_a_step_whether_its_sessions_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM asks two or three times for each step, and each answer looks at all sessions."""
+    pytest.importorskip("vllm")
+    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+
+    from picospec.verifier.vllm_target.core import session_scheduler
+    from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+
+    asked: list[int] = []
+    monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)
+    monkeypatch.setattr(session_scheduler, "must_step", lambda scheduler: False)
+    given = Scheduler()
+    monkeypatch.setattr(
+        given._machine, "wait_s", lambda names, now: 0.0 if asked.append(1) is None else 1.0
+    )
+    scheduler: Any = object.__new__(PicoScheduler)
+    request = SimpleNamespace(request_id="r", num_computed_tokens=1, num_tokens=1)
+    vars(scheduler).update(
+        vars(given), engine="a core", running=[request], _lets_batch_end=False
+    )
+
+    assert scheduler.has_requests()
+    assert scheduler.has_requests()
+    assert len(asked) == 1
+
+    scheduler.push("s", wire.encode(Draft(0, 0, 0, (5,))), 0.0)
+    assert scheduler.has_requests()
+    assert len(asked) == 2

@@ -146,7 +146,8 @@ class PicoScheduler(SessionScheduler):
         rows = min(config.max_num_batched_tokens, most) - missing
         admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
         others = len(self.running) - len(ready) + admits
-        offer = self._machine.offer(ready, now, rows=rows, others=others)
+        due, self._is_due = self._is_due, False
+        offer = self._machine.offer(ready, now, rows=rows, others=others, due=due)
         self._heads = offer.heads
         for name, draft in offer.start.items():
             request, slot = ready[name]
@@ -209,9 +210,10 @@ class PicoScheduler(SessionScheduler):
                     found = Judgement(tuple(generated), accepted=len(generated) - 1)
                 verdicts[slot.name] = Verdict(found.after(asked[request_id].known), logprobs)
         rows = scheduler_output.total_num_scheduled_tokens
-        usual = _only_decodes(scheduler_output) and not self._is_slowed(scheduler_output)
-        learned = rows if rows > 0 and usual else None
-        down = self._machine.ran(self._plan, verdicts, now, rows=learned)
+        decoded = _decoded(scheduler_output)
+        is_slowed, reads = self._is_slowed(scheduler_output), decoded < rows
+        learned = decoded if decoded > 0 and not is_slowed else None
+        down = self._machine.ran(self._plan, verdicts, now, rows=learned, with_prompt=reads)
         for _, slot in passed.values():
             if slot.name in down:
                 judged_pass = self._plan.passes[slot.name]
@@ -248,12 +250,13 @@ def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> No
         request.num_output_placeholders = 0  # no other step of a session is under way
 
 
-def _only_decodes(output: SchedulerOutput) -> bool:
-    """Return True if a step reads no prompt, so that its time shows the latency of its rows."""
+def _decoded(output: SchedulerOutput) -> int:
+    """Return the rows of a step that belong to no part of a prompt."""
     drafts = output.scheduled_spec_decode_tokens
-    return all(
-        count == 1 + len(drafts.get(request_id, ()))
+    return sum(
+        count
         for request_id, count in output.num_scheduled_tokens.items()
+        if count == 1 + len(drafts.get(request_id, ()))
     )
 
 

@@ -43,6 +43,8 @@ from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 
 class SessionScheduler(Scheduler):
     running: list[Request]
+    _is_due = False
+    """True if no session need wait longer, until a message comes or the step is planned."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -92,6 +94,7 @@ class SessionScheduler(Scheduler):
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         if slot := self._slots.pop(request.request_id, None):
+            self._is_due = False
             del self._request_of[slot.name]
             self._machine.close(slot.name)
         return super()._free_request(request, *args, **kwargs)
@@ -165,7 +168,7 @@ class SessionScheduler(Scheduler):
         """
         if (request_id := self._request_of.get(session)) is None:
             return
-        slot = self._slots[request_id]
+        slot, self._is_due = self._slots[request_id], False
         try:
             for message in wire.Decoder().feed(frames):
                 if not isinstance(message, Pushed):
@@ -214,7 +217,7 @@ class SessionScheduler(Scheduler):
         self._wake_at = inf
         if self._lets_batch_end or not super().has_requests():
             return False
-        if not self._slots or self.engine is None or must_step(self):
+        if self._is_due or not self._slots or self.engine is None or must_step(self):
             return True
         slots = [self._slots.get(request.request_id) for request in self.running]
         sessions = [slot.name for slot in slots if slot]
@@ -223,6 +226,7 @@ class SessionScheduler(Scheduler):
         now = time.monotonic()
         wait_s = self._machine.wait_s(sessions, now)
         if wait_s <= 0.0:
+            self._is_due = True
             return True
         self._wake_at = now + wait_s
         return False
