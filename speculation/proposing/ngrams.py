@@ -76,7 +76,12 @@ def _sorted_keys(tokens: NDArray[np.uint64]) -> dict[int, memoryview[int]]:
 
 def keys(tokens: Sequence[TokenId]) -> dict[int, int]:
     """Return by length the keys of the n-grams that end a text."""
-    return Index(tokens[-max(LENGTHS) :]).keys
+    found, key = {}, 0
+    for n, token in enumerate(reversed(tokens[-max(LENGTHS) :]), 1):
+        key += (token + 1) * POWERS[n]
+        if n in LENGTHS:
+            found[n] = key & _MASK
+    return found
 
 
 class Index:

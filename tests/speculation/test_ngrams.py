@@ -15,6 +15,7 @@ from picospec.speculation.proposing.ngrams import (
     Index,
     Match,
     PromptGrams,
+    keys,
     resumption,
 )
 from tests.speculation.repeating import search, texts
@@ -52,6 +53,7 @@ def test_matches_behind_a_prompt_are_those_of_the_whole_text(
             text.append(token)
             index.append(token)
             assert index.match() == search(text)
+            assert index.keys == keys(text)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 17, 9000])
