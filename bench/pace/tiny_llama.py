@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -61,7 +62,7 @@ def make(directory: Path, *, padding: int = 0, seed: int = 0, weights: bool = Tr
 
 
 def _tokenizer() -> Tokenizer:
-    """Return a byte-level BPE; trained on ourselves, so that it has some merges."""
+    """Return a byte-level BPE, trained on made-up words, so that it has some merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -71,7 +72,10 @@ def _tokenizer() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    chance = Random(2)
+    words = (chance.choice("bdklmnrst") + chance.choice("aeiou") for _ in range(20_000))
+    text = "".join(word + chance.choice(("", "", " ")) for word in words)
+    tokenizer.train_from_iterator([text], trainer)
     return tokenizer
 
 

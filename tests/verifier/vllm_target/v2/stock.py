@@ -21,6 +21,7 @@ def main(model: str, requests: str, texts: str) -> None:
         model,
         dtype="float32",
         enforce_eager=True,
+        async_scheduling=False,  # as vLLM has it on CPUs
         max_model_len=256,
         max_num_seqs=8,
         kv_cache_memory_bytes=64 << 20,

@@ -16,12 +16,13 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.triton_utils.dispatcher import KernelOverride
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu import model_runner, structured_outputs, warmup
+from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
 
 from picospec.verifier.vllm_target.configuring.choice import MASK_ROWS, MOST_ROWS, Choice
 from picospec.verifier.vllm_target.core.hooks import narrowed
 from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
-from picospec.verifier.vllm_target.worker.v2 import by_noise, extension
+from picospec.verifier.vllm_target.worker.v2 import extension
 from picospec.verifier.vllm_target.worker.v2.hooks import WARM_ROWS, RunnerHooks
 
 CPU = torch.device("cpu")
@@ -94,7 +95,7 @@ def test_a_step_has_no_more_rows_than_there_is_memory_for(
 ) -> None:
     offered: list[int] = []
     machine = SimpleNamespace(
-        offer=lambda ready, now, rows, others: (
+        offer=lambda ready, now, rows, others, due: (
             offered.append(rows) or SimpleNamespace(heads={}, start={})
         )
     )
@@ -105,6 +106,7 @@ def test_a_step_has_no_more_rows_than_there_is_memory_for(
         scheduler_config=limits,
         _machine=machine,
         max_num_running_reqs=9,
+        _is_due=False,
     )
 
     PicoScheduler._offer_drafts(scheduler, 0.0)  # type: ignore[arg-type]
@@ -165,13 +167,13 @@ def test_a_request_has_masks_for_the_most_draft_tokens_of_any(drafts: int, rows:
 
 def test_kernels_are_compiled_before_the_first_user(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[int] = []
-    stock = by_noise.gumbel_sample
+    stock = gumbel.gumbel_sample
 
     def gumbel_sample(logits: torch.Tensor, *args: Any) -> torch.Tensor:
         judged.append(len(logits))
         return stock(logits, *args)
 
-    monkeypatch.setattr(by_noise, "gumbel_sample", gumbel_sample)
+    monkeypatch.setattr(gumbel, "gumbel_sample", gumbel_sample)
     masks, masked = worker(64), list[int]()
     apply = masks.apply_grammar_bitmask
     masks.apply_grammar_bitmask = lambda *given: masked.append(len(given[3])) or apply(*given)

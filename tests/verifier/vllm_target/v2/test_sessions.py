@@ -74,8 +74,10 @@ async def test_without_a_session_steps_are_planned_while_the_last_one_runs(
 async def test_vllms_own_requests_go_on_when_sessions_come_and_go(
     target: VllmTarget, texts: Texts
 ) -> None:
-    """They are also preempted, and grammars shape some of them."""
-    places = [(name, i % 3) for i, name in enumerate(CASES)]
+    """They are also preempted. Grammars shape none: on a busy CPU, asynchronous steps of a vLLM
+    without us were seen to apply a mask otherwise than its synchronous ones."""
+    names = [name for name in CASES if "schema" not in name]
+    places = [(name, i % 3) for i, name in enumerate(names)]
     requested = [asyncio.create_task(own(target, *place)) for place in places]
     ahead = [await planned_ahead(target)]
     for i, length in enumerate((4, 7, 1)):
