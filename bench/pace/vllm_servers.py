@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from picospec.bench.link.relay_server import HOST
-from picospec.bench.run.services import free_port
+from picospec.bench.run.services import FORGETFUL, free_port
 from picospec.gateway.hosting.processes import Service
 
 MODEL: Final = "tiny"
@@ -54,7 +54,7 @@ class Vllm:
             **self.options,
         }
         given = [text for name, value in options.items() for text in (f"--vllm.{name}", value)]
-        environment = {**_QUIET, **self.environment}
+        environment = {**_QUIET, **FORGETFUL, **self.environment}
         where = ("--model", str(self.model), "--host", HOST, "--port")
         if not self.plugin:
             command = (self.python, "-m", *_PLAIN, *where, str(self.plain_port), *given)

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Final, Self
 
 import httpx
 
@@ -65,6 +65,11 @@ class EdgePlan:
     def settings(self) -> dict[str, object]:
         names = ("drafter", "judge", "fill", "lookup", "verifier_drafts", "pool_tokens")
         return {name: getattr(self, name) for name in names}
+
+
+FORGETFUL: Final = {"PICOSPEC_VERIFIER__SPECULATION__KEEP_ANSWERS": "false"}
+"""A verifier with this environment drafts from no earlier answers: the arms of a bench ask the
+same questions, so an arm would draft from another one's answers."""
 
 
 def pins(text: str = "") -> Pins:
@@ -186,7 +191,7 @@ class Services(Started):
             return Service(rival.kind, command, url, cores, settings, ready_path="/health")
         engine = ("--target", plan.target, "--model", model)
         command = (python, "-m", "picospec.verifier", *engine, *where)
-        return Service("verifier", command, url, cores, settings)
+        return Service("verifier", command, url, cores, {**FORGETFUL, **settings})
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
