@@ -211,9 +211,10 @@ async def test_an_open_for_a_model_that_is_not_served_names_it(served: Served) -
 
 
 async def test_sigterm_lets_a_session_and_a_stream_finish(served: Served) -> None:
-    """It ends the fixture's service, and so is the last."""
-    request = opening(served, [5, 6, 7], Sampling(temperature=0.0), tokens=100)
-    asked = {"model": MODEL, "prompt": "one", "max_tokens": 100, "ignore_eos": True}
+    """It ends the fixture's service, and so is the last. On a busy host a step takes most of a
+    second, and a drain waits for a minute."""
+    request = opening(served, [5, 6, 7], Sampling(temperature=0.0), tokens=40)
+    asked = {"model": MODEL, "prompt": "one", "max_tokens": 40, "ignore_eos": True}
     streamed = served.vllms.stream("POST", "/v1/completions", json=asked | {"stream": True})
     async with opened(served.ours, request) as session, streamed as stream:
         await session.opened()
