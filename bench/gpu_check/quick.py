@@ -77,7 +77,7 @@ TELLING: Final = re.compile(
     r"(?i)cuda ?graph|captur|async(hronous)? sched|attention.{0,20} backend|model runner"
     r"|kv cache (size|memory)|memory usage|maximum concurrency|self.?test"
 )
-"""What matches this in an engine's log is quoted, with QUOTED characters around it."""
+"""The report quotes each match of this in an engine's log, with QUOTED characters around it."""
 
 QUOTED: Final = 70
 CAUSE: Final = re.compile(r"\b\w+(Error|Exception): .*")

@@ -165,8 +165,7 @@ class PassLatency:
 
     def observe(self, rows: int, seconds: float) -> None:
         """Take in one pass. seconds > 0."""
-        if rows > self._largest_cheap and self._is_cheap(rows, seconds):
-            self._largest_cheap = rows
+        self.observe_with_prompt(rows, seconds)  # what a longer pass would show as well
         counted = min(1.0, seconds / BRIEF_PASS_S)
         self._known, self._table_s = None, np.empty(0)
         self.observed += 1

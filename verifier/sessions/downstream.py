@@ -26,7 +26,7 @@ from picospec.verifier.sessions.session import Session
 CONTENT_TYPE: Final = "application/vnd.picospec"
 
 _GONE: Final = Fault("cancelled", "nobody reads the session's stream")
-_START: Final[Message] = {
+START: Final[Message] = {
     "type": "http.response.start",
     "status": 200,
     "headers": (
@@ -58,7 +58,7 @@ class Downstream(Response):
             self._session.cancel(_GONE)
 
     async def _stream(self, send: Send) -> None:
-        await send_to_client(send, _START)
+        await send_to_client(send, START)
         await _send(send, wire.encode(self._session.opened))
         self._sent_at = asyncio.get_running_loop().time()
         try:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.responses import Response
-from starlette.types import Message as Sent
 from starlette.types import Receive, Scope, Send
 
 from picospec.gateway.accounts.account import Account
@@ -29,7 +28,7 @@ from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
 from picospec.speculation.protocol.messages import RUN_CHARACTERS, Fault, Message, Pushed
 from picospec.speculation.protocol.wire import Framed, Record
-from picospec.verifier.sessions.downstream import CONTENT_TYPE
+from picospec.verifier.sessions.downstream import START
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.session import PUSH_S, Session
 from picospec.verifier.target import TargetError, UnknownSession
@@ -40,16 +39,6 @@ SILENT_S: Final = 180.0
 MAX_UNREAD_BYTES: Final = 4 * wire.MAX_RECORD_BYTES
 """A session that has left this many bytes of messages unread ends: a correct edge does not send
 as many draft tokens ahead of the text."""
-
-_START: Final[Sent] = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": (
-        (b"content-type", CONTENT_TYPE.encode()),
-        (b"cache-control", b"no-store"),
-        (b"x-accel-buffering", b"no"),
-    ),
-}
 
 
 def messages(body: bytes) -> Iterator[Framed[Message]]:
@@ -112,7 +101,7 @@ class Upstream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with suppress(_Over, TimeoutError):
-                await send_to_client(send, _START)
+                await send_to_client(send, START)
                 await _send(send, self._sessions.run[:RUN_CHARACTERS].encode())
                 async with beside(self._until_over()) as tasks:
                     await self._read(send, tasks)

@@ -12,7 +12,7 @@ from picospec.verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, Outbox
 
 
 class Core:
-    """Takes messages in, and reads them when told to."""
+    """Takes messages in, and reads them when asked to."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []

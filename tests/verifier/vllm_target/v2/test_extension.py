@@ -1,4 +1,4 @@
-"""What the runner takes of the device's memory, and which graphs and kernels it makes."""
+"""These tests show what the runner takes of the device's memory, and which graphs it makes."""
 
 from __future__ import annotations
 
