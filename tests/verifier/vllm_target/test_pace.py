@@ -14,6 +14,8 @@ from picospec.bench.data.files import load
 from picospec.bench.pace.figures import Found
 from picospec.bench.pace.script import said
 
+pytest.importorskip("vllm")
+
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
