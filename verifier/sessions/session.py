@@ -29,6 +29,7 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.sessions.account import SessionAccount
+from picospec.verifier.sessions.outbox import Outbox
 from picospec.verifier.sessions.timeouts import Timeouts
 from picospec.verifier.target import (
     Reply,
@@ -74,6 +75,9 @@ class Session:
         self.ending: Finish | Fault | None = None
         self.turned_away: TargetFull | Unservable | None = None
         """The target rejected the session for this reason; None if it did not."""
+
+        self.outbox: Outbox | None = None
+        """The session's edge has asked that the entries go there; None if it has not."""
 
         self._request = request
         self._target = target
