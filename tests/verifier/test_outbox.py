@@ -206,6 +206,7 @@ async def test_while_a_client_does_not_read_no_acknowledgements_gather() -> None
         await may_send.wait()
 
     outbox = Outbox(wire.ASK)
+    outbox.carry("a", lambda: None)
     running = asyncio.create_task(outbox.run(send))
     await outbox.acknowledge(1)
     await asyncio.sleep(0)
@@ -213,12 +214,15 @@ async def test_while_a_client_does_not_read_no_acknowledgements_gather() -> None
     outbox.write("a", b"1")
     await asyncio.sleep(0.01)
     assert not asking.done()
+    outbox.leave("a")
     may_send.set()
     await asking
     await outbox.emptied()
     running.cancel()
 
-    assert b"".join(sent) == wire.ASK + encode_record("a", b"1") + wire.ASK * 2
+    assert b"".join(sent) == b"".join(
+        [wire.ASK, encode_record("a", b"1"), encode_record("a"), wire.ASK * 2]
+    )
 
 
 async def test_more_frames_than_a_record_holds_go_in_several() -> None:
@@ -228,11 +232,15 @@ async def test_more_frames_than_a_record_holds_go_in_several() -> None:
         sent.append(piece)
 
     outbox = Outbox(wire.ASK)
+    outbox.carry("a", lambda: None)
+    outbox.write("a", frames)
+    outbox.leave("a")
     outbox.write("a", frames)
     running = asyncio.create_task(outbox.run(send))
     await outbox.emptied()
     running.cancel()
 
-    records = list(wire.RecordDecoder().feed(b"".join(sent)))
+    *records, last = wire.RecordDecoder().feed(b"".join(sent))
+    assert last == Record("a")
     assert b"".join(each.frames for each in records) == frames
     assert len(records) == len(frames) / PART_BYTES

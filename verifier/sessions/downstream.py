@@ -90,29 +90,35 @@ class Downstream(Response):
                 outbox.carry(session.name, partial(session.cancel, _GONE))
                 try:
                     await self._write(send, frames + _MOVED)
-                    return await self._write_to(outbox, send)
+                    return await self._divert(outbox, send)
                 finally:
                     outbox.leave(session.name)
             await self._write(send, frames)
+            self._sent_at = asyncio.get_running_loop().time()
 
-    async def _write_to(self, outbox: Outbox, send: Send) -> None:
-        """Write the further entries to the outbox of an upload stream."""
+    async def _divert(self, outbox: Outbox, send: Send) -> None:
+        """Have the further entries go to an upload stream, until the last one."""
         loop, session = asyncio.get_running_loop(), self._session
-        keep_at = loop.time() + KEEP_S
-        while entries := await session.read():
-            if outbox.is_over:
-                await _send(send, b"", more=False)
-                raise ClientGone("the client's upload stream has ended")
-            outbox.write(session.name, b"".join([entry.frame for entry in entries]))
+
+        def write(frame: bytes) -> None:
+            outbox.write(session.name, frame)
             self._sent_at = loop.time()
-            if self._sent_at >= keep_at:
-                keep_at += KEEP_S
+
+        session.divert(write)
+        while not session.ending:
+            try:
+                async with asyncio.timeout(KEEP_S):
+                    await session.read()
+            except TimeoutError:
                 await self._write(send, _BEAT)
+        if outbox.is_over:
+            await _send(send, b"", more=False)
+            raise ClientGone("the client's upload stream has ended")
 
     async def _write(self, send: Send, frames: bytes) -> None:
         self._sends = True
         await send({"type": "http.response.body", "body": frames, "more_body": True})
-        self._sends, self._sent_at = False, asyncio.get_running_loop().time()
+        self._sends = False
 
     @contextmanager
     def _watched(self, unread: asyncio.Timeout) -> Iterator[None]:

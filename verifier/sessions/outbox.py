@@ -35,7 +35,9 @@ class Outbox:
         self._carried[session] = cut
 
     def write(self, session: str, frames: bytes) -> None:
-        """Send frames of a session soon."""
+        """Send frames of a session soon, unless it has left."""
+        if session not in self._carried:
+            return
         for at in range(0, len(frames), PART_BYTES):
             self._add(wire.encode_record(session, frames[at : at + PART_BYTES]))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Final
 
@@ -87,6 +87,7 @@ class Session:
         """It looks at the timeouts when the first of them may be over. It is not set again for
         what makes them later, as each message does."""
 
+        self._write: Callable[[bytes], object] | None = None
         self._news: list[Entry] = []
         self._changed = asyncio.Event()
         self._cause: Fault | None = None
@@ -135,6 +136,14 @@ class Session:
             await self._changed.wait()
         news, self._news = self._news, []
         return news
+
+    def divert(self, write: Callable[[bytes], object]) -> None:
+        """Have this function called with the frame of each unread and further entry. `read`
+        then waits for the last one, and returns []."""
+        self._write = write
+        news, self._news = self._news, []
+        for entry in news:
+            write(entry.frame)
 
     def beat(self) -> None:
         """Have `read` return a Beat, unless it has other entries to return."""
@@ -192,8 +201,12 @@ class Session:
             self._send(Framed(fault))
 
     def _send(self, entry: Entry) -> None:
-        self._news.append(entry)
-        self._changed.set()
+        if self._write is None:
+            self._news.append(entry)
+        else:
+            self._write(entry.frame)
+        if self._write is None or self.ending:
+            self._changed.set()
 
     def _arm(self) -> None:
         """Look at the timeouts when the first of them may be over, and not before."""
