@@ -160,7 +160,8 @@ class Link:
 
         self._carrier: Upload | None = None
         self._inbox: Inbox | None = None
-        """It has the session's messages once they come on its carrier, the upload stream."""
+        """It will have the session's messages, which may come on its carrier, the upload stream;
+        None if nothing was asked, or they come there already."""
 
         self._session = ""
         self._limits = Limits()
@@ -271,10 +272,11 @@ class Link:
 
     def _moved(self) -> Inbox:
         """Return what has the messages from now on. Raises RemoteProtocolError."""
-        if self._inbox is None:
+        inbox, self._inbox = self._inbox, None
+        if inbox is None:
             raise RemoteProtocolError("Moved, which was not asked for")
         self._uplink.metrics.carried.inc()
-        return self._inbox
+        return inbox
 
     async def _messages(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Down]:
         """Yield the messages of the stream until it ends. Raises TimeoutError if it is silent

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from picospec.gateway.beside import beside
 from picospec.gateway.drain import Drain
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import (
@@ -23,12 +25,14 @@ from picospec.speculation.protocol.messages import (
 from picospec.speculation.protocol.wire import Record, encode_record
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.sessions import downstream
+from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.outbox import PART_BYTES, Outbox
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target_host import Host
 from tests.verifier.down import text_of
-from tests.verifier.fake_target import FakeTarget, said
+from tests.verifier.fake_target import FakeTarget, opening, said
+from tests.verifier.test_sessions import running, tenant
 from tests.verifier.test_tenants import BEN
 from tests.verifier.test_uploads import NEVER, UploadStream, failed, opened, record
 
@@ -86,18 +90,28 @@ async def test_the_first_messages_and_those_that_are_carried_are_the_whole_answe
         assert [each for each in stream.records if each.session == name][-1] == Record(name)
 
 
-async def test_the_messages_of_a_pass_go_in_one_piece(tmp_path: Path) -> None:
-    target = FakeTarget(slots=16)
-    async with opened(tmp_path, target, 16) as (app, names, _):
-        stream = UploadStream(app, has_records=True)
-        await move(stream, names)
-        before = len(stream.pieces)
-        await draft(stream, names, 2)
-        (_, piece) = stream.pieces[before:]  # after the acknowledgement
+async def test_what_tasks_write_in_one_turn_of_the_event_loop_goes_in_one_piece() -> None:
+    outbox, passed, sent = Outbox(wire.ASK), asyncio.Event(), list[bytes]()
 
-    sent = list(wire.RecordDecoder().feed(piece))
-    assert [each.session for each in sent] == names
-    assert {text for each in sent for text in text_of(messages([each.frames]))} == {*TEXT[2:4]}
+    async def send(piece: bytes) -> None:
+        sent.append(piece)
+
+    async def session(name: str) -> None:
+        outbox.carry(name, lambda: None)
+        for _ in range(2):
+            await passed.wait()
+            outbox.write(name, name.encode())
+            passed.clear()
+
+    async with beside(outbox.run(send)) as tasks:
+        for name in "abc":
+            tasks.create_task(session(name))
+        for _ in range(2):
+            await asyncio.sleep(0.01)
+            passed.set()
+        await asyncio.sleep(0.01)
+
+    assert sent == [b"".join(encode_record(name, name.encode()) for name in "abc")] * 2
 
 
 async def test_a_session_that_generates_nothing_has_beats(
@@ -196,6 +210,36 @@ async def test_a_verifier_that_stops_says_so_to_the_sessions_that_are_carried(
         (fault,) = carried(name, stream)
         assert isinstance(fault, Fault)
         assert fault.code == "shutting_down"
+
+
+async def test_what_is_generated_while_a_session_moves_is_not_lost() -> None:
+    own, sent = list[bytes](), list[bytes]()
+
+    async def send(message: dict[str, bytes]) -> None:
+        own.append(message.get("body", b""))
+        if own[-1].endswith(wire.encode(Moved())):
+            await asyncio.sleep(0.05)  # the session ends meanwhile
+
+    async def carry(piece: bytes) -> None:
+        sent.append(piece)
+
+    async def connected() -> None:
+        await asyncio.Event().wait()
+
+    async with running() as (sessions, _, _m):
+        session = await sessions.open(opening(), tenant())
+        session.outbox = outbox = Outbox(wire.ASK)
+        carrying = asyncio.create_task(outbox.run(carry))
+        account = SimpleNamespace(status=200, error=None)
+        await Downstream(session, account)({}, connected, send)  # type: ignore[arg-type]
+        await outbox.emptied()
+        carrying.cancel()
+
+    records = list(wire.RecordDecoder().feed(b"".join(sent)))
+    rest = messages(each.frames for each in records)
+    assert records[-1] == Record(session.name)
+    assert len(text_of(messages(own))) < len(text_of([*messages(own), *rest])) == 8
+    assert isinstance(rest[-1], Finish)
 
 
 async def test_while_a_client_does_not_read_no_acknowledgements_gather() -> None:
