@@ -160,8 +160,8 @@ class Link:
 
         self._carrier: Upload | None = None
         self._inbox: Inbox | None = None
-        """It will have the session's messages, which may come on its carrier, the upload stream;
-        None if nothing was asked, or they come there already."""
+        """It will have the session's messages once they come on its carrier, an upload stream;
+        None if that was not asked, or has happened."""
 
         self._session = ""
         self._limits = Limits()

@@ -9,7 +9,6 @@ import pytest
 
 from picospec.edge_agent.link import uploads
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.fleet import Event
 from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.upstream_errors import LinkDown
@@ -109,18 +108,6 @@ def test_a_client_that_does_not_read_delays_no_other_one_and_gets_all_in_the_end
 
     assert [first, *others] == [TEXT] * 4
     assert world.metrics.resumes._value.get() == 1  # only so much was kept for it
-
-
-def test_a_silent_link_is_noticed_as_on_a_stream_of_ones_own() -> None:
-    world = Carrying(2)
-
-    def silence(verifier: FakeVerifier) -> None:
-        verifier.silent = True
-
-    assert answers(world, silence, 30) == [TEXT] * SESSIONS
-    assert world.gap_s < 1.5
-    assert not world.uplinks[0].endpoint.is_ready
-    world.uplinks[0].note(Event.IS_READY)
 
 
 async def test_a_verifiers_process_carries_many_sessions(metrics: EdgeMetrics) -> None:
