@@ -83,7 +83,7 @@ def host(
             _counts, (machine_sessions, sessions, vllm_clients)
         )
     settings = {
-        "steps": steps, "tokens": tokens, "turns": turns, "together": together,
+        "steps": steps, "tokens": tokens, "turns": turns, "together": int(together),
         "pass_ms": PASS_MS, "draft_ms": 1000 * DRAFT_S,
     }  # fmt: skip
     results = found(settings, verifier_python)

@@ -264,11 +264,10 @@ class Link:
 
     def _ask_to_carry(self) -> None:
         """Ask that the session's messages come on the connection's upload stream, once for each
-        stream that is open and offers it."""
+        stream."""
         upload = self._posts.upload
-        if upload is None or upload is self._carrier or not (upload.is_open and upload.carries):
-            return
-        self._carrier, self._inbox = upload, upload.carry(self._session)
+        if upload is not None and upload is not self._carrier and upload.carries:
+            self._carrier, self._inbox = upload, upload.carry(self._session)
 
     def _moved(self) -> Inbox:
         """Return what has the messages from now on. Raises RemoteProtocolError."""

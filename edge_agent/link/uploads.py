@@ -40,6 +40,10 @@ MAX_ATTEMPTS: Final = 3
 """A connection goes on with posts after this many streams in a row without an acknowledgement:
 a process that stood still for a moment is no proxy that holds requests back."""
 
+MIN_CARRIED: Final = 2
+"""A stream carries sessions once it has as many: one alone would save no piece of a stream, and
+its name in each record costs bytes."""
+
 MAX_UNREAD_BYTES: Final = 2 << 20
 """A session is cut when it has left this many bytes unread, because its client is slow: as many
 as the transport would hold for a stream of its own."""
@@ -104,9 +108,9 @@ class Upload:
         self.cut = set[Callable[[], object]]()
         """These are called when an open stream ends."""
 
-        self.carries = False
-        """True if the answer carries sessions; known when it is open."""
-
+        self._has_records = (
+            False  # True if the answer can carry sessions; known when it is open
+        )
         self._inboxes: dict[str, Inbox] = {}
         self._run = run.encode()
         self._connection = connection
@@ -122,6 +126,11 @@ class Upload:
         self._ask_at = 0.0
         self._patience: asyncio.Timeout | None = None
         self.task = asyncio.create_task(self._follow())
+
+    @property
+    def carries(self) -> bool:
+        """True if sessions should ask the stream to carry them."""
+        return self.is_open and self._has_records and len(self.cut) >= MIN_CARRIED
 
     def write(self, session: str, frames: bytes) -> None:
         """Send messages of a session soon."""
@@ -205,8 +214,8 @@ class Upload:
                 if not self._run.startswith(head):
                     return
             if piece and not self.is_open:
-                self.carries = piece.startswith(wire.ASK)
-            if not self.carries:
+                self._has_records = piece.startswith(wire.ASK)
+            if not self._has_records:
                 self._acknowledged(piece)
                 continue
             for record in decoder.feed(piece):

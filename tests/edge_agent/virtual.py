@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pytest
 from prometheus_client import CollectorRegistry
 
+from picospec.edge_agent.link import uploads
 from picospec.edge_agent.link.fleet import Event, Fleet
 from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.link.uplink import Uplink
@@ -53,11 +54,13 @@ T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run on a virtual clock, which `time.monotonic` shows too."""
+    """Run on a virtual clock, which `time.monotonic` shows too, and have even one session
+    carried."""
 
     async def timed() -> T:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("time.monotonic", asyncio.get_running_loop().time)
+            patch.setattr(uploads, "MIN_CARRIED", 1)
             return await main
 
     return virtual_time.run(timed())
