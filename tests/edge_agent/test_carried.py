@@ -14,8 +14,9 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside
+from picospec.gateway.errors import EngineFault
 from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Commit, Draft, Finish
+from picospec.speculation.protocol.messages import Commit, Draft, Finish, Moved
 from tests.edge_agent.test_random_faults import Carrying
 from tests.edge_agent.virtual import PASS_S, RTT_S, TEXT, FakeVerifier, run
 from tests.verifier.conftest import KEY, fake_verifier
@@ -77,6 +78,25 @@ def test_an_answer_that_has_no_records_is_given_up_on_this_connection() -> None:
 
     assert answers(world, attack, 50) == [TEXT] * SESSIONS
     assert world.metrics.carried._value.get() == SESSIONS
+
+
+def test_a_session_moves_once() -> None:
+    def attack(verifier: FakeVerifier) -> None:
+        moved = wire.encode(Moved())
+        for name, upload in verifier.carried.items():
+            upload.put_nowait(wire.encode_record(name, moved))
+
+    with pytest.raises(ExceptionGroup) as raised:
+        answers(Carrying(1), attack, 50)
+    assert raised.group_contains(EngineFault, match="Moved")
+
+
+def test_an_edge_that_drafts_no_more_keeps_the_stream_in_use() -> None:
+    world, seconds = Carrying(1), len(TEXT) * PASS_S
+    world.drafted = 10
+
+    assert answers(world, lambda _: None, 50) == [TEXT] * SESSIONS
+    assert seconds / 2 < world.verifiers[0].acknowledged < 2 * seconds
 
 
 def test_a_client_that_does_not_read_delays_no_other_one_and_gets_all_in_the_end(

@@ -101,6 +101,7 @@ class FakeVerifier:
 
     first_token_s: float = 0.0
     asked: int = 0
+    acknowledged: int = 0
     run: int = 0
     opened: int = 0
     replaced: list[str] = field(default_factory=list)
@@ -203,6 +204,7 @@ class FakeVerifier:
                 await asyncio.sleep(BEAT_S)
             for record in decoder.feed(piece):
                 if not record.session:
+                    self.acknowledged += 1
                     down.put_nowait(wire.ASK)
                 elif not record.frames:
                     self.carried[record.session] = down
@@ -267,7 +269,10 @@ class World:
     """An edge's view of some verifiers, all of which are known and ready."""
 
     carries = False
-    """The verifiers' upload streams carry sessions, and the edge drafts."""
+    """The verifiers' upload streams carry sessions."""
+
+    drafted = TOKENS
+    """The edge drafts for so many positions."""
 
     def __init__(self, count: int = 2, deadline_s: float = 30.0) -> None:
         self.metrics = EdgeMetrics(CollectorRegistry())
@@ -324,7 +329,8 @@ class World:
                     if isinstance(message, Commit):
                         assert message.start == len(text)
                         text += message.tokens
-                        link.send(Draft(0, len(text), 0, (target_at(len(text)),)))
+                        if len(text) <= self.drafted:
+                            link.send(Draft(0, len(text), 0, (target_at(len(text)),)))
                         await self.took(text)
                         self.gap_s = max(self.gap_s, now() - self._last_s)
                         self._last_s = now()
