@@ -108,9 +108,9 @@ class Upload:
         self.cut = set[Callable[[], object]]()
         """These are called when an open stream ends."""
 
-        self._has_records = (
-            False  # True if the answer can carry sessions; known when it is open
-        )
+        self._has_records = False
+        """True if the answer can carry sessions, which its first acknowledgement says."""
+
         self._inboxes: dict[str, Inbox] = {}
         self._run = run.encode()
         self._connection = connection

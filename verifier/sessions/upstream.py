@@ -103,6 +103,9 @@ class Upstream(Response):
         self._account = account
         self._body = body
         self._over = over
+        self._has_records = False
+        """True if the answer consists of records."""
+
         self._inboxes: dict[str, _Inbox] = {}
         self._check_at = time.monotonic() + CHECK_S
 
