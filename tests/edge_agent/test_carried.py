@@ -17,6 +17,10 @@ from picospec.gateway.beside import beside
 from picospec.gateway.errors import EngineFault
 from picospec.speculation.protocol import wire
 from picospec.speculation.protocol.messages import Commit, Draft, Finish, Moved
+from tests.edge_agent.fake_verifier import target_at
+from tests.edge_agent.faulty_link import FaultyLink
+from tests.edge_agent.fleet import running, seen, using
+from tests.edge_agent.test_proxies import LONG, session
 from tests.edge_agent.test_random_faults import Carrying
 from tests.edge_agent.virtual import PASS_S, RTT_S, TEXT, FakeVerifier, run
 from tests.verifier.conftest import KEY, fake_verifier
@@ -128,6 +132,23 @@ def test_a_client_that_does_not_read_delays_no_other_one_and_gets_all_in_the_end
 
     assert [first, *others] == [TEXT] * 4
     assert world.metrics.resumes._value.get() == 1  # only so much was kept for it
+
+
+async def test_a_cut_link_costs_no_token_of_those_that_are_carried(
+    metrics: EdgeMetrics,
+) -> None:
+    async def cut(link: FaultyLink) -> None:
+        while (await seen(link.url))["carried"] < SESSIONS:  # noqa: ASYNC110 - a process
+            await asyncio.sleep(0.02)
+        await link.refuse(0.3)
+
+    with running("") as (only,):
+        async with FaultyLink(only.port) as link, using([link.url], metrics) as verifiers:
+            each = (session(verifiers, "", LONG) for _ in range(SESSIONS))
+            *texts, _ = await asyncio.gather(*each, cut(link))
+
+    assert texts == [[target_at(at) for at in range(LONG)]] * SESSIONS
+    assert metrics.resumes._value.get() == SESSIONS
 
 
 @pytest.mark.parametrize("sessions", [1, 16])
