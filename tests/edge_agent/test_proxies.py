@@ -116,7 +116,7 @@ async def test_drafts_go_on_upload_streams(
 
     assert all(text == [target_at(i) for i in range(LONG)] for text in texts)
     assert all(count["uploaded"] > 10 * count["posts"] for count in counts)
-    assert sum(count["carried"] for count in counts) == SESSIONS
+    assert sum(count["carried"] for count in counts) > SESSIONS / 2
 
 
 async def test_a_proxy_that_holds_bodies_back_delays_no_draft(
