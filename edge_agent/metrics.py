@@ -46,6 +46,7 @@ class EdgeMetrics:
         )
         self.posts = counter("draft_posts", "Requests that carried drafts.")
         self.uploaded = counter("uploaded_messages", "Messages on upload streams.")
+        self.carried = counter("carried_sessions", "Sessions that upload streams carried down.")
         self.resumes = counter("link_resumes", resumed)
         self.reopens = counter("reopened_answers", reopened)
         self.fallback_answers = counter(

@@ -67,6 +67,9 @@ def host(
     vllm_clients: Counts = "1,4,8,16,32",
     tokens: options.Tokens = 150,
     turns: Turns = 4,
+    together: Annotated[
+        bool, typer.Option(help="In `service`, the sessions are of one edge.")
+    ] = False,
     verifier_python: options.VerifierPython = sys.executable,
 ) -> None:
     """Measure the time of the verifier's and the edges' own code.
@@ -80,7 +83,7 @@ def host(
             _counts, (machine_sessions, sessions, vllm_clients)
         )
     settings = {
-        "steps": steps, "tokens": tokens, "turns": turns,
+        "steps": steps, "tokens": tokens, "turns": turns, "together": int(together),
         "pass_ms": PASS_MS, "draft_ms": 1000 * DRAFT_S,
     }  # fmt: skip
     results = found(settings, verifier_python)
@@ -89,7 +92,8 @@ def host(
             for line in machine.measured(of_machine, steps):
                 _keep(results, line, out)
         if "service" in names:
-            asyncio.run(_keep_all(results, _service(of_service, tokens, turns), out))
+            lines = _service(of_service, tokens, turns, together=together)
+            asyncio.run(_keep_all(results, lines, out))
         if "vllm" in names:
             with tempfile.TemporaryDirectory() as folder:
                 run([verifier_python, "-m", tiny_llama.__name__, folder], check=True)
@@ -171,8 +175,11 @@ def _shown(results: Found) -> Iterator[None]:
     typer.echo(tables(results.lines))
 
 
-async def _service(counts: Sequence[int], tokens: int, turns: int) -> AsyncGenerator[Line]:
-    """Load the verifier's service with edges, at each number of them."""
+async def _service(
+    counts: Sequence[int], tokens: int, turns: int, *, together: bool
+) -> AsyncGenerator[Line]:
+    """Load the verifier's service with edges, at each number of them, or with one edge that has
+    so many sessions."""
     url = f"http://{HOST}:{free_port()}"
     command = (
         sys.executable, "-m", "picospec.bench.pace.fake_target", "--port", f"{port(url)}",
@@ -181,7 +188,7 @@ async def _service(counts: Sequence[int], tokens: int, turns: int) -> AsyncGener
     async with Server(Service("verifier", command, url)) as server:
         for count in counts:
             asked = rounds(count, turns, tokens)
-            async with loads.edges(url, asked) as clients:
+            async with loads.edges(url, asked, together=together) as clients:
                 arms = {"sessions": Arm(clients, asked, server.group)}
                 fake_s = await _fake_s(url)
                 measured = (await by_turns(arms, tokens))["sessions"]

@@ -173,16 +173,20 @@ async def linked(url: str, rtt_ms: float) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def edges(url: str, asked: Sequence[Sequence[Source]]) -> AsyncGenerator[list[Client]]:
-    """Yield a scripted edge for each source of a round. Its answers have as many tokens as were
-    asked for."""
+async def edges(
+    url: str, asked: Sequence[Sequence[Source]], *, together: bool = False
+) -> AsyncGenerator[list[Client]]:
+    """Yield a scripted edge for each source of a round, or one that is asked by all. Its
+    answers have as many tokens as were asked for."""
     sources = {source.prompt: source for each in asked for source in each}
     drafter = ScriptedDrafter(sources, Curve({1: DRAFT_S}), VOCABULARY)
     async with AsyncExitStack() as stack:
-        yield [
+        count = 1 if together else len(asked[0])
+        clients = [
             await stack.enter_async_context(scripted(url, drafter, ignore_eos=True))
-            for _ in asked[0]
+            for _ in range(count)
         ]
+        yield clients * (len(asked[0]) // count)
 
 
 async def texts(

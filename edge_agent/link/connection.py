@@ -38,6 +38,9 @@ REQUEST_TIMEOUT_S: Final = 5.0
 SESSION_HEADER: Final = "picospec-session"
 OPEN_PATH: Final = "/v1/speculate"
 UPLOADS_PATH: Final = f"{OPEN_PATH}/uploads"
+TAKES_RECORDS: Final[Mapping[str, str]] = MappingProxyType({"picospec-answer": "records"})
+"""This header asks that the answer of an upload stream consists of records."""
+
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 MAX_ANSWER_BYTES: Final = 1 << 20
@@ -192,6 +195,7 @@ class Connection:
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
         """Begin an upload stream of these records; yield the pieces of its answer. The caller
         limits the time. Raises ApiError, also without HTTP/2."""
+        headers = {**headers, **TAKES_RECORDS}
         async with self.post_to(UPLOADS_PATH, headers, records) as response:
             if response.http_version != HTTPVersion.HTTP2:
                 raise EngineFault("an upload stream needs HTTP/2")

@@ -48,7 +48,9 @@ class Posts:
         self._post = post
         self._find_upload = find_upload
         self._session = ""
-        self._upload: Upload | None = None
+        self.upload: Upload | None = None
+        """The upload stream in use, even if it is not open yet; None while there is none."""
+
         self._epoch = 0
         self._waiting: list[Pushed] = []
         self._streamed = deque[Pushed]()
@@ -62,9 +64,9 @@ class Posts:
             self._epoch = message.epoch
             self._waiting.clear()
             self._streamed.clear()
-        if self._upload is not None and self._upload.is_open:
+        if self.upload is not None and self.upload.is_open:
             self._streamed.append(message)
-            self._upload.write(self._session, wire.encode(message))
+            self.upload.write(self._session, wire.encode(message))
         else:
             self._waiting.append(message)
             self._sendable.set()
@@ -100,16 +102,16 @@ class Posts:
         """Use the connection's upload stream from its first acknowledgement on. The message is
         posted too."""
         found = self._find_upload(self._session)
-        if found is not None and found is not self._upload:
+        if found is not None and found is not self.upload:
             self._leave()
-            self._upload = found
+            self.upload = found
             found.cut.add(self._cut)
             found.write(self._session, wire.encode(message))
 
     def _leave(self) -> None:
-        if self._upload is not None:
-            self._upload.cut.discard(self._cut)
-            self._upload = None
+        if self.upload is not None:
+            self.upload.cut.discard(self._cut)
+            self.upload = None
 
     def _cut(self) -> None:
         """Post what may be lost."""

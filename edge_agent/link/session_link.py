@@ -20,7 +20,7 @@ from picospec.edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEO
 from picospec.edge_agent.link.fleet import Event
 from picospec.edge_agent.link.posts import Posts
 from picospec.edge_agent.link.uplink import Uplink
-from picospec.edge_agent.link.uploads import Upload
+from picospec.edge_agent.link.uploads import Inbox, Upload
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
 from picospec.gateway.tracing import NO_SPAN, Span
@@ -34,6 +34,7 @@ from picospec.speculation.protocol.messages import (
     Fault,
     Finish,
     Limits,
+    Moved,
     Open,
     Opened,
     Up,
@@ -157,6 +158,11 @@ class Link:
         self.position = len(request.committed)
         """The number of output tokens that have come, including those of earlier sessions."""
 
+        self._carrier: Upload | None = None
+        self._inbox: Inbox | None = None
+        """It will have the session's messages once they come on its carrier, an upload stream;
+        None if that was not asked, or has happened."""
+
         self._session = ""
         self._limits = Limits()
         self._opened = asyncio.Event()
@@ -220,6 +226,8 @@ class Link:
             raise
         finally:
             self._span.end()
+            if self._carrier is not None:
+                self._carrier.leave(self._session)
             if self.opened:
                 self._uplink.sessions.dec()
 
@@ -246,12 +254,28 @@ class Link:
                 self.position = start + len(tokens)
                 self._posts.committed(self.position)
                 self._progress.observe_token(time.monotonic(), self._limits)
+                self._ask_to_carry()
             case Fault(code=code):
                 if code == HANDOVER_FAULT:
                     self._uplink.note(Event.DRAINS)
                 raise upstream_errors.from_fault(message)
             case _:
                 self._progress.observe_silence(time.monotonic())
+
+    def _ask_to_carry(self) -> None:
+        """Ask that the session's messages come on the connection's upload stream, once for each
+        stream."""
+        upload = self._posts.upload
+        if upload is not None and upload is not self._carrier and upload.carries:
+            self._carrier, self._inbox = upload, upload.carry(self._session)
+
+    def _moved(self) -> Inbox:
+        """Return what has the messages from now on. Raises RemoteProtocolError."""
+        inbox, self._inbox = self._inbox, None
+        if inbox is None:
+            raise RemoteProtocolError("Moved, which was not asked for")
+        self._uplink.metrics.carried.inc()
+        return inbox
 
     async def _messages(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Down]:
         """Yield the messages of the stream until it ends. Raises TimeoutError if it is silent
@@ -270,7 +294,10 @@ class Link:
                 for message in decoder.feed(piece):
                     if isinstance(message, Up):
                         raise RemoteProtocolError(f"{type(message).__name__} on the way down")
-                    yield message
+                    if isinstance(message, Moved):
+                        pieces = self._moved()
+                    else:
+                        yield message
         except RemoteProtocolError as error:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
         finally:

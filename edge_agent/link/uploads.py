@@ -1,5 +1,8 @@
 """Sends the drafts of all sessions of a connection in one long request, an upload stream.
 
+Its answer carries the messages of the sessions that ask for it, so that those of one pass cost
+one piece of a stream. A cut of the stream is then a cut of these sessions.
+
 The verifier acknowledges the first message of a stream. Until then every message is posted as
 well, so a proxy that keeps a request back until its end delays nothing: that connection goes on
 with posts. When a stream is cut, its sessions send again what may be lost with it.
@@ -18,6 +21,7 @@ from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import ApiError
 from picospec.speculation.protocol import wire
+from picospec.speculation.protocol.errors import RemoteProtocolError
 from picospec.speculation.protocol.messages import RUN_CHARACTERS
 
 FIRST_ANSWER_S: Final = 1.0
@@ -35,6 +39,45 @@ be minutes old when they arrive."""
 MAX_ATTEMPTS: Final = 3
 """A connection goes on with posts after this many streams in a row without an acknowledgement:
 a process that stood still for a moment is no proxy that holds requests back."""
+
+MIN_CARRIED: Final = 2
+"""A stream carries sessions once it has as many: one alone would save no piece of a stream, and
+its name in each record costs bytes."""
+
+MAX_UNREAD_BYTES: Final = 2 << 20
+"""A session is cut when it has left this many bytes unread, because its client is slow: as many
+as the transport would hold for a stream of its own."""
+
+
+class Inbox:
+    """The frames of one session that have come, and have not been read: an iterator of them."""
+
+    def __init__(self) -> None:
+        self._frames: list[bytes] = []
+        self._unread_bytes = 0
+        self._is_over = False
+        self._changed = asyncio.Event()
+
+    def add(self, frames: bytes) -> None:
+        """Keep frames, unless it is over. Without frames, or with too many, it is over."""
+        self._unread_bytes += len(frames)
+        if not frames or self._unread_bytes > MAX_UNREAD_BYTES:
+            self._is_over = True
+        if not self._is_over:
+            self._frames.append(frames)
+        self._changed.set()
+
+    def __aiter__(self) -> Inbox:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._frames:
+            if self._is_over:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        frames, self._frames, self._unread_bytes = b"".join(self._frames), [], 0
+        return frames
 
 
 class Upload:
@@ -65,6 +108,10 @@ class Upload:
         self.cut = set[Callable[[], object]]()
         """These are called when an open stream ends."""
 
+        self._has_records = False
+        """True if the answer can carry sessions, which its first acknowledgement says."""
+
+        self._inboxes: dict[str, Inbox] = {}
         self._run = run.encode()
         self._connection = connection
         self._client = connection.client
@@ -80,10 +127,30 @@ class Upload:
         self._patience: asyncio.Timeout | None = None
         self.task = asyncio.create_task(self._follow())
 
+    @property
+    def carries(self) -> bool:
+        """True if sessions should ask the stream to carry them."""
+        return self.is_open and self._has_records and len(self.cut) >= MIN_CARRIED
+
     def write(self, session: str, frames: bytes) -> None:
         """Send messages of a session soon."""
         self._append(wire.encode_record(session, frames))
         self._sent(len(frames))
+        self._ask()
+
+    def carry(self, session: str) -> Inbox:
+        """Ask that the answer carries a session's messages; return what will have them, until
+        `leave`."""
+        inbox = self._inboxes[session] = Inbox()
+        self._append(wire.encode_record(session))
+        return inbox
+
+    def leave(self, session: str) -> None:
+        """Drop what still comes for a session."""
+        self._inboxes.pop(session, None)
+
+    def _ask(self) -> None:
+        """Ask for an acknowledgement if it is time."""
         now = time.monotonic()
         if self._asked_at is None and now >= self._ask_at:
             self._append(wire.ASK)
@@ -116,8 +183,12 @@ class Upload:
         except ApiError as error:
             if not isinstance(error, LinkDown):
                 self._give_up()
+        except RemoteProtocolError:
+            self.attempt = MAX_ATTEMPTS
         finally:
             self.is_open = False
+            for inbox in self._inboxes.values():
+                inbox.add(b"")
             for cut in tuple(self.cut):
                 cut()
 
@@ -133,19 +204,33 @@ class Upload:
             yield records
 
     async def _read(self, pieces: AsyncIterator[bytes]) -> None:
-        """Read acknowledgements after the run's name, until the stream ends or is found to lead
-        to another run."""
-        head = b""
+        """Read acknowledgements and records after the run's name, until the stream ends or is
+        found to lead to another run. Raises RemoteProtocolError."""
+        head, decoder = b"", wire.RecordDecoder()
         async for piece in pieces:
             if len(head) < len(self._run):
                 head, piece = head + piece, b""
                 head, piece = head[: len(self._run)], head[len(self._run) :]
                 if not self._run.startswith(head):
                     return
-            if piece and self._asked_at is not None:
-                self._answered(self._asked_at)
-                self._asked_at, self.is_open, self.attempt = None, True, 0
-                self._expect(None)
+            if piece and not self.is_open:
+                self._has_records = piece.startswith(wire.ASK)
+            if not self._has_records:
+                self._acknowledged(piece)
+                continue
+            for record in decoder.feed(piece):
+                if not record.session:
+                    self._acknowledged(wire.ASK)
+                elif (inbox := self._inboxes.get(record.session)) is not None:
+                    inbox.add(record.frames)
+            if self._inboxes:  # the way up stays in use, or a proxy might close it
+                self._ask()
+
+    def _acknowledged(self, piece: bytes) -> None:
+        if piece and self._asked_at is not None:
+            self._answered(self._asked_at)
+            self._asked_at, self.is_open, self.attempt = None, True, 0
+            self._expect(None)
 
 
 class Uploads:

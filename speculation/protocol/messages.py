@@ -1,7 +1,7 @@
 """The messages that the two ends of a session exchange, as values without bytes or sockets.
 
     up     Open, Draft, Recovered, Redraw
-    down   Opened, Reused, Commit, Reject, Finish, Fault, Beat
+    down   Opened, Reused, Commit, Reject, Finish, Fault, Beat, Moved
 
 A *position* counts output tokens from 0: the first token after the prompt has position 0.
 An *epoch* numbers the edge's chains: it rises when the edge learns that its chain was wrong.
@@ -239,10 +239,16 @@ class Beat:
     """The verifier is alive and has nothing to send."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The session's further messages come on the upload stream whose edge asked for them; only
+    Beats follow here, for proxies that close silent streams."""
+
+
 Answer = Recovered | Redraw
 """An edge answers a Reject with one of these."""
 
 Pushed = Draft | Answer
 Up = Open | Pushed
-Down = Opened | Reused | Commit | Reject | Finish | Fault | Beat
+Down = Opened | Reused | Commit | Reject | Finish | Fault | Beat | Moved
 Message = Up | Down

@@ -111,13 +111,14 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     21: record(messages.Fault, code=TEXT, text=TEXT, retryable=BOOL),
     22: record(messages.Beat),
     23: record(messages.Reused, tokens=UINT),
+    24: record(messages.Moved),
     **{kind: _near(kind) for kind in range(NEAR_DRAFT, NEAR_DRAFT + 2 * NEAR)},
 }  # fmt: skip
 
 ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
     messages.Open: 6, messages.Redraw: 4, messages.Recovered: 7, messages.Opened: 16,
     messages.Reject: 19, messages.Finish: 20, messages.Fault: 21, messages.Beat: 22,
-    messages.Reused: 23,
+    messages.Reused: 23, messages.Moved: 24,
 }  # fmt: skip
 
 
@@ -268,16 +269,20 @@ MAX_RECORD_BYTES: Final = 1 << 16
 """A record of an upload stream has at most this many bytes: thousands of draft tokens."""
 
 ASK: Final = b"\0"
-"""This record of no bytes asks for an acknowledgement of the records before it."""
+"""This record of no bytes asks for an acknowledgement of the records before it. If the answer
+consists of records too, it also is the acknowledgement."""
 
 ACKNOWLEDGED: Final = b"\6"
-"""A verifier answers each record that asks with this byte."""
+"""A verifier answers each record that asks with this byte, if its answer has no records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A part of an upload stream: the frames of one session's messages. Without a session it
-    asks for an acknowledgement.
+    """A part of an upload stream or of its answer: frames of one session's messages. Without a
+    session it asks for an acknowledgement, or is one.
+
+    Without frames it asks on the way up that the session's messages come down this stream, and
+    on the way down it is the session's last record.
 
     record = length session frames    length: varint, bytes of the session's name and the frames
     """
@@ -286,7 +291,7 @@ class Record:
     frames: bytes = b""
 
 
-def encode_record(session: str, frames: bytes) -> bytes:
+def encode_record(session: str, frames: bytes = b"") -> bytes:
     """Return one record. Raise LocalProtocolError for one too large to send."""
     body = TEXT.write(session) + frames
     if len(body) > MAX_RECORD_BYTES:
@@ -322,7 +327,4 @@ class RecordDecoder:
 
 
 def _record(reader: Reader) -> Record:
-    session = SESSION.read(reader)
-    if not reader.left:
-        raise reader.fail("a record without a frame")
-    return Record(session, reader.take(reader.left))
+    return Record(SESSION.read(reader), reader.take(reader.left))

@@ -21,7 +21,7 @@ def test_the_machine_and_the_service_are_measured_at_every_number_of_sessions(
     sizes = ["--machine-sessions", "1,3", "--sessions", "1,2", "--tokens", "24"]
 
     result = CliRunner().invoke(
-        app, ["host", "--json", str(out), *sizes, "--steps", "3", "--turns", "1"]
+        app, ["host", "--json", str(out), *sizes, "--steps", "3", "--turns", "1", "--together"]
     )
 
     assert result.exit_code == 0, (result.output, result.exception)

@@ -10,14 +10,14 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Message, Scope
 from starlette.types import Receive as Receive
+from starlette.types import Scope
 from starlette.types import Send as Send
 
 from picospec.speculation.judges.judge import Judgement
@@ -27,6 +27,7 @@ from picospec.speculation.protocol.messages import (
     Down,
     Fault,
     Limits,
+    Moved,
     Open,
     Opened,
     Pushed,
@@ -52,6 +53,9 @@ class Session:
     model: str
     runs: bool = True
     posts: int = 0
+    carry: Callable[[bytes], Awaitable[None]] | None = None
+    """Sends what an upload stream carries."""
+
     names: set[str] = field(default_factory=set)
     """What the requests of the session call it."""
 
@@ -71,6 +75,9 @@ draining: list[str] = []
 uploaded: list[str] = []
 """The session of each record of an upload stream."""
 
+carried: list[str] = []
+"""The sessions that an upload stream carried."""
+
 strays: list[str] = []
 """Requests of sessions that were not opened here."""
 
@@ -85,19 +92,27 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _upload(request: Request, send: Send) -> None:
     """Take the messages of an upload stream, and acknowledge them."""
-    piece: Message = {"type": "http.response.body", "body": RUN.encode(), "more_body": True}
+    has_records = request.headers.get("picospec-answer") == "records"
+    one_by_one = asyncio.Lock()
+
+    async def carry(body: bytes) -> None:
+        async with one_by_one:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send(piece)
+    await carry(RUN.encode())
     decoder = wire.RecordDecoder()
     with suppress(ClientDisconnect):
         async for data in request.stream():
             for record in decoder.feed(data):
-                if record.frames:
+                if record.session and not record.frames:
+                    sessions[record.session].carry = carry
+                elif record.frames:
                     uploaded.append(record.session)
                     if (session := sessions.get(record.session)) and session.runs:
                         _take(session, record.frames)
                 else:
-                    await send({**piece, "body": wire.ACKNOWLEDGED})
+                    await carry(wire.ASK if has_records else wire.ACKNOWLEDGED)
 
 
 async def _answer(request: Request) -> Response:
@@ -132,6 +147,7 @@ def _seen() -> dict[str, int]:
         "strays": len(strays),
         "replaced": len(replaced),
         "uploaded": len(uploaded),
+        "carried": len(carried),
         "posts": sum(session.posts for session in sessions.values()),
         "different": len(set().union(*names)),
     }
@@ -164,14 +180,23 @@ def _open(body: bytes, called: str) -> Response:
 
 async def _stream(session: Session, name: str, called: str) -> AsyncIterator[bytes]:
     """Send what the machine commits; a model that cuts ends three times before the end."""
-    whole = False
+    whole, carry = False, None
     try:
         yield b""  # the head goes at once
         async for piece in _pieces(session, name, called):
-            yield piece
+            if carry is None and session.carry is not None:
+                carry = session.carry
+                carried.append(name)
+                yield wire.encode(Moved())
+            if carry is None:
+                yield piece
+            else:
+                await carry(wire.encode_record(name, piece))
         whole = True
     finally:
         session.runs = False
+        if carry is not None:
+            await carry(wire.encode_record(name))
         if not whole:
             cancelled.append(name)
 

@@ -116,6 +116,7 @@ async def test_drafts_go_on_upload_streams(
 
     assert all(text == [target_at(i) for i in range(LONG)] for text in texts)
     assert all(count["uploaded"] > 10 * count["posts"] for count in counts)
+    assert sum(count["carried"] for count in counts) > SESSIONS / 2
 
 
 async def test_a_proxy_that_holds_bodies_back_delays_no_draft(
@@ -127,7 +128,7 @@ async def test_a_proxy_that_holds_bodies_back_delays_no_draft(
         counts = await counted(processes)
 
     assert all(text == [target_at(i) for i in range(LONG)] for text in texts)
-    assert not any(count["uploaded"] for count in counts)
+    assert not any(count["uploaded"] + count["carried"] for count in counts)
     sent = metrics.posts._value.get()
     assert sum(count["posts"] for count in counts) > 0.9 * sent > SESSIONS
 

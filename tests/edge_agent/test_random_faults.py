@@ -53,6 +53,15 @@ async def inject_many(world: World, seed: int, faults: tuple[Fault, ...], number
             tasks.create_task(inject(chance.choice(faults), chance.choice(world.verifiers)))
 
 
+class Carrying(World):
+    carries = True
+
+
+WORLDS = st.builds(
+    lambda kind, count: kind(count), st.sampled_from([World, Carrying]), st.integers(1, 3)
+)
+
+
 async def answered(world: World, seed: int, faults: tuple[Fault, ...], number: int) -> object:
     """Return the text, or the error and what came before it."""
     text: list[int] = []
@@ -69,17 +78,17 @@ async def answered(world: World, seed: int, faults: tuple[Fault, ...], number: i
     return text
 
 
-@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 12))
+@given(st.integers(0, 2**32), WORLDS, st.integers(1, 12))
 @settings(max_examples=100, deadline=None)
-def test_what_befalls_links_costs_time_alone(seed: int, count: int, number: int) -> None:
-    assert run(answered(World(count), seed, LINK, number)) == TEXT
+def test_what_befalls_links_costs_time_alone(seed: int, world: World, number: int) -> None:
+    assert run(answered(world, seed, LINK, number)) == TEXT
 
 
-@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 8))
+@given(st.integers(0, 2**32), WORLDS, st.integers(1, 8))
 @settings(max_examples=100, deadline=None)
 def test_what_befalls_processes_costs_time_or_one_error(
-    seed: int, count: int, number: int
+    seed: int, world: World, number: int
 ) -> None:
-    found = run(answered(World(count), seed, (*LINK, *PROCESS), number))
+    found = run(answered(world, seed, (*LINK, *PROCESS), number))
 
     assert found == TEXT or "3 verifiers were lost at one token" in str(found)

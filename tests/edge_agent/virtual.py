@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 import pytest
 from prometheus_client import CollectorRegistry
 
+from picospec.edge_agent.link import uploads
 from picospec.edge_agent.link.fleet import Event, Fleet
 from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.errors import ApiError, Draining, Unavailable
+from picospec.gateway.beside import beside
+from picospec.gateway.errors import ApiError, Draining, EngineFault, Unavailable
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol import wire
@@ -28,10 +30,12 @@ from picospec.speculation.protocol.messages import (
     BEAT_S,
     Beat,
     Commit,
+    Draft,
     Fault,
     Finish,
     Limits,
     ModelFacts,
+    Moved,
     Open,
     Opened,
     Sampling,
@@ -50,14 +54,26 @@ T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run on a virtual clock, which `time.monotonic` shows too."""
+    """Run on a virtual clock, which `time.monotonic` shows too, and have even one session
+    carried."""
 
     async def timed() -> T:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("time.monotonic", asyncio.get_running_loop().time)
+            patch.setattr(uploads, "MIN_CARRIED", 1)
             return await main
 
     return virtual_time.run(timed())
+
+
+class Pipe(asyncio.Queue[bytes | LinkDown]):
+    """A stream down: b"" is its end, and an error its cut."""
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while (piece := await self.get()) != b"":
+            if isinstance(piece, LinkDown):
+                raise piece
+            yield piece
 
 
 @dataclass(eq=False)
@@ -65,6 +81,10 @@ class FakeVerifier:
     """What befalls it is set from outside."""
 
     number: int
+    client: object = field(default_factory=object)
+    carries: bool = False
+    """Its upload streams carry sessions; otherwise it has none."""
+
     url: str = "fake"
     up: bool = True
     silent: bool = False
@@ -81,12 +101,16 @@ class FakeVerifier:
 
     first_token_s: float = 0.0
     asked: int = 0
+    acknowledged: int = 0
     run: int = 0
     opened: int = 0
     replaced: list[str] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     sessions: dict[str, asyncio.Event] = field(default_factory=dict)
     """Those that run, each with what is set when its stream is cut."""
+
+    carried: dict[str, Pipe] = field(default_factory=dict)
+    uploads: set[Pipe] = field(default_factory=set)
 
     def kill(self) -> None:
         self.up, self.run = False, self.run + 1
@@ -95,6 +119,12 @@ class FakeVerifier:
     def cut(self) -> None:
         for cut in self.sessions.values():
             cut.set()
+        for upload in self.uploads:
+            upload.put_nowait(LinkDown("cut", "broken"))
+
+    def renew(self, silent: object) -> None:
+        if silent in (None, self.client):
+            self.client = object()
 
     async def check(self) -> None:
         """GET /ready."""
@@ -119,14 +149,65 @@ class FakeVerifier:
         if request.replaces in self.sessions:
             self.replaced.append(request.replaces)
             self.sessions[request.replaces].set()
-        name = f"{self.number}{self.run:07d}-{self.opened}"
-        cut = self.sessions[name] = asyncio.Event()
+        name, client = f"{self.number}{self.run:07d}-{self.opened}", self.client
+        cut, own = asyncio.Event(), Pipe()
+        self.sessions[name] = cut
+        running = asyncio.create_task(self._run(name, request, cut, own))
         try:
-            yield self._stream(name, request, cut)
+            yield own.pieces()
         except TimeoutError as error:
+            self.renew(client)
             raise LinkDown("nothing came", "silent") from error
         finally:
+            running.cancel()
             self.sessions.pop(name, None)
+            self.carried.pop(name, None)
+
+    async def _run(self, name: str, request: Open, cut: asyncio.Event, own: Pipe) -> None:
+        """Send a session's frames down its own stream, until another one carries it."""
+        down, moved = own, False
+        try:
+            async for frame in self._stream(name, request, cut):
+                if not moved and name in self.carried:
+                    own.put_nowait(wire.encode(Moved()))
+                    down, moved = self.carried[name], True
+                down.put_nowait(wire.encode_record(name, frame) if moved else frame)
+        except LinkDown as error:
+            own.put_nowait(error)
+            if moved:
+                down.put_nowait(wire.encode_record(name))
+        else:
+            down.put_nowait(wire.encode_record(name) if moved else b"")
+
+    @asynccontextmanager
+    async def upload(
+        self, records: AsyncIterator[bytes], headers: Mapping[str, str]
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        await self._answer(5.0)
+        if not self.carries:
+            raise EngineFault("no such route")
+        down = Pipe()
+        self.uploads.add(down)
+        reading = asyncio.create_task(self._read(records, down))
+        try:
+            yield down.pieces()
+        finally:
+            reading.cancel()
+            self.uploads.discard(down)
+
+    async def _read(self, records: AsyncIterator[bytes], down: Pipe) -> None:
+        down.put_nowait(f"{self.number}{self.run:07d}".encode())
+        decoder = wire.RecordDecoder()
+        async for piece in records:
+            await asyncio.sleep(RTT_S)
+            while self.silent:  # noqa: ASYNC110 - a virtual clock
+                await asyncio.sleep(BEAT_S)
+            for record in decoder.feed(piece):
+                if not record.session:
+                    self.acknowledged += 1
+                    down.put_nowait(wire.ASK)
+                elif not record.frames:
+                    self.carried[record.session] = down
 
     async def _try(self, within_s: float) -> None:
         await asyncio.sleep(min(self.trial_s, within_s))
@@ -187,15 +268,22 @@ class FakeVerifier:
 class World:
     """An edge's view of some verifiers, all of which are known and ready."""
 
+    carries = False
+    """The verifiers' upload streams carry sessions."""
+
+    drafted = TOKENS
+    """The edge drafts for so many positions."""
+
     def __init__(self, count: int = 2, deadline_s: float = 30.0) -> None:
         self.metrics = EdgeMetrics(CollectorRegistry())
-        self.verifiers = [FakeVerifier(number) for number in range(count)]
+        self.verifiers = [FakeVerifier(number, carries=self.carries) for number in range(count)]
         self.uplinks = [
             Uplink(fake, self.metrics, fake.number)  # type: ignore[arg-type]
             for fake in self.verifiers
         ]
         self.fleet = Fleet([uplink.endpoint for uplink in self.uplinks])
         self.deadline_s = deadline_s
+        self._running = 0  # answers
         self._last_s = self.gap_s = 0.0
         """The longest time between two tokens."""
 
@@ -214,23 +302,36 @@ class World:
         else:
             uplink.note(Event.IS_READY)
 
+    async def took(self, text: list[int]) -> None:
+        """Return when the client of an answer has read it as far as it has come."""
+
     async def answer(self, text: list[int], sampling: Sampling = PLAIN) -> None:
         """Generate an answer into `text`. Raises ApiError."""
         sessions = Sessions(self.fleet, self.uplinks, self.probe, self.deadline_s, NO_SPAN)
         self._last_s = asyncio.get_running_loop().time()
         request = Open("m", "v", (1, 2), sampling, 5, TOKENS, (7,), identity="i")
-        while not await self._follow(sessions, request, text):
-            pass
+        self._running += 1
+        try:
+            while not await self._follow(sessions, request, text):
+                pass
+        finally:
+            self._running -= 1
+            if not self._running:
+                await asyncio.gather(*(uplink.uploads.close() for uplink in self.uplinks))
 
     async def _follow(self, sessions: Sessions, request: Open, text: list[int]) -> bool:
         link = sessions.open(replace(request, committed=tuple(text)))
         now = asyncio.get_running_loop().time
+        posting = link.post() if self.carries else asyncio.sleep(0)
         try:
-            async with aclosing(link.events()) as events:
+            async with beside(posting), aclosing(link.events()) as events:
                 async for message in events:
                     if isinstance(message, Commit):
                         assert message.start == len(text)
                         text += message.tokens
+                        if len(text) <= self.drafted:
+                            link.send(Draft(0, len(text), 0, (target_at(len(text)),)))
+                        await self.took(text)
                         self.gap_s = max(self.gap_s, now() - self._last_s)
                         self._last_s = now()
                     if isinstance(message, Finish):

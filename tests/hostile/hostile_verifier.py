@@ -26,6 +26,7 @@ from picospec.speculation.protocol.messages import (
     Down,
     Fault,
     Limits,
+    Moved,
     Opened,
     Reject,
     TokenLogprob,
@@ -144,6 +145,7 @@ SESSIONS: dict[str, Callable[[], Iterator[bytes | Down]]] = {
     "limits": lambda: iter([_opened("s", Limits(max_verify=1 << 40))]),
     "timeout": lambda: iter([_opened("s", Limits(idle_timeout_s=1e9))]),
     "fault": lambda: iter([FIRST[0], Fault("c" * 9000, "t" * 50_000)]),
+    "moved": lambda: iter([*FIRST, Moved()]),
     "cut": lambda: iter(FIRST),
 }
 """What the stream of a session has, after which it ends."""

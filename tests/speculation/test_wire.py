@@ -22,6 +22,7 @@ from picospec.speculation.protocol.messages import (
     Finish,
     Limits,
     Message,
+    Moved,
     Open,
     Opened,
     Recovered,
@@ -74,6 +75,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         UINTS.filter(lambda version: version != 5),  # it has neither of these two
     ),
     st.just(Beat()),
+    st.just(Moved()),
     st.builds(Reused, UINTS),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, pauses=st.booleans()),
     st.builds(Draft, UINTS, UINTS, UINTS, TOKENS, TOKENS.filter(len), st.booleans()),

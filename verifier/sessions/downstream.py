@@ -3,6 +3,9 @@
 Headers are sent with the first body message, so one is sent at once. In a silence a Beat is
 sent at intervals, so that the edge soon notices a lost link or process. The stream ends after a
 Finish or a Fault, or when the client goes away; the session ends with it.
+
+If the edge asks for it, the rest of the messages goes down its upload stream instead. Then the
+session also ends with that stream.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from starlette.responses import Response
@@ -20,12 +24,19 @@ from picospec.gateway.errors import ClientGone
 from picospec.gateway.http import responses
 from picospec.gateway.http.responses import connected, send_to_client
 from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import BEAT_S, Fault
+from picospec.speculation.protocol.messages import BEAT_S, Beat, Fault, Moved
+from picospec.verifier.sessions.outbox import Outbox
 from picospec.verifier.sessions.session import Session
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 
+KEEP_S: Final = 20.0
+"""A stream whose session has moved carries a Beat at this interval: proxies close a silent one
+after a minute or more."""
+
 _GONE: Final = Fault("cancelled", "nobody reads the session's stream")
+_MOVED: Final = wire.encode(Moved())
+_BEAT: Final = wire.encode(Beat())
 START: Final[Message] = {
     "type": "http.response.start",
     "status": 200,
@@ -72,12 +83,42 @@ class Downstream(Response):
             raise ClientGone("the client went away") from error
 
     async def _send_entries(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        while entries := await self._session.read():
+        session = self._session
+        while entries := await session.read():
             frames = b"".join([entry.frame for entry in entries])
-            self._sends = True
-            await send({"type": "http.response.body", "body": frames, "more_body": True})
-            self._sends, self._sent_at = False, loop.time()
+            if (outbox := session.outbox) is not None and not outbox.is_over:
+                outbox.carry(session.name, partial(session.cancel, _GONE))
+                try:
+                    await self._write(send, frames + _MOVED)
+                    return await self._divert(outbox, send)
+                finally:
+                    outbox.leave(session.name)
+            await self._write(send, frames)
+            self._sent_at = asyncio.get_running_loop().time()
+
+    async def _divert(self, outbox: Outbox, send: Send) -> None:
+        """Have the further entries go to an upload stream, until the last one."""
+        loop, session = asyncio.get_running_loop(), self._session
+
+        def write(frame: bytes) -> None:
+            outbox.write(session.name, frame)
+            self._sent_at = loop.time()
+
+        session.divert(write)
+        while not session.ending:
+            try:
+                async with asyncio.timeout(KEEP_S):
+                    await session.read()
+            except TimeoutError:
+                await self._write(send, _BEAT)
+        if outbox.is_over:
+            await _send(send, b"", more=False)
+            raise ClientGone("the client's upload stream has ended")
+
+    async def _write(self, send: Send, frames: bytes) -> None:
+        self._sends = True
+        await send({"type": "http.response.body", "body": frames, "more_body": True})
+        self._sends = False
 
     @contextmanager
     def _watched(self, unread: asyncio.Timeout) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Final
 
@@ -29,6 +29,7 @@ from picospec.speculation.protocol.messages import (
 )
 from picospec.speculation.protocol.wire import Framed
 from picospec.verifier.sessions.account import SessionAccount
+from picospec.verifier.sessions.outbox import Outbox
 from picospec.verifier.sessions.timeouts import Timeouts
 from picospec.verifier.target import (
     Reply,
@@ -75,6 +76,9 @@ class Session:
         self.turned_away: TargetFull | Unservable | None = None
         """The target rejected the session for this reason; None if it did not."""
 
+        self.outbox: Outbox | None = None
+        """The session's edge has asked that the entries go there; None if it has not."""
+
         self._request = request
         self._target = target
         self._timeouts = timeouts
@@ -83,6 +87,7 @@ class Session:
         """It looks at the timeouts when the first of them may be over. It is not set again for
         what makes them later, as each message does."""
 
+        self._write: Callable[[bytes], object] | None = None
         self._news: list[Entry] = []
         self._changed = asyncio.Event()
         self._cause: Fault | None = None
@@ -131,6 +136,14 @@ class Session:
             await self._changed.wait()
         news, self._news = self._news, []
         return news
+
+    def divert(self, write: Callable[[bytes], object]) -> None:
+        """Have this function called with the frame of each unread and further entry. `read`
+        then waits for the last one, and returns []."""
+        self._write = write
+        news, self._news = self._news, []
+        for entry in news:
+            write(entry.frame)
 
     def beat(self) -> None:
         """Have `read` return a Beat, unless it has other entries to return."""
@@ -188,8 +201,12 @@ class Session:
             self._send(Framed(fault))
 
     def _send(self, entry: Entry) -> None:
-        self._news.append(entry)
-        self._changed.set()
+        if self._write is None:
+            self._news.append(entry)
+        else:
+            self._write(entry.frame)
+        if self._write is None or self.ending:
+            self._changed.set()
 
     def _arm(self) -> None:
         """Look at the timeouts when the first of them may be over, and not before."""

@@ -2,8 +2,8 @@
 
 A session that is slow to take its messages delays no other one: what it has not taken yet is
 kept for it, up to MAX_UNREAD_BYTES. The stream may be silent for SILENT_S, and ends when the
-verifier has drained or the request's key is revoked. Its end ends no session, and an edge sends
-the messages that may be lost with it again.
+verifier has drained or the request's key is revoked. Its end ends only the sessions that its
+answer carries, and an edge sends the messages that may be lost with it again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -29,9 +31,14 @@ from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolE
 from picospec.speculation.protocol.messages import RUN_CHARACTERS, Fault, Message, Pushed
 from picospec.speculation.protocol.wire import Framed, Record
 from picospec.verifier.sessions.downstream import START
+from picospec.verifier.sessions.outbox import Outbox
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.session import PUSH_S, Session
 from picospec.verifier.target import TargetError, UnknownSession
+
+RECORDS_HEADER: Final = "picospec-answer"
+RECORDS: Final = "records"
+"""With this value of the header, the answer consists of records too."""
 
 SILENT_S: Final = 180.0
 """A stream without a record ends after this many seconds, before most proxies would cut it."""
@@ -84,8 +91,9 @@ class _Over(Exception):
 
 
 class Upstream(Response):
-    """Responds to an upload stream: at once with the name of the verifier's run, and with a
-    byte for each record that asks for an acknowledgement. over: set once sessions end."""
+    """Responds to an upload stream: at once with the name of the verifier's run, then with
+    acknowledgements, and with the messages of sessions whose edge asks for them. over: set once
+    sessions end."""
 
     def __init__(
         self, sessions: Sessions, account: Account, body: RequestBody, over: asyncio.Event
@@ -95,27 +103,36 @@ class Upstream(Response):
         self._account = account
         self._body = body
         self._over = over
+        self._has_records = False
+        """True if the answer consists of records."""
+
         self._inboxes: dict[str, _Inbox] = {}
         self._check_at = time.monotonic() + CHECK_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._has_records = Headers(scope=scope).get(RECORDS_HEADER) == RECORDS
+        outbox = Outbox(wire.ASK if self._has_records else wire.ACKNOWLEDGED)
         try:
             with suppress(_Over, TimeoutError):
                 await send_to_client(send, START)
                 await _send(send, self._sessions.run[:RUN_CHARACTERS].encode())
-                async with beside(self._until_over()) as tasks:
-                    await self._read(send, tasks)
+                sending = outbox.run(partial(_send, send))
+                async with beside(self._until_over(outbox), sending) as tasks:
+                    await self._read(outbox, tasks)
         except ClientGone:
             return
         except ApiError as error:  # the answer has begun
             self._account.status, self._account.error = error.status, error.error_code
+        finally:
+            outbox.close()
         await _send(send, b"", more=False)
 
-    async def _until_over(self) -> None:
+    async def _until_over(self, outbox: Outbox) -> None:
         await self._over.wait()
+        await outbox.emptied()  # the sessions that still run end with a Fault
         raise _Over
 
-    async def _read(self, send: Send, tasks: asyncio.TaskGroup) -> None:
+    async def _read(self, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
         """Read the stream to its end. Raises TimeoutError if no record comes for SILENT_S."""
         decoder, loop = wire.RecordDecoder(), asyncio.get_running_loop()
         until = loop.time() + SILENT_S
@@ -124,15 +141,15 @@ class Upstream(Response):
             asked, pause_at = 0, time.monotonic() + PUSH_S
             for record in _records(decoder, piece):
                 until = loop.time() + SILENT_S
-                if record.frames:
-                    self._pass_on(record, tasks)
+                if record.session:
+                    self._pass_on(record, outbox, tasks)
                 else:
                     asked += 1
                 if time.monotonic() >= pause_at:
                     await asyncio.sleep(0)
                     pause_at = time.monotonic() + PUSH_S
             if asked:
-                await _send(send, wire.ACKNOWLEDGED * asked)
+                await outbox.acknowledge(asked)
 
     def _check_key(self) -> None:
         """Raise Unauthorized if the request's key was revoked."""
@@ -140,10 +157,11 @@ class Upstream(Response):
             self._check_at = now + CHECK_S
             self._account.check_key()
 
-    def _pass_on(self, record: Record, tasks: asyncio.TaskGroup) -> None:
+    def _pass_on(self, record: Record, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
         """Have a session take a record. One for a session that does not exist is dropped, and
         counts as a request."""
-        if (inbox := self._inboxes.get(record.session)) is not None:
+        inbox = self._inboxes.get(record.session)
+        if inbox is not None and record.frames:
             return inbox.add(record.frames)
         account = self._account
         try:
@@ -154,9 +172,18 @@ class Upstream(Response):
                 account.tenant.admit(account.clock())
         if session is None or session.ending:  # its own stream says that it has ended
             return account.metrics.failed_messages.labels("404").inc()
+        if not record.frames:
+            return self._carry(session, outbox)
         self._inboxes[record.session] = inbox = _Inbox(session)
         inbox.add(record.frames)
         tasks.create_task(self._push(inbox))
+
+    def _carry(self, session: Session, outbox: Outbox) -> None:
+        """Have this stream carry a session's further messages, if none does yet."""
+        if not self._has_records:
+            raise InvalidRequest("a record without a frame", code="malformed_frame")
+        if session.outbox is None or session.outbox.is_over:
+            session.outbox = outbox
 
     async def _push(self, inbox: _Inbox) -> None:
         """Have a session take its messages. An error ends the session, and its own stream says
