@@ -166,6 +166,22 @@ def test_a_prompt_is_read_ahead_and_nothing_is_planned_where_each_result_is_need
     assert not scheduler._plans_ahead()
 
 
+def test_a_request_with_a_grammar_needs_each_result_until_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler = beside("plain+", "a+")
+    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+
+    monkeypatch.setattr(Stock, "add_request", lambda scheduler, request: None)
+    monkeypatch.setattr(Stock, "_free_request", lambda scheduler, request: None)
+    request = SimpleNamespace(request_id="r", sampling_params=None, use_structured_output=True)
+
+    scheduler.add_request(request)
+    assert not scheduler._plans_ahead()
+    scheduler._free_request(request)
+    assert scheduler._plans_ahead()
+
+
 def test_a_step_that_is_planned_ahead_leaves_out_sessions_whose_draft_tokens_are_judged() -> (
     None
 ):
