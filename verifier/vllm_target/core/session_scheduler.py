@@ -147,12 +147,13 @@ class SessionScheduler(Scheduler):
         if self._needing_results and not engine.batch_queue:
             engine.async_scheduling = False  # the core asks for the head's tokens after it
             return engine.step()
-        self._lets_batch_end = bool(engine.batch_queue) and not self._plans_ahead()
+        ends = bool(engine.batch_queue) and not self._plans_ahead()
+        self._lets_batch_end = ends
         try:
-            outputs, _ = engine.step_with_batch_queue()
+            outputs, executed = engine.step_with_batch_queue()
         finally:
             self._lets_batch_end, self._running_on = False, ()
-        return outputs, True  # or the core would sleep for a millisecond
+        return outputs, executed or ends  # else the core sleeps for a millisecond
 
     @property
     def _may_plan_ahead(self) -> bool:
