@@ -4,7 +4,9 @@ A driver owns the clock, the target and its KV cache. It names the ready session
 is read and no pass of theirs is running), and executes:
 
     offer    returns what the next pass should judge, or how long to wait before asking again
-    begin    starts the pass that really runs: an engine may trim an offer, or add sessions
+    begin    starts the pass that really runs: an engine may trim an offer, or add sessions.
+             A pass without draft tokens may also begin when it has run, so that the target
+             can have two of a session's under way
     ran      takes the target's output and returns what each session sends to its edge
 
 All times are in seconds on one monotonic clock. No state changes when `received` raises.
@@ -32,7 +34,14 @@ from picospec.speculation.verifying.arrivals import Arrivals
 from picospec.speculation.verifying.head import NO_HOLD, Head
 from picospec.speculation.verifying.latency import PassLatency
 from picospec.speculation.verifying.own_drafts import Pools
-from picospec.speculation.verifying.pass_policy import allocate, hold_s, left_s, waiting
+from picospec.speculation.verifying.pass_policy import (
+    WORTH_AN_OUTCOME,
+    allocate,
+    hold_s,
+    left_s,
+    runs_on,
+    waiting,
+)
 from picospec.speculation.verifying.session import Pass, VerifyingSession
 
 MIN_PASS_S: Final = 1e-6
@@ -154,6 +163,14 @@ class VerifyMachine:
                 break
         return wait_s
 
+    def runs_on(self, name: str, now: float) -> bool:
+        """Return True if a session's next pass should not wait for the outcome of the one under
+        way. Neither has draft tokens then."""
+        session, arrivals = self._sessions[name].session, self._sessions[name].arrivals
+        if session.is_running:
+            return False
+        return runs_on(waiting(session, arrivals, now), session.gains, self.latency)
+
     def offer(
         self,
         ready: Collection[str],
@@ -163,13 +180,15 @@ class VerifyMachine:
         without_drafts: Collection[str] = (),
         others: int = 0,
         due: bool = False,
+        ahead: bool = False,
     ) -> Offer:
         """Return what the next pass should judge. Nothing changes.
 
         rows: the most that the pass may have. without_drafts: sessions that start now, whatever
-        the others wait for, and take no draft token, as at the end of a prompt. others: rows
-        that are in the pass anyway and belong to no session. due: True if `wait_s` has just
-        returned 0 for these sessions.
+        the others wait for, and take no draft token, as at the end of a prompt, and those that
+        run on. others: rows that are in the pass anyway and belong to no session. due: True if
+        `wait_s` has just returned 0 for these sessions. ahead: True if sessions without draft
+        tokens may run on, so that a few unlikely draft tokens are not worth a row.
 
         The pass starts when one session need wait no longer. It then takes all sessions but
         those that must have a draft token and lack one: a session left out of this pass waits
@@ -182,6 +201,9 @@ class VerifyMachine:
         sessions = [self._sessions[name].session for name in going]
         gains = [session.gains for session in sessions]
         counts = self._allocated(sessions, gains, len(start) + others, rows)
+        if ahead:
+            pairs = zip(gains, counts, strict=True)
+            counts = [count * (sum(some[:count]) >= WORTH_AN_OUTCOME) for some, count in pairs]
         heads: dict[str, int] = {}
         for name, session, some, count in zip(going, sessions, gains, counts, strict=True):
             start[name] = session.plan(count)

@@ -75,6 +75,11 @@ class VerifyingSession:
         self._own_proposal: Continuation | None = None  # the proposal for the running pass
 
     @property
+    def is_running(self) -> bool:
+        """True if a pass has begun, and its outcome is not known."""
+        return self._running is not None
+
+    @property
     def may_begin(self) -> bool:
         """True if a pass may run: the answer goes on, and nothing is awaited from the edge."""
         needs_token = self._judge.awaited_position is not None
@@ -180,6 +185,10 @@ class VerifyingSession:
         own = max(0, drafts - self.pending)
         self._running = Pass(start, tuple([token for token, _ in items]), rule, own, head)
         return self._running
+
+    def fill_in_rule(self, start: int) -> Rule:
+        """Return the rule of a pass from a position on that has no draft token."""
+        return self._judge.rule(start, ())
 
     def _items(self, drafts: int) -> list[tuple[TokenId, int]]:
         """Return this many draft tokens with their weights, the edge's first."""

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from picospec.speculation.protocol.messages import Draft
 from picospec.speculation.verifying.arrivals import Arrivals
 from picospec.speculation.verifying.latency import PassLatency
-from picospec.speculation.verifying.pass_policy import MAX_HELD_FOR, Waiting, hold_s, waiting
+from picospec.speculation.verifying.pass_policy import (
+    MAX_HELD_FOR,
+    Waiting,
+    hold_s,
+    runs_on,
+    waiting,
+)
 from tests.speculation import verifiers
 from tests.speculation.verifiers import latency
 
@@ -57,6 +63,25 @@ def test_a_pass_is_held_only_for_draft_tokens_worth_waiting_for(
     session: Waiting, expected: float
 ) -> None:
     assert hold_s(session, sloping(), 16) == pytest.approx(expected)
+
+
+RUNS_ON = {
+    "none is expected": (case(due_s=inf), (), True),
+    "one is due, for the position under way": (case(due_s=0.3, interval_s=0.2), (), True),
+    "the one after it is due as well": (case(due_s=0.3, interval_s=0.05), (), False),
+    "one has come for that position": (case(pending=1, due_s=inf), (0.8,), True),
+    "one has come, and the next is due": (case(pending=1), (0.8,), False),
+    "one more has come": (case(pending=2, due_s=inf), (0.8, 0.64), False),
+    "they are useless": (case(acceptance=0.1), (0.1, 0.01, 0.001), True),
+    "the verifier has some itself": (case(due_s=inf), (0.9, 0.8), False),
+}
+
+
+@pytest.mark.parametrize(("session", "gains", "expected"), RUNS_ON.values(), ids=RUNS_ON)
+def test_a_session_runs_on_unless_draft_tokens_would_follow_the_outcome(
+    session: Waiting, gains: tuple[float, ...], expected: bool
+) -> None:
+    assert runs_on(session, gains, sloping()) is expected
 
 
 def test_no_pass_is_held_where_rows_cost_as_much_as_passes() -> None:

@@ -72,6 +72,22 @@ def test_the_wait_is_the_shortest_hold() -> None:
     assert verifier.offer(["sooner", "later"], 1.5, rows=9).wait_s == min(sooner, later)
 
 
+def test_where_sessions_may_run_on_a_few_unlikely_draft_tokens_are_not_judged() -> None:
+    verifier = machine(latency(*FLAT), likely="auto", unlikely="auto")
+    verifier.received("unlikely", Draft(0, 0, 0, (0, 1)), arrived=0.0)
+    run(verifier, "unlikely", 5, now=0.0)
+    for name, start in (("likely", 0), ("unlikely", 1)):
+        verifier.received(name, Draft(start, start, 0, (6,)), arrived=0.0)
+
+    offers = [
+        verifier.offer(["likely", "unlikely"], 9.0, rows=9, ahead=ahead)
+        for ahead in (False, True)
+    ]
+
+    assert [offer.start["likely"] for offer in offers] == [(6,), (6,)]
+    assert [offer.start["unlikely"] for offer in offers] == [(6,), ()]
+
+
 def test_sessions_that_have_ended_or_await_a_recovered_token_are_not_taken() -> None:
     verifier = machine(a="auto")
     open_(verifier, "finished", max_tokens=1)

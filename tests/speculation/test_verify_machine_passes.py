@@ -36,6 +36,17 @@ def test_a_pass_judges_what_the_driver_took_of_the_offer() -> None:
     assert (plan.started, drafts) == (3.0, {"a": (0, 1), "b": ()})
 
 
+def test_of_two_passes_under_way_at_most_the_first_has_draft_tokens() -> None:
+    verifier = machine(a="auto", b="auto")
+    verifier.received("b", Draft(0, 0, 0, (0,)), arrived=0.0)
+    assert verifier.runs_on("a", 0.0)
+    assert verifier.runs_on("b", 0.0)  # the pass under way makes that draft token useless
+
+    verifier.begin({"b": 1}, 0.0)
+
+    assert not verifier.runs_on("b", 0.0)
+
+
 @pytest.mark.parametrize("drafts", [0, 2])
 def test_in_separate_a_pass_gets_a_uniform_for_each_draft_token_and_one_more(
     drafts: int,

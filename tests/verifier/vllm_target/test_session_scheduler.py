@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from queue import Queue
 from types import SimpleNamespace
@@ -75,7 +76,7 @@ class Core(SimpleNamespace):
         return {}, False
 
 
-def test_the_running_batch_ends_before_a_sessions_first_step_and_steps_overlap_after_its_last(
+def test_the_running_batch_ends_before_a_step_that_needs_its_result_and_steps_overlap_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("vllm")
@@ -86,6 +87,7 @@ def test_the_running_batch_ends_before_a_sessions_first_step_and_steps_overlap_a
     monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)
     scheduler: Any = object.__new__(AsyncPicoScheduler)
     scheduler.engine, scheduler._slots, scheduler._lets_batch_end = None, {}, False
+    scheduler._needing_results = set()
     core: Any = Core(scheduler, left=5)
 
     def stepped(times: int) -> list[str]:
@@ -94,12 +96,154 @@ def test_the_running_batch_ends_before_a_sessions_first_step_and_steps_overlap_a
         return list(core.made)
 
     assert stepped(2) == ["planned", "planned", "ended"]
+    scheduler._needing_results.add("r")
+    assert stepped(1) == ["planned", "ended"]  # it matters only beside a session
     scheduler._slots["r"] = "a session"
     assert stepped(3) == ["ended", "waited", "waited"]
     assert not core.async_scheduling
     del scheduler._slots["r"]
     assert stepped(2) == ["planned", "planned", "ended"]
     assert core.async_scheduling
+
+
+def beside(*places: str, drafting: Sequence[str] = (), waiting: int = 0) -> Any:
+    """Return a scheduler. places: of each request that runs, its session or "plain", with + if
+    it has a row in the step under way. drafting: sessions that judge draft tokens there."""
+    pytest.importorskip("vllm")
+    from picospec.verifier.vllm_target.core.scheduler import AsyncPicoScheduler
+
+    scheduler: Any = object.__new__(AsyncPicoScheduler)
+    machine = VerifyMachine(iter(()))
+    machine.latency.observe(1, 0.008)
+    scheduler.running, scheduler._slots = [], {}
+    for i, place in enumerate(places):
+        ahead, name = place.count("+"), place.strip("+")
+        request = SimpleNamespace(request_id=f"{i}", num_tokens=3, spec_token_ids=[])
+        request.num_computed_tokens, request.num_output_placeholders = 2 + ahead, ahead
+        scheduler.running.append(request)
+        if name == "plain":
+            continue
+        opened = Open("m", "v", (1, 2), Sampling(), 0, 9, ())
+        machine.open(name, opened, Limits(), vocabulary_size=100, now=0.0)
+        admission = Admission(name, opened, 2, Limits(), LogitSettings(), 100, True)
+        scheduler._slots[f"{i}"] = SessionSlot(admission, machine.session(name))
+        if name in drafting:
+            machine.received(name, Draft(0, 0, 0, (5, 6)), arrived=0.0)
+            if ahead:
+                machine.begin({name: 2}, 0.0)
+    scheduler._machine, scheduler._needing_results, scheduler._is_due = machine, set(), False
+    scheduler.engine = SimpleNamespace(batch_queue=deque())
+    scheduler.waiting, scheduler.max_num_running_reqs = ["a prompt"] * waiting, 64
+    scheduler.scheduler_config = SimpleNamespace(max_num_batched_tokens=2048, max_num_seqs=64)
+    scheduler.structured_output_manager = SimpleNamespace(validate_tokens=lambda r, t: t)
+    return scheduler
+
+
+PLANNED_AHEAD = {
+    "a session without draft tokens runs on": (("a+",), "", True),
+    "so do two": (("a+", "b+"), "", True),
+    "one with draft tokens waits for their outcome": (("a+",), "a", False),
+    "another session waits with it": (("a+", "b"), "ab", False),
+    "a request without a session does not wait": (("plain+", "a+"), "a", True),
+    "nor does a session that runs on beside it": (("a+", "b+"), "a", True),
+    "it waits beside two that judge": (("a+", "b+", "c+"), "ab", False),
+}
+
+
+@pytest.mark.parametrize(
+    ("places", "drafting", "expected"), PLANNED_AHEAD.values(), ids=PLANNED_AHEAD
+)
+def test_a_step_is_planned_ahead_unless_it_would_part_sessions_that_draft(
+    places: tuple[str, ...], drafting: str, expected: bool
+) -> None:
+    assert beside(*places, drafting=drafting)._plans_ahead() is expected
+
+
+def test_a_prompt_is_read_ahead_and_nothing_is_planned_where_each_result_is_needed() -> None:
+    assert beside("a+", drafting="a", waiting=1)._plans_ahead()
+    scheduler = beside("plain+", "a+")
+    scheduler._needing_results.add("a request with a grammar")
+    assert not scheduler._plans_ahead()
+
+
+def test_a_request_with_a_grammar_needs_each_result_until_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler = beside("plain+", "a+")
+    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+
+    monkeypatch.setattr(Stock, "add_request", lambda scheduler, request: None)
+    monkeypatch.setattr(Stock, "_free_request", lambda scheduler, request: None)
+    request = SimpleNamespace(request_id="r", sampling_params=None, use_structured_output=True)
+
+    scheduler.add_request(request)
+    assert not scheduler._plans_ahead()
+    scheduler._free_request(request)
+    assert scheduler._plans_ahead()
+
+
+def test_a_step_that_is_planned_ahead_leaves_out_sessions_whose_draft_tokens_are_judged() -> (
+    None
+):
+    scheduler = beside("plain+", "judging+", "resting+", "free", drafting=("judging", "free"))
+    assert scheduler._plans_ahead()
+
+    held = scheduler._offer_drafts(0.0)
+
+    assert [request.request_id for request in held] == ["1"]
+    assert [request.spec_token_ids for request in scheduler.running] == [[], [], [], [5, 6]]
+
+
+def test_passes_end_in_the_order_of_their_batches_and_last_from_one_end_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler = beside("a+", "b", drafting="b")
+    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+
+    from picospec.verifier.vllm_target.core import scheduler as module
+
+    monkeypatch.setattr(Stock, "update_from_output", lambda scheduler, *step: {})
+    clock = iter((9.0, 15.0))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    for request in scheduler.running:
+        vars(request).update(
+            num_computed_tokens=3, num_stale_output_tokens=0, drop_stale_output=False,
+            is_finished=lambda: False, sampling_params=None, client_index=0,
+        )  # fmt: skip
+    scheduler.requests = {request.request_id: request for request in scheduler.running}
+    scheduler.structured_output_manager.accept_tokens = lambda request, tokens: True
+    scheduler._plans, scheduler._heads, scheduler._ended_at = deque(), {}, 0.0
+    scheduler.steps, scheduler._has_run_without_grammars = 0, False
+
+    def planned(now: float, drafts: dict[str, list[int]], *names: str) -> SimpleNamespace:
+        counts = {name: 1 + len(drafts.get(name, ())) for name in names}
+        output = SimpleNamespace(
+            num_scheduled_tokens=counts, scheduled_spec_decode_tokens=drafts,
+            total_num_scheduled_tokens=sum(counts.values()),
+        )  # fmt: skip
+        output.picospec_requests = scheduler._begin(output, now)
+        return output
+
+    def ended(output: SimpleNamespace, **tokens: list[int]) -> dict[str, Any]:
+        places = {name: i for i, name in enumerate(output.num_scheduled_tokens)}
+        result = SimpleNamespace(
+            req_id_to_index=places, sampled_token_ids=[*tokens.values()], logprobs=None
+        )
+        (batch,) = scheduler.update_from_output(output, result).values()
+        sent = [each.kv_transfer_params["picospec"] for each in batch.outputs]
+        return {
+            name: next(iter(wire.Decoder().feed(frames[0].frame))) for name, frames, _ in sent
+        }
+
+    first = planned(1.0, {"1": [5, 6]}, "0", "1")
+    second = planned(2.0, {}, "0")
+    commits = ended(first, a=[7], b=[5, 6, 8]), ended(second, a=[9])
+
+    found = [
+        {name: (c.tokens, c.accepted, c.pass_s) for name, c in each.items()} for each in commits
+    ]
+    assert found == [{"a": ((7,), 0, 8.0), "b": ((5, 6, 8), 2, 8.0)}, {"a": ((9,), 0, 6.0)}]
+    assert commits[1]["a"].queue_s == 0.0
 
 
 def test_a_step_without_a_session_is_vllms_own_and_counts_when_its_result_is_known(
@@ -263,23 +407,15 @@ def test_a_grammar_of_any_request_keeps_a_step_from_being_learned_once_one_ran_w
 def test_no_session_is_held_out_of_a_step_that_begins_to_read_a_prompt(
     waiting: int, seats: int, held: int
 ) -> None:
-    pytest.importorskip("vllm")
-    from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+    scheduler = beside("a", waiting=waiting)
 
-    request = SimpleNamespace(request_id="r", num_computed_tokens=5, num_tokens=6)
-    scheduler = Scheduler()
-
-    def offer(ready: dict[str, Any], now: float, rows: int, others: int, due: bool) -> Offer:
+    def offer(ready: list[str], now: float, *, others: int, **more: object) -> Offer:
         return Offer(dict.fromkeys(ready, ()) if others else {}, 1.0)
 
     scheduler._machine = SimpleNamespace(offer=offer)
-    scheduler.running, scheduler.waiting = [request], ["a prompt"] * waiting
     scheduler.max_num_running_reqs = seats
-    scheduler.scheduler_config = SimpleNamespace(max_num_batched_tokens=2048, max_num_seqs=64)
-    scheduler._is_due = False
-    scheduler.structured_output_manager = SimpleNamespace(validate_tokens=lambda r, t: t)
 
-    assert len(PicoScheduler._offer_drafts(scheduler, 0.0)) == held  # type: ignore[arg-type]
+    assert len(scheduler._offer_drafts(0.0)) == held
 
 
 def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
@@ -293,6 +429,7 @@ def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
     held, prompt = SimpleNamespace(), SimpleNamespace()
     scheduler: Any = object.__new__(PicoScheduler)
     scheduler.running, scheduler.num_spec_tokens = [held, prompt], 9
+    scheduler.engine, scheduler.planned_ahead = None, 0
     scheduler._offer_drafts = lambda now: [held]
     scheduler._begin = lambda output, now: {}
     scheduler._slots, scheduler.waiting, counts = {"r": 0}, [], []
@@ -329,7 +466,10 @@ def test_a_core_asks_once_a_step_whether_its_sessions_wait(
     scheduler: Any = object.__new__(PicoScheduler)
     request = SimpleNamespace(request_id="r", num_computed_tokens=1, num_tokens=1)
     vars(scheduler).update(
-        vars(given), engine="a core", running=[request], _lets_batch_end=False
+        vars(given),
+        engine=SimpleNamespace(batch_queue=None),
+        running=[request],
+        _lets_batch_end=False,
     )
 
     assert scheduler.has_requests()

@@ -13,6 +13,7 @@ edge draws the recovered one, vLLM does not take back the step's tokens, so this
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final, Self
 
@@ -26,12 +27,11 @@ from vllm.v1.request import Request
 from picospec.speculation.judges.judge import Judgement
 from picospec.speculation.protocol.messages import TokenLogprob
 from picospec.speculation.verifying.machine import PassPlan, Verdict
-from picospec.verifier.vllm_target.configuring.choice import MOST_ROWS, Choice
+from picospec.verifier.vllm_target.configuring.choice import MOST_ROWS
 from picospec.verifier.vllm_target.core.hooks import hidden, narrowed, unpadded
 from picospec.verifier.vllm_target.core.session_scheduler import (
     SessionScheduler,
     attach,
-    has_read_its_text,
 )
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
@@ -45,6 +45,8 @@ Passed = dict[str, tuple[Request, SessionSlot]]
 
 
 class PicoScheduler(SessionScheduler):
+    _ended_at = 0.0  # when the result of the last batch was known
+
     def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Self:
         """Make a scheduler of the kind that vLLM would choose. vLLM finds this class by name
         after it has decided whether to schedule asynchronously."""
@@ -53,11 +55,11 @@ class PicoScheduler(SessionScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._plan = PassPlan({}, 0.0)
+        self._plans: deque[PassPlan] = deque()
+        """The passes with draft tokens of each batch under way, in their order."""
+
         self._has_run_without_grammars = False
         self._held = 0  # number of sessions left out of the step being planned
-        choice = Choice.of(self.vllm_config)
-        self._head = choice.head if choice else 0
         self._heads: Mapping[str, int] = {}  # number of the head's tokens offered, by session
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
@@ -74,12 +76,20 @@ class PicoScheduler(SessionScheduler):
             self._machine.proposed(slot.name, len(slot.proposed))
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        output = self._schedule(*args, **kwargs)
+        is_step = output.total_num_scheduled_tokens > 0
+        self.planned_ahead += is_step and self._is_ahead
+        return output
+
+    @property
+    def _is_ahead(self) -> bool:
+        """True if a batch is under way."""
+        return bool(self.engine and self.engine.batch_queue)
+
+    def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if not self._slots:
             with unpadded(self):
-                output = super().schedule(*args, **kwargs)
-            is_step = output.total_num_scheduled_tokens > 0
-            self.planned_ahead += is_step and bool(self.engine and self.engine.batch_queue)
-            return output
+                return super().schedule(*args, **kwargs)
         now = time.monotonic()
         held = self._offer_drafts(now)
         self._held = len(held)
@@ -87,7 +97,7 @@ class PicoScheduler(SessionScheduler):
             output = super().schedule(*args, **kwargs)
         self._held = 0
         output.picospec_requests = self._begin(output, now)
-        stuck = not output.total_num_scheduled_tokens and self.waiting
+        stuck = not output.total_num_scheduled_tokens and self.waiting and not self._is_ahead
         if held and stuck and len(self.running) < self.max_num_running_reqs:
             self._preempt_held(held[-1], now)
         return output
@@ -135,19 +145,23 @@ class PicoScheduler(SessionScheduler):
     def _offer_drafts(self, now: float) -> list[Request]:
         """Give each session its draft tokens for this step; return the requests left out. No
         session is held while a prompt is read, because such a step is long."""
-        ready = {
-            slot.name: (request, slot)
-            for request in self.running
-            if (slot := self._slots.get(request.request_id)) and has_read_its_text(request)
-        }
+        under_way, free = self._under_way_and_ready()
+        others = self._others(len(under_way) + len(free))
+        ready = {slot.name: (request, slot) for request, slot in (*under_way, *free)}
         missing = sum(len(slot.missing(request.num_tokens)) for request, slot in ready.values())
         config = self.scheduler_config
         most = max(MOST_ROWS, config.max_num_seqs)
         rows = min(config.max_num_batched_tokens, most) - missing
-        admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
-        others = len(self.running) - len(ready) + admits
         due, self._is_due = self._is_due, False
-        offer = self._machine.offer(ready, now, rows=rows, others=others, due=due)
+        offer = self._machine.offer(
+            [slot.name for _, slot in free],
+            now,
+            rows=rows,
+            without_drafts=self._running_on,
+            others=others,
+            due=due,
+            ahead=self._may_plan_ahead,
+        )
         self._heads = offer.heads
         for name, draft in offer.start.items():
             request, slot = ready[name]
@@ -163,6 +177,7 @@ class PicoScheduler(SessionScheduler):
         """Begin the passes of the sessions whose last row is in this step. Return for each
         request what the worker needs to judge it."""
         sampled, taken, heads = [], {}, {}
+        requests: dict[str, VerifyRequest] = {}
         for request_id in output.num_scheduled_tokens:
             slot, request = self._slots.get(request_id), self.requests[request_id]
             if slot is None or request.num_computed_tokens < request.num_tokens:
@@ -172,14 +187,18 @@ class PicoScheduler(SessionScheduler):
                 slot.error = "Open.committed: the grammar forbids these tokens"
             missing = slot.missing(request.num_tokens)
             injected = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
+            if slot.may_run_on and not injected:
+                start = request.num_computed_tokens - slot.admission.prompt_tokens
+                requests[request_id] = slot.fill_in(start)
+                continue
             sampled.append((request_id, slot, missing))
             if slot.name in self._heads:
                 taken[slot.name], heads[slot.name] = 0, injected
             elif slot.may_begin(missing, injected):
                 taken[slot.name] = injected - len(missing)
-        self._plan = self._machine.begin(taken, now, heads)
-        return {
-            request_id: slot.verify_request(self._plan.passes.get(slot.name), missing)
+        self._plans.append(plan := self._machine.begin(taken, now, heads))
+        return requests | {
+            request_id: slot.verify_request(plan.passes.get(slot.name), missing)
             for request_id, slot, missing in sampled
         }
 
@@ -187,11 +206,12 @@ class PicoScheduler(SessionScheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         self.steps += scheduler_output.total_num_scheduled_tokens > 0
+        last_ended_at, now = self._ended_at, time.monotonic()
+        self._ended_at = now
         asked: dict[str, VerifyRequest] | None
         asked = getattr(scheduler_output, "picospec_requests", None)
-        if asked is None:  # planned without a session, and perhaps while another batch ran
+        if asked is None:  # planned without a session
             return super().update_from_output(scheduler_output, model_runner_output)
-        now = time.monotonic()
         judged: dict[str, Judgement] = getattr(model_runner_output, "picospec_judged", {})
         passed: Passed = {
             request_id: (request, slot)
@@ -203,26 +223,41 @@ class PicoScheduler(SessionScheduler):
         for request_id, (request, slot) in passed.items():
             index = model_runner_output.req_id_to_index[request_id]
             generated = model_runner_output.sampled_token_ids[index]
-            _correct(request, asked[request_id], generated)
+            if request.num_stale_output_tokens and request.drop_stale_output:
+                generated = []  # vLLM has preempted it, and will generate them again
+            else:
+                _correct(request, asked[request_id], generated)
             if asked[request_id].rule is not None:
                 logprobs = _logprobs(model_runner_output, request, index, len(generated))
                 if (found := judged.get(request_id)) is None:  # all tokens count
-                    found = Judgement(tuple(generated), accepted=len(generated) - 1)
+                    found = Judgement(tuple(generated), accepted=max(0, len(generated) - 1))
                 verdicts[slot.name] = Verdict(found.after(asked[request_id].known), logprobs)
         rows = scheduler_output.total_num_scheduled_tokens
         decoded = _decoded(scheduler_output)
         is_slowed, reads = self._is_slowed(scheduler_output), decoded < rows
         learned = decoded if decoded > 0 and not is_slowed else None
-        down = self._machine.ran(self._plan, verdicts, now, rows=learned, with_prompt=reads)
+        plan = self._begun(self._plans.popleft(), verdicts, last_ended_at)
+        down = self._machine.ran(plan, verdicts, now, rows=learned, with_prompt=reads)
         for _, slot in passed.values():
             if slot.name in down:
-                judged_pass = self._plan.passes[slot.name]
+                judged_pass = plan.passes[slot.name]
                 drafts = len(judged_pass.draft) + judged_pass.head
                 slot.send(down[slot.name], judged=drafts, rows=rows)
                 rows = 0
         batches = super().update_from_output(scheduler_output, model_runner_output)
         self._attach(batches, passed)
         return batches
+
+    def _begun(
+        self, plan: PassPlan, verdicts: Mapping[str, Verdict], last_ended_at: float
+    ) -> PassPlan:
+        """Return a batch's passes with those without draft tokens, which begin now: while they
+        were under way the session may have had another one. A batch starts when it is planned,
+        but not before the last one has ended."""
+        started = max(plan.started, last_ended_at)
+        filled = {name: 0 for name in verdicts if name not in plan.passes}
+        passes = {**plan.passes, **self._machine.begin(filled, started).passes}
+        return PassPlan(passes, started)
 
     def _attach(self, batches: dict[int, EngineCoreOutputs], passed: Passed) -> None:
         """Attach the frames to the requests' outputs; requests without an output get one."""

@@ -3,15 +3,17 @@
 A session is one vLLM request. Between steps it receives messages by calls into the core; a
 message that it sends at once leaves in an output of its own. scheduler.py has the steps.
 
-An engine that schedules asynchronously plans a step while the last one runs, as vLLM does,
-until a session opens. It then lets the running batch end, and plans each step when the result
-of the last one is known, until no session is left.
+An engine that schedules asynchronously plans a step while the last one runs, as vLLM does. A
+session without draft tokens has a row in each step, like a request without a session. One with
+draft tokens is left out of the next step, because its next ones must follow a text that is
+known; if that step would have no other rows, it is not planned ahead. While some session or
+grammar needs each result, all steps wait for the last one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -40,11 +42,16 @@ from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import must_step
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 
+Sessions = list[tuple[Request, SessionSlot]]
+
 
 class SessionScheduler(Scheduler):
     running: list[Request]
     _is_due = False
     """True if no session need wait longer, until a message comes or the step is planned."""
+
+    _running_on: Collection[str] = ()
+    """Sessions that have a row in the step that is planned, and in the one under way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,6 +63,11 @@ class SessionScheduler(Scheduler):
         """The core may sleep until then, on the monotonic clock."""
 
         self._lets_batch_end = False
+        self._needing_results: set[str] = set()
+        """Beside a session, each step waits for the last one while there are such requests."""
+
+        choice = Choice.of(self.vllm_config)
+        self._head = choice.head if choice else 0
         self.steps = 0  # steps whose result is known
         self.planned_ahead = 0  # steps planned before the result of the last one was known
         self.preemptions = 0
@@ -66,6 +78,8 @@ class SessionScheduler(Scheduler):
         packed = extra.get(FIELD)
         if not isinstance(packed, bytes) or self._slots.get(request.request_id):
             super().add_request(request)  # clients may put anything into `extra`
+            if request.use_structured_output:
+                self._needing_results.add(request.request_id)
             return
         asked = Admission.unpack(packed)
         if asked.session in self._request_of:
@@ -91,8 +105,12 @@ class SessionScheduler(Scheduler):
         slot = SessionSlot(asked, self._machine.session(asked.session), prompt)
         self._slots[request.request_id] = slot
         self._request_of[slot.name] = request.request_id
+        may_run_on = slot.may_run_on and not request.use_structured_output
+        if not may_run_on or self._head or self.parallel_config.pipeline_parallel_size > 1:
+            self._needing_results.add(request.request_id)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        self._needing_results.discard(request.request_id)
         if slot := self._slots.pop(request.request_id, None):
             self._is_due = False
             del self._request_of[slot.name]
@@ -111,8 +129,7 @@ class SessionScheduler(Scheduler):
         first, self.engine = self.engine is None, engine
         if not (hasattr(engine, "input_queue") and hasattr(engine, "output_queue")):
             return False
-        choice = Choice.of(self.vllm_config)
-        if choice is None or not choice.head:
+        if not self._head:
             engine.check_for_draft_tokens = False  # or it asks the workers after each step
         if first:
             stamp_arrivals(engine.input_queue)
@@ -123,19 +140,57 @@ class SessionScheduler(Scheduler):
         return True
 
     def _step(self, engine: EngineCore) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
-        """Make the core's step, in the place of vLLM's own: asynchronous without a session."""
+        """Make the core's step, in the place of vLLM's own."""
         if not self._slots:
             engine.async_scheduling = True
             return engine.step_with_batch_queue()
-        if not engine.batch_queue:
+        if self._needing_results and not engine.batch_queue:
             engine.async_scheduling = False  # the core asks for the head's tokens after it
             return engine.step()
-        self._lets_batch_end = True
+        ends = bool(engine.batch_queue) and not self._plans_ahead()
+        self._lets_batch_end = ends
         try:
-            outputs, _ = engine.step_with_batch_queue()
+            outputs, executed = engine.step_with_batch_queue()
         finally:
-            self._lets_batch_end = False
-        return outputs, True  # or the core would sleep for a millisecond
+            self._lets_batch_end, self._running_on = False, ()
+        return outputs, executed or ends  # else the core sleeps for a millisecond
+
+    @property
+    def _may_plan_ahead(self) -> bool:
+        has_queue = self.engine is not None and self.engine.batch_queue is not None
+        return has_queue and not self._needing_results
+
+    def _plans_ahead(self) -> bool:
+        """Return True if a step should be planned before the one under way has ended: for
+        requests without a session, for prompts, or for sessions that run on, if they are as
+        many as those that it leaves out. Else sessions with draft tokens would drift apart,
+        into two batches that take turns."""
+        if not self._may_plan_ahead:
+            return False
+        under_way, ready = self._under_way_and_ready()
+        now, names = time.monotonic(), [slot.name for _, slot in under_way]
+        self._running_on = {name for name in names if self._machine.runs_on(name, now)}
+        left_out = len(under_way) - len(self._running_on)
+        others = self._others(len(under_way) + len(ready))
+        return others > 0 or len(self._running_on) >= max(1, left_out)
+
+    def _under_way_and_ready(self) -> tuple[Sessions, Sessions]:
+        """Return the sessions that have read their text: those with a row in the step that is
+        under way, and the others."""
+        under_way: Sessions = []
+        ready: Sessions = []
+        for request in self.running:
+            slot = self._slots.get(request.request_id)
+            if slot and has_read_its_text(request):
+                found = under_way if request.num_output_placeholders else ready
+                found.append((request, slot))
+        return under_way, ready
+
+    def _others(self, sessions: int) -> int:
+        """Return the number of requests in a step beside so many sessions that have read their
+        text. It counts one that waits, if there is a seat for it."""
+        admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
+        return len(self.running) - sessions + admits
 
     def _handle(
         self, stock: Callable[..., None], kind: EngineCoreRequestType, request: Any
@@ -218,6 +273,8 @@ class SessionScheduler(Scheduler):
         if self._lets_batch_end or not super().has_requests():
             return False
         if self._is_due or not self._slots or self.engine is None or must_step(self):
+            return True
+        if self.engine.batch_queue:  # `_step` has decided
             return True
         slots = [self._slots.get(request.request_id) for request in self.running]
         sessions = [slot.name for slot in slots if slot]

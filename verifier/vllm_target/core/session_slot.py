@@ -83,6 +83,20 @@ class SessionSlot:
         needs_more = bool(missing) or self.session.needs_draft
         return self.session.may_begin and (injected > 0 or not needs_more)
 
+    @property
+    def may_run_on(self) -> bool:
+        """True if a step may be planned before the result of the session's last one is known:
+        vLLM then draws the session's token as it draws that of a request of its own."""
+        asked = self.admission.request
+        by_noise = self.admission.drawn_by_vllm and asked.judge == "coupled"
+        return by_noise and asked.fill != "never"
+
+    def fill_in(self, start: int) -> VerifyRequest:
+        """Return the session's part of a step that has no draft token, and whose pass begins
+        when it has run. start: the position of the token that it generates."""
+        rule = self.session.fill_in_rule(start)
+        return VerifyRequest(self.session.request.sampling, rule)
+
     def verify_request(self, judged: Pass | None, missing: Sequence[TokenId]) -> VerifyRequest:
         """Return the session's part of a step. judged: None if no pass has begun."""
         sampling = self.session.request.sampling

@@ -95,21 +95,16 @@ def test_a_step_has_no_more_rows_than_there_is_memory_for(
 ) -> None:
     offered: list[int] = []
     machine = SimpleNamespace(
-        offer=lambda ready, now, rows, others, due: (
+        offer=lambda ready, now, *, rows, **more: (
             offered.append(rows) or SimpleNamespace(heads={}, start={})
         )
     )
     limits = SimpleNamespace(max_num_batched_tokens=batched, max_num_seqs=requests)
-    scheduler = SimpleNamespace(
-        running=[],
-        waiting=[],
-        scheduler_config=limits,
-        _machine=machine,
-        max_num_running_reqs=9,
-        _is_due=False,
-    )
+    scheduler: Any = object.__new__(PicoScheduler)
+    scheduler.engine, scheduler.running, scheduler.waiting = None, [], []
+    scheduler.scheduler_config, scheduler._machine = limits, machine
 
-    PicoScheduler._offer_drafts(scheduler, 0.0)  # type: ignore[arg-type]
+    scheduler._offer_drafts(0.0)
 
     assert offered == [rows]
 

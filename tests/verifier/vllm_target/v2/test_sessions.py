@@ -14,7 +14,15 @@ from picospec.speculation.sampling.draft_token import DraftToken
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE
-from tests.verifier.vllm_target.scripted import Answer, Script, drafted, gone, moved, served
+from tests.verifier.vllm_target.scripted import (
+    Answer,
+    Script,
+    drafted,
+    gone,
+    moved,
+    plain,
+    served,
+)
 from tests.verifier.vllm_target.v2.cases import CASES, Text, keywords, prompts, session
 
 pytestmark = ON_ENGINE
@@ -94,7 +102,57 @@ async def test_vllms_own_requests_go_on_when_sessions_come_and_go(
     assert dict(zip(places, found, strict=True)) == {p: texts[p].tokens for p in places}
 
 
-async def test_beside_a_session_each_step_waits_for_the_result_of_the_last(
+async def rested(target: VllmTarget, name: str, number: int, key: str) -> list[int]:
+    """Run a session for which no draft token comes."""
+    request = session(target.facts, name, number)
+    return (await plain(target, f"{key} {name} {number}", request)).tokens
+
+
+async def test_a_session_without_draft_tokens_runs_on_before_its_results_are_known(
+    target: VllmTarget, texts: Texts
+) -> None:
+    names = ("T=0", "T=1", "penalties", "min tokens")
+    before = await target.figures()
+
+    found = [await rested(target, name, 1, "alone") for name in names]
+
+    after = await target.figures()
+    steps, ahead = (after[name] - before[name] for name in ("steps", "planned_ahead"))
+    assert found == [texts[name, 1].tokens for name in names]
+    assert ahead > 0.9 * steps > 20 * len(names)
+
+
+async def test_steps_are_planned_ahead_beside_sessions_that_draft_and_rest(
+    target: VllmTarget, texts: Texts
+) -> None:
+    """The sessions come and go at different times."""
+    names = [name for name in CASES if "schema" not in name]
+    places = [(name, i % 3) for i, name in enumerate(names)]
+
+    async def drafting(i: int) -> list[int]:
+        script = Script(wrong=0.2 * (i % 3), window=2 + 2 * i, seed=i, late_s=0.1 * (i % 2))
+        fields = {"max_tokens": 12 + 2 * i}
+        return (await run(target, texts, *places[i], script, **fields)).tokens
+
+    before = await target.figures()
+    requested = [asyncio.create_task(own(target, name, 2)) for name in names[:4]]
+    sessions = [asyncio.create_task(drafting(i)) for i in range(6)]
+    rests = [asyncio.create_task(rested(target, *place, "beside")) for place in places[6:]]
+    drafted_texts = await asyncio.gather(*sessions)
+    meanwhile = await target.figures()
+    found = await asyncio.gather(*requested)
+    rested_texts = await asyncio.gather(*rests)
+
+    steps, ahead = (meanwhile[name] - before[name] for name in ("steps", "planned_ahead"))
+    assert ahead > 0.8 * steps > 10
+    assert dict(zip(names, found, strict=False)) == {n: texts[n, 2].tokens for n in names[:4]}
+    assert rested_texts == [texts[place].tokens for place in places[6:]]
+    assert drafted_texts == [
+        texts[place].tokens[: 12 + 2 * i] for i, place in enumerate(places[:6])
+    ]
+
+
+async def test_beside_a_session_that_needs_each_result_steps_wait_for_it(
     target: VllmTarget, texts: Texts
 ) -> None:
     held = session(target.facts, "T=0", 0, fill="never")
