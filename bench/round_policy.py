@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Self
 
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import Limits
+from picospec.speculation.drafting import DraftingSession
+from picospec.speculation.learning import Latencies
+from picospec.speculation.messages import Limits
 
 MAX_GAMMA: Final = 16
 """A round has at most this many draft tokens: in the simulator longer ones are never best."""

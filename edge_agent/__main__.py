@@ -35,7 +35,7 @@ from picospec.gateway.hosting.settings import TlsSettings
 from picospec.gateway.hosting.silent import cut_silent
 from picospec.models.errors import ModelError
 from picospec.models.store import open_store
-from picospec.speculation.drafting.policy import DraftPolicy
+from picospec.speculation.drafting import DraftPolicy
 
 GRACE_S: Final = 5
 """Requests still open after draining get this many seconds, such as an answer that its client

@@ -14,9 +14,9 @@ from picospec.edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
 from picospec.edge_agent.proposing.proposals import Proposals
 from picospec.gateway.beside import beside
 from picospec.gateway.ports import Delta, Job, Statistics
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.proposing.prediction import Prediction
-from picospec.speculation.protocol.messages import Commit, Finish, TokenId, Totals
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.messages import Commit, Finish, TokenId, Totals
+from picospec.speculation.prediction import Prediction
 
 Emit = Callable[[Delta], Awaitable[None]]
 

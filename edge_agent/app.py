@@ -40,9 +40,8 @@ from picospec.gateway.hosting.listening import hosts_of
 from picospec.gateway.tracing import open_tracing
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
-from picospec.speculation.drafting.policy import DraftPolicy
-from picospec.speculation.protocol.messages import PROTOCOL_VERSION
-from picospec.speculation.protocol.opening import POOL
+from picospec.speculation.drafting import DraftPolicy
+from picospec.speculation.messages import POOL, PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"
 """Clients get this message instead of errors that name a verifier's address."""

@@ -21,10 +21,8 @@ from picospec.edge_agent.link.sessions import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import ApiError, EngineFault
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import DraftStep, Outcome
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Commit, Finish, TokenId
+from picospec.speculation.draft_machine import DraftMachine, DraftStep, Outcome
+from picospec.speculation.messages import Commit, Finish, RemoteProtocolError, TokenId
 
 OnCommit = Callable[[Commit], Awaitable[None]]
 """Receives each Commit of tokens that were not known before."""

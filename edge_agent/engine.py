@@ -29,12 +29,10 @@ from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unava
 from picospec.gateway.ports import Delta, Facts, Job, Owner
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import DraftPolicy, StreamPolicy
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.protocol.errors import InvalidSetting
-from picospec.speculation.protocol.messages import ModelFacts
-from picospec.speculation.protocol.opening import opening
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import DraftPolicy, StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.messages import InvalidSetting, ModelFacts, opening
 
 T = TypeVar("T")
 

@@ -22,21 +22,25 @@ from picospec.models.grammars.constraint import NAME
 from picospec.models.store import Found
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
-from picospec.speculation.protocol.errors import InvalidSetting
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import (
+    DraftSampler,
+    DraftToken,
+    Logits,
+    distribution,
+    logprob_of,
+    noise_index,
+)
+from picospec.speculation.logits import BUDGET, LOGIT_SETTINGS, Adjust, adjustment, in_turn
+from picospec.speculation.messages import (
+    STOPPING,
+    InvalidSetting,
     Limits,
     ModelFacts,
     Open,
     TokenId,
     TokenLogprob,
+    opening,
 )
-from picospec.speculation.protocol.opening import STOPPING, opening
-from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from picospec.speculation.sampling.distributions import Logits, distribution, logprob_of
-from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
-from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
-from picospec.speculation.sampling.noise import noise_index
-from picospec.speculation.sampling.thinking_budget import BUDGET
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)
 """OpenAI parameters served beyond Sampling: all those that an embedded target serves."""

@@ -14,12 +14,11 @@ from typing import Final, Literal
 
 from picospec.edge_agent.link.sessions import Sessions
 from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import Observer, Outcome
-from picospec.speculation.protocol.messages import Commit, Down, Draft, TokenId
-from picospec.speculation.protocol.wire import encode
-from picospec.speculation.running_mean import running_mean
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.draft_machine import DraftMachine, Observer, Outcome
+from picospec.speculation.learning import running_mean
+from picospec.speculation.messages import Commit, Down, Draft, TokenId
+from picospec.speculation.wire import encode
 
 REPORT_INTERVAL_S: Final = 0.05
 """The observer looks at the chain at this interval: a client draws at most 20 a second."""

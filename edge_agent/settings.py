@@ -24,8 +24,8 @@ from pydantic_settings import SettingsConfigDict
 
 from picospec.gateway.hosting.listening import is_loopback
 from picospec.gateway.hosting.settings import Port, ServiceSettings, Table
-from picospec.speculation.drafting.policy import DraftSettings
-from picospec.speculation.protocol.messages import Fill, Judge
+from picospec.speculation.drafting import DraftSettings
+from picospec.speculation.messages import Fill, Judge
 
 _LOCAL_VERIFIER: Final = AnyHttpUrl("http://127.0.0.1:9000")
 
@@ -45,7 +45,7 @@ VerifierUrl = Annotated[AnyHttpUrl, AfterValidator(_address)]
 
 
 class DraftingSettings(Table):
-    """These fields decide when to draft and when to send; see speculation.drafting.policy."""
+    """These fields decide when to draft and when to send; see speculation.drafting."""
 
     min_survival: Annotated[float, Field(ge=0, le=1)] = DraftSettings().min_survival
     flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftSettings().flush_tokens

@@ -5,15 +5,15 @@ from __future__ import annotations
 from math import isfinite
 
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.messages import (
     MAX_PREDICTED,
+    STOPPING,
     SUPPORTED_VERSIONS,
     ModelFacts,
     Open,
     Sampling,
 )
-from picospec.speculation.protocol.opening import STOPPING
 
 MAX_STOP_TOKENS = 256
 MAX_TOP_LOGPROBS = 20

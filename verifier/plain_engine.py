@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.ports import Delta, Facts, Job, Statistics
-from picospec.speculation.protocol.messages import Commit, Finish, Reject, Reused
-from picospec.speculation.protocol.opening import opening
+from picospec.speculation.messages import Commit, Finish, Reject, Reused, opening
 from picospec.verifier.target import unservable
 from picospec.verifier.target_host import Host
 

@@ -25,10 +25,8 @@ from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.http.request_body import read_body
 from picospec.gateway.tenants.turns import ThreadTurns
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
-from picospec.speculation.protocol.messages import Open
-from picospec.speculation.protocol.opening import POOL, SALT
+from picospec.speculation import wire
+from picospec.speculation.messages import POOL, SALT, MalformedFrame, Open, RemoteProtocolError
 from picospec.verifier.admission import check
 from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.registry import Sessions

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from picospec.gateway.hosting.settings import Port, ServerSettings, Table
-from picospec.speculation.protocol.messages import Limits
+from picospec.speculation.messages import Limits
 from picospec.verifier.llama_target.settings import LlamaSettings
 
 EXACT_DRAFTS: Final = 62

@@ -20,13 +20,15 @@ from picospec.models.errors import CannotCheck, InvalidGrammar
 from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars.constraint import NAME
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.pool import SHARED, Owner
-from picospec.speculation.protocol.errors import InvalidSetting
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.logits import LOGIT_SETTINGS
+from picospec.speculation.messages import (
+    SALT,
+    STOPPING,
     SUPPORTED_VERSIONS,
     Commit,
     Finish,
+    InvalidSetting,
     Judge,
     Limits,
     ModelFacts,
@@ -35,9 +37,8 @@ from picospec.speculation.protocol.messages import (
     Reject,
     Reused,
 )
-from picospec.speculation.protocol.opening import SALT, STOPPING
-from picospec.speculation.protocol.wire import Framed
-from picospec.speculation.sampling.logit_settings import LOGIT_SETTINGS
+from picospec.speculation.ngrams import SHARED, Owner
+from picospec.speculation.wire import Framed
 from picospec.verifier.identity import identity_of
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)

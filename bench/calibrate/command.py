@@ -45,8 +45,8 @@ from picospec.models.errors import ModelError
 from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
-from picospec.speculation.judges import coupled
-from picospec.speculation.protocol.messages import Commit, Sampling, TokenId
+from picospec.speculation import coupled
+from picospec.speculation.messages import Commit, Sampling, TokenId
 
 
 def speeds(

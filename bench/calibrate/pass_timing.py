@@ -24,8 +24,9 @@ import numpy as np
 
 from picospec.edge_agent.link.session_link import Link
 from picospec.edge_agent.link.uplink import Uplink
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.drafting import DraftingSession
+from picospec.speculation.messages import (
     Commit,
     Down,
     Draft,
@@ -37,7 +38,6 @@ from picospec.speculation.protocol.messages import (
     Sampling,
     TokenId,
 )
-from picospec.speculation.sampling.draft_token import DraftToken
 
 DRAFTS: Final = (1, 2, 4, 8, 16, 32)
 WARM_UP: Final = 2

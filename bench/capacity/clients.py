@@ -31,8 +31,8 @@ from picospec.gateway.errors import EngineFault
 from picospec.gateway.ports import Job, Sampling, Statistics
 from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.messages import TokenId
 
 TIMEOUT_S: Final = 600.0
 """A plain answer fails after this many seconds without a byte."""

@@ -45,7 +45,7 @@ from picospec.bench.simulator.table import groups
 from picospec.bench.simulator.world import World
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.processes import ServiceError
-from picospec.speculation.protocol.messages import Limits, ModelFacts
+from picospec.speculation.messages import Limits, ModelFacts
 
 
 def capacity(

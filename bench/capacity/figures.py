@@ -15,7 +15,7 @@ from picospec.bench.simulator.arms import Arm
 from picospec.bench.simulator.edge import Answer
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.world import World, simulate
-from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.messages import TokenId
 
 
 @dataclass(frozen=True, slots=True)

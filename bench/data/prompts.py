@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from picospec.bench.data.scenarios import script
-from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.messages import Sampling
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")
 

@@ -30,7 +30,7 @@ from picospec.bench.simulator.source import Source, traced
 from picospec.bench.traces.record import Subject, replayed
 from picospec.edge_agent.draft_model.loading import find
 from picospec.models.store import open_store
-from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.messages import TokenId
 
 ENGINE_S: Final = 900.0
 """An engine must start and be measured within this many seconds."""

@@ -37,7 +37,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from picospec.bench.data.tables import markdown
 from picospec.bench.gpu_check.parts import Check, NotRun
-from picospec.speculation.sampling import noise
+from picospec.speculation import distributions as noise
 from picospec.verifier.vllm_target.worker.v2 import by_noise
 
 Tokens = NDArray[np.int64]
@@ -230,9 +230,9 @@ class Kernels:
 
     def by_p(self, rows: int) -> Judged:
         """Return a call of the judge of rules that need p, and whether it is right."""
-        from picospec.speculation.judges.separate.verifier import Separate
-        from picospec.speculation.protocol.messages import Sampling
-        from picospec.speculation.sampling.distributions import Q_SCALE
+        from picospec.speculation.distributions import Q_SCALE
+        from picospec.speculation.messages import Sampling
+        from picospec.speculation.separate import Separate
         from picospec.verifier.vllm_target.verify_request import VerifyRequest
         from picospec.verifier.vllm_target.worker.v2 import by_p
 

@@ -52,7 +52,7 @@ from picospec.bench.run.services import READY_WITHIN_S, Services, ServicesPlan, 
 from picospec.bench.simulator.clock import Curve
 from picospec.bench.simulator.source import WRONG, Source
 from picospec.gateway.hosting.processes import ServiceError
-from picospec.speculation.protocol.messages import ModelFacts, TokenId
+from picospec.speculation.messages import ModelFacts, TokenId
 
 PART_S: Final = 120.0
 """Each part but a start must end within this many seconds on a GPU."""

@@ -17,7 +17,7 @@ from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import EdgePlan
 from picospec.gateway.tokenizer import NONE
 from picospec.models.vocabulary import Vocabulary
-from picospec.speculation.sampling.noise import gumbel, noise_index
+from picospec.speculation.distributions import gumbel, noise_index
 
 SEED: Final = 7
 TIMEOUT_S: Final = 1800.0

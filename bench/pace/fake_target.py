@@ -24,11 +24,11 @@ from prometheus_client import Gauge
 
 from picospec.bench.pace.script import VOCABULARY, key, said
 from picospec.gateway.hosting.serving import serve
-from picospec.speculation.proposing.pool import Owner
-from picospec.speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Pushed
-from picospec.speculation.protocol.wire import Framed
-from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.verifying.session import Pass, VerifyingSession
+from picospec.speculation.distributions import Distribution
+from picospec.speculation.messages import Finish, Limits, ModelFacts, Open, Pushed
+from picospec.speculation.ngrams import Owner
+from picospec.speculation.verify_session import Pass, VerifyingSession
+from picospec.speculation.wire import Framed
 from picospec.verifier.app import build
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import VerifierSettings, load

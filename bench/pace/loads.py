@@ -31,7 +31,7 @@ from picospec.bench.simulator.clock import Curve
 from picospec.bench.simulator.source import Source
 from picospec.gateway.hosting.processes import Child, Service, while_alive
 from picospec.gateway.hosting.readiness import until_ready
-from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.messages import TokenId
 
 DRAFT_S: Final = 0.005
 """A scripted edge makes a draft token in this time."""

@@ -14,9 +14,9 @@ from time import thread_time
 from typing import Final, TypeVar
 
 from picospec.bench.pace.figures import Line
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol.messages import Draft, Limits, Open, Sampling
-from picospec.speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import Draft, Limits, Open, Sampling
+from picospec.speculation.verify_machine import PassPlan, Verdict, VerifyMachine
 
 PART: Final = "A step of the verifier's machine"
 

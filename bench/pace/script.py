@@ -7,7 +7,7 @@ from typing import Final, Literal
 from zlib import crc32
 
 from picospec.bench.simulator.source import WRONG, Source
-from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.messages import TokenId
 
 VOCABULARY: Final = 512
 _FIRST: Final = 16

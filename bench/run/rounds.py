@@ -20,9 +20,8 @@ from picospec.edge_agent.__main__ import serve
 from picospec.edge_agent.draft_model.drafter import StepSampler
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.models.llama_cpp.model import Model
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
+from picospec.speculation.messages import TokenId
 
 STEP_S: Final = 0.02
 """A step takes this long: about as long as with half a billion weights on one core."""

@@ -22,10 +22,9 @@ from typing import Final
 from picospec.bench.simulator.clock import Action, Clock, Curve
 from picospec.bench.simulator.edge import Edge
 from picospec.bench.simulator.source import Source
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import DraftStep
-from picospec.speculation.protocol.messages import Draft, Pushed
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.draft_machine import DraftMachine, DraftStep
+from picospec.speculation.messages import Draft, Pushed
 
 ROUNDING: Final = 1e-9
 """A step counts even if it ends late by this share of a step: sums of times are inexact."""

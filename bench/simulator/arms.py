@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from picospec.bench.round_policy import RoundPolicy
 from picospec.bench.simulator.rivals import Speculation
-from picospec.speculation.drafting.policy import DraftPolicy, StreamPolicy
-from picospec.speculation.protocol.messages import Fill
+from picospec.speculation.drafting import DraftPolicy, StreamPolicy
+from picospec.speculation.messages import Fill
 
 
 @dataclass(frozen=True, slots=True)

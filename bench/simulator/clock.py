@@ -10,8 +10,8 @@ from itertools import count
 import numpy as np
 
 from picospec.bench.link.path import Path
-from picospec.speculation.protocol.messages import Down, Message, Up
-from picospec.speculation.protocol.wire import encode
+from picospec.speculation.messages import Down, Message, Up
+from picospec.speculation.wire import encode
 
 Action = Callable[[], None]
 

@@ -9,10 +9,9 @@ from itertools import pairwise
 from picospec.bench.simulator.clock import Action, Clock, Curve, Line
 from picospec.bench.simulator.source import Source
 from picospec.models.llama_cpp.kv_reuse import common_prefix
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import DraftStep
-from picospec.speculation.protocol.messages import Down, Opened, Pushed, TokenId
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.draft_machine import DraftMachine, DraftStep
+from picospec.speculation.messages import Down, Opened, Pushed, TokenId
 
 
 @dataclass(slots=True)

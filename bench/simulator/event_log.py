@@ -35,7 +35,7 @@ from picospec.bench.simulator.hosts import POINTS, gpu, hosts_of
 from picospec.bench.simulator.source import Source, synthetic, traced
 from picospec.bench.simulator.table import candidates
 from picospec.bench.traces.files import Trace
-from picospec.speculation.protocol.messages import Message
+from picospec.speculation.messages import Message
 
 ARMS: Final = ("cloud", "picospec", "picospec-nolookup", "sync:4")
 HOSTS: Final = {name: hosts_of(name) for name in ("cpu", "72/7")} | {

@@ -29,7 +29,7 @@ from picospec.bench.simulator.clock import Clock, Line
 from picospec.bench.simulator.edge import Answer
 from picospec.bench.simulator.hosts import Hosts
 from picospec.bench.simulator.source import Source
-from picospec.speculation.protocol.messages import Commit, Down, TokenId
+from picospec.speculation.messages import Commit, Down, TokenId
 
 MIN_LENGTH, MAX_LENGTH = 2, 4
 """An n-gram has a length in this range (prompt_lookup_min, prompt_lookup_max)."""

@@ -18,12 +18,10 @@ from picospec.bench.data.prompts import sampling
 from picospec.bench.traces.files import Ids, Logits, Trace
 from picospec.edge_agent.draft_model.drafter import drafts_while_matching
 from picospec.models.llama_cpp.kv_reuse import common_prefix
-from picospec.speculation.judges.coupled import SHARPNESS
-from picospec.speculation.judges.coupled import sampler as draft_sampler
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.sampling.noise import gumbel, noise_index
+from picospec.speculation.coupled import SHARPNESS
+from picospec.speculation.coupled import sampler as draft_sampler
+from picospec.speculation.distributions import Distribution, DraftToken, gumbel, noise_index
+from picospec.speculation.messages import TokenId
 
 WRONG: Final = 100_000
 """Tokens from this one on are in no answer. They take three bytes on the wire, like most tokens

@@ -9,12 +9,12 @@ from typing import Final
 from picospec.bench.simulator.clock import Clock, Line
 from picospec.bench.simulator.hosts import Hosts
 from picospec.bench.simulator.source import VOCABULARY, Source
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.proposing.pool import Owner
-from picospec.speculation.protocol.messages import Limits, Open, Opened, Up
-from picospec.speculation.verifying.latency import measured
-from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
-from picospec.speculation.verifying.session import Pass
+from picospec.speculation.judge import Judgement
+from picospec.speculation.latency import measured
+from picospec.speculation.messages import Limits, Open, Opened, Up
+from picospec.speculation.ngrams import Owner
+from picospec.speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
+from picospec.speculation.verify_session import Pass
 
 TICK_S: Final = 1e-6
 """A colocated target waits this long, so that all drafts of the same instant have arrived."""

@@ -17,12 +17,12 @@ from picospec.bench.simulator.hosts import Hosts
 from picospec.bench.simulator.rivals import Engine, Speculation, ask
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.verifier import Served, Verifier
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.pool import Owner, Pool
-from picospec.speculation.proposing.prompt_lookup import PromptLookup
-from picospec.speculation.protocol.messages import Limits, Open, Sampling
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.lookup import PromptLookup
+from picospec.speculation.messages import Limits, Open, Sampling
+from picospec.speculation.ngrams import Owner, Pool
 
 
 @dataclass(frozen=True, slots=True)

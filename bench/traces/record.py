@@ -32,11 +32,15 @@ from picospec.models.llama_cpp.model import Context, Logits, Model
 from picospec.models.llama_cpp.segments import Segment
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
-from picospec.speculation.judges import coupled
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import distribution, top
-from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
-from picospec.speculation.sampling.noise import noise_index
+from picospec.speculation import coupled
+from picospec.speculation.distributions import (
+    DraftSampler,
+    DraftToken,
+    distribution,
+    noise_index,
+    top,
+)
+from picospec.speculation.messages import TokenId
 
 KEPT: Final = 256
 """This many tokens of each distribution are kept: they have more than 99.9 % of the probability

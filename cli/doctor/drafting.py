@@ -26,7 +26,7 @@ from picospec.models.obtaining import fitting_draft
 from picospec.models.store import Store
 from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
 from picospec.models.vocabulary import Relation, Vocabulary, relate
-from picospec.speculation.protocol.messages import Judge, ModelFacts
+from picospec.speculation.messages import Judge, ModelFacts
 
 DRAFT_STEPS: Final = 12
 """This many steps of the draft model are timed, after 64 tokens."""

@@ -11,7 +11,7 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault
 from picospec.models.store import Store
-from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
+from picospec.speculation.messages import PROTOCOL_VERSION, ModelFacts
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 ONE_VERSION: Final = "install one version of PicoSpec at both ends"

@@ -7,10 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from picospec.speculation.protocol.messages import ModelFacts, Open, TokenId
-from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from picospec.speculation.sampling.distributions import Logits
-from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
+from picospec.speculation.distributions import DraftSampler, DraftToken, Logits
+from picospec.speculation.logits import Adjust, adjustment, in_turn
+from picospec.speculation.messages import ModelFacts, Open, TokenId
 
 StepSampler = Callable[[Sequence[TokenId]], DraftSampler]
 """StepSampler(output) returns a step's sampler, which draws at each output position whose

@@ -35,7 +35,7 @@ from picospec.edge_agent.draft_model.llama_slot import (
 from picospec.edge_agent.draft_model.reading_on import ReadingOn
 from picospec.models.llama_cpp.model import Context
 from picospec.models.llama_cpp.segments import Segment
-from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.messages import TokenId
 
 CHUNK_TOKENS: Final = 64
 """A pass has at most this many tokens of one prompt, so that other sessions' steps are fast."""

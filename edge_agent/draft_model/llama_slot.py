@@ -22,8 +22,8 @@ from typing import Final
 from picospec.edge_agent.draft_model.drafter import CannotDraft, StepSampler
 from picospec.models.llama_cpp.kv_reuse import common_prefix
 from picospec.models.llama_cpp.model import Context
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
+from picospec.speculation.distributions import DraftSampler, DraftToken
+from picospec.speculation.messages import TokenId
 
 READ_S: Final = 1.0
 """Reading the last tokens of a prompt takes about this many seconds."""

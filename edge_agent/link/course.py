@@ -26,7 +26,7 @@ from picospec.gateway.errors import (
 )
 from picospec.gateway.http.request_body import MIN_BYTES_PER_S
 from picospec.models.grammars.checker import ANSWER_TIMEOUT_S
-from picospec.speculation.protocol.messages import RUN_CHARACTERS
+from picospec.speculation.messages import RUN_CHARACTERS
 
 MAX_LOST: Final = 3
 """This many sessions may be lost at one position of the text; then the answer is given up. If

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from picospec.speculation.protocol.messages import ModelFacts
-from picospec.speculation.running_mean import running_mean
+from picospec.speculation.learning import running_mean
+from picospec.speculation.messages import ModelFacts
 
 RTT_WEIGHT: Final = 0.125
 """The latest round trip has this weight in the mean, as in TCP (RFC 6298, section 2)."""

@@ -15,8 +15,8 @@ from typing import Final
 
 from picospec.edge_agent.link.uploads import Upload
 from picospec.gateway.errors import Unavailable
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Draft, Pushed
+from picospec.speculation import wire
+from picospec.speculation.messages import Draft, Pushed
 
 IN_FLIGHT: Final = 8
 """At most this many requests are in flight: one every 25 ms at a round trip of 200 ms. More

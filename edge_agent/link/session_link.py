@@ -24,9 +24,8 @@ from picospec.edge_agent.link.uploads import Inbox, Upload
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
 from picospec.gateway.tracing import NO_SPAN, Span
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.messages import (
     BEAT_S,
     Beat,
     Commit,
@@ -34,9 +33,11 @@ from picospec.speculation.protocol.messages import (
     Fault,
     Finish,
     Limits,
+    LocalProtocolError,
     Moved,
     Open,
     Opened,
+    RemoteProtocolError,
     Up,
 )
 

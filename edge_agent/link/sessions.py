@@ -17,7 +17,7 @@ from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import ApiError
 from picospec.gateway.tracing import Span
 from picospec.models.grammars.constraint import NAME
-from picospec.speculation.protocol.messages import Open, Opened
+from picospec.speculation.messages import Open, Opened
 
 
 class Sessions:

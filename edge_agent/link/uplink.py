@@ -25,8 +25,7 @@ from picospec.edge_agent.link.upstream_errors import Answer
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from picospec.models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
-from picospec.speculation.protocol.messages import PROTOCOL_VERSION, ModelFacts
-from picospec.speculation.protocol.opening import POOL, SALT
+from picospec.speculation.messages import POOL, PROTOCOL_VERSION, SALT, ModelFacts
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
 """A tokenizer has megabytes, and is fetched once."""

@@ -20,9 +20,8 @@ from typing import Final
 from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import ApiError
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import RUN_CHARACTERS
+from picospec.speculation import wire
+from picospec.speculation.messages import RUN_CHARACTERS, RemoteProtocolError
 
 FIRST_ANSWER_S: Final = 1.0
 """The first acknowledgement must come within two round trips, and at least this time, because a

@@ -23,7 +23,7 @@ from picospec.gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from picospec.speculation.protocol.messages import Fault
+from picospec.speculation.messages import Fault
 
 _SESSION: Final = re.compile(r"(/v1/speculate/)[^/?)\s]+")
 _OF_THE_CLIENT: Final = {

@@ -20,7 +20,7 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.tracing import Span
-from picospec.speculation.protocol.messages import ModelFacts
+from picospec.speculation.messages import ModelFacts
 
 PROBE_S: Final = 2.0
 """All verifiers are probed at about this interval, if there are several."""

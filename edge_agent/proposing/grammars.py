@@ -12,10 +12,9 @@ from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompi
 from picospec.models.grammars.constraint import NAME
 from picospec.models.grammars.grammar import Grammar, GrammarState
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.speculation.proposing.proposer import Latencies, Proposer
-from picospec.speculation.protocol.messages import Open, TokenId
-from picospec.speculation.sampling.distributions import Logits
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken, Logits
+from picospec.speculation.learning import Latencies, Proposer
+from picospec.speculation.messages import Open, TokenId
 
 T = TypeVar("T")
 

@@ -20,13 +20,11 @@ from picospec.models.errors import CannotCheck
 from picospec.models.grammars.constraint import NAME
 from picospec.models.grammars.grammar import Grammar
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.ngrams import PromptGrams
-from picospec.speculation.proposing.pool import Pool
-from picospec.speculation.proposing.prompt_lookup import PromptLookup
-from picospec.speculation.proposing.proposer import Proposer
-from picospec.speculation.protocol.messages import MAX_PREDICTED, ModelFacts, Open, TokenId
-from picospec.speculation.protocol.opening import PREDICTION
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.learning import Proposer
+from picospec.speculation.lookup import PromptLookup
+from picospec.speculation.messages import MAX_PREDICTED, PREDICTION, ModelFacts, Open, TokenId
+from picospec.speculation.ngrams import Pool, PromptGrams
 
 INLINE_TOKENS: Final = 2048
 """The n-grams of up to this many prompt tokens are made in the event loop, in milliseconds."""

@@ -10,7 +10,7 @@ import numpy as np
 from picospec.bench.data.host import Host
 from picospec.bench.data.results import Answer, Results, Settings, rows
 from picospec.bench.traces.files import Trace
-from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.messages import TokenId
 
 ANSWER = Answer(
     "cloud", "code", "p", 0, 10.0, None, 0.0, "same", tokens=10, first_share=0.0, seconds=1.0,

@@ -8,7 +8,7 @@ from picospec.bench.simulator.edge import Answer
 from picospec.bench.simulator.hosts import Hosts, gpu
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.world import World, simulate
-from picospec.speculation.protocol.messages import Limits
+from picospec.speculation.messages import Limits
 
 DRAFT_S, PASS_S = 0.01, 0.1
 GPU = gpu(PASS_S, DRAFT_S)

@@ -20,8 +20,7 @@ from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, tra
 from picospec.bench.simulator.table import GAMMAS, Group, rows
 from picospec.bench.simulator.world import World
 from picospec.bench.traces.files import Trace
-from picospec.speculation.sampling.distributions import distribution
-from picospec.speculation.sampling.noise import noise_index
+from picospec.speculation.distributions import distribution, noise_index
 
 V = 16
 GPU = World(gpu(0.1, 0.01), Conditions())

@@ -14,7 +14,7 @@ from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picosp
 from picospec.bench.simulator.clock import Clock, Curve
 from picospec.bench.simulator.hosts import CPU_BOX, Hosts, gpu
 from picospec.bench.simulator.source import WRONG, Source, synthetic
-from picospec.speculation.protocol.messages import Limits
+from picospec.speculation.messages import Limits
 from picospec.verifier.settings import MAX_VERIFY
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, rounded, run, whole_gaps_s
 

@@ -11,7 +11,7 @@ from picospec.bench.calibrate.pass_timing import Drafted, Question, _run, curve,
 from picospec.bench.data.files import load, save
 from picospec.bench.data.host import Host
 from picospec.bench.simulator.hosts import Speeds, hosts_of
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.messages import (
     Commit,
     Down,
     Draft,

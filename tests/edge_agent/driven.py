@@ -9,12 +9,12 @@ from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent.driver import DraftModel, Driver
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.judges import coupled
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.prompt_lookup import PromptLookup
-from picospec.speculation.protocol.messages import Commit, Finish, Open, Sampling, TokenId
+from picospec.speculation import coupled
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.lookup import PromptLookup
+from picospec.speculation.messages import Commit, Finish, Open, Sampling, TokenId
 from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, ScriptedSessions
 
 PROMPT = (50, 51, 52)

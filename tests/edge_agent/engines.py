@@ -21,8 +21,8 @@ from picospec.gateway.tracing import Span
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile
 from picospec.models.vocabulary import Relation, Vocabulary
-from picospec.speculation.drafting.policy import DraftPolicy
-from picospec.speculation.protocol.messages import Down, Finish, ModelFacts, Open, TokenId
+from picospec.speculation.drafting import DraftPolicy
+from picospec.speculation.messages import Down, Finish, ModelFacts, Open, TokenId
 from tests.edge_agent.fakes import LIMITS, CountingSlot, ScriptedLink, scripted
 
 FACTS = ModelFacts(

@@ -13,9 +13,9 @@ from picospec.edge_agent.draft_model.drafter import DraftSlot
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.draft_model.llama_slot import LlamaSlot
 from picospec.models.llama_cpp.segments import Limits, Segment, check
-from picospec.speculation.judges import coupled
-from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation import coupled
+from picospec.speculation.distributions import Logits
+from picospec.speculation.messages import Sampling
 
 V = 100
 

@@ -20,9 +20,9 @@ from starlette.types import Receive as Receive
 from starlette.types import Scope
 from starlette.types import Send as Send
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import (
     PROTOCOL_VERSION,
     Down,
     Fault,
@@ -32,7 +32,7 @@ from picospec.speculation.protocol.messages import (
     Opened,
     Pushed,
 )
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.verify_session import VerifyingSession
 
 NAME = ""
 """How this process misbehaves, whatever the model."""

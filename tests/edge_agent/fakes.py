@@ -8,7 +8,8 @@ from contextlib import aclosing
 
 from picospec.edge_agent.draft_model.drafter import StepSampler, drafts_while_matching
 from picospec.gateway.errors import ApiError
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.messages import (
     Commit,
     Down,
     Draft,
@@ -19,7 +20,6 @@ from picospec.speculation.protocol.messages import (
     Pushed,
     TokenId,
 )
-from picospec.speculation.sampling.draft_token import DraftToken
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
 OPENED = Opened("s", LIMITS)

@@ -16,7 +16,7 @@ from picospec.models.llama_cpp.model import Model
 from picospec.models.llama_cpp.segments import Limits, Segment
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
-from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.distributions import Logits
 
 Name = Literal["smollm2", "qwen"]
 _FILES = {"smollm2": "smollm2-135m-q4_0", "qwen": "qwen2.5-coder-0.5b-q4_0"}

@@ -15,8 +15,8 @@ from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import EngineFault
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Commit, Draft, Finish, Moved
+from picospec.speculation import wire
+from picospec.speculation.messages import Commit, Draft, Finish, Moved
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.faulty_link import FaultyLink
 from tests.edge_agent.fleet import running, seen, using

@@ -10,7 +10,8 @@ import pytest
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft
 from picospec.gateway.errors import EngineFault, Unavailable
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import DraftToken, QuantisedDistribution
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -19,8 +20,6 @@ from picospec.speculation.protocol.messages import (
     TokenId,
     Totals,
 )
-from picospec.speculation.sampling.distributions import QuantisedDistribution
-from picospec.speculation.sampling.draft_token import DraftToken
 from tests.edge_agent.driven import STOP, Edge
 from tests.edge_agent.fakes import (
     OPENED,

@@ -16,7 +16,7 @@ from picospec.edge_agent.engine import QUEUE_ITEMS
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.ports import Job, Sampling, Statistics
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.messages import (
     Commit,
     Down,
     Finish,

@@ -21,11 +21,10 @@ from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.gateway.watching import Chain, Event, LinkUse, Pass
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.judges import coupled
-from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import Commit, Fill, Finish, Limits, TokenId, Totals
-from picospec.speculation.protocol.opening import opening
+from picospec.speculation import coupled
+from picospec.speculation.drafting import DraftingSession
+from picospec.speculation.learning import Latencies
+from picospec.speculation.messages import Commit, Fill, Finish, Limits, TokenId, Totals, opening
 from tests.edge_agent.engines import (
     FACTS,
     JOB,

@@ -13,7 +13,7 @@ from picospec.edge_agent.draft_model.drafter import NoDrafter
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Delta, Job
-from picospec.speculation.protocol.messages import Commit, Finish, ModelFacts, TokenId
+from picospec.speculation.messages import Commit, Finish, ModelFacts, TokenId
 from tests.edge_agent.engines import FACTS, JOB, FakeUplink, deltas, engine, opened
 from tests.edge_agent.fakes import ScriptedLink, on, quiet, scripted
 

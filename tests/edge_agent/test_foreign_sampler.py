@@ -10,10 +10,9 @@ from picospec.edge_agent.draft_model.drafter import StepSampler, step_sampler
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
 from picospec.edge_agent.draft_model.foreign.translation import Translation
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.speculation.judges import coupled
-from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
-from picospec.speculation.sampling.distributions import Logits, distribution
-from picospec.speculation.sampling.noise import noise_index
+from picospec.speculation import coupled
+from picospec.speculation.distributions import Logits, distribution, noise_index
+from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling
 from tests.edge_agent.words import WordEncoder
 
 TARGET = WordEncoder([b"a", b"b", b"c", b"d", b"ab", b"<end>", b"e"], special={5})

@@ -15,9 +15,9 @@ from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from picospec.edge_agent.draft_model.foreign.slot import ForeignSlot
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.speculation.judges import coupled
-from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
+from picospec.speculation import coupled
+from picospec.speculation.distributions import DraftSampler, DraftToken
+from picospec.speculation.messages import Sampling
 from tests.edge_agent.foreign import PAIRS, TEXTS, Name, Typist, translation
 
 pytestmark = pytest.mark.models

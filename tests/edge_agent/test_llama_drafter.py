@@ -9,8 +9,7 @@ import pytest
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft
 from picospec.edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
-from picospec.speculation.sampling.distributions import Logits
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken, Logits
 from tests.edge_agent.fake_cache import (
     FakeCache,
     V,

@@ -19,10 +19,10 @@ from picospec.models.llama_cpp.segments import Segment
 from picospec.models.store import open_store
 from picospec.models.tokenizing.tokenizer import Tokenizer
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
-from picospec.speculation.judges import coupled
-from picospec.speculation.judges.separate import edge as separate
-from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation import coupled
+from picospec.speculation import separate as separate
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.messages import Sampling
 from tests.edge_agent.fake_cache import FakeCache, draft_after, rest_is_read, taken
 from tests.models.chats import TEMPLATES, TOOLS, Json, result, user
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from picospec.edge_agent.observer import AnswerObserver
 from picospec.gateway.watching import Chain, LinkUse, Origin, Pass
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import DraftStep, Outcome
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import DraftToken, mark_ahead
+from picospec.speculation.draft_machine import DraftMachine, DraftStep, Outcome
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.messages import (
     Commit,
     Down,
     Limits,
@@ -24,7 +24,6 @@ from picospec.speculation.protocol.messages import (
     Sampling,
     TokenId,
 )
-from picospec.speculation.sampling.draft_token import DraftToken, mark_ahead
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model, opening, plain
 

@@ -15,7 +15,7 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside
 from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation.protocol.messages import Commit, Draft, Open, Sampling
+from picospec.speculation.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.fleet import TEXT, Answer, ask, running, seen, using
 from tests.edge_agent.processes import Process

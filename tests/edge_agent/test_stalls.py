@@ -10,8 +10,8 @@ import pytest
 
 from picospec.edge_agent.link.session_link import SILENCE_S, Link
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Finish, Limits, Opened
+from picospec.speculation import wire
+from picospec.speculation.messages import Finish, Limits, Opened
 from tests.edge_agent.processes import Process
 from tests.edge_agent.test_uplink import everything, request, uplink_to
 

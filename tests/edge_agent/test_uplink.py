@@ -33,7 +33,7 @@ from picospec.gateway.errors import (
 )
 from picospec.gateway.http.responses import error_response
 from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation.protocol.messages import Commit, Down, Draft, Finish, Open, Sampling
+from picospec.speculation.messages import Commit, Down, Draft, Finish, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.fleet import seen, until_cancelled
 from tests.edge_agent.processes import Process

@@ -17,8 +17,8 @@ from picospec.edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploa
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import EngineFault
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Draft, Message
+from picospec.speculation import wire
+from picospec.speculation.messages import Draft, Message
 from tests.edge_agent.virtual import RTT_S, run
 
 RUN = "12345678"

@@ -24,9 +24,9 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Unavailable
 from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import (
     BEAT_S,
     Beat,
     Commit,
@@ -40,7 +40,7 @@ from picospec.speculation.protocol.messages import (
     Opened,
     Sampling,
 )
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.verify_session import VerifyingSession
 from tests.edge_agent.fake_verifier import target_at
 from tests.gateway.steady import virtual_time
 

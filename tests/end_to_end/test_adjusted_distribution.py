@@ -16,10 +16,11 @@ import pytest
 from scipy import stats
 
 from picospec.edge_agent.draft_model.drafter import step_sampler
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.logits import adjustment
+from picospec.speculation.messages import (
     Down,
     Judge,
     Limits,
@@ -27,8 +28,7 @@ from picospec.speculation.protocol.messages import (
     Open,
     Sampling,
 )
-from picospec.speculation.sampling.adjustments import adjustment
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.verify_session import VerifyingSession
 from picospec.verifier.llama_target.judging import Part, judge
 from tests.speculation.slow_adjustments import slow
 

@@ -31,7 +31,7 @@ from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.listening import check_listening
 from picospec.models.store import open_store
-from picospec.speculation.protocol.messages import Commit, Down, Finish
+from picospec.speculation.messages import Commit, Down, Finish
 from tests.edge_agent.processes import wait_for
 from tests.verifier.conftest import KEY, fake_command, running
 from tests.verifier.fake_target import STREAMS, opening, said

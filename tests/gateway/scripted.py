@@ -30,7 +30,7 @@ from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Delta, Facts, Job, Statistics
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
-from picospec.speculation.protocol.messages import TokenLogprob
+from picospec.speculation.messages import TokenLogprob
 
 END = 256
 """The stop token of the byte model; tokens 0 to 255 are bytes."""

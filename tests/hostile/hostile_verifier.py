@@ -18,9 +18,8 @@ from itertools import count, repeat
 from typing import Any
 
 from picospec.bench.run.services import free_port
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.codec import UINT
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.messages import (
     Beat,
     Commit,
     Down,
@@ -31,6 +30,7 @@ from picospec.speculation.protocol.messages import (
     Reject,
     TokenLogprob,
 )
+from picospec.speculation.wire import UINT
 from tests.edge_agent import fake_verifier
 from tests.edge_agent.fake_verifier import FACTS, Receive, Send, target_at
 from tests.edge_agent.processes import ROOT, wait_for

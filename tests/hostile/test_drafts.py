@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from picospec.bench.run.services import free_port
 from picospec.edge_agent.link import posts
 from picospec.gateway.errors import InvalidRequest
-from picospec.speculation.drafting.outcome import Outcome
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Draft, Fault, Pushed, Redraw
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation import wire
+from picospec.speculation.draft_machine import Outcome
+from picospec.speculation.messages import Draft, Fault, Pushed, Redraw, RemoteProtocolError
+from picospec.speculation.wire import Framed
 from picospec.verifier.admission import check
 from picospec.verifier.routes import DRAFTS_BYTES
 from picospec.verifier.sessions.session import INITIAL_CHAINS

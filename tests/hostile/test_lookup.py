@@ -11,9 +11,8 @@ from picospec.edge_agent.proposing import proposals
 from picospec.edge_agent.proposing.proposals import ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Job, Sampling
-from picospec.speculation.proposing.ngrams import PromptGrams
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.protocol.opening import opening
+from picospec.speculation.messages import TokenId, opening
+from picospec.speculation.ngrams import PromptGrams
 from tests.edge_agent.engines import FACTS, Paired
 
 PROMPT = tuple(number % 97 for number in range(5000))

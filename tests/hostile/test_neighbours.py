@@ -26,7 +26,7 @@ from picospec.gateway.tenants.turns import Turns
 from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars.constraint import Constraint
 from picospec.models.grammars.trial import Outcome
-from picospec.speculation.protocol.messages import Finish, Open
+from picospec.speculation.messages import Finish, Open
 from picospec.verifier.llama_target.kv_slots import KvSlots
 from picospec.verifier.plain_engine import PlainEngine
 from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine

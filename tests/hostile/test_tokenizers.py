@@ -30,7 +30,7 @@ from picospec.models.store import open_store
 from picospec.models.tokenizing.hugging_face import HuggingFaceEncoder
 from picospec.models.tokenizing.tokenizer_cache import MAX_KEPT, TokenizerCache
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
-from picospec.speculation.protocol.messages import ModelFacts
+from picospec.speculation.messages import ModelFacts
 from tests.edge_agent.engines import FACTS
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
 

@@ -24,7 +24,7 @@ from picospec.edge_agent.settings import load
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable, first_error
 from picospec.models.store import open_store
-from picospec.speculation.protocol.messages import Draft, Open, Sampling
+from picospec.speculation.messages import Draft, Open, Sampling
 from tests.edge_agent.conftest import metrics as metrics
 from tests.edge_agent.fleet import TEXT, Answer, running, using
 from tests.gateway.scripted import served

@@ -26,7 +26,7 @@ from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Delta, Facts, FinishReason, Job, Statistics
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
 from picospec.gateway.watching import Chain, Event, LinkUse, Pass
-from picospec.speculation.protocol.messages import TokenLogprob
+from picospec.speculation.messages import TokenLogprob
 from tests.page.answers import FAULT, text_of
 
 MODEL = "words-1"

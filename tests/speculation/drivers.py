@@ -11,19 +11,16 @@ from dataclasses import dataclass
 from math import inf
 from random import Random
 
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import DraftStep, Outcome
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.pool import Pool
-from picospec.speculation.proposing.prompt_lookup import PromptLookup
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Finish, Limits, Open, Opened, Redraw
-from picospec.speculation.sampling.distributions import Distribution, quantise
-from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.sampling.noise import noise_index
-from picospec.speculation.verifying.machine import Offer, PassPlan, Verdict, VerifyMachine
-from picospec.speculation.verifying.session import Pass, VerifyingSession
+from picospec.speculation import wire
+from picospec.speculation.distributions import Distribution, DraftToken, noise_index, quantise
+from picospec.speculation.draft_machine import DraftMachine, DraftStep, Outcome
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.lookup import PromptLookup
+from picospec.speculation.messages import Finish, Limits, Open, Opened, Redraw
+from picospec.speculation.ngrams import Pool
+from picospec.speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
+from picospec.speculation.verify_session import Pass, VerifyingSession
 from tests.speculation.small_models import SIZE, Model, plain
 
 

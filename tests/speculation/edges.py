@@ -7,15 +7,12 @@ from itertools import repeat
 
 import numpy as np
 
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import Outcome
-from picospec.speculation.drafting.policy import DraftPolicy
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.proposer import Latencies, Proposer
-from picospec.speculation.protocol.messages import Limits, Open, Reject, Sampling, TokenId
-from picospec.speculation.sampling.distributions import Q_SCALE, QuantisedDistribution
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
+from picospec.speculation.draft_machine import DraftMachine, Outcome
+from picospec.speculation.drafting import DraftingSession, DraftPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.learning import Latencies, Proposer
+from picospec.speculation.messages import Limits, Open, Reject, Sampling, TokenId
 
 STOP = 99
 Q = QuantisedDistribution(np.array([1, 2]), np.array([Q_SCALE // 2, Q_SCALE // 2]))

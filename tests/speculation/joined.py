@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Draft, Limits, Open
+from picospec.speculation import wire
+from picospec.speculation.messages import Draft, Limits, Open
 from tests.speculation.drivers import EdgeDriver, VerifyDriver
 from tests.speculation.small_models import Model, model, opening, plain
 

@@ -10,14 +10,12 @@ from random import Random
 import numpy as np
 from scipy import stats
 
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.judges.separate.edge import SeparateEdge
-from picospec.speculation.protocol.messages import Down, Limits, Open, Sampling, TokenId
-from picospec.speculation.sampling.distributions import Distribution, quantise
-from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.distributions import Distribution, DraftToken, quantise
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import DraftingSession, StreamPolicy
+from picospec.speculation.messages import Down, Limits, Open, Sampling, TokenId
+from picospec.speculation.separate import SeparateEdge
+from picospec.speculation.verify_session import VerifyingSession
 
 SIZE = 14
 

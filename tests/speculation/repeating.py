@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from picospec.speculation.proposing.ngrams import LENGTHS, Match
-from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.messages import TokenId
+from picospec.speculation.ngrams import LENGTHS, Match
 
 texts = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), max_size=12).map(
     lambda runs: [token for token, times in runs for _ in range(times)]

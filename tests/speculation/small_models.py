@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from picospec.speculation.protocol.messages import Open, Sampling, TokenId
-from picospec.speculation.sampling.distributions import Distribution, distribution
-from picospec.speculation.sampling.noise import noise_index
+from picospec.speculation.distributions import Distribution, distribution, noise_index
+from picospec.speculation.messages import Open, Sampling, TokenId
 
 Model = Callable[[tuple[TokenId, ...]], Distribution]
 """Context to distribution."""

@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.protocol.errors import InvalidSetting
-from picospec.speculation.protocol.messages import Open, Sampling
-from picospec.speculation.sampling import adjustments
-from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from picospec.speculation.sampling.logit_settings import MAX_BIASES
+from picospec.speculation import logits as adjustments
+from picospec.speculation.logits import MAX_BIASES, Adjust, adjustment, in_turn
+from picospec.speculation.messages import InvalidSetting, Open, Sampling
 from tests.speculation.slow_adjustments import slow
 
 V = 12

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from picospec.speculation.verifying.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
+from picospec.speculation.pass_policy import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
 
 
 class Text:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Draft
-from picospec.speculation.verifying.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, Chain
+from picospec.speculation.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, Chain
+from picospec.speculation.messages import Draft, RemoteProtocolError
 
 
 def holding(*drafts: Draft, text: tuple[int, ...] = ()) -> Chain:

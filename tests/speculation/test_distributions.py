@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling import distributions as distributions
-from picospec.speculation.sampling.distributions import (
+from picospec.speculation import distributions as distributions
+from picospec.speculation.distributions import (
     Q_SCALE,
     Distribution,
     QuantisedDistribution,
@@ -17,6 +16,7 @@ from picospec.speculation.sampling.distributions import (
     quantise,
     top,
 )
+from picospec.speculation.messages import Sampling
 
 SIZES = st.sampled_from([1, 2, 63, 64, 65, 500, 1000, 4099])
 SAMPLINGS = st.builds(

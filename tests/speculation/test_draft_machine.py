@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.drafting.outcome import DraftStep, Outcome
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import Commit, Draft, Limits
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.draft_machine import DraftStep, Outcome
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.learning import Latencies
+from picospec.speculation.messages import Commit, Draft, Limits
 from tests.speculation.edges import STOP, Policy, chain_of, machine, step
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.drafting.outcome import Outcome
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.facts import MAX_VOCABULARY
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.draft_machine import Outcome
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.messages import (
+    MAX_VOCABULARY,
     Commit,
     Fault,
     Finish,
     Limits,
     Opened,
     Reject,
+    RemoteProtocolError,
     Reused,
     TokenLogprob,
     Totals,

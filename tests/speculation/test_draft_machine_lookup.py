@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.prompt_lookup import PromptLookup
-from picospec.speculation.protocol.messages import Commit, Draft
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.drafting import DraftingSession
+from picospec.speculation.lookup import PromptLookup
+from picospec.speculation.messages import Commit, Draft
 from tests.speculation.edges import STOP, Policy, chain_of, machine, step
 
 COPIED = tuple(range(200, 240))

@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.drafting.policy import (
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.drafting import (
     MAX_MISSES,
     MAX_REST_TOKENS,
     MAX_UNUSED,
     PROBE_TOKENS,
+    DraftingSession,
     StreamPolicy,
     should_rest,
     window,
 )
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import Commit, Limits
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.learning import Latencies
+from picospec.speculation.messages import Commit, Limits
 
 LIMITS = Limits(max_verify=16, max_ahead=64)
 UNKNOWN = Latencies(0.0, 0.0, 0.0)

@@ -7,11 +7,10 @@ from itertools import repeat
 import numpy as np
 import pytest
 
-from picospec.speculation.judges import coupled
-from picospec.speculation.judges.separate import edge as separate
-from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling.distributions import Q_SCALE, distribution
-from picospec.speculation.sampling.noise import noise_index
+from picospec.speculation import coupled
+from picospec.speculation import separate as separate
+from picospec.speculation.distributions import Q_SCALE, distribution, noise_index
+from picospec.speculation.messages import Sampling
 
 LOGITS = np.random.default_rng(5).normal(0, 6, 500).astype(np.float32)
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
-from picospec.speculation.protocol.messages import Commit, Draft, Reject, TokenLogprob
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.messages import (
+    Commit,
+    Draft,
+    LocalProtocolError,
+    Reject,
+    RemoteProtocolError,
+    TokenLogprob,
+)
 from tests.speculation.edges import STOP, Q, chain_of, drafting
 
 

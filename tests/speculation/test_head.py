@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol.messages import Commit, Draft
-from picospec.speculation.verifying.head import Head
-from picospec.speculation.verifying.machine import Offer, Verdict, VerifyMachine
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import Commit, Draft
+from picospec.speculation.verify_machine import Head, Offer, Verdict, VerifyMachine
 from tests.speculation.verifiers import FLAT, expecting, latency, machine, open_
 
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.judges.coupled import Coupled
-from picospec.speculation.judges.judge import Judgement, Rejection, Row
-from picospec.speculation.judges.separate import verifier
-from picospec.speculation.judges.separate.verifier import PendingRejection, Separate, as_sent
-from picospec.speculation.protocol.messages import Commit, Reject, Sampling
-from picospec.speculation.sampling.distributions import Q_SCALE, Distribution, distribution
+from picospec.speculation import separate as verifier
+from picospec.speculation.coupled import Coupled
+from picospec.speculation.distributions import Q_SCALE, Distribution, distribution
+from picospec.speculation.judge import Judgement, Rejection, Row
+from picospec.speculation.messages import Commit, Reject, Sampling
+from picospec.speculation.separate import PendingRejection, Separate, as_sent
 from tests.speculation.small_models import ALMOST_1, distribution_of, random_distribution
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.proposing.ngrams import (
+from picospec.speculation.ngrams import (
     Index,
     Match,
     PromptGrams,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from picospec.speculation.sampling import noise
+from picospec.speculation import distributions
 
 
 def murmur3_x86_32(data: bytes, seed: int) -> int:
@@ -42,7 +42,7 @@ def test_the_slow_hash_is_murmur3() -> None:
 
 @given(st.integers(0, 2**64 - 1), st.integers(-1, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_the_hash_is_murmur3_over_seed_place_and_token(seed: int, at: int, token: int) -> None:
-    (drawn,) = noise.gumbel(seed, at, np.array([token], np.int64))
+    (drawn,) = distributions.gumbel(seed, at, np.array([token], np.int64))
 
     u = (hash_of(seed, at, token) + 0.5) / 2**32
     assert drawn == pytest.approx(-np.log(-np.log1p(-u)), rel=1e-14, abs=1e-14)
@@ -52,18 +52,20 @@ def test_the_hash_is_murmur3_over_seed_place_and_token(seed: int, at: int, token
 def test_a_tokens_noise_does_not_depend_on_the_others(
     seed: int, at: int, order: list[int]
 ) -> None:
-    together = noise.gumbel(seed, at, np.arange(40))
+    together = distributions.gumbel(seed, at, np.arange(40))
 
-    np.testing.assert_array_equal(noise.gumbel(seed, at, np.array(order)), together[order])
+    np.testing.assert_array_equal(
+        distributions.gumbel(seed, at, np.array(order)), together[order]
+    )
 
 
 def test_the_first_output_token_is_drawn_at_the_last_prompt_token() -> None:
-    assert noise.noise_index(7, 0) == 6
-    assert noise.noise_index(7, 3) == 9
+    assert distributions.noise_index(7, 0) == 6
+    assert distributions.noise_index(7, 3) == 9
 
 
 def test_the_noise_is_gumbel_over_tokens() -> None:
-    drawn = noise.gumbel(2**40 + 5, 11, np.arange(150_000))
+    drawn = distributions.gumbel(2**40 + 5, 11, np.arange(150_000))
 
     assert stats.kstest(drawn, "gumbel_r").pvalue > 1e-3
     assert drawn.mean() == pytest.approx(np.euler_gamma, abs=0.02)
@@ -73,7 +75,7 @@ def test_the_noise_is_gumbel_over_tokens() -> None:
 def test_the_noise_is_gumbel_over_places_for_every_seed() -> None:
     tokens = np.array([5, 300, 70_000])
     drawn = np.array(
-        [[noise.gumbel(seed, at, tokens) for at in range(500)] for seed in range(20)]
+        [[distributions.gumbel(seed, at, tokens) for at in range(500)] for seed in range(20)]
     )
 
     each = stats.kstest(drawn, "gumbel_r", axis=1).pvalue
@@ -81,7 +83,7 @@ def test_the_noise_is_gumbel_over_places_for_every_seed() -> None:
 
 
 def test_neighbouring_places_and_tokens_are_not_correlated() -> None:
-    drawn = np.array([noise.gumbel(3, at, np.arange(300)) for at in range(300)])
+    drawn = np.array([distributions.gumbel(3, at, np.arange(300)) for at in range(300)])
     drawn -= drawn.mean()
 
     for one, other in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1])):
@@ -92,7 +94,8 @@ def pvalue(temperature: float) -> float:
     """Test how often each token wins argmax(logits / temperature + noise) against p at 1."""
     logits, tokens = np.array([1.0, 0.5, 0.0, -0.5, -1.0, -2.0]), np.arange(6)
     wins = [
-        np.argmax(logits / temperature + noise.gumbel(99, at, tokens)) for at in range(20_000)
+        np.argmax(logits / temperature + distributions.gumbel(99, at, tokens))
+        for at in range(20_000)
     ]
     p = np.exp(logits) / np.exp(logits).sum()
     return float(stats.chisquare(np.bincount(wins, minlength=6), p * 20_000).pvalue)

@@ -7,9 +7,7 @@ from types import MappingProxyType
 import pytest
 
 from picospec.gateway.ports import Job, Sampling
-from picospec.speculation.protocol.errors import InvalidSetting
-from picospec.speculation.protocol.messages import Limits, ModelFacts, Open
-from picospec.speculation.protocol.opening import opening
+from picospec.speculation.messages import InvalidSetting, Limits, ModelFacts, Open, opening
 
 FACTS = ModelFacts("big", 100, "print", 512, [7, 8], Limits(), ["coupled"], [])
 

@@ -13,9 +13,9 @@ from random import Random
 
 import pytest
 
-from picospec.speculation.judges.separate import verifier
-from picospec.speculation.judges.separate.verifier import PendingRejection
-from picospec.speculation.protocol.messages import Reject
+from picospec.speculation import separate as verifier
+from picospec.speculation.messages import Reject
+from picospec.speculation.separate import PendingRejection
 from tests.speculation.markov import Ends, pvalue
 
 

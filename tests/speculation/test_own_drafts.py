@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.proposing.pool import SHARED, Owner
-from picospec.speculation.proposing.prompt_lookup import MATCH_PRIORS
-from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
-from picospec.speculation.verifying.machine import VerifyMachine
-from picospec.speculation.verifying.own_drafts import MAX_DROPPED, MAX_POOLS, Pools
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.chain import MAX_DROPPED, MAX_POOLS, Pools
+from picospec.speculation.judge import Judgement
+from picospec.speculation.lookup import MATCH_PRIORS
+from picospec.speculation.messages import Commit, Draft, Finish, Limits
+from picospec.speculation.ngrams import SHARED, Owner
+from picospec.speculation.verify_machine import VerifyMachine
+from picospec.speculation.verify_session import VerifyingSession
 from tests.speculation import verifiers
 
 LINE = [11, 12, 13, 14, 15, 16]

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.protocol.messages import Draft
-from picospec.speculation.verifying.arrivals import Arrivals
-from picospec.speculation.verifying.latency import PassLatency
-from picospec.speculation.verifying.pass_policy import (
+from picospec.speculation.latency import PassLatency
+from picospec.speculation.messages import Draft
+from picospec.speculation.pass_policy import (
     MAX_HELD_FOR,
+    Arrivals,
     Waiting,
     hold_s,
     runs_on,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.proposing.pool import CONTEXT, LENGTHS, Pool
-from picospec.speculation.proposing.prompt_lookup import PromptLookup
-from picospec.speculation.proposing.proposer import Latencies
+from picospec.speculation.learning import Latencies
+from picospec.speculation.lookup import PromptLookup
+from picospec.speculation.ngrams import CONTEXT, POOL_LENGTHS, Pool
 
 TEXTS = st.lists(
     st.tuples(
@@ -39,11 +39,13 @@ def test_a_match_is_the_longest_that_an_answer_went_on_from_unless_it_was_overwr
     for prompt, answer in texts:
         pool.add(prompt, answer)
         held = kept(prompt, answer)
-        went_on |= {tuple(held[at - n : at + 1]) for n in LENGTHS for at in range(n, len(held))}
+        went_on |= {
+            tuple(held[at - n : at + 1]) for n in POOL_LENGTHS for at in range(n, len(held))
+        }
 
     found = pool.match(text)
 
-    ends = [tuple(text[-n:]) for n in LENGTHS if n <= len(text)]
+    ends = [tuple(text[-n:]) for n in POOL_LENGTHS if n <= len(text)]
     known = [gram for gram in ends if any(each[:-1] == gram for each in went_on)]
     if room > 50:
         assert (found and found.length) == (len(known[0]) if known else None)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from picospec.speculation.judges.separate import verifier
-from picospec.speculation.protocol import messages, wire
-from picospec.speculation.sampling import noise
-from picospec.speculation.sampling.distributions import Q_SCALE
+from picospec.speculation import distributions as noise
+from picospec.speculation import messages, wire
+from picospec.speculation import separate as verifier
+from picospec.speculation.distributions import Q_SCALE
 from picospec.verifier.sessions import upstream
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")

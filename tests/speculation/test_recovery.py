@@ -11,18 +11,16 @@ from typing import Final
 import numpy as np
 import pytest
 
-from picospec.speculation.judges.judge import Rejection
-from picospec.speculation.judges.separate import verifier
-from picospec.speculation.judges.separate.edge import recover
-from picospec.speculation.judges.separate.verifier import PendingRejection, as_sent
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Commit, Reject
-from picospec.speculation.sampling.distributions import (
+from picospec.speculation import separate as verifier
+from picospec.speculation.distributions import (
     Q_SCALE,
     Distribution,
     QuantisedDistribution,
     quantise,
 )
+from picospec.speculation.judge import Rejection
+from picospec.speculation.messages import Commit, Reject, RemoteProtocolError
+from picospec.speculation.separate import PendingRejection, as_sent, recover
 from tests.speculation.small_models import ALMOST_1, distribution_of, random_distribution
 
 NONE: Final = -1

@@ -11,22 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.drafting.outcome import Outcome
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import Distribution, DraftToken
+from picospec.speculation.draft_machine import Outcome
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Finish,
+    LocalProtocolError,
     Recovered,
     Redraw,
     Reject,
+    RemoteProtocolError,
     TokenId,
     Totals,
 )
-from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.verify_session import VerifyingSession
 from tests.speculation.edges import LIMITS, ONLY_TAIL, STOP, Q, machine
 from tests.speculation.joined import Joined, joining
 from tests.speculation.small_models import Model, model, opening, plain

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol.messages import Draft, Limits
-from picospec.speculation.verifying.latency import TRIED_ROWS, PassLatency, measured
-from picospec.speculation.verifying.machine import Verdict, VerifyMachine
-from picospec.speculation.verifying.pass_policy import allocate, best_rate
+from picospec.speculation.judge import Judgement
+from picospec.speculation.latency import TRIED_ROWS, PassLatency, measured
+from picospec.speculation.messages import Draft, Limits
+from picospec.speculation.pass_policy import allocate, best_rate
+from picospec.speculation.verify_machine import Verdict, VerifyMachine
 from tests.speculation.verifiers import V, counting, latency, opening
 
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.outcome import Outcome
-from picospec.speculation.judges.judge import Judgement, Rejection
-from picospec.speculation.judges.separate.verifier import MAX_REDRAWS
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import Q_SCALE, DraftToken
+from picospec.speculation.draft_machine import DraftMachine, Outcome
+from picospec.speculation.judge import Judgement, Rejection
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -20,10 +18,10 @@ from picospec.speculation.protocol.messages import (
     Recovered,
     Redraw,
     Reject,
+    RemoteProtocolError,
 )
-from picospec.speculation.sampling.distributions import Q_SCALE
-from picospec.speculation.sampling.draft_token import DraftToken
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.separate import MAX_REDRAWS
+from picospec.speculation.verify_session import VerifyingSession
 from tests.speculation.edges import ONLY_TAIL, REJECT, Policy, Q, machine
 from tests.speculation.verifiers import P, begin, rejecting, session
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.judges.separate import verifier
-from picospec.speculation.protocol.messages import Limits
+from picospec.speculation import separate as verifier
+from picospec.speculation.messages import Limits
 from tests.speculation.joined import Joined, joining
 from tests.speculation.small_models import STOP, opening, plain
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Draft, Pushed, Recovered, Redraw
-from picospec.speculation.sampling.distributions import Q_SCALE
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.distributions import Q_SCALE
+from picospec.speculation.messages import Draft, Pushed, Recovered, Redraw, RemoteProtocolError
+from picospec.speculation.verify_session import VerifyingSession
 from tests.speculation.verifiers import V, rejecting, session, state
 
 DISHONEST: dict[str, tuple[VerifyingSession, Pushed, str]] = {

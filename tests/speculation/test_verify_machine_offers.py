@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.judges.judge import Judgement, Rejection
-from picospec.speculation.protocol.messages import Draft
-from picospec.speculation.verifying.machine import MIN_HOLD_S, Offer, Verdict
+from picospec.speculation.judge import Judgement, Rejection
+from picospec.speculation.messages import Draft
+from picospec.speculation.verify_machine import MIN_HOLD_S, Offer, Verdict
 from tests.speculation.verifiers import (
     FLAT,
     LIMITS,

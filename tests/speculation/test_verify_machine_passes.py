@@ -6,11 +6,10 @@ from math import inf
 
 import pytest
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.judges.separate.verifier import Separate
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Commit, Draft, TokenLogprob
-from picospec.speculation.verifying.machine import Offer, Verdict
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import Commit, Draft, RemoteProtocolError, TokenLogprob
+from picospec.speculation.separate import Separate
+from picospec.speculation.verify_machine import Offer, Verdict
 from tests.speculation.verifiers import (
     FLAT,
     LIMITS,

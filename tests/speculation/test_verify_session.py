@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol.errors import LocalProtocolError
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.chain import ACCEPTANCE_PRIOR
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Finish,
+    LocalProtocolError,
     Recovered,
     TokenLogprob,
 )
-from picospec.speculation.verifying.chain import ACCEPTANCE_PRIOR
 from tests.speculation.verifiers import begin, generate, rejecting, session, state
 
 

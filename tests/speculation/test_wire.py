@@ -11,16 +11,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.codec import UINT, Reader
-from picospec.speculation.protocol.errors import LocalProtocolError, MalformedFrame
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.messages import (
     Beat,
     Commit,
     Draft,
     Fault,
     Finish,
     Limits,
+    LocalProtocolError,
+    MalformedFrame,
     Message,
     Moved,
     Open,
@@ -33,6 +33,7 @@ from picospec.speculation.protocol.messages import (
     TokenLogprob,
     Totals,
 )
+from picospec.speculation.wire import UINT, Reader
 
 UINTS = st.one_of(st.integers(0, 300), st.integers(0, 2**63 - 1))
 TOKENS = st.lists(UINTS, max_size=12).map(tuple)

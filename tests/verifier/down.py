@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import httpx
 
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.messages import (
     Beat,
     Commit,
     Message,
@@ -18,7 +18,7 @@ from picospec.speculation.protocol.messages import (
     Pushed,
     Reused,
 )
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.wire import Framed
 from picospec.verifier.target import Reply, Target
 
 HEADERS = {"content-type": "application/vnd.picospec"}

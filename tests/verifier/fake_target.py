@@ -15,8 +15,8 @@ from collections.abc import AsyncGenerator, Sequence
 import numpy as np
 
 from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json
-from picospec.speculation.proposing.pool import Owner
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import Distribution
+from picospec.speculation.messages import (
     Finish,
     Limits,
     ModelFacts,
@@ -24,9 +24,9 @@ from picospec.speculation.protocol.messages import (
     Pushed,
     Sampling,
 )
-from picospec.speculation.protocol.wire import Framed
-from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.verifying.session import VerifyingSession
+from picospec.speculation.ngrams import Owner
+from picospec.speculation.verify_session import VerifyingSession
+from picospec.speculation.wire import Framed
 from picospec.verifier.target import Reply, Target, TargetFailed, TargetFull, UnknownSession
 
 V = 64

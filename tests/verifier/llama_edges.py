@@ -10,11 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from picospec.gateway.ports import Job
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.protocol.messages import Commit, Draft, Finish, TokenId
-from picospec.speculation.protocol.wire import Framed
-from picospec.speculation.sampling.distributions import QuantisedDistribution
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken, QuantisedDistribution
+from picospec.speculation.drafting import DraftingSession
+from picospec.speculation.messages import Commit, Draft, Finish, TokenId
+from picospec.speculation.wire import Framed
 from picospec.verifier.plain_engine import opening
 from picospec.verifier.target import Target, UnknownSession
 from picospec.verifier.target_host import Host

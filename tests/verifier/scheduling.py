@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol.messages import Commit, Draft, Finish, Limits
-from picospec.speculation.verifying.machine import Verdict, VerifyMachine
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import Commit, Draft, Finish, Limits
+from picospec.speculation.verify_machine import Verdict, VerifyMachine
 from picospec.verifier.llama_target.judging import Part
 from picospec.verifier.llama_target.scheduler import Scheduler
 from picospec.verifier.llama_target.settings import LlamaSettings

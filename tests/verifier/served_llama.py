@@ -14,7 +14,7 @@ from picospec.gateway.drain import Drain
 from picospec.gateway.ports import Job
 from picospec.gateway.ports import Sampling as PlainSampling
 from picospec.models.store import Found, open_store
-from picospec.speculation.protocol.messages import Commit, Limits, Open, TokenId
+from picospec.speculation.messages import Commit, Limits, Open, TokenId
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics

@@ -7,8 +7,8 @@ import asyncio
 import httpx
 import pytest
 
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.messages import (
     MAX_PREDICTED,
     PROTOCOL_VERSION,
     Draft,

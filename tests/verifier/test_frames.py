@@ -18,8 +18,8 @@ from picospec.gateway.drain import Drain
 from picospec.gateway.http.request_body import RequestBody
 from picospec.gateway.tenants.tenant import Tenant
 from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -28,7 +28,7 @@ from picospec.speculation.protocol.messages import (
     Pushed,
     Totals,
 )
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.wire import Framed
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import Routes
 from picospec.verifier.sessions.account import SessionAccount

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from picospec.models.file_hashes import FileHashes
-from picospec.speculation.protocol.messages import Limits
+from picospec.speculation.messages import Limits
 from picospec.verifier import identity
 from picospec.verifier.identity import identity_of
 from picospec.verifier.metrics import VerifierMetrics

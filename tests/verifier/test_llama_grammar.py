@@ -15,9 +15,9 @@ import pytest
 from picospec.gateway.errors import InvalidRequest, Unavailable
 from picospec.gateway.ports import Job
 from picospec.models.errors import GrammarFailed
-from picospec.speculation.protocol.messages import Open
-from picospec.speculation.sampling.adjustments import Adjust
-from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.distributions import Logits
+from picospec.speculation.logits import Adjust
+from picospec.speculation.messages import Open
 from picospec.verifier.plain_engine import opening
 from picospec.verifier.target import TargetFull, Unservable
 from picospec.verifier.target_host import Host

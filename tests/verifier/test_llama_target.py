@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from picospec.gateway.errors import Overloaded
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -22,7 +22,7 @@ from picospec.speculation.protocol.messages import (
     TokenId,
     TokenLogprob,
 )
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.wire import Framed
 from picospec.verifier.plain_engine import PlainEngine, opening
 from picospec.verifier.target import TargetFull
 from picospec.verifier.target_host import Host

@@ -12,8 +12,8 @@ import pytest
 
 from picospec.gateway.beside import beside
 from picospec.gateway.drain import Drain
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.messages import (
     BEAT_S,
     Beat,
     Draft,
@@ -22,7 +22,7 @@ from picospec.speculation.protocol.messages import (
     Message,
     Moved,
 )
-from picospec.speculation.protocol.wire import Record, encode_record
+from picospec.speculation.wire import Record, encode_record
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.sessions import downstream
 from picospec.verifier.sessions.downstream import Downstream

@@ -15,8 +15,8 @@ import pytest
 from pyqwest import Client, HTTPTransport, HTTPVersion
 
 from picospec.bench.run.services import free_port
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Draft, Fault, Finish
+from picospec.speculation import wire
+from picospec.speculation.messages import Draft, Fault, Finish
 from tests.verifier.conftest import (
     ROOT,
     fake_command,

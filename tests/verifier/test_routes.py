@@ -11,8 +11,7 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
-from picospec.speculation.proposing.pool import SHARED, Owner
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.messages import (
     BEAT_S,
     Commit,
     Draft,
@@ -23,6 +22,7 @@ from picospec.speculation.protocol.messages import (
     Reject,
     Sampling,
 )
+from picospec.speculation.ngrams import SHARED, Owner
 from picospec.verifier.routes import Routes
 from tests.verifier.conftest import http2_client, metrics, sessions_open, until_open
 from tests.verifier.down import opened, push, text_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -22,7 +22,7 @@ from picospec.speculation.protocol.messages import (
     Pushed,
     Totals,
 )
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.wire import Framed
 from picospec.verifier.target import Reply, TargetFailed
 from picospec.verifier.vllm_target.serving import selftest
 from picospec.verifier.vllm_target.serving.selftest import PROMPTS, TOKENS, self_test

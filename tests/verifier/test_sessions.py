@@ -14,9 +14,8 @@ from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.tenants.keys import KeyLimits
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.messages import (
     RUN_CHARACTERS,
     Beat,
     Draft,
@@ -25,9 +24,10 @@ from picospec.speculation.protocol.messages import (
     Message,
     Open,
     Redraw,
+    RemoteProtocolError,
     Reused,
 )
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.wire import Framed
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.registry import Sessions

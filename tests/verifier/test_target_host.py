@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
 from picospec.models.store import Found
-from picospec.speculation.protocol.messages import Limits
+from picospec.speculation.messages import Limits
 from picospec.verifier import target_host as host
 from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.target import LlamaTarget

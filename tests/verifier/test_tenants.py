@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 from picospec.gateway.errors import RateLimited
 from picospec.gateway.tenants.keys import KeyLimits
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Draft, Fault, Finish, Open, Opened
+from picospec.speculation import wire
+from picospec.speculation.messages import Draft, Fault, Finish, Open, Opened
 from picospec.verifier.app import build
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import load

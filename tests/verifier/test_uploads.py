@@ -12,10 +12,9 @@ from fastapi import FastAPI
 from starlette.types import Message, Scope
 
 from picospec.gateway.drain import Drain
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import MalformedFrame
-from picospec.speculation.protocol.messages import RUN_CHARACTERS, Draft, Pushed
-from picospec.speculation.protocol.wire import ACKNOWLEDGED, ASK, Framed, encode_record
+from picospec.speculation import wire
+from picospec.speculation.messages import RUN_CHARACTERS, Draft, MalformedFrame, Pushed
+from picospec.speculation.wire import ACKNOWLEDGED, ASK, Framed, encode_record
 from picospec.verifier.sessions import upstream
 from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import FakeTarget, opening, said

@@ -20,9 +20,9 @@ from picospec.models.llama_cpp.context_room import context_length
 from picospec.models.llama_cpp.library import engine
 from picospec.models.llama_cpp.model import Cache, Context, Model
 from picospec.models.llama_cpp.segments import Segment
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import Logits
-from picospec.speculation.verifying.machine import Verdict
+from picospec.speculation.distributions import Logits
+from picospec.speculation.messages import TokenId
+from picospec.speculation.verify_machine import Verdict
 from picospec.verifier.identity import weights_of
 from picospec.verifier.llama_target.judging import Part, judge
 from picospec.verifier.llama_target.settings import LlamaSettings

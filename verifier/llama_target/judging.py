@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from picospec.speculation.protocol.messages import Open, TokenId
-from picospec.speculation.sampling.adjustments import Adjust
-from picospec.speculation.sampling.distributions import (
+from picospec.speculation.distributions import (
     Distribution,
     Logits,
     distribution,
     logprob_of,
 )
-from picospec.speculation.verifying.machine import Verdict
-from picospec.speculation.verifying.session import Pass
+from picospec.speculation.logits import Adjust
+from picospec.speculation.messages import Open, TokenId
+from picospec.speculation.verify_machine import Verdict
+from picospec.speculation.verify_session import Pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from picospec.models.llama_cpp.kv_reuse import common_prefix
-from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.messages import TokenId
 
 
 class KvSlots:

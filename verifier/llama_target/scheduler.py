@@ -20,7 +20,7 @@ from typing import TypeVar
 import structlog
 
 from picospec.models.errors import GrammarFailed
-from picospec.speculation.verifying.machine import Offer, VerifyMachine
+from picospec.speculation.verify_machine import Offer, VerifyMachine
 from picospec.verifier.llama_target.engine import Engine
 from picospec.verifier.llama_target.pieces import Pieces
 from picospec.verifier.llama_target.settings import LlamaSettings

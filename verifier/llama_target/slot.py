@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from picospec.speculation.protocol.messages import Down, Open, TokenId
-from picospec.speculation.sampling.adjustments import Adjust
-from picospec.speculation.verifying.session import Pass, VerifyingSession
+from picospec.speculation.logits import Adjust
+from picospec.speculation.messages import Down, Open, TokenId
+from picospec.speculation.verify_session import Pass, VerifyingSession
 from picospec.verifier.llama_target.judging import Part
 from picospec.verifier.target import Reply, TargetFailed
 

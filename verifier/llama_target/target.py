@@ -15,13 +15,12 @@ from picospec.models.file_hashes import FileHashes
 from picospec.models.llama_cpp.library import check_llama
 from picospec.models.store import Found
 from picospec.models.tokenizing.tokenizer_file import tokenizer_file
-from picospec.speculation.proposing.pool import Owner
-from picospec.speculation.protocol.messages import Finish, Limits, Open, Pushed, Reused
-from picospec.speculation.protocol.wire import Framed
-from picospec.speculation.sampling.adjustments import Adjust, adjustment, in_turn
-from picospec.speculation.sampling.thinking_budget import BUDGET
-from picospec.speculation.verifying.latency import measured
-from picospec.speculation.verifying.machine import VerifyMachine
+from picospec.speculation.latency import measured
+from picospec.speculation.logits import BUDGET, Adjust, adjustment, in_turn
+from picospec.speculation.messages import Finish, Limits, Open, Pushed, Reused
+from picospec.speculation.ngrams import Owner
+from picospec.speculation.verify_machine import VerifyMachine
+from picospec.speculation.wire import Framed
 from picospec.verifier.llama_target.engine import Engine
 from picospec.verifier.llama_target.kv_slots import KvSlots
 from picospec.verifier.llama_target.scheduler import Scheduler

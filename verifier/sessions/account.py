@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.tracing import Fact, Span
-from picospec.speculation.protocol.messages import Fault, Finish, Totals
+from picospec.speculation.messages import Fault, Finish, Totals
 
 
 @dataclass(slots=True)

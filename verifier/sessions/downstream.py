@@ -23,8 +23,8 @@ from picospec.gateway.accounts.account import Account
 from picospec.gateway.errors import ClientGone
 from picospec.gateway.http import responses
 from picospec.gateway.http.responses import connected, send_to_client
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import BEAT_S, Beat, Fault, Moved
+from picospec.speculation import wire
+from picospec.speculation.messages import BEAT_S, Beat, Fault, Moved
 from picospec.verifier.sessions.outbox import Outbox
 from picospec.verifier.sessions.session import Session
 

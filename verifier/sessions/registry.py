@@ -12,7 +12,7 @@ import structlog
 
 from picospec.gateway.tenants.tenant import Tenant
 from picospec.gateway.tracing import NO_SPAN, Span
-from picospec.speculation.protocol.messages import PROTOCOL_VERSION, Fault, Open, Opened
+from picospec.speculation.messages import PROTOCOL_VERSION, Fault, Open, Opened
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.sessions.account import SessionAccount
 from picospec.verifier.sessions.session import Session

@@ -13,9 +13,8 @@ from contextlib import aclosing
 from typing import Final
 
 from picospec.gateway.tenants.tenant import Tenant
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.messages import (
     Beat,
     Commit,
     Draft,
@@ -25,9 +24,10 @@ from picospec.speculation.protocol.messages import (
     Opened,
     Pushed,
     Reject,
+    RemoteProtocolError,
     Reused,
 )
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.wire import Framed
 from picospec.verifier.sessions.account import SessionAccount
 from picospec.verifier.sessions.outbox import Outbox
 from picospec.verifier.sessions.timeouts import Timeouts

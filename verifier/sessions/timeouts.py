@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from picospec.speculation.protocol.messages import Fault
+from picospec.speculation.messages import Fault
 from picospec.verifier.settings import SessionSettings
 
 

@@ -26,10 +26,16 @@ from picospec.gateway.errors import ApiError, ClientGone, InvalidRequest, RateLi
 from picospec.gateway.http.request_body import RequestBody
 from picospec.gateway.http.responses import send_to_client
 from picospec.gateway.tenants.keys import CHECK_S
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import MalformedFrame, RemoteProtocolError
-from picospec.speculation.protocol.messages import RUN_CHARACTERS, Fault, Message, Pushed
-from picospec.speculation.protocol.wire import Framed, Record
+from picospec.speculation import wire
+from picospec.speculation.messages import (
+    RUN_CHARACTERS,
+    Fault,
+    MalformedFrame,
+    Message,
+    Pushed,
+    RemoteProtocolError,
+)
+from picospec.speculation.wire import Framed, Record
 from picospec.verifier.sessions.downstream import START
 from picospec.verifier.sessions.outbox import Outbox
 from picospec.verifier.sessions.registry import Sessions

@@ -9,9 +9,9 @@ from typing import Final
 
 import msgspec
 
-from picospec.speculation.proposing.pool import Owner
-from picospec.speculation.protocol.messages import Limits, Open
-from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.logits import LogitSettings
+from picospec.speculation.messages import Limits, Open
+from picospec.speculation.ngrams import Owner
 
 FIELD: Final = "picospec"
 """Our entry in SamplingParams.extra_args and in outputs' kv_transfer_params has this key."""

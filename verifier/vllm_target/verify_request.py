@@ -1,7 +1,7 @@
 """A VerifyRequest tells the worker what to judge in one step for one session.
 
 It holds values only, and travels pickled inside vLLM's SchedulerOutput. The worker answers with
-a `speculation.judges.judge.Judgement` inside vLLM's ModelRunnerOutput. No answer means that
+a `speculation.judge.Judgement` inside vLLM's ModelRunnerOutput. No answer means that
 vLLM judged the pass by shared noise, and all tokens that it generated are the outcome.
 """
 
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from picospec.speculation.judges.judge import Judgement, Row, Rule
-from picospec.speculation.protocol.messages import Sampling, TokenId
-from picospec.speculation.sampling.adjustments import Adjustment
-from picospec.speculation.sampling.distributions import Distribution, Logits, distribution
+from picospec.speculation.distributions import Distribution, Logits, distribution
+from picospec.speculation.judge import Judgement, Row, Rule
+from picospec.speculation.logits import Adjustment
+from picospec.speculation.messages import Sampling, TokenId
 
 NOTHING: Final = Judgement((), accepted=0)
 

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from picospec.models.vocabulary import Vocabulary
-from picospec.speculation.sampling.noise import Tokens
+from picospec.speculation.distributions import Tokens
 
 Tokenize = Callable[[str], list[int]]
 """Tokenize(text) returns the tokens of `text`; a special token's marker in it stays text."""

@@ -11,9 +11,8 @@ import numpy as np
 
 from picospec.edge_agent.draft_model.drafter import StepSampler
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import Logits
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken, Logits
+from picospec.speculation.messages import TokenId
 
 MAX_DRAWS: Final = 4
 """At most this many tokens are drawn for a row to find one that fits the target's text."""

@@ -20,8 +20,8 @@ from picospec.edge_agent.draft_model.foreign.draft_text import DraftText
 from picospec.edge_agent.draft_model.foreign.retokeniser import BEHIND_TOKENS
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.messages import TokenId
 
 _WORD: Final = re.compile(rb" [A-Za-z]+")
 """A word that the draft model wrote as one token is proposed at once, though more letters may

@@ -12,8 +12,8 @@ import numpy as np
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
 from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
 from picospec.models.vocabulary import Vocabulary
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import Logits
+from picospec.speculation.distributions import Logits
+from picospec.speculation.messages import TokenId
 
 _UNREACHABLE: Final = 1e-300
 """The weight of a target token that begins no token of the draft model, where the likeliest one

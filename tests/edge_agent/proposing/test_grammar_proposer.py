@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from math import inf
 
 from picospec.edge_agent.proposing.grammars import GrammarProposer
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.proposing.prompt_lookup import PromptLookup
-from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import Commit, Draft, Limits, TokenId
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.learning import Latencies
+from picospec.speculation.lookup import PromptLookup
+from picospec.speculation.messages import Commit, Draft, Limits, TokenId
 from tests.speculation import edges
 
 LATENCIES = Latencies(rtt_s=0.01, pass_s=0.01, draft_s=inf)

@@ -20,8 +20,8 @@ from picospec.models.errors import GrammarFailed
 from picospec.models.grammars.binding import grammar_text
 from picospec.models.grammars.grammar import Grammar, GrammarState
 from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.speculation.judges import coupled
-from picospec.speculation.protocol.messages import Finish, Limits, ModelFacts, Open, Sampling
+from picospec.speculation import coupled
+from picospec.speculation.messages import Finish, Limits, ModelFacts, Open, Sampling
 from tests.edge_agent.engines import FACTS, JOB, FakeUplink, Paired, deltas, engine
 from tests.edge_agent.fakes import quiet, scripted
 from tests.models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy

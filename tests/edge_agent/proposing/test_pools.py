@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 from picospec.edge_agent.proposing.proposals import Pools
-from picospec.speculation.proposing.pool import Pool
+from picospec.speculation.ngrams import Pool
 from tests.edge_agent.engines import FACTS
 
 PROMPT = tuple(range(20))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.output.detokenise import Detokeniser, StopStrings
 from picospec.gateway.ports import Delta
-from picospec.speculation.protocol.messages import TokenLogprob
+from picospec.speculation.messages import TokenLogprob
 from tests.gateway.output.reading import split
 
 END, EXCLAIMED = 256, 257

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from picospec.gateway.output.detokenise import Detokeniser, Piece, TextDelta
 from picospec.gateway.output.style import Styles
 from picospec.gateway.ports import Delta, Statistics
-from picospec.speculation.protocol.messages import TokenLogprob
+from picospec.speculation.messages import TokenLogprob
 from tests.gateway.output.reading import CUTS, TOOLS, Read, split
 from tests.gateway.scripted import END, ByteTokenizer
 

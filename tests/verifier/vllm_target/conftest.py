@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from picospec.models.dequantise import dequantise
 from picospec.models.store import open_store
-from picospec.speculation.protocol.messages import Limits
+from picospec.speculation.messages import Limits
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 

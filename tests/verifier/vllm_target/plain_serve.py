@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from picospec.speculation.protocol.messages import Commit, Draft, Finish, Open
+from picospec.speculation.messages import Commit, Draft, Finish, Open
 from tests.verifier.conftest import KEY
 from tests.verifier.down import opened, push, text_of
 

@@ -11,11 +11,16 @@ from random import Random
 import msgspec
 import numpy as np
 
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import (
+    Distribution,
+    DraftToken,
+    QuantisedDistribution,
+    quantise,
+)
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import DraftingSession, StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -27,13 +32,7 @@ from picospec.speculation.protocol.messages import (
     Sampling,
     TokenLogprob,
 )
-from picospec.speculation.protocol.wire import Framed
-from picospec.speculation.sampling.distributions import (
-    Distribution,
-    QuantisedDistribution,
-    quantise,
-)
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.wire import Framed
 from picospec.verifier.target import UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.down import replies_of

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from picospec.gateway.errors import NotFound
-from picospec.speculation.protocol.messages import Open, Sampling
+from picospec.speculation.messages import Open, Sampling
 from picospec.verifier.admission import check
 from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.serving.target import VllmTarget

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from picospec.bench.run.services import free_port
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.messages import (
     Finish,
     ModelFacts,
     Open,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.messages import Sampling
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from picospec.speculation.protocol.messages import Commit, Draft, Open, Reject
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.messages import Commit, Draft, Open, Reject
+from picospec.speculation.wire import Framed
 from picospec.verifier.target import TargetFull, UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.down import replies_of

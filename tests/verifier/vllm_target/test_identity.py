@@ -8,7 +8,7 @@ from itertools import cycle
 
 import pytest
 
-from picospec.speculation.protocol.messages import Fill, Sampling
+from picospec.speculation.messages import Fill, Sampling
 from picospec.verifier.vllm_target.configuring import compat
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE, make

@@ -13,7 +13,7 @@ pytest.importorskip("vllm.v1.engine.async_llm")  # its warnings are not ours
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.messages import RemoteProtocolError
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.serving.engine import Engine
 

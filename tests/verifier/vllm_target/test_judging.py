@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.judges.coupled import Coupled
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.judges.separate.verifier import Separate
-from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling.adjustments import Adjustment
-from picospec.speculation.sampling.distributions import Logits, distribution
-from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.coupled import Coupled
+from picospec.speculation.distributions import Logits, distribution
+from picospec.speculation.judge import Judgement
+from picospec.speculation.logits import Adjustment, LogitSettings
+from picospec.speculation.messages import Sampling
+from picospec.speculation.separate import Separate
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 
 V = 50

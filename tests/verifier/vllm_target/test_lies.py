@@ -8,9 +8,8 @@ from random import Random
 
 import pytest
 
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Draft, Pushed, Recovered, Redraw
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation.messages import Draft, Pushed, Recovered, Redraw, RemoteProtocolError
+from picospec.speculation.wire import Framed
 from picospec.verifier.target import UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.down import replies_of

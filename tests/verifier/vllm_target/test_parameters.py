@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
-from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.logits import LogitSettings
+from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling
 from picospec.verifier.target import FEATURES, Unservable
 from picospec.verifier.vllm_target.admission import FIELD, Admission
 from picospec.verifier.vllm_target.serving.parameters import engine_request

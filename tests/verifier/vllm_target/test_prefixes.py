@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from picospec.speculation.protocol.messages import Reused, Sampling
+from picospec.speculation.messages import Reused, Sampling
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import opening

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from picospec.speculation.drafting.machine import DraftMachine
-from picospec.speculation.drafting.policy import StreamPolicy
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.protocol.messages import Open, Reject, Sampling
-from picospec.speculation.protocol.wire import Framed
-from picospec.speculation.sampling import distributions
-from picospec.speculation.sampling.distributions import (
+from picospec.speculation import distributions
+from picospec.speculation.distributions import (
     Distribution,
+    DraftToken,
     QuantisedDistribution,
     quantise,
 )
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.messages import Open, Reject, Sampling
+from picospec.speculation.wire import Framed
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE

@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 
 from picospec.bench.run.services import free_port
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Commit, Open, Sampling
+from picospec.speculation import wire
+from picospec.speculation.messages import Commit, Open, Sampling
 from tests.verifier.conftest import KEY, http2_client, metrics
 from tests.verifier.down import HEADERS, Stream, opened
 from tests.verifier.vllm_target.plain_serve import (

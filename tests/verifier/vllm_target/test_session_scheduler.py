@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.distributions import Q_SCALE
+from picospec.speculation.logits import LogitSettings
+from picospec.speculation.messages import (
     Draft,
     Limits,
     Message,
@@ -23,9 +25,7 @@ from picospec.speculation.protocol.messages import (
     Reject,
     Sampling,
 )
-from picospec.speculation.sampling.distributions import Q_SCALE
-from picospec.speculation.sampling.logit_settings import LogitSettings
-from picospec.speculation.verifying.machine import Offer, VerifyMachine
+from picospec.speculation.verify_machine import Offer, VerifyMachine
 from picospec.verifier.vllm_target.admission import PUSH, Admission
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from picospec.speculation.judges.coupled import Coupled
-from picospec.speculation.judges.judge import Judgement, Rejection
-from picospec.speculation.judges.separate.verifier import Separate
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import (
+from picospec.speculation import wire
+from picospec.speculation.coupled import Coupled
+from picospec.speculation.distributions import Distribution, noise_index
+from picospec.speculation.judge import Judgement, Rejection
+from picospec.speculation.logits import LogitSettings
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -24,10 +25,8 @@ from picospec.speculation.protocol.messages import (
     Recovered,
     Sampling,
 )
-from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.logit_settings import LogitSettings
-from picospec.speculation.sampling.noise import noise_index
-from picospec.speculation.verifying.machine import PassPlan, Verdict, VerifyMachine
+from picospec.speculation.separate import Separate
+from picospec.speculation.verify_machine import PassPlan, Verdict, VerifyMachine
 from picospec.verifier.vllm_target.admission import Admission
 from picospec.verifier.vllm_target.core.session_slot import SessionSlot
 from picospec.verifier.vllm_target.verify_request import VerifyRequest

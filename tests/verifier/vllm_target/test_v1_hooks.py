@@ -15,9 +15,9 @@ from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample import rejection_sampler, sampler
 
-from picospec.speculation.judges.coupled import Coupled
-from picospec.speculation.protocol.messages import Sampling
-from picospec.speculation.sampling import noise
+from picospec.speculation import distributions
+from picospec.speculation.coupled import Coupled
+from picospec.speculation.messages import Sampling
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.v1.hooks import SamplerHooks
 
@@ -72,8 +72,8 @@ def test_each_row_is_drawn_by_its_own_law_and_no_generator_is_drawn_from(runner:
     tokens, _ = runner.sampler.topk_topp_sampler.forward(logits, generators, None, None)
 
     every = np.arange(V)
-    of_session = logits[0].numpy() + noise.gumbel(9, 4, every)
-    of_seed = logits[1].numpy() + noise.gumbel(2**64 - 4, 5, every)
+    of_session = logits[0].numpy() + distributions.gumbel(9, 4, every)
+    of_seed = logits[1].numpy() + distributions.gumbel(2**64 - 4, 5, every)
     assert tokens.tolist() == [of_session.argmax(), of_seed.argmax(), STOCKS]
     generators[1].set_offset(generators[1].get_offset() - 4)  # as vLLM does inside a prompt
 

@@ -24,9 +24,9 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol.messages import TokenLogprob
-from picospec.speculation.verifying.machine import PassPlan, Verdict
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import TokenLogprob
+from picospec.speculation.verify_machine import PassPlan, Verdict
 from picospec.verifier.vllm_target.configuring.choice import MOST_ROWS
 from picospec.verifier.vllm_target.core.hooks import hidden, narrowed, unpadded
 from picospec.verifier.vllm_target.core.session_scheduler import (

@@ -32,11 +32,10 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-from picospec.speculation.proposing.pool import Owner
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Pushed
-from picospec.speculation.verifying.machine import VerifyMachine
+from picospec.speculation import wire
+from picospec.speculation.messages import Pushed, RemoteProtocolError
+from picospec.speculation.ngrams import Owner
+from picospec.speculation.verify_machine import VerifyMachine
 from picospec.verifier.vllm_target.admission import FIELD, PUSH, Admission, Batch
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import must_step

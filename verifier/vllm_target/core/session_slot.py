@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Down, TokenId
-from picospec.speculation.sampling.adjustments import Adjustment
-from picospec.speculation.verifying.session import Pass, VerifyingSession
+from picospec.speculation import wire
+from picospec.speculation.logits import Adjustment
+from picospec.speculation.messages import Down, TokenId
+from picospec.speculation.verify_session import Pass, VerifyingSession
 from picospec.verifier.vllm_target.admission import Admission
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 

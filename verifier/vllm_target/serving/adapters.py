@@ -17,7 +17,7 @@ import structlog
 from picospec.models.errors import WrongHash
 from picospec.models.file_hashes import FileHashes
 from picospec.models.tokenizing.hugging_face import commit_of
-from picospec.speculation.protocol.facts import MAX_ADAPTERS
+from picospec.speculation.messages import MAX_ADAPTERS
 from picospec.verifier.identity import identity_of, weights_of
 
 if TYPE_CHECKING:  # not every installation has vLLM

@@ -24,10 +24,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from picospec.speculation.proposing.pool import Owner
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.errors import RemoteProtocolError
-from picospec.speculation.protocol.messages import Reused
+from picospec.speculation import wire
+from picospec.speculation.messages import RemoteProtocolError, Reused
+from picospec.speculation.ngrams import Owner
 from picospec.verifier.target import TargetFailed, Unservable
 from picospec.verifier.vllm_target.admission import FIELD
 from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame

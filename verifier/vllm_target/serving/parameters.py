@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from picospec.models.grammars.constraint import Constraint
-from picospec.speculation.proposing.pool import Owner
-from picospec.speculation.protocol.messages import Limits, ModelFacts, Open, Sampling
-from picospec.speculation.sampling.logit_settings import LogitSettings
+from picospec.speculation.logits import LogitSettings
+from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling
+from picospec.speculation.ngrams import Owner
 from picospec.verifier.target import asked_grammar, unservable
 from picospec.verifier.vllm_target.admission import FIELD, Admission
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from picospec.speculation.protocol.errors import RemoteProtocolError
+from picospec.speculation.messages import RemoteProtocolError
 from picospec.verifier.target import TargetFailed
 from picospec.verifier.vllm_target.admission import PUSH, Batch
 

@@ -19,7 +19,8 @@ from typing import Final
 
 import structlog
 
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.latency import PassLatency, unmeasured
+from picospec.speculation.messages import (
     Commit,
     Draft,
     Fill,
@@ -29,9 +30,8 @@ from picospec.speculation.protocol.messages import (
     Sampling,
     TokenId,
 )
-from picospec.speculation.protocol.wire import Framed
-from picospec.speculation.verifying.latency import PassLatency, unmeasured
-from picospec.speculation.verifying.machine import MIN_PASS_S
+from picospec.speculation.verify_machine import MIN_PASS_S
+from picospec.speculation.wire import Framed
 from picospec.verifier.target import Target, TargetFailed
 
 TOKENS: Final = 12

@@ -15,11 +15,11 @@ import structlog
 from picospec.models.file_hashes import FileHashes
 from picospec.models.tokenizing.hugging_face import commit_of, directory_of
 from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.pool import Owner
-from picospec.speculation.protocol import wire
-from picospec.speculation.protocol.messages import Commit, Finish, Judge, Limits, Open, Pushed
-from picospec.speculation.protocol.wire import Framed
+from picospec.speculation import wire
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.messages import Commit, Finish, Judge, Limits, Open, Pushed
+from picospec.speculation.ngrams import Owner
+from picospec.speculation.wire import Framed
 from picospec.verifier.identity import weights_of
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.target import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
-from picospec.speculation.protocol.messages import ModelFacts, Open, Sampling
+from picospec.speculation.messages import ModelFacts, Open, Sampling
 from tests.verifier.vllm_target.scripted import PERSON, with_extras
 from tests.verifier.vllm_target.v2.tiny import EOS, TOKENS
 

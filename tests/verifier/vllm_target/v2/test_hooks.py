@@ -11,9 +11,9 @@ import torch
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
-from picospec.speculation.judges.coupled import Coupled
-from picospec.speculation.judges.separate.verifier import Separate
-from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.coupled import Coupled
+from picospec.speculation.messages import Sampling
+from picospec.speculation.separate import Separate
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.v2 import by_p

@@ -8,9 +8,9 @@ from contextlib import aclosing
 
 import pytest
 
-from picospec.speculation.drafting.session import DraftingSession
-from picospec.speculation.protocol.wire import Framed
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.drafting import DraftingSession
+from picospec.speculation.wire import Framed
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE

@@ -22,9 +22,9 @@ from torch import Tensor
 from vllm.v1.sample import rejection_sampler, sampler
 from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinPLogitsProcessor
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.judges.judges import seeded
-from picospec.speculation.protocol.messages import Sampling
+from picospec.speculation.judge import Judgement
+from picospec.speculation.judges import seeded
+from picospec.speculation.messages import Sampling
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.extension import Stock, wrap
 from picospec.verifier.vllm_target.worker.upload import upload

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.sampling.distributions import GREEDY_BELOW, Distribution
+from picospec.speculation.distributions import GREEDY_BELOW, Distribution
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import TokenId
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.upload import upload
 

@@ -20,8 +20,8 @@ from torch.nn.functional import pad
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.protocol.messages import TokenId
+from picospec.speculation.judge import Judgement
+from picospec.speculation.messages import TokenId
 from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.verify_request import VerifyRequest
 from picospec.verifier.vllm_target.worker.extension import Stock, wrap

@@ -16,24 +16,20 @@ from typing import Final
 
 import numpy as np
 
-from picospec.speculation.judges.judge import (
-    EdgeHalf,
-    Judgement,
-    Noise,
-    Row,
-    Rule,
-    VerifierHalf,
-)
-from picospec.speculation.protocol.messages import Open, Sampling, TokenId
-from picospec.speculation.sampling.distributions import (
+from picospec.speculation.distributions import (
     GREEDY_BELOW,
+    DraftSampler,
+    DraftToken,
+    Floats,
     Logits,
     distribution,
+    gumbel,
+    noise_index,
     softmax_of,
     top,
 )
-from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
-from picospec.speculation.sampling.noise import Floats, gumbel, noise_index
+from picospec.speculation.judge import EdgeHalf, Judgement, Noise, Row, Rule, VerifierHalf
+from picospec.speculation.messages import Open, Sampling, TokenId
 
 CANDIDATES: Final = 64
 """A draft token is drawn from this many candidates. On the Qwen pair 32 do as well as the whole

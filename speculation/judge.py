@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from picospec.speculation.protocol.errors import LocalProtocolError, RemoteProtocolError
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.distributions import Distribution, DraftSampler, DraftToken
+from picospec.speculation.messages import (
     Answer,
     Commit,
     Draft,
+    LocalProtocolError,
     Open,
     Reject,
+    RemoteProtocolError,
     TokenId,
 )
-from picospec.speculation.sampling.distributions import Distribution
-from picospec.speculation.sampling.draft_token import DraftSampler, DraftToken
 
 Row = Callable[[int], Distribution]
 """Row(i): the target's distribution p at the i-th position of the pass, i = 0..K."""

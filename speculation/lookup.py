@@ -23,13 +23,10 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-from picospec.speculation.proposing.ngrams import Index, Match, PromptGrams, resumption
-from picospec.speculation.proposing.pool import Pool
-from picospec.speculation.proposing.precision import Continuation, Precision
-from picospec.speculation.proposing.proposer import Latencies
-from picospec.speculation.protocol.messages import TokenId
-from picospec.speculation.running_mean import running_mean
-from picospec.speculation.sampling.draft_token import DraftToken
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.learning import Continuation, Latencies, Precision, running_mean
+from picospec.speculation.messages import TokenId
+from picospec.speculation.ngrams import Index, Match, Pool, PromptGrams, resumption
 
 MIN_UNREAD_LENGTH: Final = 3
 """This many tokens must match before a token is proposed unread; shorter matches are read."""

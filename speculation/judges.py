@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from picospec.speculation.judges.coupled import Coupled, CoupledEdge, CoupledVerifier
-from picospec.speculation.judges.judge import Judge, Rule
-from picospec.speculation.judges.separate.edge import SeparateEdge
-from picospec.speculation.judges.separate.verifier import SeparateVerifier
-from picospec.speculation.protocol.messages import Judge as Name
+from picospec.speculation.coupled import Coupled, CoupledEdge, CoupledVerifier
+from picospec.speculation.judge import Judge, Rule
+from picospec.speculation.messages import Judge as Name
+from picospec.speculation.separate import SeparateEdge, SeparateVerifier
 
 JUDGES: Final[Mapping[Name, Judge]] = {
     "coupled": Judge(

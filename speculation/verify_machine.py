@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from picospec.speculation.judges.judge import Judgement
-from picospec.speculation.proposing.pool import Owner, Pool
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.chain import Pools
+from picospec.speculation.judge import Judgement
+from picospec.speculation.latency import PassLatency
+from picospec.speculation.learning import Precision
+from picospec.speculation.messages import (
     Down,
     Draft,
     Limits,
@@ -30,19 +32,53 @@ from picospec.speculation.protocol.messages import (
     TokenId,
     TokenLogprob,
 )
-from picospec.speculation.verifying.arrivals import Arrivals
-from picospec.speculation.verifying.head import NO_HOLD, Head
-from picospec.speculation.verifying.latency import PassLatency
-from picospec.speculation.verifying.own_drafts import Pools
-from picospec.speculation.verifying.pass_policy import (
+from picospec.speculation.ngrams import Owner, Pool
+from picospec.speculation.pass_policy import (
     WORTH_AN_OUTCOME,
+    Arrivals,
     allocate,
     hold_s,
     left_s,
     runs_on,
     waiting,
 )
-from picospec.speculation.verifying.session import Pass, VerifyingSession
+from picospec.speculation.verify_session import Pass, VerifyingSession
+
+# The proposals of the target's own head, such as EAGLE, for one session.
+#
+# The tokens themselves stay in the engine. A pass judges either them or the edge's chain:
+# whichever is expected to have more tokens accepted.
+
+PRIOR: Final = 0.7
+"""The assumed precision of a head before any of its tokens was judged; it counts as PRIOR_SEEN
+observations. EAGLE-3 and n-grams are reported from 0.5 to 0.8."""
+
+PRIOR_SEEN: Final = 4
+
+NO_HOLD: Final = 0.5
+"""A session is not held for its edge's draft tokens if the head is expected to have this many
+tokens accepted: waiting for the edge would then gain little. Not tuned."""
+
+
+@dataclass(slots=True)
+class Head:
+    """tokens: the number that the head proposes after the committed text; 0 once a pass has
+    begun, which takes them or makes them useless."""
+
+    tokens: int = 0
+    precision: Precision = field(default_factory=lambda: Precision(PRIOR, PRIOR_SEEN))
+
+    def expected(self, most: int) -> float:
+        """Return the expected number of its first `most` tokens that are accepted."""
+        return sum(self.precision.right**k for k in range(1, min(self.tokens, most) + 1))
+
+    def judged(self, tokens: int, accepted: int) -> None:
+        """Learn from a pass. Tokens after the first wrong one give no information."""
+        for _ in range(accepted):
+            self.precision.observe(True)
+        if accepted < tokens:
+            self.precision.observe(False)
+
 
 MIN_PASS_S: Final = 1e-6
 """A pass counts as at least this long, even if less remains without `extra_judging_s`."""

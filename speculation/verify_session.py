@@ -13,26 +13,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from picospec.speculation.judges.judge import Judgement, Rule
-from picospec.speculation.judges.judges import JUDGES
-from picospec.speculation.proposing.pool import Pool
-from picospec.speculation.proposing.precision import Continuation
-from picospec.speculation.protocol.errors import LocalProtocolError
-from picospec.speculation.protocol.messages import (
+from picospec.speculation.chain import Chain, OwnDrafts, check
+from picospec.speculation.judge import Judgement, Rule
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.learning import Continuation
+from picospec.speculation.messages import (
     Commit,
     Down,
     Draft,
     Finish,
     FinishReason,
     Limits,
+    LocalProtocolError,
     Open,
     Pushed,
     TokenId,
     TokenLogprob,
     Totals,
 )
-from picospec.speculation.verifying.chain import Chain, check
-from picospec.speculation.verifying.own_drafts import OwnDrafts
+from picospec.speculation.ngrams import Pool
 
 Tokens = tuple[TokenId, ...]
 

@@ -1,1 +1,0 @@
-"""The edge's end of one answer: machine, session and policy, without I/O."""

@@ -1,0 +1,100 @@
+"""What each end learns from what it sees, and the interface of what proposes by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.messages import TokenId
+
+# The running mean by which both ends learn.
+
+WEIGHT: Final = 0.25
+"""The latest observation has this weight."""
+
+
+def running_mean(old: float | None, latest: float, weight: float = WEIGHT) -> float:
+    """Return the running mean after one more observation. old: None before the first."""
+    return latest if old is None else old + weight * (latest - old)
+
+
+# The precision of continuations, which each end learns from what it sees.
+
+MIN_WEIGHT: Final = 1 / 32
+"""The latest observation has at least this weight, so the estimate follows the text."""
+
+
+@dataclass(slots=True)
+class Precision:
+    """The share of right tokens of one kind is a running mean that starts at a prior."""
+
+    right: float
+    seen: int
+
+    def observe(self, right: bool) -> None:
+        self.seen += 1
+        self.right = running_mean(self.right, right, max(MIN_WEIGHT, 1 / self.seen))
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Tokens that may come next, after `agreed` tokens that the text and their source share.
+
+    by_agreed: maps numbers of agreeing tokens to the precision of the token after as many or
+    more. A token that is right makes one more agree, so the later ones are the surer.
+    """
+
+    tokens: Sequence[TokenId]
+    agreed: int
+    by_agreed: Mapping[int, Precision]
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of the first token."""
+        return self.by_agreed[max(least for least in self.by_agreed if least <= self.agreed)]
+
+    def chances(self) -> list[float]:
+        """Return the probability of each token that it is right with all those before it."""
+        chances: list[float] = []
+        reached, right = 1.0, 0.0
+        for agreed in range(self.agreed, self.agreed + len(self.tokens)):
+            if not chances:
+                right = self.precision.right
+            elif precision := self.by_agreed.get(agreed):
+                right = precision.right
+            reached *= right
+            chances.append(reached)
+        return chances
+
+
+# The interface by which a machine gets draft tokens without a draft step, and the latencies
+# that decide about it.
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """The latencies that the edge has measured, in seconds; each is 0 until it is measured."""
+
+    rtt_s: float  # one round trip to the verifier
+    pass_s: float  # one pass of the target
+    draft_s: float
+    """One step of the draft model over one token; inf if there is no draft model to ask."""
+
+
+class Proposer(Protocol):
+    """Proposes draft tokens for one session, whose judge takes any draft token."""
+
+    def follow(self, committed: Sequence[TokenId], chain: Sequence[DraftToken]) -> None:
+        """Move to the end of the chain. This is called before `propose` and `ahead` whenever
+        the text or the chain has changed."""
+
+    def propose(self, latencies: Latencies) -> DraftToken | None:
+        """Return the token to append to the chain unread, None if no token is worth it."""
+
+    def ahead(self, latencies: Latencies) -> list[TokenId]:
+        """Return the tokens for the draft model to read after the chain in its next step."""
+
+    def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
+        """Learn from a step that read `more` extra tokens. draft_s: a step over one token."""

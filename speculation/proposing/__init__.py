@@ -1,1 +1,0 @@
-"""Draft tokens found in earlier text, without a draft model."""

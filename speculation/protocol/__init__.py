@@ -1,1 +1,0 @@
-"""The protocol of the link: messages, their bytes and errors."""

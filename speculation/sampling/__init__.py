@@ -1,1 +1,0 @@
-"""Distributions, the noise that both ends share, and settings that change the logits."""

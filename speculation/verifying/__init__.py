@@ -1,1 +1,0 @@
-"""The verifier's end of all its sessions, without I/O."""
