@@ -19,7 +19,7 @@ from typer import Option
 from picospec.cli.options import fail
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.hosting.settings import ServiceSettings
-from picospec.models.fetching.user_catalogue import user_file
+from picospec.models.catalogue import user_file
 from picospec.verifier.settings import VerifierSettings
 
 config_app = typer.Typer(help="Settings of the services.", no_args_is_help=True)

@@ -14,11 +14,10 @@ from rich.table import Table
 from typer import Argument, Option
 
 from picospec.cli.options import visible
-from picospec.models.catalogue import Pair, Role
+from picospec.models.catalogue import Pair, Role, UserCatalogue, user_file
 from picospec.models.dequantise import Weights, dequantise
 from picospec.models.errors import ModelError, UnknownModel
-from picospec.models.fetching.progress_bar import progress_bar
-from picospec.models.fetching.user_catalogue import UserCatalogue, user_file
+from picospec.models.hub import progress_bar
 from picospec.models.store import open_store
 
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)

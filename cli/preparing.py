@@ -18,13 +18,12 @@ from rich.console import Console
 from picospec.edge_agent.draft_model.loading import AUTO, NONE, pull_if_missing
 from picospec.gateway.hosting.cores import Pins, compute_threads
 from picospec.gateway.hosting.processes import ServiceError
+from picospec.models.catalogue import parse_reference
 from picospec.models.errors import NotPulled
-from picospec.models.fetching.progress_bar import progress_bar
-from picospec.models.fetching.reference import parse
+from picospec.models.hub import progress_bar
 from picospec.models.llama_cpp.library import check_llama
 from picospec.models.llama_cpp.model import Model
-from picospec.models.obtaining import fitting_draft
-from picospec.models.store import Store
+from picospec.models.store import Store, fitting_draft
 
 Settings = Mapping[str, Mapping[str, object]]
 """Settings of "edge" and "verifier", each as in that service's own file."""
@@ -97,7 +96,7 @@ def _is_directory(target: str, store: Store) -> bool:
     """Return True if a reference means safetensors. Raises SourceFailed."""
     if Path(target).expanduser().is_dir():
         return True
-    hub = parse(target)
+    hub = parse_reference(target)
     if hub is None or hub.file or hub.quantisation:
         return False
     try:
@@ -111,7 +110,7 @@ def _directory(target: str, store: Store) -> str:
     """Return the model that vLLM is given; a repository is fetched."""
     if importlib.util.find_spec("vllm") is None:
         raise ServiceError(NO_VLLM.format(target=target))
-    path, hub = Path(target).expanduser(), parse(target)
+    path, hub = Path(target).expanduser(), parse_reference(target)
     if path.is_dir() or hub is None:
         return str(path)
     store.hub.directory(hub.repository)

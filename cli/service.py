@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from picospec.gateway.hosting.parent_death import program
-from picospec.models.fetching.user_catalogue import user_file
+from picospec.models.catalogue import user_file
 
 NAME: Final = "picospec-edge"
 UNIT: Final = """[Unit]

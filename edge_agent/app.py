@@ -39,7 +39,7 @@ from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.hosting.listening import hosts_of
 from picospec.gateway.tracing import open_tracing
 from picospec.models.store import Store
-from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.tokenizer_file import TokenizerCache
 from picospec.speculation.drafting import DraftPolicy
 from picospec.speculation.messages import POOL, PROTOCOL_VERSION
 

@@ -27,7 +27,7 @@ from picospec.edge_agent.proposing.proposals import ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from picospec.gateway.ports import Delta, Facts, Job, Owner
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import DraftPolicy, StreamPolicy

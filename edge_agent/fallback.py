@@ -18,10 +18,10 @@ from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Facts, FinishReason, Job, Statistics
 from picospec.gateway.tokenizer import TokenizerSource
 from picospec.models.errors import CannotCheck, GrammarFailed
-from picospec.models.grammars.constraint import NAME
+from picospec.models.grammars import NAME
 from picospec.models.store import Found
-from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.tokenizer import Tokenizer
+from picospec.models.tokenizer_file import tokenizer_file
 from picospec.speculation.distributions import (
     DraftSampler,
     DraftToken,

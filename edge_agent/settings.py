@@ -156,7 +156,7 @@ class EdgeSettings(ServiceSettings):
     context_tokens: Annotated[int, Field(ge=64)] | None = None
     """A slot holds this many tokens; the draft model reads only a part of a longer context.
     None: as many as the draft model was trained for, or as fit into the memory
-    (models.llama_cpp.context_room)."""
+    (models.llama_cpp.model)."""
 
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """Threads of the draft model. None: one for each core of this process, less one."""

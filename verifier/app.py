@@ -22,12 +22,11 @@ from picospec.gateway.drain import Drain
 from picospec.gateway.hosting.listening import hosts_of
 from picospec.gateway.hosting.serving import STOP_AT_ONCE
 from picospec.gateway.tracing import Tracing
+from picospec.models.blobs import FileHashes
 from picospec.models.errors import NotPulled
-from picospec.models.fetching.progress_bar import progress_bar
-from picospec.models.file_hashes import FileHashes
 from picospec.models.gguf import is_exact
-from picospec.models.obtaining import obtain
-from picospec.models.store import Found, Store, open_store
+from picospec.models.hub import progress_bar
+from picospec.models.store import Found, Store, obtain, open_store
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.plain_engine import PlainEngine

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from picospec.models.file_hashes import FileHashes
+from picospec.models.blobs import FileHashes
 
 SHAPING: Final = ("*.safetensors", "*.bin", "*.pt", "config.json", "adapter_config.json")
 """These files of a directory shape the texts of a model or an adapter. The tokenizer has its

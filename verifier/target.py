@@ -16,10 +16,10 @@ from typing import Final, TypeVar
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
 from picospec.gateway.tenants.turns import Turns
 from picospec.gateway.tokenizer import Tokenizer
+from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.errors import CannotCheck, InvalidGrammar
-from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from picospec.models.grammars.constraint import NAME
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.models.grammars import NAME
+from picospec.models.tokenizer_file import TokenizerFile
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.logits import LOGIT_SETTINGS
 from picospec.speculation.messages import (

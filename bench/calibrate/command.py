@@ -44,7 +44,7 @@ from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import ModelError
 from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.store import open_store
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.models.tokenizer_file import TokenizerFile
 from picospec.speculation import coupled
 from picospec.speculation.messages import Commit, Sampling, TokenId
 

@@ -29,8 +29,8 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.ports import Job, Sampling, Statistics
-from picospec.models.llama_cpp.kv_reuse import common_prefix
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.llama_cpp.model import common_prefix
+from picospec.models.tokenizer import Tokenizer
 from picospec.speculation.distributions import DraftToken
 from picospec.speculation.messages import TokenId
 

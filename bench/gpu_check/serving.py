@@ -31,7 +31,7 @@ from picospec.bench.identity.comparison import (
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.models.tokenizer_file import TokenizerFile
 
 LINK: Final = Conditions(rtt_ms=20.0)
 """Speeds are compared over this link between user and GPU host."""

@@ -37,7 +37,7 @@ from picospec.bench.identity.comparison import (
 )
 from picospec.bench.run.services import Services, ServicesPlan, verifier_arguments
 from picospec.models.store import open_store
-from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.tokenizer_file import tokenizer_file
 
 LIKELIEST = 20
 """A difference is explained by the log-probabilities of this many tokens at each position."""

@@ -13,7 +13,7 @@ from picospec.bench.data.tables import grid
 from picospec.bench.data.tables import markdown as table
 from picospec.bench.report.costs import LONG_WORK, cost, figures, long_work
 from picospec.bench.report.speedups import Comparison
-from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.model import common_prefix
 
 BUSY = (
     "> **Other work ran on this machine when the run began** (load {load}): times are "

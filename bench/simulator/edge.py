@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from picospec.bench.simulator.clock import Action, Clock, Curve, Line
 from picospec.bench.simulator.source import Source
-from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.model import common_prefix
 from picospec.speculation.distributions import DraftToken
 from picospec.speculation.draft_machine import DraftMachine, DraftStep
 from picospec.speculation.messages import Down, Opened, Pushed, TokenId

@@ -17,7 +17,7 @@ import numpy as np
 from picospec.bench.data.prompts import sampling
 from picospec.bench.traces.files import Ids, Logits, Trace
 from picospec.edge_agent.draft_model.drafter import drafts_while_matching
-from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.model import common_prefix
 from picospec.speculation.coupled import SHARPNESS
 from picospec.speculation.coupled import sampler as draft_sampler
 from picospec.speculation.distributions import Distribution, DraftToken, gumbel, noise_index

@@ -28,10 +28,9 @@ from picospec.bench.data.results import Answer, Results
 from picospec.bench.data.scenarios import script
 from picospec.bench.traces.files import Ids, Trace
 from picospec.edge_agent.draft_model.loading import find
-from picospec.models.llama_cpp.model import Context, Logits, Model
-from picospec.models.llama_cpp.segments import Segment
+from picospec.models.llama_cpp.model import Context, Logits, Model, Segment
 from picospec.models.store import open_store
-from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.tokenizer_file import tokenizer_file
 from picospec.speculation import coupled
 from picospec.speculation.distributions import (
     DraftSampler,

@@ -27,7 +27,7 @@ from picospec.cli.chatting.client import (
 from picospec.cli.chatting.conversation import MAX_SEED, Conversation
 from picospec.cli.chatting.lines import message_reader
 from picospec.cli.options import EdgePort, Keys, Url, edge_url, fail, first_key, visible
-from picospec.models.fetching.user_catalogue import user_file
+from picospec.models.catalogue import user_file
 
 app = typer.Typer()
 

@@ -24,7 +24,7 @@ from picospec.cli.chatting.client import (
 )
 from picospec.cli.chatting.stats import Progress, Race
 from picospec.cli.chatting.view import answer
-from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.model import common_prefix
 
 HELP: Final = """/system TEXT   what the model is told first; without a text, nothing
 /seed NUMBER   of all answers from now on; without a number, another one each time

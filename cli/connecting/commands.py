@@ -27,7 +27,7 @@ from picospec.cli.connecting.clients import Client, Edge, Part, Reference, escap
 from picospec.cli.connecting.copies import Changed, Copies
 from picospec.cli.connecting.merging import NotMergeable, merged
 from picospec.cli.options import EdgePort, Keys, Url, edge_url, fail, first_key
-from picospec.models.fetching.user_catalogue import user_file
+from picospec.models.catalogue import user_file
 
 app = typer.Typer()
 

@@ -20,11 +20,9 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError
 from picospec.models.errors import ModelError, NoLlama
 from picospec.models.llama_cpp.library import INSTALL
-from picospec.models.llama_cpp.model import Model
-from picospec.models.llama_cpp.segments import Segment
-from picospec.models.obtaining import fitting_draft
-from picospec.models.store import Store
-from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.llama_cpp.model import Model, Segment
+from picospec.models.store import Store, fitting_draft
+from picospec.models.tokenizer_file import TokenizerCache
 from picospec.models.vocabulary import Relation, Vocabulary, relate
 from picospec.speculation.messages import Judge, ModelFacts
 

@@ -10,7 +10,7 @@ slots are taken, further sessions run without drafts, by the verifier's fill-in 
 * A part of a long prompt is read first, the rest when steps leave time (reading_on.py).
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix of the same owner is reused;
-  other owners could tell by the timing what was asked (models.llama_cpp.kv_reuse).
+  other owners could tell by the timing what was asked (models.llama_cpp.model).
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from picospec.edge_agent.draft_model.llama_slot import (
     StepRequest,
 )
 from picospec.edge_agent.draft_model.reading_on import ReadingOn
-from picospec.models.llama_cpp.model import Context
-from picospec.models.llama_cpp.segments import Segment
+from picospec.models.llama_cpp.model import Context, Segment
 from picospec.speculation.messages import TokenId
 
 CHUNK_TOKENS: Final = 64

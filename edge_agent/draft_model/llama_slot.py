@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from picospec.edge_agent.draft_model.drafter import CannotDraft, StepSampler
-from picospec.models.llama_cpp.kv_reuse import common_prefix
-from picospec.models.llama_cpp.model import Context
+from picospec.models.llama_cpp.model import Context, common_prefix
 from picospec.speculation.distributions import DraftSampler, DraftToken
 from picospec.speculation.messages import TokenId
 

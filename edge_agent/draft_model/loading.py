@@ -23,13 +23,11 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.cores import compute_threads
-from picospec.models.fetching.progress_bar import progress_bar
-from picospec.models.llama_cpp.context_room import Length, context_length
+from picospec.models.hub import progress_bar
 from picospec.models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
-from picospec.models.llama_cpp.model import Context, Model
-from picospec.models.obtaining import fitting_draft, obtain
-from picospec.models.store import Store
-from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.llama_cpp.model import Context, Length, Model, context_length
+from picospec.models.store import Store, fitting_draft, obtain
+from picospec.models.tokenizer_file import TokenizerCache
 
 AUTO: Final = "auto"
 NONE: Final = "none"

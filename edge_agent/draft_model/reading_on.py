@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from picospec.edge_agent.draft_model.llama_slot import KvSlot, Reading
-from picospec.models.llama_cpp.model import Context
-from picospec.models.llama_cpp.segments import Segment
+from picospec.models.llama_cpp.model import Context, Segment
 
 IDLE_S: Final = 0.02
 """Reading on begins after this many seconds without a step: the next step is often asked for as

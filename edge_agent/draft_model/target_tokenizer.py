@@ -16,8 +16,8 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.models.errors import CannotOpen
-from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
-from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.tokenizer import Encoder, Tokenizer
+from picospec.models.tokenizer_file import TokenizerCache
 from picospec.models.vocabulary import Relation, relate
 
 RETRY_S: Final = 2.0

@@ -25,7 +25,7 @@ from picospec.gateway.errors import (
     Unavailable,
 )
 from picospec.gateway.http.request_body import MIN_BYTES_PER_S
-from picospec.models.grammars.checker import ANSWER_TIMEOUT_S
+from picospec.models.compiler import ANSWER_TIMEOUT_S
 from picospec.speculation.messages import RUN_CHARACTERS
 
 MAX_LOST: Final = 3

@@ -16,7 +16,7 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.errors import ApiError
 from picospec.gateway.tracing import Span
-from picospec.models.grammars.constraint import NAME
+from picospec.models.grammars import NAME
 from picospec.speculation.messages import Open, Opened
 
 

@@ -24,7 +24,7 @@ from picospec.edge_agent.link.uploads import Uploads
 from picospec.edge_agent.link.upstream_errors import Answer
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
-from picospec.models.tokenizing.tokenizer_file import MAX_PACKED_BYTES
+from picospec.models.tokenizer_file import MAX_PACKED_BYTES
 from picospec.speculation.messages import POOL, PROTOCOL_VERSION, SALT, ModelFacts
 
 TOKENIZER_TIMEOUT_S: Final = 600.0

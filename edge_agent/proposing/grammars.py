@@ -7,11 +7,10 @@ from typing import TypeVar
 
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.tenants.turns import Turns
+from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.errors import GrammarFailed, InvalidGrammar
-from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from picospec.models.grammars.constraint import NAME
-from picospec.models.grammars.grammar import Grammar, GrammarState
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.grammars import NAME, Grammar, GrammarState
+from picospec.models.tokenizer import Tokenizer
 from picospec.speculation.distributions import DraftToken, Logits
 from picospec.speculation.learning import Latencies, Proposer
 from picospec.speculation.messages import Open, TokenId

@@ -17,9 +17,8 @@ from picospec.edge_agent.proposing.grammars import DraftGrammar, EdgeGrammars, G
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Job
 from picospec.models.errors import CannotCheck
-from picospec.models.grammars.constraint import NAME
-from picospec.models.grammars.grammar import Grammar
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.grammars import NAME, Grammar
+from picospec.models.tokenizer import Tokenizer
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.learning import Proposer
 from picospec.speculation.lookup import PromptLookup

@@ -16,8 +16,8 @@ from picospec.gateway.app import create_app
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Delta, Facts, Job, Statistics
 from picospec.models.store import open_store
-from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.tokenizer import Tokenizer
+from picospec.models.tokenizer_file import tokenizer_file
 
 MODEL = "scripted"
 EDIT = '<tool_call>\n{"name": "%s", "arguments": {"%s": "%s"}}\n</tool_call>'

@@ -18,8 +18,8 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.gateway.tracing import Span
-from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.models.tokenizer import Tokenizer
+from picospec.models.tokenizer_file import TokenizerFile
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.drafting import DraftPolicy
 from picospec.speculation.messages import Down, Finish, ModelFacts, Open, TokenId

@@ -12,7 +12,7 @@ import numpy as np
 from picospec.edge_agent.draft_model.drafter import DraftSlot
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.draft_model.llama_slot import LlamaSlot
-from picospec.models.llama_cpp.segments import Limits, Segment, check
+from picospec.models.llama_cpp.model import Limits, Segment, check
 from picospec.speculation import coupled
 from picospec.speculation.distributions import Logits
 from picospec.speculation.messages import Sampling

@@ -12,10 +12,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.models.llama_cpp.model import Model
-from picospec.models.llama_cpp.segments import Limits, Segment
+from picospec.models.llama_cpp.model import Limits, Model, Segment
 from picospec.models.store import open_store
-from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.tokenizer_file import tokenizer_file
 from picospec.speculation.distributions import Logits
 
 Name = Literal["smollm2", "qwen"]

@@ -12,9 +12,9 @@ from picospec.edge_agent.draft_model.loading import with_draft_model
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.models.catalogue import Catalogue, ModelFile, Pair
 from picospec.models.errors import UnknownModel
-from picospec.models.fetching.sources import Folder
+from picospec.models.hub import Folder
 from picospec.models.store import Store
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.models.tokenizer_file import TokenizerFile
 from tests.edge_agent.engines import TokenizerUplink
 from tests.models.test_store import NoHub
 

@@ -20,7 +20,7 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
 from picospec.gateway.watching import Chain, Event, LinkUse, Pass
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizer import Tokenizer
 from picospec.speculation import coupled
 from picospec.speculation.drafting import DraftingSession
 from picospec.speculation.learning import Latencies

@@ -9,7 +9,7 @@ import pytest
 from picospec.edge_agent.draft_model.drafter import StepSampler, step_sampler
 from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
 from picospec.edge_agent.draft_model.foreign.translation import Translation
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizer import Tokenizer
 from picospec.speculation import coupled
 from picospec.speculation.distributions import Logits, distribution, noise_index
 from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling

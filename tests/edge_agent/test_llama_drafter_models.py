@@ -13,12 +13,10 @@ import pytest
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
 from picospec.edge_agent.draft_model.llama_slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
 from picospec.gateway.schemas.messages import ChatMessage
-from picospec.models.llama_cpp.kv_reuse import common_prefix
-from picospec.models.llama_cpp.model import Context, Model
-from picospec.models.llama_cpp.segments import Segment
+from picospec.models.llama_cpp.model import Context, Model, Segment, common_prefix
 from picospec.models.store import open_store
-from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.tokenizer import Tokenizer
+from picospec.models.tokenizer_file import tokenizer_file
 from picospec.speculation import coupled
 from picospec.speculation import separate as separate
 from picospec.speculation.distributions import DraftToken

@@ -16,8 +16,8 @@ from picospec.gateway.errors import (
     Overloaded,
     Unavailable,
 )
-from picospec.models.grammars.checker import ANSWER_TIMEOUT_S
-from picospec.models.grammars.constraint import NAME
+from picospec.models.compiler import ANSWER_TIMEOUT_S
+from picospec.models.grammars import NAME
 from picospec.speculation.messages import Sampling
 from tests.edge_agent.test_random_faults import Fault, fall_silent, inject
 from tests.edge_agent.virtual import PASS_S, PLAIN, RTT_S, TEXT, FakeVerifier, World, run

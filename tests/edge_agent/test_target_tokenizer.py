@@ -14,8 +14,7 @@ from picospec.edge_agent.draft_model import target_tokenizer
 from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
 from picospec.gateway.errors import EngineFault
 from picospec.models.store import open_store
-from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.models.tokenizer_file import TokenizerCache, TokenizerFile, tokenizer_file
 from tests.edge_agent.engines import TokenizerUplink
 from tests.edge_agent.foreign import model
 

@@ -7,7 +7,7 @@ import pytest
 from picospec.edge_agent.draft_model.foreign.slot import take
 from picospec.edge_agent.draft_model.foreign.translation import Translation, special_tokens
 from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizer import Tokenizer
 from tests.edge_agent.words import WordEncoder
 
 LETTERS = [b"<", b"s", b">", b"a", b"b", b"/", b"n", b"o", b"t", b"e", b"d"]

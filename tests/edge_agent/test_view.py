@@ -17,9 +17,7 @@ from picospec.edge_agent.draft_model.llama_slot import (
     StepRequest,
     View,
 )
-from picospec.models.llama_cpp.kv_reuse import common_prefix
-from picospec.models.llama_cpp.model import Context
-from picospec.models.llama_cpp.segments import Segment
+from picospec.models.llama_cpp.model import Context, Segment, common_prefix
 from tests.edge_agent.fake_cache import (
     FakeCache,
     V,

@@ -10,12 +10,12 @@ from typing import Final
 import msgspec
 import pytest
 
-from picospec.models.catalogue import ModelFile, Wheel, parse
+from picospec.models.catalogue import ModelFile, Wheel, parse_catalogue
 from picospec.models.digests import sha256_name, tokenizer_name
 from picospec.models.errors import CannotOpen, InvalidCatalogue, PullError
-from picospec.models.fetching.hub import Hub
+from picospec.models.hub import Hub
 from picospec.models.store import Store, open_store
-from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
+from picospec.models.tokenizer_file import TokenizerCache
 from tests.models.hub_server import FakeHub
 
 CONTENT: Final = b"GGUF of a stranger"
@@ -149,7 +149,7 @@ def test_no_value_has_a_name_of_another_form_however_it_is_made() -> None:
         with pytest.raises(ValueError, match=r"\.\./x"):
             msgspec.structs.replace(model, **change)
     with pytest.raises(InvalidCatalogue):
-        parse('[models]\n"../x" = {file = "a.gguf", repository = "o/r"}')
+        parse_catalogue('[models]\n"../x" = {file = "a.gguf", repository = "o/r"}')
     with pytest.raises(ValueError, match="wheel"):
         Wheel("--index-url=http://127.0.0.1/-1.0-py3-none-any.whl", SHA256)
 

@@ -23,9 +23,9 @@ from picospec.gateway.ports import Job, Sampling
 from picospec.gateway.tenants.keys import KeyLimits
 from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
 from picospec.gateway.tenants.turns import Turns
-from picospec.models.grammars.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from picospec.models.grammars.constraint import Constraint
-from picospec.models.grammars.trial import Outcome
+from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from picospec.models.grammars import Constraint
+from picospec.models.trial import Outcome
 from picospec.speculation.messages import Finish, Open
 from picospec.verifier.llama_target.kv_slots import KvSlots
 from picospec.verifier.plain_engine import PlainEngine
@@ -62,7 +62,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         await asyncio.sleep(0.01)
         return Outcome(where="choice", reason="tried")
 
-    monkeypatch.setattr("picospec.models.grammars.checker.Checker.check", check)
+    monkeypatch.setattr("picospec.models.compiler.Checker.check", check)
     return words
 
 

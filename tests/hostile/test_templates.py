@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from picospec.models.confined import environment
-from picospec.models.tokenizing.renderer import Renderer
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.template import Renderer
+from picospec.models.tokenizer import Tokenizer
 from picospec.models.vocabulary import Vocabulary
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
@@ -108,7 +108,7 @@ def test_the_process_is_started_anew_whoever_ended_it() -> None:
 
 PARENT = """
 import sys, threading
-from picospec.models.tokenizing.renderer import Renderer
+from picospec.models.template import Renderer
 template = Renderer(sys.argv[1], {})
 print(template._idle[0].process.pid, flush=True)
 threading.Thread(target=template.render, args=([{"content": "boom"}], (), {})).start()

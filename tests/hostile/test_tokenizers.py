@@ -26,10 +26,14 @@ from picospec.gateway.ports import Facts
 from picospec.gateway.tokenizer import Tokenizer
 from picospec.models.confined import environment
 from picospec.models.errors import CannotOpen
+from picospec.models.hugging_face import HuggingFaceEncoder
 from picospec.models.store import open_store
-from picospec.models.tokenizing.hugging_face import HuggingFaceEncoder
-from picospec.models.tokenizing.tokenizer_cache import MAX_KEPT, TokenizerCache
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.models.tokenizer_file import (
+    MAX_KEPT,
+    TokenizerCache,
+    TokenizerFile,
+    tokenizer_file,
+)
 from picospec.speculation.messages import ModelFacts
 from tests.edge_agent.engines import FACTS
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
@@ -52,9 +56,7 @@ def kept(folder: Path, file: TokenizerFile) -> bool:
 def test_tokenizers_used_last_are_kept_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "picospec.models.tokenizing.tokenizer_cache._try_out", lambda packed: None
-    )
+    monkeypatch.setattr("picospec.models.tokenizer_file._try_out", lambda packed: None)
     cache = TokenizerCache(tmp_path)
     files = [replace(made(), padding=number) for number in range(MAX_KEPT + 1)]
     for number, file in enumerate(files[:-1]):
@@ -141,7 +143,7 @@ def test_markers_are_text_or_tokens_in_any_number_of_threads() -> None:
 
 SPLITS = """
 import sys
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.models.tokenizer_file import TokenizerFile, tokenizer_file
 tokenizer = TokenizerFile.unpack(sys.stdin.buffer.read()).open()
 for text in ("a", ".", " ", "\u4e2d"):
     tokens = tokenizer.encode(text * 65_536)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from picospec.models.catalogue import ModelFile, Wheel
-from picospec.models.fetching.wheels import Download
+from picospec.models.hub import Download
 from picospec.models.llama_cpp.model import Model
 from picospec.models.store import open_store
 from tests.models.sources import CONTENT, silent

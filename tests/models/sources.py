@@ -6,8 +6,7 @@ from pathlib import Path
 
 from picospec.models.catalogue import ModelFile
 from picospec.models.errors import SourceFailed
-from picospec.models.fetching.hub import Hub
-from picospec.models.fetching.sources import Progress
+from picospec.models.hub import Hub, Progress
 
 CONTENT = bytes(range(256)) * 40
 """The model of the fixtures has these bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.models.catalogue import parse, shipped
+from picospec.models.catalogue import parse_catalogue, shipped
 from picospec.models.errors import InvalidCatalogue, UnknownModel
 
 
@@ -44,12 +44,12 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 )
 def test_what_is_misspelt_or_names_a_file_elsewhere_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidCatalogue, match=reason):
-        parse(text)
+        parse_catalogue(text)
 
 
 def test_a_variant_of_a_variant_is_refused() -> None:
     with pytest.raises(UnknownModel, match="no model 'x'"):
-        parse('[variants.x]\nmodel = "x"\nquantisation = "Q4_0"\n').checked()
+        parse_catalogue('[variants.x]\nmodel = "x"\nquantisation = "Q4_0"\n').checked()
 
 
 def test_the_drafts_of_a_target_are_those_of_its_pairs() -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.models.tokenizing.chat_template import ChatTemplate
-from picospec.models.tokenizing.conversation import shaped
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.template import ChatTemplate, shaped
+from picospec.models.tokenizer import Tokenizer
 from tests.models.byte_model import ByteModel
 
 PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]

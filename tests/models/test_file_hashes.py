@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from picospec.models import file_hashes
+from picospec.models import blobs
+from picospec.models.blobs import FileHashes
 from picospec.models.errors import WrongHash
-from picospec.models.file_hashes import FileHashes
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are read to be hashed."""
     files: list[Path] = []
-    sha256_of = file_hashes.sha256_of
+    sha256_of = blobs.sha256_of
     monkeypatch.setattr(
-        file_hashes, "sha256_of", lambda path: (files.append(path), sha256_of(path))[1]
+        blobs, "sha256_of", lambda path: (files.append(path), sha256_of(path))[1]
     )
     return files
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.tokenizer import Tokenizer
 from tests.models.byte_model import ByteModel
 
 PREFIX, SUFFIX, MIDDLE = 256, 257, 258

@@ -9,8 +9,7 @@ import pytest
 
 from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant, shipped
 from picospec.models.llama_cpp.model import Model
-from picospec.models.obtaining import fitting_draft
-from picospec.models.store import Store, open_store
+from picospec.models.store import Store, fitting_draft, open_store
 from picospec.models.vocabulary import Vocabulary
 from tests.models.sources import NoHub
 

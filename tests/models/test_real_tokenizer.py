@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from picospec.models.llama_cpp.model import Model
 from picospec.models.store import open_store
-from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.tokenizer import Tokenizer
+from picospec.models.tokenizer_file import tokenizer_file
 from tests.models.sources import silent
 
 pytestmark = pytest.mark.models

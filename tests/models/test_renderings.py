@@ -13,9 +13,8 @@ from typing import Final
 
 import pytest
 
-from picospec.models.tokenizing.chat_template import ChatTemplate, joined
-from picospec.models.tokenizing.conversation import shaped
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.template import ChatTemplate, joined, shaped
+from picospec.models.tokenizer import Tokenizer
 from tests.models.byte_model import ByteModel
 from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, Json, chats
 from tests.models.make_renderings import RENDERINGS, TODAY

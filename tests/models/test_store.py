@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from picospec.models import blobs
+from picospec.models.blobs import Blobs
 from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant
 from picospec.models.errors import (
     CannotQuantise,
@@ -17,10 +19,7 @@ from picospec.models.errors import (
     UnknownModel,
     WrongHash,
 )
-from picospec.models.fetching import blobs
-from picospec.models.fetching.blobs import Blobs
-from picospec.models.fetching.sources import Folder, Source
-from picospec.models.fetching.wheels import Download, Wheels
+from picospec.models.hub import Download, Folder, Source, Wheels
 from picospec.models.llama_cpp.library import quantise
 from picospec.models.store import Found, Store, open_store
 from tests.models.sources import CONTENT, Fake, NoHub, silent

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.models.tokenizing.chat_template import ChatTemplate
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.template import ChatTemplate
+from picospec.models.tokenizer import Tokenizer
 from tests.models.byte_model import BOS, END, MARKERS, START, ByteModel
 
 CHATML = (

@@ -14,11 +14,15 @@ import tokenizers
 from msgspec.structs import replace
 from tokenizers import decoders, models, pre_tokenizers
 
+from picospec.models import tokenizer_file as tokenizer_cache
 from picospec.models.errors import CannotOpen
 from picospec.models.llama_cpp.model import Model
-from picospec.models.tokenizing import tokenizer_cache
-from picospec.models.tokenizing.tokenizer_cache import TokenizerCache
-from picospec.models.tokenizing.tokenizer_file import MAX_BYTES, TokenizerFile, tokenizer_file
+from picospec.models.tokenizer_file import (
+    MAX_BYTES,
+    TokenizerCache,
+    TokenizerFile,
+    tokenizer_file,
+)
 
 TEXT = "def f(x):\n    return x  # é 日本 🎉 <|im_end|>"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"

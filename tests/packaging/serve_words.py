@@ -9,7 +9,7 @@ import sys
 import msgspec
 
 from picospec.gateway.hosting.serving import serve
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.models.tokenizer_file import TokenizerFile
 from picospec.verifier.app import build
 from picospec.verifier.settings import load
 from tests.verifier.fake_target import FACTS, FakeTarget, V

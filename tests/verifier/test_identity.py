@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from picospec.models.file_hashes import FileHashes
+from picospec.models.blobs import FileHashes
 from picospec.speculation.messages import Limits
 from picospec.verifier import identity
 from picospec.verifier.identity import identity_of

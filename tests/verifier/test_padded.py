@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from picospec.models.llama_cpp.model import Context, Model
-from picospec.models.llama_cpp.segments import Segment
+from picospec.models.llama_cpp.model import Context, Model, Segment
 from picospec.models.store import open_store
 from picospec.models.vocabulary import relate
 from tests.models.padded import pad

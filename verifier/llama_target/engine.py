@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from picospec.gateway.hosting.cores import compute_threads
+from picospec.models.blobs import FileHashes
 from picospec.models.errors import GrammarFailed
-from picospec.models.file_hashes import FileHashes
-from picospec.models.llama_cpp.context_room import context_length
 from picospec.models.llama_cpp.library import engine
-from picospec.models.llama_cpp.model import Cache, Context, Model
-from picospec.models.llama_cpp.segments import Segment
+from picospec.models.llama_cpp.model import Cache, Context, Model, Segment, context_length
 from picospec.speculation.distributions import Logits
 from picospec.speculation.messages import TokenId
 from picospec.speculation.verify_machine import Verdict

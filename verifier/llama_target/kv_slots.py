@@ -3,7 +3,7 @@
 The next turn of a conversation begins with the tokens of the turns before, which need not be
 decoded again. A token's KV has the same bits whatever pass it was decoded in
 (tests/models/llama_cpp/test_model.py), so reuse changes no text. The tokens of an owner are
-reused only for that owner, see models.llama_cpp.kv_reuse.
+reused only for that owner, see models.llama_cpp.model.
 
 A prompt takes the sequence with the least to decode and the least to lose. Tokens that were
 unused for long weigh less. Otherwise finished conversations would keep their sequences for
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.model import common_prefix
 from picospec.speculation.messages import TokenId
 
 

@@ -18,7 +18,7 @@ class LlamaSettings(Table):
 
     context_tokens: Annotated[int, Field(ge=16)] | None = None
     """A session has at most this many tokens, prompt and answer together. None: as many as the
-    model was trained for, or as fit into the memory (models.llama_cpp.context_room)."""
+    model was trained for, or as fit into the memory (models.llama_cpp.model)."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """llama.cpp uses this many threads. None: one for each core that this process may use. More

@@ -10,11 +10,11 @@ from random import SystemRandom
 
 import structlog
 
+from picospec.models.blobs import FileHashes
 from picospec.models.errors import CannotCheck
-from picospec.models.file_hashes import FileHashes
 from picospec.models.llama_cpp.library import check_llama
 from picospec.models.store import Found
-from picospec.models.tokenizing.tokenizer_file import tokenizer_file
+from picospec.models.tokenizer_file import tokenizer_file
 from picospec.speculation.latency import measured
 from picospec.speculation.logits import BUDGET, Adjust, adjustment, in_turn
 from picospec.speculation.messages import Finish, Limits, Open, Pushed, Reused

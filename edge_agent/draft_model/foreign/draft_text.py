@@ -8,7 +8,7 @@ from math import prod
 from typing import Final
 
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.model import common_prefix
 
 REREAD_TOKENS: Final = 4
 """When the text changes, this many tokens before the change are tokenised again, because the

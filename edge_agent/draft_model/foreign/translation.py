@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from picospec.models.tokenizing.tokenizer import Encoder, Tokenizer
+from picospec.models.tokenizer import Encoder, Tokenizer
 from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.distributions import Logits
 from picospec.speculation.messages import TokenId

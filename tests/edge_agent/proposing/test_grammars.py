@@ -17,9 +17,8 @@ from picospec.edge_agent.proposing.proposals import ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import InvalidRequest
 from picospec.models.errors import GrammarFailed
-from picospec.models.grammars.binding import grammar_text
-from picospec.models.grammars.grammar import Grammar, GrammarState
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.grammars import Grammar, GrammarState, grammar_text
+from picospec.models.tokenizer import Tokenizer
 from picospec.speculation import coupled
 from picospec.speculation.messages import Finish, Limits, ModelFacts, Open, Sampling
 from tests.edge_agent.engines import FACTS, JOB, FakeUplink, Paired, deltas, engine

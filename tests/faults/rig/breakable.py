@@ -35,8 +35,7 @@ DIED: Final = 139
 def break_passes(order: Path) -> None:
     """Have every later pass of this process look at the order."""
     from picospec.models.errors import DecodeFailed  # in the worker alone, as the service does
-    from picospec.models.llama_cpp.model import Context
-    from picospec.models.llama_cpp.segments import Segment
+    from picospec.models.llama_cpp.model import Context, Segment
 
     decode = Context.decode
 

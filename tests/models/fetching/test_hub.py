@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from picospec.models import blobs, hub
 from picospec.models.errors import DiskFull, SourceFailed, UnknownModel, WrongHash
-from picospec.models.fetching import blobs, hub
 from picospec.models.store import Store, open_store
 from tests.models.hub_server import FakeHub
 from tests.models.sources import silent

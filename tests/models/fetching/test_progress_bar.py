@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from picospec.models.fetching.progress_bar import progress_bar
+from picospec.models.hub import progress_bar
 
 
 def test_a_log_gets_a_line_for_each_activity_and_each_tenth() -> None:

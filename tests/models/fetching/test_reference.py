@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.models.catalogue import Role
+from picospec.models.catalogue import HubReference, Role, parse_reference, quantisation_of
 from picospec.models.errors import UnknownModel
-from picospec.models.fetching.reference import HubReference, parse, quantisation_of
 
 
 @pytest.mark.parametrize(
@@ -25,7 +24,7 @@ from picospec.models.fetching.reference import HubReference, parse, quantisation
     ],
 )
 def test_a_reference_has_one_of_four_forms(text: str, reference: HubReference | None) -> None:
-    assert parse(text) == reference
+    assert parse_reference(text) == reference
 
 
 @pytest.mark.parametrize(

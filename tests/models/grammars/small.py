@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from picospec.models.grammars.binding import make_tokenizer
-from picospec.models.grammars.grammar import Grammar, GrammarState
-from picospec.models.tokenizing.tokenizer import Tokenizer
+from picospec.models.grammars import Grammar, GrammarState, make_tokenizer
+from picospec.models.tokenizer import Tokenizer
 from picospec.models.vocabulary import Vocabulary
 
 _LONGER = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picospec.models.errors import InvalidGrammar
-from picospec.models.grammars.binding import (
+from picospec.models.grammars import (
     Tokenize,
     grammar_text,
     make_matcher,

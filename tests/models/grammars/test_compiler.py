@@ -11,10 +11,10 @@ import pytest
 import pytest_asyncio
 
 from picospec.gateway.tenants.turns import Turns
+from picospec.models import compiler as checker
+from picospec.models import compiler as limits
+from picospec.models.compiler import GrammarCompiler
 from picospec.models.errors import CannotCheck, InvalidGrammar
-from picospec.models.grammars import checker
-from picospec.models.grammars import compiler as limits
-from picospec.models.grammars.compiler import GrammarCompiler
 from tests.models.grammars.hostile import COMPILED, REJECTED
 from tests.models.grammars.small import STOP, TOKENIZER, V, generated
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picospec.models.errors import InvalidGrammar
-from picospec.models.grammars.constraint import MAX_BYTES, Constraint
+from picospec.models.grammars import MAX_BYTES, Constraint
 
 
 @pytest.mark.parametrize(

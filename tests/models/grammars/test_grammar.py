@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.models.errors import GrammarFailed
-from picospec.models.grammars.binding import grammar_text
-from picospec.models.grammars.grammar import Grammar
+from picospec.models.grammars import Grammar, grammar_text
 from tests.models.grammars.small import (
     STOP,
     TAG,

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.models.llama_cpp import context_room
-from picospec.models.llama_cpp.context_room import (
+from picospec.models.llama_cpp import model as context_room
+from picospec.models.llama_cpp.model import (
+    Context,
+    Model,
     context_length,
     fitting_tokens,
     kv_bytes_per_token,
 )
-from picospec.models.llama_cpp.model import Context, Model
 from picospec.models.store import open_store
 
 QWEN = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.models.llama_cpp.kv_reuse import common_prefix
+from picospec.models.llama_cpp.model import common_prefix
 
 TOKENS = st.lists(st.integers(0, 1), max_size=6)
 

@@ -13,8 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from picospec.models.errors import BadSegment, CannotOpen, NoRoom
-from picospec.models.llama_cpp.model import EXACT_ROWS, Context, Model
-from picospec.models.llama_cpp.segments import Segment
+from picospec.models.llama_cpp.model import EXACT_ROWS, Context, Model, Segment
 
 pytestmark = pytest.mark.models
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picospec.models.errors import BadSegment, NoRoom
-from picospec.models.llama_cpp.segments import Limits, Segment, check
+from picospec.models.llama_cpp.model import Limits, Segment, check
 
 LIMITS = Limits(sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=100)
 HELD = {0: 3, 1: 8}

@@ -24,9 +24,9 @@ from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.parameters import SERVABLE
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.ports import Sampling
-from picospec.models.tokenizing.chat_template import ChatTemplate
-from picospec.models.tokenizing.tokenizer import Tokenizer
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.models.template import ChatTemplate
+from picospec.models.tokenizer import Tokenizer
+from picospec.models.tokenizer_file import TokenizerFile, tokenizer_file
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.models.chats import TEMPLATES
 from tests.verifier.vllm_target.plain_serve import call_it_vllm, wait_for

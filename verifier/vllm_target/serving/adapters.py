@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from picospec.models.blobs import FileHashes
 from picospec.models.errors import WrongHash
-from picospec.models.file_hashes import FileHashes
-from picospec.models.tokenizing.hugging_face import commit_of
+from picospec.models.hugging_face import commit_of
 from picospec.speculation.messages import MAX_ADAPTERS
 from picospec.verifier.identity import identity_of, weights_of
 

@@ -16,8 +16,8 @@ from vllm.renderers.hf import (
 )
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from picospec.models.tokenizing.chat_template import joined
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile
+from picospec.models.template import joined
+from picospec.models.tokenizer_file import TokenizerFile
 
 _NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
 'vLLM makes the prompts of this model without a chat template, which an edge cannot: ask vLLM'

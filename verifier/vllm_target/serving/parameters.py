@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from picospec.models.grammars.constraint import Constraint
+from picospec.models.grammars import Constraint
 from picospec.speculation.logits import LogitSettings
 from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling
 from picospec.speculation.ngrams import Owner

@@ -27,7 +27,7 @@ from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, Overloaded
 from picospec.gateway.http.responses import error_response
 from picospec.gateway.output.detokenise import TextDelta
-from picospec.models.grammars.constraint import NAME, Constraint
+from picospec.models.grammars import NAME, Constraint
 from picospec.verifier.identity import identity_of
 from picospec.verifier.routes import OPEN
 from picospec.verifier.target import Target, Unservable, unservable

@@ -30,7 +30,7 @@ from picospec.gateway.http.responses import json_response
 from picospec.gateway.routes.documents import VERSION
 from picospec.gateway.tenants.tenant import TenantMetrics
 from picospec.gateway.tenants.tenants import Tenants
-from picospec.models.file_hashes import FileHashes
+from picospec.models.blobs import FileHashes
 from picospec.models.store import open_store
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import SESSION_PATHS, takes_drafts

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
-from picospec.models.file_hashes import FileHashes
-from picospec.models.tokenizing.hugging_face import commit_of, directory_of
-from picospec.models.tokenizing.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.models.blobs import FileHashes
+from picospec.models.hugging_face import commit_of, directory_of
+from picospec.models.tokenizer_file import TokenizerFile, tokenizer_file
 from picospec.speculation import wire
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.messages import Commit, Finish, Judge, Limits, Open, Pushed

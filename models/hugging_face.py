@@ -18,7 +18,7 @@ import tokenizers
 from huggingface_hub import snapshot_download
 
 from picospec.models.errors import CannotOpen
-from picospec.models.tokenizing.chat_template import joined
+from picospec.models.template import joined
 from picospec.models.vocabulary import Vocabulary
 
 _TEMPLATES: Final = {
@@ -144,7 +144,7 @@ def commit_of(model: str, revision: str | None, cache: str | None) -> str | None
 def read_directory(folder: Path) -> dict[str, Any]:
     """Return the tokenizer's data in a directory. Raises CannotOpen.
 
-    The keys are fields of models.tokenizing.tokenizer_file.TokenizerFile.
+    The keys are fields of models.tokenizer_file.TokenizerFile.
     """
     data = _read(folder / "tokenizer.json")
     if data is None:

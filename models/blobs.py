@@ -17,9 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
+import msgspec
+import structlog
+
 from picospec.models.catalogue import ModelFile
+from picospec.models.digests import is_sha256
 from picospec.models.errors import DiskFull, PullError, SourceFailed, WrongHash
-from picospec.models.fetching.sources import Progress, Source, sha256_of
+from picospec.models.hub import Progress, Source, sha256_of
 from picospec.models.llama_cpp.library import Quantisation, quantise
 
 LOCK_S: Final = 7200.0
@@ -169,3 +173,59 @@ def _lock(file: IO[str]) -> None:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(POLL_S)
     raise SourceFailed(f"another process has been pulling models for {LOCK_S:g} s")
+
+
+# Computes the SHA-256 of large files once, and remembers it while a file is unchanged.
+#
+# The name of a file in the store is its hash. It was checked when the file was fetched, and is
+# checked again here, because the disk may have corrupted it since.
+
+SLOW_BYTES: Final = 1 << 28
+"""Hashing a file of this size or more is logged, because it takes a second or more."""
+
+Kept = dict[str, tuple[list[int], str]]
+"""Maps a path to the size, modification time and inode of its file, and the hash of the file
+that had these."""
+
+
+class FileHashes:
+    """Keeps hashes of files. kept: the file that stores them; None stores none."""
+
+    def __init__(self, kept: Path | None = None) -> None:
+        self._kept = kept
+
+    def of(self, file: Path) -> str:
+        """Return a file's hash in hexadecimal. Raises OSError, or WrongHash for a blob of the
+        store that has changed."""
+        real = file.resolve()
+        status = real.stat()
+        state = [status.st_size, status.st_mtime_ns, status.st_ino]
+        before, found = self._read().get(str(real), ([], ""))
+        if before == state:
+            return found
+        if status.st_size >= SLOW_BYTES:
+            log = structlog.get_logger("models")
+            log.info("the weights are hashed, once", path=str(file), bytes=status.st_size)
+        found = sha256_of(real)
+        if is_sha256(real.name) and found != real.name:
+            raise WrongHash(f"{file} has changed: its hash is {found}, not {real.name}")
+        self._keep(self._read() | {str(real): (state, found)})
+        return found
+
+    def _read(self) -> Kept:
+        if self._kept is None:
+            return {}
+        try:
+            return msgspec.json.decode(self._kept.read_bytes(), type=Kept)
+        except (OSError, msgspec.MsgspecError):
+            return {}  # the file is missing or damaged: everything is hashed again
+
+    def _keep(self, hashes: Kept) -> None:
+        """Write hashes atomically. If that is not possible, nothing is stored."""
+        if self._kept is None:
+            return
+        fresh = self._kept.with_name(f"{self._kept.name}.{os.getpid()}")
+        with suppress(OSError):
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_bytes(msgspec.json.encode(hashes))
+            fresh.replace(self._kept)

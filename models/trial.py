@@ -23,12 +23,7 @@ import msgspec
 
 from picospec.models.confined import limit_memory, limited_cpu, serve
 from picospec.models.errors import InvalidGrammar
-from picospec.models.grammars.binding import (
-    grammar_text,
-    make_matcher,
-    make_tokenizer,
-    reason_of,
-)
+from picospec.models.grammars import grammar_text, make_matcher, make_tokenizer, reason_of
 from picospec.models.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0

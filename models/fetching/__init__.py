@@ -1,1 +1,0 @@
-"""Fetches model files: parses their names, tries their sources, and stores them."""

@@ -1,1 +1,0 @@
-"""Compiles the grammars that constrain answers, and tracks where each answer stands in them."""
