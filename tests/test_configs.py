@@ -11,7 +11,7 @@ import picospec.edge_agent.settings
 import picospec.verifier.settings
 from picospec.cli.up import read_settings
 from picospec.gateway.hosting.settings import as_environment
-from picospec.verifier.vllm_target.configuring.conflicts import RULES
+from picospec.verifier.vllm_target.conflicts import RULES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

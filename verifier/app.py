@@ -5,35 +5,144 @@ This service runs llama.cpp's target. vLLM's target runs in vLLM's server (vllm_
 
 from __future__ import annotations
 
+import asyncio
 import os
+import secrets
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import structlog
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
+from picospec.gateway.errors import EngineFault
 from picospec.gateway.hosting.listening import hosts_of
 from picospec.gateway.hosting.serving import STOP_AT_ONCE
-from picospec.gateway.tracing import Tracing
+from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
+from picospec.gateway.ports import Delta, Facts, Job, Statistics
+from picospec.gateway.tracing import Tracing, open_tracing
 from picospec.models.blobs import FileHashes
 from picospec.models.errors import NotPulled
 from picospec.models.gguf import is_exact
 from picospec.models.hub import progress_bar
 from picospec.models.store import Found, Store, obtain, open_store
+from picospec.speculation.messages import Commit, Finish, Reject, Reused, opening
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.plain_engine import PlainEngine
-from picospec.verifier.routes import SESSION_PATHS, takes_drafts
-from picospec.verifier.service import Verifier
-from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.target import Target
+from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
+from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.settings import PASS_TIMEOUT_S, VerifierSettings
+from picospec.verifier.target import Target, unservable
+from picospec.verifier.target_host import Host
+
+# Serves the target without an edge: the text is the same, and each pass makes one token.
+
+
+class PlainEngine:
+    """Implements gateway.ports.Engine with a Target."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def facts(self) -> Facts:
+        """Return the target's facts. Raises Unavailable while the target is loading."""
+        return Facts.of(self._host.ready().facts)
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        """Stream one choice; it equals what an edge gets with the same seed."""
+        target = self._host.ready()
+        counted = Statistics()
+        with unservable():
+            request = opening(job, target.facts, fill="always")
+        tenant = job.owner.name if job.owner else None
+        await target.check(request, tenant)
+        replies = target.serve(secrets.token_urlsafe(12), request, tenant)
+        async with aclosing(replies):
+            async for reply in replies:
+                match reply.message:
+                    case Reused(tokens=tokens):
+                        counted = replace(counted, cached_tokens=tokens)
+                        yield Delta((), statistics=counted)
+                    case Commit(tokens=tokens, logprobs=logprobs):
+                        counted = replace(counted, target_passes=counted.target_passes + 1)
+                        yield Delta(tokens, logprobs, statistics=counted)
+                    case Finish(reason=reason):
+                        yield Delta((), finish=reason, statistics=counted)
+                    case Reject():
+                        raise EngineFault("the target sent a Reject in a plain session")
+
+
+# Joins a target, its sessions and the routes over them, for whichever server runs them.
+
+
+class Verifier:
+    """Runs the service. make: returns a target, not started. tracing: None: by the settings.
+    device: the target's."""
+
+    def __init__(
+        self,
+        settings: VerifierSettings,
+        make: Callable[[VerifierMetrics], Target],
+        drain: Drain,
+        tracing: Tracing | None = None,
+        *,
+        device: Literal["cpu", "gpu"] = "cpu",
+    ) -> None:
+        self.settings = settings
+        self.drain = drain
+        self.registry = CollectorRegistry()
+        counted = VerifierMetrics(self.registry)
+        self.metrics = counted.gateway
+        self.host = Host(
+            make(counted),
+            drain,
+            settings.load_timeout_s,
+            settings.pass_timeout_s or PASS_TIMEOUT_S[device],
+        )
+        self.sessions = Sessions(self.host, settings.sessions, counted)
+        self.routes = Routes(self.host, self.sessions).all()
+        self.tracing = tracing or open_tracing("picospec-verifier", wanted=settings.tracing)
+
+    @asynccontextmanager
+    async def running(
+        self,
+        end: Callable[[], None],
+        *,
+        at_once: signal.Signals,
+        second_is_at_once: bool,
+    ) -> AsyncGenerator[None]:
+        """Serve sessions. After a signal drain, end the remaining sessions, stop the target,
+        and call `end`, which ends the server."""
+        settings = self.settings
+
+        async def close() -> None:
+            end_within(settings.stop_timeout_s)
+            await self.sessions.end_all()
+            await self.host.stop()
+            end()
+
+        stopping = stopped_by_signals(
+            self.drain,
+            settings.drain_timeout_s,
+            close,
+            at_once=at_once,
+            second_is_at_once=second_is_at_once,
+        )
+        async with self.host.running():
+            try:
+                async with stopping:
+                    yield
+            finally:
+                await self.sessions.end_all()
+        await asyncio.to_thread(self.tracing.close)
 
 
 def build(

@@ -8,14 +8,19 @@ with its frame, so that bytes from the edge or from vLLM's core are forwarded un
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, TypeVar
+
+import msgspec
 
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
 from picospec.gateway.tenants.turns import Turns
 from picospec.gateway.tokenizer import Tokenizer
+from picospec.models.blobs import FileHashes
 from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.errors import CannotCheck, InvalidGrammar
 from picospec.models.grammars import NAME
@@ -39,7 +44,32 @@ from picospec.speculation.messages import (
 )
 from picospec.speculation.ngrams import SHARED, Owner
 from picospec.speculation.wire import Framed
-from picospec.verifier.identity import identity_of
+
+# An identity is a digest of everything that shapes a target's texts. A verifier can continue an
+# answer that another one began if both have the same identity.
+#
+# It includes the processor's features, because kernels for one processor round differently from
+# those for another.
+
+SHAPING: Final = ("*.safetensors", "*.bin", "*.pt", "config.json", "adapter_config.json")
+"""These files of a directory shape the texts of a model or an adapter. The tokenizer has its
+own digest."""
+
+
+def identity_of(*shapes: object) -> str:
+    """Return the digest (32 hex digits) of values that msgspec can encode."""
+    return hashlib.sha256(msgspec.json.encode(shapes, order="sorted")).hexdigest()[:32]
+
+
+def weights_of(path: Path, hashes: FileHashes) -> Sequence[object]:
+    """Return hashes that identify a model's weights wherever they are stored: of the file, or
+    of all files in a directory that shape a text. Hashing takes about a second for each
+    gigabyte or two. Raises OSError or WrongHash."""
+    if not path.is_dir():
+        return ["", hashes.of(path)]
+    files = sorted({file for pattern in SHAPING for file in path.glob(pattern)})
+    return [(file.name, hashes.of(file)) for file in files]
+
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 """Targets serve these OpenAI parameters beyond Sampling."""

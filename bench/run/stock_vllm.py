@@ -19,7 +19,7 @@ from picospec.bench import options
 from picospec.gateway.hosting.parent_death import program
 from picospec.verifier.__main__ import nested
 from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.vllm_target.configuring.choice import NAME
+from picospec.verifier.vllm_target.crossing import NAME
 from picospec.verifier.vllm_target.launching import defaults, flags, module
 from picospec.verifier.vllm_target.launching import options as options_of
 

@@ -21,7 +21,7 @@ from picospec.speculation.judges import seeded
 from picospec.speculation.logits import adjustment
 from picospec.speculation.messages import Limits, ModelFacts, opening
 from picospec.speculation.verify_session import Pass
-from picospec.verifier.llama_target.judging import Part, judge
+from picospec.verifier.llama_target.scheduler import Part, judge
 from tests.edge_agent.fake_cache import FakeCache, V, truth
 from tests.models.grammars.small import TOKENIZER
 

@@ -29,7 +29,7 @@ from picospec.speculation.messages import (
     Sampling,
 )
 from picospec.speculation.verify_session import VerifyingSession
-from picospec.verifier.llama_target.judging import Part, judge
+from picospec.verifier.llama_target.scheduler import Part, judge
 from tests.speculation.slow_adjustments import slow
 
 V = 4

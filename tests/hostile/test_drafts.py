@@ -20,8 +20,7 @@ from picospec.speculation import wire
 from picospec.speculation.draft_machine import Outcome
 from picospec.speculation.messages import Draft, Fault, Pushed, Redraw, RemoteProtocolError
 from picospec.speculation.wire import Framed
-from picospec.verifier.admission import check
-from picospec.verifier.routes import DRAFTS_BYTES
+from picospec.verifier.routes import DRAFTS_BYTES, check_open
 from picospec.verifier.sessions.session import INITIAL_CHAINS
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model
@@ -194,4 +193,4 @@ async def test_an_open_is_decoded_in_turn_however_many_another_tenant_sends(
 
 def test_the_length_of_a_prompt_is_checked_before_its_tokens_are() -> None:
     with pytest.raises(InvalidRequest, match="the context has"):
-        check(opening(prompt=(FACTS.vocabulary_size,) * 300_000), FACTS)
+        check_open(opening(prompt=(FACTS.vocabulary_size,) * 300_000), FACTS)

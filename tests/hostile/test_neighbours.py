@@ -27,8 +27,8 @@ from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars import Constraint
 from picospec.models.trial import Outcome
 from picospec.speculation.messages import Finish, Open
-from picospec.verifier.llama_target.kv_slots import KvSlots
-from picospec.verifier.plain_engine import PlainEngine
+from picospec.verifier.app import PlainEngine
+from picospec.verifier.llama_target.target import KvSlots
 from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
 from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.edge_agent.fakes import scripted

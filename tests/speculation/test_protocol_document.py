@@ -12,7 +12,7 @@ from picospec.speculation import distributions as noise
 from picospec.speculation import messages, wire
 from picospec.speculation import separate as verifier
 from picospec.speculation.distributions import Q_SCALE
-from picospec.verifier.sessions import upstream
+from picospec.verifier.sessions import streams
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```frame\n([0-9a-f \n]+)\n(\w+\(.*?)\n```", PAGE, re.DOTALL)
@@ -69,8 +69,8 @@ def test_there_are_vectors() -> None:
         f"1 to {wire.MAX_VARINT_BYTES} bytes",
         f"in 1/{Q_SCALE}, 1 to {Q_SCALE}",
         f"at most {wire.MAX_RECORD_BYTES}",
-        f"no record has come\nfor {upstream.SILENT_S:g} s",
-        f"when {upstream.MAX_UNREAD_BYTES >> 10} KiB are unread",
+        f"no record has come\nfor {streams.SILENT_S:g} s",
+        f"when {streams.MAX_UNREAD_BYTES >> 10} KiB are unread",
         f"one byte, {wire.ACKNOWLEDGED.hex()}",
         f"at most {verifier.HEAD_TOKENS} tokens",
         f"{verifier.HEAD_COVERS:.1%}".replace("%", " %"),

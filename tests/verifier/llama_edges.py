@@ -14,7 +14,7 @@ from picospec.speculation.distributions import DraftToken, QuantisedDistribution
 from picospec.speculation.drafting import DraftingSession
 from picospec.speculation.messages import Commit, Draft, Finish, TokenId
 from picospec.speculation.wire import Framed
-from picospec.verifier.plain_engine import opening
+from picospec.verifier.app import opening
 from picospec.verifier.target import Target, UnknownSession
 from picospec.verifier.target_host import Host
 from tests.verifier.down import replies_of

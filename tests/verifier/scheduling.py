@@ -14,11 +14,9 @@ from prometheus_client import CollectorRegistry
 from picospec.speculation.judge import Judgement
 from picospec.speculation.messages import Commit, Draft, Finish, Limits
 from picospec.speculation.verify_machine import Verdict, VerifyMachine
-from picospec.verifier.llama_target.judging import Part
-from picospec.verifier.llama_target.scheduler import Scheduler
-from picospec.verifier.llama_target.settings import LlamaSettings
-from picospec.verifier.llama_target.slot import Slot
+from picospec.verifier.llama_target.scheduler import Part, Scheduler, Slot
 from picospec.verifier.metrics import VerifierMetrics
+from picospec.verifier.settings import LlamaSettings
 from tests.verifier.fake_target import opening
 
 V = 64

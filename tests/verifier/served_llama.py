@@ -15,10 +15,10 @@ from picospec.gateway.ports import Job
 from picospec.gateway.ports import Sampling as PlainSampling
 from picospec.models.store import Found, open_store
 from picospec.speculation.messages import Commit, Limits, Open, TokenId
-from picospec.verifier.llama_target.settings import LlamaSettings
+from picospec.verifier.app import PlainEngine
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.plain_engine import PlainEngine
+from picospec.verifier.settings import LlamaSettings
 from picospec.verifier.target_host import Host
 from tests.verifier.down import replies_of
 from tests.verifier.llama_edges import TOKENS

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from picospec.gateway.drain import Drain
 from picospec.verifier.__main__ import nested
-from picospec.verifier.service import Verifier
+from picospec.verifier.app import Verifier
 from picospec.verifier.settings import load
 from tests.verifier.fake_target import FakeTarget
 

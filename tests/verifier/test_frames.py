@@ -31,13 +31,11 @@ from picospec.speculation.messages import (
 from picospec.speculation.wire import Framed
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import Routes
-from picospec.verifier.sessions.account import SessionAccount
 from picospec.verifier.sessions.registry import Sessions
-from picospec.verifier.sessions.session import Session
-from picospec.verifier.sessions.timeouts import Timeouts
+from picospec.verifier.sessions.session import Session, SessionAccount, Timeouts
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target_host import Host
-from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
+from picospec.verifier.vllm_target.core.slot import OutgoingFrame
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.fake_target import FACTS, FakeTarget, opening
 from tests.verifier.test_sessions import tenant

@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from picospec.models.blobs import FileHashes
 from picospec.speculation.messages import Limits
-from picospec.verifier import identity
-from picospec.verifier.identity import identity_of
+from picospec.verifier import target as identity
 from picospec.verifier.metrics import VerifierMetrics
+from picospec.verifier.target import identity_of
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 
 SIZE = 3_000_000

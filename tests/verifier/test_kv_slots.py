@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.verifier.llama_target.kv_slots import KvSlots
+from picospec.verifier.llama_target.target import KvSlots
 
 
 def places(*held: tuple[int, ...]) -> KvSlots:

@@ -14,7 +14,7 @@ import pytest
 from picospec.verifier.__main__ import main
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target import launching
-from picospec.verifier.vllm_target.configuring.choice import CONFIG, SOCKET
+from picospec.verifier.vllm_target.crossing import CONFIG, SOCKET
 
 Launched = tuple[list[str], dict[str, str]]
 

@@ -18,7 +18,7 @@ from picospec.models.errors import GrammarFailed
 from picospec.speculation.distributions import Logits
 from picospec.speculation.logits import Adjust
 from picospec.speculation.messages import Open
-from picospec.verifier.plain_engine import opening
+from picospec.verifier.app import opening
 from picospec.verifier.target import TargetFull, Unservable
 from picospec.verifier.target_host import Host
 from tests.verifier.llama_edges import (

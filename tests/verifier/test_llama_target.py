@@ -23,7 +23,7 @@ from picospec.speculation.messages import (
     TokenLogprob,
 )
 from picospec.speculation.wire import Framed
-from picospec.verifier.plain_engine import PlainEngine, opening
+from picospec.verifier.app import PlainEngine, opening
 from picospec.verifier.target import TargetFull
 from picospec.verifier.target_host import Host
 from tests.verifier.down import replies_of

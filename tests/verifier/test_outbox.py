@@ -24,10 +24,10 @@ from picospec.speculation.messages import (
 )
 from picospec.speculation.wire import Record, encode_record
 from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.sessions import downstream
-from picospec.verifier.sessions.downstream import Downstream
+from picospec.verifier.sessions import streams
 from picospec.verifier.sessions.outbox import PART_BYTES, Outbox
 from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.sessions.streams import Downstream
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target_host import Host
 from tests.verifier.down import text_of
@@ -117,7 +117,7 @@ async def test_what_tasks_write_in_one_turn_of_the_event_loop_goes_in_one_piece(
 async def test_a_session_that_generates_nothing_has_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downstream, "KEEP_S", 0.1)
+    monkeypatch.setattr(streams, "KEEP_S", 0.1)
     async with opened(tmp_path, FakeTarget()) as (app, names, answers):
         stream = UploadStream(app, has_records=True)
         await move(stream, names)
@@ -192,10 +192,10 @@ async def test_a_verifier_that_stops_says_so_to_the_sessions_that_are_carried(
         made.append(Sessions(host, settings, metrics))
         return made[0]
 
-    monkeypatch.setattr("picospec.verifier.service.Sessions", make)
+    monkeypatch.setattr("picospec.verifier.app.Sessions", make)
     monkeypatch.setattr("picospec.verifier.app.Drain", lambda: drain)
     monkeypatch.setattr(
-        "picospec.verifier.service.stopped_by_signals", lambda *_, **__: nullcontext()
+        "picospec.verifier.app.stopped_by_signals", lambda *_, **__: nullcontext()
     )
     async with opened(tmp_path, FakeTarget()) as (app, names, _):
         stream = UploadStream(app, has_records=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.verifier.llama_target.pieces import PASSES, Pieces
+from picospec.verifier.llama_target.scheduler import PASSES, Pieces
 
 MOST = 63
 

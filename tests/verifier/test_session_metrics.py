@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.tracing import NO_SPAN
 from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.sessions.account import SessionAccount
+from picospec.verifier.sessions.session import SessionAccount
 from tests.verifier.conftest import metrics, until_open
 from tests.verifier.down import opened
 from tests.verifier.fake_target import SLOW, opening

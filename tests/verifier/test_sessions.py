@@ -29,9 +29,9 @@ from picospec.speculation.messages import (
 )
 from picospec.speculation.wire import Framed
 from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.sessions.downstream import Downstream
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.session import Session
+from picospec.verifier.sessions.streams import Downstream
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target import Reply, TargetFull, Unservable
 from picospec.verifier.target_host import Host

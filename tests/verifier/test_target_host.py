@@ -15,9 +15,9 @@ from picospec.gateway.errors import Unavailable
 from picospec.models.store import Found
 from picospec.speculation.messages import Limits
 from picospec.verifier import target_host as host
-from picospec.verifier.llama_target.settings import LlamaSettings
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
+from picospec.verifier.settings import LlamaSettings
 from picospec.verifier.target_host import Host
 from tests.verifier.fake_target import FakeTarget
 

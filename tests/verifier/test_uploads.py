@@ -15,7 +15,7 @@ from picospec.gateway.drain import Drain
 from picospec.speculation import wire
 from picospec.speculation.messages import RUN_CHARACTERS, Draft, MalformedFrame, Pushed
 from picospec.speculation.wire import ACKNOWLEDGED, ASK, Framed, encode_record
-from picospec.verifier.sessions import upstream
+from picospec.verifier.sessions import streams
 from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import FakeTarget, opening, said
 from tests.verifier.test_tenants import ANN, BEN, app_of, client_of, write_keys
@@ -170,7 +170,7 @@ async def test_a_slow_session_delays_no_other_one(tmp_path: Path) -> None:
 async def test_a_session_that_leaves_too_much_unread_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "MAX_UNREAD_BYTES", 100)
+    monkeypatch.setattr(streams, "MAX_UNREAD_BYTES", 100)
     target = Slow()
     async with opened(tmp_path, target) as (app, names, answers):
         target.slow, stream = names[0], UploadStream(app)
@@ -221,7 +221,7 @@ async def test_records_for_sessions_of_others_are_dropped_and_counted(tmp_path: 
 async def test_a_revoked_key_ends_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "CHECK_S", 0.0)
+    monkeypatch.setattr(streams, "CHECK_S", 0.0)
     monkeypatch.setattr("picospec.gateway.tenants.keys.CHECK_S", 0.0)
     target = FakeTarget()
     async with opened(tmp_path, target) as (app, names, _):
@@ -240,7 +240,7 @@ async def test_a_revoked_key_ends_the_stream(
 async def test_a_stream_without_a_record_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: bytes
 ) -> None:
-    monkeypatch.setattr(upstream, "SILENT_S", 0.2)
+    monkeypatch.setattr(streams, "SILENT_S", 0.2)
     async with opened(tmp_path, FakeTarget()) as (app, _, answers):
         stream = UploadStream(app)
         for _ in range(4):
@@ -258,7 +258,7 @@ async def test_a_stream_ends_once_the_verifier_has_drained(
     target, drain = FakeTarget(), Drain()
     monkeypatch.setattr("picospec.verifier.app.Drain", lambda: drain)
     monkeypatch.setattr(
-        "picospec.verifier.service.stopped_by_signals", lambda *_, **__: nullcontext()
+        "picospec.verifier.app.stopped_by_signals", lambda *_, **__: nullcontext()
     )
     async with opened(tmp_path, target) as (app, names, answers):
         stream = UploadStream(app)

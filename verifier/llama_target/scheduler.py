@@ -1,10 +1,4 @@
-"""Drives the VerifyMachine with llama.cpp: runs the offered passes, and reads prompts between.
-
-A turn is one pass, if the machine offers one, then one piece of one prompt, if any is unread:
-so a long prompt stops the other sessions for no longer than a piece takes. Pieces alternate
-between the oldest prompt and the one with the least unread: a short prompt does not wait for
-long ones, and the long ones get at least half of the time.
-"""
+"""The thread of llama.cpp: a slot for each session, passes, and prompts between them."""
 
 from __future__ import annotations
 
@@ -14,19 +8,297 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import inf
-from typing import TypeVar
+from pathlib import Path
+from typing import Final, TypeVar
 
 import structlog
 
+from picospec.gateway.hosting.cores import compute_threads
+from picospec.models.blobs import FileHashes
 from picospec.models.errors import GrammarFailed
-from picospec.speculation.verify_machine import Offer, VerifyMachine
-from picospec.verifier.llama_target.engine import Engine
-from picospec.verifier.llama_target.pieces import Pieces
-from picospec.verifier.llama_target.settings import LlamaSettings
-from picospec.verifier.llama_target.slot import Slot
+from picospec.models.llama_cpp.library import engine
+from picospec.models.llama_cpp.model import Cache, Context, Model, Segment, context_length
+from picospec.speculation.distributions import Distribution, Logits, distribution, logprob_of
+from picospec.speculation.logits import Adjust
+from picospec.speculation.messages import Down, Open, TokenId
+from picospec.speculation.verify_machine import Offer, Verdict, VerifyMachine
+from picospec.speculation.verify_session import Pass, VerifyingSession
 from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.target import TargetFailed
+from picospec.verifier.settings import LlamaSettings
+from picospec.verifier.target import Reply, TargetFailed, weights_of
+
+# A pass judges the draft tokens of each session by that session's part of its logits.
+#
+# A part decodes the last committed token and the draft tokens after it: row i judges draft
+# token i, and the row after the last draft token gives the bonus token. Rows are read lazily.
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A Part is what one session contributes to a pass."""
+
+    sequence: int
+    held: int
+    """The KV cache already holds this many tokens before `last`, prompt included."""
+
+    last: TokenId
+    """This token was committed last, or ends the prompt before any is committed."""
+
+    judged: Pass
+    request: Open
+    adjust: Adjust | None = None
+    """Applies the request's changes to the logits; None leaves them unchanged."""
+
+    committed: tuple[TokenId, ...] = ()
+    """These output tokens precede the pass; empty where nothing is adjusted."""
+
+    @property
+    def tokens(self) -> tuple[TokenId, ...]:
+        """Return the tokens of the K + 1 rows."""
+        return (self.last, *self.judged.draft)
+
+
+def judge(part: Part, logits: Callable[[int], Logits]) -> Verdict:
+    """Judge a part's draft tokens. logits(i): float32[V] of row i, i = 0..K."""
+    request, judged = part.request, part.judged
+
+    def row(i: int) -> Distribution:
+        found = logits(i)
+        if part.adjust is not None:
+            found = part.adjust(found, (*part.committed, *judged.draft[:i]))
+        return distribution(found, request.sampling)
+
+    judgement = judged.rule.judge(row, judged.draft)
+    if (most := request.top_logprobs) is None:
+        return Verdict(judgement)
+    tokens = enumerate(judgement.tokens)
+    return Verdict(judgement, tuple(logprob_of(logits(i), token, most) for i, token in tokens))
+
+
+# A slot is one session of the embedded target: its place in the KV cache and unsent replies.
+#
+# Replies wait here until the session's generator takes them. The answer bounds their number:
+# every reply but a Reject commits a token, and each Reject answers a message of the edge.
+
+
+class Slot:
+    """Keeps one session. session: the machine's record of it, which is only read here. adjust:
+    called only in the engine's thread. owner: the owner of its tokens in the KV cache."""
+
+    def __init__(
+        self,
+        name: str,
+        session: VerifyingSession,
+        adjust: Adjust | None = None,
+        owner: str | None = None,
+    ) -> None:
+        self.name = name
+        self.owner = owner
+        self.request: Open = session.request
+        self.sequence: int
+        """The session has this sequence of the KV cache once `assign` was called."""
+
+        self.has_sequence = False
+
+        self.opening = (*self.request.prompt, *self.request.committed)
+        """The session begins with these tokens; all but the last are prefilled."""
+
+        self.prefilled = 0
+        """The KV cache holds this many tokens of `opening`."""
+
+        self.reused = 0
+        """The sequence held this many tokens of `opening` when the session took it."""
+
+        self.held_since: float | None = None
+        """The session's pass has been held since this time; None while it is not held."""
+
+        self._session = session
+        self._adjust = adjust
+        self._waiting: asyncio.Queue[Reply | TargetFailed] = asyncio.Queue()
+        self._failed = False
+
+    @property
+    def finished(self) -> bool:
+        return self._session.finished is not None
+
+    @property
+    def held(self) -> tuple[TokenId, ...]:
+        """Return the tokens surely in its KV: all but the last, which begins a pass."""
+        if self._failed or not self.has_sequence:
+            return ()
+        if self.unread:
+            return self.opening[: self.prefilled]
+        return (*self.request.prompt, *self._session.committed)[:-1]
+
+    @property
+    def unread(self) -> int:
+        """Return the number of tokens to prefill: all but the last, which begins a pass."""
+        reads = self.has_sequence and not self._failed
+        return len(self.opening) - 1 - self.prefilled if reads else 0
+
+    @property
+    def ready(self) -> bool:
+        """True if the KV cache holds all that a pass needs."""
+        return self.has_sequence and not self._failed and not self.unread
+
+    def assign(self, sequence: int, reused: int) -> None:
+        """Give the session a sequence whose KV holds the first `reused` tokens of `opening`."""
+        self.sequence, self.has_sequence = sequence, True
+        self.reused = self.prefilled = reused
+
+    def part(self, judged: Pass) -> Part:
+        """Return the session's part of a pass that has begun."""
+        last = (*self.request.prompt[-1:], *self._session.committed[-1:])[-1]
+        held = len(self.request.prompt) + judged.start - 1
+        committed = () if self._adjust is None else tuple(self._session.committed)
+        return Part(self.sequence, held, last, judged, self.request, self._adjust, committed)
+
+    def send(self, down: Sequence[Down]) -> None:
+        """Queue the replies among these messages for the session's generator."""
+        for message in down:
+            if isinstance(message, Reply):
+                self._waiting.put_nowait(message)
+
+    def fail(self, failure: TargetFailed) -> None:
+        """End the session: the queued replies are still sent, then the failure is raised."""
+        self._failed = True
+        self._waiting.put_nowait(failure)
+
+    async def next(self) -> Reply:
+        """Return the next message, once there is one. Raises TargetFailed."""
+        if isinstance(message := await self._waiting.get(), TargetFailed):
+            raise message
+        return message
+
+
+# This part of the embedded target runs in one thread, in order.
+#
+# A sequence's KV may hold invalid entries, of rejected draft tokens or of an ended session. No
+# pass cleans up after itself: the next decode first removes what lies beyond its own start.
+
+MIN_TOKENS: Final = 4096
+"""A context has at least this many tokens on any machine, if its model supports them."""
+
+
+class Engine:
+    """Runs a model with the KV cache of its slots. hashes: the known hashes of model files.
+    Raises models.errors.ModelError."""
+
+    def __init__(self, path: Path, settings: LlamaSettings, hashes: FileHashes) -> None:
+        self.model = Model(path)
+        self._tokens = len(self.model.vocabulary.pieces)  # later logits are padding
+        threads = settings.threads or compute_threads()
+        # with several threads, an F16 cache lets passes differ in the last bit
+        cache: Cache = "F16" if threads == 1 else "Q8_0"
+        self.length = context_length(
+            self.model.metadata(),
+            self.model.context_tokens,
+            settings.context_tokens,
+            sequences=settings.slots,
+            cache=cache,
+            min_tokens=MIN_TOKENS,
+        )
+        self._context = Context(
+            self.model,
+            self.length.tokens,
+            sequences=settings.slots,
+            threads=threads,
+            batch_tokens=settings.max_rows,
+            cache=cache,
+        )
+        self.shapes = (engine(), weights_of(path, hashes), threads, cache)
+        """These values shape a text; the target's identity contains them."""
+
+        self._judged_rows = 0  # of the session that is judged
+        self._cheapest_row_s = inf
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._context.close()
+        self.model.close()
+
+    def time_pass(self, rows: int) -> float:
+        """Return the seconds that a pass over `rows` rows takes. It uses the first sequence,
+        and so must be called before any session begins."""
+        began = time.perf_counter()
+        self._context.truncate(0, 0)
+        self._context.decode([Segment(0, 0, (0,) * rows)])
+        return time.perf_counter() - began
+
+    def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None:
+        """Decode a piece of a prompt. start: the number of its tokens decoded before."""
+        self._context.truncate(sequence, start)
+        self._context.decode([Segment(sequence, start, tokens, logits=0)])
+
+    def run(self, parts: Sequence[Part]) -> tuple[list[Verdict | GrammarFailed], float]:
+        """Run one pass and judge its rows. Return also the extra seconds that judging took,
+        compared with the cheapest row so far. A failing grammar fails only its own session."""
+        for part in parts:
+            self._context.truncate(part.sequence, part.held)
+        self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
+        extra_judging_s = 0.0
+        verdicts: list[Verdict | GrammarFailed] = []
+        first = 0
+        for part in parts:
+            began, self._judged_rows = time.perf_counter(), 0
+            try:
+                verdicts.append(judge(part, partial(self._row, first)))
+            except GrammarFailed as error:
+                verdicts.append(error)
+            judging_s, rows = time.perf_counter() - began, max(1, self._judged_rows)
+            self._cheapest_row_s = min(self._cheapest_row_s, judging_s / rows)
+            extra_judging_s += judging_s - rows * self._cheapest_row_s
+            first += len(part.tokens)
+        return verdicts, extra_judging_s
+
+    def _row(self, first: int, i: int) -> Logits:
+        self._judged_rows += 1
+        return self._context.logits(first + i)[: self._tokens]
+
+
+# Decides which prompt is read next, and how much of it before the next pass.
+#
+# A prompt's KV is the same however it is divided (LlamaSettings.prefill_rows).
+
+PASSES: Final = 2
+"""A piece takes as long as this many passes of the sessions that run beside it: the gaps in
+their texts triple, and two thirds of the time go to reading prompts."""
+
+
+class Pieces:
+    """Chooses pieces. most: a piece has this many tokens while no session runs beside it."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._token_s = 0.0  # seconds a token in the latest piece; 0 before the first
+        self._is_shortest = False  # True if the latest piece was of the shortest prompt
+
+    def choose(self, unread: Sequence[int]) -> int:
+        """Return the index of the prompt to read from. unread: the number of unread tokens of
+        each prompt, in order of arrival."""
+        self._is_shortest = not self._is_shortest
+        return unread.index(min(unread)) if self._is_shortest else 0
+
+    def rows(self, pass_s: float) -> int:
+        """Return the number of tokens to read. pass_s: seconds that a pass of the running
+        sessions takes; 0 while none runs."""
+        if not (pass_s and self._token_s):
+            return self._most
+        return max(1, min(self._most, int(PASSES * pass_s / self._token_s)))
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Record that a piece of `tokens` tokens took `seconds`."""
+        self._token_s = seconds / tokens
+
+
+# Drives the VerifyMachine with llama.cpp: runs the offered passes, and reads prompts between.
+#
+# A turn is one pass, if the machine offers one, then one piece of one prompt, if any is unread:
+# so a long prompt stops the other sessions for no longer than a piece takes. Pieces alternate
+# between the oldest prompt and the one with the least unread: a short prompt does not wait for
+# long ones, and the long ones get at least half of the time.
 
 T = TypeVar("T")
 

@@ -14,9 +14,7 @@ from picospec.gateway.tenants.tenant import Tenant
 from picospec.gateway.tracing import NO_SPAN, Span
 from picospec.speculation.messages import PROTOCOL_VERSION, Fault, Open, Opened
 from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.sessions.account import SessionAccount
-from picospec.verifier.sessions.session import Session
-from picospec.verifier.sessions.timeouts import Timeouts
+from picospec.verifier.sessions.session import Session, SessionAccount, Timeouts
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target import TargetFull, UnknownSession
 from picospec.verifier.target_host import Host

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Final
 
+from picospec.gateway.metrics import Metrics
 from picospec.gateway.tenants.tenant import Tenant
+from picospec.gateway.tracing import Fact, Span
 from picospec.speculation import wire
 from picospec.speculation.messages import (
     Beat,
@@ -26,11 +29,11 @@ from picospec.speculation.messages import (
     Reject,
     RemoteProtocolError,
     Reused,
+    Totals,
 )
 from picospec.speculation.wire import Framed
-from picospec.verifier.sessions.account import SessionAccount
 from picospec.verifier.sessions.outbox import Outbox
-from picospec.verifier.sessions.timeouts import Timeouts
+from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target import (
     Reply,
     Target,
@@ -39,6 +42,84 @@ from picospec.verifier.target import (
     UnknownSession,
     Unservable,
 )
+
+# These rules say how long a session may wait, and for what. They have no clock.
+#
+# All times are in seconds, on one monotonic clock.
+
+
+@dataclass(slots=True)
+class Timeouts:
+    settings: SessionSettings
+    opened_at: float
+    active_at: float
+    """The edge's last draft arrived then, or the target's last reply was generated."""
+
+    started: bool = False
+    """True once the target has sent a reply."""
+
+    rejected_at: float | None = None
+    """A replacement has been awaited since this time; None while none is awaited."""
+
+    def expiry(self) -> tuple[float, Fault]:
+        """Return when the session expires if nothing happens, and the Fault that ends it."""
+        at, wait_s, code, text = min(self._rules(), key=lambda rule: rule[0] + rule[1])
+        return at + wait_s, Fault(code, f"{text} {wait_s:g} s", retryable=code != "max_age")
+
+    def _rules(self) -> Iterator[tuple[float, float, str, str]]:
+        """Yield for each wait its beginning, its limit, and the code and text of its Fault."""
+        allowed, said = self.settings, "no draft came and nothing was said for"
+        idle_s = allowed.idle_timeout_s if self.started else allowed.first_token_timeout_s
+        yield self.active_at, idle_s, "idle_timeout", said
+        yield self.opened_at, allowed.max_age_s, "max_age", "an answer may take at most"
+        if self.rejected_at is not None:
+            said = "no replacement for the rejected token within"
+            yield self.rejected_at, allowed.replacement_timeout_s, "replacement_timeout", said
+
+
+# Counts and times the tokens of one session, as gateway.accounts.account does for requests.
+
+
+@dataclass(slots=True)
+class SessionAccount:
+    """Counts for one session. span: the session's. opened: time of its admission, by the clock
+    of `now`."""
+
+    metrics: Metrics
+    span: Span
+    opened: float
+    _tokens: int = 0
+    _first_token_s: float = 0.0
+    _last: float | None = None  # time of the latest Commit
+
+    def committed(self, tokens: int, now: float) -> None:
+        """Count a Commit. The gap before it is observed once, as the mean over its tokens."""
+        self._tokens += tokens
+        self.metrics.generation_tokens.inc(tokens)
+        if self._last is None:
+            self._first_token_s = now - self.opened
+            self.metrics.first_token_s.observe(self._first_token_s)
+        else:
+            self.metrics.token_gap_s.observe((now - self._last) / tokens)
+        self._last = now
+
+    def finished(self, now: float) -> None:
+        """Record that the answer is complete."""
+        self.metrics.request_s.observe(now - self.opened)
+
+    def close(self, ending: Finish | Fault | None) -> None:
+        """End the span with the counts, and with the error code of a Fault."""
+        totals = ending.totals if isinstance(ending, Finish) else Totals()
+        facts: dict[str, Fact] = {
+            "completion_tokens": self._tokens,
+            "first_token_s": self._first_token_s,
+            "passes": totals.passes,
+            "draft_tokens": totals.judged,
+            "accepted_tokens": totals.accepted,
+            "acceptance": totals.accepted / max(1, totals.judged),
+        }
+        self.span.end(ending.code if isinstance(ending, Fault) else None, **facts)
+
 
 Entry = Framed[Reply | Fault | Beat]
 

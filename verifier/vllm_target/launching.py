@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 from picospec.gateway.hosting.parent_death import program
 from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET
+from picospec.verifier.vllm_target.crossing import CONFIG, NAME, SOCKET
 
 PLUGINS: Final = ("vllm.general_plugins", "vllm.endpoint_plugins")
 """Our plugins are in these groups. Without them vLLM would serve none of our routes."""

@@ -67,7 +67,7 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from picospec.verifier.vllm_target.configuring.plugin import register
+    from picospec.verifier.vllm_target.plugin import register
     from picospec.verifier.vllm_target.serving.engine import Engine
 
     os.environ |= {**ENVIRONMENT, **os.environ}

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from picospec.gateway.errors import NotFound
 from picospec.speculation.messages import Open, Sampling
-from picospec.verifier.admission import check
+from picospec.verifier.routes import check_open
 from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import WORKERS, engine, make
@@ -112,7 +112,7 @@ async def test_a_sessions_text_is_what_vllm_says_with_that_adapter(
     target, llm, known = loaded
     base = opening(target, PROMPTS[0], sampling)
     request = replace(base, model=NAME)
-    check(request, target.facts)
+    check_open(request, target.facts)
 
     answers = {each.model: await plain(target, each.model, each) for each in (request, base)}
     again = await drafted(target, "again", request, answers[NAME].tokens, Script())
@@ -175,10 +175,10 @@ async def test_an_open_for_an_unknown_adapter_names_the_model(loaded: Any) -> No
     request = opening(target, PROMPTS[0], GREEDY)
     identity = target.facts.adapters[NAME]
     with pytest.raises(NotFound, match=r"does not exist; this verifier has .*styled"):
-        check(replace(request, model="unknown"), target.facts)
+        check_open(replace(request, model="unknown"), target.facts)
     with pytest.raises(Exception, match="identity"):
-        check(replace(request, identity=identity), target.facts)
-    check(replace(request, model=NAME, identity=identity), target.facts)
+        check_open(replace(request, identity=identity), target.facts)
+    check_open(replace(request, model=NAME, identity=identity), target.facts)
     unloaded = known.pop(NAME)
     try:
         with pytest.raises(Unservable, match="model: the adapter 'styled' is no longer loaded"):

@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.verifier.vllm_target.configuring import compat
-from picospec.verifier.vllm_target.configuring.conflicts import Conflict
+from picospec.verifier.vllm_target import conflicts as compat
+from picospec.verifier.vllm_target.conflicts import Conflict
 
 
 @pytest.mark.filterwarnings("default")
@@ -18,7 +18,7 @@ from picospec.verifier.vllm_target.configuring.conflicts import Conflict
 def test_the_installed_vllm_has_all_that_is_listed(runner: Literal["v1", "v2"]) -> None:
     pytest.importorskip("vllm")
 
-    compat.check(runner)
+    compat.check_installation(runner)
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_what_is_missing_is_named(
     (tmp_path / "fake.py").write_text("here = 'ago', 'gone_by'\n")
 
     with pytest.raises(Conflict, match=rf"vLLM 0\.34\.0 .*lacks {re.escape(lacking)}$"):
-        compat.check("v1")
+        compat.check_installation("v1")

@@ -9,7 +9,7 @@ from itertools import cycle
 import pytest
 
 from picospec.speculation.messages import Fill, Sampling
-from picospec.verifier.vllm_target.configuring import compat
+from picospec.verifier.vllm_target import conflicts
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE, make
 from tests.verifier.vllm_target.scripted import (
@@ -58,7 +58,7 @@ async def test_drafts_do_not_change_the_text(
 async def test_a_version_that_is_not_tested_runs_its_self_test_though_it_is_switched_off(
     target: VllmTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compat, "TESTED", ((0, 1), (0, 2)))
+    monkeypatch.setattr(conflicts, "TESTED", ((0, 1), (0, 2)))
     before = (await target.figures())["steps"]
 
     again = make(target._engine, self_test=False)

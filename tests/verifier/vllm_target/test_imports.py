@@ -16,10 +16,10 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 def test_vllms_core_and_workers_import_nothing_of_the_gateway() -> None:
     script = """
 import sys
-from picospec.verifier.vllm_target.configuring.plugin import register
+from picospec.verifier.vllm_target.plugin import register
 register()
 import picospec.verifier.vllm_target.core.scheduler
-import picospec.verifier.vllm_target.worker.v1.hooks
+import picospec.verifier.vllm_target.worker.v1
 print(*(name for name in sys.modules if name.startswith("picospec.gateway")))
 """
     environment = {**os.environ, "VLLM_PLUGINS": "picospec"}

@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from picospec.speculation.messages import RemoteProtocolError
-from picospec.verifier.vllm_target.admission import FIELD
+from picospec.verifier.vllm_target.crossing import FIELD
 from picospec.verifier.vllm_target.serving.engine import Engine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]

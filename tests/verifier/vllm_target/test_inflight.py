@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from picospec.verifier.target import TargetFailed
-from picospec.verifier.vllm_target.admission import Batch
+from picospec.verifier.vllm_target.crossing import Batch
 from picospec.verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, Outbox
 
 

@@ -19,7 +19,7 @@ from picospec.speculation.judge import Judgement
 from picospec.speculation.logits import Adjustment, LogitSettings
 from picospec.speculation.messages import Sampling
 from picospec.speculation.separate import Separate
-from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.crossing import VerifyRequest
 
 V = 50
 judge = VerifyRequest.judge_logits
@@ -131,14 +131,14 @@ def test_on_a_device_separate_is_judged_as_on_the_host_and_the_host_waits_twice(
     requests: list[VerifyRequest], number: int
 ) -> None:
     torch = pytest.importorskip("torch")
-    from picospec.verifier.vllm_target.worker.v2 import by_p
+    from picospec.verifier.vllm_target.worker import v2 as by_p
     from tests.verifier.vllm_target.synchronisations import synchronisations
 
     logits = rows(number, 7 * len(requests))
     logits[:, :4] += 4.0
     starts = range(0, len(logits), 7)
     with synchronisations() as waits:
-        judged = by_p.judge(requests, torch.from_numpy(logits), starts)
+        judged = by_p.judge_by_p(requests, torch.from_numpy(logits), starts)
 
     assert waits.count == 2
     for found, request, start in zip(judged, requests, starts, strict=True):

@@ -11,8 +11,8 @@ import pytest
 from picospec.speculation.logits import LogitSettings
 from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling
 from picospec.verifier.target import FEATURES, Unservable
-from picospec.verifier.vllm_target.admission import FIELD, Admission
-from picospec.verifier.vllm_target.serving.parameters import engine_request
+from picospec.verifier.vllm_target.crossing import FIELD, Admission
+from picospec.verifier.vllm_target.serving.target import engine_request
 
 FACTS = ModelFacts("m", 100, "v", 256, [2], Limits(), ["coupled"], list(FEATURES))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from picospec.speculation.messages import Sampling
-from picospec.verifier.vllm_target.admission import FIELD
+from picospec.verifier.vllm_target.crossing import FIELD
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (

@@ -24,9 +24,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core import EngineCoreProc
 
-from picospec.verifier.vllm_target import dying
-from picospec.verifier.vllm_target.configuring import conflicts, plugin
-from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET, Choice
+from picospec.verifier.vllm_target import conflicts, dying, plugin
+from picospec.verifier.vllm_target.crossing import CONFIG, NAME, SOCKET, Choice
 from picospec.verifier.vllm_target.serving.engine import Engine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]

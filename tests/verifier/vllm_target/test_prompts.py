@@ -52,7 +52,7 @@ def packed(directory: Path) -> Packed:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers.registry import renderer_from_config
 
-    from picospec.verifier.vllm_target.serving.chats import as_served
+    from picospec.verifier.vllm_target.serving.endpoints import as_served
 
     given = AsyncEngineArgs(model=str(directory), override_generation_config=OVERRIDDEN)
     config = given.create_engine_config()
@@ -180,7 +180,7 @@ async def test_a_request_has_the_settings_that_vllm_gives_it(
 
 def test_a_model_that_vllm_renders_by_code_has_a_template_that_says_so() -> None:
     pytest.importorskip("vllm")
-    from picospec.verifier.vllm_target.serving.chats import _NO_TEMPLATE
+    from picospec.verifier.vllm_target.serving.endpoints import _NO_TEMPLATE
 
     with pytest.raises(ValueError, match="ask vLLM"):
         ChatTemplate(_NO_TEMPLATE, {}).render([{"role": "user", "content": "Hi"}], (), {})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from picospec.verifier.vllm_target.admission import PUSH
+from picospec.verifier.vllm_target.crossing import PUSH
 from picospec.verifier.vllm_target.serving.ranks import UTILITY, Ranks
 
 

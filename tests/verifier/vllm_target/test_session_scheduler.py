@@ -26,8 +26,8 @@ from picospec.speculation.messages import (
     Sampling,
 )
 from picospec.speculation.verify_machine import Offer, VerifyMachine
-from picospec.verifier.vllm_target.admission import PUSH, Admission
-from picospec.verifier.vllm_target.core.session_slot import SessionSlot
+from picospec.verifier.vllm_target.core.slot import SessionSlot
+from picospec.verifier.vllm_target.crossing import PUSH, Admission
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -36,7 +36,7 @@ def test_what_comes_for_a_session_gets_the_time_when_it_came() -> None:
     pytest.importorskip("vllm")
     from vllm.v1.engine import EngineCoreRequestType
 
-    from picospec.verifier.vllm_target.core.session_scheduler import stamp_arrivals
+    from picospec.verifier.vllm_target.core.sessions import stamp_arrivals
 
     received: Queue[Any] = Queue()
     stamp_arrivals(received)
@@ -299,7 +299,7 @@ class Scheduler(SimpleNamespace):
 
     def push(self, *messages: Message, session: str = "s") -> None:
         pytest.importorskip("vllm")
-        from picospec.verifier.vllm_target.core.session_scheduler import SessionScheduler
+        from picospec.verifier.vllm_target.core.sessions import SessionScheduler
 
         frames = b"".join(map(wire.encode, messages))
         SessionScheduler.push(self, session, frames, 12.5)  # type: ignore[arg-type]
@@ -328,7 +328,7 @@ def test_a_batch_is_taken_without_an_answer_and_a_bug_ends_the_session_that_has_
     pytest.importorskip("vllm")
     from vllm.v1.engine import EngineCoreRequestType
 
-    from picospec.verifier.vllm_target.core.session_scheduler import SessionScheduler
+    from picospec.verifier.vllm_target.core.sessions import SessionScheduler
 
     scheduler, stock, pushed, aborted, sent = Scheduler(), [], [], [], []
 
@@ -453,12 +453,12 @@ def test_a_core_asks_once_a_step_whether_its_sessions_wait(
     pytest.importorskip("vllm")
     from vllm.v1.core.sched.scheduler import Scheduler as Stock
 
-    from picospec.verifier.vllm_target.core import session_scheduler
+    from picospec.verifier.vllm_target.core import sessions
     from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
 
     asked: list[int] = []
     monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)
-    monkeypatch.setattr(session_scheduler, "must_step", lambda scheduler: False)
+    monkeypatch.setattr(sessions, "must_step", lambda scheduler: False)
     given = Scheduler()
     monkeypatch.setattr(
         given._machine, "wait_s", lambda names, now: 0.0 if asked.append(1) is None else 1.0

@@ -27,9 +27,8 @@ from picospec.speculation.messages import (
 )
 from picospec.speculation.separate import Separate
 from picospec.speculation.verify_machine import PassPlan, Verdict, VerifyMachine
-from picospec.verifier.vllm_target.admission import Admission
-from picospec.verifier.vllm_target.core.session_slot import SessionSlot
-from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.core.slot import SessionSlot
+from picospec.verifier.vllm_target.crossing import Admission, VerifyRequest
 
 PROMPT_TOKENS = 10
 PROMPT = [7, 8] * 5

@@ -13,7 +13,7 @@ pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
 
 from vllm.v1.engine import EngineCoreRequestType
 
-from picospec.verifier.vllm_target.core.session_scheduler import wake_in_time
+from picospec.verifier.vllm_target.core.sessions import wake_in_time
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -18,8 +18,8 @@ from vllm.v1.sample import rejection_sampler, sampler
 from picospec.speculation import distributions
 from picospec.speculation.coupled import Coupled
 from picospec.speculation.messages import Sampling
-from picospec.verifier.vllm_target.verify_request import VerifyRequest
-from picospec.verifier.vllm_target.worker.v1.hooks import SamplerHooks
+from picospec.verifier.vllm_target.crossing import VerifyRequest
+from picospec.verifier.vllm_target.worker.v1 import SamplerHooks
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 V = 50

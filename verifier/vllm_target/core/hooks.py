@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from picospec.verifier.vllm_target.configuring.choice import MASK_ROWS
+from picospec.verifier.vllm_target.crossing import MASK_ROWS
 
 _CAPS: Final = ("max_num_running_reqs", "max_num_active_reqs")
 _QUEUES: Final = ("waiting", "kv_holding_waiting")

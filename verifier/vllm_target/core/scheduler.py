@@ -27,14 +27,13 @@ from vllm.v1.request import Request
 from picospec.speculation.judge import Judgement
 from picospec.speculation.messages import TokenLogprob
 from picospec.speculation.verify_machine import PassPlan, Verdict
-from picospec.verifier.vllm_target.configuring.choice import MOST_ROWS
 from picospec.verifier.vllm_target.core.hooks import hidden, narrowed, unpadded
-from picospec.verifier.vllm_target.core.session_scheduler import (
+from picospec.verifier.vllm_target.core.sessions import (
     SessionScheduler,
     attach,
 )
-from picospec.verifier.vllm_target.core.session_slot import SessionSlot
-from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.core.slot import SessionSlot
+from picospec.verifier.vllm_target.crossing import MOST_ROWS, VerifyRequest
 
 UNLIKELY: Final = -9999.0
 """This log-probability stands for minus infinity, as in OpenAI's API: the protocol carries

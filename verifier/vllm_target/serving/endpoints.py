@@ -14,25 +14,294 @@ import logging
 import os
 import signal
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, NoReturn
 
+import msgspec
+import vllm.envs as envs
 from fastapi import FastAPI
 from prometheus_client import REGISTRY, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
+from pydantic import SecretStr
+from starlette.applications import Starlette
 from starlette.datastructures import State
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.platforms import current_platform
+from vllm.renderers.chat_utils import load_chat_template
+from vllm.renderers.hf import (
+    HfRenderer,
+    resolve_chat_template,
+    resolve_chat_template_content_format,
+)
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from picospec.gateway.accounts.access import Access, is_open
+from picospec.gateway.app import HANDLERS, accounted
+from picospec.gateway.doors.body import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from picospec.gateway.drain import Drain
+from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting import logs
+from picospec.gateway.hosting.listening import check_listening, hosts_of
 from picospec.gateway.hosting.serving import check_free, served_beside
-from picospec.verifier.routes import OPEN
-from picospec.verifier.vllm_target.configuring.plugin import settings as read_settings
-from picospec.verifier.vllm_target.serving.plain_requests import PlainRequests
-from picospec.verifier.vllm_target.serving.service import Service
+from picospec.gateway.http.request_body import read_body
+from picospec.gateway.http.responses import json_response
+from picospec.gateway.routes.documents import VERSION
+from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure
+from picospec.gateway.tenants.tenant import TenantMetrics
+from picospec.gateway.tenants.tenants import Tenants
+from picospec.gateway.tenants.turns import ThreadTurns
+from picospec.models.blobs import FileHashes
+from picospec.models.store import open_store
+from picospec.models.template import joined
+from picospec.models.tokenizer_file import TokenizerFile
+from picospec.verifier.app import Verifier
+from picospec.verifier.metrics import VerifierMetrics
+from picospec.verifier.routes import OPEN, SESSION_PATHS, takes_drafts
+from picospec.verifier.settings import VerifierSettings
+from picospec.verifier.vllm_target.crossing import Choice
+from picospec.verifier.vllm_target.plugin import settings as read_settings
+from picospec.verifier.vllm_target.serving.engine import Engine
+from picospec.verifier.vllm_target.serving.plain import PlainRequests, charge
+from picospec.verifier.vllm_target.serving.target import VllmTarget
+
+# Bounds a body that arrives on our port before vLLM parses it in its only event loop.
+#
+# vLLM makes objects of the whole body, whatever it contains: 60 MB of `{},` would take minutes,
+# and more memory than most hosts have. So would the tokens of 60 MB of text.
+
+MAX_WAITING: Final = 32
+"""This many large bodies of one tenant, each of 64 MiB at most, may wait to be counted."""
+
+_NO_JSON: Final = "multipart/form-data"
+"""Bodies with audio files have this media type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    context_tokens: int
+    takes_media: bool
+    """True if bodies may contain images, which may be larger than any text."""
+
+    counting: ThreadTurns = field(
+        default_factory=partial(ThreadTurns, 1, MAX_WAITING, "bodies wait to be counted")
+    )
+
+    async def taken(self, scope: Scope, receive: Receive) -> Receive:
+        """Read a request's body; return a `receive` from which an app reads it again.
+
+        Raises InvalidRequest for more values than any client sends, Overloaded, or the errors
+        of `read_body`: TooLarge for more text than the context holds.
+        """
+        if is_open(scope["path"]):  # vLLM reads no body there, and no key is needed
+            return receive
+        request = Request(scope, receive)
+        is_json = not request.headers.get("content-type", "").lower().startswith(_NO_JSON)
+        is_text = is_json and (not self.takes_media or scope["path"].endswith("/tokenize"))
+        limit_bytes = max(MIN_LIMIT_BYTES, self.context_tokens * BYTES_PER_TOKEN)
+        body = await read_body(request, limit_bytes if is_text else None)
+        if is_json and len(body) > SMALL_BYTES:
+            tenant = scope["state"]["account"].tenant
+            await self.counting.run(tenant, partial(check_structure, body))
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return unread.pop() if unread else await receive()
+
+        return again
+
+
+# Finds how vLLM's own server renders a chat, and its default settings. They are packed with the
+# tokenizer, so that an edge makes the same prompt.
+
+_NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
+'vLLM makes the prompts of this model without a chat template, which an edge cannot: ask vLLM'
+) }}{% endif %}"""
+"""A model has this template if vLLM has code instead of a template for it, as for gpt-oss."""
+
+_A_TOOL: Final[list[dict[str, Any]]] = [{}]
+_ALWAYS_GIVEN: Final = frozenset({"add_generation_prompt", "continue_final_message"})
+"""Each request to vLLM sets these variables of a template itself."""
+
+
+def as_served(file: TokenizerFile, llm: AsyncLLM, args: Namespace) -> TokenizerFile:
+    """Return a model's tokenizer as vLLM's server uses it. args: vLLM's command line."""
+    renderer, model = llm.renderer, llm.vllm_config.model_config
+    given = args.default_chat_template_kwargs or {}
+    return msgspec.structs.replace(
+        file,
+        **_template(renderer, model, args),
+        variables={name: each for name, each in given.items() if name not in _ALWAYS_GIVEN},
+        hides_unused_tools=args.exclude_tools_when_tool_choice_none,
+        stop_tokens=sorted(_stop_tokens(renderer.get_eos_token_id(), model)),
+        defaults=_defaults(model),
+    )
+
+
+def _template(renderer: Any, model: Any, args: Namespace) -> dict[str, Any]:
+    """Return the template and whether it takes message parts. If vLLM uses another template for
+    tools, the two are joined into one."""
+    if type(renderer) is not HfRenderer or "GptOssForCausalLM" in model.architectures:
+        return {"template": _NO_TEMPLATE}
+    named, tokenizer = load_chat_template(args.chat_template), renderer.get_tokenizer()
+    default, with_tools = (
+        resolve_chat_template(tokenizer, named, tools, model_config=model) or ""
+        for tools in (None, _A_TOOL)
+    )
+    form = resolve_chat_template_content_format(
+        named, None, args.chat_template_content_format, tokenizer, model_config=model
+    )
+    one = default if default == with_tools else joined(default, with_tools)
+    return {"template": one, "takes_parts": form == "openai"}
+
+
+def _stop_tokens(eos: int | None, model: Any) -> set[int]:
+    """Return the tokens that end a turn, by the tokenizer and by the model's makers."""
+    found = model.try_get_generation_config().get("eos_token_id")
+    named = found if isinstance(found, list) else [found]
+    return {token for token in (*named, eos) if token is not None}
+
+
+def _defaults(model: Any) -> Mapping[str, float]:
+    """Return the default settings, with the limit on an answer's tokens if there is one."""
+    given = model.get_diff_sampling_param().items()
+    found = {name: value for name, value in given if not isinstance(value, bool)}
+    own = model.generation_config in ("auto", "vllm")
+    limits = model.override_generation_config if own else found
+    most = limits.get("max_new_tokens" if own else "max_tokens")
+    return found if most is None else {**found, "most_tokens": most}
+
+
+# Inside vLLM's API server the verifier's service has two apps that share the sessions.
+
+
+class Service(Verifier):
+    """Runs in vLLM. settings: ours. args: vLLM's command line. Raises OSError or ValueError."""
+
+    def __init__(
+        self,
+        settings: VerifierSettings,
+        llm: AsyncLLM,
+        vllm_app: FastAPI,
+        args: Namespace,
+        drain: Drain,
+    ) -> None:
+        keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+        if keys and not settings.needs_key:
+            secrets = tuple(map(SecretStr, keys))
+            settings = settings.model_copy(update={"api_keys": secrets})
+        check_listening(settings)
+        make = partial(_target, settings, llm, args, vllm_app.state)
+        on_cpu = current_platform.is_cpu()
+        super().__init__(settings, make, drain, device="cpu" if on_cpu else "gpu")
+        routes = [*self.routes, Route("/status", self._status)]
+        of_tenants = TenantMetrics(self.registry)
+        limits = settings.key_limits
+        tenants = Tenants(settings.key_digests, settings.keys_file, limits, of_tenants)
+        known_to_vllm = Tenants((), None, limits, of_tenants) if keys else tenants
+
+        def app(routes: list[Route], of: Tenants, hosts: Collection[str] | None) -> Starlette:
+            access = Access(SESSION_PATHS, takes_drafts, hosts, tracing=self.tracing)
+            before = accounted(settings, of, self.metrics, access)
+            made = Starlette(routes=routes, middleware=before, exception_handlers=HANDLERS)
+            made.router.redirect_slashes = False
+            return made
+
+        shown = _for_vllms_port(routes, llm.engine_core.client_count, settings.port)
+        on_vllms = app(shown, known_to_vllm, None)
+        on_ours = app(routes, tenants, hosts_of(settings))
+        model = llm.vllm_config.model_config
+        bodies = Bodies(model.max_model_len, model.is_multimodal_model)
+        on_ours.router.default = partial(_pass_on, vllm_app, bodies, keys[0] if keys else None)
+        self.on_vllms_port = partial(_serve, on_vllms, args.root_path or "")
+        self.on_our_port = partial(_serve, on_ours, args.root_path or "")
+
+    async def _status(self, _: Request) -> Response:
+        """Answer with the status that an edge shows of its verifier."""
+        state = "ok" if self.host.state == "ready" else self.host.state
+        about = await self.sessions.about()
+        return json_response({"status": state, "version": VERSION, **about})
+
+
+def _target(
+    settings: VerifierSettings,
+    llm: AsyncLLM,
+    args: Namespace,
+    state: State,
+    metrics: VerifierMetrics,
+) -> VllmTarget:
+    """Return the target, not started. It has the name of vLLM's model, and also tries the
+    grammars of requests to vLLM's own API."""
+    if (choice := Choice.of(llm.vllm_config)) is None:
+        raise ValueError("vLLM did not load picospec's general plugin; its log says why")
+    is_first = llm.engine_core.client_index == 0
+    target = VllmTarget(
+        (args.served_model_name or [args.model])[0],
+        Engine(llm),
+        msgspec.structs.replace(settings.limits, max_verify=choice.max_verify),
+        metrics,
+        adapters=state.openai_serving_models.lora_requests,
+        as_served=partial(as_served, llm=llm, args=args),
+        share_prefixes=settings.share_prefixes,
+        keeps_answers=settings.speculation.keep_answers,
+        hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),
+        self_test=settings.vllm.get("self_test", True) if is_first else None,
+    )
+    shared, most = settings.share_prefixes, settings.max_choices
+    charge(llm, target, max_choices=most, share_prefixes=shared)
+    return target
+
+
+async def _serve(app: ASGIApp, prefix: str, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve a request with --root-path, which is vLLM's, removed from its path."""
+    path = scope.get("path", "").removeprefix(prefix)
+    await app({**scope, "path": path, "root_path": ""}, receive, send)
+
+
+async def _pass_on(
+    app: ASGIApp, bodies: Bodies, key: str | None, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Forward a request that was let in to vLLM's app, with vLLM's key if it has one."""
+    given = {name: value for name, value in scope.items() if name not in ("app", "router")}
+    if key is not None:
+        others = [pair for pair in scope["headers"] if pair[0] != b"authorization"]
+        given["headers"] = [*others, (b"authorization", f"Bearer {key}".encode())]
+    await app(given, await bodies.taken(scope, receive), send)
+
+
+class Misdirected(ApiError):
+    """The request reached a server that cannot answer it: RFC 9110, 15.5.20."""
+
+    status, type, code = 421, "invalid_request_error", "several_api_servers"
+
+
+def _for_vllms_port(routes: list[Route], api_servers: int, port: int) -> list[Route]:
+    """Return the routes of vLLM's port. With several API servers (--api-server-count) those for
+    edges answer 421: each server has its own sessions, all share both ports, and the kernel
+    gives each connection to one of them. On vLLM's port an edge has several connections, so its
+    drafts would reach other servers than its session; on ours it has one HTTP/2 connection.
+
+    port: PicoSpec's own.
+    """
+    if api_servers == 1:
+        return routes
+
+    async def refuse(_: Request) -> NoReturn:
+        raise Misdirected(
+            f"vLLM runs {api_servers} API servers, of which each would get a part of a session:"
+            f" use port {port}, over HTTP/2, or --api-server-count 1"
+        )
+
+    return [
+        Route(each.path, refuse, methods=each.methods) if "/v1/" in each.path else each
+        for each in routes
+    ]
+
 
 PATHS: Final = (
     f"{OPEN}/{{path:path}}", OPEN, "/ready", "/status", "/v1/model-facts", "/v1/tokenizer",

@@ -28,8 +28,8 @@ from picospec.speculation import wire
 from picospec.speculation.messages import RemoteProtocolError, Reused
 from picospec.speculation.ngrams import Owner
 from picospec.verifier.target import TargetFailed, Unservable
-from picospec.verifier.vllm_target.admission import FIELD
-from picospec.verifier.vllm_target.core.session_slot import OutgoingFrame
+from picospec.verifier.vllm_target.core.slot import OutgoingFrame
+from picospec.verifier.vllm_target.crossing import FIELD
 from picospec.verifier.vllm_target.serving.ranks import Ranks
 
 SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")

@@ -6,6 +6,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Copies arrays to the device of the logits, without waiting for it.
+#
+# They are copied from pinned memory if there is any: a copy from other memory waits until the
+# device has finished all earlier work.
+
+
+def upload(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Return the array as a tensor on the device."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 Stock = Callable[..., Any]
 """One of our functions replaces this one of vLLM's."""
 
@@ -35,10 +53,10 @@ class PicoWorkerExtension:
 def _hooks(runner: Any) -> Callable[[Any, int], Any]:
     """Return the hooks for a runner. Some platforms can import only one of the two."""
     if hasattr(runner, "req_states"):
-        from picospec.verifier.vllm_target.worker.v2.hooks import RunnerHooks
+        from picospec.verifier.vllm_target.worker.v2 import RunnerHooks
 
         return RunnerHooks
-    from picospec.verifier.vllm_target.worker.v1.hooks import SamplerHooks
+    from picospec.verifier.vllm_target.worker.v1 import SamplerHooks
 
     return SamplerHooks
 

@@ -43,7 +43,7 @@ def test_the_graphs_are_those_of_a_vllm_without_us(
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    from picospec.verifier.vllm_target.configuring import plugin
+    from picospec.verifier.vllm_target import plugin
 
     plugin.register()
     ours = graphs(directory, ranks)

@@ -14,10 +14,9 @@ from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 from picospec.speculation.coupled import Coupled
 from picospec.speculation.messages import Sampling
 from picospec.speculation.separate import Separate
-from picospec.verifier.vllm_target.configuring.choice import Choice
-from picospec.verifier.vllm_target.verify_request import VerifyRequest
-from picospec.verifier.vllm_target.worker.v2 import by_p
-from picospec.verifier.vllm_target.worker.v2.hooks import RunnerHooks
+from picospec.verifier.vllm_target.crossing import Choice, VerifyRequest
+from picospec.verifier.vllm_target.worker import v2 as by_p
+from picospec.verifier.vllm_target.worker.v2 import RunnerHooks
 from tests.verifier.vllm_target.synchronisations import synchronisations
 
 K, V, PADDED = 4, 50, 60
@@ -142,7 +141,7 @@ def test_rows_are_judged_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) ->
     ]
     starts = np.cumsum([0, *(len(each.draft) + 1 for each in requests)])[:-1].tolist()
     logits = torch.randn(10, V, generator=torch.Generator().manual_seed(2)) * 4
-    at_once = repr(by_p.judge(requests, logits, starts))
+    at_once = repr(by_p.judge_by_p(requests, logits, starts))
     stock, sizes = by_p._p, []
 
     def p(rows: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
@@ -152,7 +151,7 @@ def test_rows_are_judged_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(by_p, "_p", p)
     monkeypatch.setattr(by_p, "ROWS", 3)
 
-    assert repr(by_p.judge(requests, logits, starts)) == at_once
+    assert repr(by_p.judge_by_p(requests, logits, starts)) == at_once
     assert sizes == [3, 3, 3, 1, 3, 1]
 
 

@@ -1,46 +1,179 @@
-"""Reads an upload stream: one long request whose records carry the messages of many sessions.
-
-A session that is slow to take its messages delays no other one: what it has not taken yet is
-kept for it, up to MAX_UNREAD_BYTES. The stream may be silent for SILENT_S, and ends when the
-verifier has drained or the request's key is revoked. Its end ends only the sessions that its
-answer carries, and an edge sends the messages that may be lost with it again.
-"""
+"""Messages of sessions travel in two streams: a long response down, and a long request up."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
+from picospec.gateway.http import responses
 from picospec.gateway.http.request_body import RequestBody
-from picospec.gateway.http.responses import send_to_client
+from picospec.gateway.http.responses import connected, send_to_client
 from picospec.gateway.tenants.keys import CHECK_S
 from picospec.speculation import wire
 from picospec.speculation.messages import (
+    BEAT_S,
     RUN_CHARACTERS,
+    Beat,
     Fault,
     MalformedFrame,
     Message,
+    Moved,
     Pushed,
     RemoteProtocolError,
 )
 from picospec.speculation.wire import Framed, Record
-from picospec.verifier.sessions.downstream import START
 from picospec.verifier.sessions.outbox import Outbox
 from picospec.verifier.sessions.registry import Sessions
 from picospec.verifier.sessions.session import PUSH_S, Session
 from picospec.verifier.target import TargetError, UnknownSession
+
+# Streams a session's messages as one long response body.
+#
+# Headers are sent with the first body message, so one is sent at once. In a silence a Beat is
+# sent at intervals, so that the edge soon notices a lost link or process. The stream ends after
+# a Finish or a Fault, or when the client goes away; the session ends with it.
+#
+# If the edge asks for it, the rest of the messages goes down its upload stream instead. Then
+# the session also ends with that stream.
+
+CONTENT_TYPE: Final = "application/vnd.picospec"
+
+KEEP_S: Final = 20.0
+"""A stream whose session has moved carries a Beat at this interval: proxies close a silent one
+after a minute or more."""
+
+_GONE: Final = Fault("cancelled", "nobody reads the session's stream")
+_MOVED: Final = wire.encode(Moved())
+_BEAT: Final = wire.encode(Beat())
+START: Final[AsgiMessage] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": (
+        (b"content-type", CONTENT_TYPE.encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+    ),
+}
+
+
+class Downstream(Response):
+    """Responds with a session's stream. It owns the session, and ends it when it ends."""
+
+    def __init__(self, session: Session, account: Account) -> None:
+        super().__init__()
+        self._session = session
+        self._account = account
+        self._sent_at = 0.0
+        self._sends = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with connected(receive):
+                await self._stream(send)
+            await _send(send, b"", more=False)  # a server reports our own end as a disconnect
+        except ClientGone as gone:
+            self._account.status, self._account.error = gone.status, gone.code
+        finally:
+            self._session.cancel(_GONE)
+
+    async def _stream(self, send: Send) -> None:
+        await send_to_client(send, START)
+        await _send(send, wire.encode(self._session.opened))
+        self._sent_at = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(None) as unread:
+                with self._watched(unread):
+                    await self._send_entries(send)
+        except TimeoutError as error:
+            reason = f"the client read nothing for {responses.UNREAD_S:g} s"
+            raise ClientGone(reason) from error
+        except OSError as error:
+            raise ClientGone("the client went away") from error
+
+    async def _send_entries(self, send: Send) -> None:
+        session = self._session
+        while entries := await session.read():
+            frames = b"".join([entry.frame for entry in entries])
+            if (outbox := session.outbox) is not None and not outbox.is_over:
+                outbox.carry(session.name, partial(session.cancel, _GONE))
+                try:
+                    await self._write(send, frames + _MOVED)
+                    return await self._divert(outbox, send)
+                finally:
+                    outbox.leave(session.name)
+            await self._write(send, frames)
+            self._sent_at = asyncio.get_running_loop().time()
+
+    async def _divert(self, outbox: Outbox, send: Send) -> None:
+        """Have the further entries go to an upload stream, until the last one."""
+        loop, session = asyncio.get_running_loop(), self._session
+
+        def write(frame: bytes) -> None:
+            outbox.write(session.name, frame)
+            self._sent_at = loop.time()
+
+        session.divert(write)
+        while not session.ending:
+            try:
+                async with asyncio.timeout(KEEP_S):
+                    await session.read()
+            except TimeoutError:
+                await self._write(send, _BEAT)
+        if outbox.is_over:
+            await _send(send, b"", more=False)
+            raise ClientGone("the client's upload stream has ended")
+
+    async def _write(self, send: Send, frames: bytes) -> None:
+        self._sends = True
+        await send({"type": "http.response.body", "body": frames, "more_body": True})
+        self._sends = False
+
+    @contextmanager
+    def _watched(self, unread: asyncio.Timeout) -> Iterator[None]:
+        """Have a Beat sent in each silence, and end the stream if its client does not read. One
+        timer looks after both: a timer for each message costs as much as its bytes."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            silent_s = loop.time() - self._sent_at
+            if self._sends and silent_s >= responses.UNREAD_S:
+                return unread.reschedule(loop.time())
+            if silent_s >= BEAT_S and not self._sends:
+                self._session.beat()
+            left_s = BEAT_S - silent_s
+            self._timer = loop.call_later(left_s if left_s > 0 else BEAT_S, look)
+
+        self._timer = loop.call_later(BEAT_S, look)
+        try:
+            yield
+        finally:
+            self._timer.cancel()
+
+
+async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
+    body: AsgiMessage = {"type": "http.response.body", "body": data, "more_body": more}
+    await send_to_client(send, body)
+
+
+# Reads an upload stream: one long request whose records carry the messages of many sessions.
+#
+# A session that is slow to take its messages delays no other one: what it has not taken yet is
+# kept for it, up to MAX_UNREAD_BYTES. The stream may be silent for SILENT_S, and ends when the
+# verifier has drained or the request's key is revoked. Its end ends only the sessions that its
+# answer carries, and an edge sends the messages that may be lost with it again.
 
 RECORDS_HEADER: Final = "picospec-answer"
 RECORDS: Final = "records"
@@ -211,7 +344,3 @@ def _records(decoder: wire.RecordDecoder, piece: bytes) -> Iterator[Record]:
         yield from decoder.feed(piece)
     except MalformedFrame as error:
         raise InvalidRequest(str(error), code="malformed_frame") from error
-
-
-async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
-    await send_to_client(send, {"type": "http.response.body", "body": data, "more_body": more})

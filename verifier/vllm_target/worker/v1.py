@@ -25,9 +25,8 @@ from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinPLogits
 from picospec.speculation.judge import Judgement
 from picospec.speculation.judges import seeded
 from picospec.speculation.messages import Sampling
-from picospec.verifier.vllm_target.verify_request import VerifyRequest
-from picospec.verifier.vllm_target.worker.extension import Stock, wrap
-from picospec.verifier.vllm_target.worker.upload import upload
+from picospec.verifier.vllm_target.crossing import VerifyRequest
+from picospec.verifier.vllm_target.worker.extension import Stock, upload, wrap
 
 PLACEHOLDER = -1
 """vLLM marks with this a place where a sampler returned no token."""

@@ -16,8 +16,7 @@ from picospec.speculation import wire
 from picospec.speculation.logits import Adjustment
 from picospec.speculation.messages import Down, TokenId
 from picospec.speculation.verify_session import Pass, VerifyingSession
-from picospec.verifier.vllm_target.admission import Admission
-from picospec.verifier.vllm_target.verify_request import VerifyRequest
+from picospec.verifier.vllm_target.crossing import Admission, VerifyRequest
 
 
 class OutgoingFrame(NamedTuple):

@@ -18,8 +18,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from vllm.config import CompilationConfig, get_current_vllm_config_or_none
 from vllm.platforms import current_platform
+from vllm.v1.worker.gpu import model_runner, warmup
+from vllm.v1.worker.gpu.sample import gumbel
+from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
-from picospec.verifier.vllm_target.configuring.choice import MASK_ROWS, MOST_ROWS, Choice
+from picospec.verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
 from picospec.verifier.vllm_target.worker.extension import (
     PicoWorkerExtension as PicoWorkerExtension,
 )
@@ -27,9 +30,6 @@ from picospec.verifier.vllm_target.worker.extension import wrap
 
 if current_platform.is_cpu():  # must come first: it changes the runner modules' imports
     import vllm.v1.worker.cpu.shm  # noqa: F401
-from vllm.v1.worker.gpu import model_runner, warmup
-from vllm.v1.worker.gpu.sample import gumbel
-from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 BUFFERED_MASK_ROWS: Final = 2048
 """The masks of grammars have a buffer of this many rows on the device: 39 MB for 152,000

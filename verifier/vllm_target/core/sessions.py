@@ -36,10 +36,9 @@ from picospec.speculation import wire
 from picospec.speculation.messages import Pushed, RemoteProtocolError
 from picospec.speculation.ngrams import Owner
 from picospec.speculation.verify_machine import VerifyMachine
-from picospec.verifier.vllm_target.admission import FIELD, PUSH, Admission, Batch
-from picospec.verifier.vllm_target.configuring.choice import Choice
 from picospec.verifier.vllm_target.core.hooks import must_step
-from picospec.verifier.vllm_target.core.session_slot import SessionSlot
+from picospec.verifier.vllm_target.core.slot import SessionSlot
+from picospec.verifier.vllm_target.crossing import FIELD, PUSH, Admission, Batch, Choice
 
 Sessions = list[tuple[Request, SessionSlot]]
 

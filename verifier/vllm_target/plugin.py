@@ -20,8 +20,9 @@ import vllm.envs as envs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
-from picospec.verifier.vllm_target.configuring import compat, conflicts
-from picospec.verifier.vllm_target.configuring.choice import CONFIG, NAME, SOCKET, Choice
+from picospec.verifier.vllm_target import conflicts
+from picospec.verifier.vllm_target import conflicts as compat
+from picospec.verifier.vllm_target.crossing import CONFIG, NAME, SOCKET, Choice
 from picospec.verifier.vllm_target.dying import bind_cores, die_with_parent
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _stand_back() -> None:
 
 def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
     """Return the choice for an engine. asked: the operator's speculation. Raises Conflict."""
-    conflicts.check(args, rust=envs.VLLM_USE_RUST_FRONTEND)
+    conflicts.check_flags(args, rust=envs.VLLM_USE_RUST_FRONTEND)
     runner = _runner(args, model, parallel, asked)
     if runner == "v1" and asked is not None:
         raise conflicts.Conflict(
@@ -174,7 +175,7 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
             "VLLM_USE_V2_MODEL_RUNNER: vLLM would use Model Runner V1, with which every row of "
             "a session is copied to the host and judged there: that is for CPUs only"
         )
-    compat.check(runner)
+    compat.check_installation(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # fail before the model loads
     ours, head = settings(), 0 if asked is None else asked.num_speculative_tokens
     wanted = ours.limits.max_verify

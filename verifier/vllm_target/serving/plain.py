@@ -28,9 +28,8 @@ from picospec.gateway.errors import ApiError, Overloaded
 from picospec.gateway.http.responses import error_response
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.models.grammars import NAME, Constraint
-from picospec.verifier.identity import identity_of
 from picospec.verifier.routes import OPEN
-from picospec.verifier.target import Target, Unservable, unservable
+from picospec.verifier.target import Target, Unservable, identity_of, unservable
 
 
 @dataclass(slots=True)

@@ -1,1 +1,0 @@
-"""Hooks into Model Runner V1, which vLLM runs on CPUs."""
