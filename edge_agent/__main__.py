@@ -2,40 +2,112 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import structlog
 import typer
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 from typer import Option
 
 from picospec.edge_agent.app import build, open_verifiers
-from picospec.edge_agent.draft_model import loading
-from picospec.edge_agent.draft_model.loading import MakeDrafter, with_draft_model
+from picospec.edge_agent.draft import loading
+from picospec.edge_agent.draft.loading import MakeDrafter, with_draft_model
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.edge_agent.starting import Starting
+from picospec.gateway.accounts.access import HEALTH_PATHS
 from picospec.gateway.drain import Drain
+from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting import logs
-from picospec.gateway.hosting.descriptors import (
-    max_accepted,
-    max_connections,
-    raise_limit,
-)
+from picospec.gateway.hosting.descriptors import max_accepted, max_connections, raise_limit
 from picospec.gateway.hosting.http1 import DrainingServer, protocol
 from picospec.gateway.hosting.listening import check_listening
 from picospec.gateway.hosting.settings import TlsSettings
 from picospec.gateway.hosting.silent import cut_silent
+from picospec.gateway.http.responses import error_response, json_response
 from picospec.models.errors import ModelError
 from picospec.models.store import open_store
 from picospec.speculation.drafting import DraftPolicy
+
+# Answers for an edge whose app is not there yet: it is alive, and not ready.
+#
+# An edge may have to wait for its verifier to know which draft model fits, and to fetch that
+# model. Until then /health answers 200, and everything else a 503 that says so.
+
+T = TypeVar("T")
+LOADING: Final = Unavailable("the edge is loading its draft model", code="loading")
+
+
+class Starting:
+    """An ASGI app that becomes the one that `make` returns."""
+
+    def __init__(self, make: Callable[[], FastAPI], give_up: Callable[[], None]) -> None:
+        """make: called once, in a thread. give_up: called if make or its app fails."""
+        self._make = make
+        self._give_up = give_up
+        self._app: FastAPI | None = None
+        self._left = asyncio.Event()
+        self.error: Exception | None = None
+        """The reason why there will be no app, once it is known."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif self._app is not None:
+            await self._app(scope, receive, send)
+        elif Request(scope).url.path in HEALTH_PATHS:
+            await json_response({"status": "ok", "state": "loading"})(scope, receive, send)
+        else:
+            await error_response(LOADING)(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        running = asyncio.create_task(self._run())
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._app is None:
+            running.cancel()
+        self._left.set()
+        await asyncio.wait([running])
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _run(self) -> None:
+        try:
+            app = await _in_thread(self._make)
+            async with app.router.lifespan_context(app):
+                self._app = app
+                await self._left.wait()
+        except Exception as error:  # whatever it is, there is nothing to serve
+            self.error = error
+            self._give_up()
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Await a function in a daemon thread: the end of the process does not wait for it."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()  # nobody can cancel it from now on
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="starting").start()
+    return await asyncio.wrap_future(future)
+
 
 GRACE_S: Final = 5
 """Requests still open after draining get this many seconds, such as an answer that its client

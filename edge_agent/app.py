@@ -20,17 +20,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from picospec.edge_agent.draft_model import loading
-from picospec.edge_agent.draft_model.drafter import Drafter
-from picospec.edge_agent.draft_model.loading import MakeDrafter
-from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
+from picospec.edge_agent.draft import loading
+from picospec.edge_agent.draft.drafter import Drafter
+from picospec.edge_agent.draft.loading import MakeDrafter, TargetTokenizer
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback import DraftFallback, open_engine
 from picospec.edge_agent.link.connection import connections
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.relay.relay import open_relay
+from picospec.edge_agent.relay import open_relay
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.accounts.access import HEALTH_PATHS, Access
 from picospec.gateway.app import create_app

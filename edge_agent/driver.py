@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot, StepSampler
-from picospec.edge_agent.link.session_link import Link
-from picospec.edge_agent.link.sessions import Sessions
+from picospec.edge_agent.draft.drafter import CannotDraft, DraftSlot, StepSampler
+from picospec.edge_agent.link.session import Link
+from picospec.edge_agent.link.verifiers import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import ApiError, EngineFault

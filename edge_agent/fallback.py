@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from picospec.edge_agent.draft_model.drafter import CannotDraft, Drafter, DraftSlot
+from picospec.edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.proposing.grammars import EdgeGrammars
+from picospec.edge_agent.proposals import EdgeGrammars
 from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Facts, FinishReason, Job, Statistics
 from picospec.gateway.tokenizer import TokenizerSource

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Literal
 
-from picospec.edge_agent.link.sessions import Sessions
+from picospec.edge_agent.link.verifiers import Sessions
 from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
 from picospec.speculation.distributions import DraftToken
 from picospec.speculation.draft_machine import DraftMachine, Observer, Outcome

@@ -33,9 +33,9 @@ from picospec.bench.data.host import commit, this_host
 from picospec.bench.data.prompts import Prompt, read
 from picospec.bench.run.services import Services, ServicesPlan, verifier_arguments
 from picospec.bench.simulator.hosts import Speeds
-from picospec.edge_agent.draft_model.drafter import DraftSlot
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.edge_agent.draft_model.loading import find
+from picospec.edge_agent.draft.drafter import DraftSlot
+from picospec.edge_agent.draft.llama import LlamaDrafter
+from picospec.edge_agent.draft.loading import find
 from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.session import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.speculation.distributions import DraftToken
 from picospec.speculation.drafting import DraftingSession

@@ -23,7 +23,7 @@ from picospec.bench.run.client import AnswerError
 from picospec.bench.simulator.clock import Curve
 from picospec.bench.simulator.source import Source
 from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.draft_model.drafter import StepSampler
+from picospec.edge_agent.draft.drafter import StepSampler
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings

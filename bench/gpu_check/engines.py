@@ -28,7 +28,7 @@ from picospec.bench.run.rivals import PLAIN as PLAIN_ENGINE
 from picospec.bench.run.services import Services, ServicesPlan
 from picospec.bench.simulator.source import Source, traced
 from picospec.bench.traces.record import Subject, replayed
-from picospec.edge_agent.draft_model.loading import find
+from picospec.edge_agent.draft.loading import find
 from picospec.models.store import open_store
 from picospec.speculation.messages import TokenId
 

@@ -18,7 +18,7 @@ from picospec.bench.link.relay_server import Link
 from picospec.bench.run.arms import Arm
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import Services, ServicesPlan, Started
-from picospec.edge_agent.draft_model.loading import find
+from picospec.edge_agent.draft.loading import find
 from picospec.models.store import open_store
 
 SETTLING_CHECKS = 24
@@ -30,7 +30,7 @@ SETTLING_S = 30.0
 
 MAX_WARM_UPS = 24
 """At most this many requests warm up one prompt. Each lets the draft model read another chunk
-of it (edge_agent.draft_model.llama_drafter)."""
+of it (edge_agent.draft.llama)."""
 
 ANSWER_TIMEOUT_S = 600.0
 """An answer fails after this many seconds without a byte."""

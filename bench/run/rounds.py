@@ -17,7 +17,7 @@ import typer
 
 from picospec.bench.round_policy import RoundPolicy
 from picospec.edge_agent.__main__ import serve
-from picospec.edge_agent.draft_model.drafter import StepSampler
+from picospec.edge_agent.draft.drafter import StepSampler
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.models.llama_cpp.model import Model
 from picospec.speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution

@@ -16,7 +16,7 @@ import numpy as np
 
 from picospec.bench.data.prompts import sampling
 from picospec.bench.traces.files import Ids, Logits, Trace
-from picospec.edge_agent.draft_model.drafter import drafts_while_matching
+from picospec.edge_agent.draft.drafter import drafts_while_matching
 from picospec.models.llama_cpp.model import common_prefix
 from picospec.speculation.coupled import SHARPNESS
 from picospec.speculation.coupled import sampler as draft_sampler

@@ -27,7 +27,7 @@ from picospec.bench.data.prompts import SHIPPED, Conversation, Prompt, read, sam
 from picospec.bench.data.results import Answer, Results
 from picospec.bench.data.scenarios import script
 from picospec.bench.traces.files import Ids, Trace
-from picospec.edge_agent.draft_model.loading import find
+from picospec.edge_agent.draft.loading import find
 from picospec.models.llama_cpp.model import Context, Logits, Model, Segment
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import tokenizer_file

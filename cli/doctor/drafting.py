@@ -12,8 +12,7 @@ from typing import Final
 import msgspec
 
 from picospec.cli.doctor.finding import Finding, milliseconds
-from picospec.edge_agent.draft_model.loading import AUTO, NONE, open_context
-from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
+from picospec.edge_agent.draft.loading import AUTO, NONE, TargetTokenizer, open_context
 from picospec.edge_agent.link.connection import read_answer
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.settings import EdgeSettings

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from picospec.edge_agent.link.fleet import Endpoint, Fleet
-from picospec.edge_agent.link.upstream_errors import LinkDown
+from picospec.edge_agent.link.connection import LinkDown
+from picospec.edge_agent.link.uplink import Endpoint, Fleet
 from picospec.gateway.errors import (
     ApiError,
     Draining,

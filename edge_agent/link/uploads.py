@@ -17,8 +17,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Final
 
-from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
-from picospec.edge_agent.link.upstream_errors import LinkDown
+from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection, LinkDown
 from picospec.gateway.errors import ApiError
 from picospec.speculation import wire
 from picospec.speculation.messages import RUN_CHARACTERS, RemoteProtocolError

@@ -10,7 +10,7 @@ from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.results import Answer
 from picospec.bench.traces.files import Trace
 from picospec.bench.traces.record import Subject, answered, traces
-from picospec.edge_agent.draft_model.loading import find
+from picospec.edge_agent.draft.loading import find
 from picospec.models.store import open_store
 from tests.bench.answers import answer, results
 

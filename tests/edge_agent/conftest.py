@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.metrics import EdgeMetrics
 from tests.edge_agent.fake_cache import FakeCache
 from tests.edge_agent.processes import Process, start

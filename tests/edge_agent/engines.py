@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.draft_model.drafter import NoDrafter
-from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.draft.drafter import NoDrafter
+from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.edge_agent.driver import Link
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.metrics import EdgeMetrics

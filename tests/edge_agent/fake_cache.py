@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from picospec.edge_agent.draft_model.drafter import DraftSlot
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.edge_agent.draft_model.llama_slot import LlamaSlot
+from picospec.edge_agent.draft.drafter import DraftSlot
+from picospec.edge_agent.draft.llama import LlamaDrafter
+from picospec.edge_agent.draft.slot import LlamaSlot
 from picospec.models.llama_cpp.model import Limits, Segment, check
 from picospec.speculation import coupled
 from picospec.speculation.distributions import Logits

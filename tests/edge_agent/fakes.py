@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 
-from picospec.edge_agent.draft_model.drafter import StepSampler, drafts_while_matching
+from picospec.edge_agent.draft.drafter import StepSampler, drafts_while_matching
 from picospec.gateway.errors import ApiError
 from picospec.speculation.distributions import DraftToken
 from picospec.speculation.messages import (

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.models.llama_cpp.model import Limits, Model, Segment
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import tokenizer_file

@@ -8,10 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from picospec.edge_agent.link import uploads
-from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.connection import Connection, LinkDown
+from picospec.edge_agent.link.session import Link
 from picospec.edge_agent.link.uplink import Uplink
-from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import EngineFault

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from picospec.edge_agent.draft_model import loading
-from picospec.edge_agent.draft_model.loading import with_draft_model
+from picospec.edge_agent.draft import loading
+from picospec.edge_agent.draft.loading import with_draft_model
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.models.catalogue import Catalogue, ModelFile, Pair
 from picospec.models.errors import UnknownModel

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from picospec.edge_agent.draft_model.drafter import CannotDraft
+from picospec.edge_agent.draft.drafter import CannotDraft
 from picospec.gateway.errors import EngineFault, Unavailable
 from picospec.speculation.distributions import DraftToken, QuantisedDistribution
 from picospec.speculation.messages import (

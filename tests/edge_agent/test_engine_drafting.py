@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent import answer as making
-from picospec.edge_agent.draft_model.drafter import NoDrafter, step_sampler
-from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler
-from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent import engine as making
+from picospec.edge_agent.draft.drafter import NoDrafter, step_sampler
+from picospec.edge_agent.draft.foreign import ForeignSampler
+from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import Unavailable

@@ -9,7 +9,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.draft.drafter import NoDrafter
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Delta, Job

@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.fallback import FEATURES, DraftEngine, DraftFallback
-from picospec.edge_agent.link.fleet import Event
+from picospec.edge_agent.link.uplink import Event
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Overloaded, Unavailable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.edge_agent.link.fleet import Endpoint, Event, Fleet
+from picospec.edge_agent.link.uplink import Endpoint, Event, Fleet
 
 
 def ready(number: int, rtt_s: float = 0.0, load: float = 0.0) -> Endpoint:

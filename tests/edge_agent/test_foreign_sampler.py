@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from picospec.edge_agent.draft_model.drafter import StepSampler, step_sampler
-from picospec.edge_agent.draft_model.foreign.sampler import ForeignSampler, Row
-from picospec.edge_agent.draft_model.foreign.translation import Translation
+from picospec.edge_agent.draft.drafter import StepSampler, step_sampler
+from picospec.edge_agent.draft.foreign import ForeignSampler, Row
+from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.models.tokenizer import Tokenizer
 from picospec.speculation import coupled
 from picospec.speculation.distributions import Logits, distribution, noise_index

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft_model.foreign import slot as foreign_slot
-from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
-from picospec.edge_agent.draft_model.foreign.slot import ForeignSlot
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft import foreign as foreign_slot
+from picospec.edge_agent.draft.foreign import ForeignSlot
+from picospec.edge_agent.draft.llama import LlamaDrafter
+from picospec.edge_agent.draft.retokeniser import Retokeniser
 from picospec.speculation import coupled
 from picospec.speculation.distributions import DraftSampler, DraftToken
 from picospec.speculation.messages import Sampling

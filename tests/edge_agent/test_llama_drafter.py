@@ -7,8 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from picospec.edge_agent.draft_model.drafter import CannotDraft
-from picospec.edge_agent.draft_model.llama_drafter import CHUNK_TOKENS, LlamaDrafter
+from picospec.edge_agent.draft.drafter import CannotDraft
+from picospec.edge_agent.draft.llama import CHUNK_TOKENS, LlamaDrafter
 from picospec.speculation.distributions import DraftToken, Logits
 from tests.edge_agent.fake_cache import (
     FakeCache,

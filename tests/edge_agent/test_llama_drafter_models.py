@@ -10,8 +10,8 @@ from itertools import repeat
 import numpy as np
 import pytest
 
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.edge_agent.draft_model.llama_slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
+from picospec.edge_agent.draft.llama import LlamaDrafter
+from picospec.edge_agent.draft.slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
 from picospec.gateway.schemas.messages import ChatMessage
 from picospec.models.llama_cpp.model import Context, Model, Segment, common_prefix
 from picospec.models.store import open_store

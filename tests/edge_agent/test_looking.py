@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from picospec.edge_agent.relay.looking import relayed_request
+from picospec.edge_agent.relay import relayed_request
 from tests.edge_agent.relaying import MODEL
 
 

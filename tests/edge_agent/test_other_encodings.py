@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from picospec.edge_agent.link.fleet import Event
-from picospec.edge_agent.link.uplink import Uplink, VerifierStatus
-from picospec.edge_agent.link.upstream_errors import Answer, from_answer
+from picospec.edge_agent.link.connection import Answer, from_answer
+from picospec.edge_agent.link.uplink import Event, Uplink, VerifierStatus
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.relay.relay import _renamed
+from picospec.edge_agent.relay import _renamed
 from picospec.gateway.errors import InvalidRequest, Unavailable
 from tests.edge_agent.virtual import FACTS
 

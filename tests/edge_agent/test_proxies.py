@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from picospec.edge_agent.link.upstream_errors import LinkDown
+from picospec.edge_agent.link.connection import LinkDown
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside

@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft_model import reading_on
-from picospec.edge_agent.draft_model.llama_drafter import CHUNK_TOKENS
-from picospec.edge_agent.draft_model.llama_slot import KvSlot, Reading, View
-from picospec.edge_agent.draft_model.reading_on import (
+from picospec.edge_agent.draft import slot as reading_on
+from picospec.edge_agent.draft.llama import CHUNK_TOKENS
+from picospec.edge_agent.draft.slot import (
     AFTER_S,
     CHUNK_S,
     IDLE_S,
     MIN_CHUNK_TOKENS,
     SOON_S,
+    KvSlot,
+    Reading,
     ReadingOn,
+    View,
 )
 from tests.edge_agent.fake_cache import FakeCache
 

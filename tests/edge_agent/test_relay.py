@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
-from picospec.edge_agent.relay import upload
+from picospec.edge_agent import relayed
 from picospec.gateway.beside import beside
 from picospec.gateway.drain import Drain
 from picospec.verifier.app import build as build_verifier
@@ -199,8 +199,8 @@ async def test_its_body_has_a_limit_of_its_own() -> None:
 async def test_an_upstream_that_does_not_take_a_body_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.edge_agent.relay.answer.HEAD_S", 0.3)
-    monkeypatch.setattr(upload, "HEAD_S", 0.3)
+    monkeypatch.setattr("picospec.edge_agent.relayed.HEAD_S", 0.3)
+    monkeypatch.setattr(relayed, "HEAD_S", 0.3)
 
     async def never(request: Request) -> Response:
         while (await request.receive())["type"] != "http.disconnect":

@@ -7,9 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.connection import Answer, Connection, LinkDown
 from picospec.edge_agent.link.uplink import Uplink
-from picospec.edge_agent.link.upstream_errors import Answer, LinkDown
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import Draining
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft_model.foreign.draft_text import REREAD_TOKENS, DraftText
-from picospec.edge_agent.draft_model.foreign.retokeniser import Retokeniser
+from picospec.edge_agent.draft.foreign import REREAD_TOKENS, DraftText
+from picospec.edge_agent.draft.retokeniser import Retokeniser
 from tests.edge_agent.foreign import TEXTS, Name, model, translation
 from tests.edge_agent.words import WordEncoder
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from picospec.edge_agent.link.course import JITTER_S, RESPONSE_TIMEOUT_S
-from picospec.edge_agent.link.fleet import Event
+from picospec.edge_agent.link.uplink import Event
 from picospec.gateway.errors import (
     ApiError,
     Draining,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from picospec.edge_agent.link.session_link import SILENCE_S, Link
+from picospec.edge_agent.link.session import SILENCE_S, Link
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.speculation import wire
 from picospec.speculation.messages import Finish, Limits, Opened

@@ -9,18 +9,18 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.edge_agent.draft_model import llama_drafter
-from picospec.edge_agent.draft_model.drafter import CannotDraft, DraftSlot
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft import llama
+from picospec.edge_agent.draft.drafter import CannotDraft, DraftSlot
+from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.gateway.beside import beside
 from tests.edge_agent.fake_cache import FakeCache, draft_after, taken, truth
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_drafter, "PASS_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(llama_drafter, "CHECK_S", 0.01)
-    monkeypatch.setattr(llama_drafter, "CLOSE_S", 0.05)
+    monkeypatch.setattr(llama, "PASS_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(llama, "CHECK_S", 0.01)
+    monkeypatch.setattr(llama, "CLOSE_S", 0.05)
 
 
 @asynccontextmanager

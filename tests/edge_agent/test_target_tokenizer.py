@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.edge_agent.draft_model import target_tokenizer
-from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
+from picospec.edge_agent.draft import loading
+from picospec.edge_agent.draft.loading import TargetTokenizer
 from picospec.gateway.errors import EngineFault
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import TokenizerCache, TokenizerFile, tokenizer_file
@@ -81,7 +81,7 @@ async def test_a_hostile_tokenizer_is_an_error_that_names_it(
 async def test_why_it_cannot_be_used_is_logged_once(
     file: TokenizerFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target_tokenizer, "RETRY_S", 0.0)
+    monkeypatch.setattr(loading, "RETRY_S", 0.0)
     verifier = TokenizerUplink(file, packed=b"none")
 
     with capture_logs() as logs, pytest.raises(TimeoutError):

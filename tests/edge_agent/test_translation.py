@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.edge_agent.draft_model.foreign.slot import take
-from picospec.edge_agent.draft_model.foreign.translation import Translation, special_tokens
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft.foreign import take
+from picospec.edge_agent.draft.llama import LlamaDrafter
+from picospec.edge_agent.draft.retokeniser import Translation, special_tokens
 from picospec.models.tokenizer import Tokenizer
 from tests.edge_agent.words import WordEncoder
 

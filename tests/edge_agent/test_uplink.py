@@ -13,10 +13,15 @@ from types import MappingProxyType
 import pytest
 
 from picospec.edge_agent.link import uplink as uplink_module
-from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.connection import (
+    Answer,
+    Connection,
+    LinkDown,
+    from_answer,
+    unreachable,
+)
+from picospec.edge_agent.link.session import Link
 from picospec.edge_agent.link.uplink import Uplink
-from picospec.edge_agent.link.upstream_errors import Answer, LinkDown, from_answer, unreachable
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import (

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S
-from picospec.edge_agent.link.posts import Posts
+from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, LinkDown
+from picospec.edge_agent.link.session import Posts
 from picospec.edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploads
-from picospec.edge_agent.link.upstream_errors import LinkDown
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import EngineFault
 from picospec.speculation import wire

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
-from picospec.edge_agent.draft_model.llama_slot import (
+from picospec.edge_agent.draft.llama import LlamaDrafter
+from picospec.edge_agent.draft.slot import (
     FIRST_TOKENS,
     MIN_TOKENS,
     Reading,

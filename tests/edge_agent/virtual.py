@@ -16,10 +16,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent.link import uploads
-from picospec.edge_agent.link.fleet import Event, Fleet
-from picospec.edge_agent.link.sessions import Sessions
-from picospec.edge_agent.link.uplink import Uplink
-from picospec.edge_agent.link.upstream_errors import LinkDown
+from picospec.edge_agent.link.connection import LinkDown
+from picospec.edge_agent.link.uplink import Event, Fleet, Uplink
+from picospec.edge_agent.link.verifiers import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.beside import beside
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Unavailable

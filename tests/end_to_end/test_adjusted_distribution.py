@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from picospec.edge_agent.draft_model.drafter import step_sampler
+from picospec.edge_agent.draft.drafter import step_sampler
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import StreamPolicy
 from picospec.speculation.judges import JUDGES

@@ -13,9 +13,9 @@ import pytest
 from fastapi import FastAPI
 
 from picospec.edge_agent import app as edge
-from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
-from picospec.edge_agent.relay import answer as relaying
-from picospec.edge_agent.relay.relay import DIRECT
+from picospec.edge_agent import relayed as relaying
+from picospec.edge_agent.draft.loading import TargetTokenizer
+from picospec.edge_agent.relay import DIRECT
 from picospec.edge_agent.settings import load as load_edge
 from picospec.gateway.drain import Drain
 from picospec.models.store import open_store

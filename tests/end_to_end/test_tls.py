@@ -24,7 +24,7 @@ from picospec.bench.run.services import free_port
 from picospec.cli.doctor.drafting import target_token_s
 from picospec.cli.doctor.verifier import check_verifier
 from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.session import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load

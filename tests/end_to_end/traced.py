@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from picospec.bench.run.services import free_port
-from picospec.edge_agent.draft_model.drafter import NoDrafter
+from picospec.edge_agent.draft.drafter import NoDrafter
 from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers

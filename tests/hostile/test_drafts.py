@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.bench.run.services import free_port
-from picospec.edge_agent.link import posts
+from picospec.edge_agent.link import session as posts
 from picospec.gateway.errors import InvalidRequest
 from picospec.speculation import wire
 from picospec.speculation.draft_machine import Outcome

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from picospec.edge_agent.proposing import proposals
-from picospec.edge_agent.proposing.proposals import ProposalFinder
+from picospec.edge_agent import proposals
+from picospec.edge_agent.proposals import ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Job, Sampling
 from picospec.speculation.messages import TokenId, opening

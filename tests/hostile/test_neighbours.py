@@ -13,9 +13,9 @@ import pytest
 from msgspec import structs
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.draft_model.llama_drafter import LlamaDrafter
+from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.proposing.grammars import EdgeGrammars
+from picospec.edge_agent.proposals import EdgeGrammars
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import Overloaded, RateLimited
 from picospec.gateway.hosting.settings import GatewaySettings

@@ -18,7 +18,7 @@ import tokenizers
 from msgspec.structs import replace
 from tokenizers import Regex, models, pre_tokenizers
 
-from picospec.edge_agent.draft_model.target_tokenizer import TargetTokenizer
+from picospec.edge_agent.draft.loading import TargetTokenizer
 from picospec.gateway.app import create_app
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings

@@ -19,7 +19,7 @@ RENEW_WITHOUT_DESCRIPTORS = """
 import asyncio, os, resource
 from contextlib import suppress
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.upstream_errors import LinkDown
+from picospec.edge_agent.link.connection import LinkDown
 
 async def main():
     for url in ("http://127.0.0.1:9", "https://127.0.0.1:9"):

@@ -12,14 +12,14 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from picospec.edge_agent import relayed as relaying
 from picospec.edge_agent.app import build
-from picospec.edge_agent.link import connection, course, session_link, uplink
+from picospec.edge_agent.link import connection, course, session, uplink
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.session_link import Link
+from picospec.edge_agent.link.session import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.relay import answer as relaying
-from picospec.edge_agent.relay.relay import DIRECT
+from picospec.edge_agent.relay import DIRECT
 from picospec.edge_agent.settings import load
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable, first_error
@@ -58,7 +58,7 @@ def set_deadlines(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         connection: "REQUEST_TIMEOUT_S",
         uplink: "REQUEST_TIMEOUT_S TOKENIZER_TIMEOUT_S ANSWER_TIMEOUT_S CHECK_TIMEOUT_S",
         course: "RESPONSE_TIMEOUT_S",
-        session_link: "FIRST_TOKEN_S LATE_S",
+        session: "FIRST_TOKEN_S LATE_S",
     }.items():
         for name in names.split():
             monkeypatch.setattr(module, name, seconds)
@@ -173,8 +173,8 @@ async def test_a_session_that_brings_nothing_or_what_is_wrong_ends_with_one_erro
 async def test_answers_come_from_another_verifier_meanwhile(
     url: str, metrics: EdgeMetrics, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_link, "FIRST_TOKEN_S", 2.0)
-    monkeypatch.setattr(session_link, "LATE_S", 0.0)
+    monkeypatch.setattr(session, "FIRST_TOKEN_S", 2.0)
+    monkeypatch.setattr(session, "LATE_S", 0.0)
     with running("") as (other,):
         async with using([f"{url}/{attack}", other.url], metrics) as verifiers:
             verifiers.uplinks[0].endpoint.rtt_s = 1e-9  # the best, as far as can be known

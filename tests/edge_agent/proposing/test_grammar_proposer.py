@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from picospec.edge_agent.proposing.grammars import GrammarProposer
+from picospec.edge_agent.proposals import GrammarProposer
 from picospec.speculation.distributions import DraftToken
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import StreamPolicy

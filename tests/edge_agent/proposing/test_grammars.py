@@ -10,10 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from picospec.edge_agent.draft_model.drafter import NoDrafter, step_sampler
+from picospec.edge_agent.draft.drafter import NoDrafter, step_sampler
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.proposing.grammars import DraftGrammar, EdgeGrammars
-from picospec.edge_agent.proposing.proposals import ProposalFinder
+from picospec.edge_agent.proposals import DraftGrammar, EdgeGrammars, ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import InvalidRequest
 from picospec.models.errors import GrammarFailed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-from picospec.edge_agent.proposing.proposals import Pools
+from picospec.edge_agent.proposals import Pools
 from picospec.speculation.ngrams import Pool
 from tests.edge_agent.engines import FACTS
 

@@ -11,24 +11,30 @@ of the protocol, the verifier answers all requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as AnyMethod
 from starlette.types import Receive, Scope, Send
 
-from picospec.edge_agent.link.connection import Connection, connections
-from picospec.edge_agent.link.upstream_errors import Peer
+from picospec.edge_agent.link.connection import Connection, Peer, connections
 from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.relay.allowed import AS_IT_IS, headers_of, passes, query_of, target_of
-from picospec.edge_agent.relay.answer import Relayed
-from picospec.edge_agent.relay.looking import relayed_request
-from picospec.edge_agent.relay.upload import Upload
+from picospec.edge_agent.relayed import (
+    AS_IT_IS,
+    Relayed,
+    Upload,
+    headers_of,
+    passes,
+    query_of,
+    target_of,
+)
 from picospec.edge_agent.settings import EdgeSettings, RelaySettings
 from picospec.gateway.accounts.account import Account
 from picospec.gateway.doors.body import checked, parse, read
@@ -36,6 +42,69 @@ from picospec.gateway.doors.chat.request import ChatRequest
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
 from picospec.gateway.routes.documents import Route
+from picospec.gateway.schemas.json_bounds import check_structure
+
+# Looks into a request's body to find out who answers it, before a door reads it.
+#
+# A door refuses what it does not know, such as an image. Here nothing is refused: an invalid
+# body goes to the door, which reports what is wrong with it.
+
+MEDIA: Final = frozenset(
+    {"image_url", "input_audio", "audio_url", "video_url", "file"}  # of a chat
+    | {"input_image", "input_file"}  # of a response
+    | {"image", "document"}  # of a message
+)
+"""No draft model reads parts of these types."""
+
+_MARKS: Final = tuple(f'"{kind}"'.encode() for kind in sorted(MEDIA))
+
+
+class _Fields(msgspec.Struct):
+    model: str | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    messages: Any = None
+    input: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class RelayedRequest:
+    """A request that another service answers. model: as the request names it."""
+
+    model: str | None
+    answers: int
+    has_media: bool
+
+
+def relayed_request(body: bytes, models: Collection[str]) -> RelayedRequest | None:
+    """Return what a request wants from another service; None if a door here answers it."""
+    has_marks = any(mark in body for mark in _MARKS)
+    if not (has_marks or models):
+        return None
+    try:
+        check_structure(body)
+        fields = msgspec.json.decode(body, type=_Fields)
+    except (ApiError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    has_media = has_marks and (_has_media(fields.messages) or _has_media(fields.input))
+    if not (has_media or fields.model in models):
+        return None
+    return RelayedRequest(fields.model, fields.n or 1, has_media)
+
+
+def _has_media(items: object) -> bool:
+    """Return True if a list contains media parts: directly, in messages, or in their parts."""
+    if not isinstance(items, list):
+        return False
+    return any(
+        isinstance(item, dict)
+        and (_is_medium(item.get("type")) or _has_media(item.get("content")))
+        for item in items
+    )
+
+
+def _is_medium(kind: object) -> bool:
+    return isinstance(kind, str) and kind in MEDIA
+
 
 HELD_BYTES: Final = 16 << 20
 """A request with images may have this many bytes: it is held to see which model it is for."""

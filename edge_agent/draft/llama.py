@@ -25,14 +25,8 @@ from typing import Final
 
 import structlog
 
-from picospec.edge_agent.draft_model.drafter import CannotDraft, drafts_while_matching
-from picospec.edge_agent.draft_model.llama_slot import (
-    KvSlot,
-    LlamaSlot,
-    Reading,
-    StepRequest,
-)
-from picospec.edge_agent.draft_model.reading_on import ReadingOn
+from picospec.edge_agent.draft.drafter import CannotDraft, drafts_while_matching
+from picospec.edge_agent.draft.slot import KvSlot, LlamaSlot, Reading, ReadingOn, StepRequest
 from picospec.models.llama_cpp.model import Context, Segment
 from picospec.speculation.messages import TokenId
 
