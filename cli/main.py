@@ -23,10 +23,10 @@ from picospec.cli.options import HOST, EdgePort, fail, first_key
 from picospec.cli.service import COMMANDS, NoService, call, install, remove
 from picospec.cli.up import Plan, check_plain, read_settings
 from picospec.cli.up import up as run_up
-from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
+from picospec.gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import ServiceError
-from picospec.gateway.tenants.keys import InvalidKeys, KeyLimits, add_key
+from picospec.gateway.tenants import InvalidKeys, KeyLimits, add_key
 from picospec.models.errors import ModelError
 from picospec.models.llama_cpp.library import can_use_gpu, has_llama
 from picospec.models.store import open_store

@@ -16,7 +16,7 @@ from typing import Final, Self
 from rich.console import Console
 
 from picospec.edge_agent.draft.loading import AUTO, NONE, pull_if_missing
-from picospec.gateway.hosting.cores import Pins, compute_threads
+from picospec.gateway.hosting.limits import Pins, compute_threads
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.catalogue import parse_reference
 from picospec.models.errors import NotPulled

@@ -18,10 +18,9 @@ from rich.markup import escape
 from picospec.cli.chatting.client import ChatError, client_of, first_model
 from picospec.cli.doctor.machine import bind_error
 from picospec.cli.options import HOST
-from picospec.gateway.hosting.cores import Pins
+from picospec.gateway.hosting.limits import Pins
 from picospec.gateway.hosting.parent_death import program
-from picospec.gateway.hosting.processes import Service, ServiceError, keep_up
-from picospec.gateway.hosting.readiness import until_ready
+from picospec.gateway.hosting.processes import Service, ServiceError, keep_up, until_ready
 from picospec.gateway.hosting.settings import as_environment
 
 NO_DRAIN: Final = {"drain_timeout_s": 0}

@@ -27,16 +27,14 @@ from picospec.edge_agent.draft import loading
 from picospec.edge_agent.draft.loading import MakeDrafter, with_draft_model
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.gateway.accounts.access import HEALTH_PATHS
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting import logs
-from picospec.gateway.hosting.descriptors import max_accepted, max_connections, raise_limit
-from picospec.gateway.hosting.http1 import DrainingServer, protocol
-from picospec.gateway.hosting.listening import check_listening
-from picospec.gateway.hosting.settings import TlsSettings
-from picospec.gateway.hosting.silent import cut_silent
-from picospec.gateway.http.responses import error_response, json_response
+from picospec.gateway.hosting.limits import max_accepted, max_connections, raise_limit
+from picospec.gateway.hosting.server import DrainingServer, cut_silent, protocol
+from picospec.gateway.hosting.settings import TlsSettings, check_listening
+from picospec.gateway.http import error_response, json_response
+from picospec.gateway.middleware import HEALTH_PATHS
 from picospec.models.errors import ModelError
 from picospec.models.store import open_store
 from picospec.speculation.drafting import DraftPolicy

@@ -31,11 +31,11 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay import open_relay
 from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.accounts.access import HEALTH_PATHS, Access
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, Unavailable
-from picospec.gateway.hosting.listening import hosts_of
+from picospec.gateway.hosting.settings import hosts_of
+from picospec.gateway.middleware import HEALTH_PATHS, Access
 from picospec.gateway.tracing import open_tracing
 from picospec.models.store import Store
 from picospec.models.tokenizer_file import TokenizerCache

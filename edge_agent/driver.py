@@ -19,7 +19,7 @@ from picospec.edge_agent.draft.drafter import CannotDraft, DraftSlot, StepSample
 from picospec.edge_agent.link.session import Link
 from picospec.edge_agent.link.verifiers import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from picospec.gateway.errors import ApiError, EngineFault
 from picospec.speculation.draft_machine import DraftMachine, DraftStep, Outcome
 from picospec.speculation.messages import Commit, Finish, RemoteProtocolError, TokenId

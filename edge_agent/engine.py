@@ -25,7 +25,7 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
 from picospec.edge_agent.proposals import DraftGrammar, ProposalFinder, Proposals
 from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from picospec.gateway.ports import Delta, Facts, Job, Owner, Statistics
 from picospec.models.tokenizer import Tokenizer

@@ -15,8 +15,7 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposals import EdgeGrammars
 from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
-from picospec.gateway.ports import Delta, Facts, FinishReason, Job, Statistics
-from picospec.gateway.tokenizer import TokenizerSource
+from picospec.gateway.ports import Delta, Facts, FinishReason, Job, Statistics, TokenizerSource
 from picospec.models.errors import CannotCheck, GrammarFailed
 from picospec.models.grammars import NAME
 from picospec.models.store import Found

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.ports import Job
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.turns import Turns
 from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.errors import CannotCheck, GrammarFailed, InvalidGrammar
 from picospec.models.grammars import NAME, Grammar, GrammarState

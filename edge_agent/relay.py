@@ -36,13 +36,13 @@ from picospec.edge_agent.relayed import (
     target_of,
 )
 from picospec.edge_agent.settings import EdgeSettings, RelaySettings
-from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.body import checked, parse, read
-from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.accounts import Account
+from picospec.gateway.documents import Route
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.generation import checked, parse, read
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
-from picospec.gateway.routes.documents import Route
-from picospec.gateway.schemas.json_bounds import check_structure
+from picospec.gateway.schema import check_structure
 
 # Looks into a request's body to find out who answers it, before a door reads it.
 #

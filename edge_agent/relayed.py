@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from picospec.edge_agent.link.connection import Response as Answering
 from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S
-from picospec.gateway.accounts.account import Account
+from picospec.gateway.accounts import Account
 from picospec.gateway.doors.door import sent_event
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import (
@@ -27,7 +27,7 @@ from picospec.gateway.errors import (
     NotFound,
     Unavailable,
 )
-from picospec.gateway.http.responses import connected, send_to_client
+from picospec.gateway.http import connected, send_to_client
 
 # Lists of what may pass in either direction; nothing else passes.
 

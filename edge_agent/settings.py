@@ -22,8 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import SettingsConfigDict
 
-from picospec.gateway.hosting.listening import is_loopback
-from picospec.gateway.hosting.settings import Port, ServiceSettings, Table
+from picospec.gateway.hosting.settings import Port, ServiceSettings, Table, is_loopback
 from picospec.speculation.drafting import DraftSettings
 from picospec.speculation.messages import Fill, Judge
 

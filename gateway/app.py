@@ -17,23 +17,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from picospec.gateway.accounts.access import PAGE_PATHS, Access
-from picospec.gateway.accounts.account import Account
-from picospec.gateway.accounts.middleware import Accounts, ShapeOf
+from picospec.gateway.accounts import Account
+from picospec.gateway.documents import FILES, Route, documents, root
 from picospec.gateway.doors.services import About, Relay, Services
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import OPENAI, InvalidRequest, NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.http.responses import json_response
+from picospec.gateway.http import json_response
 from picospec.gateway.metrics import Metrics
+from picospec.gateway.middleware import PAGE_PATHS, Access, Accounts, ShapeOf
 from picospec.gateway.output.style import Styles
-from picospec.gateway.ports import SEEDS, Engine, Fallback
-from picospec.gateway.routes.documents import Route, documents
-from picospec.gateway.routes.page import FILES, root
-from picospec.gateway.routes.table import ROUTES, shape_of
-from picospec.gateway.tenants.tenant import TenantMetrics
-from picospec.gateway.tenants.tenants import Tenants
-from picospec.gateway.tokenizer import TokenizerSource
+from picospec.gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
+from picospec.gateway.routes import ROUTES, shape_of
+from picospec.gateway.tenants import TenantMetrics, Tenants
 
 ANY: Final = Access()
 
@@ -65,7 +61,7 @@ def create_app(
 
     fallback: answers while `engine` cannot. relay: lets another service answer.
 
-    Raises gateway.tenants.keys.InvalidKeys.
+    Raises gateway.tenants.InvalidKeys.
     """
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)

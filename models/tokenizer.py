@@ -194,7 +194,7 @@ class Tokenizer:
         max_bytes: int = MAX_BYTES,
     ) -> list[int]:
         """Return the chat's tokens, with the assistant's turn opened. See
-        gateway.tokenizer.Tokenizer."""
+        gateway.ports.Tokenizer."""
         if self._template is None:
             raise ValueError("the model has no chat template; use /v1/completions")
         shown = shaped(messages, self.template, takes_parts=self._takes_parts)
@@ -213,7 +213,7 @@ class Tokenizer:
         return _beginning(self._encoder.chat_beginning, tokens)
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
-        """Return the tokens of a raw prompt. See gateway.tokenizer.Tokenizer."""
+        """Return the tokens of a raw prompt. See gateway.ports.Tokenizer."""
         tokens = self._encoder.tokenize(text, special)
         return _beginning(self._encoder.raw_beginning, tokens) if begin else tokens
 
@@ -224,7 +224,7 @@ class Tokenizer:
         snippets: Sequence[Mapping[str, str]] = (),
         max_tokens: int = 0,
     ) -> list[int]:
-        """Return a prompt for the text between two texts. See gateway.tokenizer.Tokenizer."""
+        """Return a prompt for the text between two texts. See gateway.ports.Tokenizer."""
         if self._infill is None:
             raise ValueError("the model has no tokens for filling in between two texts")
         encode = partial(self._encoder.tokenize, special=False)

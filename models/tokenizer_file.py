@@ -70,7 +70,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     """True if the chat template takes the content of a message as parts instead of a text."""
 
     hides_unused_tools: bool = False
-    """See gateway.tokenizer.Tokenizer."""
+    """See gateway.ports.Tokenizer."""
 
     @property
     def digest(self) -> str:

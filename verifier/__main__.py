@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 from fastapi import FastAPI
 
-from picospec.gateway.hosting.listening import check_listening
-from picospec.gateway.hosting.serving import serve
+from picospec.gateway.hosting.server import serve
+from picospec.gateway.hosting.settings import check_listening
 from picospec.verifier.settings import VerifierSettings, load
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)

@@ -20,13 +20,13 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import EngineFault
-from picospec.gateway.hosting.listening import hosts_of
-from picospec.gateway.hosting.serving import STOP_AT_ONCE
+from picospec.gateway.hosting.server import STOP_AT_ONCE
+from picospec.gateway.hosting.settings import hosts_of
 from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
+from picospec.gateway.middleware import Access
 from picospec.gateway.ports import Delta, Facts, Job, Statistics
 from picospec.gateway.tracing import Tracing, open_tracing
 from picospec.models.blobs import FileHashes

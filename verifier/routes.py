@@ -21,11 +21,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from picospec.gateway.accounts.access import HEALTH_PATHS
-from picospec.gateway.accounts.account import Account
+from picospec.gateway.accounts import Account
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
-from picospec.gateway.http.request_body import read_body
-from picospec.gateway.tenants.turns import ThreadTurns
+from picospec.gateway.http import read_body
+from picospec.gateway.middleware import HEALTH_PATHS
+from picospec.gateway.turns import ThreadTurns
 from picospec.speculation import wire
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.messages import (
@@ -169,7 +169,7 @@ DRAFTS_BYTES: Final = 64 * 1024
 
 
 def takes_drafts(path: str) -> bool:
-    """Implements gateway.accounts.access.IsMessage."""
+    """Implements gateway.middleware.IsMessage."""
     return path == UPLOADS or (path.startswith(SESSION_PATHS) and path.endswith("/drafts"))
 
 

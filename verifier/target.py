@@ -18,8 +18,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
-from picospec.gateway.tenants.turns import Turns
-from picospec.gateway.tokenizer import Tokenizer
+from picospec.gateway.ports import Tokenizer
+from picospec.gateway.turns import Turns
 from picospec.models.blobs import FileHashes
 from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.errors import CannotCheck, InvalidGrammar

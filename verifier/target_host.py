@@ -18,7 +18,7 @@ import structlog
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.tokenizer import Tokenizer
+from picospec.gateway.ports import Tokenizer
 from picospec.verifier.target import Target
 
 State = Literal["loading", "ready", "draining", "failed", "stopping"]
@@ -72,7 +72,7 @@ class Host:
         return Unavailable(f"the model is {self.state}", code=self.state)
 
     async def tokenizer(self, vocabulary: str) -> Tokenizer:
-        """Implements gateway.tokenizer.TokenizerSource."""
+        """Implements gateway.ports.TokenizerSource."""
         return self.ready().tokenizer
 
     @asynccontextmanager

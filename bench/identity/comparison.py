@@ -15,7 +15,7 @@ from picospec.bench.identity.ties import Divergence, TokenScores, divergence
 from picospec.bench.link.path import Conditions
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import EdgePlan
-from picospec.gateway.tokenizer import NONE
+from picospec.gateway.ports import NONE
 from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.distributions import gumbel, noise_index
 

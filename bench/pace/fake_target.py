@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from prometheus_client import Gauge
 
 from picospec.bench.pace.script import VOCABULARY, key, said
-from picospec.gateway.hosting.serving import serve
+from picospec.gateway.hosting.server import serve
 from picospec.speculation.distributions import Distribution
 from picospec.speculation.messages import Finish, Limits, ModelFacts, Open, Pushed
 from picospec.speculation.ngrams import Owner

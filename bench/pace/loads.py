@@ -29,8 +29,7 @@ from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import READY_WITHIN_S, Started, port
 from picospec.bench.simulator.clock import Curve
 from picospec.bench.simulator.source import Source
-from picospec.gateway.hosting.processes import Child, Service, while_alive
-from picospec.gateway.hosting.readiness import until_ready
+from picospec.gateway.hosting.processes import Child, Service, until_ready, while_alive
 from picospec.speculation.messages import TokenId
 
 DRAFT_S: Final = 0.005

@@ -11,7 +11,7 @@ from picospec.bench.round_policy import RoundPolicy
 from picospec.bench.run.rivals import PLAIN, TOKENS, Rival
 from picospec.bench.run.services import LINKED, EdgePlan
 from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.tokenizer import NONE
+from picospec.gateway.ports import NONE
 
 GAMMA: Final = 4
 """A round has this many tokens if the arm's name has no number; it is the paper's number."""

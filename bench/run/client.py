@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from picospec.bench.data.prompts import Message, sampling
-from picospec.gateway.tokenizer import NONE
+from picospec.gateway.ports import NONE
 
 
 class AnswerError(Exception):

@@ -20,9 +20,8 @@ import httpx
 from picospec.bench.link.path import Conditions
 from picospec.bench.link.relay_server import HOST, Link
 from picospec.bench.run.rivals import Rival
-from picospec.gateway.hosting.cores import Pins, cores_of, parse_pins, share, usable
-from picospec.gateway.hosting.processes import Child, OnLine, Service, while_alive
-from picospec.gateway.hosting.readiness import until_ready
+from picospec.gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
+from picospec.gateway.hosting.processes import Child, OnLine, Service, until_ready, while_alive
 from picospec.gateway.hosting.settings import as_environment
 
 LINKED = Conditions()

@@ -15,7 +15,7 @@ import httpx
 
 from picospec.cli.doctor.finding import Finding
 from picospec.cli.options import HOST
-from picospec.gateway.hosting.cores import compute_threads
+from picospec.gateway.hosting.limits import compute_threads
 from picospec.models.errors import ModelError, NoLlama, NotPulled
 from picospec.models.llama_cpp.library import INSTALL, check_llama
 from picospec.models.store import Store

@@ -23,7 +23,7 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
-from picospec.gateway.hosting.cores import compute_threads
+from picospec.gateway.hosting.limits import compute_threads
 from picospec.models.errors import CannotOpen
 from picospec.models.hub import progress_bar
 from picospec.models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
@@ -43,7 +43,7 @@ RETRY_S: Final = 2.0
 
 
 class TargetTokenizer:
-    """A gateway.tokenizer.TokenizerSource. draft: the draft model's encoder; None without
+    """A gateway.ports.TokenizerSource. draft: the draft model's encoder; None without
     one."""
 
     def __init__(

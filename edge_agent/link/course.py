@@ -24,7 +24,7 @@ from picospec.gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from picospec.gateway.http.request_body import MIN_BYTES_PER_S
+from picospec.gateway.http import MIN_BYTES_PER_S
 from picospec.models.compiler import ANSWER_TIMEOUT_S
 from picospec.speculation.messages import RUN_CHARACTERS
 

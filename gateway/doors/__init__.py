@@ -2,7 +2,7 @@
 
 A request goes the same way at every door. `NAME/` stands for the door's folder:
 
-    gateway/routes/table.py   binds a path to `generate`, with the door's schema and `convert`
+    gateway/routes.py   binds a path to `generate`, with the door's schema and `convert`
     generation.py             takes all the steps below, and is the place to begin reading
     body.py                   reads the body as the door's own request
     NAME/request.py           converts it to a GenerationRequest (request.py)

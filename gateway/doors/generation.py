@@ -1,33 +1,103 @@
 """Answers a request for choices: turns it into jobs, and streams them from the engine.
 
-`count_prompt` only counts the tokens of the request's prompt."""
+`count_prompt` only counts the tokens of the request's prompt.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Final, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.accounts.account import Account
-from picospec.gateway.doors.body import checked, parse
-from picospec.gateway.doors.door import Body, Convert, DoorRequest, Heading
-from picospec.gateway.doors.event_stream import EventStream, json_answer
-from picospec.gateway.doors.parameters import Parameters, parameters_of, shown_names
-from picospec.gateway.doors.request import GenerationRequest, TokenIds
+from picospec.gateway import grammars
+from picospec.gateway.accounts import Account
+from picospec.gateway.doors.door import (
+    Body,
+    Convert,
+    DoorRequest,
+    EventStream,
+    Heading,
+    json_answer,
+)
+from picospec.gateway.doors.request import (
+    GenerationRequest,
+    Parameters,
+    TokenIds,
+    parameters_of,
+    shown_names,
+)
 from picospec.gateway.doors.services import Services
-from picospec.gateway.errors import InvalidRequest, PromptTooLong, renamed
-from picospec.gateway.grammars import structured
-from picospec.gateway.http.responses import json_response
-from picospec.gateway.output.choice_stream import stream_choice
-from picospec.gateway.output.steady import singly
+from picospec.gateway.errors import ApiError, InvalidRequest, PromptTooLong, renamed
+from picospec.gateway.http import json_response, read_body
+from picospec.gateway.output.stream import singly, stream_choice
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import SEEDS, Facts, Job
-from picospec.gateway.tenants.reading import BoundedTokenizer
+from picospec.gateway.schema import SMALL_BYTES, check_structure, invalid
+from picospec.gateway.turns import BoundedTokenizer
+
+# Reads and checks the bodies of requests: large ones in a thread, one after the other.
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+T = TypeVar("T")
+
+MIN_LIMIT_BYTES: Final = 1 << 20
+"""Bodies have this limit if the context is short, or its length is unknown."""
+
+BYTES_PER_TOKEN: Final = 32
+"""The limit of bodies is this for each token of the context. In JSON a token has about 5 bytes,
+and as escapes of UTF-16 about 12; the rest is room for the structure around the texts."""
+
+
+async def parse(schema: type[Parsed], services: Services, request: Request) -> Parsed:
+    """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
+    `checked` raise."""
+    body = await read(services, request)
+    return await checked(services, request, partial(_validated, schema, body))
+
+
+async def read(services: Services, request: Request, least_bytes: int = 0) -> bytes:
+    """Return the body of a request, of at most as many bytes as the context holds, or
+    `least_bytes` if that is more. Raises what `read_body` raises."""
+    return await read_body(request, max(least_bytes, await _limit_bytes(services, request)))
+
+
+async def checked(services: Services, request: Request, check: Callable[[], T]) -> T:
+    """Return what `check` returns for a request whose body has been read. The check runs at
+    once if the body and its tenant's kept responses, which the body may refer to, are small;
+    otherwise in the one thread where large bodies take turns. Raises Overloaded, or what
+    `check` raises."""
+    account: Account = request.state.account
+    if len(await request.body()) + account.kept_bytes <= SMALL_BYTES:
+        return check()
+    return await services.checks.run(account.tenant, check)
+
+
+def _validated(schema: type[Parsed], body: bytes) -> Parsed:
+    check_structure(body)
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+async def _limit_bytes(services: Services, request: Request) -> int:
+    """Return the limit of a body's bytes, which grows with the context if the engine knows its
+    length. The engine is not asked about a body that is short enough for any context."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) <= MIN_LIMIT_BYTES:
+        return MIN_LIMIT_BYTES
+    try:
+        facts = await services.engine.facts()
+    except ApiError:  # the fallback may answer; otherwise the request fails after the checks
+        return MIN_LIMIT_BYTES
+    return max(MIN_LIMIT_BYTES, facts.context_tokens * BYTES_PER_TOKEN)
 
 
 async def generate(
@@ -52,9 +122,9 @@ async def generate(
     style = await services.style_of(tokenizer, account)
     name = f"{door_request.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(services, body, facts, style, name, given.extras, account)
-    if isinstance(found := jobs[0].extras.get(structured.NAME), Mapping):
+    if isinstance(found := jobs[0].extras.get(grammars.NAME), Mapping):
         path = renamed(given.constrained_at or "tools", door_request.names)
-        account.field_names = {**door_request.names, **structured.names_of(path, found)}
+        account.field_names = {**door_request.names, **grammars.names_of(path, found)}
     account.begin_answers(len(jobs) - 1)
     fingerprint = services.begin(len(jobs), facts)
     answer = door_request.answer(
@@ -169,13 +239,13 @@ def _constrained(
 ) -> Mapping[str, object]:
     """Return the extras of a job, in which the constraint covers the whole answer; the same
     object if the answer is only content. Raises InvalidRequest."""
-    content = extras.get(structured.NAME)
+    content = extras.get(grammars.NAME)
     given = content if isinstance(content, Mapping) else None
     constraint = body.constraint(style, prompt, given)
     more = body.more_extras(style, prompt)
     if constraint is given and not more:
         return extras
-    constrained = {} if constraint is None else {structured.NAME: constraint}
+    constrained = {} if constraint is None else {grammars.NAME: constraint}
     return MappingProxyType({**extras, **more, **constrained})
 
 

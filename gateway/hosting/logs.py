@@ -15,7 +15,7 @@ from typing import Literal, TextIO, cast
 import structlog
 from structlog.typing import EventDict, ExcInfo
 
-from picospec.gateway.log_lines import printable
+from picospec.gateway.tracing import printable
 
 LogFormat = Literal["console", "json"]
 

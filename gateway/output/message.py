@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from picospec.gateway.grammars.json_schema import decode
+from picospec.gateway.grammars import decode
 from picospec.gateway.watching import Positions
 
 FIELD: Final = "input"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from picospec.cli.doctor import examination
 from picospec.cli.main import app
-from picospec.gateway.tenants.keys import KeyLimits, digest_of, read_keys
+from picospec.gateway.tenants import KeyLimits, digest_of, read_keys
 
 runner = CliRunner()
 

@@ -10,7 +10,7 @@ import pytest
 
 from picospec.cli import preparing
 from picospec.cli.preparing import ModelChoice, prepare, with_threads
-from picospec.gateway.hosting.cores import Pins
+from picospec.gateway.hosting.limits import Pins
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import UnknownModel
 from picospec.models.gguf import is_exact

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.tenants.tenant import TenantMetrics
+from picospec.gateway.tenants import TenantMetrics
 from picospec.verifier.metrics import VerifierMetrics
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"

@@ -14,7 +14,7 @@ from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from picospec.gateway.ports import Job, Sampling
 from tests.edge_agent.engines import engine
 from tests.edge_agent.fake_verifier import target_at

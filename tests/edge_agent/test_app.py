@@ -14,8 +14,8 @@ from picospec.bench.run.services import free_port
 from picospec.cli.chatting.client import POOL
 from picospec.edge_agent.app import build
 from picospec.edge_agent.settings import load
-from picospec.gateway.accounts.access import HEALTH_PATHS
 from picospec.gateway.drain import Drain
+from picospec.gateway.middleware import HEALTH_PATHS
 from picospec.models.store import open_store
 from tests.edge_agent import fake_verifier
 from tests.edge_agent.processes import start

@@ -12,7 +12,7 @@ from picospec.edge_agent.link.connection import Connection, LinkDown
 from picospec.edge_agent.link.session import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from picospec.gateway.errors import EngineFault
 from picospec.speculation import wire
 from picospec.speculation.messages import Commit, Draft, Finish, Moved

@@ -12,7 +12,7 @@ import pytest
 
 from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
-from picospec.gateway.schemas.messages import ChatMessage
+from picospec.gateway.doors.messages_schema import ChatMessage
 from picospec.models.llama_cpp.model import Context, Model, Segment, common_prefix
 from picospec.models.store import open_store
 from picospec.models.tokenizer import Tokenizer

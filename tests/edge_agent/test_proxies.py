@@ -13,7 +13,7 @@ import pytest
 from picospec.edge_agent.link.connection import LinkDown
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at

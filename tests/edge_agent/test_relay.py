@@ -13,8 +13,7 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from picospec.edge_agent import relayed
-from picospec.gateway.beside import beside
-from picospec.gateway.drain import Drain
+from picospec.gateway.drain import Drain, beside
 from picospec.verifier.app import build as build_verifier
 from picospec.verifier.settings import load as load_verifier
 from tests.edge_agent.relaying import (

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from picospec.edge_agent.draft import llama
 from picospec.edge_agent.draft.drafter import CannotDraft, DraftSlot
 from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from tests.edge_agent.fake_cache import FakeCache, draft_after, taken, truth
 
 

@@ -23,7 +23,7 @@ from picospec.edge_agent.link.connection import (
 from picospec.edge_agent.link.session import Link
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from picospec.gateway.errors import (
     ApiError,
     Draining,
@@ -36,7 +36,7 @@ from picospec.gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from picospec.gateway.http.responses import error_response
+from picospec.gateway.http import error_response
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.messages import Commit, Down, Draft, Finish, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at

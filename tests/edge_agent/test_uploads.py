@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, LinkDown
 from picospec.edge_agent.link.session import Posts
 from picospec.edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploads
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from picospec.gateway.errors import EngineFault
 from picospec.speculation import wire
 from picospec.speculation.messages import Draft, Message

@@ -20,7 +20,7 @@ from picospec.edge_agent.link.connection import LinkDown
 from picospec.edge_agent.link.uplink import Event, Fleet, Uplink
 from picospec.edge_agent.link.verifiers import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Unavailable
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation import wire

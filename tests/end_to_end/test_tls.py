@@ -29,7 +29,7 @@ from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.hosting.listening import check_listening
+from picospec.gateway.hosting.settings import check_listening
 from picospec.models.store import open_store
 from picospec.speculation.messages import Commit, Down, Finish
 from tests.edge_agent.processes import wait_for

@@ -21,9 +21,9 @@ from picospec.edge_agent.link.connection import Connection
 from picospec.edge_agent.link.uplink import Uplink
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
 from picospec.gateway.hosting.settings import GatewaySettings
+from picospec.gateway.middleware import Access
 from picospec.gateway.tracing import Tracing
 from tests.edge_agent.engines import engine
 from tests.gateway.scripted import ByteTokenizer, client_of

@@ -19,7 +19,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.models.chats import Json, user

@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from picospec.gateway.beside import beside
+from picospec.gateway.drain import beside
 from tests.faults.rig.asking import KINDS, MODEL, Answer
 from tests.faults.rig.footprint import Footprint
 from tests.faults.rig.services import Service

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from picospec.gateway.http.responses import UNREAD_S
+from picospec.gateway.http import UNREAD_S
 from tests.faults.rig.asking import BRIEF, KINDS, Answer
 from tests.faults.rig.lines import lines
 from tests.faults.rig.raw_client import RawClient, request

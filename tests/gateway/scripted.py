@@ -22,14 +22,22 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from picospec.gateway.accounts.access import Access, IsMessage
-from picospec.gateway.accounts.account import Clock
+from picospec.gateway.accounts import Clock
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import Delta, Facts, Job, Statistics
-from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
+from picospec.gateway.middleware import Access, IsMessage
+from picospec.gateway.ports import (
+    MAX_CHAT_BYTES,
+    NONE,
+    Delta,
+    Facts,
+    Job,
+    Json,
+    Statistics,
+    Tokenizer,
+)
 from picospec.speculation.messages import TokenLogprob
 
 END = 256

@@ -11,12 +11,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.completions.request import CompletionRequest
-from picospec.gateway.doors.ollama.request import OllamaChat, OllamaGenerate
-from picospec.gateway.routes.tokens import TokenizeRequest
-from picospec.gateway.schemas.known import NEUTRAL
-from picospec.gateway.schemas.messages import ChatMessage
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.completions import CompletionRequest
+from picospec.gateway.doors.messages_schema import ChatMessage
+from picospec.gateway.doors.ollama import OllamaChat, OllamaGenerate
+from picospec.gateway.routes import TokenizeRequest
+from picospec.gateway.schema import NEUTRAL
 from tests.gateway.messages import claude_code
 from tests.gateway.native.test_llama_server import LLAMA_VIM
 from tests.gateway.native.test_ollama import HISTORY, OPTIONS, SCHEMA, TOOL

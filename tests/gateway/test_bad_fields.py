@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from picospec.gateway.doors.parameters import SERVABLE
-from picospec.gateway.grammars import structured
+from picospec.gateway import grammars
+from picospec.gateway.doors.request import SERVABLE
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     END,
@@ -25,8 +25,8 @@ from tests.gateway.scripted import (
 
 USER = {"role": "user", "content": "Hello"}
 CHAT = {"model": MODEL, "messages": [USER]}
-FEATURES = frozenset({*SERVABLE, structured.NAME, "prediction"})
-LARGE = {"description": "a" * structured.MAX_BYTES}
+FEATURES = frozenset({*SERVABLE, grammars.NAME, "prediction"})
+LARGE = {"description": "a" * grammars.MAX_BYTES}
 F = {"name": "f", "parameters": {"type": "object"}}
 TOOLS = {"tools": [{"type": "function", "function": F}]}
 MISSING, UNSUPPORTED = "missing_required_parameter", "unsupported_parameter"
@@ -87,7 +87,7 @@ BAD_CHATS = [
     ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json"),
     ({"structured_outputs": {"json": "[" * 9000}}, "structured_outputs.json"),
     ({"structured_outputs": {"choice": ["a"] * 1025}}, "structured_outputs.choice"),
-    ({"guided_regex": "a" * structured.MAX_BYTES}, "guided_regex"),
+    ({"guided_regex": "a" * grammars.MAX_BYTES}, "guided_regex"),
     ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
     ({"response_format": {"type": "json_object"}, "grammar": "a"}, "grammar"),
     ({"grammar": []}, "grammar"),

@@ -8,8 +8,8 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat import ChatCompletion
 
+from picospec.gateway import grammars
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.grammars import structured
 from tests.gateway.openai_sdk import sdk, writes
 from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine
 
@@ -25,7 +25,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "%s"}}\n</tool_ca
 TWO = f"Let me see.\n{CALL % 'Oslo'}\n{CALL % 'Rom'}"
 HERMES = ByteTokenizer(template="<tool_call>")
 THINKING = ByteTokenizer(template="<think><tool_call>")
-GRAMMAR = frozenset({structured.NAME})
+GRAMMAR = frozenset({grammars.NAME})
 JSON = {"response_format": {"type": "json_object"}}
 
 
@@ -112,13 +112,13 @@ async def test_calls_that_must_be_are_made_by_a_grammar(
     async with sdk(engine, tokenizer=HERMES) as client:
         await asked(client, tools=[WEATHER], **request_)
 
-    constraint = engine.jobs[0].extras.get(structured.NAME)
+    constraint = engine.jobs[0].extras.get(grammars.NAME)
     assert (constraint is None) == (grammar is None)
     if grammar is not None:
         assert grammar in constraint["grammar"]
 
 
-PARAM = f"{structured.NAME}.grammar"
+PARAM = f"{grammars.NAME}.grammar"
 WRONG = InvalidRequest(f"{PARAM}: 3(1): wrong", param=PARAM)
 HARD = {"name": "f", "parameters": {"anyOf": [{"required": ["a"]}]}}
 

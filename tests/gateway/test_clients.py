@@ -15,10 +15,10 @@ from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chats
 from openai.types.responses import response_create_params as responses
 
-from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.completions.request import CompletionRequest
-from picospec.gateway.doors.responses.request import ResponsesRequest
-from picospec.gateway.schemas.known import NEUTRAL
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.completions import CompletionRequest
+from picospec.gateway.doors.responses import ResponsesRequest
+from picospec.gateway.schema import NEUTRAL
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, ask, door_of
 from tests.gateway.test_documents import errors_of
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from picospec.gateway.hosting import cores
-from picospec.gateway.hosting.cores import Pins, compute_threads, cores_of, parse_pins, share
+from picospec.gateway.hosting import limits
+from picospec.gateway.hosting.limits import Pins, compute_threads, cores_of, parse_pins, share
 
 
 def with_siblings(folder: Path, *siblings: str) -> Path:
@@ -44,9 +44,9 @@ def test_threads_are_as_many_as_the_cores_that_the_process_may_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     topology = with_siblings(tmp_path, "0,2", "1,3", "0,2", "1,3")
-    monkeypatch.setattr(cores, "usable", lambda: {0, 1, 2, 3})
-    monkeypatch.setattr(cores, "cores_of", lambda cpus: cores_of(cpus, topology))
-    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(limits, "usable", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(limits, "cores_of", lambda cpus: cores_of(cpus, topology))
+    monkeypatch.setattr(limits, "_QUOTA", tmp_path / "cpu.max")
     assert compute_threads() == 2
 
     (tmp_path / "cpu.max").write_text("max 100000\n")
@@ -67,7 +67,7 @@ def test_a_system_without_linuxs_calls_still_has_threads(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
     assert compute_threads() == 6
-    assert cores.usable()
+    assert limits.usable()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from picospec.gateway.grammars import structured
+from picospec.gateway import grammars
 from picospec.gateway.output.message import CustomInput
 from tests.gateway.meaning import job_of
 from tests.gateway.openai_sdk import sdk, writes
@@ -111,7 +111,7 @@ async def test_a_text_in_lark_is_the_whole_answer(
     answer = await ask(body, engine, tokenizer=tokenizer)
 
     [job] = engine.jobs
-    assert 'start: "a"+' in job.extras[structured.NAME]["grammar"]
+    assert 'start: "a"+' in job.extras[grammars.NAME]["grammar"]
     assert '"finish_reason":"tool_calls"' in answer.text
     assert '"type":"custom"' in answer.text
     if not stream:
@@ -131,7 +131,7 @@ async def test_the_model_is_shown_a_function_of_a_text() -> None:
     parameters = seen["tools"][0]["function"]["parameters"]
     assert parameters["properties"] == {"input": {"type": "string", "pattern": "^(?:a+)$"}}
     assert seen["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"input": "x"}
-    assert "a+" in job.extras[structured.NAME]["grammar"]
+    assert "a+" in job.extras[grammars.NAME]["grammar"]
 
 
 async def test_of_the_tools_that_are_shown_only_those_allowed_may_be_called() -> None:
@@ -140,7 +140,7 @@ async def test_of_the_tools_that_are_shown_only_those_allowed_may_be_called() ->
 
     job = await job_of(body, ScriptedEngine(features=GRAMMAR), tokenizer)
 
-    grammar = job.extras[structured.NAME]["grammar"]
+    grammar = job.extras[grammars.NAME]["grammar"]
     shown = [each["function"]["name"] for each in tokenizer.rendered[0]["tools"]]
     assert shown == ["patch", "weather"]
     assert [word in grammar for word in ("patch", "weather", "free")] == [True, False, True]
@@ -154,7 +154,7 @@ async def test_a_text_in_lark_has_a_call_of_its_own_beside_other_tools(stream: b
 
     answer = await ask(body, engine, tokenizer=HERMES)
 
-    grammar = Grammar(engine.jobs[0].extras[structured.NAME]["grammar"])
+    grammar = Grammar(engine.jobs[0].extras[grammars.NAME]["grammar"])
     assert grammar.accepts(said)
     assert grammar.accepts('{"name": "weather", "arguments": {"city": "Rom"}}')
     assert not grammar.accepts(said.replace("aa", "ab"))

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from picospec.gateway.hosting import http1
-from picospec.gateway.http import request_body
+from picospec.gateway import http as request_body
+from picospec.gateway.hosting import server
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app, served
 
 PATH = "/v1/chat/completions"
@@ -26,7 +26,7 @@ async def connection(
     engine: ScriptedEngine, **settings: object
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Serve as the edge does, and connect."""
-    async with served(make_app(engine, **settings), http=http1.protocol(9)) as url:
+    async with served(make_app(engine, **settings), http=server.protocol(9)) as url:
         port = int(url.rsplit(":", 1)[1])
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
@@ -134,7 +134,7 @@ async def test_of_a_refused_body_only_so_much_is_read(monkeypatch: pytest.Monkey
 async def test_a_client_that_reads_nothing_does_not_hold_the_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.http.responses.UNREAD_S", SOON_S)
+    monkeypatch.setattr("picospec.gateway.http.UNREAD_S", SOON_S)
     engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
     async with connection(engine) as (_, writer):
         writer.write(head(f"content-length: {len(STREAM)}") + STREAM)
@@ -145,7 +145,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_engine(
 async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http1, "UNREAD_S", SOON_S)
+    monkeypatch.setattr(server, "UNREAD_S", SOON_S)
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # Linux would cut it, too
     engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
     async with connection(engine) as (reader, writer):
@@ -158,7 +158,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
 async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http1, "UNREAD_S", 2 * SOON_S)
+    monkeypatch.setattr(server, "UNREAD_S", 2 * SOON_S)
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
     script = [b"on and on " * 100] * 600
     engine = ScriptedEngine(script=script, context_tokens=1 << 30)
@@ -178,7 +178,7 @@ async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
 async def test_a_connection_on_which_no_request_comes_is_cut(
     monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
+    monkeypatch.setattr(server, "REQUEST_S", SOON_S)
     async with connection(ScriptedEngine()) as (reader, writer):
         writer.write(begun)
 
@@ -188,7 +188,7 @@ async def test_a_connection_on_which_no_request_comes_is_cut(
 async def test_a_connection_between_two_requests_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
+    monkeypatch.setattr(server, "REQUEST_S", SOON_S)
     async with connection(ScriptedEngine()) as (reader, writer):
         for _ in range(2):
             writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")

@@ -8,8 +8,8 @@ from importlib.metadata import version
 import jsonschema
 import pytest
 
-from picospec.gateway.routes.documents import openapi
-from picospec.gateway.routes.table import ROUTES
+from picospec.gateway.documents import openapi
+from picospec.gateway.routes import ROUTES
 from tests.gateway.scripted import Body, ScriptedEngine, ask, client_of, make_app
 
 USER = {"role": "user", "content": "Hi"}

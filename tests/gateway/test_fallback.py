@@ -12,8 +12,7 @@ from structlog.testing import capture_logs
 from picospec.gateway.app import create_app
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import Facts
-from picospec.gateway.tokenizer import Tokenizer
+from picospec.gateway.ports import Facts, Tokenizer
 from tests.gateway.scripted import (
     MODEL,
     Body,

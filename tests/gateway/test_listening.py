@@ -11,12 +11,16 @@ import httpx
 import pytest
 
 from picospec.edge_agent.settings import load
-from picospec.gateway.accounts.access import Access
 from picospec.gateway.app import create_app
-from picospec.gateway.hosting.descriptors import MAX_CONNECTIONS, RESERVED, max_connections
-from picospec.gateway.hosting.listening import check_listening, hosts_of, is_loopback
-from picospec.gateway.hosting.settings import ServiceSettings
-from picospec.gateway.tokenizer import Tokenizer
+from picospec.gateway.hosting.limits import MAX_CONNECTIONS, RESERVED, max_connections
+from picospec.gateway.hosting.settings import (
+    ServiceSettings,
+    check_listening,
+    hosts_of,
+    is_loopback,
+)
+from picospec.gateway.middleware import Access
+from picospec.gateway.ports import Tokenizer
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
 
 KEYED = {"PICOSPEC_API_KEYS": "one"}

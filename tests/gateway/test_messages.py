@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.gateway.tokenizer import Json
+from picospec.gateway.ports import Json
 from tests.gateway.meaning import job_of
 from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, refusal
 

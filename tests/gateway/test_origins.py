@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.grammars.lark import Tags
+from picospec.gateway.grammars import Tags
 from picospec.gateway.output.detokenise import Detokeniser, TextDelta
 from picospec.gateway.output.formats.base import Format
 from picospec.gateway.output.message import CallArguments, Message
-from picospec.gateway.output.parser import OutputParser
-from picospec.gateway.output.reasoning import read_reasoning
-from picospec.gateway.output.style import FORMATS
+from picospec.gateway.output.reading import read_reasoning
+from picospec.gateway.output.style import FORMATS, OutputParser
 from picospec.gateway.ports import Delta
 from picospec.gateway.watching import Chain, Spans
 from tests.gateway.output.reading import CUTS, TOOLS, split

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.gateway.doors.parameters import SERVABLE
-from picospec.gateway.grammars import structured
+from picospec.gateway import grammars
+from picospec.gateway.doors.request import SERVABLE
 from picospec.gateway.ports import Sampling, Statistics
 from tests.gateway.meaning import job_of
 from tests.gateway.scripted import CONTEXT_TOKENS, MODEL, Body, ScriptedEngine, ask, refusal
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
-ALL = frozenset({*SERVABLE, structured.NAME})
+ALL = frozenset({*SERVABLE, grammars.NAME})
 ROOM = CONTEXT_TOKENS - len("u:Hello\n")
 BOUNDS = {
     "temperature": (-0.1, 0, 2, 2.1),

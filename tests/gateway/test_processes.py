@@ -15,8 +15,13 @@ import pytest
 
 from picospec.bench.run.services import free_port
 from picospec.gateway.hosting import processes
-from picospec.gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
-from picospec.gateway.hosting.readiness import until_ready
+from picospec.gateway.hosting.processes import (
+    NeverReady,
+    Service,
+    ServiceDied,
+    keep_up,
+    until_ready,
+)
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from picospec.gateway.drain import Drain
-from picospec.gateway.hosting.http1 import DrainingServer
+from picospec.gateway.hosting.server import DrainingServer
 from picospec.gateway.hosting.stopping import stopped_by_signals
 from tests.gateway.scripted import ScriptedEngine, make_app
 

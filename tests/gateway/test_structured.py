@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from picospec.gateway import grammars
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.grammars import structured
 from tests.gateway.meaning import job_of
 from tests.gateway.scripted import Body, ScriptedEngine, ask
 
@@ -42,9 +42,9 @@ SAME = [
 
 @pytest.mark.parametrize(("change", "expected"), SAME)
 async def test_each_way_reaches_the_engine_in_one_form(change: Body, expected: Body) -> None:
-    job = await job_of(CHAT | change, ScriptedEngine(features=frozenset({structured.NAME})))
+    job = await job_of(CHAT | change, ScriptedEngine(features=frozenset({grammars.NAME})))
 
-    assert job.extras == {structured.NAME: expected}
+    assert job.extras == {grammars.NAME: expected}
 
 
 AT = [
@@ -71,7 +71,7 @@ async def test_what_an_engine_cannot_compile_is_named_as_the_client_does(
     kind = "grammar" if "tools" in change else "json.properties.a"
     param = f"structured_outputs.{kind}"
     error = InvalidRequest(f"{param}: an unknown type", param=param)
-    serving = ScriptedEngine((), then=error, features=frozenset({structured.NAME}))
+    serving = ScriptedEngine((), then=error, features=frozenset({grammars.NAME}))
 
     answer = await ask(CHAT | change | {"stream": stream}, serving)
 

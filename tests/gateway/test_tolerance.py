@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.gateway.doors.parameters import SERVABLE
-from picospec.gateway.schemas.known import NEUTRAL
+from picospec.gateway.doors.request import SERVABLE
+from picospec.gateway.schema import NEUTRAL
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     MODEL,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.chat.tools import ToolUse
-from picospec.gateway.grammars import structured
+from picospec.gateway import grammars
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.tools import ToolUse
 from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask
 
 USER = {"role": "user", "content": "Hi"}
@@ -19,7 +19,7 @@ SHOWN_G = {
     "function": {"name": "g", "description": None, "parameters": None},
 }
 NAMED = {"type": "function", "function": {"name": "g"}}
-GRAMMAR = frozenset({structured.NAME})
+GRAMMAR = frozenset({grammars.NAME})
 
 
 def use_of(**body: object) -> ToolUse:

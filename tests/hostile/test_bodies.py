@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from picospec.gateway.doors.body import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
+from picospec.gateway.doors.generation import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from picospec.gateway.errors import ApiError, Unavailable
-from picospec.gateway.schemas.json_bounds import (
+from picospec.gateway.schema import (
     MAX_CONTAINERS,
     MAX_STRINGS,
     MAX_VALUES,

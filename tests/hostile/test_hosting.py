@@ -13,7 +13,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from picospec.gateway.hosting import logs
-from picospec.gateway.log_lines import EVERY_S, MAX_CHARACTERS
+from picospec.gateway.tracing import EVERY_S, MAX_CHARACTERS
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.gateway.tenants.holders import Clock
 

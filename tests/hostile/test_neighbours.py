@@ -20,9 +20,8 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import Overloaded, RateLimited
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Job, Sampling
-from picospec.gateway.tenants.keys import KeyLimits
-from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from picospec.gateway.turns import Turns
 from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars import Constraint
 from picospec.models.trial import Outcome

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from picospec.gateway.tenants import reading
-from picospec.gateway.tenants.reading import BYTES_PER_TOKEN, MAX_RUNNING
+from picospec.gateway import turns
+from picospec.gateway.turns import BYTES_PER_TOKEN, MAX_RUNNING
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     ByteTokenizer,
@@ -87,7 +87,7 @@ async def test_a_short_prompt_is_read_beside_all_long_ones_of_another_tenant(
 async def test_more_prompts_than_may_wait_get_429(
     tokenizer: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "MAX_WAITING", 2)
+    monkeypatch.setattr(turns, "MAX_WAITING", 2)
     async with client_of(make_app(ScriptedEngine(), tokenizer=tokenizer)) as client:
         slow = [asyncio.create_task(complete(client, {}, "slow")) for _ in range(9)]
         await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +100,7 @@ async def test_more_prompts_than_may_wait_get_429(
 async def test_the_wait_for_a_prompt_ends(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(turns, "READ_TIMEOUT_S", 0.05)
 
     answer = await complete(client, ANN, "slow")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.schemas.json_bounds import (
+from picospec.gateway.schema import (
     MAX_CONTAINERS,
     MAX_STRINGS,
     MAX_VALUES,

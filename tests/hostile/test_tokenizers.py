@@ -22,8 +22,7 @@ from picospec.edge_agent.draft.loading import TargetTokenizer
 from picospec.gateway.app import create_app
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import Facts
-from picospec.gateway.tokenizer import Tokenizer
+from picospec.gateway.ports import Facts, Tokenizer
 from picospec.models.confined import environment
 from picospec.models.errors import CannotOpen
 from picospec.models.hugging_face import HuggingFaceEncoder

@@ -8,7 +8,7 @@ import sys
 
 import msgspec
 
-from picospec.gateway.hosting.serving import serve
+from picospec.gateway.hosting.server import serve
 from picospec.models.tokenizer_file import TokenizerFile
 from picospec.verifier.app import build
 from picospec.verifier.settings import load

@@ -23,8 +23,17 @@ from starlette.types import Receive, Scope, Send
 from picospec.gateway.app import create_app
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import Delta, Facts, FinishReason, Job, Statistics
-from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json, Tokenizer
+from picospec.gateway.ports import (
+    MAX_CHAT_BYTES,
+    NONE,
+    Delta,
+    Facts,
+    FinishReason,
+    Job,
+    Json,
+    Statistics,
+    Tokenizer,
+)
 from picospec.gateway.watching import Chain, Event, LinkUse, Pass
 from picospec.speculation.messages import TokenLogprob
 from tests.page.answers import FAULT, text_of

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from picospec.gateway.tokenizer import MAX_CHAT_BYTES, NONE, Json
+from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Json
 from picospec.speculation.distributions import Distribution
 from picospec.speculation.messages import (
     Finish,

@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 from fastapi import FastAPI
 
-from picospec.gateway.hosting.serving import serve
+from picospec.gateway.hosting.server import serve
 from picospec.verifier.app import build
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import VerifierSettings, load

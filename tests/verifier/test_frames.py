@@ -15,8 +15,8 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from picospec.gateway.drain import Drain
-from picospec.gateway.http.request_body import RequestBody
-from picospec.gateway.tenants.tenant import Tenant
+from picospec.gateway.http import RequestBody
+from picospec.gateway.tenants import Tenant
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation import wire
 from picospec.speculation.messages import (

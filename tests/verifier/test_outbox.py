@@ -10,8 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from picospec.gateway.beside import beside
-from picospec.gateway.drain import Drain
+from picospec.gateway.drain import Drain, beside
 from picospec.speculation import wire
 from picospec.speculation.messages import (
     BEAT_S,

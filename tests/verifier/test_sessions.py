@@ -12,8 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.tenants.keys import KeyLimits
-from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from picospec.speculation import wire
 from picospec.speculation.messages import (
     RUN_CHARACTERS,
@@ -79,7 +78,7 @@ async def ending(session: Session) -> Fault:
 async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.http.responses.UNREAD_S", QUICK)
+    monkeypatch.setattr("picospec.gateway.http.UNREAD_S", QUICK)
 
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
@@ -98,7 +97,7 @@ async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
 async def test_a_stream_beats_in_each_silence_until_its_edge_reads_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.http.responses.UNREAD_S", QUICK)
+    monkeypatch.setattr("picospec.gateway.http.UNREAD_S", QUICK)
     bodies: list[bytes] = []
 
     async def send(message: dict[str, bytes]) -> None:

@@ -16,8 +16,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from picospec.gateway.errors import RateLimited
-from picospec.gateway.tenants.keys import KeyLimits
-from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from picospec.speculation import wire
 from picospec.speculation.messages import Draft, Fault, Finish, Open, Opened
 from picospec.verifier.app import build

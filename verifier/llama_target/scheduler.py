@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from picospec.gateway.hosting.cores import compute_threads
+from picospec.gateway.hosting.limits import compute_threads
 from picospec.models.blobs import FileHashes
 from picospec.models.errors import GrammarFailed
 from picospec.models.llama_cpp.library import engine

@@ -10,7 +10,7 @@ from functools import partial
 
 import structlog
 
-from picospec.gateway.tenants.tenant import Tenant
+from picospec.gateway.tenants import Tenant
 from picospec.gateway.tracing import NO_SPAN, Span
 from picospec.speculation.messages import PROTOCOL_VERSION, Fault, Open, Opened
 from picospec.verifier.metrics import VerifierMetrics

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.tenants.tenant import Tenant
+from picospec.gateway.tenants import Tenant
 from picospec.gateway.tracing import Fact, Span
 from picospec.speculation import wire
 from picospec.speculation.messages import (
@@ -77,7 +77,7 @@ class Timeouts:
             yield self.rejected_at, allowed.replacement_timeout_s, "replacement_timeout", said
 
 
-# Counts and times the tokens of one session, as gateway.accounts.account does for requests.
+# Counts and times the tokens of one session, as gateway.accounts does for requests.
 
 
 @dataclass(slots=True)

@@ -15,13 +15,12 @@ from starlette.responses import Response
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
-from picospec.gateway.accounts.account import Account
-from picospec.gateway.beside import beside
+from picospec.gateway import http as responses
+from picospec.gateway.accounts import Account
+from picospec.gateway.drain import beside
 from picospec.gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
-from picospec.gateway.http import responses
-from picospec.gateway.http.request_body import RequestBody
-from picospec.gateway.http.responses import connected, send_to_client
-from picospec.gateway.tenants.keys import CHECK_S
+from picospec.gateway.http import RequestBody, connected, send_to_client
+from picospec.gateway.tenants import CHECK_S
 from picospec.speculation import wire
 from picospec.speculation.messages import (
     BEAT_S,

@@ -1,6 +1,6 @@
 """Defines the interface of a format of tool calls, and the grammar of an answer in a format.
 
-An answer is reasoning, and then content, calls, or either. `gateway.grammars.structured` makes
+An answer is reasoning, and then content, calls, or either. `gateway.grammars` makes
 a constraint of the content alone. If a model may reason before, or call a tool instead, the
 constraint becomes a part of a larger grammar.
 """
@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from picospec.gateway.grammars import lark
-from picospec.gateway.grammars.json_schema import LARK, Schemas
-from picospec.gateway.grammars.lark import Special, Tags
-from picospec.gateway.output.incoming import Incoming, Malformed, Steps
+from picospec.gateway import grammars
+from picospec.gateway.grammars import LARK, Schemas, Special, Tags
 from picospec.gateway.output.message import Message
+from picospec.gateway.output.reading import Incoming, Malformed, Steps
 
 Constraint = Mapping[str, object]
 
@@ -81,11 +80,11 @@ def grammar(
     if allowed.tools:
         rules.append(form.calls(allowed.tools, special, parallel=allowed.parallel))
     if tags is not None:
-        rules.append(lark.reasoning(tags, special))
+        rules.append(grammars.reasoning(tags, special))
     if allowed.content is not None:
-        rules.append(lark.content(allowed.content))
+        rules.append(grammars.content(allowed.content))
     elif not allowed.required:
-        rules.append(lark.free_text(form.trigger, special, form.untagged))
+        rules.append(grammars.free_text(form.trigger, special, form.untagged))
     return f"%llguidance {{}}\n{''.join(rules)}"
 
 
@@ -96,7 +95,7 @@ def _reasoning(tags: Tags | None, *, opened: bool) -> str:
 
 
 def _answer(allowed: AllowedOutput, form: Format, special: Special) -> str:
-    trigger = lark.marker(form.trigger, special) if form.trigger else ""
+    trigger = grammars.marker(form.trigger, special) if form.trigger else ""
     if not allowed.tools:
         return "content"
     if allowed.required:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.messages.request import MessagesRequest
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.messages import MessagesRequest
 from tests.gateway.meaning import meaning
 from tests.gateway.messages import claude_code
 from tests.gateway.messages.claude_code import text

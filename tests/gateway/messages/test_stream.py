@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.doors.messages.content import SIGNATURE, ContentEvents, content_of
+from picospec.gateway.doors.messages_answer import SIGNATURE, ContentEvents, content_of
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta
 from tests.gateway.output.reading import CUTS

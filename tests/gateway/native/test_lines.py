@@ -7,9 +7,9 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.doors.llama_server.lines import LineLimits, limited
-from picospec.gateway.output.choice_stream import ChoiceStream
+from picospec.gateway.doors.llama_server import LineLimits, limited
 from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.output.stream import ChoiceStream
 
 PIECES = st.lists(st.text("a \t\n", max_size=4), max_size=12)
 

@@ -11,8 +11,8 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 from picospec.gateway.output.formats.base import Format
-from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import CallArguments, CallStart, Message, Parsed
+from picospec.gateway.output.reading import Incoming, Steps
 
 STRING = {"type": "string"}
 INTEGER = {"type": "integer"}

@@ -9,16 +9,16 @@ from itertools import count, repeat
 import pytest
 
 from picospec.gateway.errors import ClientGone, EngineFault
-from picospec.gateway.http.responses import connected
-from picospec.gateway.output.choice_stream import (
+from picospec.gateway.http import connected
+from picospec.gateway.output.detokenise import Detokeniser, TextDelta
+from picospec.gateway.output.stream import (
     QUEUED,
     ChoiceStream,
     Order,
+    Steady,
     stream_choice,
     together,
 )
-from picospec.gateway.output.detokenise import Detokeniser, TextDelta
-from picospec.gateway.output.steady import Steady
 from picospec.gateway.ports import Delta
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from picospec.gateway.grammars.lark import Tags
+from picospec.gateway.grammars import Tags
 from picospec.gateway.output.formats.base import AllowedOutput, Constraint, grammar
 from picospec.gateway.output.style import FORMATS, FormatName
 from tests.gateway.output.grammars import Grammar, ids, validates

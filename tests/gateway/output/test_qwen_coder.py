@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from picospec.gateway.output.formats.qwen_coder import QwenCoder
+from picospec.gateway.output.formats.other_calls import QwenCoder
 from tests.gateway.output.reading import Read, moments, read
 
 STRING, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.grammars.lark import Tags
+from picospec.gateway.grammars import Tags
 from picospec.gateway.output.formats.base import pass_content
-from picospec.gateway.output.incoming import Incoming, Steps
 from picospec.gateway.output.message import Message
-from picospec.gateway.output.reasoning import is_opened, read_reasoning, tags_of
+from picospec.gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
 from tests.gateway.output.reading import CUTS, Read, run, split
 
 THINK = Tags("<think>", "</think>")

@@ -9,10 +9,15 @@ import pytest
 
 from picospec.gateway.output.detokenise import Detokeniser, Piece
 from picospec.gateway.output.formats.base import AllowedOutput
-from picospec.gateway.output.formats.hermes import Hermes
-from picospec.gateway.output.formats.mistral import Mistral
-from picospec.gateway.output.parser import OutputParser
-from picospec.gateway.output.style import FORMATS, FormatName, Style, Styles, choose
+from picospec.gateway.output.formats.json_calls import Hermes, Mistral
+from picospec.gateway.output.style import (
+    FORMATS,
+    FormatName,
+    OutputParser,
+    Style,
+    Styles,
+    choose,
+)
 from picospec.gateway.ports import Delta
 from tests.gateway.output.reading import TOOLS, Read, Tools
 from tests.gateway.scripted import END, ByteTokenizer

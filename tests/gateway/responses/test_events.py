@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from picospec.gateway.doors.responses.output import Output, place_of
+from picospec.gateway.doors.responses_answer import Output, place_of
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallArguments, CallStart, Parsed
 

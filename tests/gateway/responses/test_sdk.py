@@ -13,13 +13,13 @@ from openai import AsyncOpenAI
 from openai.types.responses import Response
 from pydantic import BaseModel
 
+from picospec.gateway.doors import responses_handlers
 from picospec.gateway.doors.door import DoorRequest
-from picospec.gateway.doors.responses import handlers
-from picospec.gateway.doors.responses.request import ResponsesRequest
-from picospec.gateway.doors.responses.store import ResponseStore
+from picospec.gateway.doors.responses import ResponsesRequest
+from picospec.gateway.doors.services import ResponseStore
 from picospec.gateway.errors import Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Job
-from picospec.gateway.schemas.json_bounds import SMALL_BYTES
+from picospec.gateway.schema import SMALL_BYTES
 from tests.gateway import openai_sdk
 from tests.gateway.openai_sdk import writes
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine
@@ -125,13 +125,13 @@ async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
 
 
 async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, read = list[threading.Thread](), handlers.convert
+    threads, read = list[threading.Thread](), responses_handlers.convert
 
     def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
         threads.append(threading.current_thread())
         return read(store, body)
 
-    monkeypatch.setattr(handlers, "convert", convert)
+    monkeypatch.setattr(responses_handlers, "convert", convert)
     async with sdk(ScriptedEngine(context_tokens=100_000)) as client:
         short = await created(client)
         long = await client.responses.create(model=MODEL, input="a" * (SMALL_BYTES + 1))

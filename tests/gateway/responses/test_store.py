@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.doors.responses import store
-from picospec.gateway.doors.responses.store import MAX_AGE_S, MAX_BYTES, MAX_RESPONSES
+from picospec.gateway.doors import services
+from picospec.gateway.doors.services import MAX_AGE_S, MAX_BYTES, MAX_RESPONSES
 from tests.gateway.tenants.holders import Clock
 
-HALF = store.StoredResponse(b"", bytes(MAX_BYTES // 2))
+HALF = services.StoredResponse(b"", bytes(MAX_BYTES // 2))
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["keep", "keep large", "keep too large", "find", "remove", "wait"]),
@@ -18,9 +18,9 @@ STEPS = st.lists(
     max_size=30,
 )
 KEPT = {
-    "keep": store.StoredResponse(b"1", b"2"),
+    "keep": services.StoredResponse(b"1", b"2"),
     "keep large": HALF,
-    "keep too large": store.StoredResponse(b"1", bytes(MAX_BYTES)),
+    "keep too large": services.StoredResponse(b"1", bytes(MAX_BYTES)),
 }
 
 
@@ -29,8 +29,8 @@ def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
     steps: list[tuple[str, int]],
 ) -> None:
     clock = Clock()
-    responses = store.ResponseStore(clock)
-    used = list[tuple[str, store.StoredResponse, float]]()
+    responses = services.ResponseStore(clock)
+    used = list[tuple[str, services.StoredResponse, float]]()
     for number, (step, id) in enumerate(steps):
         name = f"{id}" if step in ("find", "remove") else f"{number}"
         if step == "wait":
@@ -56,7 +56,7 @@ def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
 
 
 def test_the_last_responses_are_kept() -> None:
-    responses = store.ResponseStore(Clock())
+    responses = services.ResponseStore(Clock())
 
     for number in range(MAX_RESPONSES + 2):
         responses.keep(str(number), KEPT["keep"])

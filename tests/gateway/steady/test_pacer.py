@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.output.pacer import MAX_DELAY_S, Pacer
+from picospec.gateway.output.stream import MAX_DELAY_S, Pacer
 
 GAPS_S = st.floats(0.0, 5.0)
 SHOWS = st.lists(st.booleans(), min_size=1, max_size=5)

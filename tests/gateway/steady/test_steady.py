@@ -9,9 +9,8 @@ from contextlib import aclosing
 import pytest
 
 from picospec.gateway.errors import EngineFault
-from picospec.gateway.output.choice_stream import ChoiceStream, together
 from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.output.steady import Steady, singly
+from picospec.gateway.output.stream import ChoiceStream, Steady, singly, together
 from picospec.gateway.ports import Delta
 from tests.gateway.steady.virtual_time import run
 

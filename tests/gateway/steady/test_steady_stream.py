@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from picospec.gateway.doors.chat.request import ChatRequest
+from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.errors import Unavailable
 from tests.gateway.scripted import Body, ScriptedEngine, ask, events_of
 from tests.gateway.test_watched_stream import ReportingEngine

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from picospec.gateway.errors import EngineFault
-from picospec.gateway.http.request_body import STRANGERS_BYTES
+from picospec.gateway.http import STRANGERS_BYTES
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 from tests.gateway.tenants.holders import ANN, BEN, Clock, Headers, table
 

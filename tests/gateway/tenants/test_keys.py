@@ -16,14 +16,15 @@ from structlog.testing import capture_logs
 
 from picospec.edge_agent.settings import load
 from picospec.gateway.errors import Unauthorized
-from picospec.gateway.tenants.keys import (
+from picospec.gateway.tenants import (
     MAX_FILE_BYTES,
     InvalidKeys,
     KeyLimits,
+    Tenant,
+    TenantMetrics,
+    Tenants,
     add_key,
 )
-from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
-from picospec.gateway.tenants.tenants import Tenants
 from tests.gateway.tenants.holders import table
 
 ANN, BEN = "key of ann", "key of ben"
@@ -79,7 +80,7 @@ def test_the_whole_digest_is_compared_in_constant_time(monkeypatch: pytest.Monke
         compared.append((mine, offered))
         return whole(mine, offered)
 
-    monkeypatch.setattr("picospec.gateway.tenants.tenants.hmac.compare_digest", noting)
+    monkeypatch.setattr("picospec.gateway.tenants.hmac.compare_digest", noting)
 
     assert holder(tenants(None, "right"), "right") == "key-1"
     assert compared == [(hashlib.sha256(b"right").digest(),) * 2]

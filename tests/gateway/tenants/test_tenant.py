@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from picospec.gateway.errors import RateLimited
-from picospec.gateway.tenants.keys import KeyLimits
-from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
 
 
 def tenant(**limits: int) -> Tenant:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.gateway.errors import Overloaded
-from picospec.gateway.tenants.turns import ThreadTurns, Turns
+from picospec.gateway.turns import ThreadTurns, Turns
 
 
 @given(

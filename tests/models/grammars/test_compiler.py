@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from picospec.gateway.tenants.turns import Turns
+from picospec.gateway.turns import Turns
 from picospec.models import compiler as checker
 from picospec.models import compiler as limits
 from picospec.models.compiler import GrammarCompiler

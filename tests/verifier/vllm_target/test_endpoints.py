@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.accounts.account import Account
+from picospec.gateway.accounts import Account
 from picospec.gateway.drain import Drain
 from picospec.gateway.metrics import Metrics
-from picospec.gateway.tenants.keys import KeyLimits
-from picospec.gateway.tenants.tenant import Tenant, TenantMetrics
+from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from picospec.bench.run.services import free_port
-from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.parameters import SERVABLE
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.request import SERVABLE
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.ports import Sampling
 from picospec.models.template import ChatTemplate

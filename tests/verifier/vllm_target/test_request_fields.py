@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.gateway.doors.chat.request import ChatRequest
-from picospec.gateway.doors.completions.request import CompletionRequest
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.completions import CompletionRequest
 from picospec.gateway.doors.request import GenerationRequest
-from picospec.gateway.schemas.known import NEUTRAL
+from picospec.gateway.schema import NEUTRAL
 
 chat = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol")
 completion = pytest.importorskip("vllm.entrypoints.openai.completion.protocol")

@@ -41,21 +41,19 @@ from vllm.renderers.hf import (
 )
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from picospec.gateway.accounts.access import Access, is_open
 from picospec.gateway.app import HANDLERS, accounted
-from picospec.gateway.doors.body import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
+from picospec.gateway.documents import VERSION
+from picospec.gateway.doors.generation import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting import logs
-from picospec.gateway.hosting.listening import check_listening, hosts_of
-from picospec.gateway.hosting.serving import check_free, served_beside
-from picospec.gateway.http.request_body import read_body
-from picospec.gateway.http.responses import json_response
-from picospec.gateway.routes.documents import VERSION
-from picospec.gateway.schemas.json_bounds import SMALL_BYTES, check_structure
-from picospec.gateway.tenants.tenant import TenantMetrics
-from picospec.gateway.tenants.tenants import Tenants
-from picospec.gateway.tenants.turns import ThreadTurns
+from picospec.gateway.hosting.server import check_free, served_beside
+from picospec.gateway.hosting.settings import check_listening, hosts_of
+from picospec.gateway.http import json_response, read_body
+from picospec.gateway.middleware import Access, is_open
+from picospec.gateway.schema import SMALL_BYTES, check_structure
+from picospec.gateway.tenants import TenantMetrics, Tenants
+from picospec.gateway.turns import ThreadTurns
 from picospec.models.blobs import FileHashes
 from picospec.models.store import open_store
 from picospec.models.template import joined

@@ -22,10 +22,10 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from picospec.gateway.accounts.account import Account
+from picospec.gateway.accounts import Account
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, Overloaded
-from picospec.gateway.http.responses import error_response
+from picospec.gateway.http import error_response
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.models.grammars import NAME, Constraint
 from picospec.verifier.routes import OPEN

@@ -1,1 +1,0 @@
-"""Admits each request, and keeps its account."""

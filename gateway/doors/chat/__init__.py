@@ -1,1 +1,0 @@
-"""Serves POST /v1/chat/completions."""

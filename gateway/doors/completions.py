@@ -1,0 +1,291 @@
+"""The door of POST /v1/completions, and what its answers share with those of chats."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Annotated, ClassVar, Final
+
+from msgspec.structs import replace
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from picospec.gateway.doors.door import (
+    Answer,
+    DoorRequest,
+    Entries,
+    Heading,
+    Json,
+    finite,
+    sent_event,
+)
+from picospec.gateway.doors.request import GenerationRequest, TokenIds
+from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.hosting.settings import MAX_CHOICES
+from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
+from picospec.gateway.output.stream import ChoiceStream
+from picospec.gateway.ports import Tokenizer
+from picospec.gateway.schema import Flag, Integer
+from picospec.gateway.watching import Report, Spans, Watch
+
+# Writes what the answers of OpenAI's chat completions and completions share.
+#
+# A stream has chunks, `data: {...}`, and ends with [DONE], or with `data: {"error": ...}`.
+
+_NO_REPORT: Final = Report({})
+
+
+class ChunkAnswer(Answer):
+    object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, request: GenerationRequest, heading: Heading) -> None:
+        self.wants_logprobs = request.wanted_logprobs is not None
+        self._heading = heading
+        self._account = heading.account
+        self._usage = request.include_usage
+        self._counts_along = request.counts_along
+        self._watch = Watch() if request.is_watched else None
+        self._begun: set[int] = set()  # choices that have a chunk
+        self._ended = 0  # how many choices have finished
+
+    def events(self, index: int, delta: TextDelta) -> bytes:
+        return b"".join(map(sent_event, self._chunks(index, delta)))
+
+    def end(self) -> bytes:
+        last: Json = {}
+        if self._usage:
+            last |= {"usage": self._account.usage(), **self._account.extensions()}
+        if self._watch is not None:
+            last["speculation"] = self._watch.totals() | self._account.speculation()
+        ends = [{**self._body([], chunk=True), **last}] if last else []
+        return b"".join(map(sent_event, ends)) + b"data: [DONE]\n\n"
+
+    def full_answer(self, choices: Sequence[TextDelta]) -> Json:
+        shown = [{"index": i, **self.choice(choice)} for i, choice in enumerate(choices)]
+        body, account = self._body(shown, chunk=False), self._account
+        return {**body, "usage": account.usage(), **account.extensions()}
+
+    def first_chunk(self, delta: TextDelta) -> Json | None:
+        """Return the chunk before a choice's first delta; None if the API has no such chunk."""
+        return None
+
+    def chunks(self, delta: TextDelta, report: Report) -> list[tuple[Json, Spans]]:
+        """Return the chunks of a delta, without its finish, each with the origins of its text,
+        which are empty if the client does not watch."""
+        shows = delta.text or delta.entries
+        return [(self.text_chunk(delta.text, delta.entries), report.text)] if shows else []
+
+    @abstractmethod
+    def text_chunk(self, text: str, entries: Entries) -> Json: ...
+
+    @abstractmethod
+    def last_chunk(self, finish: Finish) -> Json: ...
+
+    @abstractmethod
+    def choice(self, whole: TextDelta) -> Json:
+        """Return a choice that is not streamed, without its index."""
+
+    def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
+        first = self.first_chunk(delta) if index not in self._begun else None
+        self._begun.add(index)
+        if first is not None:
+            yield self._indexed(index, first)
+        watch = self._watch if delta.report is not None else None
+        report = delta.report or _NO_REPORT
+        for event in watch.take(index, report) if watch else ():
+            yield {**self._chunked([]), "speculation": event}
+        for chunk, spans in self.chunks(delta, report):
+            of = {"spans": spans, "tokens": watch.count(index)} if watch else None
+            shown = self._indexed(index, chunk)
+            yield {**shown, "speculation": of} if of else shown
+        if delta.finish is not None:
+            self._ended += 1
+            last = self._indexed(index, self.last_chunk(delta.finish))
+            if self._watch is not None and (tokens := self._watch.count(index)):
+                last["speculation"] = {"tokens": tokens}
+            ends_answer = self._ended == self._heading.choices and not self._usage
+            yield {**last, **self._account.extensions()} if ends_answer else last
+
+    def _indexed(self, index: int, choice: Json) -> Json:
+        return self._chunked([{"index": index, **choice}])
+
+    def _chunked(self, choices: Sequence[Json]) -> Json:
+        body = self._body(choices, chunk=True)
+        usage = self._account.usage() if self._counts_along else None
+        return {**body, "usage": usage} if self._usage else body
+
+    def _body(self, choices: Sequence[Json], *, chunk: bool) -> Json:
+        """Return the body of a whole answer, or of one chunk of a stream."""
+        heading = self._heading
+        body: Json = {
+            "id": heading.id,
+            "object": self.chunk_object if chunk else self.object,
+            "created": heading.created,
+            "model": heading.model,
+            "choices": choices,
+        }
+        if heading.fingerprint is not None:
+            body["system_fingerprint"] = heading.fingerprint
+        return body
+
+
+# Parses the body of POST /v1/completions.
+
+
+def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:
+    """Return a string, strings, token ids, or arrays of token ids as a tuple of prompts."""
+    if isinstance(value, str) or _is_tokens(value):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError("expected a string, token ids, or a non-empty array of either")
+    if len(value) > MAX_CHOICES:
+        raise ValueError(f"expected at most {MAX_CHOICES} prompts")
+    return tuple(_as_prompt(item) for item in value)
+
+
+def _as_prompt(value: object) -> str | TokenIds:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and _is_tokens(value):
+        return tuple(value)
+    raise ValueError("each prompt must be a string or a non-empty array of token ids")
+
+
+def _is_tokens(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+Prompts = Annotated[
+    tuple[str | TokenIds, ...],
+    BeforeValidator(
+        _as_prompts, json_schema_input_type=str | TokenIds | tuple[str | TokenIds, ...]
+    ),
+]
+
+
+def text_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
+    """Return a prompt as a text with special tokens spelt out."""
+    if isinstance(prompt, str):
+        return prompt
+    return b"".join(tokenizer.piece(token, True) for token in prompt).decode("utf-8", "replace")
+
+
+async def _echo(prompt: str, stream: ChoiceStream) -> ChoiceStream:
+    """Yield the choice with the prompt before its first text."""
+    async with aclosing(stream):
+        async for index, delta in stream:
+            report = delta.report and delta.report.after_prompt(len(prompt))
+            yield index, replace(delta, text=prompt + delta.text, report=report)
+            prompt = ""
+
+
+class CompletionRequest(GenerationRequest):
+    prompt_field: ClassVar[str] = "prompt"
+    default_tokens: ClassVar[int | None] = 16  # OpenAI's default
+
+    prompt: Prompts
+    logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    suffix: str = ""
+    """This text comes after the completion."""
+
+    echo: Flag = False
+    add_special_tokens: Flag = True
+    """vLLM has this field: the tokens that begin every prompt are added to this one."""
+
+    @field_validator("suffix")
+    @classmethod
+    def _goes_with_text(cls, value: str, info: ValidationInfo) -> str:
+        if value and not all(isinstance(each, str) for each in info.data.get("prompt", ())):
+            raise ValueError("it needs a prompt that is a text")
+        return value
+
+    @field_validator("echo")
+    @classmethod
+    def _has_no_logprobs(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("logprobs") is not None:
+            raise ValueError("there are no log-probabilities of a prompt; leave out logprobs")
+        return value
+
+    @property
+    def prompt_count(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
+        try:
+            return tuple(tuple(self._tokens(prompt, tokenizer)) for prompt in self.prompt)
+        except ValueError as error:
+            raise InvalidRequest.of("suffix", error) from error
+
+    def _tokens(self, prompt: str | TokenIds, tokenizer: Tokenizer) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        if self.suffix:
+            return tokenizer.infill(prompt, self.suffix)
+        return tokenizer.encode(prompt, begin=self.add_special_tokens)
+
+    def shown(
+        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer
+    ) -> list[ChoiceStream]:
+        if not self.echo:
+            return list(streams)
+        prompts = [text_of(prompt, tokenizer) for prompt in self.prompt]
+        return [_echo(prompts[i // self.n], stream) for i, stream in enumerate(streams)]
+
+
+# Writes the answer of POST /v1/completions.
+
+
+def convert(body: CompletionRequest) -> DoorRequest:
+    """Return what a completion asks for: the completion itself."""
+    return DoorRequest(body, "cmpl-", partial(CompletionAnswer, body))
+
+
+class CompletionAnswer(ChunkAnswer):
+    object = "text_completion"
+    chunk_object = "text_completion"
+
+    def text_chunk(self, text: str, entries: Entries) -> Json:
+        return self._choice(text, entries, None)
+
+    def last_chunk(self, finish: Finish) -> Json:
+        return {"text": "", "logprobs": None, "finish_reason": finish}
+
+    def choice(self, whole: TextDelta) -> Json:
+        return self._choice(whole.text, whole.entries, whole.finish)
+
+    def _choice(self, text: str, entries: Entries, finish: Finish | None) -> Json:
+        logprobs = _logprobs(entries) if self.wants_logprobs else None
+        return {"text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _logprobs(entries: Entries) -> Json:
+    return {
+        "tokens": [_name(entry.piece) for entry in entries],
+        "token_logprobs": [finite(entry.logprob) for entry in entries],
+        "top_logprobs": [_top(entry) for entry in entries],
+        "text_offset": [entry.offset for entry in entries],
+    }
+
+
+def _top(entry: LogprobEntry) -> Json | None:
+    """Return the most likely tokens and the generated one; None if none were requested."""
+    if not entry.top:
+        return None
+    named: Json = {}
+    for piece, logprob in (*entry.top, (entry.piece, entry.logprob)):
+        named.setdefault(_name(piece), finite(logprob))
+    return named
+
+
+def _name(piece: bytes) -> str:
+    """Return a token's text or, if it is a part of a character, OpenAI's bytes:\\xe2\\x82."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)

@@ -1,1 +1,0 @@
-"""Serves POST /completion, /completions and /infill, as llama-server does."""

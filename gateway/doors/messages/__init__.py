@@ -1,1 +1,0 @@
-"""Serves POST /v1/messages and /v1/messages/count_tokens, Anthropic's API."""

@@ -1,0 +1,293 @@
+"""Writes the answer of POST /v1/responses: a response, or the events by which it grows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from picospec.gateway.doors.chat import ChatRequest, logprobs_of
+from picospec.gateway.doors.door import Answer, Heading, parts_of, sent_event
+from picospec.gateway.doors.responses import ENCRYPTED, ResponsesRequest, sealed
+from picospec.gateway.errors import ApiError, InvalidRequest, Overloaded
+from picospec.gateway.output.detokenise import Finish, TextDelta
+
+# Builds the items of an answer, and the events that report their growth.
+#
+# An item is open until the next one begins or the answer ends. It is added, grows by deltas,
+# and is done. An event names the index of its item; `answer` numbers the events.
+
+Json = dict[str, object]
+Event = tuple[str, Json]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+PREFIX: Final = "resp_"
+_ITEM_ID: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_([0-9]{1,6})")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Defines how events report one type of item."""
+
+    type: str
+    prefix: str
+    """The item's id begins with this."""
+
+    stem: str
+    """The names of the events of the item's text begin with this. If the item has parts, this
+    is also the type of the only part."""
+
+    field: str = "text"
+    """The item's text is in this field."""
+
+    @property
+    def has_part(self) -> bool:
+        return self.field == "text"
+
+
+REASONING: Final = Kind("reasoning", "rs", "reasoning_text")
+MESSAGE: Final = Kind("message", "msg", "output_text")
+FUNCTION: Final = Kind("function_call", "fc", "function_call_arguments", "arguments")
+CUSTOM: Final = Kind("custom_tool_call", "fc", "custom_tool_call_input", "input")
+_OF_PARTS: Final[Mapping[str, tuple[Kind, Json]]] = {
+    "reasoning": (REASONING, {"summary": []}),
+    "text": (MESSAGE, {"role": "assistant"}),
+}
+"""Maps each kind of part of an answer to its kind of item, and to that item's own fields."""
+
+
+class Growing:
+    """Builds an open item and its events."""
+
+    def __init__(self, kind: Kind, key: str, place: int, head: Json) -> None:
+        """head: fields that only items of this kind have."""
+        self.kind = kind
+        self.text = ""
+        self._logprobs: list[Json] = []
+        self._place: Json = {"output_index": place}
+        self._head: Json = {"type": kind.type, "id": f"{kind.prefix}_{key}_{place}", **head}
+        index = {"content_index": 0} if kind.has_part else {}
+        self._at: Json = {"item_id": self._head["id"], **self._place, **index}
+
+    def part(self) -> Json:
+        """Return the only part of a message or of reasoning."""
+        more = {"annotations": [], "logprobs": self._logprobs} if self.kind is MESSAGE else {}
+        return {"type": self.kind.stem, "text": self.text, **more}
+
+    def item(self, status: Status, *, seals: bool = False) -> Json:
+        """Return the item with that status. seals: include its reasoning also as
+        `encrypted_content`."""
+        content = [] if status == "in_progress" else [self.part()]
+        if self.kind is REASONING:
+            secret = {"encrypted_content": sealed(self.text)} if seals else {}
+            return {**self._head, **secret, "content": content} if content else self._head
+        if self.kind is MESSAGE:
+            return {**self._head, "status": status, "content": content}
+        return {**self._head, self.kind.field: self.text, "status": status}
+
+    def begin(self) -> Iterator[Event]:
+        item = self.item("in_progress")
+        yield "response.output_item.added", {**self._place, "item": item}
+        if self.kind.has_part:
+            yield "response.content_part.added", {**self._at, "part": self.part()}
+
+    def grow(self, text: str, logprobs: list[Json]) -> Iterator[Event]:
+        self.text += text
+        self._logprobs += logprobs
+        more = {"logprobs": logprobs} if self.kind is MESSAGE else {}
+        yield f"response.{self.kind.stem}.delta", {**self._at, "delta": text, **more}
+
+    def end(self, item: Json) -> Iterator[Event]:
+        """Yield the events that report the end of the item. item: the completed item."""
+        done: Json = {self.kind.field: self.text}
+        if self.kind is MESSAGE:
+            done["logprobs"] = self._logprobs
+        elif not self.kind.has_part:
+            done["name"] = item["name"]
+        yield f"response.{self.kind.stem}.done", {**self._at, **done}
+        if self.kind.has_part:
+            yield "response.content_part.done", {**self._at, "part": self.part()}
+        yield "response.output_item.done", {**self._place, "item": item}
+
+
+class Output:
+    """Builds all items of an answer."""
+
+    def __init__(self, key: str, called: Mapping[str, Json], *, seals: bool) -> None:
+        """key: part of the items' ids, by which `place_of` finds the items again. called: maps
+        the chat's names of tools to the names in calls. seals: include reasoning also as
+        `encrypted_content`."""
+        self.items: list[Json] = []
+        """These items have ended."""
+
+        self._key = key
+        self._called = called
+        self._seals = seals
+        self._open: Growing | None = None
+
+    def read(self, delta: TextDelta) -> Iterator[Event]:
+        """Add a delta to the items, and yield the events that report it."""
+        for kind, text, start in parts_of(delta):
+            if start is not None:
+                called = self._called.get(start.name, {"name": start.name})
+                of = CUSTOM if start.custom else FUNCTION
+                yield from self._begin(of, {"call_id": start.id, **called})
+                continue
+            if kind != "call" and not (self._open and self._open.kind is _OF_PARTS[kind][0]):
+                yield from self._begin(*_OF_PARTS[kind])
+            if self._open is not None:
+                logprobs = logprobs_of(delta.entries) if kind == "text" else []
+                yield from self._open.grow(text, logprobs)
+        if delta.finish is not None:
+            yield from self._end("incomplete" if delta.finish == "length" else "completed")
+
+    def _begin(self, kind: Kind, head: Json) -> Iterator[Event]:
+        yield from self._end("completed")
+        self._open = Growing(kind, self._key, len(self.items), head)
+        yield from self._open.begin()
+
+    def _end(self, status: Status) -> Iterator[Event]:
+        if self._open is not None:
+            item = self._open.item(status, seals=self._seals)
+            yield from self._open.end(item)
+            self.items.append(item)
+            self._open = None
+
+
+def place_of(item_id: str) -> tuple[str, int]:
+    """Return the id of the response that contains an item, and the item's index there; the id
+    is "" if the item is not ours."""
+    found = _ITEM_ID.fullmatch(item_id)
+    return (f"{PREFIX}{found[1]}", int(found[2])) if found else ("", 0)
+
+
+Keep = Callable[[Json], None]
+"""Stores a complete response."""
+
+_REPEATED: Final = (
+    "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
+    "previous_response_id", "prompt_cache_key", "safety_identifier", "service_tier", "store",
+    "top_logprobs", "truncation", "user",
+)  # fmt: skip
+"""A response repeats these fields of its request."""
+
+_ADJUSTED: Final = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+
+
+class ResponseAnswer(Answer):
+    def __init__(
+        self,
+        request: ResponsesRequest,
+        chat: ChatRequest,
+        called: Mapping[str, Json],
+        keep: Keep | None,
+        heading: Heading,
+    ) -> None:
+        self._account = heading.account
+        self._created = heading.created
+        self._keep = keep
+        self._response = _beginning(request, chat, heading)
+        seals = ENCRYPTED in request.include
+        self._output = Output(heading.id.removeprefix(PREFIX), called, seals=seals)
+        self._finish: Finish | None = None
+        self._events = 0
+
+    def waiting(self) -> bytes:
+        """Return an event: Codex gives up on a stream without events for five minutes."""
+        return self._begun() or self._encoded([("keepalive", {})])
+
+    def events(self, index: int, delta: TextDelta) -> bytes:
+        self._finish = delta.finish
+        return self._begun() + self._encoded(self._output.read(delta))
+
+    def end(self) -> bytes:
+        response = self._ended()
+        return self._encoded([(f"response.{response['status']}", {"response": response})])
+
+    def failure(self, error: ApiError) -> bytes:
+        failed = {"status": "failed", "error": _error(error), "output": self._output.items}
+        response = {**self._response, **failed}
+        return self._begun() + self._encoded([("response.failed", {"response": response})])
+
+    def full_answer(self, choices: Sequence[TextDelta]) -> Json:
+        (choice,) = choices
+        self._finish = choice.finish
+        for _ in self._output.read(choice):
+            pass
+        return self._ended()
+
+    def _begun(self) -> bytes:
+        """Return the events that begin a stream, if they were not sent before."""
+        if self._events:
+            return b""
+        begun: Json = {"response": self._response}
+        return self._encoded([("response.created", begun), ("response.in_progress", begun)])
+
+    def _ended(self) -> Json:
+        cut = self._finish == "length"
+        response = {
+            **self._response,
+            "status": "incomplete" if cut else "completed",
+            "completed_at": None if cut else self._created + int(self._account.elapsed_s),
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "output": self._output.items,
+            "usage": _usage(self._account.usage()),
+            **self._account.extensions(),
+        }
+        if self._keep is not None:
+            self._keep(response)
+        return response
+
+    def _encoded(self, events: Iterable[Event]) -> bytes:
+        encoded = []
+        for name, fields in events:
+            event = {"type": name, "sequence_number": self._events, **fields}
+            self._events += 1
+            encoded.append(sent_event(event, name))
+        return b"".join(encoded)
+
+
+def _beginning(request: ResponsesRequest, chat: ChatRequest, heading: Heading) -> Json:
+    """Return the response in its state before the first token."""
+    text: Json = {"format": request.text.format}
+    if request.text.verbosity is not None:
+        text["verbosity"] = request.text.verbosity
+    return {
+        "id": heading.id,
+        "object": "response",
+        "created_at": heading.created,
+        "completed_at": None,
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "model": heading.model,
+        "output": [],
+        "usage": None,
+        "background": False,
+        "system_fingerprint": heading.fingerprint,
+        **{name: getattr(request, name) for name in _REPEATED},
+        **{name: getattr(chat, name) for name in _ADJUSTED},
+        "reasoning": {"effort": request.reasoning.effort, "summary": request.reasoning.summary},
+        "text": text,
+        "tools": [tool.shown() for tool in request.tools],
+        "tool_choice": request.tool_choice or "auto",
+    }
+
+
+def _usage(chat: Mapping[str, Any]) -> Json:
+    """Return a chat's `usage` with this API's names."""
+    written = chat["completion_tokens_details"]
+    return {
+        "input_tokens": chat["prompt_tokens"],
+        "input_tokens_details": {**chat["prompt_tokens_details"], "cache_write_tokens": 0},
+        "output_tokens": chat["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": written["reasoning_tokens"]},
+        "total_tokens": chat["total_tokens"],
+    }
+
+
+def _error(error: ApiError) -> Json:
+    """Return the error of a response, for which OpenAI's API has few codes."""
+    codes = {InvalidRequest.status: "invalid_prompt", Overloaded.status: "rate_limit_exceeded"}
+    return {"code": codes.get(error.status, "server_error"), "message": error.message}

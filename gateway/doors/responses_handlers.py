@@ -1,0 +1,165 @@
+"""Handles the paths of responses: creates a response, also one that continues a kept one.
+
+A kept response can be read or deleted, and the items before it listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from picospec.gateway.accounts import Account
+from picospec.gateway.doors.door import DoorRequest
+from picospec.gateway.doors.generation import count_prompt, generate
+from picospec.gateway.doors.responses import ITEMS, Item, ResponsesRequest, names_of, offered
+from picospec.gateway.doors.responses_answer import PREFIX, ResponseAnswer, place_of
+from picospec.gateway.doors.services import ResponseStore, Services, StoredResponse
+from picospec.gateway.errors import InvalidRequest, NotFound
+from picospec.gateway.http import json_response
+from picospec.gateway.schema import validated
+
+Json = dict[str, Any]
+
+
+async def create(services: Services, request: Request) -> Response:
+    """Answer with a response, or stream it."""
+    read = partial(convert, _store_of(services, request))
+    return await generate(ResponsesRequest, read, services, request)
+
+
+async def count(services: Services, request: Request) -> Response:
+    """Answer with the number of tokens in the prompt of a response."""
+    read = partial(convert, _store_of(services, request))
+    name = "response.input_tokens"
+    return await count_prompt(ResponsesRequest, read, services, request, object=name)
+
+
+def _store_of(services: Services, request: Request) -> ResponseStore:
+    """Return the tenant's store, and record its size, because it takes time to read."""
+    account: Account = request.state.account
+    store = services.stores.setdefault(account.tenant, ResponseStore(account.clock))
+    account.kept_bytes = store.size_bytes
+    return store
+
+
+def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
+    """Return what a request asks for, with the history that it continues. Raises
+    InvalidRequest."""
+    items = (*_history(store, body.previous_response_id), *_resolved(store, body.input))
+    tools = tuple(offered(body.tools))
+    chat = body.chat(items, tools)
+    keep = partial(_keep, store, items) if body.store else None
+    called = {tool.name: tool.called for tool in tools}
+    answer = partial(ResponseAnswer, body, chat, called, keep)
+    return DoorRequest(chat, PREFIX, answer, tuple(body.ignored()), names_of(tools))
+
+
+def _history(store: ResponseStore, id: str | None) -> Sequence[Item]:
+    """Return the conversation of a response, including its output."""
+    if id is None:
+        return ()
+    if (kept := store.find(id)) is None:
+        code = "previous_response_not_found"
+        raise InvalidRequest.of("previous_response_id", "no such response is kept", code)
+    return (*ITEMS.validate_json(kept.items), *_output(kept))
+
+
+def _output(kept: StoredResponse) -> Sequence[Item]:
+    return ITEMS.validate_python(msgspec.json.decode(kept.response)["output"])
+
+
+def _resolved(store: ResponseStore, items: Sequence[Item]) -> Iterator[Item]:
+    """Yield the items, with each reference replaced by the kept item that it names. No item may
+    be named twice: otherwise a short body could stand for an endless text."""
+    known: dict[str, list[Item | None]] = {}
+    for index, item in enumerate(items):
+        if item.type != "item_reference":
+            yield item
+            continue
+        id, place = place_of(item.id or "")
+        if id not in known:
+            kept = store.find(id)
+            known[id] = list(_output(kept)) if kept is not None else []
+        output = known[id]
+        found = output[place] if place < len(output) else None
+        if found is None:
+            raise InvalidRequest.of(f"input.{index}.id", "no such item is kept, or twice")
+        output[place] = None
+        yield found
+
+
+def _keep(store: ResponseStore, items: Sequence[Item], response: Json) -> None:
+    before = ITEMS.dump_json(tuple(items), exclude_unset=True)
+    store.keep(str(response["id"]), StoredResponse(msgspec.json.encode(response), before))
+
+
+class Page(BaseModel):
+    """Parses OpenAI's query that selects the items to list."""
+
+    order: Literal["asc", "desc"] = "desc"
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    after: str | None = None
+    """Only the items after the one with this id are listed."""
+
+
+async def retrieve(services: Services, request: Request) -> Response:
+    """Answer with a kept response."""
+    if request.query_params.get("stream") == "true":
+        raise InvalidRequest.of("stream", "a response is streamed once")
+    return json_response(msgspec.Raw(_found(services, request).response))
+
+
+async def delete(services: Services, request: Request) -> Response:
+    """Delete a kept response."""
+    _found(services, request)
+    _store_of(services, request).remove(id := request.path_params["name"])
+    return json_response({"id": id, "object": "response", "deleted": True})
+
+
+async def cancel(services: Services, request: Request) -> Response:
+    """Raise InvalidRequest: kept responses have ended, and others end with their connection."""
+    _found(services, request)
+    raise InvalidRequest("only a response that runs in the background can be cancelled")
+
+
+async def compact(_: Services, __: Request) -> Response:
+    """Raise NotFound: conversations are not compacted here; clients do that themselves."""
+    raise NotFound("responses are not compacted here")
+
+
+async def input_items(services: Services, request: Request) -> Response:
+    """Answer with the items before a response."""
+    kept = _found(services, request)
+    page = validated(Page, dict(request.query_params))
+    key = request.path_params["name"].removeprefix(PREFIX)
+    named = enumerate(msgspec.json.decode(kept.items))
+    items = [_shown(item, f"item_{key}_{index}") for index, item in named]
+    if page.order == "desc":
+        items.reverse()
+    if page.after is not None:
+        ids = [item["id"] for item in items]
+        if page.after not in ids:
+            raise InvalidRequest.of("after", "there is no such item")
+        items = items[ids.index(page.after) + 1 :]
+    listed = items[: page.limit]
+    ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]} if listed else {}
+    more = {"has_more": len(listed) < len(items), "object": "list"}
+    return json_response({"data": listed, "first_id": None, "last_id": None, **ends, **more})
+
+
+def _shown(item: Json, id: str) -> Json:
+    """Return an item in the form in which OpenAI's API lists it: with a type and an id."""
+    return {"type": "message", "id": id, "status": "completed", **item}
+
+
+def _found(services: Services, request: Request) -> StoredResponse:
+    kept = _store_of(services, request).find(request.path_params["name"])
+    if kept is None:
+        raise NotFound("no such response is kept", code="response_not_found")
+    return kept

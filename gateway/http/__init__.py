@@ -1,1 +1,0 @@
-"""Handles HTTP for every route: the body of a request, responses, and the connection."""

@@ -1,0 +1,277 @@
+"""Gives every route an account, checks of `Host`, keys and limits, and errors as responses.
+
+The body of a request that is not admitted is discarded, and not each such request is logged.
+
+The class is plain ASGI, because Starlette's BaseHTTPMiddleware interferes with streaming.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from random import Random
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from picospec.gateway.accounts import Account, Clock
+from picospec.gateway.errors import ClientGone, RateLimited, Shape
+from picospec.gateway.hosting.settings import GatewaySettings, check_head, check_page
+from picospec.gateway.http import MAX_BODY_BYTES, NOSNIFF, RequestBody, error_response
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.tenants import Tenants
+from picospec.gateway.tracing import NO_TRACING, LogLimit, Tracing, shown
+
+# Defines by which paths and host names requests reach a service, and which paths are open.
+
+PAGE_PATHS: Final = "/page/"
+"""The paths of the page's files begin with this."""
+
+HEALTH_PATHS: Final = ("/health", "/v1/health", "/ping")
+"""A process that is alive answers these paths, which are vLLM's and llama-server's."""
+
+_OPEN_PATHS: Final = frozenset(
+    {"/", *HEALTH_PATHS, "/ready", "/metrics", "/openapi.json", "/docs"}
+)
+
+IsMessage = Callable[[str], bool]
+"""Returns True if a path takes protocol messages of a session. They are not requests of their
+own: they are neither logged nor counted, unless they fail. Even then a 404 is not logged: a
+message that is on its way when the session ends gets a 404."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Defines how requests reach one service."""
+
+    session_paths: str | None = None
+    """A path that contains a session's name begins with this, followed by the name."""
+
+    is_message: IsMessage = lambda _: False
+    hosts: Collection[str] | None = None
+    """Requests with one of these names in `Host` are answered; None: with any name."""
+
+    body_limit_bytes: Callable[[Scope], int | None] = lambda _: None
+    """Returns the limit of a request's body; None means the limit in the settings."""
+
+    clock: Clock = time.monotonic
+    tracing: Tracing = NO_TRACING
+
+    def shown(self, path: str) -> str:
+        """Return a path in its form for logs: without a session's name, which is a secret."""
+        prefix = self.session_paths
+        if prefix is None or not path.startswith(prefix):
+            return shown(path)
+        _, slash, rest = path.removeprefix(prefix).partition("/")
+        return shown(f"{prefix}*{slash}{rest}")
+
+
+def is_open(path: str) -> bool:
+    """Return True if a path needs no key."""
+    return path in _OPEN_PATHS or path.startswith(PAGE_PATHS)
+
+
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PROBES: Final = frozenset({*HEALTH_PATHS, "/ready", "/status", "/metrics"})
+"""These paths are requested every few seconds: only a bug in them is logged."""
+
+_REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
+"""If no key is needed, requests with these statuses share a log line, see LogLimit."""
+
+ShapeOf = Callable[[str, Headers], Shape]
+"""Returns the shape of errors for a request, by its path and headers."""
+
+
+@dataclass(eq=False)
+class Accounts:
+    """Gives each request an id and an Account in `scope["state"]`; logs and counts it.
+
+    An exception before an answer has begun becomes an error response; one that is not an
+    ApiError becomes a 500, and its traceback is logged.
+    """
+
+    app: ASGIApp
+    settings: GatewaySettings
+    tenants: Tenants
+    metrics: Metrics
+    access: Access
+    shape_of: ShapeOf
+
+    def __post_init__(self) -> None:
+        self._clock = self.access.clock
+        self._refused: defaultdict[int, LogLimit] = defaultdict(LogLimit)
+        self._log = structlog.get_logger("gateway")
+        self._random = Random()  # ids are no secrets, and the system's chance takes 25 us
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        anonymous, headers = self.tenants.anonymous, Headers(scope=scope)
+        account = Account(
+            self._request_id(headers), self.metrics, self._clock, self._clock(), anonymous
+        )
+        account.shape = self.shape_of(scope["path"], headers)
+        scope.setdefault("state", {})["account"] = account
+        if self.access.is_message(scope["path"]):
+            await self._serve(account, scope, receive, send)
+            return self._close_message(account, scope)
+        if scope["method"] == "POST":  # other requests take no time worth tracing
+            path = self.access.shown(scope["path"])
+            account.span = self.access.tracing.begin(
+                "request", headers, method="POST", path=path
+            )
+        self.metrics.running.inc()
+        try:
+            await self._serve(account, scope, receive, send)
+        finally:
+            self.metrics.running.dec()
+            self._close(account, scope)
+
+    def _request_id(self, headers: Headers) -> str:
+        given = headers.get("x-request-id", "")
+        return (
+            given if _SANE_ID.fullmatch(given) else f"req-{self._random.getrandbits(128):032x}"
+        )
+
+    async def _serve(
+        self, account: Account, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            await self._run(account, scope, receive, partial(_send_with_id, account, send))
+        except Exception as fault:
+            account.fault = fault
+
+    async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
+        limit_bytes = self.access.body_limit_bytes(scope) or self.settings.body_limit_bytes
+        body = RequestBody(scope, receive, limit_bytes or MAX_BODY_BYTES)
+        try:
+            self._admit(account, scope)
+            await self.app(scope, body.admitted(), send)
+        except Exception as raised:
+            if account.status:
+                raise
+            response = error_response(account.failed(raised), account.shape)
+            await body.refuse(response, send, briefly=isinstance(raised, RateLimited))
+
+    def _admit(self, account: Account, scope: Scope) -> None:
+        """Find the tenant of a request, and count the request. Raises ApiError."""
+        headers = Headers(scope=scope)
+        check_head(headers, scope.get("http_version", ""), self.access.hosts)
+        path, now = scope["path"], self._clock()
+        if is_open(path):
+            return
+        key = _key_in(headers)
+        account.tenant = self.tenants.of(key, now)
+        account.check_key = lambda: self.tenants.of(key, self._clock())
+        paths = self.access.session_paths
+        account.has_unknown_session = paths is not None and path.startswith(paths)
+        if not account.has_unknown_session:
+            if not self.tenants.need_key:
+                check_page(headers, scope["method"], self.settings.cors_origins)
+            account.tenant.admit(now)
+
+    def _close_message(self, account: Account, scope: Scope) -> None:
+        if account.status < HTTPStatus.BAD_REQUEST:
+            return
+        self.metrics.failed_messages.labels(str(account.status)).inc()
+        if self._exceeds_unknown_sessions(account):
+            self._log_rate_limit(account)
+        elif account.status != HTTPStatus.NOT_FOUND:  # otherwise its request has just ended
+            self._write(account, scope, account.status)
+
+    def _close(self, account: Account, scope: Scope) -> None:
+        status = account.status or ClientGone.status  # cancelled before any answer
+        self.metrics.requests.labels(str(status)).inc()
+        self.metrics.speculated(account.total())
+        if account.first_token_s is not None:
+            self.metrics.request_s.observe(account.elapsed_s)
+        account.close()
+        if account.error == RateLimited.code or self._exceeds_unknown_sessions(account):
+            self._log_rate_limit(account)
+        elif account.fault or scope["path"] not in _PROBES:
+            self._write(account, scope, status)
+        account.end_span(status)
+
+    def _exceeds_unknown_sessions(self, account: Account) -> bool:
+        """Count a request for a session that does not exist; return True if it exceeds a limit.
+
+        The request gets a 404 in any case, which an edge ignores: its draft may come late, and
+        the cut stream has shown it a loss. After a 429 it would try again.
+        """
+        try:
+            if account.has_unknown_session:
+                account.tenant.admit(self._clock())
+        except RateLimited:
+            return True
+        return False
+
+    def _write(self, account: Account, scope: Scope, status: int) -> None:
+        is_refusal = self._is_refusal(account, status)
+        refused = self._refused[status].count(self._clock()) if is_refusal else 0
+        if is_refusal and not refused:
+            return
+        rare: dict[str, object] = {"refused": refused, "ignored": account.ignored}
+        rare |= {"fallback": account.fallback, "relayed": account.relayed}
+        write = self._log.error if account.fault else self._log.info
+        write(
+            "request",
+            request_id=account.request_id,
+            method=shown(scope["method"]),
+            path=self.access.shown(scope["path"]),
+            tenant=account.tenant.name,
+            status=status,
+            error=account.error,
+            **{name: fact for name, fact in rare.items() if fact},
+            prompt_tokens=account.prompt_tokens,
+            completion_tokens=account.completion_tokens,
+            first_token_s=account.first_token_s and round(account.first_token_s, 6),
+            duration_s=round(account.elapsed_s, 6),
+            traceback=_traceback(account.fault),
+        )
+
+    def _is_refusal(self, account: Account, status: int) -> bool:
+        """Return True if any client could cause such a line, and as often as it likes."""
+        if account.fault or account.tenant is not self.tenants.anonymous:
+            return False
+        return self.tenants.need_key or status in _REFUSALS
+
+    def _log_rate_limit(self, account: Account) -> None:
+        tenant = account.tenant
+        if tenant.limited.count(self._clock()):
+            self._log.warning(
+                "rate_limited", tenant=tenant.name, limits=tenant.limits.model_dump()
+            )
+
+
+async def _send_with_id(account: Account, send: Send, message: Message) -> None:
+    if message["type"] == "http.response.start":
+        account.status = message["status"]
+        message = {**message}  # a stream's message is a constant; MutableHeaders changes it
+        headers = MutableHeaders(scope=message)
+        headers["x-request-id"] = account.request_id
+        headers.update(NOSNIFF)
+        facts = {"ignored": ", ".join(account.ignored), "fallback": account.fallback}
+        facts["relayed"] = account.relayed
+        headers.update({f"x-picospec-{name}": text for name, text in facts.items() if text})
+    await send(message)
+
+
+def _key_in(headers: Headers) -> str:
+    """Return the key in a request's headers, OpenAI's or else Anthropic's; "" for none."""
+    if (authorization := headers.get("authorization")) is None:
+        return headers.get("x-api-key", "").strip()
+    kind, _, key = authorization.partition(" ")
+    return key.strip() if kind.lower() == "bearer" else ""
+
+
+def _traceback(fault: Exception | None) -> str | None:
+    """Return the traceback as text: log renderers may print its variables, even the prompt."""
+    return None if fault is None else "".join(traceback.format_exception(fault))

@@ -1,0 +1,289 @@
+"""Formats of tool calls that are no JSON: a Python list, and Qwen3-Coder's tags."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from functools import partial
+from typing import Final
+
+from picospec.gateway.grammars import (
+    Schema,
+    Schemas,
+    Special,
+    decode,
+    encode,
+    json_value,
+    kind_of,
+    kinds,
+    literal,
+    marker,
+    parameters,
+    properties,
+    repeated,
+    string_until,
+)
+from picospec.gateway.output.formats.base import Format, pass_content, read_calls
+from picospec.gateway.output.message import Message
+from picospec.gateway.output.reading import PYTHON, Incoming, Malformed, Steps, read_value
+
+# Reads calls that are written as a Python list: [get_weather(city="Paris", days=3), now()].
+#
+# The list begins an answer. Because a text may well begin with a bracket, the calls must name
+# known tools. Each call is passed on as a whole, because its arguments are not JSON.
+
+_NAME: Final = re.compile(r"[\w.-]*")
+_WORD: Final = re.compile(r"\w*")
+
+
+class Pythonic(Format):
+    markers = ()
+    trigger = ""
+    untagged = r"\s*\["
+
+    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+        try:
+            yield from _list(text, out, tools)
+        except Malformed:
+            out.content(text.consume(), text.consumed)
+        yield from pass_content(text, out)
+
+    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
+        calls = repeated("call", '", "', parallel=parallel)
+        named = [f"{literal(name)} call_{index}" for index, name in enumerate(tools)]
+        rules = "".join(
+            _python_rules(f"call_{i}", tool) for i, tool in enumerate(tools.values())
+        )
+        return f'calls: "[" {calls} "]"\ncall: {" | ".join(named)}\n{rules}'
+
+
+def _list(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    yield from text.space()
+    yield from text.expect("[")
+    yield from _python_call(text, out, tools)
+    while not (yield from text.take("]")):
+        yield from text.expect(",")
+        yield from _python_call(text, out, tools)
+    yield from text.space()
+    text.consume()
+
+
+def _python_call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    yield from text.space()
+    name = yield from text.match(_NAME)
+    if name not in tools:
+        raise Malformed("there is no such tool")
+    arguments = yield from _python_arguments(text)
+    out.begin_call(name)
+    out.arguments(arguments, text.position, rewritten=True)
+    out.end_call()
+    text.consume()
+    yield from text.space()
+
+
+def _python_arguments(text: Incoming) -> Steps[str]:
+    """Read keyword arguments in brackets, and return them as a JSON object."""
+    arguments: list[str] = []
+    yield from text.expect("(")
+    yield from text.space()
+    while not (yield from text.take(")")):
+        if arguments:
+            yield from text.expect(",")
+            yield from text.space()
+        arguments.append((yield from _argument(text)))
+        yield from text.space()
+    return f"{{{', '.join(arguments)}}}"
+
+
+def _argument(text: Incoming) -> Steps[str]:
+    name = yield from text.match(_WORD)
+    yield from text.space()
+    yield from text.expect("=")
+    yield from text.space()
+    value = yield from read_value(text, PYTHON)
+    return f"{encode(name)}: {_value_as_json(value)}"
+
+
+def _value_as_json(value: str) -> str:
+    """Return a literal as JSON: a JSON literal unchanged, a Python literal converted."""
+    try:
+        decode(value)
+    except ValueError:
+        return _python_as_json(value)
+    return value
+
+
+def _python_as_json(value: str) -> str:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about unknown escapes in strings
+            text = encode(ast.literal_eval(value))
+        text.encode()
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise Malformed("this is no literal") from error
+    return text
+
+
+def _python_rules(call: str, schema: Schema) -> str:
+    """Return Lark rules for `call`: the keyword arguments of a tool, in brackets.
+
+    Rule `call`_n is the n-th argument; `call`_n_on is it and all later ones, after another.
+    """
+    rules = []
+    first = following = ""
+    for index, (name, value, needed) in reversed(list(enumerate(parameters(schema)))):
+        if not _WORD.fullmatch(name):
+            raise ValueError(f"this model cannot write an argument of the name {name!r}")
+        argument = f"{call}_{index}"
+        rules.append(f"{argument}: {literal(name + '=')} {argument}_value\n")
+        rules.append(f"{argument}_value: {json_value(value)}\n")
+        rules.append(f'{argument}_on: (", " {argument}){"" if needed else "?"} {following}\n')
+        first = f"{argument} {following}" + ("" if needed else f" | {first}")
+        following = f"{argument}_on"
+    return f'{call}: "(" ({first}) ")"\n{"".join(rules)}'
+
+
+# Reads Qwen3-Coder's calls: <tool_call><function=x><parameter=y>value</parameter></function>.
+#
+# Values are plain text. If the schema asks for a string, the text is that string; otherwise it
+# is JSON, or a string if it is not valid JSON.
+
+_OPEN: Final = "<tool_call>"
+_CLOSE: Final = "</tool_call>"
+_FUNCTION: Final = "<function="
+_FUNCTION_END: Final = "</function>"
+_PARAMETER: Final = "<parameter="
+_PARAMETER_END: Final = "</parameter>"
+_KEY: Final = re.compile(r"[^>\n]*")
+_WORDS: Final = {"True": "true", "False": "false", "None": "null"}
+"""The template shows the model these values of its earlier calls as Python writes them."""
+
+
+class QwenCoder(Format):
+    markers = (_OPEN, _CLOSE)
+    trigger = _OPEN
+
+    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+        opening = (_OPEN, _FUNCTION)  # the model sometimes omits the first
+        yield from read_calls(text, out, opening, partial(_coder_call, text, out, tools))
+
+    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
+        begins = [literal(f"\n{_FUNCTION}{name}>\n") for name in tools]
+        named = " | ".join(f"{begin} function_{i}" for i, begin in enumerate(begins))
+        call = f'({named}) "{_FUNCTION_END}" "\\n" {marker(_CLOSE, special)}'
+        calls = repeated("call", rf'"\n" {marker(_OPEN, special)}', parallel=parallel)
+        rules = "".join(
+            _coder_rules(f"function_{i}", tool) for i, tool in enumerate(tools.values())
+        )
+        return f"calls: {calls}\ncall: {call}\n{rules}"
+
+
+def _coder_call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    yield from text.take(_OPEN)
+    yield from text.space()
+    yield from text.expect(_FUNCTION)
+    name = yield from text.match(_KEY)
+    yield from text.expect(">")
+    out.begin_call(name)
+    text.consume()
+    try:
+        yield from _coder_arguments(text, out, properties(tools.get(name, {})))
+    finally:
+        out.end_call()
+    yield from text.space()
+    yield from text.take(_CLOSE)
+
+
+def _coder_arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[None]:
+    """Pass the parameters on as a JSON object, which stays open if the text is cut."""
+    before = "{"
+    yield from text.space()
+    while (yield from text.take(_PARAMETER)):
+        key = yield from text.match(_KEY)
+        yield from text.expect(">")
+        text.consume()
+        out.arguments(f"{before}{encode(key)}: ", text.consumed, rewritten=True)
+        before = ", "
+        yield from _value(text, out, schemas.get(key, {}))
+        yield from text.space()
+    closed = yield from text.take(_FUNCTION_END)
+    if closed or not text.ended:
+        out.arguments("{}" if before == "{" else "}", text.position, rewritten=True)
+    if not closed:
+        raise Malformed("the function does not end")
+
+
+def _value(text: Incoming, out: Message, schema: Schema) -> Steps[None]:
+    """Read a value up to the end of its parameter, and pass it on as JSON."""
+    yield from text.take("\n")
+    if kinds(schema) == {"string"}:
+        yield from _stream_string(text, out)
+    else:
+        value = yield from _whole_value(text)
+        written = _coder_as_json(value.removesuffix("\n"), kinds(schema))
+        out.arguments(written, text.position, rewritten=True)
+    yield from text.take("\n")
+    yield from text.expect(_PARAMETER_END)
+    text.consume()
+
+
+def _stream_string(text: Incoming, out: Message) -> Steps[None]:
+    text.consume()
+    out.arguments('"', text.consumed)
+    while True:
+        end, found = text.find_literal((_PARAMETER_END, "\n" + _PARAMETER_END))
+        if text.ended and not found:
+            raise Malformed("the value does not end")
+        written = encode(value := text.consume(end))[1:-1]
+        out.arguments(written, text.consumed, rewritten=written != value)
+        if found:
+            break
+        yield
+    out.arguments('"', text.consumed)
+
+
+def _whole_value(text: Incoming) -> Steps[str]:
+    """Return the text of a value. A string in an object may contain a parameter's end tag."""
+    start = text.at
+    if (yield from text.peek()) in ("{", "["):
+        try:
+            yield from read_value(text)
+        except Malformed:
+            text.at = start
+    yield from text.until(_PARAMETER_END)
+    return text.held[start : text.at]
+
+
+def _coder_as_json(value: str, allowed: frozenset[str]) -> str:
+    """Return a value as JSON: unchanged if it is JSON of an allowed type, or as a string."""
+    word = _WORDS.get(value, value)
+    try:
+        kind = kind_of(decode(word))
+    except ValueError:
+        return encode(value)
+    if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
+        return encode(value)
+    return word
+
+
+def _coder_rules(function: str, schema: Schema) -> str:
+    """Return Lark rules for `function`, which has the parameters of a tool in their order."""
+    rules = []
+    sequence = ['""']
+    for index, (name, value, needed) in enumerate(parameters(schema)):
+        if not _KEY.fullmatch(name):
+            raise ValueError(f"this model cannot write an argument of the name {name!r}")
+        parameter = f"{function}_{index}"
+        begin = literal(f"{_PARAMETER}{name}>\n")
+        rules.append(f'{parameter}: {begin} {parameter}_value "\\n"\n')
+        rules.append(_value_rules(f"{parameter}_value", value))
+        sequence.append(parameter if needed else f"{parameter}?")
+    return f"{function}: {' '.join(sequence)}\n{''.join(rules)}"
+
+
+def _value_rules(rule: str, schema: Schema) -> str:
+    """Return Lark rules for a value and the end tag of its parameter."""
+    end = f"\n{_PARAMETER_END}"
+    if kinds(schema) == {"string"}:
+        return string_until(rule, schema, end)
+    return f"{rule}: {rule}_json {literal(end)}\n{rule}_json: {json_value(schema)}\n"

@@ -1,0 +1,366 @@
+"""Lists the routes of every service, and the shape of errors on each.
+
+A door's route has its path, its schema and the reader of its requests. Besides OpenAI's and
+Anthropic's routes there are those of llama-server and of Ollama, and OpenAI's that llama-server
+has without /v1. Ollama's routes that manage models answer 501.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import Field, ValidationInfo, field_validator
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+
+from picospec.gateway.accounts import Account
+from picospec.gateway.documents import VERSION, Route, answer_version
+from picospec.gateway.doors import chat as chat
+from picospec.gateway.doors import completions as completions
+from picospec.gateway.doors import llama_server as llama_server
+from picospec.gateway.doors import messages_answer as anthropic
+from picospec.gateway.doors import messages_answer as messages
+from picospec.gateway.doors import ollama as models
+from picospec.gateway.doors import ollama as ollama
+from picospec.gateway.doors import responses_handlers as responses
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.completions import CompletionRequest, text_of
+from picospec.gateway.doors.door import Body, Convert
+from picospec.gateway.doors.generation import checked, count_prompt, generate, parse
+from picospec.gateway.doors.llama_server import InfillRequest, NativeCompletionRequest
+from picospec.gateway.doors.messages import MessagesRequest
+from picospec.gateway.doors.messages_schema import ChatMessage
+from picospec.gateway.doors.ollama import OllamaChat, OllamaGenerate
+from picospec.gateway.doors.request import parameters_of
+from picospec.gateway.doors.responses import ResponsesRequest
+from picospec.gateway.doors.services import Services
+from picospec.gateway.errors import OPENAI, ApiError, InvalidRequest, PromptTooLong, Shape
+from picospec.gateway.http import json_response
+from picospec.gateway.ports import Facts, Tokenizer
+from picospec.gateway.schema import FIRST_ERROR, Flag, Integer, RequestModel, missing
+from picospec.gateway.turns import BoundedTokenizer
+
+# Answers GET /health, /ready, /status, /props, /metrics, /v1/models and /v1/models/{name}.
+#
+# A service that knows more of its state answers /health and /ready itself.
+
+_LINKS: Final = {"docs": "/docs", "metrics": "/metrics", "openapi": "/openapi.json"}
+
+
+async def health(_: Services, __: Request) -> Response:
+    """Answer 200, which means that this process is alive."""
+    return json_response({"status": "ok"})
+
+
+async def ready(services: Services, _: Request) -> Response:
+    """Answer 200 while the engine can serve. Raises the 503 that says why it cannot."""
+    services.drain.check()
+    facts = await services.engine.facts()
+    return json_response({"status": "ok", "model": facts.model})
+
+
+async def status(services: Services, _: Request) -> Response:
+    """Answer with the service's state, even while it cannot serve."""
+    facts = error = None
+    about = await services.about() if services.about else {}
+    try:
+        facts = await services.engine.facts()
+    except ApiError as failed:
+        error = failed.message
+    state = "draining" if services.drain.begun else "unavailable" if facts is None else "ok"
+    running = services.registry.get_sample_value("picospec:num_requests_running") or 0
+    body = {
+        "status": state,
+        "error": error,
+        "model": facts and {"name": facts.model, "context_tokens": facts.context_tokens},
+        "version": VERSION,
+        "uptime_s": int(time.time()) - services.started,
+        "requests": int(running) - 1,  # without the request for /status itself
+        "links": _LINKS,
+    }
+    return json_response({**body, **about})
+
+
+async def prometheus_metrics(services: Services, _: Request) -> Response:
+    """Answer with the app's registry in Prometheus' text format."""
+    return Response(generate_latest(services.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def list_models(services: Services, request: Request) -> Response:
+    """Answer with the engine's model, under each of its names, and its adapters."""
+    services = await services.for_request(request.state.account)
+    facts = await services.engine.facts()
+    models = [(name, facts.named(name)) for name in services.names_of(facts)]
+    if "anthropic-version" in request.headers:
+        found = [*models, *((name, None) for name in services.models_elsewhere)]
+        listed = [anthropic.model_of(name, services.started, each) for name, each in found]
+        return json_response(anthropic.page_of(listed))
+    can = await _capabilities(services, facts, request)
+    listed = [_model(services, facts, name) | can for name, facts in models]
+    others = [_entry(services, name) for name in services.models_elsewhere]
+    return json_response({"object": "list", "data": listed + others})
+
+
+async def retrieve_model(services: Services, request: Request) -> Response:
+    """Answer with the model of the given name."""
+    services = await services.for_request(request.state.account)
+    name: str = request.path_params["name"]
+    is_elsewhere = name in services.models_elsewhere
+    facts = None if is_elsewhere else await services.facts_of(name)
+    if "anthropic-version" in request.headers:
+        return json_response(anthropic.model_of(name, services.started, facts))
+    if facts is None:
+        return json_response(_entry(services, name))
+    can = await _capabilities(services, facts, request)
+    return json_response(_model(services, facts, name) | can)
+
+
+async def _capabilities(
+    services: Services, facts: Facts, request: Request
+) -> dict[str, Sequence[str]]:
+    """Return the model's capabilities; nothing while its tokenizer is not available."""
+    try:
+        tokenizer = await services.tokenizer(facts.vocabulary)
+        style = await services.style_of(tokenizer, request.state.account)
+    except ApiError:
+        return {}
+    return {"capabilities": style.capabilities}
+
+
+async def props(services: Services, request: Request) -> Response:
+    """Answer with the properties of the model that llama-server's clients read."""
+    services = await services.for_request(request.state.account)
+    facts = await services.engine.facts()
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    body = {
+        "default_generation_settings": {"n_ctx": facts.context_tokens},
+        "model_alias": facts.model,
+        "model_path": facts.model,
+        "chat_template": tokenizer.template,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"picospec-{VERSION}",
+    }
+    return json_response(body)
+
+
+def _entry(services: Services, name: str, owner: str = "relayed") -> dict[str, object]:
+    """Return OpenAI's model object, with the fields that are known for any model."""
+    return {"id": name, "object": "model", "created": services.started, "owned_by": owner}
+
+
+def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:
+    """Return OpenAI's model object. Clients find the context's length under the name of vLLM,
+    of LM Studio and OpenRouter, or of llama-server."""
+    length = facts.context_tokens
+    return {
+        **_entry(services, name, "picospec"),
+        "root": facts.model,
+        "max_model_len": length,
+        "context_length": length,
+        "meta": {"n_ctx": length, "n_vocab": facts.vocabulary_size},
+    }
+
+
+# Answers POST /tokenize and /detokenize, with the fields of llama-server and of vLLM.
+#
+# If the two servers differ, the field with the text decides: `content` is llama-server's, and
+# `prompt` and `messages` are vLLM's.
+
+
+class TokenizeRequest(RequestModel):
+    model: str | None = None
+    content: str | None = None
+    messages: Annotated[tuple[ChatMessage, ...], FIRST_ERROR] = ()
+    prompt: Annotated[str | None, Field(validate_default=True)] = None
+    add_special: Flag = False
+    add_special_tokens: Flag = True
+    parse_special: Flag = True
+    with_pieces: Flag = False
+    return_token_strs: Flag = False
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_the_only_text(cls, value: str | None, info: ValidationInfo) -> str | None:
+        others = [info.data.get("content") is not None, bool(info.data.get("messages"))]
+        if value is None and not any(others):
+            missing()
+        if others.count(True) + (value is not None) > 1:
+            raise ValueError("give one of prompt, messages and content")
+        return value
+
+    @property
+    def field(self) -> str:
+        """Return the field that errors about the text refer to."""
+        return "messages" if self.messages else "prompt" if self.content is None else "content"
+
+    def tokenise(self, tokenizer: Tokenizer) -> Sequence[int]:
+        if self.content is not None:
+            special, begin = self.parse_special, self.add_special
+            return tokenizer.encode(self.content, special=special, begin=begin)
+        return tokenizer.encode(self.prompt or "", begin=self.add_special_tokens)
+
+
+class DetokenizeRequest(RequestModel):
+    model: str | None = None
+    tokens: Annotated[tuple[Integer, ...], FIRST_ERROR]
+
+
+async def tokenize(services: Services, request: Request) -> Response:
+    """Answer with the tokens of a text or of a chat."""
+    body = await parse(TokenizeRequest, services, request)
+    account: Account = request.state.account
+    services = await services.for_request(account)
+    facts = await services.facts_of(body.model)
+    source = await services.tokenizer(facts.vocabulary)
+    tokenizer = BoundedTokenizer(source, facts, body.field)
+    chat = await parse(ChatRequest, services, request) if body.messages else None
+    if chat is not None:
+        await checked(services, request, partial(parameters_of, chat, facts))
+    answer = partial(_tokens_answer, body, chat, facts, tokenizer)
+    return await services.reader.read(account.tenant, answer)
+
+
+async def detokenize(services: Services, request: Request) -> Response:
+    """Answer with the text of tokens; special tokens are spelt out."""
+    body = await parse(DetokenizeRequest, services, request)
+    account: Account = request.state.account
+    services = await services.for_request(account)
+    facts = await services.facts_of(body.model)
+    tokenizer = await services.tokenizer(facts.vocabulary)
+    answer = partial(_text_answer, body.tokens, facts, tokenizer)
+    return await services.reader.read(account.tenant, answer)
+
+
+def _tokens_answer(
+    body: TokenizeRequest, chat: ChatRequest | None, facts: Facts, tokenizer: Tokenizer
+) -> Response:
+    tokens = chat.tokenise(tokenizer)[0] if chat is not None else body.tokenise(tokenizer)
+    pieces: list[str] = []
+    if body.with_pieces or body.return_token_strs:
+        _check_count(len(tokens), facts, body.field)
+        pieces = [text_of([token], tokenizer) for token in tokens]
+    named = [{"id": id, "piece": piece} for id, piece in zip(tokens, pieces, strict=False)]
+    answer = {
+        "tokens": named if body.with_pieces else tokens,
+        "count": len(tokens),
+        "max_model_len": facts.context_tokens,
+        "token_strs": pieces if body.return_token_strs else None,
+    }
+    return json_response(answer)
+
+
+def _text_answer(tokens: Sequence[int], facts: Facts, tokenizer: Tokenizer) -> Response:
+    _check_count(len(tokens), facts, "tokens")
+    for index, token in enumerate(tokens):
+        if not 0 <= token < facts.vocabulary_size:
+            raise InvalidRequest(f"no such token: {token}", param=f"tokens.{index}")
+    text = text_of(tokens, tokenizer)
+    return json_response({"content": text, "prompt": text})
+
+
+def _check_count(tokens: int, facts: Facts, field: str) -> None:
+    """Raise InvalidRequest if the texts of more tokens are requested than the context has: such
+    an answer may have a hundred times the bytes of its request."""
+    if tokens > facts.context_tokens:
+        reason = f"the context has {facts.context_tokens} tokens; these are {tokens}"
+        raise InvalidRequest.of(field, reason, PromptTooLong.code)
+
+
+def shape_of(path: str, headers: Headers) -> Shape:
+    """Return the shape of errors for a request for `path`."""
+    listed = path.startswith("/v1/models") and "anthropic-version" in headers
+    if listed or path.startswith("/v1/messages"):
+        return messages.SHAPE
+    return ollama.SHAPE if path.startswith("/api/") else OPENAI
+
+
+def _door(
+    path: str, summary: str, schema: type[Body], convert: Convert[Body], *kind: str
+) -> Route:
+    """Return the route of a door. kind: media type of its streams, unless they are events."""
+    return Route("POST", path, summary, partial(generate, schema, convert), schema, *kind)
+
+
+_KEPT: Final = "/v1/responses/{name}"
+_SAME: Final = "The same as with /v1"
+_LINES: Final = "application/x-ndjson"
+_COUNT: Final = partial(count_prompt, MessagesRequest, messages.convert)
+_CHAT: Final = partial(ollama.convert, ollama.ChatAnswer)
+_TEXT: Final = partial(ollama.convert, ollama.TextAnswer)
+_COMPLETION: Final = ("Go on with a text", NativeCompletionRequest, llama_server.convert)
+
+ROUTES: Final = (
+    _door("/v1/chat/completions", "Answer a chat", ChatRequest, chat.convert),
+    _door("/v1/completions", "Go on with a text", CompletionRequest, completions.convert),
+    _door(
+        "/v1/messages", "Answer messages, as Anthropic does", MessagesRequest, messages.convert
+    ),
+    Route(
+        "POST",
+        "/v1/messages/count_tokens",
+        "How many tokens messages have",
+        _COUNT,
+        MessagesRequest,
+    ),
+    Route(
+        "POST",
+        "/v1/responses",
+        "Answer as the Responses API does",
+        responses.create,
+        ResponsesRequest,
+    ),
+    Route(
+        "POST",
+        "/v1/responses/input_tokens",
+        "How many tokens the prompt of a response has",
+        responses.count,
+        ResponsesRequest,
+    ),
+    Route("POST", "/v1/responses/compact", "Not served: a 404", responses.compact),
+    Route("GET", _KEPT, "A response that is kept", responses.retrieve),
+    Route("DELETE", _KEPT, "Forget a response", responses.delete),
+    Route(
+        "POST",
+        f"{_KEPT}/cancel",
+        "End a response: what runs ends with its connection",
+        responses.cancel,
+    ),
+    Route(
+        "GET", "/v1/responses/{name}/input_items", "What came before it", responses.input_items
+    ),
+    Route("POST", "/tokenize", "The tokens of a text or chat", tokenize, TokenizeRequest),
+    Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
+    Route("GET", "/v1/models", "The model, by each of its names", list_models),
+    Route("GET", "/v1/models/{name:path}", "The model of that name", retrieve_model),
+    Route("GET", "/health", "Whether this process is alive and not broken", health),
+    Route("GET", "/ready", "Whether work is taken now", ready),
+    Route("GET", "/status", "What this service is, and how it is", status),
+    Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
+    Route("GET", "/version", "The version of this service", answer_version),
+    _door("/chat/completions", _SAME, ChatRequest, chat.convert),
+    Route("GET", "/models", _SAME, list_models),
+    Route("GET", "/v1/health", "The same as without /v1", health),
+    Route("GET", "/ping", "The same as /health", health),
+    Route("GET", "/props", "The model, as llama-server tells it", props),
+    _door("/completion", *_COMPLETION),
+    _door("/completions", *_COMPLETION),
+    _door("/infill", "Fill in between two texts", InfillRequest, llama_server.convert),
+    _door("/api/chat", "Answer a chat", OllamaChat, _CHAT, _LINES),
+    _door("/api/generate", "Answer a prompt", OllamaGenerate, _TEXT, _LINES),
+    Route("POST", "/api/show", "What a model can do", models.show, models.ShowRequest),
+    Route("GET", "/api/tags", "The model, by each of its names", models.tags),
+    Route("GET", "/api/ps", "The same, as what is loaded", models.running),
+    Route("GET", "/api/version", "The version of Ollama whose API this is", models.version),
+    Route("POST", "/api/embed", "Not served", models.no_embeddings),
+    Route("POST", "/api/embeddings", "Not served", models.no_embeddings),
+    Route("DELETE", "/api/delete", "Not served", models.not_served),
+    *(
+        Route("POST", f"/api/{name}", "Not served", models.not_served)
+        for name in ("pull", "push", "create", "copy")
+    ),
+)

@@ -1,1 +1,0 @@
-"""Answers the routes that generate nothing: tokens, models, states, documents and the page."""

@@ -1,0 +1,250 @@
+"""Shares a few places for work, such as reading prompts, fairly among owners.
+
+* Owners are served in turn, however much work of each owner waits.
+* No owner has all places, unless there is only one, so that another owner finds one at once.
+* A place is taken until the work has ended, even if nobody waits for its result any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from itertools import accumulate, chain
+from typing import Final, TypeVar
+
+from picospec.gateway.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
+from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Facts, Json, Tokenizer
+
+T = TypeVar("T")
+
+
+class Turns:
+    """max_running: limit of running work. max_waiting: limit of waiting work of one owner."""
+
+    def __init__(self, max_running: int, max_waiting: int, what: str) -> None:
+        """what: description of the work for errors, such as "prompts wait to be read"."""
+        self._free_places = max_running
+        self._max_running_each = max(1, max_running - 1)
+        self._max_waiting = max_waiting
+        self._what = what
+        self._running: Counter[object] = Counter()
+        self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
+        """Maps each owner to its waiting work; the owner that is served next comes first."""
+
+    @asynccontextmanager
+    async def take(self, owner: object) -> AsyncGenerator[None]:
+        """Hold a place. Raises Overloaded if too much work of this owner waits already."""
+        await self._begin(owner)
+        try:
+            yield
+        finally:
+            self._end(owner)
+
+    async def _begin(self, owner: object) -> None:
+        queue = self._waiting.setdefault(owner, deque())
+        if len(queue) >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} {self._what}")
+        turn = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        self._serve()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # the place was given at the same moment
+                self._end(owner)
+            elif turn in (queue := self._waiting.get(owner, deque())):
+                queue.remove(turn)
+                if not queue:
+                    del self._waiting[owner]
+            raise
+
+    def _end(self, owner: object) -> None:
+        self._free_places += 1
+        self._running[owner] -= 1
+        if not self._running[owner]:
+            del self._running[owner]
+        self._serve()
+
+    def _serve(self) -> None:
+        """Give the free places to the owners that are next."""
+        while self._free_places:
+            for owner in self._waiting:
+                if self._running[owner] < self._max_running_each:
+                    break
+            else:
+                return
+            queue = self._waiting.pop(owner)
+            turn = queue.popleft()
+            if queue:
+                self._waiting[owner] = queue  # last in the order
+            if not turn.done():  # otherwise the waiting task has been cancelled
+                turn.set_result(None)
+                self._free_places -= 1
+                self._running[owner] += 1
+
+
+class ThreadTurns(Turns):
+    """Runs work in turns, in one thread for each place."""
+
+    def __init__(self, threads: int, max_waiting: int, what: str) -> None:
+        super().__init__(threads, max_waiting, what)
+        self._threads = ThreadPoolExecutor(threads)
+
+    async def run(self, owner: object, work: Callable[[], T]) -> T:
+        """Return what `work` returns in a thread; its place is free once the thread is.
+
+        Raises Overloaded, or what `work` raises.
+        """
+        await self._begin(owner)
+        loop = asyncio.get_running_loop()
+
+        def ended(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and with it all turns
+                loop.call_soon_threadsafe(self._end, owner)
+
+        try:
+            running = self._threads.submit(work)
+        except BaseException:
+            self._end(owner)
+            raise
+        running.add_done_callback(ended)
+        return await asyncio.wrap_future(running)
+
+
+# Reads prompts within bounds, in a few threads that tenants share fairly.
+#
+# Tokenising takes up to 3 s for each megabyte, so a text that cannot fit into the context is
+# refused by its number of bytes.
+
+MAX_RUNNING: Final = 3
+"""This many prompts are read at once; one tenant's long prompts take two places at most."""
+
+MAX_WAITING: Final = 256
+"""At most this many prompts of one tenant wait to be read. Most take some milliseconds."""
+
+READ_TIMEOUT_S: Final = 60.0
+"""A prompt that is not read within this many seconds is refused. 8 MB take half of the time."""
+
+BYTES_PER_TOKEN: Final = 16
+"""A text with more bytes than this for each token of the context does not fit into the context
+in practice: most texts have 3 to 5 bytes a token."""
+
+CHARGED_BYTES_PER_TOKEN: Final = 4
+"""A text that is refused before it is tokenised is charged as a token for this many bytes."""
+
+SNIPPETS_SHARE: Final = 0.75
+"""Snippets of other files may fill a prompt up to this fraction of the context."""
+
+
+class PromptReader:
+    """Runs templates and tokenisation in threads: a long prompt would stall every stream."""
+
+    def __init__(self) -> None:
+        self._turns = ThreadTurns(MAX_RUNNING, MAX_WAITING, "prompts wait to be read")
+
+    async def read(self, owner: object, work: Callable[[], T]) -> T:
+        """Return what `work` returns in a thread. owner: the tenant whose turn it is.
+
+        Raises Overloaded, or what `work` raises.
+        """
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S) as deadline:
+                return await self._turns.run(owner, work)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            message = f"the prompt was not read within {READ_TIMEOUT_S:g} s; try again later"
+            raise Overloaded(message) from error
+
+
+class BoundedTokenizer:
+    """Wraps a tokenizer and refuses texts that cannot fit into the context. field: name of the
+    prompt's field, for errors."""
+
+    def __init__(self, tokenizer: Tokenizer, facts: Facts, field: str) -> None:
+        self.tokenizer = tokenizer
+        self.template = tokenizer.template
+        self.takes_tools = tokenizer.takes_tools
+        self.hides_unused_tools = tokenizer.hides_unused_tools
+        self.piece = tokenizer.piece
+        self.facts = facts
+        self.field = field
+        self.charged = 0
+        """A refused prompt is charged as this many tokens: those that were made, and an
+        estimate of the others."""
+
+    def chat(
+        self,
+        messages: Sequence[Json],
+        *,
+        tools: Sequence[Json] = (),
+        options: Json = NONE,
+        max_bytes: int = MAX_CHAT_BYTES,
+    ) -> list[int]:
+        most = min(self._max_bytes, max_bytes)
+        self._check(*chain.from_iterable(map(_texts, messages)))
+        try:
+            made = self.tokenizer.chat(messages, tools=tools, options=options, max_bytes=most)
+        except OverflowError as error:
+            raise self._too_long(most) from error
+        except OSError as error:  # no process for the template: descriptors or memory ran out
+            raise Unavailable(f"the chat template cannot be run now: {error}") from error
+        return self._counted(made)
+
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        self._check(text)
+        try:
+            return self._counted(self.tokenizer.encode(text, special=special, begin=begin))
+        except ValueError as error:
+            raise InvalidRequest.of(self.field, error) from error
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        snippets: Sequence[Mapping[str, str]] = (),
+        max_tokens: int = 0,
+    ) -> list[int]:
+        """See Tokenizer.infill. Snippets leave a part of the context for the answer."""
+        self._check(prefix, suffix)
+        sizes = accumulate(sum(map(len, each.values())) for each in reversed(snippets))
+        fitting = sum(size <= self._max_bytes for size in sizes)
+        last = snippets[len(snippets) - fitting :]
+        most = max_tokens or int(self.facts.context_tokens * SNIPPETS_SHARE)
+        return self._counted(self.tokenizer.infill(prefix, suffix, last, most))
+
+    @property
+    def _max_bytes(self) -> int:
+        return self.facts.context_tokens * BYTES_PER_TOKEN
+
+    def _check(self, *texts: str) -> None:
+        size = sum(len(text.encode()) for text in texts)
+        if size > self._max_bytes:
+            raise self._too_long(size)
+
+    def _too_long(self, size: int) -> PromptTooLong:
+        context = self.facts.context_tokens
+        estimate = size // CHARGED_BYTES_PER_TOKEN
+        self.charged += min(estimate, context)
+        return PromptTooLong(
+            f"the context has {context} tokens; the prompt has more than {self._max_bytes}"
+            " bytes, which cannot fit",
+            param=self.field,
+            tokens=estimate,
+            context_tokens=context,
+        )
+
+    def _counted(self, tokens: list[int]) -> list[int]:
+        self.charged += len(tokens)
+        return tokens
+
+
+def _texts(message: Json) -> Iterator[str]:
+    match message.get("content"):
+        case str(text):
+            yield text
+        case list(parts):
+            yield from (part["text"] for part in parts)
