@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import typer
 from pydantic import BaseModel, SecretStr
@@ -16,11 +16,49 @@ from rich.markup import escape
 from rich.table import Table
 from typer import Option
 
-from picospec.cli.options import fail
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.hosting.settings import ServiceSettings
 from picospec.models.catalogue import user_file
 from picospec.verifier.settings import VerifierSettings
+
+# Shared parts of the commands: options, harmless texts, and the end of one that failed.
+
+HOST: Final = "127.0.0.1"
+
+EdgePort = Annotated[int, Option(envvar="EDGE_PORT", help="Port of the edge.")]
+Keys = Annotated[
+    str, Option(envvar="PICOSPEC_API_KEYS", help="API keys, comma separated; first is used.")
+]
+
+Url = Annotated[str | None, Option(help="Where the edge is, if not here.")]
+
+_ORDERS: Final = {*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "\n\t"))
+_MARKS: Final = {order: "\ufffd" for order in _ORDERS} | {ord("\r"): " "}
+
+
+def visible(text: str) -> str:
+    """Return the text with a mark in place of each control character (C0, C1) except newline
+    and tab. With these, a text could fill the clipboard, clear the screen or change the title.
+    The length stays, because spans of the text are counted in characters."""
+    return text.translate(_MARKS)
+
+
+def edge_url(url: str | None, edge_port: int) -> str:
+    """Return the address of an edge, without `/v1`."""
+    return (url or f"http://{HOST}:{edge_port}").rstrip("/").removesuffix("/v1")
+
+
+def fail(error: Exception) -> NoReturn:
+    """Print the error, and end the command with status 1."""
+    text = visible(str(error))
+    Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(1) from None
+
+
+def first_key(keys: str) -> str | None:
+    """Return the first of several comma-separated keys."""
+    return next((key.strip() for key in keys.split(",") if key.strip()), None)
+
 
 config_app = typer.Typer(help="Settings of the services.", no_args_is_help=True)
 

@@ -13,13 +13,20 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from picospec.cli.chatting.commands import app as chatting_app
-from picospec.cli.configuration import SERVICES, config_app, default_file, with_default_file
-from picospec.cli.connecting.commands import app as connecting_app
-from picospec.cli.doctor.finding import report
-from picospec.cli.doctor.machine import check_gpu, gpu_here
+from picospec.cli.chat import app as chatting_app
+from picospec.cli.configuration import (
+    HOST,
+    SERVICES,
+    EdgePort,
+    config_app,
+    default_file,
+    fail,
+    first_key,
+    with_default_file,
+)
+from picospec.cli.connect import app as connecting_app
+from picospec.cli.doctor import check_gpu, gpu_here, report
 from picospec.cli.models import models_app
-from picospec.cli.options import HOST, EdgePort, fail, first_key
 from picospec.cli.service import COMMANDS, NoService, call, install, remove
 from picospec.cli.up import Plan, check_plain, read_settings
 from picospec.cli.up import up as run_up
@@ -149,7 +156,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Check this machine and the verifier, and say what to do about what is wrong."""
-    from picospec.cli.doctor.examination import examine
+    from picospec.cli.doctor import examine
 
     if (default := default_file("edge", os.environ)).is_file():
         config = config or default

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
-from picospec.cli.options import visible
+from picospec.cli.configuration import visible
 from picospec.models.catalogue import Pair, Role, UserCatalogue, user_file
 from picospec.models.dequantise import Weights, dequantise
 from picospec.models.errors import ModelError, UnknownModel

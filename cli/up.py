@@ -15,9 +15,9 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from picospec.cli.chatting.client import ChatError, client_of, first_model
-from picospec.cli.doctor.machine import bind_error
-from picospec.cli.options import HOST
+from picospec.cli.chat_client import ChatError, client_of, first_model
+from picospec.cli.configuration import HOST
+from picospec.cli.doctor import bind_error
 from picospec.gateway.hosting.limits import Pins
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import Service, ServiceError, keep_up, until_ready

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from picospec.cli.doctor import examination
+from picospec.cli import doctor as examination
 from picospec.cli.main import app
 from picospec.gateway.tenants import KeyLimits, digest_of, read_keys
 

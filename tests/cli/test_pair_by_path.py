@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from picospec.bench.run.services import free_port
-from picospec.cli.doctor.examination import examine
+from picospec.cli.doctor import examine
 from picospec.models.gguf import is_exact
 from picospec.models.store import open_store
 

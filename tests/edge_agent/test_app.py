@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from picospec.bench.run.services import free_port
-from picospec.cli.chatting.client import POOL
+from picospec.cli.chat_client import POOL
 from picospec.edge_agent.app import build
 from picospec.edge_agent.settings import load
 from picospec.gateway.drain import Drain

@@ -21,8 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from prometheus_client import CollectorRegistry
 
 from picospec.bench.run.services import free_port
-from picospec.cli.doctor.drafting import target_token_s
-from picospec.cli.doctor.verifier import check_verifier
+from picospec.cli.doctor import check_verifier, target_token_s
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.link.session import Link
 from picospec.edge_agent.link.uplink import Uplink

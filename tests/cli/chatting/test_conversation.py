@@ -11,10 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from picospec.cli.chatting.commands import ask_once, question
-from picospec.cli.chatting.conversation import Conversation
-from picospec.cli.chatting.lines import read_message
-from picospec.cli.chatting.stats import Race
+from picospec.cli.chat import Conversation, ask_once, question, read_message
+from picospec.cli.chat_client import Race
 from tests.cli.screen import Screen
 
 DIRECT = "/v1/picospec/direct/chat/completions"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from picospec.cli.chatting.client import Chunk, Speculation
-from picospec.cli.chatting.stats import Progress
+from picospec.cli.chat_client import Chunk, Progress, Speculation
 
 
 def progress(*moments: float) -> Progress:

@@ -12,17 +12,17 @@ import httpx
 import pytest
 from rich.live import Live
 
-from picospec.cli.chatting.client import (
+from picospec.cli.chat import AnswerView, answer, coloured
+from picospec.cli.chat_client import (
     ChatError,
     Chunk,
     Model,
+    Progress,
     Speculation,
     Turn,
     first_model,
     stream_answer,
 )
-from picospec.cli.chatting.stats import Progress
-from picospec.cli.chatting.view import AnswerView, answer, coloured
 from tests.cli.screen import Screen
 
 TURNS = (Turn("user", "hi"),)

@@ -13,10 +13,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.cli.connecting.clients import Client, Edge, Part, read_clients
-from picospec.cli.connecting.commands import run_client, show, show_list, undo, write
-from picospec.cli.connecting.copies import Changed, Copies
-from picospec.cli.connecting.merging import NotMergeable, merged
+from picospec.cli.client_files import (
+    Changed,
+    Client,
+    Copies,
+    Edge,
+    NotMergeable,
+    Part,
+    merged,
+    read_clients,
+)
+from picospec.cli.connect import run_client, show, show_list, undo, write
 from tests.cli.screen import Screen
 
 CLIENTS = read_clients()
@@ -211,7 +218,7 @@ def test_the_list_and_what_to_paste_name_every_client_and_part(home: Path) -> No
 
 
 def test_toml_that_a_merge_would_change_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("picospec.cli.connecting.merging._set", lambda *_: None)
+    monkeypatch.setattr("picospec.cli.client_files._set", lambda *_: None)
 
     with pytest.raises(NotMergeable):
         merged("toml", "a = 1\n", "b = 2\n")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from picospec.cli.doctor.finding import Finding, report
-from picospec.cli.doctor.machine import (
+from picospec.cli.doctor import (
+    Finding,
     check_cache,
     check_engine,
     check_gpu,
     check_models,
     check_port,
+    report,
 )
 from picospec.models.llama_cpp.library import Library
 from picospec.models.store import open_store

@@ -15,14 +15,15 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.cli.doctor.drafting import check_speed, check_vocabulary
-from picospec.cli.doctor.finding import report
-from picospec.cli.doctor.verifier import (
+from picospec.cli.doctor import (
     check_context,
     check_protocol,
+    check_speed,
     check_verifier,
+    check_vocabulary,
     encryption,
     not_reached,
+    report,
 )
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.link.uplink import Uplink

@@ -22,11 +22,20 @@ from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Option
 
-from picospec.cli.chatting.client import ChatError, client_of, first_model
-from picospec.cli.connecting.clients import Client, Edge, Part, Reference, escaped, read_clients
-from picospec.cli.connecting.copies import Changed, Copies
-from picospec.cli.connecting.merging import NotMergeable, merged
-from picospec.cli.options import EdgePort, Keys, Url, edge_url, fail, first_key
+from picospec.cli.chat_client import ChatError, client_of, first_model
+from picospec.cli.client_files import (
+    Changed,
+    Client,
+    Copies,
+    Edge,
+    NotMergeable,
+    Part,
+    Reference,
+    escaped,
+    merged,
+    read_clients,
+)
+from picospec.cli.configuration import EdgePort, Keys, Url, edge_url, fail, first_key
 from picospec.models.catalogue import user_file
 
 app = typer.Typer()

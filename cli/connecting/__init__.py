@@ -1,1 +1,0 @@
-"""`picospec connect` and `launch` make clients use this edge."""

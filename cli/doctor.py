@@ -1,0 +1,419 @@
+"""Runs all checks of `picospec doctor`, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from picospec.cli.configuration import HOST, visible
+from picospec.cli.preparing import DEFAULT_PAIR
+from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.draft.loading import AUTO, NONE, TargetTokenizer, open_context
+from picospec.edge_agent.link.connection import read_answer
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings, load
+from picospec.gateway.errors import ApiError, EngineFault
+from picospec.gateway.hosting import logs
+from picospec.gateway.hosting.limits import compute_threads
+from picospec.models.errors import ModelError, NoLlama, NotPulled
+from picospec.models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
+from picospec.models.llama_cpp.model import Model, Segment
+from picospec.models.store import Store, fitting_draft, open_store
+from picospec.models.tokenizer_file import TokenizerCache
+from picospec.models.vocabulary import Relation, Vocabulary, relate
+from picospec.speculation.messages import PROTOCOL_VERSION, Judge, ModelFacts
+
+# The result of a check, and the table of all results.
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check."""
+
+    subject: str
+    ok: bool
+    found: str
+    remedy: str = ""
+    """The advice if the check is not ok."""
+
+    warns: bool = False
+    """The check is ok, but could be better: the remedy describes how."""
+
+
+def report(findings: Sequence[Finding], console: Console) -> bool:
+    """Print a table of the findings; return True if all are ok."""
+    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
+    for finding in findings:
+        warns = finding.ok and finding.warns
+        mark = "[yellow]warn[/]" if warns else "[green]ok[/]" if finding.ok else "[red]fail[/]"
+        remedy = finding.remedy if warns or not finding.ok else ""
+        texts = (escape(visible(text)) for text in (finding.subject, finding.found, remedy))
+        table.add_row(mark, *texts)
+    console.print(table)
+    return all(finding.ok for finding in findings)
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time in the form that findings show."""
+    return f"{seconds * 1000:.3g} ms"
+
+
+# Checks this machine: what is installed, its cores, the store and the ports.
+
+TIMEOUT_S: Final = 3.0
+
+
+def check_engine(check: Callable[[], None] = check_llama, *, needed: bool = True) -> Finding:
+    """Load llama.cpp, so that a broken library shows here and not in a request.
+
+    needed: True if the check fails without llama.cpp.
+    """
+    try:
+        check()
+    except NoLlama as error:
+        remedy = f"{INSTALL}, or in PicoSpec's folder: make setup"
+        return Finding("llama.cpp", not needed, str(error), remedy)
+    return Finding("llama.cpp", True, "can be loaded")
+
+
+def gpu_here() -> tuple[str, str] | None:
+    """Return the kind of this machine's GPU, and the option that builds llama.cpp for it."""
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return "Metal", "-DGGML_METAL=on"
+    if shutil.which("nvidia-smi"):
+        return "CUDA", "-DGGML_CUDA=on"
+    return ("ROCm", "-DGGML_HIP=on") if Path("/dev/kfd").exists() else None
+
+
+def check_gpu(gpu: tuple[str, str] | None, supported: bool) -> Finding:
+    """Check that llama.cpp was built for the GPU, if there is one: drafts are faster there."""
+    if gpu is None:
+        return Finding("GPU", True, "none; the draft model runs on the CPU")
+    kind, option = gpu
+    if supported:
+        return Finding("GPU", True, f"{kind}; the draft model runs on it (gpu_layers)")
+    found = f"{kind}, which this build of llama.cpp does not use"
+    return Finding("GPU", False, found, f'CMAKE_ARGS="{option}" make clean setup')
+
+
+def check_cores() -> Finding:
+    """Count the cores. One is enough, but then the two ends take turns on it."""
+    count = compute_threads()
+    found = f"{count} to use" if count > 1 else "1: run the verifier on another machine"
+    return Finding("cores", True, found)
+
+
+def check_cache(directory: Path) -> Finding:
+    """Check that models and wheels can be written to the cache."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        return Finding("cache", False, str(error), f"make {directory} writable")
+    return Finding("cache", True, f"{directory} can be written")
+
+
+def check_models(store: Store, reference: str, *, needed: bool = True) -> Finding:
+    """Compare the sha256 of a model's or pair's files, which takes seconds per gigabyte.
+
+    needed: True if the check fails without the files.
+    """
+    subject = f"models of {reference}"
+    try:
+        store.verify(reference)
+    except ModelError as error:
+        if isinstance(error, NotPulled) and not needed:
+            return Finding(subject, True, "not here; a service that runs them fetches them")
+        return Finding(subject, False, str(error), f"picospec models pull {reference}")
+    return Finding(subject, True, "here, and as they should be")
+
+
+def check_port(name: str, port: int, variable: str) -> Finding:
+    """Check that a port is free, or that a healthy service of ours listens on it."""
+    subject = f"{name} port {port}"
+    if (reason := bind_error(port)) is None:
+        return Finding(subject, True, "free")
+    if _is_healthy(f"http://{HOST}:{port}"):
+        return Finding(subject, True, f"a healthy {name} has it")
+    remedy = f"stop what holds it, or choose another with {variable}"
+    return Finding(subject, False, reason, remedy)
+
+
+def bind_error(port: int) -> str | None:
+    """Return the reason why nothing can listen on a port of this machine, if any."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S, trust_env=False)
+    except httpx.TransportError:
+        return False
+    return response.status_code == 200
+
+
+# Checks the way to the verifier, as an edge with these settings would use it.
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+ONE_VERSION: Final = "install one version of PicoSpec at both ends"
+ROUND_TRIPS: Final = 5
+AGENT_TOKENS: Final = 32_768
+
+
+async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -> list[Finding]:
+    """Check the verifier and the drafting. Checks that depend on a failed one are left out.
+
+    settings: they name this verifier alone.
+    """
+    facts, findings = await _reach(uplink)
+    if facts is not None:
+        findings += await check_drafting(settings, store, uplink, facts)
+    return findings
+
+
+async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
+    """Return the target's facts, if the verifier can be reached, and the findings so far."""
+    try:
+        facts = await uplink.facts()
+        for _ in range(ROUND_TRIPS):
+            await uplink.check()
+    except ApiError as error:
+        return None, not_reached(error, uplink.url)
+    reached = (
+        f"{uplink.url} serves {facts.model}; the round trip takes {milliseconds(uplink.rtt_s)}"
+    )
+    return facts, [
+        Finding("verifier", True, reached),
+        Finding("certificate", True, encryption(uplink.url)),
+        Finding("key", True, "accepted"),
+        check_protocol(facts),
+        check_context(facts),
+    ]
+
+
+def encryption(url: str) -> str:
+    """Return who can read the traffic to a verifier that answers, in words."""
+    if url.startswith("https:"):
+        return "accepted"
+    if urlsplit(url).hostname in LOOPBACK:
+        return "none needed on this machine"
+    return "none: what crosses the link can be read"
+
+
+def check_protocol(facts: ModelFacts) -> Finding:
+    """Check that both ends speak one version of the protocol."""
+    if facts.is_compatible:
+        return Finding("protocol", True, f"version {PROTOCOL_VERSION}")
+    found = f"the verifier speaks version {facts.protocol}, this edge {PROTOCOL_VERSION}"
+    return Finding("protocol", False, f"{found}: answers have no drafts", ONE_VERSION)
+
+
+def check_context(facts: ModelFacts) -> Finding:
+    """Warn about a context that is too short for coding agents, whose first prompts have up to
+    18,000 tokens."""
+    remedy = (
+        "agents need 32,768: llama.context_tokens with fewer llama.slots at the verifier, or"
+        " max_model_len of vLLM, if the model takes them"
+    )
+    short = facts.context_tokens < AGENT_TOKENS
+    return Finding("context", True, f"{facts.context_tokens} tokens", remedy, warns=short)
+
+
+def not_reached(error: ApiError, url: str) -> list[Finding]:
+    """Return findings that show how far the edge came, and what stopped it."""
+    reached = Finding("verifier", True, f"{url} answers")
+    if error.error_code == "verifier_unauthorized":
+        remedy = "set PICOSPEC_VERIFIER_KEY to one of the keys that the verifier accepts"
+        return [reached, Finding("key", False, error.message, remedy)]
+    if "certificate" in error.message:
+        remedy = "verifier_ca must name the PEM file of the authority that signed it"
+        return [reached, Finding("certificate", False, error.message, remedy)]
+    if urlsplit(url).hostname in LOOPBACK and "refused" in error.message:
+        return [Finding("verifier", True, "not running here; picospec up starts it")]
+    remedy = "check the address, the firewall, and the verifier's own log"
+    if isinstance(error, EngineFault):
+        remedy = "is this the address of another service?"
+    return [Finding("verifier", False, error.message, remedy)]
+
+
+# Checks the draft model: its vocabulary, and its speed here compared to the target's.
+
+DRAFT_STEPS: Final = 12
+"""This many steps of the draft model are timed, after 64 tokens."""
+
+TARGET_TOKENS: Final = 17
+"""The target is timed over this many tokens."""
+
+PROMPT: Final = "1, 2, 3,"
+ANSWER_S: Final = 60.0
+"""An answer of the target may take this many seconds."""
+
+
+async def check_drafting(
+    settings: EdgeSettings, store: Store, uplink: Uplink, facts: ModelFacts
+) -> list[Finding]:
+    """Check that the draft model is here, and check its vocabulary and speed."""
+    cache = TokenizerCache(store.root / "tokenizers")
+    name: str | None = settings.draft_model
+    try:
+        target = (await TargetTokenizer(uplink, cache, None)()).vocabulary
+        name = _draft_name(settings, store, facts, target)
+        if name is None:
+            return [Finding("draft model", True, "none: only repeated text is drafted")]
+        path = store.find(name, "draft").path
+        model = await asyncio.to_thread(Model, path, gpu_layers=settings.gpu_layers)
+    except ApiError as error:
+        return [Finding("vocabulary", False, error.message, "see the verifier's log")]
+    except NoLlama as error:
+        return [Finding("draft model", False, str(error), INSTALL)]
+    except ModelError as error:
+        remedy = f"picospec models pull --as draft {name}"
+        return [Finding("draft model", False, str(error), remedy)]
+    with closing(model):
+        relation = relate(target, model.vocabulary)
+        draft_s = await asyncio.to_thread(draft_step_s, model, settings)
+    return [
+        Finding("draft model", True, f"{name}, {milliseconds(draft_s)} a token"),
+        check_vocabulary(relation, settings.judge),
+        await check_speed(uplink, facts, draft_s),
+    ]
+
+
+def _draft_name(
+    settings: EdgeSettings, store: Store, facts: ModelFacts, target: Vocabulary
+) -> str | None:
+    if settings.drafter == "none" or settings.draft_model == NONE:
+        return None
+    if settings.draft_model == AUTO:
+        return fitting_draft(store, facts.model, target)
+    return settings.draft_model
+
+
+def check_vocabulary(relation: Relation, judge: Judge) -> Finding:
+    """Check that the draft model's tokens can serve as drafts for the target."""
+    found = {
+        "identical": "the draft model has the target's tokens",
+        "padded": "the draft model has the target's tokens; padding is never drawn",
+        "different": "the draft model has other tokens, which are translated",
+    }
+    remedy = 'judge = "coupled", or a draft model of the target\'s family'
+    ok = relation != "different" or judge == "coupled"
+    return Finding("vocabulary", ok, f"{relation}: {found[relation]}", remedy)
+
+
+def draft_step_s(model: Model, settings: EdgeSettings) -> float:
+    """Return the seconds that the draft model takes for a token: the median of some steps."""
+    seconds = []
+    with closing(open_context(model, settings, 256)) as context:
+        context.decode([Segment(0, 0, [0] * 64, 1)])
+        for position in range(64, 64 + DRAFT_STEPS):
+            began_s = time.perf_counter()
+            context.decode([Segment(0, position, [0], 1)])
+            seconds.append(time.perf_counter() - began_s)
+    return median(seconds)
+
+
+async def check_speed(uplink: Uplink, facts: ModelFacts, draft_s: float) -> Finding:
+    """Time the target alone: a draft model that takes longer for a token gains nothing."""
+    try:
+        pass_s = await target_token_s(uplink, facts)
+    except (ApiError, TimeoutError) as error:
+        reason = f"the target alone does not answer: {error}"
+        return Finding("speed", False, reason, "see the verifier's log")
+    found = (
+        f"a token takes the target {milliseconds(pass_s)}, and the draft model"
+        f" {milliseconds(draft_s)}; the round trip takes {milliseconds(uplink.rtt_s)}"
+    )
+    remedy = "a smaller draft model, or a GPU for it: one as slow as the target gains nothing"
+    return Finding("speed", draft_s < pass_s, found, remedy)
+
+
+async def target_token_s(uplink: Uplink, facts: ModelFacts) -> float:
+    """Return the seconds that the target alone takes for a token.
+
+    Raises ApiError, TimeoutError.
+    """
+    await _timed(uplink, facts, 1)  # reads the prompt, whose cache is kept
+    first_s, _ = await _timed(uplink, facts, 1)
+    all_s, tokens = await _timed(uplink, facts, TARGET_TOKENS)
+    return max(all_s - first_s, 1e-6) / max(tokens - 1, 1)
+
+
+async def _timed(uplink: Uplink, facts: ModelFacts, max_tokens: int) -> tuple[float, int]:
+    """Return the seconds and the number of tokens of an answer of the target alone."""
+    asked = {
+        "model": facts.model,
+        "prompt": PROMPT,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    }
+    body, began_s = msgspec.json.encode(asked), time.perf_counter()
+    async with asyncio.timeout(ANSWER_S), uplink.ask("/v1/completions", body) as response:
+        answer = await read_answer(response)
+    seconds = time.perf_counter() - began_s
+    return seconds, int(json.loads(answer.content)["usage"]["completion_tokens"])
+
+
+def examine(
+    config: Path | None,
+    url: str | None,
+    draft: str | None,
+    model: str | None,
+    edge_port: int,
+    verifier_port: int,
+) -> list[Finding]:
+    """Check this machine and the verifier, with the settings that an edge would have.
+
+    url, draft: the verifier and the draft model; None: those of the settings. model: a model or
+    pair that must be here; None: the default pair may be missing, because an edge has no
+    target. Raises ValueError for settings, OSError, models.errors.ModelError.
+    """
+    logs.configure("console")
+    named: dict[str, object] = {} if draft is None else {"draft_model": draft}
+    if url is not None:
+        named |= {"verifier_urls": [url], "verifier_url": None}
+    settings, store = load(config, os.environ, named), open_store(os.environ)
+    named_models = store.catalogue.files(DEFAULT_PAIR) if model is None else [model]
+    here = [
+        check_engine(needed="none" not in (settings.drafter, settings.draft_model)),
+        *([check_gpu(gpu_here(), can_use_gpu())] if has_llama() else []),
+        check_cores(),
+        check_cache(store.root),
+        *(check_models(store, name, needed=model is not None) for name in named_models),
+        check_port("edge", edge_port, "EDGE_PORT"),
+        check_port("verifier", verifier_port, "VERIFIER_PORT"),
+    ]
+    for verifier in settings.verifiers:
+        alone = settings.model_copy(update={"verifier_url": verifier})
+        (uplink,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).uplinks
+        here += asyncio.run(check_verifier(alone, store, uplink))
+    return here

@@ -1,1 +1,0 @@
-"""`picospec doctor` checks what PicoSpec needs, and advises on what fails."""
