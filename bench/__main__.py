@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from picospec.bench.calibrate.command import speeds
-from picospec.bench.capacity.command import capacity
+from picospec.bench.calibrate import speeds
+from picospec.bench.capacity import capacity
 from picospec.bench.options import VERIFIER_OPTIONS
 from picospec.bench.pace.command import host, standin
 from picospec.bench.report.command import join, report
 from picospec.bench.run.command import run
 from picospec.bench.simulator.command import agree, simulate
 from picospec.bench.simulator.pace import pace
-from picospec.bench.traces.record import record
+from picospec.bench.traces import record
 
 app = typer.Typer(
     help="Measure what PicoSpec gains, and what it costs.",

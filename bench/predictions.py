@@ -16,20 +16,23 @@ import typer
 from rich.progress import track
 
 from picospec.bench import options
-from picospec.bench.data.files import save
-from picospec.bench.data.statistics import Mean
-from picospec.bench.data.tables import grid, markdown
-from picospec.bench.link.path import Conditions
-from picospec.bench.simulator.capacity import (
+from picospec.bench.data.results import save
+from picospec.bench.data.statistics import Mean, grid, markdown
+from picospec.bench.link import Conditions
+from picospec.bench.simulator.hosts import POINTS
+from picospec.bench.simulator.table import (
     CLIENTS,
     SHARED,
     Crowd,
+    Group,
+    SimulatedRow,
     alternating,
     capacity,
     crowds,
+    groups,
+    rows,
+    speedups,
 )
-from picospec.bench.simulator.hosts import POINTS
-from picospec.bench.simulator.table import Group, SimulatedRow, groups, rows, speedups
 from picospec.bench.simulator.world import World
 
 RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
@@ -87,7 +90,7 @@ def main(
     families: options.Families = "code,maths,chat",
 ) -> None:
     """Simulate every operating point; some minutes, and a dozen more for `acespec`."""
-    from picospec.bench.data.plots import draw
+    from picospec.bench.data.statistics import draw
 
     found = groups(traces, options.names(families))
     heats = list(dict.fromkeys(group.temperature for group in found))

@@ -59,7 +59,7 @@ class _Page(StaticFiles):
         return response
 
 
-FILES: Final = _Page(directory=Path(__file__).parents[1] / "page")
+FILES: Final = _Page(directory=Path(__file__).parent / "page")
 """This app serves the files of the page, for the paths below PAGE_PATHS."""
 
 

@@ -18,13 +18,13 @@ from picospec.models.confined import Worker, limit_memory, limited_cpu, serve
 
 # Converts the messages of a chat to the form that its template takes, as vLLM does.
 #
-# * A content is a text, in which empty parts leave no trace; or, for a template that reads parts,
-#   a list of them, except for a tool's result.
+# * A content is a text, in which empty parts leave no trace; or, for a template that reads
+#   parts, a list of them, except for a tool's result.
 # * A template that refuses system messages after the first message gets a single one, which is
 #   the first; see `system_first`.
 # * Many templates do not know "developer", OpenAI's newer name for "system". For those, such
-#   messages become system messages, and if a chat has any of them, all of its system messages are
-#   joined into one, which is its first.
+#   messages become system messages, and if a chat has any of them, all of its system messages
+#   are joined into one, which is its first.
 
 Json = Mapping[str, object]
 

@@ -232,7 +232,7 @@ MAX_DOUBLINGS: Final = 2
 
 
 class DraftPolicy(Protocol):
-    """The decisions in which systems differ. bench.round_policy has those of published ones."""
+    """The decisions in which systems differ. bench.run.rounds has those of published ones."""
 
     def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
         """Return True if the draft model should make a step that extends the chain."""

@@ -63,8 +63,8 @@ LOGIT_SETTINGS: Final = LogitSettings.__struct_fields__
 #
 #     logit_bias          is added.
 #     repetition_penalty  divides a positive logit of each token that the prompt or the answer
-#                         has, and multiplies a negative one (arXiv:1909.05858). Division is done
-#                         as multiplication by 1 / penalty, rounded.
+#                         has, and multiplies a negative one (arXiv:1909.05858). It is done as
+#                         multiplication by 1 / penalty, rounded.
 #     frequency_penalty   is subtracted for each time that the answer has the token,
 #     presence_penalty    once if the answer has the token at all (OpenAI's definition).
 #     min_tokens         bars the stop tokens before this position, unless nothing else is left.

@@ -40,8 +40,8 @@ class LlamaSettings(Table):
 
     prefill_rows: Annotated[int, Field(ge=1, le=63)] = 63
     """At most this many prompt tokens are decoded between two passes; beside running sessions
-    only as many as take the time of two passes (verifier.llama_target.scheduler), so that these go
-    on. From 64 rows of a sequence on llama.cpp's attention rounds differently, and a prompt's
+    only as many as take the time of two passes (llama_target.scheduler), so that these go on.
+    From 64 rows of a sequence on llama.cpp's attention rounds differently, and a prompt's
     KV would depend on how it was divided."""
 
     @model_validator(mode="after")

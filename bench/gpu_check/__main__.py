@@ -20,13 +20,11 @@ from typing import Annotated, Final, Literal
 import typer
 
 from picospec.bench import options
-from picospec.bench.data.host import commit, this_host
 from picospec.bench.data.prompts import read
-from picospec.bench.gpu_check.engines import Engines
-from picospec.bench.gpu_check.loads import UNPLUGGED
+from picospec.bench.data.results import commit, this_host
+from picospec.bench.gpu_check.engines import CLIENTS, PARTS, UNPLUGGED, Engines, Serving
 from picospec.bench.gpu_check.parts import Check, command, fenced
 from picospec.bench.gpu_check.quick import AT_ONCE, Quick
-from picospec.bench.gpu_check.serving import CLIENTS, PARTS, Serving
 from picospec.bench.run.services import ServicesPlan, verifier_arguments
 
 ON_CPU: Final = (

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from picospec.bench.data.tables import markdown
+from picospec.bench.data.statistics import markdown
 from picospec.bench.gpu_check.parts import Check, NotRun
 from picospec.speculation import distributions as noise
 from picospec.verifier.vllm_target.worker import v2 as by_noise

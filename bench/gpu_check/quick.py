@@ -31,25 +31,24 @@ from typing import Final, TypeVar
 import httpx
 import msgspec
 
-from picospec.bench.capacity.clients import ScriptedDrafter, scripted
-from picospec.bench.data.statistics import fisher
-from picospec.bench.data.tables import markdown
+from picospec.bench.capacity_load import ScriptedDrafter, scripted
+from picospec.bench.data.statistics import fisher, markdown
 from picospec.bench.gpu_check.engines import (
     ENGINE_S,
     FAST,
     FAST_STEP_S,
     PLUGGED,
+    UNPLUGGED,
     Engines,
     answered,
     tokenized,
 )
-from picospec.bench.gpu_check.loads import UNPLUGGED
 from picospec.bench.gpu_check.parts import Check, NotRun, command, fenced
 from picospec.bench.identity.comparison import TIMEOUT_S
-from picospec.bench.link.relay_server import HOST
+from picospec.bench.link import HOST
 from picospec.bench.run.rivals import PLAIN, Rival
 from picospec.bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
-from picospec.bench.simulator.clock import Curve
+from picospec.bench.simulator.hosts import Curve
 from picospec.bench.simulator.source import WRONG, Source
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.speculation.messages import ModelFacts, TokenId

@@ -6,7 +6,7 @@
 
 Each prompt goes to the verifier's plain engine and to every edge, with one seed. A difference
 is a defect, and makes the exit status 1, unless --explain shows that it was a near-tie
-(bench.identity.ties).
+(bench.identity.comparison).
 """
 
 from __future__ import annotations

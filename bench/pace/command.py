@@ -16,22 +16,30 @@ import typer
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.capacity.figures import predict
-from picospec.bench.data.files import save
-from picospec.bench.link.path import Conditions
-from picospec.bench.link.relay_server import HOST
-from picospec.bench.pace import loads, machine, tiny_llama
+from picospec.bench.capacity_load import predict
+from picospec.bench.data.results import save
+from picospec.bench.link import HOST, Conditions
+from picospec.bench.pace import loads, machine
+from picospec.bench.pace import vllm_servers as tiny_llama
 from picospec.bench.pace.fake_target import FAKE_S
-from picospec.bench.pace.figures import Found, Line, found, tables
-from picospec.bench.pace.loads import DRAFT_S, Arm, Server, by_turns, rounds
+from picospec.bench.pace.loads import (
+    DRAFT_S,
+    Arm,
+    Found,
+    Line,
+    Server,
+    by_turns,
+    found,
+    rounds,
+    tables,
+)
 from picospec.bench.pace.script import Drafts, prompts
 from picospec.bench.pace.vllm_servers import MODEL, Vllm, on_cpu, on_stand_in
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import free_port, port
 from picospec.bench.simulator.arms import Arm as Cloud
 from picospec.bench.simulator.arms import picospec
-from picospec.bench.simulator.clock import Curve
-from picospec.bench.simulator.hosts import Hosts
+from picospec.bench.simulator.hosts import Curve, Hosts
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.world import World
 from picospec.gateway.errors import ApiError

@@ -13,7 +13,7 @@ from random import Random
 from time import thread_time
 from typing import Final, TypeVar
 
-from picospec.bench.pace.figures import Line
+from picospec.bench.pace.loads import Line
 from picospec.speculation.judge import Judgement
 from picospec.speculation.messages import Draft, Limits, Open, Sampling
 from picospec.speculation.verify_machine import PassPlan, Verdict, VerifyMachine

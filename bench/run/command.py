@@ -20,17 +20,24 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from picospec.bench import options
-from picospec.bench.data.files import save
-from picospec.bench.data.host import commit, this_host
+from picospec.bench.data import prompts as script
 from picospec.bench.data.prompts import SHIPPED, Conversation, read
-from picospec.bench.data.results import Answer, Results, Row, Settings, link_name, rows
-from picospec.bench.data.scenarios import script
-from picospec.bench.data.tables import console as console_table
-from picospec.bench.data.tables import grid
-from picospec.bench.link.path import Conditions
-from picospec.bench.run.arms import NAMES, parse
+from picospec.bench.data.results import (
+    Answer,
+    Results,
+    Row,
+    Settings,
+    commit,
+    link_name,
+    rows,
+    save,
+    this_host,
+)
+from picospec.bench.data.statistics import console as console_table
+from picospec.bench.data.statistics import grid
+from picospec.bench.link import Conditions
 from picospec.bench.run.client import AnswerError, TooLong
-from picospec.bench.run.live_arms import LiveArm, LiveArms
+from picospec.bench.run.live_arms import NAMES, LiveArm, LiveArms, parse
 from picospec.bench.run.plan import Plan, Turn, answer, stints
 from picospec.bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_arguments
 from picospec.gateway.hosting.processes import ServiceError

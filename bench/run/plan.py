@@ -22,10 +22,9 @@ from typing import Any
 
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.results import Answer
-from picospec.bench.link.path import Conditions
-from picospec.bench.run.arms import Arm
+from picospec.bench.link import Conditions
 from picospec.bench.run.client import Question, Reply
-from picospec.bench.run.live_arms import Costs
+from picospec.bench.run.live_arms import Arm, Costs
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ from typing import Final, Self
 
 import httpx
 
-from picospec.bench.link.path import Conditions
-from picospec.bench.link.relay_server import HOST, Link
+from picospec.bench.link import HOST, Conditions, Link
 from picospec.bench.run.rivals import Rival
 from picospec.gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
 from picospec.gateway.hosting.processes import Child, OnLine, Service, until_ready, while_alive

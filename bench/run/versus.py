@@ -23,9 +23,8 @@ import msgspec
 import typer
 
 from picospec.bench import options
-from picospec.bench.data.files import load
 from picospec.bench.data.prompts import Prompt, read
-from picospec.bench.data.results import Answer
+from picospec.bench.data.results import Answer, load
 from picospec.bench.data.statistics import mean
 
 MIN_RATIO: Final = 0.97

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from picospec.bench.round_policy import RoundPolicy
+from picospec.bench.run.rounds import RoundPolicy
 from picospec.bench.simulator.rivals import Speculation
 from picospec.speculation.drafting import DraftPolicy, StreamPolicy
 from picospec.speculation.messages import Fill
@@ -40,7 +40,7 @@ class Arm:
 
     branches: int = 0
     """This many branches are drafted beside the chain while a round is away; see
-    bench.simulator.acespec."""
+    bench.simulator.rivals."""
 
     colocated: bool = False
     """True if the draft model runs on the target's host."""
@@ -55,12 +55,12 @@ def sync(gamma: int) -> Arm:
 
 
 def paper(gamma: int) -> Arm:
-    """Return PicoSpec as published; see bench.round_policy."""
+    """Return PicoSpec as published; see bench.run.rounds."""
     return Arm("paper", "never", RoundPolicy(gamma, overlaps=True), gamma=gamma)
 
 
 def acespec(gamma: int, branches: int) -> Arm:
-    """Return `paper` with a cache of branches; see bench.simulator.acespec."""
+    """Return `paper` with a cache of branches; see bench.simulator.rivals."""
     return replace(paper(gamma), name="acespec", branches=branches)
 
 

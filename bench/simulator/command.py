@@ -14,11 +14,9 @@ from rich.progress import track
 from rich.table import Table
 
 from picospec.bench import options
-from picospec.bench.data.files import load, save
-from picospec.bench.data.results import Results, references
-from picospec.bench.data.statistics import WAITS_PASSES
-from picospec.bench.data.tables import console, grid
-from picospec.bench.link.path import Conditions
+from picospec.bench.data.results import Results, load, references, save
+from picospec.bench.data.statistics import WAITS_PASSES, console, grid
+from picospec.bench.link import Conditions
 from picospec.bench.simulator.hosts import Hosts, hosts_of
 from picospec.bench.simulator.source import Source, traced
 from picospec.bench.simulator.table import (
@@ -31,7 +29,7 @@ from picospec.bench.simulator.table import (
     speedups,
 )
 from picospec.bench.simulator.world import World
-from picospec.bench.traces.files import Trace, load_folder
+from picospec.bench.traces import Trace, load_folder
 
 
 def simulate(

@@ -27,14 +27,13 @@ from unittest.mock import patch
 import msgspec
 import typer
 
-from picospec.bench.link.path import Conditions
-from picospec.bench.link.path import Path as LinkPath
+from picospec.bench.link import Conditions
+from picospec.bench.link import Path as LinkPath
 from picospec.bench.simulator import world
-from picospec.bench.simulator.clock import Clock, Line
-from picospec.bench.simulator.hosts import POINTS, gpu, hosts_of
+from picospec.bench.simulator.hosts import POINTS, Clock, Line, gpu, hosts_of
 from picospec.bench.simulator.source import Source, synthetic, traced
 from picospec.bench.simulator.table import candidates
-from picospec.bench.traces.files import Trace
+from picospec.bench.traces import Trace
 from picospec.speculation.messages import Message
 
 ARMS: Final = ("cloud", "picospec", "picospec-nolookup", "sync:4")

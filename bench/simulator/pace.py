@@ -19,15 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from picospec.bench import options
-from picospec.bench.data.files import save
-from picospec.bench.data.scenarios.script import root
-from picospec.bench.data.statistics import geometric_mean
-from picospec.bench.data.tables import console, grid
-from picospec.bench.link.path import Conditions
+from picospec.bench.data.prompts import root
+from picospec.bench.data.results import save
+from picospec.bench.data.statistics import console, geometric_mean, grid
+from picospec.bench.link import Conditions
 from picospec.bench.simulator.arms import Arm, picospec
-from picospec.bench.simulator.clock import Curve
-from picospec.bench.simulator.hosts import TWICE_AT, gpu
-from picospec.bench.simulator.made_up import made_up
+from picospec.bench.simulator.hosts import TWICE_AT, Curve, gpu
 from picospec.bench.simulator.rivals import (
     SUFFIX_SETTINGS,
     Speculation,
@@ -36,9 +33,9 @@ from picospec.bench.simulator.rivals import (
     ngram,
     suffix,
 )
-from picospec.bench.simulator.source import Source, traced
+from picospec.bench.simulator.source import Source, made_up, traced
 from picospec.bench.simulator.world import World, simulate
-from picospec.bench.traces.files import load_folder
+from picospec.bench.traces import load_folder
 
 POINTS: Final = "6/5,10/5,25/5,25/24,72/24"
 RTTS_MS: Final = "2,10,50,100"

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import cycle, groupby, islice, pairwise
+from math import ceil
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from picospec.bench.data.prompts import root
 from picospec.bench.data.results import Cell, figures
-from picospec.bench.data.scenarios.script import root
-from picospec.bench.data.statistics import gap_ms, geometric_mean
+from picospec.bench.data.statistics import gap_ms, geometric_mean, rate
+from picospec.bench.link import Conditions
 from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
-from picospec.bench.simulator.edge import Answer
+from picospec.bench.simulator.ends import Answer
+from picospec.bench.simulator.hosts import Hosts
 from picospec.bench.simulator.source import Source, traced
 from picospec.bench.simulator.world import World, simulate
-from picospec.bench.traces.files import load_folder
+from picospec.bench.traces import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 BRANCHES: Final = (2, 4, 8, 15, 30)
@@ -133,3 +138,70 @@ def speedups(rows: Sequence[SimulatedRow]) -> dict[tuple[str, str], dict[float, 
         values = [value for *_, value in group]
         table.setdefault((arm, family), {})[rtt_ms] = geometric_mean(values)
     return table
+
+
+# Simulates how many clients one verifier serves, when clients of one arm share its passes.
+
+CLIENTS: Final = (1, 8, 16, 32, 48, 64, 96, 128, 192)
+RTT_MS: Final = 20.0
+ANSWERS: Final = 3
+"""Each client asks for at least this many answers: one of every family."""
+
+ROWS: Final = 1024
+"""A pass has at most this many rows, as serving engines limit the tokens of a step."""
+
+SHARED: Final[Mapping[str, Sequence[Arm]]] = {
+    "cloud": [Arm()],
+    "picospec": [picospec()],
+    "colocated": [colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
+}
+"""Clients share the verifier of these arms; each is tried at the given round lengths."""
+
+
+class Crowd(msgspec.Struct, frozen=True):
+    """A Crowd is a verifier and clients that all begin at once and ask for ANSWERS in a row."""
+
+    point: str
+    arm: str
+    clients: int
+    tokens_per_s: float
+    """One client has this rate."""
+
+    gamma: int | None
+
+
+def crowds(sources: Sequence[Source], point: str, hosts: Hosts) -> Iterator[Crowd]:
+    """Yield the rate of a verifier's clients for each number of clients and arm."""
+    world = World(hosts, Conditions(RTT_MS), rows=ROWS)
+    for count in CLIENTS:
+        for name, arms in SHARED.items():
+            found = [(_shared(world, arm, sources, count), arm.gamma or None) for arm in arms]
+            rate, gamma = max(found, key=lambda pair: pair[0])
+            yield Crowd(point, name, count, rate, gamma)
+
+
+def _shared(world: World, arm: Arm, sources: Sequence[Source], clients: int) -> float:
+    """Return the tokens per second of a client, over answers of every family."""
+    each = max(ANSWERS, ceil(len(sources) / clients))  # so that few clients ask for all sources
+    asked = [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(clients)]
+    return rate(simulate(world, arm, asked))
+
+
+def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:
+    """Return the number of clients that can each have this rate, interpolated between the
+    simulated numbers; 0 if not even one can."""
+    own = sorted((c.clients, c.tokens_per_s) for c in found if c.arm == arm)
+    if not own or own[0][1] < tokens_per_s:
+        return 0.0
+    for (few, fast), (many, slow) in pairwise(own):
+        if slow < tokens_per_s:
+            return few + (many - few) * (fast - tokens_per_s) / (fast - slow)
+    return float(own[-1][0])
+
+
+def alternating(groups: Sequence[Group]) -> list[Source]:
+    """Return all sources with the families alternating. Raises ValueError without groups."""
+    if not groups:
+        raise ValueError("there are no traces at this temperature")
+    most = max(len(group.sources) for group in groups)
+    return [group.sources[i % len(group.sources)] for i in range(most) for group in groups]

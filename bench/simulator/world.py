@@ -8,15 +8,12 @@ from functools import partial
 from itertools import count
 from random import Random
 
-from picospec.bench.link.path import Conditions, Path
-from picospec.bench.simulator.acespec import CachingEdge
+from picospec.bench.link import Conditions, Path
 from picospec.bench.simulator.arms import Arm
-from picospec.bench.simulator.clock import Clock, Curve, Line
-from picospec.bench.simulator.edge import Answer, Edge
-from picospec.bench.simulator.hosts import Hosts
-from picospec.bench.simulator.rivals import Engine, Speculation, ask
+from picospec.bench.simulator.ends import Answer, Edge, Served, Verifier
+from picospec.bench.simulator.hosts import Clock, Curve, Hosts, Line
+from picospec.bench.simulator.rivals import CachingEdge, Engine, Speculation, ask
 from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.verifier import Served, Verifier
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import StreamPolicy
 from picospec.speculation.judges import JUDGES

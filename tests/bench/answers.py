@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from picospec.bench.data.host import Host
-from picospec.bench.data.results import Answer, Results, Settings, rows
-from picospec.bench.traces.files import Trace
+from picospec.bench.data.results import Answer, Host, Results, Settings, rows
+from picospec.bench.traces import Trace
 from picospec.speculation.messages import TokenId
 
 ANSWER = Answer(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from picospec.bench.link.path import Conditions
+from picospec.bench.link import Conditions
 from picospec.bench.simulator.arms import Arm
-from picospec.bench.simulator.edge import Answer
+from picospec.bench.simulator.ends import Answer
 from picospec.bench.simulator.hosts import Hosts, gpu
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.world import World, simulate

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from picospec.bench.simulator.acespec import branches_by_depth
 from picospec.bench.simulator.arms import acespec, paper
 from picospec.bench.simulator.hosts import gpu
+from picospec.bench.simulator.rivals import branches_by_depth
 from picospec.bench.simulator.source import synthetic
 from tests.bench.simulated import DRAFT_S, PASS_S, rounded, run, whole_gaps_s
 

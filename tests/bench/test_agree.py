@@ -8,7 +8,7 @@ from picospec.bench.data.results import Results
 from picospec.bench.simulator.command import compare, predict
 from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.table import SimulatedRow
-from picospec.bench.traces.files import Trace
+from picospec.bench.traces import Trace
 from tests.bench.answers import answer, results, right_trace
 
 ARMS = ("cloud", "picospec", "sync:2", "picospec-useless")

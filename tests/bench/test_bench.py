@@ -9,12 +9,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.data.files import load
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.data.results import Results
-from picospec.bench.link.path import Conditions
-from picospec.bench.run.arms import parse
+from picospec.bench.data.results import Results, load
+from picospec.bench.link import Conditions
 from picospec.bench.run.command import Run
+from picospec.bench.run.live_arms import parse
 from picospec.bench.run.plan import Plan
 from picospec.bench.run.services import ServicesPlan
 

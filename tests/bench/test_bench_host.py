@@ -7,10 +7,9 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.data.files import load
+from picospec.bench.data.results import load
 from picospec.bench.pace.command import SERVICE
-from picospec.bench.pace.figures import Found
-from picospec.bench.pace.loads import Turn, figures
+from picospec.bench.pace.loads import Found, Turn, figures
 from picospec.bench.pace.machine import PART, Fleet
 
 

@@ -8,13 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.capacity.command import Load
-from picospec.bench.capacity.figures import Answered, Capacity, Figures, figures
-from picospec.bench.data.files import load as read
+from picospec.bench.capacity import Load
+from picospec.bench.capacity_load import Answered, Capacity, Figures, figures
 from picospec.bench.data.prompts import Prompt
+from picospec.bench.data.results import load as read
 from picospec.bench.run.services import Services, ServicesPlan
 from picospec.bench.simulator.source import traced
-from picospec.bench.traces.record import Subject, traces
+from picospec.bench.traces import Subject, traces
 from picospec.models.store import open_store
 from tests.bench.answers import right_trace
 from tests.verifier.conftest import fake_verifier

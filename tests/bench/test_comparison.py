@@ -6,8 +6,14 @@ import asyncio
 from dataclasses import replace
 
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.identity.comparison import Answer, batched, compare, is_defect, tally
-from picospec.bench.identity.ties import Divergence
+from picospec.bench.identity.comparison import (
+    Answer,
+    Divergence,
+    batched,
+    compare,
+    is_defect,
+    tally,
+)
 from picospec.bench.run.client import Reply
 
 PROMPTS = [Prompt(str(i), "code", f"say {i}") for i in range(5)]

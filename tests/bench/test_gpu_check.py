@@ -16,16 +16,14 @@ from typing import cast
 import pytest
 from scipy.stats import fisher_exact
 
-from picospec.bench.capacity.figures import Figures, Row
+from picospec.bench.capacity_load import Figures, Row
 from picospec.bench.data.statistics import fisher
 from picospec.bench.gpu_check import __main__ as command_line
 from picospec.bench.gpu_check import quick
-from picospec.bench.gpu_check.engines import PLUGGED, Engines
-from picospec.bench.gpu_check.loads import AGAIN, UNPLUGGED
+from picospec.bench.gpu_check.engines import AGAIN, PLUGGED, UNPLUGGED, Engines, Serving
 from picospec.bench.gpu_check.parts import Check, NotRun, command
 from picospec.bench.gpu_check.quick import Quick, compared, differing
-from picospec.bench.gpu_check.serving import Serving
-from picospec.bench.link.path import Conditions
+from picospec.bench.link import Conditions
 from picospec.bench.run.client import Reply
 from picospec.bench.run.services import Services, ServicesPlan
 from picospec.gateway.hosting.processes import ServiceDied

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from picospec.bench.data.host import Host
-from picospec.bench.data.results import Results
+from picospec.bench.data.results import Host, Results
 from picospec.bench.report.command import joined
 from tests.bench.answers import answer, results
 

@@ -10,8 +10,7 @@ from random import Random
 
 import pytest
 
-from picospec.bench.link.path import Conditions
-from picospec.bench.link.relay_server import Link
+from picospec.bench.link import Conditions, Link
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -11,13 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.link.path import Conditions
+from picospec.bench.link import Conditions
 from picospec.bench.simulator.arms import Arm
 from picospec.bench.simulator.hosts import gpu
-from picospec.bench.simulator.made_up import made_up
 from picospec.bench.simulator.pace import HEADS
 from picospec.bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
-from picospec.bench.simulator.source import Source, synthetic
+from picospec.bench.simulator.source import Source, made_up, synthetic
 from picospec.bench.simulator.world import World, simulate
 from tests.bench.test_simulate import trace
 

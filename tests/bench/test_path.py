@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.bench.link.path import Conditions, Path
+from picospec.bench.link import Conditions, Path
 
 
 def test_bytes_leave_the_line_one_after_the_other_at_its_rate() -> None:

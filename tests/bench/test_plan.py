@@ -9,10 +9,10 @@ from itertools import groupby
 import pytest
 
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.link.path import Conditions
-from picospec.bench.round_policy import RoundPolicy
-from picospec.bench.run.arms import parse
+from picospec.bench.link import Conditions
+from picospec.bench.run.live_arms import parse
 from picospec.bench.run.plan import Plan, turns
+from picospec.bench.run.rounds import RoundPolicy
 
 PROMPTS = [Prompt(f"p{i}", "code", f"Say {i}.") for i in range(3)]
 LINKS = [Conditions(10), Conditions(50), Conditions(100)]

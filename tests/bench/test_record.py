@@ -8,8 +8,7 @@ import pytest
 
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.results import Answer
-from picospec.bench.traces.files import Trace
-from picospec.bench.traces.record import Subject, answered, traces
+from picospec.bench.traces import Subject, Trace, answered, traces
 from picospec.edge_agent.draft.loading import find
 from picospec.models.store import open_store
 from tests.bench.answers import answer, results

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from picospec.bench.data.host import stolen_s
+from picospec.bench.data.results import stolen_s
 from picospec.bench.data.statistics import Mean, mean
-from picospec.bench.report.costs import figures
-from picospec.bench.report.markdown import markdown
-from picospec.bench.report.speedups import Comparison
+from picospec.bench.report.command import markdown
+from picospec.bench.report.figures import Comparison, figures
 from tests.bench.answers import answer, results
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from picospec.bench.data.files import load, save
-from picospec.bench.data.results import Results, rows
+from picospec.bench.data.results import Results, load, rows, save
 from picospec.bench.data.statistics import waiting
 from tests.bench.answers import answer, results
 

@@ -18,17 +18,15 @@ from typer import Context
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.data.files import load
 from picospec.bench.data.prompts import Prompt, read
-from picospec.bench.data.results import Results
-from picospec.bench.link.path import Conditions
-from picospec.bench.run import stock_vllm
-from picospec.bench.run.arms import parse
+from picospec.bench.data.results import Results, load
+from picospec.bench.link import Conditions
+from picospec.bench.run import rivals as stock_vllm
 from picospec.bench.run.command import Run
+from picospec.bench.run.live_arms import parse
 from picospec.bench.run.plan import Plan, stints, turns
-from picospec.bench.run.rivals import Rival
+from picospec.bench.run.rivals import Rival, flags
 from picospec.bench.run.services import ServicesPlan
-from picospec.bench.run.stock_vllm import flags
 
 RIVALS = "cloud,picospec,cloud-vllm,cloud-ngram:3"
 ENGINES = ["", "cloud-vllm", "cloud-ngram:3"]

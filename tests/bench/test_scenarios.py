@@ -7,14 +7,13 @@ from itertools import accumulate, groupby
 
 import pytest
 
-from picospec.bench.data.prompts import Conversation, Prompt, read
+from picospec.bench.data.prompts import Conversation, Prompt, read, scenario_of
 from picospec.bench.data.results import Answer
-from picospec.bench.data.scenarios.script import scenario_of
 from picospec.bench.data.statistics import mean
-from picospec.bench.link.path import Conditions
-from picospec.bench.report.markdown import markdown
-from picospec.bench.report.speedups import Comparison
-from picospec.bench.run.arms import parse
+from picospec.bench.link import Conditions
+from picospec.bench.report.command import markdown
+from picospec.bench.report.figures import Comparison
+from picospec.bench.run.live_arms import parse
 from picospec.bench.run.plan import Plan, stints
 from tests.bench.answers import answer, results
 

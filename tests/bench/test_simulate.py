@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
 from picospec.bench.data.prompts import sampling
-from picospec.bench.link.path import Conditions
+from picospec.bench.link import Conditions
 from picospec.bench.simulator.event_log import events, report
 from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
 from picospec.bench.simulator.table import GAMMAS, Group, rows
 from picospec.bench.simulator.world import World
-from picospec.bench.traces.files import Trace
+from picospec.bench.traces import Trace
 from picospec.speculation.distributions import distribution, noise_index
 
 V = 16

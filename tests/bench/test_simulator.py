@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
-from picospec.bench.simulator.clock import Clock, Curve
-from picospec.bench.simulator.hosts import CPU_BOX, Hosts, gpu
+from picospec.bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
 from picospec.bench.simulator.source import WRONG, Source, synthetic
 from picospec.speculation.messages import Limits
 from picospec.verifier.settings import MAX_VERIFY

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from picospec.bench.link.path import Conditions
+from picospec.bench.link import Conditions
 from picospec.bench.simulator.arms import Arm, paper, picospec, sync
-from picospec.bench.simulator.clock import Curve
+from picospec.bench.simulator.hosts import Curve
 from picospec.bench.simulator.source import synthetic
 from picospec.bench.simulator.world import World, simulate
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, run

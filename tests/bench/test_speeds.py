@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from picospec.bench.calibrate.pass_timing import Drafted, Question, _run, curve, line
-from picospec.bench.data.files import load, save
-from picospec.bench.data.host import Host
+from picospec.bench.calibrate import Drafted, Question, _run, curve, line
+from picospec.bench.data.results import Host, load, save
 from picospec.bench.simulator.hosts import Speeds, hosts_of
 from picospec.speculation.messages import (
     Commit,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.bench.identity.ties import RESOLUTION, Divergence, TokenScores, divergence
+from picospec.bench.identity.comparison import RESOLUTION, Divergence, TokenScores, divergence
 
 
 def quiet(position: int, piece: bytes) -> float:

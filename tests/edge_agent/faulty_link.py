@@ -7,8 +7,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Collection
 from random import Random
 
-from picospec.bench.link.path import Conditions, Path
-from picospec.bench.link.relay_server import HOST, Connection, Link, reset
+from picospec.bench.link import HOST, Conditions, Connection, Link, Path, reset
 
 
 class WatchedPath(Path):

@@ -10,7 +10,7 @@ from typing import Final
 
 import httpx
 
-from picospec.bench.link.path import Conditions
+from picospec.bench.link import Conditions
 from picospec.verifier.target_host import HEARTBEAT_S
 from tests.edge_agent.faulty_link import FaultyLink
 from tests.faults.rig.world import PASS_TIMEOUT_S, World

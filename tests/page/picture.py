@@ -22,7 +22,7 @@ from typing import Final
 
 from playwright.sync_api import sync_playwright
 
-from picospec.bench.link.path import Conditions
+from picospec.bench.link import Conditions
 from picospec.bench.run.services import EdgePlan, Services, ServicesPlan, verifier_arguments
 
 PICTURE: Final = Path(__file__).parents[2] / "docs" / "page.png"

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.data.files import load
-from picospec.bench.pace.figures import Found
+from picospec.bench.data.results import load
+from picospec.bench.pace.loads import Found
 from picospec.bench.pace.script import said
 
 pytest.importorskip("vllm")

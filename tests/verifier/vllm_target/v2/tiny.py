@@ -6,7 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from picospec.bench.pace.tiny_llama import CONFIG, EOS, HEAD, TOKENS, WIDTH, Normal, layer, make
+from picospec.bench.pace.vllm_servers import (
+    CONFIG,
+    EOS,
+    HEAD,
+    TOKENS,
+    WIDTH,
+    Normal,
+    layer,
+    make,
+)
 
 if TYPE_CHECKING:  # these are beside vLLM alone
     import torch

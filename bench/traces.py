@@ -11,24 +11,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from picospec.bench import options
-from picospec.bench.data.files import load
+from picospec.bench.data import prompts as script
 from picospec.bench.data.prompts import SHIPPED, Conversation, Prompt, read, sampling
-from picospec.bench.data.results import Answer, Results
-from picospec.bench.data.scenarios import script
-from picospec.bench.traces.files import Ids, Trace
+from picospec.bench.data.results import Answer, Results, load
 from picospec.edge_agent.draft.loading import find
-from picospec.models.llama_cpp.model import Context, Logits, Model, Segment
+from picospec.models.llama_cpp.model import Context, Model, Segment
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import tokenizer_file
 from picospec.speculation import coupled
@@ -40,6 +39,75 @@ from picospec.speculation.distributions import (
     top,
 )
 from picospec.speculation.messages import TokenId
+
+# A Trace is the recorded output of real models for one prompt, stored in one .npz file.
+#
+# Any policy can be replayed with a trace, without the models. Where the draft model misses the
+# target's token, the trace also has its next draft tokens: a chain continues with those until
+# the edge learns that it is broken.
+
+Ids = NDArray[np.int32]
+Logits = NDArray[np.float32]
+
+PER_TOKEN: Final = (
+    "tokens", "draft_tokens", "draft_logits", "after_miss_tokens", "after_miss_confidences",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A Trace has n positions with the draft model's N likeliest tokens at every one."""
+
+    family: str
+    prompt_id: str
+    temperature: float
+    seed: int
+    prompt: Ids
+    tokens: Ids
+    """The target generated this answer with the shared noise: int32[n]."""
+
+    draft_tokens: Ids
+    """The draft model has these tokens at each position: int32[n, N], likeliest first."""
+
+    draft_logits: Logits
+    """The draft tokens have this log q at temperature 1: float32[n, N]."""
+
+    after_miss_tokens: Ids
+    """These draft tokens follow one that misses; -1 elsewhere: int32[n, m]."""
+
+    after_miss_confidences: Logits
+    """These draft tokens have these confidences: float32[n, m]."""
+
+    def cut(self, tokens: int | None) -> Trace:
+        """Return the trace of the answer's first `tokens` tokens; None: the whole trace."""
+        return replace(self, **{name: getattr(self, name)[:tokens] for name in PER_TOKEN})
+
+    def save(self, folder: Path) -> Path:
+        """Write the trace to `folder` and return the file."""
+        path = folder / f"{self.prompt_id.replace('/', '_')}-{self.temperature}.npz"
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        np.savez_compressed(path, **values)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        """Read a file of `save`. Raises ValueError if it is not a trace."""
+        with np.load(path) as data:  # older files have "astray" in names
+            named = {name.replace("astray_", "after_miss_"): name for name in data}
+            try:
+                return cls(**{f.name: _plain(data[named[f.name]]) for f in fields(cls)})
+            except KeyError as error:
+                raise ValueError(f"{path} is not a trace: {error}") from None
+
+
+def load_folder(folder: Path) -> list[Trace]:
+    """Read all traces of a folder. Raises OSError or ValueError."""
+    return [Trace.load(path) for path in sorted(folder.glob("*.npz"))]
+
+
+def _plain(value: NDArray[np.generic]) -> Any:  # noqa: ANN401 - the fields have different types
+    return value if value.ndim else value.item()
+
 
 KEPT: Final = 256
 """This many tokens of each distribution are kept: they have more than 99.9 % of the probability

@@ -20,28 +20,27 @@ import typer
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.capacity.clients import Client, ScriptedDrafter, plain, scripted
-from picospec.bench.capacity.figures import (
+from picospec.bench.capacity_load import (
     Answered,
     Capacity,
+    Client,
     Figures,
     Row,
+    ScriptedDrafter,
     figures,
+    plain,
     predict,
+    scripted,
     table,
 )
-from picospec.bench.data.files import save
-from picospec.bench.data.host import commit, this_host
-from picospec.bench.link.path import Conditions
-from picospec.bench.link.relay_server import HOST, Link
+from picospec.bench.data.results import commit, save, this_host
+from picospec.bench.link import HOST, Conditions, Link
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import Services, ServicesPlan, port, verifier_arguments
 from picospec.bench.simulator.arms import Arm, picospec
-from picospec.bench.simulator.capacity import ANSWERS, ROWS, alternating
-from picospec.bench.simulator.clock import Curve
-from picospec.bench.simulator.hosts import DEVICE_TWICE_AT, Hosts, hosts_of
+from picospec.bench.simulator.hosts import DEVICE_TWICE_AT, Curve, Hosts, hosts_of
 from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.table import groups
+from picospec.bench.simulator.table import ANSWERS, ROWS, alternating, groups
 from picospec.bench.simulator.world import World
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.processes import ServiceError

@@ -1,18 +1,27 @@
-"""Computes the costs of an arm's answers over one link, and the figures that compare arms."""
+"""The figures of a report: costs of an arm, and speed-ups of arm over arm."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from picospec.bench.data.results import Answer, same_texts, with_rate
-from picospec.bench.data.scenarios.script import FAMILIES, root
-from picospec.bench.data.statistics import WAITS_PASSES, gap_ms, rate, waiting
-from picospec.bench.data.tables import grid, markdown
-from picospec.bench.report.speedups import RIVALS, ROUNDS, Comparison, Link
+from picospec.bench.data.prompts import FAMILIES, root, scenario_of
+from picospec.bench.data.results import Answer, Key, Results, references, same_texts, with_rate
+from picospec.bench.data.statistics import (
+    WAITS_PASSES,
+    Mean,
+    gap_ms,
+    grid,
+    markdown,
+    mean,
+    rate,
+    waiting,
+)
+
+# Computes the costs of an arm's answers over one link, and the figures that compare arms.
 
 COLOCATED: Final = "colocated-edge"
 
@@ -122,3 +131,63 @@ def _origins(answers: Sequence[Answer]) -> str:
         counted.update(answer.origins)
     total = counted.total()
     return ", ".join(f"{name} {count / total:.0%}" for name, count in counted.most_common())
+
+
+# Computes speed-ups of one run, arm against arm, and each policy's best round length.
+
+ROUNDS = ("sync", "paper", "colocated")
+"""Arms of these kinds have a round length."""
+
+RIVALS = ("cloud-ngram", "cloud-suffix", "cloud-draft")
+"""Arms of these kinds are vLLM's own speculation; their number is that of the tokens it
+drafts."""
+
+Link = tuple[float, float | None]
+"""A link is named by its rtt_ms and its rate_mbit."""
+
+
+class Comparison:
+    """A Comparison has the answers of a run at one temperature."""
+
+    def __init__(self, results: Results, temperature: float) -> None:
+        self.answers = [a for a in results.answers if a.temperature == temperature]
+        self.cloud = references(self.answers)
+        self.arms = list(dict.fromkeys(a.arm for a in self.answers))
+        self.families = list(dict.fromkeys(a.family for a in self.answers))
+        links: dict[Link, None] = dict.fromkeys((a.rtt_ms, a.rate_mbit) for a in self.answers)
+        self.links = list(links)
+
+    def of(self, arm: str, link: Link) -> list[Answer]:
+        """Return an arm's answers over a link; all of `edge-only`, which has no link."""
+        own = (a for a in self.answers if a.arm == arm)
+        return [a for a in own if arm == "edge-only" or (a.rtt_ms, a.rate_mbit) == link]
+
+    def speedup(self, arm: str, link: Link, families: Sequence[str]) -> Mean | None:
+        """Return the geometric mean against cloud; None if the arm was not asked."""
+        own = (a for a in self.of(arm, link) if a.family in families)
+        return _faster(own, self.cloud)
+
+    def against(self, arm: str, other: str, link: Link) -> Mean | None:
+        """Return how much faster `arm` is than `other`, over all families."""
+        return _faster(self.of(arm, link), {a.asked: a for a in self.of(other, link)})
+
+    def best(self, kind: str, link: Link) -> str | None:
+        """Return the arm of a kind whose round length is fastest over this link."""
+        found = {
+            arm: measured.value
+            for arm in self.arms
+            if arm.partition(":")[0] == kind
+            and (measured := self.speedup(arm, link, self.families))
+        }
+        return max(found, key=lambda arm: found[arm]) if found else None
+
+
+def _faster(answers: Iterable[Answer], others: Mapping[Key, Answer]) -> Mean | None:
+    """Return how much faster answers are than others to the same questions. All kinds of turns
+    of a scenario's family count as one family."""
+    ratios = (
+        (root(a.family), a.prompt, a.tokens_per_s / others[a.asked].tokens_per_s)
+        for a in answers
+        if a.asked in others and a.shows_rate and others[a.asked].shows_rate
+    )
+    return mean(ratios, scenario_of)

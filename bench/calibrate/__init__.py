@@ -1,1 +1,0 @@
-"""Measures the speed of both ends on a host, for the simulator."""

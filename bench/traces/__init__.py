@@ -1,1 +1,0 @@
-"""Records the output of real models for the simulator."""

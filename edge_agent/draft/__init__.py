@@ -1,0 +1,1 @@
+"""The draft model of an edge: its interface, llama.cpp, and models of other vocabularies."""

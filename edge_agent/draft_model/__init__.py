@@ -1,1 +1,0 @@
-"""The draft model and the thread that it runs in."""
