@@ -1,13 +1,14 @@
 """The target of GPU hosts is vLLM, with draft tokens injected into its continuous batch.
 
     launching      `picospec verifier --target vllm`: reads our settings, then runs `vllm serve`
-    configuring/   in every process of vLLM: makes a plain `vllm serve MODEL` a verifier
+    plugin         in every process of vLLM: makes a plain `vllm serve MODEL` a verifier
+    conflicts      checks that this vLLM, with these flags, can serve sessions
     serving/       in vLLM's API server: the endpoint plugin, the Target on vLLM's client of its
-                   engine, and the checks that this vLLM can serve sessions (compat, selftest)
+                   engine, and the test of itself at start
     core/          in vLLM's core process: a scheduler that begins and ends the sessions' passes
-    worker/        in vLLM's worker processes: the judge, where the logits are; v1/ hooks it
-                   into Model Runner V1, and v2/ into V2, with vLLM's own sampler
+    worker/        in vLLM's worker processes: the judge, where the logits are; v1 hooks it into
+                   Model Runner V1, and v2 into V2, with vLLM's own sampler; heads is beside V2
+    crossing       what travels between them: the plugin's choice, sessions, and a step's orders
 
-Between them travel `admission` (a session, to the core) and `verify_request` (a step, to the
-worker). Nothing of vLLM is forked or patched on disk: it is vLLM's own server, with plugins.
+Nothing of vLLM is forked or patched on disk: it is vLLM's own server, with plugins.
 """
