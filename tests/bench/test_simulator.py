@@ -3,18 +3,35 @@ with their formulas."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from operator import eq
+from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from picospec.bench.__main__ import app
+from picospec.bench.data.prompts import sampling
+from picospec.bench.data.results import Results
+from picospec.bench.link import Conditions
 from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
+from picospec.bench.simulator.command import compare, predict
+from picospec.bench.simulator.event_log import events, report
 from picospec.bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
-from picospec.bench.simulator.source import WRONG, Source, synthetic
+from picospec.bench.simulator.rivals import branches_by_depth
+from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
+from picospec.bench.simulator.table import GAMMAS, Group, SimulatedRow, rows
+from picospec.bench.simulator.world import World, simulate
+from picospec.bench.traces import Trace
+from picospec.speculation.distributions import distribution, noise_index
 from picospec.speculation.messages import Limits
 from picospec.verifier.settings import MAX_VERIFY
+from tests.bench.answers import answer, results, right_trace
 from tests.bench.simulated import DRAFT_S, GPU, PASS_S, rounded, run, whole_gaps_s
 
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
@@ -163,3 +180,243 @@ def test_a_right_prediction_is_as_fast_at_any_distance() -> None:
 
     assert near == pytest.approx(far)
     assert near > 0.8 * (Limits().max_verify + 1) / 0.07
+
+
+# Traces become answers, answers become cells, cells become a table, messages become a log.
+
+V = 16
+SIMULATE_GPU = World(gpu(0.1, 0.01), Conditions())
+
+
+def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
+    """A target sampled with the shared noise, and a draft model of the same distribution."""
+    chance = np.random.default_rng(3)
+    logits = -np.sort(-chance.normal(size=(n, V)).astype(np.float32), axis=1) * 2
+    tokens = chance.permuted(np.tile(np.arange(V, dtype=np.int32), (n, 1)), axis=1)
+    sampled = [
+        distribution(dense(*row), sampling(temperature)).picked(7, noise_index(3, i))
+        for i, row in enumerate(zip(tokens, logits, strict=True))
+    ]
+    answer = np.array(sampled, np.int32)
+    return Trace(
+        family, f"{family}/1", temperature, 7, np.arange(3, dtype=np.int32), answer, tokens,
+        logits, np.full((n, 1), -1, np.int32), np.zeros((n, 1), np.float32),
+    )  # fmt: skip
+
+
+def accepted(source: Source) -> int:
+    """Count the positions whose draft token, after the target's context, is the target's."""
+    drafts = (source.draft(source.tokens[:i]).token for i in range(len(source.tokens)))
+    return sum(map(eq, drafts, source.tokens))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_draft_tokens_of_the_targets_distribution_are_nearly_always_accepted(
+    temperature: float,
+) -> None:
+    source = traced(trace(temperature))
+
+    assert accepted(source) >= (0.8 if temperature else 1.0) * len(source.tokens)
+
+
+def test_after_its_own_miss_the_draft_model_drafts_what_the_trace_has() -> None:
+    same = trace(0.0, n=3)
+    other = replace(
+        same,
+        draft_tokens=np.roll(same.draft_tokens, 1, axis=1),
+        after_miss_tokens=np.array([[40, 41], [50, 51], [60, 61]], np.int32),
+        after_miss_confidences=np.full((3, 2), 0.5, np.float32),
+    )
+
+    source = traced(other)
+
+    missed = source.draft([]).token
+    first, second = source.draft([missed]), source.draft([missed, 40])
+    assert [(each.token, each.confidence) for each in (first, second)] == [(40, 0.5), (41, 0.5)]
+    after = source.draft(source.tokens[:1]).token
+    assert source.draft([source.tokens[0], after]).token == 50
+    assert source.draft([missed, 99]).token >= WRONG  # it never drafted 99
+    assert source.draft([99, 40]).token >= WRONG
+
+
+def test_after_a_miss_every_draft_token_misses() -> None:
+    source = synthetic(1.0, 10)
+
+    assert source.draft([0, 1]).token == 2
+    assert source.draft([0, 9]).token not in source.tokens
+
+
+def test_a_cell_holds_the_best_gamma_and_the_speed_up_over_cloud() -> None:
+    group = Group("code", 0.0, [synthetic(1.0, 60)])
+
+    cloud, sync = rows(SIMULATE_GPU, [group], [20.0], ["cloud", "sync"])
+
+    assert cloud.speedup_vs_cloud == pytest.approx(1.0)
+    assert cloud.tokens_per_s == pytest.approx(10.0)
+    assert sync.gamma in GAMMAS
+    assert sync.speedup_vs_cloud >= max(
+        row.speedup_vs_cloud
+        for gamma in GAMMAS
+        for row in rows(SIMULATE_GPU, [group], [20.0], [f"sync:{gamma}"])
+    )
+
+
+def test_the_command_prints_a_table_and_writes_rows(tmp_path: Path) -> None:
+    trace().save(tmp_path)
+    out = tmp_path / "out.json"
+    arguments = ["--traces", str(tmp_path), "--rtt", "10,100", "--arms", "cloud,picospec"]
+
+    result = CliRunner().invoke(app, ["simulate", *arguments, "--json", str(out)])
+
+    assert result.exit_code == 0, result.output
+    assert "picospec" in result.output
+    found = json.loads(out.read_text())["rows"]
+    assert [(row["arm"], row["rtt_ms"]) for row in found] == [
+        ("cloud", 10), ("picospec", 10), ("cloud", 100), ("picospec", 100),
+    ]  # fmt: skip
+
+
+def log(rtt_ms: float) -> str:
+    return events(
+        replace(SIMULATE_GPU, conditions=Conditions(rtt_ms)), "picospec", [[synthetic(0.8, 10)]]
+    )
+
+
+def test_every_message_that_was_sent_has_arrived() -> None:
+    lines = [json.loads(line) for line in log(20.0).splitlines()]
+
+    sent, arrived = (
+        [line for line in lines if line[0] == kind] for kind in ("sent", "arrived")
+    )
+    assert len(sent) == len(arrived) > 0
+    assert lines[-1][:3] == ["answer", 0, 10]
+
+
+def test_equal_cells_are_counted_and_the_first_difference_is_shown() -> None:
+    near, far = log(20.0), log(50.0)
+
+    lines = list(report({"a": near, "b": near}, {"a": near, "b": far}))
+
+    assert lines[0].startswith("b\n")
+    assert lines[-1] == "0 only in one log, 1 identical, 1 different"
+
+
+# What hosts, links and other sessions cost in the simulator.
+
+
+def test_a_message_that_arrives_makes_the_pass_that_runs_longer() -> None:
+    source, busy = synthetic(0.0, 200), replace(GPU, message_s=0.05)
+
+    assert run(Arm(), source, hosts=busy).tokens_per_s == pytest.approx(1 / PASS_S)
+    assert run(picospec(), source, hosts=busy).tokens_per_s < 0.98 / PASS_S
+    assert run(sync(2), source, hosts=busy).tokens_per_s == pytest.approx(
+        run(sync(2), source).tokens_per_s
+    )
+
+
+def test_a_draft_model_on_the_targets_memory_prolongs_the_pass_that_runs() -> None:
+    shared = replace(GPU, drafting_s=Curve({1: 2 * PASS_S}))
+    source = synthetic(1.0, 100)
+
+    alone, together = (run(paper(4), source, hosts=hosts) for hosts in (GPU, shared))
+    cloud = run(Arm(), source, hosts=shared)
+
+    # each of the four steps of DRAFT_S in a pass costs the pass half of that time
+    assert together.seconds == pytest.approx(
+        alone.seconds * (1 + 2 * DRAFT_S / PASS_S), rel=0.05
+    )
+    assert cloud.tokens_per_s == pytest.approx(1 / PASS_S)
+
+
+def test_a_thin_line_costs_what_its_bytes_take() -> None:
+    source = synthetic(1.0, 100)
+
+    thin = run(Arm(), source, rtt_ms=10, rate_mbit=0.0064)  # 800 bytes a second
+
+    assert thin.seconds >= thin.bytes_down / 800
+
+
+def test_sessions_share_the_passes_of_a_verifier() -> None:
+    world = World(GPU, Conditions())
+    clients = [[synthetic(0.8, 50, seed)] for seed in range(4)]
+
+    answers = simulate(world, Arm(), clients)
+
+    assert len(answers) == 4
+    assert all(a.tokens_per_s == pytest.approx(1 / PASS_S, rel=0.05) for a in answers)
+
+
+# The simulator's AceSpec: branches are cached while a round is away, and looked up.
+
+
+def test_a_hit_ends_the_step_that_is_running() -> None:
+    answer = run(acespec(16, branches=1), synthetic(0.0, 60, hits=1.0), rtt_ms=5)
+
+    away_s, branch = PASS_S + 0.005, 10  # tokens that were drafted meanwhile, and half a step
+    assert whole_gaps_s(answer) == {rounded(away_s + (16 - branch) * DRAFT_S)}
+
+
+def test_branches_are_fewer_at_greater_depth() -> None:
+    assert branches_by_depth(7, 2, acceptance=0.5) == [4, 2, 1]
+    assert branches_by_depth(3, 3, acceptance=0.0) == [3, 0, 0, 0]
+    assert branches_by_depth(4, 3, acceptance=1.0) == [1, 1, 1, 1]
+
+
+def test_only_a_depth_with_branches_is_looked_up() -> None:
+    rounds, cached = (
+        run(arm, synthetic(0.9, 800, hits=1.0), rtt_ms=100)
+        for arm in (paper(8), acespec(8, branches=1))
+    )
+
+    assert rounds.tokens_per_s < cached.tokens_per_s < 1.05 * rounds.tokens_per_s
+
+
+def test_branches_slow_the_chain_where_a_step_costs_more_for_them() -> None:
+    hosts = gpu(PASS_S, DRAFT_S, twice_at=256)
+
+    rounds, cached = (
+        run(arm, synthetic(1.0, 400), hosts=hosts).tokens_per_s
+        for arm in (paper(8), acespec(8, branches=15))
+    )
+
+    assert cached < 0.8 * rounds
+
+
+# A prediction is compared with the run it is for: the same prompts, tokens and links.
+
+AGREE_ARMS = ("cloud", "picospec", "sync:2", "picospec-useless")
+
+
+def agree_trace(prompt: str, tokens: int = 30, temperature: float = 0.0) -> Trace:
+    return right_trace((0, 1, 2), range(tokens), name=prompt, temperature=temperature)
+
+
+def measured() -> Results:
+    return results(*(answer(arm, 2.0, prompt="a", rtt_ms=20.0) for arm in AGREE_ARMS))
+
+
+def test_a_prediction_has_the_runs_cells_that_the_simulator_knows() -> None:
+    found = list(predict(measured(), [agree_trace("a")], gpu(0.1, 0.01)))
+
+    assert [(row.arm, row.rtt_ms) for row in found] == [
+        ("cloud", 20.0), ("picospec", 20.0), ("sync:2", 20.0)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "traces", [[], [agree_trace("b")], [agree_trace("a", 5)], [agree_trace("a", 30, 1.0)]]
+)
+def test_a_prompt_without_a_long_enough_trace_is_named(traces: list[Trace]) -> None:
+    with pytest.raises(ValueError, match="no trace of a has 10 tokens at T = 0"):
+        list(predict(measured(), traces, gpu(0.1, 0.01)))
+
+
+def test_cells_are_compared_where_both_have_them() -> None:
+    predicted = list(predict(measured(), [agree_trace("a")], gpu(0.1, 0.01)))
+
+    cells = compare(predicted, measured())
+
+    assert [cell.arm for cell in cells] == ["picospec", "sync:2"]
+    by_arm: dict[str, SimulatedRow] = {row.arm: row for row in predicted}
+    assert cells[0].simulated == by_arm["picospec"].speedup_vs_cloud
+    assert cells[0].measured == 1.0

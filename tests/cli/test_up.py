@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import os
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from picospec.bench.run.services import free_port
+from picospec.cli import preparing
+from picospec.cli.doctor import examine
+from picospec.cli.preparing import ModelChoice, prepare, with_threads
 from picospec.cli.up import Plan, check_free, check_plain, read_settings, up, usage_lines
+from picospec.gateway.hosting.limits import Pins
 from picospec.gateway.hosting.processes import Service, ServiceError
+from picospec.models.errors import UnknownModel
+from picospec.models.gguf import is_exact
+from picospec.models.store import Store, open_store
 from tests.cli.screen import Screen
+from tests.models.hub_server import FakeHub
 
 FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
 
@@ -119,3 +133,196 @@ def test_the_usage_lines_name_a_key_and_never_show_it() -> None:
     assert "very-secret" not in lines
     assert "PICOSPEC_API_KEYS" in lines
     assert '"model": "qwen"' in lines
+
+
+# `picospec up` brings what it runs, and decides which engine and which draft model.
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    smollm = open_store({}).find("smollm2-135m", "draft").path.read_bytes()
+    files = {"o/small-GGUF": {"small-Q4_1.gguf": smollm}, "o/safe": {"model.safetensors": b"0"}}
+    with FakeHub(files).running() as running:
+        yield running
+
+
+@pytest.fixture
+def store(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "vllm" else object()
+    )
+    return open_store({
+        "PICOSPEC_CACHE": str(tmp_path), "PICOSPEC_CONFIG_DIR": str(tmp_path),
+        "PICOSPEC_MODEL_SOURCES": "hub", "HF_ENDPOINT": hub.endpoint,
+    })  # fmt: skip
+
+
+def test_options_win_over_the_environment_and_that_over_the_file() -> None:
+    file = {"verifier": {"model": "t1", "target": "vllm"}, "edge": {"draft_model": "d1"}}
+    environ = {"PICOSPEC_VERIFIER__MODEL": "t2", "PICOSPEC_EDGE__DRAFT_MODEL": "d2"}
+
+    assert ModelChoice.of({}, {}) == ModelChoice("qwen2.5-coder", "auto", "")
+    assert ModelChoice.of(file, {}) == ModelChoice("t1", "d1", "vllm")
+    assert ModelChoice.of(file, environ) == ModelChoice("t2", "d2", "vllm")
+    given = ModelChoice.of(file, environ, target="t3", draft=None)
+    assert given == ModelChoice("t3", "d2", "vllm")
+
+
+def test_threads_are_shared_where_cores_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "compute_threads", lambda: 5)
+
+    assert with_threads({}, Pins()) == {
+        "verifier": {"llama": {"threads": 3}},
+        "edge": {"threads": 2},
+    }
+    given = {"edge": {"threads": 1}, "verifier": {"llama": {"threads": 4, "slots": 2}}}
+    assert with_threads(given, Pins()) == given
+    assert with_threads({}, Pins(frozenset({0}), frozenset({1}))) == {}
+
+
+@pytest.mark.models
+def test_a_target_of_the_hub_is_fetched_and_made_exact(store: Store) -> None:
+    arguments = prepare(ModelChoice("o/small-GGUF", "none"), store, Screen())
+
+    assert arguments["verifier"] == ("--target", "llama", "--model", "o/small-GGUF")
+    assert arguments["edge"] == ("--draft", "none")
+    found = store.find("o/small-GGUF", "target")
+    assert found.name == "small"
+    assert is_exact(found.path)
+
+
+@pytest.mark.models
+def test_a_path_is_taken_as_it_is_and_a_draft_as_large_is_not_chosen(
+    store: Store, tmp_path: Path
+) -> None:
+    target = tmp_path / "mine.gguf"
+    target.symlink_to(open_store({}).find("smollm2", "target").path)
+
+    assert prepare(ModelChoice(str(target)), store, Screen()) == {
+        "verifier": ("--target", "llama", "--model", str(target)),
+        "edge": ("--draft", "none"),
+    }
+
+
+@pytest.mark.models
+def test_safetensors_need_vllm_and_the_edge_chooses_its_draft(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for target in (str(tmp_path), "o/safe", "hf://o/safe"):
+        with pytest.raises(ServiceError, match="vLLM is not installed"):
+            prepare(ModelChoice(target), store, Screen())
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    arguments = prepare(ModelChoice(str(tmp_path)), store, Screen())
+
+    assert arguments["verifier"] == ("--target", "vllm", "--model", str(tmp_path))
+    assert arguments["edge"] == ("--draft", "auto")
+
+
+def test_an_unknown_name_is_an_error_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="gpt"):
+        prepare(ModelChoice("gpt"), open_store({"PICOSPEC_CACHE": str(tmp_path)}), Screen())
+
+
+# One command runs a pair of one's own, by path, and the doctor finds it well.
+
+ROOT = Path(__file__).parents[2]
+KEY = "correct-horse"
+
+
+@dataclass
+class Running:
+    edge_port: int
+    verifier_port: int
+    environment: dict[str, str]
+    process: subprocess.Popen[str]
+
+    def answer(self, port: int) -> str:
+        body = {
+            "model": "mine", "temperature": 0, "max_tokens": 24,
+            "messages": [{"role": "user", "content": "Count to ten."}],
+        }  # fmt: skip
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        headers = {"authorization": f"Bearer {KEY}"}
+        response = httpx.post(url, json=body, headers=headers, timeout=60, trust_env=False)
+        text: str = response.raise_for_status().json()["choices"][0]["message"]["content"]
+        return text
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """`picospec up` with a target whose weights are not exact, under a name of its own; in a
+    folder that holds programs which are named like PicoSpec's, as many a project does."""
+    project = tmp_path_factory.mktemp("project")
+    for name in ("models", "cli", "gateway", "verifier", "edge_agent", "speculation"):
+        (project / f"{name}.py").write_text("raise SystemExit('the wrong program')")
+    folder, store = tmp_path_factory.mktemp("own"), open_store({})
+    target, draft = folder / "mine.gguf", store.find("smollm2", "draft").path
+    target.symlink_to(store.find("smollm2-135m", "draft").path)
+    edge, verifier = free_port(), free_port()
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "PICOSPEC_API_KEYS": KEY,
+        "EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier),
+        "PICOSPEC_CACHE": str(folder), "PICOSPEC_CONFIG_DIR": str(folder),
+    }  # fmt: skip
+    command = [sys.executable, "-P", "-c", "from picospec.cli.main import app; app()", "up"]
+    process = subprocess.Popen(
+        [*command, "--target", str(target), "--draft", str(draft)],
+        cwd=project, env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "PicoSpec is up" in line:
+            break
+    yield Running(edge, verifier, environment, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+@pytest.mark.models
+def test_the_edge_answers_as_the_target_alone(running: Running) -> None:
+    assert running.process.poll() is None
+    assert running.answer(running.edge_port) == running.answer(running.verifier_port)
+
+
+@pytest.mark.models
+def test_the_target_runs_with_exact_weights(running: Running) -> None:
+    store = open_store(running.environment)
+    given = Path(running.environment["PICOSPEC_CACHE"]) / "mine.gguf"
+
+    found = store.find(str(given), "target")
+
+    assert not is_exact(given)
+    assert is_exact(found.path)
+    assert found.name == "mine"
+
+
+@pytest.mark.models
+def test_the_doctor_finds_the_way_to_the_verifier_and_times_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", KEY)
+    url = f"http://127.0.0.1:{running.verifier_port}"
+    ports = running.edge_port, running.verifier_port
+
+    findings = {each.subject: each for each in examine(None, url, "smollm2", "smollm2", *ports)}
+
+    well = ("verifier", "key", "protocol", "certificate", "draft model", "vocabulary")
+    assert all(findings[subject].ok for subject in well)
+    assert "identical" in findings["vocabulary"].found
+    assert "a healthy edge has it" in findings[f"edge port {running.edge_port}"].found
+    assert "a token takes the target" in findings["speed"].found
+
+
+@pytest.mark.models
+def test_the_doctor_says_that_a_key_is_wrong(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", "wrong")
+    url, ports = f"http://127.0.0.1:{running.verifier_port}", (free_port(), free_port())
+
+    findings = {each.subject: each for each in examine(None, url, "smollm2", "smollm2", *ports)}
+
+    assert findings["verifier"].ok
+    assert not findings["key"].ok
+    assert "speed" not in findings

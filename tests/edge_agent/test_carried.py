@@ -20,7 +20,7 @@ from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.faulty_link import FaultyLink
 from tests.edge_agent.fleet import running, seen, using
 from tests.edge_agent.test_proxies import LONG, session
-from tests.edge_agent.test_random_faults import Carrying
+from tests.edge_agent.test_stalls import Carrying
 from tests.edge_agent.virtual import PASS_S, RTT_S, TEXT, FakeVerifier, run
 from tests.verifier.conftest import KEY, fake_verifier
 from tests.verifier.fake_target import opening, said

@@ -3,16 +3,26 @@ another vocabulary has of it while the target writes it."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft.foreign import REREAD_TOKENS, DraftText
-from picospec.edge_agent.draft.retokeniser import Retokeniser
+from picospec.edge_agent.draft.foreign import REREAD_TOKENS, DraftText, take
+from picospec.edge_agent.draft.llama import LlamaDrafter
+from picospec.edge_agent.draft.retokeniser import Retokeniser, Translation, special_tokens
+from picospec.edge_agent.link.connection import Answer, from_answer
+from picospec.edge_agent.link.uplink import Event, Uplink, VerifierStatus
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.relay import _renamed
+from picospec.gateway.errors import InvalidRequest, Unavailable
+from picospec.models.tokenizer import Tokenizer
 from tests.edge_agent.foreign import TEXTS, Name, model, translation
+from tests.edge_agent.virtual import FACTS
 from tests.edge_agent.words import WordEncoder
-
-pytestmark = pytest.mark.models
 
 NAMES: list[Name] = ["smollm2", "qwen"]
 
@@ -21,6 +31,7 @@ def retokeniser(name: Name) -> Retokeniser:
     return translation(name, "smollm2").target
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS, share=st.floats(0, 1))
@@ -37,6 +48,7 @@ def test_what_is_stable_is_how_every_continuation_begins(
     assert stable == retokenise.tokenise(whole)[: len(stable)]
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS, share=st.floats(0, 1))
@@ -56,6 +68,7 @@ def test_text_is_tokenised_alike_behind_any_of_its_tokens(
     assert retokenise.tokenise(rest, tokens[:first]) == tokens[first:]
 
 
+@pytest.mark.models
 @pytest.mark.parametrize(
     ("name", "text", "stable"),
     [
@@ -78,6 +91,7 @@ def test_a_token_is_stable_once_nothing_can_merge_with_it(
     assert [retokenise.vocabulary.pieces[token] for token in found] == stable
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=200, deadline=None)
 @given(text=st.binary(max_size=12))
@@ -93,6 +107,7 @@ def test_bytes_that_are_no_text_are_spelt_as_far_as_there_are_pieces(
         assert decoded == text
 
 
+@pytest.mark.models
 def test_a_tokenizer_that_begins_with_a_space_is_given_something_before_the_text() -> None:
     plain = model("smollm2")
 
@@ -105,6 +120,7 @@ def test_a_tokenizer_that_begins_with_a_space_is_given_something_before_the_text
         assert retokenise.bytes_of(retokenise.tokenise(text.encode())) == text.encode()
 
 
+@pytest.mark.models
 def test_what_text_can_begin_with_is_a_longer_token_or_what_the_tokenizer_takes() -> None:
     retokenise = retokeniser("smollm2")
 
@@ -118,6 +134,7 @@ def test_what_text_can_begin_with_is_a_longer_token_or_what_the_tokenizer_takes(
     assert {b"\n\n\n", b"\n\n"} <= newlines  # the second, where no space follows
 
 
+@pytest.mark.models
 def test_special_tokens_have_no_part_in_it() -> None:
     words = WordEncoder([b"a", b"b", b"ab", b"<end>"], special={3})
     retokenise = Retokeniser(words.vocabulary, lambda text: words.tokenize(text, False))
@@ -150,6 +167,7 @@ def text() -> DraftText:
     return found
 
 
+@pytest.mark.models
 def test_what_the_target_confirms_stays_as_the_draft_model_wrote_it(text: DraftText) -> None:
     before = list(text.tokens)
 
@@ -158,6 +176,7 @@ def test_what_the_target_confirms_stays_as_the_draft_model_wrote_it(text: DraftT
     assert text.tokens == before
 
 
+@pytest.mark.models
 def test_what_the_draft_model_writes_behind_a_token_that_is_complete_is_dropped(
     text: DraftText,
 ) -> None:
@@ -166,6 +185,7 @@ def test_what_the_draft_model_writes_behind_a_token_that_is_complete_is_dropped(
     assert text.decoded + required == b"One"
 
 
+@pytest.mark.models
 def test_other_text_is_tokenised_again_from_a_few_tokens_before_it() -> None:
     words = [b"a", b" b", b" c", b" d", b" e", b" f", b" g", b" h"]
     text = DraftText(draft_models())
@@ -179,6 +199,7 @@ def test_other_text_is_tokenised_again_from_a_few_tokens_before_it() -> None:
     assert text.confidences(0, [len(b"a b"), len(text.decoded)]) == [0.5**kept, 1.0]
 
 
+@pytest.mark.models
 @pytest.mark.parametrize(
     ("written", "rest"),
     [
@@ -194,6 +215,7 @@ def test_the_draft_model_chooses_its_last_tokens_itself(written: bytes, rest: by
     assert text.decoded + rest == written
 
 
+@pytest.mark.models
 def test_what_it_chose_is_kept_until_the_text_changes() -> None:
     text = DraftText(draft_models())
     text.follow(b"x\n\n\n", can_continue)
@@ -203,6 +225,7 @@ def test_what_it_chose_is_kept_until_the_text_changes() -> None:
     assert text.decoded == b"x\n\n"
 
 
+@pytest.mark.models
 def test_a_stretch_is_as_sure_as_the_tokens_that_begin_in_it(text: DraftText) -> None:
     assert text.confidences(0, [3, 7]) == [0.5, 0.25]
     assert text.confidences(0, [7]) == [0.125]
@@ -210,6 +233,7 @@ def test_a_stretch_is_as_sure_as_the_tokens_that_begin_in_it(text: DraftText) ->
     assert text.confidences(3, [7]) == [0.25]
 
 
+@pytest.mark.models
 def test_text_that_the_draft_model_cannot_spell_is_passed_over() -> None:
     retokenise = draft_models()
     unknown = next(
@@ -224,6 +248,7 @@ def test_text_that_the_draft_model_cannot_spell_is_passed_over() -> None:
     assert text.follow(written + b" three", can_continue) != b""
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", ["antidisestablishment", "pseudonymous words", "unhappiness"])
 def test_text_behind_broken_bytes_is_tokenised_as_anywhere_else(name: Name, text: str) -> None:
@@ -232,3 +257,117 @@ def test_text_behind_broken_bytes_is_tokenised_as_anywhere_else(name: Name, text
     found = retokenise.tokenise(broken + whole)
 
     assert found == [*retokenise.tokenise(broken), *retokenise.tokenise(whole)]
+
+
+# From the target's tokens to those of a draft model that has others.
+
+LETTERS = [b"<", b"s", b">", b"a", b"b", b"/", b"n", b"o", b"t", b"e", b"d"]
+TARGET = WordEncoder(
+    [b"<end>", b"<s>", b"<note>", b"<tool>", b"ab", *LETTERS], special=range(4)
+)
+DRAFT = WordEncoder([b"<stop>", b"<bos>", b"<tool>", b"a", b"b", *LETTERS], special=range(3))
+END, BEGIN, NOTE, TOOL, AB = range(5)
+STOP_, BOS_, TOOL_, A_, B_ = range(5)
+"""Tokens of the target, and those of the draft model."""
+
+
+@pytest.fixture
+def pair() -> Translation:
+    DRAFT.raw_beginning = (BOS_,)
+    return Translation(Tokenizer(TARGET, None), DRAFT)
+
+
+def test_text_is_tokenised_anew_and_markers_become_the_draft_models(pair: Translation) -> None:
+    assert pair.prompt([TOOL, AB, AB, END]) == [BOS_, TOOL_, A_, B_, A_, B_, STOP_]
+
+
+def test_a_marker_that_the_draft_model_lacks_is_spelt(pair: Translation) -> None:
+    own = pair.prompt([AB, NOTE, AB])
+
+    assert pair.draft.bytes_of(own) == b"<bos>ab<note>ab"
+    assert set(own) & {STOP_, TOOL_} == set()
+
+
+def test_one_that_only_begins_the_prompt_is_left_out(pair: Translation) -> None:
+    assert pair.prompt([BEGIN, AB]) == [BOS_, A_, B_]
+    assert pair.prompt([]) == [BOS_]
+
+
+def test_a_prompt_that_it_leaves_empty_gets_no_slot(drafter: LlamaDrafter) -> None:
+    DRAFT.raw_beginning = ()
+    pair = Translation(Tokenizer(TARGET, None), DRAFT)
+
+    assert pair.prompt([BEGIN]) == []
+    assert take(drafter, pair, [BEGIN]) is None
+
+
+def test_what_begins_every_prompt_is_there_once(pair: Translation) -> None:
+    shared = WordEncoder([b"<end>", b"<bos>", *LETTERS], special=range(2))
+
+    assert Translation(Tokenizer(shared, None), DRAFT).prompt([1, 5]) == [BOS_, A_]
+
+
+def test_the_ends_of_a_turn_are_related_even_where_they_are_spelt_otherwise() -> None:
+    assert special_tokens(DRAFT.vocabulary, TARGET.vocabulary) == {STOP_: END, TOOL_: TOOL}
+    assert special_tokens(TARGET.vocabulary, DRAFT.vocabulary) == {END: STOP_, TOOL: TOOL_}
+
+
+# Answers and requests whose text is Latin-1, which JSON does not allow.
+
+WORN_OUT = b'"\xe9puis\xe9"'
+
+
+class Answering:
+    """A Connection that gives one answer to every request, and to GET /v1/model-facts that."""
+
+    url, client = "http://verifier", None
+
+    def __init__(self, answer: Answer, facts: bytes = b"") -> None:
+        self.answer = answer
+        self.facts = Answer(200, facts) if facts else answer
+
+    async def ask(self, _: str, path: str, **__: object) -> Answer:
+        return self.facts if path == "/v1/model-facts" else self.answer
+
+
+def uplink(metrics: EdgeMetrics, number: int, answer: Answer, facts: bytes = b"") -> Uplink:
+    connection: Any = Answering(answer, facts)
+    return Uplink(connection, metrics, number)
+
+
+def test_an_error_in_it_counts_by_its_status() -> None:
+    error = from_answer(Answer(503, b'{"error":{"message":%b}}' % WORN_OUT))
+
+    assert type(error) is Unavailable
+    assert error.message == "the verifier is not ready: it answered 503"
+
+
+@pytest.mark.parametrize(
+    "facts", [b"", b'{"model":%b}' % WORN_OUT], ids=["every answer", "only the facts"]
+)
+async def test_the_other_verifier_is_used(metrics: EdgeMetrics, facts: bytes) -> None:
+    failing = Answer(503, b'{"error":{"message":%b}}' % WORN_OUT)
+    first = uplink(metrics, 0, Answer(200, b"{}") if facts else failing, facts)
+    second = uplink(metrics, 1, Answer(200, b"{}"), msgspec.json.encode(FACTS))
+    first.note(Event.IS_READY)
+    verifiers = Verifiers([first, second], metrics, 5.0)
+
+    assert (await verifiers.facts()).model == FACTS.model
+
+    await verifiers.probe()
+    assert verifiers.current is second
+    assert first.endpoint.is_ready == bool(facts)
+
+
+async def test_a_load_and_a_status_in_it_are_left_out(metrics: EdgeMetrics) -> None:
+    only = uplink(metrics, 0, Answer(200, b'{"load":%b,"version":%b}' % (WORN_OUT, WORN_OUT)))
+
+    await only.check()
+
+    assert only.endpoint.load == 0
+    assert await only.status() == VerifierStatus()
+
+
+def test_a_relayed_request_in_it_is_the_clients_error() -> None:
+    with pytest.raises(InvalidRequest, match="the body is no JSON"):
+        _renamed(b'{"prompt":%b}' % WORN_OUT, "model")

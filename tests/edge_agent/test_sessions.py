@@ -19,7 +19,7 @@ from picospec.gateway.errors import (
 from picospec.models.compiler import ANSWER_TIMEOUT_S
 from picospec.models.grammars import NAME
 from picospec.speculation.messages import Sampling
-from tests.edge_agent.test_random_faults import Fault, fall_silent, inject
+from tests.edge_agent.test_stalls import Fault, fall_silent, inject
 from tests.edge_agent.virtual import PASS_S, PLAIN, RTT_S, TEXT, FakeVerifier, World, run
 
 

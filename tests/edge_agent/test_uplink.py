@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -21,7 +21,7 @@ from picospec.edge_agent.link.connection import (
     unreachable,
 )
 from picospec.edge_agent.link.session import Link
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.uplink import Endpoint, Event, Fleet, Uplink
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import beside
 from picospec.gateway.errors import (
@@ -280,3 +280,107 @@ async def test_a_verifier_that_does_not_forget_its_answers_is_reported(
         await uplink.forget_answers("a b")
 
     assert asked == ["DELETE /v1/picospec/pool?cache_salt=a+b"]
+
+
+# Which verifier an answer is opened at, by what is known of all.
+
+
+def ready(number: int, rtt_s: float = 0.0, load: float = 0.0) -> Endpoint:
+    return Endpoint(number, Event.IS_READY, rtt_s=rtt_s, load=load)
+
+
+def test_the_nearest_that_is_not_busy_is_used() -> None:
+    far, near, busy = ready(0, 0.09), ready(1, 0.02, load=0.1), ready(2, 0.01, load=1.0)
+    fleet = Fleet([far, near, busy])
+
+    assert fleet.choose("") is near
+    near.note(Event.LOST)
+    assert fleet.choose("") is far  # it is in use, and not much farther away
+    far.identity = "another"
+    assert fleet.choose("i") is busy
+    assert fleet.choose("i", {busy}) is near
+
+
+def test_one_that_speaks_another_version_opens_no_session_and_is_the_last_to_be_used() -> None:
+    old, current = ready(0), ready(1, rtt_s=9.0)
+    old.is_compatible = False
+    fleet = Fleet([old, current])
+
+    assert fleet.choose("") is current
+    assert fleet.choose("", {current}) is None
+    assert fleet.ranked("")[0] is current
+
+
+def test_one_that_drains_is_not_ready_again_because_it_takes_a_draft() -> None:
+    endpoint = ready(0)
+
+    for event, is_ready in (
+        (Event.DRAINS, False),
+        (Event.ANSWERED, False),
+        (Event.IS_READY, True),
+        (Event.LOST, False),
+        (Event.ANSWERED, True),
+    ):
+        endpoint.note(event)
+        assert endpoint.is_ready is is_ready
+
+
+def test_the_round_trip_is_smoothed() -> None:
+    endpoint = Endpoint(0)
+
+    endpoint.timed(0.8)
+    endpoint.timed(0.0)
+
+    assert endpoint.rtt_s == pytest.approx(0.7)
+
+
+# A connection that carries nothing is replaced by each request that it fails.
+
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+async def test_every_request_without_an_answer_is_followed_by_one_elsewhere() -> None:
+    connected = list[asyncio.StreamWriter]()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.append(writer)
+        writer.write(SETTINGS)
+        with suppress(OSError):
+            await reader.read()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        connection = Connection(f"http://127.0.0.1:{port}", key=None, ca_certificate=None)
+        counts = []
+        for _ in range(4):
+            with pytest.raises(LinkDown):
+                await connection.ask("POST", "/", within_s=0.3)
+            counts.append(len(connected))
+        for writer in connected:
+            writer.close()
+
+    assert counts == [1, 2, 3, 4]
+
+
+class Drained(Connection):
+    """Every answer is that the verifier drains; `made` counts the clients."""
+
+    made = 0
+
+    async def ask(self, *_: object, **__: object) -> Answer:
+        if self.client is None:
+            self.made += 1
+        self._made()
+        return Answer(503, b'{"error":{"message":"bye","code":"draining"}}')
+
+
+async def test_every_answer_that_it_drains_is_followed_by_a_request_elsewhere(
+    metrics: EdgeMetrics,
+) -> None:
+    connection = Drained("http://127.0.0.1:9", key=None, ca_certificate=None)
+    uplink = Uplink(connection, metrics)
+
+    for expected in range(3):
+        with pytest.raises(Draining):
+            await uplink.check()
+        assert connection.made == expected

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import jsonschema
 import pytest
+from openai.types import completion_create_params as completions
+from openai.types.chat import completion_create_params as chats
+from openai.types.responses import response_create_params as responses
 
 from picospec.gateway.documents import openapi
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.completions import CompletionRequest
+from picospec.gateway.doors.responses import ResponsesRequest
 from picospec.gateway.routes import ROUTES
-from tests.gateway.scripted import Body, ScriptedEngine, ask, client_of, make_app
+from picospec.gateway.schema import NEUTRAL
+from tests.gateway.scripted import (
+    Body,
+    ByteTokenizer,
+    ScriptedEngine,
+    ask,
+    client_of,
+    door_of,
+    make_app,
+)
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -70,3 +89,164 @@ async def test_the_page_shows_every_path_and_loads_nothing() -> None:
     assert all(f"{route.method} " in answer.text for route in ROUTES)
     assert re.findall(r"(?:src|href)=['\"]?([^'\" >]+)", answer.text) == ["openapi.json"]
     assert "<script" not in answer.text
+
+
+# The page is small, comes from this service alone, and may do nothing but what it needs.
+
+PAGE = Path(__file__).parents[2] / "gateway" / "page"
+VENDOR = PAGE / "vendor"
+LIBRARIES = tomllib.loads((VENDOR / "vendor.toml").read_text())
+SERVED = [
+    path
+    for path in sorted(PAGE.rglob("*"))
+    if path.suffix in (".html", ".css", ".js", ".json", ".svg")
+]
+DIGESTS = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in SERVED}
+
+
+def address(path: Path) -> str:
+    name = path.relative_to(PAGE).as_posix()
+    return "/" if name == "index.html" else f"/page/{name}"
+
+
+@pytest.mark.parametrize("path", SERVED, ids=address)
+async def test_every_file_is_served_without_a_key_with_its_type_and_a_strict_policy(
+    path: Path,
+) -> None:
+    async with client_of(make_app(ScriptedEngine(), api_keys=["k"])) as client:
+        answer = await client.get(address(path), headers={"accept": "text/html, */*"})
+
+    types = {
+        ".html": "text/html",
+        ".css": "text/css",
+        ".js": "text/javascript",
+        ".json": "application/json",
+        ".svg": "image/svg+xml",
+    }
+    assert hashlib.sha256(answer.content).hexdigest() == DIGESTS[path]
+    assert answer.headers["content-type"] == f"{types[path.suffix]}; charset=utf-8"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    policy = dict(
+        part.strip().split(" ", 1)
+        for part in answer.headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert "unsafe" not in answer.headers["content-security-policy"]
+
+
+async def test_a_browser_that_has_a_file_gets_a_304_until_it_changes() -> None:
+    async with client_of(make_app(ScriptedEngine())) as client:
+        etag = (await client.get("/page/main.js")).headers["etag"]
+        same = await client.get("/page/main.js", headers={"if-none-match": etag})
+        other = await client.get("/page/main.js", headers={"if-none-match": '"other"'})
+
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
+    assert other.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/page/", "/page/nothing.js", "/page/vendor/vendor.toml", "/page/../app.py"]
+)
+async def test_nothing_else_is_served(path: str) -> None:
+    async with client_of(make_app(ScriptedEngine())) as client:
+        assert (await client.get(path)).status_code == 404
+
+
+def test_no_file_names_another_host() -> None:
+    ours = [path for path in SERVED if path.parent != VENDOR]
+    found = {
+        url for path in ours for url in re.findall(r"https?://[^\s\"'`)\\]+", path.read_text())
+    }
+
+    assert found == {"http://www.w3.org/2000/svg", "https://opencode.ai/config.json"}
+
+
+def test_no_file_of_ours_parses_text_as_html_or_as_code() -> None:
+    ours = [path for path in SERVED if path.parent != VENDOR]
+    forbidden = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function"
+        r"|<script>|\sstyle=|\son\w+=\""
+    )
+
+    assert [path.name for path in ours if forbidden.search(path.read_text())] == []
+
+
+def test_each_vendored_library_is_the_one_that_its_record_names() -> None:
+    shipped = {path.name for path in VENDOR.glob("*.js")}
+
+    assert shipped == LIBRARIES.keys()
+    for name, record in LIBRARIES.items():
+        assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == record["sha256"]
+        assert (VENDOR / record["licence_file"]).stat().st_size > 1000
+
+
+# Requests as well-known clients send them are served, by an engine with no feature at all.
+#
+# Each file in data/ has the fields that the client's source sends, with short texts of our own.
+# No field of openai's SDK was forgotten: each is served, or known as one that changes an
+# answer, or listed here as one that cannot.
+
+DATA = Path(__file__).parent / "data"
+IGNORED = {
+    "codex": "text.verbosity, reasoning.summary, tools.web_search, input.web_search_call,"
+    " input.action, tools.external_web_access, client_metadata",
+    "continue_chat": "prediction",
+    "zed_agent": "prompt_cache_key",
+    "open_webui": "params, features, chat_id, id, messages.tool_calls.index",
+    "librechat": "user",
+    "llama_server_webui": "return_progress, dynatemp_exponent, xtc_threshold, repeat_last_n,"
+    " dry_base, dry_allowed_length, dry_penalty_last_n, backend_sampling, timings_per_token",
+}
+AGENTS = ("cline", "continue_agent", "zed_agent", "open_webui", "opencode")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in DATA.iterdir()))
+async def test_the_request_of_a_client_is_served(name: str) -> None:
+    body = json.loads((DATA / f"{name}.json").read_text())
+    tokenizer = ByteTokenizer()
+
+    answer = await ask(body, ScriptedEngine(context_tokens=4096), tokenizer=tokenizer)
+
+    assert errors_of(door_of(body), body) == []  # it fits the published schema
+    assert answer.status_code == 200, answer.text
+    assert (
+        answer.text.endswith("data: [DONE]\n\n") or "event: response.completed" in answer.text
+    )
+    assert answer.headers.get("x-picospec-ignored") == IGNORED.get(name)
+    if name in AGENTS:
+        (shown,) = tokenizer.rendered
+        calls = [call for each in shown["messages"] for call in each.get("tool_calls", ())]
+        assert all(isinstance(call["function"]["arguments"], dict) for call in calls)
+        assert len(calls) == sum(each["role"] == "tool" for each in shown["messages"]) > 0
+        assert [tool["function"]["name"] for tool in shown["tools"]] == [
+            tool["function"]["name"] for tool in body["tools"]
+        ]
+
+
+KNOWN = {*NEUTRAL, "n_cmpl", "n_predict"}
+
+OPENAI_HARMLESS = {
+    "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "safety_identifier", "service_tier", "store", "user", "verbosity",
+}  # fmt: skip
+RESPONSES_HARMLESS = {
+    "access_programs", "background_options", "image", "prompt_cache_options",
+    "prompt_cache_retention",
+}  # fmt: skip
+
+
+def test_every_field_of_openais_sdk_has_its_place() -> None:
+    chat = set(chats.CompletionCreateParamsBase.__annotations__)
+    text = set(completions.CompletionCreateParamsBase.__annotations__)
+
+    assert chat - KNOWN - set(ChatRequest.model_fields) == OPENAI_HARMLESS
+    assert text - KNOWN - set(CompletionRequest.model_fields) == {"user"}
+
+
+def test_every_field_of_a_response_has_its_place() -> None:
+    named = set(responses.ResponseCreateParamsBase.__annotations__)
+
+    served = {*ResponsesRequest.model_fields, *ChatRequest.model_fields}
+    assert named - KNOWN - served == RESPONSES_HARMLESS

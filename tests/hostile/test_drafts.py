@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count, pairwise, repeat
@@ -14,14 +15,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picospec.bench.run.services import free_port
+from picospec.edge_agent import proposals
 from picospec.edge_agent.link import session as posts
+from picospec.edge_agent.proposals import ProposalFinder
+from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.ports import Job, Sampling
 from picospec.speculation import wire
 from picospec.speculation.draft_machine import Outcome
-from picospec.speculation.messages import Draft, Fault, Pushed, Redraw, RemoteProtocolError
+from picospec.speculation.messages import (
+    Draft,
+    Fault,
+    Pushed,
+    Redraw,
+    RemoteProtocolError,
+    TokenId,
+)
+from picospec.speculation.messages import opening as lookup_opening
+from picospec.speculation.ngrams import PromptGrams
 from picospec.speculation.wire import Framed
 from picospec.verifier.routes import DRAFTS_BYTES, check_open
 from picospec.verifier.sessions.session import INITIAL_CHAINS
+from tests.edge_agent.engines import FACTS as LOOKUP_FACTS
+from tests.edge_agent.engines import Paired
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model
 from tests.speculation.small_models import opening as small_opening
@@ -194,3 +210,40 @@ async def test_an_open_is_decoded_in_turn_however_many_another_tenant_sends(
 def test_the_length_of_a_prompt_is_checked_before_its_tokens_are() -> None:
     with pytest.raises(InvalidRequest, match="the context has"):
         check_open(opening(prompt=(FACTS.vocabulary_size,) * 300_000), FACTS)
+
+
+# A long prompt does not hold up other answers while it is searched for what may come next.
+
+PROMPT = tuple(number % 97 for number in range(5000))
+
+
+async def test_the_n_grams_of_a_long_prompt_are_made_once_and_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    making, let_go = threading.Event(), threading.Event()
+
+    def make(prompt: tuple[TokenId, ...]) -> PromptGrams:
+        made.append(threading.get_ident())
+        making.set()
+        let_go.wait(60.0)
+        return PromptGrams(prompt)
+
+    monkeypatch.setattr(proposals, "PromptGrams", make)
+    finder = ProposalFinder(EdgeSettings(), Paired())
+    jobs = [Job(f"r-{seed}", PROMPT, 8, Sampling(), seed) for seed in range(8)]
+    finding = [
+        asyncio.create_task(finder.find(lookup_opening(j, LOOKUP_FACTS), j, LOOKUP_FACTS))
+        for j in jobs
+    ]
+    await asyncio.to_thread(making.wait, 30.0)
+    finding.pop().cancel()
+    let_go.set()
+    found = await asyncio.gather(*finding)
+
+    assert len(made) == 1
+    assert threading.get_ident() not in made
+    for each in found:
+        assert each.proposer is not None
+        each.proposer.follow((), ())
+    assert not finder._grams

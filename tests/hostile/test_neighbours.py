@@ -31,7 +31,7 @@ from picospec.verifier.llama_target.target import KvSlots
 from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
 from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.edge_agent.fakes import scripted
-from tests.edge_agent.proposing.test_grammars import asking
+from tests.edge_agent.test_proposals import asking
 from tests.models.grammars.small import TOKENIZER
 from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
 from tests.verifier.scheduling import TOKEN, RecordingEngine, scheduling, text_of

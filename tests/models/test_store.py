@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from picospec.models import blobs
-from picospec.models.blobs import Blobs
-from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant
+from picospec.models.blobs import Blobs, FileHashes
+from picospec.models.catalogue import Catalogue, ModelFile, Pair, Variant, shipped
 from picospec.models.errors import (
     CannotQuantise,
     ModelError,
@@ -21,7 +24,9 @@ from picospec.models.errors import (
 )
 from picospec.models.hub import Download, Folder, Source, Wheels
 from picospec.models.llama_cpp.library import quantise
-from picospec.models.store import Found, Store, open_store
+from picospec.models.llama_cpp.model import Model
+from picospec.models.store import Found, Store, fitting_draft, open_store
+from picospec.models.vocabulary import Vocabulary
 from tests.models.sources import CONTENT, Fake, NoHub, silent
 
 Make = Callable[..., Store]
@@ -225,3 +230,139 @@ def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:
         quantise(source, tmp_path / "b.gguf", "Q4_0")
 
     assert list(tmp_path.iterdir()) == [source]
+
+
+# A hash is that of the whole file as it is, and is computed once.
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are read to be hashed."""
+    files: list[Path] = []
+    sha256_of = blobs.sha256_of
+    monkeypatch.setattr(
+        blobs, "sha256_of", lambda path: (files.append(path), sha256_of(path))[1]
+    )
+    return files
+
+
+def test_a_file_is_read_once_and_again_when_it_has_changed(
+    tmp_path: Path, read: list[Path]
+) -> None:
+    file, kept = tmp_path / "m.gguf", tmp_path / "new" / "hashes.json"
+    file.write_bytes(b"one")
+    for _ in range(2):  # a second process finds what the first one kept
+        assert FileHashes(kept).of(file) == hashlib.sha256(b"one").hexdigest()
+    assert len(read) == 1
+
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    other = tmp_path / "other"
+    other.write_bytes(b"two")
+    os.utime(other, ns=times)
+    other.replace(file)
+
+    assert FileHashes(kept).of(file) == hashlib.sha256(b"two").hexdigest()
+    assert os.listdir(kept.parent) == ["hashes.json"]
+
+
+@pytest.mark.parametrize("corrupt", [b"", b"{", b"[]", b'{"/m": [[1], 2]}', b"\xff"])
+def test_what_is_kept_wrongly_is_ignored(
+    tmp_path: Path, corrupt: bytes, read: list[Path]
+) -> None:
+    file, kept = tmp_path / "m.gguf", tmp_path / "hashes.json"
+    file.write_bytes(b"one")
+    kept.write_bytes(corrupt)
+
+    assert [FileHashes(kept).of(file) for _ in range(2)] == [
+        hashlib.sha256(b"one").hexdigest()
+    ] * 2
+    assert len(read) == 1
+
+
+def test_where_nothing_can_be_kept_the_file_is_read_each_time(
+    tmp_path: Path, read: list[Path]
+) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"one")
+    for _ in range(2):
+        assert FileHashes(file / "no-folder").of(file)
+
+    assert len(read) == 2
+
+
+def test_a_blob_that_a_disk_has_changed_is_not_served(tmp_path: Path) -> None:
+    blob = tmp_path / hashlib.sha256(b"one").hexdigest()
+    blob.write_bytes(b"one")
+    link = tmp_path / "m.gguf"
+    link.symlink_to(blob)
+    hashes = FileHashes(tmp_path / "hashes.json")
+
+    assert hashes.of(link) == blob.name
+    blob.write_bytes(b"two")
+    with pytest.raises(WrongHash, match="has changed"):
+        hashes.of(link)
+
+
+# A draft is taken that was paired with the target, or else one whose tokens it shares.
+
+ABC = Vocabulary((b"a", b"b", b"c"), frozenset(), frozenset())
+XYZ = Vocabulary((b"x", b"y", b"z"), frozenset(), frozenset())
+
+
+def store(tmp_path: Path, **pairs: Pair) -> Store:
+    def model(size: int, vocabulary: Vocabulary) -> ModelFile:
+        return ModelFile("x.gguf", bytes=size, repository="o/r", vocabulary=vocabulary.digest)
+
+    models = {"tiny": model(10, XYZ), "small": model(20, ABC), "large": model(500, ABC)}
+    variants = {f"{name}-q4": Variant(name, "Q4_0") for name in models}
+    return Store(tmp_path, Catalogue(models, variants, pairs), (), NoHub())
+
+
+@pytest.mark.parametrize(
+    ("target", "vocabulary", "target_bytes", "draft"),
+    [
+        ("any", ABC, None, "small-q4"),
+        ("any", XYZ, None, "tiny-q4"),
+        ("any", replace(ABC, padding=9), None, "small-q4"),
+        ("any", replace(ABC, pieces=(b"o",)), None, None),
+        ("any", ABC, 30, None),  # it is hardly larger than the draft
+        ("any", ABC, 40, "small-q4"),
+        ("small", ABC, None, "large-q4"),  # no model drafts for itself
+    ],
+)
+def test_the_smallest_draft_with_the_targets_tokens_is_taken_if_any(
+    tmp_path: Path,
+    target: str,
+    vocabulary: Vocabulary,
+    target_bytes: int | None,
+    draft: str | None,
+) -> None:
+    assert fitting_draft(store(tmp_path), target, vocabulary, target_bytes) == draft
+
+
+def test_a_pair_comes_first_whatever_its_tokens(tmp_path: Path) -> None:
+    paired = store(tmp_path, mine=Pair("tiny", "large"))
+
+    assert fitting_draft(paired, "large", ABC) == "tiny"
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+def test_the_shipped_catalogue_says_which_tokens_its_models_have(name: str) -> None:
+    path = open_store({}).find(f"{name}-q4_0", "draft").path
+    model = Model(path, vocabulary_only=True)
+
+    assert shipped().models[name].vocabulary == model.vocabulary.digest
+    model.close()
+
+
+@pytest.mark.models
+def test_a_draft_whose_tokens_nobody_wrote_down_is_opened(tmp_path: Path) -> None:
+    path = open_store({}).find("smollm2", "draft").path
+    here = Catalogue({"mine": ModelFile(str(path))}, {}, {"p": Pair("mine", "mine")})
+    own = Store(tmp_path, here, (), NoHub())
+    model = Model(path, vocabulary_only=True)
+
+    assert fitting_draft(own, "any", model.vocabulary) == "mine"
+    assert fitting_draft(own, "any", ABC) is None
+    model.close()

@@ -16,7 +16,7 @@ import pytest
 
 from picospec.bench.run.services import free_port
 from tests.edge_agent.processes import ROOT, wait_for
-from tests.models.test_gguf_weights import Q6_K, gguf
+from tests.models.test_gguf import Q6_K, gguf
 from tests.verifier.conftest import KEY, serving
 
 ROOMS = ("bench", "cli", "edge_agent", "gateway", "models", "speculation", "verifier")

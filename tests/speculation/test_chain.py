@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from picospec.speculation.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, Chain
-from picospec.speculation.messages import Draft, RemoteProtocolError
+from picospec.speculation.chain import (
+    ACCEPTANCE_PRIOR,
+    ACCEPTANCE_WEIGHT,
+    MAX_DROPPED,
+    MAX_POOLS,
+    Chain,
+    Pools,
+)
+from picospec.speculation.judge import Judgement
+from picospec.speculation.lookup import MATCH_PRIORS
+from picospec.speculation.messages import Commit, Draft, Finish, Limits, RemoteProtocolError
+from picospec.speculation.ngrams import SHARED, Owner
+from picospec.speculation.verify_machine import VerifyMachine
+from picospec.speculation.verify_session import VerifyingSession
+from tests.speculation import verifiers
 
 
 def holding(*drafts: Draft, text: tuple[int, ...] = ()) -> Chain:
@@ -105,3 +120,237 @@ def test_what_the_edge_knew_already_is_not_compared() -> None:
     chain = holding(Draft(0, 2, 0, (5,)), text=(1, 2))
 
     assert chain.acceptance == ACCEPTANCE_PRIOR
+
+
+# The verifier's own draft tokens follow the edge's in a pass.
+
+LINE = [11, 12, 13, 14, 15, 16]
+
+
+def session(prompt: Sequence[int] = (1,), **changes: object) -> VerifyingSession:
+    defaults = {"own_drafts": True, "limits": Limits(max_verify=8, max_ahead=32)}
+    return verifiers.session(prompt=tuple(prompt), **{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def offered(verifier: VerifyingSession) -> tuple[int, ...]:
+    return verifier.plan(32)
+
+
+def test_what_followed_in_the_prompt_is_proposed_without_an_edge() -> None:
+    verifier = session([*LINE, 2, *LINE[:3]])
+
+    assert offered(verifier)[:3] == (14, 15, 16)
+
+
+def test_without_leave_of_the_edge_nothing_is_proposed() -> None:
+    verifier = session([*LINE, 2, *LINE[:3]], own_drafts=False)
+
+    assert offered(verifier) == ()
+
+
+def test_the_edges_draft_tokens_come_first() -> None:
+    verifier = session([*LINE, 2, *LINE[:3]])
+
+    verifier.receive(Draft(0, 0, 0, (14, 15)))
+
+    assert offered(verifier)[:3] == (14, 15, 16)
+    assert verifier.begin(3).own == 1
+
+
+def test_own_draft_tokens_fill_the_pass_after_any_number_of_the_edges() -> None:
+    verifier = session([*LINE, *LINE])
+
+    verifier.receive(Draft(0, 0, 0, tuple(LINE)))
+
+    assert offered(verifier) == (*LINE, *LINE[:2])
+    assert verifier.begin(8).own == 2
+
+
+def test_later_tokens_of_a_match_are_the_surer_the_more_of_it_agrees() -> None:
+    verifier = session([*LINE, 2, LINE[0]])
+
+    first, second, third, fourth, *_ = verifier.gains
+
+    assert second / first == pytest.approx(MATCH_PRIORS[2][0])
+    assert third / second == fourth / third == pytest.approx(MATCH_PRIORS[3][0])
+
+
+@pytest.mark.parametrize(
+    ("accepted", "edges", "own"), [(0, 0, 0), (1, 1, 0), (2, 2, 0), (4, 2, 2)]
+)
+def test_a_commit_says_whose_draft_tokens_stood(accepted: int, edges: int, own: int) -> None:
+    verifier = session([*LINE, 2, *LINE[:2]])
+    verifier.receive(Draft(0, 0, 0, (13, 14)))
+    verifier.begin(4)
+
+    (commit,) = verifier.resolve(Judgement((*range(50, 50 + accepted), 9), accepted))
+
+    assert isinstance(commit, Commit)
+    assert (commit.accepted, commit.own) == (edges, own)
+    assert (verifier.totals.accepted, verifier.totals.own) == (accepted, own)
+
+
+def test_an_end_within_its_own_draft_tokens_counts_those_before_it() -> None:
+    verifier = session([*LINE, 2, *LINE[:2]], stop_tokens=(14,))
+    verifier.begin(2)
+
+    commit, finish = verifier.resolve(Judgement((13, 14, 9), 2))
+
+    assert isinstance(commit, Commit)
+    assert isinstance(finish, Finish)
+    assert (commit.tokens, commit.own, finish.totals.own) == ((13, 14), 2, 2)
+
+
+def test_nothing_is_proposed_after_a_token_that_would_end_the_answer() -> None:
+    verifier = session([*LINE, 2, *LINE[:2]], stop_tokens=(14,))
+
+    assert offered(verifier) == (13, 14)
+    verifier.receive(Draft(0, 0, 0, (13, 14)))
+    assert offered(verifier) == (13, 14)
+
+
+def test_pending_draft_tokens_that_fill_a_pass_leave_no_room_for_others() -> None:
+    verifier = session(predicted=tuple(LINE), limits=Limits(max_verify=1))
+
+    verifier.receive(Draft(0, 0, 0, (11, 12, 13)))
+
+    assert len(verifier.gains) == 1
+
+
+def test_a_session_that_is_opened_again_looks_in_what_was_committed() -> None:
+    verifier = session([*LINE, 2], committed=(3, *LINE[:2]), max_tokens=40)
+    assert offered(verifier)[:2] == (13, 14)
+
+    generate_own(verifier, 15)
+
+    assert offered(verifier)[:1] == (16,)
+
+
+def test_a_broken_chain_is_resumed_where_the_text_agrees_with_it_again() -> None:
+    verifier = session()
+    verifier.receive(Draft(0, 0, 0, (20, 21, 22, 23, 24)))
+
+    generate_own(verifier, 30)  # in place of 20
+    generate_own(verifier, 21)
+
+    assert offered(verifier)[:3] == (22, 23, 24)
+
+
+def test_what_of_a_broken_chain_comes_late_is_resumed_too() -> None:
+    verifier = session()
+    verifier.receive(Draft(0, 0, 0, (20, 21)))
+    generate_own(verifier, 30)
+    verifier.receive(Draft(0, 2, 2, (22, 23)))
+
+    generate_own(verifier, 21)
+
+    assert offered(verifier)[:2] == (22, 23)
+
+
+def test_a_chain_that_was_often_resumed_in_vain_is_no_longer() -> None:
+    verifier = session(max_tokens=400)
+    gains = []
+    for epoch in range(12):
+        start = len(verifier.committed)
+        chain = (20, 21, 500 + epoch, 600 + epoch)
+        verifier.receive(Draft(epoch, start, 0, chain))
+        generate_own(verifier, 1000 + epoch)
+        generate_own(verifier, 21)
+        gains.append(max(verifier.gains, default=0.0))
+        generate_own(verifier, 2000 + epoch, judged=1)
+
+    assert gains[-1] < gains[0] / 2
+
+
+def test_a_long_broken_chain_is_kept_in_part() -> None:
+    verifier = session(max_tokens=400, limits=Limits(max_ahead=200))
+    verifier.receive(Draft(0, 0, 0, tuple(range(200, 300))))
+    generate_own(verifier, 30)
+    verifier.receive(Draft(0, 100, 100, tuple(range(300, 380))))
+
+    generate_own(verifier, 200 + MAX_DROPPED - 2)
+
+    assert offered(verifier)[:1] == (200 + MAX_DROPPED - 1,)
+    assert 300 not in offered(verifier)
+
+
+def test_of_a_commit_that_is_known_in_part_the_rest_says_whose_it_is() -> None:
+    commit = Commit(0, 0, (1, 2, 3, 4, 5), accepted=2, own=2)
+
+    rest = [commit.after(known) for known in range(5)]
+
+    assert [(each.accepted, each.own) for each in rest] == [
+        (2, 2), (1, 2), (0, 2), (0, 1), (0, 0)
+    ]  # fmt: skip
+
+
+def generate_own(verifier: VerifyingSession, token: int, *, judged: int = 0) -> None:
+    """Run a pass that judges so many draft tokens, none of which is right."""
+    verifier.begin(judged)
+    verifier.resolve(Judgement((token,), 0))
+
+
+def machine_after(owner: Owner | None) -> VerifyMachine:
+    """A machine that has generated LINE for an owner."""
+    machine = VerifyMachine(iter(()))
+    open_at(machine, "a", owner)
+    for token in LINE:
+        machine.begin({"a": 0}, now=0.0)
+        machine.session("a").resolve(Judgement((token,), 0))
+    machine.close("a")
+    return machine
+
+
+def open_at(machine: VerifyMachine, name: str, owner: Owner | None) -> None:
+    request = verifiers.opening(prompt=(1, 2, 3), own_drafts=True)
+    machine.open(name, request, Limits(8), vocabulary_size=100, now=0.0, owner=owner)
+
+
+def offered_to(machine: VerifyMachine, owner: Owner | None) -> tuple[int, ...]:
+    open_at(machine, "b", owner)
+    return machine.session("b").plan(32)
+
+
+ALICE = Owner("edge", "alice")
+
+
+def test_an_earlier_answer_is_proposed_to_its_owner_only() -> None:
+    assert offered_to(machine_after(ALICE), ALICE) == tuple(LINE)
+    for other in (Owner("edge", "bob"), Owner("edge"), Owner("other", "alice"), None):
+        assert offered_to(machine_after(ALICE), other) == ()
+
+
+def test_a_session_without_owner_leaves_no_answer() -> None:
+    assert offered_to(machine_after(None), ALICE) == ()
+
+
+@pytest.mark.parametrize(
+    ("who", "left"),
+    [(ALICE, 0), (Owner("edge"), 0), (Owner("edge", "bob"), 6), (Owner("other"), 6)],
+)
+def test_an_owners_answers_are_forgotten_on_demand(who: Owner, left: int) -> None:
+    machine = machine_after(ALICE)
+
+    machine.forget(who)
+
+    assert len(offered_to(machine, ALICE)) == left
+
+
+def test_answers_that_all_share_are_forgotten_on_anyones_demand() -> None:
+    machine = machine_after(SHARED)
+
+    machine.forget(ALICE)
+
+    assert offered_to(machine, SHARED) == ()
+
+
+def test_the_pool_that_was_used_longest_ago_is_dropped() -> None:
+    pools = Pools()
+    first, *_ = [pools.of(Owner(str(n))) for n in range(MAX_POOLS)]
+    second = pools.of(Owner("1"))
+    assert pools.of(Owner("0")) is first
+
+    pools.of(Owner("new"))
+
+    assert pools.of(Owner("0")) is first
+    assert pools.of(Owner("1")) is second

@@ -6,10 +6,24 @@ import pytest
 
 from picospec.speculation.distributions import DraftToken
 from picospec.speculation.draft_machine import DraftStep, Outcome
-from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.drafting import DraftingSession, StreamPolicy
 from picospec.speculation.learning import Latencies
-from picospec.speculation.messages import Commit, Draft, Limits
-from tests.speculation.edges import STOP, Policy, chain_of, machine, step
+from picospec.speculation.lookup import PromptLookup
+from picospec.speculation.messages import (
+    MAX_VOCABULARY,
+    Commit,
+    Draft,
+    Fault,
+    Finish,
+    Limits,
+    Opened,
+    Reject,
+    RemoteProtocolError,
+    Reused,
+    TokenLogprob,
+    Totals,
+)
+from tests.speculation.edges import LIMITS, STOP, Policy, chain_of, machine, step
 
 
 def test_a_step_follows_the_committed_text_and_the_chain() -> None:
@@ -181,3 +195,184 @@ def test_a_step_that_drafted_several_tokens_has_read_all_but_the_last(room: int)
     step(edge, 4, took_s=0.02)
 
     assert edge.latencies.draft_s == pytest.approx(0.02)
+
+
+# The edge's machine passes on what the verifier sends, and learns from it.
+
+
+def test_a_commit_is_passed_on_without_what_was_known_before() -> None:
+    edge = machine()
+    logprobs = tuple(TokenLogprob(-float(i)) for i in range(3))
+    first = Commit(0, 0, (4,), pass_s=0.1)
+    whole = Commit(0, 0, (4, 5, 6), accepted=2, pass_s=0.1, logprobs=logprobs)
+
+    assert edge.received(first) == Outcome(commit=first)
+    assert edge.received(whole) == Outcome(
+        commit=Commit(0, 1, (5, 6), accepted=1, pass_s=0.1, logprobs=logprobs[1:])
+    )
+    assert edge.received(whole) == Outcome()
+    assert edge.session.committed == [4, 5, 6]
+
+
+def test_pass_latency_is_a_running_mean_without_the_pass_that_read_the_prompt() -> None:
+    edge = machine()
+    edge.received(Commit(0, 0, (4,), pass_s=9.0))
+    edge.received(Commit(0, 1, (4,), pass_s=0.0))  # a recovered token takes no pass
+    assert edge.latencies.pass_s == 0.0
+
+    edge.received(Commit(0, 2, (4,), pass_s=0.1))
+    edge.received(Commit(0, 3, (4,), pass_s=0.3))
+    edge.received(Commit(0, 4, (4,), pass_s=0.0))
+
+    assert edge.latencies.pass_s == pytest.approx(0.15)
+
+
+def test_limits_are_those_of_the_opened_session() -> None:
+    policy = Policy()
+    edge = machine(policy)
+    edge.next(0.0, busy=False)
+
+    assert edge.received(Opened("s", Limits(max_ahead=3))) == Outcome()
+
+    edge.next(0.0, busy=False)
+    assert policy.asked == [LIMITS, Limits(max_ahead=3)]
+
+
+def test_a_finish_with_more_tokens_of_the_verifiers_own_than_accepted_is_a_lie() -> None:
+    with pytest.raises(RemoteProtocolError, match=r"^Finish\.own: "):
+        machine().received(Finish("stop", Totals(passes=2, judged=2, accepted=1, own=2)))
+
+
+def test_what_the_target_had_of_the_prompt_is_known_from_the_session_of_the_first_token() -> (
+    None
+):
+    edge = machine()
+
+    with pytest.raises(RemoteProtocolError, match=r"^Reused\.tokens: "):
+        edge.received(Reused(len(edge.opening().prompt) + 1))
+    edge.received(Reused(1))
+    edge.received(Commit(0, 0, (4,)))
+    edge.received(Reused(2))
+
+    assert edge.counts.reused == 1
+
+
+def test_a_finish_is_passed_on_and_a_fault_is_the_links_matter() -> None:
+    assert machine().received(Finish("stop")) == Outcome(finish=Finish("stop"))
+    assert machine().received(Fault("a", "b")) == Outcome()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        Commit(0, 0, (MAX_VOCABULARY,)),
+        Reject(0, 0, 0, ((MAX_VOCABULARY, 1.0),), 0.0),
+        Reject(0, 0, 0, ((1, 0.5),), 0.5, ((MAX_VOCABULARY, 0.1),)),
+    ],
+)
+def test_what_is_no_token_of_the_target_is_a_lie(lie: Commit | Reject) -> None:
+    with pytest.raises(RemoteProtocolError, match="is no token"):
+        machine().received(lie)
+
+
+def test_a_lie_is_raised_and_nothing_changes() -> None:
+    edge = machine()
+    step(edge, 7)
+    before = (repr(vars(edge.session)), edge.latencies)
+
+    for lie in (Commit(0, 5, (1,), pass_s=9.0), Reject(0, 0, 0, ((1, 1.0),), 0.0)):
+        with pytest.raises(RemoteProtocolError):
+            edge.received(lie)
+
+    assert (repr(vars(edge.session)), edge.latencies) == before
+
+
+def test_the_count_of_unused_commits_goes_on_from_the_session_before() -> None:
+    edge = machine(StreamPolicy(), unused_commits=1000)
+    edge.received(Commit(0, 0, (1,) * 8))
+    edge.received(Commit(0, 8, (1,) * 12, pass_s=0.1))
+
+    assert edge.next(0.0, busy=False) == Outcome()  # it rests from the beginning
+
+
+# The edge's machine proposes what was written before, and has it read ahead.
+
+COPIED = tuple(range(200, 240))
+
+
+def test_a_copy_is_proposed_to_its_end() -> None:
+    lookup = PromptLookup((*COPIED, 1, 2))
+    edge = machine(Policy(looks_up=30, drafts=0), lookup=lookup, drafts=False)
+    edge.received(Commit(0, 0, COPIED[:16]))
+
+    (draft,) = edge.next(0.0, busy=False).send
+
+    assert isinstance(draft, Draft)
+    assert (draft.start, draft.tokens[:26]) == (16, (*COPIED[16:], 1, 2))
+    assert len(draft.tokens) == edge.counts.looked_up == 30
+    assert edge.counts.drafted == 0
+
+
+def test_nothing_is_proposed_after_a_stop_token() -> None:
+    edge = machine(lookup=PromptLookup((*COPIED[:20], STOP, *COPIED[20:])), drafts=False)
+    edge.received(Commit(0, 0, COPIED[:18]))
+
+    edge.next(0.0, busy=False)
+
+    assert chain_of(edge.session) == [218, 219, STOP]
+
+
+def test_what_is_looked_up_is_unread_only_where_no_step_can_be_made() -> None:
+    """Before a step and a pass were timed, an unread token does not pay."""
+    edge = machine(lookup=PromptLookup(COPIED))
+    edge.received(Commit(0, 0, COPIED[:16]))
+    assert edge.next(0.0, busy=False).step
+
+    edge.stop_drafting()
+    edge.next(0.0, busy=False)
+
+    assert edge.counts.looked_up > 0
+
+
+def test_a_step_reads_ahead_what_followed_and_teaches_what_reading_takes() -> None:
+    edge = machine(Policy(looks_up=0), lookup=PromptLookup(COPIED))
+    edge.received(Commit(0, 0, COPIED[:8]))
+    step(edge, COPIED[8], took_s=9.0)
+    step(edge, COPIED[9], took_s=0.01)
+
+    asked = edge.next(0.0, busy=False).step
+    assert asked
+    assert asked.ahead == list(COPIED[10:17])
+    edge.drafted(asked, [DraftToken(COPIED[10], 0.9)], 7.0)  # a second for each
+
+    following = edge.next(8.0, busy=False).step
+    assert following
+    assert following.ahead == []
+    assert edge.latencies.draft_s == pytest.approx(0.01)
+
+
+def test_what_a_step_reads_after_the_target_went_ahead_is_learned_too() -> None:
+    lookup = PromptLookup(COPIED)
+    edge = machine(lookup=lookup)
+    step(edge, 1, took_s=9.0)
+    step(edge, 2, took_s=0.01)
+    edge.received(Commit(0, 0, (1, 2, 3, 4, 5)))
+
+    step(edge, 6, took_s=0.016)  # it reads three tokens more than one
+
+    assert lookup._read_s == pytest.approx(0.002)
+
+
+def test_what_is_sent_may_make_room_for_more() -> None:
+    class Rounds(Policy):
+        """Two draft tokens wait at most."""
+
+        def may_look_up(self, session: DraftingSession, *_: object) -> bool:
+            return session.unsent < 2 and len(session.chain) < 5
+
+    edge = machine(Rounds(drafts=0), lookup=PromptLookup(COPIED), drafts=False)
+    edge.received(Commit(0, 0, COPIED[:16]))
+
+    sent = edge.next(0.0, busy=False).send
+
+    assert [len(draft.tokens) for draft in sent if isinstance(draft, Draft)] == [2, 2, 1]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
+from math import inf
 from random import Random
 from time import process_time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from picospec.speculation.learning import Latencies
+from picospec.speculation.lookup import PromptLookup
 from picospec.speculation.ngrams import (
+    CONTEXT,
+    POOL_LENGTHS,
     Index,
     Match,
+    Pool,
     PromptGrams,
     keys,
     resumption,
@@ -107,3 +114,128 @@ def test_a_chain_that_broke_goes_on_where_most_is_the_same_then_nearest(
     dropped: list[int], text: list[int], at: int, place: Match | None
 ) -> None:
     assert resumption(dropped, text, at, most=3) == place
+
+
+# A pool continues a text as the answers that it holds did, and holds a bounded number.
+
+TEXTS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 2), max_size=20),
+        st.lists(st.integers(0, 2), min_size=1, max_size=40),
+    ),
+    max_size=5,
+)
+UNDRAFTED = Latencies(rtt_s=0.05, pass_s=0.07, draft_s=inf)
+READING = Latencies(rtt_s=0.05, pass_s=0.2, draft_s=0.02)
+PROMPT = tuple(range(30))
+ANSWER = tuple(range(50, 90))
+
+
+def kept(prompt: list[int], answer: list[int]) -> list[int]:
+    return [*prompt[-CONTEXT:], *answer]
+
+
+@given(TEXTS, st.lists(st.integers(0, 2), max_size=40), st.sampled_from([50, 1 << 20]))
+@settings(max_examples=200)
+def test_a_match_is_the_longest_that_an_answer_went_on_from_unless_it_was_overwritten(
+    texts: list[tuple[list[int], list[int]]], text: list[int], room: int
+) -> None:
+    pool, went_on = Pool(room), set[tuple[int, ...]]()
+    for prompt, answer in texts:
+        pool.add(prompt, answer)
+        held = kept(prompt, answer)
+        went_on |= {
+            tuple(held[at - n : at + 1]) for n in POOL_LENGTHS for at in range(n, len(held))
+        }
+
+    found = pool.match(text)
+
+    ends = [tuple(text[-n:]) for n in POOL_LENGTHS if n <= len(text)]
+    known = [gram for gram in ends if any(each[:-1] == gram for each in went_on)]
+    if room > 50:
+        assert (found and found.length) == (len(known[0]) if known else None)
+    if found:
+        assert (*text[-found.length :], found.token) in went_on
+        assert len(pool.following(found.at, 1000)) <= room
+
+
+def test_an_answer_is_expected_again_after_its_prompt_or_one_that_ends_alike() -> None:
+    pool = Pool(1000)
+    pool.add(PROMPT, ANSWER)
+
+    assert pool.expected(PROMPT, 1000) == ANSWER
+    assert pool.expected((99, *PROMPT[1:]), 4) == ANSWER[:4]
+    assert pool.expected((*PROMPT, 7), 1000) == ANSWER[1:]
+    assert pool.expected(range(7, 14), 1000) == ()
+
+
+def test_of_prompts_that_end_alike_the_most_similar_has_its_answer_expected() -> None:
+    pool, end = Pool(1000), tuple(range(200, 220))
+    for n in range(3):
+        pool.add((*range(50 * n, 50 * n + 30), *end), range(1000 * n, 1000 * n + 50))
+
+    assert pool.expected((*range(50, 80), *end), 2) == (1000, 1001)
+    assert pool.expected((*range(500, 530), *end), 2) == ()
+
+
+@pytest.mark.parametrize("part", [0, 1, 40])
+def test_an_answer_that_was_cut_short_does_not_replace_the_whole_one(part: int) -> None:
+    pool = Pool(1000)
+    pool.add(PROMPT, ANSWER)
+
+    pool.add(PROMPT, ANSWER[:part])
+
+    assert pool.expected(PROMPT, 1000) == ANSWER
+
+
+def test_the_latest_answer_is_expected_and_the_oldest_leaves_first() -> None:
+    pool = Pool(150)
+    pool.add(PROMPT, ANSWER)
+    pool.add(PROMPT, ANSWER[::-1])
+    assert pool.expected(PROMPT, 1000) == ANSWER[::-1]
+
+    for n in range(3):
+        pool.add(range(100 * n, 100 * n + 20), range(1000 * n, 1000 * n + 50))
+
+    assert pool.expected(PROMPT, 1000) == ()
+    assert len(pool.expected(range(200, 220), 1000)) == 50
+
+
+def test_a_token_of_32_conversations_of_16k_tokens_takes_at_most_20_bytes() -> None:
+    tracemalloc.start()
+    try:
+        pool = Pool(32 * 16_384)
+        for n in range(40):
+            pool.add(PROMPT, range(n, n + 16_000))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert held <= 32 * 16_384 * 21
+
+
+def test_what_the_pool_knows_is_proposed_unread_and_never_read_ahead() -> None:
+    pool = Pool(1000)
+    pool.add(PROMPT, ANSWER)
+    lookup = PromptLookup(ANSWER[:20], pool=pool)
+
+    found = lookup.propose(UNDRAFTED)
+
+    assert found is not None
+    assert (found.token, found.origin) == (ANSWER[20], "lookup")
+    assert lookup.ahead(READING) == []
+
+
+def test_a_pool_that_is_wrong_is_soon_believed_no_more() -> None:
+    pool = Pool(1000)
+    pool.add(PROMPT, ANSWER)
+    lookup = PromptLookup(ANSWER[:20], pool=pool)
+    first = lookup.propose(UNDRAFTED)
+
+    lookup.follow([1], [])
+    lookup.follow([1, *ANSWER[20:36]], [])
+    then = lookup.propose(UNDRAFTED)
+
+    assert first is not None
+    assert then is not None
+    assert then.confidence < first.confidence

@@ -14,9 +14,9 @@ from picospec.gateway.doors.messages_answer import SIGNATURE, ContentEvents, con
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.ports import Delta
 from tests.gateway.output.reading import CUTS
-from tests.gateway.output.test_parser import grouped, parse
+from tests.gateway.output.test_style import grouped, parse
 from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, events_of
-from tests.gateway.test_keep_alive import slow
+from tests.gateway.test_completions import slow
 
 CALL = '<tool_call>{{"name": "weather", "arguments": {}}}</tool_call>'
 ARGUMENTS = ("{}", '{"city": "Oslo", "days": [1, 2.0]}', '{"city": "Ålesund\\n"}')

@@ -18,7 +18,7 @@ from tests.gateway.scripted import (
     client_of,
     make_app,
 )
-from tests.gateway.test_keep_alive import slow
+from tests.gateway.test_completions import slow
 
 HELLO = [{"role": "user", "content": "Hello"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}

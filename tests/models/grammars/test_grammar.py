@@ -14,8 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.models.errors import GrammarFailed
-from picospec.models.grammars import Grammar, grammar_text
+from picospec.models.errors import GrammarFailed, InvalidGrammar
+from picospec.models.grammars import (
+    MAX_BYTES,
+    Constraint,
+    Grammar,
+    Tokenize,
+    grammar_text,
+    make_matcher,
+    make_tokenizer,
+)
 from tests.models.grammars.small import (
     STOP,
     TAG,
@@ -269,3 +277,102 @@ def test_a_grammar_at_its_limits_fails_and_is_spent() -> None:
         generated(grammar, min)
 
     assert grammar.is_spent
+
+
+# llguidance is given tokens that have the bytes of a text, whatever the tokenizer adds.
+
+
+def spaced(text: str) -> list[int]:
+    """A tokenizer that puts a space before each text, as SentencePiece's do."""
+    return greedy(f" {text}")
+
+
+def unhelpful(text: str) -> list[int]:
+    """A tokenizer that changes the text."""
+    return greedy(text.upper())
+
+
+@pytest.mark.parametrize("tokenize", [greedy, spaced, unhelpful])
+@pytest.mark.parametrize("text", ["abab", "true", '{"name": "\u00e9"}'])
+def test_forced_tokens_have_the_bytes_of_the_text_and_are_the_tokenizers_where_they_can_be(
+    tokenize: Tokenize, text: str
+) -> None:
+    tokens = make_tokenizer(VOCABULARY, tokenize)
+
+    forced = make_matcher(tokens, grammar_text("choice", [text])).compute_ff_tokens()
+
+    assert forced == greedy(text)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "attribute"),
+    [
+        ('start: a\na[stop="x"]: /.*/', "stop"),
+        ('start: a\n?a [lazy, stop = ""]: /b/', "stop"),
+        ("start: a\na[max_tokens=5]: /b*/", "max_tokens"),
+        ("start: a\na[temperature=0.5]: /b/", "temperature"),
+    ],
+)
+def test_a_rule_whose_attribute_would_be_ignored_is_an_error(
+    grammar: str, attribute: str
+) -> None:
+    with pytest.raises(InvalidGrammar, match=f"`{attribute}`"):
+        grammar_text("grammar", grammar)
+
+
+def test_the_word_stop_elsewhere_is_not() -> None:
+    text = grammar_text("grammar", 'start: "[ stop=" STOP\nSTOP: /[a-z]+/')
+
+    make_matcher(TOKENS, text)
+
+
+def test_an_error_is_one_line() -> None:
+    with pytest.raises(InvalidGrammar) as raised:
+        make_matcher(TOKENS, grammar_text("regex", "a\n("))
+
+    assert "\n" not in raised.value.reason
+    assert "unclosed group" in raised.value.reason
+
+
+# What is no constraint is an error that names its part.
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "value"),
+    [
+        (b'{"json": {"b": 1, "a": 2}}', "json", '{"b": 1, "a": 2}'),
+        (b'{"json_object": true}', "json_object", True),
+        (b'{"regex": "a"}', "regex", "a"),
+        (b'{"choice": ["a", "b"], "regex": null}', "choice", ["a", "b"]),
+        (b'{"grammar": "start: \\"a\\""}', "grammar", 'start: "a"'),
+    ],
+)
+def test_a_constraint_is_of_one_kind(data: bytes, kind: str, value: object) -> None:
+    constraint = Constraint.of(data)
+
+    assert (constraint.kind, constraint.value) == (kind, value)
+
+
+@pytest.mark.parametrize(
+    ("data", "where", "reason"),
+    [
+        (b"{}", "", "exactly one of"),
+        (b"[]", "", "array"),
+        (b"", "", "truncated"),
+        (b'{"regex": "a", "json_object": true}', "", "exactly one of"),
+        (b'{"regex": 5}', "", "regex"),
+        (b'{"structural_tag": "a"}', "", "structural_tag"),
+        (b'{"json": true}', "json", "object"),
+        (b'{"json": "{}"}', "json", "object"),
+        (b'{"json_object": false}', "json_object", "true"),
+        (b'{"choice": []}', "choice", "empty"),
+        (b'{"json": ' + b'{"a":' * 20_000, "", "recursion"),
+        (b'{"regex": "%s"}' % (b"a" * MAX_BYTES), "", "larger"),
+    ],
+)
+def test_what_is_none_names_its_part(data: bytes, where: str, reason: str) -> None:
+    with pytest.raises(InvalidGrammar, match=reason) as raised:
+        Constraint.of(data)
+
+    assert raised.value.where == where
+    assert raised.value.field("x") == (f"x.{where}" if where else "x")

@@ -5,17 +5,31 @@ Contexts are long enough to cross 256 and 512 cells, where llama.cpp's kernels c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from picospec.models.errors import BadSegment, CannotOpen, NoRoom
-from picospec.models.llama_cpp.model import EXACT_ROWS, Context, Model, Segment
-
-pytestmark = pytest.mark.models
+from picospec.models.llama_cpp import model as context_room
+from picospec.models.llama_cpp.model import (
+    EXACT_ROWS,
+    Context,
+    Limits,
+    Model,
+    Segment,
+    check,
+    common_prefix,
+    context_length,
+    fitting_tokens,
+    kv_bytes_per_token,
+)
+from picospec.models.store import open_store
 
 Rows = NDArray[np.float32]
 ROWS = 6
@@ -55,6 +69,7 @@ def decode(context: Context, sequence: int, tokens: list[int], rows: int = 1) ->
     return np.array(found)
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("held", [40, 250, 508])
 def test_logits_are_bit_identical_whatever_shares_the_pass(
     model: Model, context: Context, held: int
@@ -87,6 +102,7 @@ def test_logits_are_bit_identical_whatever_shares_the_pass(
         assert np.array_equal(shared, alone[:2])
 
 
+@pytest.mark.models
 def test_a_cache_is_the_same_however_it_was_filled(model: Model, context: Context) -> None:
     text = model.tokenize(TEXT, False)
     prefill(context, 0, text[:280])
@@ -97,6 +113,7 @@ def test_a_cache_is_the_same_however_it_was_filled(model: Model, context: Contex
         assert np.array_equal(decode(context, 1, text[280:282]), reference)
 
 
+@pytest.mark.models
 def test_more_rows_at_once_than_exact_rows_are_not_exact(model: Model) -> None:
     """This is the negative control: if it fails, EXACT_ROWS can be removed."""
     text = model.tokenize(TEXT, False)
@@ -110,6 +127,7 @@ def test_more_rows_at_once_than_exact_rows_are_not_exact(model: Model) -> None:
     context.close()
 
 
+@pytest.mark.models
 def test_a_coarse_cache_is_exact_with_two_threads_and_long_prefills(model: Model) -> None:
     text = model.tokenize(TEXT, False)
     context = Context(model, 768, sequences=2, threads=2, cache="Q8_0")
@@ -122,6 +140,7 @@ def test_a_coarse_cache_is_exact_with_two_threads_and_long_prefills(model: Model
     context.close()
 
 
+@pytest.mark.models
 def test_two_threads_on_the_fine_cache_are_not_exact(model: Model) -> None:
     """This is the negative control of the test above."""
     text = model.tokenize(TEXT, False)
@@ -134,6 +153,7 @@ def test_two_threads_on_the_fine_cache_are_not_exact(model: Model) -> None:
     context.close()
 
 
+@pytest.mark.models
 def test_a_closed_context_raises_and_does_not_crash(model: Model) -> None:
     context = Context(model, 256)
     context.decode([Segment(0, 0, [1])])
@@ -147,6 +167,7 @@ def test_a_closed_context_raises_and_does_not_crash(model: Model) -> None:
         context.logits(0)
 
 
+@pytest.mark.models
 def test_a_refused_segment_changes_nothing(model: Model, context: Context) -> None:
     text = model.tokenize(TEXT, False)
     prefill(context, 0, text[:50])
@@ -159,6 +180,7 @@ def test_a_refused_segment_changes_nothing(model: Model, context: Context) -> No
     assert (context.length(0), context.length(1)) == (50, 0)
 
 
+@pytest.mark.models
 def test_only_the_logits_that_were_asked_for_are_there(model: Model, context: Context) -> None:
     context.decode([Segment(0, 0, [1, 2, 3], 0), Segment(1, 0, [4, 5], 1)])
 
@@ -167,6 +189,7 @@ def test_only_the_logits_that_were_asked_for_are_there(model: Model, context: Co
         context.logits(1)
 
 
+@pytest.mark.models
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF, but nothing more")
 
@@ -174,8 +197,126 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         Model(tmp_path / "a.gguf")
 
 
+@pytest.mark.models
 def test_the_model_knows_its_facts(model: Model) -> None:
     assert model.context_tokens == 8192
     assert model.vocabulary.piece(2, special=True) == b"<|im_end|>"
     assert 2 in model.vocabulary.stop_tokens
     assert model.metadata()["general.architecture"] == "llama"
+
+
+# Segments that are refused before llama.cpp gets them.
+
+LIMITS = Limits(sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=100)
+HELD = {0: 3, 1: 8}
+
+
+def test_segments_of_two_sequences_that_go_on_where_they_are_pass() -> None:
+    check([Segment(0, 3, [1, 2, 3]), Segment(1, 8, [0, 99])], LIMITS, HELD.__getitem__)
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        pytest.param([], id="no-rows"),
+        pytest.param([Segment(0, 3, [1] * 7)], id="more-rows-than-a-pass-takes"),
+        pytest.param([Segment(0, 3, [1]), Segment(1, 8, [])], id="an-empty-segment"),
+        pytest.param([Segment(0, 3, [1]), Segment(0, 4, [2])], id="one-sequence-twice"),
+        pytest.param([Segment(2, 0, [1])], id="a-sequence-that-does-not-exist"),
+        pytest.param([Segment(-1, 0, [1])], id="a-negative-sequence"),
+        pytest.param([Segment(0, 4, [1])], id="a-gap"),
+        pytest.param([Segment(0, 2, [1])], id="a-position-already-decoded"),
+        pytest.param([Segment(0, 3, [100])], id="a-token-beyond-the-vocabulary"),
+        pytest.param([Segment(0, 3, [-1])], id="a-negative-token"),
+    ],
+)
+def test_a_segment_that_breaks_a_rule_is_refused(segments: list[Segment]) -> None:
+    with pytest.raises(BadSegment):
+        check(segments, LIMITS, HELD.__getitem__)
+
+
+def test_a_sequence_that_would_outgrow_its_context_has_no_room() -> None:
+    with pytest.raises(NoRoom, match="sequence 1"):
+        check([Segment(1, 8, [1, 2, 3])], LIMITS, HELD.__getitem__)
+
+
+# Common prefixes, against the definition.
+
+TOKENS = st.lists(st.integers(0, 1), max_size=6)
+
+
+@given(TOKENS, TOKENS)
+def test_the_common_prefix_is_the_longest_that_both_have(a: list[int], b: list[int]) -> None:
+    length = common_prefix(a, b)
+
+    assert a[:length] == b[:length]
+    assert a[: length + 1] != b[: length + 1] or length == min(len(a), len(b))
+    assert common_prefix(tuple(a), b) == length
+
+
+# A context is as long as its model's, as far as a share of the memory holds its KV.
+
+QWEN = {
+    "general.architecture": "qwen2",
+    "qwen2.block_count": "28",
+    "qwen2.embedding_length": "1536",
+    "qwen2.attention.head_count": "12",
+    "qwen2.attention.head_count_kv": "2",
+}
+LEAST = 4096
+
+
+@given(st.integers(16, 1 << 18), st.integers(1, 1 << 20), st.integers(0, 1 << 18))
+def test_the_longest_context_that_fits_is_taken(trained: int, kv_bytes: int, fits: int) -> None:
+    tokens = fitting_tokens(trained, kv_bytes, LEAST, fits * kv_bytes)
+
+    assert min(LEAST, trained) <= tokens <= trained
+    assert tokens <= max(LEAST, fits)
+    assert tokens == trained or (tokens & (tokens - 1) == 0 and 2 * tokens > fits)
+
+
+def test_a_setting_outdoes_the_memory_and_the_model_outdoes_it() -> None:
+    given = {"sequences": 2, "cache": "F16", "min_tokens": LEAST}
+
+    lengths = [context_length(QWEN, 512, asked, **given).tokens for asked in (256, 1024)]
+
+    assert lengths == [256, 512]
+
+
+def test_the_bytes_of_a_token_are_those_of_its_keys_and_values() -> None:
+    wide = QWEN | {"qwen2.attention.key_length": "256"}
+
+    assert kv_bytes_per_token(QWEN, "F16") == 28 * 2 * (128 + 128) * 2
+    assert kv_bytes_per_token(wide, "Q8_0") == 28 * 2 * (256 + 128) * 34 / 32
+
+
+def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("0::/a/b\n")
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/memory.max").write_text("4096\n")
+    (tmp_path / "a/b/memory.max").write_text("max\n")
+
+    assert list(context_room._limits(own, tmp_path)) == [4096]
+    assert list(context_room._limits(tmp_path / "none", tmp_path)) == []
+
+
+@pytest.mark.models
+def test_the_memory_that_a_context_takes_is_what_is_said_of_it() -> None:
+    model = Model(open_store(os.environ).find("smollm2", "target").path)
+    length = context_length(
+        model.metadata(), 8192, None, sequences=4, cache="Q8_0", min_tokens=LEAST
+    )
+
+    before = _resident_bytes()
+    context = Context(model, length.tokens, sequences=4, cache="Q8_0")
+    taken = _resident_bytes() - before
+    context.close()
+    model.close()
+
+    assert length.kv_bytes == pytest.approx(taken, rel=0.1)
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,223 @@
+"""Traces of a run hold the answers of its target, and what the draft model drafts there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import accumulate, groupby
+from pathlib import Path
+
+import pytest
+
+from picospec.bench.data.prompts import Conversation, Prompt, read, scenario_of
+from picospec.bench.data.results import Answer
+from picospec.bench.data.statistics import mean
+from picospec.bench.link import Conditions
+from picospec.bench.report.command import markdown
+from picospec.bench.report.figures import Comparison
+from picospec.bench.run.live_arms import parse
+from picospec.bench.run.plan import Plan, stints
+from picospec.bench.traces import Subject, Trace, answered, traces
+from picospec.edge_agent.draft.loading import find
+from picospec.models.store import open_store
+from tests.bench.answers import answer, results
+
+
+def subjects(*answers: Answer) -> list[Subject]:
+    found = results(*answers)
+    found.settings["seed"] = 7
+    return answered(found, {"a": Prompt("a", "chat", "Name a colour.")})
+
+
+def test_the_first_answer_of_the_target_alone_is_taken() -> None:
+    answers = [
+        answer("picospec", 1.0, prompt="a", text="no"),
+        answer("cloud", 1.0, prompt="a", text="yes"),
+        answer("cloud", 1.0, prompt="a", text="later", repeat=1),
+        answer("cloud", 1.0, prompt="unknown"),
+    ]
+
+    assert [each.reply for each in subjects(*answers)] == answers[1:2]
+
+
+@pytest.mark.models
+def test_the_draft_model_is_asked_at_every_token_of_the_answer() -> None:
+    file = find("smollm2", open_store({}))
+    blue = answer("cloud", 1.0, prompt="a", text="Blue is a colour.")
+
+    [found] = traces(file, file, subjects(blue), tokens=0, context_tokens=256)
+
+    assert (found.family, found.seed) == ("code", 7)
+    assert len(found.tokens) == len(found.draft_tokens)
+    assert (found.draft_logits[:, 0] >= found.draft_logits[:, 1]).all()
+    missed = found.draft_tokens[:, 0] != found.tokens
+    assert missed.any()
+    assert (missed == (found.after_miss_tokens >= 0).T).all()  # kept there only
+
+
+@pytest.mark.models
+def test_a_target_that_is_the_draft_model_agrees_with_it(tmp_path: Path) -> None:
+    file = find("smollm2", open_store({}))
+    subject = Subject(Prompt("a", "chat", "Name a colour."), "chat", 0.0, 7)
+
+    [recorded] = traces(file, file, [subject], tokens=6, context_tokens=256)
+    found = Trace.load(recorded.save(tmp_path))
+
+    assert (found.draft_tokens[:, 0] == found.tokens).all()
+    assert (found.after_miss_tokens == -1).all()
+
+
+@pytest.mark.models
+def test_a_turn_is_recorded_after_what_was_answered_before() -> None:
+    file = find("smollm2", open_store({}))
+    turns = [
+        Prompt(f"agent/a/{n}", "agent/call", f"Say {n}.", scenario="agent/a", turn=n)
+        for n in range(2)
+    ]
+    asked = [Subject(turn, turn.family, 0.0, 7) for turn in turns]
+
+    first, second = traces(file, file, asked, tokens=6, context_tokens=256)
+
+    before = [*first.prompt, *first.tokens]
+    assert list(second.prompt[: len(before)]) == before
+
+
+# The scenarios are long work: each arm goes on from its own answers, turn by turn.
+
+CHARACTERS_A_TOKEN = 3.9
+"""Of these texts in Qwen's tokenizer."""
+
+SCENARIOS: dict[str, list[Prompt]] = defaultdict(list)
+for _prompt in read(families=["agent", "held-out", "long"]):
+    SCENARIOS[_prompt.scenario].append(_prompt)
+
+AGENTS = [name for name in SCENARIOS if not name.startswith("long")]
+
+
+def tokens(turns: list[Prompt]) -> list[int]:
+    """The prompt's tokens before each answer, without the answers before."""
+    characters = accumulate((len(t.prompt) for t in turns), initial=len(turns[0].system))
+    return [round(n / CHARACTERS_A_TOKEN) for n in list(characters)[1:]]
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_conversation_has_6_to_8_turns_and_ends_at_8_to_16k_tokens(name: str) -> None:
+    turns = SCENARIOS[name]
+
+    assert 6 <= len(turns) <= 8
+    assert 8_000 <= tokens(turns)[-1] + 250 * (len(turns) - 1) <= 16_000
+    assert [turn.turn for turn in turns] == list(range(len(turns)))
+
+
+def test_the_questions_about_one_long_text_differ_in_their_last_line_only() -> None:
+    questions = [SCENARIOS[name][0] for name in SCENARIOS if name not in AGENTS]
+
+    assert len({question.prompt.rpartition("\n")[0] for question in questions}) == 1
+    assert len({question.prompt for question in questions}) == len(questions) == 4
+    assert 7_000 <= tokens([questions[0]])[0] <= 9_000
+
+
+def test_scenarios_are_read_only_by_name_and_counted_as_conversations() -> None:
+    assert not any(prompt.scenario for prompt in read())
+    assert {p.scenario for p in read(families=["agent", "code"], per_family=2)} == {
+        "", *AGENTS[:2]
+    }  # fmt: skip
+
+
+def plan(arms: str = "cloud,picospec,cloud-suffix:3", *families: str) -> Plan:
+    prompts = read(families=families or ["agent", "long"], per_family=2)
+    return Plan(parse(arms), prompts, [Conditions(1.0), Conditions(2.0)])
+
+
+def test_a_conversation_follows_its_own_arms_answers_in_order() -> None:
+    for stint in stints(plan()):
+        conversation = Conversation()
+        for turn in stint:
+            before = conversation.before(turn.prompt)
+            conversation.answered(turn.prompt, f"{turn.arm.name} {turn.prompt.id}")
+
+            said = [message["content"] for message in before if message["role"] == "assistant"]
+            scenario, n = turn.prompt.scenario, turn.prompt.turn
+            assert said == [f"{turn.arm.name} {scenario}/{i + 1}" for i in range(n)]
+
+
+def test_a_turn_whose_last_one_has_no_answer_is_not_asked() -> None:
+    with pytest.raises(ValueError, match="agent/ngrams/2"):
+        Conversation().before(SCENARIOS["agent/ngrams"][1])
+
+
+def test_no_arm_finds_what_another_arm_or_link_left_and_no_services_see_a_turn_twice() -> None:
+    for stint in stints(plan()):
+        turns = [turn.prompt.id for turn in stint]
+        assert len({(turn.arm.name, turn.link) for turn in stint}) == 1
+        assert len(set(turns)) == len(turns)
+
+
+def test_scenarios_come_after_the_questions_and_let_edges_tell_and_suffixes_remember() -> None:
+    dealt = stints(plan("cloud,picospec,cloud-suffix:3", "code", "agent"))
+
+    roots = [stint[0].prompt.root for stint in dealt]
+    assert [root for root, _ in groupby(roots)] == ["code", "agent"]
+    for stint in dealt:
+        for turn in stint:
+            long, arm = turn.prompt.root == "agent", turn.arm
+            is_watched = turn.question.stream_options.get("include_speculation", False)
+            assert is_watched == (long and arm.name == "picospec")
+            forgets = arm.rival and "max_cached_requests" in str(arm.rival.speculation(""))
+            assert bool(forgets) == (arm.name == "cloud-suffix:3" and not long)
+
+
+def test_turns_of_one_conversation_widen_an_interval() -> None:
+    """Within a conversation all turns gain alike, and between the two much."""
+    ratios = [("agent", f"agent/{s}/{n}", 1.0 + s) for s in range(2) for n in range(8)]
+
+    apart, together = mean(ratios), mean(ratios, scenario_of)
+
+    assert apart
+    assert together
+    assert apart.value == together.value
+    assert (together.low, together.high) == pytest.approx((1.0, 2.0))
+    assert apart.low
+    assert apart.low > 1.1
+
+
+def test_an_answer_in_one_piece_shows_no_rate_where_its_prompt_was_not_read_before() -> None:
+    answers = [
+        long_answer("cloud", "call", 4.0), long_answer("cloud", "edit", 4.0),
+        long_answer("picospec", "call", 3.0, first_share=1.0),
+        long_answer("picospec", "edit", 2.0),
+    ]  # fmt: skip
+    alone = [a for a in answers if a.family == "agent/edit"]
+
+    of_all, of_alone = (Comparison(results(*some), 0.0) for some in (answers, alone))
+
+    link, families = of_all.links[0], of_all.families
+    assert of_all.speedup("picospec", link, families) == of_alone.speedup(
+        "picospec", link, families
+    )
+    assert of_all.speedup("picospec", link, ["agent/call"]) is None
+    assert answer("picospec", 3.0, first_share=1.0).shows_rate  # it was warmed up
+
+
+def long_answer(arm: str, kind: str, seconds: float, **more: object) -> Answer:
+    asked = {"prompt": f"agent/a/{kind}", "family": f"agent/{kind}"}
+    return answer(arm, seconds, **{"first_share": 0.1, **asked, **more})
+
+
+def test_the_report_has_kinds_of_turns_by_themselves_and_what_both_ends_read() -> None:
+    is_watched = {"prompt_tokens": 900, "read_tokens": 100, "draft_model_read_tokens": 70}
+    drafts = {"first_draft_ms": 1234.0, "origins": {"draft": 6, "lookup": 2, "target": 2}}
+    answers = [
+        long_answer("cloud", "call", 4.0), long_answer("cloud", "edit", 4.0),
+        long_answer("picospec", "call", 2.0, **is_watched, **drafts),
+        long_answer("picospec", "edit", 1.0, **is_watched, origins={"target": 10}),
+    ]  # fmt: skip
+
+    page = markdown(results(*answers))
+
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    read, origins = ["900", "100", "70", "10"], "draft 60%, lookup 20%, target 20%"
+    timed = ["1", "0", "50", "1.00"]
+    assert ["picospec", "agent/call", *timed, "1234", "0", *read, origins] in rows
+    assert ["picospec", "agent/edit", *timed, "", "1", *read, "target 100%"] in rows
+    means = page.partition("agent, all turns")[2]
+    assert "| picospec | 2.90 [2.03, 4.16] |" in means

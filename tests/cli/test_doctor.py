@@ -1,0 +1,245 @@
+"""What the doctor finds on this machine, and what it advises."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from picospec.cli.doctor import (
+    Finding,
+    check_cache,
+    check_context,
+    check_engine,
+    check_gpu,
+    check_models,
+    check_port,
+    check_protocol,
+    check_speed,
+    check_verifier,
+    check_vocabulary,
+    encryption,
+    not_reached,
+    report,
+)
+from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings, load
+from picospec.gateway.errors import ApiError, EngineFault, Unavailable
+from picospec.models.llama_cpp.library import Library
+from picospec.models.store import open_store
+from tests.cli.screen import Screen
+from tests.edge_agent.engines import FACTS
+
+
+def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:
+    broken = Library("no_such_engine")
+
+    finding = check_engine(lambda: broken.llama_decode)
+
+    assert not finding.ok
+    assert "not installed" in finding.found
+    assert "pip install 'picospec[llama]'" in finding.remedy
+    assert check_engine(lambda: broken.llama_decode, needed=False).ok
+
+
+def test_a_cache_that_is_a_file_fails(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+
+    assert check_cache(tmp_path / "fresh").ok
+    assert not check_cache(tmp_path / "cache").ok
+
+
+@pytest.mark.parametrize("name", ["smollm2", "no-such-model"])
+def test_a_model_that_is_not_here_fails_and_names_the_pull(tmp_path: Path, name: str) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+
+    finding = check_models(store, name)
+
+    assert not finding.ok
+    assert finding.remedy == f"picospec models pull {name}"
+
+
+def test_what_need_not_be_here_is_well_until_it_is_damaged(tmp_path: Path) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+    missing = check_models(store, "smollm2-135m", needed=False)
+    names, blobs = tmp_path / "models" / "names", tmp_path / "models" / "blobs"
+    names.mkdir(parents=True)
+    blobs.mkdir()
+    blob = blobs / store.catalogue.models["smollm2-135m"].sha256
+    blob.write_bytes(b"damaged")
+    (names / "smollm2-135m.gguf").symlink_to(blob)
+
+    damaged = check_models(store, "smollm2-135m", needed=False)
+
+    assert missing.ok
+    assert "not here" in missing.found
+    assert not damaged.ok
+
+
+def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = int(stranger.getsockname()[1])
+        stranger.close()
+        free = check_port("edge", port, "EDGE_PORT")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        port = int(stranger.getsockname()[1])
+        held = check_port("edge", port, "EDGE_PORT")
+
+    assert free.ok
+    assert not held.ok
+    assert "EDGE_PORT" in held.remedy
+
+
+@pytest.mark.parametrize(
+    ("gpu", "supported", "ok"),
+    [
+        (None, False, True),
+        (("CUDA", "-DGGML_CUDA=on"), True, True),
+        (("CUDA", "-DGGML_CUDA=on"), False, False),
+    ],
+)
+def test_a_gpu_that_the_build_does_not_use_fails_and_names_the_build(
+    gpu: tuple[str, str] | None, supported: bool, ok: bool
+) -> None:
+    finding = check_gpu(gpu, supported)
+
+    assert finding.ok is ok
+    assert ok or "-DGGML_CUDA=on" in finding.remedy
+
+
+def test_a_report_is_well_only_when_every_finding_is() -> None:
+    screen = Screen()
+    good, bad = Finding("a", True, "fine", "unused"), Finding("b", False, "broken", "mend it")
+
+    assert report([good], screen)
+    assert not report([good, bad], screen)
+    assert "mend it" in screen.text
+    assert "unused" not in screen.text
+
+
+# What the doctor finds on the way to a verifier, and what it advises.
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+class Timed:
+    """An Uplink whose target answers at once, or fails."""
+
+    rtt_s = 0.05
+
+    def __init__(self, error: ApiError | None = None) -> None:
+        self._error = error
+
+    @asynccontextmanager
+    async def ask(self, path: str, body: bytes) -> AsyncIterator[object]:
+        if self._error:
+            raise self._error
+        tokens = json.loads(body)["max_tokens"]
+        said = json.dumps({"usage": {"completion_tokens": tokens}}).encode()
+        yield SimpleNamespace(status=200, headers={}, content=_pieces(said))
+
+
+def settings(url: str) -> EdgeSettings:
+    return load(None, {}, {"verifier_url": url, "draft_model": "smollm2"})
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://192.0.2.1", "accepted"),
+        ("http://127.0.0.1:9000", "none needed"),
+        ("http://192.0.2.1", "can be read"),
+    ],
+)
+def test_a_link_without_tls_is_named_where_others_can_read_it(url: str, said: str) -> None:
+    assert said in encryption(url)
+
+
+@pytest.mark.parametrize(
+    ("error", "subject", "remedy"),
+    [
+        (EngineFault("no", code="verifier_unauthorized"), "key", "PICOSPEC_VERIFIER_KEY"),
+        (EngineFault("not a verifier"), "verifier", "another service"),
+        (Unavailable("no route"), "verifier", "firewall"),
+        (Unavailable("invalid peer certificate: Unknown"), "certificate", "verifier_ca"),
+    ],
+)
+def test_what_stopped_the_edge_is_named_with_a_remedy(
+    error: ApiError, subject: str, remedy: str
+) -> None:
+    *before, last = not_reached(error, "https://gpu.example:9000")
+
+    assert all(finding.ok for finding in before)
+    assert (last.subject, last.ok) == (subject, False)
+    assert remedy in last.remedy
+
+
+@pytest.mark.parametrize(
+    ("protocol", "newest", "ok"), [(6, 0, True), (5, 6, True), (5, 0, False)]
+)
+def test_a_verifier_of_another_version_is_named(protocol: int, newest: int, ok: bool) -> None:
+    facts = msgspec.structs.replace(FACTS, protocol=protocol, newest_protocol=newest)
+    found = check_protocol(facts)
+
+    assert found.ok is ok
+    assert "one version of PicoSpec" in found.remedy or ok
+
+
+@pytest.mark.parametrize(("tokens", "warns"), [(16384, True), (32768, False)])
+def test_a_context_too_short_for_agents_is_a_warning(tokens: int, warns: bool) -> None:
+    found = check_context(msgspec.structs.replace(FACTS, context_tokens=tokens))
+    screen = Screen(width=200)
+
+    assert report([found], screen)
+    assert ("fewer llama.slots" in screen.text) is warns
+
+
+def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Path) -> None:
+    async def verdict(host: str) -> bool:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            chosen = settings(f"http://{host}:{closed.getsockname()[1]}")
+            (uplink,) = open_verifiers(chosen, EdgeMetrics(CollectorRegistry())).uplinks
+            store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+            findings = await check_verifier(chosen, store, uplink)
+            return all(finding.ok for finding in findings)
+
+    assert asyncio.run(verdict("localhost"))
+    assert not asyncio.run(verdict("127.0.0.2"))
+
+
+def test_other_tokens_are_well_where_judging_keeps_them_exact() -> None:
+    assert check_vocabulary("padded", "separate").ok
+    assert check_vocabulary("different", "coupled").ok
+    assert not check_vocabulary("different", "separate").ok
+
+
+@pytest.mark.parametrize(("draft_s", "ok"), [(0.0, True), (10.0, False)])
+async def test_a_draft_model_as_slow_as_the_target_gains_nothing(
+    draft_s: float, ok: bool
+) -> None:
+    finding = await check_speed(cast(Uplink, Timed()), FACTS, draft_s)
+
+    assert finding.ok is ok
+    assert "the round trip takes 50 ms" in finding.found
+    assert "a smaller draft model" in finding.remedy
+
+
+async def test_a_target_that_cannot_be_timed_is_said_with_the_reason() -> None:
+    finding = await check_speed(cast(Uplink, Timed(Unavailable("gone"))), FACTS, 0.1)
+
+    assert (finding.ok, "gone" in finding.found) == (False, True)

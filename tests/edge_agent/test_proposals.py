@@ -1,0 +1,290 @@
+"""The edge holds the grammar of an answer, and no grammar can end the answer there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+
+import msgspec
+import numpy as np
+import pytest
+
+from picospec.edge_agent.draft.drafter import NoDrafter, step_sampler
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.proposals import (
+    DraftGrammar,
+    EdgeGrammars,
+    GrammarProposer,
+    Pools,
+    ProposalFinder,
+)
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.errors import InvalidRequest
+from picospec.models.errors import GrammarFailed
+from picospec.models.grammars import Grammar, GrammarState, grammar_text
+from picospec.models.tokenizer import Tokenizer
+from picospec.speculation import coupled
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.learning import Latencies
+from picospec.speculation.lookup import PromptLookup
+from picospec.speculation.messages import (
+    Commit,
+    Draft,
+    Finish,
+    Limits,
+    ModelFacts,
+    Open,
+    Sampling,
+    TokenId,
+)
+from picospec.speculation.ngrams import Pool
+from tests.edge_agent.engines import FACTS, JOB, FakeUplink, Paired, deltas, engine
+from tests.edge_agent.fakes import quiet, scripted
+from tests.models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy
+from tests.speculation import edges
+
+CHOICE = {"choice": ["name: abab", "name: the"]}
+FORCED = greedy("name: ")
+
+
+class SmallPaired(Paired):
+    async def __call__(self, vocabulary: str) -> Tokenizer:
+        return TOKENIZER
+
+
+def asking(**asked: object) -> Open:
+    raw = {"structured_outputs": msgspec.Raw(msgspec.json.encode(asked))}
+    return Open("m", "v", (1,), Sampling(extras=raw), 3, 20, (STOP,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "drafted"),
+    [
+        (EdgeSettings(), FORCED),
+        (EdgeSettings(lookup=False), FORCED),
+        (EdgeSettings(grammars=False), []),
+        (EdgeSettings(judge="separate"), []),
+    ],
+)
+async def test_what_the_grammar_forces_is_drafted_even_without_a_draft_model(
+    metrics: EdgeMetrics, settings: EdgeSettings, drafted: list[int]
+) -> None:
+    uplink = FakeUplink(scripted(quiet, Finish("stop")))
+    edge = engine(uplink, metrics, NoDrafter(), settings, SmallPaired())
+
+    await deltas(edge.generate(replace(JOB, extras={"structured_outputs": CHOICE})))
+    await edge.close()
+
+    assert uplink.link.drafted == drafted
+    assert metrics.looked_up._value.get() == len(drafted)
+
+
+async def test_a_grammar_that_cannot_be_compiled_is_an_error_before_the_session() -> None:
+    uplink = FakeUplink(scripted(Finish("stop")))
+    edge = engine(uplink, drafter=NoDrafter(), paired=SmallPaired())
+    wrong = {"json": {"properties": {"a": {"type": "banana"}}}}
+
+    with pytest.raises(InvalidRequest, match="banana") as raised:
+        await deltas(edge.generate(replace(JOB, extras={"structured_outputs": wrong})))
+    await edge.close()
+
+    assert raised.value.param == "structured_outputs.json.properties.a"
+    assert uplink.opened == []
+
+
+async def test_where_no_grammar_can_be_tried_drafts_are_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere")
+    finder = ProposalFinder(EdgeSettings(), SmallPaired())
+
+    assert (await finder.find(asking(**CHOICE), JOB, FACTS)).grammar is None
+
+
+async def test_answers_share_what_was_compiled_for_the_same_tokenizer() -> None:
+    grammars, other = EdgeGrammars(), type(TOKENIZER)(TOKENIZER._encoder, None)
+
+    first, *others = await asyncio.gather(
+        *(grammars.compile(asking(**CHOICE), TOKENIZER) for _ in range(4))
+    )
+    others.append(await grammars.compile(asking(**CHOICE), TOKENIZER))
+    second = await grammars.compile(asking(**CHOICE), other)
+    await grammars.close()
+
+    assert all(each is first for each in others)
+    assert second is not first
+
+
+class Failing(GrammarState):
+    def follow(self, output: Sequence[int]) -> None:
+        raise GrammarFailed("too large")
+
+
+def test_a_grammar_that_fails_leaves_the_drafts_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammar = Grammar(TOKENS, grammar_text("choice", ["ab"]))
+    monkeypatch.setattr(grammar, "begin", lambda: Failing(grammar, grammar._beginning))
+    drafts, logits = DraftGrammar(grammar), np.zeros(V, np.float32)
+
+    assert drafts.mask(logits, []) is logits
+    drafts.follow([1])
+    assert drafts.forced() is None
+    assert drafts.count_allowed([1, 2]) == 2
+
+
+def test_a_draft_token_is_one_that_may_follow_the_text_before_it() -> None:
+    """The row after two tokens read ahead follows these."""
+    grammar = Grammar(TOKENS, grammar_text("regex", "[ab](12|[cd])e"))
+    facts = ModelFacts("m", V, "v", 64, [STOP], Limits(), ["coupled"], [])
+    likely = np.arange(V, dtype=np.float32)
+    draw = coupled.sampler(Sampling(temperature=0), 3, 1)
+    sampler = step_sampler(asking(), facts, draw, V, DraftGrammar(grammar).mask)
+
+    drawn = [sampler(greedy("ac"))(likely, position).token for position in (1, 2)]
+    ended = sampler(greedy("ade"))(likely, 3).token
+
+    assert [*drawn, ended] == [*greedy("12"), *greedy("e"), STOP]
+
+
+def test_a_draft_model_that_leaves_the_grammar_may_come_back() -> None:
+    grammar = Grammar(TOKENS, grammar_text("choice", ["ab1", "ab2"]))
+    drafts, logits = DraftGrammar(grammar), np.zeros(V, np.float32)
+
+    assert drafts.mask(logits, greedy("ba")) is logits
+    drafts.follow(greedy("ab"))
+
+    assert drafts.count_allowed(greedy("1")) == 1
+    assert drafts.mask(logits, greedy("ab")) is not logits
+    assert not grammar.is_spent
+
+
+# What a grammar forces is drafted without a step, and nothing that it does not allow.
+
+LATENCIES = Latencies(rtt_s=0.01, pass_s=0.01, draft_s=inf)
+TEXT = (10, 11, 12, 20, 21, 13, 14)
+FREE = (20, 21)
+
+
+@dataclass
+class Texts:
+    """A grammar of the texts that equal TEXT but for any token from 20 to 29 at places 3, 4."""
+
+    output: list[TokenId] = field(default_factory=list)
+
+    def follow(self, output: Sequence[TokenId]) -> None:
+        self.output = list(output)
+
+    def forced(self) -> TokenId | None:
+        at = len(self.output)
+        return TEXT[at] if at < len(TEXT) and TEXT[at] not in FREE else None
+
+    def count_allowed(self, tokens: Sequence[TokenId]) -> int:
+        wanted = [*self.output, *tokens]
+        fits = [
+            a == b or (b in FREE and 20 <= a < 30) for a, b in zip(wanted, TEXT, strict=False)
+        ]
+        return (fits.index(False) if False in fits else len(fits)) - len(self.output)
+
+
+def drafting(*, drafts: bool = False) -> DraftMachine:
+    lookup = GrammarProposer(Texts(), PromptLookup((1,)))
+    return edges.machine(
+        StreamPolicy(), limits=Limits(), drafts=drafts, lookup=lookup, max_tokens=len(TEXT)
+    )
+
+
+def test_what_is_forced_is_sent_without_a_draft_model() -> None:
+    machine = drafting()
+
+    outcome = machine.next(0.0, busy=False)
+
+    assert outcome.send == (Draft(0, 0, 0, TEXT[:3], pauses=True),)
+    assert [drafted.confidence for drafted in machine.session.chain] == [1.0] * 3
+    assert (machine.counts.looked_up, machine.counts.drafted) == (3, 0)
+
+
+def test_the_draft_model_is_asked_only_where_the_grammar_leaves_a_choice() -> None:
+    machine, now, asked = drafting(drafts=True), 0.0, list[int]()
+    while (step := machine.next(now, busy=False).step) is not None:
+        asked.append(len(step.context))
+        machine.drafted(step, [DraftToken(TEXT[len(step.context)], 0.9)], now)
+        now += 0.01
+
+    assert asked == [3, 4]
+    assert machine.session.context == list(TEXT)
+
+
+def test_after_a_wrong_draft_token_it_follows_the_text() -> None:
+    machine = drafting(drafts=True)
+    step = machine.next(0.0, busy=False).step
+    assert step is not None
+    machine.drafted(step, [DraftToken(20, 0.9)], 0.0)
+
+    machine.received(Commit(0, 0, (10, 11, 12, 25, 26)))
+    outcome = machine.next(0.1, busy=False)
+
+    assert [each.tokens for each in outcome.send if isinstance(each, Draft)] == [TEXT[5:]]
+    assert machine.session.context == [10, 11, 12, 25, 26, 13, 14]
+
+
+def test_what_followed_before_is_proposed_only_as_far_as_the_grammar_allows() -> None:
+    """Three agreeing tokens are enough for a lookup."""
+    allowed = GrammarProposer(Texts(), PromptLookup([*TEXT[:3], 22, 99, 5]))
+    barred = GrammarProposer(Texts(), PromptLookup([*TEXT[:3], 99, 5]))
+    for each in (allowed, barred):
+        each.follow(TEXT[:3], [])
+
+    found = allowed.propose(LATENCIES)
+
+    assert found is not None
+    assert found.token == 22
+    assert barred.propose(LATENCIES) is None
+
+
+def test_the_draft_model_reads_ahead_only_what_the_grammar_allows() -> None:
+    proposer = GrammarProposer(Texts(), PromptLookup([*TEXT[:3], 22, 99, 5, 6, 7, 8]))
+    proposer.follow(TEXT[:3], [])
+
+    assert proposer.ahead(Latencies(0.01, 0.01, 0.1)) == [22]
+
+
+def test_without_lookup_only_what_is_forced_is_proposed() -> None:
+    proposer = GrammarProposer(Texts(), None)
+
+    proposer.follow(TEXT[:3], [])
+
+    assert proposer.propose(LATENCIES) is None
+    assert proposer.ahead(LATENCIES) == []
+    proposer.observe_reading(2, 0.1, 0.1)
+
+
+# A pool lasts as long as its owner; test_engine_prediction.py says who gets what of it.
+
+PROMPT = tuple(range(20))
+
+
+class Owner: ...
+
+
+def test_what_was_kept_is_gone_when_it_is_emptied_and_with_its_owner() -> None:
+    one, other, pools = Owner(), Owner(), Pools(1000)
+
+    def pool_of(owner: Owner) -> Pool:
+        pool = pools.of(owner, FACTS)
+        assert pool is not None
+        return pool
+
+    for each in (one, other):
+        pool_of(each).add(PROMPT, [7])
+
+    pools.empty(one)
+    assert pool_of(one).expected(PROMPT, 9) == ()
+    assert pool_of(other).expected(PROMPT, 9) == (7,)
+    del one, other, each
+    gc.collect()
+
+    assert not pools._kept

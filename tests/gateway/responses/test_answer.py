@@ -1,0 +1,297 @@
+"""Events of a response: of OpenAI's own types, in the order that clients need, and what they
+add up to does not depend on how the text came."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Any
+
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai import AsyncOpenAI
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import BaseModel, TypeAdapter
+
+from picospec.gateway.doors import responses_handlers
+from picospec.gateway.doors.door import DoorRequest
+from picospec.gateway.doors.responses import ResponsesRequest
+from picospec.gateway.doors.responses_answer import Output, place_of
+from picospec.gateway.doors.services import ResponseStore
+from picospec.gateway.errors import Overloaded, Unavailable
+from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.output.message import CallArguments, CallStart, Parsed
+from picospec.gateway.ports import Delta, Job
+from picospec.gateway.schema import SMALL_BYTES
+from tests.gateway import openai_sdk
+from tests.gateway.openai_sdk import writes
+from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine
+
+EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+KEY = "0" * 32
+CALLED = {
+    "f": {"name": "f"},
+    "n__g": {"name": "g", "namespace": "n"},
+    "custom": {"name": "custom"},
+    "unknown": {"name": "unknown"},
+}
+
+pieces = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=3)
+answers = st.tuples(
+    st.lists(st.text(min_size=1, max_size=3), max_size=3),
+    st.lists(st.text(min_size=1, max_size=3), max_size=3),
+    st.lists(st.tuples(st.sampled_from(sorted(CALLED)), pieces), max_size=3),
+    st.sampled_from(["stop", "length"]),
+)
+
+
+def deltas(answer: Any) -> list[TextDelta]:  # noqa: ANN401 - what `answers` draws
+    """Return an answer piece by piece."""
+    reasoning, text, calls, finish = answer
+    parsed = [Parsed(piece, (), 1) for piece in reasoning]
+    found = [TextDelta("", 1, parsed=each) for each in parsed]
+    found += [TextDelta(piece, 1) for piece in text]
+    for index, (name, arguments) in enumerate(calls):
+        start = CallStart(index, f"call_{index}", name, name == "custom")
+        found.append(TextDelta("", 1, parsed=Parsed("", (start,), 0)))
+        for piece in arguments:
+            grown = Parsed("", (CallArguments(index, piece, custom=name == "custom"),), 0)
+            found.append(TextDelta("", 1, parsed=grown))
+    return [*found, TextDelta("", 1, finish=finish)]
+
+
+def read(answer: Any) -> tuple[list[Any], list[Any]]:  # noqa: ANN401 - what `answers` draws
+    """Return the events, each of OpenAI's type, and the items."""
+    output = Output(KEY, CALLED, seals=True)
+    events = [event for delta in deltas(answer) for event in output.read(delta)]
+    numbered = [{"type": name, "sequence_number": 0, **fields} for name, fields in events]
+    return [EVENTS.validate_python(event) for event in numbered], output.items
+
+
+@settings(max_examples=200)
+@given(answers)
+def test_each_item_is_added_then_grows_then_is_done(answer: Any) -> None:  # noqa: ANN401
+    events, items = read(answer)
+
+    open_item: dict[str, Any] = {}
+    for event in events:
+        if event.type == "response.output_item.added":
+            assert not open_item
+            open_item = {"id": event.item.id, "place": event.output_index, "text": ""}
+            assert place_of(event.item.id) == (f"resp_{KEY}", event.output_index)
+            continue
+        assert event.output_index == open_item["place"]
+        if event.type == "response.output_item.done":
+            assert event.item.to_dict() == items[open_item["place"]]
+            open_item = {}
+        elif event.type.endswith(".delta"):
+            open_item["text"] += event.delta
+        elif event.type.endswith(("_text.done", "arguments.done", "input.done")):
+            (text,) = (
+                getattr(event, n) for n in ("text", "arguments", "input") if hasattr(event, n)
+            )
+            assert text == open_item["text"]
+    assert not open_item
+
+
+@given(answers)
+def test_the_items_have_all_that_was_written(answer: Any) -> None:  # noqa: ANN401
+    reasoning, text, calls, finish = answer
+
+    _, items = read(answer)
+
+    kinds = ["reasoning"] * bool(reasoning) + ["message"] * bool(text)
+    assert [item["type"] for item in items[: len(kinds)]] == kinds
+    assert [item["content"][0]["text"] for item in items[: len(kinds)]] == [
+        "".join(each) for each in (reasoning, text) if each
+    ]
+    found = [{**item, "id": "", "status": ""} for item in items[len(kinds) :]]
+    assert found == [
+        {
+            "type": "custom_tool_call" if name == "custom" else "function_call",
+            "input" if name == "custom" else "arguments": "".join(arguments),
+            "call_id": f"call_{index}",
+            **CALLED[name],
+            "id": "",
+            "status": "",
+        }
+        for index, (name, arguments) in enumerate(calls)
+    ]
+    statuses = [item.get("status", "completed") for item in items]
+    cut = finish == "length" and items and items[-1]["type"] != "reasoning"
+    assert statuses == ["completed"] * (len(items) - bool(cut)) + ["incomplete"] * bool(cut)
+
+
+def test_what_an_open_call_still_gets_comes_before_the_text_of_the_same_delta() -> None:
+    output = Output(KEY, CALLED, seals=False)
+    begins, rest = CallStart(0, "call_0", "f"), CallArguments(0, "{}")
+
+    for delta in (
+        TextDelta("", 1, parsed=Parsed("", (begins,), 0)),
+        TextDelta("Hi", 1, parsed=Parsed("", (rest,), 0), finish="stop"),
+    ):
+        for _ in output.read(delta):
+            pass
+
+    shown = [(item["type"], item.get("arguments")) for item in output.items]
+    assert shown == [("function_call", "{}"), ("message", None)]
+
+
+# The real openai SDK on responses, served by uvicorn on loopback.
+
+CALL = '<tool_call>\n{"name": "n__f", "arguments": {"a": 1}}\n</tool_call>'
+TEXT = f"<think>why</think>Let me see.\n{CALL}"
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
+TOOLS: Any = [{"type": "namespace", "name": "n", "description": "d", "tools": [FUNCTION]}]
+FEATURES = frozenset({"structured_outputs"})
+sdk = partial(openai_sdk.sdk, tokenizer=ByteTokenizer(template="<think><tool_call>"))
+
+
+class Person(BaseModel):
+    name: str
+
+
+class Cut(ScriptedEngine):
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        yield Delta(tuple(b"Hi"), finish="length", statistics=self.statistics)
+
+
+async def streamed(client: AsyncOpenAI, **request: Any) -> Response:  # noqa: ANN401 - SDK's
+    async with client.responses.stream(model=MODEL, input="Hi", **request) as stream:
+        events = [event async for event in stream]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    return events[-1].response
+
+
+async def created(client: AsyncOpenAI, **request: Any) -> Any:  # noqa: ANN401 - SDK's
+    return await client.responses.create(model=MODEL, input="Hi", **request)
+
+
+@pytest.mark.parametrize("ask", [streamed, created])
+async def test_reasoning_text_and_calls_are_the_same_streamed_or_not(ask: Any) -> None:  # noqa: ANN401
+    async with sdk(writes(TEXT, context_tokens=400)) as client:
+        answer = await ask(client, tools=TOOLS, include=["reasoning.encrypted_content"])
+
+    thoughts, message, call = answer.output
+    assert (thoughts.content[0].text, thoughts.encrypted_content) == ("why", "d2h5")
+    assert (message.content[0].text, answer.output_text) == ("Let me see.", "Let me see.")
+    assert (call.name, call.namespace, call.arguments) == ("f", "n", '{"a": 1}')
+    assert (answer.status, answer.usage.output_tokens) == ("completed", len(TEXT) + 1)
+    assert answer.usage.output_tokens_details.reasoning_tokens == 12
+    Response.model_validate(answer.to_dict(), strict=True)
+
+
+async def test_an_object_is_parsed() -> None:
+    async with sdk(writes('{"name": "Ada"}', features=FEATURES)) as client:
+        answer = await client.responses.parse(model=MODEL, input="Hi", text_format=Person)
+
+    assert answer.output_parsed == Person(name="Ada")
+
+
+@pytest.mark.parametrize("ask", [streamed, created])
+async def test_an_answer_that_is_cut_is_incomplete(ask: Any) -> None:  # noqa: ANN401
+    async with sdk(Cut()) as client:
+        answer = await ask(client, max_output_tokens=2)
+
+    assert answer.incomplete_details.reason == "max_output_tokens"
+    assert answer.status == answer.output[0].status == "incomplete"
+
+
+async def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
+    engine = writes(TEXT, context_tokens=400)
+    async with sdk(engine) as client:
+        first = await created(client, tools=TOOLS)
+        call = first.output[2]
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "2"}
+        reference = {"type": "item_reference", "id": call.id}
+        second = await client.responses.create(
+            model=MODEL, input=[result], previous_response_id=first.id
+        )
+        await client.responses.create(
+            model=MODEL, input=[{"role": "user", "content": "Hi"}, reference, result]
+        )
+        listed = await client.responses.input_items.list(second.id, order="asc", limit=3)
+        found = await client.responses.retrieve(first.id)
+        await client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(first.id)
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.cancel(second.id)
+
+    assert found == first
+    kinds = [item.type for item in listed.data]
+    assert (kinds, listed.has_more) == (["message", "reasoning", "message"], True)
+    history = "u:Hi\na:Let me see.\nt:2\n"
+    assert bytes(engine.jobs[1].prompt).decode() == history
+    assert bytes(engine.jobs[2].prompt).decode() == "u:Hi\na:\nt:2\n"
+
+
+async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
+    async with sdk(ScriptedEngine(), api_keys=["k", "other"]) as client:
+        forgotten, kept = await created(client, store=False), await created(client)
+        other = client.with_options(api_key="other")
+        for asked, id in ((client, forgotten.id), (other, kept.id)):
+            with pytest.raises(openai.NotFoundError):
+                await asked.responses.retrieve(id)
+            with pytest.raises(openai.BadRequestError) as refused:
+                await created(asked, previous_response_id=id)
+
+    assert refused.value.code == "previous_response_not_found"
+
+
+async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, read = list[threading.Thread](), responses_handlers.convert
+
+    def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
+        threads.append(threading.current_thread())
+        return read(store, body)
+
+    monkeypatch.setattr(responses_handlers, "convert", convert)
+    async with sdk(ScriptedEngine(context_tokens=100_000)) as client:
+        short = await created(client)
+        long = await client.responses.create(model=MODEL, input="a" * (SMALL_BYTES + 1))
+        for id in (short.id, long.id):
+            await created(client, previous_response_id=id)
+
+    main = threading.main_thread()
+    assert [thread is main for thread in threads] == [True, False, False, False]
+
+
+async def test_tokens_of_a_prompt_are_counted() -> None:
+    async with sdk(ScriptedEngine()) as client:
+        counted = await client.responses.input_tokens.count(model=MODEL, input="Hi")
+
+    assert counted.input_tokens == len("u:Hi\n")
+
+
+async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None:
+    engine = ScriptedEngine((), Unavailable("gone"), begins_after_s=0.05)
+    async with sdk(engine, keep_alive_s=0.01) as client:
+        events = [event async for event in await created(client, stream=True)]
+
+    kinds = [event.type for event in events]
+    assert kinds[:3] == ["response.created", "response.in_progress", "keepalive"]
+    assert (kinds[-1], events[-1].response.error.code) == ("response.failed", "server_error")
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+async def test_an_error_before_the_first_event_has_its_status() -> None:
+    async with sdk(ScriptedEngine((), Overloaded("full"))) as client:
+        with pytest.raises(openai.RateLimitError):
+            await created(client, stream=True)
+
+
+async def test_log_probabilities_of_earlier_answers_are_not_kept_again() -> None:
+    async with sdk(writes("Hi", context_tokens=400)) as client:
+        first = await created(client, include=["message.output_text.logprobs"])
+        second = await created(client, previous_response_id=first.id)
+        kept = await client.responses.retrieve(first.id)
+        listed = await client.responses.input_items.list(second.id, order="asc")
+
+    assert kept.output[0].content[0].logprobs
+    [answer] = [item for item in listed.data if item.role == "assistant"]
+    assert answer.content[0].text == "Hi"
+    assert not answer.content[0].logprobs

@@ -1,0 +1,258 @@
+"""The cores that each end gets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import httpx
+import pytest
+
+from picospec.edge_agent.settings import load
+from picospec.gateway.app import create_app
+from picospec.gateway.hosting import limits
+from picospec.gateway.hosting.limits import (
+    MAX_CONNECTIONS,
+    RESERVED,
+    Pins,
+    compute_threads,
+    cores_of,
+    max_connections,
+    parse_pins,
+    share,
+)
+from picospec.gateway.hosting.settings import (
+    ServiceSettings,
+    check_listening,
+    hosts_of,
+    is_loopback,
+)
+from picospec.gateway.middleware import Access
+from picospec.gateway.ports import Tokenizer
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
+
+
+def with_siblings(folder: Path, *siblings: str) -> Path:
+    """Write the topology of CPUs, whose cores have these CPUs."""
+    for cpu, text in enumerate(siblings):
+        directory = folder / f"cpu{cpu}" / "topology"
+        directory.mkdir(parents=True)
+        (directory / "thread_siblings_list").write_text(f"{text}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cpus", "siblings", "pins"),
+    [
+        ({3}, (), Pins()),
+        ({0, 1}, (), Pins(frozenset({0}), frozenset({1}))),
+        ({2, 5, 7}, (), Pins(frozenset({2, 5}), frozenset({7}))),
+        ({0, 1}, ("0-1", "0-1"), Pins(frozenset({0}), frozenset({1}))),
+        (range(4), ("0,2", "1,3", "0,2", "1,3"), Pins(frozenset({0, 2}), frozenset({1, 3}))),
+        ({0, 1, 3}, ("0,2", "1,3", "0,2", "1,3"), Pins(frozenset({0}), frozenset({1, 3}))),
+    ],
+)
+def test_the_verifier_gets_the_first_half_of_the_cores_and_the_edge_the_rest(
+    tmp_path: Path, cpus: Collection[int], siblings: tuple[str, ...], pins: Pins
+) -> None:
+    assert share(cores_of(cpus, with_siblings(tmp_path, *siblings))) == pins
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
+def test_threads_are_as_many_as_the_cores_that_the_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    topology = with_siblings(tmp_path, "0,2", "1,3", "0,2", "1,3")
+    monkeypatch.setattr(limits, "usable", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(limits, "cores_of", lambda cpus: cores_of(cpus, topology))
+    monkeypatch.setattr(limits, "_QUOTA", tmp_path / "cpu.max")
+    assert compute_threads() == 2
+
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert compute_threads() == 2
+
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert compute_threads() == 1
+
+
+def test_a_system_without_linuxs_calls_still_has_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    sysctl = tmp_path / "sysctl"
+    sysctl.write_text('#!/bin/sh\n[ "$2" = hw.perflevel0.physicalcpu ] && echo 6\n')
+    sysctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    assert compute_threads() == 6
+    assert limits.usable()
+
+
+@pytest.mark.parametrize(
+    ("text", "pins"),
+    [
+        ("none", Pins()),
+        ("0:1", Pins(frozenset({0}), frozenset({1}))),
+        ("0,2-3:1", Pins(frozenset({0, 2, 3}), frozenset({1}))),
+        (":1", Pins(frozenset(), frozenset({1}))),
+    ],
+)
+def test_pins_are_read_as_written(text: str, pins: Pins) -> None:
+    assert parse_pins(text, range(4)) == pins
+
+
+@pytest.mark.parametrize("text", ["0", "a:1", "0:1-", "-1:0", "0:9"])
+def test_pins_of_another_form_are_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"cores|pins"):
+        parse_pins(text, range(4))
+
+
+# A service listens to strangers only where that is wanted, answers to its own names, and with
+# keys set, shows without one only what is of no client.
+
+KEYED = {"PICOSPEC_API_KEYS": "one"}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "[::1]", "localhost"])
+def test_this_machine_is_loopback(host: str) -> None:
+    assert is_loopback(host)
+    check_listening(load(None, {}, {"host": host}))
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "gpu.example", "", "localhost.x"]
+)
+def test_beyond_this_machine_a_service_needs_keys_or_leave(host: str, tmp_path: Path) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(ValueError, match="allow_anonymous"):
+        check_listening(load(None, {}, {"host": host}))
+
+    check_listening(load(None, KEYED, {"host": host}))
+    check_listening(load(None, {}, {"host": host, "allow_anonymous": True}))
+    (tmp_path / "keys.toml").touch()
+    check_listening(load(None, {}, {"host": host, "keys_file": tmp_path / "keys.toml"}))
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_an_error_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.toml"):
+        check_listening(load(None, {}, {"keys_file": tmp_path / "nowhere.toml"}))
+    with pytest.raises(ValueError, match="two keys are the same"):
+        check_listening(load(None, {"PICOSPEC_API_KEYS": "one,one"}, {}))
+
+
+def test_a_file_of_settings_is_read_and_one_that_is_not_there_is_an_error(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "some.toml").write_text('host = "10.0.0.1"\n')
+
+    assert ServiceSettings.load(tmp_path / "some.toml", {}, {}).host == "10.0.0.1"
+    assert ServiceSettings.load(None, {}, {}).host == "127.0.0.1"
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
+        ServiceSettings.load(tmp_path / "nowhere.toml", {}, {})
+
+
+@pytest.mark.parametrize("module", ["picospec.edge_agent", "picospec.verifier"])
+def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
+    command = [sys.executable, "-m", module, "--host", "0.0.0.0", "--port", "1"]
+    environ = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("settings: host 0.0.0.0: without keys")
+    assert "Traceback" not in ended.stderr
+
+
+async def status(said: str, environ: dict[str, str] | None = None, **settings: object) -> int:
+    """What a request gets that says this as its `Host`."""
+
+    async def source(_: str) -> Tokenizer:
+        return ByteTokenizer()
+
+    given = load(None, environ or {}, settings)
+    app = create_app(ScriptedEngine(), source, given, Access(hosts=hosts_of(given)))
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        answer = await client.get("/v1/models", headers={"host": said})
+        if answer.status_code == 403:
+            assert answer.json()["error"]["code"] == "host_not_allowed"
+        return answer.status_code
+
+
+OURS = ["localhost", "LocalHost:8000", "127.0.0.1:1", "127.0.0.1", "[::1]:8000", "[::1]"]
+OTHERS = [
+    "evil.example", "evil.example:8000", "localhost.evil.example", "evil.example@localhost",
+    "localhost:8000.evil.example", "127.0.0.1.nip.io:8000", ":8000", "[::2]:8000", "[::1",
+    "localhost:8000:8000",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", [*OURS, *OTHERS])
+async def test_only_a_request_by_this_machines_name_is_answered(host: str) -> None:
+    assert await status(host) == (200 if host in OURS else 403)
+
+
+async def test_more_names_can_be_allowed_and_with_keys_any_name_will_do() -> None:
+    named = {"allowed_hosts": ["Box.lan"]}
+
+    assert [await status(host, **named) for host in ("box.lan:8000", "other.lan")] == [200, 403]
+    assert await status("any.example", KEYED) == 401
+    beyond = {"host": "0.0.0.0", "allow_anonymous": True}
+    assert await status("any.example", **beyond) == 200
+    assert await status("any.example", **beyond, **named) == 403
+    assert await status("127.0.0.2:8000", host="127.0.0.2") == 200
+
+
+KEY = {"authorization": "Bearer right"}
+PATHS = ["/v1/chat/completions", "/tokenize", "/v1/models", "/v1/nowhere"]
+
+
+WRONG = [
+    {},
+    *({"authorization": key} for key in ("Bearer wrong", "Basic right", "right", "Bearer")),
+    {"x-api-key": "wrong"},
+    {"x-api-key": ""},
+    {"x-api-key": "right", "authorization": "Bearer wrong"},
+]
+
+
+@pytest.mark.parametrize("headers", WRONG, ids=str)
+@pytest.mark.parametrize("path", PATHS)
+async def test_without_a_right_key_every_path_is_a_401(
+    path: str, headers: dict[str, str]
+) -> None:
+    async with client_of(make_app(ScriptedEngine(), api_keys=["other", "right"])) as client:
+        answer = await client.post(path, content=b"{", headers=headers)
+
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", [KEY, {"x-api-key": "right"}], ids=str)
+async def test_with_a_right_key_every_path_is_open_and_some_always_are(
+    key: dict[str, str],
+) -> None:
+    async with client_of(make_app(ScriptedEngine(), api_keys=["other", "right"])) as client:
+        answers = [
+            await client.get("/v1/models", headers=key),
+            *[await client.get(path) for path in ("/health", "/ready", "/metrics")],
+            *[await client.get(path) for path in ("/openapi.json", "/docs")],
+        ]
+        closed = await client.get("/version")
+
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert closed.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [(256, 128), (4096, 4096 - RESERVED), (1 << 20, MAX_CONNECTIONS)]
+)
+def test_connections_leave_descriptors_for_all_else(limit: int, most: int) -> None:
+    assert max_connections(limit) == most

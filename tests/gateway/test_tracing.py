@@ -1,0 +1,238 @@
+"""Spans reach a collector, where the standard variables say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from structlog.testing import capture_logs
+
+from picospec.gateway.errors import NotFound, Unavailable
+from picospec.gateway.tracing import open_tracing
+from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+
+Posts = list[tuple[str, bytes]]
+"""Paths and bodies."""
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[Posts]:
+    """Yield what is posted to the collector that the variables name."""
+    posts: Posts = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posts.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    serving = threading.Thread(target=server.serve_forever, args=(0.02,))
+    serving.start()
+    yield posts
+    server.shutdown()
+    serving.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "named"), [(None, b"picospec-edge"), ("edge-in-rome", b"edge-in-rome")]
+)
+def test_spans_are_sent_when_tracing_is_closed(
+    received: Posts,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    variable: str | None,
+    named: bytes,
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("OTEL_SERVICE_NAME", variable)
+    tracing = open_tracing("picospec-edge", wanted=True)
+    span = tracing.begin("request", {}, path="/v1/completions")
+    span.begin("open", verifier="http://127.0.0.1:9000", rtt_s=0.01).end()
+    span.end("overloaded")
+    span.end()  # it has ended
+
+    tracing.close()
+
+    ((path, body),) = received
+    assert path == "/v1/traces"
+    assert named in body
+    assert b"picospec.rtt_s" in body
+    assert b"overloaded" in body
+    assert body.count(b"url.path") == 1
+    assert not caplog.records
+
+
+def test_what_is_not_sampled_is_not_sent_and_says_so(
+    received: Posts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    tracing = open_tracing("picospec-edge", wanted=True)
+    span = tracing.begin("request", {})
+    headers = span.begin("open").headers
+    span.end()
+
+    tracing.close()
+
+    assert received == []
+    assert int(headers["traceparent"][-2:], 16) & 1 == 0  # the flag `sampled`
+
+
+# Which calls are requests: those have a log line and are counted. What a log never shows, and
+# never does to those who write to it.
+
+ROOT = Path(__file__).parents[2]
+
+FAILS = """
+import sys, structlog
+from picospec.gateway.hosting import logs
+
+def fail(prompt):
+    raise RuntimeError("a bug")
+
+logs.configure(sys.argv[1])
+try:
+    fail("".join(["my ", "secret"]))
+except RuntimeError:
+    structlog.get_logger("x").error("failed", exc_info=True)
+"""
+
+LOGS = """
+import structlog
+from picospec.gateway.hosting import logs
+
+logs.configure("console")
+structlog.get_logger("x").info("an event")
+print("went on")
+"""
+
+MESSAGES = "/sessions/s1/messages"
+LATENCY = "picospec:e2e_request_latency_seconds_count"
+
+
+def is_message(path: str) -> bool:
+    return path == MESSAGES
+
+
+def app_with_messages() -> FastAPI:
+    async def take(request: Request) -> Response:
+        match await request.body():
+            case b"late":
+                raise NotFound("the session has ended")
+            case b"bug":
+                raise RuntimeError("a bug")
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    app = make_app(ScriptedEngine(), is_message=is_message, session_paths="/sessions/")
+    app.add_route(MESSAGES, take, methods=["POST"])
+    return app
+
+
+async def counted(client: httpx.AsyncClient) -> dict[str, float]:
+    rows = (await client.get("/metrics")).text.splitlines()
+    pairs = (row.rsplit(" ", 1) for row in rows if row.startswith("picospec:"))
+    return {name: float(value) for name, value in pairs if "_created" not in name}
+
+
+async def test_a_message_of_a_running_request_is_neither_logged_nor_counted() -> None:
+    async with client_of(app_with_messages()) as client:
+        before = await counted(client)
+        with capture_logs() as logs:
+            answers = [await client.post(MESSAGES, content=b"draft") for _ in range(3)]
+        after = await counted(client)
+
+    assert [answer.status_code for answer in answers] == [204] * 3
+    assert answers[0].headers["x-request-id"]
+    assert logs == []
+    metrics = 'picospec:requests_total{status="200"}'
+    assert after == before | {metrics: before.get(metrics, 0) + 1}  # the first look itself
+
+
+async def test_a_message_that_fails_is_counted_apart_and_logged_unless_it_was_late() -> None:
+    async with client_of(app_with_messages()) as client:
+        with capture_logs() as logs:
+            late = await client.post(MESSAGES, content=b"late")
+            bug = await client.post(MESSAGES, content=b"bug")
+        after = await counted(client)
+
+    assert (late.status_code, bug.status_code) == (404, 500)
+    assert [(line["status"], line["log_level"]) for line in logs] == [(500, "error")]
+    assert logs[0]["path"] == "/sessions/*/messages"
+    assert after['picospec:failed_draft_messages_total{status="404"}'] == 1
+    assert after['picospec:failed_draft_messages_total{status="500"}'] == 1
+    assert not {'picospec:requests_total{status="404"}', LATENCY} & {
+        name for name, count in after.items() if count
+    }
+
+
+async def test_a_message_without_a_key_is_a_failed_message() -> None:
+    engine = ScriptedEngine()
+    app = make_app(engine, api_keys=["right"], is_message=is_message)
+    async with client_of(app) as client:
+        with capture_logs() as logs:
+            answer = await client.post(MESSAGES)
+        after = await counted(client)
+
+    assert answer.status_code == 401
+    assert len(logs) == 1
+    assert after['picospec:failed_draft_messages_total{status="401"}'] == 1
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+@pytest.mark.parametrize("down", [None, Unavailable("the model is loading")])
+async def test_a_probe_makes_no_log_line(path: str, down: Unavailable | None) -> None:
+    async with client_of(make_app(ScriptedEngine(down=down))) as client:
+        with capture_logs() as logs:
+            await client.get(path)
+
+    assert logs == []
+
+
+async def test_a_bug_in_a_probe_is_logged() -> None:
+    engine = ScriptedEngine(down=RuntimeError("a bug"))  # type: ignore[arg-type]
+    async with client_of(make_app(engine)) as client:
+        with capture_logs() as logs:
+            await client.get("/ready")
+
+    assert "RuntimeError: a bug" in logs[0]["traceback"]
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_traceback_shows_no_values(form: str) -> None:
+    command = [sys.executable, "-c", FAILS, form]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
+
+    assert "a bug" in ended.stderr
+    assert "in fail" in ended.stderr
+    assert "my secret" not in ended.stderr
+
+
+def test_a_full_disk_fails_nobody_who_logs() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", LOGS], cwd=ROOT, stdout=subprocess.PIPE, stderr=full,
+            text=True, timeout=30, check=True,
+        )  # fmt: skip
+
+    assert ended.stdout == "went on\n"

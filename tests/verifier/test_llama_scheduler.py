@@ -1,0 +1,253 @@
+"""When passes start and prompts are read, over an engine that only records its calls."""
+
+from __future__ import annotations
+
+import asyncio
+from math import ceil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from picospec.verifier.llama_target.scheduler import PASSES, Pieces
+from picospec.verifier.llama_target.target import KvSlots
+from picospec.verifier.target import TargetFailed
+from tests.verifier.scheduling import (
+    TOKEN,
+    RecordingEngine,
+    held_s,
+    held_session,
+    scheduling,
+    text_of,
+)
+
+
+async def test_a_prompt_is_read_in_pieces_but_for_its_last_token_with_which_a_pass_begins() -> (
+    None
+):
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        slot = sessions.open(prompt=(*[1] * 10, 3), max_tokens=2)
+        sessions.assign(slot, 2)
+        assert await text_of(slot) == [TOKEN, TOKEN]
+
+    assert engine.calls == [(2, 0, 4), (2, 4, 4), (2, 8, 2), [(2, 0)], [(2, 0)]]
+    assert engine.beginnings == [(10, 3), (11, TOKEN)]
+
+
+async def test_the_latency_of_passes_is_learned_by_their_rows() -> None:
+    engine = RecordingEngine(pass_s=0.01)
+    async with scheduling(engine) as sessions:
+        slot = sessions.open(prompt=(1,), max_tokens=3)
+        sessions.receive(slot, TOKEN)
+        sessions.assign(slot, 0)
+        await text_of(slot)
+
+    assert 0.01 <= sessions.machine.latency.of(2) < 1.0
+
+
+async def test_others_stream_on_while_a_prompt_is_read() -> None:
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        first = sessions.open(max_tokens=200)
+        second = sessions.open(prompt=(1,) * 41, max_tokens=1)
+        sessions.assign(first, 0)
+        await first.next()
+        sessions.assign(second, 1)
+        await text_of(second)
+        sessions.close(first)
+
+    begin = next(i for i, call in enumerate(engine.calls) if call[:2] == (1, 0))
+    turns = engine.calls[begin : begin + 20]
+    kinds = [isinstance(call, list) for call in turns]
+    assert kinds == [False, True] * 10
+
+
+async def test_draft_tokens_that_arrive_during_the_prefill_go_into_the_first_pass() -> None:
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        sessions.machine.latency.observe(1, 0.1)
+        slot = sessions.open(prompt=(1,) * 9, max_tokens=9)
+        sessions.receive(slot, *(TOKEN,) * 5)
+        sessions.assign(slot, 0)
+        await text_of(slot)
+
+    assert engine.passes[0] == [(0, 5)]
+
+
+async def test_a_pass_has_no_more_rows_than_allowed() -> None:
+    engine = RecordingEngine()
+    async with scheduling(engine, max_rows=10) as sessions:
+        slots = [sessions.open(prompt=(1,), max_tokens=30, fill="never") for _ in range(3)]
+        for i, slot in enumerate(slots):
+            sessions.receive(slot, *(TOKEN,) * 12)
+            sessions.assign(slot, i)
+        for slot in slots:
+            await slot.next()
+            sessions.close(slot)
+
+    assert all(sum(1 + drafts for _, drafts in parts) <= 10 for parts in engine.passes)
+    assert len(engine.passes[0]) == 3  # they share it
+
+
+async def test_a_hold_ends_when_the_draft_it_waited_for_does_not_arrive() -> None:
+    engine = RecordingEngine(pass_s=0.1)
+    async with scheduling(engine) as sessions:
+        held = held_session(sessions)
+        sessions.assign(held, 0)
+        async with asyncio.timeout(2):
+            for _ in range(2):
+                await held.next()
+        sessions.close(held)
+
+        assert held_s(sessions) >= 0.02
+    assert engine.passes[:2] == [[(0, 1)], [(0, 0)]]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_pass_that_fails_ends_its_sessions_and_no_other(count: int) -> None:
+    engine = RecordingEngine()
+    engine.fails_at = 2
+    async with scheduling(engine) as sessions:
+        slots = [sessions.open(prompt=(1,)) for _ in range(count)]
+        for i, slot in enumerate(slots):
+            sessions.assign(slot, i)
+        for slot in slots:
+            with pytest.raises(TargetFailed, match="it broke"):
+                await text_of(slot)
+            sessions.close(slot)
+        later = sessions.open(prompt=(1,), max_tokens=2)
+        sessions.assign(later, 0)
+
+        assert await text_of(later) == [TOKEN, TOKEN]
+
+
+async def test_what_a_pass_generates_for_a_session_that_left_is_dropped() -> None:
+    engine = RecordingEngine(pass_s=0.05)
+    async with scheduling(engine) as sessions:
+        gone = sessions.open(prompt=(1,))
+        session = sessions.machine.session(gone.name)
+        sessions.assign(gone, 0)
+        await asyncio.sleep(0.02)
+        sessions.close(gone)
+        successor = sessions.open(prompt=(1,) * 3, max_tokens=2)
+        sessions.assign(successor, 0)
+
+        assert await text_of(successor) == [TOKEN, TOKEN]
+        assert session.committed == []
+
+
+# A free sequence goes to the prompt it suits best.
+
+
+def places(*held: tuple[int, ...]) -> KvSlots:
+    """KvSlots whose sequences 0, 1, ... hold this."""
+    made = KvSlots(len(held))
+    for sequence in sorted(made.take(())[0] for _ in held):
+        made.release(sequence, held[sequence])
+    return made
+
+
+def test_a_prompt_gets_the_sequence_it_shares_most_with() -> None:
+    made = places((1, 2), (1, 2, 3, 4), (9,))
+
+    assert made.take((1, 2, 3, 4, 5)) == (1, 4)
+    assert made.take((1, 2, 7)) == (0, 2)
+    assert made.free == 1
+
+
+def test_a_short_prompt_does_not_spoil_a_long_conversation() -> None:
+    assert places((1, *range(100)), ()).take((1, 7)) == (1, 0)
+
+
+def test_the_last_token_of_a_prompt_is_always_decoded() -> None:
+    assert places((1, 2, 3)).take((1, 2)) == (0, 1)
+
+
+def test_where_none_is_free_none_is_taken() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        places().take((1,))
+
+
+def turns(made: KvSlots, *conversations: int, count: int) -> list[int]:
+    """Let conversations take turns, each 10 tokens longer than the last; return how many tokens
+    each turn of the last round found."""
+    texts = {name: [name] * 20 for name in conversations}
+    for _ in range(count):
+        found = []
+        for text in texts.values():
+            sequence, common = made.take(text)
+            found.append(common)
+            made.release(sequence, tuple(text))
+            text.extend(text[-1:] * 10)
+    return found
+
+
+def test_conversations_that_are_over_do_not_keep_their_sequences() -> None:
+    over = places(*((100 + i,) * 1000 for i in range(4)))
+
+    assert turns(over, 1, 2, 3, count=40) == [400, 400, 400]
+
+
+def test_a_long_conversation_outlives_many_short_prompts() -> None:
+    made = places((1,) * 1000, *((100 + i,) * 10 for i in range(3)))
+    for prompt in range(200, 240):
+        made.release(made.take((prompt,) * 10)[0], (prompt,) * 10)
+
+    assert made.take((1,) * 1010)[1] == 1000
+
+
+# Whose prompt is read next, and how much of it between two passes.
+
+MOST = 63
+
+
+def reading(*prompts: int, later: int = 0) -> list[int]:
+    """Return after how many pieces each prompt is read. later: so many prompts of one piece
+    come one by one, whenever the one before is read."""
+    pieces, left, ends, read = Pieces(MOST), [*prompts], [0] * len(prompts), 0
+    while any(left[: len(prompts)]):
+        unread = [i for i, tokens in enumerate(left) if tokens]
+        which = unread[pieces.choose([left[i] for i in unread])]
+        left[which] -= min(MOST, left[which])
+        read += 1
+        if not left[which] and which < len(ends):
+            ends[which] = read
+        if later and not any(left[len(prompts) :]):
+            left, later = [*left, MOST], later - 1
+    return ends
+
+
+@given(st.integers(1, 500), st.lists(st.integers(5_000, 20_000), max_size=4))
+def test_a_short_prompt_takes_two_turns_for_each_piece_however_long_others_are(
+    short: int, long: list[int]
+) -> None:
+    assert reading(*long, short)[-1] <= 2 * ceil(short / MOST)
+
+
+@given(st.lists(st.integers(1, 5_000), min_size=1, max_size=5), st.integers(0, 200))
+def test_a_prompt_waits_for_twice_what_came_before_it_and_never_for_what_comes_later(
+    prompts: list[int], later: int
+) -> None:
+    ends, before = reading(*prompts, later=later), 0
+    for tokens, end in zip(prompts, ends, strict=True):
+        before += ceil(tokens / MOST)
+        assert end <= 2 * before
+
+
+@pytest.mark.parametrize("token_s", [0.0001, 0.004, 0.02, 0.3])
+@pytest.mark.parametrize("pass_s", [0.01, 0.1, 1.0])
+def test_a_piece_takes_as_long_as_two_passes_beside_others_and_is_whole_alone(
+    token_s: float, pass_s: float
+) -> None:
+    def takes_s(tokens: int) -> float:
+        return pass_s + tokens * token_s
+
+    pieces = Pieces(MOST)
+    for _ in range(20):
+        rows = pieces.rows(pass_s)
+        pieces.observe(rows, takes_s(rows))
+
+    assert takes_s(rows) <= PASSES * pass_s or rows == 1
+    assert rows == MOST or takes_s(rows + 2) > PASSES * pass_s
+    assert pieces.rows(0.0) == MOST

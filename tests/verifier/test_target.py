@@ -1,0 +1,206 @@
+"""Verifiers have one identity if their texts are the same, as far as can be known."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import constants
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import Unavailable
+from picospec.models.blobs import FileHashes
+from picospec.models.store import Found
+from picospec.speculation.messages import Limits
+from picospec.verifier import target as identity
+from picospec.verifier import target_host as host
+from picospec.verifier.llama_target.target import LlamaTarget
+from picospec.verifier.metrics import VerifierMetrics
+from picospec.verifier.settings import LlamaSettings
+from picospec.verifier.target import identity_of
+from picospec.verifier.target_host import Host
+from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.verifier.fake_target import FakeTarget
+
+SIZE = 3_000_000
+
+
+def weights(path: Path, changed: int | None = None) -> Path:
+    """Write a file, of which one byte may be another."""
+    data = bytearray(Random(1).randbytes(SIZE))
+    if changed is not None:
+        data[changed] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def weights_of(path: Path) -> object:
+    return identity.weights_of(path, FileHashes())
+
+
+def test_the_same_weights_elsewhere_are_the_same(tmp_path: Path) -> None:
+    one, other = weights(tmp_path / "a.gguf"), weights(tmp_path / "b.gguf")
+
+    assert weights_of(one) == weights_of(other)
+
+
+@pytest.mark.parametrize("changed", [0, 4096, SIZE // 3, SIZE - 5000, SIZE - 1])
+def test_weights_that_differ_in_a_bit_differ(tmp_path: Path, changed: int) -> None:
+    one, other = weights(tmp_path / "a.gguf"), weights(tmp_path / "b.gguf", changed)
+
+    assert weights_of(one) != weights_of(other)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_a_directory_is_known_by_what_shapes_a_text(tmp_path: Path, file: str) -> None:
+    weights(tmp_path / file)
+    before = weights_of(tmp_path)
+    (tmp_path / "README.md").write_text("new")
+
+    assert weights_of(tmp_path) == before
+    weights(tmp_path / file, changed=5000)
+    assert weights_of(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    "other", [("w", 2, Limits()), ("w", 1, Limits(max_ahead=64)), ("v", 1)]
+)
+def test_any_part_shapes_the_identity(other: tuple[object, ...]) -> None:
+    assert identity_of("w", 1, Limits()) == identity_of("w", 1, Limits())
+    assert identity_of(*other) != identity_of("w", 1, Limits())
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an engine says of a model in a repository."""
+
+    download_dir: str | None = None
+    revision: str | None = None
+    model: str = "o/r"
+
+
+def shapes(**known: str) -> object:
+    """What tells the weights of a repository on vLLM, and what the log says of it."""
+    metrics = VerifierMetrics(CollectorRegistry())
+    model = Known(**known)
+    engine = SimpleNamespace(model=model, download_dir=model.download_dir)
+    made = VllmTarget("m", engine, Limits(), metrics)  # type: ignore[arg-type]
+    with capture_logs() as logs:
+        return made._weights(), [line["log_level"] for line in logs]
+
+
+def commit(cache: Path, number: str, branch: str = "main") -> None:
+    """Put a commit into a cache of repositories, as the hub's library does."""
+    folder = cache / "models--o--r"
+    (folder / "snapshots" / number).mkdir(parents=True, exist_ok=True)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / branch).write_text(number)
+
+
+def test_a_repository_on_vllm_is_known_by_the_commit_that_was_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "usual"))
+    old, new = "a" * 40, "b" * 40
+    commit(tmp_path / "usual", old)
+    commit(tmp_path / "own", new)
+    commit(tmp_path / "own", old, branch="v1")
+    own = str(tmp_path / "own")
+
+    assert shapes() == (("o/r", old), [])
+    assert shapes(download_dir=own) == (("o/r", new), [])
+    assert shapes(download_dir=own, revision="v1") == (("o/r", old), [])
+    assert shapes(download_dir=own, revision=old) == (("o/r", old), [])
+    assert shapes(revision="elsewhere") == (("o/r", None), ["warning"])
+
+
+# A target's life: what the service does when it is lost.
+
+
+async def test_a_target_that_is_lost_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "CHECK_S", 0.01)
+    target, drain = FakeTarget(), Drain()
+    served = Host(target, drain)
+    async with served.running():
+        await asyncio.sleep(0.03)
+        assert served.ready() is target
+        served.check()
+        assert not drain.begun
+
+        target.alive = False
+
+        async with asyncio.timeout(5.0):
+            await drain.over.wait()
+        with pytest.raises(Unavailable, match="failed"):
+            served.ready()
+        with pytest.raises(Unavailable, match="failed"):
+            served.check()
+    assert target.stopped
+    assert served.state == "failed"
+
+
+async def test_a_pass_that_does_not_end_ends_the_service() -> None:
+    target, drain = FakeTarget(), Drain()
+    served = Host(target, drain, pass_timeout_s=0.05)
+    with capture_logs() as logs:
+        async with asyncio.timeout(5.0), served.running():
+            await asyncio.sleep(0.2)
+            assert not drain.begun  # a heart that beats is no reason
+
+            target.hangs = True
+
+            await drain.over.wait()
+            with pytest.raises(Unavailable, match="failed"):
+                served.check()
+            target.hangs = False  # or it would not stop
+
+    failed = [entry for entry in logs if entry["log_level"] == "error"]
+    assert [(entry["event"], entry["error"]) for entry in failed] == [
+        ("the target is lost", "no pass has ended for 0.05 s (pass_timeout_s)")
+    ]
+
+
+async def test_an_engine_that_raises_for_a_heartbeat_ends_the_service() -> None:
+    class Dead(FakeTarget):
+        async def heartbeat(self) -> None:
+            raise RuntimeError("the engine is dead")
+
+    drain = Drain()
+    async with asyncio.timeout(5.0), Host(Dead(), drain).running():
+        await drain.over.wait()
+
+
+async def test_a_target_that_does_not_load_ends_the_service() -> None:
+    drain = Drain()
+    with capture_logs() as logs:
+        async with (
+            asyncio.timeout(5.0),
+            Host(FakeTarget(starts=False), drain, load_timeout_s=0.05).running(),
+        ):
+            await drain.over.wait()
+
+    assert logs[0]["event"] == "the target cannot start"
+    assert logs[0]["error"] == "it was not loaded within 0.05 s"
+
+
+async def test_the_embedded_targets_heart_beats_between_two_passes(tmp_path: Path) -> None:
+    metrics = VerifierMetrics(CollectorRegistry())
+    target = LlamaTarget(lambda: Found("m", tmp_path), LlamaSettings(), Limits(), metrics)
+    ends = threading.Event()
+    target._thread.submit(ends.wait)  # a pass
+
+    beat = asyncio.create_task(target.heartbeat())
+    done, _ = await asyncio.wait([beat], timeout=0.1)
+    ends.set()
+
+    assert not done
+    async with asyncio.timeout(5.0):
+        await beat
+    target._thread.shutdown()
