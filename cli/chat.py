@@ -169,7 +169,6 @@ async def answer(
     console: Console,
     progress: Progress,
     *,
-    steady: bool = True,
     seed: int | None = None,
 ) -> str:
     """Stream one answer to the console; return its text. Raises ChatError.
@@ -180,7 +179,7 @@ async def answer(
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         view = AnswerView(live)
         try:
-            stream = stream_answer(client, model, turns, steady=steady, seed=seed)
+            stream = stream_answer(client, model, turns, seed=seed)
             async with aclosing(stream):
                 async for chunk in stream:
                     pieces.append(chunk.text)
@@ -223,11 +222,8 @@ class Conversation:
         connect: Callable[[], httpx.AsyncClient],
         console: Console,
         draw_seed: Callable[[], int],
-        *,
-        steady: bool = True,
     ) -> None:
-        self._connect, self._console = connect, console
-        self._draw_seed, self._steady = draw_seed, steady
+        self._connect, self._console, self._draw_seed = connect, console, draw_seed
         self._system, self._seed = "", ""
         self._turns: list[Turn] = []
         self._last: Exchange | None = None
@@ -279,9 +275,7 @@ class Conversation:
         progress, began_s = Progress(time.monotonic), time.monotonic()
         messages = self._messages(turns)
         async with self._connect() as client:
-            text = await answer(
-                client, messages, self._console, progress, steady=self._steady, seed=seed
-            )
+            text = await answer(client, messages, self._console, progress, seed=seed)
         self._turns = [*turns, Turn("assistant", text)]
         self._last = Exchange(messages, seed, text, time.monotonic() - began_s)
         self._race += progress.race
@@ -334,16 +328,13 @@ def chat(
     url: Annotated[str | None, Option(help="Any OpenAI-compatible service.")] = None,
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
-    steady: Annotated[
-        bool, Option(help="Show tokens that come together one after another.")
-    ] = True,
 ) -> None:
     """Talk to the model in this terminal; /help shows how.
 
     Ctrl-C ends an answer, Ctrl-D the conversation.
     """
     where = partial(client_of, edge_url(url, edge_port), first_key(api_keys), SILENCE_S)
-    conversation = Conversation(where, Console(), partial(randrange, MAX_SEED), steady=steady)
+    conversation = Conversation(where, Console(), partial(randrange, MAX_SEED))
     conversation.run(message_reader(user_file(os.environ).parent / "chat_history"))
 
 

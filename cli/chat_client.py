@@ -139,18 +139,14 @@ async def stream_answer(
     turns: Sequence[Turn],
     path: str = CHAT,
     *,
-    steady: bool = True,
     seed: int | None = None,
 ) -> AsyncGenerator[Chunk]:
-    """Yield the answer as it comes. Closing the generator cancels the answer.
-
-    steady: True if tokens that come together are shown one after another.
-    """
+    """Yield the answer as it comes. Closing the generator cancels the answer."""
     asked: dict[str, object] = {"model": model.id, "messages": turns, "stream": True}
     if seed is not None:
         asked["seed"] = seed
     if model.reports_speculation and path == CHAT:
-        asked["stream_options"] = {"include_speculation": True, "steady": steady}
+        asked["stream_options"] = {"include_speculation": True}
     body = msgspec.json.encode(asked)
     headers = {"content-type": "application/json"}
     request = client.stream("POST", path, content=body, headers=headers)

@@ -52,8 +52,7 @@ class Reply:
     text: str
     tokens: int
     arrivals_s: tuple[float, ...]
-    """Pieces with text arrived then. A piece is what one target pass committed, or one token of
-    a steady stream."""
+    """Pieces with text arrived then. A piece is what one target pass committed."""
 
     first_share: float
     """The first piece has this share of the text's characters; 0 without text."""

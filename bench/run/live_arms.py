@@ -33,9 +33,6 @@ GAMMA: Final = 4
 WATCHED: Final = MappingProxyType({"include_speculation": True})
 """The page sends this option too, to show how the text comes about."""
 
-STEADY: Final = MappingProxyType({"steady": True})
-"""The page sends this option too, so that its text does not come in bursts."""
-
 POOL_TOKENS: Final[int] = EdgeSettings.model_fields["pool_tokens"].default
 """An edge's pool holds this many tokens by default."""
 
@@ -93,7 +90,6 @@ _FIXED: Final = {
         Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),
         Arm("picospec-mispredicted", "far", EdgePlan(link=LINKED), "other"),
         Arm("picospec-watched", "far", EdgePlan(link=LINKED), stream_options=WATCHED),
-        Arm("picospec-steady", "far", EdgePlan(link=LINKED), stream_options=STEADY),
         Arm("colocated-edge", "near", EdgePlan()),
     )
 }

@@ -26,7 +26,7 @@ from picospec.gateway.errors import ApiError, ClientGone
 from picospec.gateway.http import connected, json_response, send_to_client
 from picospec.gateway.output.detokenise import LogprobEntry, TextDelta
 from picospec.gateway.output.message import CallStart, joined
-from picospec.gateway.output.stream import ChoiceStream, Order, together
+from picospec.gateway.output.stream import ChoiceStream, together
 from picospec.gateway.ports import UNLIKELY
 from picospec.gateway.schema import RequestModel
 
@@ -155,7 +155,6 @@ class EventStream(Response):
     streams: Sequence[ChoiceStream]
     account: Account
     drain: Drain
-    order: Order | None
     keep_alive_s: float
     _has_status: bool = field(default=False, init=False)
 
@@ -178,7 +177,7 @@ class EventStream(Response):
     async def _stream(self, send: Send, tasks: asyncio.TaskGroup) -> None:
         begun, waiting = asyncio.Event(), partial(self._keep_alive, send)
         kept = tasks.create_task(keep_alive(begun, waiting, self.keep_alive_s))
-        async with together(self.streams, self.order) as deltas:
+        async with together(self.streams) as deltas:
             async for index, delta in deltas:
                 self.account.count(index, delta)
                 if shown := self.answer.events(index, delta):

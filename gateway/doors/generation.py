@@ -36,7 +36,7 @@ from picospec.gateway.doors.request import (
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError, InvalidRequest, PromptTooLong, renamed
 from picospec.gateway.http import json_response, read_body
-from picospec.gateway.output.stream import singly, stream_choice
+from picospec.gateway.output.stream import stream_choice
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import SEEDS, Facts, Job
 from picospec.gateway.schema import SMALL_BYTES, check_structure, invalid
@@ -132,18 +132,13 @@ async def generate(
     )
     begin = services.engine.generate
     streams = [
-        stream_choice(
-            index,
-            singly(begin(job)) if body.is_steady else begin(job),
-            body.reader(style, job.prompt, facts.stop_tokens),
-        )
+        stream_choice(index, begin(job), body.reader(style, job.prompt, facts.stop_tokens))
         for index, job in enumerate(jobs)
     ]
     streams = await checked(services, request, partial(body.shown, streams, tokenizer))
     if body.stream:
-        order = services.steady.paced if body.is_steady else None
         every_s = services.settings.keep_alive_s
-        return EventStream(answer, streams, account, services.drain, order, every_s)
+        return EventStream(answer, streams, account, services.drain, every_s)
     async with services.drain.answer():
         return await json_answer(answer, streams, account, request.receive)
 

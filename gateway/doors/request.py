@@ -268,9 +268,6 @@ class StreamOptions(RequestModel):
     include_speculation: Flag = False
     """Chunks also report how their text was generated, see docs/api.md."""
 
-    steady: Flag = False
-    """Tokens that came together reach the client one after another, see docs/api.md."""
-
     include_obfuscation: Flag | None = None
     """This field is accepted and has no effect: chunks are never padded."""
 
@@ -394,11 +391,6 @@ class GenerationRequest(Servable):
     def is_watched(self) -> bool:
         """True if the stream reports speculation."""
         return self.stream and self._asks("include_speculation")
-
-    @property
-    def is_steady(self) -> bool:
-        """True if tokens that came together are streamed one after another."""
-        return self.stream and self._asks("steady")
 
     @property
     def unserved_options(self) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from picospec.gateway.accounts import Account, Clock
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.output.stream import Steady
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
 from picospec.gateway.tenants import Tenant
@@ -152,7 +151,6 @@ class Services:
     stores: WeakKeyDictionary[Tenant, ResponseStore] = field(default_factory=WeakKeyDictionary)
     """Each tenant's kept responses are here for as long as the tenant exists."""
 
-    steady: Steady = field(default_factory=Steady)
     about: About | None = None
     fallback: Fallback | None = None
     relay: Relay | None = None

@@ -329,18 +329,14 @@ async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> Non
     assert "\x1b[2mLet me see.\x1b[0m\n" in screen.text
 
 
-@pytest.mark.parametrize(
-    ("owner", "steady"), [("picospec", True), ("picospec", False), ("", True)]
-)
-async def test_only_a_service_that_tells_of_speculation_is_asked_to_and_steadily_if_wanted(
-    owner: str, steady: bool
-) -> None:
+@pytest.mark.parametrize("owner", ["picospec", ""])
+async def test_only_a_service_that_tells_of_speculation_is_asked_to(owner: str) -> None:
     asked: list[dict[str, Any]] = []
 
     async with service(DONE, asked=asked) as client:
-        [_ async for _ in stream_answer(client, Model("m", owner), TURNS, steady=steady)]
+        [_ async for _ in stream_answer(client, Model("m", owner), TURNS)]
 
-    expected = {"include_speculation": True, "steady": steady} if owner else None
+    expected = {"include_speculation": True} if owner else None
     assert asked[0].get("stream_options") == expected
 
 

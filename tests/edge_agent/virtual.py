@@ -40,8 +40,8 @@ from picospec.speculation.messages import (
     Sampling,
 )
 from picospec.speculation.verify_session import VerifyingSession
+from tests.edge_agent import virtual_time
 from tests.edge_agent.fake_verifier import target_at
-from tests.gateway.steady import virtual_time
 
 RTT_S, PASS_S = 0.05, 0.05
 TOKENS = 100

@@ -55,10 +55,9 @@ async def test_a_stream_is_framed_as_events_that_end_with_done() -> None:
     [
         ([b"Hi"], {}, 9.0),
         ([b"Hi"], {"n": 3}, 9.0),
-        ([b"Hello"], {"stream_options": {"steady": True}}, 9.0),
         ([b""], {}, 0.01),
     ],
-    ids=["one choice", "three choices", "steady", "nothing but comments"],
+    ids=["one choice", "three choices", "nothing but comments"],
 )
 async def test_a_client_that_goes_away_mid_stream_closes_every_generator(
     script: list[bytes], more: Body, keep_alive_s: float

@@ -114,19 +114,10 @@ def test_settings_are_sent_and_those_left_empty_are_not(visit: Visit) -> None:
     body = visit.sent("think")
 
     assert bare.keys() == {"messages", "seed", "stream", "stream_options"}
-    assert bare["stream_options"]["steady"] is True
+    assert bare["stream_options"] == {"include_usage": True, "include_speculation": True}
     assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 3, 7)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert "limit of tokens" in str(visit.answers.last.locator(".state").text_content())
-
-
-def test_text_that_is_not_to_be_steady_comes_as_it_comes(visit: Visit) -> None:
-    visit.page.click("#open-settings")
-    visit.page.get_by_label("Steady text").select_option("off")
-    visit.page.keyboard.press("Escape")
-    visit.page.reload()
-
-    assert visit.sent("think")["stream_options"]["steady"] is False
 
 
 def test_a_text_file_goes_into_the_question_as_a_fenced_block(

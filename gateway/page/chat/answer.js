@@ -1,9 +1,11 @@
 // Shows one answer: its reasoning, its text as Markdown, its calls, its race and its buttons.
 //
 // While an answer runs, each frame renders at most once, and a bounded amount of text. If rendering
-// takes long, fewer frames do; so the page stays responsive however fast the tokens come.
+// takes long, fewer frames do; so the page stays responsive however fast the tokens come. Letters
+// that have come together are shown one after another, unless the reader wants it otherwise.
 
 import { action, announce, copy, h } from "../dom.js";
+import { settings } from "../store.js";
 import { Growing } from "./growing.js";
 import { Runs } from "./colouring.js";
 import { Ahead, CloudCursor } from "../race/overlay.js";
@@ -13,6 +15,9 @@ const CHARACTERS_A_FRAME = 3000;
 const STRIP_EVERY_MS = 120;
 const SHARE_OF_TIME = 4; // a rendering of 10 ms is followed by at least 40 ms without one
 const LONG = 8000; // hidden blocks of an answer with more characters are not laid out
+const WEIGHT = 0.25; // of the latest interval between bursts in their running mean
+const LONGEST_MS = 1000; // a longer interval counts as this: a burst after an outage is not held long
+const MOST_HELD = 500; // so many letters at most stand in the chain's tone until they are due
 
 export class AnswerView {
   // on: {again, prove, settings, result}, called by the buttons.
@@ -43,6 +48,8 @@ export class AnswerView {
   // Shows a running answer; resolves once all of it is drawn.
   follow(asking) {
     this.asking = asking;
+    this.steady = settings().steady && !matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.paces = { reasoning: new Pace(), content: new Pace() };
     this.growing = new Growing(this.text, asking.race.runs);
     this.ahead = new Ahead();
     this.cursor = new CloudCursor(this.text, this.growing);
@@ -73,8 +80,9 @@ export class AnswerView {
   draw(now) {
     const began = performance.now();
     const { content } = this.turn;
-    if (this.shown < content.length) {
-      this.shown = Math.min(content.length, this.shown + CHARACTERS_A_FRAME);
+    const due = this.due("content", now);
+    if (this.shown < due) {
+      this.shown = Math.min(due, this.shown + CHARACTERS_A_FRAME);
       this.text.classList.toggle("long", this.shown > LONG);
       this.growing.update(content.slice(0, this.shown));
     }
@@ -82,12 +90,20 @@ export class AnswerView {
     this.next = now + SHARE_OF_TIME * Math.max(0, performance.now() - began - 2);
   }
 
+  // Returns how many letters of the turn's reasoning or content are to be shown by now.
+  due(part, now) {
+    const text = this.turn[part];
+    return this.running && this.steady ? this.paces[part].due(text, now) : text.length;
+  }
+
   drawLive(now) {
     const { race } = this.asking;
-    if (this.shown || this.turn.reasoning || this.turn.calls.length) this.after.replaceChildren();
-    this.showReasoning();
-    const thinks = this.turn.reasoning && !this.turn.content;
-    this.ahead.draw(thinks ? this.thoughts.lastChild : this.growing.end(), race);
+    const { reasoning, content } = this.turn;
+    if (this.shown || reasoning || this.turn.calls.length) this.after.replaceChildren();
+    const thought = this.due("reasoning", now);
+    this.showReasoning(thought);
+    const [place, text, shown] = reasoning && !content ? [this.thoughts.lastChild, reasoning, thought] : [this.growing.end(), content, this.shown];
+    this.ahead.draw(place, race, text.slice(shown, shown + MOST_HELD));
     if (now < this.stripAt) return;
     this.stripAt = now + STRIP_EVERY_MS;
     this.showCalls();
@@ -95,8 +111,8 @@ export class AnswerView {
     this.strip.draw(race);
   }
 
-  showReasoning() {
-    const { reasoning = "" } = this.turn;
+  showReasoning(end) {
+    const reasoning = (this.turn.reasoning ?? "").slice(0, end);
     if (this.thoughts.hidden && reasoning && this.asking) this.thoughts.open = true;
     this.thoughts.hidden = !reasoning;
     const text = this.thoughts.lastChild.firstChild;
@@ -164,6 +180,32 @@ export class AnswerView {
     const { state, race } = this.turn;
     const words = { done: "The answer is complete.", stopped: "The answer was stopped.", failed: "The answer failed." };
     announce(`${words[state]} ${race?.tokens ? `${race.tokens} tokens.` : ""}`);
+  }
+}
+
+// Shows the text of a burst over the time until the next burst is expected, which is the running
+// mean of the intervals before. The next burst shows what is left of it at once. Has no clock.
+export class Pace {
+  constructor() {
+    this.from = 0; // the latest burst is text[from .. until], and came at the time `at`
+    this.until = 0;
+    this.at = 0;
+    this.every = 0; // the running mean; 0 while it is unknown, and then a burst is shown at once
+  }
+
+  // Returns how many letters of a text, of which more has come or not, are to be shown by now.
+  due(text, now) {
+    if (text.length > this.until) this.begin(text.length, now);
+    const share = (now - this.at) / this.every;
+    if (!(share < 1)) return this.until;
+    const end = Math.min(this.until, this.from + 1 + Math.floor(share * (this.until - this.from)));
+    return text.codePointAt(end - 1) > 0xffff ? end + 1 : end;
+  }
+
+  begin(length, now) {
+    const interval = Math.min(now - this.at, LONGEST_MS);
+    if (this.until) this.every += (this.every ? WEIGHT : 1) * (interval - this.every);
+    [this.from, this.until, this.at] = [this.until, length, now];
   }
 }
 

@@ -66,9 +66,8 @@ function longestFence(text) {
 // Runs one answer. `turn` is stored; `race` is shown while the answer runs.
 export class Asking {
   constructor(turns) {
-    const { system, steady } = settings();
+    const { system } = settings();
     const request = asked();
-    this.steady = steady;
     this.body = { ...request, messages: messages(turns, system) };
     this.turn = { role: "assistant", content: "", reasoning: "", calls: [], request, system, state: "running" };
     this.race = new Race(performance.now());
@@ -81,7 +80,7 @@ export class Asking {
 
   // Reads the answer to its end. A failure is stored in the turn and not thrown.
   async run() {
-    const options = { include_usage: true, include_speculation: true, steady: this.steady };
+    const options = { include_usage: true, include_speculation: true };
     try {
       for await (const chunk of stream(CHAT, { ...this.body, stream_options: options }, this.abort.signal)) {
         this.read(chunk);

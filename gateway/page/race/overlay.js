@@ -4,20 +4,23 @@ import { h } from "../dom.js";
 
 const BROKEN_MS = 900;
 
-// Shows the unconfirmed draft tokens after the text, in a lighter tone. If the chain proves wrong,
-// the wrong part is struck through for a moment. Screen readers do not read it.
+// Shows what is held of the text and then the unconfirmed draft tokens, in a lighter tone. If the chain
+// proves wrong, the wrong part is struck through for a moment. Screen readers do not read it.
 export class Ahead {
   constructor() {
     this.chain = h("span", { class: "ahead" });
     this.broken = h("span", { class: "broken" });
-    this.element = h("span", { "aria-hidden": "true" }, this.broken, this.chain);
+    this.held = h("span", { class: "held" });
+    this.element = h("span", { "aria-hidden": "true" }, this.held, this.broken, this.chain);
     this.breaks = 0;
   }
 
-  // place: element at whose end the text continues.
-  draw(place, race) {
+  // place: element at whose end the text continues. held: text that is confirmed and not shown yet;
+  // a reader sees it only if the chain is seen, of which it was a part.
+  draw(place, race, held) {
     if (this.element.parentNode !== place || place.lastChild !== this.element) place.append(this.element);
     if (this.chain.textContent !== race.chain) this.chain.textContent = race.chain;
+    this.held.textContent = race.speculates ? held : "";
     if (race.breaks === this.breaks) return;
     this.breaks = race.breaks;
     this.broken.textContent = race.broken;

@@ -174,7 +174,7 @@ async def test_paths_without_v1_are_the_same() -> None:
     ],
 )
 async def test_what_only_streams_of_openais_doors_tell_is_named(path: str, body: Body) -> None:
-    options = {"include_usage": True, "include_speculation": True, "steady": True}
+    options = {"include_usage": True, "include_speculation": True}
     answer = await ask({**body, "stream": True, "stream_options": options}, path=path)
 
     ignored = answer.headers["x-picospec-ignored"].split(", ")
