@@ -140,6 +140,3 @@ class Judge:
 
     has_logprobs: bool
     """True if each committed token has a row of the target, and so log-probabilities."""
-
-    min_version: int
-    """The oldest protocol version that has the judge's messages in today's form."""

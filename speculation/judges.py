@@ -11,11 +11,9 @@ from picospec.speculation.messages import Judge as Name
 from picospec.speculation.separate import SeparateEdge, SeparateVerifier
 
 JUDGES: Final[Mapping[Name, Judge]] = {
-    "coupled": Judge(
-        CoupledEdge, CoupledVerifier, takes_any_draft=True, has_logprobs=True, min_version=5
-    ),
+    "coupled": Judge(CoupledEdge, CoupledVerifier, takes_any_draft=True, has_logprobs=True),
     "separate": Judge(
-        SeparateEdge, SeparateVerifier, takes_any_draft=False, has_logprobs=False, min_version=6
+        SeparateEdge, SeparateVerifier, takes_any_draft=False, has_logprobs=False
     ),
 }
 

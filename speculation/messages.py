@@ -48,10 +48,8 @@ class InvalidSetting(SpeculationError):
 # more. msgspec checks them where JSON is decoded, and `speculation.wire` in an Opened.
 
 PROTOCOL_VERSION: Final = 6
-
-SUPPORTED_VERSIONS: Final = (5, 6)
-"""A verifier serves edges of these versions. An edge of version 5 first asks for the rest of a
-stream that was cut and gets a 404; then it opens the answer anew, as version 6 does at once."""
+"""A verifier serves edges of this version alone. A verifier of another one answers an edge's
+requests by its own API, without draft tokens."""
 
 MAX_VOCABULARY: Final = 1 << 20
 """No vocabulary has more ids that are tokens; this is four times the largest one known."""
@@ -105,10 +103,6 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """The model's authors recommend these sampling settings, by their OpenAI names."""
 
     protocol: Version = PROTOCOL_VERSION
-    """The oldest version that the verifier speaks; old edges read only this field."""
-
-    newest_protocol: Version = 0
-    """The newest version that the verifier speaks; 0 means that there is only one."""
 
     identity: Name = ""
     """A digest of everything that determines a text: weights, engine and its settings. If two
@@ -121,7 +115,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     @property
     def is_compatible(self) -> bool:
         """True if the verifier speaks this package's version of the protocol."""
-        return PROTOCOL_VERSION in (self.protocol, self.newest_protocol)
+        return self.protocol == PROTOCOL_VERSION
 
     def named(self, model: str) -> ModelFacts:
         """Return the facts of an adapter, or of the model if no adapter has that name."""
@@ -258,7 +252,7 @@ class Opened:
 @dataclass(frozen=True, slots=True)
 class Reused:
     """The target had this many of the first tokens, of the prompt and `Open.committed`, in its
-    cache and did not read them. Edges of version 5 do not know this message."""
+    cache and did not read them."""
 
     tokens: int
 

@@ -19,7 +19,6 @@ from picospec.speculation.messages import (
     LocalProtocolError,
     MalformedFrame,
     Message,
-    Open,
 )
 
 # Codecs that write and read single fields, and combinators of codecs.
@@ -29,7 +28,6 @@ from picospec.speculation.messages import (
 MAX_VARINT_BYTES: Final = 9  # 63 bits
 
 T = TypeVar("T")
-V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -233,17 +231,6 @@ def bounded(fields: Codec[T], kind: type[T]) -> Codec[T]:
     return Codec(fields.write, read)
 
 
-def reserving(fields: Codec[T], last: Codec[V], value: V) -> Codec[T]:
-    """Fields, and a last one that is sent with a fixed value and no longer has a meaning."""
-
-    def read(reader: Reader) -> T:
-        known = fields.read(reader)
-        last.read(reader)
-        return known
-
-    return Codec(lambda known: fields.write(known) + last.write(value), read)
-
-
 def record(kind: type[T], **fields: Codec[Any]) -> Codec[T]:
     """The fields of a message, one after another; unnamed fields keep their defaults."""
     return Codec(
@@ -289,16 +276,6 @@ LOGPROB = record(messages.TokenLogprob, logprob=FLOAT32, top=SPARSE)
 COUNTS: Final[Fields] = {"passes": UINT, "judged": UINT, "accepted": UINT, "filled": UINT}
 TOTALS = record(messages.Totals, **COUNTS, own=UINT)
 LIMITS = record(messages.Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32)
-RESUME_WINDOW_S: Final = 1.0
-"""An edge of version 5 tries to deliver drafts for this long; others ignore the field."""
-
-OPEN: Final[Fields] = {
-    "version": UINT, "model": TEXT, "vocabulary": TEXT, "identity": TEXT, "prompt": many(UINT),
-    "committed": many(UINT), "sampling": json(messages.Sampling), "seed": WORD,
-    "max_tokens": UINT, "stop_tokens": many(UINT), "judge": one_of(get_args(messages.Judge)),
-    "fill": one_of(get_args(messages.Fill)), "top_logprobs": maybe(UINT),
-    "own_drafts": BOOL, "predicted": many(UINT),
-}  # fmt: skip
 SESSION = form("[A-Za-z0-9_-]{1,64}")
 """The name of a session has this form, because it becomes a part of paths."""
 
@@ -310,17 +287,19 @@ def _near(kind: int) -> Codec[Draft]:
 
 
 LAYOUTS: Final[dict[int, Codec[Any]]] = {
-    1: record(messages.Open, **OPEN),
     2: record(Draft, **DRAFT, tokens=rest(UINT)),
     3: record(Draft, **DRAFT, pauses=BOOL, tokens=many(UINT), q=many(UINT)),
     4: record(messages.Redraw, epoch=UINT, position=UINT, draw=UINT),
     5: record(Draft, **DRAFT, pauses=constant(True), tokens=rest(UINT)),
-    6: record(messages.Open, **OPEN, replaces=TEXT, rejected=BOOL),
-    7: record(messages.Recovered, epoch=UINT, position=UINT, token=UINT),
-    16: record(
-        messages.Opened, session=SESSION,
-        limits=reserving(bounded(LIMITS, messages.Limits), FLOAT32, RESUME_WINDOW_S),
+    6: record(
+        messages.Open, version=UINT, model=TEXT, vocabulary=TEXT, identity=TEXT,
+        prompt=many(UINT), committed=many(UINT), sampling=json(messages.Sampling), seed=WORD,
+        max_tokens=UINT, stop_tokens=many(UINT), judge=one_of(get_args(messages.Judge)),
+        fill=one_of(get_args(messages.Fill)), top_logprobs=maybe(UINT), own_drafts=BOOL,
+        predicted=many(UINT), replaces=TEXT, rejected=BOOL,
     ),
+    7: record(messages.Recovered, epoch=UINT, position=UINT, token=UINT),
+    16: record(messages.Opened, session=SESSION, limits=bounded(LIMITS, messages.Limits)),
     PLAIN_COMMIT: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
     19: record(
@@ -344,8 +323,6 @@ ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
 
 def _layout_of(message: Message) -> int:
     match message:
-        case Open(version=5):
-            return 1
         case Draft(q=None, pauses=pauses, behind=behind) if behind < NEAR:
             return NEAR_DRAFT + NEAR * pauses + behind
         case Draft(q=None, pauses=pauses):

@@ -31,9 +31,9 @@ from picospec.speculation.judges import JUDGES
 from picospec.speculation.messages import (
     MAX_PREDICTED,
     POOL,
+    PROTOCOL_VERSION,
     SALT,
     STOPPING,
-    SUPPORTED_VERSIONS,
     MalformedFrame,
     ModelFacts,
     Open,
@@ -67,11 +67,9 @@ class VocabularyMismatch(ApiError):
 
 def check_open(request: Open, facts: ModelFacts) -> None:
     """Raise ApiError unless the target can serve this session."""
-    oldest, newest = JUDGES[request.judge].min_version, SUPPORTED_VERSIONS[-1]
-    if request.version not in SUPPORTED_VERSIONS or request.version < oldest:
+    if request.version != PROTOCOL_VERSION:
         raise InvalidRequest(
-            f"version: this verifier judges `{request.judge}` by protocol {newest},"
-            f" not {request.version}",
+            f"version: this verifier speaks protocol {PROTOCOL_VERSION}, not {request.version}",
             param="version",
             code="unsupported_version",
         )

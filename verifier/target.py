@@ -30,7 +30,6 @@ from picospec.speculation.logits import LOGIT_SETTINGS
 from picospec.speculation.messages import (
     SALT,
     STOPPING,
-    SUPPORTED_VERSIONS,
     Commit,
     Finish,
     InvalidSetting,
@@ -266,8 +265,6 @@ class Target(ABC):
             features=list(features),
             padding=vocabulary.padding,
             defaults=file.defaults,
-            protocol=SUPPORTED_VERSIONS[0],
-            newest_protocol=SUPPORTED_VERSIONS[-1],
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),
         )
 

@@ -175,7 +175,7 @@ class Uplink:
 
     @property
     def protocol(self) -> int | None:
-        """The oldest version that the verifier speaks; None until its facts are known."""
+        """The version that the verifier speaks; None until its facts are known."""
         return self._facts.protocol if self._facts else None
 
     def note(self, event: Event) -> None:
@@ -250,7 +250,7 @@ class Uplink:
 
     async def forget_answers(self, salt: str | None) -> None:
         """Let the verifier forget the answers that it keeps for this edge, or for one of its
-        users. An older verifier keeps none. Raises ApiError."""
+        users. One of another version may keep none. Raises ApiError."""
         query = "" if salt is None else f"?{urlencode({SALT: salt})}"
         answer = await self.connection.ask("DELETE", POOL + query, within_s=CHECK_TIMEOUT_S)
         if answer.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND):

@@ -80,7 +80,7 @@ async def test_an_edge_that_drains_is_alive_and_not_ready(tmp_path: Path) -> Non
     assert ready.headers["retry-after"] == "1"
 
 
-# --- a verifier that speaks version 5 of the protocol answers alone
+# --- a verifier that speaks another version of the protocol answers alone
 
 
 @pytest.fixture

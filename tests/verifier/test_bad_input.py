@@ -25,7 +25,7 @@ from tests.verifier.fake_target import STALLS, STOP_TOKEN, V, opening
 NO_ROOM_FOR_A_DRAFT = opening(judge="separate", rejected=True, committed=(4,) * 7)
 BAD_OPENS = [
     ("version", opening(version=PROTOCOL_VERSION + 1), 400, "unsupported_version"),
-    ("version", opening(version=5, judge="separate"), 400, "unsupported_version"),
+    ("version", opening(version=PROTOCOL_VERSION - 1), 400, "unsupported_version"),
     ("model", opening(model="other"), 404, "model_not_found"),
     ("vocabulary", opening(vocabulary="0" * 32), 409, "vocabulary_mismatch"),
     ("identity", opening(identity="another"), 409, "identity_mismatch"),

@@ -255,9 +255,7 @@ class Session:
 
     def _record(self, reply: Framed[Reply]) -> None:
         if isinstance(reply.message, Reused):
-            if self._request.version > 5:
-                self._send(reply)
-            return
+            return self._send(reply)
         now, timeouts = time.monotonic(), self._timeouts
         is_sooner, timeouts.active_at, timeouts.started = not timeouts.started, now, True
         self._may_send += CHAINS_PER_REPLY * self.opened.limits.max_ahead
