@@ -21,9 +21,6 @@ PROMPT: Final = "prompt"
 Spans = Sequence[tuple[int, Origin]]
 """Each run of characters is given by its length and its origin."""
 
-Positions = Sequence[int]
-"""Holds, for each character of a shown text, its index in the text that the model wrote."""
-
 
 class Chain(msgspec.Struct, frozen=True):
     """Reports that the chain has changed."""
@@ -91,9 +88,6 @@ class Report(msgspec.Struct, frozen=True):
 
     text: Spans = ()
     reasoning: Spans = ()
-    calls: Sequence[Spans] = ()
-    """Each piece of a call has its origins here."""
-
     events: Sequence[Event] = ()
 
     def after_prompt(self, characters: int) -> Report:
@@ -133,28 +127,22 @@ class Origins:
         taken, self._tokens = self._tokens, Counter()
         return taken
 
-    def spans(self, pieces: Iterable[Positions]) -> Spans:
-        """Return the origins of a text that consists of these pieces."""
+    def spans(self, pieces: Iterable[range]) -> Spans:
+        """Return the origins of a text that consists of these ranges of the model's text. A
+        character that no token has completed, such as U+FFFD at the end, is from the token that
+        began it."""
         spans: list[tuple[int, Origin]] = []
+        last = self._cut or (self._origins[-1] if self._origins else TARGET)
         for piece in pieces:
-            at = 0
-            while at < len(piece):
-                origin, end = self._at(piece[at])
-                count = bisect_right(piece, end - 1, at) - at
-                at += count
-                if spans and spans[-1][1] == origin:
-                    count += spans.pop()[0]
-                spans.append((count, origin))
+            at, run = piece.start, bisect_right(self._ends, piece.start)
+            while at < piece.stop:
+                known = run < len(self._ends)
+                origin = self._origins[run] if known else last
+                end = min(self._ends[run], piece.stop) if known else piece.stop
+                before = spans.pop()[0] if spans and spans[-1][1] == origin else 0
+                spans.append((before + end - at, origin))
+                at, run = end, run + 1
         return spans
-
-    def _at(self, position: int) -> tuple[Origin, float]:
-        """Return a character's origin, and where the run of that origin ends. A character that
-        no token has completed, such as U+FFFD at the end, is from the token that began it."""
-        run = bisect_right(self._ends, position)
-        if run < len(self._ends):
-            return self._origins[run], self._ends[run]
-        last = self._origins[-1] if self._origins else TARGET
-        return self._cut or last, float("inf")
 
 
 class Watch:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property, partial
-from itertools import repeat
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator
@@ -333,10 +332,8 @@ class ChatAnswer(ChunkAnswer):
         if thoughts := delta.parsed.reasoning:
             thought = self._chunk({"reasoning_content": thoughts}, None, None)
             chunks.insert(0, (thought, report.reasoning))
-        calls = delta.parsed.calls
-        for piece, spans in zip(calls, report.calls or repeat(()), strict=False):
-            call = self._chunk({"tool_calls": [_piece(piece)]}, None, None)
-            chunks.append((call, spans))
+        for piece in delta.parsed.calls:
+            chunks.append((self._chunk({"tool_calls": [_piece(piece)]}, None, None), ()))
         return chunks
 
     def text_chunk(self, text: str, entries: Entries) -> Json:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from picospec.gateway.grammars import decode
-from picospec.gateway.watching import Positions
 
 FIELD: Final = "input"
 """The model is shown a function with this only argument in place of a custom tool."""
@@ -50,9 +49,6 @@ class CallArguments:
 
     index: int
     text: str
-    sources: tuple[Positions, ...] = ()
-    """The piece comes from these positions in the model's text."""
-
     custom: bool = False
 
 
@@ -66,7 +62,7 @@ class Parsed:
     reasoning: str
     calls: tuple[CallPiece, ...]
     reasoning_tokens: int
-    sources: tuple[Positions, ...] = ()
+    sources: tuple[range, ...] = ()
     """The reasoning comes from these positions in the model's text."""
 
 
@@ -174,7 +170,6 @@ class Message:
         self._reasoning = ""
         self._thoughts: list[range] = []
         self._pieces: list[CallPiece] = []
-        self._end = 0  # end of the arguments so far in the model's text
 
     def content(self, text: str, end: int) -> None:
         """Add content, which ends before character `end` of the model's text."""
@@ -196,25 +191,21 @@ class Message:
         self._pieces.append(CallStart(self.calls, self._new_id(), name, custom))
         self.calls += 1
 
-    def arguments(self, text: str, end: int, *, rewritten: bool = False) -> None:
-        """Add a piece of the arguments of the last call, which ends before character `end` of
-        the model's text. rewritten: True if the model wrote the piece in another form."""
+    def arguments(self, text: str) -> None:
+        """Add a piece of the arguments of the last call."""
         if self._input is not None:
-            self.input(self._input.feed(text), end)
+            self.input(self._input.feed(text))
         elif text and not self.complete:
-            source = (end - 1,) * len(text) if rewritten else range(end - len(text), end)
-            self._pieces.append(CallArguments(self.calls - 1, text, (source,)))
-        self._end = end
+            self._pieces.append(CallArguments(self.calls - 1, text))
 
-    def input(self, text: str, end: int) -> None:
-        """Add a piece of a custom tool's input, which was read before character `end`."""
+    def input(self, text: str) -> None:
+        """Add a piece of a custom tool's input."""
         if text and not self.complete:
-            sources = ((end - 1,) * len(text),)
-            self._pieces.append(CallArguments(self.calls - 1, text, sources, custom=True))
+            self._pieces.append(CallArguments(self.calls - 1, text, custom=True))
 
     def end_call(self) -> None:
         if self._input is not None:
-            self.input(self._input.finish(), self._end)
+            self.input(self._input.finish())
         self.complete = not self._parallel
 
     def take_content(self) -> tuple[str, list[range]]:
@@ -237,8 +228,7 @@ def _merged(pieces: list[CallPiece]) -> list[CallPiece]:
     for piece in pieces:
         last = merged[-1] if merged else None
         if isinstance(piece, CallArguments) and isinstance(last, CallArguments):
-            text, sources = last.text + piece.text, last.sources + piece.sources
-            merged[-1] = CallArguments(piece.index, text, sources, piece.custom)
+            merged[-1] = CallArguments(piece.index, last.text + piece.text, piece.custom)
         else:
             merged.append(piece)
     return merged

@@ -46,11 +46,6 @@ class Incoming:
         self.consumed = 0
         """This many characters of the whole text come before `held`."""
 
-    @property
-    def position(self) -> int:
-        """Return the number of characters that were read since the beginning of the text."""
-        return self.consumed + self.at
-
     def feed(self, text: str) -> None:
         self.held += text
 
@@ -219,17 +214,15 @@ def read_value(text: Incoming, notation: Notation = JSON) -> Steps[str]:
         yield
 
 
-def stream_value(text: Incoming, emit: Callable[[str, int], None]) -> Steps[None]:
-    """Pass a JSON object on as it comes, each piece with the position at which the piece ends.
-
-    Raises Malformed after passing on all that may belong to the object.
-    """
+def stream_value(text: Incoming, emit: Callable[[str], None]) -> Steps[None]:
+    """Pass a JSON object on as it comes. Raises Malformed after passing on all that may belong
+    to the object."""
     extent = Extent(JSON)
     while True:
         text.at = extent.scan(text.held, text.at)
         if text.ended and not extent.ended:
             text.at = len(text.held)
-        emit(text.consume(), text.consumed)
+        emit(text.consume())
         if extent.ended or text.ended:
             break
         yield

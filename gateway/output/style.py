@@ -30,7 +30,7 @@ from picospec.gateway.output.formats.base import (
 )
 from picospec.gateway.output.formats.json_calls import Hermes, Llama, Mistral
 from picospec.gateway.output.formats.other_calls import Pythonic, QwenCoder
-from picospec.gateway.output.message import CallArguments, Message, Parsed
+from picospec.gateway.output.message import Message
 from picospec.gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
 from picospec.gateway.ports import Delta, Tokenizer
 from picospec.gateway.watching import Report
@@ -248,22 +248,20 @@ class OutputParser:
             finish,
             delta.statistics,
             parsed,
-            self._merged(reports, spans, parsed),
+            self._merged(reports, spans, parsed.sources),
             stop,
         )
 
     def _merged(
-        self, reports: Sequence[Report], content: Iterable[range], parsed: Parsed
+        self, reports: Sequence[Report], content: Iterable[range], thoughts: Iterable[range]
     ) -> Report | None:
         """Return the reports of several tokens as one, with the origins of the shown text."""
         if (origins := self._detokeniser.origins) is None:
             return None
-        pieces = ((p.sources if isinstance(p, CallArguments) else ()) for p in parsed.calls)
         return Report(
             sum((Counter(each.tokens) for each in reports), Counter()),
             origins.spans(content),
-            origins.spans(parsed.sources),
-            [origins.spans(sources) for sources in pieces],
+            origins.spans(thoughts),
             [event for each in reports for event in each.events],
         )
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from picospec.gateway.grammars import Tags
 from picospec.gateway.output.detokenise import Detokeniser, TextDelta
 from picospec.gateway.output.formats.base import Format
-from picospec.gateway.output.message import CallArguments, Message
+from picospec.gateway.output.message import Message
 from picospec.gateway.output.reading import read_reasoning
 from picospec.gateway.output.style import FORMATS, OutputParser
 from picospec.gateway.ports import Delta, Job
@@ -293,13 +293,11 @@ def spans_of(delta: TextDelta) -> Iterator[tuple[str, Spans]]:
     assert delta.parsed is not None
     yield delta.text, delta.report.text
     yield delta.parsed.reasoning, delta.report.reasoning
-    for piece, spans in zip(delta.parsed.calls, delta.report.calls, strict=True):
-        yield piece.text if isinstance(piece, CallArguments) else "", spans
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 @given(cuts=CUTS, commits=CUTS)
-def test_spans_add_up_to_content_reasoning_and_arguments(
+def test_spans_add_up_to_content_and_reasoning(
     name: str, cuts: list[int], commits: list[int]
 ) -> None:
     answer = THOUGHT + ANSWERS[name]
@@ -313,9 +311,9 @@ def test_spans_add_up_to_content_reasoning_and_arguments(
             assert len(expand(spans)) == len(text)
 
 
-@pytest.mark.parametrize("name", [n for n in ANSWERS if n != "pythonic"])
+@pytest.mark.parametrize("name", ANSWERS)
 @given(commits=CUTS)
-def test_what_is_passed_on_as_it_was_written_has_the_origin_of_its_own_token(
+def test_content_and_reasoning_have_the_origins_of_their_own_tokens(
     name: str, commits: list[int]
 ) -> None:
     answer = THOUGHT + ANSWERS[name]
@@ -323,8 +321,7 @@ def test_what_is_passed_on_as_it_was_written_has_the_origin_of_its_own_token(
 
     shown = list[tuple[str, str]]()
     for delta in read(answer, name, every_character, commits):
-        content, reasoning, *calls = spans_of(delta)
-        for text, spans in (content, reasoning, *(calls if name != "qwen_coder" else ())):
+        for text, spans in spans_of(delta):
             shown += zip(text, expand(spans), strict=True)
 
     assert shown

@@ -143,4 +143,4 @@ def pass_content(text: Incoming, out: Message) -> Steps[None]:
 def pass_input(text: Incoming, out: Message, name: str) -> Steps[None]:
     """Pass all text on as the input of the custom tool `name`, in the only call."""
     out.begin_call(name)
-    yield from text.pass_on((), out.input)
+    yield from text.pass_on((), lambda piece, _: out.input(piece))

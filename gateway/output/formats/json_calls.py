@@ -100,7 +100,7 @@ class JsonCall:
         if not self._begun:
             arguments = self._whole_arguments()
             self._out.begin_call(self._known_name())
-            self._out.arguments(arguments, self._text.position, rewritten=True)
+            self._out.arguments(arguments)
             self._out.end_call()
         self._text.consume()
 
@@ -238,7 +238,7 @@ def _hermes_named(name: str) -> str:
 def _text(text: Incoming, out: Message, name: str) -> Steps[None]:
     out.begin_call(name)
     text.consume()
-    yield from text.pass_on((f"\n{_CLOSE}",), out.input)
+    yield from text.pass_on((f"\n{_CLOSE}",), lambda piece, _: out.input(piece))
     yield from text.take(f"\n{_CLOSE}")
     out.end_call()
 

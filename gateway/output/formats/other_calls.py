@@ -76,7 +76,7 @@ def _python_call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
         raise Malformed("there is no such tool")
     arguments = yield from _python_arguments(text)
     out.begin_call(name)
-    out.arguments(arguments, text.position, rewritten=True)
+    out.arguments(arguments)
     out.end_call()
     text.consume()
     yield from text.space()
@@ -202,13 +202,13 @@ def _coder_arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[No
         key = yield from text.match(_KEY)
         yield from text.expect(">")
         text.consume()
-        out.arguments(f"{before}{encode(key)}: ", text.consumed, rewritten=True)
+        out.arguments(f"{before}{encode(key)}: ")
         before = ", "
         yield from _value(text, out, schemas.get(key, {}))
         yield from text.space()
     closed = yield from text.take(_FUNCTION_END)
     if closed or not text.ended:
-        out.arguments("{}" if before == "{" else "}", text.position, rewritten=True)
+        out.arguments("{}" if before == "{" else "}")
     if not closed:
         raise Malformed("the function does not end")
 
@@ -220,8 +220,7 @@ def _value(text: Incoming, out: Message, schema: Schema) -> Steps[None]:
         yield from _stream_string(text, out)
     else:
         value = yield from _whole_value(text)
-        written = _coder_as_json(value.removesuffix("\n"), kinds(schema))
-        out.arguments(written, text.position, rewritten=True)
+        out.arguments(_coder_as_json(value.removesuffix("\n"), kinds(schema)))
     yield from text.take("\n")
     yield from text.expect(_PARAMETER_END)
     text.consume()
@@ -229,17 +228,16 @@ def _value(text: Incoming, out: Message, schema: Schema) -> Steps[None]:
 
 def _stream_string(text: Incoming, out: Message) -> Steps[None]:
     text.consume()
-    out.arguments('"', text.consumed)
+    out.arguments('"')
     while True:
         end, found = text.find_literal((_PARAMETER_END, "\n" + _PARAMETER_END))
         if text.ended and not found:
             raise Malformed("the value does not end")
-        written = encode(value := text.consume(end))[1:-1]
-        out.arguments(written, text.consumed, rewritten=written != value)
+        out.arguments(encode(text.consume(end))[1:-1])
         if found:
             break
         yield
-    out.arguments('"', text.consumed)
+    out.arguments('"')
 
 
 def _whole_value(text: Incoming) -> Steps[str]:
