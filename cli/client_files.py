@@ -221,8 +221,6 @@ class Changed(Exception):
 class _Record(msgspec.Struct, frozen=True):
     file: str
     sha256: str
-    """The hash of the content that was written."""
-
     made_folder: bool
 
 

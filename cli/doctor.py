@@ -56,8 +56,6 @@ class Finding:
     ok: bool
     found: str
     remedy: str = ""
-    """The advice if the check is not ok."""
-
     warns: bool = False
     """The check is ok, but could be better: the remedy describes how."""
 
@@ -271,11 +269,9 @@ DRAFT_STEPS: Final = 12
 """This many steps of the draft model are timed, after 64 tokens."""
 
 TARGET_TOKENS: Final = 17
-"""The target is timed over this many tokens."""
 
 PROMPT: Final = "1, 2, 3,"
 ANSWER_S: Final = 60.0
-"""An answer of the target may take this many seconds."""
 
 
 async def check_drafting(

@@ -24,7 +24,6 @@ REPORT_INTERVAL_S: Final = 0.05
 """The observer looks at the chain at this interval: a client draws at most 20 a second."""
 
 MIN_LINK_INTERVAL_S: Final = 0.5
-"""Two events of the link are at least this far apart."""
 
 MAX_LINK_INTERVAL_S: Final = 10.0
 """An event of the link follows after at most this time, so that no proxy considers the stream

@@ -48,8 +48,6 @@ class Account:
 
     completion_tokens: int = 0
     reasoning_tokens: int = 0
-    """This many of the completion tokens are reasoning."""
-
     status: int = 0
     """This HTTP status is logged and counted: 499 if the client left, even after a 200."""
 

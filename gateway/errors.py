@@ -149,8 +149,6 @@ class Shape:
     """Shapes errors for a client. Each door has its own Shape; the defaults are OpenAI's."""
 
     body: Callable[[ApiError], object] = ApiError.body
-    """Returns the JSON."""
-
     full: int = Overloaded.status
     """The client gets this status if the service is full."""
 

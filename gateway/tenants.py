@@ -33,7 +33,6 @@ from picospec.gateway.tracing import LogLimit
 # be used as a key. No error of this module quotes the content of the file.
 
 KEY_BYTES: Final = 24
-"""A key is made of this many random bytes."""
 
 MAX_FILE_BYTES: Final = 1 << 20
 """A file of keys has at most this many bytes: about 10,000 keys, which are read in 0.2 s. No

@@ -29,8 +29,6 @@ class Chain(msgspec.Struct, frozen=True):
     epoch: int
     position: int
     tokens: int
-    """The chain has this many tokens."""
-
     broken: bool
     """True if the chain was wrong; `position` is then that of its first wrong token."""
 

@@ -34,7 +34,6 @@ FILES: Final = (
     "generation_config.json",
     "config.json",
 )
-"""These files of a repository are read."""
 
 _SPACE: Final = "\u2581"
 """SentencePiece writes this for a space."""

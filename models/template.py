@@ -96,7 +96,6 @@ class ChatTemplate:
             raise ValueError(f"the chat template cannot be read: {error}") from error
         self._variables = variables
         self.takes_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
-        """True if the template shows tools to the model."""
 
     def render(
         self,

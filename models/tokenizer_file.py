@@ -32,7 +32,6 @@ MAX_BYTES: Final = 64 << 20
 """A tokenizer has at most this many bytes uncompressed; the largest known ones have 35 MB."""
 
 MAX_PACKED_BYTES: Final = 32 << 20
-"""A tokenizer has at most this many bytes as it is sent."""
 
 MAX_TEMPLATE_CHARS: Final = 1 << 20
 
@@ -45,8 +44,6 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     """This is a GGUF file without tensors, or a tokenizer.json."""
 
     template: str = ""
-    """The model has this chat template; empty if it has none."""
-
     named_tokens: dict[str, str] = {}
     """A chat template knows these tokens as `bos_token`, `eos_token` and so on."""
 
@@ -54,8 +51,6 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     """See Vocabulary. A GGUF file contains this and the next two; they are unset here then."""
 
     stop_tokens: list[int] = []
-    """These tokens end a turn."""
-
     padding: int = 0
     """See Vocabulary."""
 

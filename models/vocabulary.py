@@ -24,8 +24,6 @@ class Vocabulary:
     """These tokens are markers, such as <|im_end|>, instead of text."""
 
     stop_tokens: frozenset[int]
-    """These tokens end a turn."""
-
     eos: int | None = None
     """This token ends a text; it is one of `stop_tokens`."""
 

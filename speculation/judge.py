@@ -77,8 +77,6 @@ class EdgeHalf:
     """One answer's half at the edge. By default the verifier leaves no token to it."""
 
     sampler: DraftSampler
-    """Draws the draft tokens."""
-
     sends_at_once = False
     """True if each draft token is sent as soon as it is drawn, whatever the policy decides."""
 

@@ -240,7 +240,6 @@ class _Follower:
 # the budget, unless the reasoning has ended before it or never began.
 
 BUDGET: Final = "thinking_budget"
-"""The extra by which an Open sets a budget."""
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

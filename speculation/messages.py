@@ -61,7 +61,6 @@ MAX_VERIFY: Final = 256
 """No verifier judges more draft tokens in one pass."""
 
 MAX_ADAPTERS: Final = 1024
-"""A model is served with at most this many LoRA adapters."""
 
 Judge = Literal["coupled", "separate"]
 TokenId = int

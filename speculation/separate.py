@@ -141,7 +141,6 @@ HEAD_COVERS: Final = 0.999
 """The head of a Reject covers this share of p, if HEAD_TOKENS tokens are enough for that."""
 
 HEAD_TOKENS: Final = 512
-"""The head of a Reject has at most this many tokens."""
 
 TAIL_SAMPLES: Final = 8
 """A Reject has this many samples of the tail; an edge that needs more asks for them."""

@@ -24,7 +24,6 @@ from picospec.verifier.target import Target
 State = Literal["loading", "ready", "draining", "failed", "stopping"]
 
 CHECK_S: Final = 1.0
-"""A lost target is noticed within this many seconds."""
 
 HEARTBEAT_S: Final = 5.0
 """The target's heartbeats are this many seconds apart. They add to the time until a hanging

@@ -106,14 +106,8 @@ class KvSlot:
     """The number of slots taken so far, at the time when this one was last taken."""
 
     tokens: list[TokenId] = field(default_factory=list)
-    """The tokens that the cache holds of the sequence."""
-
     owner: object = None
-    """The owner of these tokens."""
-
     view: View = WHOLE
-    """The tokens are this view of a context."""
-
     session: object = None
     """The tokens were last read for this session."""
 

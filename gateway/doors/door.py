@@ -59,8 +59,6 @@ class Answer(ABC):
     """Writes one answer, streamed or whole."""
 
     media_type: ClassVar[str] = "text/event-stream; charset=utf-8"
-    """A stream has this media type."""
-
     keep_alive: ClassVar[bytes] = b": keep-alive\n\n"
     """This is sent while there is nothing else to send; b"" for nothing. Clients skip a
     comment, as the standard of server-sent events says."""

@@ -163,7 +163,6 @@ def place_of(item_id: str) -> tuple[str, int]:
 
 
 Keep = Callable[[Json], None]
-"""Stores a complete response."""
 
 _REPEATED: Final = (
     "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",

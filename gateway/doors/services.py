@@ -42,8 +42,6 @@ MAX_AGE_S: Final = 6 * 3600.0
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
     response: bytes
-    """This is the response, as JSON."""
-
     items: bytes
     """These are all items before the response's output, as JSON."""
 
@@ -60,8 +58,6 @@ class ResponseStore:
         self._clock = clock
         self._kept: OrderedDict[str, tuple[StoredResponse, float]] = OrderedDict()
         self.size_bytes = 0
-        """All kept responses together have this many bytes."""
-
         self._lock = Lock()
 
     def keep(self, id: str, kept: StoredResponse) -> None:
@@ -146,8 +142,6 @@ class Services:
     checks: ThreadTurns = field(
         default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
     )
-    """Large bodies are checked in these turns."""
-
     stores: WeakKeyDictionary[Tenant, ResponseStore] = field(default_factory=WeakKeyDictionary)
     """Each tenant's kept responses are here for as long as the tenant exists."""
 

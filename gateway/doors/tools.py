@@ -176,8 +176,6 @@ class ToolUse:
     """If set, the answer must be one call of this tool; `choice` is "required" then."""
 
     parallel: bool = True
-    """True if the answer may have more than one call."""
-
     strict: frozenset[str] = frozenset()
     """The arguments of these tools must conform to their schemas."""
 

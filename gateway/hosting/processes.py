@@ -84,7 +84,6 @@ RESTART_WAITS_S: Final = (1.0, 5.0, 15.0)
 fails again; a service that fails after the last wait is not started again."""
 
 RESTART_RESET_S: Final = 600.0
-"""After this uptime the restart counter of a service is reset."""
 
 LINE_LIMIT_BYTES: Final = 1 << 20
 """A longer line of output is dropped."""

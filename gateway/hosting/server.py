@@ -207,8 +207,6 @@ class DeadlinesProtocol(H11Protocol):
     exceeds the bound."""
 
     _max_connections: ClassVar[int]
-    """The server has at most this many connections."""
-
     _open: ClassVar[set[asyncio.Transport]]
     _idle: ClassVar[dict[asyncio.Transport, None]]
     """Holds the idle connections in the order in which they became idle."""

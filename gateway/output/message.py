@@ -40,7 +40,6 @@ class CallStart:
     id: str
     name: str
     custom: bool = False
-    """True if the tool is a custom tool, which takes a text."""
 
 
 @dataclass(frozen=True, slots=True)

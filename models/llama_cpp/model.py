@@ -345,7 +345,6 @@ class Length:
 
     sequences: int
     kv_bytes: int
-    """The KV of all sequences together has this size."""
 
     def log_fields(self) -> dict[str, int]:
         """Return the fields for a log."""

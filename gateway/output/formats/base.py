@@ -25,14 +25,10 @@ class AllowedOutput:
     """Defines what an answer may contain besides reasoning."""
 
     tools: Schemas
-    """These functions may be called."""
-
     required: bool
     """True if there must be a call, and no content."""
 
     parallel: bool
-    """True if there may be several calls."""
-
     content: Constraint | None
     """Content conforms to this constraint; None: it is free."""
 
