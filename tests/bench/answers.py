@@ -8,8 +8,14 @@ import msgspec
 import numpy as np
 
 from picospec.bench.data.results import Answer, Host, Results, Settings, rows
+from picospec.bench.link import Conditions
+from picospec.bench.simulator.arms import Arm
+from picospec.bench.simulator.ends import Answer as SimulatedAnswer
+from picospec.bench.simulator.hosts import Hosts, gpu
+from picospec.bench.simulator.source import Source
+from picospec.bench.simulator.world import World, simulate
 from picospec.bench.traces import Trace
-from picospec.speculation.messages import TokenId
+from picospec.speculation.messages import Limits, TokenId
 
 ANSWER = Answer(
     "cloud", "code", "p", 0, 10.0, None, 0.0, "same", tokens=10, first_share=0.0, seconds=1.0,
@@ -48,3 +54,32 @@ def results(*answers: Answer) -> Results:
     link: dict[str, float | None] = {"jitter_ms": 0.0}
     settings: Settings = {"tokens": 10, "repeats": 1}
     return Results(host, "abc123", models, link, settings, rows(answers), list(answers))
+
+
+# A simulated answer, alone on a host where a draft step takes a tenth of a pass.
+
+DRAFT_S, PASS_S = 0.01, 0.1
+GPU = gpu(PASS_S, DRAFT_S)
+
+
+def run(
+    arm: Arm,
+    source: Source,
+    *,
+    rtt_ms: float = 0.0,
+    hosts: Hosts = GPU,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    **link: float,
+) -> SimulatedAnswer:
+    world = World(hosts, Conditions(rtt_ms=rtt_ms, **link), limits)
+    (answer,) = simulate(world, arm, [[source]])
+    return answer
+
+
+def rounded(seconds: float) -> float:
+    return round(seconds, 9)
+
+
+def whole_gaps_s(answer: SimulatedAnswer) -> set[float]:
+    """The gaps without those at the ends."""
+    return {rounded(gap_ms / 1000) for gap_ms in answer.gaps_ms[2:-20]}

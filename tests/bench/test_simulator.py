@@ -31,8 +31,17 @@ from picospec.bench.traces import Trace
 from picospec.speculation.distributions import distribution, noise_index
 from picospec.speculation.messages import Limits
 from picospec.verifier.settings import MAX_VERIFY
-from tests.bench.answers import answer, results, right_trace
-from tests.bench.simulated import DRAFT_S, GPU, PASS_S, rounded, run, whole_gaps_s
+from tests.bench.answers import (
+    DRAFT_S,
+    GPU,
+    PASS_S,
+    answer,
+    results,
+    right_trace,
+    rounded,
+    run,
+    whole_gaps_s,
+)
 
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
 """llama.cpp on one core: a row costs nearly a pass."""

@@ -39,7 +39,7 @@ from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.models.llama_cpp.library import Library
 from picospec.models.store import open_store
 from tests.cli.screen import Screen
-from tests.edge_agent.engines import FACTS
+from tests.edge_agent.fakes import FACTS
 
 
 def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from random import Random
 from typing import Literal
@@ -15,6 +15,7 @@ from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.models.llama_cpp.model import Limits, Model, Segment
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import tokenizer_file
+from picospec.models.vocabulary import Vocabulary
 from picospec.speculation.distributions import Logits
 
 Name = Literal["smollm2", "qwen"]
@@ -93,3 +94,28 @@ class Typist:
             if (token := self._draft._ids.get(rest[:size])) is not None:
                 row[token] = 20.0 + (size if self.longest else 10.0 * self._random.random())
         return row
+
+
+# A tokenizer of a few pieces that takes the longest piece, as often as it can.
+
+
+class WordEncoder:
+    """models.tokenizing.tokenizer.Encoder. The first of the special tokens ends a turn."""
+
+    raw_beginning: tuple[int, ...] = ()
+    chat_beginning: tuple[int, ...] = ()
+
+    def __init__(self, pieces: Sequence[bytes], special: Collection[int]) -> None:
+        end = min(special)
+        self.vocabulary = Vocabulary(tuple(pieces), frozenset(special), frozenset({end}), end)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        pieces = self.vocabulary.pieces
+        tokens, rest = list[int](), text.encode()
+        while rest:
+            fit = [t for t, piece in enumerate(pieces) if rest.startswith(piece)]
+            if not fit:
+                break
+            tokens.append(max(fit, key=lambda token: len(pieces[token])))
+            rest = rest[len(pieces[tokens[-1]]) :]
+        return tokens

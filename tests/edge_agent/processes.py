@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import pytest
+import trustme
 
 from picospec.bench.run.services import free_port
+from picospec.edge_agent.draft.drafter import NoDrafter
+from picospec.edge_agent.link.connection import Connection
+from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.drain import beside
+from picospec.gateway.ports import Job, Sampling
+from tests.edge_agent.fake_verifier import target_at
+from tests.edge_agent.fakes import engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,3 +86,145 @@ def wait_for(
         else:
             return
     raise TimeoutError("the service does not listen")
+
+
+# The shipped proxy configurations, with this machine's addresses in place of those in them.
+
+NGINX: Final = """daemon off; worker_processes 1; pid nginx.pid; error_log stderr;
+events {{ worker_connections 1024; }}
+http {{ access_log off; {paths} include {file}; }}
+"""
+TEMPORARY: Final = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+@contextmanager
+def proxying(
+    name: str, ports: tuple[int, int], folder: Path, change: Callable[[str], str] = str
+) -> Iterator[tuple[str, bytes]]:
+    """Run a proxy before two verifiers; yield its URL, and the authority of its certificate.
+
+    change: what is to be different from the shipped configuration.
+    """
+    authority, port = trustme.CA(), free_port()
+    given = authority.issue_cert("localhost")
+    given.private_key_and_cert_chain_pem.write_to_path(str(folder / "proxy.pem"))
+    given.private_key_pem.write_to_path(str(folder / "key.pem"))
+    given.private_key_and_cert_chain_pem.write_to_path(str(folder / "fullchain.pem"))
+    file = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf"}[name]
+    shipped = (ROOT / "deploy/proxies" / file).read_text()
+    places = {
+        "10.0.0.5:9000": f"127.0.0.1:{ports[0]}",
+        "10.0.0.6:9000": f"127.0.0.1:{ports[1]}",
+        "/etc/picospec": str(folder),
+        "bind :443": f"bind 127.0.0.1:{port}",
+        "listen 443": f"listen 127.0.0.1:{port}",
+    }
+    for there, here in places.items():
+        shipped = shipped.replace(there, here)
+    (folder / file).write_text(change(shipped))
+    running = subprocess.Popen(_command(name, folder, folder / file), cwd=folder)
+    try:
+        wait_for(port)
+        yield f"https://localhost:{port}", authority.cert_pem.bytes()
+    finally:
+        running.terminate()  # nginx ends its workers
+        running.wait()
+
+
+def _command(name: str, folder: Path, file: Path) -> list[str]:
+    if name == "haproxy":
+        return ["haproxy", "-db", "-f", str(file)]
+    paths = "".join(f"{each}_temp_path {folder}/{each}; " for each in TEMPORARY)
+    main = folder / "main.conf"
+    main.write_text(NGINX.format(paths=paths, file=file))
+    return ["nginx", "-p", str(folder), "-c", str(main), "-e", "stderr"]
+
+
+def is_here(name: str) -> bool:
+    return shutil.which(name) is not None
+
+
+PROXIES: Final = [
+    pytest.param(name, marks=pytest.mark.skipif(not is_here(name), reason=f"no {name} here"))
+    for name in ("haproxy", "nginx")
+]
+
+
+# Fake verifiers in processes of their own, and an edge's answers from them.
+
+TOKENS = 200
+"""Of an answer: at 10 ms each it takes two seconds."""
+
+TEXT = [target_at(position) for position in range(TOKENS)]
+
+
+@contextmanager
+def running(*names: str) -> Iterator[list[Process]]:
+    with ThreadPoolExecutor() as threads:
+        processes = list(threads.map(start, names))
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@asynccontextmanager
+async def using(
+    urls: list[str], metrics: EdgeMetrics, deadline_s: float = 10.0, ca: bytes | None = None
+) -> AsyncIterator[Verifiers]:
+    connections = [Connection(url, key=None, ca_certificate=ca) for url in urls]
+    uplinks = [Uplink(each, metrics, i) for i, each in enumerate(connections)]
+    verifiers = Verifiers(uplinks, metrics, deadline_s)
+    try:
+        async with beside(verifiers.watch()):
+            await verifiers.probe()
+            yield verifiers
+    finally:
+        await verifiers.close()
+
+
+class Answer:
+    """Return what an edge without drafts answers; `lose` is called once, after 20 tokens."""
+
+    def __init__(
+        self, verifiers: Verifiers, metrics: EdgeMetrics | None = None, tokens: int = TOKENS
+    ) -> None:
+        self.tokens: list[int] = []
+        self.gap_s = 0.0
+        """The longest time between two tokens."""
+
+        self._edge = engine(verifiers, metrics, NoDrafter())
+        self._job = Job("r", (1, 2, 3), tokens, Sampling(), 5)
+
+    async def run(
+        self, lose: Callable[[], Awaitable[object] | None] | None = None
+    ) -> list[int]:
+        last = time.monotonic()
+        async with asyncio.timeout(20):
+            async for delta in self._edge.generate(self._job):
+                if self.tokens:
+                    self.gap_s = max(self.gap_s, time.monotonic() - last)
+                last = time.monotonic()
+                self.tokens += delta.tokens
+                if lose and len(self.tokens) >= 20:
+                    if (lost := lose()) is not None:
+                        await lost
+                    lose = None
+        return self.tokens
+
+
+async def ask(url: str, path: str) -> bytes:
+    return (await Connection(url, key=None, ca_certificate=None).ask("GET", path)).content
+
+
+async def seen(url: str) -> dict[str, int]:
+    """What a fake verifier has counted."""
+    return dict(json.loads(await ask(url, "/seen")))
+
+
+async def until_cancelled(url: str, more_than: int = 0, within_s: float = 5.0) -> None:
+    """Wait until a fake verifier knows that sessions have been left, more than so many."""
+    async with asyncio.timeout(within_s):
+        while (await seen(url))["cancelled"] <= more_than:  # noqa: ASYNC110 - a process
+            await asyncio.sleep(0.02)

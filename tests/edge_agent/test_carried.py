@@ -16,9 +16,8 @@ from picospec.gateway.drain import beside
 from picospec.gateway.errors import EngineFault
 from picospec.speculation import wire
 from picospec.speculation.messages import Commit, Draft, Finish, Moved
-from tests.edge_agent.fake_verifier import target_at
-from tests.edge_agent.faulty_link import FaultyLink
-from tests.edge_agent.fleet import running, seen, using
+from tests.edge_agent.fake_verifier import FaultyLink, target_at
+from tests.edge_agent.processes import running, seen, using
 from tests.edge_agent.test_proxies import LONG, session
 from tests.edge_agent.test_stalls import Carrying
 from tests.edge_agent.virtual import PASS_S, RTT_S, TEXT, FakeVerifier, run

@@ -15,7 +15,7 @@ from picospec.models.errors import UnknownModel
 from picospec.models.hub import Folder
 from picospec.models.store import Store
 from picospec.models.tokenizer_file import TokenizerFile
-from tests.edge_agent.engines import TokenizerUplink
+from tests.edge_agent.fakes import TokenizerUplink
 from tests.models.test_store import NoHub
 
 FILE = ModelFile("tiny.gguf", bytes=4, repository="o/r")

@@ -22,10 +22,11 @@ from picospec.speculation.messages import (
     TokenId,
     Totals,
 )
-from tests.edge_agent.driven import STOP, Edge
 from tests.edge_agent.fakes import (
     OPENED,
+    STOP,
     CountingSlot,
+    Edge,
     ScriptedLink,
     commits,
     let,

@@ -24,17 +24,20 @@ from picospec.speculation.messages import (
     TokenLogprob,
     Totals,
 )
-from tests.edge_agent.engines import (
+from tests.edge_agent.fakes import (
     FACTS,
     JOB,
+    OPENED,
     FakeUplink,
     OneSlot,
     Paired,
+    ScriptedLink,
     deltas,
     engine,
+    on,
     opened,
+    scripted,
 )
-from tests.edge_agent.fakes import OPENED, ScriptedLink, on, scripted
 
 SEPARATE = EdgeSettings(judge="separate")
 

@@ -25,18 +25,24 @@ from picospec.speculation import coupled
 from picospec.speculation.drafting import DraftingSession
 from picospec.speculation.learning import Latencies
 from picospec.speculation.messages import Commit, Fill, Finish, Limits, TokenId, Totals, opening
-from tests.edge_agent.engines import (
+from tests.edge_agent.fakes import (
     FACTS,
     JOB,
+    CountingSlot,
     FakeUplink,
     OneSlot,
     Paired,
+    ScriptedLink,
     deltas,
     engine,
+    let,
+    on,
     opened,
+    quiet,
+    scripted,
+    sent,
 )
-from tests.edge_agent.fakes import CountingSlot, ScriptedLink, let, on, quiet, scripted, sent
-from tests.edge_agent.words import WordEncoder
+from tests.edge_agent.foreign import WordEncoder
 
 PIECES = [bytes([65 + token // 26, 97 + token % 26]) for token in range(101)]
 SHIFTED = Translation(

@@ -14,8 +14,18 @@ from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import Delta, Job
 from picospec.speculation.messages import Commit, Finish, ModelFacts, TokenId
-from tests.edge_agent.engines import FACTS, JOB, FakeUplink, deltas, engine, opened
-from tests.edge_agent.fakes import ScriptedLink, on, quiet, scripted
+from tests.edge_agent.fakes import (
+    FACTS,
+    JOB,
+    FakeUplink,
+    ScriptedLink,
+    deltas,
+    engine,
+    on,
+    opened,
+    quiet,
+    scripted,
+)
 
 TEXT = "Call me Ishmael. Some years ago"
 PREDICTED = replace(JOB, extras={"prediction": TEXT})

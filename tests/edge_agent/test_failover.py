@@ -14,9 +14,18 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Draining, Unavailable
-from tests.edge_agent.faulty_link import FaultyLink
-from tests.edge_agent.fleet import TEXT, Answer, ask, running, seen, until_cancelled, using
-from tests.edge_agent.processes import Process, start
+from tests.edge_agent.fake_verifier import FaultyLink
+from tests.edge_agent.processes import (
+    TEXT,
+    Answer,
+    Process,
+    ask,
+    running,
+    seen,
+    start,
+    until_cancelled,
+    using,
+)
 
 NOTICED_S = 1.0
 

@@ -28,8 +28,7 @@ from picospec.speculation.distributions import (
     noise_index,
 )
 from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling
-from tests.edge_agent.foreign import PAIRS, TEXTS, Name, Typist, translation
-from tests.edge_agent.words import WordEncoder
+from tests.edge_agent.foreign import PAIRS, TEXTS, Name, Typist, WordEncoder, translation
 
 PROMPT = "<|im_start|>user\nWrite.<|im_end|>\n<|im_start|>assistant\n"
 

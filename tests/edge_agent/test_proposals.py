@@ -43,8 +43,16 @@ from picospec.speculation.messages import (
     TokenId,
 )
 from picospec.speculation.ngrams import Pool
-from tests.edge_agent.engines import FACTS, JOB, FakeUplink, Paired, deltas, engine
-from tests.edge_agent.fakes import quiet, scripted
+from tests.edge_agent.fakes import (
+    FACTS,
+    JOB,
+    FakeUplink,
+    Paired,
+    deltas,
+    engine,
+    quiet,
+    scripted,
+)
 from tests.models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy
 from tests.speculation import edges
 

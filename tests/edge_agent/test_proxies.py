@@ -17,9 +17,17 @@ from picospec.gateway.drain import beside
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
-from tests.edge_agent.fleet import TEXT, Answer, ask, running, seen, using
-from tests.edge_agent.processes import Process
-from tests.edge_agent.proxies import PROXIES, proxying
+from tests.edge_agent.processes import (
+    PROXIES,
+    TEXT,
+    Answer,
+    Process,
+    ask,
+    proxying,
+    running,
+    seen,
+    using,
+)
 
 SESSIONS = 12
 LONG = 400

@@ -20,9 +20,8 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay import _renamed
 from picospec.gateway.errors import InvalidRequest, Unavailable
 from picospec.models.tokenizer import Tokenizer
-from tests.edge_agent.foreign import TEXTS, Name, model, translation
+from tests.edge_agent.foreign import TEXTS, Name, WordEncoder, model, translation
 from tests.edge_agent.virtual import FACTS
-from tests.edge_agent.words import WordEncoder
 
 NAMES: list[Name] = ["smollm2", "qwen"]
 

@@ -15,7 +15,7 @@ from picospec.edge_agent.draft.loading import TargetTokenizer
 from picospec.gateway.errors import EngineFault
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import TokenizerCache, TokenizerFile, tokenizer_file
-from tests.edge_agent.engines import TokenizerUplink
+from tests.edge_agent.fakes import TokenizerUplink
 from tests.edge_agent.foreign import model
 
 pytestmark = pytest.mark.models

@@ -40,8 +40,7 @@ from picospec.gateway.http import error_response
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation.messages import Commit, Down, Draft, Finish, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
-from tests.edge_agent.fleet import seen, until_cancelled
-from tests.edge_agent.processes import Process
+from tests.edge_agent.processes import Process, seen, until_cancelled
 
 
 def uplink_to(url: str, metrics: EdgeMetrics) -> Uplink:

@@ -30,7 +30,7 @@ from picospec.speculation.messages import (
 )
 from picospec.speculation.verify_session import VerifyingSession
 from picospec.verifier.llama_target.scheduler import Part, judge
-from tests.speculation.slow_adjustments import slow
+from tests.speculation.small_models import slow
 
 V = 4
 STOP = 3

@@ -25,7 +25,7 @@ from picospec.gateway.app import create_app
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.middleware import Access
 from picospec.gateway.tracing import Tracing
-from tests.edge_agent.engines import engine
+from tests.edge_agent.fakes import engine
 from tests.gateway.scripted import ByteTokenizer, client_of
 
 

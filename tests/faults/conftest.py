@@ -10,8 +10,7 @@ import pytest_asyncio
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import Plan, World
-from tests.faults.strikes import EDGE_DESCRIPTORS
-from tests.faults.striking import ask_again
+from tests.faults.strikes import EDGE_DESCRIPTORS, ask_again
 
 REPORT = pytest.StashKey[Report]()
 

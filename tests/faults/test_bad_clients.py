@@ -19,7 +19,7 @@ from tests.faults.rig.lines import lines
 from tests.faults.rig.raw_client import RawClient, request
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import World
-from tests.faults.striking import serves_again
+from tests.faults.strikes import serves_again
 from tests.models.chats import Json, user
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]

@@ -13,8 +13,7 @@ from tests.faults.rig.asking import BRIEF, KINDS, MODEL, Answer
 from tests.faults.rig.breakable import POISON
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import World
-from tests.faults.strikes import kill
-from tests.faults.striking import ask_again, serves_again, struck, struck_one
+from tests.faults.strikes import ask_again, kill, serves_again, struck, struck_one
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 

@@ -17,8 +17,7 @@ from tests.faults.rig.asking import Answer, long_prompt
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import World
 from tests.faults.rolling import roll
-from tests.faults.strikes import FAULTS, Fault, kill
-from tests.faults.striking import serves_again, struck, struck_one
+from tests.faults.strikes import FAULTS, Fault, kill, serves_again, struck, struck_one
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 

@@ -16,7 +16,7 @@ from tests.edge_agent.processes import ROOT
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import World
-from tests.faults.striking import ask_again, serves_again
+from tests.faults.strikes import ask_again, serves_again
 
 pytestmark = pytest.mark.faults
 in_session = pytest.mark.asyncio(loop_scope="session")

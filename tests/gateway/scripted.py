@@ -21,6 +21,7 @@ from typing import Any, Literal
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from openai import AsyncOpenAI
 
 from picospec.gateway.accounts import Clock
 from picospec.gateway.app import create_app
@@ -252,3 +253,48 @@ async def served(
         finally:
             server.should_exit = True
             await serving
+
+
+# The real openai SDK as a client of the API, which uvicorn serves on loopback.
+
+
+@asynccontextmanager
+async def sdk(engine: ScriptedEngine, **settings: object) -> AsyncIterator[AsyncOpenAI]:
+    """Give a client of an app of its own, whose key is "k"."""
+    async with (
+        served(make_app(engine, **settings)) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client,
+    ):
+        yield client
+
+
+def writes(text: str, **more: Any) -> ScriptedEngine:  # noqa: ANN401 - ScriptedEngine's
+    """Return a model that writes a text, three bytes a Delta."""
+    data = text.encode()
+    return ScriptedEngine([data[at : at + 3] for at in range(0, len(data), 3)], **more)
+
+
+# Tests read here what a request asks of the engine and the template, whatever its door.
+
+FEATURES = frozenset({"structured_outputs", "presence_penalty"})
+
+
+async def meaning(
+    body: Mapping[str, object], *, path: str = "", template: str = "<think></think><tool_call>"
+) -> tuple[list[Job], list[Body]]:
+    """Return the jobs, without what no two requests share, and what the template got."""
+    engine = ScriptedEngine(features=FEATURES, context_tokens=4096)
+    tokenizer = ByteTokenizer(template=template)
+    answer = await ask(body, engine, path=path, tokenizer=tokenizer)
+    assert answer.status_code == 200, answer.text
+    return [replace(job, request_id="", owner=None) for job in engine.jobs], tokenizer.rendered
+
+
+async def job_of(
+    body: Body, engine: ScriptedEngine | None = None, tokenizer: ByteTokenizer | None = None
+) -> Job:
+    """Return what an engine is asked for, at last, by a request that it serves."""
+    engine = engine or ScriptedEngine()
+    answer = await ask(body, engine, tokenizer=tokenizer)
+    assert answer.status_code == 200, answer.text
+    return engine.jobs[-1]

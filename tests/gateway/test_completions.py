@@ -16,7 +16,6 @@ from starlette.types import Message
 
 from picospec.gateway.doors.door import Answer
 from picospec.gateway.errors import Unavailable
-from tests.gateway.meaning import job_of
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     COUNTED,
@@ -27,6 +26,7 @@ from tests.gateway.scripted import (
     ScriptedEngine,
     ask,
     events_of,
+    job_of,
     make_app,
     refusal,
 )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picospec.gateway.ports import Json
-from tests.gateway.meaning import job_of
-from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, refusal
+from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, job_of, refusal
 
 USER = {"role": "user", "content": "Hi"}
 THOUGHT = {"reasoning": "b", "reasoning_content": "b"}

@@ -12,7 +12,6 @@ from picospec.gateway.doors.request import SERVABLE
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.ports import Sampling, Statistics
 from picospec.gateway.schema import NEUTRAL
-from tests.gateway.meaning import job_of
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     MODEL,
@@ -20,6 +19,7 @@ from tests.gateway.scripted import (
     ScriptedEngine,
     ask,
     client_of,
+    job_of,
     make_app,
     refusal,
 )

@@ -12,8 +12,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from picospec.gateway import grammars
 from picospec.gateway.errors import EngineFault, InvalidRequest, Overloaded, Unavailable
 from picospec.gateway.ports import Job
-from tests.gateway.openai_sdk import sdk, writes
-from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine
+from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine, sdk, writes
 
 ASK = [{"role": "user", "content": "Hello"}]
 

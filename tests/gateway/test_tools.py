@@ -12,11 +12,17 @@ from picospec.gateway import grammars
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.tools import ToolUse
 from picospec.gateway.output.message import CustomInput
-from tests.gateway.meaning import job_of
-from tests.gateway.openai_sdk import sdk, writes
-from tests.gateway.output.grammars import Grammar
-from tests.gateway.output.reading import CUTS, split
-from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, refusal
+from tests.gateway.output.reading import CUTS, Grammar, split
+from tests.gateway.scripted import (
+    Body,
+    ByteTokenizer,
+    ScriptedEngine,
+    ask,
+    job_of,
+    refusal,
+    sdk,
+    writes,
+)
 from tests.gateway.test_sdk import CALL, HERMES, THINKING, WEATHER, calls_sdk_asked
 from tests.gateway.test_sdk import GRAMMAR as CUSTOM_TOOLS_GRAMMAR
 

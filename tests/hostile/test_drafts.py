@@ -36,8 +36,8 @@ from picospec.speculation.ngrams import PromptGrams
 from picospec.speculation.wire import Framed
 from picospec.verifier.routes import DRAFTS_BYTES, check_open
 from picospec.verifier.sessions.session import INITIAL_CHAINS
-from tests.edge_agent.engines import FACTS as LOOKUP_FACTS
-from tests.edge_agent.engines import Paired
+from tests.edge_agent.fakes import FACTS as LOOKUP_FACTS
+from tests.edge_agent.fakes import Paired
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model
 from tests.speculation.small_models import opening as small_opening

@@ -28,9 +28,8 @@ from picospec.models.trial import Outcome
 from picospec.speculation.messages import Finish, Open
 from picospec.verifier.app import PlainEngine
 from picospec.verifier.llama_target.target import KvSlots
-from tests.edge_agent.engines import JOB, FakeUplink, deltas, engine
 from tests.edge_agent.fake_cache import FakeCache, draft_after
-from tests.edge_agent.fakes import scripted
+from tests.edge_agent.fakes import JOB, FakeUplink, deltas, engine, scripted
 from tests.edge_agent.test_proposals import asking
 from tests.models.grammars.small import TOKENIZER
 from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening

@@ -34,7 +34,7 @@ from picospec.models.tokenizer_file import (
     tokenizer_file,
 )
 from picospec.speculation.messages import ModelFacts
-from tests.edge_agent.engines import FACTS
+from tests.edge_agent.fakes import FACTS
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
 
 

@@ -19,10 +19,8 @@ import pytest
 from picospec.edge_agent.link import connection
 from picospec.edge_agent.metrics import EdgeMetrics
 from tests.edge_agent.conftest import metrics as metrics
-from tests.edge_agent.faulty_link import FaultyLink
-from tests.edge_agent.fleet import TEXT, Answer, running, using
-from tests.edge_agent.processes import ROOT
-from tests.edge_agent.proxies import is_here, proxying
+from tests.edge_agent.fake_verifier import FaultyLink
+from tests.edge_agent.processes import ROOT, TEXT, Answer, is_here, proxying, running, using
 
 RENEW_WITHOUT_DESCRIPTORS = """
 import asyncio, os, resource

@@ -26,7 +26,7 @@ from picospec.gateway.errors import ApiError, EngineFault, Unavailable, first_er
 from picospec.models.store import open_store
 from picospec.speculation.messages import Draft, Open, Sampling
 from tests.edge_agent.conftest import metrics as metrics
-from tests.edge_agent.fleet import TEXT, Answer, running, using
+from tests.edge_agent.processes import TEXT, Answer, running, using
 from tests.gateway.scripted import served
 from tests.hostile.hostile_verifier import HOW, SESSIONS, WRONG_FACTS, hostile
 

@@ -15,7 +15,7 @@ from picospec.models.catalogue import ModelFile, Wheel
 from picospec.models.hub import Download
 from picospec.models.llama_cpp.model import Model
 from picospec.models.store import open_store
-from tests.models.sources import CONTENT, silent
+from tests.models.byte_model import CONTENT, silent
 
 
 def sha256(data: bytes) -> str:

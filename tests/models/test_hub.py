@@ -13,8 +13,8 @@ import pytest
 from picospec.models import blobs, hub
 from picospec.models.errors import DiskFull, SourceFailed, UnknownModel, WrongHash
 from picospec.models.store import Store, open_store
+from tests.models.byte_model import silent
 from tests.models.hub_server import FakeHub
-from tests.models.sources import silent
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB, in more than one piece
 FILES = {

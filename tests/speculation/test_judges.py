@@ -27,8 +27,13 @@ from picospec.speculation.distributions import (
 from picospec.speculation.judge import Judgement, Rejection, Row
 from picospec.speculation.messages import Commit, Reject, RemoteProtocolError, Sampling
 from picospec.speculation.separate import PendingRejection, Separate, as_sent, recover
-from tests.speculation.markov import Ends, pvalue
-from tests.speculation.small_models import ALMOST_1, distribution_of, random_distribution
+from tests.speculation.small_models import (
+    ALMOST_1,
+    Ends,
+    distribution_of,
+    pvalue,
+    random_distribution,
+)
 
 
 @given(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from picospec.speculation import logits as adjustments
 from picospec.speculation.logits import MAX_BIASES, Adjust, adjustment, in_turn
 from picospec.speculation.messages import InvalidSetting, Open, Sampling
-from tests.speculation.slow_adjustments import slow
+from tests.speculation.small_models import slow
 
 V = 12
 STOPS = (0, 2)

@@ -22,7 +22,7 @@ from picospec.speculation.lookup import (
 )
 from picospec.speculation.messages import Commit, TokenId
 from tests.speculation.edges import chain_of
-from tests.speculation.repeating import search, texts
+from tests.speculation.small_models import search, texts
 
 COPIED = tuple(range(100, 140))
 """No n-gram is in it twice."""

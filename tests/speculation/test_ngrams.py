@@ -25,7 +25,7 @@ from picospec.speculation.ngrams import (
     keys,
     resumption,
 )
-from tests.speculation.repeating import search, texts
+from tests.speculation.small_models import search, texts
 
 
 @given(texts, st.lists(st.tuples(st.integers(0, 60), texts), max_size=5))

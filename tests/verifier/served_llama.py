@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.ports import Job
 from picospec.gateway.ports import Sampling as PlainSampling
 from picospec.models.store import Found, open_store
-from picospec.speculation.messages import Commit, Limits, Open, TokenId
-from picospec.verifier.app import PlainEngine
+from picospec.speculation.distributions import DraftToken, QuantisedDistribution
+from picospec.speculation.drafting import DraftingSession
+from picospec.speculation.messages import Commit, Draft, Finish, Limits, Open, TokenId
+from picospec.speculation.wire import Framed
+from picospec.verifier.app import PlainEngine, opening
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import LlamaSettings
+from picospec.verifier.target import Target, UnknownSession
 from picospec.verifier.target_host import Host
 from tests.verifier.down import replies_of
-from tests.verifier.llama_edges import TOKENS
 
 LONG = "Here is what I know of the sea. " * 12
 PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")
@@ -64,3 +69,80 @@ async def tokens_of(host: Host, name: str, request: Open) -> list[TokenId]:
     async with aclosing(replies_of(host.ready(), name, request)) as replies:
         messages = [reply.message async for reply in replies]
     return [token for m in messages if isinstance(m, Commit) for token in m.tokens]
+
+
+# Edges whose drafts follow a rule, for sessions at the embedded target.
+
+TOKENS = 24
+Drafter = Callable[[Sequence[TokenId], int, np.random.Generator], Draft | None]
+"""Drafter(text, position, chance): the Draft sent once `position` tokens are committed."""
+
+
+def perfect(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
+    return Draft(at, at, 0, tuple(text[at : at + 6])) if at < len(text) else None
+
+
+def useless(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
+    return Draft(at, at, 0, (7, 8, 9))
+
+
+def patchy(text: Sequence[TokenId], at: int, chance: np.random.Generator) -> Draft | None:
+    drafted = [token if chance.random() < 0.8 else 9 for token in text[at : at + 8]]
+    return Draft(at, at, 0, tuple(drafted)) if drafted else None
+
+
+def late(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | None:
+    start = max(0, at - 3)
+    return Draft(at, start, 0, tuple(text[start : start + 6])) if start < len(text) else None
+
+
+async def with_drafts(
+    host: Host, job: Job, text: Sequence[TokenId], drafter: Drafter, name: str
+) -> tuple[list[TokenId], Finish]:
+    """Run a session whose edge sends a draft after each Commit.
+
+    Perfect drafts are judged however dear their rows are on this machine: fill is `never`, and
+    the first is there before the first pass.
+    """
+    target, chance = host.ready(), np.random.default_rng(5)
+    committed: list[TokenId] = []
+    request = opening(job, target.facts)
+    if drafter is perfect:
+        request = replace(request, fill="never")
+    async with aclosing(replies_of(target, name, request)) as session:
+        coming = asyncio.create_task(anext(session))
+        await asyncio.sleep(0)
+        if drafter is perfect:
+            await target.push(name, Framed(Draft(0, 0, 0, tuple(text[:6]))))
+        while not isinstance(message := (await coming).message, Finish):
+            assert isinstance(message, Commit)
+            assert message.start == len(committed)
+            committed += message.tokens
+            coming = asyncio.create_task(anext(session))
+            draft = drafter(text, len(committed), chance)
+            if (
+                draft
+                and len(committed) < TOKENS
+                and committed[-1] not in target.facts.stop_tokens
+            ):
+                await target.push(name, Framed(draft))
+    return committed, message
+
+
+async def draft_half_right(
+    target: Target, edge: DraftingSession, text: Sequence[TokenId]
+) -> None:
+    """Extend the chain from a distribution that is half right, and send it."""
+    while edge.may_extend and len(edge.chain) < 4:
+        at = edge.end
+        distribution = QuantisedDistribution(
+            np.array([text[at % len(text)], 9]), np.array([1 << 15, 1 << 15])
+        )
+        edge.extend(
+            DraftToken(
+                distribution.at(0.75 if at % 3 == 2 else 0.25), confidence=0.5, q=distribution
+            )
+        )
+    if draft := edge.flush():
+        with suppress(UnknownSession):  # it may have finished by now
+            await target.push("separate", Framed(draft))

@@ -21,16 +21,20 @@ from picospec.speculation.messages import Open
 from picospec.verifier.app import opening
 from picospec.verifier.target import TargetFull, Unservable
 from picospec.verifier.target_host import Host
-from tests.verifier.llama_edges import (
+from tests.verifier.served_llama import (
+    PROMPTS,
+    TEMPERATURES,
     TOKENS,
     Drafter,
+    job_of,
     late,
     patchy,
     perfect,
+    plain,
+    tokens_of,
     useless,
     with_drafts,
 )
-from tests.verifier.served_llama import PROMPTS, TEMPERATURES, job_of, plain, tokens_of
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 

@@ -27,17 +27,22 @@ from picospec.verifier.app import PlainEngine, opening
 from picospec.verifier.target import TargetFull
 from picospec.verifier.target_host import Host
 from tests.verifier.down import replies_of
-from tests.verifier.llama_edges import (
+from tests.verifier.served_llama import (
+    LONG,
+    PROMPTS,
+    TEMPERATURES,
     TOKENS,
     Drafter,
     draft_half_right,
+    job_of,
     late,
     patchy,
     perfect,
+    plain,
+    serving,
     useless,
     with_drafts,
 )
-from tests.verifier.served_llama import LONG, PROMPTS, TEMPERATURES, job_of, plain, serving
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 

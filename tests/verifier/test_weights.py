@@ -19,7 +19,7 @@ from picospec.verifier.app import make_target
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import load
-from tests.models.padded import pad
+from tests.models.byte_model import pad
 from tests.models.test_gguf import Q8_0, gguf
 from tests.verifier.served_llama import job_of, plain, serving
 

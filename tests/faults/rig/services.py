@@ -19,7 +19,7 @@ import httpx
 
 from picospec.bench.run.services import free_port
 from picospec.gateway.hosting.parent_death import bound_to_parent
-from tests.edge_agent.faulty_link import FaultyLink
+from tests.edge_agent.fake_verifier import FaultyLink
 from tests.edge_agent.processes import ROOT
 
 READY_WITHIN_S: Final = 300.0

@@ -8,7 +8,6 @@ import pytest
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.messages import MessagesRequest
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
-from tests.gateway.meaning import meaning
 from tests.gateway.messages import claude_code
 from tests.gateway.messages.claude_code import text
 from tests.gateway.scripted import (
@@ -19,6 +18,7 @@ from tests.gateway.scripted import (
     ask,
     client_of,
     make_app,
+    meaning,
 )
 
 HI = {"role": "user", "content": "Hi"}

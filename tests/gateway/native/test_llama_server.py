@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from picospec.gateway.doors.llama_server import LineLimits, limited
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.stream import ChoiceStream
-from tests.gateway.meaning import meaning
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -20,6 +19,7 @@ from tests.gateway.scripted import (
     client_of,
     events_of,
     make_app,
+    meaning,
     refusal,
 )
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from picospec.gateway.errors import Unavailable
-from tests.gateway.meaning import FEATURES, meaning
 from tests.gateway.scripted import (
+    FEATURES,
     MODEL,
     Body,
     ByteTokenizer,
@@ -17,6 +17,7 @@ from tests.gateway.scripted import (
     ask,
     client_of,
     make_app,
+    meaning,
 )
 from tests.gateway.test_completions import slow
 

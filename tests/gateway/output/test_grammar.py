@@ -10,8 +10,7 @@ import pytest
 from picospec.gateway.grammars import Tags
 from picospec.gateway.output.formats.base import AllowedOutput, Constraint, grammar
 from picospec.gateway.output.style import FORMATS, FormatName
-from tests.gateway.output.grammars import Grammar, ids, validates
-from tests.gateway.output.reading import STRING, Tools, read
+from tests.gateway.output.reading import STRING, Grammar, Tools, ids, read, validates
 
 NAMES: Sequence[FormatName] = sorted(FORMATS)
 THINK = Tags("<think>", "</think>")

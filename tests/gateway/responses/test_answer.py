@@ -26,9 +26,8 @@ from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallArguments, CallStart, Parsed
 from picospec.gateway.ports import Delta, Job
 from picospec.gateway.schema import SMALL_BYTES
-from tests.gateway import openai_sdk
-from tests.gateway.openai_sdk import writes
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine
+from tests.gateway import scripted as openai_sdk
+from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, writes
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 KEY = "0" * 32

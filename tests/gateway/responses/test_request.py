@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from picospec.gateway.doors import services
 from picospec.gateway.doors.services import MAX_AGE_S, MAX_BYTES, MAX_RESPONSES
 from picospec.gateway.errors import InvalidRequest
-from tests.gateway.meaning import meaning
-from tests.gateway.scripted import Body, ScriptedEngine, ask, refusal
+from tests.gateway.scripted import Body, ScriptedEngine, ask, meaning, refusal
 from tests.gateway.tenants.holders import Clock
 
 USER = {"role": "user", "content": "Hi"}

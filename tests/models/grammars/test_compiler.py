@@ -15,8 +15,7 @@ from picospec.models import compiler as checker
 from picospec.models import compiler as limits
 from picospec.models.compiler import GrammarCompiler
 from picospec.models.errors import CannotCheck, InvalidGrammar
-from tests.models.grammars.hostile import COMPILED, REJECTED
-from tests.models.grammars.small import STOP, TOKENIZER, V, generated
+from tests.models.grammars.small import COMPILED, REJECTED, STOP, TOKENIZER, V, generated
 
 GOOD = b'{"choice": ["ab", "ba"]}'
 

@@ -11,8 +11,7 @@ import pytest
 
 from tests.faults.rig.asking import MODEL, Answer
 from tests.faults.rig.world import FOLDER, Plan, World
-from tests.faults.strikes import Strike, drain
-from tests.faults.striking import ask_again, struck
+from tests.faults.strikes import Strike, ask_again, drain, struck
 from tests.verifier.vllm_target.conftest import ON_ENGINE, SMALL
 
 pytestmark = ON_ENGINE
