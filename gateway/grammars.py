@@ -142,7 +142,7 @@ _STRING_KEYWORDS: Final = frozenset(
     | {"definitions", "minLength", "maxLength", "pattern"}
 )
 _ANY: Final = "(?s:.*)"
-_LARK: Final = re.compile(r"^\s*(%llguidance\b|start\s*:)", re.MULTILINE)
+_LARK: Final = re.compile(r"^[ \t]*(%llguidance\b|start[ \t]*:)", re.MULTILINE)
 """llguidance takes a grammar without a match of this for GBNF."""
 
 
