@@ -109,7 +109,7 @@ class OllamaRequest(RequestModel):
 
 class OllamaChat(OllamaRequest):
     messages: Annotated[tuple[dict[str, object], ...], FIRST_ERROR] = ()
-    tools: tuple[dict[str, object], ...] = ()
+    tools: Annotated[tuple[dict[str, object], ...], FIRST_ERROR] = ()
 
     @field_validator("messages")
     @classmethod

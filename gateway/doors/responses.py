@@ -339,7 +339,7 @@ class ResponsesRequest(RequestModel):
     parallel_tool_calls: Flag = True
     text: Text = Text()
     reasoning: Reasoning = Reasoning()
-    include: tuple[str, ...] = ()
+    include: Annotated[tuple[str, ...], FIRST_ERROR] = ()
     stream: Flag = False
     store: Flag = True
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None

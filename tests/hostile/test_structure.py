@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from picospec.gateway.schema import (
     MAX_CONTAINERS,
     MAX_STRINGS,
     MAX_VALUES,
+    RequestModel,
     Structure,
     check_structure,
     count_structure,
@@ -86,3 +88,40 @@ async def test_too_many_values_are_a_400_that_says_of_what(
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (400, "too_many_values")
     assert error["message"] == f"the body has more than {what}"
+
+
+def unbounded(schema: Any, path: str) -> Iterator[str]:  # noqa: ANN401 - a schema of pydantic
+    """Yield the arrays of a schema whose items could each have an error."""
+    if isinstance(schema, list | tuple):
+        for each in schema:
+            yield from unbounded(each, path)
+    elif isinstance(schema, dict):
+        varies = schema.get("type") == "list" or "variadic_item_index" in schema
+        checked = schema.get("fail_fast") or schema.get("max_length", 10_000) <= 1024
+        items = schema.get("items_schema")
+        anything = isinstance(items, list) and items[0].get("type") == "any"
+        if varies and not checked and not anything:
+            yield path
+        for name, each in schema.items():
+            if name not in ("metadata", "json_schema_input_schema"):
+                yield from unbounded(each, f"{path}.{name}")
+
+
+def kinds(model: type[RequestModel]) -> Iterator[type[RequestModel]]:
+    for each in model.__subclasses__():
+        yield each
+        yield from kinds(each)
+
+
+def test_a_body_of_wrong_values_has_one_error_an_array() -> None:
+    import picospec.gateway.app  # noqa: F401 - imports all doors
+
+    found = {
+        path
+        for kind in kinds(RequestModel)
+        for path in unbounded(kind.__pydantic_core_schema__, kind.__name__)
+    }
+
+    assert {
+        path for path in found if ".prompt." not in path
+    } == set()  # it has a check of its own
