@@ -10,10 +10,10 @@ from tests.walk.calls import Call, Walk
 from tests.walk.documented import missing, rows
 from tests.walk.measured import Walks, measure
 
-DRAFT_TOKEN = (84, 53)
+DRAFT_TOKEN = (53, 23)
 """A draft token goes through at most so many files and borders of folders, at both ends."""
 
-REQUEST = (95, 60)
+REQUEST = (64, 26)
 """A streamed chat request goes through at most so many at the edge."""
 
 
