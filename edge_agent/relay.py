@@ -83,9 +83,9 @@ def relayed_request(body: bytes, models: Collection[str]) -> RelayedRequest | No
     try:
         check_structure(body)
         fields = msgspec.json.decode(body, type=_Fields)
+        has_media = has_marks and (_has_media(fields.messages) or _has_media(fields.input))
     except (ApiError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    has_media = has_marks and (_has_media(fields.messages) or _has_media(fields.input))
     if not (has_media or fields.model in models):
         return None
     return RelayedRequest(fields.model, fields.n or 1, has_media)

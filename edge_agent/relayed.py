@@ -303,6 +303,8 @@ class Relayed(Response):
         if self._kind == EVENTS:
             shape = self._account.shape
             event = sent_event(shape.body(error), "" if shape is OPENAI else "error")
+            if not self._end.endswith((b"\n\n", b"\r\n\r\n")):
+                event = b"\n\n" + event  # the answer broke within an event
             with suppress(ClientGone):
                 await send_to_client(send, _piece(event, more=False))
 

@@ -165,7 +165,10 @@ async def test_an_answer_that_is_cut_is_never_taken_for_a_whole_one() -> None:
         upstream.answer = streaming("text/event-stream", cut())
         events = await client.post(EMBEDDINGS, json={})
 
-    assert '"code":"upstream_unavailable"' in events.text.splitlines()[-2]
+    broken, error = events.text.removesuffix("\n\n").split("\n\n")
+    assert broken == '{"data": ['
+    assert error.startswith("data: ")
+    assert '"code":"upstream_unavailable"' in error
 
 
 async def test_keys_limits_and_a_drain_hold() -> None:
@@ -305,7 +308,14 @@ def test_who_answers_is_seen_in_any_doors_body(body: object, is_looked_at: bool)
     assert (relayed_request(json.dumps(body).encode(), [MODEL]) is not None) == is_looked_at
 
 
-@pytest.mark.parametrize("body", [b"", b"[" * 10**5, b"\xff", b'{"messages": [{"image":}]}'])
+NESTED = b'{"content": [' * 400 + b"]}" * 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[" * 10**5, b"\xff", b'{"messages": [{"image":}]}', b'{"messages": [%b]}' % NESTED],
+)
 def test_a_body_that_is_wrong_goes_to_its_door(body: bytes) -> None:
     assert relayed_request(b'"image"' + body, [MODEL]) is None
+    assert relayed_request(body[:-1] + b', "input": "image"}', [MODEL]) is None
     assert relayed_request(body, [MODEL]) is None
