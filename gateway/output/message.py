@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 from picospec.gateway.grammars import decode
@@ -224,10 +225,11 @@ class Message:
 def _merged(pieces: list[CallPiece]) -> list[CallPiece]:
     """Join neighbouring pieces of one call's arguments, so that each becomes one event."""
     merged: list[CallPiece] = []
-    for piece in pieces:
-        last = merged[-1] if merged else None
-        if isinstance(piece, CallArguments) and isinstance(last, CallArguments):
-            merged[-1] = CallArguments(piece.index, last.text + piece.text, piece.custom)
+    for _, run in groupby(pieces, lambda piece: isinstance(piece, CallArguments)):
+        group = [*run]
+        if arguments := [piece for piece in group if isinstance(piece, CallArguments)]:
+            text = "".join(piece.text for piece in arguments)
+            merged.append(CallArguments(arguments[-1].index, text, arguments[-1].custom))
         else:
-            merged.append(piece)
+            merged += group
     return merged
