@@ -185,6 +185,13 @@ def test_reasoning_between_special_tokens_may_come_before_required_calls() -> No
     assert read(FORMATS["pythonic"], [answer.strip()], tools=TOOLS).calls
 
 
+MANY = {
+    "properties": {f"a{n}": {"$ref": "#/$defs/x"} for n in range(100)},
+    "$defs": {"x": {"enum": ["y" * 2000]}},
+}
+"""Each argument's rule would have a copy of the definitions."""
+
+
 @pytest.mark.parametrize(
     ("name", "schema", "says"),
     [
@@ -195,6 +202,8 @@ def test_reasoning_between_special_tokens_may_come_before_required_calls() -> No
         ("qwen_coder", {"properties": {"a": {**STRING, "format": "date"}}}, "format"),
         ("qwen_coder", {"properties": {"a": {**STRING, "minLength": "1}/"}}}, "integer"),
         ("qwen_coder", {"properties": {}, "required": [{}]}, "required"),
+        ("qwen_coder", MANY, "times arguments"),
+        ("pythonic", MANY, "times arguments"),
     ],
 )
 def test_a_schema_that_a_format_cannot_express_is_an_error(
