@@ -230,8 +230,9 @@ class Copies:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write(self, client: str, path: Path, content: bytes) -> None:
-        """Keep a copy of a file, then replace its content. Raises OSError."""
+    def write(self, client: str, path: Path, content: bytes, *, has_key: bool = False) -> None:
+        """Keep a copy of a file, then replace its content. has_key: only the user may read it
+        from now on. Raises OSError."""
         path = path.resolve()  # a link to the file stays a link
         numbers = [int(copy.name) for copy in (self._folder / client).glob("*")]
         copy = self._folder / client / str(max(numbers, default=0) + 1)
@@ -242,7 +243,8 @@ class Copies:
         record = _Record(str(path), hashlib.sha256(content).hexdigest(), made)
         (copy / "record.json").write_bytes(msgspec.json.encode(record))
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+        there = path if path.exists() else None
+        _replace(path, content, _mode(there) & (0o700 if has_key else 0o777))
 
     def undo(self, client: str) -> Iterator[Path]:
         """Restore what was there before, and yield each file. Raises Changed, OSError.
@@ -268,8 +270,11 @@ class Copies:
         return sorted((record.parent for record in copies), key=lambda copy: int(copy.name))
 
 
-def _replace(path: Path, content: bytes) -> None:
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600  # it may hold a key
+def _mode(path: Path | None) -> int:
+    return 0o600 if path is None else stat.S_IMODE(path.stat().st_mode)
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
     partial = path.with_name(f".{path.name}.picospec")
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         os.fchmod(file.fileno(), mode)
@@ -279,7 +284,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _restore(path: Path, before: Path, record: _Record) -> None:
     if before.exists():
-        _replace(path, before.read_bytes())
+        _replace(path, before.read_bytes(), _mode(before))
         return
     path.unlink()
     if record.made_folder:

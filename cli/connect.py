@@ -122,7 +122,8 @@ def _write_part(
         return True
     for line, style in _difference(str(path), before, after):
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-    copies.write(client.name, path, after.encode())
+    has_key = edge.key != NO_KEY and edge.key in ours
+    copies.write(client.name, path, after.encode(), has_key=has_key)
     return True
 
 

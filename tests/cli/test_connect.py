@@ -85,11 +85,13 @@ def test_a_file_is_written_and_then_again_as_it_was(name: str, there: bool, home
     assert done is again is any(part.files for part in client.parts)
     for path, old in before.items():
         assert path.read_bytes() != old
-        assert path.stat().st_mode & 0o777 == 0o640
+        has_key = EDGE.key in path.read_text()
+        assert path.stat().st_mode & 0o777 == (0o600 if has_key else 0o640)
         assert f"--- {path}" in shown
     undo(client, Copies(home / "copies"), Screen())
     files = [path for part in client.parts if (path := part.path(os.environ))]
     assert {path: path.read_bytes() for path in files if path.exists()} == before
+    assert all(path.stat().st_mode & 0o777 == 0o640 for path in before)
     assert not list((home / "copies").glob("*/*"))
 
 
