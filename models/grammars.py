@@ -95,7 +95,8 @@ _MARK: Final = "\x02"
 """Hardly any token contains this character together with others."""
 
 _UNSUPPORTED: Final = re.compile(
-    r"^[ \t]*[?!]?[\w-]+[ \t]*\[.*\b(stop|max_tokens|temperature)[ \t]*=.*\][ \t]*:", re.MULTILINE
+    r"^[ \t]*[?!]?[\w-]+[ \t]*\[.*\b(stop|max_tokens|temperature)[ \t]*=.*\][ \t]*:",
+    re.MULTILINE,
 )
 """Matches a Lark rule with an attribute that llguidance cannot roll back, as it must after
 rejected draft tokens, or that it leaves to the sampler."""
