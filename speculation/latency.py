@@ -217,6 +217,10 @@ class PassLatency:
             self._table_s = self._curve.upto(2 * most) * self._slowdown
         return self._table_s[: most + 1]
 
+    def beliefs(self) -> dict[str, float]:
+        """Return the expected latency, in seconds, of each size that was observed."""
+        return {str(rows): self.of(rows) for rows in sorted(self._sizes)}
+
     @property
     def _curve(self) -> _Curve:
         self._known = self._known or _curve({n: s for n, s in self._sizes.items() if s.usual_s})

@@ -83,6 +83,9 @@ class Head:
 MIN_PASS_S: Final = 1e-6
 """A pass counts as at least this long, even if less remains without `extra_judging_s`."""
 
+MAX_SHOWN: Final = 16
+"""`beliefs` has at most this many sessions."""
+
 MIN_HOLD_S: Final = 1e-6
 """Shorter holds count as zero: rounding may leave a remainder of a hold that has ended."""
 
@@ -158,6 +161,19 @@ class VerifyMachine:
             request, limits, vocabulary_size=vocabulary_size, u=self._u, pool=pool
         )
         self._sessions[name] = _Observed(session, now, pool)
+
+    def beliefs(self) -> dict[str, object]:
+        """Return what was learned, for a person to read: the seconds of a pass by its rows, and
+        each session's acceptance and interval between draft tokens, in seconds."""
+        sessions = [
+            {
+                "acceptance": each.session.chain.acceptance,
+                "head": each.head.precision.right,
+                "interval_s": each.arrivals.interval_s,
+            }
+            for each in self._sessions.values()
+        ]
+        return {"pass_s": self.latency.beliefs(), "sessions": sessions[:MAX_SHOWN]}
 
     def close(self, name: str) -> None:
         """Forget a session; a running pass drops its outcome. Harmless when repeated."""

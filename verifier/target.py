@@ -235,6 +235,10 @@ class Target(ABC):
             return SHARED
         return owner_of(tenant, request.sampling.extras.get(SALT))
 
+    async def beliefs(self) -> Sequence[dict[str, object]]:
+        """Return what each machine of the target has learned; see VerifyMachine.beliefs."""
+        return ()
+
     @abstractmethod
     async def forget(self, owner: Owner) -> None:
         """Forget the answers that are kept for an owner; see Pools.forget."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -83,6 +84,18 @@ async def test_drafts_do_not_change_the_text(
     if drafter is perfect:
         assert finish.totals.accepted == finish.totals.judged >= len(text) // 2
         assert finish.totals.passes <= (len(text) + 1) // 2
+
+
+async def test_what_the_machine_has_learned_can_be_read(host: Host) -> None:
+    deltas = PlainEngine(host).generate(job_of(host, PROMPTS[0], 0.0))
+    async with aclosing(deltas):
+        await anext(deltas)
+        (learned,) = await host.ready().beliefs()
+
+    assert isinstance(learned["pass_s"], dict)
+    assert 0.0 < learned["pass_s"]["1"] < 60.0
+    assert len(learned["sessions"]) == 1  # type: ignore[arg-type]
+    json.dumps(learned, allow_nan=False)
 
 
 async def test_settings_change_the_text_and_a_budget_changes_what_follows_it(

@@ -189,6 +189,9 @@ class LlamaTarget(Target):
         slot.send(self._machine.received(session, message.message, arrived=time.monotonic()))
         started(self._scheduler).wake()
 
+    async def beliefs(self) -> Sequence[dict[str, object]]:
+        return [self._machine.beliefs()]
+
     async def forget(self, owner: Owner) -> None:
         self._machine.forget(owner)
 

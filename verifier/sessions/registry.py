@@ -7,6 +7,7 @@ import secrets
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -18,6 +19,9 @@ from picospec.verifier.sessions.session import Session, SessionAccount, Timeouts
 from picospec.verifier.settings import SessionSettings
 from picospec.verifier.target import TargetFull, UnknownSession
 from picospec.verifier.target_host import Host
+
+BELIEFS_S: Final = 1.0
+"""A status waits so long for what the target has learned, which may take a pass."""
 
 
 class Sessions:
@@ -95,7 +99,15 @@ class Sessions:
     async def about(self) -> dict[str, object]:
         """Return the part of /status that only a verifier has."""
         sessions = {"running": len(self.running), "limit": self._settings.max_sessions}
-        return {"service": "verifier", "protocol": PROTOCOL_VERSION, "sessions": sessions}
+        about: dict[str, object] = {
+            "service": "verifier",
+            "protocol": PROTOCOL_VERSION,
+            "sessions": sessions,
+        }
+        with suppress(Exception):  # a status is answered whatever state the target is in
+            async with asyncio.timeout(BELIEFS_S):
+                about["beliefs"] = await self._host.ready().beliefs()
+        return about
 
     def find(self, name: str, tenant: Tenant) -> Session:
         """Return a running session of this tenant. Raises UnknownSession, also for the session

@@ -237,6 +237,10 @@ class SessionScheduler(Scheduler):
         """Forget the answers that are kept for an owner."""
         self._machine.forget(Owner(tenant, user))
 
+    def beliefs(self) -> dict[str, object]:
+        """Return what the machine has learned."""
+        return self._machine.beliefs()
+
     def figures(self) -> dict[str, int]:
         """Return counts that show whether the core makes progress."""
         return {
@@ -349,3 +353,4 @@ EngineCore.picospec_attach = lambda core: core.scheduler.attach(core)
 EngineCore.picospec_read = lambda core: None
 EngineCore.picospec_forget = lambda core, tenant, user: core.scheduler.forget(tenant, user)
 EngineCore.picospec_figures = lambda core: core.scheduler.figures()
+EngineCore.picospec_beliefs = lambda core: core.scheduler.beliefs()

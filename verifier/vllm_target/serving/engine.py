@@ -202,6 +202,10 @@ class Engine:
         """Forget an owner's answers in all cores."""
         await self._ranks.call_all("forget", owner.tenant, owner.user)
 
+    async def beliefs(self) -> list[dict[str, object]]:
+        """Return what the machine of each core has learned."""
+        return await self._ranks.call_all("beliefs")
+
     async def figures(self) -> dict[str, int]:
         """Return the schedulers' counts, summed over all cores."""
         found = await self._ranks.call_all("figures")

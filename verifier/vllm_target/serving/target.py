@@ -268,6 +268,9 @@ class VllmTarget(Target):
         found = await asyncio.to_thread(self._adapters.identities, facts.identity, folder)
         self._facts = msgspec.structs.replace(facts, adapters=found)
 
+    async def beliefs(self) -> Sequence[dict[str, object]]:
+        return await self._engine.beliefs()
+
     async def forget(self, owner: Owner) -> None:
         await self._engine.forget(owner)
 
