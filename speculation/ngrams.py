@@ -103,7 +103,7 @@ class Index:
         """Maps the key of an n-gram to the index of the token that followed it last, behind the
         prompt."""
 
-        self._replaced: list[tuple[list[int], list[int | None]]] = []
+        self._replaced: list[tuple[tuple[int, ...], tuple[int | None, ...]]] = []
         """Each token followed n-grams of these keys, and overwrote these in `_after`."""
 
         self._sums = [0]
@@ -117,7 +117,7 @@ class Index:
 
     def append(self, token: TokenId) -> None:
         at, after, ending = len(self.tokens), self._after, self._ending
-        self._replaced.append((ending, [after.get(gram) for gram in ending]))
+        self._replaced.append((ending, tuple([after.get(gram) for gram in ending])))
         for gram in ending:
             after[gram] = at
         self.tokens.append(token)
@@ -158,10 +158,11 @@ class Index:
     def _extend_sums(self, token: TokenId) -> None:
         self._sums.append((self._sums[-1] + token + 1) * _BASE & _MASK)
 
-    def _keys(self) -> list[int]:
+    def _keys(self) -> tuple[int, ...]:
+        # Of tuples of numbers, unlike of lists, the garbage collector keeps no record.
         sums, last = self._sums, self._sums[-1]
         known = len(sums) - 1
-        return [last - sums[-1 - n] * POWERS[n] & _MASK for n in LENGTHS if n <= known]
+        return tuple([last - sums[-1 - n] * POWERS[n] & _MASK for n in LENGTHS if n <= known])
 
 
 def resumption(
