@@ -102,8 +102,8 @@ async def test_a_request_that_our_keys_let_in_gets_vllms_key() -> None:
     ours = scope("/docs", headers=headers, app=1)
 
     for key in ("theirs", None):
-        bodies = of("bodies").Bodies(512, takes_media=False)
-        await asked(partial(of("service")._pass_on, vllm, bodies, key), ours)
+        bodies = of("endpoints").Bodies(512, takes_media=False)
+        await asked(partial(of("endpoints")._pass_on, vllm, bodies, key), ours)
 
     assert seen[0]["headers"] == [(b"host", b"h"), (b"authorization", b"Bearer theirs")]
     assert seen[1]["headers"] == ours["headers"]
@@ -117,7 +117,7 @@ async def test_our_apps_see_paths_without_vllms_root_path() -> None:
         seen.append((scope["path"], scope["root_path"]))
 
     for path in ("/vllm/v1/speculate/name", "/v1/speculate/name"):
-        await asked(partial(of("service")._serve, app, "/vllm"), scope(path, root_path="/vllm"))
+        await asked(partial(of("endpoints")._serve, app, "/vllm"), scope(path, root_path="/vllm"))
 
     assert seen == [("/v1/speculate/name", "")] * 2
 
@@ -125,7 +125,7 @@ async def test_our_apps_see_paths_without_vllms_root_path() -> None:
 async def test_while_the_service_drains_vllms_routes_take_no_request() -> None:
     drain = Drain()
     drain.begin(60.0)
-    app = of("plain_requests").PlainRequests(None, drain)
+    app = of("plain").PlainRequests(None, drain)
 
     sent = await asked(app, scope())
 
@@ -135,7 +135,7 @@ async def test_while_the_service_drains_vllms_routes_take_no_request() -> None:
 async def test_a_key_without_answers_left_is_turned_away_from_vllms_routes() -> None:
     paying = account(sessions=1)
     paying.begin_answers(1)
-    app = of("plain_requests").PlainRequests(None, Drain())
+    app = of("plain").PlainRequests(None, Drain())
 
     sent = await asked(app, scope(state={"account": paying}))
 
@@ -156,7 +156,7 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
             yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=choices)
 
     llm: Any = SimpleNamespace(generate=generate)
-    of("plain_requests").charge(llm, None, max_choices=2, share_prefixes=False)
+    of("plain").charge(llm, None, max_choices=2, share_prefixes=False)
     params = SamplingParams(output_kind=RequestOutputKind[kind], n=2)
 
     async def vllm(*_: object) -> None:
@@ -166,7 +166,7 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
 
     paying = account()
     for state in ({"account": paying}, {}):
-        await asked(of("plain_requests").PlainRequests(vllm, Drain()), scope(state=state))
+        await asked(of("plain").PlainRequests(vllm, Drain()), scope(state=state))
 
     assert (paying.prompt_tokens, paying.completion_tokens) == (5, 12)
     ours, with_salt, *others = salts
