@@ -117,7 +117,9 @@ async def test_our_apps_see_paths_without_vllms_root_path() -> None:
         seen.append((scope["path"], scope["root_path"]))
 
     for path in ("/vllm/v1/speculate/name", "/v1/speculate/name"):
-        await asked(partial(of("endpoints")._serve, app, "/vllm"), scope(path, root_path="/vllm"))
+        await asked(
+            partial(of("endpoints")._serve, app, "/vllm"), scope(path, root_path="/vllm")
+        )
 
     assert seen == [("/v1/speculate/name", "")] * 2
 
