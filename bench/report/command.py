@@ -139,7 +139,7 @@ def report(
     plot = results.with_name(f"{results.stem}-speedup.png") if plots else None
     if plot:
         try:
-            from picospec.bench.data.statistics import draw
+            from picospec.bench.data.plots import draw
         except ImportError:
             sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
         compared = Comparison(found, found.answers[0].temperature)
