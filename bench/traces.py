@@ -31,14 +31,9 @@ from picospec.models.llama_cpp.model import Context, Model, Segment
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import tokenizer_file
 from picospec.speculation import coupled
-from picospec.speculation.distributions import (
-    DraftSampler,
-    DraftToken,
-    distribution,
-    noise_index,
-    top,
-)
+from picospec.speculation.distributions import DraftSampler, DraftToken, distribution, top
 from picospec.speculation.messages import TokenId
+from picospec.speculation.noise import noise_index
 
 # A Trace is the recorded output of real models for one prompt, stored in one .npz file.
 #

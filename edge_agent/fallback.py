@@ -27,7 +27,6 @@ from picospec.speculation.distributions import (
     Logits,
     distribution,
     logprob_of,
-    noise_index,
 )
 from picospec.speculation.logits import BUDGET, LOGIT_SETTINGS, Adjust, adjustment, in_turn
 from picospec.speculation.messages import (
@@ -40,6 +39,7 @@ from picospec.speculation.messages import (
     TokenLogprob,
     opening,
 )
+from picospec.speculation.noise import noise_index
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)
 """OpenAI parameters served beyond Sampling: all those that an embedded target serves."""

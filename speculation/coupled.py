@@ -20,16 +20,14 @@ from picospec.speculation.distributions import (
     GREEDY_BELOW,
     DraftSampler,
     DraftToken,
-    Floats,
     Logits,
     distribution,
-    gumbel,
-    noise_index,
     softmax_of,
     top,
 )
 from picospec.speculation.judge import EdgeHalf, Judgement, Noise, Row, Rule, VerifierHalf
 from picospec.speculation.messages import Open, Sampling, TokenId
+from picospec.speculation.noise import Floats, gumbel, noise_index
 
 CANDIDATES: Final = 64
 """A draft token is drawn from this many candidates. On the Qwen pair 32 do as well as the whole

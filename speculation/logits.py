@@ -1,4 +1,4 @@
-"""What a request changes in the logits: settings in vLLM's order, and a thinking budget."""
+"""A request changes the logits: by settings, in vLLM's order, and by a thinking budget."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from picospec.speculation.distributions import Logits, Tokens
+from picospec.speculation.distributions import Logits
 from picospec.speculation.messages import InvalidSetting, Open, TokenId
+from picospec.speculation.noise import Tokens
 
 # The settings in `Sampling.extras` that change logits, decoded and checked.
 

@@ -1,4 +1,4 @@
-"""What the two ends of a session tell each other: messages, a target's facts, and errors."""
+"""The two ends of a session exchange messages; they share a target's facts, and errors."""
 
 from __future__ import annotations
 

@@ -17,10 +17,8 @@ from picospec.speculation.distributions import (
     Distribution,
     DraftSampler,
     DraftToken,
-    Floats,
     Logits,
     QuantisedDistribution,
-    Tokens,
     distribution,
     quantise,
     softmax_of,
@@ -38,6 +36,7 @@ from picospec.speculation.messages import (
     Sampling,
     TokenId,
 )
+from picospec.speculation.noise import Floats, Tokens
 
 # The edge's half of `separate` draws draft tokens and the recovered token.
 #

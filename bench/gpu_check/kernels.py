@@ -37,8 +37,8 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from picospec.bench.data.statistics import markdown
 from picospec.bench.gpu_check.parts import Check, NotRun
-from picospec.speculation import distributions as noise
-from picospec.verifier.vllm_target.worker import v2 as by_noise
+from picospec.speculation import noise
+from picospec.verifier.vllm_target.worker import by_noise
 
 Tokens = NDArray[np.int64]
 Line = Mapping[str, str | float]
@@ -234,7 +234,7 @@ class Kernels:
         from picospec.speculation.messages import Sampling
         from picospec.speculation.separate import Separate
         from picospec.verifier.vllm_target.crossing import VerifyRequest
-        from picospec.verifier.vllm_target.worker import v2 as by_p
+        from picospec.verifier.vllm_target.worker.by_p import judge_by_p
 
         passes, logits, chance = Passes.of(rows), self._logits(rows), np.random.default_rng(3)
         logits[:, :LIKELY] = 18.0 + logits[:, :LIKELY] / 10
@@ -248,7 +248,7 @@ class Kernels:
         starts = [start for start, _ in passes.bounds]
 
         right = True
-        found = by_p.judge_by_p(requests, logits, starts)
+        found = judge_by_p(requests, logits, starts)
         for own, request, start in list(zip(found, requests, starts, strict=True))[:CHECKED]:
             read = logits[start : start + WIDTH].cpu().numpy()
             expected = request.judge_logits(read.__getitem__)
@@ -257,7 +257,7 @@ class Kernels:
                 best = int(wanted.p.tokens[wanted.p.p.argmax()])
                 share = own.rejection.p.of(best) if own.rejection else 0.0
                 right &= bool(np.isclose(share, wanted.p.of(best), rtol=1e-4))
-        return lambda: by_p.judge_by_p(requests, logits, starts), right
+        return lambda: judge_by_p(requests, logits, starts), right
 
     def machine(self) -> tuple[bool, str]:
         """Time a step of the verifier's machine on this host's processor."""

@@ -16,7 +16,7 @@ from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import EdgePlan
 from picospec.gateway.ports import NONE
 from picospec.models.vocabulary import Vocabulary
-from picospec.speculation.distributions import gumbel, noise_index
+from picospec.speculation.noise import gumbel, noise_index
 
 # Finds where two answers first differ, and how close the choice was there.
 #

@@ -23,8 +23,9 @@ from picospec.edge_agent.draft.drafter import drafts_while_matching
 from picospec.models.llama_cpp.model import common_prefix
 from picospec.speculation.coupled import SHARPNESS
 from picospec.speculation.coupled import sampler as draft_sampler
-from picospec.speculation.distributions import Distribution, DraftToken, gumbel, noise_index
+from picospec.speculation.distributions import Distribution, DraftToken
 from picospec.speculation.messages import TokenId
+from picospec.speculation.noise import gumbel, noise_index
 
 WRONG: Final = 100_000
 """Tokens from this one on are in no answer. They take three bytes on the wire, like most tokens

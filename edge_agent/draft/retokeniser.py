@@ -14,8 +14,9 @@ import numpy as np
 
 from picospec.models.tokenizer import Encoder, Tokenizer
 from picospec.models.vocabulary import Vocabulary
-from picospec.speculation.distributions import Logits, Tokens
+from picospec.speculation.distributions import Logits
 from picospec.speculation.messages import TokenId
+from picospec.speculation.noise import Tokens
 
 # Tokenises text that still grows, up to the last boundary that no continuation can move.
 #

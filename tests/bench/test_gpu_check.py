@@ -367,6 +367,19 @@ def test_the_quick_check_runs_to_its_end_beside_vllm(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
+def test_the_kernels_need_torch_and_numpy_alone() -> None:
+    pytest.importorskip("torch")
+    script = (
+        "import sys\n"
+        "for name in ('vllm', 'msgspec', 'rich', 'httpx', 'pydantic', 'starlette'):\n"
+        "    sys.modules[name] = None\n"
+        "import picospec.bench.gpu_check.kernels\n"
+    )
+
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.vllm
 def test_the_kernels_are_measured_where_there_is_no_gpu_either(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     report = tmp_path / "report.md"

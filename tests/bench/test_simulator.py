@@ -28,8 +28,9 @@ from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, tra
 from picospec.bench.simulator.table import GAMMAS, Group, SimulatedRow, rows
 from picospec.bench.simulator.world import World, simulate
 from picospec.bench.traces import Trace
-from picospec.speculation.distributions import distribution, noise_index
+from picospec.speculation.distributions import distribution
 from picospec.speculation.messages import Limits
+from picospec.speculation.noise import noise_index
 from picospec.verifier.settings import MAX_VERIFY
 from tests.bench.answers import (
     DRAFT_S,

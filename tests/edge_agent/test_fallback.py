@@ -16,10 +16,11 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
 from picospec.gateway.ports import Delta, Job, Sampling
-from picospec.speculation.distributions import Logits, noise_index
+from picospec.speculation.distributions import Logits
 from picospec.speculation.judges import seeded
 from picospec.speculation.logits import adjustment
 from picospec.speculation.messages import Limits, ModelFacts, opening
+from picospec.speculation.noise import noise_index
 from picospec.speculation.verify_session import Pass
 from picospec.verifier.llama_target.scheduler import Part, judge
 from tests.edge_agent.fake_cache import FakeCache, V, truth

@@ -20,14 +20,9 @@ from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.retokeniser import Retokeniser, Translation
 from picospec.models.tokenizer import Tokenizer
 from picospec.speculation import coupled
-from picospec.speculation.distributions import (
-    DraftSampler,
-    DraftToken,
-    Logits,
-    distribution,
-    noise_index,
-)
+from picospec.speculation.distributions import DraftSampler, DraftToken, Logits, distribution
 from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling
+from picospec.speculation.noise import noise_index
 from tests.edge_agent.foreign import PAIRS, TEXTS, Name, Typist, WordEncoder, translation
 
 PROMPT = "<|im_start|>user\nWrite.<|im_end|>\n<|im_start|>assistant\n"

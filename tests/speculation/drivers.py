@@ -12,13 +12,14 @@ from math import inf
 from random import Random
 
 from picospec.speculation import wire
-from picospec.speculation.distributions import Distribution, DraftToken, noise_index, quantise
+from picospec.speculation.distributions import Distribution, DraftToken, quantise
 from picospec.speculation.draft_machine import DraftMachine, DraftStep, Outcome
 from picospec.speculation.drafting import StreamPolicy
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.lookup import PromptLookup
 from picospec.speculation.messages import Finish, Limits, Open, Opened, Redraw
 from picospec.speculation.ngrams import Pool
+from picospec.speculation.noise import noise_index
 from picospec.speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
 from picospec.speculation.verify_session import Pass, VerifyingSession
 from tests.speculation.small_models import SIZE, Model, plain

@@ -13,17 +13,12 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy import stats
 
-from picospec.speculation.distributions import (
-    Distribution,
-    DraftToken,
-    distribution,
-    noise_index,
-    quantise,
-)
+from picospec.speculation.distributions import Distribution, DraftToken, distribution, quantise
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import DraftingSession, StreamPolicy
 from picospec.speculation.messages import Down, Limits, Open, Sampling, TokenId
 from picospec.speculation.ngrams import LENGTHS, Match
+from picospec.speculation.noise import noise_index
 from picospec.speculation.separate import SeparateEdge
 from picospec.speculation.verify_session import VerifyingSession
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from picospec.speculation import coupled
+from picospec.speculation import coupled, noise
 from picospec.speculation import distributions as distributions
 from picospec.speculation import separate as separate
 from picospec.speculation.distributions import (
@@ -19,11 +19,11 @@ from picospec.speculation.distributions import (
     Distribution,
     QuantisedDistribution,
     distribution,
-    noise_index,
     quantise,
     top,
 )
 from picospec.speculation.messages import Sampling
+from picospec.speculation.noise import noise_index
 
 SIZES = st.sampled_from([1, 2, 63, 64, 65, 500, 1000, 4099])
 SAMPLINGS = st.builds(
@@ -126,8 +126,8 @@ def test_the_coupled_token_is_the_argmax_over_all_tokens(
 ) -> None:
     picked = distribution(values, Sampling()).picked(seed, at)
 
-    noise = distributions.gumbel(seed, at, np.arange(len(values)))
-    assert (values + noise)[picked] == pytest.approx((values + noise).max(), abs=1e-5)
+    added = noise.gumbel(seed, at, np.arange(len(values)))
+    assert (values + added)[picked] == pytest.approx((values + added).max(), abs=1e-5)
 
 
 @given(st.floats(0, 1, exclude_max=True))
@@ -197,7 +197,7 @@ def test_the_slow_hash_is_murmur3() -> None:
 
 @given(st.integers(0, 2**64 - 1), st.integers(-1, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_the_hash_is_murmur3_over_seed_place_and_token(seed: int, at: int, token: int) -> None:
-    (drawn,) = distributions.gumbel(seed, at, np.array([token], np.int64))
+    (drawn,) = noise.gumbel(seed, at, np.array([token], np.int64))
 
     u = (hash_of(seed, at, token) + 0.5) / 2**32
     assert drawn == pytest.approx(-np.log(-np.log1p(-u)), rel=1e-14, abs=1e-14)
@@ -207,20 +207,18 @@ def test_the_hash_is_murmur3_over_seed_place_and_token(seed: int, at: int, token
 def test_a_tokens_noise_does_not_depend_on_the_others(
     seed: int, at: int, order: list[int]
 ) -> None:
-    together = distributions.gumbel(seed, at, np.arange(40))
+    together = noise.gumbel(seed, at, np.arange(40))
 
-    np.testing.assert_array_equal(
-        distributions.gumbel(seed, at, np.array(order)), together[order]
-    )
+    np.testing.assert_array_equal(noise.gumbel(seed, at, np.array(order)), together[order])
 
 
 def test_the_first_output_token_is_drawn_at_the_last_prompt_token() -> None:
-    assert distributions.noise_index(7, 0) == 6
-    assert distributions.noise_index(7, 3) == 9
+    assert noise.noise_index(7, 0) == 6
+    assert noise.noise_index(7, 3) == 9
 
 
 def test_the_noise_is_gumbel_over_tokens() -> None:
-    drawn = distributions.gumbel(2**40 + 5, 11, np.arange(150_000))
+    drawn = noise.gumbel(2**40 + 5, 11, np.arange(150_000))
 
     assert stats.kstest(drawn, "gumbel_r").pvalue > 1e-3
     assert drawn.mean() == pytest.approx(np.euler_gamma, abs=0.02)
@@ -230,7 +228,7 @@ def test_the_noise_is_gumbel_over_tokens() -> None:
 def test_the_noise_is_gumbel_over_places_for_every_seed() -> None:
     tokens = np.array([5, 300, 70_000])
     drawn = np.array(
-        [[distributions.gumbel(seed, at, tokens) for at in range(500)] for seed in range(20)]
+        [[noise.gumbel(seed, at, tokens) for at in range(500)] for seed in range(20)]
     )
 
     each = stats.kstest(drawn, "gumbel_r", axis=1).pvalue
@@ -238,7 +236,7 @@ def test_the_noise_is_gumbel_over_places_for_every_seed() -> None:
 
 
 def test_neighbouring_places_and_tokens_are_not_correlated() -> None:
-    drawn = np.array([distributions.gumbel(3, at, np.arange(300)) for at in range(300)])
+    drawn = np.array([noise.gumbel(3, at, np.arange(300)) for at in range(300)])
     drawn -= drawn.mean()
 
     for one, other in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1])):
@@ -249,8 +247,7 @@ def pvalue(temperature: float) -> float:
     """Test how often each token wins argmax(logits / temperature + noise) against p at 1."""
     logits, tokens = np.array([1.0, 0.5, 0.0, -0.5, -1.0, -2.0]), np.arange(6)
     wins = [
-        np.argmax(logits / temperature + distributions.gumbel(99, at, tokens))
-        for at in range(20_000)
+        np.argmax(logits / temperature + noise.gumbel(99, at, tokens)) for at in range(20_000)
     ]
     p = np.exp(logits) / np.exp(logits).sum()
     return float(stats.chisquare(np.bincount(wins, minlength=6), p * 20_000).pvalue)

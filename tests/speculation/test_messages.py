@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from picospec.gateway.ports import Job, Sampling
-from picospec.speculation import distributions as noise
-from picospec.speculation import messages, wire
+from picospec.speculation import messages, noise, wire
 from picospec.speculation import separate as verifier
 from picospec.speculation.distributions import Q_SCALE
 from picospec.speculation.messages import (

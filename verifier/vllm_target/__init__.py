@@ -7,7 +7,8 @@
                    engine, and the test of itself at start
     core/          in vLLM's core process: a scheduler that begins and ends the sessions' passes
     worker/        in vLLM's worker processes: the judge, where the logits are; v1 hooks it into
-                   Model Runner V1, and v2 into V2, with vLLM's own sampler; heads is beside V2
+                   Model Runner V1, and v2 into V2, with vLLM's own sampler; by_noise and by_p
+                   judge there, also without vLLM; heads is beside V2
     crossing       what travels between them: the plugin's choice, sessions, and a step's orders
 
 Nothing of vLLM is forked or patched on disk: it is vLLM's own server, with plugins.

@@ -131,7 +131,7 @@ def test_on_a_device_separate_is_judged_as_on_the_host_and_the_host_waits_twice(
     requests: list[VerifyRequest], number: int
 ) -> None:
     torch = pytest.importorskip("torch")
-    from picospec.verifier.vllm_target.worker import v2 as by_p
+    from picospec.verifier.vllm_target.worker import by_p
     from tests.verifier.vllm_target.synchronisations import synchronisations
 
     logits = rows(number, 7 * len(requests))

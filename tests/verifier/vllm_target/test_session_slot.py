@@ -11,7 +11,7 @@ import pytest
 
 from picospec.speculation import wire
 from picospec.speculation.coupled import Coupled
-from picospec.speculation.distributions import Distribution, noise_index
+from picospec.speculation.distributions import Distribution
 from picospec.speculation.judge import Judgement, Rejection
 from picospec.speculation.logits import LogitSettings
 from picospec.speculation.messages import (
@@ -25,6 +25,7 @@ from picospec.speculation.messages import (
     Recovered,
     Sampling,
 )
+from picospec.speculation.noise import noise_index
 from picospec.speculation.separate import Separate
 from picospec.speculation.verify_machine import PassPlan, Verdict, VerifyMachine
 from picospec.verifier.vllm_target.core.slot import SessionSlot

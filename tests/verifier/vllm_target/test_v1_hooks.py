@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample import rejection_sampler, sampler
 
-from picospec.speculation import distributions
+from picospec.speculation import noise
 from picospec.speculation.coupled import Coupled
 from picospec.speculation.messages import Sampling
 from picospec.verifier.vllm_target.crossing import VerifyRequest
@@ -72,8 +72,8 @@ def test_each_row_is_drawn_by_its_own_law_and_no_generator_is_drawn_from(runner:
     tokens, _ = runner.sampler.topk_topp_sampler.forward(logits, generators, None, None)
 
     every = np.arange(V)
-    of_session = logits[0].numpy() + distributions.gumbel(9, 4, every)
-    of_seed = logits[1].numpy() + distributions.gumbel(2**64 - 4, 5, every)
+    of_session = logits[0].numpy() + noise.gumbel(9, 4, every)
+    of_seed = logits[1].numpy() + noise.gumbel(2**64 - 4, 5, every)
     assert tokens.tolist() == [of_session.argmax(), of_seed.argmax(), STOCKS]
     generators[1].set_offset(generators[1].get_offset() - 4)  # as vLLM does inside a prompt
 

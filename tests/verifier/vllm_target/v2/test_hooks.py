@@ -15,7 +15,7 @@ from picospec.speculation.coupled import Coupled
 from picospec.speculation.messages import Sampling
 from picospec.speculation.separate import Separate
 from picospec.verifier.vllm_target.crossing import Choice, VerifyRequest
-from picospec.verifier.vllm_target.worker import v2 as by_p
+from picospec.verifier.vllm_target.worker import by_p
 from picospec.verifier.vllm_target.worker.v2 import RunnerHooks
 from tests.verifier.vllm_target.synchronisations import synchronisations
 

@@ -9,7 +9,7 @@ from triton_interpreted.kernels import gumbel_sample_kernel
 from vllm.triton_utils.dispatcher import KernelOverride
 from vllm.v1.worker.gpu.sample import gumbel
 
-from picospec.speculation import distributions
+from picospec.speculation import noise
 
 INTERPRETED = [gumbel._gumbel_sample_kernel]
 """In a list, where vLLM does not find it when it puts the other kernel everywhere."""
@@ -30,7 +30,7 @@ def test_a_thousand_draws_are_those_of_the_noise(monkeypatch: pytest.MonkeyPatch
         for row, slot, noise_index in zip(logits.double().numpy(), slots, at, strict=True):
             drawn = bool(temperatures[slot])
             seed = int(seeds[slot]) % 2**64
-            added = distributions.gumbel(seed, int(noise_index), np.arange(V)) if drawn else 0.0
+            added = noise.gumbel(seed, int(noise_index), np.arange(V)) if drawn else 0.0
             expected.append(int((row + added).argmax()))
 
         for kernel in (interpreted, KernelOverride(interpreted, gumbel_sample_kernel)):
