@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
-from picospec.edge_agent.draft import foreign as foreign_slot
+from picospec.edge_agent.draft import foreign
 from picospec.edge_agent.draft.drafter import Drafter, DraftSlot, step_sampler
 from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.edge_agent.driver import DraftModel, Driver
@@ -247,7 +247,7 @@ class EdgeEngine:
             return self._drafter.take(job.prompt, job.owner)
         if pairing.translation is None:
             return None
-        return foreign_slot.take(self._drafter, pairing.translation, job.prompt, job.owner)
+        return foreign.take(self._drafter, pairing.translation, job.prompt, job.owner)
 
     async def _run(
         self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit

@@ -1,4 +1,4 @@
-"""What passes between a client and another service: the lists, the body up, the answer down."""
+"""Passes a request on to another service, and its answer back: what is listed, and no more."""
 
 from __future__ import annotations
 

@@ -35,9 +35,6 @@ COMBINING: Final = frozenset(
 """With these keywords, a schema of an object demands more than a list of properties."""
 
 
-_SHARED: Final = ("$defs", "definitions")
-
-
 def schemas_of(tools: Sequence[Mapping[str, object]]) -> Schemas:
     """Return the schema of each tool's arguments, by tool name. tools: OpenAI's objects."""
     functions = [_mapping(tool.get("function")) for tool in tools]
@@ -55,9 +52,14 @@ def check_json(schema: Schema) -> None:
 
 def properties(schema: Schema) -> Schemas:
     """Return the schema of each named argument, with the definitions it may refer to."""
-    shared = {name: schema[name] for name in _SHARED if name in schema}
+    shared = _definitions(schema)
     named = _mapping(schema.get("properties"))
     return {name: {**_mapping(value), **shared} for name, value in named.items()}
+
+
+def _definitions(schema: Schema) -> Schema:
+    """Return the definitions that each argument of a schema may refer to."""
+    return {name: schema[name] for name in ("$defs", "definitions") if name in schema}
 
 
 def parameters(schema: Schema) -> Iterator[tuple[str, Schema, bool]]:
@@ -73,8 +75,7 @@ def parameters(schema: Schema) -> Iterator[tuple[str, Schema, bool]]:
         raise ValueError("a required argument is not among the properties")
     for keyword in COMBINING & schema.keys():
         raise ValueError(f"{keyword} is not supported in this model's format of calls")
-    shared = encode({name: schema[name] for name in _SHARED if name in schema})
-    if len(shared) * len(named) > MAX_BYTES:  # each argument's rule has all of them
+    if len(encode(_definitions(schema))) * len(named) > MAX_BYTES:  # each rule has all
         raise ValueError(f"definitions times arguments exceed {MAX_BYTES} bytes")
     for name, value in named.items():
         yield name, value, name in required

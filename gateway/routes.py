@@ -20,14 +20,14 @@ from starlette.responses import Response
 
 from picospec.gateway.accounts import Account
 from picospec.gateway.documents import VERSION, Route, answer_version
-from picospec.gateway.doors import chat as chat
-from picospec.gateway.doors import completions as completions
-from picospec.gateway.doors import llama_server as llama_server
-from picospec.gateway.doors import messages_answer as anthropic
-from picospec.gateway.doors import messages_answer as messages
-from picospec.gateway.doors import ollama as models
-from picospec.gateway.doors import ollama as ollama
-from picospec.gateway.doors import responses_handlers as responses
+from picospec.gateway.doors import (
+    chat,
+    completions,
+    llama_server,
+    messages_answer,
+    ollama,
+    responses_handlers,
+)
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.completions import CompletionRequest, text_of
 from picospec.gateway.doors.door import Body, Convert
@@ -98,8 +98,10 @@ async def list_models(services: Services, request: Request) -> Response:
     models = [(name, facts.named(name)) for name in services.names_of(facts)]
     if "anthropic-version" in request.headers:
         found = [*models, *((name, None) for name in services.models_elsewhere)]
-        listed = [anthropic.model_of(name, services.started, each) for name, each in found]
-        return json_response(anthropic.page_of(listed))
+        listed = [
+            messages_answer.model_of(name, services.started, each) for name, each in found
+        ]
+        return json_response(messages_answer.page_of(listed))
     can = await _capabilities(services, facts, request)
     listed = [_model(services, facts, name) | can for name, facts in models]
     others = [_entry(services, name) for name in services.models_elsewhere]
@@ -113,7 +115,7 @@ async def retrieve_model(services: Services, request: Request) -> Response:
     is_elsewhere = name in services.models_elsewhere
     facts = None if is_elsewhere else await services.facts_of(name)
     if "anthropic-version" in request.headers:
-        return json_response(anthropic.model_of(name, services.started, facts))
+        return json_response(messages_answer.model_of(name, services.started, facts))
     if facts is None:
         return json_response(_entry(services, name))
     can = await _capabilities(services, facts, request)
@@ -275,7 +277,7 @@ def shape_of(path: str, headers: Headers) -> Shape:
     """Return the shape of errors for a request for `path`."""
     listed = path.startswith("/v1/models") and "anthropic-version" in headers
     if listed or path.startswith("/v1/messages"):
-        return messages.SHAPE
+        return messages_answer.SHAPE
     return ollama.SHAPE if path.startswith("/api/") else OPENAI
 
 
@@ -289,7 +291,7 @@ def _door(
 _KEPT: Final = "/v1/responses/{name}"
 _SAME: Final = "The same as with /v1"
 _LINES: Final = "application/x-ndjson"
-_COUNT: Final = partial(count_prompt, MessagesRequest, messages.convert)
+_COUNT: Final = partial(count_prompt, MessagesRequest, messages_answer.convert)
 _CHAT: Final = partial(ollama.convert, ollama.ChatAnswer)
 _TEXT: Final = partial(ollama.convert, ollama.TextAnswer)
 _COMPLETION: Final = ("Go on with a text", NativeCompletionRequest, llama_server.convert)
@@ -298,7 +300,10 @@ ROUTES: Final = (
     _door("/v1/chat/completions", "Answer a chat", ChatRequest, chat.convert),
     _door("/v1/completions", "Go on with a text", CompletionRequest, completions.convert),
     _door(
-        "/v1/messages", "Answer messages, as Anthropic does", MessagesRequest, messages.convert
+        "/v1/messages",
+        "Answer messages, as Anthropic does",
+        MessagesRequest,
+        messages_answer.convert,
     ),
     Route(
         "POST",
@@ -311,27 +316,30 @@ ROUTES: Final = (
         "POST",
         "/v1/responses",
         "Answer as the Responses API does",
-        responses.create,
+        responses_handlers.create,
         ResponsesRequest,
     ),
     Route(
         "POST",
         "/v1/responses/input_tokens",
         "How many tokens the prompt of a response has",
-        responses.count,
+        responses_handlers.count,
         ResponsesRequest,
     ),
-    Route("POST", "/v1/responses/compact", "Not served: a 404", responses.compact),
-    Route("GET", _KEPT, "A response that is kept", responses.retrieve),
-    Route("DELETE", _KEPT, "Forget a response", responses.delete),
+    Route("POST", "/v1/responses/compact", "Not served: a 404", responses_handlers.compact),
+    Route("GET", _KEPT, "A response that is kept", responses_handlers.retrieve),
+    Route("DELETE", _KEPT, "Forget a response", responses_handlers.delete),
     Route(
         "POST",
         f"{_KEPT}/cancel",
         "End a response: what runs ends with its connection",
-        responses.cancel,
+        responses_handlers.cancel,
     ),
     Route(
-        "GET", "/v1/responses/{name}/input_items", "What came before it", responses.input_items
+        "GET",
+        "/v1/responses/{name}/input_items",
+        "What came before it",
+        responses_handlers.input_items,
     ),
     Route("POST", "/tokenize", "The tokens of a text or chat", tokenize, TokenizeRequest),
     Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
@@ -352,15 +360,15 @@ ROUTES: Final = (
     _door("/infill", "Fill in between two texts", InfillRequest, llama_server.convert),
     _door("/api/chat", "Answer a chat", OllamaChat, _CHAT, _LINES),
     _door("/api/generate", "Answer a prompt", OllamaGenerate, _TEXT, _LINES),
-    Route("POST", "/api/show", "What a model can do", models.show, models.ShowRequest),
-    Route("GET", "/api/tags", "The model, by each of its names", models.tags),
-    Route("GET", "/api/ps", "The same, as what is loaded", models.running),
-    Route("GET", "/api/version", "The version of Ollama whose API this is", models.version),
-    Route("POST", "/api/embed", "Not served", models.no_embeddings),
-    Route("POST", "/api/embeddings", "Not served", models.no_embeddings),
-    Route("DELETE", "/api/delete", "Not served", models.not_served),
+    Route("POST", "/api/show", "What a model can do", ollama.show, ollama.ShowRequest),
+    Route("GET", "/api/tags", "The model, by each of its names", ollama.tags),
+    Route("GET", "/api/ps", "The same, as what is loaded", ollama.running),
+    Route("GET", "/api/version", "The version of Ollama whose API this is", ollama.version),
+    Route("POST", "/api/embed", "Not served", ollama.no_embeddings),
+    Route("POST", "/api/embeddings", "Not served", ollama.no_embeddings),
+    Route("DELETE", "/api/delete", "Not served", ollama.not_served),
     *(
-        Route("POST", f"/api/{name}", "Not served", models.not_served)
+        Route("POST", f"/api/{name}", "Not served", ollama.not_served)
         for name in ("pull", "push", "create", "copy")
     ),
 )

@@ -1,4 +1,4 @@
-"""What is told about requests besides answers: spans, and bounded lines of the log."""
+"""Records requests for operators: as spans, and in lines of the log of bounded length."""
 
 from __future__ import annotations
 

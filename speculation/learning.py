@@ -1,4 +1,4 @@
-"""What each end learns from what it sees, and the interface of what proposes by it."""
+"""Each end learns from what it sees, by a running mean; a Proposer makes draft tokens by it."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ from picospec.bench import options
 from picospec.bench.capacity_load import predict
 from picospec.bench.data.results import save
 from picospec.bench.link import HOST, Conditions
-from picospec.bench.pace import loads, machine
-from picospec.bench.pace import vllm_servers as tiny_llama
+from picospec.bench.pace import loads, machine, vllm_servers
 from picospec.bench.pace.fake_target import FAKE_S
 from picospec.bench.pace.loads import (
     DRAFT_S,
@@ -104,7 +103,7 @@ def host(
             asyncio.run(_keep_all(results, lines, out))
         if "vllm" in names:
             with tempfile.TemporaryDirectory() as folder:
-                run([verifier_python, "-m", tiny_llama.__name__, folder], check=True)
+                run([verifier_python, "-m", vllm_servers.__name__, folder], check=True)
                 server = on_cpu(verifier_python, Path(folder), 2 * max(of_vllm))
                 lines = _tiny(server, of_vllm, tokens, turns)
                 asyncio.run(_keep_all(results, lines, out))
@@ -243,7 +242,7 @@ async def _stood_in(
     most = max(count for _, count in grid)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = tiny_llama.make(folder, weights=False)
+        model = vllm_servers.make(folder, weights=False)
         servers: dict[str, tuple[Vllm, Server]] = {}
         for kind in dict.fromkeys(name if "stock" in name else "plugin" for name in names):
             server = on_stand_in(

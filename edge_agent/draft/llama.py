@@ -7,7 +7,7 @@ slots are taken, further sessions run without drafts, by the verifier's fill-in 
 * A pass has one segment of every waiting request. A long prompt is split into chunks, so that
   steps of other sessions share its passes instead of waiting for all of it.
 * A pass that does not end blocks the thread, but no session: its steps fail after a while.
-* A part of a long prompt is read first, the rest when steps leave time (reading_on.py).
+* A part of a long prompt is read first, the rest when steps leave time (slot.py).
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix of the same owner is reused;
   other owners could tell by the timing what was asked (models.llama_cpp.model).

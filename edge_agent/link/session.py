@@ -15,8 +15,7 @@ from typing import Final
 
 import structlog
 
-from picospec.edge_agent.link import connection as upstream_errors
-from picospec.edge_agent.link.connection import LinkDown, session_headers
+from picospec.edge_agent.link.connection import LinkDown, from_fault, session_headers
 from picospec.edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S
 from picospec.edge_agent.link.uplink import Event, Uplink
 from picospec.edge_agent.link.uploads import Inbox, Upload
@@ -391,7 +390,7 @@ class Link:
             case Fault(code=code):
                 if code == HANDOVER_FAULT:
                     self._uplink.note(Event.DRAINS)
-                raise upstream_errors.from_fault(message)
+                raise from_fault(message)
             case _:
                 self._progress.observe_silence(time.monotonic())
 

@@ -15,13 +15,13 @@ import msgspec
 import structlog
 from msgspec import Meta
 
-from picospec.edge_agent.link import connection as upstream_errors
 from picospec.edge_agent.link.connection import (
     MAX_ANSWER_BYTES,
     REQUEST_TIMEOUT_S,
     Answer,
     Connection,
     Response,
+    from_answer,
 )
 from picospec.edge_agent.link.uploads import Uploads
 from picospec.edge_agent.metrics import EdgeMetrics
@@ -266,7 +266,7 @@ class Uplink:
         answer = await self.connection.ask("GET", path, within_s=within_s, max_bytes=max_bytes)
         if answer.status == HTTPStatus.OK:
             return answer
-        error = upstream_errors.from_answer(answer)
+        error = from_answer(answer)
         if isinstance(error, EngineFault | Unavailable | Overloaded):
             raise error
         # the client did not make this request, and must not be blamed for it

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: cores and file descriptors."""
+"""Finds and sets what this process may use of its machine: cores and file descriptors."""
 
 from __future__ import annotations
 

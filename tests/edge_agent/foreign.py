@@ -100,7 +100,7 @@ class Typist:
 
 
 class WordEncoder:
-    """models.tokenizing.tokenizer.Encoder. The first of the special tokens ends a turn."""
+    """models.tokenizer.Encoder. The first of the special tokens ends a turn."""
 
     raw_beginning: tuple[int, ...] = ()
     chat_beginning: tuple[int, ...] = ()

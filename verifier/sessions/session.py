@@ -123,7 +123,7 @@ class SessionAccount:
 
 Entry = Framed[Reply | Fault | Beat]
 
-_BEAT: Final = Framed(Beat(), wire.encode(Beat()))
+BEAT: Final = Framed(Beat(), wire.encode(Beat()))
 
 PUSH_S: Final = 0.001
 """A session that pushes many messages yields to the event loop after this many seconds."""
@@ -229,7 +229,7 @@ class Session:
     def beat(self) -> None:
         """Have `read` return a Beat, unless it has other entries to return."""
         if not (self._news or self.ending):
-            self._send(_BEAT)
+            self._send(BEAT)
 
     async def _run(self) -> None:
         try:

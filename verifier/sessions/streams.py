@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
-from picospec.gateway import http as responses
+from picospec.gateway import http
 from picospec.gateway.accounts import Account
 from picospec.gateway.drain import beside
 from picospec.gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
@@ -25,7 +25,6 @@ from picospec.speculation import wire
 from picospec.speculation.messages import (
     BEAT_S,
     RUN_CHARACTERS,
-    Beat,
     Fault,
     MalformedFrame,
     Message,
@@ -36,7 +35,7 @@ from picospec.speculation.messages import (
 from picospec.speculation.wire import Framed, Record
 from picospec.verifier.sessions.outbox import Outbox
 from picospec.verifier.sessions.registry import Sessions
-from picospec.verifier.sessions.session import PUSH_S, Session
+from picospec.verifier.sessions.session import BEAT, PUSH_S, Session
 from picospec.verifier.target import TargetError, UnknownSession
 
 # Streams a session's messages as one long response body.
@@ -56,7 +55,6 @@ after a minute or more."""
 
 _GONE: Final = Fault("cancelled", "nobody reads the session's stream")
 _MOVED: Final = wire.encode(Moved())
-_BEAT: Final = wire.encode(Beat())
 START: Final[AsgiMessage] = {
     "type": "http.response.start",
     "status": 200,
@@ -97,7 +95,7 @@ class Downstream(Response):
                 with self._watched(unread):
                     await self._send_entries(send)
         except TimeoutError as error:
-            reason = f"the client read nothing for {responses.UNREAD_S:g} s"
+            reason = f"the client read nothing for {http.UNREAD_S:g} s"
             raise ClientGone(reason) from error
         except OSError as error:
             raise ClientGone("the client went away") from error
@@ -130,7 +128,7 @@ class Downstream(Response):
                 async with asyncio.timeout(KEEP_S):
                     await session.read()
             except TimeoutError:
-                await self._write(send, _BEAT)
+                await self._write(send, BEAT.frame)
         if outbox.is_over:
             await _send(send, b"", more=False)
             raise ClientGone("the client's upload stream has ended")
@@ -148,7 +146,7 @@ class Downstream(Response):
 
         def look() -> None:
             silent_s = loop.time() - self._sent_at
-            if self._sends and silent_s >= responses.UNREAD_S:
+            if self._sends and silent_s >= http.UNREAD_S:
                 return unread.reschedule(loop.time())
             if silent_s >= BEAT_S and not self._sends:
                 self._session.beat()

@@ -21,7 +21,6 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
 from picospec.verifier.vllm_target import conflicts
-from picospec.verifier.vllm_target import conflicts as compat
 from picospec.verifier.vllm_target.crossing import CONFIG, NAME, SOCKET, Choice
 from picospec.verifier.vllm_target.dying import bind_cores, die_with_parent
 
@@ -175,7 +174,7 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
             "VLLM_USE_V2_MODEL_RUNNER: vLLM would use Model Runner V1, with which every row of "
             "a session is copied to the host and judged there: that is for CPUs only"
         )
-    compat.check_installation(runner)
+    conflicts.check_installation(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # fail before the model loads
     ours, head = settings(), 0 if asked is None else asked.num_speculative_tokens
     wanted = ours.limits.max_verify
