@@ -47,8 +47,10 @@ from picospec.verifier.settings import VerifierSettings
 
 PASS_MS: Final = 8.0
 PARTS: Final = ("machine", "service", "vllm")
-ARMS: Final = ("stock", "stock-sync", "plugin", "sessions", "useless")
-DRAFTS: Final[Mapping[str, Drafts]] = {"sessions": "right", "useless": "useless"}
+ARMS: Final = ("stock", "stock-sync", "plugin", "sessions", "mixed", "useless")
+DRAFTS: Final[Mapping[str, Drafts]] = {
+    "sessions": "right", "mixed": "mixed", "useless": "useless"
+}  # fmt: skip
 """The edges of these arms draft so. The other arms are plain requests."""
 
 FAILURES: Final = (
@@ -124,8 +126,8 @@ def standin(
     """Load vLLM, with and without the plugin, whose worker waits in place of computing.
 
     stock: plain requests to vLLM, with asynchronous scheduling; stock-sync: without. plugin:
-    plain requests, and no session. sessions: edges whose draft tokens are right; useless: edges
-    whose draft tokens are wrong. Arms take turns; ratios are to the first.
+    plain requests, and no session. sessions: edges whose draft tokens are right; mixed: four of
+    five are; useless: none is. Arms take turns; ratios are to the first.
     """
     with options.checked():
         names, counts = _known(arms, ARMS), _counts(clients)

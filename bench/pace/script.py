@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import Final, Literal
 from zlib import crc32
 
@@ -19,7 +20,10 @@ KEY: Final = 2
 CONFIDENCE: Final = 0.95
 """Edges believe in their draft tokens, also in those that are wrong."""
 
-Drafts = Literal["right", "useless"]
+MIXED: Final = 0.8
+"""This share of mixed draft tokens is right, and edges know it."""
+
+Drafts = Literal["right", "mixed", "useless"]
 
 
 def prompts(count: int) -> list[tuple[TokenId, ...]]:
@@ -48,6 +52,10 @@ def source(
     """Return an answer and an edge's draft tokens for it. text: the answer, if it is known and
     not the script's."""
     answer = list(text) or [said(key(asked), len(asked) + i) for i in range(tokens)]
-    wrong = [WRONG + place for place in range(len(answer))]
-    drafted = answer if drafts == "right" else wrong
-    return Source(asked, answer, drafted, [CONFIDENCE] * len(answer))
+    right = {"right": 1.0, "mixed": MIXED, "useless": 0.0}[drafts]
+    chance = Random(key(asked))
+    drafted = [
+        token if chance.random() < right else WRONG + place for place, token in enumerate(answer)
+    ]
+    confidence = MIXED if drafts == "mixed" else CONFIDENCE
+    return Source(asked, answer, drafted, [confidence] * len(answer))
