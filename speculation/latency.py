@@ -69,6 +69,13 @@ FORGET_AFTER: Final = 128
 sizes suggest, counts as unknown and is tried again. Its first latency still counts then, so
 that a size that is expensive twice stays expensive."""
 
+OUTCOME_PRIOR: Final = 0.5
+"""The assumed cost of waiting for an outcome, in passes, until both kinds of pass were seen."""
+
+OUTCOME_DECAY: Final = 1 / 256
+"""With each pass of one kind, the estimate for the other moves by this share to what would make
+it the better one: an estimate that is too high would never be seen again."""
+
 MEASURE_S: Final = 10.0
 """All passes before the first session together may take this long. A pass that would exceed the
 limit, as estimated from the sizes timed so far, is left out."""
@@ -225,6 +232,36 @@ class PassLatency:
     def _curve(self) -> _Curve:
         self._known = self._known or _curve({n: s for n, s in self._sizes.items() if s.usual_s})
         return self._known
+
+
+class OutcomeCost:
+    """Learns how much longer it takes from the end of one pass to that of the next if this one
+    was planned when the outcome of the first was known. The host's part of a pass then adds to
+    the device's; else both overlap."""
+
+    def __init__(self) -> None:
+        self._waited_s: float | None = None
+        self._ahead_s: float | None = None
+
+    def observe(self, seconds: float, pass_s: float, *, ahead: bool) -> None:
+        """Take in the time between the ends of two passes. pass_s: the expected latency of the
+        second. ahead: True if it was planned before the first had ended."""
+        excess_s = max(-pass_s, min(seconds - pass_s, pass_s))
+        waited_s, ahead_s = self._waited_s, self._ahead_s
+        if ahead:
+            self._ahead_s = ahead_s = running_mean(ahead_s, excess_s, 1 / MAX_SAMPLES)
+            if waited_s is not None:
+                self._waited_s = running_mean(waited_s, ahead_s, OUTCOME_DECAY)
+        else:
+            self._waited_s = waited_s = running_mean(waited_s, excess_s, 1 / MAX_SAMPLES)
+            if ahead_s is not None:
+                self._ahead_s = running_mean(ahead_s, waited_s - pass_s, OUTCOME_DECAY)
+
+    def of(self, pass_s: float) -> float:
+        """Return the cost of waiting, in seconds, for a pass of this latency."""
+        if self._waited_s is None or self._ahead_s is None:
+            return OUTCOME_PRIOR * pass_s
+        return max(0.0, self._waited_s - self._ahead_s)
 
 
 def unmeasured(latency: PassLatency, max_verify: int) -> Iterator[int]:

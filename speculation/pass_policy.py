@@ -138,10 +138,10 @@ the pass would commit without them in the time that they take. A run of accepted
 acceptance look better than it is. Found with `python -m picospec.bench.simulator` where a row
 costs nearly a pass: sessions with 0.92 to 0.95 accepted lost 18 % without it, 2 % with it."""
 
-WORTH_AN_OUTCOME: Final = 0.5
-"""Where the target can have two passes of a session under way without draft tokens, it waits
-for outcomes, to judge draft tokens, only if this many are expected to be accepted. The wait
-costs a pass beside other requests, and the host's part of one alone. Not tuned."""
+LEFT_OUT: Final = 1.0
+"""A step that is planned before the outcome of the last one leaves out the sessions that wait
+for it. One that does not wait commits a token in each of the two; one that does must expect to
+have this many draft tokens accepted to commit as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,19 +176,57 @@ def hold_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
     return left_s(session.due_s, session.interval_s) if worth else 0.0
 
 
-def runs_on(session: Waiting, gains: Sequence[float], latency: PassLatency) -> bool:
-    """Return True if a session that has a pass without draft tokens under way should have
-    another one right after it, before the outcome is known: few draft tokens are at hand for
-    the positions after it, and none is due until the second of these passes would end.
+TRUST_WEIGHT: Final = 1 / 16
+"""The latest pass has this weight in what a session's expectations are worth."""
 
-    gains: as for `allocate`. The first is that of the position which is under way.
+
+@dataclass(slots=True)
+class Outcomes:
+    """Learns what a session's hopes are worth: draft tokens that are due come late, or not, for
+    instance because their chain has ended at the edge."""
+
+    _hoped: float = 1.0
+    _accepted: float = 1.0
+    _next: float | None = None  # what the pass after the one under way may accept
+    _now: float | None = None
+
+    @property
+    def trust(self) -> float:
+        """The accepted draft tokens of a pass for each one that was hoped for, 1 at most."""
+        return min(1.0, self._accepted / self._hoped)
+
+    def hoped(self, accepted: float) -> None:
+        """Note what the pass that waits for the one under way was hoped to accept."""
+        self._next = accepted
+
+    def passed(self, accepted: int) -> None:
+        """Note that a pass has run."""
+        if self._now is not None:
+            self._hoped = running_mean(self._hoped, self._now, TRUST_WEIGHT)
+            self._accepted = running_mean(self._accepted, accepted, TRUST_WEIGHT)
+        self._now, self._next = self._next, None
+
+
+def accepted_after(
+    session: Waiting, gains: Sequence[float], under_way: int, pass_s: float
+) -> float:
+    """Return how many draft tokens of its next pass the session may expect to be accepted, if
+    that pass waits for the outcome of the one under way, which ends in `pass_s` at the latest.
+
+    gains: as for `allocate`. under_way: the number of draft tokens that are being judged. The
+    target generates one more token after them, so later draft tokens alone can help.
     """
-    if sum(gains[1:]) >= WORTH_AN_OUTCOME:
-        return False
-    behind = 0 if session.pending else session.behind + 1
-    due_s = session.due_s + behind * session.interval_s
-    reached = session.acceptance ** (session.pending + behind + 1)
-    return due_s > 2 * latency.of(1) or reached < WORTH_AN_OUTCOME
+    begins = under_way + 1
+    ahead = (session.pending or -session.behind) - begins
+    if session.due_s <= pass_s:
+        left_s = pass_s - max(0.0, session.due_s)
+        ahead += (session.due_s >= 0.0) + (
+            int(left_s / session.interval_s) if session.interval_s else 0
+        )
+    a = session.acceptance
+    reached = a ** (begins + (0 if session.pending else session.behind))
+    coming = reached * (expected_tokens(a, ahead) - 1.0) if ahead > 0 else 0.0
+    return max(sum(gains[begins:]), coming)
 
 
 def left_s(due_s: float, interval_s: float) -> float:

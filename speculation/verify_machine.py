@@ -21,7 +21,7 @@ from typing import Final
 
 from picospec.speculation.chain import Pools
 from picospec.speculation.judge import Judgement
-from picospec.speculation.latency import PassLatency
+from picospec.speculation.latency import OutcomeCost, PassLatency
 from picospec.speculation.learning import Precision
 from picospec.speculation.messages import (
     Down,
@@ -34,12 +34,14 @@ from picospec.speculation.messages import (
 )
 from picospec.speculation.ngrams import Owner, Pool
 from picospec.speculation.pass_policy import (
-    WORTH_AN_OUTCOME,
+    LEFT_OUT,
+    MIN_GAIN,
     Arrivals,
+    Outcomes,
+    accepted_after,
     allocate,
     hold_s,
     left_s,
-    runs_on,
     waiting,
 )
 from picospec.speculation.verify_session import Pass, VerifyingSession
@@ -130,6 +132,7 @@ class _Observed:
     pool: Pool | None = None
     arrivals: Arrivals = field(default_factory=Arrivals)
     head: Head = field(default_factory=Head)
+    outcomes: Outcomes = field(default_factory=Outcomes)
     held_at: int | None = None
     """The session's pass was found worth holding after this many observations of latency;
     None if something has happened to the session since."""
@@ -140,6 +143,7 @@ class VerifyMachine:
 
     def __init__(self, u: Iterator[float], latency: PassLatency | None = None) -> None:
         self.latency = latency or PassLatency()
+        self.outcome = OutcomeCost()
         self._u = u
         self._sessions: dict[str, _Observed] = {}
         self._pools = Pools()
@@ -164,7 +168,8 @@ class VerifyMachine:
 
     def beliefs(self) -> dict[str, object]:
         """Return what was learned, for a person to read: the seconds of a pass by its rows, and
-        each session's acceptance and interval between draft tokens, in seconds."""
+        what waiting for an outcome adds; each session's acceptance, and the interval between
+        its draft tokens in seconds."""
         sessions = [
             {
                 "acceptance": each.session.chain.acceptance,
@@ -173,7 +178,11 @@ class VerifyMachine:
             }
             for each in self._sessions.values()
         ]
-        return {"pass_s": self.latency.beliefs(), "sessions": sessions[:MAX_SHOWN]}
+        return {
+            "pass_s": self.latency.beliefs(),
+            "outcome_s": self.outcome.of(self.latency.of(1)),
+            "sessions": sessions[:MAX_SHOWN],
+        }
 
     def close(self, name: str) -> None:
         """Forget a session; a running pass drops its outcome. Harmless when repeated."""
@@ -215,13 +224,41 @@ class VerifyMachine:
                 break
         return wait_s
 
-    def runs_on(self, name: str, now: float) -> bool:
-        """Return True if a session's next pass should not wait for the outcome of the one under
-        way. Neither has draft tokens then."""
-        session, arrivals = self._sessions[name].session, self._sessions[name].arrivals
-        if session.is_running:
-            return False
-        return runs_on(waiting(session, arrivals, now), session.gains, self.latency)
+    def run_on(
+        self, under_way: Collection[str], now: float, *, others: int
+    ) -> Collection[str] | None:
+        """Return the sessions whose next pass, without draft tokens, should be planned before
+        the outcome of the one under way is known; None if no pass should be.
+
+        under_way: sessions that are in that pass. others: rows of the next one that belong to
+        no session, and always are planned ahead. Else both ways are compared by the tokens that
+        they are expected to commit in a second: all wait for the outcome, and the host's part
+        of a pass adds to the device's; or those that expect much are left out of every second
+        pass, and the others go on without draft tokens.
+        """
+        pass_s = self.latency.of(max(1, len(under_way)))
+        waits, ahead, found = 0.0, 0.0, set[str]()
+        hopes = {name: self._hope(name, now, pass_s) for name in under_way}
+        for name, hope in hopes.items():
+            observed = self._sessions[name]
+            expected = observed.outcomes.trust * hope / MIN_GAIN
+            waits += 1.0 + expected
+            if observed.session.is_running or expected >= LEFT_OUT:
+                ahead += (1.0 + expected) / 2
+            else:
+                ahead += 1.0
+                found.add(name)
+        is_faster = ahead * (pass_s + self.outcome.of(pass_s)) > waits * pass_s
+        plans_ahead = others > 0 or (bool(found) and is_faster)
+        for name in hopes.keys() - (found if plans_ahead else ()):
+            self._sessions[name].outcomes.hoped(hopes[name])
+        return found if plans_ahead else None
+
+    def _hope(self, name: str, now: float, pass_s: float) -> float:
+        observed = self._sessions[name]
+        session = observed.session
+        state = waiting(session, observed.arrivals, now)
+        return accepted_after(state, session.gains, session.judging, pass_s)
 
     def offer(
         self,
@@ -239,8 +276,8 @@ class VerifyMachine:
         rows: the most that the pass may have. without_drafts: sessions that start now, whatever
         the others wait for, and take no draft token, as at the end of a prompt, and those that
         run on. others: rows that are in the pass anyway and belong to no session. due: True if
-        `wait_s` has just returned 0 for these sessions. ahead: True if sessions without draft
-        tokens may run on, so that a few unlikely draft tokens are not worth a row.
+        `wait_s` has just returned 0 for these sessions. ahead: True if the outcome of the last
+        pass is not known, so that sessions with draft tokens are left out of the next one.
 
         The pass starts when one session need wait no longer. It then takes all sessions but
         those that must have a draft token and lack one: a session left out of this pass waits
@@ -255,7 +292,7 @@ class VerifyMachine:
         counts = self._allocated(sessions, gains, len(start) + others, rows)
         if ahead:
             pairs = zip(gains, counts, strict=True)
-            counts = [count * (sum(some[:count]) >= WORTH_AN_OUTCOME) for some, count in pairs]
+            counts = [count * (sum(some[:count]) >= LEFT_OUT) for some, count in pairs]
         heads: dict[str, int] = {}
         for name, session, some, count in zip(going, sessions, gains, counts, strict=True):
             start[name] = session.plan(count)
@@ -321,6 +358,8 @@ class VerifyMachine:
         rows: int | None,
         with_prompt: bool = False,
         extra_judging_s: float = 0.0,
+        after_s: float | None = None,
+        ahead: bool = False,
     ) -> dict[str, list[Down]]:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
 
@@ -328,8 +367,13 @@ class VerifyMachine:
         the pass also read a prompt, whose tokens are not among the rows.
         extra_judging_s: how much longer judging took than with the cheapest settings, such as
         without a grammar. It is not learned as latency, or every session would get fewer rows.
+        after_s: how long after the last pass this one ended; None if nothing was to be done
+        between. ahead: True if it was planned before the last one had ended.
         """
         pass_s = now - plan.started
+        if rows is not None and after_s is not None and not with_prompt:
+            drafts = sum(len(each.draft) + each.head for each in plan.passes.values())
+            self.outcome.observe(after_s, self.latency.of(rows - drafts), ahead=ahead)
         if rows is not None and pass_s > 0.0:  # else the clock is too coarse
             observe = self.latency.observe_with_prompt if with_prompt else self.latency.observe
             observe(rows, max(MIN_PASS_S, pass_s - extra_judging_s))
@@ -339,6 +383,7 @@ class VerifyMachine:
                 continue
             if head := plan.passes[name].head:
                 observed.head.judged(head, verdict.judgement.accepted)
+            observed.outcomes.passed(verdict.judgement.accepted)
             down[name] = observed.session.resolve(
                 verdict.judgement,
                 queue_s=max(0.0, plan.started - observed.passed_at),

@@ -79,6 +79,11 @@ class VerifyingSession:
         return self._running is not None
 
     @property
+    def judging(self) -> int:
+        """The number of draft tokens that are being judged."""
+        return len(self._running.draft) if self._running else 0
+
+    @property
     def may_begin(self) -> bool:
         """True if a pass may run: the answer goes on, and nothing is awaited from the edge."""
         needs_token = self._judge.awaited_position is not None

@@ -14,6 +14,7 @@ from picospec.speculation.latency import (
     MAX_SAMPLES,
     MEASURE_S,
     MIN_SAMPLES,
+    OutcomeCost,
     PassLatency,
     measured,
 )
@@ -183,3 +184,15 @@ def test_noise_and_trends_are_told_apart_by_seconds_where_passes_are_brief() -> 
         learned.observe(4, 0.0069)
 
     assert learned.of(4) == pytest.approx(learned.of(9))
+
+
+def test_what_it_costs_to_wait_for_an_outcome_is_learned_and_tried_again() -> None:
+    cost = OutcomeCost()
+    assert cost.of(0.008) == 0.004
+    for seconds, ahead in ((0.0085, True), (0.0115, False)) * 30:
+        cost.observe(seconds, 0.008, ahead=ahead)
+    assert cost.of(0.008) == pytest.approx(0.003, rel=0.1)
+    for ahead, expected in ((True, 0.0), (False, 0.008)):
+        for _ in range(2000):
+            cost.observe(0.0085 if ahead else 0.0115, 0.008, ahead=ahead)
+        assert cost.of(0.008) == pytest.approx(expected, abs=0.0005)

@@ -19,11 +19,12 @@ from picospec.speculation.pass_policy import (
     MAX_HELD_FOR,
     MIN_INTERVAL_S,
     Arrivals,
+    Outcomes,
     Waiting,
+    accepted_after,
     allocate,
     best_rate,
     hold_s,
-    runs_on,
     waiting,
 )
 from picospec.speculation.verify_machine import Verdict, VerifyMachine
@@ -73,23 +74,36 @@ def test_a_pass_is_held_only_for_draft_tokens_worth_waiting_for(
     assert hold_s(session, sloping(), 16) == pytest.approx(expected)
 
 
-RUNS_ON = {
-    "none is expected": (case(due_s=inf), (), True),
-    "one is due, for the position under way": (case(due_s=0.3, interval_s=0.2), (), True),
-    "the one after it is due as well": (case(due_s=0.3, interval_s=0.05), (), False),
-    "one has come for that position": (case(pending=1, due_s=inf), (0.8,), True),
-    "one has come, and the next is due": (case(pending=1), (0.8,), False),
-    "one more has come": (case(pending=2, due_s=inf), (0.8, 0.64), False),
-    "they are useless": (case(acceptance=0.1), (0.1, 0.01, 0.001), True),
-    "the verifier has some itself": (case(due_s=inf), (0.9, 0.8), False),
+HOPES = {
+    "none is expected": (case(due_s=inf), (), 0, 0.0),
+    "one is due after the pass": (case(due_s=0.3), (), 0, 0.0),
+    "one is due, for the position under way": (case(due_s=0.15, interval_s=0.2), (), 0, 0.0),
+    "the one after it is due as well": (case(due_s=0.15, interval_s=0.04), (), 0, 0.64),
+    "one is overdue": (case(due_s=-0.01, interval_s=0.15), (), 0, 0.0),
+    "one is overtaken": (case(due_s=0, interval_s=0.1, behind=1), (), 0, 0.512),
+    "one has come for that position": (case(pending=1, due_s=inf), (0.8,), 0, 0.0),
+    "one has come, and the next is due": (case(pending=1, interval_s=0.2), (0.8,), 0, 0.64),
+    "one more has come": (case(pending=2, due_s=inf), (0.8, 0.64), 0, 0.64),
+    "two are being judged": (case(pending=3, due_s=inf), (0.8, 0.64, 0.512), 2, 0.0),
+    "two more have come": (case(pending=4, due_s=inf), (0.8, 0.64, 0.512, 0.41), 2, 0.41),
+    "the verifier has some itself": (case(due_s=inf), (0.9, 0.8), 0, 0.8),
 }
 
 
-@pytest.mark.parametrize(("session", "gains", "expected"), RUNS_ON.values(), ids=RUNS_ON)
-def test_a_session_runs_on_unless_draft_tokens_would_follow_the_outcome(
-    session: Waiting, gains: tuple[float, ...], expected: bool
+@pytest.mark.parametrize(("session", "gains", "judging", "expected"), HOPES.values(), ids=HOPES)
+def test_only_draft_tokens_after_the_outcome_can_be_hoped_for(
+    session: Waiting, gains: tuple[float, ...], judging: int, expected: float
 ) -> None:
-    assert runs_on(session, gains, sloping()) is expected
+    assert accepted_after(session, gains, judging, 0.2) == pytest.approx(expected)
+
+
+def test_hopes_that_came_to_nothing_are_worth_little_until_others_are_kept() -> None:
+    outcomes = Outcomes()
+    for accepted, least, most in ((2, 1.0, 1.0), (0, 0.0, 0.1), (2, 0.8, 1.0)):
+        for _ in range(60):
+            outcomes.hoped(2.0)  # by the pass after the one that runs
+            outcomes.passed(accepted)
+        assert least <= outcomes.trust <= most
 
 
 def test_no_pass_is_held_where_rows_cost_as_much_as_passes() -> None:

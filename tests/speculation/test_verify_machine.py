@@ -40,13 +40,33 @@ def test_a_pass_judges_what_the_driver_took_of_the_offer() -> None:
 
 def test_of_two_passes_under_way_at_most_the_first_has_draft_tokens() -> None:
     verifier = machine(a="auto", b="auto")
+    verifier.latency.observe(1, 0.01)
     verifier.received("b", Draft(0, 0, 0, (0,)), arrived=0.0)
-    assert verifier.runs_on("a", 0.0)
-    assert verifier.runs_on("b", 0.0)  # the pass under way makes that draft token useless
+    both = {"a", "b"}  # the pass under way makes that draft token useless
+    assert verifier.run_on(both, 0.0, others=0) == verifier.run_on(both, 0.0, others=1) == both
 
     verifier.begin({"b": 1}, 0.0)
 
-    assert not verifier.runs_on("b", 0.0)
+    assert verifier.run_on(both, 0.0, others=1) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("drafts", "host_s", "waits"),
+    [(1, 0.001, False), (2, 0.001, True), (2, 0.009, False), (8, 0.009, True)],
+)
+def test_sessions_wait_for_an_outcome_if_their_draft_tokens_are_worth_the_hosts_part(
+    drafts: int, host_s: float, waits: bool
+) -> None:
+    verifier = machine(a="auto", b="auto")
+    verifier.latency.observe(2, 0.01)
+    verifier.outcome.observe(0.01, 0.01, ahead=True)
+    verifier.outcome.observe(0.01 + host_s, 0.01, ahead=False)
+    for name in ("a", "b"):
+        verifier.received(name, Draft(0, 0, 0, (0,) * drafts), arrived=0.0)
+
+    assert (verifier.run_on({"a", "b"}, 9.0, others=0) is None) == waits
+    beside = verifier.run_on({"a", "b"}, 9.0, others=1)  # which never wait
+    assert beside == (set() if drafts == 8 else {"a", "b"})
 
 
 @pytest.mark.parametrize("drafts", [0, 2])
@@ -234,15 +254,15 @@ def test_where_sessions_may_run_on_a_few_unlikely_draft_tokens_are_not_judged() 
     verifier.received("unlikely", Draft(0, 0, 0, (0, 1)), arrived=0.0)
     run(verifier, "unlikely", 5, now=0.0)
     for name, start in (("likely", 0), ("unlikely", 1)):
-        verifier.received(name, Draft(start, start, 0, (6,)), arrived=0.0)
+        verifier.received(name, Draft(start, start, 0, (6, 6)), arrived=0.0)
 
     offers = [
         verifier.offer(["likely", "unlikely"], 9.0, rows=9, ahead=ahead)
         for ahead in (False, True)
     ]
 
-    assert [offer.start["likely"] for offer in offers] == [(6,), (6,)]
-    assert [offer.start["unlikely"] for offer in offers] == [(6,), ()]
+    assert [offer.start["likely"] for offer in offers] == [(6, 6), (6, 6)]
+    assert [offer.start["unlikely"] for offer in offers] == [(6, 6), ()]
 
 
 def test_sessions_that_have_ended_or_await_a_recovered_token_are_not_taken() -> None:

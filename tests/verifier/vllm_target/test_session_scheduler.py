@@ -219,7 +219,7 @@ def test_passes_end_in_the_order_of_their_batches_and_last_from_one_end_to_the_n
         counts = {name: 1 + len(drafts.get(name, ())) for name in names}
         output = SimpleNamespace(
             num_scheduled_tokens=counts, scheduled_spec_decode_tokens=drafts,
-            total_num_scheduled_tokens=sum(counts.values()),
+            total_num_scheduled_tokens=sum(counts.values()), picospec_ahead=now > 1.0,
         )  # fmt: skip
         output.picospec_requests = scheduler._begin(output, now)
         return output
@@ -244,6 +244,7 @@ def test_passes_end_in_the_order_of_their_batches_and_last_from_one_end_to_the_n
     ]
     assert found == [{"a": ((7,), 0, 8.0), "b": ((5, 6, 8), 2, 8.0)}, {"a": ((9,), 0, 6.0)}]
     assert commits[1]["a"].queue_s == 0.0
+    assert scheduler._machine.outcome.of(8.0) < 4.0  # steps of both kinds were seen
 
 
 def test_a_step_without_a_session_is_vllms_own_and_counts_when_its_result_is_known(

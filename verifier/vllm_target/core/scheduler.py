@@ -76,6 +76,8 @@ class PicoScheduler(SessionScheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         output = self._schedule(*args, **kwargs)
+        output.picospec_ahead = None if self._has_slept else self._is_ahead
+        self._has_slept = False
         is_step = output.total_num_scheduled_tokens > 0
         self.planned_ahead += is_step and self._is_ahead
         return output
@@ -159,7 +161,7 @@ class PicoScheduler(SessionScheduler):
             without_drafts=self._running_on,
             others=others,
             due=due,
-            ahead=self._may_plan_ahead,
+            ahead=self._is_ahead,
         )
         self._heads = offer.heads
         for name, draft in offer.start.items():
@@ -236,7 +238,16 @@ class PicoScheduler(SessionScheduler):
         is_slowed, reads = self._is_slowed(scheduler_output), decoded < rows
         learned = decoded if decoded > 0 and not is_slowed else None
         plan = self._begun(self._plans.popleft(), verdicts, last_ended_at)
-        down = self._machine.ran(plan, verdicts, now, rows=learned, with_prompt=reads)
+        ahead = scheduler_output.picospec_ahead
+        down = self._machine.ran(
+            plan,
+            verdicts,
+            now,
+            rows=learned,
+            with_prompt=reads,
+            after_s=None if ahead is None else now - last_ended_at,
+            ahead=bool(ahead),
+        )
         for _, slot in passed.values():
             if slot.name in down:
                 judged_pass = plan.passes[slot.name]

@@ -48,6 +48,9 @@ class SessionScheduler(Scheduler):
     _is_due = False
     """True if no session need wait longer, until a message comes or the step is planned."""
 
+    _has_slept = False
+    """True if there was nothing to do since the last step was planned."""
+
     _running_on: Collection[str] = ()
     """Sessions that have a row in the step that is planned, and in the one under way."""
 
@@ -160,17 +163,16 @@ class SessionScheduler(Scheduler):
 
     def _plans_ahead(self) -> bool:
         """Return True if a step should be planned before the one under way has ended: for
-        requests without a session, for prompts, or for sessions that run on, if they are as
-        many as those that it leaves out. Else sessions with draft tokens would drift apart,
-        into two batches that take turns."""
+        requests without a session, for prompts, or for sessions that run on, if that commits
+        more than if all of them wait."""
         if not self._may_plan_ahead:
             return False
         under_way, ready = self._under_way_and_ready()
-        now, names = time.monotonic(), [slot.name for _, slot in under_way]
-        self._running_on = {name for name in names if self._machine.runs_on(name, now)}
-        left_out = len(under_way) - len(self._running_on)
+        names = [slot.name for _, slot in under_way]
         others = self._others(len(under_way) + len(ready))
-        return others > 0 or len(self._running_on) >= max(1, left_out)
+        found = self._machine.run_on(names, time.monotonic(), others=others)
+        self._running_on = found or ()
+        return found is not None
 
     def _under_way_and_ready(self) -> tuple[Sessions, Sessions]:
         """Return the sessions that have read their text: those with a row in the step that is
@@ -272,7 +274,10 @@ class SessionScheduler(Scheduler):
     def has_requests(self) -> bool:
         """Tell the core whether to step. It sleeps while all sessions are held."""
         self._wake_at = inf
-        if self._lets_batch_end or not super().has_requests():
+        if self._lets_batch_end:
+            return False
+        if not super().has_requests():
+            self._has_slept = True
             return False
         if self._is_due or not self._slots or self.engine is None or must_step(self):
             return True
@@ -287,7 +292,7 @@ class SessionScheduler(Scheduler):
         if wait_s <= 0.0:
             self._is_due = True
             return True
-        self._wake_at = now + wait_s
+        self._wake_at, self._has_slept = now + wait_s, True
         return False
 
 
