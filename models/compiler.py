@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
+from signal import SIGPROF
 from typing import Final, TypeVar
 
 import msgspec
@@ -31,6 +32,10 @@ ANSWER_TIMEOUT_S: Final = 30.0
 which takes longer on a busy machine."""
 
 
+ATTEMPTS: Final = 2
+"""A grammar is tried again in another process if the first ends for an unknown reason."""
+
+
 class Checker:
     """Checks one grammar at a time; the caller must ensure that."""
 
@@ -39,21 +44,29 @@ class Checker:
         self._worker: Worker | None = None
 
     async def check(self, constraint: Constraint) -> Outcome:
-        """Return the grammar in llguidance's form, or the error in it. Raises CannotCheck."""
-        worker = self._worker or await self._start()
-        try:
-            attempt = Attempt(constraint.kind, constraint.value)
-            return await _ask(worker, attempt, ANSWER_TIMEOUT_S)
-        except TimeoutError as error:
-            self.close()
-            raise CannotCheck(str(error)) from error
-        except (OSError, EOFError):
-            self.close()
-            reason = f"takes more than {CPU_S} s, or too much memory, to compile"
-            return Outcome(where=constraint.kind, reason=reason)
-        except asyncio.CancelledError:
-            self.close()  # or the next attempt would read this one's answer
-            raise
+        """Return the grammar in llguidance's form, or the error in it.
+
+        Raises CannotCheck, or InvalidGrammar for a grammar during whose attempts two processes
+        ended. A process may also end for a reason of its own, as when the host is short of
+        memory, so neither condemns the grammar for ever.
+        """
+        reason = f"takes more than {CPU_S} s, or too much memory, to compile"
+        for _ in range(ATTEMPTS):
+            worker = self._worker or await self._start()
+            try:
+                attempt = Attempt(constraint.kind, constraint.value)
+                return await _ask(worker, attempt, ANSWER_TIMEOUT_S)
+            except TimeoutError as error:
+                self.close()
+                raise CannotCheck(str(error)) from error
+            except (OSError, EOFError):
+                self.close()
+                if worker.process.returncode == -SIGPROF:  # the limit of processor time
+                    return Outcome(where=constraint.kind, reason=reason)
+            except asyncio.CancelledError:
+                self.close()  # or the next attempt would read this one's answer
+                raise
+        raise InvalidGrammar(constraint.kind, reason)
 
     def close(self) -> None:
         """Kill the process. The next check starts another one."""
@@ -144,9 +157,11 @@ class GrammarCompiler:
         """Return the kept verdict on a constraint, or check it."""
         if (verdict := self._verdicts.get(asked)) is None:
             try:
-                verdict = await self._checker.check(Constraint.of(asked))
+                constraint = Constraint.of(asked)
             except InvalidGrammar as error:
                 verdict = Outcome(where=error.where, reason=error.reason)
+            else:
+                verdict = await self._checker.check(constraint)
             _keep(self._verdicts, asked, verdict, VERDICTS)
         return verdict
 

@@ -13,8 +13,10 @@ import pytest_asyncio
 from picospec.gateway.turns import Turns
 from picospec.models import compiler as checker
 from picospec.models import compiler as limits
-from picospec.models.compiler import GrammarCompiler
+from picospec.models.compiler import Checker, GrammarCompiler
+from picospec.models.confined import Worker
 from picospec.models.errors import CannotCheck, InvalidGrammar
+from picospec.models.trial import Outcome
 from tests.models.grammars.small import COMPILED, REJECTED, STOP, TOKENIZER, V, generated
 
 GOOD = b'{"choice": ["ab", "ba"]}'
@@ -92,17 +94,33 @@ async def test_a_verdict_is_kept(
         await compiler.check(asked("regex", "new"))
 
 
-async def test_a_process_that_is_killed_is_started_again(compiler: GrammarCompiler) -> None:
+async def test_a_process_that_was_killed_refuses_nobody(compiler: GrammarCompiler) -> None:
     await compiler.check(GOOD)
     worker = compiler._checker._worker
     assert worker is not None
     worker.process.kill()
     worker.process.wait()
 
-    with pytest.raises(InvalidGrammar):
-        await compiler.check(asked("regex", "lost"))
+    assert "next" in await compiler.check(asked("regex", "next"))
 
-    assert await compiler.check(asked("regex", "next"))
+
+async def test_a_grammar_whose_processes_end_is_refused_and_tried_again_later(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ends(worker: Worker, *_: object) -> Outcome:
+        worker.end()
+        raise EOFError
+
+    async def start(_: Checker) -> Worker:
+        return Worker("picospec.models.trial")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checker, "_ask", ends)
+        broken.setattr(Checker, "_start", start)
+        with pytest.raises(InvalidGrammar, match="takes more than"):
+            await compiler.check(GOOD)
+
+    assert await compiler.check(GOOD)
 
 
 async def test_one_who_goes_away_leaves_no_answer_to_others(compiler: GrammarCompiler) -> None:
