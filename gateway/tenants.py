@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import tomllib
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -231,8 +232,14 @@ class TenantMetrics:
 
 
 class Tenant:
-    def __init__(self, name: str, limits: KeyLimits, metrics: TenantMetrics) -> None:
+    def __init__(
+        self, name: str, limits: KeyLimits, metrics: TenantMetrics, identity: str = ""
+    ) -> None:
         self.name = name
+        self.identity = identity or name
+        """Stands for the tenant's first key in salts, by which nobody is served what others
+        have asked: no name, because others may have the same or know it."""
+
         self.limited = LogLimit()
         """Limits the log lines that report this tenant at a limit, and is asked before each of
         them. Rejected requests have no log lines of their own."""
@@ -316,6 +323,20 @@ class _Bucket:
 
 # Finds the tenant of a service whose key a request shows.
 
+SALT_SECRET: Final = "PICOSPEC_SALT_SECRET"
+"""Identities of keys are made with this variable's text, so processes that share a KV cache
+must share it. It is drawn if it is not set, and child processes inherit it."""
+
+FORGET_S: Final = 60.0
+"""A name that is missing in the file for as long is somebody else's when it comes back, and what
+was kept for it goes. An editor may write the file in two steps."""
+
+
+def identity_of_key(digest: bytes, environ: MutableMapping[str, str]) -> str:
+    secret = environ.setdefault(SALT_SECRET, secrets.token_hex(KEY_BYTES))
+    return hmac.new(secret.encode(), digest, hashlib.sha256).hexdigest()
+
+
 PREFIX_BYTES: Final = 8
 """A key is looked up by this many bytes of its digest; then the whole digest is compared."""
 
@@ -341,7 +362,9 @@ class Tenants:
         limits: KeyLimits,
         metrics: TenantMetrics,
     ) -> None:
-        self.anonymous = Tenant("anonymous", limits, metrics)
+        self.anonymous = Tenant(
+            "anonymous", limits, metrics, identity_of_key(b"anonymous", os.environ)
+        )
         """Requests without a key are charged to this tenant if no key is needed."""
 
         self._digests = digests
@@ -351,11 +374,14 @@ class Tenants:
         self._metrics = metrics
         self._by_prefix: dict[bytes, _Holder] = {}
         self._tenants: dict[str, Tenant] = {}
-        """Maps names to tenants. A tenant whose key was revoked stays: its sessions still run,
-        and the key may come back, because an editor may write the file in two steps."""
+        """Maps names to tenants. A tenant whose key was revoked stays for a while: its sessions
+        still run, and the key may come back."""
+
+        self._forget_at: dict[str, float] = {}
+        """Maps names that the file has no more to the times when they are forgotten."""
 
         self._unread = LogLimit()
-        self._take_over(all_keys(digests, file))
+        self._take_over(all_keys(digests, file), 0.0)
 
     @property
     def need_key(self) -> bool:
@@ -369,6 +395,8 @@ class Tenants:
         """
         if self._watch is not None and self._watch.has_changed(now):
             self._read_again(self._watch, now)
+        if self._forget_at:
+            self._forget(now)
         if not self.need_key:
             return self.anonymous
         digest = digest_of(offered.encode("latin-1"))
@@ -392,20 +420,30 @@ class Tenants:
                 consequence = "the keys before go on"
                 log.error("keys_not_read", error=str(error), consequence=consequence)
             return
-        self._take_over(keys)
+        self._take_over(keys, now)
         watch.was_read()
         self._metrics.keys_file_unread.set(0)
         self._unread = LogLimit()
         log.info("keys_read", keys=len(self._by_prefix))
 
-    def _take_over(self, keys: Sequence[Key]) -> None:
-        """Replace the keys. A tenant whose name was known before keeps its usage."""
+    def _take_over(self, keys: Sequence[Key], now: float) -> None:
+        """Replace the keys. A tenant whose name was known before keeps its usage and what is
+        kept for it."""
         holders = {}
         for key in keys:
             limits = key.limits.or_else(self._limits)
             if (tenant := self._tenants.get(key.name)) is None:
-                tenant = self._tenants[key.name] = Tenant(key.name, limits, self._metrics)
+                identity = identity_of_key(key.digest, os.environ)
+                tenant = Tenant(key.name, limits, self._metrics, identity)
+                self._tenants[key.name] = tenant
             elif tenant.limits != limits:
                 tenant.limit(limits)
             holders[key.digest[:PREFIX_BYTES]] = _Holder(key.digest, tenant)
         self._by_prefix = holders
+        missing = self._tenants.keys() - {key.name for key in keys}
+        self._forget_at = {n: self._forget_at.get(n, now + FORGET_S) for n in missing}
+
+    def _forget(self, now: float) -> None:
+        """Drop the tenants whose time has come. Their sessions go on."""
+        for name in [name for name, at in self._forget_at.items() if at <= now]:
+            del self._forget_at[name], self._tenants[name]

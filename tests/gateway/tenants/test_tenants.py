@@ -19,13 +19,17 @@ from structlog.testing import capture_logs
 from picospec.edge_agent.settings import load
 from picospec.gateway.errors import RateLimited, Unauthorized
 from picospec.gateway.tenants import (
+    FORGET_S,
     MAX_FILE_BYTES,
+    SALT_SECRET,
     InvalidKeys,
     KeyLimits,
     Tenant,
     TenantMetrics,
     Tenants,
     add_key,
+    digest_of,
+    identity_of_key,
 )
 from tests.gateway.tenants.holders import table
 
@@ -196,6 +200,36 @@ def test_a_tenant_whose_name_stays_goes_on_and_gets_other_limits(tmp_path: Path)
     assert found.of("her next key", 1.0) is ann
     ann.begin(1.0, 2)
     assert ann.limits == KeyLimits(sessions=3)
+
+
+def test_a_name_that_comes_back_soon_is_the_same_tenants_and_later_somebody_elses(
+    tmp_path: Path,
+) -> None:
+    file = written(tmp_path / "keys.toml", {"ann": ANN, "ben": BEN})
+    found = tenants(file)
+    ann = found.of(ANN, 0.0)
+
+    written(file, {"ben": BEN})
+    assert holder(found, ANN, now=2.0) is None
+    written(file, {"ann": ANN, "ben": BEN}, "sessions = 1")
+    assert found.of(ANN, 2.0 + FORGET_S) is ann
+    written(file, {"ben": BEN})
+    for now in (100.0, 100.0 + FORGET_S):
+        assert holder(found, ANN, now=now) is None
+    written(file, {"ann": "another's key", "ben": BEN})
+    other = found.of("another's key", 101.0 + FORGET_S)
+
+    assert (other.name, other is ann) == ("ann", False)
+    assert len({other.identity, ann.identity, found.of(BEN, 161.0).identity, "ann"}) == 4
+
+
+def test_identities_are_those_of_whoever_has_the_same_secret() -> None:
+    shared = {SALT_SECRET: "of two replicas"}
+    digest = digest_of(ANN.encode())
+
+    assert identity_of_key(digest, shared) == identity_of_key(digest, dict(shared))
+    assert identity_of_key(digest, drawn := {}) != identity_of_key(digest, shared)
+    assert identity_of_key(digest, drawn) == identity_of_key(digest, dict(drawn))
 
 
 def test_a_key_has_the_services_limits_where_it_has_none_of_its_own(tmp_path: Path) -> None:
