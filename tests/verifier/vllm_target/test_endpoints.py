@@ -110,6 +110,26 @@ async def test_a_request_that_our_keys_let_in_gets_vllms_key() -> None:
     assert not any("app" in each for each in seen)
 
 
+async def test_our_port_passes_on_nothing_that_changes_the_server() -> None:
+    async def vllm(scope: Any, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def taken(scope: Any, receive: Any) -> Any:
+        return receive
+
+    app = partial(of("endpoints")._pass_on, vllm, SimpleNamespace(taken=taken), None)
+    client_paths = "/v1/completions", "/v1/models", "/v2/rerank", "/tokenize", "/metrics"
+    others = (
+        "/sleep", "/scale_elastic_ep", "/load", "/v1/load_lora_adapter", "/v1", "/metrics/x",
+        "/v1/unload_lora_adapter", "/tokenize/../sleep", "//sleep", "/reset_prefix_cache",
+    )  # fmt: skip
+    found = {
+        path: (await asked(app, scope(path)))[0]["status"] for path in (*client_paths, *others)
+    }
+
+    assert found == dict.fromkeys(client_paths, 200) | dict.fromkeys(others, 404)
+
+
 async def test_our_apps_see_paths_without_vllms_root_path() -> None:
     seen: list[Any] = []
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
@@ -45,11 +46,11 @@ from picospec.gateway.app import HANDLERS, accounted
 from picospec.gateway.documents import VERSION
 from picospec.gateway.doors.generation import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError
+from picospec.gateway.errors import ApiError, NotFound
 from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.server import check_free, served_beside
 from picospec.gateway.hosting.settings import check_listening, hosts_of
-from picospec.gateway.http import json_response, read_body
+from picospec.gateway.http import error_response, json_response, read_body
 from picospec.gateway.middleware import Access, is_open
 from picospec.gateway.schema import SMALL_BYTES, check_structure
 from picospec.gateway.tenants import TenantMetrics, Tenants
@@ -261,10 +262,21 @@ async def _serve(app: ASGIApp, prefix: str, scope: Scope, receive: Receive, send
     await app({**scope, "path": path, "root_path": ""}, receive, send)
 
 
+PASSED: Final = re.compile(
+    r"/v[12]/(?!load_lora_adapter$|unload_lora_adapter$).*"
+    r"|/(tokenize|detokenize|tokenizer_info|invocations|classify|score|rerank|pooling"
+    r"|generative_scoring|version|ping|health|metrics|docs|openapi\.json)"
+)
+"""Our port passes on requests to these paths of vLLM's. Others, such as those that scale, pause
+or reset its engine or load an adapter, are an operator's, who finds them on vLLM's port."""
+
+
 async def _pass_on(
     app: ASGIApp, bodies: Bodies, key: str | None, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Forward a request that was let in to vLLM's app, with vLLM's key if it has one."""
+    if not PASSED.fullmatch(scope["path"]):
+        return await error_response(NotFound("there is nothing here"))(scope, receive, send)
     given = {name: value for name, value in scope.items() if name not in ("app", "router")}
     if key is not None:
         others = [pair for pair in scope["headers"] if pair[0] != b"authorization"]
