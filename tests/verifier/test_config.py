@@ -176,6 +176,19 @@ def test_vllms_own_port_is_there_only_if_it_is_named(
     assert (value(named, "--host"), value(named, "--port")) == ("127.0.0.1", "8001")
 
 
+def test_vllm_fetches_no_media_from_domains_that_are_not_named(
+    launched: Callable[..., Launched],
+) -> None:
+    none, _ = launched(model="m")
+    some, _ = launched("--vllm.allowed-media-domains", "images.example", model="m")
+
+    flag = "--allowed-media-domains"
+    assert [value(each, flag) for each in (none, some)] == [
+        launching.NO_DOMAIN,
+        "images.example",
+    ]
+
+
 @pytest.mark.parametrize(
     ("table", "tokens"),
     [

@@ -30,6 +30,11 @@ table [vllm] says otherwise. With vLLM's default of 2,048 the other texts stop f
 and short prompts wait for the long one. Draft tokens are cut to this length, too."""
 
 
+NO_DOMAIN: Final = "none-unless-allowed-media-domains-names-it.invalid"
+"""Unless the table [vllm] says otherwise, clients name images and sounds by their bytes alone:
+vLLM would fetch any URL from its own network. An empty list would allow all domains."""
+
+
 def launch(
     settings: VerifierSettings, config: Path | None, overrides: Mapping[str, Any]
 ) -> NoReturn:
@@ -61,6 +66,7 @@ def options(settings: VerifierSettings) -> dict[str, Any]:
     found = {
         "model": settings.model.removeprefix("hf://"),
         "served-model-name": settings.served_name or name,
+        "allowed-media-domains": NO_DOMAIN,
         **({"chat-template": str(settings.chat_template)} if settings.chat_template else {}),
         **(on_cpus if _is_for_cpus() else {}),
         **table,
