@@ -1,6 +1,7 @@
 """`picospec edge --install-service`: the edge as a systemd service of this user.
 
-The service reads its keys from `edge.env` beside the user's settings; a unit holds none.
+It goes on with the variables and in the folder that it was installed with. It reads them from
+`edge.env` beside the user's settings, because a unit, which others may read, holds no key.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ After=network-online.target
 
 [Service]
 ExecStart={command}
+WorkingDirectory={folder}
 EnvironmentFile=-{environment}
 Restart=on-failure
 RestartSec=2
@@ -32,8 +34,9 @@ NoNewPrivileges=yes
 WantedBy=default.target
 """
 
-INSTALLED: Final = """{unit} runs now, and whenever you log in.
-Keys: lines such as PICOSPEC_VERIFIER_KEY=... in {environment}, then start it again.
+INSTALLED: Final = """{unit} runs now, and whenever you log in,
+with the variables PICOSPEC_* of this shell, which are kept in {environment}.
+Other keys: lines such as PICOSPEC_VERIFIER_KEY=... there, then start it again.
 picospec status, picospec logs, picospec stop; picospec edge --remove-service
 Without a login, too: loginctl enable-linger"""
 
@@ -63,14 +66,30 @@ def install(arguments: Sequence[str], environ: Mapping[str, str], run: Run = cal
     path, settings = unit_path(environ), user_file(environ).with_name("edge.env")
     words = [sys.executable, *program("picospec.cli"), "edge", *arguments]
     unit = UNIT.format(
-        command=" ".join(map(_word, words)), environment=str(settings).replace("%", "%%")
+        command=" ".join(map(_word, words)),
+        folder=str(Path.cwd()).replace("%", "%%"),
+        environment=str(settings).replace("%", "%%"),
     )
     _systemctl(run, "show-environment")  # before anything is written
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(unit)
+    keep_variables(settings, environ)
     for step in ("daemon-reload", f"enable {NAME}", f"restart {NAME}"):
         _systemctl(run, step)
     return INSTALLED.format(unit=path, environment=settings)
+
+
+def keep_variables(file: Path, environ: Mapping[str, str]) -> None:
+    """Write our variables to a file for systemd that only its owner can read. Those that the
+    file has, and this environment has not, stay."""
+    ours = {name: value for name, value in environ.items() if name.startswith("PICOSPEC_")}
+    before = file.read_text().splitlines() if file.exists() else []
+    others = [line for line in before if line.partition("=")[0].strip() not in ours]
+    written = [f"{name}={_quoted(value)}" for name, value in sorted(ours.items())]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.chmod(0o600)
+    file.write_text("".join(f"{line}\n" for line in (*others, *written)))
 
 
 def remove(environ: Mapping[str, str], run: Run = call) -> str:
@@ -98,6 +117,11 @@ def _systemctl(run: Run, step: str) -> None:
 
 
 def _word(text: str) -> str:
-    """Quote a word as systemd reads it."""
+    """Quote a word of a command as systemd reads it."""
+    return _quoted(text).replace("%", "%%").replace("$", "$$")
+
+
+def _quoted(text: str) -> str:
+    """Quote a text as systemd reads it: systemd.exec(5), EnvironmentFile."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + escaped.replace("%", "%%").replace("$", "$$") + '"'
+    return f'"{escaped}"'

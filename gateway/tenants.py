@@ -328,11 +328,12 @@ SALT_SECRET: Final = "PICOSPEC_SALT_SECRET"
 must share it. It is drawn if it is not set, and child processes inherit it."""
 
 FORGET_S: Final = 60.0
-"""A name that is missing in the file for as long is somebody else's when it comes back, and what
-was kept for it goes. An editor may write the file in two steps."""
+"""A name that is missing in the file for as long is somebody else's when it comes back: what was
+kept for it goes. An editor may write the file in two steps."""
 
 
 def identity_of_key(digest: bytes, environ: MutableMapping[str, str]) -> str:
+    """Return a text that stands for a key in salts."""
     secret = environ.setdefault(SALT_SECRET, secrets.token_hex(KEY_BYTES))
     return hmac.new(secret.encode(), digest, hashlib.sha256).hexdigest()
 

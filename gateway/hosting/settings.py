@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,7 +28,7 @@ from starlette.datastructures import Headers
 from picospec.gateway.errors import Forbidden, InvalidRequest, UnsupportedMediaType
 from picospec.gateway.hosting.logs import LogFormat
 from picospec.gateway.output.style import FormatName
-from picospec.gateway.tenants import KeyLimits, all_keys, digest_of
+from picospec.gateway.tenants import SALT_SECRET, KeyLimits, all_keys, digest_of
 from picospec.gateway.tracing import check_installed
 
 # Keeps strangers away from a service unless they are wanted, and web pages of other sites.
@@ -211,6 +213,31 @@ class TlsSettings(Table):
     """If set, clients must show a certificate of the authority in this PEM file on any path."""
 
 
+_OTHERS: Final = frozenset({
+    "PICOSPEC_API_KEYS", "PICOSPEC_CACHE", "PICOSPEC_CONFIG_DIR", "PICOSPEC_MODEL_FOLDER",
+    "PICOSPEC_MODEL_SOURCES", "PICOSPEC_RELAY_KEY", "PICOSPEC_VERIFIER_CONFIG",
+    "PICOSPEC_VERIFIER_KEY", "PICOSPEC_VLLM_SOCKET", SALT_SECRET,
+})  # fmt: skip
+"""These variables are no fields of a service's settings."""
+
+_OF_SERVICES: Final = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)$|[A-Z0-9]_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
+)
+"""Kubernetes names variables so, after Services of the same namespace."""
+
+_NEAR: Final = 0.9
+"""Names this much alike are taken for one another (difflib's ratio)."""
+
+
+def _has(field: FieldInfo | None, part: str) -> bool:
+    """Return True if a field is a table in which a variable may set this part."""
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    names = [each.model_fields for each in kinds if hasattr(each, "model_fields")]
+    return any(part.partition("__")[0] in each for each in names) or dict in map(
+        get_origin, kinds
+    )
+
+
 class ServiceSettings(GatewaySettings, BaseSettings):
     """Holds the settings of every service. A service adds its own fields and `env_prefix`."""
 
@@ -248,6 +275,29 @@ class ServiceSettings(GatewaySettings, BaseSettings):
         return bool(self.api_keys) or self.keys_file is not None
 
     @classmethod
+    def check_names(cls, environ: Mapping[str, str]) -> None:
+        """Raise ValueError for a variable that looks like one of ours and sets nothing: a key
+        that is not read would leave a service open. Names of the other service, and those that
+        Kubernetes makes of Services, are no error."""
+        prefix = str(cls.model_config.get("env_prefix"))
+        fields = {f"{prefix}{name}".upper(): name for name in cls.model_fields}
+        known = {*cls.secrets.values(), *_OTHERS} | fields.keys()
+        for name in sorted(environ):
+            ours = name.upper()
+            field, _, part = ours.removeprefix(prefix).lower().partition("__")
+            is_own = bool(prefix) and ours.startswith(prefix)
+            if not ours.startswith("PICOSPEC_") or _OF_SERVICES.search(ours):
+                continue
+            if field in cls.secrets and is_own:
+                raise ValueError(f"{name} sets nothing: keys are in {cls.secrets[field]}")
+            if ours in known or (is_own and part and _has(cls.model_fields.get(field), part)):
+                continue
+            near = get_close_matches(ours, known, 1, _NEAR)
+            if is_own or near:
+                hint = f"; is it {near[0]}?" if near else ""
+                raise ValueError(f"{name} sets nothing{hint}")
+
+    @classmethod
     def load(
         cls, path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
     ) -> Self:
@@ -255,6 +305,7 @@ class ServiceSettings(GatewaySettings, BaseSettings):
 
         overrides: win over environment and file; tables are nested as in the file.
         """
+        cls.check_names(environ)
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"there is no settings file {path}")
 

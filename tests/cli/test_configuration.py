@@ -98,6 +98,32 @@ def test_a_unit_is_written_started_and_removed(tmp_path: Path) -> None:
     assert commands[4:] == ["disable --now picospec-edge", "daemon-reload"]
 
 
+def test_a_service_keeps_what_it_was_installed_with_where_only_its_user_reads_it(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "picospec" / "edge.env"
+    file.parent.mkdir()
+    file.write_text('PICOSPEC_RELAY_KEY=mine\nPICOSPEC_API_KEYS="old"\n')
+    file.chmod(0o644)
+    environ = {
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "PICOSPEC_API_KEYS": 'a"b\\c',
+        "PICOSPEC_EDGE__PORT": "1",
+        "HOME": "/root",
+    }
+
+    install([], environ, lambda _: 0)
+
+    kept = [
+        "PICOSPEC_RELAY_KEY=mine",
+        r'PICOSPEC_API_KEYS="a\"b\\c"',
+        'PICOSPEC_EDGE__PORT="1"',
+    ]
+    assert file.read_text().splitlines() == kept
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert f"WorkingDirectory={Path.cwd()}" in unit_path(environ).read_text()
+
+
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze")

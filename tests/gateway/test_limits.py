@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Collection
@@ -32,6 +33,7 @@ from picospec.gateway.hosting.settings import (
 )
 from picospec.gateway.middleware import Access
 from picospec.gateway.ports import Tokenizer
+from picospec.verifier.settings import VerifierSettings
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
 
 
@@ -154,6 +156,45 @@ def test_a_file_of_settings_is_read_and_one_that_is_not_there_is_an_error(
     assert ServiceSettings.load(None, {}, {}).host == "127.0.0.1"
     with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
         ServiceSettings.load(tmp_path / "nowhere.toml", {}, {})
+
+
+WRONG_NAMES = {
+    "PICOSPEC_EDGE__API_KEYS": "keys are in PICOSPEC_API_KEYS",
+    "PICOSPEC_API_KEY": "is it PICOSPEC_API_KEYS?",
+    "PICOSPEC_EDGE__VERIFER_URLS": "is it PICOSPEC_EDGE__VERIFIER_URLS?",
+    "PICOSPEC_EDGE_VERIFIER_URLS": "is it PICOSPEC_EDGE__VERIFIER_URLS?",
+    "picospec_edge__judges": "is it PICOSPEC_EDGE__JUDGE?",
+    "PICOSPEC_EDGE__DRAFTING__NOTHING": "sets nothing",
+    "PICOSPEC_EDGE__HOST__NAME": "sets nothing",
+    "PICOSPEC_EDGE__TLS__CERT": "sets nothing",
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), WRONG_NAMES.items())
+def test_a_variable_that_looks_like_ours_and_sets_nothing_is_an_error(
+    name: str, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)) as raised:
+        load(None, {name: "1"}, {})
+    assert str(raised.value).startswith(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PICOSPEC_EDGE__JUDGE", "picospec_edge__judge", "PICOSPEC_EDGE__RELAY__URL",
+        "PICOSPEC_EDGE__KEY_LIMITS__SESSIONS", "PICOSPEC_EDGE__TLS__CERTIFICATE",
+        "PICOSPEC_VERIFIER__SESSIONS__ANYTHING", "PICOSPEC_VERIFIER_SERVICE_PORT_HTTP",
+        "PICOSPEC_VERIFIER_PORT_9000_TCP_ADDR", "PICOSPEC_EDGE_PORT", "PICOSPEC_IMAGES",
+        "PICOSPEC_API_KEYS", "PICOSPEC_RELAY_KEY", "PICO", "HOME",
+    ],
+)  # fmt: skip
+def test_other_names_are_no_error(name: str) -> None:
+    load(None, {name: "1"}, {})
+
+
+def test_a_verifiers_table_of_flags_may_have_any() -> None:
+    VerifierSettings.check_names({"PICOSPEC_VERIFIER__VLLM__MAX_MODEL_LEN": "1"})
 
 
 @pytest.mark.parametrize("module", ["picospec.edge_agent", "picospec.verifier"])
