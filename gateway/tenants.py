@@ -328,7 +328,7 @@ SALT_SECRET: Final = "PICOSPEC_SALT_SECRET"
 must share it. It is drawn if it is not set, and child processes inherit it."""
 
 FORGET_S: Final = 60.0
-"""A name that is missing in the file for as long is somebody else's when it comes back: what was
+"""A name that is missing in the file for as long is somebody else's when it is back: what was
 kept for it goes. An editor may write the file in two steps."""
 
 
