@@ -55,7 +55,8 @@ def source(
     right = {"right": 1.0, "mixed": MIXED, "useless": 0.0}[drafts]
     chance = Random(key(asked))
     drafted = [
-        token if chance.random() < right else WRONG + place for place, token in enumerate(answer)
+        token if chance.random() < right else WRONG + place
+        for place, token in enumerate(answer)
     ]
     confidence = MIXED if drafts == "mixed" else CONFIDENCE
     return Source(asked, answer, drafted, [confidence] * len(answer))
