@@ -10,11 +10,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property, partial
-from itertools import chain, count
+from itertools import chain, groupby
+from operator import itemgetter
+from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -138,6 +141,49 @@ CONTINUES: Final = "continue_final_message"
 whatever the template writes after it."""
 
 
+CHUNK: Final = 1 << 16
+"""A search for markers covers this many characters: no other thread runs meanwhile."""
+
+
+class Markers:
+    """Finds markers in a text: at each place the longest, as tokenizers do.
+
+    Its regular expression branches at each character, so that a place is looked at once for all
+    markers: a model may have a thousand that begin alike.
+    """
+
+    def __init__(self, markers: Collection[str]) -> None:
+        self._longest = max(map(len, markers), default=0)
+        self._pattern = re.compile(_branching(sorted(markers)) or "(?!)")
+
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Yield the pieces of a text: whether each is a marker; no other is empty."""
+        done = at = 0
+        while at < len(text):
+            window_end = at + CHUNK
+            found = self._pattern.search(text, at, window_end + self._longest)
+            if found is None or found.start() >= window_end:  # it may be cut off there
+                at = window_end
+                continue
+            if found.start() > done:
+                yield text[done : found.start()], False
+            yield found[0], True
+            done = at = found.end()
+        if done < len(text):
+            yield text[done:], False
+
+
+def _branching(texts: Sequence[str]) -> str:
+    """Return a pattern of these sorted texts, all different, that prefers the longest."""
+    ends = "?" if texts and not texts[0] else ""
+    branches = [
+        re.escape(prefix) + _branching([each[len(prefix) :] for each in alike])
+        for alike in (list(group) for _, group in groupby(filter(None, texts), itemgetter(0)))
+        if (prefix := commonprefix(alike))  # noqa: RUF071  of characters
+    ]
+    return f"(?:{'|'.join(branches)}){ends}" if branches else ""
+
+
 class Encoder(Protocol):
     """An Encoder is a model's own conversion of text to token ids."""
 
@@ -173,7 +219,7 @@ class Tokenizer:
         self.vocabulary = encoder.vocabulary
         self._encoder = encoder
         self._template = template
-        self._markers = _any_of(self.vocabulary.markers)
+        self._markers = Markers(self.vocabulary.markers)
 
     @property
     def template(self) -> str:
@@ -244,7 +290,11 @@ class Tokenizer:
         """Return a JSON value with a sentinel inside each marker, so that it has no marker."""
         match value:
             case str():
-                return self._markers.sub(lambda at: at[0][0] + sentinel + at[0][1:], value)
+                pieces = (
+                    f"{piece[0]}{sentinel}{piece[1:]}" if is_marker else piece
+                    for piece, is_marker in self._markers.split(value)
+                )
+                return "".join(pieces)
             case Mapping():
                 break_ = partial(self._break, sentinel=sentinel)
                 return {break_(k): break_(v) for k, v in value.items()}
@@ -253,8 +303,8 @@ class Tokenizer:
         return value
 
     def _tokens(self, rendered: str, sentinel: str) -> Iterator[int]:
-        for part in self._markers.split(rendered):
-            if part in self.vocabulary.markers:
+        for part, is_marker in self._markers.split(rendered):
+            if is_marker:
                 yield self.vocabulary.markers[part]
             elif text := part.replace(sentinel, ""):
                 yield from self._encoder.tokenize(text, False)
@@ -304,12 +354,6 @@ def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:
     return tokens if tuple(tokens[: len(begin)]) == begin else [*begin, *tokens]
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that matches the longest of the texts in a group, as tokenizers do."""
-    longest_first = sorted(texts, key=lambda text: (-len(text), text))
-    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-
-
 def _texts(value: object) -> Iterator[str]:
     """Yield every text and number of a JSON value, and its field names."""
     match value:
@@ -326,7 +370,9 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _unused(text: str) -> str:
-    """Return a number that the text does not contain. Templates may encode texts as JSON or in
-    Python's notation, and digits are the same in both."""
-    numbers = (str(10**exponent) for exponent in count(16))
-    return next(number for number in numbers if number not in text)
+    """Return a number that the text does not contain and no client can foresee. Templates may
+    encode texts as JSON or in Python's notation, and digits are the same in both. The first
+    digit is in it once, so that no digits beside it make it appear at another place."""
+    while (number := "9" + "".join(secrets.choice("012345678") for _ in range(16))) in text:
+        pass
+    return number

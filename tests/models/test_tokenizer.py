@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from picospec.models import tokenizer as tokenizers
 from picospec.models.template import ChatTemplate
-from picospec.models.tokenizer import Tokenizer
+from picospec.models.tokenizer import Markers, Tokenizer
 from tests.models.byte_model import BOS, END, MARKERS, START, ByteModel
 
 CHATML = (
@@ -23,6 +26,25 @@ def tokenizer(template: str | None = CHATML, *, bos: bool = False) -> Tokenizer:
 
 def user(text: str) -> list[dict[str, object]]:
     return [{"role": "user", "content": text}]
+
+
+@given(
+    st.sets(st.text("<|ab>", min_size=1, max_size=6), max_size=8),
+    st.text("<|ab>x", max_size=60),
+    st.integers(1, 9),
+)
+def test_markers_are_the_longest_at_each_place_whatever_the_pieces_of_the_search(
+    markers: set[str], text: str, chunk: int
+) -> None:
+    longest_first = "|".join(map(re.escape, sorted(markers, key=len, reverse=True))) or "(?!)"
+    expected = [piece for piece in re.split(f"({longest_first})", text) if piece]
+
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr(tokenizers, "CHUNK", chunk)
+        found = list(Markers(markers).split(text))
+
+    assert [piece for piece, _ in found] == expected
+    assert all(is_marker == (piece in markers) for piece, is_marker in found)
 
 
 STRIPPED = "{% for m in messages %}{{ m.content | trim }};{% endfor %}"
