@@ -34,6 +34,7 @@ from picospec.gateway.ports import (
     NONE,
     Delta,
     Facts,
+    FinishReason,
     Job,
     Json,
     Statistics,
@@ -68,7 +69,11 @@ class ByteTokenizer:
     takes_tools: bool = True
     hides_unused_tools: bool = False
     template: str = ""
-    begins: tuple[int, ...] = ()
+    begins: Sequence[int] = ()
+    fills_in: bool = True
+    tags: Mapping[str, int] = field(default_factory=dict)
+    """These texts are tokens of their own."""
+
     rendered: list[Body] = field(default_factory=list)
 
     def chat(
@@ -88,7 +93,8 @@ class ByteTokenizer:
         return self.encode(text)
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
-        return [*self.begins, *text.encode()] if begin else list(text.encode())
+        tokens = [self.tags[text]] if text in self.tags else text.encode()
+        return [*self.begins, *tokens] if begin else [*tokens]
 
     def infill(
         self,
@@ -97,6 +103,8 @@ class ByteTokenizer:
         snippets: Sequence[Mapping[str, str]] = (),
         max_tokens: int = 0,
     ) -> list[int]:
+        if not self.fills_in:
+            raise ValueError("the model has no tokens for that")
         shown = "".join(f"[{each['filename']}:{each['text']}]" for each in snippets)
         return self.encode(f"{shown}<{prefix}|{suffix}>")
 
@@ -122,6 +130,7 @@ class ScriptedEngine:
     pause: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)
     begins_after_s: float = 0.0
     down: ApiError | None = None
+    finish: FinishReason = "stop"
 
     async def facts(self) -> Facts:
         if self.down is not None:
@@ -140,8 +149,8 @@ class ScriptedEngine:
                 await self.pause()
             if self.then is not None:
                 raise self.then
-            logprobs = _logprobs(job, [END])
-            yield Delta((END,), logprobs, finish="stop", statistics=self.statistics)
+            last = (END,) if self.finish == "stop" else ()
+            yield Delta(last, _logprobs(job, last), self.finish, self.statistics)
         finally:
             self.closed.release()
 
@@ -212,14 +221,6 @@ async def ask(
         return await client.post(path or door_of(body), json=body)
 
 
-async def refusal(
-    body: Body, engine: ScriptedEngine | None = None, **app: object
-) -> tuple[int, str]:
-    """Return the status of an error, and the field that it names."""
-    answer = await ask(body, engine, **app)
-    return answer.status_code, answer.json()["error"]["param"]
-
-
 def events_of(text: str) -> list[Any]:
     """Return the data of a stream's events; the "[DONE]" at the end of some is a text."""
     lines = (line[6:] for line in text.split("\n") if line.startswith("data: "))
@@ -275,26 +276,3 @@ def writes(text: str, **more: Any) -> ScriptedEngine:  # noqa: ANN401 - Scripted
 
 
 # Tests read here what a request asks of the engine and the template, whatever its door.
-
-FEATURES = frozenset({"structured_outputs", "presence_penalty"})
-
-
-async def meaning(
-    body: Mapping[str, object], *, path: str = "", template: str = "<think></think><tool_call>"
-) -> tuple[list[Job], list[Body]]:
-    """Return the jobs, without what no two requests share, and what the template got."""
-    engine = ScriptedEngine(features=FEATURES, context_tokens=4096)
-    tokenizer = ByteTokenizer(template=template)
-    answer = await ask(body, engine, path=path, tokenizer=tokenizer)
-    assert answer.status_code == 200, answer.text
-    return [replace(job, request_id="", owner=None) for job in engine.jobs], tokenizer.rendered
-
-
-async def job_of(
-    body: Body, engine: ScriptedEngine | None = None, tokenizer: ByteTokenizer | None = None
-) -> Job:
-    """Return what an engine is asked for, at last, by a request that it serves."""
-    engine = engine or ScriptedEngine()
-    answer = await ask(body, engine, tokenizer=tokenizer)
-    assert answer.status_code == 200, answer.text
-    return engine.jobs[-1]

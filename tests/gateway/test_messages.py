@@ -1,192 +1,90 @@
-"""Every message and every wish to think, as any server spells it, reaches the chat template."""
+"""A stream of blocks, which come one after the other, adds up to the message as a whole."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from collections.abc import Iterable
 
-from picospec.gateway.ports import Json
-from tests.gateway.scripted import Body, ByteTokenizer, ScriptedEngine, ask, job_of, refusal
+from hypothesis import given
+from hypothesis import strategies as st
 
-USER = {"role": "user", "content": "Hi"}
-THOUGHT = {"reasoning": "b", "reasoning_content": "b"}
+from picospec.gateway.doors.messages_answer import SIGNATURE, ContentEvents, content_of
+from tests.gateway.output.reading import CUTS
+from tests.gateway.output.test_style import grouped, parse
+from tests.gateway.scripted import Body, ScriptedEngine, client_of, make_app
 
-
-async def rendered(*messages: Json, **more: object) -> Body:
-    """Return what the template got."""
-    tokenizer = ByteTokenizer()
-    answer = await ask({"messages": [USER, *messages], **more}, tokenizer=tokenizer)
-    assert answer.status_code == 200, answer.text
-    return tokenizer.rendered[0]
+CALL = '<tool_call>{{"name": "weather", "arguments": {}}}</tool_call>'
 
 
-async def shown(message: Json) -> Json:
-    return (await rendered(message))["messages"][1]
+ARGUMENTS = ("{}", '{"city": "Oslo", "days": [1, 2.0]}', '{"city": "Ålesund\\n"}')
 
 
-def calls(arguments: object, **more: object) -> Body:
-    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
-    return {"role": "assistant", "tool_calls": [call | more]}
+GROWS = {
+    "text_delta": ("text", "text"),
+    "thinking_delta": ("thinking", "thinking"),
+    "signature_delta": ("thinking", "signature"),
+    "input_json_delta": ("tool_use", "partial_json"),
+}
 
 
-BILLING = "x-anthropic-billing-header: cch=1;"
-NOTHING: list[object] = []
-AS_THEY_ARE = [
-    {"role": "developer", "content": "a"},
-    {"role": "user", "content": "a", "name": "Ada"},
-    {"role": "tool", "content": "7", "tool_call_id": "c1"},
-    {"role": "function", "name": "f", "content": "7"},
-]
+answers = st.tuples(
+    st.sampled_from(["", "<think>Hm, \u00e9.</think>"]),
+    st.sampled_from(["", "Let me see."]),
+    st.lists(st.sampled_from([CALL.format(text) for text in ARGUMENTS]), max_size=2),
+).map(lambda parts: (parts[0] + parts[1] + "\n".join(parts[2])).encode())
 
 
-@pytest.mark.parametrize(
-    ("role", "sent", "seen"),
-    [
-        *((each["role"], each, each) for each in AS_THEY_ARE),
-        ("tool", {"content": None}, {"content": NOTHING}),
-        ("assistant", {"content": None}, {"content": NOTHING}),
-        ("assistant", {"refusal": "No."}, {"content": NOTHING}),
-        ("assistant", {"content": "a", "reasoning_content": "b"}, {"content": "a", **THOUGHT}),
-        (
-            "assistant",
-            {"content": "a", "reasoning": "b", "reasoning_content": "c"},
-            {"content": "a", **THOUGHT},
-        ),
-        ("system", {"content": f"{BILLING}\nBe brief."}, {"content": "Be brief."}),
-        ("system", {"content": BILLING}, {"content": NOTHING}),
-        ("user", {"reasoning": "b", "content": "a"}, {"content": "a"}),
-    ],
-)
-async def test_each_role_reaches_the_template(role: str, sent: Json, seen: Json) -> None:
-    assert await shown({"role": role, **sent}) == {"role": role, **seen}
+def added_up(events: Iterable[Body]) -> list[Body]:
+    """Return the blocks of a stream, in which each event must be in its place."""
+    blocks: list[Body] = []
+    is_open = False
+    for event in events:
+        kind = event["type"].removeprefix("content_block_")
+        assert is_open == (kind != "start")
+        assert event["index"] == len(blocks) - (kind != "start")
+        if kind == "start":
+            blocks.append({**event["content_block"], "partial_json": ""})
+        elif kind == "delta":
+            of, field = GROWS[event["delta"]["type"]]
+            assert blocks[-1]["type"] == of
+            blocks[-1][field] += event["delta"][field]
+        is_open = kind != "stop"
+    assert not is_open
+    for block in blocks:
+        if written := block.pop("partial_json"):
+            block["input"] = json.loads(written)
+    return blocks
 
 
-async def test_parts_are_texts() -> None:
-    parts = [{"type": "thinking", "thinking": "b"}, {"type": "refusal", "refusal": "a"}]
-
-    message = await shown({"role": "assistant", "content": parts})
-
-    assert message["content"] == [{"type": "text", "text": text} for text in "ba"]
+def without_ids(blocks: Iterable[Body]) -> list[Body]:
+    return [{name: block[name] for name in block.keys() - {"id"}} for block in blocks]
 
 
-@pytest.mark.parametrize(
-    ("sent", "seen"),
-    [
-        ('{"b": 1, "a": [2.0, null]}', {"b": 1, "a": [2.0, None]}),
-        ({"b": 1}, {"b": 1}),
-        ("", {}),
-        ("[1]", {}),
-        ('{"b": ', {}),
-        ("[" * 9000, {}),
-    ],
-)
-async def test_arguments_are_an_object_for_the_template(sent: object, seen: object) -> None:
-    assert await shown(calls(sent, id="c1")) == {**calls(seen, id="c1"), "content": []}
-
-
-async def test_a_call_in_the_older_form_is_a_tool_call() -> None:
-    old = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}
-
-    assert await shown(old | {"content": None}) == {**calls({}), "content": []}
-
-
-ON, OFF = {"enable_thinking": True}, {"enable_thinking": False}
-LOW = {"enable_thinking": True, "reasoning_effort": "low"}
-NONE = {"enable_thinking": False, "reasoning_effort": "none"}
-OWN = {"enable_thinking": 0, "reasoning_effort": "high", "x": None, "y": "auto"}
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [
-        ({"reasoning": {"effort": "low", "summary": "auto"}}, LOW),
-        ({"reasoning": {"effort": "none"}}, NONE),
-        ({"reasoning": {"enabled": True}}, ON),
-        ({"reasoning": {"summary": "auto"}}, {}),
-        ({"think": True}, ON),
-        ({"think": "low"}, LOW),
-        ({"thinking": {"type": "disabled"}}, OFF),
-        ({"thinking": {"type": "enabled", "budget_tokens": 4096}}, ON),
-        ({"thinking": {"type": "adaptive"}}, {}),
-        ({"enable_thinking": False}, OFF),
-        ({"think": True, "reasoning_effort": "low"}, LOW),
-        ({"reasoning_effort": "low"}, LOW),
-        ({"reasoning_effort": "none"}, NONE),
-        ({"chat_template_kwargs": {"x": [1]}}, {"x": [1]}),
-        (
-            {"reasoning_effort": "low", "chat_template_kwargs": OWN},
-            {"reasoning_effort": "low", "enable_thinking": 0},
-        ),
-        ({"reasoning_effort": "low", "chat_template_kwargs": OFF}, {**LOW, **OFF}),
-        ({"think": False, "thinking": {"type": "disabled"}, "reasoning_effort": "none"}, NONE),
-    ],
-)
-async def test_each_spelling_reaches_the_template(asked: Body, expected: Body) -> None:
-    assert (await rendered(**asked))["options"] == expected
-
-
-@pytest.mark.parametrize(
-    ("asked", "param"),
-    [
-        ({"reasoning_effort": "high", "reasoning": {"effort": "low"}}, "reasoning"),
-        ({"reasoning": {"effort": "low", "enabled": False}}, "reasoning.enabled"),
-        ({"reasoning": {"max_tokens": 100}}, "reasoning.max_tokens"),
-        ({"reasoning": {"exclude": True}}, "reasoning.exclude"),
-        ({"reasoning_effort": "none", "think": True}, "think"),
-        ({"think": "very"}, "think"),
-        ({"think": True, "thinking": {"type": "disabled"}}, "thinking"),
-        ({"thinking": {}}, "thinking.type"),
-        ({"thinking": {"type": "enabled"}, "enable_thinking": False}, "enable_thinking"),
-        ({"think": False, "chat_template_kwargs": ON}, "chat_template_kwargs"),
-    ],
-)
-async def test_what_contradicts_itself_is_a_400_that_names_the_field(
-    asked: Body, param: str
+@given(answers, CUTS)
+def test_any_grouping_of_tokens_adds_up_to_the_whole_message(
+    written: bytes, cuts: list[int]
 ) -> None:
-    assert await refusal({"messages": [USER], **asked}) == (400, param)
+    deltas, content = parse(grouped(written, cuts)), ContentEvents()
+
+    events = [event for delta in deltas for event in content.read(delta)] + list(content.end())
+
+    (at_once,) = parse(grouped(written))
+    blocks, whole = added_up(events), content_of(at_once)
+    assert without_ids(blocks) == without_ids(whole)
+    assert all(block["signature"] == SIGNATURE for block in blocks if "signature" in block)
+    assert all(block["id"].startswith("toolu_") for block in blocks if "id" in block)
 
 
-class Spelling(ByteTokenizer):
-    """Its tags are tokens of their own."""
+async def test_a_key_at_its_limit_and_another_method_have_errors_of_anthropics_shape() -> None:
+    app = make_app(ScriptedEngine(), key_limits={"requests_a_minute": 1}, api_keys=["k"])
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    async with client_of(app, {"x-api-key": "k"}) as client:
+        answers = [await client.post("/v1/messages", json=body) for _ in range(2)]
+    async with client_of(make_app(ScriptedEngine())) as client:
+        answers.append(await client.get("/v1/messages"))
 
-    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
-        tags = {"<think>": [1], "</think>": [2]}
-        return tags.get(text) or super().encode(text, special=special, begin=begin)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["thinking_token_budget", "thinking_budget", "thinking_budget_tokens",
-     "reasoning_budget_tokens"],
-)  # fmt: skip
-async def test_a_limit_of_reasoning_reaches_the_engine(name: str) -> None:
-    engine = ScriptedEngine(features=frozenset({"thinking_budget"}))
-    tokenizer = Spelling(template="<think></think>")
-
-    job = await job_of({"messages": [USER], name: 5}, engine, tokenizer)
-
-    assert job.extras["thinking_budget"] == {"tokens": 5, "closing": 2, "opening": 1}
-
-
-@pytest.mark.parametrize(
-    ("features", "template", "status"),
-    [((), "<think>", 400), (("thinking_budget",), "<think>", 400),
-     (("thinking_budget",), "", 200)],
-)  # fmt: skip
-async def test_a_limit_that_cannot_be_kept_is_a_400_unless_nothing_is_thought(
-    features: tuple[str, ...], template: str, status: int
-) -> None:
-    engine = ScriptedEngine(features=frozenset(features))
-    body = {"messages": [USER], "thinking_token_budget": 5}
-
-    answer = await ask(body, engine, tokenizer=ByteTokenizer(template=template))
-
-    assert answer.status_code == status
-    assert status == 200 or answer.json()["error"]["param"] == "thinking_token_budget"
-
-
-async def test_a_budget_is_a_target_that_is_named_as_ignored() -> None:
-    asked = {"thinking": {"type": "enabled", "budget_tokens": 4096}}
-
-    answer = await ask({"messages": [USER], **asked})
-
-    assert answer.headers["x-picospec-ignored"] == "thinking.budget_tokens"
+    assert [answer.status_code for answer in answers] == [200, 429, 405]
+    errors = [answer.json() for answer in answers[1:]]
+    assert [each["type"] for each in errors] == ["error"] * 2
+    kinds = [each["error"]["type"] for each in errors]
+    assert kinds == ["rate_limit_error", "invalid_request_error"]
