@@ -16,6 +16,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import httpx
@@ -40,6 +41,7 @@ from picospec.gateway.ports import (
     Statistics,
     Tokenizer,
 )
+from picospec.gateway.watching import Chain, LinkUse, Pass
 from picospec.speculation.messages import TokenLogprob
 
 END = 256
@@ -153,6 +155,21 @@ class ScriptedEngine:
             yield Delta(last, _logprobs(job, last), self.finish, self.statistics)
         finally:
             self.closed.release()
+
+
+class ReportingEngine(ScriptedEngine):
+    """Tells of speculation, whether it was asked or not."""
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        self.jobs.append(job)
+        chain = Chain(2, 1, 3, False, tuple(b"ck "))
+        verified = Pass(1, 4, 2, 3, "recovered", 20.0, 1.5, None, 18.0)
+        counted = partial(Delta, statistics=self.statistics)
+        yield counted(tuple(b"Q"), origins=("target",))
+        yield counted((), events=(chain, LinkUse(31.5, 40, 60, 0, 1)))
+        origins = ("draft", "lookup", "ahead", "target")
+        yield counted(tuple("uiç".encode()), origins=origins, events=(verified,))
+        yield counted((END,), finish="stop", origins=("draft",))
 
 
 def _logprobs(job: Job, tokens: Sequence[int]) -> tuple[TokenLogprob, ...] | None:

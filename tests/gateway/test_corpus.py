@@ -45,6 +45,7 @@ from tests.gateway.scripted import (
     MODEL,
     Body,
     ByteTokenizer,
+    ReportingEngine,
     ScriptedEngine,
     client_of,
     make_app,
@@ -74,6 +75,7 @@ SERVICE: Body = {
     "finish": "stop",
     "fails": (),  # an error that the engine raises after the script: class, message, fields
     "statistics": None,
+    "reports": False,  # a ReportingEngine serves it
 }
 """What serves a case, unless the case says otherwise."""
 
@@ -115,7 +117,8 @@ class Case:
             chunks = [data[at : at + 5] for at in range(0, len(data), 5)]
         else:
             chunks = [text.encode() for text in script]
-        return ScriptedEngine(
+        kind = ReportingEngine if self.of("reports") else ScriptedEngine
+        return kind(
             chunks,
             error(*self.of("fails")),
             frozenset(self.of("features")),
@@ -227,6 +230,7 @@ def asked(case: Case, engine: ScriptedEngine, is_raw: bool) -> Body:
         found["seeds"] = [job.seed for job in jobs]
     room = case.of("context") - len(first.prompt)
     usual = {"max_tokens": room, "seed": 41, "top_logprobs": None, "identity": ""}
+    usual |= {"watched": False}
     found |= {n: getattr(first, n) for n in usual if getattr(first, n) != usual[n]}
     drawn = {each.name: getattr(first.sampling, each.name) for each in fields(Sampling)}
     found |= {n: value for n, value in drawn.items() if value != getattr(Sampling(), n)}
@@ -282,9 +286,9 @@ def refusal(case: Case, answer: httpx.Response) -> Body:
 
 # Answers are written as the transcripts show, but for times and random ids.
 
-TIMES = re.compile(r'"\w+_(?:ms|per_second)":[-+.\de]+,?')
+TIMES = re.compile(r'"(?:prompt|predicted)_\w*(?:ms|per_second)":[-+.\de]+,?')
 MOMENTS = re.compile(
-    r'"(created|created_at|completed_at|modified_at|\w+_duration)":("[^"]*"|\d+)'
+    r'"(created|created_at|completed_at|modified_at|\w+_duration|tokens_per_s)":("[^"]*"|[\d.]+)'
 )
 COUNTS = re.compile(r'"(metrics|timings)":\{(?:[^{}]|\{[^{}]*\})*\}')
 IDS = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
