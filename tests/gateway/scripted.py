@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import socket
 import time
@@ -17,6 +18,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -293,3 +295,29 @@ def writes(text: str, **more: Any) -> ScriptedEngine:  # noqa: ANN401 - Scripted
 
 
 # Tests read here what a request asks of the engine and the template, whatever its door.
+
+
+# Tenants whose keys are "key of" and their name: their file, and what their requests show.
+
+Headers = dict[str, str]
+ANN, BEN = ({"authorization": f"Bearer key of {name}"} for name in ("ann", "ben"))
+
+
+class SetClock:
+    """The test sets its time, in seconds."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def table(name: str, key: str = "", more: str = "") -> str:
+    """Return the entry of a tenant. more: its limits, a line each."""
+    digest = hashlib.sha256((key or f"key of {name}").encode()).hexdigest()
+    return f'[{name}]\nsha256 = "{digest}"\n{more}\n'
+
+
+def keys_toml(file: Path, *names: str) -> Path:
+    file.write_text("".join(map(table, names)))
+    return file

@@ -31,8 +31,7 @@ from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallArguments, CallStart, Parsed
 from picospec.gateway.schema import SMALL_BYTES
 from tests.gateway import scripted as openai_sdk
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, writes
-from tests.gateway.tenants.holders import Clock
+from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, SetClock, writes
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 KEY = "0" * 32
@@ -299,7 +298,7 @@ KEPT = {
 def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
     steps: list[tuple[str, int]],
 ) -> None:
-    clock = Clock()
+    clock = SetClock()
     responses = ResponseStore(clock)
     used = list[tuple[str, StoredResponse, float]]()
     for number, (step, id) in enumerate(steps):
@@ -327,7 +326,7 @@ def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
 
 
 def test_the_last_responses_are_kept() -> None:
-    responses = ResponseStore(Clock())
+    responses = ResponseStore(SetClock())
 
     for number in range(MAX_RESPONSES + 2):
         responses.keep(str(number), KEPT["keep"])

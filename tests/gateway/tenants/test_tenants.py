@@ -27,7 +27,7 @@ from picospec.gateway.tenants import (
     Tenants,
     add_key,
 )
-from tests.gateway.tenants.holders import table
+from tests.gateway.scripted import table
 
 ANN, BEN = "key of ann", "key of ben"
 
