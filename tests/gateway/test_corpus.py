@@ -39,7 +39,6 @@ from picospec.gateway.doors.services import ResponseStore
 from picospec.gateway.doors.tools import ToolUse
 from picospec.gateway.ports import Sampling, Statistics
 from picospec.gateway.routes import ROUTES
-from tests.gateway.golden import Line, grown, lines_of
 from tests.gateway.scripted import (
     COUNTED,
     MODEL,
@@ -50,6 +49,7 @@ from tests.gateway.scripted import (
     client_of,
     make_app,
 )
+from tests.golden import Line, grown, lines_of
 
 FOLDER = Path(__file__).parent / "corpus"
 USER = {"role": "user", "content": "Hi"}

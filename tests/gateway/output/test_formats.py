@@ -31,8 +31,8 @@ from picospec.gateway.output.formats.other_calls import QwenCoder
 from picospec.gateway.output.message import CustomInput, Message
 from picospec.gateway.output.reading import Incoming, Steps, read_reasoning
 from picospec.gateway.output.style import FORMATS, FormatName
-from tests.gateway.golden import Json, Line, grown, lines_of
 from tests.gateway.output.reading import CUTS, TOOLS, Read, moments, read, run, split
+from tests.golden import Json, Line, grown, lines_of
 
 GOLDEN = [*lines_of(Path(__file__).with_name("formats.jsonl"))]
 RESULTS = ("calls", "content", "reasoning", "complete")
