@@ -212,10 +212,10 @@ def meaning(
 
 
 def short(value: object) -> object:
-    """Return a long text or array as its beginning and its length."""
+    """Return a long value as its beginning and its length."""
     if isinstance(value, list):
         value = [short(each) for each in value]
-    is_long = isinstance(value, str | list) and len(value) > 32
+    is_long = isinstance(value, str | list | dict) and len(value) > 32
     return f"{str(value)[:16]}... {len(value)}" if is_long else value
 
 
@@ -288,7 +288,8 @@ def refusal(case: Case, answer: httpx.Response) -> Body:
 
 TIMES = re.compile(r'"(?:prompt|predicted)_\w*(?:ms|per_second)":[-+.\de]+,?')
 MOMENTS = re.compile(
-    r'"(created|created_at|completed_at|modified_at|\w+_duration|tokens_per_s)":("[^"]*"|[\d.]+)'
+    r'"(created|(?:created|completed|modified)_at|\w+_duration|tokens_per_s|timings/\w+_ms)"'
+    r':("[^"]*"|[\d.e-]+)'
 )
 COUNTS = re.compile(r'"(metrics|timings)":\{(?:[^{}]|\{[^{}]*\})*\}')
 IDS = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
