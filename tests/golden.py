@@ -38,9 +38,9 @@ class Line:
             assert found == expected
             return
         given = {name: value for name, value in self.given.items() if name not in results}
-        written = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-        written[self.number] = json.dumps({**given, **found}, ensure_ascii=False) + "\n"
-        self.file.write_text("".join(written), encoding="utf-8")
+        written = self.file.read_text(encoding="utf-8").split("\n")
+        written[self.number] = json.dumps({**given, **found}, ensure_ascii=False)
+        self.file.write_text("\n".join(written), encoding="utf-8")
 
 
 def lines_of(file: Path) -> Iterator[Line]:

@@ -116,7 +116,6 @@ OF_CHAT = {
     "thinking_budget", "thinking_budget_tokens", "reasoning_budget_tokens",
 }  # fmt: skip
 
-
 NEUTRAL_VALUES = [
     *((name, value) for name, values in NEUTRAL.items() for value in values),
     ("presence_penalty", 0), ("frequency_penalty", 0.0), ("repetition_penalty", 1),
@@ -201,7 +200,6 @@ async def test_names_in_the_header_are_few_short_and_clean() -> None:
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields})
 
-
 MORE = sorted({
     *FIELDS, *NEUTRAL, *OllamaChat.model_fields, *OllamaGenerate.model_fields,
 })  # fmt: skip
@@ -209,12 +207,9 @@ NEEDED = {"messages", "prompt", "tokens", "input", "model", "input_prefix"}
 NEEDED |= {"thinking_token_budget"}  # the first of its four names
 """Fields that an error may name though the body has them not."""
 
-
 ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], {}, {"a": 1}]
 
-
 ROLES = ["system", "developer", "user", "assistant", "tool", "function", "robot"]
-
 
 values = st.sampled_from(ODD) | st.recursive(
     st.sampled_from(ODD),
@@ -227,14 +222,10 @@ values = st.sampled_from(ODD) | st.recursive(
     ),
     max_leaves=5,
 )
-
-
 requests = st.sampled_from(
     [(case.door, case.body) for case in CASES if case.is_served and len(str(case.body)) < 9000]
 )
 message_fields = st.sampled_from(sorted(ChatMessage.model_fields))
-
-
 messages = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(ROLES)}).flatmap(
         lambda role: st.dictionaries(message_fields, values, max_size=3).map(lambda m: m | role)

@@ -1,5 +1,5 @@
-"""What doors do that no single answer shows: they fit any grouping of tokens, and words for a
-wait, around what the corpus has of them."""
+"""What no case of the corpus shows of a door: keys, limits by lines and by time, streams of any
+grouping of tokens, and what is sent while there is nothing to show."""
 
 from __future__ import annotations
 
