@@ -204,7 +204,6 @@ MORE = sorted({
     *FIELDS, *NEUTRAL, *OllamaChat.model_fields, *OllamaGenerate.model_fields,
 })  # fmt: skip
 NEEDED = {"messages", "prompt", "tokens", "input", "model", "input_prefix"}
-NEEDED |= {"thinking_token_budget"}  # the first of its four names
 """Fields that an error may name though the body has them not."""
 
 ODD = [None, True, -1, 0, 1, 2**70, 0.5, 1e308, "", "a", "{}", "\x00", [], [1], {}, {"a": 1}]
