@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -113,6 +114,9 @@ def _only_false(value: object) -> object:
     return value if value is False else unsupported("this is not supported")
 
 
+_UNION_MEMBER: Final = re.compile(r"str$|(?:tuple|dict|literal)\[")
+"""Pydantic names the members of a union so; no client does."""
+
 FIRST_ERROR: Final = Field(fail_fast=True)
 """Ends the validation of a sequence at its first error, the only one that is reported: each
 further error takes several times as long as a valid item."""
@@ -188,7 +192,8 @@ def unsupported(message: str) -> NoReturn:
 def invalid(error: ValidationError, *, under: str | None = None) -> InvalidRequest:
     """Translate the first error of a validation; `under` is the field that was validated."""
     first = error.errors(include_url=False, include_input=False)[0]
-    param = ".".join(str(step) for step in (under, *first["loc"]) if step is not None) or None
+    steps = (str(step) for step in (under, *first["loc"]) if step is not None)
+    param = ".".join(step for step in steps if not _UNION_MEMBER.match(step)) or None
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         reason = "the body is not valid JSON"

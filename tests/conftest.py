@@ -11,6 +11,13 @@ from hypothesis import settings
 settings.register_profile("without deadlines", deadline=None)
 settings.load_profile("without deadlines")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update", action="store_true", help="write the corpora of tests/gateway anew"
+    )
+
+
 TOGETHER = "end_to_end"
 """The files of this folder share services, which are started once."""
 

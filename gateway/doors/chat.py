@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
-from pydantic import AliasChoices, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from picospec.gateway import grammars
 from picospec.gateway.doors.completions import ChunkAnswer
@@ -44,7 +44,16 @@ from picospec.gateway.watching import Report, Spans
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _NONE: Final = "none"
+_BUDGETS: Final = (
+    "thinking_token_budget",
+    "thinking_budget",
+    "thinking_budget_tokens",
+    "reasoning_budget_tokens",
+)
 _SPELLINGS: Final = ("reasoning_effort", "reasoning", "think", "thinking", "enable_thinking")
+
+
+Budget = Annotated[Integer, Field(ge=-1)]
 
 
 class ThinkingChoice(NamedTuple):
@@ -83,17 +92,13 @@ class ThinkingFields(RequestModel):
     thinking: Thinking | None = None
     enable_thinking: Flag | None = None
 
-    thinking_token_budget: Annotated[Integer, Field(ge=-1)] = Field(
-        -1,
-        validation_alias=AliasChoices(
-            "thinking_token_budget",
-            "thinking_budget",
-            "thinking_budget_tokens",
-            "reasoning_budget_tokens",
-        ),
-    )
+    thinking_token_budget: Budget = -1
     """The reasoning ends after this many tokens; -1: by itself. The name is vLLM's; Alibaba and
-    llama-server use the other names."""
+    llama-server use the next three."""
+
+    thinking_budget: Budget = -1
+    thinking_budget_tokens: Budget = -1
+    reasoning_budget_tokens: Budget = -1
 
     chat_template_kwargs: dict[str, object] = Field(default_factory=dict)
     """The chat template gets these variables. As in vLLM, an `enable_thinking` here overrides
@@ -109,6 +114,19 @@ class ThinkingFields(RequestModel):
             if _differ(_choice_of(info.data[name]), _choice_of(value)):
                 raise ValueError(f"it contradicts {name}")
         return value
+
+    @field_validator(*_BUDGETS[1:])
+    @classmethod
+    def _is_the_only_budget(cls, value: int, info: ValidationInfo) -> int:
+        if value >= 0 and any(info.data.get(name, -1) >= 0 for name in _BUDGETS):
+            raise ValueError("only one field may limit the reasoning")
+        return value
+
+    @property
+    def budget(self) -> tuple[str, int]:
+        """Return the field that limits the reasoning, and its tokens; -1 without a limit."""
+        name = max(_BUDGETS, key=partial(getattr, self))
+        return name, getattr(self, name)
 
     @property
     def thinking_choice(self) -> ThinkingChoice:
@@ -153,8 +171,6 @@ def _differ(one: ThinkingChoice, other: ThinkingChoice) -> bool:
 
 BUDGET: Final = "thinking_budget"
 """The budget of reasoning has this name in Job.extras and in Facts.features."""
-
-_BUDGET: Final = "thinking_token_budget"
 
 _RESERVED: Final = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
@@ -268,19 +284,21 @@ class ChatRequest(ThinkingFields, GenerationRequest):
             raise InvalidRequest.of(field, error) from error
 
     def more_extras(self, style: Style, prompt: TokenIds) -> Mapping[str, object]:
-        if self.thinking_token_budget < 0 or style.tags is None:
+        name, tokens = self.budget
+        if tokens < 0 or style.tags is None:
             return {}
         try:
-            return {BUDGET: style.budget(prompt, self.thinking_token_budget)}
+            return {BUDGET: style.budget(prompt, tokens)}
         except ValueError as error:
-            raise InvalidRequest.of(_BUDGET, error, UNSUPPORTED) from error
+            raise InvalidRequest.of(name, error, UNSUPPORTED) from error
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest for calls that need a grammar, or for a budget of reasoning, if
         the engine does not serve it."""
-        if self.thinking_token_budget >= 0 and BUDGET not in facts.features:
+        name, tokens = self.budget
+        if tokens >= 0 and BUDGET not in facts.features:
             reason = "this target does not count tokens of reasoning"
-            raise InvalidRequest.of(_BUDGET, reason, UNSUPPORTED)
+            raise InvalidRequest.of(name, reason, UNSUPPORTED)
         use = self.tool_use
         if grammars.NAME in facts.features or not use.needs_grammar:
             return

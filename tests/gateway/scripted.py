@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import socket
 import time
@@ -16,6 +17,8 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -34,11 +37,13 @@ from picospec.gateway.ports import (
     NONE,
     Delta,
     Facts,
+    FinishReason,
     Job,
     Json,
     Statistics,
     Tokenizer,
 )
+from picospec.gateway.watching import Chain, LinkUse, Pass
 from picospec.speculation.messages import TokenLogprob
 
 END = 256
@@ -68,7 +73,11 @@ class ByteTokenizer:
     takes_tools: bool = True
     hides_unused_tools: bool = False
     template: str = ""
-    begins: tuple[int, ...] = ()
+    begins: Sequence[int] = ()
+    fills_in: bool = True
+    tags: Mapping[str, int] = field(default_factory=dict)
+    """These texts are tokens of their own."""
+
     rendered: list[Body] = field(default_factory=list)
 
     def chat(
@@ -88,7 +97,8 @@ class ByteTokenizer:
         return self.encode(text)
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
-        return [*self.begins, *text.encode()] if begin else list(text.encode())
+        tokens = [self.tags[text]] if text in self.tags else text.encode()
+        return [*self.begins, *tokens] if begin else [*tokens]
 
     def infill(
         self,
@@ -97,6 +107,8 @@ class ByteTokenizer:
         snippets: Sequence[Mapping[str, str]] = (),
         max_tokens: int = 0,
     ) -> list[int]:
+        if not self.fills_in:
+            raise ValueError("the model has no tokens for that")
         shown = "".join(f"[{each['filename']}:{each['text']}]" for each in snippets)
         return self.encode(f"{shown}<{prefix}|{suffix}>")
 
@@ -122,6 +134,7 @@ class ScriptedEngine:
     pause: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)
     begins_after_s: float = 0.0
     down: ApiError | None = None
+    finish: FinishReason = "stop"
 
     async def facts(self) -> Facts:
         if self.down is not None:
@@ -140,10 +153,25 @@ class ScriptedEngine:
                 await self.pause()
             if self.then is not None:
                 raise self.then
-            logprobs = _logprobs(job, [END])
-            yield Delta((END,), logprobs, finish="stop", statistics=self.statistics)
+            last = (END,) if self.finish == "stop" else ()
+            yield Delta(last, _logprobs(job, last), self.finish, self.statistics)
         finally:
             self.closed.release()
+
+
+class ReportingEngine(ScriptedEngine):
+    """Tells of speculation, whether it was asked or not."""
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        self.jobs.append(job)
+        chain = Chain(2, 1, 3, False, tuple(b"ck "))
+        verified = Pass(1, 4, 2, 3, "recovered", 20.0, 1.5, None, 18.0)
+        counted = partial(Delta, statistics=self.statistics)
+        yield counted(tuple(b"Q"), origins=("target",))
+        yield counted((), events=(chain, LinkUse(31.5, 40, 60, 0, 1)))
+        origins = ("draft", "lookup", "ahead", "target")
+        yield counted(tuple("uiç".encode()), origins=origins, events=(verified,))
+        yield counted((END,), finish="stop", origins=("draft",))
 
 
 def _logprobs(job: Job, tokens: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
@@ -212,14 +240,6 @@ async def ask(
         return await client.post(path or door_of(body), json=body)
 
 
-async def refusal(
-    body: Body, engine: ScriptedEngine | None = None, **app: object
-) -> tuple[int, str]:
-    """Return the status of an error, and the field that it names."""
-    answer = await ask(body, engine, **app)
-    return answer.status_code, answer.json()["error"]["param"]
-
-
 def events_of(text: str) -> list[Any]:
     """Return the data of a stream's events; the "[DONE]" at the end of some is a text."""
     lines = (line[6:] for line in text.split("\n") if line.startswith("data: "))
@@ -276,25 +296,28 @@ def writes(text: str, **more: Any) -> ScriptedEngine:  # noqa: ANN401 - Scripted
 
 # Tests read here what a request asks of the engine and the template, whatever its door.
 
-FEATURES = frozenset({"structured_outputs", "presence_penalty"})
+
+# Tenants whose keys are "key of" and their name: their file, and what their requests show.
+
+Headers = dict[str, str]
+ANN, BEN = ({"authorization": f"Bearer key of {name}"} for name in ("ann", "ben"))
 
 
-async def meaning(
-    body: Mapping[str, object], *, path: str = "", template: str = "<think></think><tool_call>"
-) -> tuple[list[Job], list[Body]]:
-    """Return the jobs, without what no two requests share, and what the template got."""
-    engine = ScriptedEngine(features=FEATURES, context_tokens=4096)
-    tokenizer = ByteTokenizer(template=template)
-    answer = await ask(body, engine, path=path, tokenizer=tokenizer)
-    assert answer.status_code == 200, answer.text
-    return [replace(job, request_id="", owner=None) for job in engine.jobs], tokenizer.rendered
+class SetClock:
+    """The test sets its time, in seconds."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-async def job_of(
-    body: Body, engine: ScriptedEngine | None = None, tokenizer: ByteTokenizer | None = None
-) -> Job:
-    """Return what an engine is asked for, at last, by a request that it serves."""
-    engine = engine or ScriptedEngine()
-    answer = await ask(body, engine, tokenizer=tokenizer)
-    assert answer.status_code == 200, answer.text
-    return engine.jobs[-1]
+def table(name: str, key: str = "", more: str = "") -> str:
+    """Return the entry of a tenant. more: its limits, a line each."""
+    digest = hashlib.sha256((key or f"key of {name}").encode()).hexdigest()
+    return f'[{name}]\nsha256 = "{digest}"\n{more}\n'
+
+
+def keys_toml(file: Path, *names: str) -> Path:
+    file.write_text("".join(map(table, names)))
+    return file

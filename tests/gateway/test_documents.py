@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tomllib
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,22 +23,25 @@ from picospec.gateway.routes import ROUTES
 from picospec.gateway.schema import NEUTRAL
 from tests.gateway.scripted import (
     Body,
-    ByteTokenizer,
     ScriptedEngine,
     ask,
     client_of,
-    door_of,
     make_app,
 )
+from tests.gateway.test_corpus import CASES, Case
 
 USER = {"role": "user", "content": "Hi"}
 
 
+@cache
+def document() -> Body:
+    return openapi(ROUTES)
+
+
 def errors_of(path: str, body: object) -> list[str]:
     """Return where a body breaks the schema that the document has for its path."""
-    document: Body = openapi(ROUTES)
-    content = document["paths"][path]["post"]["requestBody"]["content"]
-    schema = {**content["application/json"]["schema"], "components": document["components"]}
+    content = document()["paths"][path]["post"]["requestBody"]["content"]
+    schema = {**content["application/json"]["schema"], "components": document()["components"]}
     found = jsonschema.Draft202012Validator(schema).iter_errors(body)
     return [error.json_path for error in found]
 
@@ -182,47 +185,15 @@ def test_each_vendored_library_is_the_one_that_its_record_names() -> None:
         assert (VENDOR / record["licence_file"]).stat().st_size > 1000
 
 
-# Requests as well-known clients send them are served, by an engine with no feature at all.
-#
-# Each file in data/ has the fields that the client's source sends, with short texts of our own.
-# No field of openai's SDK was forgotten: each is served, or known as one that changes an
-# answer, or listed here as one that cannot.
+# What known clients send fits the published schema. No field of openai's SDK was forgotten:
+# each is served, or known as one that changes an answer, or listed here as one that cannot.
 
-DATA = Path(__file__).parent / "data"
-IGNORED = {
-    "codex": "text.verbosity, reasoning.summary, tools.web_search, input.web_search_call,"
-    " input.action, tools.external_web_access, client_metadata",
-    "continue_chat": "prediction",
-    "zed_agent": "prompt_cache_key",
-    "open_webui": "params, features, chat_id, id, messages.tool_calls.index",
-    "librechat": "user",
-    "llama_server_webui": "return_progress, dynatemp_exponent, xtc_threshold, repeat_last_n,"
-    " dry_base, dry_allowed_length, dry_penalty_last_n, backend_sampling, timings_per_token",
-}
-AGENTS = ("cline", "continue_agent", "zed_agent", "open_webui", "opencode")
+CLIENTS = [case for case in CASES if "client" in case.line.given]
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in DATA.iterdir()))
-async def test_the_request_of_a_client_is_served(name: str) -> None:
-    body = json.loads((DATA / f"{name}.json").read_text())
-    tokenizer = ByteTokenizer()
-
-    answer = await ask(body, ScriptedEngine(context_tokens=4096), tokenizer=tokenizer)
-
-    assert errors_of(door_of(body), body) == []  # it fits the published schema
-    assert answer.status_code == 200, answer.text
-    assert (
-        answer.text.endswith("data: [DONE]\n\n") or "event: response.completed" in answer.text
-    )
-    assert answer.headers.get("x-picospec-ignored") == IGNORED.get(name)
-    if name in AGENTS:
-        (shown,) = tokenizer.rendered
-        calls = [call for each in shown["messages"] for call in each.get("tool_calls", ())]
-        assert all(isinstance(call["function"]["arguments"], dict) for call in calls)
-        assert len(calls) == sum(each["role"] == "tool" for each in shown["messages"]) > 0
-        assert [tool["function"]["name"] for tool in shown["tools"]] == [
-            tool["function"]["name"] for tool in body["tools"]
-        ]
+@pytest.mark.parametrize("case", CLIENTS, ids=str)
+def test_the_request_of_a_client_fits_the_published_schema(case: Case) -> None:
+    assert errors_of(case.door, case.body) == []
 
 
 KNOWN = {*NEUTRAL, "n_cmpl", "n_predict"}

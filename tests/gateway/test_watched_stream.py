@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -18,30 +18,13 @@ from picospec.gateway.output.formats.base import Format
 from picospec.gateway.output.message import Message
 from picospec.gateway.output.reading import read_reasoning
 from picospec.gateway.output.style import FORMATS, OutputParser
-from picospec.gateway.ports import Delta, Job
-from picospec.gateway.watching import Chain, LinkUse, Pass, Spans
+from picospec.gateway.ports import Delta
+from picospec.gateway.watching import Chain, Spans
 from tests.gateway.output.reading import CUTS, TOOLS, split
-from tests.gateway.scripted import COUNTED, END, Body, ScriptedEngine, ask, events_of
+from tests.gateway.scripted import Body, ReportingEngine, ask, events_of
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "seed": 3}
 WATCHED = {"include_speculation": True}
-WATCHING = {**ASK, "stream_options": WATCHED}
-CHAIN = Chain(2, 1, 3, False, tuple(b"ck "))
-PASS = Pass(1, 4, 2, 3, "recovered", 20.0, 1.5, None, 18.0)
-LINK = LinkUse(31.5, 40, 60, 0, 1)
-
-
-class ReportingEngine(ScriptedEngine):
-    """It tells of speculation whether it was asked or not."""
-
-    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        self.jobs.append(job)
-        yield Delta(tuple(b"Q"), origins=("target",), statistics=COUNTED)
-        yield Delta((), events=(CHAIN, LINK), statistics=COUNTED)
-        tokens = tuple("uiç".encode())
-        origins = ("draft", "lookup", "ahead", "target")
-        yield Delta(tokens, origins=origins, events=(PASS,), statistics=COUNTED)
-        yield Delta((END,), finish="stop", origins=("draft",), statistics=COUNTED)
 
 
 async def chunks(body: Body) -> list[Any]:
@@ -50,77 +33,6 @@ async def chunks(body: Body) -> list[Any]:
     *events, last = events_of(answer.text)
     assert last == "[DONE]"
     return events
-
-
-async def test_every_chunk_with_text_says_where_it_is_from() -> None:
-    reported = [c for c in await chunks(WATCHING) if "speculation" in c]
-
-    texts = [c["speculation"] for c in reported if c["choices"]]
-    assert texts == [
-        {"spans": [[1, "target"]], "tokens": {"target": 1}},
-        {
-            "spans": [[1, "draft"], [1, "lookup"], [1, "ahead"]],
-            "tokens": {"draft": 1, "lookup": 1, "ahead": 1, "target": 1},
-        },
-        {"tokens": {"draft": 1}},
-    ]
-    assert reported[-2]["choices"][0]["finish_reason"] == "stop"
-
-
-async def test_events_come_in_chunks_of_their_own_before_the_text_they_are_about() -> None:
-    reported = await chunks(WATCHING)
-
-    events = [c["speculation"] for c in reported if not c["choices"]]
-    assert events[:3] == [
-        {
-            "event": "chain", "index": 0, "epoch": 2, "position": 1, "tokens": 3,
-            "broken": False, "text": "ck ", "drafted": 0,
-        },
-        {
-            "event": "link", "index": 0, "rtt_ms": 31.5, "bytes_up": 40, "bytes_down": 60,
-            "verifier": 0, "reopened": 1,
-        },
-        {
-            "event": "pass", "index": 0, "position": 1, "rows": 4, "accepted": 2,
-            "committed": 3, "beyond": "recovered", "pass_ms": 20.0, "waited_ms": 1.5,
-            "gap_ms": None, "cloud_row_ms": 18.0,
-        },
-    ]  # fmt: skip
-    names = [c["speculation"].get("event", "text") for c in reported if "speculation" in c]
-    assert names == ["text", "chain", "link", "pass", "text", "text", "totals"]
-
-
-@pytest.mark.parametrize("options", [WATCHED, {**WATCHED, "include_usage": True}])
-async def test_the_last_chunk_has_the_totals(options: dict[str, bool]) -> None:
-    reported = await chunks({**ASK, "n": 2, "stream_options": options})
-
-    totals = reported[-1]["speculation"]
-    speed = totals.pop("tokens_per_s")
-    assert speed > 0
-    assert totals == {
-        "event": "totals",
-        "tokens": {"draft": 4, "lookup": 2, "ahead": 2, "target": 4},
-        "passes": 8, "rows": 32, "drafted": 24, "accepted": 14, "acceptance": 14 / 24,
-        "bytes_up": 80, "bytes_down": 120, "bytes_per_token": 200 / 12, "rtt_ms": 31.5,
-        "cloud_row_ms": 18.0, "reopened": 2,
-    }  # fmt: skip
-    assert reported[-1]["choices"] == []
-    assert ("usage" in reported[-1]) == ("include_usage" in options)
-    if "usage" in reported[-1]:
-        assert reported[-1]["usage"]["completion_tokens"] == sum(totals["tokens"].values())
-
-
-async def test_each_choice_has_events_and_counts_of_its_own() -> None:
-    reported = await chunks({**WATCHING, "n": 2})
-
-    counted = {0: Counter[str](), 1: Counter[str]()}
-    for chunk in reported[:-1]:
-        speculation = chunk.get("speculation", {})
-        if chunk["choices"]:
-            counted[chunk["choices"][0]["index"]].update(speculation.get("tokens", {}))
-    indices = [c["speculation"]["index"] for c in reported[:-1] if not c["choices"]]
-    assert Counter(indices) == {0: 3, 1: 3}
-    assert counted[0] == counted[1] == {"draft": 2, "lookup": 1, "ahead": 1, "target": 2}
 
 
 @pytest.mark.parametrize(
@@ -143,37 +55,6 @@ def without(chunk: Body) -> str:
     """Return a chunk without what differs from one request to the next."""
     changes = ("id", "created", "speculation", "timings")
     return json.dumps({name: value for name, value in chunk.items() if name not in changes})
-
-
-async def test_characters_of_an_echoed_prompt_are_of_no_token() -> None:
-    body = {"prompt": "Hi", "stream": True, "echo": True, "stream_options": WATCHED}
-
-    first = next(c for c in await chunks(body) if c["choices"])
-
-    assert first["choices"][0]["text"] == "HiQ"
-    assert first["speculation"]["spans"] == [[2, "prompt"], [1, "target"]]
-    assert first["speculation"]["tokens"] == {"target": 1}
-
-
-async def test_an_engine_without_drafts_has_the_target_for_all() -> None:
-    engine = ScriptedEngine()
-    answer = await ask(WATCHING, engine)
-
-    assert engine.jobs[0].watched
-    *speculation, _ = events_of(answer.text)
-    spans = [s for c in speculation for s in c.get("speculation", {}).get("spans", [])]
-    assert spans == [[2, "target"], [6, "target"]]
-    totals = speculation[-1]["speculation"]
-    assert totals["tokens"] == {"target": 9}
-    assert totals["bytes_up"] is totals["rtt_ms"] is totals["cloud_row_ms"] is None
-
-
-async def test_an_answer_that_is_not_streamed_tells_nothing() -> None:
-    engine = ReportingEngine()
-    answer = await ask({**WATCHING, "stream": False}, engine)
-
-    assert not engine.jobs[0].watched
-    assert "speculation" not in answer.json()
 
 
 # Each character that a client is shown has the origin of its token, and each token counts.

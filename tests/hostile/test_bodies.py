@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,91 +28,15 @@ MORE_S = 0.5
 is the time for which this process computes, so that a busy host does not count."""
 
 CONTEXT_TOKENS = MIN_LIMIT_BYTES // BYTES_PER_TOKEN
-MESSAGE = '{"role":"user","content":"a"}'
-PART = '{"type":"text","text":"a"}'
 JSON = {"content-type": "application/json"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-BLOCKS, ITEMS = "/v1/messages", "/v1/responses"
-OLLAMA, INFILL = "/api/chat", "/infill"
 LONG = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
 
 HERE = "@"
 """Where the items of a body are."""
 
-IN_CHAT = '{"max_tokens":1,"messages":[@]}'
-ONE = f'"messages":[{MESSAGE}]'
-BESIDE = '{"max_tokens":1,' + ONE + ',"%s":[@]}'
-OF_USER = '{"role":"user","content":[@]}'
-IN_CONTENT = IN_CHAT.replace(HERE, OF_USER)
-IN_CALLS = IN_CHAT.replace(HERE, '{"role":"assistant","tool_calls":[@]}')
-IN_INPUT, IN_PROMPT = '{"input":[@]}', '{"max_tokens":1,"prompt":[@]}'
-IN_TOOLS, NAMESPACE = '{"input":"a","tools":[@]}', '{"type":"namespace","name":"a","tools":['
-IN_FILL = '{"input_prefix":"","input_suffix":"","%s":[@]}'
-FIELD, FIELDS = '"%d":1', BESIDE.replace(',"%s":[@]', ",@")
-UNKNOWN = MESSAGE[:-1] + ',"%d":1}'
-
-KINDS = {
-    "messages": (CHAT, IN_CHAT, MESSAGE),
-    "bad messages": (CHAT, IN_CHAT, "{}"),
-    "numbers for messages": (CHAT, IN_CHAT, "1"),
-    "parts": (CHAT, IN_CONTENT, PART),
-    "bad parts": (CHAT, IN_CONTENT, "{}"),
-    "unknown fields": (CHAT, FIELDS, FIELD),
-    "unknown fields of messages": (CHAT, IN_CHAT, UNKNOWN),
-    "unknown fields of a message": (CHAT, IN_CHAT.replace(HERE, MESSAGE[:-1] + ",@}"), FIELD),
-    "nested objects": (CHAT, BESIDE % "x", '{"a":{"a":[]}}'),
-    "deep nesting": (CHAT, IN_CHAT.replace(HERE, "[@"), "[[[[["),
-    "tools": (CHAT, BESIDE % "tools", '{"type":"function"}'),
-    "tool calls": (CHAT, IN_CALLS, '{"function":{"name":"f"}}'),
-    "arguments of a tool call": (
-        CHAT,
-        IN_CALLS.replace(HERE, '{"function":{"name":"f","arguments":"[@]"}}'),
-        "[]",
-    ),
-    "biases": (CHAT, (BESIDE % "logit_bias").replace("[@]", "{@}"), '"%d":1000'),
-    "stop strings": (CHAT, BESIDE % "stop", '""'),
-    "a prediction": (
-        CHAT,
-        (BESIDE % "prediction").replace("[@]", '{"type":"content","content":[@]}'),
-        PART,
-    ),
-    "escaped quotes": (CHAT, IN_CONTENT.replace("[@]", '"@"'), r"\"\\"),
-    "turns": (BLOCKS, IN_CHAT, MESSAGE),
-    "blocks": (BLOCKS, IN_CONTENT, PART),
-    "bad blocks": (BLOCKS, IN_CONTENT, "{}"),
-    "results": (BLOCKS, IN_CONTENT, '{"type":"tool_result","tool_use_id":"a"}'),
-    "unknown fields of a request for messages": (BLOCKS, FIELDS, FIELD),
-    "tools of a server": (BLOCKS, BESIDE % "tools", '{"type":"a"}'),
-    "messages for Ollama": (OLLAMA, '{"messages":[@]}', MESSAGE),
-    "bad messages for Ollama": (OLLAMA, '{"messages":[@]}', "{}"),
-    "options": (OLLAMA, "{" + ONE + ',"options":{@}}', FIELD),
-    "snippets": (INFILL, IN_FILL % "input_extra", '{"text":"a"}'),
-    "fields of a response": (INFILL, IN_FILL % "response_fields", '"a/a"'),
-    "samplers": (INFILL, IN_FILL % "samplers", '"infill"'),
-    "items": (ITEMS, IN_INPUT, MESSAGE),
-    "bad items": (ITEMS, IN_INPUT, "{}"),
-    "parts of an item": (
-        ITEMS,
-        IN_INPUT.replace(HERE, OF_USER),
-        '{"type":"input_text","text":"a"}',
-    ),
-    "calls": (
-        ITEMS,
-        IN_INPUT,
-        '{"type":"function_call","name":"f","call_id":"a","arguments":""}',
-    ),
-    "references": (ITEMS, IN_INPUT, '{"type":"item_reference","id":"a"}'),
-    "tools of namespaces": (ITEMS, IN_TOOLS, NAMESPACE + '{"type":"b"}]}'),
-    "nested namespaces": (ITEMS, IN_TOOLS, NAMESPACE),
-    "unknown fields of items": (ITEMS, IN_INPUT, UNKNOWN),
-    "prompts": (TEXT, IN_PROMPT, '"a"'),
-    "prompts of ids": (TEXT, IN_PROMPT, "[1]"),
-    "ids": (TEXT, IN_PROMPT, "1"),
-    "tokenize": ("/tokenize", '{"with_pieces":true,"messages":[@]}', MESSAGE),
-    "a long text": ("/tokenize", '{"with_pieces":true,"content":"@"}', "a"),
-    "detokenize": ("/detokenize", '{"tokens":[@]}', "1"),
-    "fractions": ("/detokenize", '{"tokens":[@]}', "0.5"),
-}
+LINES = Path(__file__).with_name("bodies.tsv").read_text(encoding="utf-8").splitlines()
+KINDS = {kind: columns for kind, *columns in (line.split("\t") for line in LINES)}
 """Paths, bodies and their items. A number stands for %d, another one in each item."""
 
 

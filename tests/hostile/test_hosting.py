@@ -14,8 +14,7 @@ from structlog.testing import capture_logs
 
 from picospec.gateway.hosting import logs
 from picospec.gateway.tracing import EVERY_S, MAX_CHARACTERS
-from tests.gateway.scripted import ScriptedEngine, client_of, make_app
-from tests.gateway.tenants.holders import Clock
+from tests.gateway.scripted import ScriptedEngine, SetClock, client_of, make_app
 
 KEY = {"authorization": "Bearer right"}
 LARGE = {"content-length": "9999"}
@@ -35,7 +34,7 @@ ODD = "\x1b]0;pwned\x07\x1b[2J\r\n2026 [info] \x9b2J\u202e"
 async def test_requests_without_a_key_share_a_line_a_minute_that_counts_them(
     method: str, path: str, headers: Mapping[str, str], settings: dict[str, object], status: int
 ) -> None:
-    clock = Clock()
+    clock = SetClock()
     async with client_of(make_app(ScriptedEngine(), clock=clock, **settings)) as client:
         with capture_logs() as lines:
             for wait_s in (0.0,) * 50 + (EVERY_S,):

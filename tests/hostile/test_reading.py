@@ -14,13 +14,16 @@ import pytest
 from picospec.gateway import turns
 from picospec.gateway.turns import BYTES_PER_TOKEN, MAX_RUNNING
 from tests.gateway.scripted import (
+    ANN,
+    BEN,
     CONTEXT_TOKENS,
     ByteTokenizer,
+    Headers,
     ScriptedEngine,
     client_of,
+    keys_toml,
     make_app,
 )
-from tests.gateway.tenants.holders import ANN, BEN, Headers, keys_toml
 
 CHAT = "/v1/chat/completions"
 FITS = CONTEXT_TOKENS * BYTES_PER_TOKEN

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 
 import httpx
 import pytest
 
 from picospec.speculation import wire
 from picospec.speculation.messages import (
-    MAX_PREDICTED,
     PROTOCOL_VERSION,
     Draft,
     Fault,
@@ -18,40 +19,14 @@ from picospec.speculation.messages import (
     Sampling,
 )
 from picospec.verifier.routes import DRAFTS_BYTES, OPEN_BYTES
+from tests.golden import Json, Line, grown, lines_of
 from tests.verifier.conftest import KEY, http2_client, sessions_open, until_open
 from tests.verifier.down import opened, push
-from tests.verifier.fake_target import STALLS, STOP_TOKEN, V, opening
+from tests.verifier.fake_target import STALLS, V, opening
 
-NO_ROOM_FOR_A_DRAFT = opening(judge="separate", rejected=True, committed=(4,) * 7)
-BAD_OPENS = [
-    ("version", opening(version=PROTOCOL_VERSION + 1), 400, "unsupported_version"),
-    ("version", opening(version=PROTOCOL_VERSION - 1), 400, "unsupported_version"),
-    ("model", opening(model="other"), 404, "model_not_found"),
-    ("vocabulary", opening(vocabulary="0" * 32), 409, "vocabulary_mismatch"),
-    ("identity", opening(identity="another"), 409, "identity_mismatch"),
-    ("committed", opening(committed=(V,)), 400, "invalid_value"),
-    ("predicted", opening(predicted=(V,)), 400, "invalid_value"),
-    ("predicted", opening(predicted=(4,) * (MAX_PREDICTED + 1)), 400, "invalid_value"),
-    ("own_drafts", opening(judge="separate", own_drafts=True), 400, "invalid_value"),
-    ("rejected", opening(rejected=True), 400, "invalid_value"),
-    ("rejected", NO_ROOM_FOR_A_DRAFT, 400, "invalid_value"),
-    ("committed", opening(committed=(4,) * 8), 400, "invalid_value"),
-    ("committed", opening(committed=(4, STOP_TOKEN, 5)), 400, "invalid_value"),
-    ("prompt", opening(prompt=()), 400, "invalid_value"),
-    ("prompt", opening(prompt=(4, V)), 400, "invalid_value"),
-    ("stop_tokens", opening(stop_tokens=(V,)), 400, "invalid_value"),
-    ("stop_tokens", opening(stop_tokens=(1,) * 257), 400, "invalid_value"),
-    ("max_tokens", opening(max_tokens=0), 400, "invalid_value"),
-    ("max_tokens", opening(max_tokens=254), 400, "context_length_exceeded"),
-    ("max_tokens", opening(prompt=(4,) * 256), 400, "context_length_exceeded"),
-    ("sampling.temperature", opening(sampling=Sampling(-0.1)), 400, "invalid_value"),
-    ("sampling.temperature", opening(sampling=Sampling(2.1)), 400, "invalid_value"),
-    ("sampling.min_p", opening(sampling=Sampling(min_p=1.1)), 400, "invalid_value"),
-    ("sampling.top_k", opening(sampling=Sampling(top_k=-1)), 400, "invalid_value"),
-    ("sampling.top_p", opening(sampling=Sampling(top_p=0.0)), 400, "invalid_value"),
-    ("top_logprobs", opening(top_logprobs=21), 400, "invalid_value"),
-    ("top_logprobs", opening(top_logprobs=0, judge="separate"), 400, "invalid_value"),
-]
+OPENS = [*lines_of(Path(__file__).with_name("opens.jsonl"))]
+"""What differs from an Open that is served, and how that is refused."""
+
 GARBAGE = [
     ("nothing", b""),
     ("a frame cut short", wire.encode(opening())[:-3]),
@@ -86,15 +61,31 @@ async def serves(client: httpx.AsyncClient) -> None:
     await until_open(client, 0)
 
 
-@pytest.mark.parametrize(("field", "request_", "status", "code"), BAD_OPENS)
-async def test_an_open_that_cannot_be_served_is_refused_by_its_field(
-    client: httpx.AsyncClient, field: str, request_: Open, status: int, code: str
-) -> None:
-    answer = await open_with(client, wire.encode(request_))
+def open_of(fields: Json) -> Open:
+    given = {n: tuple(v) if isinstance(v, list) else v for n, v in grown(fields).items()}
+    return opening(**given | {"sampling": Sampling(**given.get("sampling", {}))})
 
-    assert (answer.status_code, code_of(answer)) == (status, code)
-    assert answer.json()["error"]["param"] == field
+
+@pytest.mark.parametrize("line", OPENS, ids=lambda line: json.dumps(line.given["open"]))
+async def test_an_open_that_cannot_be_served_is_refused_by_its_field(
+    client: httpx.AsyncClient, line: Line, request: pytest.FixtureRequest
+) -> None:
+    answer = await open_with(client, wire.encode(open_of(line.given["open"])))
+
+    error = answer.json()["error"]
+    found = {"status": answer.status_code, "field": error["param"], "code": error["code"]}
+    line.check(found, request, found)
     assert await sessions_open(client) == 0
+
+
+@pytest.mark.parametrize("newer", [-1, 1])
+async def test_an_open_of_another_version_is_refused(
+    client: httpx.AsyncClient, newer: int
+) -> None:
+    answer = await open_with(client, wire.encode(opening(version=PROTOCOL_VERSION + newer)))
+
+    assert (answer.status_code, code_of(answer)) == (400, "unsupported_version")
+    assert answer.json()["error"]["param"] == "version"
 
 
 @pytest.mark.parametrize("content", [g for _, g in GARBAGE], ids=[name for name, _ in GARBAGE])

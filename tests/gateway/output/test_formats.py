@@ -1,17 +1,102 @@
-"""What holds for every format: nothing is lost or taken back, and pieces do not matter."""
+"""What models write is read as the calls they mean, however it is cut; nothing is lost or taken
+back.
+
+A line of formats.jsonl is a text that a model writes, and the message that it is:
+
+    format      how the model writes calls; "none" if all is content
+    text        it is read in pieces, cut anywhere
+    thinks      "may" if reasoning may come first, "opened" if the prompt has begun it
+    tools       the functions that may be called, by their schemas; TOOLS by default
+    parallel    false for one call at most
+    calls       names and arguments; arguments that are cut stay a text
+    content, reasoning    by default the content is all of the text
+
+To add a case, add a line, and run `pytest tests/gateway/output --update`.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from picospec.gateway.grammars import Tags
 from picospec.gateway.output.formats.base import pass_content
+from picospec.gateway.output.formats.other_calls import QwenCoder
+from picospec.gateway.output.message import CustomInput, Message
+from picospec.gateway.output.reading import Incoming, Steps, read_reasoning
 from picospec.gateway.output.style import FORMATS, FormatName
-from tests.gateway.output.reading import CUTS, TOOLS, Read, Tools, moments, read, run, split
+from tests.gateway.output.reading import CUTS, TOOLS, Read, moments, read, run, split
+from tests.golden import Json, Line, grown, lines_of
+
+GOLDEN = [*lines_of(Path(__file__).with_name("formats.jsonl"))]
+RESULTS = ("calls", "content", "reasoning", "complete")
+THINK = Tags("<think>", "</think>")
+
+
+def text_of(line: Line) -> str:
+    text: str = grown(line.given["text"])
+    return text
+
+
+def message_of(line: Line, cuts: Sequence[int]) -> Read:
+    """Return the message of a golden text that is cut at these places."""
+    thinks, name = line.given.get("thinks"), line.given["format"]
+    tools = line.given.get("tools", TOOLS)
+
+    def parse(text: Incoming, out: Message) -> Steps[None]:
+        if thinks is not None:
+            yield from read_reasoning(text, out, THINK, opened=thinks == "opened")
+        if name == "none":
+            yield from pass_content(text, out)
+        else:
+            yield from FORMATS[cast(FormatName, name)].read(text, out, tools)
+
+    pieces = split(text_of(line), cuts)
+    return run(parse, pieces, parallel=line.given.get("parallel", True))[-1]
+
+
+def shown(text: str, message: Read) -> Json:
+    """Return what is expected of a text; nothing if all of it is content."""
+    found: Json = {"reasoning": message.reasoning, "complete": message.complete}
+    if message.calls or message.content != text:
+        found |= {"calls": [[call.name, value_of(call.arguments)] for call in message.calls]}
+        found |= {"content": message.content}
+    return json.loads(json.dumps({name: value for name, value in found.items() if value}))  # type: ignore[no-any-return]
+
+
+def value_of(arguments: str) -> object:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
+
+
+@pytest.mark.parametrize("line", GOLDEN, ids=str)
+def test_what_models_write_is_read_as_the_message_that_they_mean(
+    line: Line, request: pytest.FixtureRequest
+) -> None:
+    text = text_of(line)
+
+    line.check(shown(text, message_of(line, range(500))), request, RESULTS)
+
+
+@settings(max_examples=15)
+@pytest.mark.parametrize("line", GOLDEN, ids=str)
+@given(cuts=CUTS)
+@example(cuts=[])
+def test_any_split_of_it_gives_the_same_message(line: Line, cuts: list[int]) -> None:
+    text = text_of(line)
+
+    assert shown(text, message_of(line, cuts)) == line.expected(RESULTS)
+
+
+# The same holds of random texts, and of calls with random arguments.
 
 NAMES: Sequence[FormatName] = sorted(FORMATS)
 CALLS: Mapping[FormatName, str] = {
@@ -79,31 +164,6 @@ def test_a_call_is_read_as_it_was_meant(
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "qwen_coder"])
-def test_the_text_before_calls_is_content_and_the_space_between_is_not(
-    name: FormatName,
-) -> None:
-    call = written(name, "Oslo", 1)
-
-    message = read(FORMATS[name], [f"Let me see. \n\n{call}\n{call}\n"])
-
-    assert message.content == "Let me see."
-    assert message.decoded == [("weather", {"city": "Oslo", "days": 1})] * 2
-    assert message.calls[0].id != message.calls[1].id
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_call_completes_the_message_if_calls_must_not_be_parallel(name: FormatName) -> None:
-    call = written(name, "Oslo", 1)
-
-    text = f"{call}\n{call}, and more"
-
-    for pieces in ([text], list(text)):
-        message = read(FORMATS[name], pieces, parallel=False)
-        assert (message.content, len(message.calls), message.complete) == ("", 1, True)
-        assert message.decoded == [("weather", {"city": "Oslo", "days": 1})]
-
-
-@pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "qwen_coder"])
 @given(at=st.integers(0, 200))
 def test_a_call_that_is_cut_is_content_before_it_has_begun_and_arguments_after(
     name: FormatName, at: int
@@ -139,178 +199,6 @@ def test_a_text_is_passed_on_as_soon_as_it_cannot_be_a_call(name: FormatName) ->
     ]
 
 
-# What models write is read as the calls they mean, and anything else is content.
-
-Decoded = Sequence[tuple[str, object]]
-OTHERS: Mapping[FormatName, Tools] = {"pythonic": {"f": {}, "a.g-h": {}}}
-"""The tools of formats whose tests have others than TOOLS."""
-
-FENCED = '```json\n{\n  "name": "weather",\n  "arguments": {\n    "city": "Oslo"\n  }\n}\n```'
-"""What Qwen2.5-Coder-1.5B writes."""
-
-LONG = 5000
-"""Texts of so many characters are read in one piece, not character by character."""
-
-WEATHER = '{"name": "weather", "parameters": {"city": "Oslo"}}'
-OSLO = ("weather", {"city": "Oslo"})
-X = [("x", {"a": 1})]
-ENDING = ("x", {"a": "</tool_call>"})
-F, G = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g"}'
-F_AND_G = [("f", {"a": 1}), ("g", {})]
-
-
-def parsed(name: FormatName, text: str) -> Read:
-    pieces = list(text) if len(text) < LONG else [text]
-    return read(FORMATS[name], pieces, tools=OTHERS.get(name, TOOLS))
-
-
-def tagged(call: str) -> str:
-    return f"<tool_call>{call}</tool_call>"
-
-
-READ: Mapping[FormatName, Sequence[tuple[str, Decoded, str]]] = {
-    "hermes": [
-        (tagged('{"name": "x", "arguments": {"a": 1}}}'), X, ""),
-        (tagged('{"name": "x", "arguments": {"a": 1}'), X, ""),
-        ('<tool_call>{"name": "x", "arguments": {"a": 1}}', X, ""),
-        (tagged('{"arguments": {"a": 1}, "name": "x"}'), X, ""),
-        (tagged('{"id": [{}], "name": "x", "parameters": {}}'), [("x", {})], ""),
-        (tagged('{"name": "x", "arguments": "{\\"a\\": 1}"}'), X, ""),
-        (tagged('{"name": "x", "arguments": {"a": 1}, "b": }'), X, ""),
-        (tagged('{"name": "x"}'), [("x", {})], ""),
-        (tagged('{"name": "x", "arguments": null}'), [("x", {})], ""),
-        (tagged('{"name": "x", "arguments": {"a": "</tool_call>"}}'), [ENDING], ""),
-        ("<tool_call>" + tagged('{"name": "x"}'), [("x", {})], "<tool_call>"),
-        (tagged('{"name": "x", "arguments": {"a": 1}, oops}'), X, ", oops}</tool_call>"),
-        (f"{FENCED}\n{FENCED}\nDone.\n```py\n1\n```", [OSLO] * 2, "Done.\n```py\n1\n```"),
-    ],
-    "llama": [
-        (f"{WEATHER}; {WEATHER}", [OSLO] * 2, ""),
-        (f" {WEATHER}\n{WEATHER};", [OSLO] * 2, ""),
-        (f"<|python_tag|>{WEATHER}; {WEATHER}", [OSLO] * 2, ""),
-        (f"{WEATHER}<|python_tag|>{WEATHER}", [OSLO] * 2, ""),
-        ('{"type": "function", "name": "now", "parameters": {}}', [("now", {})], ""),
-    ],
-    "mistral": [
-        (f"So: [TOOL_CALLS] [{F}, {G}]", F_AND_G, "So:"),
-        (f'[TOOL_CALLS][{F[:-1]}, "id": "abcdefghi"}},{G}]', F_AND_G, ""),
-        ('[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}', F_AND_G, ""),
-        (
-            '[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{"a": 1}'
-            "[TOOL_CALLS]g[CALL_ID]bcdefghij[ARGS]{}",
-            F_AND_G,
-            "",
-        ),
-        ('[TOOL_CALLS]f{"a": 1}[TOOL_CALLS]g {}', F_AND_G, ""),
-        ('[TOOL_CALLS][{"name": "f", "arguments": {}}, oops]', [("f", {})], ", oops]"),
-    ],
-    "pythonic": [
-        (
-            ' [ f( class = "x" , y=2 ), a.g-h() ]\nDone.',
-            [("f", {"class": "x", "y": 2}), ("a.g-h", {})],
-            "Done.",
-        ),
-    ],
-}
-
-LITERALS = [
-    ("'it\\'s'", "it's"),
-    ('"\\u00e9 \\d"', "é \\d"),
-    ('"\\ud83d\\ude00"', "😀"),
-    ("-1", -1),
-    ("1.5e3", 1500),
-    ("True", True),
-    ("false", False),
-    ("None", None),
-    ("null", None),
-    ("{'a': [1, (2, 3)], \"b\": ')'}", {"a": [1, [2, 3]], "b": ")"}),
-    ('{"a": true}', {"a": True}),
-    ("''", ""),
-]
-
-CONTENT: Mapping[FormatName, Sequence[str]] = {
-    "hermes": [
-        "<tool_call>",
-        f"a {tagged('now()')} b",
-        tagged('{"arguments": {}}'),
-        tagged('{"name": 1}'),
-        tagged('{"name": ""}'),
-        tagged('{"name": "\\ud800", "arguments": {}}'),
-        tagged('{"name": "x", "arguments": [1]}'),
-        tagged('{"name": "x", "arguments": "no"}'),
-        tagged('{[1]: "x", "arguments": {}}'),
-        tagged('{"name": "x" "arguments": {}}'),
-        tagged('{"name": NaN}'),
-        '<tool_call>{"name": ' + "[" * 100_000,
-        f"Like this: {FENCED}",
-        FENCED.replace("weather", "other"),
-        FENCED.replace("arguments", "values"),
-        '{"name": "now"}',
-        "```json\n[1]\n```",
-        " \n hello ",
-    ],
-    "llama": [
-        '{"name": "Ada", "parameters": {}}',
-        '{"title": "weather", "parameters": {}}',
-        '{"name": "now"}',
-        f"I call {WEATHER}",
-        '<|python_tag|>brave_search.call(query="x")',
-    ],
-    "mistral": [
-        "[TOOL_CALLS]",
-        "[TOOL_CALLS] is a marker",
-        "[TOOL_CALLS][ARGS]{}",
-        "[TOOL_CALLS]f[ARGS][]",
-        '[TOOL_CALLS][{"arguments": {}}]',
-    ],
-    "pythonic": [
-        "[1, 2]",
-        "[f]",
-        "[other()]",
-        "[f(1)]",
-        "[f(x=open('y'))]",
-        "[f(x={'a', 'b'})]",
-        "[f(x='\\ud800')]",
-        "[f(x=1e999j)]",
-        "[f(x=f(y=1))]",
-        "[f(x=1",
-        "[f(x='" + "(" * 1000 + "]",
-        "[f(x=" + "(" * 100_000,
-        "[see](http://f)",
-        "f()",
-    ],
-    "qwen_coder": [
-        f"a {text}" for text in ("<tool_call>\n<function f>", "<function=f", "<tool_call>x")
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "calls", "content"),
-    [(name, *case) for name, cases in READ.items() for case in cases],
-)
-def test_what_models_write_is_read_as_the_calls_they_mean(
-    name: FormatName, text: str, calls: Decoded, content: str
-) -> None:
-    message = parsed(name, text)
-
-    assert (message.decoded, message.content) == (calls, content)
-
-
-@pytest.mark.parametrize(("literal", "value"), LITERALS)
-def test_values_in_pythons_notation_are_literals_of_python_or_json(
-    literal: str, value: object
-) -> None:
-    assert parsed("pythonic", f"[f(x={literal})]").decoded == [("f", {"x": value})]
-
-
-@pytest.mark.parametrize(
-    ("name", "text"), [(name, text) for name, texts in CONTENT.items() for text in texts]
-)
-def test_what_is_no_call_of_a_tool_is_content(name: FormatName, text: str) -> None:
-    assert parsed(name, text) == Read(content=text)
-
-
 def test_arguments_come_in_pieces_as_the_model_wrote_them() -> None:
     pieces = ['<tool_call>{"name": "x", "arguments": {', '"a" :  "é', "\\", '"}"', ", 1", "}}"]
 
@@ -326,14 +214,66 @@ def test_arguments_come_in_pieces_as_the_model_wrote_them() -> None:
     ]
 
 
-def test_arguments_that_prove_to_be_no_json_are_left_as_they_are() -> None:
-    message = parsed("hermes", tagged('{"name": "x", "arguments": {"a": 1, <b>}}'))
+def test_a_string_is_passed_on_as_it_comes() -> None:
+    pieces = ["<function=f><parameter=a>\n", "one", "\n", 'two"', "\n</para", "meter>"]
 
-    assert message.calls[0].arguments == '{"a": 1, '
-    assert message.content == "<b>}}</tool_call>"
+    shown = moments(QwenCoder(), pieces, tools={"f": {"properties": {"a": {"type": "string"}}}})
+
+    assert [moment.calls[0].arguments for moment in shown[:6]] == [
+        '{"a": "',
+        '{"a": "one',
+        '{"a": "one',
+        '{"a": "one\\ntwo\\"',
+        '{"a": "one\\ntwo\\"',
+        '{"a": "one\\ntwo\\""',
+    ]
 
 
-def test_an_array_has_one_call_if_calls_must_not_be_parallel() -> None:
-    text = '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]'
+# The text for a custom tool comes out of a JSON object, or is what was written instead of one.
 
-    assert read(FORMATS["mistral"], [text], parallel=False).decoded == [("f", {})]
+
+@given(st.text(), st.booleans(), CUTS)
+@example("a\U0001f600", True, list(range(30)))
+def test_a_text_comes_out_of_json_however_it_is_cut(
+    text: str, escaped: bool, cuts: list[int]
+) -> None:
+    reader = CustomInput()
+
+    pieces = split(json.dumps({"input": text}, ensure_ascii=escaped), cuts)
+
+    assert "".join(map(reader.feed, pieces)) + reader.finish() == text
+
+
+@given(st.text('"\\\\u0dD83cC,:}n \n'), CUTS)
+@example(r"\ud83d\udc", list(range(30)))
+@example(r'a", "b": "c', [])
+def test_any_text_comes_out_the_same_however_it_is_cut(text: str, cuts: list[int]) -> None:
+    written = f'{{"input": "{text}"}}'
+    whole, reader = CustomInput(), CustomInput()
+
+    read = "".join(map(reader.feed, split(written, cuts))) + reader.finish()
+
+    assert read == whole.feed(written) + whole.finish()
+    assert json.loads(json.dumps(read).encode()) == read
+    try:
+        meant = json.loads(written)["input"]
+        meant.encode()
+    except ValueError:
+        return
+    assert read == meant
+
+
+@pytest.mark.parametrize(
+    "text", [r"grep -E \d+ a > b", r"\u12 \ud83d \udc00", 'say "hi" now', "\\ü"]
+)
+def test_what_is_no_json_within_a_text_is_the_text_itself(text: str) -> None:
+    reader = CustomInput()
+
+    assert reader.feed(f'{{"input": "{text}"}}') + reader.finish() == text
+
+
+@pytest.mark.parametrize("written", ['{"patch": "a"}', "[1]", '{"input": 1}', "{"])
+def test_arguments_of_another_form_are_the_text_themselves(written: str) -> None:
+    reader = CustomInput()
+
+    assert reader.feed(written) + reader.finish() == written

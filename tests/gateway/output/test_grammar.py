@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from picospec.gateway.grammars import Tags
+from picospec.gateway.grammars import LARK, Tags
 from picospec.gateway.output.formats.base import AllowedOutput, Constraint, grammar
 from picospec.gateway.output.style import FORMATS, FormatName
 from tests.gateway.output.reading import STRING, Grammar, Tools, ids, read, validates
@@ -221,3 +221,19 @@ def test_a_constraint_that_cannot_be_combined_with_calls_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=r"a grammar in GBNF|cannot choose"):
         made(name, {}, required=False, content=content)
+
+
+def test_a_text_in_lark_has_a_call_of_its_own_beside_other_tools() -> None:
+    said = 'Well.\n<tool_call>\n{"name": "patch"}\naa\n</tool_call>'
+    weather = {"properties": {"city": STRING}}
+
+    accepted = made(
+        "hermes", {}, {"patch": {LARK: 'start: "a"+'}, "weather": weather}, required=False
+    )
+
+    assert accepted.accepts(said)
+    assert accepted.accepts('{"name": "weather", "arguments": {"city": "Rom"}}')
+    assert not accepted.accepts(said.replace("aa", "ab"))
+    assert not accepted.accepts(
+        said.replace('"patch"', '"patch", "arguments": {"input": "aa"}')
+    )

@@ -320,29 +320,6 @@ def split_reasoning(text: str, *, opened: bool = False) -> Read:
     return run(partial(reasoning_parse, opened=opened), list(text))[-1]
 
 
-@pytest.mark.parametrize(
-    ("text", "opened", "reasoning", "content"),
-    [
-        ("<think>\nwhy \n\nso\n</think>\n\nHi\n", False, "why \n\nso", "Hi\n"),
-        (" <think>why</think>Hi", False, "why", "Hi"),
-        ("\nwhy\n</think>\n\nHi", True, "why", "Hi"),
-        ("<think>why</think>Hi", True, "why", "Hi"),
-        ("<think>\n\n</think>\n\nHi", False, "", "Hi"),
-        ("Hi <think>no</think>", False, "", "Hi <think>no</think>"),
-        (" Hi", False, "", " Hi"),
-        ("</think>", False, "", "</think>"),
-        ("<think>why\n", False, "why", ""),
-        ("why", True, "why", ""),
-        ("<thi", False, "", "<thi"),
-        ("", False, "", ""),
-    ],
-)
-def test_reasoning_comes_first_and_between_the_tags(
-    text: str, opened: bool, reasoning: str, content: str
-) -> None:
-    assert split_reasoning(text, opened=opened) == Read(content, reasoning)
-
-
 @given(parts=st.lists(PIECES, max_size=16), cuts=CUTS, opened=st.booleans())
 def test_any_split_of_a_text_gives_the_same_reasoning(
     parts: list[str], cuts: list[int], opened: bool

@@ -17,8 +17,18 @@ from structlog.testing import capture_logs
 from picospec.gateway.errors import EngineFault, Overloaded
 from picospec.gateway.http import STRANGERS_BYTES
 from picospec.gateway.turns import ThreadTurns, Turns
-from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
-from tests.gateway.tenants.holders import ANN, BEN, Clock, Headers, table
+from tests.gateway.scripted import (
+    ANN,
+    BEN,
+    MODEL,
+    Headers,
+    ScriptedEngine,
+    SetClock,
+    client_of,
+    make_app,
+    served,
+    table,
+)
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 
@@ -43,7 +53,7 @@ def statuses(answers: Sequence[httpx.Response]) -> list[int]:
 async def test_a_tenant_at_its_limit_gets_429_and_when_to_come_back_and_the_other_an_answer(
     file: Path,
 ) -> None:
-    clock = Clock()
+    clock = SetClock()
     app = make_app(ScriptedEngine((b"x",)), clock=clock, keys_file=file)
     async with client_of(app) as client:
         bens = [await client.get("/v1/models", headers=BEN) for _ in range(5)]
@@ -98,7 +108,7 @@ async def test_tokens_of_prompts_and_answers_are_counted_when_they_are_known(
     async def complete(prompt: str) -> httpx.Response:
         return await client.post("/v1/completions", json={"prompt": prompt}, headers=BEN)
 
-    clock, engine = Clock(), ScriptedEngine((b"x" * 20,), context_tokens=200)
+    clock, engine = SetClock(), ScriptedEngine((b"x" * 20,), context_tokens=200)
     async with client_of(make_app(engine, clock=clock, keys_file=file)) as client:
         long = [await complete("y" * 39) for _ in range(2)]
         metrics = await client.get("/metrics")
@@ -174,7 +184,7 @@ async def test_without_keys_all_clients_share_the_services_limits() -> None:
 async def test_a_key_that_is_gone_for_one_look_comes_back_to_what_it_has_used(
     file: Path,
 ) -> None:
-    clock, before = Clock(), await asyncio.to_thread(file.read_text)
+    clock, before = SetClock(), await asyncio.to_thread(file.read_text)
     app = make_app(ScriptedEngine((b"x",)), clock=clock, keys_file=file)
     async with client_of(app) as client:
         used = [await ask(client, BEN) for _ in range(6)]
@@ -209,7 +219,7 @@ async def test_no_key_is_in_any_log(
 
 
 async def test_a_flood_of_requests_over_the_limit_is_one_line_of_the_log(file: Path) -> None:
-    clock = Clock()
+    clock = SetClock()
     async with client_of(make_app(ScriptedEngine(), clock=clock, keys_file=file)) as client:
         with capture_logs() as logs:
             first = [await ask(client, BEN, messages=[]) for _ in range(50)]

@@ -31,7 +31,7 @@ from picospec.gateway.tenants import (
     digest_of,
     identity_of_key,
 )
-from tests.gateway.tenants.holders import table
+from tests.gateway.scripted import table
 
 ANN, BEN = "key of ann", "key of ben"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from picospec.verifier.vllm_target.dying import die_with_parent
-from tests.gateway.test_parent_death import ONLY_LINUX, ends_with, start
+from tests.gateway.test_processes import ONLY_LINUX, ends_with, start
 
 
 @pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=ONLY_LINUX)])

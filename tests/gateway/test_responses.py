@@ -4,7 +4,6 @@ add up to does not depend on how the text came."""
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Any
 
@@ -20,14 +19,19 @@ from picospec.gateway.doors import responses_handlers
 from picospec.gateway.doors.door import DoorRequest
 from picospec.gateway.doors.responses import ResponsesRequest
 from picospec.gateway.doors.responses_answer import Output, place_of
-from picospec.gateway.doors.services import ResponseStore
-from picospec.gateway.errors import Overloaded, Unavailable
+from picospec.gateway.doors.services import (
+    MAX_AGE_S,
+    MAX_BYTES,
+    MAX_RESPONSES,
+    ResponseStore,
+    StoredResponse,
+)
+from picospec.gateway.errors import Unavailable
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallArguments, CallStart, Parsed
-from picospec.gateway.ports import Delta, Job
 from picospec.gateway.schema import SMALL_BYTES
 from tests.gateway import scripted as openai_sdk
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, writes
+from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, SetClock, writes
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 KEY = "0" * 32
@@ -153,11 +157,6 @@ class Person(BaseModel):
     name: str
 
 
-class Cut(ScriptedEngine):
-    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        yield Delta(tuple(b"Hi"), finish="length", statistics=self.statistics)
-
-
 async def streamed(client: AsyncOpenAI, **request: Any) -> Response:  # noqa: ANN401 - SDK's
     async with client.responses.stream(model=MODEL, input="Hi", **request) as stream:
         events = [event async for event in stream]
@@ -188,15 +187,6 @@ async def test_an_object_is_parsed() -> None:
         answer = await client.responses.parse(model=MODEL, input="Hi", text_format=Person)
 
     assert answer.output_parsed == Person(name="Ada")
-
-
-@pytest.mark.parametrize("ask", [streamed, created])
-async def test_an_answer_that_is_cut_is_incomplete(ask: Any) -> None:  # noqa: ANN401
-    async with sdk(Cut()) as client:
-        answer = await ask(client, max_output_tokens=2)
-
-    assert answer.incomplete_details.reason == "max_output_tokens"
-    assert answer.status == answer.output[0].status == "incomplete"
 
 
 async def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
@@ -259,13 +249,6 @@ async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.Monke
     assert [thread is main for thread in threads] == [True, False, False, False]
 
 
-async def test_tokens_of_a_prompt_are_counted() -> None:
-    async with sdk(ScriptedEngine()) as client:
-        counted = await client.responses.input_tokens.count(model=MODEL, input="Hi")
-
-    assert counted.input_tokens == len("u:Hi\n")
-
-
 async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None:
     engine = ScriptedEngine((), Unavailable("gone"), begins_after_s=0.05)
     async with sdk(engine, keep_alive_s=0.01) as client:
@@ -275,12 +258,6 @@ async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None
     assert kinds[:3] == ["response.created", "response.in_progress", "keepalive"]
     assert (kinds[-1], events[-1].response.error.code) == ("response.failed", "server_error")
     assert [event.sequence_number for event in events] == list(range(len(events)))
-
-
-async def test_an_error_before_the_first_event_has_its_status() -> None:
-    async with sdk(ScriptedEngine((), Overloaded("full"))) as client:
-        with pytest.raises(openai.RateLimitError):
-            await created(client, stream=True)
 
 
 async def test_log_probabilities_of_earlier_answers_are_not_kept_again() -> None:
@@ -294,3 +271,64 @@ async def test_log_probabilities_of_earlier_answers_are_not_kept_again() -> None
     [answer] = [item for item in listed.data if item.role == "assistant"]
     assert answer.content[0].text == "Hi"
     assert not answer.content[0].logprobs
+
+
+# A ResponseStore keeps the responses that were used last, within its bounds.
+
+HALF = StoredResponse(b"", bytes(MAX_BYTES // 2))
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["keep", "keep large", "keep too large", "find", "remove", "wait"]),
+        st.integers(0, 5),
+    ),
+    max_size=30,
+)
+
+
+KEPT = {
+    "keep": StoredResponse(b"1", b"2"),
+    "keep large": HALF,
+    "keep too large": StoredResponse(b"1", bytes(MAX_BYTES)),
+}
+
+
+@given(STEPS)
+def test_a_shelf_is_a_list_of_what_was_used_last_cut_at_its_bounds(
+    steps: list[tuple[str, int]],
+) -> None:
+    clock = SetClock()
+    responses = ResponseStore(clock)
+    used = list[tuple[str, StoredResponse, float]]()
+    for number, (step, id) in enumerate(steps):
+        name = f"{id}" if step in ("find", "remove") else f"{number}"
+        if step == "wait":
+            clock.now += MAX_AGE_S / 3
+        elif step == "find":
+            found = next((each for each in used if each[0] == name), None)
+            assert responses.find(name) == (found and found[1])
+            if found:
+                used = [each for each in used if each is not found]
+                used.append((found[0], found[1], clock.now))
+        elif step == "remove":
+            responses.remove(name)
+            used = [each for each in used if each[0] != name]
+        else:
+            responses.keep(name, KEPT[step])
+            if step != "keep too large":
+                used.append((name, KEPT[step], clock.now))
+        used = [each for each in used if each[2] > clock.now - MAX_AGE_S]
+        while sum(kept.size_bytes for _, kept, _ in used) > MAX_BYTES:
+            del used[0]
+    for name, kept, _ in used:
+        assert responses.find(name) == kept
+
+
+def test_the_last_responses_are_kept() -> None:
+    responses = ResponseStore(SetClock())
+
+    for number in range(MAX_RESPONSES + 2):
+        responses.keep(str(number), KEPT["keep"])
+
+    assert [responses.find(str(number)) is None for number in range(3)] == [True, True, False]

@@ -1,0 +1,343 @@
+"""Each body of the corpus means at every door what it says there, or is refused as it says; and
+each answer is written as its transcript shows.
+
+A line of corpus/*.jsonl is a request, and what becomes of it:
+
+    door       the path that it is posted to
+    body       what differs from the door's LEAST body; null leaves a field out
+    client     in place of `body`: the real client whose request corpus/clients/ has
+    means      what is generated, as far as that differs from LEAST (see `meaning`)
+    status     or how it is refused, with the field, code and type of the error (see `refusal`)
+
+A transcript in corpus/transcripts/ is such a line without `means`, and the exact answer to it.
+A case may change the service that gets it (SERVICE), and say with `about` what it is about.
+
+To add a case, add a line with a door and a body, and run `pytest tests/gateway --update`. It
+writes the rest, and the whole corpus anew: its diff shows what a change of a door changes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import httpx
+import pytest
+
+from picospec.gateway import errors, grammars
+from picospec.gateway.doors import responses_handlers
+from picospec.gateway.doors.chat import ChatRequest
+from picospec.gateway.doors.request import SERVABLE, GenerationRequest
+from picospec.gateway.doors.responses import ResponsesRequest
+from picospec.gateway.doors.services import ResponseStore
+from picospec.gateway.doors.tools import ToolUse
+from picospec.gateway.ports import Sampling, Statistics
+from picospec.gateway.routes import ROUTES
+from tests.gateway.scripted import (
+    COUNTED,
+    MODEL,
+    Body,
+    ByteTokenizer,
+    ReportingEngine,
+    ScriptedEngine,
+    client_of,
+    make_app,
+)
+from tests.golden import Line, grown, lines_of
+
+FOLDER = Path(__file__).parent / "corpus"
+USER = {"role": "user", "content": "Hi"}
+LEAST: Mapping[str, Body] = {
+    "/v1/chat/completions": {"messages": [USER]},
+    "/v1/completions": {"prompt": "Hi"},
+    "/v1/messages": {"messages": [USER]},
+    "/v1/responses": {"input": "Hi"},
+    "/api/chat": {"messages": [USER]},
+    "/api/generate": {"prompt": "Hi"},
+    "/completion": {"prompt": "Hi"},
+    "/infill": {"input_prefix": "a", "input_suffix": "z"},
+}
+SERVICE: Body = {
+    "context": 4096,  # tokens
+    "features": [*SERVABLE, grammars.NAME, "prediction", "thinking_budget"],
+    "defaults": {},  # the model's own settings
+    "adapters": {},
+    "tokenizer": {},  # fields of ByteTokenizer
+    "settings": {},  # of the gateway
+    "headers": {},
+    "script": ["Hi", " there"],  # what the model writes; a text comes five bytes a Delta
+    "finish": "stop",
+    "fails": (),  # an error that the engine raises after the script: class, message, fields
+    "statistics": None,
+    "reports": False,  # a ReportingEngine serves it
+}
+"""What serves a case, unless the case says otherwise."""
+
+
+@dataclass(frozen=True)
+class Case:
+    line: Line
+    template: str = ""
+    shown: str = ""
+    """The answer that the transcript shows."""
+
+    def __str__(self) -> str:
+        return str(self.line)
+
+    @property
+    def door(self) -> str:
+        path: str = self.line.given["door"]
+        return path.partition("?")[0]
+
+    @cached_property
+    def body(self) -> Body:
+        given = self.line.given
+        if name := given.get("client"):
+            sent: Body = json.loads((FOLDER / "clients" / f"{name}.json").read_text())
+            return sent
+        return {**LEAST.get(self.door, {}), **grown(given.get("body", {}))}
+
+    @property
+    def is_served(self) -> bool:
+        return "means" in self.line.given
+
+    def of(self, name: str) -> Any:  # noqa: ANN401 - JSON
+        return self.line.given.get(name, SERVICE[name])
+
+    def engine(self) -> ScriptedEngine:
+        script, counted = self.of("script"), self.of("statistics")
+        if isinstance(script, str):
+            data = script.encode()
+            chunks = [data[at : at + 5] for at in range(0, len(data), 5)]
+        else:
+            chunks = [text.encode() for text in script]
+        kind = ReportingEngine if self.of("reports") else ScriptedEngine
+        return kind(
+            chunks,
+            error(*self.of("fails")),
+            frozenset(self.of("features")),
+            self.of("context"),
+            self.of("defaults"),
+            self.of("adapters"),
+            COUNTED if counted is None else Statistics(**counted),
+            finish=self.of("finish"),
+        )
+
+    def tokenizer(self) -> ByteTokenizer:
+        return ByteTokenizer(**{"template": self.template, **self.of("tokenizer")})
+
+    async def answer(self, engine: ScriptedEngine, tokenizer: ByteTokenizer) -> httpx.Response:
+        app = make_app(engine, tokenizer=tokenizer, **self.of("settings"))
+        path, sent = self.line.given["door"], json.dumps(self.body)
+        async with client_of(app, self.of("headers")) as client:
+            if self.line.given.get("method") == "GET":
+                return await client.get(path)
+            return await client.post(path, content=sent)
+
+
+def error(
+    kind: str = "", message: str = "", more: Mapping[str, Any] = MappingProxyType({})
+) -> Exception | None:
+    """Return an error of the engine; None without one."""
+    return getattr(errors, kind)(message, **more) if kind else None
+
+
+CASES = [Case(line) for file in sorted(FOLDER.glob("*.jsonl")) for line in lines_of(file)]
+RESULTS = ("means", "status", "field", "code", "type", "says", "retry_after")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_a_body_means_what_the_corpus_says_or_is_refused_as_it_says(
+    case: Case, request: pytest.FixtureRequest
+) -> None:
+    engine, tokenizer = case.engine(), case.tokenizer()
+
+    answer = await case.answer(engine, tokenizer)
+
+    if answer.status_code == 200:
+        found: Body = {"means": meaning(case, engine, tokenizer, answer)}
+    else:
+        found = refusal(case, answer)
+        assert case.of("fails") or engine.jobs == []
+    case.line.check(found, request, RESULTS)
+
+
+def test_cases_have_no_names_that_nobody_reads() -> None:
+    known = {*SERVICE, *RESULTS, "about", "door", "body", "client", "method"}
+
+    for case in (*CASES, *TRANSCRIPTS):
+        assert case.line.given.keys() <= known
+
+
+def test_each_parameter_that_only_some_engines_serve_is_refused_by_another() -> None:
+    refused = {
+        case.line.given["field"]
+        for case in CASES
+        if case.of("features") == [] and case.line.given.get("code") == errors.UNSUPPORTED
+    }
+
+    assert refused >= {*SERVABLE}
+
+
+def meaning(
+    case: Case, engine: ScriptedEngine, tokenizer: ByteTokenizer, answer: httpx.Response
+) -> Body:
+    """Return what a request asks of the template, the engine and the reader of the answer, as
+    far as it is not what LEAST asks; messages and tools, as far as they are not as sent."""
+    found: Body = {}
+    shown = tokenizer.rendered[0] if tokenizer.rendered else None
+    if shown and shown["messages"] not in (case.body.get("messages"), [USER]):
+        found["messages"] = shown["messages"]
+    if shown and [*shown["tools"]] != case.body.get("tools", []):
+        found["tools"] = shown["tools"]
+    if shown and shown["options"]:
+        found["options"] = shown["options"]
+    if engine.jobs:
+        found |= asked(case, engine, shown is None)
+        request = generation(case.door, case.body)
+        found |= {"stop": request.stop} if request.stop else {}
+        if isinstance(request, ChatRequest) and (use := calls(request.tool_use)):
+            found["calls"] = use
+    if models := {*re.findall(r'"model":"([^"]*)"', answer.text)} - {MODEL}:
+        found["model"] = " ".join(models)
+    if ignored := answer.headers.get("x-picospec-ignored"):
+        found["ignored"] = ignored.split(", ")
+    return {name: short(value) for name, value in json.loads(json.dumps(found)).items()}
+
+
+def short(value: object) -> object:
+    """Return a long value as its beginning and its length."""
+    if isinstance(value, list):
+        value = [short(each) for each in value]
+    is_long = isinstance(value, str | list | dict) and len(value) > 32
+    return f"{str(value)[:16]}... {len(value)}" if is_long else value
+
+
+def asked(case: Case, engine: ScriptedEngine, is_raw: bool) -> Body:
+    jobs, first = engine.jobs, engine.jobs[0]
+    prompts = [*dict.fromkeys(job.prompt for job in jobs)]
+    texts = [bytes(each).decode() if max(each) < 256 else each for each in prompts]
+    found: Body = {}
+    if is_raw and texts not in (case.body.get("prompt"), [case.body.get("prompt")]):
+        found["prompt"] = texts[0] if len(texts) == 1 else texts
+    if len(jobs) > 1:
+        found["seeds"] = [job.seed for job in jobs]
+    room = case.of("context") - len(first.prompt)
+    usual = {"max_tokens": room, "seed": 41, "top_logprobs": None, "identity": ""}
+    usual |= {"watched": False}
+    found |= {n: getattr(first, n) for n in usual if getattr(first, n) != usual[n]}
+    drawn = {each.name: getattr(first.sampling, each.name) for each in fields(Sampling)}
+    found |= {n: value for n, value in drawn.items() if value != getattr(Sampling(), n)}
+    for name, value in first.extras.items():
+        made = value.get("grammar", "") if name == grammars.NAME else ""
+        rules = [rule for rule in made.splitlines() if rule.startswith(("start:", "object:"))]
+        found[name] = rules or value
+    return found
+
+
+def generation(door: str, body: Body) -> GenerationRequest:
+    """Return the request that a door makes of a body."""
+    if door == "/v1/responses":
+        parsed = ResponsesRequest.model_validate(body)
+        return responses_handlers.convert(ResponseStore(lambda: 0.0), parsed).body
+    handler: Any = next(route.handler for route in ROUTES if route.path == door)
+    schema, convert = handler.args
+    converted: GenerationRequest = convert(schema.model_validate(body)).body
+    return converted
+
+
+def calls(use: ToolUse) -> Body:
+    """Return which calls an answer may have, unless that is any of the tools."""
+    usual = ToolUse(use.tools, "auto" if use.tools else "none")
+    named = {each.name: getattr(use, each.name) for each in fields(use)}
+    found = {name: value for name, value in named.items() if value != getattr(usual, name)}
+    return {n: sorted(v) if isinstance(v, frozenset) else v for n, v in found.items()}
+
+
+def refusal(case: Case, answer: httpx.Response) -> Body:
+    """Return the status of an error, and its field, code and type in the shape of the door. Its
+    message begins with the field's name, if not with what the line says."""
+    error, shape = answer.json()["error"], {"error"}
+    if isinstance(error, str):  # Ollama's
+        told = {"message": error, "param": re.split("[: ]", error)[0]}
+        told |= {} if answer.status_code == 400 else {"param": None}
+    else:
+        told = {**error, **error.get("details", {})}
+        told["code"] = told.get("error_code", told.get("code"))
+        shape |= {"type"} if case.door.startswith("/v1/messages") else set()
+    assert answer.json().keys() == shape
+    found: Body = {"status": answer.status_code}
+    found |= {"field": told["param"]} if told["param"] else {}
+    found |= {name: told[name] for name in ("code", "type") if name in told}
+    if found.get("type") == "invalid_request_error":
+        del found["type"]
+    if not told["message"].startswith(told["param"] or "?"):
+        found["says"] = told["message"]
+    if after := answer.headers.get("retry-after"):
+        found["retry_after"] = after
+    return found
+
+
+# Answers are written as the transcripts show, but for times and random ids.
+
+TIMES = re.compile(r'"(?:prompt|predicted)_\w*(?:ms|per_second)":[-+.\de]+,?')
+MOMENTS = re.compile(
+    r'"(created|(?:created|completed|modified)_at|\w+_duration|tokens_per_s|timings/\w+_ms)"'
+    r':("[^"]*"|[\d.e-]+)'
+)
+COUNTS = re.compile(r'"(metrics|timings)":\{(?:[^{}]|\{[^{}]*\})*\}')
+IDS = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+
+
+def transcripts() -> Iterator[Case]:
+    for file in sorted(FOLDER.glob("transcripts/*.txt")):
+        _, *found = re.split(r"^### ", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for number, each in enumerate(found):
+            given, _, shown = each.partition("\n")
+            line = Line(file, number, json.loads(given))
+            yield Case(line, "<think></think><tool_call>", shown.strip("\n"))
+
+
+TRANSCRIPTS = [*transcripts()]
+
+
+@pytest.mark.parametrize("case", TRANSCRIPTS, ids=str)
+async def test_an_answer_is_written_as_its_transcript_shows(
+    case: Case, request: pytest.FixtureRequest
+) -> None:
+    answer = await case.answer(case.engine(), case.tokenizer())
+
+    kind = answer.headers["content-type"]
+    text = normalised(answer.text, is_counted="statistics" in case.line.given)
+    shown = f"{answer.status_code} {kind}\n{text}".strip("\n")
+    if request.config.getoption("update"):
+        replace(case, shown)
+    else:
+        assert shown == case.shown
+
+
+def normalised(text: str, *, is_counted: bool = False) -> str:
+    """Return an answer without times, in which random ids are numbered. is_counted: it shows
+    what was counted. A head that chunks repeat is shown once."""
+    known: dict[str, str] = {}
+    text = MOMENTS.sub(r'"\1":0', TIMES.sub("", text))
+    text = IDS.sub(lambda id: known.setdefault(id[0], f"ID{len(known) + 1}"), text)
+    text = text if is_counted else COUNTS.sub(r'"\1":...', text)
+    head, choices, rest = text.partition('"choices":')
+    repeated = head.rpartition("{")[2] or "\0"
+    return head + choices + rest.replace(repeated, "...,")
+
+
+def replace(case: Case, shown: str) -> None:
+    """Write another answer in a transcript."""
+    file = case.line.file
+    parts = re.split(r"^(?=### )", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    given, _, _ = parts[case.line.number + 1].partition("\n")
+    parts[case.line.number + 1] = f"{given}\n{shown}\n\n"
+    file.write_text("".join(parts), encoding="utf-8")
