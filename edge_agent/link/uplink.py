@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -121,7 +121,7 @@ class Fleet:
 
         return sorted(self.endpoints, key=cost)
 
-    def choose(self, identity: str, without: Collection[Endpoint] = ()) -> Endpoint | None:
+    def choose(self, identity: str, without: Container[object] = ()) -> Endpoint | None:
         """Return the best endpoint that can go on with texts of this identity, if any; ready
         ones come first."""
         ranked = (e for e in self.ranked(identity) if e.may_serve(identity))

@@ -132,9 +132,7 @@ class Sessions:
         rest of the answer, or raise the reason why none can be."""
         link, self._ended_by = self._link, error
         self._lost = self._lost or link.opened
-        self._course.ended(
-            error, time.monotonic(), opened=link.opened, progressed=link.progressed
-        )
+        self._course.ended(error, time.monotonic(), progressed=link.progressed)
         while isinstance(step := self._course.choose(time.monotonic()), Wait):
             await asyncio.sleep(step.seconds)
             if step.probes_all:

@@ -144,7 +144,7 @@ class AnyCourse:
         self.tried.clear()
 
     def refused(self, error: ApiError) -> None:
-        self.course.ended(error, self.now, opened=False, progressed=False)
+        self.course.ended(error, self.now, progressed=False)
 
         self.phase, self.error = "choosing", error
         passes = isinstance(error, Unavailable | Overloaded) and error.error_code != MISMATCH
@@ -152,7 +152,7 @@ class AnyCourse:
         self.is_final = self.late_at == inf and isinstance(error, WRONG)
 
     def ended(self, error: ApiError, progressed: bool) -> None:
-        self.course.ended(error, self.now, opened=True, progressed=progressed)
+        self.course.ended(error, self.now, progressed=progressed)
 
         self.phase, self.error, self.late_at = "choosing", error, self.now + self.deadline_s
         self.tried, self.has_paused = {self.endpoint}, False
