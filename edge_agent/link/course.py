@@ -1,8 +1,9 @@
-"""Decides where one answer's next session is opened, and when the answer is given up.
+"""Decides where an answer's next session is opened, and when the answer is given up.
 
-It has no clock and does no I/O. `choose` returns where to open a session or how long to wait
-first, or raises why there is nowhere; `opened` and `ended` take in the session's outcome. The
-states of an answer and all ways from one to another are in TRANSITIONS.
+Nothing here has a clock or does I/O. A KnownVerifier is told what its verifier did, and a
+Course what became of a session, by `opened` and `ended`. `choose` returns where to open the
+next one or how long to wait first, or raises why there is nowhere. TRANSITIONS has the states
+of an answer and all ways from one to another.
 
 A lost session is opened again: at once at the same verifier if the link broke and the verifier
 may be alive, else at another one that is ready. If none is ready, the answer waits, up to a
@@ -11,15 +12,14 @@ deadline. An answer that has not begun does not wait: its client can ask again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import inf
 from random import Random
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from picospec.edge_agent.link.connection import LinkDown
-from picospec.edge_agent.link.uplink import Endpoint, Fleet
 from picospec.gateway.errors import (
     ApiError,
     Draining,
@@ -30,7 +30,109 @@ from picospec.gateway.errors import (
 )
 from picospec.gateway.http import MIN_BYTES_PER_S
 from picospec.models.compiler import ANSWER_TIMEOUT_S
-from picospec.speculation.messages import RUN_CHARACTERS, LocalProtocolError
+from picospec.speculation.learning import running_mean
+from picospec.speculation.messages import RUN_CHARACTERS, LocalProtocolError, ModelFacts
+
+# What is known of the verifiers, and which is the best.
+
+RTT_WEIGHT: Final = 0.125
+"""The latest round trip has this weight in the mean, as in TCP (RFC 6298, section 2)."""
+
+BUSY_S: Final = 0.1
+"""A verifier whose sessions are all taken counts as this much farther away. Each session more
+lengthens the passes of the others, by tens of milliseconds where many share them."""
+
+STAY_S: Final = 0.05
+"""Of ready verifiers, the one in use counts as this much nearer, because it has the beginning
+of the conversation in its KV cache."""
+
+
+class Event(Enum):
+    """The events that show a verifier's state."""
+
+    ANSWERED = auto()  # it took a session or a draft
+    IS_READY = auto()  # it said that it opens sessions
+    DRAINS = auto()  # it said that it opens none, because it is about to stop
+    LOST = auto()  # it did not answer in time, or one of its streams was cut
+
+
+@dataclass(slots=True, eq=False)
+class KnownVerifier:
+    """What is known of a verifier. number: its place in the settings, from 0."""
+
+    number: int
+    state: Event | None = None
+    """The latest event; None before the verifier was asked."""
+
+    identity: str = ""
+    """The identity in the latest facts; empty before the first."""
+
+    identities: frozenset[str] = frozenset()
+    """The identities of the model and its adapters."""
+
+    is_compatible: bool = True
+    """True if the verifier speaks this edge's version of the protocol, as far as is known."""
+
+    rtt_s: float = 0.0
+    """The smoothed round trip; 0 until the first sample."""
+
+    load: float = 0.0
+    """The share of its sessions that are taken, from 0 to 1."""
+
+    def note(self, event: Event) -> None:
+        if not (event is Event.ANSWERED and self.state is Event.DRAINS):
+            self.state = event  # a draining verifier finishes its sessions, and opens no more
+
+    def timed(self, round_trip_s: float) -> None:
+        self.rtt_s = running_mean(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
+
+    def learn(self, facts: ModelFacts) -> None:
+        self.identity, self.is_compatible = facts.identity, facts.is_compatible
+        self.identities = frozenset((facts.identity, *facts.adapters.values()))
+
+    @property
+    def is_ready(self) -> bool:
+        """True if the verifier opens sessions, as far as is known."""
+        return self.state in (Event.ANSWERED, Event.IS_READY)
+
+    def may_serve(self, identity: str) -> bool:
+        """Return True if it could go on with texts of this identity, as far as is known."""
+        return self.is_compatible and (not self.identity or identity in self.identities)
+
+
+V = TypeVar("V", bound=KnownVerifier)
+
+
+class KnownVerifiers(Generic[V]):
+    """current: the verifier in use, whose facts were returned last."""
+
+    def __init__(self, verifiers: Sequence[V]) -> None:
+        self.all = verifiers
+        self.current = verifiers[0]
+
+    @property
+    def is_ready(self) -> bool:
+        """True if any verifier is ready, as far as is known."""
+        return any(verifier.is_ready for verifier in self.all)
+
+    def ranked(self, identity: str) -> list[V]:
+        """Return the verifiers, best first: ready ones, of this identity, near and idle."""
+
+        def cost(verifier: V) -> tuple[bool, bool, float]:
+            stays_s = STAY_S if verifier is self.current else 0.0
+            cost_s = verifier.rtt_s + BUSY_S * verifier.load - stays_s
+            return not verifier.is_ready, not verifier.may_serve(identity), cost_s
+
+        return sorted(self.all, key=cost)
+
+    def choose(self, identity: str, without: Container[object] = ()) -> V | None:
+        """Return the best verifier that can go on with texts of this identity, if any; ready
+        ones come first."""
+        ranked = (v for v in self.ranked(identity) if v.may_serve(identity))
+        return next((v for v in ranked if v not in without), None)
+
+
+# Where an answer's next session is opened.
 
 MAX_LOST: Final = 3
 """This many sessions may be lost at one position of the text; then the answer is given up. If
@@ -112,7 +214,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Trigger, State]]] = {
 
 
 @dataclass(slots=True)
-class _SinceToken:
+class _SinceToken(Generic[V]):
     """What has befallen an answer since its last token."""
 
     lost: int = 0
@@ -120,25 +222,27 @@ class _SinceToken:
 
     waits: int = 0
     has_repeated: bool = False
-    handed_over: set[Endpoint | None] = field(default_factory=set)
+    handed_over: set[V | None] = field(default_factory=set)
     """No further handover by these verifiers is free."""
 
 
-class Course:
+class Course(Generic[V]):
     """identity: that of the answer's texts. deadline_s: an answer whose session was lost waits
     this long for a verifier. chance: spreads the waits of many answers."""
 
-    def __init__(self, fleet: Fleet, identity: str, deadline_s: float, chance: Random) -> None:
-        self._fleet = fleet
+    def __init__(
+        self, verifiers: KnownVerifiers[V], identity: str, deadline_s: float, chance: Random
+    ) -> None:
+        self._verifiers = verifiers
         self._identity = identity
         self._deadline_s = deadline_s
         self._chance = chance
         self.state = State.NEW
-        self._endpoint: Endpoint | None = None  # the last session was to be opened there
-        self._tried: set[Endpoint | None] = set()
+        self._verifier: V | None = None  # the last one that was chosen
+        self._tried: set[V | None] = set()
         """These verifiers lost the session or refused it; after a wait they may take it."""
 
-        self._excluded: set[Endpoint | None] = set()
+        self._excluded: set[V | None] = set()
         """These verifiers will never take the session, as with a wrong key or another model, or
         let it wait for too long."""
 
@@ -147,32 +251,35 @@ class Course:
 
         self._late_at = inf  # the answer is given up then, once a session was lost
         self._pause_s = 0.0  # before another verifier is chosen for a lost session
-        self._since_token = _SinceToken()
+        self._since_token = _SinceToken[V]()
         self._run = ""  # the run of the verifier that opened the last session
         self._is_suspect = False  # the link or this verifier's process was lost
         self._has_probed = False
 
-    def choose(self, now: float) -> Endpoint | Wait:
+    def begin(self) -> V:
+        """Return where to open the first session. Raises Unavailable if no verifier may."""
+        return self._chosen(self._best(set()))
+
+    def choose(self, now: float) -> V | Wait:
         """Return where to open the next session, or how long to wait before calling again.
         Raises ApiError if the answer is given up."""
-        found: Endpoint | Wait | None = None
+        found: V | Wait | None = None
         if now < self._late_at:
             match self.state:
-                case State.NEW:
-                    found = self._best(set())
                 case State.REFUSED:
                     found = self._ready(self._tried) or self._probe()
                 case State.LOST:
                     found = self._pause() or self._ready(self._tried) or self._wait(now)
                 case State.REPEATING | State.RESUMING:
-                    found = self._endpoint
-        if isinstance(found, Wait):
-            return found
+                    found = self._verifier
+        return found if isinstance(found, Wait) else self._chosen(found)
+
+    def _chosen(self, found: V | None) -> V:
         if found is None:
             self._move(Trigger.GIVEN_UP)
             raise self._error
         self._move(Trigger.CHOSEN)
-        self._endpoint = found
+        self._verifier = found
         return found
 
     def _move(self, trigger: Trigger) -> None:
@@ -241,16 +348,16 @@ class Course:
         """Note the loss of a session. Return True if no other one should follow."""
         self._late_at = now + self._deadline_s
         self._pause_s = self._chance.uniform(0.0, JITTER_S)
-        self._tried = {self._endpoint}
+        self._tried = {self._verifier}
         if error.error_code == IDLE:
-            self._excluded.add(self._endpoint)
+            self._excluded.add(self._verifier)
         if progressed:
-            self._since_token = _SinceToken()
+            self._since_token = _SinceToken[V]()
         since = self._since_token
-        if error.error_code != HANDOVER_FAULT or self._endpoint in since.handed_over:
+        if error.error_code != HANDOVER_FAULT or self._verifier in since.handed_over:
             since.lost += 1
         else:
-            since.handed_over.add(self._endpoint)
+            since.handed_over.add(self._verifier)
         self._is_suspect = isinstance(error, LinkDown)
         if not isinstance(error, Unavailable | Overloaded):
             return True
@@ -265,22 +372,22 @@ class Course:
         the request itself is wrong."""
         passes = isinstance(error, Unavailable | Overloaded)
         if passes and error.error_code != "identity_mismatch":
-            self._tried.add(self._endpoint)
+            self._tried.add(self._verifier)
         else:
-            self._excluded.add(self._endpoint)
+            self._excluded.add(self._verifier)
         return self.state is State.REFUSED and isinstance(error, InvalidRequest | TooLarge)
 
     @property
     def has_alternative(self) -> bool:
         """True if another verifier could take over now."""
-        return self._ready({self._endpoint}) is not None
+        return self._ready({self._verifier}) is not None
 
-    def _ready(self, without: set[Endpoint | None]) -> Endpoint | None:
+    def _ready(self, without: set[V | None]) -> V | None:
         best = self._best(without)
         return best if best and best.is_ready else None
 
-    def _best(self, without: set[Endpoint | None]) -> Endpoint | None:
-        return self._fleet.choose(self._identity, without | self._excluded)
+    def _best(self, without: set[V | None]) -> V | None:
+        return self._verifiers.choose(self._identity, without | self._excluded)
 
     def timeout_s(self, open_bytes: int, now: float, *, constrained: bool = False) -> float:
         """Return how long an Open of this size may wait for the first byte of its stream; after

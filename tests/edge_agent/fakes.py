@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler, drafts_while_matching
 from picospec.edge_agent.draft.retokeniser import Translation
-from picospec.edge_agent.driver import DraftModel, Driver, Link
+from picospec.edge_agent.driver import DraftModel, Driver, Session
 from picospec.edge_agent.engine import EdgeEngine
+from picospec.edge_agent.link.course import KnownVerifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, Unavailable
@@ -126,8 +127,6 @@ class ScriptedLink:
 class ScriptedSessions:
     """Opens one session for each link; what the last one fails with is final."""
 
-    rtt_s = 0.0
-
     def __init__(self, *links: ScriptedLink) -> None:
         self.opened: list[Open] = []
         self._links = links
@@ -136,7 +135,7 @@ class ScriptedSessions:
         self.opened.append(request)
         return self._links[len(self.opened) - 1]
 
-    async def again(self, error: ApiError) -> None:
+    async def again(self, session: Session, error: ApiError) -> None:
         await asyncio.sleep(0)
         if len(self.opened) == len(self._links):
             raise error
@@ -255,8 +254,8 @@ JOB = Job("r1", (50, 51, 52), 20, EnginesSampling(temperature=0.5, top_k=3), see
 class FakeUplink:
     """Verifiers of one session, whose link follows a script."""
 
-    rtt_s = 0.01
-    verifier = reopened = 0
+    verifier = KnownVerifier(0, rtt_s=0.01)
+    reopened = 0
 
     def __init__(
         self, script: Callable[[ScriptedLink], AsyncGenerator[Down]], known: ModelFacts = FACTS
@@ -270,13 +269,13 @@ class FakeUplink:
     async def facts(self) -> ModelFacts:
         return self.known
 
-    def answer(self, span: Span) -> FakeUplink:
+    def answer(self, identity: str, span: Span) -> FakeUplink:
         return self
 
-    async def again(self, error: ApiError) -> None:
+    async def again(self, session: Session, error: ApiError) -> None:
         raise error
 
-    def open(self, request: Open) -> Link:
+    def open(self, request: Open) -> Session:
         self.opened.append(request)
         return self.link
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import msgspec
 import pytest
 
-from picospec.edge_agent.driver import Link
+from picospec.edge_agent.driver import Session
 from picospec.edge_agent.engine import QUEUE_ITEMS
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
@@ -152,12 +152,12 @@ async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_wa
             raise Unavailable("no way up")
 
     class Uplinks(FakeUplink):
-        def open(self, request: Open) -> Link:
+        def open(self, request: Open) -> Session:
             self.opened.append(request)
             after = Commit(0, last + 1, (101 + last,)), Finish("stop")
             return ScriptedLink(scripted(*after)) if request.committed else Postless(first)
 
-        async def again(self, error: ApiError) -> None:
+        async def again(self, session: Session, error: ApiError) -> None:
             pass
 
     uplink = Uplinks(scripted())

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from picospec.edge_agent.link.course import JITTER_S, RESPONSE_TIMEOUT_S
-from picospec.edge_agent.link.uplink import Event
+from picospec.edge_agent.link.course import JITTER_S, RESPONSE_TIMEOUT_S, Event
 from picospec.gateway.errors import (
     ApiError,
     Draining,
@@ -247,7 +246,7 @@ def test_a_request_that_no_verifier_can_take_is_asked_of_one() -> None:
 def test_a_verifier_that_was_restarted_just_now_takes_what_a_draining_one_does_not() -> None:
     world = World(2)
     world.verifiers[0].draining = True
-    world.uplinks[1].note(Event.LOST)  # as it was at the last probe
+    world.edge.all[1].note(Event.LOST)  # as it was at the last probe
 
     assert seen(world) == TEXT
 
