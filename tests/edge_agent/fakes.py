@@ -251,7 +251,7 @@ FACTS = ModelFacts(
 JOB = Job("r1", (50, 51, 52), 20, EnginesSampling(temperature=0.5, top_k=3), seed=9)
 
 
-class FakeUplink:
+class FakeVerifiers:
     """Verifiers of one session, whose link follows a script."""
 
     verifier = KnownVerifier(0, rtt_s=0.01)
@@ -269,7 +269,7 @@ class FakeUplink:
     async def facts(self) -> ModelFacts:
         return self.known
 
-    def answer(self, identity: str, span: Span) -> FakeUplink:
+    def answer(self, identity: str, span: Span) -> FakeVerifiers:
         return self
 
     async def again(self, session: Session, error: ApiError) -> None:
@@ -286,8 +286,8 @@ class FakeUplink:
         self.salts.append(salt)
 
 
-class TokenizerUplink:
-    """An uplink to a verifier that is away for so many requests, and has this tokenizer.
+class TokenizerVerifier:
+    """A verifier that is away for so many requests, and has this tokenizer.
 
     packed: what it sends in place of the tokenizer's file.
     """
@@ -361,7 +361,7 @@ class OneSlot:
 
 
 def engine(
-    uplink: FakeUplink,
+    verifiers: FakeVerifiers,
     metrics: EdgeMetrics | None = None,
     drafter: OneSlot | NoDrafter | None = None,
     settings: EdgeSettings | None = None,
@@ -370,7 +370,7 @@ def engine(
     policy: DraftPolicy | None = None,
 ) -> EdgeEngine:
     return EdgeEngine(
-        uplink,
+        verifiers,
         drafter or OneSlot(),
         settings or EdgeSettings(),
         metrics or EdgeMetrics(CollectorRegistry()),
@@ -392,7 +392,7 @@ async def opened(
     known: ModelFacts = FACTS,
 ) -> Open:
     """Return what an engine opens the session of a job with."""
-    uplink = FakeUplink(scripted(Finish("stop")), known)
-    await deltas(engine(uplink, drafter=drafter, settings=settings).generate(job))
-    (request,) = uplink.opened
+    verifiers = FakeVerifiers(scripted(Finish("stop")), known)
+    await deltas(engine(verifiers, drafter=drafter, settings=settings).generate(job))
+    (request,) = verifiers.opened
     return request
