@@ -61,7 +61,7 @@ class KnownVerifier:
     """What is known of a verifier. number: its place in the settings, from 0."""
 
     number: int
-    state: Event | None = None
+    latest: Event | None = None
     """The latest event; None before the verifier was asked."""
 
     identity: str = ""
@@ -80,8 +80,8 @@ class KnownVerifier:
     """The share of its sessions that are taken, from 0 to 1."""
 
     def note(self, event: Event) -> None:
-        if not (event is Event.ANSWERED and self.state is Event.DRAINS):
-            self.state = event  # a draining verifier finishes its sessions, and opens no more
+        if not (event is Event.ANSWERED and self.latest is Event.DRAINS):
+            self.latest = event  # a draining verifier finishes its sessions, and opens no more
 
     def timed(self, round_trip_s: float) -> None:
         self.rtt_s = running_mean(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
@@ -93,7 +93,7 @@ class KnownVerifier:
     @property
     def is_ready(self) -> bool:
         """True if the verifier opens sessions, as far as is known."""
-        return self.state in (Event.ANSWERED, Event.IS_READY)
+        return self.latest in (Event.ANSWERED, Event.IS_READY)
 
     def may_serve(self, identity: str) -> bool:
         """Return True if it could go on with texts of this identity, as far as is known."""
@@ -104,7 +104,7 @@ V = TypeVar("V", bound=KnownVerifier)
 
 
 class KnownVerifiers(Generic[V]):
-    """current: the verifier in use, whose facts were returned last."""
+    """All verifiers of an edge. current: the one in use, whose facts were returned last."""
 
     def __init__(self, verifiers: Sequence[V]) -> None:
         self.all = verifiers
@@ -179,7 +179,7 @@ class State(Enum):
     LOST = auto()  # the answer waits for a verifier that goes on, up to the deadline
     RESUMING = auto()  # REPEATING, of an answer that has begun
     REOPENING = auto()  # OPENING, of an answer that has begun
-    OVER = auto()  # the answer is given up
+    OVER = auto()  # the answer is given up, and `choose` raises why
 
 
 class Trigger(Enum):
@@ -188,7 +188,7 @@ class Trigger(Enum):
     CHOSEN = auto()  # a verifier was chosen for the next session
     OPENED = auto()  # the verifier has taken it
     ENDED = auto()  # the verifier has refused it, or it has ended before its Finish
-    REPEATED = auto()  # only the link broke, as far as is known
+    REPEATED = auto()  # the link alone has broken, as far as is known
     GIVEN_UP = auto()  # no verifier may go on, or none did in time
 
 
@@ -283,7 +283,7 @@ class Course(Generic[V]):
         return found
 
     def _move(self, trigger: Trigger) -> None:
-        """Raises LocalProtocolError if this cannot happen in this state."""
+        """Go to the next state. Raises LocalProtocolError if there is none from this one."""
         following = TRANSITIONS[self.state].get(trigger)
         if following is None:
             raise LocalProtocolError(f"{trigger.name} in state {self.state.name}")
