@@ -28,8 +28,8 @@ from picospec.edge_agent.draft.drafter import DraftSlot
 from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.loading import find
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.session import Link
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.session import Session
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.processes import ServiceError
@@ -89,15 +89,15 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Verifier:
-    """Times the passes of the verifier behind an uplink, at temperature 0."""
+class TimedVerifier:
+    """Times the passes of a verifier, at temperature 0."""
 
-    uplink: Uplink
+    verifier: Verifier
     facts: ModelFacts
 
     async def answer(self, prompt: Sequence[TokenId], tokens: int) -> list[Commit]:
         """Return the Commits of an answer that the target generates without draft tokens."""
-        return await _run(self._link(prompt, tokens))
+        return await _run(self._session(prompt, tokens))
 
     async def tokens(self, prompt: Sequence[TokenId], tokens: int) -> tuple[TokenId, ...]:
         """Return the target's answer."""
@@ -108,8 +108,8 @@ class Verifier:
         """Return the Commits of passes over `drafts` draft tokens, sent back to back (`ahead`)
         or stop and wait; fewer if a draft token was rejected."""
         tokens = len(question.answer)
-        link = self._link(question.prompt, tokens, fill="never")
-        return (await _run(link, Drafted(question, drafts, ahead)))[WARM_UP:]
+        session = self._session(question.prompt, tokens, fill="never")
+        return (await _run(session, Drafted(question, drafts, ahead)))[WARM_UP:]
 
     async def first_s(self, prompt: Sequence[TokenId]) -> float:
         """Return the seconds from a request to the first token, for a prompt asked before."""
@@ -121,23 +121,25 @@ class Verifier:
     async def disturbed(self, prompt: Sequence[TokenId], passes: int) -> tuple[float, float]:
         """Return the median period while useless messages arrive, and their number in each
         period."""
-        link = self._link(prompt, passes)
+        session = self._session(prompt, passes)
         posts = count()
 
         async def post() -> None:
             for _ in posts:
-                link.send(Draft(0, 1, 1, (0,)))
+                session.send(Draft(0, 1, 1, (0,)))
                 await asyncio.sleep(POST_EVERY_S)
 
         async with meanwhile(post()):
-            commits = await _run(link)
+            commits = await _run(session)
         return period_s(commits[WARM_UP:]), next(posts) / len(commits)
 
-    def _link(self, prompt: Sequence[TokenId], tokens: int, fill: Fill = "always") -> Link:
+    def _session(
+        self, prompt: Sequence[TokenId], tokens: int, fill: Fill = "always"
+    ) -> Session:
         model, vocabulary = self.facts.model, self.facts.vocabulary
         greedy = Sampling(temperature=0.0)
         asked = Open(model, vocabulary, tuple(prompt), greedy, 0, tokens, (), fill=fill)
-        return Link(self.uplink, asked)
+        return Session(self.verifier, asked)
 
 
 class Drafted:
@@ -168,17 +170,17 @@ class Drafted:
         return session.flush()
 
 
-async def _run(link: Link, script: Drafted | None = None) -> list[Commit]:
+async def _run(session: Session, script: Drafted | None = None) -> list[Commit]:
     """Run a session until its script is done or it ends; return its Commits."""
     commits: list[Commit] = []
     async with asyncio.TaskGroup() as tasks:
-        posting = tasks.create_task(link.post())
-        async with aclosing(link.events()) as events:
+        posting = tasks.create_task(session.post())
+        async with aclosing(session.events()) as events:
             async for message in events:
                 if isinstance(message, Commit):
                     commits.append(message)
                 if script and (draft := script.receive(message)):
-                    link.send(draft)
+                    session.send(draft)
                 if isinstance(message, Finish) or (script and script.done):
                     break
         posting.cancel()
@@ -275,19 +277,19 @@ class Measurement:
         host = this_host()
         file = find(self.plan.draft_model, open_store(os.environ))
         async with Services(self.plan) as services:
-            uplink = _uplink(services.verifier_url)
+            verifier = _verifier(services.verifier_url)
             with closing(Model(file)) as model:
-                facts = await uplink.facts()
-                tokenizer = TokenizerFile.unpack(await uplink.tokenizer()).open()
+                facts = await verifier.facts()
+                tokenizer = TokenizerFile.unpack(await verifier.tokenizer()).open()
                 asked = (
                     [{"role": "user", "content": prompt.prompt}] for prompt in self.prompts
                 )
                 prompts = [tuple(tokenizer.chat(messages)) for messages in asked]
-                measured = await self._measure(Verifier(uplink, facts), prompts, model)
+                measured = await self._measure(TimedVerifier(verifier, facts), prompts, model)
         return Speeds(host, commit(), self.plan.models, **measured)
 
     async def _measure(
-        self, verifier: Verifier, prompts: Sequence[tuple[TokenId, ...]], model: Model
+        self, verifier: TimedVerifier, prompts: Sequence[tuple[TokenId, ...]], model: Model
     ) -> dict[str, Any]:
         """Return the measured times by the names of their fields in Speeds."""
         show = self.console.print
@@ -320,7 +322,9 @@ class Measurement:
             "stack_s": stack_s, "message_s": message_s,
         }  # fmt: skip
 
-    async def _curve(self, verifier: Verifier, some: Sequence[Question]) -> dict[int, float]:
+    async def _curve(
+        self, verifier: TimedVerifier, some: Sequence[Question]
+    ) -> dict[int, float]:
         """Return periods by rows, for passes of up to as many draft tokens as are judged."""
         found: list[Commit] = []
         for question in some:
@@ -333,12 +337,12 @@ class Measurement:
         return curve(found)
 
 
-def _uplink(url: str) -> Uplink:
+def _verifier(url: str) -> Verifier:
     connection = Connection(url, key=None, ca_certificate=None)
-    return Uplink(connection, EdgeMetrics(CollectorRegistry()))
+    return Verifier(connection, EdgeMetrics(CollectorRegistry()))
 
 
-async def _stack_s(verifier: Verifier, questions: Sequence[Question]) -> float:
+async def _stack_s(verifier: TimedVerifier, questions: Sequence[Question]) -> float:
     """Return the time of a round trip without distance, beyond the pause between two passes."""
     waits_s: dict[bool, float] = {}
     for ahead in (True, False):

@@ -31,7 +31,7 @@ from picospec.cli.preparing import DEFAULT_PAIR
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.draft.loading import AUTO, NONE, TargetTokenizer, open_context
 from picospec.edge_agent.link.connection import read_answer
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import ApiError, EngineFault
@@ -187,31 +187,32 @@ ROUND_TRIPS: Final = 5
 AGENT_TOKENS: Final = 32_768
 
 
-async def check_verifier(settings: EdgeSettings, store: Store, uplink: Uplink) -> list[Finding]:
+async def check_verifier(
+    settings: EdgeSettings, store: Store, verifier: Verifier
+) -> list[Finding]:
     """Check the verifier and the drafting. Checks that depend on a failed one are left out.
 
     settings: they name this verifier alone.
     """
-    facts, findings = await _reach(uplink)
+    facts, findings = await _reach(verifier)
     if facts is not None:
-        findings += await check_drafting(settings, store, uplink, facts)
+        findings += await check_drafting(settings, store, verifier, facts)
     return findings
 
 
-async def _reach(uplink: Uplink) -> tuple[ModelFacts | None, list[Finding]]:
+async def _reach(verifier: Verifier) -> tuple[ModelFacts | None, list[Finding]]:
     """Return the target's facts, if the verifier can be reached, and the findings so far."""
     try:
-        facts = await uplink.facts()
+        facts = await verifier.facts()
         for _ in range(ROUND_TRIPS):
-            await uplink.check()
+            await verifier.check()
     except ApiError as error:
-        return None, not_reached(error, uplink.url)
-    reached = (
-        f"{uplink.url} serves {facts.model}; the round trip takes {milliseconds(uplink.rtt_s)}"
-    )
+        return None, not_reached(error, verifier.url)
+    rtt = milliseconds(verifier.rtt_s)
+    reached = f"{verifier.url} serves {facts.model}; the round trip takes {rtt}"
     return facts, [
         Finding("verifier", True, reached),
-        Finding("certificate", True, encryption(uplink.url)),
+        Finding("certificate", True, encryption(verifier.url)),
         Finding("key", True, "accepted"),
         check_protocol(facts),
         check_context(facts),
@@ -275,13 +276,13 @@ ANSWER_S: Final = 60.0
 
 
 async def check_drafting(
-    settings: EdgeSettings, store: Store, uplink: Uplink, facts: ModelFacts
+    settings: EdgeSettings, store: Store, verifier: Verifier, facts: ModelFacts
 ) -> list[Finding]:
     """Check that the draft model is here, and check its vocabulary and speed."""
     cache = TokenizerCache(store.root / "tokenizers")
     name: str | None = settings.draft_model
     try:
-        target = (await TargetTokenizer(uplink, cache, None)()).vocabulary
+        target = (await TargetTokenizer(verifier, cache, None)()).vocabulary
         name = _draft_name(settings, store, facts, target)
         if name is None:
             return [Finding("draft model", True, "none: only repeated text is drafted")]
@@ -300,7 +301,7 @@ async def check_drafting(
     return [
         Finding("draft model", True, f"{name}, {milliseconds(draft_s)} a token"),
         check_vocabulary(relation, settings.judge),
-        await check_speed(uplink, facts, draft_s),
+        await check_speed(verifier, facts, draft_s),
     ]
 
 
@@ -338,33 +339,33 @@ def draft_step_s(model: Model, settings: EdgeSettings) -> float:
     return median(seconds)
 
 
-async def check_speed(uplink: Uplink, facts: ModelFacts, draft_s: float) -> Finding:
+async def check_speed(verifier: Verifier, facts: ModelFacts, draft_s: float) -> Finding:
     """Time the target alone: a draft model that takes longer for a token gains nothing."""
     try:
-        pass_s = await target_token_s(uplink, facts)
+        pass_s = await target_token_s(verifier, facts)
     except (ApiError, TimeoutError) as error:
         reason = f"the target alone does not answer: {error}"
         return Finding("speed", False, reason, "see the verifier's log")
     found = (
         f"a token takes the target {milliseconds(pass_s)}, and the draft model"
-        f" {milliseconds(draft_s)}; the round trip takes {milliseconds(uplink.rtt_s)}"
+        f" {milliseconds(draft_s)}; the round trip takes {milliseconds(verifier.rtt_s)}"
     )
     remedy = "a smaller draft model, or a GPU for it: one as slow as the target gains nothing"
     return Finding("speed", draft_s < pass_s, found, remedy)
 
 
-async def target_token_s(uplink: Uplink, facts: ModelFacts) -> float:
+async def target_token_s(verifier: Verifier, facts: ModelFacts) -> float:
     """Return the seconds that the target alone takes for a token.
 
     Raises ApiError, TimeoutError.
     """
-    await _timed(uplink, facts, 1)  # reads the prompt, whose cache is kept
-    first_s, _ = await _timed(uplink, facts, 1)
-    all_s, tokens = await _timed(uplink, facts, TARGET_TOKENS)
+    await _timed(verifier, facts, 1)  # reads the prompt, whose cache is kept
+    first_s, _ = await _timed(verifier, facts, 1)
+    all_s, tokens = await _timed(verifier, facts, TARGET_TOKENS)
     return max(all_s - first_s, 1e-6) / max(tokens - 1, 1)
 
 
-async def _timed(uplink: Uplink, facts: ModelFacts, max_tokens: int) -> tuple[float, int]:
+async def _timed(verifier: Verifier, facts: ModelFacts, max_tokens: int) -> tuple[float, int]:
     """Return the seconds and the number of tokens of an answer of the target alone."""
     asked = {
         "model": facts.model,
@@ -373,7 +374,7 @@ async def _timed(uplink: Uplink, facts: ModelFacts, max_tokens: int) -> tuple[fl
         "temperature": 0,
     }
     body, began_s = msgspec.json.encode(asked), time.perf_counter()
-    async with asyncio.timeout(ANSWER_S), uplink.ask("/v1/completions", body) as response:
+    async with asyncio.timeout(ANSWER_S), verifier.ask("/v1/completions", body) as response:
         answer = await read_answer(response)
     seconds = time.perf_counter() - began_s
     return seconds, int(json.loads(answer.content)["usage"]["completion_tokens"])
@@ -408,8 +409,8 @@ def examine(
         check_port("edge", edge_port, "EDGE_PORT"),
         check_port("verifier", verifier_port, "VERIFIER_PORT"),
     ]
-    for verifier in settings.verifiers:
-        alone = settings.model_copy(update={"verifier_url": verifier})
-        (uplink,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).uplinks
-        here += asyncio.run(check_verifier(alone, store, uplink))
+    for address in settings.verifiers:
+        alone = settings.model_copy(update={"verifier_url": address})
+        (verifier,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).all
+        here += asyncio.run(check_verifier(alone, store, verifier))
     return here

@@ -26,7 +26,7 @@ from picospec.edge_agent.draft.loading import MakeDrafter, TargetTokenizer
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback import DraftFallback, open_engine
 from picospec.edge_agent.link.connection import connections
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay import open_relay
@@ -133,8 +133,8 @@ def build(
 def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     """Return the verifiers. Their connections are made at first use. Raises OSError."""
     made = connections(settings)
-    uplinks = [Uplink(each, metrics, number) for number, each in enumerate(made)]
-    return Verifiers(uplinks, metrics, settings.failover_deadline_s)
+    each = [Verifier(connection, metrics, number) for number, connection in enumerate(made)]
+    return Verifiers(each, metrics, settings.failover_deadline_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class _Edge:
     draft: str | None
 
     async def health(self, _: Request) -> JSONResponse:
-        ready = "ready" if self.verifiers.ready else "unavailable"
+        ready = "ready" if self.verifiers.is_ready else "unavailable"
         state = "draining" if self.drain.begun else ready
         drafts = {"draft_model": "stuck" if self.drafter.is_stuck else "ok"}
         body = {"status": "ok", "state": state, **drafts, **self.verifiers.report()}

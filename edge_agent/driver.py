@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from picospec.edge_agent.draft.drafter import CannotDraft, DraftSlot, StepSampler
-from picospec.edge_agent.link.session import Link
+from picospec.edge_agent.link.session import Session
 from picospec.edge_agent.link.verifiers import Sessions
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import beside
@@ -49,7 +49,7 @@ class Driver:
     ) -> None:
         self._machine = machine
         self._sessions = sessions
-        self._link: Link
+        self._session: Session
         self._model = model
         self._metrics = metrics
         self._changed = asyncio.Event()
@@ -66,24 +66,24 @@ class Driver:
 
     def _open(self) -> None:
         """Open a session for the rest of the answer; drafts go to this session from now on."""
-        self._link = self._sessions.open(self._machine.opening())
+        self._session = self._sessions.open(self._machine.opening())
         self._changed.set()
 
     async def _follow(self, on_commit: OnCommit) -> Finish:
         """Follow one session after another until the answer is complete."""
         while True:
             try:
-                async with beside(self._link.post()):
+                async with beside(self._session.post()):
                     return await self._receive(on_commit)
             except ApiError as error:
                 if (finish := self._machine.lost()) is not None:
                     return finish
-                await self._sessions.again(error)
+                await self._sessions.again(self._session, error)
             self._open()
 
     async def _receive(self, on_commit: OnCommit) -> Finish:
         """Take in one session's messages, up to its end."""
-        async with aclosing(self._link.events()) as events:
+        async with aclosing(self._session.events()) as events:
             async for message in events:
                 try:
                     outcome = self._machine.received(message)
@@ -123,4 +123,4 @@ class Driver:
 
     def _send(self, outcome: Outcome) -> None:
         for message in outcome.send:
-            self._link.send(message)
+            self._session.send(message)

@@ -274,14 +274,14 @@ class EdgeEngine:
         mask = DraftGrammar(proposals.grammar).mask if proposals.grammar else None
         sampler = step_sampler(request, facts, half.sampler, drawn, mask)
         model = DraftModel(slot, sampler, request.prompt) if slot else None
-        sessions = self._verifiers.answer(job.span)
+        sessions = self._verifiers.answer(request.identity, job.span)
         may_rest = request.fill != "never"
         machine = DraftMachine(
             request,
             self._policy or StreamPolicy(settings.draft_settings, may_rest=may_rest),
             facts.limits,
             half,
-            rtt_s=lambda: sessions.rtt_s,
+            rtt_s=lambda: sessions.verifier.rtt_s,
             drafts=slot is not None,
             lookup=proposals.proposer,
             unused_commits=self._unused_commits,

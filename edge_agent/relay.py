@@ -222,7 +222,7 @@ class Relay:
     ) -> Response | None:
         """Let the verifier in use answer a request that was read, if it opens no sessions for
         this edge; None if it does. Raises ApiError."""
-        if self._verifiers.is_compatible:
+        if self._verifiers.current.is_compatible:
             return None
         request.state.account.fallback = UNDRAFTED
         return await self._from_verifier(request.scope["path"], model, services, request)
@@ -243,7 +243,7 @@ class Relay:
     async def _to_verifier(self) -> Connection:
         with suppress(ApiError):  # the request that follows reports it
             await self._verifiers.facts()
-        return self._to_verifiers[self._verifiers.current.endpoint.number]
+        return self._to_verifiers[self._verifiers.current.number]
 
 
 def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:

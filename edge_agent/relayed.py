@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from picospec.edge_agent.link.connection import Response as Answering
-from picospec.edge_agent.link.uplink import ANSWER_TIMEOUT_S
+from picospec.edge_agent.link.verifier import ANSWER_TIMEOUT_S
 from picospec.gateway.accounts import Account
 from picospec.gateway.doors.door import sent_event
 from picospec.gateway.drain import Drain

@@ -19,7 +19,7 @@ from rich.console import Console
 from picospec.edge_agent.draft.drafter import Drafter, NoDrafter
 from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.retokeniser import Translation
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
@@ -48,7 +48,7 @@ class TargetTokenizer:
 
     def __init__(
         self,
-        verifiers: Verifiers | Uplink,
+        verifiers: Verifiers | Verifier,
         cache: TokenizerCache,
         draft: Encoder | None,
     ) -> None:

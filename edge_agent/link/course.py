@@ -1,7 +1,9 @@
-"""Decides where one answer's next session is opened, and when the answer is given up.
+"""Decides where an answer's next session is opened, and when the answer is given up.
 
-It has no clock and does no I/O. `choose` returns where to open a session or how long to wait
-first, or raises why there is nowhere; `opened` and `ended` take in the session's outcome.
+Nothing here has a clock or does I/O. A KnownVerifier is told what its verifier did, and a
+Course what became of a session, by `opened` and `ended`. `choose` returns where to open the
+next one or how long to wait first, or raises why there is nowhere. TRANSITIONS has the states
+of an answer and all ways from one to another.
 
 A lost session is opened again: at once at the same verifier if the link broke and the verifier
 may be alive, else at another one that is ready. If none is ready, the answer waits, up to a
@@ -10,12 +12,14 @@ deadline. An answer that has not begun does not wait: its client can ask again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from math import inf
 from random import Random
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from picospec.edge_agent.link.connection import LinkDown
-from picospec.edge_agent.link.uplink import Endpoint, Fleet
 from picospec.gateway.errors import (
     ApiError,
     Draining,
@@ -26,7 +30,109 @@ from picospec.gateway.errors import (
 )
 from picospec.gateway.http import MIN_BYTES_PER_S
 from picospec.models.compiler import ANSWER_TIMEOUT_S
-from picospec.speculation.messages import RUN_CHARACTERS
+from picospec.speculation.learning import running_mean
+from picospec.speculation.messages import RUN_CHARACTERS, LocalProtocolError, ModelFacts
+
+# What is known of the verifiers, and which is the best.
+
+RTT_WEIGHT: Final = 0.125
+"""The latest round trip has this weight in the mean, as in TCP (RFC 6298, section 2)."""
+
+BUSY_S: Final = 0.1
+"""A verifier whose sessions are all taken counts as this much farther away. Each session more
+lengthens the passes of the others, by tens of milliseconds where many share them."""
+
+STAY_S: Final = 0.05
+"""Of ready verifiers, the one in use counts as this much nearer, because it has the beginning
+of the conversation in its KV cache."""
+
+
+class Event(Enum):
+    """The events that show a verifier's state."""
+
+    ANSWERED = auto()  # it took a session or a draft
+    IS_READY = auto()  # it said that it opens sessions
+    DRAINS = auto()  # it said that it opens none, because it is about to stop
+    LOST = auto()  # it did not answer in time, or one of its streams was cut
+
+
+@dataclass(slots=True, eq=False)
+class KnownVerifier:
+    """What is known of a verifier. number: its place in the settings, from 0."""
+
+    number: int
+    latest: Event | None = None
+    """The latest event; None before the verifier was asked."""
+
+    identity: str = ""
+    """The identity in the latest facts; empty before the first."""
+
+    identities: frozenset[str] = frozenset()
+    """The identities of the model and its adapters."""
+
+    is_compatible: bool = True
+    """True if the verifier speaks this edge's version of the protocol, as far as is known."""
+
+    rtt_s: float = 0.0
+    """The smoothed round trip; 0 until the first sample."""
+
+    load: float = 0.0
+    """The share of its sessions that are taken, from 0 to 1."""
+
+    def note(self, event: Event) -> None:
+        if not (event is Event.ANSWERED and self.latest is Event.DRAINS):
+            self.latest = event  # a draining verifier finishes its sessions, and opens no more
+
+    def timed(self, round_trip_s: float) -> None:
+        self.rtt_s = running_mean(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
+
+    def learn(self, facts: ModelFacts) -> None:
+        self.identity, self.is_compatible = facts.identity, facts.is_compatible
+        self.identities = frozenset((facts.identity, *facts.adapters.values()))
+
+    @property
+    def is_ready(self) -> bool:
+        """True if the verifier opens sessions, as far as is known."""
+        return self.latest in (Event.ANSWERED, Event.IS_READY)
+
+    def may_serve(self, identity: str) -> bool:
+        """Return True if it could go on with texts of this identity, as far as is known."""
+        return self.is_compatible and (not self.identity or identity in self.identities)
+
+
+V = TypeVar("V", bound=KnownVerifier)
+
+
+class KnownVerifiers(Generic[V]):
+    """All verifiers of an edge. current: the one in use, whose facts were returned last."""
+
+    def __init__(self, verifiers: Sequence[V]) -> None:
+        self.all = verifiers
+        self.current = verifiers[0]
+
+    @property
+    def is_ready(self) -> bool:
+        """True if any verifier is ready, as far as is known."""
+        return any(verifier.is_ready for verifier in self.all)
+
+    def ranked(self, identity: str) -> list[V]:
+        """Return the verifiers, best first: ready ones, of this identity, near and idle."""
+
+        def cost(verifier: V) -> tuple[bool, bool, float]:
+            stays_s = STAY_S if verifier is self.current else 0.0
+            cost_s = verifier.rtt_s + BUSY_S * verifier.load - stays_s
+            return not verifier.is_ready, not verifier.may_serve(identity), cost_s
+
+        return sorted(self.all, key=cost)
+
+    def choose(self, identity: str, without: Container[object] = ()) -> V | None:
+        """Return the best verifier that can go on with texts of this identity, if any; ready
+        ones come first."""
+        ranked = (v for v in self.ranked(identity) if v.may_serve(identity))
+        return next((v for v in ranked if v not in without), None)
+
+
+# Where an answer's next session is opened.
 
 MAX_LOST: Final = 3
 """This many sessions may be lost at one position of the text; then the answer is given up. If
@@ -62,93 +168,174 @@ class Wait:
     """True if all verifiers are then asked whether they are ready."""
 
 
-class Course:
+class State(Enum):
+    """The states of an answer, which has begun when the first verifier has taken a session."""
+
+    NEW = auto()  # no verifier was asked
+    OPENING = auto()  # a verifier is asked to begin the answer
+    REFUSED = auto()  # none has begun it; another one may, but it waits for none
+    REPEATING = auto()  # the link broke: the same verifier is asked once more, at once
+    OPEN = auto()  # a verifier has taken a session
+    LOST = auto()  # the answer waits for a verifier that goes on, up to the deadline
+    RESUMING = auto()  # REPEATING, of an answer that has begun
+    REOPENING = auto()  # OPENING, of an answer that has begun
+    OVER = auto()  # the answer is given up, and `choose` raises why
+
+
+class Trigger(Enum):
+    """The causes of transitions between the states."""
+
+    CHOSEN = auto()  # a verifier was chosen for the next session
+    OPENED = auto()  # the verifier has taken it
+    ENDED = auto()  # the verifier has refused it, or it has ended before its Finish
+    REPEATED = auto()  # the link alone has broken, as far as is known
+    GIVEN_UP = auto()  # no verifier may go on, or none did in time
+
+
+TRANSITIONS: Final[Mapping[State, Mapping[Trigger, State]]] = {
+    State.NEW: {Trigger.CHOSEN: State.OPENING, Trigger.GIVEN_UP: State.OVER},
+    State.OPENING: {Trigger.OPENED: State.OPEN, Trigger.ENDED: State.REFUSED},
+    State.REFUSED: {
+        Trigger.CHOSEN: State.OPENING,
+        Trigger.REPEATED: State.REPEATING,
+        Trigger.GIVEN_UP: State.OVER,
+    },
+    State.REPEATING: {Trigger.CHOSEN: State.OPENING},
+    State.OPEN: {Trigger.ENDED: State.LOST},
+    State.LOST: {
+        Trigger.CHOSEN: State.REOPENING,
+        Trigger.REPEATED: State.RESUMING,
+        Trigger.GIVEN_UP: State.OVER,
+    },
+    State.RESUMING: {Trigger.CHOSEN: State.REOPENING, Trigger.GIVEN_UP: State.OVER},
+    State.REOPENING: {Trigger.OPENED: State.OPEN, Trigger.ENDED: State.LOST},
+    State.OVER: {Trigger.GIVEN_UP: State.OVER},
+}
+
+
+@dataclass(slots=True)
+class _SinceToken(Generic[V]):
+    """What has befallen an answer since its last token."""
+
+    lost: int = 0
+    """Sessions lost, but for handovers and for links that broke alone."""
+
+    waits: int = 0
+    has_repeated: bool = False
+    handed_over: set[V | None] = field(default_factory=set)
+    """No further handover by these verifiers is free."""
+
+
+class Course(Generic[V]):
     """identity: that of the answer's texts. deadline_s: an answer whose session was lost waits
     this long for a verifier. chance: spreads the waits of many answers."""
 
-    def __init__(self, fleet: Fleet, identity: str, deadline_s: float, chance: Random) -> None:
-        self._fleet = fleet
+    def __init__(
+        self, verifiers: KnownVerifiers[V], identity: str, deadline_s: float, chance: Random
+    ) -> None:
+        self._verifiers = verifiers
         self._identity = identity
         self._deadline_s = deadline_s
         self._chance = chance
-        self._tried: set[Endpoint] = set()
+        self.state = State.NEW
+        self._verifier: V | None = None  # the last one that was chosen
+        self._tried: set[V | None] = set()
         """These verifiers lost the session or refused it; after a wait they may take it."""
 
-        self._excluded: set[Endpoint] = set()
+        self._excluded: set[V | None] = set()
         """These verifiers will never take the session, as with a wrong key or another model, or
         let it wait for too long."""
 
-        self.endpoint: Endpoint | None = None
-        """The last session was opened there."""
+        self._error: ApiError = Unavailable("no verifier can go on with this answer")
+        """The error that ended the last session, or that ends the answer."""
 
-        self._retry_endpoint: Endpoint | None = None  # to be tried once more, at once
-        self._may_repeat = True  # True if there was no such try since the last token
-        self._error: ApiError | None = None  # the error that ended the last session
-        self._is_over = False
-        self._lost_at: float | None = None  # when a session was last lost
-        self._lost_here = 0  # sessions lost since the last token
-        self._handed_over = set[Endpoint | None]()  # no further handover by them is free
+        self._late_at = inf  # the answer is given up then, once a session was lost
+        self._pause_s = 0.0  # before another verifier is chosen for a lost session
+        self._since_token = _SinceToken[V]()
         self._run = ""  # the run of the verifier that opened the last session
         self._is_suspect = False  # the link or this verifier's process was lost
-        self._pause_s = 0.0
-        self._waits = 0  # since the last token
         self._has_probed = False
 
-    def choose(self, now: float) -> Endpoint | Wait:
+    def begin(self) -> V:
+        """Return where to open the first session. Raises Unavailable if no verifier may."""
+        return self._chosen(self._best(set()))
+
+    def choose(self, now: float) -> V | Wait:
         """Return where to open the next session, or how long to wait before calling again.
         Raises ApiError if the answer is given up."""
-        late = self._lost_at is not None and now >= self._lost_at + self._deadline_s
-        if self._error is not None and (self._is_over or late):
-            raise self._error
-        if self._retry_endpoint is not None:
-            self.endpoint, self._retry_endpoint = self._retry_endpoint, None
-            return self.endpoint
-        if self._pause_s > 0.0:
-            pause_s, self._pause_s = self._pause_s, 0.0
-            return Wait(pause_s, probes_all=False)
-        if best := self._ready(self._tried) or (None if self._error else self._choose(set())):
-            self.endpoint = best
-            return best
-        return self._wait_or_raise(now)
+        found: V | Wait | None = None
+        if now < self._late_at:
+            match self.state:
+                case State.REFUSED:
+                    found = self._ready(self._tried) or self._probe()
+                case State.LOST:
+                    found = self._pause() or self._ready(self._tried) or self._wait(now)
+                case State.REPEATING | State.RESUMING:
+                    found = self._verifier
+        return found if isinstance(found, Wait) else self._chosen(found)
 
-    def _wait_or_raise(self, now: float) -> Wait:
-        """Return how long to wait for a ready verifier; raise if waiting is of no use."""
-        error = self._error or Unavailable("no verifier can go on with this answer")
-        if self._lost_at is None:
-            if isinstance(error, Draining) and not self._has_probed:
-                self._has_probed = True
-                return Wait(0.0)  # one that has just restarted may be ready
-            raise error
-        if self._choose(set()) is None:
-            raise error
-        mean_s = min(MAX_WAIT_S, MIN_WAIT_S * 2**self._waits)
+    def _chosen(self, found: V | None) -> V:
+        if found is None:
+            self._move(Trigger.GIVEN_UP)
+            raise self._error
+        self._move(Trigger.CHOSEN)
+        self._verifier = found
+        return found
+
+    def _move(self, trigger: Trigger) -> None:
+        """Go to the next state. Raises LocalProtocolError if there is none from this one."""
+        following = TRANSITIONS[self.state].get(trigger)
+        if following is None:
+            raise LocalProtocolError(f"{trigger.name} in state {self.state.name}")
+        self.state = following
+
+    def _probe(self) -> Wait | None:
+        """Let all verifiers be asked, once, if one drains: another may have restarted."""
+        if self._has_probed or not isinstance(self._error, Draining):
+            return None
+        self._has_probed = True
+        return Wait(0.0)
+
+    def _pause(self) -> Wait | None:
+        """Return the wait of a lost session before another verifier is chosen, once."""
+        pause_s, self._pause_s = self._pause_s, 0.0
+        return Wait(pause_s, probes_all=False) if pause_s > 0.0 else None
+
+    def _wait(self, now: float) -> Wait | None:
+        """Return how long to wait for a ready verifier; None if no verifier may go on."""
+        if self._best(set()) is None:
+            return None
+        mean_s = min(MAX_WAIT_S, MIN_WAIT_S * 2**self._since_token.waits)
         wait_s = mean_s * self._chance.uniform(0.5, 1.5)
-        if isinstance(error, Overloaded):
-            wait_s += error.retry_after_s
-        self._waits += 1
+        if isinstance(self._error, Overloaded):
+            wait_s += self._error.retry_after_s
+        self._since_token.waits += 1
         self._tried.clear()
-        return Wait(min(wait_s, self._lost_at + self._deadline_s - now))
+        return Wait(min(wait_s, self._late_at - now))
 
     def opened(self, session: str) -> bool:
         """Note that the verifier has taken the session. Return True if its process had the
         previous one too. A LinkDown then means that only the link was lost."""
+        self._move(Trigger.OPENED)
         run, self._tried = session[:RUN_CHARACTERS], set()
         is_same_process, self._run = run == self._run, run
         if is_same_process and self._is_suspect:
-            self._lost_here -= 1
+            self._since_token.lost -= 1
         self._is_suspect = False
         return is_same_process
 
-    def ended(self, error: ApiError, now: float, *, opened: bool, progressed: bool) -> None:
-        """Note that the session ended before its Finish. opened: True if the verifier had taken
-        it. progressed: True if it brought a token."""
+    def ended(self, error: ApiError, now: float, *, progressed: bool) -> None:
+        """Note that the verifier refused the session, or that it ended before its Finish.
+        progressed: True if it brought a token."""
+        was_open = self.state is State.OPEN
+        self._move(Trigger.ENDED)
         self._error = error
-        if opened:
-            self._lost(error, now, progressed)
-        else:
-            self._refused(error)
-        if not self._is_over and self._may_repeat and self._is_worth_repeating(error):
-            self._retry_endpoint, self._may_repeat = self.endpoint, False
+        is_final = self._lost(error, now, progressed) if was_open else self._refused(error)
+        if is_final:
+            self._move(Trigger.GIVEN_UP)
+        elif not self._since_token.has_repeated and self._is_worth_repeating(error):
+            self._since_token.has_repeated = True
+            self._move(Trigger.REPEATED)
 
     def _is_worth_repeating(self, error: ApiError) -> bool:
         """Return True if the same verifier should be tried at once. A refused connection means
@@ -157,49 +344,50 @@ class Course:
             return False
         return error.how == "broken" or not self.has_alternative
 
-    def _lost(self, error: ApiError, now: float, progressed: bool) -> None:
-        self._lost_at = now
+    def _lost(self, error: ApiError, now: float, progressed: bool) -> bool:
+        """Note the loss of a session. Return True if no other one should follow."""
+        self._late_at = now + self._deadline_s
         self._pause_s = self._chance.uniform(0.0, JITTER_S)
-        if self.endpoint is not None:
-            self._tried = {self.endpoint}
-            if error.error_code == IDLE:
-                self._excluded.add(self.endpoint)
+        self._tried = {self._verifier}
+        if error.error_code == IDLE:
+            self._excluded.add(self._verifier)
         if progressed:
-            self._lost_here = self._waits = 0
-            self._may_repeat = True
-            self._handed_over.clear()
-        if error.error_code != HANDOVER_FAULT or self.endpoint in self._handed_over:
-            self._lost_here += 1
+            self._since_token = _SinceToken[V]()
+        since = self._since_token
+        if error.error_code != HANDOVER_FAULT or self._verifier in since.handed_over:
+            since.lost += 1
         else:
-            self._handed_over.add(self.endpoint)
+            since.handed_over.add(self._verifier)
         self._is_suspect = isinstance(error, LinkDown)
-        self._is_over = not isinstance(error, Unavailable | Overloaded)
-        if not self._is_over and self._lost_here >= MAX_LOST:
-            reason = f"{MAX_LOST} verifiers were lost at one token of the answer"
-            self._error = Unavailable(f"{reason}; the last: {error}", code=error.error_code)
-            self._is_over = True
+        if not isinstance(error, Unavailable | Overloaded):
+            return True
+        if since.lost < MAX_LOST:
+            return False
+        reason = f"{MAX_LOST} verifiers were lost at one token of the answer"
+        self._error = Unavailable(f"{reason}; the last: {error}", code=error.error_code)
+        return True
 
-    def _refused(self, error: ApiError) -> None:
-        if self.endpoint is None:
-            return
-        self._is_over = self._lost_at is None and isinstance(error, InvalidRequest | TooLarge)
+    def _refused(self, error: ApiError) -> bool:
+        """Note that a verifier does not take the session. Return True if no other one would:
+        the request itself is wrong."""
         passes = isinstance(error, Unavailable | Overloaded)
         if passes and error.error_code != "identity_mismatch":
-            self._tried.add(self.endpoint)
+            self._tried.add(self._verifier)
         else:
-            self._excluded.add(self.endpoint)
+            self._excluded.add(self._verifier)
+        return self.state is State.REFUSED and isinstance(error, InvalidRequest | TooLarge)
 
     @property
     def has_alternative(self) -> bool:
         """True if another verifier could take over now."""
-        return self._ready({self.endpoint} if self.endpoint else set()) is not None
+        return self._ready({self._verifier}) is not None
 
-    def _ready(self, without: set[Endpoint]) -> Endpoint | None:
-        best = self._choose(without)
+    def _ready(self, without: set[V | None]) -> V | None:
+        best = self._best(without)
         return best if best and best.is_ready else None
 
-    def _choose(self, without: set[Endpoint]) -> Endpoint | None:
-        return self._fleet.choose(self._identity, without | self._excluded)
+    def _best(self, without: set[V | None]) -> V | None:
+        return self._verifiers.choose(self._identity, without | self._excluded)
 
     def timeout_s(self, open_bytes: int, now: float, *, constrained: bool = False) -> float:
         """Return how long an Open of this size may wait for the first byte of its stream; after
@@ -210,6 +398,4 @@ class Course:
             within_s = min(within_s, OPEN_TIMEOUT_S + open_bytes / MIN_BYTES_PER_S)
         if constrained:
             within_s += ANSWER_TIMEOUT_S
-        if self._lost_at is None:
-            return within_s
-        return min(within_s, self._lost_at + self._deadline_s - now)
+        return min(within_s, self._late_at - now)

@@ -1,4 +1,4 @@
-"""One session's link to its verifier: messages down, drafts up, until the stream ends.
+"""One session with a verifier: messages down, drafts up, until the stream ends.
 
 `events` opens the session and yields the verifier's messages. It raises LinkDown when the
 stream is cut, or has carried no byte for three beats; the answer then needs another session.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Final
 
 import structlog
 
 from picospec.edge_agent.link.connection import LinkDown, from_fault, session_headers
-from picospec.edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S
-from picospec.edge_agent.link.uplink import Event, Uplink
+from picospec.edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S, Event
 from picospec.edge_agent.link.uploads import Inbox, Upload
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
 from picospec.gateway.tracing import NO_SPAN, Span
 from picospec.speculation import wire
@@ -59,23 +59,17 @@ PAUSES_S: Final = (0.0, 0.1, 1.0)
 """A failed request waits this many seconds before each further attempt. When the last one
 fails, the session is given up and opened anew."""
 
-Post = Callable[[str, bytes], Awaitable[None]]
-"""Post(session, frames) raises gateway.errors.ApiError."""
-
-FindUpload = Callable[[str], Upload | None]
-"""Returns the upload stream for a session's messages; None if they must be posted."""
-
 
 class Posts:
-    """The messages of one session.
+    """The messages of one session. headers: see session_headers.
 
     Its memory is bounded: only messages of the newest epoch are kept, at most `max_ahead` draft
     tokens after the committed text.
     """
 
-    def __init__(self, post: Post, find_upload: FindUpload = lambda _: None) -> None:
-        self._post = post
-        self._find_upload = find_upload
+    def __init__(self, verifier: Verifier, headers: Mapping[str, str]) -> None:
+        self._verifier = verifier
+        self._headers = headers
         self._session = ""
         self.upload: Upload | None = None
         """The upload stream in use, even if it is not open yet; None while there is none."""
@@ -130,7 +124,7 @@ class Posts:
     def _join(self, message: Pushed) -> None:
         """Use the connection's upload stream from its first acknowledgement on. The message is
         posted too."""
-        found = self._find_upload(self._session)
+        found = self._verifier.uploads.of(self._session, self._headers)
         if found is not None and found is not self.upload:
             self._leave()
             self.upload = found
@@ -155,12 +149,12 @@ class Posts:
         try:
             for pause_s in PAUSES_S:
                 try:
-                    return await self._post(session, frames)
+                    return await self._verifier.post(session, frames, self._headers)
                 except Unavailable:
                     await asyncio.sleep(pause_s)
                     if epoch != self._epoch:
                         return  # the messages are void
-            await self._post(session, frames)
+            await self._verifier.post(session, frames, self._headers)
         finally:
             room.release()
 
@@ -259,7 +253,7 @@ class Progress:
             raise Unavailable(reason, code=IDLE)
 
 
-class Link:
+class Session:
     """Run `post` concurrently with `events`, whose end ends the session.
 
     within_s: the Open may wait this long for the first byte of its answer. headers: see
@@ -269,7 +263,7 @@ class Link:
 
     def __init__(
         self,
-        uplink: Uplink,
+        verifier: Verifier,
         request: Open,
         *,
         within_s: float = RESPONSE_TIMEOUT_S,
@@ -278,14 +272,14 @@ class Link:
         spans: tuple[Span, Span] = (NO_SPAN, NO_SPAN),
         opened: Callable[[Opened], object] = lambda _: None,
     ) -> None:
-        self._uplink = uplink
+        self._verifier = verifier
         self._request = request
         self._within_s = within_s
         self._headers = headers or session_headers()
         self._progress = progress or Progress(time.monotonic())
         self._answer_span, self._span = spans
         self._when_opened = opened
-        self._posts = Posts(self._post, self._upload)
+        self._posts = Posts(verifier, self._headers)
         self.send = self._posts.send
         self.position = len(request.committed)
         """The number of output tokens that have come, including those of earlier sessions."""
@@ -295,14 +289,14 @@ class Link:
         """It will have the session's messages once they come on its carrier, an upload stream;
         None if that was not asked, or has happened."""
 
-        self._session = ""
+        self._name = ""
         self._limits = Limits()
         self._opened = asyncio.Event()
 
     @property
     def opened(self) -> bool:
         """True if the verifier has taken the session."""
-        return bool(self._session)
+        return bool(self._name)
 
     @property
     def progressed(self) -> bool:
@@ -315,18 +309,7 @@ class Link:
         Raises gateway.errors.ApiError.
         """
         await self._opened.wait()
-        await self._posts.run(self._session)
-
-    async def _post(self, session: str, frames: bytes) -> None:
-        begun, metrics = time.monotonic(), self._uplink.metrics
-        metrics.posts.inc()
-        metrics.bytes_up.inc(len(frames))
-        if await self._uplink.connection.post(session, frames, self._headers):
-            self._uplink.delivered(begun)
-
-    def _upload(self, session: str) -> Upload | None:
-        """Implements FindUpload."""
-        return self._uplink.uploads.of(session, self._headers)
+        await self._posts.run(self._name)
 
     async def events(self) -> AsyncGenerator[Down]:
         """Open the session and yield all its messages but Beats; Finish is the last.
@@ -336,7 +319,7 @@ class Link:
         try:
             frame, headers = self._frame(), {**self._headers, **self._span.headers}
             async with (
-                self._uplink.connection.open(frame, headers, self._within_s) as pieces,
+                self._verifier.connection.open(frame, headers, self._within_s) as pieces,
                 aclosing(self._messages(pieces)) as messages,
             ):
                 async for message in messages:
@@ -350,33 +333,33 @@ class Link:
             self._span.end(error.error_code)
             if isinstance(error, LinkDown):
                 structlog.get_logger("edge_agent.link").info("link_cut", reason=error.message)
-                self._uplink.note(Event.LOST)
+                self._verifier.note(Event.LOST)
                 if self.opened:
                     self._progress.observe_silence(time.monotonic())
             elif isinstance(error, Draining):
-                self._uplink.note(Event.DRAINS)
+                self._verifier.note(Event.DRAINS)
             raise
         finally:
             self._span.end()
             if self._carrier is not None:
-                self._carrier.leave(self._session)
+                self._carrier.leave(self._name)
             if self.opened:
-                self._uplink.sessions.dec()
+                self._verifier.sessions.dec()
 
     def _frame(self) -> bytes:
         try:
             frame = wire.encode(self._request)
         except LocalProtocolError as error:
             raise TooLarge(f"more than a session can begin with: {error}") from error
-        self._uplink.metrics.bytes_open.inc(len(frame))
+        self._verifier.metrics.bytes_open.inc(len(frame))
         return frame
 
     def _note(self, message: Down) -> None:
         match message:
             case Opened(session, limits) if not self.opened:
-                self._session, self._limits = session, limits
-                self._uplink.sessions.inc()
-                self._uplink.note(Event.ANSWERED)
+                self._name, self._limits = session, limits
+                self._verifier.sessions.inc()
+                self._verifier.note(Event.ANSWERED)
                 self._when_opened(message)
                 self._span.end()
                 self._span = self._answer_span.begin("first token")
@@ -389,7 +372,7 @@ class Link:
                 self._ask_to_carry()
             case Fault(code=code):
                 if code == HANDOVER_FAULT:
-                    self._uplink.note(Event.DRAINS)
+                    self._verifier.note(Event.DRAINS)
                 raise from_fault(message)
             case _:
                 self._progress.observe_silence(time.monotonic())
@@ -399,20 +382,20 @@ class Link:
         stream."""
         upload = self._posts.upload
         if upload is not None and upload is not self._carrier and upload.carries:
-            self._carrier, self._inbox = upload, upload.carry(self._session)
+            self._carrier, self._inbox = upload, upload.carry(self._name)
 
     def _moved(self) -> Inbox:
         """Return what has the messages from now on. Raises RemoteProtocolError."""
         inbox, self._inbox = self._inbox, None
         if inbox is None:
             raise RemoteProtocolError("Moved, which was not asked for")
-        self._uplink.metrics.carried.inc()
+        self._verifier.metrics.carried.inc()
         return inbox
 
     async def _messages(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Down]:
         """Yield the messages of the stream until it ends. Raises TimeoutError if it is silent
         for too long; before Opened the limit is `within_s`, because the host may be busy."""
-        decoder, received = wire.Decoder(wire.MAX_DOWN_BYTES), self._uplink.metrics.bytes_down
+        decoder, received = wire.Decoder(wire.MAX_DOWN_BYTES), self._verifier.metrics.bytes_down
         silence = Silence()
         try:
             while True:

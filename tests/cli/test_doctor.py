@@ -32,7 +32,7 @@ from picospec.cli.doctor import (
     report,
 )
 from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
@@ -137,7 +137,7 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
 
 
 class Timed:
-    """An Uplink whose target answers at once, or fails."""
+    """A Verifier whose target answers at once, or fails."""
 
     rtt_s = 0.05
 
@@ -210,9 +210,9 @@ def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Pa
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             chosen = settings(f"http://{host}:{closed.getsockname()[1]}")
-            (uplink,) = open_verifiers(chosen, EdgeMetrics(CollectorRegistry())).uplinks
+            (verifier,) = open_verifiers(chosen, EdgeMetrics(CollectorRegistry())).all
             store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
-            findings = await check_verifier(chosen, store, uplink)
+            findings = await check_verifier(chosen, store, verifier)
             return all(finding.ok for finding in findings)
 
     assert asyncio.run(verdict("localhost"))
@@ -229,7 +229,7 @@ def test_other_tokens_are_well_where_judging_keeps_them_exact() -> None:
 async def test_a_draft_model_as_slow_as_the_target_gains_nothing(
     draft_s: float, ok: bool
 ) -> None:
-    finding = await check_speed(cast(Uplink, Timed()), FACTS, draft_s)
+    finding = await check_speed(cast(Verifier, Timed()), FACTS, draft_s)
 
     assert finding.ok is ok
     assert "the round trip takes 50 ms" in finding.found
@@ -237,6 +237,6 @@ async def test_a_draft_model_as_slow_as_the_target_gains_nothing(
 
 
 async def test_a_target_that_cannot_be_timed_is_said_with_the_reason() -> None:
-    finding = await check_speed(cast(Uplink, Timed(Unavailable("gone"))), FACTS, 0.1)
+    finding = await check_speed(cast(Verifier, Timed(Unavailable("gone"))), FACTS, 0.1)
 
     assert (finding.ok, "gone" in finding.found) == (False, True)

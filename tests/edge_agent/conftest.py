@@ -17,7 +17,7 @@ def metrics() -> EdgeMetrics:
 
 
 @pytest.fixture(scope="module")
-def verifier() -> Iterator[Process]:
+def process() -> Iterator[Process]:
     process = start()
     yield process
     process.kill()

@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler, drafts_while_matching
 from picospec.edge_agent.draft.retokeniser import Translation
-from picospec.edge_agent.driver import DraftModel, Driver, Link
+from picospec.edge_agent.driver import DraftModel, Driver, Session
 from picospec.edge_agent.engine import EdgeEngine
+from picospec.edge_agent.link.course import KnownVerifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, Unavailable
@@ -126,8 +127,6 @@ class ScriptedLink:
 class ScriptedSessions:
     """Opens one session for each link; what the last one fails with is final."""
 
-    rtt_s = 0.0
-
     def __init__(self, *links: ScriptedLink) -> None:
         self.opened: list[Open] = []
         self._links = links
@@ -136,7 +135,7 @@ class ScriptedSessions:
         self.opened.append(request)
         return self._links[len(self.opened) - 1]
 
-    async def again(self, error: ApiError) -> None:
+    async def again(self, session: Session, error: ApiError) -> None:
         await asyncio.sleep(0)
         if len(self.opened) == len(self._links):
             raise error
@@ -252,11 +251,11 @@ FACTS = ModelFacts(
 JOB = Job("r1", (50, 51, 52), 20, EnginesSampling(temperature=0.5, top_k=3), seed=9)
 
 
-class FakeUplink:
+class FakeVerifiers:
     """Verifiers of one session, whose link follows a script."""
 
-    rtt_s = 0.01
-    verifier = reopened = 0
+    verifier = KnownVerifier(0, rtt_s=0.01)
+    reopened = 0
 
     def __init__(
         self, script: Callable[[ScriptedLink], AsyncGenerator[Down]], known: ModelFacts = FACTS
@@ -270,13 +269,13 @@ class FakeUplink:
     async def facts(self) -> ModelFacts:
         return self.known
 
-    def answer(self, span: Span) -> FakeUplink:
+    def answer(self, identity: str, span: Span) -> FakeVerifiers:
         return self
 
-    async def again(self, error: ApiError) -> None:
+    async def again(self, session: Session, error: ApiError) -> None:
         raise error
 
-    def open(self, request: Open) -> Link:
+    def open(self, request: Open) -> Session:
         self.opened.append(request)
         return self.link
 
@@ -287,8 +286,8 @@ class FakeUplink:
         self.salts.append(salt)
 
 
-class TokenizerUplink:
-    """An uplink to a verifier that is away for so many requests, and has this tokenizer.
+class TokenizerVerifier:
+    """A verifier that is away for so many requests, and has this tokenizer.
 
     packed: what it sends in place of the tokenizer's file.
     """
@@ -362,7 +361,7 @@ class OneSlot:
 
 
 def engine(
-    uplink: FakeUplink,
+    verifiers: FakeVerifiers,
     metrics: EdgeMetrics | None = None,
     drafter: OneSlot | NoDrafter | None = None,
     settings: EdgeSettings | None = None,
@@ -371,7 +370,7 @@ def engine(
     policy: DraftPolicy | None = None,
 ) -> EdgeEngine:
     return EdgeEngine(
-        uplink,
+        verifiers,
         drafter or OneSlot(),
         settings or EdgeSettings(),
         metrics or EdgeMetrics(CollectorRegistry()),
@@ -393,7 +392,7 @@ async def opened(
     known: ModelFacts = FACTS,
 ) -> Open:
     """Return what an engine opens the session of a job with."""
-    uplink = FakeUplink(scripted(Finish("stop")), known)
-    await deltas(engine(uplink, drafter=drafter, settings=settings).generate(job))
-    (request,) = uplink.opened
+    verifiers = FakeVerifiers(scripted(Finish("stop")), known)
+    await deltas(engine(verifiers, drafter=drafter, settings=settings).generate(job))
+    (request,) = verifiers.opened
     return request

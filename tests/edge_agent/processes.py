@@ -23,7 +23,7 @@ import trustme
 from picospec.bench.run.services import free_port
 from picospec.edge_agent.draft.drafter import NoDrafter
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import beside
@@ -174,8 +174,8 @@ async def using(
     urls: list[str], metrics: EdgeMetrics, deadline_s: float = 10.0, ca: bytes | None = None
 ) -> AsyncIterator[Verifiers]:
     connections = [Connection(url, key=None, ca_certificate=ca) for url in urls]
-    uplinks = [Uplink(each, metrics, i) for i, each in enumerate(connections)]
-    verifiers = Verifiers(uplinks, metrics, deadline_s)
+    each = [Verifier(made, metrics, number) for number, made in enumerate(connections)]
+    verifiers = Verifiers(each, metrics, deadline_s)
     try:
         async with beside(verifiers.watch()):
             await verifiers.probe()

@@ -9,8 +9,8 @@ import pytest
 
 from picospec.edge_agent.link import uploads
 from picospec.edge_agent.link.connection import Connection, LinkDown
-from picospec.edge_agent.link.session import Link
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.session import Session
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import beside
 from picospec.gateway.errors import EngineFault
@@ -156,26 +156,26 @@ async def test_a_verifiers_process_carries_sessions_unless_there_is_only_one(
 ) -> None:
     tokens = 200
 
-    async def text(uplink: Uplink, first: int) -> bool:
+    async def text(verifier: Verifier, first: int) -> bool:
         prompt, found = (first, 5, 6), list[int]()
         request = opening(prompt=prompt, max_tokens=tokens, fill="auto")
-        link = Link(uplink, request)
-        async with asyncio.timeout(60), beside(link.post()):
-            async for message in link.events():
+        opened = Session(verifier, request)
+        async with asyncio.timeout(60), beside(opened.post()):
+            async for message in opened.events():
                 if isinstance(message, Commit):
                     found += message.tokens
                     at = len(found)
                     if at < tokens:
-                        link.send(Draft(0, at, 0, (said(prompt, at),)))
+                        opened.send(Draft(0, at, 0, (said(prompt, at),)))
                 if isinstance(message, Finish):
                     break
         return found == [said(prompt, at) for at in range(tokens)]
 
     with fake_verifier(sessions={"max_sessions": sessions}) as (_, url):
-        uplink = Uplink(Connection(url, key=KEY, ca_certificate=None), metrics)
+        verifier = Verifier(Connection(url, key=KEY, ca_certificate=None), metrics)
         async with asyncio.TaskGroup() as tasks:
-            texts = [tasks.create_task(text(uplink, 10 + n)) for n in range(sessions)]
-        await uplink.uploads.close()
+            texts = [tasks.create_task(text(verifier, 10 + n)) for n in range(sessions)]
+        await verifier.uploads.close()
 
     assert all(text.result() for text in texts)
     carried = metrics.carried._value.get()  # not those that a busy machine opens late

@@ -15,7 +15,7 @@ from picospec.models.errors import UnknownModel
 from picospec.models.hub import Folder
 from picospec.models.store import Store
 from picospec.models.tokenizer_file import TokenizerFile
-from tests.edge_agent.fakes import TokenizerUplink
+from tests.edge_agent.fakes import TokenizerVerifier
 from tests.models.test_store import NoHub
 
 FILE = ModelFile("tiny.gguf", bytes=4, repository="o/r")
@@ -31,7 +31,7 @@ def settings(**values: object) -> EdgeSettings:
     return load(None, {}, values)
 
 
-def unreachable() -> TokenizerUplink:
+def unreachable() -> TokenizerVerifier:
     raise AssertionError("the verifier is not needed")
 
 
@@ -47,7 +47,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def choose(
-    given: EdgeSettings, store: Store, connect: Callable[[], TokenizerUplink]
+    given: EdgeSettings, store: Store, connect: Callable[[], TokenizerVerifier]
 ) -> EdgeSettings:
     return with_draft_model(given, store, connect)  # type: ignore[arg-type]
 
@@ -73,7 +73,7 @@ def test_an_unknown_name_is_an_error(store: Store) -> None:
 
 
 def test_the_edge_waits_for_the_verifier_and_takes_what_fits(store: Store) -> None:
-    verifier = TokenizerUplink(TOKENIZER, away=2)
+    verifier = TokenizerVerifier(TOKENIZER, away=2)
 
     chosen = choose(settings(), store, lambda: verifier)
 
@@ -83,7 +83,7 @@ def test_the_edge_waits_for_the_verifier_and_takes_what_fits(store: Store) -> No
 
 
 def test_where_nothing_fits_the_edge_goes_without(tmp_path: Path) -> None:
-    verifier = TokenizerUplink(TOKENIZER, away=2)
+    verifier = TokenizerVerifier(TOKENIZER, away=2)
     empty = Store(tmp_path, Catalogue(), (), NoHub())
 
     assert choose(settings(), empty, lambda: verifier).drafter == "none"

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import msgspec
 import pytest
 
-from picospec.edge_agent.driver import Link
+from picospec.edge_agent.driver import Session
 from picospec.edge_agent.engine import QUEUE_ITEMS
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
@@ -28,7 +28,7 @@ from tests.edge_agent.fakes import (
     FACTS,
     JOB,
     OPENED,
-    FakeUplink,
+    FakeVerifiers,
     OneSlot,
     Paired,
     ScriptedLink,
@@ -43,7 +43,7 @@ SEPARATE = EdgeSettings(judge="separate")
 
 
 async def test_the_facts_are_the_verifiers() -> None:
-    facts = await engine(FakeUplink(scripted())).facts()
+    facts = await engine(FakeVerifiers(scripted())).facts()
 
     assert (facts.model, facts.context_tokens) == ("big", 512)
     assert facts.stop_tokens == {7}
@@ -52,16 +52,16 @@ async def test_the_facts_are_the_verifiers() -> None:
 
 async def test_a_judge_the_verifier_does_not_have_is_a_fault() -> None:
     with pytest.raises(EngineFault, match="separate"):
-        await engine(FakeUplink(scripted()), settings=SEPARATE).facts()
+        await engine(FakeVerifiers(scripted()), settings=SEPARATE).facts()
 
 
 async def test_separate_with_another_vocabulary_is_a_fault_that_names_the_setting() -> None:
     known = msgspec.structs.replace(FACTS, judges=["coupled", "separate"])
-    uplink, foreign = FakeUplink(scripted(), known), Paired("different")
+    verifiers, foreign = FakeVerifiers(scripted(), known), Paired("different")
 
     with pytest.raises(EngineFault, match=r"judge: `separate` needs .* target's vocabulary"):
-        await engine(uplink, settings=SEPARATE, paired=foreign).facts()
-    await engine(uplink, settings=SEPARATE).facts()
+        await engine(verifiers, settings=SEPARATE, paired=foreign).facts()
+    await engine(verifiers, settings=SEPARATE).facts()
 
 
 async def test_the_session_asks_for_what_the_job_wants() -> None:
@@ -84,7 +84,7 @@ async def test_statistics_grow_and_the_finish_sets_them_right() -> None:
         Finish("length", Totals(passes=3, judged=6, accepted=2, filled=1)),
     )
 
-    received = await deltas(engine(FakeUplink(script)).generate(JOB))
+    received = await deltas(engine(FakeVerifiers(script)).generate(JOB))
 
     assert [delta.tokens for delta in received] == [(3, 4, 90), (91,), ()]
     assert received[1].statistics == Statistics(2, 1, 2, 2, (1, 1))
@@ -94,9 +94,9 @@ async def test_statistics_grow_and_the_finish_sets_them_right() -> None:
 
 async def test_log_probabilities_are_passed_on() -> None:
     logprobs = (TokenLogprob(-0.5, ((3, -0.5), (4, -2.0))),)
-    uplink = FakeUplink(scripted(Commit(0, 0, (3,), logprobs=logprobs), Finish("length")))
+    verifiers = FakeVerifiers(scripted(Commit(0, 0, (3,), logprobs=logprobs), Finish("length")))
 
-    received = await deltas(engine(uplink).generate(replace(JOB, top_logprobs=2)))
+    received = await deltas(engine(verifiers).generate(replace(JOB, top_logprobs=2)))
 
     assert received[0].logprobs is not None
     assert received[0].logprobs[0].top == ((3, -0.5), (4, -2.0))
@@ -107,23 +107,23 @@ async def test_the_slot_is_left_at_the_end_and_on_an_error(error: ApiError) -> N
     async def die(_: ScriptedLink) -> None:
         raise error
 
-    well, ill, uplink = OneSlot(), OneSlot(), FakeUplink(scripted(die))
+    well, ill, verifiers = OneSlot(), OneSlot(), FakeVerifiers(scripted(die))
     await opened(drafter=well)
     with pytest.raises(type(error)):
-        await deltas(engine(uplink, drafter=ill).generate(JOB))
+        await deltas(engine(verifiers, drafter=ill).generate(JOB))
 
     assert (well.slot.left, ill.slot.left) == (1, 1)
-    assert uplink.forgotten == 1
+    assert verifiers.forgotten == 1
 
 
 async def test_a_prompt_that_was_made_for_another_model_is_not_sent() -> None:
     known = msgspec.structs.replace(FACTS, identity="now")
-    uplink = FakeUplink(scripted(), known)
+    verifiers = FakeVerifiers(scripted(), known)
 
     with pytest.raises(Unavailable, match="another one"):
-        await deltas(engine(uplink).generate(replace(JOB, identity="before")))
+        await deltas(engine(verifiers).generate(replace(JOB, identity="before")))
 
-    assert uplink.opened == []
+    assert verifiers.opened == []
     await opened(replace(JOB, identity="now"), known=known)
 
 
@@ -151,34 +151,34 @@ async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_wa
             await lost.wait()
             raise Unavailable("no way up")
 
-    class Uplinks(FakeUplink):
-        def open(self, request: Open) -> Link:
+    class TwoSessions(FakeVerifiers):
+        def open(self, request: Open) -> Session:
             self.opened.append(request)
             after = Commit(0, last + 1, (101 + last,)), Finish("stop")
             return ScriptedLink(scripted(*after)) if request.committed else Postless(first)
 
-        async def again(self, error: ApiError) -> None:
+        async def again(self, session: Session, error: ApiError) -> None:
             pass
 
-    uplink = Uplinks(scripted())
-    stream = engine(uplink).generate(JOB)
+    verifiers = TwoSessions(scripted())
+    stream = engine(verifiers).generate(JOB)
     received = [await anext(stream)]
     await lost.wait()
     await asyncio.sleep(0.01)
     received += await deltas(stream)
 
     assert [t for d in received for t in d.tokens] == list(range(100, 102 + last))
-    assert len(uplink.opened) == 2
+    assert len(verifiers.opened) == 2
 
 
 async def test_closing_early_cancels_the_session_and_leaves_no_task() -> None:
     endless, drafter = scripted(Commit(0, 0, (3,)), on(asyncio.Event())), OneSlot()
-    uplink = FakeUplink(endless)
-    stream = engine(uplink, drafter=drafter).generate(JOB)
+    verifiers = FakeVerifiers(endless)
+    stream = engine(verifiers, drafter=drafter).generate(JOB)
 
     async with asyncio.timeout(2), aclosing(stream):
         await anext(stream)
 
-    assert uplink.link.closed == 1
+    assert verifiers.link.closed == 1
     assert drafter.slot.left == 1
     assert len(asyncio.all_tasks()) == 1

@@ -29,7 +29,7 @@ from tests.edge_agent.fakes import (
     FACTS,
     JOB,
     CountingSlot,
-    FakeUplink,
+    FakeVerifiers,
     OneSlot,
     Paired,
     ScriptedLink,
@@ -75,17 +75,17 @@ async def test_only_where_every_token_can_be_drafted_the_verifier_may_wait_for_d
 async def test_the_draft_model_reads_the_prompt_in_its_own_tokens(
     paired: Paired, context: list[int] | None
 ) -> None:
-    uplink, drafter = FakeUplink(scripted(quiet, Finish("stop"))), OneSlot()
+    verifiers, drafter = FakeVerifiers(scripted(quiet, Finish("stop"))), OneSlot()
 
-    await deltas(engine(uplink, drafter=drafter, paired=paired).generate(JOB))
+    await deltas(engine(verifiers, drafter=drafter, paired=paired).generate(JOB))
 
     assert drafter.slot.contexts[:1] == ([] if context is None else [context])
 
 
 async def test_a_foreign_draft_model_may_propose_all_of_the_targets_tokens() -> None:
-    uplink, drafter, known = FakeUplink(scripted(quiet, Finish("stop"))), OneSlot(), 10
+    verifiers, drafter, known = FakeVerifiers(scripted(quiet, Finish("stop"))), OneSlot(), 10
     foreign = Paired("different", SHIFTED)
-    edge = engine(uplink, drafter=drafter, paired=foreign, draft_tokens=known)
+    edge = engine(verifiers, drafter=drafter, paired=foreign, draft_tokens=known)
 
     await deltas(edge.generate(JOB))
 
@@ -99,12 +99,12 @@ async def test_a_foreign_draft_model_may_propose_all_of_the_targets_tokens() -> 
 @pytest.mark.parametrize("fill", ["never", "auto"])
 async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(fill: Fill) -> None:
     misses = (step for at in range(60) for step in (Commit(0, at, (900,), pass_s=0.1), quiet))
-    uplink = FakeUplink(scripted(*misses, Finish("length")))
-    edge = engine(uplink, settings=EdgeSettings(fill=fill))
+    verifiers = FakeVerifiers(scripted(*misses, Finish("length")))
+    edge = engine(verifiers, settings=EdgeSettings(fill=fill))
 
     await deltas(edge.generate(replace(JOB, max_tokens=60)))
 
-    chains = len({message.epoch for message in uplink.link.sent})
+    chains = len({message.epoch for message in verifiers.link.sent})
     assert (chains >= 59) is (fill == "never")  # a rest would have both ends wait
 
 
@@ -119,12 +119,12 @@ async def test_another_policy_replaces_the_products_own() -> None:
         def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
             return session.unsent > 0
 
-    uplink = FakeUplink(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
-    edge = engine(uplink, policy=OneToken())
+    verifiers = FakeVerifiers(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
+    edge = engine(verifiers, policy=OneToken())
 
     await deltas(edge.generate(JOB))
 
-    assert uplink.link.drafted == [3, 4]
+    assert verifiers.link.drafted == [3, 4]
 
 
 async def test_draft_tokens_and_stale_steps_are_counted_at_the_end() -> None:
@@ -140,7 +140,7 @@ async def test_draft_tokens_and_stale_steps_are_counted_at_the_end() -> None:
     drafter = OneSlot()
     drafter.slot = CountingSlot(wait=wait)
 
-    await deltas(engine(FakeUplink(script), metrics, drafter).generate(JOB))
+    await deltas(engine(FakeVerifiers(script), metrics, drafter).generate(JOB))
 
     assert metrics.stale._value.get() == 1
     assert metrics.accepted._value.get() == 0
@@ -161,20 +161,20 @@ async def test_draft_tokens_and_stale_steps_are_counted_at_the_end() -> None:
 async def test_without_a_slot_it_looks_up_repeated_text_unless_told_not_to(
     metrics: EdgeMetrics, settings: EdgeSettings, looks_up: bool
 ) -> None:
-    uplink = FakeUplink(scripted(Commit(0, 0, (51, 52, 53)), quiet, Finish("stop")))
+    verifiers = FakeVerifiers(scripted(Commit(0, 0, (51, 52, 53)), quiet, Finish("stop")))
     job = Job("r1", (51, 52, 53, 54, 55, 56), 20, Sampling(temperature=0.5), seed=9)
 
-    await deltas(engine(uplink, metrics, NoDrafter(), settings).generate(job))
+    await deltas(engine(verifiers, metrics, NoDrafter(), settings).generate(job))
 
-    assert (uplink.link.drafted[:3] == [54, 55, 56]) is looks_up
+    assert (verifiers.link.drafted[:3] == [54, 55, 56]) is looks_up
     assert (metrics.looked_up._value.get() > 0) is looks_up
 
 
 async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier() -> None:
     commits = (Commit(0, at, (len(JOB.prompt) + at,), pass_s=0.1) for at in range(60))
     right = (step for commit in commits for step in (commit, quiet))
-    uplink, drafter = FakeUplink(scripted(*right, Finish("length"))), OneSlot()
-    edge = engine(uplink, drafter=drafter)
+    verifiers, drafter = FakeVerifiers(scripted(*right, Finish("length"))), OneSlot()
+    edge = engine(verifiers, drafter=drafter)
     job = replace(JOB, max_tokens=60)
 
     await deltas(edge.generate(job))
@@ -203,7 +203,7 @@ def kinds(events: tuple[Event, ...]) -> list[type]:
 
 async def test_the_chain_and_the_link_are_told_while_nothing_is_committed() -> None:
     seen = asyncio.Event()
-    edge = engine(FakeUplink(scripted(sent(4), on(seen), COMMIT, FINISH)))
+    edge = engine(FakeVerifiers(scripted(sent(4), on(seen), COMMIT, FINISH)))
     received = list[Delta]()
 
     async with asyncio.timeout(2):
@@ -223,7 +223,7 @@ async def test_the_chain_and_the_link_are_told_while_nothing_is_committed() -> N
 
 
 async def test_an_answer_that_nobody_watches_has_tokens_only() -> None:
-    edge = engine(FakeUplink(scripted(sent(4), quiet, COMMIT, FINISH)))
+    edge = engine(FakeVerifiers(scripted(sent(4), quiet, COMMIT, FINISH)))
 
     received = await deltas(edge.generate(JOB))
 
@@ -235,7 +235,7 @@ async def test_an_error_is_raised_as_itself_and_the_looking_ends() -> None:
     async def lose(_: ScriptedLink) -> None:
         raise Unavailable("gone")
 
-    edge = engine(FakeUplink(scripted(sent(2), lose)))
+    edge = engine(FakeVerifiers(scripted(sent(2), lose)))
 
     with pytest.raises(Unavailable, match="gone"):
         await deltas(edge.generate(WATCHED))

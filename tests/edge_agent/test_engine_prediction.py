@@ -17,7 +17,7 @@ from picospec.speculation.messages import Commit, Finish, ModelFacts, TokenId
 from tests.edge_agent.fakes import (
     FACTS,
     JOB,
-    FakeUplink,
+    FakeVerifiers,
     ScriptedLink,
     deltas,
     engine,
@@ -43,7 +43,7 @@ async def test_what_became_of_it_is_told_with_every_delta() -> None:
     right, wrong = tuple(TEXT[:8].encode()), (99, 98, 97)
     script = scripted(quiet, Commit(0, 0, right, 8), Commit(0, 8, wrong), Finish("stop"))
 
-    received = await deltas(engine(FakeUplink(script)).generate(PREDICTED))
+    received = await deltas(engine(FakeVerifiers(script)).generate(PREDICTED))
 
     counted = [delta.statistics for delta in received if delta.statistics]
     assert [each.accepted_prediction_tokens for each in counted] == [8, 8, 8]
@@ -82,17 +82,19 @@ ASKED = replace(JOB, prompt=tuple(range(30)), owner=Owner())
 OTHER = msgspec.structs.replace(FACTS, vocabulary="another")
 
 
-async def answered(settings: EdgeSettings = KEPT) -> tuple[EdgeEngine, FakeUplink]:
-    """Return an engine that has answered ASKED, and its uplink."""
-    uplink = FakeUplink(scripted(Commit(0, 0, ANSWER), Finish("stop")))
-    edge = engine(uplink, settings=settings)
+async def answered(settings: EdgeSettings = KEPT) -> tuple[EdgeEngine, FakeVerifiers]:
+    """Return an engine that has answered ASKED, and its verifiers."""
+    verifiers = FakeVerifiers(scripted(Commit(0, 0, ANSWER), Finish("stop")))
+    edge = engine(verifiers, settings=settings)
     await deltas(edge.generate(ASKED))
-    assert uplink.opened[0].predicted == ()
-    return edge, uplink
+    assert verifiers.opened[0].predicted == ()
+    return edge, verifiers
 
 
-async def asked_again(edge: EdgeEngine, uplink: FakeUplink, job: Job = ASKED) -> list[Delta]:
-    uplink.link = ScriptedLink(scripted(Commit(0, 0, ANSWER, own=11), Finish("stop")))
+async def asked_again(
+    edge: EdgeEngine, verifiers: FakeVerifiers, job: Job = ASKED
+) -> list[Delta]:
+    verifiers.link = ScriptedLink(scripted(Commit(0, 0, ANSWER, own=11), Finish("stop")))
     return await deltas(edge.generate(job))
 
 
@@ -100,10 +102,10 @@ async def predicted(
     job: Job = ASKED, settings: EdgeSettings = KEPT, known: ModelFacts = FACTS
 ) -> tuple[TokenId, ...]:
     """Return what is predicted for a job after ASKED was answered. known: the facts by then."""
-    edge, uplink = await answered(settings)
-    uplink.known = known
-    await asked_again(edge, uplink, job)
-    return uplink.opened[1].predicted
+    edge, verifiers = await answered(settings)
+    verifiers.known = known
+    await asked_again(edge, verifiers, job)
+    return verifiers.opened[1].predicted
 
 
 async def test_the_same_question_has_its_answer_predicted() -> None:
@@ -143,21 +145,21 @@ async def test_what_the_pool_expects_is_not_counted_as_a_prediction_of_the_clien
 
 
 async def test_an_answer_that_was_cancelled_is_kept_as_far_as_it_came() -> None:
-    uplink = FakeUplink(scripted(Commit(0, 0, ANSWER[:5]), on(asyncio.Event())))
-    edge = engine(uplink, settings=KEPT)
+    verifiers = FakeVerifiers(scripted(Commit(0, 0, ANSWER[:5]), on(asyncio.Event())))
+    edge = engine(verifiers, settings=KEPT)
     async with asyncio.timeout(2), aclosing(edge.generate(ASKED)) as stream:
         await anext(stream)
 
-    await asked_again(edge, uplink)
+    await asked_again(edge, verifiers)
 
-    assert uplink.opened[1].predicted == ANSWER[:5]
+    assert verifiers.opened[1].predicted == ANSWER[:5]
 
 
 async def test_an_owner_whose_pool_is_emptied_has_nothing_predicted() -> None:
-    edge, uplink = await answered()
+    edge, verifiers = await answered()
 
     await edge.forget(ASKED.owner)
-    await asked_again(edge, uplink)
+    await asked_again(edge, verifiers)
 
-    assert uplink.opened[1].predicted == ()
-    assert uplink.salts == [None], "the verifier forgets too"
+    assert verifiers.opened[1].predicted == ()
+    assert verifiers.salts == [None], "the verifier forgets too"

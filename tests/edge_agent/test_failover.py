@@ -43,8 +43,8 @@ async def test_a_stopped_verifiers_answer_goes_on_and_its_session_is_left(
 
             assert await answer.run(stop) == TEXT
             assert answer.gap_s < NOTICED_S + 0.5
-            (left,) = [u for u in verifiers.uplinks if u.url == stopped[0].url]
-            assert not left.endpoint.is_ready
+            (left,) = [u for u in verifiers.all if u.url == stopped[0].url]
+            assert not left.is_ready
             stopped[0].running.send_signal(signal.SIGCONT)
             await until_cancelled(left.url)
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.fallback import FEATURES, DraftEngine, DraftFallback
-from picospec.edge_agent.link.uplink import Event
+from picospec.edge_agent.link.course import Event
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
@@ -169,7 +169,7 @@ async def test_it_is_needed_when_no_verifier_can_be_reached(engine: DraftEngine)
 async def test_it_is_needed_though_a_verifier_answered_just_now(engine: DraftEngine) -> None:
     settings = EdgeSettings(verifier_urls=("http://127.0.0.1:9",))  # type: ignore[arg-type]
     verifiers = open_verifiers(settings, EdgeMetrics(CollectorRegistry()))
-    verifiers.uplinks[0].note(Event.IS_READY)
+    verifiers.all[0].note(Event.IS_READY)
 
     assert await fallback(engine, verifiers).is_needed()  # type: ignore[arg-type]
     await verifiers.close()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.slot import FIRST_TOKENS, MIN_TOKENS, Reading, StepRequest, View
+from picospec.edge_agent.link.course import KnownVerifier
 from picospec.edge_agent.observer import AnswerObserver
 from picospec.gateway.watching import Chain, LinkUse, Origin, Pass
 from picospec.models.llama_cpp.model import Context, Segment, common_prefix
@@ -37,7 +38,7 @@ from tests.speculation.small_models import model, opening, plain
 class Where:
     """Of the link that the answer uses."""
 
-    verifier = 1
+    verifier = KnownVerifier(1)
     reopened = 0
 
 

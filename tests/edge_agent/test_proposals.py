@@ -46,7 +46,7 @@ from picospec.speculation.ngrams import Pool
 from tests.edge_agent.fakes import (
     FACTS,
     JOB,
-    FakeUplink,
+    FakeVerifiers,
     Paired,
     deltas,
     engine,
@@ -82,19 +82,19 @@ def asking(**asked: object) -> Open:
 async def test_what_the_grammar_forces_is_drafted_even_without_a_draft_model(
     metrics: EdgeMetrics, settings: EdgeSettings, drafted: list[int]
 ) -> None:
-    uplink = FakeUplink(scripted(quiet, Finish("stop")))
-    edge = engine(uplink, metrics, NoDrafter(), settings, SmallPaired())
+    verifiers = FakeVerifiers(scripted(quiet, Finish("stop")))
+    edge = engine(verifiers, metrics, NoDrafter(), settings, SmallPaired())
 
     await deltas(edge.generate(replace(JOB, extras={"structured_outputs": CHOICE})))
     await edge.close()
 
-    assert uplink.link.drafted == drafted
+    assert verifiers.link.drafted == drafted
     assert metrics.looked_up._value.get() == len(drafted)
 
 
 async def test_a_grammar_that_cannot_be_compiled_is_an_error_before_the_session() -> None:
-    uplink = FakeUplink(scripted(Finish("stop")))
-    edge = engine(uplink, drafter=NoDrafter(), paired=SmallPaired())
+    verifiers = FakeVerifiers(scripted(Finish("stop")))
+    edge = engine(verifiers, drafter=NoDrafter(), paired=SmallPaired())
     wrong = {"json": {"properties": {"a": {"type": "banana"}}}}
 
     with pytest.raises(InvalidRequest, match="banana") as raised:
@@ -102,7 +102,7 @@ async def test_a_grammar_that_cannot_be_compiled_is_an_error_before_the_session(
     await edge.close()
 
     assert raised.value.param == "structured_outputs.json.properties.a"
-    assert uplink.opened == []
+    assert verifiers.opened == []
 
 
 async def test_where_no_grammar_can_be_tried_drafts_are_free(

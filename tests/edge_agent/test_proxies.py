@@ -44,22 +44,22 @@ pytestmark = pytest.mark.parametrize("name", PROXIES)
 
 async def session(verifiers: Verifiers, model: str = "cut", tokens: int = 40) -> list[int]:
     """Send drafts for an answer, whose stream is cut thrice by `cut`, and return its text."""
-    sessions, text = verifiers.answer(NO_SPAN), list[int]()
+    sessions, text = verifiers.answer("", NO_SPAN), list[int]()
     while True:
         known = tuple(text)
-        link = sessions.open(
+        opened = sessions.open(
             Open(model, "fake", (1, 2, 3), Sampling(), 5, tokens, (7,), committed=known)
         )
         try:
-            async with asyncio.timeout(60), beside(link.post()):
-                async for message in link.events():
+            async with asyncio.timeout(60), beside(opened.post()):
+                async for message in opened.events():
                     if isinstance(message, Commit):
                         text[message.start :] = message.tokens
                         at = message.start + len(message.tokens)
-                        link.send(Draft(0, at, at - len(known), (target_at(at),)))
+                        opened.send(Draft(0, at, at - len(known), (target_at(at),)))
             return text
         except LinkDown as error:
-            await sessions.again(error)
+            await sessions.again(opened, error)
 
 
 def without_uploads(configuration: str) -> str:

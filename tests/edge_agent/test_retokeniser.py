@@ -14,7 +14,8 @@ from picospec.edge_agent.draft.foreign import REREAD_TOKENS, DraftText, take
 from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.retokeniser import Retokeniser, Translation, special_tokens
 from picospec.edge_agent.link.connection import Answer, from_answer
-from picospec.edge_agent.link.uplink import Event, Uplink, VerifierStatus
+from picospec.edge_agent.link.course import Event
+from picospec.edge_agent.link.verifier import Verifier, VerifierStatus
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay import _renamed
@@ -329,9 +330,9 @@ class Answering:
         return self.facts if path == "/v1/model-facts" else self.answer
 
 
-def uplink(metrics: EdgeMetrics, number: int, answer: Answer, facts: bytes = b"") -> Uplink:
+def verifier(metrics: EdgeMetrics, number: int, answer: Answer, facts: bytes = b"") -> Verifier:
     connection: Any = Answering(answer, facts)
-    return Uplink(connection, metrics, number)
+    return Verifier(connection, metrics, number)
 
 
 def test_an_error_in_it_counts_by_its_status() -> None:
@@ -346,8 +347,8 @@ def test_an_error_in_it_counts_by_its_status() -> None:
 )
 async def test_the_other_verifier_is_used(metrics: EdgeMetrics, facts: bytes) -> None:
     failing = Answer(503, b'{"error":{"message":%b}}' % WORN_OUT)
-    first = uplink(metrics, 0, Answer(200, b"{}") if facts else failing, facts)
-    second = uplink(metrics, 1, Answer(200, b"{}"), msgspec.json.encode(FACTS))
+    first = verifier(metrics, 0, Answer(200, b"{}") if facts else failing, facts)
+    second = verifier(metrics, 1, Answer(200, b"{}"), msgspec.json.encode(FACTS))
     first.note(Event.IS_READY)
     verifiers = Verifiers([first, second], metrics, 5.0)
 
@@ -355,15 +356,15 @@ async def test_the_other_verifier_is_used(metrics: EdgeMetrics, facts: bytes) ->
 
     await verifiers.probe()
     assert verifiers.current is second
-    assert first.endpoint.is_ready == bool(facts)
+    assert first.is_ready == bool(facts)
 
 
 async def test_a_load_and_a_status_in_it_are_left_out(metrics: EdgeMetrics) -> None:
-    only = uplink(metrics, 0, Answer(200, b'{"load":%b,"version":%b}' % (WORN_OUT, WORN_OUT)))
+    only = verifier(metrics, 0, Answer(200, b'{"load":%b,"version":%b}' % (WORN_OUT, WORN_OUT)))
 
     await only.check()
 
-    assert only.endpoint.load == 0
+    assert only.load == 0
     assert await only.status() == VerifierStatus()
 
 

@@ -11,26 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.link.session import SILENCE_S, Link
+from picospec.edge_agent.link.session import SILENCE_S, Session
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import Unavailable
 from picospec.speculation import wire
 from picospec.speculation.messages import Finish, Limits, Opened
 from tests.edge_agent.processes import Process
-from tests.edge_agent.test_uplink import everything, request, uplink_to
+from tests.edge_agent.test_verifier import everything, request, verifier_at
 from tests.edge_agent.virtual import RTT_S, TEXT, FakeVerifier, World, run
 
 STALL_S = SILENCE_S + 0.4
 
 
-async def test_what_came_meanwhile_is_read(verifier: Process, metrics: EdgeMetrics) -> None:
-    uplink = uplink_to(verifier.url, metrics)
+async def test_what_came_meanwhile_is_read(process: Process, metrics: EdgeMetrics) -> None:
+    verifier = verifier_at(process.url, metrics)
     asyncio.get_running_loop().call_later(0.3, time.sleep, STALL_S)
 
-    messages = await everything(uplink, request(max_tokens=100))
+    messages = await everything(verifier, request(max_tokens=100))
 
     assert isinstance(messages[-1], Finish)
-    assert uplink.endpoint.is_ready
+    assert verifier.is_ready
 
 
 async def read(metrics: EdgeMetrics, silent_s: float) -> Finish | None:
@@ -41,12 +41,12 @@ async def read(metrics: EdgeMetrics, silent_s: float) -> Finish | None:
         await asyncio.sleep(silent_s)
         yield wire.encode(Finish("length"))
 
-    link = Link(uplink_to("http://127.0.0.1:9", metrics), request())
+    session = Session(verifier_at("http://127.0.0.1:9", metrics), request())
     asyncio.get_running_loop().call_later(0.1, time.sleep, STALL_S)
-    async for message in link._messages(pieces()):
+    async for message in session._messages(pieces()):
         if isinstance(message, Finish):
             return message
-        link._note(message)
+        session._note(message)
     return None
 
 

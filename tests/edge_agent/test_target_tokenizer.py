@@ -15,7 +15,7 @@ from picospec.edge_agent.draft.loading import TargetTokenizer
 from picospec.gateway.errors import EngineFault
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import TokenizerCache, TokenizerFile, tokenizer_file
-from tests.edge_agent.fakes import TokenizerUplink
+from tests.edge_agent.fakes import TokenizerVerifier
 from tests.edge_agent.foreign import model
 
 pytestmark = pytest.mark.models
@@ -27,7 +27,7 @@ def file() -> TokenizerFile:
 
 
 async def test_the_tokenizer_is_sent_once_and_kept(file: TokenizerFile, tmp_path: Path) -> None:
-    verifier, cache = TokenizerUplink(file), TokenizerCache(tmp_path)
+    verifier, cache = TokenizerVerifier(file), TokenizerCache(tmp_path)
     draft = model("smollm2")
 
     for _ in range(2):
@@ -43,7 +43,7 @@ async def test_a_draft_model_of_another_vocabulary_gets_a_translation(
     file: TokenizerFile, tmp_path: Path
 ) -> None:
     foreign = model("qwen")
-    verifier, cache = TokenizerUplink(file), TokenizerCache(tmp_path)
+    verifier, cache = TokenizerVerifier(file), TokenizerCache(tmp_path)
     target = TargetTokenizer(verifier, cache, foreign)
 
     tokenizer = await target()
@@ -57,7 +57,7 @@ async def test_a_draft_model_of_another_vocabulary_gets_a_translation(
 async def test_a_verifier_with_another_model_is_followed(
     file: TokenizerFile, tmp_path: Path
 ) -> None:
-    verifier = TokenizerUplink(file)
+    verifier = TokenizerVerifier(file)
     target = TargetTokenizer(verifier, TokenizerCache(tmp_path), None)
     first = await target()
     verifier.serve(msgspec.structs.replace(file, template="{{ messages[0].content }}"))
@@ -69,7 +69,9 @@ async def test_a_verifier_with_another_model_is_followed(
 async def test_a_hostile_tokenizer_is_an_error_that_names_it(
     file: TokenizerFile, tmp_path: Path
 ) -> None:
-    target = TargetTokenizer(TokenizerUplink(file, b"hostile"), TokenizerCache(tmp_path), None)
+    target = TargetTokenizer(
+        TokenizerVerifier(file, b"hostile"), TokenizerCache(tmp_path), None
+    )
 
     with pytest.raises(EngineFault, match="tokenizer") as raised:
         await target()
@@ -82,7 +84,7 @@ async def test_why_it_cannot_be_used_is_logged_once(
     file: TokenizerFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "RETRY_S", 0.0)
-    verifier = TokenizerUplink(file, packed=b"none")
+    verifier = TokenizerVerifier(file, packed=b"none")
 
     with capture_logs() as logs, pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):

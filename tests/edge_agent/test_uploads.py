@@ -25,7 +25,7 @@ SESSION = f"{RUN}-abc"
 
 
 class FakePath:
-    """A Connection to a verifier, and what befalls its upload streams."""
+    """A Verifier and its Connection, and what befalls its upload streams."""
 
     def __init__(self) -> None:
         self.client: object = object()
@@ -72,7 +72,7 @@ class FakePath:
                 elif not self.is_silent:
                     yield wire.ACKNOWLEDGED
 
-    async def post(self, session: str, frames: bytes) -> None:
+    async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> None:
         self.posts += 1
         await asyncio.sleep(RTT_S)
         self.arrived += wire.Decoder().feed(frames)
@@ -80,7 +80,7 @@ class FakePath:
     @asynccontextmanager
     async def sending(self) -> AsyncIterator[Posts]:
         """Yield what sends a session's messages, and let them arrive."""
-        posts = Posts(self.post, lambda session: self.uploads.of(session, {}))
+        posts = Posts(self, {})  # type: ignore[arg-type]
         async with beside(posts.run(SESSION)):
             yield posts
             await asyncio.sleep(REQUEST_TIMEOUT_S + 1.0)

@@ -16,12 +16,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from picospec.edge_agent.link import uploads
-from picospec.edge_agent.link.connection import LinkDown
-from picospec.edge_agent.link.uplink import Event, Fleet, Uplink
-from picospec.edge_agent.link.verifiers import Sessions
+from picospec.edge_agent.link.connection import Answer, LinkDown
+from picospec.edge_agent.link.course import Event
+from picospec.edge_agent.link.verifier import Verifier
+from picospec.edge_agent.link.verifiers import Sessions, Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import beside
-from picospec.gateway.errors import ApiError, Draining, EngineFault, Unavailable
+from picospec.gateway.errors import ApiError, Draining, EngineFault
 from picospec.gateway.tracing import NO_SPAN
 from picospec.speculation import wire
 from picospec.speculation.judge import Judgement
@@ -125,13 +126,14 @@ class FakeVerifier:
         if silent in (None, self.client):
             self.client = object()
 
-    async def check(self) -> None:
+    async def ask(self, method: str, path: str, **_: object) -> Answer:
         """GET /ready."""
         await asyncio.sleep(RTT_S)
         if self.silent or not self.up:
-            raise Unavailable("not ready")
+            raise LinkDown("not ready")
         if self.draining:
-            raise Draining("it drains")
+            return Answer(503, b'{"error":{"message":"bye","code":"draining"}}')
+        return Answer(200, b"{}")
 
     @asynccontextmanager
     async def open(
@@ -276,37 +278,26 @@ class World:
     def __init__(self, count: int = 2, deadline_s: float = 30.0) -> None:
         self.metrics = EdgeMetrics(CollectorRegistry())
         self.verifiers = [FakeVerifier(number, carries=self.carries) for number in range(count)]
-        self.uplinks = [
-            Uplink(fake, self.metrics, fake.number)  # type: ignore[arg-type]
+        known = [
+            Verifier(fake, self.metrics, fake.number)  # type: ignore[arg-type]
             for fake in self.verifiers
         ]
-        self.fleet = Fleet([uplink.endpoint for uplink in self.uplinks])
+        self.edge = Verifiers(known, self.metrics, deadline_s)
         self.deadline_s = deadline_s
         self._running = 0  # answers
         self._last_s = self.gap_s = 0.0
         """The longest time between two tokens."""
 
-        for uplink in self.uplinks:
-            uplink.endpoint.learn(FACTS)
-            uplink.note(Event.IS_READY)
-
-    async def probe(self) -> None:
-        await asyncio.gather(*map(self._check, self.uplinks))
-
-    async def _check(self, uplink: Uplink) -> None:
-        try:
-            await self.verifiers[uplink.endpoint.number].check()
-        except ApiError as error:
-            uplink.note(Event.DRAINS if isinstance(error, Draining) else Event.LOST)
-        else:
-            uplink.note(Event.IS_READY)
+        for verifier in known:
+            verifier.learn(FACTS)
+            verifier.note(Event.IS_READY)
 
     async def took(self, text: list[int]) -> None:
         """Return when the client of an answer has read it as far as it has come."""
 
     async def answer(self, text: list[int], sampling: Sampling = PLAIN) -> None:
         """Generate an answer into `text`. Raises ApiError."""
-        sessions = Sessions(self.fleet, self.uplinks, self.probe, self.deadline_s, NO_SPAN)
+        sessions = self.edge.answer("i", NO_SPAN)
         self._last_s = asyncio.get_running_loop().time()
         request = Open("m", "v", (1, 2), sampling, 5, TOKENS, (7,), identity="i")
         self._running += 1
@@ -316,20 +307,20 @@ class World:
         finally:
             self._running -= 1
             if not self._running:
-                await asyncio.gather(*(uplink.uploads.close() for uplink in self.uplinks))
+                await self.edge.close()
 
     async def _follow(self, sessions: Sessions, request: Open, text: list[int]) -> bool:
-        link = sessions.open(replace(request, committed=tuple(text)))
+        session = sessions.open(replace(request, committed=tuple(text)))
         now = asyncio.get_running_loop().time
-        posting = link.post() if self.carries else asyncio.sleep(0)
+        posting = session.post() if self.carries else asyncio.sleep(0)
         try:
-            async with beside(posting), aclosing(link.events()) as events:
+            async with beside(posting), aclosing(session.events()) as events:
                 async for message in events:
                     if isinstance(message, Commit):
                         assert message.start == len(text)
                         text += message.tokens
                         if len(text) <= self.drafted:
-                            link.send(Draft(0, len(text), 0, (target_at(len(text)),)))
+                            session.send(Draft(0, len(text), 0, (target_at(len(text)),)))
                         await self.took(text)
                         self.gap_s = max(self.gap_s, now() - self._last_s)
                         self._last_s = now()
@@ -337,7 +328,7 @@ class World:
                         return True
         except ApiError as error:
             try:
-                await sessions.again(error)
+                await sessions.again(session, error)
             finally:
                 self.gap_s = max(self.gap_s, now() - self._last_s)
         return False

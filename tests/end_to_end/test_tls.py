@@ -23,8 +23,8 @@ from prometheus_client import CollectorRegistry
 from picospec.bench.run.services import free_port
 from picospec.cli.doctor import check_verifier, target_token_s
 from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.link.session import Link
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.session import Session
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import Unavailable
@@ -102,19 +102,19 @@ def settings(verifier: str, files: Files, shown: str | None) -> EdgeSettings:
     return load(None, {"PICOSPEC_VERIFIER_KEY": KEY}, named)
 
 
-def uplink_of(chosen: EdgeSettings) -> Uplink:
-    (uplink,) = open_verifiers(chosen, EdgeMetrics(CollectorRegistry())).uplinks
-    return uplink
+def edges_verifier(chosen: EdgeSettings) -> Verifier:
+    (only,) = open_verifiers(chosen, EdgeMetrics(CollectorRegistry())).all
+    return only
 
 
 async def test_an_edge_with_a_certificate_of_the_right_authority_gets_its_text(
     verifier: str, files: Files
 ) -> None:
-    uplink = uplink_of(settings(verifier, files, "edge"))
-    facts = await uplink.facts()
-    link = Link(uplink, opening(prompt=(STREAMS, 5), max_tokens=5))
-    messages: list[Down] = [message async for message in link.events()]
-    was_there = await uplink.connection.post("none", b"", {})
+    edges = edges_verifier(settings(verifier, files, "edge"))
+    facts = await edges.facts()
+    session = Session(edges, opening(prompt=(STREAMS, 5), max_tokens=5))
+    messages: list[Down] = [message async for message in session.events()]
+    was_there = await edges.connection.post("none", b"", {})
 
     assert facts.model == "fake"
     committed = [token for m in messages if isinstance(m, Commit) for token in m.tokens]
@@ -127,18 +127,18 @@ async def test_an_edge_with_a_certificate_of_the_right_authority_gets_its_text(
 async def test_without_such_a_certificate_the_key_opens_nothing(
     verifier: str, files: Files, shown: str | None
 ) -> None:
-    uplink = uplink_of(settings(verifier, files, shown))
+    edges = edges_verifier(settings(verifier, files, shown))
 
     with pytest.raises(Unavailable):
-        await uplink.check()
+        await edges.check()
 
 
 async def test_the_doctor_times_a_target_that_asks_for_a_certificate(
     verifier: str, files: Files
 ) -> None:
-    uplink = uplink_of(settings(verifier, files, "edge"))
+    edges = edges_verifier(settings(verifier, files, "edge"))
 
-    assert await target_token_s(uplink, await uplink.facts()) > 0
+    assert await target_token_s(edges, await edges.facts()) > 0
 
 
 async def test_the_doctor_names_an_authority_that_did_not_sign(
@@ -147,7 +147,7 @@ async def test_the_doctor_names_an_authority_that_did_not_sign(
     other = {"verifier_ca": Path(files.path("edge-ca.pem"))}
     chosen = settings(verifier, files, "edge").model_copy(update=other)
 
-    findings = await check_verifier(chosen, open_store({}), uplink_of(chosen))
+    findings = await check_verifier(chosen, open_store({}), edges_verifier(chosen))
 
     assert [(each.subject, each.ok) for each in findings][1:] == [("certificate", False)]
     assert "verifier_ca" in findings[1].remedy

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from picospec.bench.run.services import free_port
 from picospec.edge_agent.draft.drafter import NoDrafter
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.app import create_app
@@ -74,19 +74,19 @@ async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.Async
     """Give a client of an edge that uses these verifiers, without a draft model."""
     metrics = EdgeMetrics(CollectorRegistry())
     connections = [Connection(url, key=None, ca_certificate=None) for url in urls]
-    uplinks = [Uplink(each, metrics, i) for i, each in enumerate(connections)]
-    verifiers = Verifiers(uplinks, metrics, 10.0)
+    each = [Verifier(made, metrics, number) for number, made in enumerate(connections)]
+    verifiers = Verifiers(each, metrics, 10.0)
 
     async def tokenizer(_: str) -> ByteTokenizer:
         return ByteTokenizer()
 
     async with asyncio.timeout(10):
-        while not all(uplink.endpoint.is_ready for uplink in uplinks):
+        while not all(verifier.is_ready for verifier in each):
             await verifiers.probe()
             await asyncio.sleep(0.01)
-    for uplink in uplinks:
-        await uplink.facts()
-        uplink.endpoint.rtt_s = 0.001  # however busy this host was: the first one is used
+    for verifier in each:
+        await verifier.facts()
+        verifier.rtt_s = 0.001  # however busy this host was: the first one is used
     app = create_app(
         engine(verifiers, metrics, NoDrafter()),
         tokenizer,

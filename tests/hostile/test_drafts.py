@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import count, pairwise, repeat
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from picospec.bench.run.services import free_port
 from picospec.edge_agent import proposals
-from picospec.edge_agent.link import session as posts
+from picospec.edge_agent.link.session import Posts
 from picospec.edge_agent.proposals import ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import InvalidRequest
@@ -162,12 +163,17 @@ async def test_what_waited_long_goes_in_requests_that_the_verifier_takes() -> No
     """The way up was cut, and the way down was not: so all of it is of one epoch."""
     arrived, bodies = asyncio.Event(), list[bytes]()
 
-    async def post(_: str, body: bytes) -> None:
-        bodies.append(body)
-        if sum(map(len, bodies)) == waiting:
-            arrived.set()
+    class WithoutUploads:
+        """A Verifier whose upload streams hold requests back."""
 
-    sending = posts.Posts(post)
+        uploads = SimpleNamespace(of=lambda *_: None)
+
+        async def post(self, _: str, body: bytes, __: object) -> None:
+            bodies.append(body)
+            if sum(map(len, bodies)) == waiting:
+                arrived.set()
+
+    sending = Posts(WithoutUploads(), {})  # type: ignore[arg-type]
     drafts = [Draft(0, i, i, (200_000,), (65536,)) for i in range(6000)]
     waiting = sum(len(wire.encode(draft)) for draft in drafts)
     for draft in drafts:

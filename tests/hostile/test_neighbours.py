@@ -29,7 +29,7 @@ from picospec.speculation.messages import Finish, Open
 from picospec.verifier.app import PlainEngine
 from picospec.verifier.llama_target.target import KvSlots
 from tests.edge_agent.fake_cache import FakeCache, draft_after
-from tests.edge_agent.fakes import JOB, FakeUplink, deltas, engine, scripted
+from tests.edge_agent.fakes import JOB, FakeVerifiers, deltas, engine, scripted
 from tests.edge_agent.test_proposals import asking
 from tests.models.grammars.small import TOKENIZER
 from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
@@ -192,15 +192,15 @@ async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, differ
     verifier = FakeTarget()
     owners = []
     for name in ("ann", "ben", "ann"):
-        uplink = FakeUplink(scripted(Finish("stop")))
+        verifiers = FakeVerifiers(scripted(Finish("stop")))
         if known:
-            uplink.known = structs.replace(uplink.known, features=["cache_salt"])
+            verifiers.known = structs.replace(verifiers.known, features=["cache_salt"])
         metrics = EdgeMetrics(CollectorRegistry())
         settings = EdgeSettings(api_keys=("one", "two"), share_prefixes=shared)  # type: ignore[arg-type]
-        edge = engine(uplink, metrics, settings=settings)
+        edge = engine(verifiers, metrics, settings=settings)
         owner = Tenant(name, KeyLimits(), TenantMetrics(CollectorRegistry()))
         assert await deltas(edge.generate(replace(JOB, owner=owner)))
-        (request,) = uplink.opened
+        (request,) = verifiers.opened
         owners.append(verifier.owner_of_prefixes("edge", request))
 
     assert owners[0] == owners[2]

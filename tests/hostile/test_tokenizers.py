@@ -185,15 +185,15 @@ class Flapping:
 async def test_the_tokenizer_is_that_of_the_facts_or_an_error_to_try_again(
     tmp_path: Path,
 ) -> None:
-    uplink = Flapping(A)
-    target = TargetTokenizer(uplink, TokenizerCache(tmp_path), None)
+    verifier = Flapping(A)
+    target = TargetTokenizer(verifier, TokenizerCache(tmp_path), None)
 
     own = await target(A.digest)
-    uplink.file = B
+    verifier.file = B
     assert await target(A.digest) is own
     other = await target()
     assert other is not own
-    uplink.file = replace(A, padding=1)
+    verifier.file = replace(A, padding=1)
     assert await target(B.digest) is other
     with pytest.raises(Unavailable, match="another one"):
         await target("0" * 32)

@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 
 from picospec.edge_agent import relayed as relaying
 from picospec.edge_agent.app import build
-from picospec.edge_agent.link import connection, course, session, uplink
+from picospec.edge_agent.link import connection, course, session, verifier
 from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.session import Link
-from picospec.edge_agent.link.uplink import Uplink
+from picospec.edge_agent.link.session import Session
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay import DIRECT
 from picospec.edge_agent.settings import load
@@ -56,7 +56,7 @@ def url() -> Iterator[str]:
 def set_deadlines(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     for module, names in {
         connection: "REQUEST_TIMEOUT_S",
-        uplink: "REQUEST_TIMEOUT_S TOKENIZER_TIMEOUT_S ANSWER_TIMEOUT_S CHECK_TIMEOUT_S",
+        verifier: "REQUEST_TIMEOUT_S TOKENIZER_TIMEOUT_S ANSWER_TIMEOUT_S CHECK_TIMEOUT_S",
         course: "RESPONSE_TIMEOUT_S",
         session: "FIRST_TOKEN_S LATE_S",
     }.items():
@@ -76,30 +76,30 @@ def resident_bytes() -> int:
     return pages * 4096
 
 
-def uplink_of(url: str, metrics: EdgeMetrics) -> Uplink:
-    return Uplink(Connection(url, key=None, ca_certificate=None), metrics)
+def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:
+    return Verifier(Connection(url, key=None, ca_certificate=None), metrics)
 
 
-async def follow(up: Uplink) -> None:
-    async for _ in Link(up, OPEN, within_s=course.RESPONSE_TIMEOUT_S).events():
+async def follow(up: Verifier) -> None:
+    async for _ in Session(up, OPEN, within_s=course.RESPONSE_TIMEOUT_S).events():
         pass
 
 
-async def post(up: Uplink) -> None:
-    link = Link(up, OPEN)
-    link.send(Draft(0, 0, 0, (1,)))
-    await link._posts.run("s")
+async def post(up: Verifier) -> None:
+    session_of_one = Session(up, OPEN)
+    session_of_one.send(Draft(0, 0, 0, (1,)))
+    await session_of_one._posts.run("s")
 
 
-async def chat(up: Uplink) -> None:
+async def chat(up: Verifier) -> None:
     async with up.ask("/v1/chat/completions", b"{}"):
         pass
 
 
-USES: dict[str, Callable[[Uplink], Coroutine[Any, Any, object]]] = {
-    "facts": Uplink.facts,
-    "ready": Uplink.check,
-    "tokenizer": Uplink.tokenizer,
+USES: dict[str, Callable[[Verifier], Coroutine[Any, Any, object]]] = {
+    "facts": Verifier.facts,
+    "ready": Verifier.check,
+    "tokenizer": Verifier.tokenizer,
     "open": follow,
     "drafts": post,
     "chat": chat,
@@ -122,7 +122,7 @@ async def test_each_answer_is_read_up_to_a_limit(
     set_deadlines(monkeypatch, DEADLINE_S if limit == "time" else LONG_S)
 
     async def meet(how: str) -> None:
-        up = uplink_of(f"{url}/{route}+{how}", metrics)
+        up = verifier_at(f"{url}/{route}+{how}", metrics)
         said = "nothing"
         async with asyncio.timeout(LONG_S):
             try:
@@ -138,9 +138,9 @@ async def test_each_answer_is_read_up_to_a_limit(
 
 async def test_what_may_fail_unnoticed_ends_in_time(url: str, metrics: EdgeMetrics) -> None:
     async def meet(how: str) -> None:
-        up = uplink_of(f"{url}/status+{how}", metrics)
+        up = verifier_at(f"{url}/status+{how}", metrics)
         async with asyncio.timeout(DEADLINE_S + BUSY_S):
-            assert await up.status() == uplink.VerifierStatus()
+            assert await up.status() == verifier.VerifierStatus()
 
     await asyncio.gather(*map(meet, HOW))
 
@@ -148,7 +148,7 @@ async def test_what_may_fail_unnoticed_ends_in_time(url: str, metrics: EdgeMetri
 async def test_facts_out_of_bounds_are_an_error(url: str, metrics: EdgeMetrics) -> None:
     for field in WRONG_FACTS:
         with pytest.raises(EngineFault):
-            await uplink_of(f"{url}/fact+{field}", metrics).facts()
+            await verifier_at(f"{url}/fact+{field}", metrics).facts()
 
 
 async def test_a_session_that_brings_nothing_or_what_is_wrong_ends_with_one_error(
@@ -177,7 +177,7 @@ async def test_answers_come_from_another_verifier_meanwhile(
     monkeypatch.setattr(session, "LATE_S", 0.0)
     with running("") as (other,):
         async with using([f"{url}/{attack}", other.url], metrics) as verifiers:
-            verifiers.uplinks[0].endpoint.rtt_s = 1e-9  # the best, as far as can be known
+            verifiers.all[0].rtt_s = 1e-9  # the best, as far as can be known
 
             assert await Answer(verifiers, metrics).run() == TEXT
 

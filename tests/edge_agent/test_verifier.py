@@ -1,4 +1,4 @@
-"""One session's link against a verifier that cuts, answers with errors and dies."""
+"""A session with a verifier that cuts, answers with errors and dies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import pytest
 
-from picospec.edge_agent.link import uplink as uplink_module
+from picospec.edge_agent.link import verifier as verifying
 from picospec.edge_agent.link.connection import (
     Answer,
     Connection,
@@ -20,8 +20,8 @@ from picospec.edge_agent.link.connection import (
     from_answer,
     unreachable,
 )
-from picospec.edge_agent.link.session import Link
-from picospec.edge_agent.link.uplink import Endpoint, Event, Fleet, Uplink
+from picospec.edge_agent.link.session import Session
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import beside
 from picospec.gateway.errors import (
@@ -43,22 +43,22 @@ from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.processes import Process, seen, until_cancelled
 
 
-def uplink_to(url: str, metrics: EdgeMetrics) -> Uplink:
-    return Uplink(Connection(url, key=None, ca_certificate=None), metrics)
+def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:
+    return Verifier(Connection(url, key=None, ca_certificate=None), metrics)
 
 
 @pytest.fixture
-async def uplink(verifier: Process, metrics: EdgeMetrics) -> Uplink:
-    return uplink_to(verifier.url, metrics)
+async def verifier(process: Process, metrics: EdgeMetrics) -> Verifier:
+    return verifier_at(process.url, metrics)
 
 
 def request(model: str = "plain", max_tokens: int = 40) -> Open:
     return Open(model, "fake", (1, 2, 3), Sampling(), 5, max_tokens, (7,))
 
 
-async def everything(uplink: Uplink, asked: Open) -> list[Down]:
+async def everything(verifier: Verifier, asked: Open) -> list[Down]:
     async with asyncio.timeout(8):
-        return [message async for message in Link(uplink, asked).events()]
+        return [message async for message in Session(verifier, asked).events()]
 
 
 def committed(messages: list[Down]) -> list[int]:
@@ -71,16 +71,18 @@ def committed(messages: list[Down]) -> list[int]:
     return tokens
 
 
-async def test_facts_are_fetched_once_and_the_round_trip_is_measured(uplink: Uplink) -> None:
-    facts = await uplink.facts()
+async def test_facts_are_fetched_once_and_the_round_trip_is_measured(
+    verifier: Verifier,
+) -> None:
+    facts = await verifier.facts()
 
     assert facts.model == "plain"
-    assert facts is await uplink.facts()
-    assert 0.0 < uplink.rtt_s < 0.5
+    assert facts is await verifier.facts()
+    assert 0.0 < verifier.rtt_s < 0.5
 
 
-async def test_a_busy_host_is_waited_for_until_the_session_is_open(uplink: Uplink) -> None:
-    messages = await everything(uplink, request("busy"))
+async def test_a_busy_host_is_waited_for_until_the_session_is_open(verifier: Verifier) -> None:
+    messages = await everything(verifier, request("busy"))
 
     assert committed(messages) == [target_at(i) for i in range(40)]
 
@@ -88,37 +90,39 @@ async def test_a_busy_host_is_waited_for_until_the_session_is_open(uplink: Uplin
 async def test_a_verifier_that_does_not_send_its_tokenizer_is_unavailable_in_time(
     metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uplink_module, "TOKENIZER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(verifying, "TOKENIZER_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        up = uplink_to(f"http://127.0.0.1:{silent.getsockname()[1]}", metrics)
+        up = verifier_at(f"http://127.0.0.1:{silent.getsockname()[1]}", metrics)
         async with asyncio.timeout(0.9):
             with pytest.raises(Unavailable):
                 await up.tokenizer()
 
 
-async def test_a_cut_stream_is_a_broken_link(uplink: Uplink) -> None:
+async def test_a_cut_stream_is_a_broken_link(verifier: Verifier) -> None:
     with pytest.raises(LinkDown) as raised:
-        await everything(uplink, request("cut"))
+        await everything(verifier, request("cut"))
 
     assert raised.value.how == "broken"
-    assert not uplink.endpoint.is_ready
+    assert not verifier.is_ready
 
 
-async def test_a_fault_ends_the_stream_with_its_code(uplink: Uplink) -> None:
+async def test_a_fault_ends_the_stream_with_its_code(verifier: Verifier) -> None:
     with pytest.raises(Unavailable) as raised:
-        await everything(uplink, request("fault"))
+        await everything(verifier, request("fault"))
 
     assert raised.value.error_code == "shutting_down"
 
 
-async def test_bytes_that_are_no_frames_are_a_fault(uplink: Uplink) -> None:
+async def test_bytes_that_are_no_frames_are_a_fault(verifier: Verifier) -> None:
     with pytest.raises(EngineFault, match="broke the protocol"):
-        await everything(uplink, request("garbage"))
+        await everything(verifier, request("garbage"))
 
 
-async def test_a_session_that_is_not_opened_is_an_error_with_the_reason(uplink: Uplink) -> None:
+async def test_a_session_that_is_not_opened_is_an_error_with_the_reason(
+    verifier: Verifier,
+) -> None:
     with pytest.raises(Draining, match="it is draining"):
-        await everything(uplink, request("draining"))
+        await everything(verifier, request("draining"))
 
 
 class RecordingSpan:
@@ -134,67 +138,67 @@ class RecordingSpan:
 
 
 async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
-    uplink: Uplink,
+    verifier: Verifier,
 ) -> None:
     span = RecordingSpan()
 
     with pytest.raises(Draining):
-        async for _ in Link(uplink, request("draining"), spans=(NO_SPAN, span)).events():  # type: ignore[arg-type]
+        async for _ in Session(verifier, request("draining"), spans=(NO_SPAN, span)).events():  # type: ignore[arg-type]
             pass
 
     assert span.ended[0] == "draining"
 
 
-async def test_a_text_that_no_frame_can_carry_is_too_large(uplink: Uplink) -> None:
+async def test_a_text_that_no_frame_can_carry_is_too_large(verifier: Verifier) -> None:
     long = replace(request(), prompt=(1 << 20,) * 400_000)
 
     with pytest.raises(TooLarge, match="more than a session can begin with"):
-        await everything(uplink, long)
+        await everything(verifier, long)
 
 
 @pytest.mark.parametrize("model", ["plain", "flaky"])
-async def test_drafts_arrive_even_when_a_post_fails(uplink: Uplink, model: str) -> None:
-    link, messages = Link(uplink, request(model, max_tokens=41)), list[Down]()
-    async with asyncio.timeout(8), beside(link.post()):
-        link.send(Draft(0, 0, 0, tuple(target_at(i) for i in range(8))))
-        link.send(Draft(0, 8, 8, tuple(target_at(i) for i in range(8, 16))))
-        messages += [message async for message in link.events()]
+async def test_drafts_arrive_even_when_a_post_fails(verifier: Verifier, model: str) -> None:
+    session, messages = Session(verifier, request(model, max_tokens=41)), list[Down]()
+    async with asyncio.timeout(8), beside(session.post()):
+        session.send(Draft(0, 0, 0, tuple(target_at(i) for i in range(8))))
+        session.send(Draft(0, 8, 8, tuple(target_at(i) for i in range(8, 16))))
+        messages += [message async for message in session.events()]
 
     assert committed(messages) == [target_at(i) for i in range(41)]
     assert isinstance(messages[-1], Finish)
     assert messages[-1].totals.accepted > 0  # a busy host lets passes overtake some
 
 
-async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(uplink: Uplink) -> None:
-    link = Link(uplink, request())
+async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(verifier: Verifier) -> None:
+    session = Session(verifier, request())
 
     for position in range(100):
-        link.send(Draft(0, position, 0, (1,)))
-    link.send(Draft(1, 0, 0, (2,)))
+        session.send(Draft(0, position, 0, (1,)))
+    session.send(Draft(1, 0, 0, (2,)))
 
-    assert [m.epoch for m in link._posts._waiting] == [1]
+    assert [m.epoch for m in session._posts._waiting] == [1]
 
 
 async def test_a_stream_that_is_left_ends_the_session(
-    uplink: Uplink, verifier: Process
+    verifier: Verifier, process: Process
 ) -> None:
-    before = (await seen(verifier.url))["cancelled"]
-    async with aclosing(Link(uplink, request(max_tokens=400)).events()) as events:
+    before = (await seen(process.url))["cancelled"]
+    async with aclosing(Session(verifier, request(max_tokens=400)).events()) as events:
         async for message in events:
             if isinstance(message, Commit):
                 break
 
-    await until_cancelled(verifier.url, before, within_s=2.0)
+    await until_cancelled(process.url, before, within_s=2.0)
 
 
 async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
-    uplink = uplink_to("http://127.0.0.1:9", metrics)
+    verifier = verifier_at("http://127.0.0.1:9", metrics)
     begun = time.monotonic()
 
     with pytest.raises(Unavailable, match=r"no verifier answers at http://127\.0\.0\.1:9"):
-        await uplink.facts()
+        await verifier.facts()
     with pytest.raises(Unavailable, match="connection refused"):
-        await everything(uplink, request())
+        await everything(verifier, request())
 
     assert time.monotonic() - begun < 0.5
 
@@ -265,7 +269,7 @@ def test_a_verifier_that_does_not_go_by_this_name_does_not_refuse_the_key() -> N
     ("status", "fails"), [(204, False), (404, False), (403, True), (500, True)]
 )
 async def test_a_verifier_that_does_not_forget_its_answers_is_reported(
-    uplink: Uplink, monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
+    verifier: Verifier, monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
 ) -> None:
     asked: list[str] = []
 
@@ -273,64 +277,12 @@ async def test_a_verifier_that_does_not_forget_its_answers_is_reported(
         asked.append(f"{method} {path}")
         return Answer(status, b"")
 
-    monkeypatch.setattr(uplink.connection, "ask", ask)
+    monkeypatch.setattr(verifier.connection, "ask", ask)
 
     with pytest.raises(Unavailable) if fails else nullcontext():
-        await uplink.forget_answers("a b")
+        await verifier.forget_answers("a b")
 
     assert asked == ["DELETE /v1/picospec/pool?cache_salt=a+b"]
-
-
-# Which verifier an answer is opened at, by what is known of all.
-
-
-def ready(number: int, rtt_s: float = 0.0, load: float = 0.0) -> Endpoint:
-    return Endpoint(number, Event.IS_READY, rtt_s=rtt_s, load=load)
-
-
-def test_the_nearest_that_is_not_busy_is_used() -> None:
-    far, near, busy = ready(0, 0.09), ready(1, 0.02, load=0.1), ready(2, 0.01, load=1.0)
-    fleet = Fleet([far, near, busy])
-
-    assert fleet.choose("") is near
-    near.note(Event.LOST)
-    assert fleet.choose("") is far  # it is in use, and not much farther away
-    far.identity = "another"
-    assert fleet.choose("i") is busy
-    assert fleet.choose("i", {busy}) is near
-
-
-def test_one_that_speaks_another_version_opens_no_session_and_is_the_last_to_be_used() -> None:
-    old, current = ready(0), ready(1, rtt_s=9.0)
-    old.is_compatible = False
-    fleet = Fleet([old, current])
-
-    assert fleet.choose("") is current
-    assert fleet.choose("", {current}) is None
-    assert fleet.ranked("")[0] is current
-
-
-def test_one_that_drains_is_not_ready_again_because_it_takes_a_draft() -> None:
-    endpoint = ready(0)
-
-    for event, is_ready in (
-        (Event.DRAINS, False),
-        (Event.ANSWERED, False),
-        (Event.IS_READY, True),
-        (Event.LOST, False),
-        (Event.ANSWERED, True),
-    ):
-        endpoint.note(event)
-        assert endpoint.is_ready is is_ready
-
-
-def test_the_round_trip_is_smoothed() -> None:
-    endpoint = Endpoint(0)
-
-    endpoint.timed(0.8)
-    endpoint.timed(0.0)
-
-    assert endpoint.rtt_s == pytest.approx(0.7)
 
 
 # A connection that carries nothing is replaced by each request that it fails.
@@ -377,9 +329,9 @@ async def test_every_answer_that_it_drains_is_followed_by_a_request_elsewhere(
     metrics: EdgeMetrics,
 ) -> None:
     connection = Drained("http://127.0.0.1:9", key=None, ca_certificate=None)
-    uplink = Uplink(connection, metrics)
+    verifier = Verifier(connection, metrics)
 
     for expected in range(3):
         with pytest.raises(Draining):
-            await uplink.check()
+            await verifier.check()
         assert connection.made == expected

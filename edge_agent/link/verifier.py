@@ -1,12 +1,10 @@
-"""A verifier as the edge sees it: its connection, its facts and its readiness."""
+"""A verifier as the edge uses it: its connection, its facts and its readiness."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from enum import Enum, auto
 from http import HTTPStatus
 from typing import Annotated, Final
 from urllib.parse import urlencode
@@ -23,110 +21,12 @@ from picospec.edge_agent.link.connection import (
     Response,
     from_answer,
 )
+from picospec.edge_agent.link.course import Event, KnownVerifier
 from picospec.edge_agent.link.uploads import Uploads
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from picospec.models.tokenizer_file import MAX_PACKED_BYTES
-from picospec.speculation.learning import running_mean
 from picospec.speculation.messages import POOL, PROTOCOL_VERSION, SALT, ModelFacts
-
-# The verifiers that an edge knows: the state of each, and which one is the best.
-#
-# Nothing here has a clock or does I/O. The code that talks to a verifier notes what happened.
-
-RTT_WEIGHT: Final = 0.125
-"""The latest round trip has this weight in the mean, as in TCP (RFC 6298, section 2)."""
-
-BUSY_S: Final = 0.1
-"""A verifier whose sessions are all taken counts as this much farther away. Each session more
-lengthens the passes of the others, by tens of milliseconds where many share them."""
-
-STAY_S: Final = 0.05
-"""Of ready verifiers, the one in use counts as this much nearer, because it has the beginning
-of the conversation in its KV cache."""
-
-
-class Event(Enum):
-    """The events that show a verifier's state."""
-
-    ANSWERED = auto()  # it took a session or a draft
-    IS_READY = auto()  # it said that it opens sessions
-    DRAINS = auto()  # it said that it opens none, because it is about to stop
-    LOST = auto()  # it did not answer in time, or one of its streams was cut
-
-
-@dataclass(slots=True, eq=False)
-class Endpoint:
-    """One verifier. number: its place in the settings, from 0."""
-
-    number: int
-    state: Event | None = None
-    """The latest event; None before the verifier was asked."""
-
-    identity: str = ""
-    """The identity in the latest facts; empty before the first."""
-
-    identities: frozenset[str] = frozenset()
-    """The identities of the model and its adapters."""
-
-    is_compatible: bool = True
-    """True if the verifier speaks this edge's version of the protocol, as far as is known."""
-
-    rtt_s: float = 0.0
-    """The smoothed round trip; 0 until the first sample."""
-
-    load: float = 0.0
-    """The share of its sessions that are taken, from 0 to 1."""
-
-    def note(self, event: Event) -> None:
-        if not (event is Event.ANSWERED and self.state is Event.DRAINS):
-            self.state = event  # a draining verifier finishes its sessions, and opens no more
-
-    def timed(self, round_trip_s: float) -> None:
-        self.rtt_s = running_mean(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
-
-    def learn(self, facts: ModelFacts) -> None:
-        self.identity, self.is_compatible = facts.identity, facts.is_compatible
-        self.identities = frozenset((facts.identity, *facts.adapters.values()))
-
-    @property
-    def is_ready(self) -> bool:
-        """True if the verifier opens sessions, as far as is known."""
-        return self.state in (Event.ANSWERED, Event.IS_READY)
-
-    def may_serve(self, identity: str) -> bool:
-        """Return True if it could go on with texts of this identity, as far as is known."""
-        return self.is_compatible and (not self.identity or identity in self.identities)
-
-
-class Fleet:
-    """current: the endpoint in use, whose facts were returned last."""
-
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self.endpoints = endpoints
-        self.current = endpoints[0]
-
-    @property
-    def is_ready(self) -> bool:
-        """True if any verifier is ready, as far as is known."""
-        return any(endpoint.is_ready for endpoint in self.endpoints)
-
-    def ranked(self, identity: str) -> list[Endpoint]:
-        """Return the endpoints, best first: ready ones, of this identity, near and idle."""
-
-        def cost(endpoint: Endpoint) -> tuple[bool, bool, float]:
-            stays_s = STAY_S if endpoint is self.current else 0.0
-            cost_s = endpoint.rtt_s + BUSY_S * endpoint.load - stays_s
-            return not endpoint.is_ready, not endpoint.may_serve(identity), cost_s
-
-        return sorted(self.endpoints, key=cost)
-
-    def choose(self, identity: str, without: Collection[Endpoint] = ()) -> Endpoint | None:
-        """Return the best endpoint that can go on with texts of this identity, if any; ready
-        ones come first."""
-        ranked = (e for e in self.ranked(identity) if e.may_serve(identity))
-        return next((e for e in ranked if e not in without), None)
-
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
 """A tokenizer has megabytes, and is fetched once."""
@@ -153,13 +53,13 @@ class VerifierStatus(msgspec.Struct):
     uptime_s: Annotated[int, Meta(ge=0, lt=1 << 40)] | None = None
 
 
-class Uplink:
-    """Owns the connection to a verifier. number: the verifier's place in the settings, from 0.
-    Its address is in no metric, because anybody may read these."""
+class Verifier(KnownVerifier):
+    """Owns the connection to a verifier. Its address is in no metric, because anybody may read
+    these."""
 
     def __init__(self, connection: Connection, metrics: EdgeMetrics, number: int = 0) -> None:
+        super().__init__(number)
         self.url = connection.url
-        self.endpoint = Endpoint(number)
         self.connection = connection
         self.metrics = metrics
         self.sessions = metrics.verifier_sessions.labels(str(number))
@@ -169,34 +69,36 @@ class Uplink:
         self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
 
     @property
-    def rtt_s(self) -> float:
-        """The smoothed round trip to the verifier; 0 until it is known."""
-        return self.endpoint.rtt_s
-
-    @property
     def protocol(self) -> int | None:
         """The version that the verifier speaks; None until its facts are known."""
         return self._facts.protocol if self._facts else None
 
     def note(self, event: Event) -> None:
-        """Note an event of the verifier."""
-        self.endpoint.note(event)
-        self._ready_gauge.set(self.endpoint.is_ready)
+        super().note(event)
+        self._ready_gauge.set(self.is_ready)
 
     def answered(self, begun: float, event: Event) -> None:
         """Note an answer to a request that began at `begun`, and its round trip."""
         self.note(event)
-        self.endpoint.timed(time.monotonic() - begun)
-        self._rtt_gauge.set(self.endpoint.rtt_s)
+        self.timed(time.monotonic() - begun)
+        self._rtt_gauge.set(self.rtt_s)
 
     def delivered(self, begun: float) -> None:
-        """Note that a session's verifier has got what was sent at `begun`."""
+        """Note that the verifier has got what a session sent at `begun`."""
         self.answered(begun, Event.ANSWERED)
         self.metrics.rtt_s.set(self.rtt_s)
 
     def _uploaded(self, size_bytes: int) -> None:
         self.metrics.uploaded.inc()
         self.metrics.bytes_up.inc(size_bytes)
+
+    async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> None:
+        """Send drafts of a session. Raises ApiError."""
+        begun = time.monotonic()
+        self.metrics.posts.inc()
+        self.metrics.bytes_up.inc(len(frames))
+        if await self.connection.post(session, frames, headers):
+            self.delivered(begun)
 
     async def facts(self) -> ModelFacts:
         """Return the target's facts, which are fetched once and after each `forget`.
@@ -208,7 +110,7 @@ class Uplink:
             for _ in range(_FIRST_SAMPLES):
                 await self.check()
             self._facts = facts
-            self.endpoint.learn(facts)
+            self.learn(facts)
             if not facts.is_compatible:
                 structlog.get_logger("edge_agent").warning(
                     "undrafted", verifier=self.url, protocol=facts.protocol,
@@ -232,7 +134,7 @@ class Uplink:
             self.forget()
             self.note(Event.DRAINS if isinstance(error, Draining) else Event.LOST)
             raise
-        self.endpoint.load = _load(response)
+        self.load = _load(response)
         self.answered(begun, Event.IS_READY)
 
     async def status(self) -> VerifierStatus:
