@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 
+from starlette.requests import HTTPConnection
+
 from picospec.gateway.errors import OPENAI, ApiError, EngineFault, Shape
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.detokenise import TextDelta
@@ -221,6 +223,12 @@ class Account:
         if last_s is not None:
             for _ in range(tokens):
                 self.metrics.token_gap_s.observe((now_s - last_s) / tokens)
+
+
+def account_of(request: HTTPConnection) -> Account:
+    """Return the account that the middleware has given a request."""
+    account: Account = request.state.account
+    return account
 
 
 def _speculative_decoding(counted: Statistics) -> dict[str, object]:

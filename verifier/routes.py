@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from picospec.gateway.accounts import Account
+from picospec.gateway.accounts import account_of
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
 from picospec.gateway.http import read_body
 from picospec.gateway.middleware import HEALTH_PATHS
@@ -216,7 +216,7 @@ class Routes:
         return Response(packed, media_type="application/octet-stream")
 
     async def open(self, request: Request) -> Response:
-        account: Account = request.state.account
+        account = account_of(request)
         account.tenant.check_room(account.clock(), 0)  # 0: it may replace a running session
         facts = self.host.ready().facts
         body = await read_body(request, OPEN_BYTES)
@@ -233,11 +233,11 @@ class Routes:
         users whom the parameter `cache_salt` names."""
         salt = request.query_params.get(SALT)
         user = None if salt is None else msgspec.json.encode(salt)
-        await self.host.ready().forget(owner_of(request.state.account.tenant.name, user))
+        await self.host.ready().forget(owner_of(account_of(request).tenant.name, user))
         return Response(status_code=204)
 
     async def drafts(self, request: Request) -> Response:
-        account: Account = request.state.account
+        account = account_of(request)
         session = self.sessions.find(request.path_params["session"], account.tenant)
         account.has_unknown_session = False
         if session.ending:
@@ -250,7 +250,7 @@ class Routes:
         return Response(status_code=204)
 
     async def uploads(self, request: Request) -> Response:
-        account: Account = request.state.account
+        account = account_of(request)
         account.has_unknown_session = False
         return Upstream(self.sessions, account, request.state.body, self.host.drain.over)
 

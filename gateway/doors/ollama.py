@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from picospec.gateway.accounts import account_of
 from picospec.gateway.doors.chat import ChatRequest, logprobs_of
 from picospec.gateway.doors.completions import CompletionRequest
 from picospec.gateway.doors.door import Answer, DoorRequest, Heading, Json
@@ -379,10 +380,10 @@ async def running(services: Services, request: Request) -> Response:
 async def show(services: Services, request: Request) -> Response:
     """Answer with a model's capabilities and the length of its context."""
     body = await parse(ShowRequest, services, request)
-    account = request.state.account
-    services = await services.for_request(account)
-    facts = await services.facts_of(body.model.removesuffix(LATEST))
-    style = await services.style_of(await services.tokenizer(facts.vocabulary), account)
+    account = account_of(request)
+    backend = await services.backend(account)
+    facts = await backend.facts_of(body.model.removesuffix(LATEST))
+    style = await services.style_of(await backend.tokenizer(facts.vocabulary), account)
     shown: Json = {
         "modelfile": "",
         "parameters": "",
@@ -410,8 +411,8 @@ async def no_embeddings(_: Services, request: Request) -> Response:
 
 
 async def _models(services: Services, request: Request) -> list[Json]:
-    services = await services.for_request(request.state.account)
-    facts = await services.engine.facts()
+    backend = await services.backend(account_of(request))
+    facts = await backend.engine.facts()
     return [_model(services, facts.named(name), name) for name in services.names_of(facts)]
 
 
