@@ -317,7 +317,7 @@ class Relayed(Response):
             asked = self._upload.text_bytes if self._upload else self._asked_bytes
             prompt, generated = asked // _BYTES_A_TOKEN, self._events
         self._account.took_prompt((prompt or 0) + cached)
-        self._account.completion_tokens = generated or 0
+        self._account.ledger.completion_tokens = generated or 0
 
 
 def _prompt(*texts: bytes) -> tuple[int | None, int]:

@@ -192,6 +192,11 @@ class Statistics:
     cached_tokens: int = 0
     """The target did not have to read this many tokens of the prompt."""
 
+    @property
+    def acceptance(self) -> float:
+        """Return the fraction of the draft tokens that were accepted; 0.0 without any."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:

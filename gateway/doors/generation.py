@@ -179,7 +179,7 @@ async def _answer(asked: Asked, services: Services, request: Request) -> Respons
     account.begin_answers(len(jobs) - 1)
     fingerprint = asked.backend.begin(len(jobs), facts)
     answer = door.answer(
-        Heading(name, int(time.time()), facts.model, len(jobs), account, fingerprint)
+        Heading(name, int(time.time()), facts.model, len(jobs), account.ledger, fingerprint)
     )
     begin = asked.backend.engine.generate
     streams = [

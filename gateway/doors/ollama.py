@@ -285,16 +285,16 @@ class OllamaAnswer(Answer):
         return calls, rest
 
     def _counted(self, delta: TextDelta) -> Json:
-        account = self._heading.account
-        total, first = int(account.elapsed_s * _NS), int((account.first_token_s or 0) * _NS)
+        ledger = self._heading.ledger
+        total, first = int(ledger.elapsed_s * _NS), int((ledger.first_token_s or 0) * _NS)
         return {
             "done": True,
             "done_reason": "length" if delta.finish == "length" else "stop",
             "total_duration": total,
             "load_duration": 0,
-            "prompt_eval_count": account.prompt_tokens,
+            "prompt_eval_count": ledger.prompt_tokens,
             "prompt_eval_duration": first,
-            "eval_count": account.completion_tokens,
+            "eval_count": ledger.completion_tokens,
             "eval_duration": total - first,
         }
 
