@@ -27,7 +27,7 @@ from picospec.edge_agent.proposals import DraftGrammar, ProposalFinder, Proposal
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.drain import beside
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
-from picospec.gateway.ports import Delta, Facts, Job, Owner, Statistics
+from picospec.gateway.ports import Delta, Facts, Job, Owner, Statistics, opening
 from picospec.models.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.draft_machine import DraftMachine
@@ -40,7 +40,6 @@ from picospec.speculation.messages import (
     ModelFacts,
     TokenId,
     Totals,
-    opening,
 )
 from picospec.speculation.prediction import Prediction
 

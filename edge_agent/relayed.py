@@ -29,6 +29,7 @@ from picospec.gateway.errors import (
     Unavailable,
 )
 from picospec.gateway.http import connected, send_to_client
+from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
 
 # Lists of what may pass in either direction; nothing else passes.
 
@@ -178,9 +179,6 @@ MAX_BYTES: Final = 256 << 20
 MAX_S: Final = 7200.0
 """An answer may take this many seconds. A verifier's own limit is as long by default."""
 
-_BYTES_A_TOKEN: Final = 4
-"""About this many bytes of a request are a token of its prompt."""
-
 Piece = bytes | bytearray | memoryview
 Ask = Callable[[], AbstractAsyncContextManager[Answering]]
 """Opens an answer whose content is still to be read."""
@@ -296,7 +294,7 @@ class Relayed(Response):
         prompt, generated = self._meter.counts()
         if prompt is None:
             asked = self._upload.text_bytes if self._upload else self._asked_bytes
-            prompt = asked // _BYTES_A_TOKEN
+            prompt = asked // CHARGED_BYTES_PER_TOKEN
         self._account.took_prompt(prompt)
         ledger = self._account.ledger
         ledger.completion_tokens = self._meter.events if generated is None else generated

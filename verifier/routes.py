@@ -30,6 +30,10 @@ from picospec.speculation import wire
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.messages import (
     MAX_PREDICTED,
+    MAX_STOP_TOKENS,
+    MAX_TEMPERATURE,
+    MAX_TOP_K,
+    MAX_TOP_LOGPROBS,
     POOL,
     PROTOCOL_VERSION,
     SALT,
@@ -46,11 +50,6 @@ from picospec.verifier.target import UnknownSession, owner_of
 from picospec.verifier.target_host import Host
 
 # Checks an Open before any work is done for it. Each error names the field.
-
-MAX_STOP_TOKENS = 256
-MAX_TOP_LOGPROBS = 20
-MAX_TEMPERATURE = 2.0
-MAX_TOP_K = 2**31 - 1
 
 
 class IdentityMismatch(ApiError):

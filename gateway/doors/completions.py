@@ -30,6 +30,7 @@ from picospec.gateway.output.stream import ChoiceStream
 from picospec.gateway.ports import Statistics, Tokenizer
 from picospec.gateway.schema import Flag, Integer
 from picospec.gateway.watching import Report, Spans, Watch
+from picospec.speculation.messages import MAX_TOP_LOGPROBS
 
 # Writes what a ledger counted: OpenAI's `usage`, vLLM's `metrics`, llama.cpp's `timings`.
 
@@ -271,7 +272,7 @@ class CompletionRequest(GenerationRequest):
     default_tokens: ClassVar[int | None] = 16  # OpenAI's default
 
     prompt: Prompts
-    logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     suffix: str = ""
     """This text comes after the completion."""
 

@@ -56,6 +56,11 @@ BYTES_PER_TOKEN: Final = 32
 and as escapes of UTF-16 about 12; the rest is room for the structure around the texts."""
 
 
+def body_limit_bytes(context_tokens: int) -> int:
+    """Return the limit of a body's bytes for a context of this length."""
+    return max(MIN_LIMIT_BYTES, context_tokens * BYTES_PER_TOKEN)
+
+
 async def parse(schema: type[Parsed], services: Services, request: Request) -> Parsed:
     """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
     `checked` raise."""
@@ -98,7 +103,7 @@ async def _limit_bytes(services: Services, request: Request) -> int:
         facts = await services.own.engine.facts()
     except ApiError:  # the fallback may answer; otherwise the request fails after the checks
         return MIN_LIMIT_BYTES
-    return max(MIN_LIMIT_BYTES, facts.context_tokens * BYTES_PER_TOKEN)
+    return body_limit_bytes(facts.context_tokens)
 
 
 @dataclass(frozen=True, slots=True)
