@@ -34,11 +34,11 @@ from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import EngineFault
-from picospec.gateway.ports import Job, Sampling, Statistics
+from picospec.gateway.ports import Job, Statistics
 from picospec.models.llama_cpp.model import common_prefix
 from picospec.models.tokenizer import Tokenizer
 from picospec.speculation.distributions import DraftToken
-from picospec.speculation.messages import TokenId
+from picospec.speculation.messages import Sampling, TokenId
 
 # Computes figures of a verifier with many clients at once, measured or simulated.
 

@@ -31,6 +31,7 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay import open_relay
 from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.accounts import account_of
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, Unavailable
@@ -181,7 +182,7 @@ class _Edge:
         }
 
     async def forget(self, request: Request) -> Response:
-        await self.engine.forget(request.state.account.tenant)
+        await self.engine.forget(account_of(request).tenant)
         return Response(status_code=204)
 
     async def ready(self, _: Request) -> JSONResponse:

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -27,7 +26,7 @@ from picospec.edge_agent.proposals import DraftGrammar, ProposalFinder, Proposal
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.drain import beside
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
-from picospec.gateway.ports import Delta, Facts, Job, Owner, Statistics
+from picospec.gateway.ports import Delta, Facts, Job, Owner, Statistics, opening
 from picospec.models.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.draft_machine import DraftMachine
@@ -40,7 +39,6 @@ from picospec.speculation.messages import (
     ModelFacts,
     TokenId,
     Totals,
-    opening,
 )
 from picospec.speculation.prediction import Prediction
 
@@ -223,22 +221,26 @@ class EdgeEngine:
             )
         return Facts.of(facts)
 
-    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+    def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        return as_generator(partial(self._run, job))
+
+    async def _run(self, job: Job, emit: Emit) -> None:
         facts = (await self._verifiers.facts()).identified(job.identity)
         if facts is None:
             raise Unavailable("the verifier is another one since the prompt was read")
         slot = self._slot(job)
         try:
-            deltas: AsyncGenerator[Delta] = as_generator(partial(self._run, job, facts, slot))
-            async with aclosing(deltas):
-                async for delta in deltas:
-                    yield delta
+            answer = await self._answer(job, facts, slot)
+            await answer.run(emit)
+        except InvalidSetting as error:
+            raise InvalidRequest(str(error), param=error.name) from error
         except (NotFound, Unavailable, EngineFault):
             self._verifiers.forget()
             raise
         finally:
             if slot is not None:
                 slot.leave()
+        self._unused_commits = answer.session.unused_commits
 
     def _slot(self, job: Job) -> DraftSlot | None:
         """Take a slot, once the relation of the two vocabularies is known."""
@@ -248,16 +250,6 @@ class EdgeEngine:
         if pairing.translation is None:
             return None
         return foreign.take(self._drafter, pairing.translation, job.prompt, job.owner)
-
-    async def _run(
-        self, job: Job, facts: ModelFacts, slot: DraftSlot | None, emit: Emit
-    ) -> None:
-        try:
-            answer = await self._answer(job, facts, slot)
-        except InvalidSetting as error:
-            raise InvalidRequest(str(error), param=error.name) from error
-        await answer.run(emit)
-        self._unused_commits = answer.session.unused_commits
 
     async def _answer(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Answer:
         """Return an answer that is yet to run. Raises InvalidSetting, even without a slot."""

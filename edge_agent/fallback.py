@@ -15,7 +15,7 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposals import EdgeGrammars
 from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
-from picospec.gateway.ports import Delta, Facts, FinishReason, Job, Statistics, TokenizerSource
+from picospec.gateway.ports import Delta, Facts, Job, Statistics, TokenizerSource, opening
 from picospec.models.errors import CannotCheck, GrammarFailed
 from picospec.models.grammars import NAME
 from picospec.models.store import Found
@@ -31,13 +31,13 @@ from picospec.speculation.distributions import (
 from picospec.speculation.logits import BUDGET, LOGIT_SETTINGS, Adjust, adjustment, in_turn
 from picospec.speculation.messages import (
     STOPPING,
+    FinishReason,
     InvalidSetting,
     Limits,
     ModelFacts,
     Open,
     TokenId,
     TokenLogprob,
-    opening,
 )
 from picospec.speculation.noise import noise_index
 

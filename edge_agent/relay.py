@@ -36,7 +36,7 @@ from picospec.edge_agent.relayed import (
     target_of,
 )
 from picospec.edge_agent.settings import EdgeSettings, RelaySettings
-from picospec.gateway.accounts import Account
+from picospec.gateway.accounts import account_of
 from picospec.gateway.documents import Route
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.generation import checked, parse, read
@@ -173,7 +173,7 @@ class Relay:
         """Pass on a request to a listed path. Raises ApiError."""
         target = target_of(request.scope, self._settings.paths)
         headers = headers_of(request.headers, *AS_IT_IS)
-        account: Account = request.state.account
+        account = account_of(request)
         services.drain.check()
         account.begin_answers(1)
         upload, way = Upload(request), await self._way()
@@ -191,11 +191,11 @@ class Relay:
         relayed = await checked(services, request, partial(relayed_request, body, self.models))
         if relayed is None or (door in _NATIVE and relayed.model not in self.models):
             return None
-        account: Account = request.state.account
+        account = account_of(request)
         if (model := relayed.model) in self.models:
             way = await self._way()
         else:  # the verifier's own model, or an unknown one
-            facts, way = await services.facts_of(model), await self._to_verifier()
+            facts, way = await services.own.facts_of(model), await self._to_verifier()
             model = facts.model
         account.begin_answers(relayed.answers - 1)
         account.relayed = way.peer.name
@@ -208,23 +208,22 @@ class Relay:
     async def direct(self, services: Services, request: Request) -> Response:
         """Let the verifier in use answer a chat with a seed. Raises ApiError."""
         services.drain.check()
-        account: Account = request.state.account
+        account = account_of(request)
         account.tenant.check_room(account.clock())
         body = await parse(ChatRequest, services, request)
         if body.seed is None:
             raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
-        facts = await services.facts_of(body.model)
+        facts = await services.own.facts_of(body.model)
         account.begin_answers(body.n)
         return await self._from_verifier(_OPENAI, facts.model, services, request)
 
-    async def undrafted(
-        self, services: Services, request: Request, model: str
-    ) -> Response | None:
-        """Let the verifier in use answer a request that was read, if it opens no sessions for
-        this edge; None if it does. Raises ApiError."""
-        if self._verifiers.current.is_compatible:
-            return None
-        request.state.account.fallback = UNDRAFTED
+    @property
+    def is_undrafted(self) -> bool:
+        return not self._verifiers.current.is_compatible
+
+    async def undrafted(self, services: Services, request: Request, model: str) -> Response:
+        """Let the verifier in use answer a request that was read. Raises ApiError."""
+        account_of(request).fallback = UNDRAFTED
         return await self._from_verifier(request.scope["path"], model, services, request)
 
     async def _from_verifier(
@@ -232,7 +231,7 @@ class Relay:
     ) -> Response:
         """Return the verifier's answer to a request that has been read and begun."""
         body = await checked(services, request, partial(_renamed, await request.body(), model))
-        account: Account = request.state.account
+        account = account_of(request)
         account.relayed = "verifier"
         ask = partial(self._verifiers.current.ask, path, body)
         return Relayed(ask, account, services.drain, asked_bytes=len(body))

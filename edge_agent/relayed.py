@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from picospec.edge_agent.link.connection import Response as Answering
 from picospec.edge_agent.link.verifier import ANSWER_TIMEOUT_S
+from picospec.edge_agent.metering import EVENTS, Meter
 from picospec.gateway.accounts import Account
 from picospec.gateway.doors.door import sent_event
 from picospec.gateway.drain import Drain
@@ -28,6 +29,7 @@ from picospec.gateway.errors import (
     Unavailable,
 )
 from picospec.gateway.http import connected, send_to_client
+from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
 
 # Lists of what may pass in either direction; nothing else passes.
 
@@ -48,7 +50,6 @@ _HEADERS: Final = (
 AS_IT_IS: Final = ("content-length", "content-encoding")
 """These headers are right as long as a body is passed on unchanged."""
 
-EVENTS: Final = "text/event-stream; charset=utf-8"
 _TYPES: Final = {
     "application/json": "application/json",
     "application/x-ndjson": "application/x-ndjson",
@@ -178,25 +179,6 @@ MAX_BYTES: Final = 256 << 20
 MAX_S: Final = 7200.0
 """An answer may take this many seconds. A verifier's own limit is as long by default."""
 
-_ENDS_BYTES: Final = 4096
-"""This much of an answer's beginning and end is kept, because its token counts are there."""
-
-_BYTES_A_TOKEN: Final = 4
-"""About this many bytes of a request are a token of its prompt."""
-
-_PROMPT: Final = re.compile(
-    rb'"(?:tokens_evaluated|prompt_tokens|input_tokens|prompt_eval_count)": ?(\d{1,9})'
-)
-_READ: Final = re.compile(rb'"prompt_n": ?(\d{1,9})')
-"""Finds the number of prompt tokens that were not cached, if nothing counts all of them."""
-
-_CACHED: Final = re.compile(rb'"(?:cache_n|cache_read_input_tokens)": ?(\d{1,9})')
-"""Finds the cached tokens, which `prompt_n` and Anthropic's `input_tokens` leave out."""
-
-_GENERATED: Final = re.compile(
-    rb'"(?:predicted_n|completion_tokens|output_tokens|eval_count)": ?(\d{1,9})'
-)
-
 Piece = bytes | bytearray | memoryview
 Ask = Callable[[], AbstractAsyncContextManager[Answering]]
 """Opens an answer whose content is still to be read."""
@@ -225,9 +207,8 @@ class Relayed(Response):
         self._drain = drain
         self._upload = upload
         self._asked_bytes = asked_bytes
-        self._began = self._end = b""
         self._kind = ""
-        self._events = 0
+        self._meter = Meter("")
         self._is_charged = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -279,15 +260,14 @@ class Relayed(Response):
 
     async def _pass_on(self, answer: Answering, send: Send) -> None:
         self._kind = type_of(answer.headers.get("content-type", ""), self._peer)
+        self._meter = Meter(self._kind)
         await send_to_client(send, _start(self._kind))
         taken = 0
         while (piece := await self._next(answer.content)) is not None:
             taken += len(piece)
             if taken > MAX_BYTES:
                 raise Unavailable(f"the {self._peer}'s answer has more than {MAX_BYTES} bytes")
-            self._began += piece[: _ENDS_BYTES - len(self._began)]
-            self._end = (self._end + piece[-_ENDS_BYTES:])[-_ENDS_BYTES:]
-            self._events += piece.count(b"data: ") + piece.count(b'"done":false')
+            self._meter.take(piece)
             await send_to_client(send, _piece(piece, more=True))
 
     async def _next(self, pieces: AsyncIterator[Piece]) -> bytes | None:
@@ -303,35 +283,21 @@ class Relayed(Response):
         if self._kind == EVENTS:
             shape = self._account.shape
             event = sent_event(shape.body(error), "" if shape is OPENAI else "error")
-            if not self._end.endswith((b"\n\n", b"\r\n\r\n")):
-                event = b"\n\n" + event  # the answer broke within an event
+            if self._meter.is_within_event:
+                event = b"\n\n" + event
             with suppress(ClientGone):
                 await send_to_client(send, _piece(event, more=False))
 
     def _count(self) -> None:
-        """Count the tokens. An answer without token counts is charged one token per event, and
-        its prompt by the size of the request."""
-        prompt, cached = _prompt(self._began, self._end)
-        generated = _last(_GENERATED, self._began, self._end)
-        if prompt is None and generated is None:
+        """Count the tokens. An answer without counts is charged a token for each event, and its
+        prompt by the size of the request."""
+        prompt, generated = self._meter.counts()
+        if prompt is None:
             asked = self._upload.text_bytes if self._upload else self._asked_bytes
-            prompt, generated = asked // _BYTES_A_TOKEN, self._events
-        self._account.took_prompt((prompt or 0) + cached)
-        self._account.completion_tokens = generated or 0
-
-
-def _prompt(*texts: bytes) -> tuple[int | None, int]:
-    """Return the number of a prompt's tokens, and of cached ones which that leaves out."""
-    cached = _last(_CACHED, *texts) or 0
-    if (whole := _last(_PROMPT, *texts)) is None:
-        return _last(_READ, *texts), cached
-    anthropic = any(b'"cache_read_input_tokens"' in text for text in texts)
-    return whole, cached if anthropic else 0
-
-
-def _last(said: re.Pattern[bytes], *texts: bytes) -> int | None:
-    found = [number for text in texts for number in said.findall(text)]
-    return int(found[-1]) if found else None
+            prompt = asked // CHARGED_BYTES_PER_TOKEN
+        self._account.took_prompt(prompt)
+        ledger = self._account.ledger
+        ledger.completion_tokens = self._meter.events if generated is None else generated
 
 
 def _start(kind: str) -> Message:

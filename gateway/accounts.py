@@ -1,10 +1,15 @@
-"""Counts one request's tokens and times for the log line, the metrics and the answer."""
+"""Counts one request's tokens and times in a Ledger, for its log line, metrics and answer.
+
+The request's Account says besides whose it is, what the client is told, and how it ended.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
+
+from starlette.requests import HTTPConnection
 
 from picospec.gateway.errors import OPENAI, ApiError, EngineFault, Shape
 from picospec.gateway.metrics import Metrics
@@ -18,11 +23,73 @@ Clock = Callable[[], float]
 
 
 @dataclass(slots=True)
-class Account:
-    request_id: str
+class Ledger:
+    """Counts the tokens of one request and when they came. Each door writes its own view."""
+
     metrics: Metrics
     clock: Clock
     started_s: float
+    prompt_tokens: int = 0
+    choices_of_prompt: int = 1
+    """This many consecutive choices have the same prompt."""
+
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    first_token_s: float | None = None
+    """The first token was generated this many seconds after the start of the request."""
+
+    statistics: dict[int, Statistics] = field(default_factory=dict)
+    """Maps the index of each choice to the choice's latest statistics."""
+
+    _last_s: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.clock() - self.started_s
+
+    def count(self, index: int, delta: TextDelta) -> None:
+        """Count what choice `index` generated."""
+        if delta.statistics is not None:
+            self.statistics[index] = delta.statistics
+        if delta.parsed is not None:
+            self.reasoning_tokens += delta.parsed.reasoning_tokens
+        if delta.tokens:
+            self.completion_tokens += delta.tokens
+            self.metrics.generation_tokens.inc(delta.tokens)
+            self._observe_latency(index, delta.tokens)
+
+    def total(self) -> Statistics:
+        """Add up the statistics of all choices; cached tokens count once for each prompt."""
+        parts, each = self.statistics.values(), self.choices_of_prompt
+        firsts = (part for i, part in self.statistics.items() if i % each == 0)
+        positions = (part.accepted_per_position for part in parts)
+        return Statistics(
+            target_passes=sum(part.target_passes for part in parts),
+            drafts=sum(part.drafts for part in parts),
+            draft_tokens=sum(part.draft_tokens for part in parts),
+            accepted_tokens=sum(part.accepted_tokens for part in parts),
+            accepted_per_position=tuple(map(sum, zip_longest(*positions, fillvalue=0))),
+            accepted_prediction_tokens=sum(part.accepted_prediction_tokens for part in parts),
+            rejected_prediction_tokens=sum(part.rejected_prediction_tokens for part in parts),
+            cached_tokens=sum(part.cached_tokens for part in firsts),
+        )
+
+    def _observe_latency(self, index: int, tokens: int) -> None:
+        now_s = self.clock() - self.started_s
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+            self.metrics.first_token_s.observe(now_s)
+        last_s = self._last_s.get(index)
+        self._last_s[index] = now_s
+        if last_s is not None:
+            for _ in range(tokens):
+                self.metrics.token_gap_s.observe((now_s - last_s) / tokens)
+
+
+@dataclass(slots=True)
+class Account:
+    request_id: str
+    ledger: Ledger
     tenant: Tenant
     """The request is this tenant's; the anonymous tenant's until a key was found."""
 
@@ -42,12 +109,6 @@ class Account:
     kept_bytes: int = 0
     """The tenant's kept responses, which the request may continue, have this many bytes."""
 
-    prompt_tokens: int = 0
-    choices_of_prompt: int = 1
-    """This many consecutive choices have the same prompt."""
-
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
     status: int = 0
     """This HTTP status is logged and counted: 499 if the client left, even after a 200."""
 
@@ -71,18 +132,11 @@ class Account:
     client's name."""
 
     span: Span = NO_SPAN
-    first_token_s: float | None = None
-    """The first token was generated this many seconds after the start of the request."""
-
-    statistics: dict[int, Statistics] = field(default_factory=dict)
-    """Maps the index of each choice to the choice's latest statistics."""
-
-    _last_s: dict[int, float] = field(default_factory=dict)
     _spent: int = 0  # completion tokens that the tenant was charged for
 
     @property
-    def elapsed_s(self) -> float:
-        return self.clock() - self.started_s
+    def clock(self) -> Clock:
+        return self.ledger.clock
 
     def failed(self, raised: Exception) -> ApiError:
         """Record what was raised, and return the error that the client gets."""
@@ -106,142 +160,40 @@ class Account:
     def _spend(self) -> None:
         """Charge the tenant for the tokens since the last call. With a charge only at the end,
         answers could still begin after running ones have used up a minute's tokens."""
-        self.tenant.spend(self.completion_tokens - self._spent, self.clock())
-        self._spent = self.completion_tokens
+        ledger = self.ledger
+        self.tenant.spend(ledger.completion_tokens - self._spent, ledger.clock())
+        self._spent = ledger.completion_tokens
 
     def took_prompt(self, tokens: int, *, choices: int = 1) -> None:
         """Count the tokens of all prompts. choices: number of choices of each prompt."""
-        self.prompt_tokens, self.choices_of_prompt = tokens, choices
+        self.ledger.prompt_tokens, self.ledger.choices_of_prompt = tokens, choices
+        self.ledger.metrics.prompt_tokens.inc(tokens)
         self.tenant.spend(tokens, self.clock())
-        self.metrics.prompt_tokens.inc(tokens)
 
     def count(self, index: int, delta: TextDelta) -> None:
-        """Count what choice `index` generated."""
-        if delta.statistics is not None:
-            self.statistics[index] = delta.statistics
-        if delta.parsed is not None:
-            self.reasoning_tokens += delta.parsed.reasoning_tokens
+        """Count and charge what choice `index` generated."""
+        self.ledger.count(index, delta)
         if delta.tokens:
-            self.completion_tokens += delta.tokens
-            self.metrics.generation_tokens.inc(delta.tokens)
             self._spend()
-            self._observe_latency(index, delta.tokens)
-
-    def total(self) -> Statistics:
-        """Add up the statistics of all choices; cached tokens count once for each prompt."""
-        parts, each = self.statistics.values(), self.choices_of_prompt
-        firsts = (part for i, part in self.statistics.items() if i % each == 0)
-        positions = (part.accepted_per_position for part in parts)
-        return Statistics(
-            target_passes=sum(part.target_passes for part in parts),
-            drafts=sum(part.drafts for part in parts),
-            draft_tokens=sum(part.draft_tokens for part in parts),
-            accepted_tokens=sum(part.accepted_tokens for part in parts),
-            accepted_per_position=tuple(map(sum, zip_longest(*positions, fillvalue=0))),
-            accepted_prediction_tokens=sum(part.accepted_prediction_tokens for part in parts),
-            rejected_prediction_tokens=sum(part.rejected_prediction_tokens for part in parts),
-            cached_tokens=sum(part.cached_tokens for part in firsts),
-        )
 
     def end_span(self, status: int) -> None:
         """End the request's span with what was counted."""
         if self.span is NO_SPAN:
             return
-        facts: dict[str, Fact] = {"status": status, "prompt_tokens": self.prompt_tokens}
-        if self.first_token_s is not None:  # a verifier counts in the session's span
-            counted = self.total()
+        facts: dict[str, Fact] = {"status": status, "prompt_tokens": self.ledger.prompt_tokens}
+        if self.ledger.first_token_s is not None:  # a verifier counts in the session's span
+            counted = self.ledger.total()
             facts |= {
-                "completion_tokens": self.completion_tokens,
-                "first_token_s": self.first_token_s,
+                "completion_tokens": self.ledger.completion_tokens,
+                "first_token_s": self.ledger.first_token_s,
                 "draft_tokens": counted.draft_tokens,
                 "accepted_tokens": counted.accepted_tokens,
-                "acceptance": _ratio(counted.accepted_tokens, counted.draft_tokens),
+                "acceptance": counted.acceptance,
             }
         self.span.end(self.error, **facts)
 
-    def usage(self) -> dict[str, object]:
-        """Return OpenAI's `usage`."""
-        counted = self.total()
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": counted.cached_tokens},
-            "completion_tokens_details": {
-                "reasoning_tokens": self.reasoning_tokens,
-                "accepted_prediction_tokens": counted.accepted_prediction_tokens,
-                "rejected_prediction_tokens": counted.rejected_prediction_tokens,
-            },
-        }
 
-    def extensions(self) -> dict[str, object]:
-        """Return the fields that end an answer: vLLM's `metrics` and llama.cpp's `timings`."""
-        known = _speculative_decoding(self.total()) if self.statistics else None
-        return {"metrics": {"speculative_decoding": known}, "timings": self._timings()}
-
-    def speculation(self) -> dict[str, object]:
-        """Return the sums over all choices, which end a watched answer."""
-        counted = self.total()
-        return {
-            "passes": counted.target_passes,
-            "rows": counted.target_passes + counted.draft_tokens,
-            "drafted": counted.draft_tokens,
-            "accepted": counted.accepted_tokens,
-            "acceptance": _ratio(counted.accepted_tokens, counted.draft_tokens),
-            "tokens_per_s": self._timings()["predicted_per_second"],
-        }
-
-    def _timings(self) -> dict[str, float]:
-        """Return `timings`; "prompt" covers the time to the first token and the tokens read."""
-        prompt_s = self.first_token_s or 0.0
-        predicted_s = self.elapsed_s - prompt_s
-        counted = self.total()
-        read = self.prompt_tokens - counted.cached_tokens
-        return {
-            "cache_n": counted.cached_tokens,
-            "prompt_n": read,
-            "prompt_ms": prompt_s * 1000,
-            "prompt_per_token_ms": _ratio(prompt_s * 1000, read),
-            "prompt_per_second": _ratio(read, prompt_s),
-            "predicted_n": self.completion_tokens,
-            "predicted_ms": predicted_s * 1000,
-            "predicted_per_token_ms": _ratio(predicted_s * 1000, self.completion_tokens),
-            "predicted_per_second": _ratio(self.completion_tokens, predicted_s),
-            "draft_n": counted.draft_tokens,
-            "draft_n_accepted": counted.accepted_tokens,
-        }
-
-    def _observe_latency(self, index: int, tokens: int) -> None:
-        now_s = self.elapsed_s
-        if self.first_token_s is None:
-            self.first_token_s = now_s
-            self.metrics.first_token_s.observe(now_s)
-        last_s = self._last_s.get(index)
-        self._last_s[index] = now_s
-        if last_s is not None:
-            for _ in range(tokens):
-                self.metrics.token_gap_s.observe((now_s - last_s) / tokens)
-
-
-def _speculative_decoding(counted: Statistics) -> dict[str, object]:
-    """Return vLLM's `metrics.speculative_decoding` (summary), with two fields of our own.
-
-    `acceptance_histogram[j]` is the number of passes that accepted exactly j draft tokens, of
-    those that verified any. Our own fields are `num_target_passes`, which includes fill-in
-    passes, and `num_accepted_tokens_per_pos`.
-    """
-    at_least = (counted.drafts, *counted.accepted_per_position, 0)
-    return {
-        "mean_acceptance_length": 1.0 + _ratio(counted.accepted_tokens, counted.drafts),
-        "draft_acceptance_rate": _ratio(counted.accepted_tokens, counted.draft_tokens),
-        "acceptance_histogram": [here - further for here, further in pairwise(at_least)],
-        "num_spec_steps": counted.drafts,
-        "num_accepted_draft_tokens": counted.accepted_tokens,
-        "num_draft_tokens": counted.draft_tokens,
-        "num_target_passes": counted.target_passes,
-        "num_accepted_tokens_per_pos": list(counted.accepted_per_position),
-    }
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def account_of(request: HTTPConnection) -> Account:
+    """Return the account that the middleware has given a request."""
+    account: Account = request.state.account
+    return account

@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from picospec.gateway.accounts import Account
+from picospec.gateway.accounts import account_of
 from picospec.gateway.documents import FILES, Route, documents, root
-from picospec.gateway.doors.services import About, Relay, Services
+from picospec.gateway.doors.services import About, Backend, Relay, Services
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import OPENAI, InvalidRequest, NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
@@ -76,8 +76,7 @@ def create_app(
         exception_handlers=HANDLERS,
     )
     services = Services(
-        engine=engine,
-        tokenizer=tokenizer,
+        own=Backend(engine, tokenizer, settings),
         drain=drain or Drain(),
         registry=registry,
         settings=settings,
@@ -134,7 +133,7 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code == NotFound.status:
         raise NotFound(f"there is no {request.url.path}")
     invalid = InvalidRequest(error.detail, code="invalid_request")
-    account: Account = request.state.account
+    account = account_of(request)
     shown = account.shape.body(account.failed(invalid))
     return json_response(shown, error.status_code, error.headers)
 

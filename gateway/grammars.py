@@ -292,7 +292,8 @@ NAME: Final = "structured_outputs"
 Constraint = dict[str, object]
 
 MAX_BYTES: Final = 128 * 1024
-"""A schema, regex or grammar has at most this size as JSON; clients send a tenth of that."""
+"""A schema, regex or grammar of a client has at most this size as JSON; clients send a tenth of
+that. With the schemas of tools it becomes one constraint, whose limit is twice as high."""
 
 MAX_CHOICES: Final = 1024
 

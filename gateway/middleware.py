@@ -22,7 +22,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from picospec.gateway.accounts import Account, Clock
+from picospec.gateway.accounts import Account, Clock, Ledger
 from picospec.gateway.errors import ClientGone, RateLimited, Shape
 from picospec.gateway.hosting.settings import GatewaySettings, check_head, check_page
 from picospec.gateway.http import MAX_BODY_BYTES, NOSNIFF, RequestBody, error_response
@@ -115,9 +115,8 @@ class Accounts:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         anonymous, headers = self.tenants.anonymous, Headers(scope=scope)
-        account = Account(
-            self._request_id(headers), self.metrics, self._clock, self._clock(), anonymous
-        )
+        ledger = Ledger(self.metrics, self._clock, self._clock())
+        account = Account(self._request_id(headers), ledger, anonymous)
         account.shape = self.shape_of(scope["path"], headers)
         scope.setdefault("state", {})["account"] = account
         if self.access.is_message(scope["path"]):
@@ -190,9 +189,9 @@ class Accounts:
     def _close(self, account: Account, scope: Scope) -> None:
         status = account.status or ClientGone.status  # cancelled before any answer
         self.metrics.requests.labels(str(status)).inc()
-        self.metrics.speculated(account.total())
-        if account.first_token_s is not None:
-            self.metrics.request_s.observe(account.elapsed_s)
+        self.metrics.speculated(account.ledger.total())
+        if account.ledger.first_token_s is not None:
+            self.metrics.request_s.observe(account.ledger.elapsed_s)
         account.close()
         if account.error == RateLimited.code or self._exceeds_unknown_sessions(account):
             self._log_rate_limit(account)
@@ -220,7 +219,7 @@ class Accounts:
             return
         rare: dict[str, object] = {"refused": refused, "ignored": account.ignored}
         rare |= {"fallback": account.fallback, "relayed": account.relayed}
-        write = self._log.error if account.fault else self._log.info
+        write, ledger = self._log.error if account.fault else self._log.info, account.ledger
         write(
             "request",
             request_id=account.request_id,
@@ -230,10 +229,10 @@ class Accounts:
             status=status,
             error=account.error,
             **{name: fact for name, fact in rare.items() if fact},
-            prompt_tokens=account.prompt_tokens,
-            completion_tokens=account.completion_tokens,
-            first_token_s=account.first_token_s and round(account.first_token_s, 6),
-            duration_s=round(account.elapsed_s, 6),
+            prompt_tokens=ledger.prompt_tokens,
+            completion_tokens=ledger.completion_tokens,
+            first_token_s=ledger.first_token_s and round(ledger.first_token_s, 6),
+            duration_s=round(ledger.elapsed_s, 6),
             traceback=_traceback(account.fault),
         )
 

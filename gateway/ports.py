@@ -9,10 +9,27 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final, Literal, Protocol, Self
+from typing import Final, Protocol, Self
+
+import msgspec
 
 from picospec.gateway.tracing import NO_SPAN, Span
 from picospec.gateway.watching import Event, Origin
+from picospec.speculation.messages import (
+    PREDICTION,
+    SALT,
+    STOPPING,
+    Fill,
+    FinishReason,
+    InvalidSetting,
+    Judge,
+    ModelFacts,
+    Open,
+    Sampling,
+    Stopping,
+    TokenId,
+    TokenLogprob,
+)
 
 # Declares the tokenizer of a target, as far as the OpenAI API needs it.
 
@@ -93,28 +110,12 @@ that is empty. Raises gateway.errors.Unavailable while there is none. `chat` and
 called in worker threads while `piece` is called in the event loop's thread."""
 
 
-FinishReason = Literal["stop", "length"]
-
-HARMLESS: Final = ("prediction",)
+HARMLESS: Final = (PREDICTION,)
 """Every engine serves these parameters, because they cannot change an answer."""
 
 SEEDS: Final = 2**64
 """Seeds are from 0 to SEEDS - 1. SEEDS is added to a negative seed: the bits are read as those
 of a signed number, as in vLLM."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """These settings transform the target's distribution p, in this order."""
-
-    temperature: float = 1.0
-    """At 0, the most likely token is always chosen."""
-
-    min_p: float = 0.0
-    top_k: int = 0
-    """At 0, all tokens are kept."""
-
-    top_p: float = 1.0
 
 
 class Owner(Protocol):
@@ -160,16 +161,6 @@ UNLIKELY: Final = -9999.0
 """OpenAI writes this log-probability for minus infinity, which JSON cannot express."""
 
 
-class TokenLogprob(Protocol):
-    """Holds natural logarithms of softmax(logits), before any sampling setting is applied."""
-
-    @property
-    def logprob(self) -> float: ...
-    @property
-    def top(self) -> Sequence[tuple[int, float]]:
-        """Return the most likely tokens as (token, logprob), in descending order."""
-
-
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Counts speculation for one job; without drafts, only `target_passes` is not 0."""
@@ -191,6 +182,11 @@ class Statistics:
 
     cached_tokens: int = 0
     """The target did not have to read this many tokens of the prompt."""
+
+    @property
+    def acceptance(self) -> float:
+        """Return the fraction of the draft tokens that were accepted; 0.0 without any."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,29 +210,6 @@ class Delta:
 
     events: tuple[Event, ...] = ()
     """These events happened before the tokens, if the job is watched."""
-
-
-class Described(Protocol):
-    """Both engines know these facts of their target from the verifier's description."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def context_tokens(self) -> int: ...
-    @property
-    def stop_tokens(self) -> Sequence[int]: ...
-    @property
-    def vocabulary_size(self) -> int: ...
-    @property
-    def features(self) -> Sequence[str]: ...
-    @property
-    def defaults(self) -> Mapping[str, float]: ...
-    @property
-    def identity(self) -> str: ...
-    @property
-    def vocabulary(self) -> str: ...
-    @property
-    def adapters(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +240,7 @@ class Facts:
     adapter's identity."""
 
     @classmethod
-    def of(cls, target: Described) -> Self:
+    def of(cls, target: ModelFacts) -> Self:
         return cls(
             target.model,
             target.context_tokens,
@@ -285,6 +258,51 @@ class Facts:
         if model is None or (identity := self.adapters.get(model)) is None:
             return self
         return replace(self, model=model, identity=identity)
+
+
+def opening(
+    job: Job,
+    facts: ModelFacts,
+    *,
+    judge: Judge = "coupled",
+    fill: Fill = "auto",
+    salt: str | None = None,
+) -> Open:
+    """Return the Open for a job, which is the same with and without an edge. Raises
+    InvalidSetting for a stop token that is no token.
+
+    salt: see SALT; it is not sent to a verifier that does not know it.
+    """
+    extras = {
+        name: msgspec.Raw(msgspec.json.encode(value))
+        for name, value in job.extras.items()
+        if name not in STOPPING and name != PREDICTION
+    }
+    if salt is not None and SALT in facts.features:
+        extras[SALT] = msgspec.Raw(msgspec.json.encode(salt))
+    return Open(
+        model=facts.model,
+        vocabulary=facts.vocabulary,
+        prompt=job.prompt,
+        sampling=msgspec.structs.replace(job.sampling, extras=extras),
+        seed=job.seed,
+        max_tokens=job.max_tokens,
+        stop_tokens=_stop_tokens(job.extras, facts),
+        judge=judge,
+        fill=fill,
+        top_logprobs=job.top_logprobs,
+        identity=facts.identity,
+    )
+
+
+def _stop_tokens(extras: Mapping[str, object], facts: ModelFacts) -> tuple[TokenId, ...]:
+    """Return the stop tokens: the model's own, unless they are ignored, and the client's."""
+    asked = msgspec.convert({k: v for k, v in extras.items() if k in STOPPING}, Stopping)
+    for token in asked.stop_token_ids:
+        if not 0 <= token < facts.vocabulary_size:
+            raise InvalidSetting("stop_token_ids", f"{token} is not a token")
+    own = () if asked.ignore_eos else facts.stop_tokens
+    return tuple(dict.fromkeys((*own, *asked.stop_token_ids)))
 
 
 class Fallback(Protocol):

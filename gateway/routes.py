@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.accounts import Account
+from picospec.gateway.accounts import account_of
 from picospec.gateway.documents import VERSION, Route, answer_version
 from picospec.gateway.doors import (
     chat,
@@ -38,7 +38,7 @@ from picospec.gateway.doors.messages_schema import ChatMessage
 from picospec.gateway.doors.ollama import OllamaChat, OllamaGenerate
 from picospec.gateway.doors.request import parameters_of
 from picospec.gateway.doors.responses import ResponsesRequest
-from picospec.gateway.doors.services import Services
+from picospec.gateway.doors.services import Backend, Services
 from picospec.gateway.errors import OPENAI, ApiError, InvalidRequest, PromptTooLong, Shape
 from picospec.gateway.http import json_response
 from picospec.gateway.ports import Facts, Tokenizer
@@ -60,7 +60,7 @@ async def health(_: Services, __: Request) -> Response:
 async def ready(services: Services, _: Request) -> Response:
     """Answer 200 while the engine can serve. Raises the 503 that says why it cannot."""
     services.drain.check()
-    facts = await services.engine.facts()
+    facts = await services.own.engine.facts()
     return json_response({"status": "ok", "model": facts.model})
 
 
@@ -69,7 +69,7 @@ async def status(services: Services, _: Request) -> Response:
     facts = error = None
     about = await services.about() if services.about else {}
     try:
-        facts = await services.engine.facts()
+        facts = await services.own.engine.facts()
     except ApiError as failed:
         error = failed.message
     state = "draining" if services.drain.begun else "unavailable" if facts is None else "ok"
@@ -93,8 +93,8 @@ async def prometheus_metrics(services: Services, _: Request) -> Response:
 
 async def list_models(services: Services, request: Request) -> Response:
     """Answer with the engine's model, under each of its names, and its adapters."""
-    services = await services.for_request(request.state.account)
-    facts = await services.engine.facts()
+    backend = await services.backend(account_of(request))
+    facts = await backend.engine.facts()
     models = [(name, facts.named(name)) for name in services.names_of(facts)]
     if "anthropic-version" in request.headers:
         found = [*models, *((name, None) for name in services.models_elsewhere)]
@@ -102,7 +102,7 @@ async def list_models(services: Services, request: Request) -> Response:
             messages_answer.model_of(name, services.started, each) for name, each in found
         ]
         return json_response(messages_answer.page_of(listed))
-    can = await _capabilities(services, facts, request)
+    can = await _capabilities(services, backend, facts, request)
     listed = [_model(services, facts, name) | can for name, facts in models]
     others = [_entry(services, name) for name in services.models_elsewhere]
     return json_response({"object": "list", "data": listed + others})
@@ -110,25 +110,25 @@ async def list_models(services: Services, request: Request) -> Response:
 
 async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer with the model of the given name."""
-    services = await services.for_request(request.state.account)
+    backend = await services.backend(account_of(request))
     name: str = request.path_params["name"]
     is_elsewhere = name in services.models_elsewhere
-    facts = None if is_elsewhere else await services.facts_of(name)
+    facts = None if is_elsewhere else await backend.facts_of(name)
     if "anthropic-version" in request.headers:
         return json_response(messages_answer.model_of(name, services.started, facts))
     if facts is None:
         return json_response(_entry(services, name))
-    can = await _capabilities(services, facts, request)
+    can = await _capabilities(services, backend, facts, request)
     return json_response(_model(services, facts, name) | can)
 
 
 async def _capabilities(
-    services: Services, facts: Facts, request: Request
+    services: Services, backend: Backend, facts: Facts, request: Request
 ) -> dict[str, Sequence[str]]:
     """Return the model's capabilities; nothing while its tokenizer is not available."""
     try:
-        tokenizer = await services.tokenizer(facts.vocabulary)
-        style = await services.style_of(tokenizer, request.state.account)
+        tokenizer = await backend.tokenizer(facts.vocabulary)
+        style = await services.style_of(tokenizer, account_of(request))
     except ApiError:
         return {}
     return {"capabilities": style.capabilities}
@@ -136,9 +136,9 @@ async def _capabilities(
 
 async def props(services: Services, request: Request) -> Response:
     """Answer with the properties of the model that llama-server's clients read."""
-    services = await services.for_request(request.state.account)
-    facts = await services.engine.facts()
-    tokenizer = await services.tokenizer(facts.vocabulary)
+    backend = await services.backend(account_of(request))
+    facts = await backend.engine.facts()
+    tokenizer = await backend.tokenizer(facts.vocabulary)
     body = {
         "default_generation_settings": {"n_ctx": facts.context_tokens},
         "model_alias": facts.model,
@@ -215,10 +215,10 @@ class DetokenizeRequest(RequestModel):
 async def tokenize(services: Services, request: Request) -> Response:
     """Answer with the tokens of a text or of a chat."""
     body = await parse(TokenizeRequest, services, request)
-    account: Account = request.state.account
-    services = await services.for_request(account)
-    facts = await services.facts_of(body.model)
-    source = await services.tokenizer(facts.vocabulary)
+    account = account_of(request)
+    backend = await services.backend(account)
+    facts = await backend.facts_of(body.model)
+    source = await backend.tokenizer(facts.vocabulary)
     tokenizer = BoundedTokenizer(source, facts, body.field)
     chat = await parse(ChatRequest, services, request) if body.messages else None
     if chat is not None:
@@ -230,10 +230,10 @@ async def tokenize(services: Services, request: Request) -> Response:
 async def detokenize(services: Services, request: Request) -> Response:
     """Answer with the text of tokens; special tokens are spelt out."""
     body = await parse(DetokenizeRequest, services, request)
-    account: Account = request.state.account
-    services = await services.for_request(account)
-    facts = await services.facts_of(body.model)
-    tokenizer = await services.tokenizer(facts.vocabulary)
+    account = account_of(request)
+    backend = await services.backend(account)
+    facts = await backend.facts_of(body.model)
+    tokenizer = await backend.tokenizer(facts.vocabulary)
     answer = partial(_text_answer, body.tokens, facts, tokenizer)
     return await services.reader.read(account.tenant, answer)
 

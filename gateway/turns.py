@@ -130,10 +130,12 @@ READ_TIMEOUT_S: Final = 60.0
 
 BYTES_PER_TOKEN: Final = 16
 """A text with more bytes than this for each token of the context does not fit into the context
-in practice: most texts have 3 to 5 bytes a token."""
+in practice: most texts have 3 to 5 bytes a token. A body may have twice as many, because it is
+JSON."""
 
 CHARGED_BYTES_PER_TOKEN: Final = 4
-"""A text that is refused before it is tokenised is charged as a token for this many bytes."""
+"""A text that nobody counts the tokens of is charged as a token for this many bytes: it was
+refused before it was tokenised, or another service answered it."""
 
 SNIPPETS_SHARE: Final = 0.75
 """Snippets of other files may fill a prompt up to this fraction of the context."""

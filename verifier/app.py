@@ -27,14 +27,14 @@ from picospec.gateway.hosting.server import STOP_AT_ONCE
 from picospec.gateway.hosting.settings import hosts_of
 from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
 from picospec.gateway.middleware import Access
-from picospec.gateway.ports import Delta, Facts, Job, Statistics
+from picospec.gateway.ports import Delta, Facts, Job, Statistics, opening
 from picospec.gateway.tracing import Tracing, open_tracing
 from picospec.models.blobs import FileHashes
 from picospec.models.errors import NotPulled
 from picospec.models.gguf import is_exact
 from picospec.models.hub import progress_bar
 from picospec.models.store import Found, Store, obtain, open_store
-from picospec.speculation.messages import Commit, Finish, Reject, Reused, opening
+from picospec.speculation.messages import Commit, Finish, Reject, Reused
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from picospec.gateway.accounts import Account
+from picospec.gateway.accounts import account_of
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
 from picospec.gateway.http import read_body
 from picospec.gateway.middleware import HEALTH_PATHS
@@ -30,6 +30,10 @@ from picospec.speculation import wire
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.messages import (
     MAX_PREDICTED,
+    MAX_STOP_TOKENS,
+    MAX_TEMPERATURE,
+    MAX_TOP_K,
+    MAX_TOP_LOGPROBS,
     POOL,
     PROTOCOL_VERSION,
     SALT,
@@ -46,11 +50,6 @@ from picospec.verifier.target import UnknownSession, owner_of
 from picospec.verifier.target_host import Host
 
 # Checks an Open before any work is done for it. Each error names the field.
-
-MAX_STOP_TOKENS = 256
-MAX_TOP_LOGPROBS = 20
-MAX_TEMPERATURE = 2.0
-MAX_TOP_K = 2**31 - 1
 
 
 class IdentityMismatch(ApiError):
@@ -216,7 +215,7 @@ class Routes:
         return Response(packed, media_type="application/octet-stream")
 
     async def open(self, request: Request) -> Response:
-        account: Account = request.state.account
+        account = account_of(request)
         account.tenant.check_room(account.clock(), 0)  # 0: it may replace a running session
         facts = self.host.ready().facts
         body = await read_body(request, OPEN_BYTES)
@@ -233,11 +232,11 @@ class Routes:
         users whom the parameter `cache_salt` names."""
         salt = request.query_params.get(SALT)
         user = None if salt is None else msgspec.json.encode(salt)
-        await self.host.ready().forget(owner_of(request.state.account.tenant.name, user))
+        await self.host.ready().forget(owner_of(account_of(request).tenant.name, user))
         return Response(status_code=204)
 
     async def drafts(self, request: Request) -> Response:
-        account: Account = request.state.account
+        account = account_of(request)
         session = self.sessions.find(request.path_params["session"], account.tenant)
         account.has_unknown_session = False
         if session.ending:
@@ -250,7 +249,7 @@ class Routes:
         return Response(status_code=204)
 
     async def uploads(self, request: Request) -> Response:
-        account: Account = request.state.account
+        account = account_of(request)
         account.has_unknown_session = False
         return Upstream(self.sessions, account, request.state.body, self.host.drain.over)
 

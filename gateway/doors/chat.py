@@ -31,6 +31,7 @@ from picospec.gateway.schema import (
     unsupported,
 )
 from picospec.gateway.watching import Report, Spans
+from picospec.speculation.messages import MAX_TOP_LOGPROBS
 
 # Reads whether a model should think before it answers, and how hard, in several APIs' fields.
 #
@@ -196,7 +197,7 @@ class ChatRequest(ThinkingFields, GenerationRequest):
     """llama-server has this field: at "none", reasoning stays in the text of the answer."""
 
     logprobs: Flag = False
-    top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @field_validator("continue_final_message")
     @classmethod

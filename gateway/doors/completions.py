@@ -6,11 +6,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, ClassVar, Final
 
 from msgspec.structs import replace
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from picospec.gateway.accounts import Ledger
 from picospec.gateway.doors.door import (
     Answer,
     DoorRequest,
@@ -25,9 +27,93 @@ from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.hosting.settings import MAX_CHOICES
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.stream import ChoiceStream
-from picospec.gateway.ports import Tokenizer
+from picospec.gateway.ports import Statistics, Tokenizer
 from picospec.gateway.schema import Flag, Integer
 from picospec.gateway.watching import Report, Spans, Watch
+from picospec.speculation.messages import MAX_TOP_LOGPROBS
+
+# Writes what a ledger counted: OpenAI's `usage`, vLLM's `metrics`, llama.cpp's `timings`.
+
+
+def usage_of(ledger: Ledger) -> Json:
+    """Return OpenAI's `usage`."""
+    counted = ledger.total()
+    return {
+        "prompt_tokens": ledger.prompt_tokens,
+        "completion_tokens": ledger.completion_tokens,
+        "total_tokens": ledger.prompt_tokens + ledger.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": counted.cached_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": ledger.reasoning_tokens,
+            "accepted_prediction_tokens": counted.accepted_prediction_tokens,
+            "rejected_prediction_tokens": counted.rejected_prediction_tokens,
+        },
+    }
+
+
+def extensions_of(ledger: Ledger) -> Json:
+    """Return the fields that end an answer: vLLM's `metrics` and llama.cpp's `timings`."""
+    known = _speculative_decoding(ledger.total()) if ledger.statistics else None
+    return {"metrics": {"speculative_decoding": known}, "timings": _timings(ledger)}
+
+
+def _speculation(ledger: Ledger) -> Json:
+    """Return the sums over all choices, which end a watched answer."""
+    counted = ledger.total()
+    return {
+        "passes": counted.target_passes,
+        "rows": counted.target_passes + counted.draft_tokens,
+        "drafted": counted.draft_tokens,
+        "accepted": counted.accepted_tokens,
+        "acceptance": counted.acceptance,
+        "tokens_per_s": _timings(ledger)["predicted_per_second"],
+    }
+
+
+def _timings(ledger: Ledger) -> Json:
+    """Return `timings`; "prompt" covers the time to the first token and the tokens read."""
+    prompt_s = ledger.first_token_s or 0.0
+    predicted_s = ledger.elapsed_s - prompt_s
+    counted = ledger.total()
+    read = ledger.prompt_tokens - counted.cached_tokens
+    return {
+        "cache_n": counted.cached_tokens,
+        "prompt_n": read,
+        "prompt_ms": prompt_s * 1000,
+        "prompt_per_token_ms": _ratio(prompt_s * 1000, read),
+        "prompt_per_second": _ratio(read, prompt_s),
+        "predicted_n": ledger.completion_tokens,
+        "predicted_ms": predicted_s * 1000,
+        "predicted_per_token_ms": _ratio(predicted_s * 1000, ledger.completion_tokens),
+        "predicted_per_second": _ratio(ledger.completion_tokens, predicted_s),
+        "draft_n": counted.draft_tokens,
+        "draft_n_accepted": counted.accepted_tokens,
+    }
+
+
+def _speculative_decoding(counted: Statistics) -> Json:
+    """Return vLLM's `metrics.speculative_decoding` (summary), with two fields of our own.
+
+    `acceptance_histogram[j]` is the number of passes that accepted exactly j draft tokens, of
+    those that verified any. Our own fields are `num_target_passes`, which includes fill-in
+    passes, and `num_accepted_tokens_per_pos`.
+    """
+    at_least = (counted.drafts, *counted.accepted_per_position, 0)
+    return {
+        "mean_acceptance_length": 1.0 + _ratio(counted.accepted_tokens, counted.drafts),
+        "draft_acceptance_rate": counted.acceptance,
+        "acceptance_histogram": [here - further for here, further in pairwise(at_least)],
+        "num_spec_steps": counted.drafts,
+        "num_accepted_draft_tokens": counted.accepted_tokens,
+        "num_draft_tokens": counted.draft_tokens,
+        "num_target_passes": counted.target_passes,
+        "num_accepted_tokens_per_pos": list(counted.accepted_per_position),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
 
 # Writes what the answers of OpenAI's chat completions and completions share.
 #
@@ -43,7 +129,7 @@ class ChunkAnswer(Answer):
     def __init__(self, request: GenerationRequest, heading: Heading) -> None:
         self.wants_logprobs = request.wanted_logprobs is not None
         self._heading = heading
-        self._account = heading.account
+        self._ledger = heading.ledger
         self._usage = request.include_usage
         self._counts_along = request.counts_along
         self._watch = Watch() if request.is_watched else None
@@ -56,16 +142,16 @@ class ChunkAnswer(Answer):
     def end(self) -> bytes:
         last: Json = {}
         if self._usage:
-            last |= {"usage": self._account.usage(), **self._account.extensions()}
+            last |= {"usage": usage_of(self._ledger), **extensions_of(self._ledger)}
         if self._watch is not None:
-            last["speculation"] = self._watch.totals() | self._account.speculation()
+            last["speculation"] = self._watch.totals() | _speculation(self._ledger)
         ends = [{**self._body([], chunk=True), **last}] if last else []
         return b"".join(map(sent_event, ends)) + b"data: [DONE]\n\n"
 
     def full_answer(self, choices: Sequence[TextDelta]) -> Json:
         shown = [{"index": i, **self.choice(choice)} for i, choice in enumerate(choices)]
-        body, account = self._body(shown, chunk=False), self._account
-        return {**body, "usage": account.usage(), **account.extensions()}
+        body = self._body(shown, chunk=False)
+        return {**body, "usage": usage_of(self._ledger), **extensions_of(self._ledger)}
 
     def first_chunk(self, delta: TextDelta) -> Json | None:
         """Return the chunk before a choice's first delta; None if the API has no such chunk."""
@@ -106,14 +192,14 @@ class ChunkAnswer(Answer):
             if self._watch is not None and (tokens := self._watch.count(index)):
                 last["speculation"] = {"tokens": tokens}
             ends_answer = self._ended == self._heading.choices and not self._usage
-            yield {**last, **self._account.extensions()} if ends_answer else last
+            yield {**last, **extensions_of(self._ledger)} if ends_answer else last
 
     def _indexed(self, index: int, choice: Json) -> Json:
         return self._chunked([{"index": index, **choice}])
 
     def _chunked(self, choices: Sequence[Json]) -> Json:
         body = self._body(choices, chunk=True)
-        usage = self._account.usage() if self._counts_along else None
+        usage = usage_of(self._ledger) if self._counts_along else None
         return {**body, "usage": usage} if self._usage else body
 
     def _body(self, choices: Sequence[Json], *, chunk: bool) -> Json:
@@ -186,7 +272,7 @@ class CompletionRequest(GenerationRequest):
     default_tokens: ClassVar[int | None] = 16  # OpenAI's default
 
     prompt: Prompts
-    logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     suffix: str = ""
     """This text comes after the completion."""
 

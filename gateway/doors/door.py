@@ -19,7 +19,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.gateway.accounts import Account
+from picospec.gateway.accounts import Account, Ledger
 from picospec.gateway.doors.request import GenerationRequest
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, ClientGone
@@ -48,8 +48,8 @@ class Heading:
 
     model: str
     choices: int
-    account: Account
-    """The account counts a delta before `events` gets it, so that usage is up to date."""
+    ledger: Ledger
+    """The ledger counts a delta before `events` gets it, so that usage is up to date."""
 
     fingerprint: str | None = None
     """OpenAI calls it `system_fingerprint`; not every answer has one."""

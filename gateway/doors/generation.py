@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Final, TypeVar
@@ -17,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway import grammars
-from picospec.gateway.accounts import Account
+from picospec.gateway.accounts import Account, account_of
 from picospec.gateway.doors.door import (
     Body,
     Convert,
@@ -33,7 +34,7 @@ from picospec.gateway.doors.request import (
     parameters_of,
     shown_names,
 )
-from picospec.gateway.doors.services import Services
+from picospec.gateway.doors.services import Backend, Services
 from picospec.gateway.errors import ApiError, InvalidRequest, PromptTooLong, renamed
 from picospec.gateway.http import json_response, read_body
 from picospec.gateway.output.stream import stream_choice
@@ -55,6 +56,11 @@ BYTES_PER_TOKEN: Final = 32
 and as escapes of UTF-16 about 12; the rest is room for the structure around the texts."""
 
 
+def body_limit_bytes(context_tokens: int) -> int:
+    """Return the limit of a body's bytes for a context of this length."""
+    return max(MIN_LIMIT_BYTES, context_tokens * BYTES_PER_TOKEN)
+
+
 async def parse(schema: type[Parsed], services: Services, request: Request) -> Parsed:
     """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
     `checked` raise."""
@@ -73,7 +79,7 @@ async def checked(services: Services, request: Request, check: Callable[[], T]) 
     once if the body and its tenant's kept responses, which the body may refer to, are small;
     otherwise in the one thread where large bodies take turns. Raises Overloaded, or what
     `check` raises."""
-    account: Account = request.state.account
+    account = account_of(request)
     if len(await request.body()) + account.kept_bytes <= SMALL_BYTES:
         return check()
     return await services.checks.run(account.tenant, check)
@@ -94,43 +100,93 @@ async def _limit_bytes(services: Services, request: Request) -> int:
     if announced.isdigit() and int(announced) <= MIN_LIMIT_BYTES:
         return MIN_LIMIT_BYTES
     try:
-        facts = await services.engine.facts()
+        facts = await services.own.engine.facts()
     except ApiError:  # the fallback may answer; otherwise the request fails after the checks
         return MIN_LIMIT_BYTES
-    return max(MIN_LIMIT_BYTES, facts.context_tokens * BYTES_PER_TOKEN)
+    return body_limit_bytes(facts.context_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Holds a request that its door has read, and who answers it."""
+
+    door: DoorRequest
+    backend: Backend
+    facts: Facts
+    given: Parameters
 
 
 async def generate(
     schema: type[Body], convert: Convert[Body], services: Services, request: Request
 ) -> Response:
-    """Generate the choices that the request asks for. Raises ApiError."""
+    """Choose who answers a request, and return the answer. Raises ApiError."""
     services.drain.check()
-    account: Account = request.state.account
+    account = account_of(request)
     account.begin_answers(1)  # before reading the body, to bound the bodies on their way
     relay = services.relay
-    if relay and (relayed := await relay.ahead(services, request)):
-        return relayed
-    door_request, services, facts, given = await _converted(schema, convert, services, request)
-    body = door_request.body
+    if relay and (elsewhere := await relay.ahead(services, request)):
+        return elsewhere
+    asked = await _asked(schema, convert, services, request)
+    body, facts = asked.door.body, asked.facts
     body.check_served(facts)
-    if door_request.instead is not None:
-        return door_request.instead(facts.model)
-    if relay and (relayed := await relay.undrafted(services, request, facts.model)):
+    if (instead := asked.door.instead) is not None:
+        return instead(facts.model)
+    if relay and asked.backend is services.own and relay.is_undrafted:
+        elsewhere = await relay.undrafted(services, request, facts.model)
         account.begin_answers(body.n * body.prompt_count - 1)
-        return relayed
-    tokenizer = await services.tokenizer(facts.vocabulary)
+        return elsewhere
+    return await _answer(asked, services, request)
+
+
+async def count_prompt(
+    schema: type[Body],
+    convert: Convert[Body],
+    services: Services,
+    request: Request,
+    **more: str,
+) -> Response:
+    """Answer with the number of tokens in the prompt of a door's request. more: further fields
+    of the answer. Raises ApiError."""
+    asked = await _asked(schema, convert, services, request)
+    source = await asked.backend.tokenizer(asked.facts.vocabulary)
+    tokenizer = BoundedTokenizer(source, asked.facts, asked.door.body.prompt_field)
+    tokenise = partial(asked.door.body.tokenise, tokenizer)
+    prompts = await services.reader.read(account_of(request).tenant, tokenise)
+    return json_response({**more, "input_tokens": sum(map(len, prompts))})
+
+
+async def _asked(
+    schema: type[Body], convert: Convert[Body], services: Services, request: Request
+) -> Asked:
+    """Read a request, and choose the engine or the fallback for it. Raises ApiError."""
+    account = account_of(request)
+    parsed = await parse(schema, services, request)
+    door = await checked(services, request, partial(convert, parsed))
+    account.field_names = door.names
+    backend = await services.backend(account)
+    facts = await backend.facts_of(door.body.model)
+    given = await checked(services, request, partial(parameters_of, door.body, facts))
+    account.ignored = shown_names((*door.ignored, *given.ignored))
+    return Asked(door, backend, facts, given)
+
+
+async def _answer(asked: Asked, services: Services, request: Request) -> Response:
+    """Generate the choices that a request asks for. Raises ApiError."""
+    account, door, facts = account_of(request), asked.door, asked.facts
+    body = door.body
+    tokenizer = await asked.backend.tokenizer(facts.vocabulary)
     style = await services.style_of(tokenizer, account)
-    name = f"{door_request.id_prefix}{uuid.uuid4().hex}"
-    jobs = await _jobs(services, body, facts, style, name, given.extras, account)
+    name = f"{door.id_prefix}{uuid.uuid4().hex}"
+    jobs = await _jobs(asked, services, style, name, account)
     if isinstance(found := jobs[0].extras.get(grammars.NAME), Mapping):
-        path = renamed(given.constrained_at or "tools", door_request.names)
-        account.field_names = {**door_request.names, **grammars.names_of(path, found)}
+        path = renamed(asked.given.constrained_at or "tools", door.names)
+        account.field_names = {**door.names, **grammars.names_of(path, found)}
     account.begin_answers(len(jobs) - 1)
-    fingerprint = services.begin(len(jobs), facts)
-    answer = door_request.answer(
-        Heading(name, int(time.time()), facts.model, len(jobs), account, fingerprint)
+    fingerprint = asked.backend.begin(len(jobs), facts)
+    answer = door.answer(
+        Heading(name, int(time.time()), facts.model, len(jobs), account.ledger, fingerprint)
     )
-    begin = services.engine.generate
+    begin = asked.backend.engine.generate
     streams = [
         stream_choice(index, begin(job), body.reader(style, job.prompt, facts.stop_tokens))
         for index, job in enumerate(jobs)
@@ -143,50 +199,12 @@ async def generate(
         return await json_answer(answer, streams, account, request.receive)
 
 
-async def count_prompt(
-    schema: type[Body],
-    convert: Convert[Body],
-    services: Services,
-    request: Request,
-    **more: str,
-) -> Response:
-    """Answer with the number of tokens in the prompt of a door's request. more: further fields
-    of the answer. Raises ApiError."""
-    door_request, services, facts, _ = await _converted(schema, convert, services, request)
-    source = await services.tokenizer(facts.vocabulary)
-    tokenizer = BoundedTokenizer(source, facts, door_request.body.prompt_field)
-    tokenise = partial(door_request.body.tokenise, tokenizer)
-    prompts = await services.reader.read(request.state.account.tenant, tokenise)
-    return json_response({**more, "input_tokens": sum(map(len, prompts))})
-
-
-async def _converted(
-    schema: type[Body], convert: Convert[Body], services: Services, request: Request
-) -> tuple[DoorRequest, Services, Facts, Parameters]:
-    """Return what a request asks for, the services and the model that answer it, and the
-    parameters that no schema has. Raises ApiError."""
-    account: Account = request.state.account
-    parsed = await parse(schema, services, request)
-    door_request = await checked(services, request, partial(convert, parsed))
-    account.field_names = door_request.names
-    services = await services.for_request(account)
-    facts = await services.facts_of(door_request.body.model)
-    given = await checked(services, request, partial(parameters_of, door_request.body, facts))
-    account.ignored = shown_names((*door_request.ignored, *given.ignored))
-    return door_request, services, facts, given
-
-
 async def _jobs(
-    services: Services,
-    body: GenerationRequest,
-    facts: Facts,
-    style: Style,
-    name: str,
-    extras: Mapping[str, object],
-    account: Account,
+    asked: Asked, services: Services, style: Style, name: str, account: Account
 ) -> list[Job]:
     """Return the jobs `name`-0, `name`-1, ...; the choices of a prompt get the seeds seed,
     seed + 1, ..."""
+    body, facts, extras = asked.door.body, asked.facts, asked.given.extras
     if body.prompt_count * body.n > (most := services.settings.max_choices):
         raise InvalidRequest(
             f"{body.prompt_count} prompts times n = {body.n} exceeds {most} choices",

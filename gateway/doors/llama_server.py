@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Final
 from msgspec.structs import replace
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
-from picospec.gateway.doors.completions import Prompts
+from picospec.gateway.doors.completions import Prompts, extensions_of
 from picospec.gateway.doors.door import Answer, DoorRequest, Heading, Json, sent_event
 from picospec.gateway.doors.request import GenerationRequest, TokenIds, minus_one_is_none
 from picospec.gateway.errors import InvalidRequest
@@ -224,7 +224,7 @@ class NativeAnswer(Answer):
     def __init__(self, body: NativeRequest, heading: Heading) -> None:
         self._fields = body.response_fields
         self._heading = heading
-        self._account = heading.account
+        self._ledger = heading.ledger
         self._tokens = Counter[int]()
 
     def events(self, index: int, delta: TextDelta) -> bytes:
@@ -246,11 +246,10 @@ class NativeAnswer(Answer):
             "content": text,
             "stop": False,
             "tokens_predicted": self._tokens[index],
-            "tokens_evaluated": self._account.prompt_tokens,
+            "tokens_evaluated": self._ledger.prompt_tokens,
         }
 
     def _last(self, index: int, text: str, delta: TextDelta) -> Json:
-        account = self._account
         ended_by = "limit" if delta.finish == "length" else "word" if delta.stop else "eos"
         answer = {
             **self._piece(index, text),
@@ -259,8 +258,8 @@ class NativeAnswer(Answer):
             "truncated": False,
             "stop_type": ended_by,
             "stopping_word": delta.stop or "",
-            "tokens_cached": account.prompt_tokens + self._tokens[index],
-            **account.extensions(),
+            "tokens_cached": self._ledger.prompt_tokens + self._tokens[index],
+            **extensions_of(self._ledger),
         }
         return _only(self._fields, answer) if self._fields else answer
 

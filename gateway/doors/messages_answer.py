@@ -182,20 +182,20 @@ class MessageAnswer(Answer):
 
     def _read(self) -> Json:
         """Return the usage before the first token."""
-        account = self._heading.account
-        cached = account.total().cached_tokens
+        ledger = self._heading.ledger
+        cached = ledger.total().cached_tokens
         return {
             **_NONE,
-            "input_tokens": account.prompt_tokens - cached,
+            "input_tokens": ledger.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": 0,
         }
 
     def _usage(self) -> Json:
-        account = self._heading.account
-        thinking = {"thinking_tokens": account.reasoning_tokens}
-        tokens = {"output_tokens": account.completion_tokens, "output_tokens_details": thinking}
+        ledger = self._heading.ledger
+        thinking = {"thinking_tokens": ledger.reasoning_tokens}
+        tokens = {"output_tokens": ledger.completion_tokens, "output_tokens_details": thinking}
         return {**self._read(), **tokens}
 
 

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from picospec.gateway.accounts import account_of
 from picospec.gateway.doors.chat import ChatRequest, logprobs_of
 from picospec.gateway.doors.completions import CompletionRequest
 from picospec.gateway.doors.door import Answer, DoorRequest, Heading, Json
@@ -284,16 +285,16 @@ class OllamaAnswer(Answer):
         return calls, rest
 
     def _counted(self, delta: TextDelta) -> Json:
-        account = self._heading.account
-        total, first = int(account.elapsed_s * _NS), int((account.first_token_s or 0) * _NS)
+        ledger = self._heading.ledger
+        total, first = int(ledger.elapsed_s * _NS), int((ledger.first_token_s or 0) * _NS)
         return {
             "done": True,
             "done_reason": "length" if delta.finish == "length" else "stop",
             "total_duration": total,
             "load_duration": 0,
-            "prompt_eval_count": account.prompt_tokens,
+            "prompt_eval_count": ledger.prompt_tokens,
             "prompt_eval_duration": first,
-            "eval_count": account.completion_tokens,
+            "eval_count": ledger.completion_tokens,
             "eval_duration": total - first,
         }
 
@@ -379,10 +380,10 @@ async def running(services: Services, request: Request) -> Response:
 async def show(services: Services, request: Request) -> Response:
     """Answer with a model's capabilities and the length of its context."""
     body = await parse(ShowRequest, services, request)
-    account = request.state.account
-    services = await services.for_request(account)
-    facts = await services.facts_of(body.model.removesuffix(LATEST))
-    style = await services.style_of(await services.tokenizer(facts.vocabulary), account)
+    account = account_of(request)
+    backend = await services.backend(account)
+    facts = await backend.facts_of(body.model.removesuffix(LATEST))
+    style = await services.style_of(await backend.tokenizer(facts.vocabulary), account)
     shown: Json = {
         "modelfile": "",
         "parameters": "",
@@ -410,8 +411,8 @@ async def no_embeddings(_: Services, request: Request) -> Response:
 
 
 async def _models(services: Services, request: Request) -> list[Json]:
-    services = await services.for_request(request.state.account)
-    facts = await services.engine.facts()
+    backend = await services.backend(account_of(request))
+    facts = await backend.engine.facts()
     return [_model(services, facts.named(name), name) for name in services.names_of(facts)]
 
 

@@ -30,7 +30,7 @@ from picospec.gateway.output.detokenise import Detokeniser, Piece
 from picospec.gateway.output.formats.base import Constraint
 from picospec.gateway.output.stream import ChoiceStream, Reader
 from picospec.gateway.output.style import Style
-from picospec.gateway.ports import Facts, Sampling, Tokenizer
+from picospec.gateway.ports import Facts, Tokenizer
 from picospec.gateway.schema import (
     FIRST_ERROR,
     NEUTRAL,
@@ -40,6 +40,7 @@ from picospec.gateway.schema import (
     RequestModel,
     is_neutral,
 )
+from picospec.speculation.messages import MAX_TEMPERATURE, MAX_TOP_K, Sampling
 
 # Checks the parameters that some engines serve, and those that no engine serves.
 #
@@ -57,6 +58,7 @@ MAX_BIASES: Final = 1024
 """A logit_bias has at most this many tokens: they cost time in each row of the session."""
 
 MAX_STOP_TOKENS: Final = 64
+"""A client gives at most this many; an Open also has the model's own, and so a higher limit."""
 
 MAX_UNKNOWN: Final = 256
 """A body has at most this many fields that no schema has; clients send about ten."""
@@ -293,9 +295,9 @@ class GenerationRequest(Servable):
     include_stop_str_in_output: Flag = False
     """vLLM has this field: the stop string or stop token that ends the text is part of it."""
 
-    temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
+    temperature: Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] = 0
+    top_k: Annotated[Integer, Field(ge=-1, lt=MAX_TOP_K + 1)] = 0
     """At 0 and -1, all tokens are kept."""
 
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0

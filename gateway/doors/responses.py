@@ -25,6 +25,7 @@ from picospec.gateway.schema import (
     Unserved,
     validated,
 )
+from picospec.speculation.messages import MAX_TOP_LOGPROBS
 
 # Converts the tools of a response to those of a chat.
 #
@@ -343,7 +344,7 @@ class ResponsesRequest(RequestModel):
     stream: Flag = False
     store: Flag = True
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
-    top_logprobs: Annotated[Integer, Field(ge=0, le=20)] = 0
+    top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
     truncation: Literal["auto", "disabled"] = "disabled"
     """With either value, a prompt that is too long is an error."""
 

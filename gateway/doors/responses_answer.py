@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+from picospec.gateway.accounts import Ledger
 from picospec.gateway.doors.chat import ChatRequest, logprobs_of
+from picospec.gateway.doors.completions import extensions_of
 from picospec.gateway.doors.door import Answer, Heading, parts_of, sent_event
 from picospec.gateway.doors.responses import ENCRYPTED, ResponsesRequest, sealed
 from picospec.gateway.errors import ApiError, InvalidRequest, Overloaded
@@ -183,7 +185,7 @@ class ResponseAnswer(Answer):
         keep: Keep | None,
         heading: Heading,
     ) -> None:
-        self._account = heading.account
+        self._ledger = heading.ledger
         self._created = heading.created
         self._keep = keep
         self._response = _beginning(request, chat, heading)
@@ -228,11 +230,11 @@ class ResponseAnswer(Answer):
         response = {
             **self._response,
             "status": "incomplete" if cut else "completed",
-            "completed_at": None if cut else self._created + int(self._account.elapsed_s),
+            "completed_at": None if cut else self._created + int(self._ledger.elapsed_s),
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "output": self._output.items,
-            "usage": _usage(self._account.usage()),
-            **self._account.extensions(),
+            "usage": _usage(self._ledger),
+            **extensions_of(self._ledger),
         }
         if self._keep is not None:
             self._keep(response)
@@ -274,15 +276,14 @@ def _beginning(request: ResponsesRequest, chat: ChatRequest, heading: Heading) -
     }
 
 
-def _usage(chat: Mapping[str, Any]) -> Json:
-    """Return a chat's `usage` with this API's names."""
-    written = chat["completion_tokens_details"]
+def _usage(ledger: Ledger) -> Json:
+    cached = ledger.total().cached_tokens
     return {
-        "input_tokens": chat["prompt_tokens"],
-        "input_tokens_details": {**chat["prompt_tokens_details"], "cache_write_tokens": 0},
-        "output_tokens": chat["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": written["reasoning_tokens"]},
-        "total_tokens": chat["total_tokens"],
+        "input_tokens": ledger.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": ledger.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": ledger.reasoning_tokens},
+        "total_tokens": ledger.prompt_tokens + ledger.completion_tokens,
     }
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.accounts import Account
+from picospec.gateway.accounts import account_of
 from picospec.gateway.doors.door import DoorRequest
 from picospec.gateway.doors.generation import count_prompt, generate
 from picospec.gateway.doors.responses import ITEMS, Item, ResponsesRequest, names_of, offered
@@ -42,7 +42,7 @@ async def count(services: Services, request: Request) -> Response:
 
 def _store_of(services: Services, request: Request) -> ResponseStore:
     """Return the tenant's store, and record its size, because it takes time to read."""
-    account: Account = request.state.account
+    account = account_of(request)
     store = services.stores.setdefault(account.tenant, ResponseStore(account.clock))
     account.kept_bytes = store.size_bytes
     return store

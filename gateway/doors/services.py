@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
@@ -104,8 +104,7 @@ About = Callable[[], Awaitable[dict[str, object]]]
 
 
 class Relay(Protocol):
-    """Asks another service, such as the verifier, to answer in place of this one. If a method
-    returns None, this service answers the request."""
+    """Asks another service, such as the verifier, to answer in place of this one."""
 
     @property
     def models(self) -> Sequence[str]:
@@ -113,13 +112,48 @@ class Relay(Protocol):
 
     async def ahead(self, services: Services, request: Request) -> Response | None:
         """Answer a request before its door reads it, depending on its body, which may contain a
-        picture. Raises ApiError."""
+        picture. Returns None if a door answers it. Raises ApiError."""
 
-    async def undrafted(
-        self, services: Services, request: Request, model: str
-    ) -> Response | None:
-        """Answer a request for this model that its door has read, if the verifier opens no
-        sessions for the edge. Raises ApiError."""
+    @property
+    def is_undrafted(self) -> bool:
+        """True if the engine cannot generate, because the verifier in use opens no sessions for
+        it; then `undrafted` answers, once a door has read and checked the request."""
+
+    async def undrafted(self, services: Services, request: Request, model: str) -> Response:
+        """Answer a request for this model that its door has read. Raises ApiError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Answers a whole request: the engine of the service, or that of the fallback."""
+
+    engine: Engine
+    tokenizer: TokenizerSource
+    settings: GatewaySettings
+    fallback: Fallback | None = None
+    """The engine and the tokenizer are this fallback's; None: they are the service's own."""
+
+    async def facts_of(self, model: str | None) -> Facts:
+        """Return the engine's facts. Raises NotFound if the engine does not have the model.
+
+        model: None, if a request names none, and the aliases mean the engine's model too. So
+        does any name if the fallback answers, because clients then name the missing model, or
+        if the settings accept any name. An adapter of the model is named as a model is.
+        """
+        facts = (await self.engine.facts()).named(model)
+        if self.fallback or self.settings.accept_any_model or model is None:
+            return facts
+        if model != facts.model and model not in self.settings.model_aliases:
+            message = f"the model {model!r} does not exist; this service has {facts.model!r}"
+            raise NotFound(message, param="model", code="model_not_found")
+        return facts
+
+    def begin(self, answers: int, facts: Facts) -> str | None:
+        """Begin answers. Returns their `system_fingerprint`; None without the fallback."""
+        if self.fallback is None:
+            return None
+        self.fallback.count_answers(answers)
+        return f"{self.fallback.name}:{facts.model}"
 
 
 _WAITING: Final = 32
@@ -128,8 +162,7 @@ _WAITING: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    engine: Engine
-    tokenizer: TokenizerSource
+    own: Backend
     drain: Drain
     registry: CollectorRegistry
     settings: GatewaySettings
@@ -148,28 +181,13 @@ class Services:
     about: About | None = None
     fallback: Fallback | None = None
     relay: Relay | None = None
-    falls_back: bool = False
-    """True if `engine` and `tokenizer` are the fallback's."""
 
-    async def for_request(self, account: Account) -> Self:
-        """Return the services that answer a request that begins now: these, or a copy with the
-        fallback's engine. The whole request must be answered by the returned services."""
-        if self.fallback is None or not await self.fallback.is_needed():
-            return self
-        account.fallback = self.fallback.name
-        return replace(
-            self,
-            engine=self.fallback.engine,
-            tokenizer=self.fallback.tokenizer,
-            falls_back=True,
-        )
-
-    def begin(self, answers: int, facts: Facts) -> str | None:
-        """Begin answers. Returns their `system_fingerprint`; None without the fallback."""
-        if not self.falls_back or self.fallback is None:
-            return None
-        self.fallback.count_answers(answers)
-        return f"{self.fallback.name}:{facts.model}"
+    async def backend(self, account: Account) -> Backend:
+        """Return who answers a request that begins now, unless another service does."""
+        if (fallback := self.fallback) is None or not await fallback.is_needed():
+            return self.own
+        account.fallback = fallback.name
+        return Backend(fallback.engine, fallback.tokenizer, self.settings, fallback)
 
     async def style_of(self, tokenizer: Tokenizer, account: Account) -> Style:
         if (style := self.styles.known(tokenizer)) is not None:
@@ -185,18 +203,3 @@ class Services:
         """Return all names by which clients may ask for a model."""
         aliases = sorted({*self.settings.model_aliases} - {facts.model})
         return [facts.model, *aliases, *facts.adapters]
-
-    async def facts_of(self, model: str | None) -> Facts:
-        """Return the engine's facts. Raises NotFound if the engine does not have the model.
-
-        model: None, if a request names none, and the aliases mean the engine's model too. So
-        does any name if the fallback answers, because clients then name the missing model, or
-        if the settings accept any name. An adapter of the model is named as a model is.
-        """
-        facts = (await self.engine.facts()).named(model)
-        if self.falls_back or self.settings.accept_any_model or model is None:
-            return facts
-        if model != facts.model and model not in self.settings.model_aliases:
-            message = f"the model {model!r} does not exist; this service has {facts.model!r}"
-            raise NotFound(message, param="model", code="model_not_found")
-        return facts

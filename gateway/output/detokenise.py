@@ -19,8 +19,9 @@ import msgspec
 
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.output.message import Parsed
-from picospec.gateway.ports import Delta, FinishReason, Statistics, TokenLogprob
+from picospec.gateway.ports import Delta, Statistics
 from picospec.gateway.watching import TARGET, Chain, Event, Origins, Report
+from picospec.speculation.messages import FinishReason, TokenLogprob
 
 Piece = Callable[[int], bytes]
 Finish = FinishReason | Literal["tool_calls"]

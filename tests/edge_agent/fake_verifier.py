@@ -136,7 +136,8 @@ async def _answer(request: Request) -> Response:
         case "/v1/model-facts":
             return JSONResponse(FACTS | {"protocol": 5} if NAME == "old" else FACTS)
         case "/v1/chat/completions" | "/v1/completions" | "/api/chat":
-            return JSONResponse({"path": path, "asked": json.loads(body)})
+            asked = json.loads(body)
+            return JSONResponse({"path": path, "asked": asked, **asked.get("counts", {})})
         case "/v1/speculate":
             return _open(body, name)
     return _drafts(session, body)

@@ -20,7 +20,6 @@ from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.ports import Delta, Job
-from picospec.gateway.ports import Sampling as EnginesSampling
 from picospec.gateway.tracing import Span
 from picospec.models.tokenizer import Tokenizer
 from picospec.models.tokenizer_file import TokenizerFile
@@ -248,7 +247,7 @@ class Edge:
 FACTS = ModelFacts(
     "big", 1000, "print", 512, [7], LIMITS, judges=["coupled"], features=["logit_bias"]
 )
-JOB = Job("r1", (50, 51, 52), 20, EnginesSampling(temperature=0.5, top_k=3), seed=9)
+JOB = Job("r1", (50, 51, 52), 20, Sampling(temperature=0.5, top_k=3), seed=9)
 
 
 class FakeVerifiers:

@@ -27,7 +27,8 @@ from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import beside
-from picospec.gateway.ports import Job, Sampling
+from picospec.gateway.ports import Job
+from picospec.speculation.messages import Sampling
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.fakes import engine
 

@@ -116,10 +116,11 @@ async def test_an_edge_passes_on_what_an_old_verifier_answers_and_says_so(
 async def test_what_an_answer_for_a_client_of_ollama_took_is_counted(
     undrafted: httpx.AsyncClient,
 ) -> None:
-    said = {"messages": CHAT["messages"], "prompt_eval_count": 7, "eval_count": 3}
+    counts = {"prompt_eval_count": 7, "eval_count": 3}
 
     with capture_logs() as logs:
-        answer = await undrafted.post("/api/chat", json=said)  # it is answered what was asked
+        asked = {"messages": CHAT["messages"], "counts": counts}  # and it is answered so
+        answer = await undrafted.post("/api/chat", json=asked)
 
     (line,) = [line for line in logs if line["event"] == "request"]
     assert answer.json()["path"] == "/api/chat"

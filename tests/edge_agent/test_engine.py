@@ -15,12 +15,13 @@ from picospec.edge_agent.driver import Session
 from picospec.edge_agent.engine import QUEUE_ITEMS
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
-from picospec.gateway.ports import Job, Sampling, Statistics
+from picospec.gateway.ports import Job, Statistics
 from picospec.speculation.messages import (
     Commit,
     Down,
     Finish,
     Open,
+    Sampling,
     TokenLogprob,
     Totals,
 )

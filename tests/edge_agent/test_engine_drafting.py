@@ -18,13 +18,21 @@ from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import Unavailable
-from picospec.gateway.ports import Delta, Job, Sampling
+from picospec.gateway.ports import Delta, Job, opening
 from picospec.gateway.watching import Chain, Event, LinkUse, Pass
 from picospec.models.tokenizer import Tokenizer
 from picospec.speculation import coupled
 from picospec.speculation.drafting import DraftingSession
 from picospec.speculation.learning import Latencies
-from picospec.speculation.messages import Commit, Fill, Finish, Limits, TokenId, Totals, opening
+from picospec.speculation.messages import (
+    Commit,
+    Fill,
+    Finish,
+    Limits,
+    Sampling,
+    TokenId,
+    Totals,
+)
 from tests.edge_agent.fakes import (
     FACTS,
     JOB,

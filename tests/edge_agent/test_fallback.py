@@ -15,11 +15,11 @@ from picospec.edge_agent.link.course import Event
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
-from picospec.gateway.ports import Delta, Job, Sampling
+from picospec.gateway.ports import Delta, Job, opening
 from picospec.speculation.distributions import Logits
 from picospec.speculation.judges import seeded
 from picospec.speculation.logits import adjustment
-from picospec.speculation.messages import Limits, ModelFacts, opening
+from picospec.speculation.messages import Limits, ModelFacts, Sampling
 from picospec.speculation.noise import noise_index
 from picospec.speculation.verify_session import Pass
 from picospec.verifier.llama_target.scheduler import Part, judge

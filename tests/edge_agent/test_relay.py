@@ -122,6 +122,19 @@ async def test_events_come_when_they_are_made() -> None:
     assert (first, rest) == (b"data: 1\n\n", b"data: 2\n\n")
 
 
+async def test_an_answer_without_counts_is_charged_by_events_and_by_the_requests_text() -> None:
+    upstream = Upstream(saying(b"data: 1\n\ndata: 2\n\n", kind="text/event-stream"))
+
+    async with relaying(upstream) as client:
+        with capture_logs() as logs:
+            await client.post("/v1/audio/speech", json={"input": "a" * 100})
+            await client.post(RECORDING, content=bytes(400), headers=RAW)
+
+    lines = [line for line in logs if line["event"] == "request"]
+    counted = [(line["prompt_tokens"], line["completion_tokens"]) for line in lines]
+    assert counted == [(28, 2), (0, 2)]
+
+
 async def test_a_client_that_leaves_ends_the_request_to_the_upstream() -> None:
     async def endless() -> AsyncIterator[bytes]:
         try:

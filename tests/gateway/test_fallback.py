@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import httpx
 import pytest
+from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from picospec.gateway.app import create_app
@@ -126,3 +127,29 @@ async def test_models_tokens_and_parameters_are_the_fallbacks_meanwhile(
     assert [each["id"] for each in models.json()["data"]] == ["small"]
     assert tokens.json()["tokens"] == [97, 98]
     assert models.headers["x-picospec-fallback"] == "draft"
+
+
+class Undrafted:
+    """A relay to a verifier that opened no sessions when it was last asked."""
+
+    is_undrafted = True
+    models = ()
+
+    async def ahead(self, *_: object) -> None:
+        return None
+
+    async def undrafted(self, *_: object) -> Response:
+        raise Unavailable("no verifier answers")
+
+
+async def test_the_fallback_answers_whatever_the_verifier_was_that_went_away(
+    fallback: Fallback,
+) -> None:
+    async def source(_: str) -> Tokenizer:
+        return ByteTokenizer()
+
+    app = create_app(away(), source, GatewaySettings(), fallback=fallback, relay=Undrafted())
+    async with client_of(app) as asked:
+        answer = await asked.post("/v1/chat/completions", json=CHAT)
+
+    assert (answer.status_code, answer.headers["x-picospec-fallback"]) == (200, "draft")

@@ -21,7 +21,8 @@ from picospec.edge_agent.link.session import Posts
 from picospec.edge_agent.proposals import ProposalFinder
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.ports import Job, Sampling
+from picospec.gateway.ports import Job
+from picospec.gateway.ports import opening as lookup_opening
 from picospec.speculation import wire
 from picospec.speculation.draft_machine import Outcome
 from picospec.speculation.messages import (
@@ -30,9 +31,9 @@ from picospec.speculation.messages import (
     Pushed,
     Redraw,
     RemoteProtocolError,
+    Sampling,
     TokenId,
 )
-from picospec.speculation.messages import opening as lookup_opening
 from picospec.speculation.ngrams import PromptGrams
 from picospec.speculation.wire import Framed
 from picospec.verifier.routes import DRAFTS_BYTES, check_open

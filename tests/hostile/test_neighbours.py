@@ -19,13 +19,13 @@ from picospec.edge_agent.proposals import EdgeGrammars
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import Overloaded, RateLimited
 from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import Job, Sampling
+from picospec.gateway.ports import Job
 from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from picospec.gateway.turns import Turns
 from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.grammars import Constraint
 from picospec.models.trial import Outcome
-from picospec.speculation.messages import Finish, Open
+from picospec.speculation.messages import Finish, Open, Sampling
 from picospec.verifier.app import PlainEngine
 from picospec.verifier.llama_target.target import KvSlots
 from tests.edge_agent.fake_cache import FakeCache, draft_after

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from picospec.gateway.ports import Job, Sampling
+from picospec.gateway.ports import Job, opening
 from picospec.speculation import messages, noise, wire
 from picospec.speculation import separate as verifier
 from picospec.speculation.distributions import Q_SCALE
@@ -23,7 +23,7 @@ from picospec.speculation.messages import (
     Recovered,
     Redraw,
     RemoteProtocolError,
-    opening,
+    Sampling,
 )
 from picospec.speculation.verify_session import VerifyingSession
 from picospec.verifier.sessions import streams

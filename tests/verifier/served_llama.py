@@ -14,11 +14,10 @@ from prometheus_client import CollectorRegistry
 
 from picospec.gateway.drain import Drain
 from picospec.gateway.ports import Job
-from picospec.gateway.ports import Sampling as PlainSampling
 from picospec.models.store import Found, open_store
 from picospec.speculation.distributions import DraftToken, QuantisedDistribution
 from picospec.speculation.drafting import DraftingSession
-from picospec.speculation.messages import Commit, Draft, Finish, Limits, Open, TokenId
+from picospec.speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
 from picospec.speculation.wire import Framed
 from picospec.verifier.app import PlainEngine, opening
 from picospec.verifier.llama_target.target import LlamaTarget
@@ -55,7 +54,7 @@ def job_of(
 ) -> Job:
     tokens = host.ready().tokenizer.chat([{"role": "user", "content": prompt}])
     top_p = 0.95 if temperature else 1.0
-    sampling = PlainSampling(temperature=temperature, top_p=top_p)
+    sampling = Sampling(temperature=temperature, top_p=top_p)
     return Job("job", tuple(tokens), TOKENS, sampling, seed, 2, extras)
 
 

@@ -307,7 +307,7 @@ class Upstream(Response):
             with suppress(RateLimited):
                 account.tenant.admit(account.clock())
         if session is None or session.ending:  # its own stream says that it has ended
-            return account.metrics.failed_messages.labels("404").inc()
+            return account.ledger.metrics.failed_messages.labels("404").inc()
         if not record.frames:
             return self._carry(session, outbox)
         self._inboxes[record.session] = inbox = _Inbox(session)

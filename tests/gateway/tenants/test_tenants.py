@@ -17,7 +17,10 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from picospec.edge_agent.settings import load
+from picospec.gateway.accounts import Account, Ledger
 from picospec.gateway.errors import RateLimited, Unauthorized
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.tenants import (
     FORGET_S,
     MAX_FILE_BYTES,
@@ -320,6 +323,19 @@ def test_an_answer_begins_while_tokens_are_left_and_the_next_waits_for_what_it_t
     assert limited.value.retry_after_s == 31
     ann.begin(31.0)
     ann.admit(0.0)
+
+
+def test_tokens_are_charged_once_and_while_the_answer_that_takes_them_runs() -> None:
+    ann = tenant(tokens_a_minute=60)
+    running = Account("r", Ledger(Metrics(CollectorRegistry()), lambda: 0.0, 0.0), ann)
+    running.begin_answers(1)
+
+    running.count(0, TextDelta("", 90))
+
+    with pytest.raises(RateLimited):
+        ann.begin(0.0)
+    running.close()
+    ann.begin(31.0)
 
 
 def test_what_is_not_used_of_a_minute_is_not_saved_for_the_next() -> None:

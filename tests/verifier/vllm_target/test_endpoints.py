@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.accounts import Account
+from picospec.gateway.accounts import Account, Ledger
 from picospec.gateway.drain import Drain
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
@@ -35,7 +35,7 @@ def of(module: str) -> Any:
 def account(**limits: int) -> Account:
     registry = CollectorRegistry()
     tenant = Tenant("ann", KeyLimits(**limits), TenantMetrics(registry))
-    return Account("r", Metrics(registry), time.monotonic, time.monotonic(), tenant)
+    return Account("r", Ledger(Metrics(registry), time.monotonic, time.monotonic()), tenant)
 
 
 def scope(path: str = "/v1/completions", **more: object) -> dict[str, Any]:
@@ -190,7 +190,7 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
     for state in ({"account": paying}, {}):
         await asked(of("plain").PlainRequests(vllm, Drain()), scope(state=state))
 
-    assert (paying.prompt_tokens, paying.completion_tokens) == (5, 12)
+    assert (paying.ledger.prompt_tokens, paying.ledger.completion_tokens) == (5, 12)
     ours, with_salt, *others = salts
     assert ours == "ann"
     assert with_salt not in ("x", "ann")

@@ -23,10 +23,10 @@ from picospec.bench.run.services import free_port
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.request import SERVABLE
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.ports import Sampling
 from picospec.models.template import ChatTemplate
 from picospec.models.tokenizer import Tokenizer
 from picospec.models.tokenizer_file import TokenizerFile, tokenizer_file
+from picospec.speculation.messages import Sampling
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.models.chats import TEMPLATES
 from tests.verifier.vllm_target.plain_serve import call_it_vllm, wait_for

@@ -44,7 +44,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from picospec.gateway.app import HANDLERS, accounted
 from picospec.gateway.documents import VERSION
-from picospec.gateway.doors.generation import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
+from picospec.gateway.doors.generation import body_limit_bytes
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError, NotFound
 from picospec.gateway.hosting import logs
@@ -102,8 +102,8 @@ class Bodies:
         request = Request(scope, receive)
         is_json = not request.headers.get("content-type", "").lower().startswith(_NO_JSON)
         is_text = is_json and (not self.takes_media or scope["path"].endswith("/tokenize"))
-        limit_bytes = max(MIN_LIMIT_BYTES, self.context_tokens * BYTES_PER_TOKEN)
-        body = await read_body(request, limit_bytes if is_text else None)
+        limit_bytes = body_limit_bytes(self.context_tokens) if is_text else None
+        body = await read_body(request, limit_bytes)
         if is_json and len(body) > SMALL_BYTES:
             tenant = scope["state"]["account"].tenant
             await self.counting.run(tenant, partial(check_structure, body))
