@@ -232,10 +232,9 @@ _NEAR: Final = 0.9
 def _has(field: FieldInfo | None, part: str) -> bool:
     """Return True if a field is a table in which a variable may set this part."""
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-    names = [each.model_fields for each in kinds if hasattr(each, "model_fields")]
-    return any(part.partition("__")[0] in each for each in names) or dict in map(
-        get_origin, kinds
-    )
+    tables = [getattr(each, "model_fields", ()) for each in kinds]
+    is_free = any(get_origin(each) is dict for each in kinds)
+    return is_free or any(part.partition("__")[0] in names for names in tables)
 
 
 class ServiceSettings(GatewaySettings, BaseSettings):

@@ -232,7 +232,7 @@ def asked(case: Case, engine: ScriptedEngine, is_raw: bool) -> Body:
     usual = {"max_tokens": room, "seed": 41, "top_logprobs": None, "identity": ""}
     usual |= {"watched": False}
     found |= {n: getattr(first, n) for n in usual if getattr(first, n) != usual[n]}
-    drawn = {each.name: getattr(first.sampling, each.name) for each in fields(Sampling)}
+    drawn = {name: getattr(first.sampling, name) for name in Sampling.__struct_fields__}
     found |= {n: value for n, value in drawn.items() if value != getattr(Sampling(), n)}
     for name, value in first.extras.items():
         made = value.get("grammar", "") if name == grammars.NAME else ""
