@@ -22,17 +22,24 @@ from picospec.edge_agent.driver import DraftModel, Driver
 from picospec.edge_agent.link.verifiers import Sessions, Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
-from picospec.edge_agent.proposals import DraftGrammar, ProposalFinder, Proposals
+from picospec.edge_agent.proposals import (
+    DraftGrammar,
+    OncePerPrompt,
+    ProposalFinder,
+    Proposals,
+)
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.drain import beside
 from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from picospec.gateway.ports import Delta, Facts, Job, Owner, Statistics, opening
+from picospec.gateway.tenants import salted
 from picospec.models.tokenizer import Tokenizer
 from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import DraftPolicy, StreamPolicy
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.messages import (
+    SALT,
     Commit,
     Finish,
     InvalidSetting,
@@ -208,6 +215,7 @@ class EdgeEngine:
         self._pairing = pairing
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._proposals = ProposalFinder(settings, pairing)
+        self._translated = OncePerPrompt[list[int]]()
         self._unused_commits = 0  # of the DraftingSession that ended last
 
     async def facts(self) -> Facts:
@@ -228,7 +236,7 @@ class EdgeEngine:
         facts = (await self._verifiers.facts()).identified(job.identity)
         if facts is None:
             raise Unavailable("the verifier is another one since the prompt was read")
-        slot = self._slot(job)
+        slot = await self._slot(job)
         try:
             answer = await self._answer(job, facts, slot)
             await answer.run(emit)
@@ -242,20 +250,24 @@ class EdgeEngine:
                 slot.leave()
         self._unused_commits = answer.session.unused_commits
 
-    def _slot(self, job: Job) -> DraftSlot | None:
+    async def _slot(self, job: Job) -> DraftSlot | None:
         """Take a slot, once the relation of the two vocabularies is known."""
         pairing = self._pairing
         if pairing.relation in ("identical", "padded"):
             return self._drafter.take(job.prompt, job.owner)
-        if pairing.translation is None:
+        if (translation := pairing.translation) is None:
             return None
-        return foreign.take(self._drafter, pairing.translation, job.prompt, job.owner)
+        own = await self._translated.of(job.prompt, translation.prompt)
+        slot = self._drafter.take(own, job.owner)
+        return slot and foreign.ForeignSlot(slot, translation, len(job.prompt), own)
 
     async def _answer(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Answer:
         """Return an answer that is yet to run. Raises InvalidSetting, even without a slot."""
         settings = self._settings
         fill = settings.fill if slot else "auto"  # an answer with `never` would not end
-        salt = job.owner.name if job.owner and settings.separates_prefixes else None
+        salt = None
+        if job.owner and settings.separates_prefixes:
+            salt = salted(job.owner.identity, job.extras.get(SALT))
         request = opening(job, facts, judge=settings.judge, fill=fill, salt=salt)
         proposals = await self._proposals.find(request, job, facts)
         request = proposals.request
@@ -285,7 +297,7 @@ class EdgeEngine:
         """Forget the answers that an owner got, here and at the verifiers. Raises ApiError if a
         verifier does not."""
         self._proposals.pools.empty(owner)
-        salt = owner.name if self._settings.separates_prefixes else None
+        salt = salted(owner.identity) if self._settings.separates_prefixes else None
         await self._verifiers.forget_answers(salt)
 
     async def close(self) -> None:

@@ -15,7 +15,15 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.proposals import EdgeGrammars
 from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
-from picospec.gateway.ports import Delta, Facts, Job, Statistics, TokenizerSource, opening
+from picospec.gateway.ports import (
+    Delta,
+    Facts,
+    Job,
+    Owner,
+    Statistics,
+    TokenizerSource,
+    opening,
+)
 from picospec.models.errors import CannotCheck, GrammarFailed
 from picospec.models.grammars import NAME
 from picospec.models.store import Found
@@ -81,7 +89,7 @@ class DraftEngine:
         """Stop everything that the engine has started."""
         await self._grammars.close()
 
-    async def _mask(self, request: Open, owner: object) -> Adjust | None:
+    async def _mask(self, request: Open, owner: Owner | None) -> Adjust | None:
         """Return the mask that bars the tokens that the request's grammar does not allow."""
         if NAME not in request.sampling.extras:
             return None

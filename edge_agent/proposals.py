@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.ports import Job
+from picospec.gateway.ports import Job, Owner
 from picospec.gateway.turns import Turns
 from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from picospec.models.errors import CannotCheck, GrammarFailed, InvalidGrammar
@@ -41,7 +41,7 @@ class EdgeGrammars:
         self._turns = Turns(1, MAX_WAITING, WAITING)
 
     async def compile(
-        self, request: Open, tokenizer: Tokenizer, owner: object = None
+        self, request: Open, tokenizer: Tokenizer, owner: Owner | None = None
     ) -> Grammar:
         """Return the grammar of a request that has one. Raises InvalidRequest, CannotCheck if
         no grammar can be tried now, or Overloaded if too many requests of the owner wait."""
@@ -49,7 +49,8 @@ class EdgeGrammars:
             await self.close()
             self._compiler = GrammarCompiler(tokenizer, self._turns.take)
         try:
-            return await self._compiler.compile(bytes(request.sampling.extras[NAME]), owner)
+            asked = bytes(request.sampling.extras[NAME])
+            return await self._compiler.compile(asked, owner.identity if owner else None)
         except InvalidGrammar as error:
             field = error.field(NAME)
             raise InvalidRequest(f"{field}: {error.reason}", param=field) from error
@@ -189,6 +190,27 @@ class Pools:
         self._kept.pop(owner, None)
 
 
+Made = TypeVar("Made")
+
+
+class OncePerPrompt(Generic[Made]):
+    """Makes something of a prompt in a thread, because a prompt may be long, once for all
+    choices that begin at the same time."""
+
+    def __init__(self) -> None:
+        self._making: dict[int, asyncio.Task[Made]] = {}  # by id of the prompt
+
+    async def of(
+        self, prompt: tuple[TokenId, ...], make: Callable[[tuple[TokenId, ...]], Made]
+    ) -> Made:
+        making = self._making.get(id(prompt))
+        if making is None:
+            making = asyncio.create_task(asyncio.to_thread(make, prompt))
+            self._making[id(prompt)] = making
+            making.add_done_callback(lambda _: self._making.pop(id(prompt)))
+        return await asyncio.shield(making)
+
+
 class ProposalFinder:
     """Serves all answers of an edge. tokenizer: returns the target's, by its digest."""
 
@@ -198,7 +220,7 @@ class ProposalFinder:
         self._settings = settings
         self._tokenizer = tokenizer
         self._grammars = EdgeGrammars()
-        self._grams: dict[int, asyncio.Task[PromptGrams]] = {}  # by id of the prompt
+        self._grams = OncePerPrompt[PromptGrams]()
         self.pools = Pools(settings.pool_tokens)
 
     async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
@@ -224,18 +246,12 @@ class ProposalFinder:
         return Proposals(request, predicted, grammar, proposer, pool)
 
     async def _lookup(self, prompt: tuple[TokenId, ...], pool: Pool | None) -> PromptLookup:
-        """Return the prompt lookup of one answer. A thread makes the n-grams of a long prompt,
-        once for all choices that begin at the same time."""
+        """Return the prompt lookup of one answer."""
         if len(prompt) <= INLINE_TOKENS:
             return PromptLookup(prompt, pool=pool)
-        making = self._grams.get(id(prompt))
-        if making is None:
-            making = asyncio.create_task(asyncio.to_thread(PromptGrams, prompt))
-            self._grams[id(prompt)] = making
-            making.add_done_callback(lambda _: self._grams.pop(id(prompt)))
-        return PromptLookup(prompt, await asyncio.shield(making), pool)
+        return PromptLookup(prompt, await self._grams.of(prompt, PromptGrams), pool)
 
-    async def _grammar(self, request: Open, owner: object) -> Grammar | None:
+    async def _grammar(self, request: Open, owner: Owner | None) -> Grammar | None:
         if not (self._settings.grammars and NAME in request.sampling.extras):
             return None
         tokenizer = await self._tokenizer(request.vocabulary)

@@ -43,6 +43,8 @@ from picospec.gateway.doors.generation import checked, parse, read
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
 from picospec.gateway.schema import check_structure
+from picospec.gateway.tenants import Tenant, salted
+from picospec.speculation.messages import SALT
 
 # Looks into a request's body to find out who answers it, before a door reads it.
 #
@@ -199,7 +201,9 @@ class Relay:
             model = facts.model
         account.begin_answers(relayed.answers - 1)
         account.relayed = way.peer.name
-        asked = await checked(services, request, partial(_renamed, body, model))
+        separate = services.settings.separates_prefixes and way is not self._upstream
+        addressed = partial(_addressed, body, model, account.tenant, separate=separate)
+        asked = await checked(services, request, addressed)
         target = f"{door}{query_of(request.scope)}"
         ask = partial(way.post_to, target, headers_of(request.headers), asked)
         text_bytes = min(len(asked), MEDIA_BYTES) if relayed.has_media else len(asked)
@@ -230,8 +234,10 @@ class Relay:
         self, path: str, model: str, services: Services, request: Request
     ) -> Response:
         """Return the verifier's answer to a request that has been read and begun."""
-        body = await checked(services, request, partial(_renamed, await request.body(), model))
         account = account_of(request)
+        separate, body = services.settings.separates_prefixes, await request.body()
+        addressed = partial(_addressed, body, model, account.tenant, separate=separate)
+        body = await checked(services, request, addressed)
         account.relayed = "verifier"
         ask = partial(self._verifiers.current.ask, path, body)
         return Relayed(ask, account, services.drain, asked_bytes=len(body))
@@ -268,11 +274,13 @@ class _Nothing:
         raise NotFound(f"there is no {scope['path']}")
 
 
-def _renamed(body: bytes, model: str | None) -> bytes:
+def _addressed(body: bytes, model: str | None, tenant: Tenant, *, separate: bool) -> bytes:
     """Return the request for another service, with its own name of the model. Encoding it anew
-    removes duplicate fields. Raises InvalidRequest."""
+    removes duplicate fields. separate: True if it must not find out what others have asked.
+    Raises InvalidRequest."""
     try:
         fields = msgspec.json.decode(body)
     except ValueError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
-    return msgspec.json.encode({**fields, "model": model})
+    salt = {SALT: salted(tenant.identity, fields.get(SALT))} if separate else {}
+    return msgspec.json.encode({**fields, **salt, "model": model})

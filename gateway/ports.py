@@ -125,6 +125,10 @@ class Owner(Protocol):
     def name(self) -> str:
         """Return the owner's name, which no other owner has."""
 
+    @property
+    def identity(self) -> str:
+        """Return what stands for the owner in salts, see gateway.tenants."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

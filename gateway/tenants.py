@@ -338,6 +338,12 @@ def identity_of_key(digest: bytes, environ: MutableMapping[str, str]) -> str:
     return hmac.new(secret.encode(), digest, hashlib.sha256).hexdigest()
 
 
+def salted(identity: str, asked: object = None) -> str:
+    """Return the salt of what a tenant asks at a target that others ask, too. asked: the salt
+    by which the tenant's own users differ, if any."""
+    return f"{identity} {asked}" if isinstance(asked, str) and asked else identity
+
+
 PREFIX_BYTES: Final = 8
 """A key is looked up by this many bytes of its digest; then the whole digest is compared."""
 

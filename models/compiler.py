@@ -109,36 +109,41 @@ Turn = Callable[[object], AbstractAsyncContextManager[None]]
 """turn(owner) is a context manager: it enters when it is the owner's turn, and exits when the
 work is done. Only one turn is taken at a time."""
 
+_Asked = tuple[str | None, bytes]
+"""An owner and its constraint."""
+
+K = TypeVar("K")
 T = TypeVar("T")
 
 
 class GrammarCompiler:
-    """Checks and compiles constraints. Requests of several owners take turns. An owner is the
-    requester; None if unknown."""
+    """Checks and compiles constraints. Requests of several owners take turns. An owner stands
+    for the requester; None if unknown. Each grammar is checked for each owner, whose answer
+    comes no sooner for what others have asked."""
 
     def __init__(self, tokenizer: Tokenizer, turn: Turn) -> None:
         self.tokenizer = tokenizer
         self._turn = turn
         self._checker = Checker(tokenizer.vocabulary)
-        self._verdicts: dict[bytes, Outcome] = {}
+        self._verdicts: dict[_Asked, Outcome] = {}
         self._compiled: dict[bytes, Grammar] = {}
 
-    async def check(self, asked: bytes, owner: object = None) -> str:
+    async def check(self, asked: bytes, owner: str | None = None) -> str:
         """Return the grammar of a constraint (JSON). Raises InvalidGrammar or CannotCheck, and
         the errors of `turn`."""
-        if (verdict := self._verdicts.get(asked)) is None:
+        if (verdict := self._verdicts.get((owner, asked))) is None:
             async with self._turn(owner):
-                verdict = await self._verdict(asked)
+                verdict = await self._verdict(owner, asked)
         return _grammar(verdict)
 
-    async def compile(self, asked: bytes, owner: object = None) -> Grammar:
+    async def compile(self, asked: bytes, owner: str | None = None) -> Grammar:
         """Return the compiled grammar of a constraint. Raises the errors of `check`."""
-        if (grammar := self.compiled(asked)) is not None:
-            return grammar
-        if (verdict := self._verdicts.get(asked)) is not None:
+        if (verdict := self._verdicts.get((owner, asked))) is not None:
             _grammar(verdict)
+            if (grammar := self.compiled(asked)) is not None:
+                return grammar
         async with self._turn(owner):
-            text = _grammar(await self._verdict(asked))
+            text = _grammar(await self._verdict(owner, asked))
             if (grammar := self.compiled(asked)) is None:
                 grammar = await asyncio.to_thread(lambda: Grammar(self._tokens, text))
                 _keep(self._compiled, asked, grammar, COMPILED)
@@ -153,16 +158,16 @@ class GrammarCompiler:
         """End the process that checks grammars."""
         self._checker.close()
 
-    async def _verdict(self, asked: bytes) -> Outcome:
+    async def _verdict(self, owner: str | None, asked: bytes) -> Outcome:
         """Return the kept verdict on a constraint, or check it."""
-        if (verdict := self._verdicts.get(asked)) is None:
+        if (verdict := self._verdicts.get((owner, asked))) is None:
             try:
                 constraint = Constraint.of(asked)
             except InvalidGrammar as error:
                 verdict = Outcome(where=error.where, reason=error.reason)
             else:
                 verdict = await self._checker.check(constraint)
-            _keep(self._verdicts, asked, verdict, VERDICTS)
+            _keep(self._verdicts, (owner, asked), verdict, VERDICTS)
         return verdict
 
     @cached_property
@@ -178,7 +183,7 @@ def _grammar(verdict: Outcome) -> str:
     return verdict.grammar
 
 
-def _keep(kept: dict[bytes, T], key: bytes, value: T, most: int) -> None:
+def _keep(kept: dict[K, T], key: K, value: T, most: int) -> None:
     """Add a value, and drop the oldest one beyond `most`."""
     kept.pop(key, None)
     kept[key] = value

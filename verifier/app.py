@@ -62,7 +62,7 @@ class PlainEngine:
         counted = Statistics()
         with unservable():
             request = opening(job, target.facts, fill="always")
-        tenant = job.owner.name if job.owner else None
+        tenant = job.owner.identity if job.owner else None
         await target.check(request, tenant)
         replies = target.serve(secrets.token_urlsafe(12), request, tenant)
         async with aclosing(replies):

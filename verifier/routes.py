@@ -232,7 +232,7 @@ class Routes:
         users whom the parameter `cache_salt` names."""
         salt = request.query_params.get(SALT)
         user = None if salt is None else msgspec.json.encode(salt)
-        await self.host.ready().forget(owner_of(account_of(request).tenant.name, user))
+        await self.host.ready().forget(owner_of(account_of(request).tenant.identity, user))
         return Response(status_code=204)
 
     async def drafts(self, request: Request) -> Response:

@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from picospec.edge_agent.draft.drafter import Drafter, DraftSlot, StepSampler
+from picospec.edge_agent.draft.drafter import DraftSlot, StepSampler
 from picospec.edge_agent.draft.retokeniser import BEHIND_TOKENS, Retokeniser, Translation
 from picospec.models.llama_cpp.model import common_prefix
 from picospec.speculation.distributions import DraftToken, Logits
@@ -187,19 +187,6 @@ costs each chain another pass: in chat 1.6 passes per draft token instead of 1.2
 MAX_PENDING: Final = 8
 """The draft model may write this many tokens without a certain boundary; then the pending text
 is proposed anyway."""
-
-
-def take(
-    drafter: Drafter,
-    translation: Translation,
-    prompt: Sequence[TokenId],
-    owner: object = None,
-) -> ForeignSlot | None:
-    """Return a slot of the drafter for a prompt in the target's tokens, if one is free, and if
-    the prompt is not empty in the draft model's."""
-    own = translation.prompt(prompt)
-    slot = drafter.take(own, owner)
-    return None if slot is None else ForeignSlot(slot, translation, len(prompt), own)
 
 
 class ForeignSlot:

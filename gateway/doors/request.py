@@ -40,7 +40,7 @@ from picospec.gateway.schema import (
     RequestModel,
     is_neutral,
 )
-from picospec.speculation.messages import MAX_TEMPERATURE, MAX_TOP_K, Sampling
+from picospec.speculation.messages import MAX_TEMPERATURE, MAX_TOP_K, SALT, Sampling
 
 # Checks the parameters that some engines serve, and those that no engine serves.
 #
@@ -59,6 +59,9 @@ MAX_BIASES: Final = 1024
 
 MAX_STOP_TOKENS: Final = 64
 """A client gives at most this many; an Open also has the model's own, and so a higher limit."""
+
+MAX_SALT: Final = 1024
+"""At most this many characters of a cache salt count. It changes no answer."""
 
 MAX_UNKNOWN: Final = 256
 """A body has at most this many fields that no schema has; clients send about ten."""
@@ -127,6 +130,7 @@ def parameters_of(body: Servable, facts: Facts) -> Parameters:
     """Return the parameters of a request beyond the settings that every engine serves. Raises
     InvalidRequest for a field that is not served."""
     ignored = _ignored(body.model_extra or {})
+    salt = (body.model_extra or {}).get(SALT)
     if body.prediction is not None and "prediction" not in facts.features:
         ignored.append("prediction")
     extras = _adjustments(body, facts)
@@ -135,6 +139,9 @@ def parameters_of(body: Servable, facts: Facts) -> Parameters:
     constrained_at, constraint = _constraint(body, facts)
     if constraint is not None:
         extras[grammars.NAME] = constraint
+    if isinstance(salt, str) and salt and SALT in facts.features:
+        extras[SALT] = salt[:MAX_SALT]
+        ignored.remove(SALT)
     ignored += body.unknown_inside()
     return Parameters(MappingProxyType(extras), tuple(ignored), constrained_at)
 

@@ -73,7 +73,7 @@ async def test_only_where_any_draft_token_is_exact_the_verifier_proposes_some(
 
 
 class Owner:
-    name = "somebody"
+    name = identity = "somebody"
 
 
 ANSWER = tuple(range(100, 112))

@@ -38,15 +38,15 @@ class Pair:
     def __init__(self, target: Name, draft: Name, text: str) -> None:
         self.translation = translation(target, draft)
         self.prompt = self.translation.target.tokenise(PROMPT.encode())
-        own = self.translation.prompt(self.prompt)
-        self.typist = Typist(self.translation, own, text.encode())
+        self.own = self.translation.prompt(self.prompt)
+        self.typist = Typist(self.translation, self.own, text.encode())
         self.drafter = LlamaDrafter(self.typist)
         self.expected = self.translation.target.tokenise(text.encode())
 
     def __enter__(self) -> Pair:
-        slot = foreign_slot.take(self.drafter, self.translation, self.prompt)
+        slot = self.drafter.take(self.own)
         assert slot is not None
-        self.slot: ForeignSlot = slot
+        self.slot = ForeignSlot(slot, self.translation, len(self.prompt), self.own)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from fastapi import FastAPI
 from picospec.edge_agent import app as edge
 from picospec.edge_agent import relayed as relaying
 from picospec.edge_agent.draft.loading import TargetTokenizer
-from picospec.edge_agent.relay import DIRECT
+from picospec.edge_agent.relay import DIRECT, Relay
 from picospec.edge_agent.settings import load as load_edge
 from picospec.gateway.drain import Drain
 from picospec.models.store import open_store
+from picospec.speculation.messages import Open
 from picospec.verifier.app import build
 from picospec.verifier.settings import load as load_verifier
+from picospec.verifier.target import Framed, Reply
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import served
 from tests.verifier.conftest import metrics
@@ -97,6 +99,49 @@ async def test_its_tokens_are_counted_for_the_key(client: httpx.AsyncClient) -> 
     await client.post(DIRECT, json={**ASK, "stream": True})
 
     assert await tenants_tokens(client) == 2 * (2 + 9)
+
+
+DOORS = {
+    "/v1/chat/completions": ASK,
+    DIRECT: ASK,
+    "/v1/completions": {"prompt": "Hi", "max_tokens": 3},
+    "/v1/messages": {"messages": ASK["messages"], "max_tokens": 3},
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 16},
+    "/api/chat": {"messages": ASK["messages"], "options": {"num_predict": 3}, "stream": False},
+}
+
+
+async def test_by_no_way_does_a_key_get_what_the_target_has_read_for_another(
+    verifier: str,
+    target: FakeTarget,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Relay, "is_undrafted", True)
+    served: dict[str, set[str | None]] = {}
+    serve = target.serve
+
+    def noting(
+        session: str, request: Open, tenant: str | None = None
+    ) -> AsyncGenerator[Framed[Reply]]:
+        served.setdefault(who, set()).add(target.owner_of_prefixes(tenant, request))
+        return serve(session, request, tenant)
+
+    monkeypatch.setattr(target, "serve", noting)
+    app = edge_of(verifier, tmp_path, clients="ann,eve")
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        while (await client.get("/ready")).json()["error"]["code"] != "bad_tokenizer":
+            await asyncio.sleep(0.01)  # the verifier does not listen yet
+        for who, salt in (("ann", ""), ("eve", ""), ("eve", "key-1")):
+            for path, body in DOORS.items():
+                headers = {"authorization": f"Bearer {who}"}
+                salted = {**body, "cache_salt": salt} if salt else body
+                answer = await client.post(path, json=salted, headers=headers)
+                assert answer.status_code == 200, (path, answer.text)
+
+    assert len(served["ann"]) == 1  # so what a tenant has read serves it by every way
+    assert len(served["eve"]) == 2  # eve's own users differ
+    assert not served["ann"] & served["eve"]
 
 
 async def tenants_tokens(client: httpx.AsyncClient) -> float:

@@ -37,7 +37,7 @@ from tests.verifier.scheduling import TOKEN, RecordingEngine, scheduling, text_o
 from tests.verifier.served_llama import LONG, job_of, plain, serving
 from tests.verifier.test_sessions import rest, running, tenant
 
-Ask = Callable[[str, object], Awaitable[object]]
+Ask = Callable[[str, str], Awaitable[object]]
 
 
 def of_verifier() -> Ask:
@@ -47,7 +47,12 @@ def of_verifier() -> Ask:
 
 def of_edge() -> Ask:
     grammars = EdgeGrammars()
-    return lambda word, owner: grammars.compile(asking(choice=[word]), TOKENIZER, owner)
+
+    def ask(word: str, name: str) -> Awaitable[object]:
+        owner = Tenant(name, KeyLimits(), TenantMetrics(CollectorRegistry()))
+        return grammars.compile(asking(choice=[word]), TOKENIZER, owner)
+
+    return ask
 
 
 @pytest.fixture
@@ -147,7 +152,7 @@ async def test_the_embedded_target_reads_for_each_tenant(shared: bool) -> None:
         target._share_prefixes, take = shared, target._kv_slots.take
         target._kv_slots.take = taking
         for name in ("ann", "ann", "ben"):
-            job = replace(job_of(host, LONG, 0.0), owner=SimpleNamespace(name=name))
+            job = replace(job_of(host, LONG, 0.0), owner=SimpleNamespace(identity=name))
             texts.append(await plain(host, job))
 
     whole = len(job.prompt) - 1

@@ -179,7 +179,7 @@ async def test_a_key_makes_the_verifier_forget_its_answers_or_those_of_one_of_it
     target = FakeTarget()
     routes = Routes(Mock(ready=lambda: target), Mock())
     state = {"account": Mock(tenant=Mock())}
-    state["account"].tenant.name = "edge"
+    state["account"].tenant.identity = "edge"
 
     for query in (b"", b"cache_salt=alice"):
         scope = {"type": "http", "query_string": query, "state": state}

@@ -56,7 +56,7 @@ class Sessions:
         with ExitStack() as undo:
             tenant.begin(time.monotonic())  # first, because few checks can run at once
             undo.callback(tenant.end)
-            await target.check(request, tenant.name)
+            await target.check(request, tenant.identity)
             if len(self.running) >= (most := self._settings.max_sessions):
                 self._metrics.refused.inc()
                 raise TargetFull(f"all {most} sessions are taken")

@@ -233,7 +233,7 @@ class Session:
 
     async def _run(self) -> None:
         try:
-            replies = self._target.serve(self.name, self._request, self.tenant.name)
+            replies = self._target.serve(self.name, self._request, self.tenant.identity)
             self._arm()
             async with aclosing(replies):
                 async for reply in replies:

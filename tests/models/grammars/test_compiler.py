@@ -16,6 +16,7 @@ from picospec.models import compiler as limits
 from picospec.models.compiler import Checker, GrammarCompiler
 from picospec.models.confined import Worker
 from picospec.models.errors import CannotCheck, InvalidGrammar
+from picospec.models.grammars import Constraint
 from picospec.models.trial import Outcome
 from tests.models.grammars.small import COMPILED, REJECTED, STOP, TOKENIZER, V, generated
 
@@ -102,6 +103,24 @@ async def test_a_process_that_was_killed_refuses_nobody(compiler: GrammarCompile
     worker.process.wait()
 
     assert "next" in await compiler.check(asked("regex", "next"))
+
+
+async def test_each_owners_grammar_is_tried_whoever_else_has_asked_for_it(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = list[Constraint]()
+    check = Checker.check
+
+    async def noting(own: Checker, constraint: Constraint) -> Outcome:
+        tried.append(constraint)
+        return await check(own, constraint)
+
+    monkeypatch.setattr(Checker, "check", noting)
+    for owner in ("ann", "ann", "eve", None, "eve"):
+        await compiler.compile(GOOD, owner)
+        await compiler.check(GOOD, owner)
+
+    assert len(tried) == 3
 
 
 async def test_a_grammar_whose_processes_end_is_refused_and_tried_again_later(
