@@ -28,10 +28,7 @@ from picospec.speculation.judge import Judgement
 from picospec.speculation.messages import TokenLogprob
 from picospec.speculation.verify_machine import PassPlan, Verdict
 from picospec.verifier.vllm_target.core.hooks import hidden, narrowed, unpadded
-from picospec.verifier.vllm_target.core.sessions import (
-    SessionScheduler,
-    attach,
-)
+from picospec.verifier.vllm_target.core.sessions import SessionScheduler, put_frames
 from picospec.verifier.vllm_target.core.slot import SessionSlot
 from picospec.verifier.vllm_target.crossing import MOST_ROWS, VerifyRequest
 
@@ -264,7 +261,7 @@ class PicoScheduler(SessionScheduler):
             for output in batch.outputs:
                 found = passed.pop(output.request_id, None)
                 if found is not None:
-                    attach(output, found[1])
+                    put_frames(output, found[1])
                     self._end(*found, output)
         for request, slot in passed.values():
             batch = batches.setdefault(request.client_index, EngineCoreOutputs())

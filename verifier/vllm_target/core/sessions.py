@@ -13,9 +13,8 @@ grammar needs each result, all steps wait for the last one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from math import inf
 from queue import Empty
 from random import SystemRandom
@@ -36,9 +35,11 @@ from picospec.speculation import wire
 from picospec.speculation.messages import Pushed, RemoteProtocolError
 from picospec.speculation.ngrams import Owner
 from picospec.speculation.verify_machine import VerifyMachine
+from picospec.verifier.vllm_target import patches
 from picospec.verifier.vllm_target.core.hooks import must_step
 from picospec.verifier.vllm_target.core.slot import SessionSlot
 from picospec.verifier.vllm_target.crossing import FIELD, PUSH, Admission, Batch, Choice
+from picospec.verifier.vllm_target.patches import Stock
 
 Sessions = list[tuple[Request, SessionSlot]]
 
@@ -51,8 +52,12 @@ class SessionScheduler(Scheduler):
     _running_on: Collection[str] = ()
     """Sessions that have a row in the step that is planned, and in the one under way."""
 
+    asks_for_proposals = False
+    """A core without a head does not ask its workers for draft tokens."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        patches.apply("calls")
         self.engine: EngineCore | None = None
         self._slots: dict[str, SessionSlot] = {}  # by request id
         self._request_of: dict[str, str] = {}  # by session name
@@ -127,28 +132,28 @@ class SessionScheduler(Scheduler):
         first, self.engine = self.engine is None, engine
         if not (hasattr(engine, "input_queue") and hasattr(engine, "output_queue")):
             return False
-        if not self._head:
-            engine.check_for_draft_tokens = False  # or it asks the workers after each step
         if first:
-            stamp_arrivals(engine.input_queue)
-            wake_in_time(engine.input_queue, lambda: self._wake_at)
-            engine._handle_client_request = partial(self._handle, engine._handle_client_request)
-        if engine.batch_queue is not None:
-            engine.step_fn = partial(self._step, engine)
+            patches.apply("core", ours=self, engine=engine)
+            if not self._head:
+                patches.apply("core without a head", ours=self, engine=engine)
+            if engine.batch_queue is not None:
+                patches.apply("core with batches", ours=self, engine=engine)
         return True
 
-    def _step(self, engine: EngineCore) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
-        """Make the core's step, in the place of vLLM's own."""
+    def _step(self, stock: Stock) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
+        """Make the core's step. stock: vLLM's own, which keeps a queue of batches."""
+        if (engine := self.engine) is None:
+            return stock()
         if not self._slots:
             engine.async_scheduling = True
-            return engine.step_with_batch_queue()
+            return stock()
         if self._needing_results and not engine.batch_queue:
             engine.async_scheduling = False  # the core asks for the head's tokens after it
             return engine.step()
         ends = bool(engine.batch_queue) and not self._plans_ahead()
         self._lets_batch_end = ends
         try:
-            outputs, executed = engine.step_with_batch_queue()
+            outputs, executed = stock()
         finally:
             self._lets_batch_end, self._running_on = False, ()
         return outputs, executed or ends  # else the core sleeps for a millisecond
@@ -190,14 +195,15 @@ class SessionScheduler(Scheduler):
         admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
         return len(self.running) - sessions + admits
 
-    def _handle(
-        self, stock: Callable[..., None], kind: EngineCoreRequestType, request: Any
-    ) -> None:
+    def _handle(self, stock: Stock, kind: EngineCoreRequestType, request: Any) -> None:
         """Take messages for sessions here: vLLM would read the signature of a method for each
         of its calls, and answer."""
         if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
             return self.push_batch(*request[3])
         stock(kind, request)
+
+    def _get(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+        return get_in_time(stock, self._wake_at, *args, **kwargs)
 
     def push_batch(self, batch: Batch, arrived: float) -> None:
         """Hand messages to their sessions. One that cannot take them, which is our bug, ends:
@@ -253,7 +259,7 @@ class SessionScheduler(Scheduler):
     def _output(self, request: Request, slot: SessionSlot) -> EngineCoreOutput:
         """Return an output without tokens that carries the session's latest frames."""
         output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
-        attach(output, slot)
+        put_frames(output, slot)
         self._end(request, slot, output)
         return output
 
@@ -291,36 +297,27 @@ class SessionScheduler(Scheduler):
         return False
 
 
-def wake_in_time(received: Any, wake_at: Callable[[], float]) -> None:
-    """Make vLLM's input queue return its own message for this, if nothing comes until
-    `wake_at`. The core asks the scheduler for work before each wait."""
-    stock = received.get
-
-    def get(block: bool = True, timeout: float | None = None) -> Any:
-        at = wake_at()
-        if not block or timeout is not None or at == inf:
-            return stock(block, timeout)
-        try:
-            return stock(True, max(0.0, at - time.monotonic()))
-        except Empty:
-            return EngineCoreRequestType.WAKEUP, None
-
-    received.get = get
+def get_in_time(
+    stock: Stock, wake_at: float, block: bool = True, timeout: float | None = None
+) -> Any:
+    """Return the next item of vLLM's input queue, or vLLM's own message for waking up if none
+    comes until `wake_at`. The core asks the scheduler for work before each wait."""
+    if not block or timeout is not None or wake_at == inf:
+        return stock(block, timeout)
+    try:
+        return stock(True, max(0.0, wake_at - time.monotonic()))
+    except Empty:
+        return EngineCoreRequestType.WAKEUP, None
 
 
-def stamp_arrivals(received: Any) -> None:
-    """Make vLLM's input queue append the time to messages for sessions. The API server cannot
-    do it, because it may be on another host with another clock. A step may pass until the core
-    reads the queue."""
-    stock = received.put_nowait
-
-    def put_nowait(item: tuple[EngineCoreRequestType, Any]) -> None:
-        kind, request = item
-        if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
-            request[3].append(time.monotonic())
-        stock(item)
-
-    received.put_nowait = put_nowait
+def put_stamped(stock: Stock, item: tuple[EngineCoreRequestType, Any]) -> None:
+    """Put an item into vLLM's input queue, with the time appended if it has messages for
+    sessions. The API server cannot do it, because it may be on another host with another clock.
+    A step may pass until the core reads the queue."""
+    kind, request = item
+    if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
+        request[3].append(time.monotonic())
+    stock(item)
 
 
 def _move_output(request: Request, prompt_tokens: int) -> None:
@@ -336,7 +333,7 @@ def has_read_its_text(request: Request) -> bool:
     return bool(request.num_computed_tokens >= request.num_tokens - 1)
 
 
-def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
+def put_frames(output: EngineCoreOutput, slot: SessionSlot) -> None:
     """Put into an output what its session sends: [session, frames, error].
 
     vLLM uses this field for KV connectors, whose entries stay. The frames contain the
@@ -348,9 +345,28 @@ def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
     output.new_logprobs = None
 
 
-# vLLM's own RPC finds the core's methods by name
-EngineCore.picospec_attach = lambda core: core.scheduler.attach(core)
-EngineCore.picospec_read = lambda core: None
-EngineCore.picospec_forget = lambda core, tenant, user: core.scheduler.forget(tenant, user)
-EngineCore.picospec_figures = lambda core: core.scheduler.figures()
-EngineCore.picospec_beliefs = lambda core: core.scheduler.beliefs()
+# The core gets these methods, which vLLM's own RPC finds by name.
+
+
+def attach(core: EngineCore) -> bool:
+    """Let the core's scheduler wake the core, see SessionScheduler.attach."""
+    return core.scheduler.attach(core)
+
+
+def read(core: EngineCore) -> None:
+    """Do nothing; the answer shows that the core has read all messages before."""
+
+
+def forget(core: EngineCore, tenant: str, user: str) -> None:
+    """Forget the answers that are kept for an owner."""
+    core.scheduler.forget(tenant, user)
+
+
+def figures(core: EngineCore) -> dict[str, int]:
+    """Return the scheduler's counts."""
+    return core.scheduler.figures()
+
+
+def beliefs(core: EngineCore) -> dict[str, object]:
+    """Return what the scheduler's machine has learned."""
+    return core.scheduler.beliefs()
