@@ -18,7 +18,7 @@ from dataclasses import replace
 from math import inf
 from queue import Empty
 from random import SystemRandom
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -44,6 +44,19 @@ from picospec.verifier.vllm_target.patches import Stock
 Sessions = list[tuple[Request, SessionSlot]]
 
 
+class Running(NamedTuple):
+    """The requests that run, before a step is planned."""
+
+    under_way: Sessions
+    """These sessions have read their text, and have a row in the step under way."""
+
+    free: Sessions
+    """These have read their text, and have none there."""
+
+    others: int
+    """The step has this many other requests. It may have one that waits, if there is a seat."""
+
+
 class SessionScheduler(Scheduler):
     running: list[Request]
     _is_due = False
@@ -51,6 +64,10 @@ class SessionScheduler(Scheduler):
 
     _running_on: Collection[str] = ()
     """Sessions that have a row in the step that is planned, and in the one under way."""
+
+    _known: Running | None = None
+    """The requests as the decision saw them whether to plan this step ahead. Nothing changes
+    them from there to the step's plan."""
 
     asks_for_proposals = False
     """A core without a head does not ask its workers for draft tokens."""
@@ -147,16 +164,20 @@ class SessionScheduler(Scheduler):
         if not self._slots:
             engine.async_scheduling = True
             return stock()
-        if self._needing_results and not engine.batch_queue:
+        if self._needing_results and not self._is_batch_under_way:
             engine.async_scheduling = False  # the core asks for the head's tokens after it
             return engine.step()
-        ends = bool(engine.batch_queue) and not self._plans_ahead()
+        ends = self._is_batch_under_way and not self._plans_ahead()
         self._lets_batch_end = ends
         try:
             outputs, executed = stock()
         finally:
-            self._lets_batch_end, self._running_on = False, ()
+            self._lets_batch_end, self._running_on, self._known = False, (), None
         return outputs, executed or ends  # else the core sleeps for a millisecond
+
+    @property
+    def _is_batch_under_way(self) -> bool:
+        return bool(self.engine and self.engine.batch_queue)
 
     @property
     def _may_plan_ahead(self) -> bool:
@@ -170,30 +191,22 @@ class SessionScheduler(Scheduler):
         into two batches that take turns."""
         if not self._may_plan_ahead:
             return False
-        under_way, ready = self._under_way_and_ready()
+        under_way, _, others = self._known = self._taken_apart()
         now, names = time.monotonic(), [slot.name for _, slot in under_way]
         self._running_on = {name for name in names if self._machine.runs_on(name, now)}
         left_out = len(under_way) - len(self._running_on)
-        others = self._others(len(under_way) + len(ready))
         return others > 0 or len(self._running_on) >= max(1, left_out)
 
-    def _under_way_and_ready(self) -> tuple[Sessions, Sessions]:
-        """Return the sessions that have read their text: those with a row in the step that is
-        under way, and the others."""
-        under_way: Sessions = []
-        ready: Sessions = []
+    def _taken_apart(self) -> Running:
+        found = Running([], [], 0)
         for request in self.running:
             slot = self._slots.get(request.request_id)
             if slot and has_read_its_text(request):
-                found = under_way if request.num_output_placeholders else ready
-                found.append((request, slot))
-        return under_way, ready
-
-    def _others(self, sessions: int) -> int:
-        """Return the number of requests in a step beside so many sessions that have read their
-        text. It counts one that waits, if there is a seat for it."""
+                part = found.under_way if request.num_output_placeholders else found.free
+                part.append((request, slot))
         admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
-        return len(self.running) - sessions + admits
+        sessions = len(found.under_way) + len(found.free)
+        return found._replace(others=len(self.running) - sessions + admits)
 
     def _handle(self, stock: Stock, kind: EngineCoreRequestType, request: Any) -> None:
         """Take messages for sessions here: vLLM would read the signature of a method for each
@@ -282,7 +295,7 @@ class SessionScheduler(Scheduler):
             return False
         if self._is_due or not self._slots or self.engine is None or must_step(self):
             return True
-        if self.engine.batch_queue:  # `_step` has decided
+        if self._is_batch_under_way:  # `_step` has decided
             return True
         slots = [self._slots.get(request.request_id) for request in self.running]
         sessions = [slot.name for slot in slots if slot]
