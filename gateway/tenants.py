@@ -332,10 +332,14 @@ FORGET_S: Final = 60.0
 kept for it goes. An editor may write the file in two steps."""
 
 
+def salt_secret(environ: MutableMapping[str, str]) -> bytes:
+    """Return the secret of this process and its children; draw it at the first call."""
+    return environ.setdefault(SALT_SECRET, secrets.token_hex(KEY_BYTES)).encode()
+
+
 def identity_of_key(digest: bytes, environ: MutableMapping[str, str]) -> str:
     """Return a text that stands for a key in salts."""
-    secret = environ.setdefault(SALT_SECRET, secrets.token_hex(KEY_BYTES))
-    return hmac.new(secret.encode(), digest, hashlib.sha256).hexdigest()
+    return hmac.new(salt_secret(environ), digest, hashlib.sha256).hexdigest()
 
 
 def salted(identity: str, asked: object = None) -> str:

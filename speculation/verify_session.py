@@ -127,7 +127,9 @@ class VerifyingSession:
         return gains
 
     def _propose(self) -> Continuation | None:
-        """Return the verifier's own draft tokens after the pending ones, if there are any."""
+        """Return the verifier's own draft tokens after the pending ones, if there are any. They
+        are looked up once for each state of text and chain: a driver asks for `gains` more
+        often than passes begin, and an engine trims a plan, or begins a pass of no plan."""
         if self._own is None:
             return None
         return self._own.propose(self.committed, self.chain, self.pending)
@@ -167,24 +169,20 @@ class VerifyingSession:
         start = len(self.committed)
         room = self.request.max_tokens - start - 1  # the target's own token needs a position
         least = int(self.needs_draft or self.request.fill == "never")
-        count = min(self._judgeable, max(most, least), self.limits.max_verify, room)
-        return tuple([token for token, _ in self._items(count)])
-
-    @property
-    def _judgeable(self) -> int:
-        proposed = self._propose()
-        return self.pending + (len(proposed.tokens) if proposed else 0)
+        count = min(max(most, least), self.limits.max_verify, room)
+        return tuple([token for token, _ in self._items(count, self._propose())])
 
     def begin(self, drafts: int, *, head: int = 0) -> Pass:
         """Begin a pass over the first `drafts` draft tokens (the pending ones, then the
         verifier's own), or over `head` tokens of the target's head; `resolve` must follow."""
         if self._running or not self.may_begin:
             raise LocalProtocolError("no pass may begin now")
-        if not int(self.needs_draft) <= drafts <= self._judgeable:
+        start, proposed = len(self.committed), self._propose()
+        items = self._items(drafts, proposed)
+        if not int(self.needs_draft) <= drafts == len(items):
             raise LocalProtocolError(f"no pass can have {drafts} draft tokens")
         self.chain.broken = False
-        self._own_proposal = None if head else self._propose()
-        start, items = len(self.committed), self._items(drafts)
+        self._own_proposal = None if head else proposed
         rule = self._judge.rule(start, [weight for _, weight in items])
         own = max(0, drafts - self.pending)
         self._running = Pass(start, tuple([token for token, _ in items]), rule, own, head)
@@ -194,10 +192,10 @@ class VerifyingSession:
         """Return the rule of a pass from a position on that has no draft token."""
         return self._judge.rule(start, ())
 
-    def _items(self, drafts: int) -> list[tuple[TokenId, int]]:
-        """Return this many draft tokens with their weights, the edge's first."""
-        items = self.chain.drafts(len(self.committed), min(drafts, self.pending))
-        if (own := drafts - len(items)) and (proposed := self._propose()):
+    def _items(self, most: int, proposed: Continuation | None) -> list[tuple[TokenId, int]]:
+        """Return at most this many draft tokens with their weights, the edge's first."""
+        items = self.chain.drafts(len(self.committed), min(most, self.pending))
+        if (own := most - len(items)) > 0 and proposed:
             items += [(token, 0) for token in proposed.tokens[:own]]
         return items
 

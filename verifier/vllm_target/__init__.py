@@ -9,7 +9,9 @@
     worker/        in vLLM's worker processes: the judge, where the logits are; v1 hooks it into
                    Model Runner V1, and v2 into V2, with vLLM's own sampler; by_noise and by_p
                    judge there, also without vLLM; heads is beside V2
+    patches        the table of all that is replaced in vLLM's objects
     crossing       what travels between them: the plugin's choice, sessions, and a step's orders
 
-Nothing of vLLM is forked or patched on disk: it is vLLM's own server, with plugins.
+Nothing of vLLM is forked or patched on disk: it is vLLM's own server, with plugins and with the
+patches of that table in its processes.
 """

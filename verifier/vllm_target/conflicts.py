@@ -11,13 +11,16 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from picospec.verifier.vllm_target import patches
+
 # Checks whether this vLLM can serve sessions, as far as possible before a model is loaded.
 #
 # vLLM calls its scheduler and sampler interfaces experimental. A name that we import or read
 # raises an error if it is gone; one that we only override, replace or set would be ignored
-# silently. The latter are listed here and searched for in vLLM's source, because modules of its
-# workers must not be imported elsewhere. The self-test covers the rest, and cannot be switched
-# off on a version of vLLM that this project's tests did not run on.
+# silently. The latter are those of patches, and those that our scheduler overrides or sets.
+# They are searched for in vLLM's source, because modules of its workers must not be imported
+# elsewhere. The self-test covers the rest, and cannot be switched off on a version of vLLM that
+# this project's tests did not run on.
 
 TESTED: Final = ((0, 32), (0, 33))
 """The tests of this project ran on these minor versions of vLLM, the first and the last."""
@@ -26,15 +29,7 @@ Names = Mapping[str, Sequence[str]]
 """The source of each of these modules of vLLM must contain these names."""
 
 USED: Final[Names] = {
-    "vllm.engine.arg_utils": (
-        "_api_process_count", "create_speculative_config", "shutdown_timeout",
-    ),
-    "vllm.config.parallel": ("worker_extension_cls",),
-    "vllm.config.vllm": (
-        "_maybe_disable_dynamic_sd_for_data_parallel", "num_speculative_tokens",
-    ),
     "vllm.plugins": ("VLLM_PLUGINS", "vllm.endpoint_plugins"),
-    "vllm.sampling_params": ("_validate_spec_decode",),
     "vllm.v1.core.sched.async_scheduler": (
         "_update_after_schedule", "num_spec_tokens_to_schedule",
     ),
@@ -45,44 +40,21 @@ USED: Final[Names] = {
         "num_spec_tokens", "schedule", "update_draft_token_ids", "update_from_output",
     ),
     "vllm.v1.engine": ("new_logprobs",),
-    "vllm.v1.engine.core": (
-        "_handle_client_request", "async_scheduling", "check_for_draft_tokens",
-        "run_engine_core", "step_fn",
-    ),
     "vllm.v1.engine.core_client": ("_send_input_message",),
-    "vllm.v1.engine.output_processor": (
-        "_update_stats_from_output", "is_prefilling", "process_outputs", "request_states",
-    ),
     "vllm.v1.request": (
         "_output_token_ids", "num_computed_tokens", "num_output_placeholders",
         "spec_token_ids",
     ),
 }  # fmt: skip
-
-BY_RUNNER: Final[Mapping[str, Names]] = {
-    "v1": {"vllm.v1.sample.sampler": ("batched_count_greater_than",)},
-    "v2": {
-        "vllm.config.compilation": (
-            "resolve_cudagraph_mode_and_sizes", "uniform_decode_query_len",
-        ),
-        "vllm.v1.worker.gpu.model_runner": (
-            "RequestState", "StructuredOutputsWorker", "init_speculator", "req_states",
-            "use_dense_all_token_ids",
-        ),
-        "vllm.v1.worker.gpu.spec_decode.rejection_sampler": ("num_speculative_steps",),
-        "vllm.v1.worker.gpu.spec_decode.speculator": ("compute_draft_logits", "sample_draft"),
-        "vllm.v1.worker.gpu.structured_outputs": (
-            "apply_grammar_bitmask", "logits_indices", "mask_stride", "max_num_logits",
-        ),
-        "vllm.v1.worker.gpu.warmup": ("_warmup_kernels", "scheduler_config"),
-    },
-}  # fmt: skip
-"""The hooks of each model runner use these names in addition."""
+"""Our scheduler overrides or sets these names, or our endpoints rely on them; patches name
+their own."""
 
 
 def check_installation(runner: Literal["v1", "v2"]) -> None:
     """Raise Conflict unless the installed vLLM has all names that this runner needs."""
-    if missing := list(_missing({**USED, **BY_RUNNER[runner]})):
+    ours = patches.names(runner)
+    used = {each: [*USED.get(each, ()), *ours.get(each, ())] for each in {**USED, **ours}}
+    if missing := list(_missing(used)):
         raise Conflict(f"{described(version())} lacks {', '.join(missing)}")
 
 

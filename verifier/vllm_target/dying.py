@@ -16,13 +16,13 @@ import threading
 import time
 from typing import Any, Final
 
+from picospec.verifier.vllm_target.patches import stock
+
 POLL_S: Final = 0.5
 """A process looks for its parent at this interval in seconds, and outlives it no longer."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _KILLER: Final = "picospec-die-with-parent"
-STOCK: Final = "picospec_stock"
-"""vLLM's own function has this name in a process that was forked from one that runs ours."""
 
 
 def die_with_parent() -> bool:
@@ -49,17 +49,9 @@ def _watch(parent: int) -> None:
 
 def run_engine_core(*args: Any, **kwargs: Any) -> None:
     """Run vLLM's core, bound to its parent from the start. vLLM itself loads plugins only after
-    it has heard from the parent, for which it waits five minutes."""
+    it has heard from the parent, for which it waits five minutes. In a process that was forked,
+    and not spawned, vLLM's own function is still replaced."""
     from vllm.v1.engine.core import EngineCoreProc
 
     die_with_parent()
-    getattr(EngineCoreProc, STOCK, EngineCoreProc.run_engine_core)(*args, **kwargs)
-
-
-def bind_cores() -> None:
-    """Make the core processes that this process starts run ours. A second call does nothing."""
-    from vllm.v1.engine.core import EngineCoreProc
-
-    if EngineCoreProc.run_engine_core is not run_engine_core:
-        setattr(EngineCoreProc, STOCK, staticmethod(EngineCoreProc.run_engine_core))
-        EngineCoreProc.run_engine_core = staticmethod(run_engine_core)
+    stock(EngineCoreProc, "run_engine_core")(*args, **kwargs)

@@ -8,8 +8,7 @@ for draft tokens; any other starts as it would without us.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from functools import partialmethod, wraps
+from collections.abc import Mapping
 from importlib import import_module
 from math import ceil
 from pathlib import Path
@@ -20,9 +19,10 @@ import vllm.envs as envs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
-from picospec.verifier.vllm_target import conflicts
+from picospec.verifier.vllm_target import conflicts, patches
 from picospec.verifier.vllm_target.crossing import CONFIG, NAME, SOCKET, Choice
-from picospec.verifier.vllm_target.dying import bind_cores, die_with_parent
+from picospec.verifier.vllm_target.dying import die_with_parent
+from picospec.verifier.vllm_target.patches import Stock
 
 if TYPE_CHECKING:
     from picospec.verifier.settings import VerifierSettings
@@ -45,36 +45,27 @@ and these include the model's own, whose number is not known here."""
 
 def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:
     """Return our settings inside vLLM, from the environment and the file that it names. Only
-    vLLM's API server calls this: the modules that read settings are not imported elsewhere.
+    vLLM's API servers and their parent call this: the modules that read settings are not
+    imported elsewhere. All servers get one secret for salts, because they share a KV cache.
 
     Raises pydantic.ValidationError, OSError, ValueError (TOML).
     """
+    from picospec.gateway.tenants import salt_secret
     from picospec.verifier.settings import VerifierSettings
 
+    salt_secret(os.environ)
     path = environ.get(CONFIG)
     return VerifierSettings.load(Path(path) if path else None, environ, {"target": "vllm"})
 
 
 def register() -> None:
     """Prepare this process of vLLM. A second call does nothing."""
-    if NAME not in (envs.VLLM_PLUGINS or ()):
-        return
-    die_with_parent()
-    from vllm.config import VllmConfig
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.sampling_params import SamplingParams
-
-    stock = EngineArgs.create_speculative_config
-    if not hasattr(stock, "__wrapped__"):
-        EngineArgs.create_speculative_config = _choosing(stock)
-        SamplingParams._validate_spec_decode = _check_request
-        VllmConfig.num_speculative_tokens = _wide_enough(VllmConfig.num_speculative_tokens)
-        dropping = VllmConfig._maybe_disable_dynamic_sd_for_data_parallel
-        keeping = partialmethod(_keep_schedule, dropping)
-        VllmConfig._maybe_disable_dynamic_sd_for_data_parallel = keeping
+    if NAME in (envs.VLLM_PLUGINS or ()):
+        die_with_parent()
+        patches.apply("plugin")
 
 
-def _check_request(params: Any, speculative_config: Any) -> None:
+def check_request(_: Stock, params: Any, speculative_config: Any) -> None:
     """Raise VLLMValidationError, which names the parameter. This replaces vLLM's own rule.
 
     vLLM refuses min_p and logit_bias beside speculation, though both runners' samplers serve
@@ -94,18 +85,14 @@ def _check_request(params: Any, speculative_config: Any) -> None:
             raise VLLMValidationError(f"{name}: more than {limit} tokens", parameter=name)
 
 
-def _wide_enough(stock: Any) -> property:
-    """Widen the room that vLLM reserves in a step. Its own speculation keeps its own setting,
+def width(stock: Stock, config: Any) -> int:
+    """Return the room that vLLM reserves in a step. Its own speculation keeps its own setting,
     and proposes as many tokens as the operator asked for."""
-
-    def num_speculative_tokens(config: Any) -> int:
-        choice = Choice.of(config)
-        return int(stock.__get__(config)) if choice is None else choice.width
-
-    return property(num_speculative_tokens)
+    choice = Choice.of(config)
+    return int(stock(config)) if choice is None else choice.width
 
 
-def _keep_schedule(config: Any, stock: Callable[[Any], None]) -> None:
+def keep_schedule(stock: Stock, config: Any) -> None:
     """Keep a schedule that names one number of draft tokens for all batch sizes. Beside data
     parallelism vLLM drops any schedule, because by it ranks could choose different numbers;
     without it vLLM captures only graphs as wide as the room that it reserves.
@@ -117,40 +104,36 @@ def _keep_schedule(config: Any, stock: Callable[[Any], None]) -> None:
         stock(config)
 
 
-def _choosing(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the method that EngineArgs calls when the model is known and the scheduler is not
-    yet. Sessions are only for a model that generates token by token from token ids alone."""
+def choose(
+    stock: Stock, args: Any, target_model_config: Any, target_parallel_config: Any
+) -> Any:
+    """Return the speculative config of an engine. Sessions are only for a model that generates
+    token by token from token ids alone. args: vLLM's EngineArgs."""
     from vllm.config import SpeculativeConfig
 
-    @wraps(stock)
-    def create_speculative_config(
-        args: Any, target_model_config: Any, target_parallel_config: Any
-    ) -> Any:
-        asked = stock(args, target_model_config, target_parallel_config)
-        model = target_model_config
-        generates = model.runner_type == "generate"
-        if not generates or model.is_encoder_decoder or model.is_diffusion:
-            _stand_back()
-            return asked
-        choice = _choice(args, model, target_parallel_config, asked)
-        _apply(choice, args, model, target_parallel_config)
-        if folder := os.environ.pop(SOCKET, None):  # vLLM has opened the socket
-            rmtree(folder, ignore_errors=True)
-        _let_drain(args, settings())
-        if asked is None:
-            return SpeculativeConfig(
-                **_NOTHING_PROPOSED[choice.runner],
-                num_speculative_tokens=choice.width,
-                target_model_config=model,
-                target_parallel_config=target_parallel_config,
-            )
-        if asked.num_speculative_tokens_per_batch_size is None:
-            # otherwise vLLM captures CUDA graphs with as many rows as it reserves
-            own = [(1, 1, asked.num_speculative_tokens)]
-            asked.num_speculative_tokens_per_batch_size = own
+    asked = stock(args, target_model_config, target_parallel_config)
+    model = target_model_config
+    generates = model.runner_type == "generate"
+    if not generates or model.is_encoder_decoder or model.is_diffusion:
+        _stand_back()
         return asked
-
-    return create_speculative_config
+    choice = _choice(args, model, target_parallel_config, asked)
+    _apply(choice, args, model, target_parallel_config)
+    if folder := os.environ.pop(SOCKET, None):  # vLLM has opened the socket
+        rmtree(folder, ignore_errors=True)
+    _let_drain(args, settings())
+    if asked is None:
+        return SpeculativeConfig(
+            **_NOTHING_PROPOSED[choice.runner],
+            num_speculative_tokens=choice.width,
+            target_model_config=model,
+            target_parallel_config=target_parallel_config,
+        )
+    if asked.num_speculative_tokens_per_batch_size is None:
+        # otherwise vLLM captures CUDA graphs with as many rows as it reserves
+        own = [(1, 1, asked.num_speculative_tokens)]
+        asked.num_speculative_tokens_per_batch_size = own
+    return asked
 
 
 def _stand_back() -> None:
@@ -202,7 +185,7 @@ def _apply(choice: Choice, args: Any, model: Any, parallel: Any) -> None:
     """Set the engine options that are read later, and those of the workers. Raises Conflict."""
     from vllm.config import StructuredOutputsConfig
 
-    bind_cores()
+    patches.apply("cores")
     args.scheduler_cls = conflicts.SCHEDULER
     args.async_scheduling = conflicts.async_scheduling(
         args.async_scheduling,

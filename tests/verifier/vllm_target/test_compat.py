@@ -10,7 +10,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from picospec.verifier.vllm_target import conflicts as compat
+from picospec.verifier.vllm_target import patches
 from picospec.verifier.vllm_target.conflicts import Conflict
+from picospec.verifier.vllm_target.patches import Patch
 
 
 @pytest.mark.filterwarnings("default")
@@ -68,8 +70,9 @@ def test_what_is_missing_is_named(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(compat, "version", lambda: "0.34.0")
-    monkeypatch.setattr(compat, "USED", {module: ("here", "gone")})
-    monkeypatch.setattr(compat, "BY_RUNNER", {"v1": {}})
+    monkeypatch.setattr(compat, "USED", {})
+    patch = Patch("core", f"{module}:here", "x:y", "", "", needs=("gone",))
+    monkeypatch.setattr(patches, "PATCHES", [patch])
     (tmp_path / "fake.py").write_text("here = 'ago', 'gone_by'\n")
 
     with pytest.raises(Conflict, match=rf"vLLM 0\.34\.0 .*lacks {re.escape(lacking)}$"):

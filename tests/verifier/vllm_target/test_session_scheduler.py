@@ -36,17 +36,16 @@ def test_what_comes_for_a_session_gets_the_time_when_it_came() -> None:
     pytest.importorskip("vllm")
     from vllm.v1.engine import EngineCoreRequestType
 
-    from picospec.verifier.vllm_target.core.sessions import stamp_arrivals
+    from picospec.verifier.vllm_target.core.sessions import put_stamped
 
     received: Queue[Any] = Queue()
-    stamp_arrivals(received)
     messages = [
         (EngineCoreRequestType.WAKEUP, None),
         (EngineCoreRequestType.UTILITY, [0, 1, "picospec_figures", []]),
         (EngineCoreRequestType.UTILITY, [0, 2, PUSH, [[["s", b"frames"]]]]),
     ]
     for message in messages:
-        received.put_nowait(message)
+        put_stamped(received.put_nowait, message)
 
     (_, _), (_, figures), (_, push) = (received.get() for _ in messages)
     assert figures[3] == []
@@ -86,13 +85,14 @@ def test_the_running_batch_ends_before_a_step_that_needs_its_result_and_steps_ov
 
     monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)
     scheduler: Any = object.__new__(AsyncPicoScheduler)
-    scheduler.engine, scheduler._slots, scheduler._lets_batch_end = None, {}, False
+    scheduler._slots, scheduler._lets_batch_end = {}, False
     scheduler._needing_results = set()
-    core: Any = Core(scheduler, left=5)
+    scheduler.engine = core = Core(scheduler, left=5)
 
     def stepped(times: int) -> list[str]:
         core.made.clear()
-        assert all(scheduler._step(core)[1] or not scheduler._slots for _ in range(times))
+        step = partial(scheduler._step, core.step_with_batch_queue)
+        assert all(step()[1] or not scheduler._slots for _ in range(times))
         return list(core.made)
 
     assert stepped(2) == ["planned", "planned", "ended"]

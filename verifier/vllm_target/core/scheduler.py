@@ -28,10 +28,7 @@ from picospec.speculation.judge import Judgement
 from picospec.speculation.messages import TokenLogprob
 from picospec.speculation.verify_machine import PassPlan, Verdict
 from picospec.verifier.vllm_target.core.hooks import hidden, narrowed, unpadded
-from picospec.verifier.vllm_target.core.sessions import (
-    SessionScheduler,
-    attach,
-)
+from picospec.verifier.vllm_target.core.sessions import SessionScheduler, put_frames
 from picospec.verifier.vllm_target.core.slot import SessionSlot
 from picospec.verifier.vllm_target.crossing import MOST_ROWS, VerifyRequest
 
@@ -76,16 +73,11 @@ class PicoScheduler(SessionScheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         output = self._schedule(*args, **kwargs)
-        output.picospec_ahead = None if self._has_slept else self._is_ahead
+        output.picospec_ahead = None if self._has_slept else self._is_batch_under_way
         self._has_slept = False
         is_step = output.total_num_scheduled_tokens > 0
-        self.planned_ahead += is_step and self._is_ahead
+        self.planned_ahead += is_step and self._is_batch_under_way
         return output
-
-    @property
-    def _is_ahead(self) -> bool:
-        """True if a batch is under way."""
-        return bool(self.engine and self.engine.batch_queue)
 
     def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if not self._slots:
@@ -98,8 +90,8 @@ class PicoScheduler(SessionScheduler):
             output = super().schedule(*args, **kwargs)
         self._held = 0
         output.picospec_requests = self._begin(output, now)
-        stuck = not output.total_num_scheduled_tokens and self.waiting and not self._is_ahead
-        if held and stuck and len(self.running) < self.max_num_running_reqs:
+        is_empty = not (output.total_num_scheduled_tokens or self._is_batch_under_way)
+        if held and is_empty and self.waiting and len(self.running) < self.max_num_running_reqs:
             self._preempt_held(held[-1], now)
         return output
 
@@ -146,8 +138,7 @@ class PicoScheduler(SessionScheduler):
     def _offer_drafts(self, now: float) -> list[Request]:
         """Give each session its draft tokens for this step; return the requests left out. No
         session is held while a prompt is read, because such a step is long."""
-        under_way, free = self._under_way_and_ready()
-        others = self._others(len(under_way) + len(free))
+        under_way, free, others = self._known or self._taken_apart()
         ready = {slot.name: (request, slot) for request, slot in (*under_way, *free)}
         missing = sum(len(slot.missing(request.num_tokens)) for request, slot in ready.values())
         config = self.scheduler_config
@@ -161,7 +152,7 @@ class PicoScheduler(SessionScheduler):
             without_drafts=self._running_on,
             others=others,
             due=due,
-            ahead=self._is_ahead,
+            ahead=self._is_batch_under_way,
         )
         self._heads = offer.heads
         for name, draft in offer.start.items():
@@ -275,7 +266,7 @@ class PicoScheduler(SessionScheduler):
             for output in batch.outputs:
                 found = passed.pop(output.request_id, None)
                 if found is not None:
-                    attach(output, found[1])
+                    put_frames(output, found[1])
                     self._end(*found, output)
         for request, slot in passed.values():
             batch = batches.setdefault(request.client_index, EngineCoreOutputs())

@@ -13,13 +13,12 @@ grammar needs each result, all steps wait for the last one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from math import inf
 from queue import Empty
 from random import SystemRandom
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -36,11 +35,26 @@ from picospec.speculation import wire
 from picospec.speculation.messages import Pushed, RemoteProtocolError
 from picospec.speculation.ngrams import Owner
 from picospec.speculation.verify_machine import VerifyMachine
+from picospec.verifier.vllm_target import patches
 from picospec.verifier.vllm_target.core.hooks import must_step
 from picospec.verifier.vllm_target.core.slot import SessionSlot
 from picospec.verifier.vllm_target.crossing import FIELD, PUSH, Admission, Batch, Choice
+from picospec.verifier.vllm_target.patches import Stock
 
 Sessions = list[tuple[Request, SessionSlot]]
+
+
+class Running(NamedTuple):
+    """The requests that run, before a step is planned."""
+
+    under_way: Sessions
+    """These sessions have read their text, and have a row in the step under way."""
+
+    free: Sessions
+    """These have read their text, and have none there."""
+
+    others: int
+    """The step has this many other requests. It may have one that waits, if there is a seat."""
 
 
 class SessionScheduler(Scheduler):
@@ -54,8 +68,16 @@ class SessionScheduler(Scheduler):
     _running_on: Collection[str] = ()
     """Sessions that have a row in the step that is planned, and in the one under way."""
 
+    _known: Running | None = None
+    """The requests as the decision saw them whether to plan this step ahead. Nothing changes
+    them from there to the step's plan."""
+
+    asks_for_proposals = False
+    """A core without a head does not ask its workers for draft tokens."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        patches.apply("calls")
         self.engine: EngineCore | None = None
         self._slots: dict[str, SessionSlot] = {}  # by request id
         self._request_of: dict[str, str] = {}  # by session name
@@ -130,31 +152,35 @@ class SessionScheduler(Scheduler):
         first, self.engine = self.engine is None, engine
         if not (hasattr(engine, "input_queue") and hasattr(engine, "output_queue")):
             return False
-        if not self._head:
-            engine.check_for_draft_tokens = False  # or it asks the workers after each step
         if first:
-            stamp_arrivals(engine.input_queue)
-            wake_in_time(engine.input_queue, lambda: self._wake_at)
-            engine._handle_client_request = partial(self._handle, engine._handle_client_request)
-        if engine.batch_queue is not None:
-            engine.step_fn = partial(self._step, engine)
+            patches.apply("core", ours=self, engine=engine)
+            if not self._head:
+                patches.apply("core without a head", ours=self, engine=engine)
+            if engine.batch_queue is not None:
+                patches.apply("core with batches", ours=self, engine=engine)
         return True
 
-    def _step(self, engine: EngineCore) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
-        """Make the core's step, in the place of vLLM's own."""
+    def _step(self, stock: Stock) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
+        """Make the core's step. stock: vLLM's own, which keeps a queue of batches."""
+        if (engine := self.engine) is None:
+            return stock()
         if not self._slots:
             engine.async_scheduling = True
-            return engine.step_with_batch_queue()
-        if self._needing_results and not engine.batch_queue:
+            return stock()
+        if self._needing_results and not self._is_batch_under_way:
             engine.async_scheduling = False  # the core asks for the head's tokens after it
             return engine.step()
-        ends = bool(engine.batch_queue) and not self._plans_ahead()
+        ends = self._is_batch_under_way and not self._plans_ahead()
         self._lets_batch_end = ends
         try:
-            outputs, executed = engine.step_with_batch_queue()
+            outputs, executed = stock()
         finally:
-            self._lets_batch_end, self._running_on = False, ()
+            self._lets_batch_end, self._running_on, self._known = False, (), None
         return outputs, executed or ends  # else the core sleeps for a millisecond
+
+    @property
+    def _is_batch_under_way(self) -> bool:
+        return bool(self.engine and self.engine.batch_queue)
 
     @property
     def _may_plan_ahead(self) -> bool:
@@ -167,39 +193,32 @@ class SessionScheduler(Scheduler):
         more than if all of them wait."""
         if not self._may_plan_ahead:
             return False
-        under_way, ready = self._under_way_and_ready()
+        under_way, _, others = self._known = self._taken_apart()
         names = [slot.name for _, slot in under_way]
-        others = self._others(len(under_way) + len(ready))
         found = self._machine.run_on(names, time.monotonic(), others=others)
         self._running_on = found or ()
         return found is not None
 
-    def _under_way_and_ready(self) -> tuple[Sessions, Sessions]:
-        """Return the sessions that have read their text: those with a row in the step that is
-        under way, and the others."""
-        under_way: Sessions = []
-        ready: Sessions = []
+    def _taken_apart(self) -> Running:
+        found = Running([], [], 0)
         for request in self.running:
             slot = self._slots.get(request.request_id)
             if slot and has_read_its_text(request):
-                found = under_way if request.num_output_placeholders else ready
-                found.append((request, slot))
-        return under_way, ready
-
-    def _others(self, sessions: int) -> int:
-        """Return the number of requests in a step beside so many sessions that have read their
-        text. It counts one that waits, if there is a seat for it."""
+                part = found.under_way if request.num_output_placeholders else found.free
+                part.append((request, slot))
         admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
-        return len(self.running) - sessions + admits
+        sessions = len(found.under_way) + len(found.free)
+        return found._replace(others=len(self.running) - sessions + admits)
 
-    def _handle(
-        self, stock: Callable[..., None], kind: EngineCoreRequestType, request: Any
-    ) -> None:
+    def _handle(self, stock: Stock, kind: EngineCoreRequestType, request: Any) -> None:
         """Take messages for sessions here: vLLM would read the signature of a method for each
         of its calls, and answer."""
         if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
             return self.push_batch(*request[3])
         stock(kind, request)
+
+    def _get(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+        return get_in_time(stock, self._wake_at, *args, **kwargs)
 
     def push_batch(self, batch: Batch, arrived: float) -> None:
         """Hand messages to their sessions. One that cannot take them, which is our bug, ends:
@@ -255,7 +274,7 @@ class SessionScheduler(Scheduler):
     def _output(self, request: Request, slot: SessionSlot) -> EngineCoreOutput:
         """Return an output without tokens that carries the session's latest frames."""
         output = EngineCoreOutput(request_id=request.request_id, new_token_ids=[])
-        attach(output, slot)
+        put_frames(output, slot)
         self._end(request, slot, output)
         return output
 
@@ -281,7 +300,7 @@ class SessionScheduler(Scheduler):
             return False
         if self._is_due or not self._slots or self.engine is None or must_step(self):
             return True
-        if self.engine.batch_queue:  # `_step` has decided
+        if self._is_batch_under_way:  # `_step` has decided
             return True
         slots = [self._slots.get(request.request_id) for request in self.running]
         sessions = [slot.name for slot in slots if slot]
@@ -296,36 +315,27 @@ class SessionScheduler(Scheduler):
         return False
 
 
-def wake_in_time(received: Any, wake_at: Callable[[], float]) -> None:
-    """Make vLLM's input queue return its own message for this, if nothing comes until
-    `wake_at`. The core asks the scheduler for work before each wait."""
-    stock = received.get
-
-    def get(block: bool = True, timeout: float | None = None) -> Any:
-        at = wake_at()
-        if not block or timeout is not None or at == inf:
-            return stock(block, timeout)
-        try:
-            return stock(True, max(0.0, at - time.monotonic()))
-        except Empty:
-            return EngineCoreRequestType.WAKEUP, None
-
-    received.get = get
+def get_in_time(
+    stock: Stock, wake_at: float, block: bool = True, timeout: float | None = None
+) -> Any:
+    """Return the next item of vLLM's input queue, or vLLM's own message for waking up if none
+    comes until `wake_at`. The core asks the scheduler for work before each wait."""
+    if not block or timeout is not None or wake_at == inf:
+        return stock(block, timeout)
+    try:
+        return stock(True, max(0.0, wake_at - time.monotonic()))
+    except Empty:
+        return EngineCoreRequestType.WAKEUP, None
 
 
-def stamp_arrivals(received: Any) -> None:
-    """Make vLLM's input queue append the time to messages for sessions. The API server cannot
-    do it, because it may be on another host with another clock. A step may pass until the core
-    reads the queue."""
-    stock = received.put_nowait
-
-    def put_nowait(item: tuple[EngineCoreRequestType, Any]) -> None:
-        kind, request = item
-        if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
-            request[3].append(time.monotonic())
-        stock(item)
-
-    received.put_nowait = put_nowait
+def put_stamped(stock: Stock, item: tuple[EngineCoreRequestType, Any]) -> None:
+    """Put an item into vLLM's input queue, with the time appended if it has messages for
+    sessions. The API server cannot do it, because it may be on another host with another clock.
+    A step may pass until the core reads the queue."""
+    kind, request = item
+    if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
+        request[3].append(time.monotonic())
+    stock(item)
 
 
 def _move_output(request: Request, prompt_tokens: int) -> None:
@@ -341,7 +351,7 @@ def has_read_its_text(request: Request) -> bool:
     return bool(request.num_computed_tokens >= request.num_tokens - 1)
 
 
-def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
+def put_frames(output: EngineCoreOutput, slot: SessionSlot) -> None:
     """Put into an output what its session sends: [session, frames, error].
 
     vLLM uses this field for KV connectors, whose entries stay. The frames contain the
@@ -353,9 +363,28 @@ def attach(output: EngineCoreOutput, slot: SessionSlot) -> None:
     output.new_logprobs = None
 
 
-# vLLM's own RPC finds the core's methods by name
-EngineCore.picospec_attach = lambda core: core.scheduler.attach(core)
-EngineCore.picospec_read = lambda core: None
-EngineCore.picospec_forget = lambda core, tenant, user: core.scheduler.forget(tenant, user)
-EngineCore.picospec_figures = lambda core: core.scheduler.figures()
-EngineCore.picospec_beliefs = lambda core: core.scheduler.beliefs()
+# The core gets these methods, which vLLM's own RPC finds by name.
+
+
+def attach(core: EngineCore) -> bool:
+    """Let the core's scheduler wake the core, see SessionScheduler.attach."""
+    return core.scheduler.attach(core)
+
+
+def read(core: EngineCore) -> None:
+    """Do nothing; the answer shows that the core has read all messages before."""
+
+
+def forget(core: EngineCore, tenant: str, user: str) -> None:
+    """Forget the answers that are kept for an owner."""
+    core.scheduler.forget(tenant, user)
+
+
+def figures(core: EngineCore) -> dict[str, int]:
+    """Return the scheduler's counts."""
+    return core.scheduler.figures()
+
+
+def beliefs(core: EngineCore) -> dict[str, object]:
+    """Return what the scheduler's machine has learned."""
+    return core.scheduler.beliefs()

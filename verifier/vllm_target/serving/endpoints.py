@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 import msgspec
+import structlog
 import vllm.envs as envs
 from fastapi import FastAPI
 from prometheus_client import REGISTRY, Metric
@@ -64,6 +65,7 @@ from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import OPEN, SESSION_PATHS, takes_drafts
 from picospec.verifier.settings import VerifierSettings
 from picospec.verifier.vllm_target.crossing import Choice
+from picospec.verifier.vllm_target.patches import PATCHES
 from picospec.verifier.vllm_target.plugin import settings as read_settings
 from picospec.verifier.vllm_target.serving.engine import Engine
 from picospec.verifier.vllm_target.serving.plain import PlainRequests, charge
@@ -352,6 +354,9 @@ class Endpoints:
             raise SystemExit(f"settings: {error}") from error
         if why := await self.service.host.load():
             raise SystemExit(f"picospec: {why}")
+        runner = "v2" if engine_client.vllm_config.use_v2_model_runner else "v1"
+        replaced = sorted({each.target for each in PATCHES if each.runner in (None, runner)})
+        structlog.get_logger("verifier").info("vllm_patched", patches=replaced)
         REGISTRY.register(_Of(self.service.registry))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

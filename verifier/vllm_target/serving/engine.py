@@ -6,10 +6,9 @@ ordered request socket, which also wakes it; outputs come back on its output soc
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import fields
-from functools import partial
 from operator import eq
 from typing import Any, Final
 
@@ -28,8 +27,10 @@ from picospec.speculation import wire
 from picospec.speculation.messages import RemoteProtocolError, Reused
 from picospec.speculation.ngrams import Owner
 from picospec.verifier.target import TargetFailed, Unservable
+from picospec.verifier.vllm_target import patches
 from picospec.verifier.vllm_target.core.slot import OutgoingFrame
 from picospec.verifier.vllm_target.crossing import FIELD
+from picospec.verifier.vllm_target.patches import Stock
 from picospec.verifier.vllm_target.serving.ranks import Ranks
 
 SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
@@ -51,8 +52,7 @@ class Engine:
         self._ranks = Ranks(llm.engine_core)
         self._steps: list[int] = []  # steps of each core at the last heartbeat
         self._inboxes: dict[str, Inbox] = {}
-        outputs = llm.output_processor
-        outputs.process_outputs = partial(self._collect, outputs.process_outputs)
+        patches.apply("answers", ours=self, outputs=llm.output_processor)
 
     async def install(self, tokens: int) -> None:
         """Install the judge in the workers, and the methods for sessions in the cores.
@@ -166,9 +166,7 @@ class Engine:
         except Exception as error:
             raise TargetFailed(f"vLLM failed: {error}") from error
 
-    def _collect(
-        self, stock: Callable[..., Any], outputs: Sequence[Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def _collect(self, stock: Stock, outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         """Take the sessions' frames from the core's outputs here, because vLLM merges outputs
         for a slow reader and would keep only the last one's frames."""
         left = [output for output in outputs if not self._takes(output, *args)]

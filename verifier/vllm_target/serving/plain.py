@@ -30,6 +30,8 @@ from picospec.gateway.output.detokenise import TextDelta
 from picospec.models.grammars import NAME, Constraint
 from picospec.verifier.routes import OPEN
 from picospec.verifier.target import Target, Unservable, identity_of, unservable
+from picospec.verifier.vllm_target import patches
+from picospec.verifier.vllm_target.patches import Stock
 
 
 @dataclass(slots=True)
@@ -76,29 +78,40 @@ class PlainRequests:
 def charge(llm: AsyncLLM, target: Target, *, max_choices: int, share_prefixes: bool) -> None:
     """Charge the tokens that an engine generates to the requests' Accounts, and limit these
     requests. target: tries their grammars."""
-    stock = llm.generate
+    charging = Charging(target, max_choices, share_prefixes)
+    patches.apply("accounts", ours=charging, llm=llm)
+
+
+@dataclass(frozen=True, slots=True)
+class Charging:
+    target: Target
+    max_choices: int
+    share_prefixes: bool
 
     def generate(
-        prompt: Any, params: Any, *args: Any, **kwargs: Any
+        self, stock: Stock, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput]:
+        """Return what vLLM generates, and count it while it is read."""
         if (asking := _ASKING.get()) is None:
             return stock(prompt, params, *args, **kwargs)
-        owner = asking.account.tenant.name
-        if not share_prefixes and isinstance(prompt, dict):
+        owner = asking.account.tenant.identity
+        if not self.share_prefixes and isinstance(prompt, dict):
             asked = prompt.get("cache_salt")
-            salt = owner if asked is None else identity_of(owner, asked)
+            salt = owner
+            if asked is not None:  # as for sessions, so a user's prefixes serve both
+                salt = identity_of(owner, msgspec.json.encode(asked))
             prompt = {**prompt, "cache_salt": salt}
-        return charged(asking, params, stock(prompt, params, *args, **kwargs))
+        return self._charged(asking, params, stock(prompt, params, *args, **kwargs))
 
-    async def charged(
-        asking: _Asking, params: Any, outputs: AsyncGenerator[RequestOutput]
+    async def _charged(
+        self, asking: _Asking, params: Any, outputs: AsyncGenerator[RequestOutput]
     ) -> AsyncGenerator[RequestOutput]:
         account, counted = asking.account, dict[int, int]()
         asking.choices += params.n
         try:
-            if asking.choices > max_choices:
-                raise VLLMValidationError(f"more than {max_choices} choices", parameter="n")
-            await _check(target, params.structured_outputs, account.tenant.name)
+            if asking.choices > (most := self.max_choices):
+                raise VLLMValidationError(f"more than {most} choices", parameter="n")
+            await _check(self.target, params.structured_outputs, account.tenant.identity)
             async with aclosing(outputs):
                 async for output in outputs:
                     if not counted:
@@ -112,8 +125,6 @@ def charge(llm: AsyncLLM, target: Target, *, max_choices: int, share_prefixes: b
                     yield output
         finally:
             asking.choices -= params.n
-
-    llm.generate = generate
 
 
 async def _check(target: Target, wanted: Any, tenant: str) -> None:

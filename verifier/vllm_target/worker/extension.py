@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,27 +23,19 @@ def upload(values: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-Stock = Callable[..., Any]
-"""One of our functions replaces this one of vLLM's."""
-
-
-def wrap(holder: Any, name: str, ours: Callable[..., Any]) -> None:
-    """Replace a function of vLLM's by ours, which receives the original as first argument."""
-    setattr(holder, name, partial(ours, getattr(holder, name)))
-
-
 class PicoWorkerExtension:
     """Extends vLLM's worker on any platform. RPC calls `picospec_install` once."""
 
     model_runner: Any
+    picospec_hooks: Any = None
 
     def picospec_install(self, tokens: int) -> None:
         """Install the judge. tokens: the number of the model's ids that are tokens."""
         runner = self.model_runner
-        if not hasattr(runner, "picospec_hooks"):
-            runner.picospec_hooks = hooks = _hooks(runner)(runner, tokens)
+        if self.picospec_hooks is None:
+            self.picospec_hooks = _hooks(runner)(runner, tokens)
             if runner.device.type != "cpu":
-                hooks.warm_up()
+                self.picospec_hooks.warm_up()
 
     def picospec_answer(self) -> None:
         """Do nothing; the answer shows that the worker is alive."""

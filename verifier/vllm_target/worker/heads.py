@@ -7,26 +7,25 @@ of sessions with the judge's noise, which makes it right more often.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
-from functools import partial, partialmethod
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from vllm.config import CompilationConfig, get_current_vllm_config_or_none
+from vllm.config import get_current_vllm_config_or_none
 from vllm.platforms import current_platform
-from vllm.v1.worker.gpu import model_runner, warmup
+from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
+from picospec.verifier.vllm_target import patches
 from picospec.verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
+from picospec.verifier.vllm_target.patches import Stock
 from picospec.verifier.vllm_target.worker.extension import (
     PicoWorkerExtension as PicoWorkerExtension,
 )
-from picospec.verifier.vllm_target.worker.extension import wrap
 
 if current_platform.is_cpu():  # must come first: it changes the runner modules' imports
     import vllm.v1.worker.cpu.shm  # noqa: F401
@@ -40,47 +39,51 @@ DRAFT_SALT: int = gumbel._DRAFT_NOISE_SALT.value
 """vLLM adds this to the noise place of a head's draw, so that its noise is not the judge's."""
 
 
-def _widened(stock: Callable[..., Tensor], width: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Return a speculator's proposal, padded to int[R, width]."""
-    proposed = stock(*args, **kwargs)
-    return pad(proposed, (0, width - proposed.shape[1]), value=NO_TOKEN)
+class Proposals:
+    """Changes what vLLM's speculator proposes. width: a step has room for so many tokens."""
+
+    def __init__(self, speculator: Any, width: int, device: torch.device) -> None:
+        self._speculator = speculator
+        self._width = width
+        patches.apply("v2 speculator", ours=self, speculator=speculator)
+        if isinstance(speculator, DraftModelSpeculator):
+            self.ours = torch.zeros(speculator.max_num_reqs, dtype=torch.bool, device=device)
+            patches.apply("v2 draft model", ours=self, speculator=speculator)
+
+    def widened(self, stock: Stock, *args: Any, **kwargs: Any) -> Tensor:
+        """Return a speculator's proposal, padded to int[R, width]."""
+        proposed = stock(*args, **kwargs)
+        return pad(proposed, (0, self._width - proposed.shape[1]), value=NO_TOKEN)
+
+    def sample_draft(
+        self, stock: Stock, hidden: Tensor, places: Tensor, slots: Tensor, temperatures: Tensor,
+        seeds: Tensor, step: Tensor, cache: Tensor | None, number: int = 0, **more: Any,
+    ) -> Tensor:  # fmt: skip
+        """Draw a head's tokens: those of sessions with the judge's noise, others as vLLM does.
+
+        It may be captured in a CUDA graph, so the device looks up which requests are sessions'.
+        """
+        own = self._speculator
+        if cache is not None:
+            places = places - DRAFT_SALT * self.ours[slots]
+        elif not (own.use_local_argmax_reduction or own.enable_adaptive_verification):
+            logits = own.compute_draft_logits(hidden, number)
+            scaled = torch.where(self.ours, temperatures, 0.0)
+            drawn: Tensor = gumbel.gumbel_sample(
+                logits, slots, scaled, seeds, places, True, False
+            )
+            return drawn
+        return stock(hidden, places, slots, temperatures, seeds, step, cache, number, **more)
 
 
-def _sample_draft(
-    stock: Callable[..., Tensor], speculator: Any, hidden: Tensor, places: Tensor,
-    slots: Tensor, temperatures: Tensor, seeds: Tensor, step: Tensor, cache: Tensor | None,
-    number: int = 0, **more: Any,
-) -> Tensor:  # fmt: skip
-    """Draw a head's tokens: those of sessions with the judge's noise, others as vLLM does.
-
-    It may be captured in a CUDA graph, so the device looks up which requests are sessions'.
-    """
-    ours: Tensor = speculator.picospec_ours
-    if cache is not None:
-        places = places - DRAFT_SALT * ours[slots]
-    elif not (speculator.use_local_argmax_reduction or speculator.enable_adaptive_verification):
-        logits = speculator.compute_draft_logits(hidden, number)
-        scaled = torch.where(ours, temperatures, 0.0)
-        drawn: Tensor = gumbel.gumbel_sample(logits, slots, scaled, seeds, places, True, False)
-        return drawn
-    return stock(hidden, places, slots, temperatures, seeds, step, cache, number, **more)
-
-
-def _init_speculator(
-    stock: Callable[..., Any], config: Any, device: torch.device, states: object
-) -> Any:
+def init_speculator(stock: Stock, config: Any, device: torch.device, states: object) -> Any:
+    """Return vLLM's speculator with our changes. config: vLLM's VllmConfig."""
     speculator = stock(config, device, states)
-    width = config.num_speculative_tokens
-    speculator.propose = partial(_widened, speculator.propose, width)
-    if isinstance(speculator, DraftModelSpeculator):
-        speculator.picospec_ours = torch.zeros(
-            speculator.max_num_reqs, dtype=torch.bool, device=device
-        )
-        speculator.sample_draft = partial(_sample_draft, speculator.sample_draft, speculator)
+    Proposals(speculator, config.num_speculative_tokens, device)
     return speculator
 
 
-def _request_state(stock: Callable[..., Any], **given: Any) -> Any:
+def request_state(stock: Stock, **given: Any) -> Any:
     """Keep the tokens of all requests in the host's memory if nothing of vLLM's reads them on
     the device. For n-grams, which the null proposer is by name, vLLM takes memory of the device
     for every token that all requests may have: 1 GB for 1,024 of 262,144 tokens."""
@@ -89,10 +92,9 @@ def _request_state(stock: Callable[..., Any], **given: Any) -> Any:
     return stock(**given)
 
 
-def _resolve_graphs(
-    config: Any, stock: Callable[..., Any], support: Any, backend: Any, rows: int = 1,
-    **others: Any,
-) -> Any:  # fmt: skip
+def resolve_graphs(
+    stock: Stock, config: Any, support: Any, backend: Any, rows: int = 1, **others: Any
+) -> Any:
     """Choose the kinds of CUDA graphs by the rows a request that they will have. vLLM asks with
     the room that it reserves, and for so many rows an attention backend may have no graphs. If
     nothing is proposed, those of one row are the only graphs of decodes."""
@@ -108,7 +110,7 @@ def _proposes_nothing() -> bool:
     return choice is not None and not choice.head
 
 
-def _warm_up(stock: Callable[..., Any], runner: Any, *args: Any) -> None:
+def warm_up(stock: Stock, runner: Any, *args: Any) -> None:
     """Warm up with fewer requests, so that their rows, all of full width, are not more than a
     step may have: KV has its memory already."""
     config = runner.scheduler_config
@@ -167,11 +169,4 @@ class GrammarMasks(model_runner.StructuredOutputsWorker):
         return [int(counts[place[name]]) for name in names]
 
 
-if not isinstance(model_runner.init_speculator, partial):
-    wrap(model_runner, "init_speculator", _init_speculator)
-    wrap(model_runner, "RequestState", _request_state)
-    wrap(warmup, "_warmup_kernels", _warm_up)
-    model_runner.StructuredOutputsWorker = GrammarMasks
-    resolving = CompilationConfig.resolve_cudagraph_mode_and_sizes
-    resolve = partialmethod(_resolve_graphs, resolving)
-    CompilationConfig.resolve_cudagraph_mode_and_sizes = resolve
+patches.apply("v2 modules")

@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vllm.v1.sample import rejection_sampler, sampler
+from vllm.v1.sample import rejection_sampler
 from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinPLogitsProcessor
 
 from picospec.speculation.judge import Judgement
 from picospec.speculation.judges import seeded
 from picospec.speculation.messages import Sampling
+from picospec.verifier.vllm_target import patches
 from picospec.verifier.vllm_target.crossing import VerifyRequest
-from picospec.verifier.vllm_target.worker.extension import Stock, upload, wrap
+from picospec.verifier.vllm_target.patches import Stock
+from picospec.verifier.vllm_target.worker.extension import upload
 
 PLACEHOLDER = -1
 """vLLM marks with this a place where a sampler returned no token."""
@@ -67,16 +69,11 @@ class SamplerHooks:
         self._runner = runner
         self._tokens = tokens
         self._step = Step()
-        wrap(runner, "execute_model", self._take_requests)
-        wrap(runner, "sample_tokens", self._return_judgements)
-        wrap(runner, "_sample", self._sample)
-        wrap(runner.sampler.topk_topp_sampler, "forward", self._draw_last_rows)
-        wrap(rejection_sampler, "apply_sampling_constraints", self._apply_none)
         self._names = signature(rejection_sampler.rejection_sample)
-        wrap(rejection_sampler, "rejection_sample", self._judge_draft_rows)
-        _serve_all_parameters(runner)
+        patches.apply("v1", ours=self, runner=runner)
         if runner.device.type == "cpu":
-            _never_compile()
+            patches.apply("v1 on CPUs")
+        _serve_all_parameters(runner)
 
     def warm_up(self) -> None:
         """Do nothing: no kernel of these hooks is compiled."""
@@ -184,9 +181,6 @@ def _serve_all_parameters(runner: Any) -> None:
     processors.non_argmax_invariant.append(LogitBiasLogitsProcessor(config, device, pinned))
 
 
-def _never_compile() -> None:
-    """Replace a compiled function by the original: compiling it at the first request with
-    log-probabilities stops every session of a CPU host for up to a minute."""
-    compiled = getattr(sampler, "batched_count_greater_than", None)
-    plain = getattr(compiled, "_torchdynamo_orig_callable", compiled)
-    sampler.batched_count_greater_than = plain
+def uncompiled(compiled: Stock, *args: Any) -> Any:
+    """Call the original of a compiled function."""
+    return getattr(compiled, "_torchdynamo_orig_callable", compiled)(*args)

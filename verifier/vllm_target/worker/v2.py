@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -19,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
 from picospec.speculation.judge import Judgement
 from picospec.speculation.messages import TokenId
+from picospec.verifier.vllm_target import patches
 from picospec.verifier.vllm_target.crossing import Choice, VerifyRequest
+from picospec.verifier.vllm_target.patches import Place, Stock
 from picospec.verifier.vllm_target.worker.by_noise import judge_by_noise
 from picospec.verifier.vllm_target.worker.by_p import judge_by_p
-from picospec.verifier.vllm_target.worker.extension import Stock, upload, wrap
+from picospec.verifier.vllm_target.worker.extension import upload
 
 # Divides a step's rows between our judge and vLLM's, which judges its own draft tokens.
 #
@@ -133,24 +133,16 @@ class RunnerHooks:
         self._step = Step()
         choice = Choice.of(runner.vllm_config) or Choice("v2", 0)
         self._head = choice.head
+        self.width = choice.width
         self._is_mixed = bool(choice.head) and not choice.seed_exact
         self._drawing: Tensor | None = getattr(runner.speculator, "picospec_ours", None)
         if self._drawing is not None:
             self._drawing.fill_(choice.seed_exact)
-        wrap(runner, "prepare_inputs", self._begin)
-        wrap(runner.lora_state, "make_lora_inputs", self._spread_adapters)
-        wrap(runner, "sample", self._sample)
-        wrap(runner, "sample_tokens", self._return_judgements)
+        patches.apply("v2", ours=self, runner=runner)
         if runner.sampler is not None:  # on the last pipeline rank
-            wrap(runner.sampler, "apply_sampling_params", self._cut_padding)
-            wrap(rejection_sampler, "gather_draft_sampled", self._gather)
-            wrap(rejection_sampler, "rejection_sample", self._judge)
-            runner.rejection_sampler.num_speculative_steps = choice.width
-            if choice.head:
-                wrap(runner.speculator, "propose", self._propose)
-            else:
-                propose = partial(runner.speculator.propose, dummy_run=True)
-                runner.speculator.propose = propose
+            patches.apply("v2 sampler", ours=self, runner=runner)
+            proposing: Place = "v2 with a head" if choice.head else "v2 without a head"
+            patches.apply(proposing, ours=self, runner=runner)
 
     def warm_up(self) -> None:
         """Judge steps of no request, because vLLM has warmed up without these hooks: else the
@@ -303,6 +295,9 @@ class RunnerHooks:
             where, rejected = self._step.silent
             rejected.index_fill_(0, where, 0)
         return stock(*args, **kwargs)
+
+    def _propose_nothing(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+        return stock(*args, **{"dummy_run": True, **kwargs})
 
     def _return_judgements(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
         output, judged = stock(*args, **kwargs), self._step.judged

@@ -40,7 +40,7 @@ def runner(head: int = 0) -> Any:
     )
     return SimpleNamespace(
         vllm_config=SimpleNamespace(additional_config=Choice("v2", K, head).added_to({})),
-        rejection_sampler=SimpleNamespace(),
+        rejection_sampler=SimpleNamespace(num_speculative_steps=1),
         req_states=states,
         lora_state=SimpleNamespace(make_lora_inputs=lambda names: (ADAPTERS, (), set())),
         vocab_size=PADDED,

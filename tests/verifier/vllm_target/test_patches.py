@@ -1,0 +1,236 @@
+"""Every patch of vLLM has a row; its target exists, and undone it leaves vLLM as it was."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from inspect import getsource, isclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from picospec.verifier.vllm_target import patches
+from picospec.verifier.vllm_target.patches import PATCHES, Patch
+
+ROOT = Path(__file__).parents[3]
+OURS = "picospec.verifier.vllm_target."
+ROOMS = ("cli", "edge_agent", "gateway", "models", "speculation", "verifier")  # not the bench
+RUNNER = "v2" if os.environ.get("TRITON_INTERPRET") == "1" else "v1"
+"""One process can import only the modules of one model runner."""
+
+ROWS = [pytest.param(each, id=each.target) for each in PATCHES if each.runner in (None, RUNNER)]
+
+NO_PATCHES = {
+    "options of an engine": {
+        "additional_config", "async_scheduling", "attention_config", "backend", "lora_config",
+        "max_num_seqs", "model_config", "num_speculative_tokens_per_batch_size",
+        "parallel_config", "scheduler_cls", "scheduler_config", "shutdown_timeout",
+        "speculative_config", "structured_outputs_config", "watermark_config",
+        "worker_extension_cls",
+    },
+    "the state of a scheduler, a request, a plan or an output": {
+        "error", "finish_reason", "frames", "grammar_bitmask", "kv_transfer_params",
+        "new_logprobs", "num_computed_tokens", "num_output_placeholders", "num_spec_tokens",
+        "num_spec_tokens_to_schedule", "picospec_judged", "picospec_requests",
+        "prompt_token_ids", "proposed", "running", "seed", "spec_token_ids",
+        "structured_outputs",
+    },
+    "our records of a step and of a request": {
+        "asked", "choices", "judged", "last_rows", "ours", "silent", "slots",
+    },
+    "apps of FastAPI, and their server": {
+        "default", "lifespan_context", "redirect_slashes", "should_exit",
+    },
+    "caps of our scheduler": {
+        "setattr(scheduler, name, value - len(held))", "setattr(scheduler, name, value)",
+    },
+}  # fmt: skip
+"""These attributes of other objects than `self` are assigned to outside of the table."""
+
+
+def exists(module: str, path: str) -> bool:
+    """Return True if there is such an attribute, of a module, class, or class's instances."""
+    found: Any = import_module(module)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            bases = found.__mro__ if isclass(found) else ()
+            sources = (getsource(each) for each in bases if "vllm" in each.__module__)
+            return any(f"self.{name}" in source for source in sources)
+        found = getattr(found, name)
+    return True
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("patch", ROWS)
+def test_the_installed_vllm_has_what_a_patch_replaces(patch: Patch) -> None:
+    pytest.importorskip("vllm.v1.engine.core")
+    module, _, path = (patch.holder if patch.form == "added" else patch.target).partition(":")
+    by, _, name = patch.by.partition(":")
+
+    assert exists(module, path)
+    assert exists(OURS + by, name)
+
+
+UNDONE = """
+import sys
+from importlib import import_module
+from operator import attrgetter
+from picospec.verifier.vllm_target.patches import PATCHES, apply
+
+def state():
+    return [{name: id(value) for name, value in vars(holder).items()} for holder in holders]
+
+rows, holders = [each for each in PATCHES if each.place in sys.argv[1:]], []
+for each in rows:
+    module, _, path = each.holder.partition(":")
+    found = import_module(module)
+    holders.append(attrgetter(path)(found) if path else found)
+before = state()
+undo = [apply(place) for place in sys.argv[1:]]
+patched = state()
+again = [apply(place) for place in sys.argv[1:]]
+changed = [was[each.name] != now[each.name] if each.name in was else each.name in now
+           for each, was, now in zip(rows, before, patched)]
+print(len(changed), all(changed), state() == patched)
+for each in (*again, *undo):
+    each()
+print(state() == before)
+"""
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+def test_a_patch_of_vllms_modules_and_classes_is_applied_once_and_undone() -> None:
+    pytest.importorskip("vllm.v1.engine.core")
+    places = ("plugin", "cores", "calls", *(["v1 on CPUs"] if RUNNER == "v1" else []))
+    command = [sys.executable, "-c", UNDONE, *places]
+
+    ran = subprocess.run(command, capture_output=True, text=True)
+
+    rows = [each for each in PATCHES if each.place in places]
+    assert ran.stdout == f"{len(rows)} True True\nTrue\n", ran.stderr
+
+
+class Vllm:
+    """As much of vLLM as a row of each form changes."""
+
+    def __init__(self) -> None:
+        self.part = SimpleNamespace(method=lambda *given: ("stock", *given))
+
+    def method(self, *given: object) -> tuple[object, ...]:
+        return ("stock", *given)
+
+    @property
+    def figure(self) -> int:
+        return 1
+
+    @staticmethod
+    def run(*given: object) -> tuple[object, ...]:
+        return ("stock", *given)
+
+
+def around(own: Any, *given: Any) -> Any:
+    return "ours", own(*given)
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> list[Patch]:
+    """A table whose rows name the class above, and functions of a module of ours."""
+    module, ours = ModuleType("fake"), ModuleType("ours")
+    vars(module).update(Vllm=Vllm, function=lambda *given: ("stock", *given))
+    vars(ours).update(around=around, run=lambda *given: ("ours", *given), width=7)
+    monkeypatch.setitem(sys.modules, "fake", module)
+    monkeypatch.setitem(sys.modules, f"{OURS}ours", ours)
+    rows = [
+        Patch("plugin", "fake:function", "ours:around", "", ""),
+        Patch("plugin", "fake:Vllm.method", "ours:around", "", ""),
+        Patch("plugin", "fake:Vllm.figure", "ours:around", "", ""),
+        Patch("plugin", "fake:Vllm.run", "ours:run", "", "", form="instead"),
+        Patch("plugin", "fake:Vllm.picospec_width", "ours:width", "", "", form="added"),
+        Patch("core", "fake:Part.method", "ours:Owner.method", "", "", on="llm.part"),
+    ]
+    monkeypatch.setattr(patches, "PATCHES", rows)
+    return rows
+
+
+def state(llm: Vllm) -> list[Any]:
+    return [dict(vars(each)) for each in (sys.modules["fake"], Vllm, llm.part)]
+
+
+def test_ours_takes_the_place_of_every_kind_of_attribute_until_it_is_undone(
+    table: list[Patch],
+) -> None:
+    llm: Any = Vllm()
+    before, fake = state(llm), sys.modules["fake"]
+    ours = SimpleNamespace(method=around)
+
+    undo = [patches.apply("plugin"), patches.apply("core", ours=ours, llm=llm)]
+
+    assert fake.function(1) == ("ours", ("stock", 1))
+    assert llm.method(2) == ("ours", ("stock", 2))
+    assert llm.figure == ("ours", 1)
+    assert (llm.run(3), Vllm.run(4)) == (("ours", 3), ("ours", 4))
+    assert patches.stock(Vllm, "run")(5) == ("stock", 5)
+    assert llm.picospec_width == 7
+    assert llm.part.method(6) == ("ours", ("stock", 6))
+    for each in undo:
+        each()
+    assert state(llm) == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Patch("plugin", "fake:Vllm.gone", "ours:around", "", ""),
+        Patch("plugin", "fake:Vllm.__init__", "ours:run", "", "", form="added"),
+    ],
+)
+def test_a_target_that_vllm_lacks_is_an_error_and_nothing_is_patched(
+    table: list[Patch], wrong: Patch
+) -> None:
+    llm = Vllm()
+    before = state(llm)
+    table.append(wrong)
+
+    with pytest.raises(AttributeError, match=wrong.target):
+        patches.apply("plugin")
+
+    assert state(llm) == before
+
+
+def assigned(tree: ast.AST) -> Iterator[str]:
+    """Yield what is assigned to or deleted of other objects than `self`: names of attributes,
+    and expressions with which an attribute can be set by its name."""
+    for node in ast.walk(tree):
+        text = ast.unparse(node) if isinstance(node, ast.expr) else ""
+        if isinstance(node, ast.Call) and text.startswith(("setattr(", "delattr(")):
+            yield text
+        elif isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+            continue
+        elif isinstance(node, ast.Attribute) and not re.fullmatch(r"(self|cls)\.\w+", text):
+            yield node.attr
+        elif isinstance(node, ast.Subscript) and re.search(r"vars\(|__dict__", text):
+            yield text
+
+
+def test_no_other_file_assigns_to_attributes_of_vllms() -> None:
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    found: dict[str, set[str]] = {}
+    for path in files:
+        if "vllm" in (text := path.read_text()) and path.name != "patches.py":
+            imports = re.search(r"^\s*(from|import) vllm\b", text, re.MULTILINE)
+            if imports or "vllm_target" in path.parts:
+                found[path.relative_to(ROOT).as_posix()] = set(assigned(ast.parse(text)))
+    allowed = set().union(*NO_PATCHES.values())
+
+    assert len(found) > 20
+    assert {path: left for path, names in found.items() if (left := names - allowed)} == {}
+    assert set().union(*found.values()) >= allowed, "nothing needless is allowed"
