@@ -36,14 +36,14 @@ from picospec.edge_agent.relayed import (
     target_of,
 )
 from picospec.edge_agent.settings import EdgeSettings, RelaySettings
-from picospec.gateway.accounts import account_of
+from picospec.gateway.accounts import Account, account_of
 from picospec.gateway.documents import Route
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.generation import checked, parse, read
 from picospec.gateway.doors.services import Services
 from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
 from picospec.gateway.schema import check_structure
-from picospec.gateway.tenants import Tenant, salted
+from picospec.gateway.tenants import salted
 from picospec.speculation.messages import SALT
 
 # Looks into a request's body to find out who answers it, before a door reads it.
@@ -201,9 +201,8 @@ class Relay:
             model = facts.model
         account.begin_answers(relayed.answers - 1)
         account.relayed = way.peer.name
-        separate = services.settings.separates_prefixes and way is not self._upstream
-        addressed = partial(_addressed, body, model, account.tenant, separate=separate)
-        asked = await checked(services, request, addressed)
+        identity = None if way is self._upstream else _identity(services, account)
+        asked = await checked(services, request, partial(addressed, body, model, identity))
         target = f"{door}{query_of(request.scope)}"
         ask = partial(way.post_to, target, headers_of(request.headers), asked)
         text_bytes = min(len(asked), MEDIA_BYTES) if relayed.has_media else len(asked)
@@ -235,9 +234,8 @@ class Relay:
     ) -> Response:
         """Return the verifier's answer to a request that has been read and begun."""
         account = account_of(request)
-        separate, body = services.settings.separates_prefixes, await request.body()
-        addressed = partial(_addressed, body, model, account.tenant, separate=separate)
-        body = await checked(services, request, addressed)
+        make = partial(addressed, await request.body(), model, _identity(services, account))
+        body = await checked(services, request, make)
         account.relayed = "verifier"
         ask = partial(self._verifiers.current.ask, path, body)
         return Relayed(ask, account, services.drain, asked_bytes=len(body))
@@ -274,13 +272,18 @@ class _Nothing:
         raise NotFound(f"there is no {scope['path']}")
 
 
-def _addressed(body: bytes, model: str | None, tenant: Tenant, *, separate: bool) -> bytes:
+def _identity(services: Services, account: Account) -> str | None:
+    """Return what parts a tenant from others at a verifier; None if nothing has to."""
+    return account.tenant.identity if services.settings.separates_prefixes else None
+
+
+def addressed(body: bytes, model: str | None, identity: str | None = None) -> bytes:
     """Return the request for another service, with its own name of the model. Encoding it anew
-    removes duplicate fields. separate: True if it must not find out what others have asked.
-    Raises InvalidRequest."""
+    removes duplicate fields. identity: of the tenant, if KV of others must not serve it. Raises
+    InvalidRequest."""
     try:
         fields = msgspec.json.decode(body)
     except ValueError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
-    salt = {SALT: salted(tenant.identity, fields.get(SALT))} if separate else {}
+    salt = {} if identity is None else {SALT: salted(identity, fields.get(SALT))}
     return msgspec.json.encode({**fields, **salt, "model": model})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -19,7 +18,6 @@ from picospec.edge_agent.proposals import (
     DraftGrammar,
     EdgeGrammars,
     GrammarProposer,
-    OncePerPrompt,
     Pools,
     ProposalFinder,
 )
@@ -275,25 +273,6 @@ def test_without_lookup_only_what_is_forced_is_proposed() -> None:
 # A pool lasts as long as its owner; test_engine_prediction.py says who gets what of it.
 
 PROMPT = tuple(range(20))
-
-
-async def test_what_is_made_of_a_prompt_is_made_once_while_the_loop_goes_on() -> None:
-    made, may_end = list[int](), threading.Event()
-
-    def make(prompt: tuple[int, ...]) -> int:
-        may_end.wait(60)
-        made.append(len(prompt))
-        return len(prompt)
-
-    once, prompt = OncePerPrompt[int](), (1, 2, 3)
-    choices = [asyncio.create_task(once.of(prompt, make)) for _ in range(3)]
-    await asyncio.sleep(0)
-    choices[0].cancel()
-    await asyncio.wait([choices[0]])
-    may_end.set()
-
-    assert await asyncio.gather(*choices[1:]) == [3, 3]
-    assert made == [3]
 
 
 class Owner: ...

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft.foreign import REREAD_TOKENS, DraftText, take
+from picospec.edge_agent.draft.foreign import REREAD_TOKENS, DraftText
 from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.retokeniser import Retokeniser, Translation, special_tokens
 from picospec.edge_agent.link.connection import Answer, from_answer
@@ -18,7 +18,7 @@ from picospec.edge_agent.link.course import Event
 from picospec.edge_agent.link.verifier import Verifier, VerifierStatus
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.relay import _renamed
+from picospec.edge_agent.relay import addressed
 from picospec.gateway.errors import InvalidRequest, Unavailable
 from picospec.models.tokenizer import Tokenizer
 from tests.edge_agent.foreign import TEXTS, Name, WordEncoder, model, translation
@@ -298,7 +298,7 @@ def test_a_prompt_that_it_leaves_empty_gets_no_slot(drafter: LlamaDrafter) -> No
     pair = Translation(Tokenizer(TARGET, None), DRAFT)
 
     assert pair.prompt([BEGIN]) == []
-    assert take(drafter, pair, [BEGIN]) is None
+    assert drafter.take(pair.prompt([BEGIN])) is None
 
 
 def test_what_begins_every_prompt_is_there_once(pair: Translation) -> None:
@@ -370,4 +370,4 @@ async def test_a_load_and_a_status_in_it_are_left_out(metrics: EdgeMetrics) -> N
 
 def test_a_relayed_request_in_it_is_the_clients_error() -> None:
     with pytest.raises(InvalidRequest, match="the body is no JSON"):
-        _renamed(b'{"prompt":%b}' % WORN_OUT, "model")
+        addressed(b'{"prompt":%b}' % WORN_OUT, "model")

@@ -253,4 +253,4 @@ async def test_the_n_grams_of_a_long_prompt_are_made_once_and_in_a_thread(
     for each in found:
         assert each.proposer is not None
         each.proposer.follow((), ())
-    assert not finder._grams
+    assert not finder._grams._making
