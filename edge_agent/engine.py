@@ -236,6 +236,7 @@ class EdgeEngine:
         facts = (await self._verifiers.facts()).identified(job.identity)
         if facts is None:
             raise Unavailable("the verifier is another one since the prompt was read")
+        await self._verifiers.awake()
         slot = await self._slot(job)
         try:
             answer = await self._answer(job, facts, slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
@@ -12,12 +13,14 @@ from urllib.parse import urlencode
 import msgspec
 import structlog
 from msgspec import Meta
+from pyqwest import Client
 
 from picospec.edge_agent.link.connection import (
     MAX_ANSWER_BYTES,
     REQUEST_TIMEOUT_S,
     Answer,
     Connection,
+    LinkDown,
     Response,
     from_answer,
 )
@@ -37,9 +40,25 @@ _FIRST_SAMPLES: Final = 3
 CHECK_TIMEOUT_S: Final = 1.0
 """A verifier that takes longer to answer whether it is ready counts as away."""
 
+IDLE_S: Final = 5.0
+"""A connection that has carried nothing for this long may be dead without a sign: a laptop was
+suspended, a VPN came or went, or a router has forgotten it."""
+
+WAKE_S: Final = 0.3
+"""An idle connection that does not answer within this time and two round trips is replaced."""
+
 ANSWER_TIMEOUT_S: Final = 600.0
 """A relayed answer must begin within this time, and so must each next piece of it. One that is
 not streamed begins at its end."""
+
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", None)
+"""Linux's; the monotonic clock of macOS counts a suspension itself."""
+
+
+def now_with_sleep() -> float:
+    """Return the seconds of a clock that goes on while the machine is suspended."""
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 class _ReadyBody(msgspec.Struct):
@@ -66,6 +85,8 @@ class Verifier(KnownVerifier):
         self._ready_gauge = metrics.verifier_ready.labels(str(number))
         self._rtt_gauge = metrics.verifier_rtt_s.labels(str(number))
         self._facts: ModelFacts | None = None
+        self._heard_at = 0.0  # when the last answer came, by now_with_sleep
+        self._waking: asyncio.Task[None] | None = None
         self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
 
     @property
@@ -75,6 +96,7 @@ class Verifier(KnownVerifier):
 
     def note(self, event: Event) -> None:
         super().note(event)
+        self._heard_at = now_with_sleep()
         self._ready_gauge.set(self.is_ready)
 
     def answered(self, begun: float, event: Event) -> None:
@@ -136,6 +158,28 @@ class Verifier(KnownVerifier):
             raise
         self.load = _load(response)
         self.answered(begun, Event.IS_READY)
+
+    def wake(self) -> None:
+        """Begin to find out whether an idle connection still carries anything, and replace it
+        if it does not. `awake` waits for that."""
+        is_idle = self._facts is not None and now_with_sleep() > self._heard_at + IDLE_S
+        if is_idle and (self._waking is None or self._waking.done()):
+            self._waking = asyncio.create_task(self._wake(self.connection.client))
+
+    async def _wake(self, client: Client | None) -> None:
+        try:
+            await self._get("/ready", WAKE_S + 2 * self.rtt_s)
+        except LinkDown:
+            self.connection.renew(client)  # whoever asks next finds out what is wrong
+        except ApiError:
+            return
+        else:
+            self.note(Event.ANSWERED)
+
+    async def awake(self) -> None:
+        """Return when what `wake` has begun is done."""
+        if self._waking is not None:
+            await asyncio.wait([self._waking])
 
     async def status(self) -> VerifierStatus:
         """Return the verifier's status; an empty one if it gives none."""

@@ -44,6 +44,7 @@ class Verifiers(KnownVerifiers[Verifier]):
     async def facts(self) -> ModelFacts:
         """Return the facts of the best verifier that can be reached. Raises ApiError."""
         error: ApiError | None = None
+        self.current.wake()
         for verifier in self.ranked(self.current.identity):
             try:
                 facts = await verifier.facts()
@@ -58,6 +59,10 @@ class Verifiers(KnownVerifiers[Verifier]):
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
         return await self.current.tokenizer()
+
+    async def awake(self) -> None:
+        """Return when the connection in use, if it was idle, has answered or was replaced."""
+        await self.current.awake()
 
     def answer(self, identity: str, span: Span) -> Sessions:
         """Return the sessions of one answer, whose texts have this identity and whose trace has

@@ -268,6 +268,9 @@ class FakeVerifiers:
     async def facts(self) -> ModelFacts:
         return self.known
 
+    async def awake(self) -> None:
+        """Be awake."""
+
     def answer(self, identity: str, span: Span) -> FakeVerifiers:
         return self
 

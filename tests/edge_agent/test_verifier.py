@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import pytest
 
+from picospec.bench.link import Link
 from picospec.edge_agent.link import verifier as verifying
 from picospec.edge_agent.link.connection import (
     Answer,
@@ -22,6 +23,7 @@ from picospec.edge_agent.link.connection import (
 )
 from picospec.edge_agent.link.session import Session
 from picospec.edge_agent.link.verifier import Verifier
+from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.drain import beside
 from picospec.gateway.errors import (
@@ -50,6 +52,32 @@ def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:
 @pytest.fixture
 async def verifier(process: Process, metrics: EdgeMetrics) -> Verifier:
     return verifier_at(process.url, metrics)
+
+
+@pytest.mark.parametrize("idle", [False, True])
+async def test_an_idle_connection_that_carries_nothing_is_replaced_before_it_is_used(
+    process: Process, metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch, idle: bool
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(verifying, "now_with_sleep", lambda: now)
+    async with Link(("127.0.0.1", process.port)) as link:
+        verifiers = Verifiers(
+            [verifier := verifier_at(f"http://127.0.0.1:{link.port}", metrics)], metrics, 30.0
+        )
+        await verifiers.facts()
+        client, old = verifier.connection.client, set(link.connections)
+        for connection in old:
+            connection.stall(True)
+        now += verifying.IDLE_S + idle
+        begun = time.monotonic()
+
+        await verifiers.facts()
+        await verifiers.awake()
+
+        assert (verifier.connection.client is not client) == idle
+        if idle:
+            assert isinstance((await everything(verifier, request()))[-1], Finish)
+            assert time.monotonic() - begun < 5.0  # a session's first byte has 10
 
 
 def request(model: str = "plain", max_tokens: int = 40) -> Open:
