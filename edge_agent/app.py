@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from fastapi import FastAPI
@@ -33,7 +34,7 @@ from picospec.edge_agent.relay import open_relay
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.accounts import account_of
 from picospec.gateway.app import create_app
-from picospec.gateway.drain import Drain
+from picospec.gateway.drain import Drain, kept_going
 from picospec.gateway.errors import ApiError, Unavailable
 from picospec.gateway.hosting.settings import hosts_of
 from picospec.gateway.middleware import HEALTH_PATHS, Access
@@ -83,10 +84,13 @@ def build(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         tasks = [
-            asyncio.create_task(metrics.watch_lag(time.monotonic)),
-            asyncio.create_task(tokenizer.introduce()),
-            asyncio.create_task(verifiers.watch()),
-            asyncio.create_task(drafter.watch()),
+            asyncio.create_task(kept_going(work))
+            for work in (
+                partial(metrics.watch_lag, time.monotonic),
+                tokenizer.introduce,
+                verifiers.watch,
+                drafter.watch,
+            )
         ]
         try:
             yield

@@ -7,13 +7,30 @@ over, the answers that still run end with an error that says so; a session's own
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Final
 
+import structlog
+
 from picospec.gateway.errors import Draining, Unavailable, first_error
 
-# Runs background work that ends together with the body of a context manager.
+# Runs background work: for the life of a service, or of the body of a context manager.
+
+AGAIN_S: Final = 1.0
+"""Background work that has failed begins again after this time."""
+
+
+async def kept_going(work: Callable[[], Awaitable[None]]) -> None:
+    """Do a service's background work, and again after an exception, which is logged: without
+    the work the service would be half dead and not know it."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            name = getattr(work, "__qualname__", str(work))
+            structlog.get_logger("gateway").exception("background_failed", work=name)
+        await asyncio.sleep(AGAIN_S)
 
 
 @asynccontextmanager

@@ -82,7 +82,9 @@ class LlamaDrafter:
     @property
     def is_stuck(self) -> bool:
         began = self._began
-        return began is not None and time.monotonic() - began > PASS_TIMEOUT_S
+        return not self._thread.is_alive() or (
+            began is not None and time.monotonic() - began > PASS_TIMEOUT_S
+        )
 
     async def watch(self) -> None:
         log, is_stuck = structlog.get_logger("edge_agent"), False
@@ -117,10 +119,13 @@ class LlamaDrafter:
 
     def _run(self) -> None:
         waiting = self._waiting
-        while self._admit(waiting):
-            self._began = time.monotonic()
-            slot = self._reading_on.next_slot(self._slots, step_waits=bool(waiting))
+        while True:
+            slot = None
             try:
+                if not self._admit(waiting):
+                    return
+                self._began = time.monotonic()
+                slot = self._reading_on.next_slot(self._slots, step_waits=bool(waiting))
                 if slot is not None:
                     self._read_on(slot)
                 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -46,6 +47,27 @@ async def test_the_steps_that_wait_fail_and_that_is_logged(
 
     assert [type(error) for error in failed] == [CannotDraft, CannotDraft]
     assert [entry["event"] for entry in logs] == ["the draft model is stuck"]
+
+
+@pytest.mark.parametrize("broken", ["next_slot", "truncate"])
+async def test_an_error_of_its_own_costs_no_more_than_the_drafts(
+    drafter: LlamaDrafter, cache: FakeCache, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    async with watched(drafter) as (first, second):
+        with monkeypatch.context() as during:
+            during.setattr(drafter._reading_on, "next_slot", fails)
+            if broken == "truncate":  # while it fails the step: its thread ends
+                during.setattr(cache, "truncate", fails)
+            with pytest.raises(CannotDraft):
+                await draft_after(first, [1, 2, 3])
+
+        assert drafter.is_stuck == (broken == "truncate")
+        if not drafter.is_stuck:
+            assert await draft_after(second, [4, 5]) == truth([4, 5])
 
 
 async def test_a_pass_that_ends_after_all_lets_it_draft_again(

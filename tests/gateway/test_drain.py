@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from picospec.gateway import drain
 from picospec.gateway import http as request_body
 from picospec.gateway.drain import Drain
 from picospec.gateway.hosting import server
@@ -291,3 +293,23 @@ async def test_a_connection_between_two_requests_is_kept(
             assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
             await asyncio.sleep(2 * SOON_S)
             assert await reader.read(1 << 16)
+
+
+async def test_background_work_that_fails_is_logged_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drain, "AGAIN_S", 0.0)
+    failures, done = iter((RuntimeError("a"), OSError("b"))), list[str]()
+
+    async def work() -> None:
+        for failure in failures:
+            raise failure
+        done.append("done")
+
+    with capture_logs() as logs:
+        await drain.kept_going(work)
+
+    assert done == ["done"]
+    assert [(line["event"], line["log_level"]) for line in logs] == [
+        ("background_failed", "error")
+    ] * 2
