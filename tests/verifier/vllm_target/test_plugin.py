@@ -24,6 +24,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core import EngineCoreProc
 
+from picospec.verifier.target import identity_of
 from picospec.verifier.vllm_target import conflicts, dying, plugin
 from picospec.verifier.vllm_target.crossing import CONFIG, NAME, SOCKET, Choice
 from picospec.verifier.vllm_target.serving.engine import Engine
@@ -394,15 +395,32 @@ def test_a_core_is_bound_to_its_parent_and_the_private_socket_is_gone(
     assert not folder.exists()
 
 
-def test_batch_invariant_kernels_shape_a_text(
-    configured: Configure, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hf_overrides", {"rope_theta": 5.0}),
+        ("hf_overrides", dict),  # vLLM takes functions, too
+        ("logits_processors", [Path, "own.Processor"]),
+        ("disable_sliding_window", True),
+        ("use_fp64_gumbel", True),
+        ("VLLM_BATCH_INVARIANT", "1"),
+    ],
+)
+def test_what_changes_a_text_is_part_of_the_identity(
+    configured: Configure, monkeypatch: pytest.MonkeyPatch, name: str, value: object
 ) -> None:
-    config = configured()
-    engine = SimpleNamespace(
-        _llm=SimpleNamespace(vllm_config=config), model=config.model_config
-    )
-    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
-    usual = Engine.shapes.fget(engine)  # type: ignore[attr-defined]
-    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    def identity() -> str:
+        llm = SimpleNamespace(vllm_config=config)
+        engine = SimpleNamespace(_llm=llm, model=config.model_config)
+        return identity_of(Engine.shapes.fget(engine))  # type: ignore[attr-defined]
 
-    assert Engine.shapes.fget(engine) != usual  # type: ignore[attr-defined]
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
+    config = configured()
+    usual = identity()
+    assert identity() == usual
+    if name.isupper():
+        monkeypatch.setenv(name, str(value))
+    else:
+        setattr(config.model_config, name, value)
+
+    assert identity() != usual

@@ -34,8 +34,14 @@ from picospec.verifier.vllm_target.patches import Stock
 from picospec.verifier.vllm_target.serving.ranks import Ranks
 
 SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
-"""No text depends on these parts of vLLM's settings. One contains the model's folder, which may
-differ between hosts."""
+"""No text depends on these parts of vLLM's settings, but for OF_MODEL. One contains the model's
+folder, which may differ between hosts."""
+
+OF_MODEL: Final = (
+    "quantization", "enforce_eager", "hf_overrides", "disable_sliding_window", "model_impl",
+    "logits_processors", "use_fp64_gumbel", "disable_cascade_attn",
+)  # fmt: skip
+"""Texts depend on these settings of the model, most of which vLLM's own hash leaves out."""
 
 
 Inbox = list[OutgoingFrame | RemoteProtocolError]
@@ -109,8 +115,8 @@ class Engine:
             for name, part in parts.items()
             if name not in SHAPELESS and hasattr(part, "compute_hash")
         }
-        kernels = model.quantization, model.enforce_eager, envs.VLLM_BATCH_INVARIANT
-        return version, digests, str(model.dtype), *kernels
+        chosen = {name: _named(getattr(model, name, None)) for name in OF_MODEL}
+        return version, digests, str(model.dtype), chosen, envs.VLLM_BATCH_INVARIANT
 
     @property
     def alive(self) -> bool:
@@ -224,3 +230,12 @@ def _parameters(wanted: Mapping[str, Any]) -> SamplingParams:
         made.structured_outputs = StructuredOutputsParams(**structured)
     made.seed = wanted.get("seed")  # the constructor takes -1 for none
     return made
+
+
+def _named(setting: object) -> object:
+    """Return a setting as it is, or the names of the classes and functions in it."""
+    if isinstance(setting, list | tuple):
+        return [_named(each) for each in setting]
+    if callable(setting):
+        return f"{setting.__module__}.{getattr(setting, '__qualname__', type(setting))}"
+    return setting
