@@ -16,13 +16,13 @@ from starlette.responses import Response
 
 from picospec.gateway.accounts import account_of
 from picospec.gateway.doors.door import DoorRequest
-from picospec.gateway.doors.generation import count_prompt, generate
+from picospec.gateway.doors.generation import checked, count_prompt, generate
 from picospec.gateway.doors.responses import ITEMS, Item, ResponsesRequest, names_of, offered
 from picospec.gateway.doors.responses_answer import PREFIX, ResponseAnswer, place_of
 from picospec.gateway.doors.services import ResponseStore, Services, StoredResponse
 from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.http import json_response
-from picospec.gateway.schema import validated
+from picospec.gateway.schema import check_structure, validated
 
 Json = dict[str, Any]
 
@@ -54,7 +54,7 @@ def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
     items = (*_history(store, body.previous_response_id), *_resolved(store, body.input))
     tools = tuple(offered(body.tools))
     chat = body.chat(items, tools)
-    keep = partial(_keep, store, items) if body.store else None
+    keep = partial(_keep, store, _dumped(items)) if body.store else None
     called = {tool.name: tool.called for tool in tools}
     answer = partial(ResponseAnswer, body, chat, called, keep)
     return DoorRequest(chat, PREFIX, answer, tuple(body.ignored()), names_of(tools))
@@ -67,6 +67,11 @@ def _history(store: ResponseStore, id: str | None) -> Sequence[Item]:
     if (kept := store.find(id)) is None:
         code = "previous_response_not_found"
         raise InvalidRequest.of("previous_response_id", "no such response is kept", code)
+    try:
+        check_structure(kept.items + kept.response)
+    except InvalidRequest as error:
+        reason = f"this conversation has grown too long: {error.message}"
+        raise InvalidRequest.of("previous_response_id", reason) from None
     return (*ITEMS.validate_json(kept.items), *_output(kept))
 
 
@@ -94,8 +99,11 @@ def _resolved(store: ResponseStore, items: Sequence[Item]) -> Iterator[Item]:
         yield found
 
 
-def _keep(store: ResponseStore, items: Sequence[Item], response: Json) -> None:
-    before = ITEMS.dump_json(tuple(items), exclude_unset=True)
+def _dumped(items: Sequence[Item]) -> bytes:
+    return ITEMS.dump_json(tuple(items), exclude_unset=True)
+
+
+def _keep(store: ResponseStore, before: bytes, response: Json) -> None:
     store.keep(str(response["id"]), StoredResponse(msgspec.json.encode(response), before))
 
 
@@ -138,6 +146,12 @@ async def input_items(services: Services, request: Request) -> Response:
     kept = _found(services, request)
     page = validated(Page, dict(request.query_params))
     key = request.path_params["name"].removeprefix(PREFIX)
+    listed = await checked(services, request, partial(_listed, kept, page, key))
+    return json_response(listed)
+
+
+def _listed(kept: StoredResponse, page: Page, key: str) -> Json:
+    """Return a page of the items before a response. Raises InvalidRequest."""
     named = enumerate(msgspec.json.decode(kept.items))
     items = [_shown(item, f"item_{key}_{index}") for index, item in named]
     if page.order == "desc":
@@ -150,7 +164,7 @@ async def input_items(services: Services, request: Request) -> Response:
     listed = items[: page.limit]
     ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]} if listed else {}
     more = {"has_more": len(listed) < len(items), "object": "list"}
-    return json_response({"data": listed, "first_id": None, "last_id": None, **ends, **more})
+    return {"data": listed, "first_id": None, "last_id": None, **ends, **more}
 
 
 def _shown(item: Json, id: str) -> Json:

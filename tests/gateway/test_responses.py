@@ -4,6 +4,7 @@ add up to does not depend on how the text came."""
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from picospec.gateway.doors.services import (
     ResponseStore,
     StoredResponse,
 )
-from picospec.gateway.errors import Unavailable
+from picospec.gateway.errors import InvalidRequest, Unavailable
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallArguments, CallStart, Parsed
 from picospec.gateway.schema import SMALL_BYTES
@@ -332,3 +333,18 @@ def test_the_last_responses_are_kept() -> None:
         responses.keep(str(number), KEPT["keep"])
 
     assert [responses.find(str(number)) is None for number in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("items", "is_refused"), [(16_000, False), (17_000, True)])
+def test_a_short_body_goes_on_with_no_more_items_than_one_body_has(
+    items: int, is_refused: bool
+) -> None:
+    responses, item = ResponseStore(SetClock()), b'{"type":"reasoning","summary":[]}'
+    kept = StoredResponse(b'{"output":[]}', b"[%b]" % b",".join([item] * items))
+    responses.keep("resp_1", kept)
+    body = ResponsesRequest.model_validate({"input": "Hi", "previous_response_id": "resp_1"})
+
+    with pytest.raises(InvalidRequest) if is_refused else nullcontext() as refused:
+        responses_handlers.convert(responses, body)
+
+    assert not is_refused or refused.value.param == "previous_response_id"
