@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Final
 
 from starlette.requests import HTTPConnection
 
-from picospec.gateway.errors import OPENAI, ApiError, EngineFault, Shape
+from picospec.gateway.errors import OPENAI, ApiError, EngineFault, Overloaded, Shape
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.ports import Statistics
@@ -86,6 +87,11 @@ class Ledger:
                 self.metrics.token_gap_s.observe((now_s - last_s) / tokens)
 
 
+MAX_HELD_BYTES: Final = 64 << 20
+"""The bodies of a tenant's requests together have at most this many bytes; a single one may
+have more. Each is held from its first byte to the end of the answer."""
+
+
 @dataclass(slots=True)
 class Account:
     request_id: str
@@ -105,6 +111,9 @@ class Account:
 
     answers: int = 0
     """The tenant began this many answers for this request; they end with the request."""
+
+    held_bytes: int = 0
+    """So many bytes of the request's body are held until its end."""
 
     kept_bytes: int = 0
     """The tenant's kept responses, which the request may continue, have this many bytes."""
@@ -152,8 +161,17 @@ class Account:
         self.tenant.begin(self.clock(), answers)
         self.answers += answers
 
+    def hold(self, body_bytes: int) -> None:
+        """Note that so many bytes of the body are held. Raises Overloaded."""
+        others_bytes = self.tenant.held_bytes - self.held_bytes
+        self.tenant.held_bytes, self.held_bytes = others_bytes + body_bytes, body_bytes
+        if others_bytes and self.tenant.held_bytes > MAX_HELD_BYTES:
+            reason = f"the bodies of running requests exceed {MAX_HELD_BYTES} bytes together"
+            raise Overloaded(reason)
+
     def close(self) -> None:
         """End the answers, and charge the tenant for their tokens."""
+        self.tenant.held_bytes -= self.held_bytes
         self.tenant.end(self.answers)
         self._spend()
 

@@ -53,9 +53,11 @@ client with a wrong key, and no more of a flood."""
 
 async def read_body(request: Request, limit_bytes: int | None = None) -> bytes:
     """Return a request's whole body. limit_bytes: limit of its size, if lower than the
-    service's own limit. Raises TooLarge, RequestTimeout or ClientGone."""
+    service's own limit. Raises TooLarge, RequestTimeout, ClientGone, or Overloaded if the
+    tenant's requests hold too many bytes."""
     if limit_bytes is not None:
         request.state.body.limit(limit_bytes)
+    request.state.body.is_held = True
     try:
         body = await request.body()
     except ClientDisconnect as error:
@@ -75,6 +77,8 @@ class RequestBody:
         self._linger_bytes = STRANGERS_BYTES
         self._began: float | None = None
         self._complete = self._stalled = False
+        self.is_held = False
+        """True if the whole body is read before anything is made of it."""
 
     def admitted(self) -> Receive:
         """Return the function by which the app reads the body. Raises TooLarge like `limit`."""
@@ -106,6 +110,8 @@ class RequestBody:
             reason = f"the request's body did not come within {allowed_s:.0f} s"
             raise RequestTimeout(reason) from None
         self.check(self._taken_bytes)
+        if self.is_held:
+            self._scope["state"]["account"].hold(self._taken_bytes)
         return message
 
     async def next_piece(self, until: float) -> bytes | None:

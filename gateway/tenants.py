@@ -245,6 +245,9 @@ class Tenant:
         them. Rejected requests have no log lines of their own."""
 
         self._answers = 0
+        self.held_bytes = 0
+        """The bodies of the tenant's requests have this many bytes."""
+
         self._metrics = metrics
         self._requests_metric = metrics.requests.labels(name)
         self._tokens_metric = metrics.tokens.labels(name)

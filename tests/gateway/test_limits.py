@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import httpx
 import pytest
 
 from picospec.edge_agent.settings import load
+from picospec.gateway import accounts
 from picospec.gateway.app import create_app
 from picospec.gateway.hosting import limits
 from picospec.gateway.hosting.limits import (
@@ -34,7 +37,7 @@ from picospec.gateway.hosting.settings import (
 from picospec.gateway.middleware import Access
 from picospec.gateway.ports import Tokenizer
 from picospec.verifier.settings import VerifierSettings
-from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app
+from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app, served
 
 
 def with_siblings(folder: Path, *siblings: str) -> Path:
@@ -297,3 +300,33 @@ async def test_with_a_right_key_every_path_is_open_and_some_always_are(
 )
 def test_connections_leave_descriptors_for_all_else(limit: int, most: int) -> None:
     assert max_connections(limit) == most
+
+
+async def test_the_bodies_of_a_key_hold_a_limited_number_of_bytes_until_their_answers_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accounts, "MAX_HELD_BYTES", 3000)
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 1600}]}).encode()
+    may_end = asyncio.Event()
+
+    async def unfinished() -> AsyncIterator[bytes]:
+        yield body[:-1]
+        await may_end.wait()
+        yield body[-1:]
+
+    app = make_app(ScriptedEngine(context_tokens=4000), api_keys=["ann", "ben"])
+    async with served(app) as url, httpx.AsyncClient(base_url=url) as client:
+
+        async def ask(key: str, content: bytes | AsyncIterator[bytes] = body) -> int:
+            headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+            path = "/v1/chat/completions"
+            return (await client.post(path, content=content, headers=headers)).status_code
+
+        first = asyncio.create_task(ask("ann", unfinished()))
+        async with asyncio.timeout(30):
+            while await ask("ann") != 429:  # until the first one's beginning is there
+                pass
+        others = await ask("ben")
+        may_end.set()
+
+        assert [others, await first, await ask("ann")] == [200, 200, 200]
