@@ -122,11 +122,6 @@ class Accounts:
         if self.access.is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
-        if scope["method"] == "POST":  # other requests take no time worth tracing
-            path = self.access.shown(scope["path"])
-            account.span = self.access.tracing.begin(
-                "request", headers, method="POST", path=path
-            )
         self.metrics.running.inc()
         try:
             await self._serve(account, scope, receive, send)
@@ -153,6 +148,11 @@ class Accounts:
         body = RequestBody(scope, receive, limit_bytes or MAX_BODY_BYTES)
         try:
             self._admit(account, scope)
+            if scope["method"] == "POST" and not self.access.is_message(scope["path"]):
+                path = self.access.shown(scope["path"])  # others take no time worth tracing
+                account.span = self.access.tracing.begin(
+                    "request", Headers(scope=scope), method="POST", path=path
+                )
             await self.app(scope, body.admitted(), send)
         except Exception as raised:
             if account.status:

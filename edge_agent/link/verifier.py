@@ -29,7 +29,18 @@ from picospec.edge_agent.link.uploads import Uploads
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from picospec.models.tokenizer_file import MAX_PACKED_BYTES
-from picospec.speculation.messages import POOL, PROTOCOL_VERSION, SALT, ModelFacts
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.messages import (
+    MAX_CONTEXT_TOKENS,
+    POOL,
+    PROTOCOL_VERSION,
+    SALT,
+    Limits,
+    ModelFacts,
+    Name,
+    Version,
+    Vocabulary,
+)
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
 """A tokenizer has megabytes, and is fetched once."""
@@ -63,6 +74,17 @@ def now_with_sleep() -> float:
 
 class _ReadyBody(msgspec.Struct):
     load: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
+
+class _KnownFacts(msgspec.Struct):
+    """The facts that every version has."""
+
+    model: Name
+    vocabulary: Name
+    vocabulary_size: Vocabulary
+    context_tokens: Annotated[int, Meta(ge=1, le=MAX_CONTEXT_TOKENS)]
+    protocol: Version
+    features: list[Name] = []
 
 
 class VerifierStatus(msgspec.Struct):
@@ -222,10 +244,26 @@ class Verifier(KnownVerifier):
         try:
             facts = msgspec.json.decode(answer.content, type=ModelFacts)
         except ValueError as error:  # also for bytes that are no UTF-8
-            raise EngineFault(f"{self.url} does not look like a verifier: {error}") from error
+            if (found := _of_another_version(answer)) is None:
+                reason = f"{self.url} does not look like a verifier: {error}"
+                raise EngineFault(reason) from error
+            return found
         if max(facts.stop_tokens, default=0) >= facts.vocabulary_size:
             raise EngineFault(f"{self.url} names a stop token that is no token")
         return facts
+
+
+def _of_another_version(answer: Answer) -> ModelFacts | None:
+    """Return as much of the facts as undrafted answers need, if the verifier speaks another
+    version of the protocol, whose facts may have values that are not known here."""
+    try:
+        known = msgspec.json.decode(answer.content, type=_KnownFacts)
+    except ValueError:
+        return None
+    if known.protocol == PROTOCOL_VERSION:
+        return None
+    fields = msgspec.structs.asdict(known)
+    return ModelFacts(**fields, stop_tokens=[], limits=Limits(), judges=list(JUDGES))
 
 
 def _load(answer: Answer) -> float:

@@ -86,7 +86,7 @@ strays: list[str] = []
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http" and scope["path"] == UPLOADS and NAME != "old":
+    if scope["type"] == "http" and scope["path"] == UPLOADS and NAME not in OTHERS:
         await _upload(Request(scope, receive), send)
     elif scope["type"] == "http":
         response = await _answer(Request(scope, receive))
@@ -134,7 +134,7 @@ async def _answer(request: Request) -> Response:
         case "/seen":
             return JSONResponse(_seen())
         case "/v1/model-facts":
-            return JSONResponse(FACTS | {"protocol": 5} if NAME == "old" else FACTS)
+            return JSONResponse(FACTS | OTHERS.get(NAME, {}))
         case "/v1/chat/completions" | "/v1/completions" | "/api/chat":
             asked = json.loads(body)
             return JSONResponse({"path": path, "asked": asked, **asked.get("counts", {})})
@@ -163,6 +163,12 @@ FACTS = {
     "judges": ["coupled", "separate"], "features": [],
     "limits": {"max_verify": 4, "max_ahead": 16}, "protocol": PROTOCOL_VERSION,
 }  # fmt: skip
+
+OTHERS: dict[str, dict[str, object]] = {
+    "old": {"protocol": 5},
+    "new": {"protocol": 99, "judges": ["later"], "limits": {"max_verify": "many"}},
+}
+"""What a verifier of such a name has in its facts."""
 
 DRAINING = {"error": {"message": "it is draining", "code": "draining"}}
 
