@@ -249,8 +249,8 @@ def record(kind: type[T], **fields: Codec[Any]) -> Codec[T]:
 # Decoding raises for bytes that encoding cannot have produced: unknown types, short or surplus
 # bytes. `docs/protocol.md` gives each layout with an example.
 
-MAX_FRAME_BYTES: Final = 1 << 20
-"""A frame has at most this many bytes: a prompt of 262144 tokens fits."""
+MAX_FRAME_BYTES: Final = 1 << 22
+"""A frame has at most this many bytes: a text of a million tokens fits."""
 
 MAX_DOWN_BYTES: Final = 1 << 16
 """An edge rejects longer frames. A Commit of MAX_VERIFY + 1 tokens, each with twenty

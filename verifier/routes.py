@@ -149,7 +149,12 @@ def _require(holds: object, named_field: str, reason: str) -> None:
         raise InvalidRequest(f"{named_field}: {reason}", param=named_field)
 
 
-OPEN_BYTES: Final = wire.MAX_FRAME_BYTES + wire.MAX_VARINT_BYTES
+MIN_OPEN_BYTES: Final = 1 << 20
+"""An Open may have this many bytes, or with a long context as many as its text may need."""
+
+TOKEN_BYTES: Final = 4
+"""A token takes at most this many bytes in an Open."""
+
 MAX_DECODING: Final = 256
 """This many Opens of a tenant may wait to be decoded. Most take milliseconds to decode, and the
 largest half a second."""
@@ -163,6 +168,13 @@ UPLOADS: Final = f"{OPEN}/uploads"
 
 DRAFTS_BYTES: Final = 64 * 1024
 """A body of drafts has at most this many bytes. A draft token takes about 3; thousands fit."""
+
+
+def open_bytes(facts: ModelFacts) -> int:
+    """Return how many bytes an Open may have: an answer whose text fills the context must be
+    opened again after a cut."""
+    needed = MIN_OPEN_BYTES // 2 + TOKEN_BYTES * facts.context_tokens
+    return min(max(MIN_OPEN_BYTES, needed), wire.MAX_FRAME_BYTES) + wire.MAX_VARINT_BYTES
 
 
 def takes_drafts(path: str) -> bool:
@@ -218,7 +230,7 @@ class Routes:
         account = account_of(request)
         account.tenant.check_room(account.clock(), 0)  # 0: it may replace a running session
         facts = self.host.ready().facts
-        body = await read_body(request, OPEN_BYTES)
+        body = await read_body(request, open_bytes(facts))
         decode = partial(_opening, body)  # a long prompt takes a while
         opening = await self.decoding.run(account.tenant, decode)
         check_open(opening, facts)

@@ -51,6 +51,9 @@ IN_FLIGHT: Final = 8
 """At most this many requests are in flight: one every 25 ms at a round trip of 200 ms. More
 would only queue in the network."""
 
+INLINE_TOKENS: Final = 4096
+"""An Open of at most this many tokens is encoded at once, in a few milliseconds."""
+
 MAX_MESSAGES: Final = 64
 """A request has at most this many messages, which a verifier takes in within a millisecond or
 two: hundreds may wait if the way up was cut, and the way down was not."""
@@ -317,7 +320,7 @@ class Session:
         Raises gateway.errors.ApiError; never ends without Finish.
         """
         try:
-            frame, headers = self._frame(), {**self._headers, **self._span.headers}
+            frame, headers = await self._frame(), {**self._headers, **self._span.headers}
             async with (
                 self._verifier.connection.open(frame, headers, self._within_s) as pieces,
                 aclosing(self._messages(pieces)) as messages,
@@ -346,9 +349,17 @@ class Session:
             if self.opened:
                 self._verifier.sessions.dec()
 
-    def _frame(self) -> bytes:
+    async def _frame(self) -> bytes:
+        """Return the Open's frame. A thread encodes a long one, of which many may begin at once
+        when a verifier is lost."""
+        request = self._request
+        is_long = len(request.prompt) + len(request.committed) > INLINE_TOKENS
         try:
-            frame = wire.encode(self._request)
+            frame = (
+                await asyncio.to_thread(wire.encode, request)
+                if is_long
+                else (wire.encode(request))
+            )
         except LocalProtocolError as error:
             raise TooLarge(f"more than a session can begin with: {error}") from error
         self._verifier.metrics.bytes_open.inc(len(frame))

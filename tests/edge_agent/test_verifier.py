@@ -178,7 +178,7 @@ async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
 
 
 async def test_a_text_that_no_frame_can_carry_is_too_large(verifier: Verifier) -> None:
-    long = replace(request(), prompt=(1 << 20,) * 400_000)
+    long = replace(request(), prompt=(1 << 20,) * 1_500_000)
 
     with pytest.raises(TooLarge, match="more than a session can begin with"):
         await everything(verifier, long)

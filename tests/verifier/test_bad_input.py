@@ -8,9 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from msgspec import Raw, structs
 
 from picospec.speculation import wire
 from picospec.speculation.messages import (
+    MAX_PREDICTED,
+    MAX_VOCABULARY,
     PROTOCOL_VERSION,
     Draft,
     Fault,
@@ -18,11 +21,11 @@ from picospec.speculation.messages import (
     Open,
     Sampling,
 )
-from picospec.verifier.routes import DRAFTS_BYTES, OPEN_BYTES
+from picospec.verifier.routes import DRAFTS_BYTES, open_bytes
 from tests.golden import Json, Line, grown, lines_of
 from tests.verifier.conftest import KEY, http2_client, sessions_open, until_open
 from tests.verifier.down import opened, push
-from tests.verifier.fake_target import STALLS, V, opening
+from tests.verifier.fake_target import FACTS, STALLS, V, opening
 
 OPENS = [*lines_of(Path(__file__).with_name("opens.jsonl"))]
 """What differs from an Open that is served, and how that is refused."""
@@ -98,7 +101,7 @@ async def test_what_is_no_open_is_malformed(client: httpx.AsyncClient, content: 
 
 
 async def test_an_open_over_the_limit_is_too_large(client: httpx.AsyncClient) -> None:
-    answer = await open_with(client, b"\0" * (OPEN_BYTES + 1))
+    answer = await open_with(client, b"\0" * (open_bytes(FACTS) + 1))
 
     assert (answer.status_code, code_of(answer)) == (413, "request_too_large")
     await serves(client)
@@ -146,6 +149,18 @@ async def test_what_is_no_draft_of_an_honest_edge_ends_its_session(
     assert isinstance(fault, Fault)
     assert fault.code == "protocol_error"
     await serves(client)
+
+
+@pytest.mark.parametrize("context_tokens", [64, 200_000, 1_000_000])
+def test_an_open_may_have_a_text_that_fills_the_context(context_tokens: int) -> None:
+    facts = structs.replace(FACTS, context_tokens=context_tokens)
+    text = (MAX_VOCABULARY - 1,) * (context_tokens // 2)
+    asked = opening(
+        prompt=text, committed=text, predicted=text[:MAX_PREDICTED], max_tokens=1,
+        sampling=Sampling(extras={"structured_outputs": Raw(b'"%b"' % (b"x" * (1 << 18)))}),
+    )  # fmt: skip
+
+    assert len(wire.encode(asked)) <= open_bytes(facts)
 
 
 async def test_drafts_over_the_limit_are_too_large_and_harm_nothing(
