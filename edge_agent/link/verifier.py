@@ -48,6 +48,9 @@ TOKENIZER_TIMEOUT_S: Final = 600.0
 _FIRST_SAMPLES: Final = 3
 """This many round trips are measured at the start: the first ones include connecting."""
 
+_SLOWER: Final = 4.0
+"""These may each take so many times as long as the facts did."""
+
 CHECK_TIMEOUT_S: Final = 1.0
 """A verifier that takes longer to answer whether it is ready counts as away."""
 
@@ -150,9 +153,11 @@ class Verifier(KnownVerifier):
         Raises Unavailable, Overloaded, or EngineFault if the peer is no verifier.
         """
         if self._facts is None:
+            begun = time.monotonic()
             facts = self._read(await self._get("/v1/model-facts", REQUEST_TIMEOUT_S))
+            slow_s = _SLOWER * (time.monotonic() - begun)  # as on a busy host
             for _ in range(_FIRST_SAMPLES):
-                await self.check()
+                await self.check(max(CHECK_TIMEOUT_S, slow_s))
             self._facts = facts
             self.learn(facts)
             if not facts.is_compatible:
@@ -167,11 +172,11 @@ class Verifier(KnownVerifier):
         answer = await self._get("/v1/tokenizer", TOKENIZER_TIMEOUT_S, MAX_PACKED_BYTES)
         return answer.content
 
-    async def check(self) -> None:
+    async def check(self, within_s: float = CHECK_TIMEOUT_S) -> None:
         """Ask whether the verifier is ready, and time it. Raises ApiError."""
         begun, client = time.monotonic(), self.connection.client
         try:
-            response = await self._get("/ready", CHECK_TIMEOUT_S)
+            response = await self._get("/ready", within_s)
         except ApiError as error:
             if isinstance(error, Draining):  # its address may lead to another one by now
                 self.connection.renew(client)
