@@ -27,9 +27,10 @@ async def test_a_killed_edges_answers_can_be_asked_for_again(
     again = await ask_again(world)
 
     report.add("edge SIGKILL", "cut, asked again", again_s, again == undisturbed)
-    for kind, answer in answers.items():
-        assert answer.outcome in ("connection", "cut")
+    for kind, answer in answers.items():  # on a fast host some had ended before
+        assert answer.outcome in ("connection", "cut") or answer == undisturbed[kind]
         assert undisturbed[kind].text.startswith(answer.text)
+    assert answers != undisturbed
     assert again == undisturbed
 
 
