@@ -1,4 +1,4 @@
-"""What tests expect stands in files, a case a line; `pytest --update` writes them anew."""
+"""Reads what tests expect from files, a case a line; `pytest --update` writes them anew."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Trigger, State]]] = {
 
 @dataclass(slots=True)
 class _SinceToken(Generic[V]):
-    """What has befallen an answer since its last token."""
+    """Keeps what has happened to an answer since its last token."""
 
     lost: int = 0
     """Sessions lost, but for handovers and for links that broke alone."""

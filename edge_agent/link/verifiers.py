@@ -141,6 +141,7 @@ class Verifiers(KnownVerifiers[Verifier]):
 
     async def close(self) -> None:
         await asyncio.gather(*(verifier.uploads.close() for verifier in self.all))
+        await asyncio.gather(*(verifier.awake() for verifier in self.all))
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.wait([self._probing])

@@ -168,7 +168,7 @@ OTHERS: dict[str, dict[str, object]] = {
     "old": {"protocol": 5},
     "new": {"protocol": 99, "judges": ["later"], "limits": {"max_verify": "many"}},
 }
-"""What a verifier of such a name has in its facts."""
+"""A verifier of such a name has these values in its facts."""
 
 DRAINING = {"error": {"message": "it is draining", "code": "draining"}}
 

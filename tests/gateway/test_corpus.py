@@ -77,7 +77,7 @@ SERVICE: Body = {
     "statistics": None,
     "reports": False,  # a ReportingEngine serves it
 }
-"""What serves a case, unless the case says otherwise."""
+"""A service with these settings gets a case, unless the case says otherwise."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from tests.verifier.down import opened, push
 from tests.verifier.fake_target import FACTS, STALLS, V, opening
 
 OPENS = [*lines_of(Path(__file__).with_name("opens.jsonl"))]
-"""What differs from an Open that is served, and how that is refused."""
+"""Each has what differs from an Open that is served, and how it is refused."""
 
 GARBAGE = [
     ("nothing", b""),
