@@ -3,6 +3,7 @@
 # make test-quick   without models, browsers, the bench and what waits for real deadlines
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
 # make test-faults    faults in the middle of answers; ARGS=--long adds what takes minutes
+# make mutants [ARGS="--count 60 --seed 1"]   breaks the product on purpose: what do quick tests notice?
 # make check   formatting, lint, types, import rules
 # make bench-smoke                      every arm on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
@@ -62,6 +63,10 @@ SLOW := bench page packaging deploy end_to_end verifier/test_process.py \
 test-quick: .venv/.ready-dev
 	@$(STEP) "quick tests" $(BIN)/pytest -n $(or $(PARTS),3) --dist worksteal -q -m "$(QUICK)" \
 		$(patsubst %,--ignore tests/%,$(SLOW)) $(ARGS)
+
+.PHONY: mutants
+mutants: .venv/.ready-dev
+	@$(BIN)/python scripts/mutants.py $(ARGS)
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .

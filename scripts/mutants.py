@@ -1,0 +1,211 @@
+"""`make mutants` breaks the product on purpose, one place at a time, and counts what tests see.
+
+COUNT places are drawn by SEED from the rooms of the product, all places alike. Each is broken in
+a checkout of its own; the quick tests of its room run, and all quick tests where those pass. A
+mutant is killed if a test fails that passes without it. The diffs of those that survive name rules
+without a test, and code that changes nothing.
+
+What runs in vLLM alone is not drawn: its suite takes half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import difflib
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).parents[1]
+ROOMS: Final = ("speculation", "models", "verifier", "edge_agent", "gateway", "cli")
+LEFT_OUT: Final = "vllm_target"
+LIMIT_S: Final = 900
+"""A loop without an end counts as killed when the tests have run for so long."""
+
+TWINS: Final = (
+    (ast.Lt, ast.LtE),
+    (ast.Gt, ast.GtE),
+    (ast.Eq, ast.NotEq),
+    (ast.Is, ast.IsNot),
+    (ast.In, ast.NotIn),
+    (ast.Add, ast.Sub),
+    (ast.Mult, ast.FloorDiv),
+    (ast.And, ast.Or),
+)
+OTHER: Final[dict[type[ast.AST], type[ast.AST]]] = {
+    old: new for one, two in TWINS for old, new in ((one, two), (two, one))
+}
+
+
+class Mutant(NamedTuple):
+    """Bytes `start` to `end` of a file, and the text that takes their place."""
+
+    path: Path
+    start: int
+    end: int
+    text: str
+
+    def diff(self) -> str:
+        """Return the change as a diff."""
+        old, new = (ROOT / self.path).read_text().splitlines(), self.broken().splitlines()
+        name = str(self.path)
+        return "\n".join(difflib.unified_diff(old, new, name, name, n=0, lineterm=""))
+
+    def broken(self) -> str:
+        """Return the whole file with the change in it."""
+        source = (ROOT / self.path).read_bytes()
+        return (source[: self.start] + self.text.encode() + source[self.end :]).decode()
+
+
+def drawn(count: int, seed: int) -> list[Mutant]:
+    """Draw mutants of the whole product. The same files and seed give the same mutants."""
+    files = [
+        path.relative_to(ROOT)
+        for room in ROOMS
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if LEFT_OUT not in path.parts
+    ]
+    places = [mutant for path in files for mutant in mutants(path)]
+    return random.Random(seed).sample(places, count)
+
+
+def mutants(path: Path) -> Iterator[Mutant]:
+    """Yield each mutant of a file."""
+    source = (ROOT / path).read_bytes()
+    lines = [0]
+    for line in source.splitlines(keepends=True):
+        lines.append(lines[-1] + len(line))
+    for node in code(ast.parse(source)):
+        if (new := changed(node)) is not None:
+            start = lines[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+            end = lines[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+            text = ast.unparse(new)
+            yield Mutant(path, start, end, f"({text})" if isinstance(new, ast.expr) else text)
+
+
+def code(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield a node and what is below it, but for annotations and the insides of f-strings."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list") or isinstance(
+            node, ast.JoinedStr
+        ):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from code(child)
+
+
+def changed(node: ast.AST) -> ast.AST | None:
+    """Return what takes the place of a node, or None where nothing does."""
+    other = copy.copy(node)
+    match other:
+        case ast.Compare(ops=[operator]) if type(operator) in OTHER:
+            other.ops = [OTHER[type(operator)]()]  # type: ignore[list-item]
+        case ast.BinOp() | ast.BoolOp() | ast.AugAssign() if type(other.op) in OTHER:
+            other.op = OTHER[type(other.op)]()  # type: ignore[assignment]
+        case ast.UnaryOp(op=ast.Not()):
+            return other.operand
+        case ast.Constant(value=bool()):
+            other.value = not other.value
+        case ast.Constant(value=int() | float()):
+            other.value += 1  # type: ignore[operator]
+        case ast.Expr(value=ast.Call() | ast.Await()) | ast.Raise():
+            return ast.Pass()
+        case _:
+            return None
+    return other
+
+
+class Checkout:
+    """A copy of the committed tree, in which tests run."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the copy, or bring an earlier one up to date."""
+        self.folder = folder
+        if not folder.exists():
+            subprocess.run(
+                ["git", "worktree", "add", "-f", "--detach", folder], cwd=ROOT, check=True
+            )
+            (folder / ".venv").symlink_to(ROOT / ".venv")
+        subprocess.run(["git", "checkout", "-qf", commit()], cwd=folder, check=True)
+
+    def killer(self, mutant: Mutant) -> str | None:
+        """Return the test that fails for this mutant, or None if it survives."""
+        whole = (self.folder / mutant.path).read_bytes()
+        for tests in (f"tests/{mutant.path.parts[0]}", "tests"):
+            (self.folder / mutant.path).write_text(mutant.broken())
+            try:
+                failed = self.failed(tests)
+            finally:
+                (self.folder / mutant.path).write_bytes(whole)
+            if failed and not self.failed(failed):
+                return failed
+        return None
+
+    def failed(self, tests: str) -> str | None:
+        """Run tests, and return the first that fails, or their folder if it has no name."""
+        command = [
+            "make",
+            "-s",
+            "-o",
+            ".venv/.ready-dev",
+            "test-quick",
+            f"ARGS=-x -q '{tests}'",
+        ]
+        environment = os.environ | {
+            "PYTHONPATH": str(self.folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        try:
+            run = subprocess.run(
+                command,
+                cwd=self.folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_S,
+            )
+        except subprocess.TimeoutExpired:
+            return tests
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", run.stdout, re.MULTILINE)
+        return found[1] if found else tests if run.returncode else None
+
+
+def commit() -> str:
+    """Return the commit of this checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def main() -> None:
+    """Draw mutants, try each, and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutants")
+    options = parser.parse_args()
+    if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *ROOMS], cwd=ROOT).returncode:
+        sys.exit("The product has changes that are not committed; mutants are of a commit.")
+    checkout = Checkout(options.folder)
+    killed = 0
+    for number, mutant in enumerate(drawn(options.count, options.seed), 1):
+        killer = checkout.killer(mutant)
+        killed += killer is not None
+        outcome = f"killed by {killer}" if killer else "SURVIVES"
+        sys.stdout.write(f"{number}: {outcome}\n{mutant.diff()}\n\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{killed} of {options.count} killed at {commit()}\n")
+
+
+if __name__ == "__main__":
+    main()
