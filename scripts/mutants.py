@@ -1,9 +1,9 @@
 """`make mutants` breaks the product on purpose, one place at a time, and counts what tests see.
 
-COUNT places are drawn by SEED from the rooms of the product, all places alike. Each is broken in
-a checkout of its own; the quick tests of its room run, and all quick tests where those pass. A
-mutant is killed if a test fails that passes without it. The diffs of those that survive name rules
-without a test, and code that changes nothing.
+COUNT places are drawn by SEED from the rooms of the product, all places alike. Each is broken
+in a checkout of its own; the quick tests of its room run, and all quick tests where those
+pass. A mutant is killed if a test fails that passes without it. The diffs of those that
+survive name rules without a test, and code that changes nothing.
 
 What runs in vLLM alone is not drawn: its suite takes half an hour.
 """
