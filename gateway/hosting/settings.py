@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Self, get_args, get_origin
+from tomllib import TOMLDecodeError
+from typing import Annotated, Any, ClassVar, Final, NoReturn, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 from starlette.datastructures import Headers
@@ -66,12 +76,12 @@ def check_listening(settings: ServiceSettings) -> None:
     all_keys(settings.key_digests, settings.keys_file)
     for name, file in settings.tls or ():
         if file is not None and not file.is_file():
-            raise ValueError(f"tls.{name}: there is no file {file}")
+            raise ValueError(f"{settings.service()}.tls.{name}: there is no file {file}")
     if is_loopback(settings.host) or settings.needs_key or settings.allow_anonymous:
         return
     raise ValueError(
-        f"host {settings.host}: without keys everybody who reaches it could use this service;"
-        " set PICOSPEC_API_KEYS or keys_file, or else allow_anonymous = true"
+        f"{settings.service()}.host: without keys everybody who reaches {settings.host} could"
+        " use this service; set PICOSPEC_API_KEYS or keys_file, or else allow_anonymous = true"
     )
 
 
@@ -237,6 +247,44 @@ def _has(field: FieldInfo | None, part: str) -> bool:
     return is_free or any(part.partition("__")[0] in names for names in tables)
 
 
+class WrongSettings(ValueError):
+    """Settings are wrong. Each line of the text names one, such as `edge.slots`, and says what
+    it may be; no line has a value, which might be a secret."""
+
+
+def wrong(error: Exception) -> NoReturn:
+    """End a service that has no settings to start with, with the status of a wrong command."""
+    sys.stderr.write(f"{error}\n")
+    raise SystemExit(2)
+
+
+def _lines(kind: type[ServiceSettings], error: ValidationError) -> str:
+    """Return a line for each mistake. An error about a whole that follows from one about its
+    part says nothing more."""
+    errors = error.errors(include_input=False, include_url=False)
+    places = [each["loc"] for each in errors]
+    lines = []
+    for place, each in zip(places, errors, strict=True):
+        if any(other[: len(place)] == place != other for other in places):
+            continue
+        said = each["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        if each["type"] == "extra_forbidden":
+            near = get_close_matches(str(place[-1]), _names(kind, place), 1)
+            said = f"there is no such setting{f'; is it {near[0]}?' if near else ''}"
+        lines.append(f"{'.'.join(map(str, (kind.service(), *place)))}: {said}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _names(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Return the names of the settings in the table in which `place` is."""
+    if not place[:-1]:
+        return list(kind.model_fields)
+    field = kind.model_fields.get(str(place[0]))
+    of = [] if field is None else [field.annotation, *get_args(field.annotation)]
+    tables = [each for each in of if isinstance(each, type) and issubclass(each, BaseModel)]
+    return [name for table in tables for name in _names(table, place[1:])]
+
+
 class ServiceSettings(GatewaySettings, BaseSettings):
     """Holds the settings of every service. A service adds its own fields and `env_prefix`."""
 
@@ -274,10 +322,15 @@ class ServiceSettings(GatewaySettings, BaseSettings):
         return bool(self.api_keys) or self.keys_file is not None
 
     @classmethod
+    def service(cls) -> str:
+        """Return the name of the service that has these settings, such as "edge"."""
+        return str(cls.model_config.get("env_prefix")).split("_")[1].lower()
+
+    @classmethod
     def check_names(cls, environ: Mapping[str, str]) -> None:
-        """Raise ValueError for a variable that looks like one of ours and sets nothing: a key
-        that is not read would leave a service open. Names of the other service, and those that
-        Kubernetes makes of Services, are no error."""
+        """Raise WrongSettings for a variable that looks like one of ours and sets nothing: a
+        key that is not read would leave a service open. Names of the other service, and those
+        that Kubernetes makes of Services, are no error."""
         prefix = str(cls.model_config.get("env_prefix"))
         fields = {f"{prefix}{name}".upper(): name for name in cls.model_fields}
         known = {*cls.secrets.values(), *_OTHERS} | fields.keys()
@@ -288,19 +341,19 @@ class ServiceSettings(GatewaySettings, BaseSettings):
             if not ours.startswith("PICOSPEC_") or _OF_SERVICES.search(ours):
                 continue
             if field in cls.secrets and is_own:
-                raise ValueError(f"{name} sets nothing: keys are in {cls.secrets[field]}")
+                raise WrongSettings(f"{name} sets nothing: keys are in {cls.secrets[field]}")
             if ours in known or (is_own and part and _has(cls.model_fields.get(field), part)):
                 continue
             near = get_close_matches(ours, known, 1, _NEAR)
             if is_own or near:
                 hint = f"; is it {near[0]}?" if near else ""
-                raise ValueError(f"{name} sets nothing{hint}")
+                raise WrongSettings(f"{name} sets nothing{hint}")
 
     @classmethod
     def load(
         cls, path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
     ) -> Self:
-        """Return the settings. Raises pydantic.ValidationError, OSError, ValueError (TOML).
+        """Return the settings. Raises WrongSettings, or OSError for the file.
 
         overrides: win over environment and file; tables are nested as in the file.
         """
@@ -316,11 +369,21 @@ class ServiceSettings(GatewaySettings, BaseSettings):
                 file = TomlConfigSettingsSource(cls, toml_file=path)
                 for field in cls.secrets.keys() & file.toml_data.keys():
                     variable = cls.secrets[field]
-                    raise ValueError(f"{path}: keep {field} out of files; set {variable}")
+                    raise WrongSettings(f"{path}: keep {field} out of files; set {variable}")
                 return given["init_settings"], given["env_settings"], file
 
         keys = {field: _keys(environ.get(name, "")) for field, name in cls.secrets.items()}
-        loaded: Self = Loaded(**{**overrides, **keys})
+        try:
+            loaded: Self = Loaded(**{**overrides, **keys})
+        except ValidationError as error:
+            raise WrongSettings(_lines(cls, error)) from None
+        except SettingsError as error:  # its text alone has the name of the field
+            name = str(error).partition('field "')[2].partition('"')[0]
+            variable = f"{cls.model_config.get('env_prefix')}{name}".upper()
+            reason = f'{variable} is no JSON, such as ["a", "b"] or {{"a": 1}}'
+            raise WrongSettings(f"{cls.service()}.{name}: {reason}") from None
+        except TOMLDecodeError as error:
+            raise WrongSettings(f"{path}: {error}") from None
         return loaded
 
 
