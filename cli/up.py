@@ -28,6 +28,10 @@ NO_DRAIN: Final = {"drain_timeout_s": 0}
 """With this setting of both ends, Ctrl-C waits for no answer."""
 
 
+_QUIET: Final = {"verifier": {"log_requests": False}}
+"""The edge logs each answer, and the verifier's line would say it again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The services to start: their ports, settings and arguments."""
@@ -67,7 +71,7 @@ class Plan:
         more = (*more, *self.arguments.get(name, ()))
         listens = ("--port", str(port), "--host", HOST)
         command = (sys.executable, *program(f"picospec.{room}"), *listens, *more)
-        settings = {**NO_DRAIN, **self.settings.get(name, {})}
+        settings = {**NO_DRAIN, **_QUIET.get(name, {}), **self.settings.get(name, {})}
         environment = as_environment(name.upper(), settings)
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)
 

@@ -57,6 +57,9 @@ def configure(log_format: LogFormat) -> None:
     console = [
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
+            sort_keys=False,  # as they are given: what matters comes first
+            pad_event_to=0,
+            pad_level=False,
             exception_formatter=_traceback,
         )
     ]

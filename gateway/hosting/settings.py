@@ -194,6 +194,10 @@ class GatewaySettings(Table):
     keep_alive_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
     """A stream that has shown nothing yet gets a comment every `keep_alive_s` seconds."""
 
+    log_requests: bool = True
+    """If false, the log has no line for a request that succeeds. Requests that only read, such
+    as those of the page, have none in any case."""
+
     tool_format: FormatName | None = None
     """The model writes tool calls in this format; None: the chat template tells which."""
 

@@ -61,7 +61,10 @@ def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) 
 
     verifier, edge = Plan(settings=read_settings(file)).services()
 
-    assert verifier.environment == {"PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "0"}
+    assert verifier.environment == {
+        "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "0",
+        "PICOSPEC_VERIFIER__LOG_REQUESTS": "false",
+    }
     assert edge.environment == {
         "PICOSPEC_EDGE__DRAIN_TIMEOUT_S": "0",
         "PICOSPEC_EDGE__DRAFT_MODEL": "m",

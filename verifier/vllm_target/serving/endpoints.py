@@ -52,6 +52,7 @@ from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.server import check_free, served_beside
 from picospec.gateway.hosting.settings import check_listening, hosts_of
 from picospec.gateway.http import error_response, json_response, read_body
+from picospec.gateway.metrics import Shown
 from picospec.gateway.middleware import Access, is_open
 from picospec.gateway.schema import SMALL_BYTES, check_structure
 from picospec.gateway.tenants import TenantMetrics, Tenants
@@ -389,4 +390,5 @@ class _Of(Collector):
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
-        return (each for each in self._registry.collect() if each.name.startswith("picospec"))
+        shown = Shown(self._registry).collect()
+        return (each for each in shown if each.name.startswith("picospec"))
