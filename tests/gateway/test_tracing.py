@@ -13,16 +13,21 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from picospec.gateway.errors import NotFound, Unavailable
-from picospec.gateway.tracing import open_tracing
-from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+from picospec.gateway.tracing import Tracing, open_tracing
+from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
 
 Posts = list[tuple[str, bytes]]
 """Paths and bodies."""
+
+HI = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
@@ -80,6 +85,35 @@ def test_spans_are_sent_when_tracing_is_closed(
     assert b"overloaded" in body
     assert body.count(b"url.path") == 1
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "operation"),
+    [
+        ("/v1/chat/completions", {"messages": HI}, "chat"),
+        ("/v1/messages", {"messages": HI, "max_tokens": 99}, "chat"),
+        ("/v1/responses", {"input": "hi"}, "chat"),
+        ("/v1/completions", {"prompt": "hi"}, "text_completion"),
+    ],
+)
+async def test_the_span_of_an_answer_has_what_the_conventions_for_models_require(
+    path: str, asked: dict[str, object], operation: str
+) -> None:
+    provider, spans = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracing = Tracing(provider.get_tracer("test"), provider.shutdown)
+    app = make_app(ScriptedEngine(), tracing=tracing, model_aliases=["gpt"])
+    async with client_of(app) as client:
+        await client.post(path, json={"model": "gpt", **asked})
+
+    (span,) = spans.get_finished_spans()
+    found = {n.removeprefix("gen_ai."): v for n, v in (span.attributes or {}).items()}
+    assert found["operation.name"] == operation
+    assert found["provider.name"] == "picospec"
+    assert (found["request.model"], found["response.model"]) == ("gpt", MODEL)
+    assert found["response.finish_reasons"] == ("stop",)
+    assert found["usage.output_tokens"] == 9
+    assert isinstance(found["usage.input_tokens"], int)
 
 
 def test_what_is_not_sampled_is_not_sent_and_says_so(
