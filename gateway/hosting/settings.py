@@ -166,7 +166,7 @@ class GatewaySettings(Table):
     /openapi.json and /docs need none. Without keys, here and in `keys_file`, all are open."""
 
     keys_file: Path | None = None
-    """This TOML file has more keys, with names and limits (gateway.tenants). A change of
+    """This TOML file has more keys, with names and limits. A change of
     the file takes effect within a second. A file without keys admits nobody."""
 
     key_limits: KeyLimits = KeyLimits()
@@ -227,12 +227,24 @@ class TlsSettings(Table):
     """If set, clients must show a certificate of the authority in this PEM file on any path."""
 
 
-_OTHERS: Final = frozenset({
-    "PICOSPEC_API_KEYS", "PICOSPEC_CACHE", "PICOSPEC_CONFIG_DIR", "PICOSPEC_MODEL_FOLDER",
-    "PICOSPEC_MODEL_SOURCES", "PICOSPEC_RELAY_KEY", "PICOSPEC_VERIFIER_CONFIG",
-    "PICOSPEC_VERIFIER_KEY", "PICOSPEC_VLLM_SOCKET", SALT_SECRET,
-})  # fmt: skip
-"""These variables are no fields of a service's settings."""
+VARIABLES: Final[Mapping[str, str]] = {
+    "PICOSPEC_API_KEYS": "The keys that clients of a service must show, separated by commas. A"
+    " command shows an edge the first one.",
+    "PICOSPEC_VERIFIER_KEY": "The key that an edge shows its verifiers.",
+    "PICOSPEC_RELAY_KEY": "The key that an edge shows at `relay.url`.",
+    "PICOSPEC_CACHE": "The folder of models, tokenizers and wheels; `~/.cache/picospec`.",
+    "PICOSPEC_CONFIG_DIR": "The folder of the settings files, the catalogue of your own models"
+    " and the copies of `picospec connect`; `~/.config/picospec`.",
+    "PICOSPEC_MODEL_SOURCES": "Where models are looked for, in order: `folder,hub,wheels`.",
+    "PICOSPEC_MODEL_FOLDER": "The folder of GGUF files that the source `folder` has.",
+    "PICOSPEC_VERIFIER_CONFIG": "The settings file of a verifier that runs in `vllm serve`.",
+    SALT_SECRET: "It tells the prompts of one key from those of others, and is random for each"
+    " start. Verifiers behind one address need the same.",
+    "PICOSPEC_VLLM_SOCKET": "Between the processes of vLLM; not to be set.",
+    "EDGE_PORT": "The port of the edge, for commands and the edge itself.",
+    "VERIFIER_PORT": "The port of the verifier, likewise.",
+}
+"""Maps each variable that is no field of a service's settings to what it sets."""
 
 _OF_SERVICES: Final = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|[A-Z0-9]_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
@@ -297,6 +309,8 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     """Maps fields of keys, which no file may hold, to variables that list them with commas."""
 
     host: str = "127.0.0.1"
+    """The service listens at this address. Beyond this machine it needs keys."""
+
     drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 15.0
     """Running work may take this many seconds after SIGTERM; new work is rejected meanwhile."""
 
@@ -308,7 +322,11 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     if the service listens on loopback, or if this is set."""
 
     tls: TlsSettings | None = None
+    """If set, the service serves HTTPS."""
+
     log_format: LogFormat = "console"
+    """The form of the lines of the log."""
+
     tracing: bool = False
     """True if traces are sent by OpenTelemetry, which needs the extra `otel`. The standard
     variables OTEL_* set the destination, and what is traced."""
@@ -337,7 +355,7 @@ class ServiceSettings(GatewaySettings, BaseSettings):
         that Kubernetes makes of Services, are no error."""
         prefix = str(cls.model_config.get("env_prefix"))
         fields = {f"{prefix}{name}".upper(): name for name in cls.model_fields}
-        known = {*cls.secrets.values(), *_OTHERS} | fields.keys()
+        known = {*cls.secrets.values(), *VARIABLES} | fields.keys()
         for name in sorted(environ):
             ours = name.upper()
             field, _, part = ours.removeprefix(prefix).lower().partition("__")
@@ -399,6 +417,8 @@ class ServerSettings(ServiceSettings):
     """Adds the settings of a service that gateway.hosting.server serves."""
 
     port: Port
+    """The service listens at this port."""
+
     stop_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
     """A worker that has not stopped this many seconds after draining is killed."""
 
