@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import httpx
 from rich.console import Console
-from rich.table import Table
 
 from picospec.cli.configuration import HOST, START, loaded, visible
 from picospec.gateway.hosting.settings import is_loopback
@@ -104,11 +103,11 @@ def show(found: Sequence[Found], console: Console) -> None:
     """Print a line for each service that runs, and for each verifier that the edge uses
     elsewhere; then what is wrong."""
     rows = [row for each in found if each.runs for row in _rows(each, found)]
-    if rows:
-        table = Table(*_COLUMNS, box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*map(visible, row))
-        console.print(table, markup=False)
+    cells = [[visible(cell) for cell in row] for row in (_COLUMNS, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells if rows else ():  # no table of rich's: it cuts what does not fit
+        line = "  ".join(map(str.ljust, row, widths)).rstrip()
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     for each in found:
         if each.error:
             line = f"{each.service} at {each.url}: {each.error}"

@@ -105,8 +105,9 @@ class Ledger:
         last_s = self._last_s.get(index)
         self._last_s[index] = now_s
         if last_s is not None:
+            gap_s = (now_s - last_s) / tokens
             for _ in range(tokens):
-                series.token_gap_s.observe((now_s - last_s) / tokens)
+                series.token_gap_s.observe(gap_s)
 
 
 MAX_HELD_BYTES: Final = 64 << 20

@@ -69,7 +69,10 @@ def test_what_cannot_be_done_is_one_line(url: str) -> None:
     assert "nothing of Zed was written" in said("connect", "zed", "--undo")
 
 
-def test_what_runs_is_shown_and_what_does_not(url: str) -> None:
+def test_what_runs_is_shown_and_what_does_not(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
     port = url.rpartition(":")[2]
     ports = ("--edge-port", port, "--verifier-port", "9")
 
