@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -125,6 +126,20 @@ def test_the_doctor_goes_to_the_verifiers_of_the_environment(
     runner.invoke(app, ["doctor"], env={variable: "http://gpu.example"})
 
     assert asked == [(None, verifier, None, None, 8000, 9000)]
+
+
+def test_what_a_doctor_finds_is_there_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        examination.Finding("a", True, "fine"),
+        examination.Finding("b", False, "no", "do"),
+    ]
+    monkeypatch.setattr(examination, "examine", lambda *_: found)
+
+    result = runner.invoke(app, ["doctor", "--json"])
+
+    assert result.exit_code == 1
+    assert [each["subject"] for each in json.loads(result.output)] == ["a", "b"]
+    assert json.loads(result.output)[1]["remedy"] == "do"
 
 
 def test_a_doctor_who_is_told_of_no_model_needs_none_here(

@@ -241,6 +241,21 @@ async def test_a_probe_makes_no_log_line(path: str, down: Unavailable | None) ->
     assert logs == []
 
 
+@pytest.mark.parametrize("logs_requests", [True, False])
+async def test_a_log_has_a_line_for_an_answer_and_for_what_fails(logs_requests: bool) -> None:
+    asked = {"model": MODEL, "messages": HI}
+    async with client_of(make_app(ScriptedEngine(), log_requests=logs_requests)) as client:
+        with capture_logs() as logs:
+            for path in ("/", "/page/main.js", "/v1/models", "/status", "/nothing"):
+                await client.get(path)
+            await client.post("/v1/chat/completions", json=asked)
+
+    found = [(line["path"], line["status"]) for line in logs]
+    answer = [("/v1/chat/completions", 200)] if logs_requests else []
+    assert found == [("/nothing", 404), *answer]
+    assert None not in logs[-1].values()
+
+
 async def test_a_bug_in_a_probe_is_logged() -> None:
     engine = ScriptedEngine(down=RuntimeError("a bug"))  # type: ignore[arg-type]
     async with client_of(make_app(engine)) as client:
