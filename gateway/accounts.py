@@ -125,6 +125,9 @@ class Account:
     shape: Shape = OPENAI
     """An error of this request that becomes a response gets this shape."""
 
+    is_session: bool = False
+    """The request opens a session."""
+
     has_unknown_session: bool = False
     """True while the session that the path names is not known to be the tenant's."""
 
@@ -204,6 +207,12 @@ class Account:
                 operation=operation, model=shown(asked or model), response_model=model
             )
 
+    @property
+    def _ended_early(self) -> bool:
+        """True if the client left, or got an error; a session counts its own ending."""
+        ended = self.error is not None or self.status in (0, ClientGone.status)
+        return ended and not self.is_session
+
     def _stop_running(self) -> None:
         if self._runs and self.ledger.series is not None:
             self.ledger.series.running.dec()
@@ -217,7 +226,7 @@ class Account:
             ledger.series.speculated(ledger.total())
             if ledger.first_token_s is not None:
                 ledger.series.request_s.observe(ledger.elapsed_s)
-            if self.error is not None or (self.status == ClientGone.status):
+            if self._ended_early and not ledger.endings:
                 is_abort = self.error in (None, ClientGone.code)
                 ledger.series.success["abort" if is_abort else "error"].inc()
         self.tenant.held_bytes -= self.held_bytes
