@@ -187,6 +187,11 @@ def test_a_setting_that_is_misspelt_or_out_of_range_is_named(
         load(written(tmp_path, text), {}, {})
 
 
+def test_one_mistake_is_one_line() -> None:
+    with pytest.raises(WrongSettings, match=r"\Aedge\.verifier_urls\.0: it should be a .*\Z"):
+        load(None, {}, {"verifier_urls": ["nonsense"]})
+
+
 @pytest.mark.parametrize("url", ["http://user:s3cret@a", "http://s3cret@a", "http://:s3cret@a"])
 @pytest.mark.parametrize("field", ["verifier_url", "verifier_urls"])
 def test_a_secret_in_an_address_is_an_error_that_does_not_show_it(field: str, url: str) -> None:
