@@ -196,7 +196,7 @@ def test_what_cannot_be_served_is_said_in_a_line(
 
     assert ended.returncode == status
     assert reason in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    assert len((ended.stdout + ended.stderr).splitlines()) == 1
     assert "Traceback" not in ended.stderr
 
 

@@ -178,7 +178,7 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
             yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=choices)
 
     llm: Any = SimpleNamespace(generate=generate)
-    of("plain").charge(llm, None, max_choices=2, share_prefixes=False)
+    of("plain").charge(llm, None, "m", max_choices=2, share_prefixes=False)
     params = SamplingParams(output_kind=RequestOutputKind[kind], n=2)
 
     async def vllm(*_: object) -> None:

@@ -242,8 +242,9 @@ def _target(
     if (choice := Choice.of(llm.vllm_config)) is None:
         raise ValueError("vLLM did not load picospec's general plugin; its log says why")
     is_first = llm.engine_core.client_index == 0
+    model = (args.served_model_name or [args.model])[0]
     target = VllmTarget(
-        (args.served_model_name or [args.model])[0],
+        model,
         Engine(llm),
         msgspec.structs.replace(settings.limits, max_verify=choice.max_verify),
         metrics,
@@ -255,7 +256,7 @@ def _target(
         self_test=settings.vllm.get("self_test", True) if is_first else None,
     )
     shared, most = settings.share_prefixes, settings.max_choices
-    charge(llm, target, max_choices=most, share_prefixes=shared)
+    charge(llm, target, model, max_choices=most, share_prefixes=shared)
     return target
 
 

@@ -76,16 +76,19 @@ class PlainRequests:
                 await error_response(failed)(scope, receive, send)
 
 
-def charge(llm: AsyncLLM, target: Target, *, max_choices: int, share_prefixes: bool) -> None:
+def charge(
+    llm: AsyncLLM, target: Target, model: str, *, max_choices: int, share_prefixes: bool
+) -> None:
     """Charge the tokens that an engine generates to the requests' Accounts, and limit these
-    requests. target: tries their grammars."""
-    charging = Charging(target, max_choices, share_prefixes)
+    requests. target: tries their grammars. model: its name in metrics."""
+    charging = Charging(target, model, max_choices, share_prefixes)
     patches.apply("accounts", ours=charging, llm=llm)
 
 
 @dataclass(frozen=True, slots=True)
 class Charging:
     target: Target
+    model: str
     max_choices: int
     share_prefixes: bool
 
@@ -116,7 +119,7 @@ class Charging:
             async with aclosing(outputs):
                 async for output in outputs:
                     if not counted:
-                        account.serve(self.target.facts.model, None, "text_completion")
+                        account.serve(self.model, None, "text_completion")
                         account.took_prompt(len(output.prompt_token_ids or ()))
                     for choice in output.outputs:
                         new = len(choice.token_ids)
