@@ -346,7 +346,8 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     @classmethod
     def service(cls) -> str:
         """Return the name of the service that has these settings, such as "edge"."""
-        return str(cls.model_config.get("env_prefix")).split("_")[1].lower()
+        prefix = str(cls.model_config.get("env_prefix"))
+        return prefix.removeprefix("PICOSPEC_").strip("_").lower() or "settings"
 
     @classmethod
     def check_names(cls, environ: Mapping[str, str]) -> None:
