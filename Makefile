@@ -21,6 +21,7 @@
 # make pin                              writes the digests of images and the commits of models, see scripts/pin.py;
 #                                       IMAGE_REGISTRY names the host of images whose names have none
 # make sbom                             writes build/sbom.json: what this package runs on
+# make reference                        writes docs/settings.md and docs/metrics.md from the classes
 # make wheel                            builds dist/picospec-VERSION-py3-none-any.whl
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
@@ -94,6 +95,10 @@ wheel: setup
 
 lock: build/tools/.ready
 	@$(STEP) "lock files renewed" scripts/lock.sh $(ARGS)
+
+.PHONY: reference
+reference: setup
+	@$(STEP) "references written" $(BIN)/python scripts/reference.py
 
 pin: setup
 	@$(STEP) "images and models pinned" $(BIN)/python scripts/pin.py $(ARGS)

@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(context_settings=VERIFIER_OPTIONS)(run)
 for command in (report, join, record, simulate, agree, pace, host, standin):

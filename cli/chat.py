@@ -25,6 +25,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from picospec.cli.chat_client import (
+    CHAT,
     DIRECT,
     SILENCE_S,
     ChatError,
@@ -334,6 +335,7 @@ def chat(
     Ctrl-C ends an answer, Ctrl-D the conversation.
     """
     where = partial(client_of, edge_url(url, edge_port), first_key(api_keys), SILENCE_S)
+    _connected(url, edge_port, api_keys, first_model)  # says it at once if nobody answers
     conversation = Conversation(where, Console(), partial(randrange, MAX_SEED))
     conversation.run(message_reader(user_file(os.environ).parent / "chat_history"))
 
@@ -343,6 +345,11 @@ def run(
     prompt: Annotated[str, Argument(help="What is asked; what is piped in follows it.")] = "",
     system: Annotated[str, Option(help="What the model is told first.")] = "",
     seed: Annotated[int | None, Option(help="The same seed gives the same answer.")] = None,
+    model: Annotated[str | None, Option(help="Of several, the one to ask.")] = None,
+    max_tokens: Annotated[int | None, Option(min=1, help="The answer ends here.")] = None,
+    temperature: Annotated[
+        float | None, Option(min=0, help="0: the likeliest text. Default: the model's.")
+    ] = None,
     url: Url = None,
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
@@ -354,7 +361,10 @@ def run(
 
     async def ask(client: httpx.AsyncClient) -> None:
         harmless, put = sys.stdout.isatty(), partial(typer.echo, nl=False)
-        await ask_once(client, asked, put, system=system, seed=seed, harmless=harmless)
+        options = {"seed": seed, "max_tokens": max_tokens, "temperature": temperature}
+        await ask_once(
+            client, asked, put, model=model, system=system, harmless=harmless, **options
+        )
 
     _connected(url, edge_port, api_keys, ask)
 
@@ -369,7 +379,7 @@ def _connected(
     url: str | None,
     edge_port: int,
     api_keys: str,
-    ask: Callable[[httpx.AsyncClient], Awaitable[None]],
+    ask: Callable[[httpx.AsyncClient], Awaitable[object]],
 ) -> None:
     """Ask the service; if that fails, end the program with the reason."""
     connect = partial(client_of, edge_url(url, edge_port), first_key(api_keys), SILENCE_S)
@@ -394,17 +404,20 @@ async def ask_once(
     asked: str,
     put: Callable[[str], object],
     *,
+    model: str | None = None,
     system: str = "",
-    seed: int | None = None,
     harmless: bool = False,
+    **options: float | None,
 ) -> None:
     """Stream an answer to `put`, and end its last line. Raises ChatError.
 
-    harmless: True if terminal control characters are replaced; a file may have them.
+    model: None: the first that is offered. harmless: True if terminal control characters are
+    replaced; a file may have them. options: see `stream_answer`.
     """
     turns = [*([Turn("system", system)] if system else []), Turn("user", asked)]
-    model, text = await first_model(client), ""
-    async for chunk in stream_answer(client, model, turns, seed=seed):
+    first, text = await first_model(client), ""
+    chosen = first if model is None else msgspec.structs.replace(first, id=model)
+    async for chunk in stream_answer(client, chosen, turns, CHAT, **options):
         if chunk.text:
             text = visible(chunk.text) if harmless else chunk.text
             put(text)

@@ -10,7 +10,8 @@ from typing import Annotated, Final, TypeVar
 import httpx
 import msgspec
 
-from picospec.cli.configuration import visible
+from picospec.cli.configuration import START, visible
+from picospec.gateway.hosting.settings import is_loopback
 
 CHAT: Final = "/v1/chat/completions"
 DIRECT: Final = "/v1/picospec/direct/chat/completions"
@@ -127,7 +128,10 @@ async def _request(client: httpx.AsyncClient, method: str, path: str) -> bytes:
     try:
         response = await client.request(method, path)
     except httpx.TransportError as error:
-        raise ChatError(f"{client.base_url} cannot be reached: {error}") from error
+        here = is_loopback(client.base_url.host)
+        remedy = f"No edge answers there. {START}" if here else "Is the address right?"
+        reason = f"{str(client.base_url).rstrip('/')} cannot be reached: {error}. {remedy}"
+        raise ChatError(reason) from error
     if not response.is_success:
         raise ChatError(_reason(response))
     return response.content
@@ -138,13 +142,12 @@ async def stream_answer(
     model: Model,
     turns: Sequence[Turn],
     path: str = CHAT,
-    *,
-    seed: int | None = None,
+    **options: float | None,
 ) -> AsyncGenerator[Chunk]:
-    """Yield the answer as it comes. Closing the generator cancels the answer."""
+    """Yield the answer as it comes. Closing the generator cancels the answer. options: further
+    fields of the request, such as `seed`; None: not given."""
     asked: dict[str, object] = {"model": model.id, "messages": turns, "stream": True}
-    if seed is not None:
-        asked["seed"] = seed
+    asked |= {name: value for name, value in options.items() if value is not None}
     if model.reports_speculation and path == CHAT:
         asked["stream_options"] = {"include_speculation": True}
     body = msgspec.json.encode(asked)

@@ -17,7 +17,7 @@ from rich.table import Table
 from typer import Option
 
 from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.hosting.settings import ServiceSettings
+from picospec.gateway.hosting.settings import WrongSettings
 from picospec.models.catalogue import user_file
 from picospec.verifier.settings import VerifierSettings
 
@@ -31,6 +31,10 @@ Keys = Annotated[
 ]
 
 Url = Annotated[str | None, Option(help="Where the edge is, if not here.")]
+Json = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
+
+START: Final = "Start it with `picospec up`, or `picospec edge` for a verifier elsewhere."
+"""What to do about an edge that does not run on this machine."""
 
 _ORDERS: Final = {*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "\n\t"))
 _MARKS: Final = {order: "\ufffd" for order in _ORDERS} | {ord("\r"): " "}
@@ -49,10 +53,10 @@ def edge_url(url: str | None, edge_port: int) -> str:
 
 
 def fail(error: Exception) -> NoReturn:
-    """Print the error, and end the command with status 1."""
+    """Print the error, and end the command: with status 2 if a setting is wrong, else 1."""
     text = visible(str(error))
     Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from None
+    raise typer.Exit(2 if isinstance(error, WrongSettings) else 1) from None
 
 
 def first_key(keys: str) -> str | None:
@@ -62,7 +66,9 @@ def first_key(keys: str) -> str | None:
 
 config_app = typer.Typer(help="Settings of the services.", no_args_is_help=True)
 
-SERVICES: Final[dict[str, type[ServiceSettings]]] = {
+SettingsType = type[EdgeSettings] | type[VerifierSettings]
+
+SERVICES: Final[dict[str, SettingsType]] = {
     "edge": EdgeSettings,
     "verifier": VerifierSettings,
 }
@@ -84,6 +90,17 @@ def with_default_file(
     return ["--config", str(file), *arguments]
 
 
+def loaded(
+    service: str, environ: Mapping[str, str], config: Path | None = None
+) -> EdgeSettings | VerifierSettings:
+    """Return the settings that a service started here would have. config: replaces the default
+    file. Raises WrongSettings, OSError."""
+    default = default_file(service, environ)
+    file = config or (default if default.is_file() else None)
+    port = environ.get(f"{service.upper()}_PORT")
+    return SERVICES[service].load(file, environ, {"port": port} if port else {})
+
+
 @config_app.command()
 def show(
     service: Annotated[Literal["edge", "verifier"], typer.Argument()] = "edge",
@@ -92,9 +109,8 @@ def show(
     """Show each setting, and where its value is from. Keys are counted, and not shown."""
     default = default_file(service, os.environ)
     file = config or (default if default.is_file() else None)
-    port = os.environ.get(f"{service.upper()}_PORT")
     try:
-        settings = SERVICES[service].load(file, os.environ, {"port": port} if port else {})
+        settings = loaded(service, os.environ, file)
     except (ValueError, OSError) as error:
         fail(error)
     table = Table("setting", "value", "from", box=None, pad_edge=False)
@@ -107,7 +123,10 @@ def show(
 
 
 def origin_of(
-    kind: type[ServiceSettings], name: str, file: Path | None, environ: Mapping[str, str]
+    kind: SettingsType,
+    name: str,
+    file: Path | None,
+    environ: Mapping[str, str],
 ) -> str:
     """Return what sets a field, "a.b" in a table: a variable, the file or "default"."""
     variables = {variable.upper(): variable for variable in environ}

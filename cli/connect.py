@@ -170,12 +170,13 @@ def connect(
     try:
         if client is None:
             return show_list(read_clients(), console)
+        asked = _client(client)
         if undoes:
-            return undo(_client(client), copies, console)
+            return undo(asked, copies, console)
         edge = find_edge(edge_url(url, edge_port), first_key(api_keys))
         if not writes:
-            show(_client(client), edge, os.environ, console)
-        elif not write(_client(client), edge, os.environ, copies, console):
+            show(asked, edge, os.environ, console)
+        elif not write(asked, edge, os.environ, copies, console):
             raise typer.Exit(1)
     except (ChatError, Changed, OSError) as error:
         fail(error)
@@ -193,9 +194,10 @@ def launch(
     api_keys: Keys = "",
 ) -> None:
     """Run a client for this edge, and change none of its files."""
+    asked = _client(client)
     try:
         edge = find_edge(edge_url(url, edge_port), first_key(api_keys))
-        status = run_client(_client(client), edge, context.args, os.environ)
+        status = run_client(asked, edge, context.args, os.environ)
     except (ChatError, NotLaunched, OSError) as error:
         fail(error)
     raise typer.Exit(status)

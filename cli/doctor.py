@@ -31,7 +31,7 @@ from picospec.cli.preparing import DEFAULT_PAIR
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.draft.loading import AUTO, NONE, TargetTokenizer, open_context
 from picospec.edge_agent.link.connection import read_answer
-from picospec.edge_agent.link.verifier import Verifier
+from picospec.edge_agent.link.verifier import NO_PICOSPEC, START_PLUGIN, Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import ApiError, EngineFault
@@ -256,6 +256,9 @@ def not_reached(error: ApiError, url: str) -> list[Finding]:
     if "certificate" in error.message:
         remedy = "verifier_ca must name the PEM file of the authority that signed it"
         return [reached, Finding("certificate", False, error.message, remedy)]
+    if error.error_code == NO_PICOSPEC:
+        found = f"{url} answers, but speaks no PicoSpec that an edge can use"
+        return [Finding("verifier", False, found, f"its operator runs: {START_PLUGIN}")]
     if urlsplit(url).hostname in LOOPBACK and "refused" in error.message:
         return [Finding("verifier", True, "not running here; picospec up starts it")]
     remedy = "check the address, the firewall, and the verifier's own log"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer import Argument, Option
 
 from picospec.cli.chat import app as chatting_app
@@ -18,6 +22,7 @@ from picospec.cli.configuration import (
     HOST,
     SERVICES,
     EdgePort,
+    Json,
     config_app,
     default_file,
     fail,
@@ -27,21 +32,22 @@ from picospec.cli.configuration import (
 from picospec.cli.connect import app as connecting_app
 from picospec.cli.doctor import check_gpu, gpu_here, report
 from picospec.cli.models import models_app
-from picospec.cli.service import COMMANDS, NoService, call, install, remove
-from picospec.cli.up import Plan, check_plain, read_settings
+from picospec.cli.service import COMMANDS, NoService, call, install, remove, state
+from picospec.cli.up import Plan, check_plain, check_settings, read_settings
 from picospec.cli.up import up as run_up
 from picospec.gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import ServiceError
+from picospec.gateway.hosting.settings import WrongSettings
 from picospec.gateway.tenants import InvalidKeys, KeyLimits, add_key
 from picospec.models.errors import ModelError
 from picospec.models.llama_cpp.library import can_use_gpu, has_llama
 from picospec.models.store import open_store
 
 app = typer.Typer(
-    help="A large model's own words, faster: the edge drafts, the cloud verifies.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(models_app, name="models")
 keys_app = typer.Typer(help="Keys of clients and edges.", no_args_is_help=True)
@@ -59,6 +65,22 @@ _SERVICE_OPTIONS: Final = frozenset({"--install-service", "--remove-service"})
 FORWARD: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"picospec {version('picospec')}")
+        raise typer.Exit
+
+
+@app.callback()
+def picospec(
+    shows_version: Annotated[
+        bool,
+        Option("--version", "-V", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    """A large model's own words, faster: the edge drafts, the cloud verifies."""
+
+
 @app.command()
 def up(
     edge_port: EdgePort = 8000,
@@ -70,7 +92,7 @@ def up(
         str | None, Option(help="Draft model: the same, or none. Default: one that fits.")
     ] = None,
     config: Annotated[
-        Path | None, Option(help="TOML file with the tables [edge] and [verifier].")
+        Path | None, Option(help=escape("TOML file with the tables [edge] and [verifier]."))
     ] = None,
     pin: Annotated[
         str | None,
@@ -85,15 +107,16 @@ def up(
     try:
         settings = {} if config is None else read_settings(config)
         check_plain(settings, os.environ)
+        choice = ModelChoice.of(settings, os.environ, target=target, draft=draft)
+        check_settings(settings, os.environ, choice.draft)
         if has_llama() and not (gpu := check_gpu(gpu_here(), can_use_gpu())).ok:
             console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
-        choice = ModelChoice.of(settings, os.environ, target=target, draft=draft)
         arguments = prepare(choice, open_store(os.environ), console)
         key = first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
         threaded = with_threads(settings, pins)
         plan = Plan(edge_port, verifier_port, threaded, arguments, pins, wait, key)
         asyncio.run(run_up(plan, plan.services(), console))
-    except (ServiceError, ModelError) as error:
+    except (ServiceError, ModelError, WrongSettings, OSError) as error:
         fail(error)
 
 
@@ -111,10 +134,7 @@ def _add(name: str, module: str, *arguments: str, help: str) -> None:
         os.execv(sys.executable, [sys.executable, *program(module, *arguments, *given)])
 
 
-edge_help = (
-    "Run the edge alone; --install-service: in the background; --help shows its options."
-)
-_add("edge", "picospec.edge_agent", help=edge_help)
+_add("edge", "picospec.edge_agent", help="Run the edge alone, or as a service; --help.")
 _add("verifier", "picospec.verifier", help="Run the verifier alone; --help shows its options.")
 _add("bench", "picospec.bench", help="Measure; --help shows how.")
 replays = "Replay recorded traces on a virtual clock; --help shows how."
@@ -145,6 +165,31 @@ for each, (says, runs) in COMMANDS.items():
 
 
 @app.command()
+def status(
+    edge_port: Annotated[int | None, Option(help="Port of the edge, if not as set.")] = None,
+    verifier_port: Annotated[int | None, Option(help="The verifier's, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what runs on this machine: models, drafts, answers, and the verifiers in use."""
+    from picospec.cli.status import as_json as written
+    from picospec.cli.status import look, places, show
+
+    try:
+        asked = places({"edge": edge_port, "verifier": verifier_port})
+    except (WrongSettings, OSError) as error:
+        fail(error)
+    found = asyncio.run(look(asked))
+    if as_json:
+        typer.echo(written(found))
+    else:
+        show(found, Console())
+        if (unit := state(os.environ)) is not None:
+            typer.echo(f"the service picospec-edge of this user is {unit}")
+    if not any(each.runs for each in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
@@ -154,6 +199,7 @@ def doctor(
     model: Annotated[
         str | None, Option(help="Model or pair that must be here. Default: none must.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Check this machine and the verifier, and say what to do about what is wrong."""
     from picospec.cli.doctor import examine
@@ -165,8 +211,12 @@ def doctor(
     try:
         findings = examine(config, url, draft, model, edge_port, verifier_port)
     except (ModelError, ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from None
-    if not report(findings, Console()):
+        fail(error)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in findings], indent=2))
+    else:
+        report(findings, Console())
+    if not all(each.ok for each in findings):
         raise typer.Exit(1)
 
 

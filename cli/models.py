@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer import Argument, Option
 
-from picospec.cli.configuration import visible
+from picospec.cli.configuration import Json, visible
 from picospec.models.catalogue import Pair, Role, UserCatalogue, user_file
 from picospec.models.dequantise import Weights, dequantise
 from picospec.models.errors import ModelError, UnknownModel
@@ -27,16 +29,21 @@ Reference = Annotated[str, Argument(help="A name, owner/repo, owner/repo:Q4_K_M,
 
 
 @models_app.command("list")
-def show() -> None:
+def show(as_json: Json = False) -> None:
     """Show the models that can be pulled by name, and those that are here."""
     with _reported() as console:
         store = open_store(os.environ)
-        table = Table("name", "GB", "file")
-        for entry in store.entries():
+        entries, pairs = list(store.entries()), store.catalogue.pairs
+        if as_json:
+            found = {"models": [asdict(entry) for entry in entries], "pairs": pairs}
+            plain = msgspec.to_builtins(found, enc_hook=str)
+            return typer.echo(json.dumps(plain, indent=2))
+        width = max((len(entry.name) for entry in entries), default=0)
+        for entry in entries:  # no table: it would cut paths where the terminal ends
             size = f"{entry.bytes / 1e9:.2f}" if entry.bytes else "?"
-            table.add_row(entry.name, size, str(entry.path or "-"))
-        console.print(table)
-        for name, pair in store.catalogue.pairs.items():
+            line = f"{entry.name:<{width}}  {size:>6} GB  {entry.path or 'not here'}"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+        for name, pair in pairs.items():
             console.print(f"pair {name}: {pair.draft} drafts for {pair.target}")
 
 

@@ -101,7 +101,6 @@ def remove(environ: Mapping[str, str], run: Run = call) -> str:
 
 
 COMMANDS: Final[dict[str, tuple[str, Sequence[str]]]] = {
-    "status": ("How the edge's service is.", ["systemctl", "--user", "status", NAME]),
     "stop": ("Stop the edge's service.", ["systemctl", "--user", "stop", NAME]),
     "logs": (
         "Follow the log of the edge's service.",
@@ -109,6 +108,15 @@ COMMANDS: Final[dict[str, tuple[str, Sequence[str]]]] = {
     ),
 }
 """Maps the name of a command to its help text and to what it runs."""
+
+
+def state(environ: Mapping[str, str]) -> str | None:
+    """Return the state of the service, such as "active"; None if none is installed."""
+    if not unit_path(environ).exists() or shutil.which("systemctl") is None:
+        return None
+    asked = ["systemctl", "--user", "is-active", NAME]
+    told = subprocess.run(asked, check=False, capture_output=True, text=True)
+    return told.stdout.strip() or told.stderr.strip()
 
 
 def _systemctl(run: Run, step: str) -> None:

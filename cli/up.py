@@ -16,15 +16,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from picospec.cli.chat_client import ChatError, client_of, first_model
-from picospec.cli.configuration import HOST
+from picospec.cli.configuration import HOST, SERVICES
 from picospec.cli.doctor import bind_error
+from picospec.edge_agent.draft.loading import AUTO
 from picospec.gateway.hosting.limits import Pins
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import Service, ServiceError, keep_up, until_ready
-from picospec.gateway.hosting.settings import as_environment
+from picospec.gateway.hosting.settings import WrongSettings, as_environment
 
 NO_DRAIN: Final = {"drain_timeout_s": 0}
 """With this setting of both ends, Ctrl-C waits for no answer."""
+
+
+_QUIET: Final = {"verifier": {"log_requests": False}}
+"""The edge logs each answer, and the verifier's line would say it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Plan:
         more = (*more, *self.arguments.get(name, ()))
         listens = ("--port", str(port), "--host", HOST)
         command = (sys.executable, *program(f"picospec.{room}"), *listens, *more)
-        settings = {**NO_DRAIN, **self.settings.get(name, {})}
+        settings = {**NO_DRAIN, **_QUIET.get(name, {}), **self.settings.get(name, {})}
         environment = as_environment(name.upper(), settings)
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)
 
@@ -74,30 +79,42 @@ class Plan:
 def read_settings(path: Path) -> dict[str, dict[str, object]]:
     """Read a TOML file with the tables [edge] and [verifier]; the services check the fields.
 
-    Raises ServiceError.
+    Raises WrongSettings.
     """
     try:
         tables = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ServiceError(f"{path}: {error}") from error
+        raise WrongSettings(f"{path}: {error}") from error
     for name, table in tables.items():
         if name not in ("edge", "verifier") or not isinstance(table, dict):
-            raise ServiceError(f"{path}: expected the tables [edge] and [verifier], not {name}")
+            raise WrongSettings(
+                f"{path}: expected the tables [edge] and [verifier], not {name}"
+            )
     return tables
 
 
 def check_plain(
     settings: Mapping[str, Mapping[str, object]], environ: Mapping[str, str]
 ) -> None:
-    """Raise ServiceError if an end should use TLS, which `picospec up` does not offer."""
+    """Raise WrongSettings if an end should use TLS, which `picospec up` does not offer."""
     asked = [f"[{name}.tls]" for name, table in settings.items() if "tls" in table]
     prefixes = tuple(f"PICOSPEC_{name}__TLS" for name in ("EDGE", "VERIFIER"))
     asked += sorted(name for name in environ if name.upper().startswith(prefixes))
     if asked:
-        raise ServiceError(
+        raise WrongSettings(
             f"{', '.join(asked)}: `picospec up` serves this machine alone, without TLS;"
             " start `picospec verifier` and `picospec edge` instead"
         )
+
+
+def check_settings(
+    settings: Mapping[str, Mapping[str, object]], environ: Mapping[str, str], draft: str
+) -> None:
+    """Raise WrongSettings, OSError if an end would not start with its settings; before models
+    are fetched for it. draft: the draft model, which may be "auto"."""
+    for name, kind in SERVICES.items():
+        more = {"draft_model": draft.replace(AUTO, "a fitting one")} if name == "edge" else {}
+        kind.load(None, environ, {**settings.get(name, {}), **more})
 
 
 def check_free(port: int, variable: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import structlog
 import typer
@@ -32,12 +32,13 @@ from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.limits import max_accepted, max_connections, raise_limit
 from picospec.gateway.hosting.server import DrainingServer, cut_silent, protocol
-from picospec.gateway.hosting.settings import TlsSettings, check_listening
+from picospec.gateway.hosting.settings import TlsSettings, check_listening, wrong
 from picospec.gateway.http import error_response, json_response
 from picospec.gateway.middleware import HEALTH_PATHS
 from picospec.models.errors import ModelError
 from picospec.models.store import open_store
 from picospec.speculation.drafting import DraftPolicy
+from picospec.speculation.messages import Fill, Judge
 
 # Answers for an edge whose app is not there yet: it is alive, and not ready.
 #
@@ -115,7 +116,11 @@ IDLE_S: Final = 75
 """An idle connection is kept for this many seconds: longer than clients keep theirs (httpx and
 the openai SDK 5 s, nginx 60 s), or a request could arrive on one that is being closed."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.command()
@@ -134,25 +139,41 @@ def main(
             help="Draft model: a name, owner/repo, path, auto or none.",
         ),
     ] = None,
-    drafter: Annotated[str | None, Option(help="model or none.")] = None,
-    fallback: Annotated[
-        str | None, Option(help="none or draft: who answers while no verifier does.")
+    drafter: Annotated[
+        Literal["model", "none"] | None, Option(help="Without: only repeated text is drafted.")
     ] = None,
-    judge: Annotated[str | None, Option(help="coupled or separate.")] = None,
-    fill: Annotated[str | None, Option(help="always, auto or never.")] = None,
+    fallback: Annotated[
+        Literal["none", "draft"] | None, Option(help="Who answers while no verifier does.")
+    ] = None,
+    judge: Annotated[Judge | None, Option(help="How draft tokens are judged.")] = None,
+    fill: Annotated[
+        Fill | None, Option(help="When the target generates a token without drafts.")
+    ] = None,
     slots: Annotated[int | None, Option(help="Answers that draft at once.")] = None,
     threads: Annotated[int | None, Option(help="Threads of the draft model.")] = None,
+    install_service: Annotated[
+        bool | None,
+        Option("--install-service", help="Run it in the background, with these options."),
+    ] = None,
+    remove_service: Annotated[
+        bool | None, Option("--remove-service", help="Stop that, and remove it.")
+    ] = None,
 ) -> None:
-    """Serve the OpenAI API on this machine: draft here, and have the verifier judge."""
+    """Serve the OpenAI API on this machine: draft here, and have the verifier judge.
+
+    Any other setting is in a file or a variable; picospec config show lists all.
+    """
     named = {name: value for name, value in locals().items() if value is not None}
     named.pop("config", None)
+    if install_service or remove_service:  # `picospec edge` does that itself
+        raise typer.BadParameter("the command is `picospec edge`", param_hint="SERVICE")
     if urls := named.pop("verifier_url", None):
         named |= {"verifier_urls": urls, "verifier_url": None}  # replaces the file's value
     try:
         settings = load(config, os.environ, named)
         check_listening(settings)
-    except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
-        sys.exit(f"settings: {error}")
+    except (ValueError, OSError) as error:
+        wrong(error)
     serve(settings)
 
 
@@ -213,4 +234,4 @@ def tls_options(tls: TlsSettings | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="picospec edge")

@@ -38,6 +38,7 @@ from picospec.models.vocabulary import Relation, Vocabulary
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import DraftPolicy, StreamPolicy
 from picospec.speculation.judges import JUDGES
+from picospec.speculation.learning import running_mean
 from picospec.speculation.messages import (
     SALT,
     Commit,
@@ -73,6 +74,7 @@ class Answer:
         self._counts = machine.counts
         self._metrics = metrics
         self._statistics = Statistics()
+        self._pace = Pace(time.monotonic)
         predicted = proposals.predicted
         self._prediction = Prediction(predicted) if predicted else None
         self._observer = AnswerObserver(machine, sessions) if job.watched else None
@@ -94,6 +96,7 @@ class Answer:
 
     def _delta(self, commit: Commit) -> Delta:
         """Return the Delta of newly committed tokens."""
+        self._pace.committed(commit)
         self._statistics = _with_commit(self._statistics, commit, self._counts.reused)
         if self._prediction is not None:
             text = self.session.committed
@@ -124,7 +127,49 @@ class Answer:
         metrics.stale.inc(counts.stale_steps)
         metrics.accepted.inc(accepted)
         metrics.verifiers_own.inc(totals.own)
+        metrics.passes.inc(totals.passes)
+        metrics.committed.inc(len(self.session.committed))
+        metrics.answering_s.inc(self._pace.taken_s)
+        metrics.alone_s.inc(self._pace.alone_s)
         metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
+
+
+class Pace:
+    """Estimates how long the target alone takes for the tokens of an answer, after the first
+    Commit, whose pass reads the prompt.
+
+    Alone, the target makes a token in each pass, and its passes have one row. The shortest ones
+    of the answer stand for them. If all had more rows, the estimate is too high, by what these
+    cost. clock: monotonic, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._tokens = 0
+        self._pass_s: dict[int, float] = {}  # mean time of a pass, by the draft tokens accepted
+
+    def committed(self, commit: Commit) -> None:
+        """Take in a Commit when it has come."""
+        self._last_s = self._clock()
+        if self._first_s is None:
+            self._first_s = self._last_s
+            return
+        self._tokens += len(commit.tokens)
+        if commit.pass_s > 0.0:
+            before = self._pass_s.get(commit.drafts)
+            self._pass_s[commit.drafts] = running_mean(before, commit.pass_s)
+
+    @property
+    def taken_s(self) -> float:
+        """The time from the first Commit to the last; 0 if no pass was timed."""
+        return self._last_s - (self._first_s or 0.0) if self._pass_s else 0.0
+
+    @property
+    def alone_s(self) -> float:
+        """The time that the target alone takes for as many tokens; 0 if no pass was timed."""
+        return self._tokens * min(self._pass_s.values(), default=0.0)
 
 
 def _with_commit(before: Statistics, commit: Commit, reused: int) -> Statistics:

@@ -29,6 +29,8 @@ class EdgeMetrics:
         stale = "Draft steps whose context was no longer valid when they ended."
         own = "Draft tokens accepted that the verifier proposed itself."
         step = "Time from asking the draft model for a step to its end."
+        answering = "Time of these answers, from their first Commit to their last."
+        alone = "The same by the target alone, by estimate: its shortest passes, one a token."
         resumed = "Sessions opened again at a verifier that was only out of reach."
         reopened = "Sessions opened to go on with an answer whose verifier was lost."
         link_bytes = "Bytes of frames, without HTTP: up, down, and open for the prompts."
@@ -46,6 +48,10 @@ class EdgeMetrics:
         self.posts = counter("draft_posts", "Requests that carried drafts.")
         self.uploaded = counter("uploaded_messages", "Messages on upload streams.")
         self.carried = counter("carried_sessions", "Sessions that upload streams carried down.")
+        self.passes = counter("target_passes", "Passes that made the answers that ended.")
+        self.committed = counter("committed_tokens", "Tokens of these answers.")
+        self.answering_s = counter("answering_seconds", answering)
+        self.alone_s = counter("alone_seconds", alone)
         self.resumes = counter("link_resumes", resumed)
         self.reopens = counter("reopened_answers", reopened)
         self.fallback_answers = counter(

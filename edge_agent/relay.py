@@ -199,6 +199,7 @@ class Relay:
         else:  # the verifier's own model, or an unknown one
             facts, way = await services.own.facts_of(model), await self._to_verifier()
             model = facts.model
+        account.serve(model or "", None, "chat")
         account.begin_answers(relayed.answers - 1)
         account.relayed = way.peer.name
         identity = None if way is self._upstream else _identity(services, account)
@@ -218,6 +219,7 @@ class Relay:
             raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
         facts = await services.own.facts_of(body.model)
         account.begin_answers(body.n)
+        account.serve(facts.model, body.model, "chat")
         return await self._from_verifier(_OPENAI, facts.model, services, request)
 
     @property

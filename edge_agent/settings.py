@@ -47,7 +47,11 @@ class DraftingSettings(Table):
     """These fields decide when to draft and when to send; see speculation.drafting."""
 
     min_survival: Annotated[float, Field(ge=0, le=1)] = DraftSettings().min_survival
+    """The edge stops drafting when the probability that the whole chain is accepted falls below
+    this."""
+
     flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftSettings().flush_tokens
+    """The edge sends as soon as this many draft tokens wait."""
 
 
 _SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
@@ -103,6 +107,8 @@ class EdgeSettings(ServiceSettings):
     }
 
     port: Port = 8000
+    """The edge listens at this port."""
+
     verifier_urls: Annotated[tuple[VerifierUrl, ...], Field(min_length=1)] = (_LOCAL_VERIFIER,)
     """The addresses of the verifiers. Those of one identity (same weights, engine and settings)
     take over each other's answers."""
@@ -128,8 +134,8 @@ class EdgeSettings(ServiceSettings):
     can tell which one `auto` means."""
 
     draft_model: str = "auto"
-    """A reference, see models.store (of a pair, its draft model is used); "auto": a draft of
-    the catalogue that fits the target, or none; "none"."""
+    """A name of the catalogue (of a pair, its draft model is used), owner/repo, hf://... or a
+    path; "auto": a draft of the catalogue that fits the target, or none; "none"."""
 
     drafter: Literal["model", "none"] = "model"
     """With `none`, draft tokens come only from lookup."""
@@ -154,8 +160,7 @@ class EdgeSettings(ServiceSettings):
 
     context_tokens: Annotated[int, Field(ge=64)] | None = None
     """A slot holds this many tokens; the draft model reads only a part of a longer context.
-    None: as many as the draft model was trained for, or as fit into the memory
-    (models.llama_cpp.model)."""
+    None: as many as the draft model was trained for, or as fit into the memory."""
 
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """Threads of the draft model. None: one for each core of this process, less one."""
@@ -168,7 +173,13 @@ class EdgeSettings(ServiceSettings):
     """This process may use these CPU cores (Linux only); empty means all."""
 
     judge: Judge = "coupled"
+    """Draft tokens are judged by noise that both ends share (`coupled`), so that a seed gives
+    the same text with and without an edge, or by rejection sampling (`separate`)."""
+
     fill: Fill = "auto"
+    """When the target generates a token by itself: `always` at once, `auto` if it is not worth
+    waiting for draft tokens, `never`."""
+
     drafting: DraftingSettings = DraftingSettings()
     relay: RelaySettings = RelaySettings()
     verifier_key: tuple[SecretStr, ...] = ()

@@ -12,12 +12,19 @@ from typing import Final
 
 from starlette.requests import HTTPConnection
 
-from picospec.gateway.errors import OPENAI, ApiError, EngineFault, Overloaded, Shape
-from picospec.gateway.metrics import Metrics
+from picospec.gateway.errors import (
+    OPENAI,
+    ApiError,
+    ClientGone,
+    EngineFault,
+    Overloaded,
+    Shape,
+)
+from picospec.gateway.metrics import Metrics, ModelMetrics
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.ports import Statistics
 from picospec.gateway.tenants import Tenant
-from picospec.gateway.tracing import NO_SPAN, Fact, Span
+from picospec.gateway.tracing import NO_SPAN, Fact, Span, shown
 
 Clock = Callable[[], float]
 """Returns the time of a monotonic clock, in seconds."""
@@ -39,6 +46,12 @@ class Ledger:
     first_token_s: float | None = None
     """The first token was generated this many seconds after the start of the request."""
 
+    series: ModelMetrics | None = None
+    """The metrics of the model that answers; None until one is known to."""
+
+    endings: list[str] = field(default_factory=list)
+    """The reasons for which choices have ended."""
+
     statistics: dict[int, Statistics] = field(default_factory=dict)
     """Maps the index of each choice to the choice's latest statistics."""
 
@@ -48,16 +61,25 @@ class Ledger:
     def elapsed_s(self) -> float:
         return self.clock() - self.started_s
 
+    def serve(self, model: str) -> ModelMetrics:
+        """Count for this model from now on; "" for one of an unknown name."""
+        self.series = series = self.metrics.of(model)
+        return series
+
     def count(self, index: int, delta: TextDelta) -> None:
         """Count what choice `index` generated."""
+        series = self.series or self.serve("")
         if delta.statistics is not None:
             self.statistics[index] = delta.statistics
         if delta.parsed is not None:
             self.reasoning_tokens += delta.parsed.reasoning_tokens
         if delta.tokens:
             self.completion_tokens += delta.tokens
-            self.metrics.generation_tokens.inc(delta.tokens)
-            self._observe_latency(index, delta.tokens)
+            series.generation_tokens.inc(delta.tokens)
+            self._observe_latency(series, index, delta.tokens)
+        if delta.finish is not None:
+            self.endings.append(delta.finish)
+            series.ended(delta.finish)
 
     def total(self) -> Statistics:
         """Add up the statistics of all choices; cached tokens count once for each prompt."""
@@ -75,16 +97,17 @@ class Ledger:
             cached_tokens=sum(part.cached_tokens for part in firsts),
         )
 
-    def _observe_latency(self, index: int, tokens: int) -> None:
+    def _observe_latency(self, series: ModelMetrics, index: int, tokens: int) -> None:
         now_s = self.clock() - self.started_s
         if self.first_token_s is None:
             self.first_token_s = now_s
-            self.metrics.first_token_s.observe(now_s)
+            series.first_token_s.observe(now_s)
         last_s = self._last_s.get(index)
         self._last_s[index] = now_s
         if last_s is not None:
+            gap_s = (now_s - last_s) / tokens
             for _ in range(tokens):
-                self.metrics.token_gap_s.observe((now_s - last_s) / tokens)
+                series.token_gap_s.observe(gap_s)
 
 
 MAX_HELD_BYTES: Final = 64 << 20
@@ -101,6 +124,9 @@ class Account:
 
     shape: Shape = OPENAI
     """An error of this request that becomes a response gets this shape."""
+
+    is_session: bool = False
+    """The request opens a session."""
 
     has_unknown_session: bool = False
     """True while the session that the path names is not known to be the tenant's."""
@@ -141,6 +167,7 @@ class Account:
     client's name."""
 
     span: Span = NO_SPAN
+    _runs: bool = False  # True while the gauge of running requests counts this one
     _spent: int = 0  # completion tokens that the tenant was charged for
 
     @property
@@ -169,8 +196,39 @@ class Account:
             reason = f"the bodies of running requests exceed {MAX_HELD_BYTES} bytes together"
             raise Overloaded(reason)
 
+    def serve(self, model: str, asked: str | None, operation: str) -> None:
+        """Note which model answers, by the engine's name for it, and which one the client asked
+        for. operation: "chat" or "text_completion", as OpenTelemetry names them."""
+        self._stop_running()
+        self.ledger.serve(model).running.inc()
+        self._runs = True
+        if self.span is not NO_SPAN:
+            self.span.note(
+                operation=operation, model=shown(asked or model), response_model=model
+            )
+
+    @property
+    def _ended_early(self) -> bool:
+        """True if the client left, or got an error; a session counts its own ending."""
+        ended = self.error is not None or self.status in (0, ClientGone.status)
+        return ended and not self.is_session
+
+    def _stop_running(self) -> None:
+        if self._runs and self.ledger.series is not None:
+            self.ledger.series.running.dec()
+            self._runs = False
+
     def close(self) -> None:
         """End the answers, and charge the tenant for their tokens."""
+        self._stop_running()
+        ledger = self.ledger
+        if ledger.series is not None:
+            ledger.series.speculated(ledger.total())
+            if ledger.first_token_s is not None:
+                ledger.series.request_s.observe(ledger.elapsed_s)
+            if self._ended_early and not ledger.endings:
+                is_abort = self.error in (None, ClientGone.code)
+                ledger.series.success["abort" if is_abort else "error"].inc()
         self.tenant.held_bytes -= self.held_bytes
         self.tenant.end(self.answers)
         self._spend()
@@ -185,7 +243,7 @@ class Account:
     def took_prompt(self, tokens: int, *, choices: int = 1) -> None:
         """Count the tokens of all prompts. choices: number of choices of each prompt."""
         self.ledger.prompt_tokens, self.ledger.choices_of_prompt = tokens, choices
-        self.ledger.metrics.prompt_tokens.inc(tokens)
+        (self.ledger.series or self.ledger.serve("")).prompt_tokens.inc(tokens)
         self.tenant.spend(tokens, self.clock())
 
     def count(self, index: int, delta: TextDelta) -> None:
@@ -199,6 +257,8 @@ class Account:
         if self.span is NO_SPAN:
             return
         facts: dict[str, Fact] = {"status": status, "prompt_tokens": self.ledger.prompt_tokens}
+        if self.ledger.endings:
+            facts["finish_reasons"] = tuple(self.ledger.endings)
         if self.ledger.first_token_s is not None:  # a verifier counts in the session's span
             counted = self.ledger.total()
             facts |= {

@@ -83,6 +83,24 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PROBES: Final = frozenset({*HEALTH_PATHS, "/ready", "/status", "/metrics"})
 """These paths are requested every few seconds: only a bug in them is logged."""
 
+ANSWERS: Final = frozenset({
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
+    "/chat/completions", "/completions", "/completion", "/infill", "/api/chat",
+    "/api/generate", "/v1/picospec/direct/chat/completions", "/v1/speculate",
+})  # fmt: skip
+"""A POST to one of these asks for an answer: for a session of an edge, too."""
+
+
+def route_of(method: str, path: str) -> str:
+    """Return the kind of a request's path, which is a label of metrics: most requests may be
+    those of pages and probes, and no share of failures should count them."""
+    if path in _PROBES:
+        return "probe"
+    if method == "POST" and path in ANSWERS:
+        return "answer"
+    return "page" if is_open(path) else "other"
+
+
 _REFUSALS: Final = frozenset({401, 403, 404, 405, 408, 413, 415})
 """If no key is needed, requests with these statuses share a log line, see LogLimit."""
 
@@ -122,11 +140,9 @@ class Accounts:
         if self.access.is_message(scope["path"]):
             await self._serve(account, scope, receive, send)
             return self._close_message(account, scope)
-        self.metrics.running.inc()
         try:
             await self._serve(account, scope, receive, send)
         finally:
-            self.metrics.running.dec()
             self._close(account, scope)
 
     def _request_id(self, headers: Headers) -> str:
@@ -188,16 +204,22 @@ class Accounts:
 
     def _close(self, account: Account, scope: Scope) -> None:
         status = account.status or ClientGone.status  # cancelled before any answer
-        self.metrics.requests.labels(str(status)).inc()
-        self.metrics.speculated(account.ledger.total())
-        if account.ledger.first_token_s is not None:
-            self.metrics.request_s.observe(account.ledger.elapsed_s)
+        route = route_of(scope["method"], scope["path"])
+        self.metrics.requests.labels(str(status), route).inc()
         account.close()
         if account.error == RateLimited.code or self._exceeds_unknown_sessions(account):
             self._log_rate_limit(account)
-        elif account.fault or scope["path"] not in _PROBES:
+        elif account.fault or self._is_logged(scope, status):
             self._write(account, scope, status)
         account.end_span(status)
+
+    def _is_logged(self, scope: Scope, status: int) -> bool:
+        """Return False for probes, and for what succeeds and changes nothing: a page loads some
+        thirty files, and then asks for the status every few seconds."""
+        if scope["path"] in _PROBES:
+            return False
+        reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
+        return status >= HTTPStatus.BAD_REQUEST or (self.settings.log_requests and not reads)
 
     def _exceeds_unknown_sessions(self, account: Account) -> bool:
         """Count a request for a session that does not exist; return True if it exceeds a limit.
@@ -217,23 +239,27 @@ class Accounts:
         refused = self._refused[status].count(self._clock()) if is_refusal else 0
         if is_refusal and not refused:
             return
-        rare: dict[str, object] = {"refused": refused, "ignored": account.ignored}
-        rare |= {"fallback": account.fallback, "relayed": account.relayed}
         write, ledger = self._log.error if account.fault else self._log.info, account.ledger
+        rare: dict[str, object] = {
+            "error": account.error,
+            "refused": refused,
+            "ignored": account.ignored,
+            "fallback": account.fallback,
+            "relayed": account.relayed,
+            "first_token_s": ledger.first_token_s and round(ledger.first_token_s, 3),
+            "traceback": _traceback(account.fault),
+        }
         write(
             "request",
-            request_id=account.request_id,
+            status=status,
             method=shown(scope["method"]),
             path=self.access.shown(scope["path"]),
             tenant=account.tenant.name,
-            status=status,
-            error=account.error,
-            **{name: fact for name, fact in rare.items() if fact},
             prompt_tokens=ledger.prompt_tokens,
             completion_tokens=ledger.completion_tokens,
-            first_token_s=ledger.first_token_s and round(ledger.first_token_s, 6),
-            duration_s=round(ledger.elapsed_s, 6),
-            traceback=_traceback(account.fault),
+            **{name: fact for name, fact in rare.items() if fact},
+            duration_s=round(ledger.elapsed_s, 3),
+            request_id=account.request_id,
         )
 
     def _is_refusal(self, account: Account, status: int) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field, ValidationInfo, field_validator
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -41,6 +41,7 @@ from picospec.gateway.doors.responses import ResponsesRequest
 from picospec.gateway.doors.services import Backend, Services
 from picospec.gateway.errors import OPENAI, ApiError, InvalidRequest, PromptTooLong, Shape
 from picospec.gateway.http import json_response
+from picospec.gateway.metrics import exposition
 from picospec.gateway.ports import Facts, Tokenizer
 from picospec.gateway.schema import FIRST_ERROR, Flag, Integer, RequestModel, missing
 from picospec.gateway.turns import BoundedTokenizer
@@ -73,14 +74,15 @@ async def status(services: Services, _: Request) -> Response:
     except ApiError as failed:
         error = failed.message
     state = "draining" if services.drain.begun else "unavailable" if facts is None else "ok"
-    running = services.registry.get_sample_value("picospec:num_requests_running") or 0
+    gauge = services.registry.restricted_registry(["picospec:num_requests_running"])
+    running = sum(sample.value for metric in gauge.collect() for sample in metric.samples)
     body = {
         "status": state,
         "error": error,
         "model": facts and {"name": facts.model, "context_tokens": facts.context_tokens},
         "version": VERSION,
         "uptime_s": int(time.time()) - services.started,
-        "requests": int(running) - 1,  # without the request for /status itself
+        "requests": int(running),
         "links": _LINKS,
     }
     return json_response({**body, **about})
@@ -88,7 +90,7 @@ async def status(services: Services, _: Request) -> Response:
 
 async def prometheus_metrics(services: Services, _: Request) -> Response:
     """Answer with the app's registry in Prometheus' text format."""
-    return Response(generate_latest(services.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(exposition(services.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def list_models(services: Services, request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -67,16 +67,19 @@ class LogLimit:
 # service (OTEL_SERVICE_NAME), and which requests are traced (OTEL_TRACES_SAMPLER). Without
 # tracing the SDK is neither imported nor needed.
 
-Fact = str | int | float | bool
+Fact = str | int | float | bool | Sequence[str]
 _NEEDED: Final = ("opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk.trace")
 _W3C: Final = TraceContextTextMapPropagator()
 _CONVENTIONS: Final = {
     "completion_tokens": "gen_ai.usage.output_tokens",
     "error": "error.type",
+    "finish_reasons": "gen_ai.response.finish_reasons",
     "method": "http.request.method",
     "model": "gen_ai.request.model",
+    "operation": "gen_ai.operation.name",
     "path": "url.path",
     "prompt_tokens": "gen_ai.usage.input_tokens",
+    "response_model": "gen_ai.response.model",
     "status": "http.response.status_code",
     "verifier": "url.full",
 }
@@ -101,6 +104,12 @@ class Span:
         context = set_span_in_context(self.span, Context())
         part = self.tracer.start_span(name, context, kind, _attributes(facts))
         return Span(self.tracer, part)
+
+    def note(self, **facts: Fact) -> None:
+        """Add facts to the span. One that names an operation of a model names its provider."""
+        if "operation" in facts:
+            self.span.set_attribute("gen_ai.provider.name", "picospec")
+        self.span.set_attributes(_attributes(facts))
 
     def end(self, error: str | None = None, **facts: Fact) -> None:
         """End the span, unless it has ended already. error: code of the failure."""

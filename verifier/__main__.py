@@ -8,30 +8,36 @@ import tomllib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from fastapi import FastAPI
 
 from picospec.gateway.hosting.server import serve
-from picospec.gateway.hosting.settings import check_listening
+from picospec.gateway.hosting.settings import check_listening, wrong
 from picospec.verifier.settings import VerifierSettings, load
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+OTHERS: Final = dict(
+    allow_extra_args=True, ignore_unknown_options=True, help_option_names=["-h", "--help"]
+)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=OTHERS)
 def main(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(envvar="VERIFIER_PORT")] = None,
-    target: Annotated[str | None, typer.Option(help="llama or vllm.")] = None,
+    target: Annotated[
+        Literal["llama", "vllm"] | None, typer.Option(help="What runs the model.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Name in the catalogue, or path.")] = None,
 ) -> None:
     """Check drafts against the large model.
 
-    Any other setting: --NAME VALUE, or --TABLE.NAME VALUE, as in --llama.slots 4.
+    Any other setting: --NAME VALUE, or --TABLE.NAME VALUE, as in --llama.slots 4;
+    picospec config show verifier lists all.
     """
     named = {"host": host, "port": port, "target": target, "model": model}
     try:
@@ -40,7 +46,7 @@ def main(
         settings = load(config, os.environ, overrides)
         check_listening(settings)
     except (ValueError, OSError) as error:
-        sys.exit(f"settings: {error}")
+        wrong(error)
     if settings.target == "vllm":
         from picospec.verifier.vllm_target.launching import launch
 
@@ -86,4 +92,4 @@ def _read(value: str) -> object:
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="picospec verifier")

@@ -8,7 +8,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from picospec.gateway.metrics import Metrics
+from picospec.gateway.metrics import Metrics, ModelMetrics
 from picospec.gateway.ports import Statistics
 
 _PASS_S: Final = (
@@ -27,6 +27,7 @@ class VerifierMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.gateway, self._registry = Metrics(registry), registry
+        self._target: ModelMetrics | None = None
         histogram = partial(Histogram, registry=registry)
         self._pass_s = histogram("picospec:pass_seconds", "A target pass.", buckets=_PASS_S)
         self._rows = histogram("picospec:pass_rows", "Rows of a pass.", buckets=_ROWS)
@@ -48,18 +49,26 @@ class VerifierMetrics:
             registry=registry,
         )
 
-    def follow(self, kv_usage: Callable[[], float], waiting: Callable[[], int]) -> None:
+    def serves(self, model: str) -> None:
+        """Set the target's name, which labels what is counted for passes of all requests."""
+        self._target = self.gateway.of(model)
+
+    def follow(
+        self, model: str, kv_usage: Callable[[], float], waiting: Callable[[], int]
+    ) -> None:
         """Call these for each answer of /metrics. vLLM has its own metrics instead."""
         Gauge(
             "picospec:kv_cache_usage_perc",
             "Share of the KV cache that running sessions hold; 1 is all of it.",
+            ["model_name"],
             registry=self._registry,
-        ).set_function(kv_usage)
+        ).labels(model).set_function(kv_usage)
         Gauge(
             "picospec:num_requests_waiting",
             "Sessions and plain requests that wait for a place in the target.",
+            ["model_name"],
             registry=self._registry,
-        ).set_function(waiting)
+        ).labels(model).set_function(waiting)
 
     def passed(self, rows: int, seconds: float) -> None:
         """Record a pass over `rows` rows of all its sessions."""
@@ -69,4 +78,5 @@ class VerifierMetrics:
     def judged(self, drafted: int, accepted: int) -> None:
         """Record that a pass judged `drafted` draft tokens of one session."""
         if drafted:
-            self.gateway.speculated(Statistics(0, 1, drafted, accepted, (1,) * accepted))
+            target = self._target or self.gateway.of("")
+            target.speculated(Statistics(0, 1, drafted, accepted, (1,) * accepted))

@@ -234,6 +234,8 @@ class Routes:
         decode = partial(_opening, body)  # a long prompt takes a while
         opening = await self.decoding.run(account.tenant, decode)
         check_open(opening, facts)
+        account.is_session = True
+        account.serve(opening.model, None, "text_completion")
         session = await self.sessions.open(opening, account.tenant, account.span)
         account.took_prompt(len(opening.prompt))
         account.tenant.spend(len(opening.committed), account.clock())  # these are prefilled too

@@ -28,7 +28,7 @@ class LlamaSettings(Table):
 
     context_tokens: Annotated[int, Field(ge=16)] | None = None
     """A session has at most this many tokens, prompt and answer together. None: as many as the
-    model was trained for, or as fit into the memory (models.llama_cpp.model)."""
+    model was trained for, or as fit into the memory."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """llama.cpp uses this many threads. None: one for each core that this process may use. More
@@ -93,7 +93,8 @@ class SessionSettings(Table):
 
 class SpeculationSettings(Table):
     max_verify: Annotated[int, Field(ge=1, le=256)] | None = None
-    """One pass judges at most this many draft tokens of a session. None: see MAX_VERIFY."""
+    """One pass judges at most this many draft tokens of a session. None: 16 with llama.cpp,
+    and 32 with vLLM (MAX_VERIFY)."""
 
     max_ahead: Annotated[int, Field(ge=1, le=4096)] = 128
     """At most this many draft tokens of a session are kept beyond its last committed token."""
@@ -112,6 +113,8 @@ class VerifierSettings(ServerSettings):
 
     port: Port = 9000
     target: Literal["llama", "vllm"] = "llama"
+    """What runs the model: llama.cpp, or vLLM."""
+
     model: str = "qwen2.5-coder"
     """This names a pair of the catalogue (its target is served), or the path of a model."""
 
@@ -134,7 +137,7 @@ class VerifierSettings(ServerSettings):
 
     pass_timeout_s: Seconds | None = None
     """The process ends, to be started again, when no pass has ended or the engine has not
-    answered for this time. None: see PASS_TIMEOUT_S."""
+    answered for this time. None: 300 s on CPUs, and 60 s on a GPU (PASS_TIMEOUT_S)."""
 
     @model_validator(mode="after")
     def _pass_holds_a_draft(self) -> Self:

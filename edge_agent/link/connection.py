@@ -18,12 +18,14 @@ from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from pyqwest import (
     Client,
     HTTPTransport,
     HTTPVersion,
+    Proxy,
     ReadError,
     RemoteProtocolError,
     WriteError,
@@ -42,6 +44,7 @@ from picospec.gateway.errors import (
     TooLarge,
     Unavailable,
 )
+from picospec.gateway.hosting.settings import is_loopback
 from picospec.speculation.messages import Fault
 
 # Translates errors of the verifier and the network into those that the client gets.
@@ -211,6 +214,12 @@ def session_headers() -> dict[str, str]:
     return {SESSION_HEADER: secrets.token_hex(8)}
 
 
+def _no_proxy(host: str) -> Proxy:
+    """Return what replaces the proxy that the environment names (HTTP_PROXY) for this host: it
+    leads to no service of this machine, and passes on no HTTP/2 without TLS."""
+    return Proxy("http://127.0.0.1", no_proxy=host)
+
+
 class Connection:
     """A connection to one peer. It is made at its first use, and dropped by `renew`. It retries
     nothing; errors are ApiErrors: LinkDown if no answer comes, else the peer's error.
@@ -241,6 +250,8 @@ class Connection:
         if secured and ca_certificate is None:
             ca_certificate = system_authorities() or None
         chain, private_key = certificate or (None, None)
+        host = urlsplit(url).hostname or ""
+        is_direct = is_loopback(host) or (prior_knowledge and not secured)
         self._make = partial(
             HTTPTransport,
             http_version=HTTPVersion.HTTP2 if prior_knowledge and not secured else None,
@@ -248,6 +259,7 @@ class Connection:
             tls_include_system_certs=secured and ca_certificate is None,
             tls_cert=chain,
             tls_key=private_key,
+            proxy=_no_proxy(host) if is_direct else None,
             connect_timeout=CONNECT_TIMEOUT_S,
             follow_redirects=False,
             enable_otel=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from http import HTTPStatus
 from typing import Annotated, Final
 from urllib.parse import urlencode
@@ -41,6 +41,8 @@ from picospec.speculation.messages import (
     Version,
     Vocabulary,
 )
+
+FACTS_PATH: Final = "/v1/model-facts"
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
 """A tokenizer has megabytes, and is fetched once."""
@@ -95,6 +97,22 @@ class VerifierStatus(msgspec.Struct):
 
     version: Annotated[str, Meta(max_length=64)] | None = None
     uptime_s: Annotated[int, Meta(ge=0, lt=1 << 40)] | None = None
+
+
+NO_PICOSPEC: Final = "no_picospec"
+"""The error code for a peer that is a server, but no verifier."""
+
+START_PLUGIN: Final = (
+    "pip install picospec && VLLM_PLUGINS=picospec PICOSPEC_VERIFIER__HOST=0.0.0.0"
+    " PICOSPEC_API_KEYS=KEY vllm serve MODEL"
+)
+"""Its operator makes it one, for edges at port 9000, by this command."""
+
+
+def no_picospec(url: str) -> Unavailable:
+    """Return the error for a server that does not speak PicoSpec, whatever else it does."""
+    reason = f"{url} answers, but is no verifier: a model server needs PicoSpec's plugin"
+    return Unavailable(f"{reason} ({START_PLUGIN})", code=NO_PICOSPEC)
 
 
 class Verifier(KnownVerifier):
@@ -154,7 +172,7 @@ class Verifier(KnownVerifier):
         """
         if self._facts is None:
             begun = time.monotonic()
-            facts = self._read(await self._get("/v1/model-facts", REQUEST_TIMEOUT_S))
+            facts = self._read(await self._first_answer())
             slow_s = _SLOWER * (time.monotonic() - begun)  # as on a busy host
             for _ in range(_FIRST_SAMPLES):
                 await self.check(max(CHECK_TIMEOUT_S, slow_s))
@@ -166,6 +184,23 @@ class Verifier(KnownVerifier):
                     own=PROTOCOL_VERSION, remedy="install one version at both ends",
                 )  # fmt: skip
         return self._facts
+
+    async def _first_answer(self) -> Answer:
+        """Return the answer that has the facts. One who has never answered may be an ordinary
+        server, to which HTTP/2 without TLS is noise: it is asked in HTTP/1.1, without a key."""
+        try:
+            return await self._get(FACTS_PATH, REQUEST_TIMEOUT_S)
+        except LinkDown as error:
+            if self.identity or error.how != "broken" or not self.url.startswith("http://"):
+                raise
+            plain = Connection(self.url, key=None, ca_certificate=None, prior_knowledge=False)
+            with suppress(LinkDown):
+                answer = await plain.ask("GET", FACTS_PATH, within_s=CHECK_TIMEOUT_S)
+                if answer.status == HTTPStatus.NOT_FOUND:
+                    raise no_picospec(self.url) from error
+                reason = f"{self.url} speaks HTTP/1.1 alone; edges need PicoSpec's port (9000)"
+                raise Unavailable(f"{reason}, or HTTPS", code=NO_PICOSPEC) from error
+            raise
 
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
@@ -242,6 +277,8 @@ class Verifier(KnownVerifier):
         error = from_answer(answer)
         if isinstance(error, EngineFault | Unavailable | Overloaded):
             raise error
+        if answer.status == HTTPStatus.NOT_FOUND and path == FACTS_PATH:
+            raise no_picospec(self.url)
         # the client did not make this request, and must not be blamed for it
         raise Unavailable(f"the verifier does not answer as one: {error.message}")
 

@@ -129,6 +129,8 @@ async def generate(
     asked = await _asked(schema, convert, services, request)
     body, facts = asked.door.body, asked.facts
     body.check_served(facts)
+    operation = "chat" if "messages" in type(body).model_fields else "text_completion"
+    account.serve(facts.model, body.model, operation)
     if (instead := asked.door.instead) is not None:
         return instead(facts.model)
     if relay and asked.backend is services.own and relay.is_undrafted:

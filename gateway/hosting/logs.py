@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Literal, TextIO, cast
 
 import structlog
-from structlog.typing import EventDict, ExcInfo
+from structlog.typing import EventDict, ExcInfo, Processor
 
 from picospec.gateway.tracing import printable
 
@@ -41,6 +41,13 @@ def _escaped(_: object, __: str, event: EventDict) -> EventDict:
     return {**event, **{n: escape.get(n, printable)(text) for n, text in texts.items()}}
 
 
+def _on_lines(_: object, __: str, event: EventDict) -> EventDict:
+    """Let the console show a traceback below its event, and not as a fact."""
+    if (traceback := event.pop("traceback", None)) is not None:
+        event["exception"] = traceback
+    return event
+
+
 def _printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
@@ -54,13 +61,20 @@ def _traceback(out: TextIO, raised: ExcInfo) -> None:
 
 def configure(log_format: LogFormat) -> None:
     """Set up structlog for this process."""
-    console = [
+    console: list[Processor] = [
+        _on_lines,
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
+            sort_keys=False,  # as they are given: what matters comes first
+            pad_event_to=0,
+            pad_level=False,
             exception_formatter=_traceback,
-        )
+        ),
     ]
-    json = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    json: list[Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

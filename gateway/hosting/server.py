@@ -7,6 +7,7 @@ a second SIGTERM and SIGINT as `STOP_AT_ONCE`, because the worker's server close
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import multiprocessing
 import os
@@ -312,6 +313,7 @@ def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
         workers_kill_timeout=math.ceil(settings.drain_timeout_s) + settings.stop_timeout_s,
         **of_port(settings, connections),
     )
+    logging.getLogger("_granian").addFilter(partial(_is_news, server))
     server.on_startup(partial(_pass_signals_on, server, settings.stop_timeout_s))
     server.serve(target_loader=partial(_load, settings, load, connections), wrap_loader=False)
 
@@ -367,6 +369,13 @@ async def served_beside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerato
     finally:
         server.stop()  # type: ignore[no-untyped-call]
         await asyncio.wait([serving], timeout=CLOSE_S)
+
+
+def _is_news(server: AbstractServer[Any], record: logging.LogRecord) -> bool:
+    """Return False for granian's line about the end of a worker that has itself said why it
+    ends with status 1; a killed one has not."""
+    statuses = [getattr(worker.inner, "exitcode", None) for worker in server.wrks]
+    return statuses != [1] or not str(record.msg).startswith("Unexpected exit")
 
 
 def _load(settings: ServerSettings, load: Callable[[], FastAPI], connections: int) -> FastAPI:

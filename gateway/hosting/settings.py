@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Self, get_args, get_origin
+from tomllib import TOMLDecodeError
+from typing import Annotated, Any, ClassVar, Final, NoReturn, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 from starlette.datastructures import Headers
@@ -66,12 +76,12 @@ def check_listening(settings: ServiceSettings) -> None:
     all_keys(settings.key_digests, settings.keys_file)
     for name, file in settings.tls or ():
         if file is not None and not file.is_file():
-            raise ValueError(f"tls.{name}: there is no file {file}")
+            raise ValueError(f"{settings.service()}.tls.{name}: there is no file {file}")
     if is_loopback(settings.host) or settings.needs_key or settings.allow_anonymous:
         return
     raise ValueError(
-        f"host {settings.host}: without keys everybody who reaches it could use this service;"
-        " set PICOSPEC_API_KEYS or keys_file, or else allow_anonymous = true"
+        f"{settings.service()}.host: without keys everybody who reaches {settings.host} could"
+        " use this service; set PICOSPEC_API_KEYS or keys_file, or else allow_anonymous = true"
     )
 
 
@@ -156,7 +166,7 @@ class GatewaySettings(Table):
     /openapi.json and /docs need none. Without keys, here and in `keys_file`, all are open."""
 
     keys_file: Path | None = None
-    """This TOML file has more keys, with names and limits (gateway.tenants). A change of
+    """This TOML file has more keys, with names and limits. A change of
     the file takes effect within a second. A file without keys admits nobody."""
 
     key_limits: KeyLimits = KeyLimits()
@@ -183,6 +193,10 @@ class GatewaySettings(Table):
 
     keep_alive_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
     """A stream that has shown nothing yet gets a comment every `keep_alive_s` seconds."""
+
+    log_requests: bool = True
+    """If false, the log has no line for a request that succeeds. Requests that only read, such
+    as those of the page, have none in any case."""
 
     tool_format: FormatName | None = None
     """The model writes tool calls in this format; None: the chat template tells which."""
@@ -213,12 +227,24 @@ class TlsSettings(Table):
     """If set, clients must show a certificate of the authority in this PEM file on any path."""
 
 
-_OTHERS: Final = frozenset({
-    "PICOSPEC_API_KEYS", "PICOSPEC_CACHE", "PICOSPEC_CONFIG_DIR", "PICOSPEC_MODEL_FOLDER",
-    "PICOSPEC_MODEL_SOURCES", "PICOSPEC_RELAY_KEY", "PICOSPEC_VERIFIER_CONFIG",
-    "PICOSPEC_VERIFIER_KEY", "PICOSPEC_VLLM_SOCKET", SALT_SECRET,
-})  # fmt: skip
-"""These variables are no fields of a service's settings."""
+VARIABLES: Final[Mapping[str, str]] = {
+    "PICOSPEC_API_KEYS": "The keys that clients of a service must show, separated by commas. A"
+    " command shows an edge the first one.",
+    "PICOSPEC_VERIFIER_KEY": "The key that an edge shows its verifiers.",
+    "PICOSPEC_RELAY_KEY": "The key that an edge shows at `relay.url`.",
+    "PICOSPEC_CACHE": "The folder of models, tokenizers and wheels; `~/.cache/picospec`.",
+    "PICOSPEC_CONFIG_DIR": "The folder of the settings files, the catalogue of your own models"
+    " and the copies of `picospec connect`; `~/.config/picospec`.",
+    "PICOSPEC_MODEL_SOURCES": "Where models are looked for, in order: `folder,hub,wheels`.",
+    "PICOSPEC_MODEL_FOLDER": "The folder of GGUF files that the source `folder` has.",
+    "PICOSPEC_VERIFIER_CONFIG": "The settings file of a verifier that runs in `vllm serve`.",
+    SALT_SECRET: "It tells the prompts of one key from those of others, and is random for each"
+    " start. Verifiers behind one address need the same.",
+    "PICOSPEC_VLLM_SOCKET": "Between the processes of vLLM; not to be set.",
+    "EDGE_PORT": "The port of the edge, for commands and the edge itself.",
+    "VERIFIER_PORT": "The port of the verifier, likewise.",
+}
+"""Maps each variable that is no field of a service's settings to what it sets."""
 
 _OF_SERVICES: Final = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|[A-Z0-9]_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
@@ -237,6 +263,44 @@ def _has(field: FieldInfo | None, part: str) -> bool:
     return is_free or any(part.partition("__")[0] in names for names in tables)
 
 
+class WrongSettings(ValueError):
+    """Settings are wrong. Each line of the text names one, such as `edge.slots`, and says what
+    it may be; no line has a value, which might be a secret."""
+
+
+def wrong(error: Exception) -> NoReturn:
+    """End a service that has no settings to start with, with the status of a wrong command."""
+    sys.stderr.write(f"{error}\n")
+    raise SystemExit(2)
+
+
+def _lines(kind: type[ServiceSettings], error: ValidationError) -> str:
+    """Return a line for each mistake. An error about a whole that follows from one about its
+    part says nothing more."""
+    errors = error.errors(include_input=False, include_url=False)
+    places = [each["loc"] for each in errors]
+    lines = []
+    for place, each in zip(places, errors, strict=True):
+        if any(other[: len(place)] == place != other for other in places):
+            continue
+        said = each["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        if each["type"] == "extra_forbidden":
+            near = get_close_matches(str(place[-1]), _names(kind, place), 1)
+            said = f"there is no such setting{f'; is it {near[0]}?' if near else ''}"
+        lines.append(f"{'.'.join(map(str, (kind.service(), *place)))}: {said}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _names(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Return the names of the settings in the table in which `place` is."""
+    if not place[:-1]:
+        return list(kind.model_fields)
+    field = kind.model_fields.get(str(place[0]))
+    of = [] if field is None else [field.annotation, *get_args(field.annotation)]
+    tables = [each for each in of if isinstance(each, type) and issubclass(each, BaseModel)]
+    return [name for table in tables for name in _names(table, place[1:])]
+
+
 class ServiceSettings(GatewaySettings, BaseSettings):
     """Holds the settings of every service. A service adds its own fields and `env_prefix`."""
 
@@ -245,6 +309,8 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     """Maps fields of keys, which no file may hold, to variables that list them with commas."""
 
     host: str = "127.0.0.1"
+    """The service listens at this address. Beyond this machine it needs keys."""
+
     drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 15.0
     """Running work may take this many seconds after SIGTERM; new work is rejected meanwhile."""
 
@@ -256,7 +322,11 @@ class ServiceSettings(GatewaySettings, BaseSettings):
     if the service listens on loopback, or if this is set."""
 
     tls: TlsSettings | None = None
+    """If set, the service serves HTTPS."""
+
     log_format: LogFormat = "console"
+    """The form of the lines of the log."""
+
     tracing: bool = False
     """True if traces are sent by OpenTelemetry, which needs the extra `otel`. The standard
     variables OTEL_* set the destination, and what is traced."""
@@ -274,13 +344,19 @@ class ServiceSettings(GatewaySettings, BaseSettings):
         return bool(self.api_keys) or self.keys_file is not None
 
     @classmethod
+    def service(cls) -> str:
+        """Return the name of the service that has these settings, such as "edge"."""
+        prefix = str(cls.model_config.get("env_prefix"))
+        return prefix.removeprefix("PICOSPEC_").strip("_").lower() or "settings"
+
+    @classmethod
     def check_names(cls, environ: Mapping[str, str]) -> None:
-        """Raise ValueError for a variable that looks like one of ours and sets nothing: a key
-        that is not read would leave a service open. Names of the other service, and those that
-        Kubernetes makes of Services, are no error."""
+        """Raise WrongSettings for a variable that looks like one of ours and sets nothing: a
+        key that is not read would leave a service open. Names of the other service, and those
+        that Kubernetes makes of Services, are no error."""
         prefix = str(cls.model_config.get("env_prefix"))
         fields = {f"{prefix}{name}".upper(): name for name in cls.model_fields}
-        known = {*cls.secrets.values(), *_OTHERS} | fields.keys()
+        known = {*cls.secrets.values(), *VARIABLES} | fields.keys()
         for name in sorted(environ):
             ours = name.upper()
             field, _, part = ours.removeprefix(prefix).lower().partition("__")
@@ -288,19 +364,19 @@ class ServiceSettings(GatewaySettings, BaseSettings):
             if not ours.startswith("PICOSPEC_") or _OF_SERVICES.search(ours):
                 continue
             if field in cls.secrets and is_own:
-                raise ValueError(f"{name} sets nothing: keys are in {cls.secrets[field]}")
+                raise WrongSettings(f"{name} sets nothing: keys are in {cls.secrets[field]}")
             if ours in known or (is_own and part and _has(cls.model_fields.get(field), part)):
                 continue
             near = get_close_matches(ours, known, 1, _NEAR)
             if is_own or near:
                 hint = f"; is it {near[0]}?" if near else ""
-                raise ValueError(f"{name} sets nothing{hint}")
+                raise WrongSettings(f"{name} sets nothing{hint}")
 
     @classmethod
     def load(
         cls, path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
     ) -> Self:
-        """Return the settings. Raises pydantic.ValidationError, OSError, ValueError (TOML).
+        """Return the settings. Raises WrongSettings, or OSError for the file.
 
         overrides: win over environment and file; tables are nested as in the file.
         """
@@ -316,11 +392,21 @@ class ServiceSettings(GatewaySettings, BaseSettings):
                 file = TomlConfigSettingsSource(cls, toml_file=path)
                 for field in cls.secrets.keys() & file.toml_data.keys():
                     variable = cls.secrets[field]
-                    raise ValueError(f"{path}: keep {field} out of files; set {variable}")
+                    raise WrongSettings(f"{path}: keep {field} out of files; set {variable}")
                 return given["init_settings"], given["env_settings"], file
 
         keys = {field: _keys(environ.get(name, "")) for field, name in cls.secrets.items()}
-        loaded: Self = Loaded(**{**overrides, **keys})
+        try:
+            loaded: Self = Loaded(**{**overrides, **keys})
+        except ValidationError as error:
+            raise WrongSettings(_lines(cls, error)) from None
+        except SettingsError as error:  # its text alone has the name of the field
+            name = str(error).partition('field "')[2].partition('"')[0]
+            variable = f"{cls.model_config.get('env_prefix')}{name}".upper()
+            reason = f'{variable} is no JSON, such as ["a", "b"] or {{"a": 1}}'
+            raise WrongSettings(f"{cls.service()}.{name}: {reason}") from None
+        except TOMLDecodeError as error:
+            raise WrongSettings(f"{path}: {error}") from None
         return loaded
 
 
@@ -332,6 +418,8 @@ class ServerSettings(ServiceSettings):
     """Adds the settings of a service that gateway.hosting.server serves."""
 
     port: Port
+    """The service listens at this port."""
+
     stop_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
     """A worker that has not stopped this many seconds after draining is killed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from picospec.cli.main import app
+from picospec.cli.status import Place, read
 from tests.page.service import MODEL
 from tests.page.visiting import Serving
 
@@ -61,10 +63,59 @@ def test_what_cannot_be_done_is_one_line(url: str) -> None:
     assert "cannot be reached" in said("run", "hi", *nowhere, status=1)
     assert "cannot be reached" in said("forget", *nowhere, status=1)
     assert "/v1/picospec/pool" in said("forget", "--url", url, status=1)
-    assert "is none of codex, claude" in said("connect", "x", "--url", url, status=2)
+    assert "is none of codex, claude" in said("connect", "x", *nowhere, status=2)
     assert "connected by its settings" in said("launch", "zed", "--url", url, status=1)
     assert "nothing to ask" in said("run", "--url", url, status=2)
     assert "nothing of Zed was written" in said("connect", "zed", "--undo")
+
+
+def test_what_runs_is_shown_and_what_does_not(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    port = url.rpartition(":")[2]
+    ports = ("--edge-port", port, "--verifier-port", "9")
+
+    shown = said("status", *ports)
+    told = json.loads(said("status", "--json", *ports))
+    nothing = said("status", "--edge-port", "9", "--verifier-port", "9", status=1)
+    another = said("status", "--edge-port", "9", "--verifier-port", port, status=1)
+
+    (edge,) = (line.split() for line in shown.splitlines() if line.startswith("edge "))
+    assert edge[:4] == ["edge", "ok", MODEL, "small-1"]
+    assert edge[-1] == url
+    assert "http://127.0.0.1:9000" in shown
+    assert "verifier at http://127.0.0.1:9: not running" in shown
+    assert told["edge"]["said"]["model"]["name"] == MODEL
+    assert told["verifier"]["runs"] is False
+    assert "Start it with `picospec up`" in nothing
+    assert "another service answers there" in another
+
+
+def test_a_service_that_wants_a_key_or_loads_runs() -> None:
+    place = Place("edge", "http://127.0.0.1:8000")
+    loading = json.dumps({"error": {"code": "loading"}}).encode()
+
+    assert "PICOSPEC_API_KEYS" in read(place, 401, b"{}").error
+    assert read(place, 503, loading).state == "loading"
+    assert not read(place, 200, b"[]").runs
+
+
+def test_a_chat_says_at_its_start_that_nobody_answers() -> None:
+    told = said("chat", "--edge-port", "9", status=1)
+
+    assert "Start it with `picospec up`" in told
+    assert ">" not in told
+
+
+def test_run_takes_what_an_answer_depends_on(url: str) -> None:
+    asked = ("run", "Say it", "--url", url, "--seed", "1")
+
+    whole = said(*asked)
+    short = said(*asked, "--max-tokens", "3", "--temperature", "0")
+
+    assert len(short.split()) < len(whole.split())
+    assert "nosuch" in said(*asked, "--model", "nosuch", status=1)
 
 
 def test_run_prints_the_answer_and_nothing_else(url: str) -> None:

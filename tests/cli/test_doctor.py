@@ -13,7 +13,12 @@ from typing import cast
 
 import msgspec
 import pytest
+import uvicorn
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from picospec.cli.doctor import (
     Finding,
@@ -32,7 +37,7 @@ from picospec.cli.doctor import (
     report,
 )
 from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.link.verifier import Verifier
+from picospec.edge_agent.link.verifier import FACTS_PATH, START_PLUGIN, Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
@@ -203,6 +208,33 @@ def test_a_context_too_short_for_agents_is_a_warning(tokens: int, warns: bool) -
 
     assert report([found], screen)
     assert ("fewer llama.slots" in screen.text) is warns
+
+
+@pytest.mark.parametrize(("path", "said"), [("/v1/models", "plugin"), (FACTS_PATH, "HTTP/1.1")])
+async def test_a_server_without_the_plugin_is_told_from_none_with_its_operators_command(
+    path: str, said: str, tmp_path: Path
+) -> None:
+    async def models(_: Request) -> JSONResponse:
+        return JSONResponse({"object": "list", "data": []})
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    app = Starlette(routes=[Route(path, models)])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    serving = asyncio.create_task(server.serve([listening]))
+    port = listening.getsockname()[1]
+    chosen, metrics = settings(f"http://127.0.0.1:{port}"), EdgeMetrics(CollectorRegistry())
+    (verifier,) = open_verifiers(chosen, metrics).all
+
+    with pytest.raises(Unavailable, match=said) as raised:
+        await verifier.facts()
+    found = await check_verifier(
+        chosen, open_store({"PICOSPEC_CACHE": str(tmp_path)}), verifier
+    )
+    server.should_exit = True
+    await serving
+
+    assert (START_PLUGIN in raised.value.message) is (said == "plugin")
+    assert [(each.ok, START_PLUGIN in each.remedy) for each in found] == [(False, True)]
 
 
 def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Path) -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
+import click
 import pytest
+from rich.text import Text
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from picospec.bench.__main__ import app as bench_app
 from picospec.cli import doctor as examination
 from picospec.cli.main import app
+from picospec.edge_agent.__main__ import app as edge_app
 from picospec.gateway.tenants import KeyLimits, digest_of, read_keys
+from picospec.verifier.__main__ import app as verifier_app
 
 runner = CliRunner()
 
@@ -41,11 +50,52 @@ def test_a_service_gets_its_arguments_as_they_are(
     assert executed == [[sys.executable, "-P", "-m", *becomes]]
 
 
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version_is_that_of_the_package(option: str) -> None:
+    assert runner.invoke(app, [option]).output == f"picospec {version('picospec')}\n"
+
+
+def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command, with the words that call it."""
+    waiting: list[tuple[tuple[str, ...], click.Command]] = [((), get_command(app))]
+    for words, command in waiting:
+        more = getattr(command, "commands", {})
+        waiting += [((*words, name), each) for name, each in more.items()]
+        yield words, command
+    yield ("edge",), get_command(edge_app)
+    yield ("verifier",), get_command(verifier_app)
+    yield ("bench",), get_command(bench_app)
+
+
+def test_each_command_has_a_short_option_for_help() -> None:
+    for words, command in commands():
+        if command.context_settings.get("help_option_names") != []:  # it is passed on
+            parent = click.Context(get_command(app), **get_command(app).context_settings)
+            context = command.make_context("x", [], parent=parent, resilient_parsing=True)
+            assert "-h" in context.help_option_names, words
+
+
+def test_no_word_of_a_help_text_is_taken_for_markup() -> None:
+    texts = [each for _, command in commands() for each in (command, *command.params)]
+    for text in filter(None, (getattr(each, "help", None) for each in texts)):
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), text
+
+
+def test_a_wrong_setting_ends_a_start_before_a_model_is_fetched(tmp_path: Path) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text('[verifier]\nllama = {slots = "many", thread = 2}\n[edge]\nport = 0\n')
+
+    result = runner.invoke(app, ["up", "--config", str(file)])
+
+    assert result.exit_code == 2
+    assert result.output == "edge.port: it should be greater than or equal to 1\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "environ", "status", "named"),
     [
         (["--pin", "zero"], {}, 2, "zero"),
-        (["--config", "nowhere.toml"], {}, 1, "nowhere.toml"),
+        (["--config", "nowhere.toml"], {}, 2, "nowhere.toml"),
         ([], {"EDGE_PORT": "not-a-port"}, 2, "EDGE_PORT"),
     ],
 )
@@ -76,6 +126,20 @@ def test_the_doctor_goes_to_the_verifiers_of_the_environment(
     runner.invoke(app, ["doctor"], env={variable: "http://gpu.example"})
 
     assert asked == [(None, verifier, None, None, 8000, 9000)]
+
+
+def test_what_a_doctor_finds_is_there_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        examination.Finding("a", True, "fine"),
+        examination.Finding("b", False, "no", "do"),
+    ]
+    monkeypatch.setattr(examination, "examine", lambda *_: found)
+
+    result = runner.invoke(app, ["doctor", "--json"])
+
+    assert result.exit_code == 1
+    assert [each["subject"] for each in json.loads(result.output)] == ["a", "b"]
+    assert json.loads(result.output)[1]["remedy"] == "do"
 
 
 def test_a_doctor_who_is_told_of_no_model_needs_none_here(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from hashlib import sha256
@@ -28,6 +29,21 @@ def run(*arguments: str) -> str:
     result = CliRunner().invoke(models_app, arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def test_a_list_cuts_no_path_and_is_there_for_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    file = tmp_path / "models" / "names" / "smollm2-135m.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+
+    listed, told = run("list"), json.loads(run("list", "--json"))
+
+    assert str(file) in listed.split()
+    assert {"name": "smollm2-135m", "path": str(file), "bytes": 1} in told["models"]
+    assert told["pairs"]["smollm2"]["target"] == "smollm2-135m-q8_0"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +96,7 @@ def test_an_added_model_has_the_hubs_hash_is_pulled_by_its_name_and_paired(
     assert catalogue.models["toy"].sha256 == sha256(b"draft").hexdigest()
     assert catalogue.drafts_of("smollm2-135m")[-1] == "toy"
     listed = run("list").splitlines()
-    names = {word for line in listed for word in line.split()[1:2]}
+    names = {word for line in listed for word in line.split()[:1]}
     assert {"toy", "smollm2-135m-q8_0"} <= names
     assert "pair smollm2-135m-q8_0+toy: toy drafts for smollm2-135m-q8_0" in listed
     assert Path(run("pull", "toy").strip()).read_bytes() == b"draft"

@@ -23,6 +23,7 @@ from picospec.cli.preparing import ModelChoice, prepare, with_threads
 from picospec.cli.up import Plan, check_free, check_plain, read_settings, up, usage_lines
 from picospec.gateway.hosting.limits import Pins
 from picospec.gateway.hosting.processes import Service, ServiceError
+from picospec.gateway.hosting.settings import WrongSettings
 from picospec.models.errors import UnknownModel
 from picospec.models.gguf import is_exact
 from picospec.models.store import Store, open_store
@@ -60,7 +61,10 @@ def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) 
 
     verifier, edge = Plan(settings=read_settings(file)).services()
 
-    assert verifier.environment == {"PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "0"}
+    assert verifier.environment == {
+        "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "0",
+        "PICOSPEC_VERIFIER__LOG_REQUESTS": "false",
+    }
     assert edge.environment == {
         "PICOSPEC_EDGE__DRAIN_TIMEOUT_S": "0",
         "PICOSPEC_EDGE__DRAFT_MODEL": "m",
@@ -79,7 +83,7 @@ def test_a_file_of_another_form_is_an_error_that_names_it(
     file = tmp_path / "local.toml"
     file.write_text(text)
 
-    with pytest.raises(ServiceError, match=rf"local\.toml.*{reason}"):
+    with pytest.raises(WrongSettings, match=rf"local\.toml.*{reason}"):
         read_settings(file)
 
 
@@ -95,7 +99,7 @@ def test_a_file_of_another_form_is_an_error_that_names_it(
 def test_tls_is_refused_by_the_name_that_asks_for_it(
     settings: dict[str, dict[str, object]], environ: dict[str, str], named: str
 ) -> None:
-    with pytest.raises(ServiceError, match=named):
+    with pytest.raises(WrongSettings, match=named):
         check_plain(settings, environ)
 
 

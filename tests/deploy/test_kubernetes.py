@@ -234,7 +234,7 @@ def meets(selector: dict[str, Any] | None, labels: dict[str, str] | None) -> boo
 def is_peer(rule: dict[str, Any], peer: Peer) -> bool:
     if "ipBlock" in rule:
         block, here = rule["ipBlock"], peer.get("address")
-        networks = [ipaddress.ip_network(each) for each in block["except"]]
+        networks = [ipaddress.ip_network(each) for each in block.get("except", ())]
         inside = here and here in ipaddress.ip_network(block["cidr"])
         return bool(inside) and not any(here in network for network in networks)
     pods = "podSelector" not in rule or meets(rule["podSelector"], peer.get("pod"))
@@ -277,6 +277,11 @@ def passes(way: str, own: Peer, peer: Peer, port: int) -> bool:
         ("out", EDGE, VERIFIER, 9000, True),
         ("out", VERIFIER, EDGE, 8000, False),
         *[("out", own, DNS, 53, True) for own in (EDGE, VERIFIER)],
+        *[("out", own, address("169.254.20.10"), 53, True) for own in (EDGE, VERIFIER)],
+        *[("out", own, address("169.254.169.254"), 53, True) for own in (EDGE, VERIFIER)],
+        *[("out", own, address("169.254.1.1"), 53, False) for own in (EDGE, VERIFIER)],
+        *[("out", own, MONITORING, 4318, True) for own in (EDGE, VERIFIER)],
+        *[("out", own, CLIENT, 4318, False) for own in (EDGE, VERIFIER)],
         *[("out", own, address("8.8.4.4"), 443, True) for own in (EDGE, VERIFIER)],
         *[("out", own, address("8.8.4.4"), 80, False) for own in (EDGE, VERIFIER)],
         *[("out", own, address("169.254.169.254"), 443, False) for own in (EDGE, VERIFIER)],

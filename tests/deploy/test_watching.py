@@ -22,7 +22,11 @@ DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 SCRAPED: Final = frozenset({"job", "instance"})
 """Labels that Prometheus adds."""
 
-ENDINGS: Final = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+ENDINGS: Final = {
+    "counter": ("_total",),
+    "histogram": ("_bucket", "_sum", "_count"),
+    "info": ("_info",),
+}
 VLLMS: Final = ("vllm:kv_cache_usage_perc", "vllm:num_requests_waiting")
 """vLLM's own, in the place of ours."""
 
@@ -76,7 +80,7 @@ def shown() -> Mapping[str, frozenset[str]]:
     edge, verifier = CollectorRegistry(), CollectorRegistry()
     Metrics(edge)
     EdgeMetrics(edge)
-    VerifierMetrics(verifier).follow(float, int)
+    VerifierMetrics(verifier).follow("", float, int)
     TenantMetrics(verifier)
     series = {"up": SCRAPED, **dict.fromkeys(VLLMS, SCRAPED)}
     for registry in (edge, verifier):

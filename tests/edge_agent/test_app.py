@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from picospec.bench.run.services import free_port
@@ -16,6 +15,7 @@ from picospec.cli.chat_client import POOL
 from picospec.edge_agent.app import build
 from picospec.edge_agent.settings import load
 from picospec.gateway.drain import Drain
+from picospec.gateway.hosting.settings import WrongSettings
 from picospec.gateway.middleware import HEALTH_PATHS
 from picospec.models.store import open_store
 from tests.edge_agent import fake_verifier
@@ -183,14 +183,19 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
 def test_a_setting_that_is_misspelt_or_out_of_range_is_named(
     tmp_path: Path, text: str, named: str
 ) -> None:
-    with pytest.raises(ValidationError, match=named):
+    with pytest.raises(WrongSettings, match=named):
         load(written(tmp_path, text), {}, {})
+
+
+def test_one_mistake_is_one_line() -> None:
+    with pytest.raises(WrongSettings, match=r"\Aedge\.verifier_urls\.0: it should be a .*\Z"):
+        load(None, {}, {"verifier_urls": ["nonsense"]})
 
 
 @pytest.mark.parametrize("url", ["http://user:s3cret@a", "http://s3cret@a", "http://:s3cret@a"])
 @pytest.mark.parametrize("field", ["verifier_url", "verifier_urls"])
 def test_a_secret_in_an_address_is_an_error_that_does_not_show_it(field: str, url: str) -> None:
-    with pytest.raises(ValidationError, match=f"{field}(.|\n)*PICOSPEC_VERIFIER_KEY") as raised:
+    with pytest.raises(WrongSettings, match=f"{field}(.|\n)*PICOSPEC_VERIFIER_KEY") as raised:
         load(None, {}, {field: url if field == "verifier_url" else [url]})
 
     assert "s3cret" not in str(raised.value)

@@ -158,6 +158,31 @@ async def test_draft_tokens_and_stale_steps_are_counted_at_the_end() -> None:
     assert registry.get_sample_value(f"{STEPS}_count") == drafted + 1
 
 
+def test_the_target_alone_would_take_a_pass_of_one_row_for_each_token() -> None:
+    times = iter((10.0, 10.5, 11.0))
+    pace, untimed = making.Pace(times.__next__), making.Pace(float)
+    prompt, judged = Commit(0, 0, (1,), pass_s=9.0), Commit(0, 1, (2, 3, 4), 3, pass_s=0.4)
+
+    for commit in (prompt, judged, Commit(0, 4, (5,), pass_s=0.3)):
+        pace.committed(commit)
+    untimed.committed(Commit(0, 0, (1,)))
+
+    assert pace.taken_s == 1.0
+    assert pace.alone_s == pytest.approx(4 * 0.3)
+    assert (untimed.taken_s, untimed.alone_s) == (0.0, 0.0)
+
+
+async def test_what_an_answer_gains_is_counted_at_its_end(metrics: EdgeMetrics) -> None:
+    commits = (Commit(0, 0, (7,), pass_s=0.5), Commit(0, 1, (8, 9), pass_s=0.25))
+    script = scripted(*commits, Finish("stop", Totals(passes=2)))
+
+    await deltas(engine(FakeVerifiers(script), metrics, NoDrafter()).generate(JOB))
+
+    assert (metrics.passes._value.get(), metrics.committed._value.get()) == (2, 3)
+    assert metrics.alone_s._value.get() == 0.5
+    assert 0 < metrics.answering_s._value.get() < 60
+
+
 @pytest.mark.parametrize(
     ("settings", "looks_up"),
     [

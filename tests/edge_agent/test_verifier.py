@@ -54,6 +54,28 @@ async def verifier(process: Process, metrics: EdgeMetrics) -> Verifier:
     return verifier_at(process.url, metrics)
 
 
+async def test_no_proxy_of_the_environment_is_asked_for_what_it_cannot_pass_on(
+    process: Process, metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(10)
+        for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+
+        await verifier_at(process.url, metrics).facts()
+        elsewhere = verifier_at("https://192.0.2.1:9000", metrics)
+        asking = asyncio.create_task(elsewhere.facts())
+        asked, _ = await asyncio.to_thread(proxy.accept)
+        with asked:
+            head = await asyncio.to_thread(asked.recv, 7)
+        with pytest.raises(ApiError):
+            await asking
+
+    assert head == b"CONNECT"
+
+
 @pytest.mark.parametrize("idle", [False, True])
 async def test_an_idle_connection_that_carries_nothing_is_replaced_before_it_is_used(
     process: Process, metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch, idle: bool

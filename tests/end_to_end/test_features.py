@@ -213,10 +213,16 @@ def check_shape(feature: str, plain: Sequence[Json]) -> None:
         assert all(message["reasoning_content"] for message in messages)
 
 
+def held(found: Mapping[str, float]) -> float:
+    """Return the share of the KV cache that sessions hold."""
+    name = "picospec:kv_cache_usage_perc"
+    return sum(value for series, value in found.items() if series.startswith(name))
+
+
 async def prefilled(services: Services) -> float:
     """Return how many prompt tokens the target has decoded so far, once all sessions ended."""
     async with httpx.AsyncClient(base_url=services.verifier_url, trust_env=False) as http:
-        while (found := await metrics(http))["picospec:kv_cache_usage_perc"]:  # noqa: ASYNC110
+        while held(found := await metrics(http)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     return found["picospec:prefilled_tokens_total"]
 

@@ -43,6 +43,7 @@ from picospec.gateway.ports import (
     Statistics,
     Tokenizer,
 )
+from picospec.gateway.tracing import NO_TRACING, Tracing
 from picospec.gateway.watching import Chain, LinkUse, Pass
 from picospec.speculation.messages import TokenLogprob
 
@@ -193,13 +194,14 @@ def make_app(
     tokenizer: Tokenizer | None = None,
     is_message: IsMessage = lambda _: False,
     session_paths: str | None = None,
+    tracing: Tracing = NO_TRACING,
     **settings: object,
 ) -> FastAPI:
     async def source(_: str) -> Tokenizer:
         return tokenizer or ByteTokenizer()
 
     given = GatewaySettings.model_validate(settings)
-    access = Access(session_paths, is_message, clock=clock)
+    access = Access(session_paths, is_message, clock=clock, tracing=tracing)
     return create_app(engine, source, given, access, drain=drain, draw_seed=lambda: 41)
 
 

@@ -19,14 +19,21 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from picospec.gateway.hosting.probe import trouble
+from picospec.gateway.metrics import MAX_MODELS, OTHERS, Metrics
+from picospec.gateway.middleware import ANSWERS, route_of
 from picospec.gateway.ports import Job, Statistics
+from picospec.gateway.routes import ROUTES
+from picospec.verifier.routes import OPEN
 from tests.gateway.scripted import MODEL, Body, ScriptedEngine, ask, client_of, make_app, served
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
 STREAM = CHAT | {"stream": True}
+OF = f'{{model_name="{MODEL}"}}'
+"""The label of series of the model."""
 
 
 async def forever() -> None:
@@ -71,8 +78,10 @@ async def test_a_client_that_goes_away_mid_stream_closes_every_generator(
         await closed(engine, more.get("n", 1))
         metrics = (await client.get("/metrics")).text
 
-    assert 'picospec:requests_total{status="499"} 1.0' in metrics
-    assert "picospec:num_requests_running 1.0" in metrics  # this very one
+    assert 'picospec:requests_total{route="answer",status="499"} 1.0' in metrics
+    assert f"picospec:num_requests_running{OF} 0.0" in metrics
+    aborted = f'picospec:request_success_total{{finished_reason="abort",{OF[1:]} 1.0'
+    assert aborted in metrics
 
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
@@ -139,21 +148,49 @@ async def test_a_bug_is_a_500_and_its_traceback_is_logged_without_any_text_of_th
 async def test_metrics_have_the_names_dashboards_know() -> None:
     async with client_of(make_app(ScriptedEngine())) as client:
         await client.post("/v1/chat/completions", json=CHAT)
+        await client.get("/")
         metrics = (await client.get("/metrics")).text
 
     for line in (
-        'picospec:requests_total{status="200"} 1.0',
-        "picospec:spec_decode_num_drafts_total 3.0",
-        "picospec:spec_decode_num_draft_tokens_total 12.0",
-        "picospec:spec_decode_num_accepted_tokens_total 7.0",
-        'picospec:spec_decode_num_accepted_tokens_per_pos_total{position="2"} 1.0',
-        "picospec:time_to_first_token_seconds_count 1.0",
-        "picospec:inter_token_latency_seconds_count 7.0",
-        "picospec:e2e_request_latency_seconds_count 1.0",
-        "picospec:generation_tokens_total 9.0",
-        "picospec:prompt_tokens_total 15.0",
+        'picospec:requests_total{route="answer",status="200"} 1.0',
+        'picospec:requests_total{route="page",status="200"} 1.0',
+        f"picospec:spec_decode_num_drafts_total{OF} 3.0",
+        f"picospec:spec_decode_num_draft_tokens_total{OF} 12.0",
+        f"picospec:spec_decode_num_accepted_tokens_total{OF} 7.0",
+        f'picospec:spec_decode_num_accepted_tokens_per_pos_total{OF[:-1]},position="2"}} 1.0',
+        f"picospec:time_to_first_token_seconds_count{OF} 1.0",
+        f"picospec:inter_token_latency_seconds_count{OF} 7.0",
+        f"picospec:e2e_request_latency_seconds_count{OF} 1.0",
+        f"picospec:generation_tokens_total{OF} 9.0",
+        f"picospec:prompt_tokens_total{OF} 15.0",
+        f"picospec:num_requests_running{OF} 0.0",
+        f'picospec:request_success_total{{finished_reason="stop",{OF[1:]} 1.0',
     ):
         assert line in metrics.splitlines()
+    assert re.search(r'picospec:build_info{protocol="\d+",version="[0-9.]+"} 1.0', metrics)
+    assert "_created" not in metrics
+
+
+def test_models_without_end_have_series_of_an_end() -> None:
+    counted = Metrics(registry := CollectorRegistry())
+
+    for number in range(3 * MAX_MODELS):
+        counted.of(f"model-{number}").generation_tokens.inc()
+
+    name = "picospec:generation_tokens_total"
+    (family,) = registry.restricted_registry([name]).collect()
+    assert len(family.samples) == MAX_MODELS + 1
+    assert registry.get_sample_value(name, {"model_name": OTHERS}) == 2 * MAX_MODELS
+
+
+def test_each_path_that_gives_answers_counts_as_one() -> None:
+    streams = {r.path for r in ROUTES if r.body and "stream" in r.body.model_fields}
+    own = {"/v1/picospec/direct/chat/completions", OPEN}
+
+    assert streams - {path for path in streams if path.endswith("tokens")} | own == ANSWERS
+    assert [route_of("GET", path) for path in ("/page/main.js", "/status", "/v1/models")] == [
+        "page", "probe", "other",
+    ]  # fmt: skip
 
 
 async def test_times_are_measured_from_the_start_of_the_request() -> None:
@@ -181,7 +218,7 @@ async def test_times_are_measured_from_the_start_of_the_request() -> None:
         "predicted_n": 9, "predicted_ms": 500, "predicted_per_token_ms": 500 / 9,
         "predicted_per_second": 18, "draft_n": 12, "draft_n_accepted": 7,
     })  # fmt: skip
-    assert (logs[0]["first_token_s"], logs[0]["duration_s"]) == (0.333333, 0.833333)
+    assert (logs[0]["first_token_s"], logs[0]["duration_s"]) == (0.333, 0.833)
     sums = re.findall(r"^picospec:(\w+)_seconds_sum(?:{.*})? (.*)", metrics, re.MULTILINE)
     found = {name: pytest.approx(float(seconds)) for name, seconds in sums}
     assert found["time_to_first_token"] == 1 / 3

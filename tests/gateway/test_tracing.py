@@ -13,16 +13,21 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from picospec.gateway.errors import NotFound, Unavailable
-from picospec.gateway.tracing import open_tracing
-from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+from picospec.gateway.tracing import Tracing, open_tracing
+from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
 
 Posts = list[tuple[str, bytes]]
 """Paths and bodies."""
+
+HI = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
@@ -80,6 +85,35 @@ def test_spans_are_sent_when_tracing_is_closed(
     assert b"overloaded" in body
     assert body.count(b"url.path") == 1
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "operation"),
+    [
+        ("/v1/chat/completions", {"messages": HI}, "chat"),
+        ("/v1/messages", {"messages": HI, "max_tokens": 99}, "chat"),
+        ("/v1/responses", {"input": "hi"}, "chat"),
+        ("/v1/completions", {"prompt": "hi"}, "text_completion"),
+    ],
+)
+async def test_the_span_of_an_answer_has_what_the_conventions_for_models_require(
+    path: str, asked: dict[str, object], operation: str
+) -> None:
+    provider, spans = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracing = Tracing(provider.get_tracer("test"), provider.shutdown)
+    app = make_app(ScriptedEngine(), tracing=tracing, model_aliases=["gpt"])
+    async with client_of(app) as client:
+        await client.post(path, json={"model": "gpt", **asked})
+
+    (span,) = spans.get_finished_spans()
+    found = {n.removeprefix("gen_ai."): v for n, v in (span.attributes or {}).items()}
+    assert found["operation.name"] == operation
+    assert found["provider.name"] == "picospec"
+    assert (found["request.model"], found["response.model"]) == ("gpt", MODEL)
+    assert found["response.finish_reasons"] == ("stop",)
+    assert found["usage.output_tokens"] == 9
+    assert isinstance(found["usage.input_tokens"], int)
 
 
 def test_what_is_not_sampled_is_not_sent_and_says_so(
@@ -150,7 +184,7 @@ def app_with_messages() -> FastAPI:
 async def counted(client: httpx.AsyncClient) -> dict[str, float]:
     rows = (await client.get("/metrics")).text.splitlines()
     pairs = (row.rsplit(" ", 1) for row in rows if row.startswith("picospec:"))
-    return {name: float(value) for name, value in pairs if "_created" not in name}
+    return {name: float(value) for name, value in pairs}
 
 
 async def test_a_message_of_a_running_request_is_neither_logged_nor_counted() -> None:
@@ -163,7 +197,7 @@ async def test_a_message_of_a_running_request_is_neither_logged_nor_counted() ->
     assert [answer.status_code for answer in answers] == [204] * 3
     assert answers[0].headers["x-request-id"]
     assert logs == []
-    metrics = 'picospec:requests_total{status="200"}'
+    metrics = 'picospec:requests_total{route="probe",status="200"}'
     assert after == before | {metrics: before.get(metrics, 0) + 1}  # the first look itself
 
 
@@ -179,9 +213,9 @@ async def test_a_message_that_fails_is_counted_apart_and_logged_unless_it_was_la
     assert logs[0]["path"] == "/sessions/*/messages"
     assert after['picospec:failed_draft_messages_total{status="404"}'] == 1
     assert after['picospec:failed_draft_messages_total{status="500"}'] == 1
-    assert not {'picospec:requests_total{status="404"}', LATENCY} & {
-        name for name, count in after.items() if count
-    }
+    requests = {name for name, count in after.items() if ":requests_total" in name and count}
+    assert requests <= {'picospec:requests_total{route="probe",status="200"}'}
+    assert not any(LATENCY in name for name in after)
 
 
 async def test_a_message_without_a_key_is_a_failed_message() -> None:
@@ -205,6 +239,21 @@ async def test_a_probe_makes_no_log_line(path: str, down: Unavailable | None) ->
             await client.get(path)
 
     assert logs == []
+
+
+@pytest.mark.parametrize("logs_requests", [True, False])
+async def test_a_log_has_a_line_for_an_answer_and_for_what_fails(logs_requests: bool) -> None:
+    asked = {"model": MODEL, "messages": HI}
+    async with client_of(make_app(ScriptedEngine(), log_requests=logs_requests)) as client:
+        with capture_logs() as logs:
+            for path in ("/", "/page/main.js", "/v1/models", "/status", "/nothing"):
+                await client.get(path)
+            await client.post("/v1/chat/completions", json=asked)
+
+    found = [(line["path"], line["status"]) for line in logs]
+    answer = [("/v1/chat/completions", 200)] if logs_requests else []
+    assert found == [("/nothing", 404), *answer]
+    assert None not in logs[-1].values()
 
 
 async def test_a_bug_in_a_probe_is_logged() -> None:

@@ -25,7 +25,7 @@ ODD = "\x1b]0;pwned\x07\x1b[2J\r\n2026 [info] \x9b2J\u202e"
     ("method", "path", "headers", "settings", "status"),
     [
         ("GET", "/v1/models", {}, {"api_keys": ["right"]}, 401),
-        ("GET", "/", {}, {"api_keys": ["right"]}, 200),
+        ("POST", "/", {}, {"api_keys": ["right"]}, 405),
         ("GET", "/nothing", {}, {}, 404),
         ("PUT", "/v1/models", {}, {}, 405),
         ("POST", "/v1/completions", LARGE, {"body_limit_bytes": 1024}, 413),

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Literal
 
 import pytest
-from pydantic import ValidationError
 
 from picospec.gateway.drain import Drain
+from picospec.gateway.hosting.settings import WrongSettings
 from picospec.verifier.__main__ import main, nested
 from picospec.verifier.app import Verifier
 from picospec.verifier.settings import VerifierSettings, load
@@ -73,7 +73,7 @@ def test_unknown_names_and_values_that_cannot_be_are_refused(
 ) -> None:
     file.write_text(text)
 
-    with pytest.raises(ValidationError, match=named):
+    with pytest.raises(WrongSettings, match=named):
         load(file, {}, {})
 
 

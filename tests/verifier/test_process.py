@@ -181,19 +181,22 @@ async def _get(client: httpx.AsyncClient, path: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "reason", "status"),
     [
-        (["--model", "nope"], "no model 'nope'"),
-        (["--bogus", "1"], "bogus"),
-        (["--config", "nowhere.toml"], "nowhere.toml"),
+        (["--model", "nope"], "no model 'nope'", 1),
+        (["--bogus", "1"], "bogus", 2),
+        (["--config", "nowhere.toml"], "nowhere.toml", 2),
     ],
 )
-def test_what_cannot_be_served_is_said_in_a_line(options: list[str], reason: str) -> None:
+def test_what_cannot_be_served_is_said_in_a_line(
+    options: list[str], reason: str, status: int
+) -> None:
     command = [sys.executable, "-m", "picospec.verifier", "--port", str(free_port()), *options]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
 
-    assert ended.returncode == 1
+    assert ended.returncode == status
     assert reason in ended.stderr
+    assert len((ended.stdout + ended.stderr).splitlines()) == 1
     assert "Traceback" not in ended.stderr
 
 

@@ -111,8 +111,8 @@ async def test_drafts_are_judged_and_are_no_requests_of_their_own(
     assert isinstance(commit, Commit)
     assert (commit.accepted, list(commit.tokens)) == (3, truth(4))
     assert [answer.status_code for answer in (*answers, late)] == [204] * 5 + [404]
-    assert more('picospec:requests_total{status="204"}') == 0
-    assert more('picospec:requests_total{status="404"}') == 0
+    assert more('picospec:requests_total{route="other",status="204"}') == 0
+    assert more('picospec:requests_total{route="other",status="404"}') == 0
     assert more('picospec:failed_draft_messages_total{status="404"}') == 1
 
 
@@ -309,7 +309,7 @@ async def test_what_the_core_encoded_reaches_the_stream_unchanged(
 ) -> None:
     target = vllm_target(FakeEngine(FRAMES))
     opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0)
-    account = SessionAccount(session_metrics().gateway, NO_SPAN, 0.0)
+    account = SessionAccount(session_metrics().gateway.of("m"), NO_SPAN, 0.0)
     session = Session(opened, opening(), target, timeouts, account, tenant())
     await session.task
 

@@ -263,14 +263,14 @@ async def test_nothing_opens_while_the_target_loads() -> None:
 
 def test_tokens_are_counted_and_timed_at_commits() -> None:
     registry = CollectorRegistry()
-    account = SessionAccount(Metrics(registry), NO_SPAN, opened=10.0)
+    account = SessionAccount(Metrics(registry).of("m"), NO_SPAN, opened=10.0)
 
     account.committed(1, now=10.5)
     account.committed(4, now=10.9)
     account.finished(now=11.0)
 
     def value(name: str) -> float | None:
-        return registry.get_sample_value(f"picospec:{name}")
+        return registry.get_sample_value(f"picospec:{name}", {"model_name": "m"})
 
     assert value("generation_tokens_total") == 5
     assert value("time_to_first_token_seconds_count") == 1
@@ -290,7 +290,8 @@ async def test_a_sessions_tokens_and_times_are_among_the_verifiers_metrics(
     after = await metrics(client)
 
     def more(name: str) -> float:
-        return after[f"picospec:{name}"] - before[f"picospec:{name}"]
+        series = f'picospec:{name}{{model_name="fake"}}'
+        return after[series] - before.get(series, 0.0)
 
     assert more("prompt_tokens_total") == 3
     assert more("generation_tokens_total") == 4
@@ -316,9 +317,10 @@ def test_the_passes_of_a_gpu_are_told_apart() -> None:
 def test_kv_use_and_queue_are_looked_up_when_they_are_asked_for() -> None:
     registry = CollectorRegistry()
     waiting: list[str] = []
-    VerifierMetrics(registry).follow(lambda: 0.25 * len(waiting), lambda: len(waiting))
+    counted, labels = VerifierMetrics(registry), {"model_name": "m"}
+    counted.follow("m", lambda: 0.25 * len(waiting), lambda: len(waiting))
 
     waiting += ["a", "b"]
 
-    assert registry.get_sample_value("picospec:num_requests_waiting") == 2
-    assert registry.get_sample_value("picospec:kv_cache_usage_perc") == 0.5
+    assert registry.get_sample_value("picospec:num_requests_waiting", labels) == 2
+    assert registry.get_sample_value("picospec:kv_cache_usage_perc", labels) == 0.5

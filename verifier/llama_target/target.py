@@ -122,7 +122,6 @@ class LlamaTarget(Target):
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
         self._running: asyncio.Task[None] | None = None
-        metrics.follow(self._kv_usage, lambda: len(self._waiting()))
 
     @property
     def alive(self) -> bool:
@@ -132,6 +131,8 @@ class LlamaTarget(Target):
         """Load the model and time it, both in the thread, and start the scheduler."""
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
+        self._metrics.serves(model := self.facts.model)
+        self._metrics.follow(model, self._kv_usage, lambda: len(self._waiting()))
         self._scheduler = Scheduler(
             engine, self._machine, self._thread, self._metrics, self._settings, self._slots
         )

@@ -72,7 +72,7 @@ class Sessions:
             prompt_tokens=len(request.prompt),
             committed_tokens=len(request.committed),
         )
-        account = SessionAccount(self._metrics.gateway, part, now)
+        account = SessionAccount(self._metrics.gateway.of(request.model), part, now)
         session = Session(opened, request, target, timeouts, account, tenant)
         self.running[session.name] = session
         self._metrics.open.inc()

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from picospec.gateway.metrics import Metrics
+from picospec.gateway.metrics import ModelMetrics
 from picospec.gateway.tenants import Tenant
 from picospec.gateway.tracing import Fact, Span
 from picospec.speculation import wire
@@ -85,7 +85,7 @@ class SessionAccount:
     """Counts for one session. span: the session's. opened: time of its admission, by the clock
     of `now`."""
 
-    metrics: Metrics
+    metrics: ModelMetrics
     span: Span
     opened: float
     _tokens: int = 0
@@ -110,6 +110,10 @@ class SessionAccount:
     def close(self, ending: Finish | Fault | None) -> None:
         """End the span with the counts, and with the error code of a Fault."""
         totals = ending.totals if isinstance(ending, Finish) else Totals()
+        if isinstance(ending, Finish):
+            self.metrics.ended(ending.reason)
+        elif ending is not None:
+            self.metrics.success["abort" if ending.code == "cancelled" else "error"].inc()
         facts: dict[str, Fact] = {
             "completion_tokens": self._tokens,
             "first_token_s": self._first_token_s,

@@ -174,11 +174,13 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
     async def generate(prompt: Any, *_: object, **__: object) -> AsyncGenerator[Any]:
         salts.append(prompt.get("cache_salt"))
         for count in steps:
-            choices = [SimpleNamespace(index=i, token_ids=[7] * count) for i in range(2)]
+            made = partial(SimpleNamespace, token_ids=[7] * count)
+            reason = "length" if count == steps[-1] else None
+            choices = [made(index=i, finish_reason=reason) for i in range(2)]
             yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=choices)
 
     llm: Any = SimpleNamespace(generate=generate)
-    of("plain").charge(llm, None, max_choices=2, share_prefixes=False)
+    of("plain").charge(llm, None, "m", max_choices=2, share_prefixes=False)
     params = SamplingParams(output_kind=RequestOutputKind[kind], n=2)
 
     async def vllm(*_: object) -> None:
@@ -191,6 +193,7 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
         await asked(of("plain").PlainRequests(vllm, Drain()), scope(state=state))
 
     assert (paying.ledger.prompt_tokens, paying.ledger.completion_tokens) == (5, 12)
+    assert paying.ledger.endings == ["length"] * 4
     ours, with_salt, *others = salts
     assert ours == "ann"
     assert with_salt not in ("x", "ann")

@@ -52,6 +52,7 @@ from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.server import check_free, served_beside
 from picospec.gateway.hosting.settings import check_listening, hosts_of
 from picospec.gateway.http import error_response, json_response, read_body
+from picospec.gateway.metrics import Shown
 from picospec.gateway.middleware import Access, is_open
 from picospec.gateway.schema import SMALL_BYTES, check_structure
 from picospec.gateway.tenants import TenantMetrics, Tenants
@@ -241,8 +242,9 @@ def _target(
     if (choice := Choice.of(llm.vllm_config)) is None:
         raise ValueError("vLLM did not load picospec's general plugin; its log says why")
     is_first = llm.engine_core.client_index == 0
+    model = (args.served_model_name or [args.model])[0]
     target = VllmTarget(
-        (args.served_model_name or [args.model])[0],
+        model,
         Engine(llm),
         msgspec.structs.replace(settings.limits, max_verify=choice.max_verify),
         metrics,
@@ -254,7 +256,7 @@ def _target(
         self_test=settings.vllm.get("self_test", True) if is_first else None,
     )
     shared, most = settings.share_prefixes, settings.max_choices
-    charge(llm, target, max_choices=most, share_prefixes=shared)
+    charge(llm, target, model, max_choices=most, share_prefixes=shared)
     return target
 
 
@@ -389,4 +391,5 @@ class _Of(Collector):
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
-        return (each for each in self._registry.collect() if each.name.startswith("picospec"))
+        shown = Shown(self._registry).collect()
+        return (each for each in shown if each.name.startswith("picospec"))

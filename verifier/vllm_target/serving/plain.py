@@ -8,7 +8,7 @@ drains.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from picospec.gateway.errors import ApiError, Overloaded
 from picospec.gateway.http import error_response
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.models.grammars import NAME, Constraint
+from picospec.speculation.messages import FinishReason
 from picospec.verifier.routes import OPEN
 from picospec.verifier.target import Target, Unservable, identity_of, unservable
 from picospec.verifier.vllm_target import patches
@@ -75,16 +76,19 @@ class PlainRequests:
                 await error_response(failed)(scope, receive, send)
 
 
-def charge(llm: AsyncLLM, target: Target, *, max_choices: int, share_prefixes: bool) -> None:
+def charge(
+    llm: AsyncLLM, target: Target, model: str, *, max_choices: int, share_prefixes: bool
+) -> None:
     """Charge the tokens that an engine generates to the requests' Accounts, and limit these
-    requests. target: tries their grammars."""
-    charging = Charging(target, max_choices, share_prefixes)
+    requests. target: tries their grammars. model: its name in metrics."""
+    charging = Charging(target, model, max_choices, share_prefixes)
     patches.apply("accounts", ours=charging, llm=llm)
 
 
 @dataclass(frozen=True, slots=True)
 class Charging:
     target: Target
+    model: str
     max_choices: int
     share_prefixes: bool
 
@@ -115,16 +119,21 @@ class Charging:
             async with aclosing(outputs):
                 async for output in outputs:
                     if not counted:
+                        account.serve(self.model, None, "text_completion")
                         account.took_prompt(len(output.prompt_token_ids or ()))
                     for choice in output.outputs:
                         new = len(choice.token_ids)
                         if params.output_kind is not RequestOutputKind.DELTA:
                             new -= counted.get(choice.index, 0)
-                        account.count(choice.index, TextDelta("", new))
+                        finish = _ENDINGS.get(choice.finish_reason)
+                        account.count(choice.index, TextDelta("", new, finish=finish))
                         counted[choice.index] = len(choice.token_ids)
                     yield output
         finally:
             asking.choices -= params.n
+
+
+_ENDINGS: Final[Mapping[str | None, FinishReason]] = {"stop": "stop", "length": "length"}
 
 
 async def _check(target: Target, wanted: Any, tenant: str) -> None:

@@ -193,6 +193,7 @@ class VllmTarget(Target):
         self._adapters = Adapters(adapters, self._hashes)
         self._self_test = self_test
         self._metrics = metrics
+        metrics.serves(name)
         self._engine = engine
         self._sessions: set[str] = set()
 

@@ -1,0 +1,207 @@
+"""`make reference` writes docs/settings.md and docs/metrics.md from the classes.
+
+A setting's meaning is the docstring below its field; a metric's is the help text in /metrics.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from pydantic import BaseModel
+
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.hosting.settings import VARIABLES
+from picospec.gateway.metrics import Metrics
+from picospec.gateway.tenants import TenantMetrics
+from picospec.verifier.metrics import VerifierMetrics
+from picospec.verifier.settings import VerifierSettings
+
+DOCS: Final = Path(__file__).parents[1] / "docs"
+
+SETTINGS: Final = """# Settings
+
+<!-- `make reference` writes this page from the classes. -->
+
+From strongest to weakest, a setting comes from the command line, the environment, a TOML file,
+or its default. The file is `edge.toml` or `verifier.toml` in `~/.config/picospec`, or what
+`--config` names. `configs/` has both with their defaults, and `picospec config show` prints
+each value in force with its source.
+
+The variable of a setting is `PICOSPEC_EDGE__NAME` or `PICOSPEC_VERIFIER__NAME`, in capitals. Of
+`TABLE.NAME` it is `PICOSPEC_EDGE__TABLE__NAME`. Lists and tables are JSON there, as in
+`PICOSPEC_EDGE__VERIFIER_URLS='["https://gpu:9000"]'`. A name that sets nothing is an error. The
+verifier takes each setting as an option, too: `--llama.slots 4`.
+"""
+
+METRICS: Final = """# Metrics
+
+<!-- `make reference` writes this page from the classes. -->
+
+Both ends show these at `/metrics`, in Prometheus' text format, and the usual `process_...` of
+Python. [What to watch](deploy.md#what-to-watch) says which answer a question. Names, labels and
+units are vLLM's where vLLM has the same metric, behind the prefix `picospec:`. A histogram
+`NAME` has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. A verifier in vLLM shows
+vLLM's own metrics beside these.
+
+`route` is `answer` for requests that ask for one, and else `page`, `probe` or `other`. How many
+times as fast an edge is as the target alone: `edge_alone_seconds_total` over
+`edge_answering_seconds_total`; their difference is the time that users were spared.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+    @property
+    def row(self) -> str:
+        cells = (f"`{self.name}`", self.kind, self.default, self.meaning)
+        return f"| {' | '.join(each.replace('|', chr(92) + '|') for each in cells)} |"
+
+
+def settings_of(kind: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
+    """Yield each field of settings and of the tables in them."""
+    schema, told = kind.model_json_schema(), docstrings(kind)
+    for name, field in kind.model_fields.items():
+        if name in getattr(kind, "secrets", {}):
+            continue
+        if table := next(tables(field.annotation), None):
+            yield from settings_of(table, f"{prefix}{name}.")
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "none" if default is None else f"`{json.dumps(default, default=str)}`"
+        if field.is_required():
+            shown = "needed"
+        kinds = kind_of(schema["properties"][name])
+        yield Setting(f"{prefix}{name}", kinds, shown, told.get(name, ""))
+
+
+def tables(annotation: object) -> Iterator[type[BaseModel]]:
+    """Yield the table that a field is, or may be."""
+    for each in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            yield each
+
+
+def kind_of(schema: Mapping[str, Any]) -> str:
+    """Return what a JSON schema takes, in words."""
+    if choices := schema.get("enum"):
+        return ", ".join(f"`{each}`" for each in choices)
+    if "anyOf" in schema:
+        return " or ".join(
+            kind_of(each) for each in schema["anyOf"] if each != {"type": "null"}
+        )
+    if schema.get("type") == "array":
+        return f"list of {kind_of(schema['items'])}"
+    names = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
+    names |= {"object": "table", "string": schema.get("format", "text")}
+    least = schema.get("minimum", schema.get("exclusiveMinimum"))
+    bounds = [
+        f"{'over' if 'exclusiveMinimum' in schema else 'from'} {least}" * (least is not None),
+        f"to {schema['maximum']}" if "maximum" in schema else "",
+    ]
+    return " ".join(filter(None, (names[schema["type"]], *bounds)))
+
+
+def docstrings(kind: type[BaseModel]) -> dict[str, str]:
+    """Return the text below each field of a class and of those that it inherits from."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        if issubclass(each, BaseModel) and each.__module__.startswith("picospec"):
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+            found |= dict(_pairs(body.body))  # type: ignore[attr-defined]
+    return found
+
+
+def _pairs(body: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:
+    for pair in pairwise(body):
+        match pair:
+            case (ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text)))):
+                yield name, " ".join(text.split())
+
+
+def settings_page() -> str:
+    """Return the page of settings and variables."""
+    edge, verifier = tuple(settings_of(EdgeSettings)), tuple(settings_of(VerifierSettings))
+    both = [each for each in edge if each in verifier]
+    head = ("setting", "type", "default", "meaning")
+    parts = [
+        ("Of both", head, [each.row for each in both]),
+        ("Of the edge", head, [each.row for each in edge if each not in both]),
+        ("Of the verifier", head, [each.row for each in verifier if each not in both]),
+        ("Variables that are no setting's", ("variable", "meaning"), variables()),
+    ]
+    return SETTINGS + "".join(table(*part) for part in parts)
+
+
+def variables() -> Iterator[str]:
+    """Yield a row for each variable that is no field of settings."""
+    for name, meaning in VARIABLES.items():
+        yield f"| `{name}` | {meaning} |"
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[str]) -> str:
+    """Return a chapter that is a table."""
+    lines = (f"\n## {title}\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows)
+    return "\n".join(lines) + "\n"
+
+
+def metrics_page() -> str:
+    """Return the page of metrics."""
+
+    def of_both(registry: CollectorRegistry) -> None:
+        Metrics(registry)
+        TenantMetrics(registry)
+
+    def of_verifier(registry: CollectorRegistry) -> None:
+        VerifierMetrics(registry).follow("", float, int)
+
+    common = list(metrics_of(of_both))
+    parts = {
+        "Of both": common,
+        "Of the edge": metrics_of(EdgeMetrics),
+        "Of the verifier": [row for row in metrics_of(of_verifier) if row not in common],
+    }
+    head = ("metric", "type", "labels", "meaning")
+    return METRICS + "".join(table(title, head, rows) for title, rows in parts.items())
+
+
+def metrics_of(register: Callable[[CollectorRegistry], object]) -> Iterator[str]:
+    """Yield a row for each metric that is registered."""
+    endings = {"counter": "_total", "info": "_info"}
+    registry = CollectorRegistry()
+    register(registry)
+    for collector in registry._collector_to_names:
+        if isinstance(collector, ProcessCollector):
+            continue
+        labels = getattr(collector, "_labelnames", ())
+        for family in sorted(collector.collect(), key=lambda each: each.name):
+            names = labels or next(({*s.labels} for s in family.samples if s.labels), ())
+            if family.type == "histogram":
+                names = labels
+            shown = ", ".join(f"`{name}`" for name in sorted(names))
+            name = family.name + endings.get(family.type, "")
+            yield f"| `{name}` | {family.type} | {shown} | {family.documentation} |"
+
+
+PAGES: Final = {"settings.md": settings_page, "metrics.md": metrics_page}
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())
+        sys.stdout.write(f"docs/{name}\n")
