@@ -128,8 +128,15 @@ class EdgeSettings(ServiceSettings):
     can tell which one `auto` means."""
 
     draft_model: str = "auto"
-    """A reference, see models.store (of a pair, its draft model is used); "auto": a draft of
-    the catalogue that fits the target, or none; "none"."""
+    """A reference, see models.store (of a pair, its draft model is used); "auto": one that fits
+    the target (models.choosing), or none; "none"."""
+
+    draft_from_hub: Literal["ask", "always", "never"] = "ask"
+    """With `auto`, a draft model that the catalogue lacks may come from the hub: after a
+    question at a terminal, which a service has not; without one (`always`); or `never`."""
+
+    draft_max_gb: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """With `auto`, a draft model from the hub has at most this size."""
 
     drafter: Literal["model", "none"] = "model"
     """With `none`, draft tokens come only from lookup."""

@@ -219,6 +219,15 @@ def test_safetensors_need_vllm_and_the_edge_chooses_its_draft(
     assert arguments["edge"] == ("--draft", "auto")
 
 
+def test_the_edges_settings_of_the_hub_are_read_and_checked() -> None:
+    given: dict[str, dict[str, object]] = {"edge": {"draft_max_gb": 2.5}}
+    choice = ModelChoice.of(given, {"PICOSPEC_EDGE__DRAFT_FROM_HUB": "never"})
+
+    assert (choice.hub.consent, choice.hub.max_gb) == ("never", 2.5)
+    with pytest.raises(ServiceError, match="draft_max_gb"):
+        _ = ModelChoice(draft_max_gb="much").hub
+
+
 def test_an_unknown_name_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="gpt"):
         prepare(ModelChoice("gpt"), open_store({"PICOSPEC_CACHE": str(tmp_path)}), Screen())
