@@ -129,6 +129,9 @@ _CONNECT_S: Final = 3.0
 """A slower connection attempt is given up, so that a machine without access to the hub soon
 tries the next source."""
 
+_SILENT_S: Final = 10.0
+"""While metadata is read, the hub may send nothing for this long."""
+
 _NO_HUB: Final = (ValueError, TypeError, KeyError, AttributeError)
 """huggingface_hub and this module raise these for a malformed answer of a hub."""
 
@@ -169,7 +172,9 @@ class Hub:
         data, enough = bytearray(), _FIRST_BYTES
         with (
             _failures(model.repository),
-            get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer,
+            get_session().stream(
+                "GET", url, headers=headers, follow_redirects=True, timeout=_SILENT_S
+            ) as answer,
         ):
             answer.raise_for_status()
             for piece in answer.iter_bytes():

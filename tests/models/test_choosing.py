@@ -86,6 +86,16 @@ def test_the_first_sibling_with_the_targets_tokens_is_found_by_its_first_bytes(
     assert not list(store.root.rglob("*.gguf"))
 
 
+def test_the_token_of_the_hub_goes_to_the_hub_alone(server: FakeHub) -> None:
+    server.token = "hf_secret"
+    own = Hub(server.endpoint, server.token)
+
+    (file,) = own.files("maker/fits").values()
+
+    assert own.metadata(file).startswith(b"GGUF")
+    assert server.tokens_at_storage == [""]
+
+
 @pytest.mark.parametrize(
     ("target", "max_bytes", "target_bytes", "reason"),
     [

@@ -64,7 +64,7 @@ export class Service {
     if (!state || state.status === "ok") return "";
     if (state.status === "draining") return "The service is stopping, and takes no more questions.";
     const words = `The large model cannot be reached now (${state.error ?? "no reason is known"}).`;
-    return this.isEdge ? `${words} This page looks for it all the time, and tells you when it is back.` : words;
+    return this.isEdge ? `${words} This page looks for it all the time: this line goes once it is back.` : words;
   }
 
   async open() {
