@@ -78,7 +78,7 @@ def choose_draft(
     if (found := search.sibling) is None:
         return Choice(None, f"none of the catalogue fits, and none on the hub: {search}")
     may = found.is_here or policy.consent == "always"
-    if may or policy.ask(f"A draft model would make {target} faster. Fetch {found}?"):
+    if may or policy.ask(f"A draft model may make {target} faster. Fetch {found}?"):
         return Choice(found.reference, f"a sibling of this target: {found}")
     remedy = f"picospec models pull --as draft {found.reference}"
     return Choice(None, f"none is here; on the hub is {found}", remedy)
