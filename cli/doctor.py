@@ -37,10 +37,11 @@ from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import ApiError, EngineFault
 from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.limits import compute_threads
+from picospec.models.choosing import Choice, Consent, HubPolicy, choose_draft
 from picospec.models.errors import ModelError, NoLlama, NotPulled
 from picospec.models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
 from picospec.models.llama_cpp.model import Model, Segment
-from picospec.models.store import Store, fitting_draft, open_store
+from picospec.models.store import Store, open_store
 from picospec.models.tokenizer_file import TokenizerCache
 from picospec.models.vocabulary import Relation, Vocabulary, relate
 from picospec.speculation.messages import PROTOCOL_VERSION, Judge, ModelFacts
@@ -286,9 +287,11 @@ async def check_drafting(
     name: str | None = settings.draft_model
     try:
         target = (await TargetTokenizer(verifier, cache, None)()).vocabulary
-        name = _draft_name(settings, store, facts, target)
-        if name is None:
-            return [Finding("draft model", True, "none: only repeated text is drafted")]
+        choice = await asyncio.to_thread(_draft_choice, settings, store, facts, target)
+        if (name := choice.name) is None:
+            found = f"none: only repeated text is drafted; {choice.why}"
+            warns = bool(choice.remedy)
+            return [Finding("draft model", True, found, choice.remedy, warns=warns)]
         path = store.find(name, "draft").path
         model = await asyncio.to_thread(Model, path, gpu_layers=settings.gpu_layers)
     except ApiError as error:
@@ -302,20 +305,23 @@ async def check_drafting(
         relation = relate(target, model.vocabulary)
         draft_s = await asyncio.to_thread(draft_step_s, model, settings)
     return [
-        Finding("draft model", True, f"{name}, {milliseconds(draft_s)} a token"),
+        Finding("draft model", True, f"{name}, {milliseconds(draft_s)} a token: {choice.why}"),
         check_vocabulary(relation, settings.judge),
         await check_speed(verifier, facts, draft_s),
     ]
 
 
-def _draft_name(
+def _draft_choice(
     settings: EdgeSettings, store: Store, facts: ModelFacts, target: Vocabulary
-) -> str | None:
+) -> Choice:
+    """Return the draft model that an edge would have now: the doctor fetches none."""
     if settings.drafter == "none" or settings.draft_model == NONE:
-        return None
-    if settings.draft_model == AUTO:
-        return fitting_draft(store, facts.model, target)
-    return settings.draft_model
+        return Choice(None, "the settings want none")
+    if settings.draft_model != AUTO:
+        return Choice(settings.draft_model, "the settings name it")
+    consent: Consent = "never" if settings.draft_from_hub == "never" else "ask"
+    policy = HubPolicy(consent, settings.draft_max_gb, ask=lambda _: False)
+    return choose_draft(store, facts.model, target, policy)
 
 
 def check_vocabulary(relation: Relation, judge: Judge) -> Finding:

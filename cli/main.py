@@ -33,7 +33,13 @@ from picospec.cli.connect import app as connecting_app
 from picospec.cli.doctor import check_gpu, gpu_here, report
 from picospec.cli.models import models_app
 from picospec.cli.service import COMMANDS, NoService, call, install, remove, state
-from picospec.cli.up import Plan, check_plain, check_settings, read_settings
+from picospec.cli.up import (
+    Plan,
+    check_plain,
+    check_settings,
+    read_settings,
+    up_at_a_distance,
+)
 from picospec.cli.up import up as run_up
 from picospec.gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
 from picospec.gateway.hosting.parent_death import program
@@ -99,6 +105,9 @@ def up(
         Option(help='Cores as "VERIFIER:EDGE", such as 0:1, or "none". Default: halves.'),
     ] = None,
     wait: Annotated[float, Option(help="Seconds to become ready in.")] = 300.0,
+    rtt: Annotated[
+        float, Option(min=0, help="Milliseconds of round trip to emulate between both ends.")
+    ] = 0.0,
 ) -> None:
     """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched."""
     from picospec.cli.preparing import ModelChoice, prepare, with_threads
@@ -115,6 +124,8 @@ def up(
         key = first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
         threaded = with_threads(settings, pins)
         plan = Plan(edge_port, verifier_port, threaded, arguments, pins, wait, key)
+        if rtt:
+            return asyncio.run(up_at_a_distance(plan, rtt, console))
         asyncio.run(run_up(plan, plan.services(), console))
     except (ServiceError, ModelError, WrongSettings, OSError) as error:
         fail(error)

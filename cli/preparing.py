@@ -2,7 +2,7 @@
 
 * llama.cpp runs a GGUF file, with exact weights, and vLLM a directory or repository of
   safetensors.
-* Without a named draft model, a draft of the catalogue that fits the target is used, if any.
+* Without a named draft model, one that fits the target is used (models.choosing), if any.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Final, Self
 from rich.console import Console
 
 from picospec.edge_agent.draft.loading import AUTO, NONE, pull_if_missing
+from picospec.edge_agent.settings import load
 from picospec.gateway.hosting.limits import Pins, compute_threads
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.catalogue import parse_reference
+from picospec.models.choosing import HubPolicy, choose_draft
 from picospec.models.errors import NotPulled
 from picospec.models.hub import progress_bar
 from picospec.models.llama_cpp.library import check_llama
 from picospec.models.llama_cpp.model import Model
-from picospec.models.store import Store, fitting_draft
+from picospec.models.store import Store
 
 Settings = Mapping[str, Mapping[str, object]]
 """Settings of "edge" and "verifier", each as in that service's own file."""
@@ -44,6 +46,19 @@ class ModelChoice:
     engine: str = ""
     """The engine that runs the target, "llama" or "vllm"; empty: the one that it needs."""
 
+    draft_from_hub: str = "ask"
+    draft_max_gb: str = "1"
+
+    @property
+    def hub(self) -> HubPolicy:
+        """Return the two settings before, as of the edge. Raises ServiceError."""
+        try:
+            known = {"draft_from_hub": self.draft_from_hub, "draft_max_gb": self.draft_max_gb}
+            edge = load(None, {}, known)
+        except ValueError as error:
+            raise ServiceError(f"[edge]: {error}") from error
+        return HubPolicy(edge.draft_from_hub, edge.draft_max_gb)
+
     @classmethod
     def of(cls, settings: Settings, environ: Mapping[str, str], **options: str | None) -> Self:
         """Read the fields from the options, else from the environment or the settings."""
@@ -51,6 +66,8 @@ class ModelChoice:
             "target": ("verifier", "model"),
             "draft": ("edge", "draft_model"),
             "engine": ("verifier", "target"),
+            "draft_from_hub": ("edge", "draft_from_hub"),
+            "draft_max_gb": ("edge", "draft_max_gb"),
         }
         found = {}
         for field, (service, name) in places.items():
@@ -73,7 +90,7 @@ def prepare(choice: ModelChoice, store: Store, console: Console) -> dict[str, tu
         verifier = ("--target", "llama", "--model", choice.target)
         with progress_bar(console, choice.target) as show:
             store.pull(choice.target, show, "target")
-        draft = _fitting(choice.target, store) if draft == AUTO else draft
+        draft = _fitting(choice, store, console) if draft == AUTO else draft
     if draft not in (AUTO, NONE):
         pull_if_missing(draft, store)
     return {"verifier": verifier, "edge": ("--draft", draft)}
@@ -117,8 +134,9 @@ def _directory(target: str, store: Store) -> str:
     return hub.repository
 
 
-def _fitting(target: str, store: Store) -> str:
-    """Return the draft model for a target on llama.cpp."""
+def _fitting(choice: ModelChoice, store: Store, console: Console) -> str:
+    """Return the draft model for a target on llama.cpp, and print which it is and why."""
+    target = choice.target
     if target in store.catalogue.pairs:
         return target
     found = store.find(target, "target")
@@ -126,4 +144,8 @@ def _fitting(target: str, store: Store) -> str:
     vocabulary = model.vocabulary
     model.close()
     size = found.path.stat().st_size
-    return fitting_draft(store, found.name, vocabulary, size) or NONE
+    chosen = choose_draft(store, found.name, vocabulary, choice.hub, size)
+    more = f" ({chosen.remedy})" if chosen.remedy else ""
+    line = f"Draft model: {chosen.name or NONE}, because {chosen.why}{more}"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return chosen.name or NONE

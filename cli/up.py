@@ -8,13 +8,14 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
 
+from picospec.bench.link import Conditions, Link
 from picospec.cli.chat_client import ChatError, client_of, first_model
 from picospec.cli.configuration import HOST, SERVICES
 from picospec.cli.doctor import bind_error
@@ -49,6 +50,9 @@ class Plan:
     api_key: str | None = None
     """A key that the edge accepts, with which it is asked for its model's name."""
 
+    link_port: int | None = None
+    """The edge reaches the verifier by this port; None: by the verifier's own."""
+
     @property
     def edge_url(self) -> str:
         return f"http://{HOST}:{self.edge_port}"
@@ -59,7 +63,7 @@ class Plan:
 
     def services(self) -> tuple[Service, Service]:
         """Return the verifier and the edge, in the order in which they start."""
-        more = ("--verifier-url", self.verifier_url)
+        more = ("--verifier-url", f"http://{HOST}:{self.link_port or self.verifier_port}")
         return (
             self._service("verifier", "verifier", self.verifier_port, self.pins.verifier),
             self._service("edge", "edge_agent", self.edge_port, self.pins.edge, *more),
@@ -151,6 +155,15 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped, restarts=ready)
+
+
+async def up_at_a_distance(plan: Plan, rtt_ms: float, console: Console) -> None:
+    """Do as `up`, with an emulated link of this round trip between both ends."""
+    conditions = Conditions(rtt_ms=rtt_ms)
+    async with Link((HOST, plan.verifier_port), conditions) as link:
+        far = replace(plan, link_port=link.port)
+        console.print(f"Both ends are {rtt_ms:g} ms of round trip apart: the link is emulated.")
+        await up(far, far.services(), console)
 
 
 async def _model_when_ready(plan: Plan, services: Iterable[Service], console: Console) -> str:

@@ -135,7 +135,14 @@ class EdgeSettings(ServiceSettings):
 
     draft_model: str = "auto"
     """A name of the catalogue (of a pair, its draft model is used), owner/repo, hf://... or a
-    path; "auto": a draft of the catalogue that fits the target, or none; "none"."""
+    path; "auto": one that fits the target (models.choosing), or none; "none"."""
+
+    draft_from_hub: Literal["ask", "always", "never"] = "ask"
+    """With `auto`, a draft model that the catalogue lacks may come from the hub: after a
+    question at a terminal, which a service has not; without one (`always`); or `never`."""
+
+    draft_max_gb: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """With `auto`, a draft model from the hub has at most this size."""
 
     drafter: Literal["model", "none"] = "model"
     """With `none`, draft tokens come only from lookup."""

@@ -135,6 +135,10 @@ class Blobs:
             partial.unlink(missing_ok=True)
         here = partial.stat().st_size if partial.exists() else 0
         self._make_room(model.file, model.bytes - here)
+        if where := source.where(model):
+            size = f", {model.bytes / 1e9:.2f} GB" if model.bytes else ""
+            licence = f"licence {model.licence}" if model.licence else "no licence is named"
+            progress(f"{model.file} from {where}{size}, {licence}", 0, 0)
         source.fetch(model, partial, progress)
         progress("checking", model.bytes, model.bytes)
         found = sha256_of(partial)

@@ -107,6 +107,27 @@ class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str
 
 
+class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A Family has repositories with small models of the vocabulary of some targets.
+
+    Raises ValueError for a malformed pattern or reference.
+    """
+
+    targets: str
+    """This pattern occurs in the names of the targets, in capitals or not."""
+
+    drafts: tuple[str, ...]
+    """These are references to the hub, in the order of trial."""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(f"targets: {error}") from error
+        if wrong := [each for each in self.drafts if parse_reference(each) is None]:
+            raise ValueError(f"{wrong[0]} is no reference to a hub")
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A Recipe makes the GGUF file `name`: fetch `file`, then quantise it unless None."""
@@ -126,6 +147,8 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: Mapping[Name, ModelFile] = {}
     variants: Mapping[Name, Variant] = {}
     pairs: Mapping[Name, Pair] = {}
+    families: Mapping[str, Family] = {}
+    """A user's family replaces the shipped one of its name."""
 
     @property
     def names(self) -> list[str]:
@@ -163,12 +186,20 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         of_pairs = [(pair.draft, self.recipe(pair.target)) for pair in self.pairs.values()]
         return [draft for draft, of in of_pairs if target in (of.name, of.model)]
 
+    def siblings_of(self, target: str) -> list[str]:
+        """Return the references of the families that a target's name belongs to."""
+        named = [
+            each for each in self.families.values() if re.search(f"(?i){each.targets}", target)
+        ]
+        return [draft for family in named for draft in family.drafts]
+
     def __or__(self, other: Self) -> Self:
         """Return the union, checked. Raises InvalidCatalogue for a name that both define."""
         if twice := set(self.names) & set(other.names):
             raise InvalidCatalogue(f"{min(twice)} is a name of the built-in catalogue")
         tables = {name: {**getattr(self, name), **getattr(other, name)} for name in _TABLES}
-        return type(self)(**tables).checked()
+        families = {**self.families, **other.families}
+        return type(self)(**tables, families=families).checked()
 
     def checked(self) -> Self:
         """Return the catalogue. Raises UnknownModel if an entry refers to an undefined name."""

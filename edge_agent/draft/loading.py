@@ -1,7 +1,7 @@
 """Finds, fetches and opens the draft model of this edge, and makes a drafter of it.
 
-The settings name the model, or it is the draft of the catalogue that fits the target; a missing
-one is fetched. The target decides which draft fits, so without a name the edge waits for the
+The settings name the model, or it is one that fits the target (models.choosing); a missing one
+is fetched. The target decides which draft fits, so without a name the edge waits for the
 verifier.
 """
 
@@ -24,11 +24,12 @@ from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.hosting.limits import compute_threads
+from picospec.models.choosing import HubPolicy, choose_draft
 from picospec.models.errors import CannotOpen
 from picospec.models.hub import progress_bar
 from picospec.models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
 from picospec.models.llama_cpp.model import Context, Length, Model, context_length
-from picospec.models.store import Store, fitting_draft, obtain
+from picospec.models.store import Store, obtain
 from picospec.models.tokenizer import Encoder, Tokenizer
 from picospec.models.tokenizer_file import TokenizerCache
 from picospec.models.vocabulary import Relation, relate
@@ -163,14 +164,15 @@ def with_draft_model(
         log.warning("no draft model", reason="llama.cpp is not installed", remedy=INSTALL)
         name = None
     if name == AUTO:
-        name = asyncio.run(_fitting(connect(), store))
+        policy = HubPolicy(settings.draft_from_hub, settings.draft_max_gb)
+        name = asyncio.run(_fitting(connect(), store, policy))
     if name is None:
         return settings.model_copy(update={"drafter": "none"})
     pull_if_missing(name, store)
     return settings.model_copy(update={"draft_model": name})
 
 
-async def _fitting(verifiers: Verifiers, store: Store) -> str | None:
+async def _fitting(verifiers: Verifiers, store: Store, policy: HubPolicy) -> str | None:
     """Wait for the verifier; return the name of a draft that fits the target, if one does."""
     log, reason = structlog.get_logger("edge_agent"), ""
     tokenizer = TargetTokenizer(verifiers, TokenizerCache(store.root / "tokenizers"), None)
@@ -187,9 +189,10 @@ async def _fitting(verifiers: Verifiers, store: Store) -> str | None:
                 await asyncio.sleep(RETRY_S)
     finally:
         await verifiers.close()
-    name = await asyncio.to_thread(fitting_draft, store, target, vocabulary)
-    log.info("draft model", target=target, chosen=name or "none of the catalogue fits")
-    return name
+    choice = await asyncio.to_thread(choose_draft, store, target, vocabulary, policy)
+    more = {"remedy": f'{choice.remedy}, or draft_from_hub = "always"'} if choice.remedy else {}
+    log.info("draft model", target=target, chosen=choice.name or "none", why=choice.why, **more)
+    return choice.name
 
 
 def open_model(settings: EdgeSettings, store: Store) -> Model | None:

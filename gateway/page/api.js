@@ -13,7 +13,7 @@ export class Failure extends Error {
 
 const UNREACHABLE = () => new Failure(
   "The service cannot be reached.",
-  "Is it still running? Start it again (make run), then try again.", "unreachable",
+  "Is it still running? Start it again (picospec up, or picospec edge), then try again.", "unreachable",
 );
 
 const BROKEN = () => new Failure(
@@ -32,6 +32,7 @@ const ADVICE = {
   404: [null, "Is this page as old as the service? Load it again."],
   413: ["The question is larger than the service accepts.", "Send a shorter file."],
   429: ["The service is busy.", "Wait a moment, then try again."],
+  loading: ["The edge is not ready yet.", "Wait a moment: this page looks again every ten seconds."],
   503: ["The large model cannot be reached now.",
     "The edge looks for it all the time: try again when the status light is green."],
   500: ["The service made a mistake.", "Its log says more. Try again."],

@@ -9,6 +9,7 @@ import { openConnect } from "./panels/connect.js";
 import { openSettings } from "./panels/settings.js";
 import { Service } from "./panels/status.js";
 import { showColours } from "./race/strip.js";
+import { redraw } from "./race/timeline.js";
 
 const THEMES = { auto: "light", light: "dark", dark: "auto" };
 
@@ -19,6 +20,7 @@ function drawTheme() {
   const words = { auto: "as the system", light: "light", dark: "dark" };
   $("theme").setAttribute("aria-label", `Colours: ${words[theme]}. Change`);
   $("theme").title = `Colours: ${words[theme]}`;
+  redraw();
 }
 
 const editSettings = () => openSettings({ themed: drawTheme, keyed: () => service.look() });
@@ -48,6 +50,7 @@ $("theme").addEventListener("click", () => {
   change({ theme: THEMES[settings().theme] });
   drawTheme();
 });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 drawTheme();
 showColours();
 service.watch();

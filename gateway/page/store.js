@@ -51,6 +51,18 @@ export function list() {
   return read(LIST, []);
 }
 
+// Returns the conversations whose title and text have all words of a query; all for an empty one.
+export function search(query) {
+  const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+  return list().filter(({ id, title }) => {
+    if (!words.length) return true;
+    const parts = read(PREFIX + id, []).flatMap(({ content, reasoning, files = [] }) =>
+      [content, reasoning, ...files.flatMap(({ name, text }) => [name, text])]);
+    const text = [title, ...parts].join("\n").toLowerCase();
+    return words.every((word) => text.includes(word));
+  });
+}
+
 export function begin() {
   return { id: crypto.randomUUID?.() ?? String(Date.now()), turns: [], isNew: true };
 }

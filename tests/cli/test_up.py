@@ -223,6 +223,15 @@ def test_safetensors_need_vllm_and_the_edge_chooses_its_draft(
     assert arguments["edge"] == ("--draft", "auto")
 
 
+def test_the_edges_settings_of_the_hub_are_read_and_checked() -> None:
+    given: dict[str, dict[str, object]] = {"edge": {"draft_max_gb": 2.5}}
+    choice = ModelChoice.of(given, {"PICOSPEC_EDGE__DRAFT_FROM_HUB": "never"})
+
+    assert (choice.hub.consent, choice.hub.max_gb) == ("never", 2.5)
+    with pytest.raises(ServiceError, match="draft_max_gb"):
+        _ = ModelChoice(draft_max_gb="much").hub
+
+
 def test_an_unknown_name_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="gpt"):
         prepare(ModelChoice("gpt"), open_store({"PICOSPEC_CACHE": str(tmp_path)}), Screen())
@@ -232,6 +241,7 @@ def test_an_unknown_name_is_an_error_before_anything_starts(tmp_path: Path) -> N
 
 ROOT = Path(__file__).parents[2]
 KEY = "correct-horse"
+RTT_MS = 30
 
 
 @dataclass
@@ -271,7 +281,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     }  # fmt: skip
     command = [sys.executable, "-P", "-c", "from picospec.cli.main import app; app()", "up"]
     process = subprocess.Popen(
-        [*command, "--target", str(target), "--draft", str(draft)],
+        [*command, "--target", str(target), "--draft", str(draft), "--rtt", str(RTT_MS)],
         cwd=project, env=environment, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -287,6 +297,18 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_the_edge_answers_as_the_target_alone(running: Running) -> None:
     assert running.process.poll() is None
     assert running.answer(running.edge_port) == running.answer(running.verifier_port)
+
+
+@pytest.mark.models
+def test_both_ends_are_as_far_apart_as_asked(running: Running) -> None:
+    url, headers = (
+        f"http://127.0.0.1:{running.edge_port}/status",
+        {"authorization": f"Bearer {KEY}"},
+    )
+    (verifier,) = httpx.get(url, headers=headers, trust_env=False).json()["verifiers"]
+
+    assert verifier["rtt_ms"] >= RTT_MS
+    assert not verifier["url"].endswith(f":{running.verifier_port}")
 
 
 @pytest.mark.models

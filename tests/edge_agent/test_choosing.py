@@ -10,12 +10,15 @@ import pytest
 from picospec.edge_agent.draft import loading
 from picospec.edge_agent.draft.loading import with_draft_model
 from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.models.catalogue import Catalogue, ModelFile, Pair
+from picospec.models.catalogue import Catalogue, Family, ModelFile, Pair
 from picospec.models.errors import UnknownModel
-from picospec.models.hub import Folder
+from picospec.models.gguf import metadata_in
+from picospec.models.hub import Folder, Hub
 from picospec.models.store import Store
 from picospec.models.tokenizer_file import TokenizerFile
-from tests.edge_agent.fakes import TokenizerVerifier
+from tests.edge_agent.fakes import FACTS, TokenizerVerifier
+from tests.models.hub_server import FakeHub
+from tests.models.test_choosing import small
 from tests.models.test_store import NoHub
 
 FILE = ModelFile("tiny.gguf", bytes=4, repository="o/r")
@@ -87,6 +90,32 @@ def test_where_nothing_fits_the_edge_goes_without(tmp_path: Path) -> None:
     empty = Store(tmp_path, Catalogue(), (), NoHub())
 
     assert choose(settings(), empty, lambda: verifier).drafter == "none"
+
+
+@pytest.mark.parametrize(
+    ("values", "fetched"),
+    [
+        ({"draft_from_hub": "always"}, True),
+        ({}, False),  # a service has no terminal
+        ({"draft_from_hub": "always", "draft_max_gb": 0.001}, False),
+    ],
+)
+def test_a_sibling_comes_from_the_hub_where_the_settings_allow_it(
+    tmp_path: Path, values: dict[str, object], fetched: bool
+) -> None:
+    content = small(tmp_path, "he")
+    verifier = TokenizerVerifier(TokenizerFile("gguf", metadata_in(content)))
+    families = {"any": Family(FACTS.model, ("maker/small:Q4_0",))}
+    with FakeHub({"maker/small": {"small-Q4_0.gguf": content}}).running() as server:
+        hub = Hub(server.endpoint)
+        own = Store(tmp_path / "store", Catalogue(families=families), (hub,), hub)
+
+        chosen = choose(settings(**values), own, lambda: verifier)
+
+    assert chosen.drafter == ("model" if fetched else "none")
+    assert [path.name for path in own.root.rglob("small*.gguf")] == [
+        "small-Q4_0.gguf"
+    ] * fetched
 
 
 def test_where_llama_cpp_is_missing_the_edge_goes_without_and_asks_nobody(

@@ -111,6 +111,9 @@ class Fake:
         self.act = act
         self.calls = 0
 
+    def where(self, model: ModelFile) -> str:
+        return ""
+
     def fetch(self, model: ModelFile, partial: Path, progress: Progress) -> None:
         self.calls += 1
         if isinstance(self.act, Exception):

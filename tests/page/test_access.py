@@ -119,6 +119,33 @@ def test_a_phone_shows_all_without_scrolling_sideways(visit: Visit) -> None:
     assert visit.page.locator("#menu").get_attribute("aria-expanded") == "false"
 
 
+TOUCHED = """() => [...document.querySelectorAll("button, summary, input[type=search]")]
+  .filter((each) => each.checkVisibility({visibilityProperty: true}))
+  .map((each) => [each.ariaLabel || each.textContent, each.getBoundingClientRect()])
+  .filter(([, {width, height}]) => Math.min(width, height) < 40).map(([name]) => name)"""
+"""The names of what is seen, is to be touched, and is smaller than 40 pixels."""
+
+
+@pytest.mark.parametrize("visit", [NARROW], indirect=True)
+def test_a_phone_shows_the_welcome_from_its_top_with_the_models_and_room_to_touch(
+    visit: Visit,
+) -> None:
+    page = visit.page
+    page.locator("#models", has_text="small-1 drafts · words-1 judges").wait_for()
+    head = page.locator(".welcome h2").bounding_box()
+    assert head["y"] > page.locator(".top").bounding_box()["height"]
+    small = {"welcome": visit.evaluate(TOUCHED)}
+    visit.ask("Merge two lists")
+    small["answer"] = visit.evaluate(TOUCHED)
+    page.click("#menu")
+    small["list"] = visit.evaluate(TOUCHED)
+    page.keyboard.press("Escape")
+    page.click("#open-settings")
+    small["settings"] = visit.evaluate(TOUCHED)
+
+    assert small == {"welcome": [], "answer": [], "list": [], "settings": []}
+
+
 @pytest.mark.parametrize("visit", [{"reduced_motion": "reduce"}], indirect=True)
 def test_nothing_moves_for_those_who_want_no_motion(visit: Visit) -> None:
     visit.engine.pass_s = 0.1

@@ -207,3 +207,11 @@ def test_a_verifier_that_is_away_is_said_at_once(visit: Visit) -> None:
 
     visit.page.locator("#health.bad").wait_for()
     visit.page.get_by_text("not ready: the verifier is away").wait_for()
+    visit.page.keyboard.press("Escape")
+    away = visit.page.locator("#away", has_text="The large model cannot be reached now")
+    away.wait_for()
+    assert visit.page.locator("#models").inner_text() == "small-1 drafts · words-1 judges"
+    visit.engine.down = False
+    visit.page.click("#open-status")
+    visit.page.locator("#health.good").wait_for()
+    assert visit.page.locator("#away").is_hidden()

@@ -8,6 +8,7 @@ import { action, announce, copy, h } from "../dom.js";
 import { settings } from "../store.js";
 import { Growing } from "./growing.js";
 import { Runs } from "./colouring.js";
+import { watchCode } from "./syntax.js";
 import { Ahead, CloudCursor } from "../race/overlay.js";
 import { Strip } from "../race/strip.js";
 
@@ -138,6 +139,7 @@ export class AnswerView {
     const { turn } = this;
     this.ahead?.remove();
     this.cursor?.remove();
+    this.text.querySelectorAll("pre > code").forEach(watchCode);
     this.asking = null;
     this.element.classList.remove("live");
     this.element.removeAttribute("aria-busy");

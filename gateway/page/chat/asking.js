@@ -14,7 +14,7 @@ export function asked() {
   for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
     const given = String(kept[name]).trim();
     if (given === "") continue;
-    if (!Number.isFinite(Number(given))) throw new Failure(`${name}: ${given} is no number.`, "Mend it in the settings.", "settings");
+    if (!Number.isFinite(Number(given))) throw new Failure(`${name}: ${given} is no number.`, "Correct it in the settings.", "settings");
     body[name] = Number(given);
   }
   body.seed ??= Math.floor(Math.random() * SEEDS);
@@ -26,7 +26,7 @@ function parsedTools(text) {
   try {
     return JSON.parse(text);
   } catch {
-    throw new Failure("The tools are not valid JSON.", "Mend them in the settings.", "settings");
+    throw new Failure("The tools are not valid JSON.", "Correct them in the settings.", "settings");
   }
 }
 

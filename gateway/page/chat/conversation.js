@@ -23,7 +23,7 @@ export class ConversationView {
       const { scrollHeight, scrollTop, clientHeight } = this.element;
       this.pinned = scrollHeight - scrollTop - clientHeight < 80;
     });
-    new ResizeObserver(() => { if (this.pinned) this.toEnd(); }).observe(column);
+    new ResizeObserver(() => { if (this.pinned && !this.isEmpty) this.toEnd(); }).observe(column);
     this.open(null);
   }
 
@@ -50,7 +50,8 @@ export class ConversationView {
     this.isEmpty = !turns.length;
     if (this.isEmpty) this.turns.append(welcome((text) => this.ask(text), this.page.isEdge()));
     else for (const [n, turn] of turns.entries()) if (n >= shown.length) this.turns.append(this.view(turn, n));
-    this.toEnd();
+    if (this.isEmpty) this.element.scrollTop = 0;
+    else this.toEnd();
   }
 
   toEnd() {

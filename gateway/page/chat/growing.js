@@ -6,10 +6,11 @@
 
 import { blocks, codeBlock, elements } from "./markdown.js";
 import { colour, piece } from "./colouring.js";
+import { watchCode } from "./syntax.js";
 import { h } from "../dom.js";
 
 const LONGEST = 4000;
-const OPENING = /^ {0,3}(`{3,}|~{3,})([^`\n]*)\n/;
+const OPENING = /^( {0,3})(`{3,}|~{3,})([^`\n]*)\n/;
 const LAST_PLACE = "P,LI,UL,OL,BLOCKQUOTE,H1,H2,H3,H4,H5,H6,PRE,CODE,TABLE,TBODY,THEAD,TR,TD,TH,DIV";
 
 export class Growing {
@@ -28,24 +29,36 @@ export class Growing {
   // Shows a text that begins with the text shown before.
   update(text) {
     this.text = text.replaceAll("\r", " ");
-    if (this.fence && !this.feed()) return;
+    while ((!this.fence || this.feed()) && this.draw());
+  }
+
+  // Draws the blocks that follow. Returns true if the rest is to be parsed again.
+  draw() {
     const rest = (this.table?.head ?? "") + this.text.slice(this.done);
     const tokens = rest.trim() ? blocks(rest) : [];
     const lastOne = tokens.findLastIndex((token) => token.type !== "space");
     for (const [i, token] of tokens.entries()) {
       if (token.type === "space") this.done += token.raw.length;
       else if (this.opens(token)) {
-        if (!this.feed()) return;
+        const end = this.done + token.raw.length;
+        if (!this.feed()) return false;
+        if (this.done !== end && this.done + 1 !== end) return true;
+        this.done = end; // marked may count the newline behind a fence to it, or not
       } else if (i < lastOne) this.freeze(this.render(token, token.raw));
       else return this.renderLast(token);
     }
     this.replace(null);
+    return false;
   }
 
-  // Renders the block that may still grow. If it is too long, its first part is cut off and kept.
+  // Renders the block that may still grow. If it is too long, its first part is cut off and kept,
+  // and the rest is to be drawn: then this returns true.
   renderLast(token) {
     const size = token.raw.length > LONGEST ? cut(token) : 0;
-    if (!size) return this.replace(this.render(token, token.raw));
+    if (!size) {
+      this.replace(this.render(token, token.raw));
+      return false;
+    }
     const source = token.raw.slice(0, size);
     const block = this.render(blocks(source)[0], source);
     this.freeze(block);
@@ -53,7 +66,7 @@ export class Growing {
       const element = block.element.closest("table") ?? block.element.querySelector("table");
       this.table = { head: headOf(token), element };
     }
-    this.update(this.text);
+    return true;
   }
 
   // source: text of the token. More rows of a table are parsed with its head, and shown without.
@@ -81,6 +94,7 @@ export class Growing {
     const size = this.fence.read(this.text.slice(this.done));
     if (size === null) return false;
     for (const mark of this.fence.lines) this.marks.push(mark);
+    watchCode(this.fence.code);
     this.done += size;
     this.fence = null;
     return true;
@@ -166,7 +180,8 @@ function headOf({ raw }) {
 
 // Shows a fenced block of code, whose complete lines are appended once.
 class Fence {
-  constructor([top, marker, info], runs, offset) {
+  constructor([top, indent, marker, info], runs, offset) {
+    this.indent = new RegExp(`^ {0,${indent.length}}`); // code begins where its fence begins
     this.closing = new RegExp(`^ {0,3}${marker[0]}{${marker.length},}[ \\t]*$`);
     this.runs = runs;
     this.offset = offset;
@@ -185,7 +200,7 @@ class Fence {
       if (this.closing.test(text.slice(start, end))) {
         this.line.element.remove();
         this.line = { marks: [], element: this.line.element };
-        return end + 1;
+        return end;
       }
       this.line.element.before(this.spans(text, start, end + 1, this.lines));
     }
@@ -199,7 +214,8 @@ class Fence {
 
   spans(text, start, end, marks) {
     const fragment = document.createDocumentFragment();
-    this.runs.split(this.offset + start, this.offset + end, (origin, from, until) => {
+    const indent = this.indent.exec(text.slice(start, end))[0].length;
+    this.runs.split(this.offset + start + indent, this.offset + end, (origin, from, until) => {
       fragment.append(piece(text.slice(from - this.offset, until - this.offset), origin, from, marks));
     });
     return fragment;

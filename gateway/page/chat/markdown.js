@@ -61,6 +61,7 @@ function finishLink(link) {
 // Returns a block of code, with its language and a button that copies it.
 export function codeBlock(pre, language) {
   pre.tabIndex = 0;
+  pre.firstElementChild.dataset.language = language;
   const button = h("button", { type: "button", class: "action" }, icon("copy"), "Copy");
   button.addEventListener("click", () => copy(button, pre.textContent));
   return h("div", { class: "code" }, h("div", { class: "code-top" }, h("span", {}, language || "text"), button), pre);

@@ -1,7 +1,7 @@
-// Lists the conversations, to open, rename, delete or begin one.
+// Lists the conversations, to find, open, rename, delete or begin one.
 
 import { $, announce, h, icon } from "../dom.js";
-import { list, remove, rename } from "../store.js";
+import { list, remove, rename, search } from "../store.js";
 
 export class Sidebar {
   // on: {open(id or null), current()}.
@@ -9,6 +9,10 @@ export class Sidebar {
     this.on = on;
     this.element = $("sidebar");
     this.renaming = null; // field of the title that is being edited
+    $("search").addEventListener("input", () => {
+      this.draw();
+      announce(`${$("conversations").querySelectorAll(".entry").length} found.`);
+    });
     $("begin").addEventListener("click", () => this.choose(null));
     $("menu").addEventListener("click", () => this.show(!this.element.classList.contains("shown")));
     document.addEventListener("keydown", (event) => {
@@ -38,7 +42,10 @@ export class Sidebar {
   // Draws the list; while a title is being edited, drawing waits for the end of that.
   draw() {
     if (this.renaming) return;
-    $("conversations").replaceChildren(...list().map((kept) => this.entry(kept)));
+    $("search").hidden = !list().length;
+    const found = search($("search").value).map((kept) => this.entry(kept));
+    const none = $("search").value.trim() && !found.length ? [h("li", { class: "none" }, "Nothing is found.")] : [];
+    $("conversations").replaceChildren(...found, ...none);
   }
 
   entry({ id, title }) {

@@ -5,6 +5,11 @@ import { $, h } from "../dom.js";
 import { panel } from "./panel.js";
 
 const EVERY_MS = 10_000;
+const WITHOUT_DRAFTS = {
+  always: "the large model goes on at once",
+  auto: "the large model goes on, or waits for drafts where that saves time",
+  never: "the large model waits for drafts",
+};
 
 export class Service {
   // learned: called once the kind of the service is known.
@@ -46,8 +51,20 @@ export class Service {
     const { model, draft } = this.state ?? {};
     const large = h("b", {}, model?.name ?? "");
     const shown = draft && model ? [h("b", {}, draft.model), " drafts · ", large, " judges"] : [large];
-    $("models").replaceChildren(...shown);
+    if (model) $("models").replaceChildren(...shown); // while it is away, its name stays
+    const trouble = this.trouble();
+    if ($("away").textContent !== trouble) $("away").textContent = trouble;
     if ($("status").open) this.show();
+  }
+
+  // Returns why no question can be answered now, in a sentence or two; "" if one can.
+  trouble() {
+    const { error, state } = this;
+    if (error) return `${error.message} ${error.advice}`;
+    if (!state || state.status === "ok") return "";
+    if (state.status === "draining") return "The service is stopping, and takes no more questions.";
+    const words = `The large model cannot be reached now (${state.error ?? "no reason is known"}).`;
+    return this.isEdge ? `${words} This page looks for it all the time: this line goes once it is back.` : words;
   }
 
   async open() {
@@ -81,7 +98,9 @@ function facts(state) {
     ["Large model", model ? `${model.name}, ${model.context_tokens} tokens of context` : "not known"],
     ["Draft model", service !== "edge" ? null : draft ? `${draft.model}, ${draft.slots} answers at a time` : "none: drafts come from the text alone"],
     ["Vocabularies", draft?.vocabularies],
-    ["Judging", state.judge && `${state.judge}, fill-in passes ${state.fill}, prompt lookup ${state.lookup ? "on" : "off"}`],
+    ["Judging", state.judge],
+    ["Without drafts", WITHOUT_DRAFTS[state.fill]],
+    ["Prompt lookup", state.judge && (state.lookup ? "on: repeated text is drafted" : "off")],
     ["Answers running", requests],
     ["Sessions", state.sessions && `${state.sessions.running} of ${state.sessions.limit}`],
     ["Version", `${version}, protocol ${protocol}, up for ${duration(uptime)}`],

@@ -96,9 +96,10 @@ export class Race {
   }
 
   // Returns the tokens that the cloud alone would have by now: its first with ours, then one a row.
+  // These may be more than ours, because the length of the answer is not known before its end.
   cloudTokens(now) {
     if (this.first === null || !this.rowMs) return 0;
-    return Math.min(this.tokens, 1 + Math.floor((now - this.first) / this.rowMs));
+    return 1 + Math.floor((now - this.first) / this.rowMs);
   }
 
   // Returns the index in the text of the end of the n-th token, as exactly as the chunks tell.

@@ -39,9 +39,10 @@ export class Strip {
     this.top.replaceChildren(kept.speculates ? legend(kept.counts) : h("span"));
     this.lanes.hidden = !kept.alone_s;
     this.timeline.element.hidden = !kept.passes.length;
-    const theirs = over ? kept.tokens : kept.cloud_tokens;
-    this.ours.set(kept.tokens / Math.max(kept.tokens, theirs), over ? `took ${kept.elapsed_s.toFixed(1)} s` : `${kept.tokens} tokens`);
-    this.theirs.set(kept.cloud_tokens / Math.max(kept.tokens, theirs), over ? `would take ${kept.alone_s?.toFixed(1)} s` : `${kept.cloud_tokens} tokens`);
+    // The winner's lane is full, and the other's is what it had or would have by then.
+    const theirs = over ? kept.elapsed_s / kept.alone_s : kept.cloud_tokens / kept.tokens;
+    this.ours.set(Math.min(1, 1 / theirs), over ? `took ${kept.elapsed_s.toFixed(1)} s` : `${kept.tokens} tokens`);
+    this.theirs.set(Math.min(1, theirs), over ? `would take ${kept.alone_s?.toFixed(1)} s` : `${kept.cloud_tokens} tokens`);
     this.timeline.draw(kept.passes, kept.elapsed_s, over);
     this.figures.replaceChildren(...figures(kept, over).map(([name, value, lead]) =>
       h("div", lead ? { class: "lead" } : {}, h("dt", {}, name), h("dd", {}, value))));

@@ -1,7 +1,7 @@
 // Draws the passes of the large model over time: one column for each pass, as high as its rows.
 //
-// The filled part of a column stands for accepted draft tokens, the hollow part for those judged in
-// vain. A column without draft tokens is a small bar. A bar before a column is the time for which
+// The filled part of a column stands for accepted draft tokens, the pale part for those that were not.
+// A column without draft tokens is a small bar. A bar before a column is the time for which
 // this answer waited for the pass: because it was held for draft tokens, or because others ran.
 
 import { h } from "../dom.js";
@@ -9,10 +9,21 @@ import { h } from "../dom.js";
 const HEIGHT = 56;
 const FIRST_SPAN_S = 4;
 
+const drawn = new WeakMap(); // canvas: function that draws it again
+
+// Draws all passes again, in the colours of another theme: those of hidden turns once they are seen.
+export function redraw() {
+  for (const canvas of document.querySelectorAll("canvas.timeline")) {
+    const again = () => drawn.get(canvas)?.();
+    if (canvas.checkVisibility({ contentVisibilityAuto: true })) again();
+    else canvas.closest(".turn").addEventListener("contentvisibilityautostatechange", again, { once: true });
+  }
+}
+
 export class Timeline {
   constructor() {
     this.canvas = h("canvas", { class: "timeline", role: "img", "aria-label": "No pass yet" });
-    const words = ["accepted", "judged in vain", "waited"].map((name, i) => h("span", { class: `key key-${i}` }, name));
+    const words = ["accepted drafts", "drafts not accepted", "time spent waiting"].map((name, i) => h("span", { class: `key key-${i}` }, name));
     this.element = h("figure", { class: "passes", hidden: true }, this.canvas,
       h("figcaption", {}, "Passes of the large model: ", ...words));
   }
@@ -20,6 +31,7 @@ export class Timeline {
   // passes: [at_s, rows, accepted, waited_s], in order. endS: the time now. over: nothing follows.
   draw(passes, endS, over) {
     const { canvas } = this;
+    drawn.set(canvas, () => this.draw(passes, endS, over));
     const width = canvas.clientWidth;
     if (!width) return;
     const scale = window.devicePixelRatio || 1;
