@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from picospec.models import tokenizer as tokenizers
 from picospec.models.template import ChatTemplate
-from picospec.models.tokenizer import Markers, Tokenizer
+from picospec.models.tokenizer import Tokenizer
+from picospec.models.vocabulary import Markers
 from tests.models.byte_model import BOS, END, MARKERS, START, ByteModel
 
 CHATML = (
