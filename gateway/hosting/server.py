@@ -7,6 +7,7 @@ a second SIGTERM and SIGINT as `STOP_AT_ONCE`, because the worker's server close
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import multiprocessing
 import os
@@ -373,7 +374,17 @@ def _load(settings: ServerSettings, load: Callable[[], FastAPI], connections: in
     cut_silent(settings.port, connections)
     end_with_parent(STOP_AT_ONCE, settings.stop_timeout_s)
     logs.configure(settings.log_format)
-    return load()
+    app = load()
+    settle()
+    return app
+
+
+def settle() -> None:
+    """Leave all objects that exist, those of a loaded service, out of later collections of
+    garbage. Nothing else runs during a collection, and a large body causes some: with these
+    objects each takes 60 to 130 ms, and 20 to 40 without."""
+    gc.collect()
+    gc.freeze()
 
 
 def _pass_signals_on(server: AbstractServer[Any], stop_timeout_s: int) -> None:
