@@ -16,11 +16,10 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from msgspec import structs
 
 from picospec.edge_agent import app as edge
 from picospec.edge_agent.settings import load as load_edge
@@ -61,7 +60,7 @@ class Worded(FakeTarget):
     ) -> AsyncGenerator[Framed[Reply]]:
         """Let no first token of a prompt choose how the target behaves."""
         prompt = (STREAMS, *request.prompt[1:])
-        return super().serve(session, structs.replace(request, prompt=prompt), tenant)
+        return super().serve(session, replace(request, prompt=prompt), tenant)
 
 
 def verifier_of(port: int) -> VerifierSettings:
