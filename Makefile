@@ -20,6 +20,7 @@
 # make lock [ARGS=--upgrade]            renews the lock files, see scripts/lock.sh
 # make pin                              writes the digests of images and the commits of models, see scripts/pin.py;
 #                                       IMAGE_REGISTRY names the host of images whose names have none
+# make audit                            asks PyPI for advisories about the locked packages, with pipx
 # make sbom                             writes build/sbom.json: what this package runs on
 # make reference                        writes docs/settings.md and docs/metrics.md from the classes
 # make wheel                            builds dist/picospec-VERSION-py3-none-any.whl
@@ -89,7 +90,7 @@ bench-smoke: setup
 build/tools/.ready: .venv/.ready-run
 	@$(STEP) "tools installed" scripts/setup-tools.sh
 
-.PHONY: lock pin sbom wheel
+.PHONY: audit lock pin sbom wheel
 wheel: setup
 	@$(STEP) "wheel built" scripts/build-wheel.sh $(BIN)/python dist
 
@@ -102,6 +103,9 @@ reference: setup
 
 pin: setup
 	@$(STEP) "images and models pinned" $(BIN)/python scripts/pin.py $(ARGS)
+
+audit:
+	@$(STEP) "locks audited" pipx run pip-audit --disable-pip --require-hashes --requirement requirements/run.lock
 
 sbom: build/tools/.ready
 	@$(STEP) "SBOM written" build/tools/bin/cyclonedx-py requirements requirements/run.lock \

@@ -31,7 +31,7 @@ from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.limits import max_accepted, max_connections, raise_limit
-from picospec.gateway.hosting.server import DrainingServer, cut_silent, protocol
+from picospec.gateway.hosting.server import DrainingServer, cut_silent, protocol, settle
 from picospec.gateway.hosting.settings import TlsSettings, check_listening, wrong
 from picospec.gateway.http import error_response, json_response
 from picospec.gateway.middleware import HEALTH_PATHS
@@ -195,9 +195,10 @@ def serve(
     def make() -> FastAPI:
         store, metrics = open_store(os.environ), EdgeMetrics(CollectorRegistry())
         connect = partial(open_verifiers, settings, metrics)
-        return build(
-            with_draft_model(settings, store, connect), store, drain, policy, make_drafter
-        )
+        named = with_draft_model(settings, store, connect)
+        built = build(named, store, drain, policy, make_drafter)
+        settle()
+        return built
 
     limit = raise_limit()
     if settings.tls is not None:  # uvicorn does not see handshakes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -81,13 +81,18 @@ def build(
         alone = open_engine(draft, drafter, settings.context_tokens)
         fallback = DraftFallback(alone, verifiers, tokenizer, metrics)
 
+    async def introduce() -> None:
+        await tokenizer.introduce()
+        with suppress(ApiError):  # another verifier is in use by now
+            await engine.prepare()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         tasks = [
             asyncio.create_task(kept_going(work))
             for work in (
                 partial(metrics.watch_lag, time.monotonic),
-                tokenizer.introduce,
+                introduce,
                 verifiers.watch,
                 drafter.watch,
             )

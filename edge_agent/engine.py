@@ -346,6 +346,10 @@ class EdgeEngine:
         salt = salted(owner.identity) if self._settings.separates_prefixes else None
         await self._verifiers.forget_answers(salt)
 
+    async def prepare(self) -> None:
+        """Do before the first answer what would hold up others. Raises ApiError."""
+        await self._proposals.prepare()
+
     async def close(self) -> None:
         """Stop everything that the engine has started."""
         await self._proposals.close()

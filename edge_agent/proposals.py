@@ -45,15 +45,23 @@ class EdgeGrammars:
     ) -> Grammar:
         """Return the grammar of a request that has one. Raises InvalidRequest, CannotCheck if
         no grammar can be tried now, or Overloaded if too many requests of the owner wait."""
-        if self._compiler is None or self._compiler.tokenizer is not tokenizer:
-            await self.close()
-            self._compiler = GrammarCompiler(tokenizer, self._turns.take)
+        compiler = await self._of(tokenizer)
         try:
             asked = bytes(request.sampling.extras[NAME])
-            return await self._compiler.compile(asked, owner.identity if owner else None)
+            return await compiler.compile(asked, owner.identity if owner else None)
         except InvalidGrammar as error:
             field = error.field(NAME)
             raise InvalidRequest(f"{field}: {error.reason}", param=field) from error
+
+    async def prepare(self, tokenizer: Tokenizer) -> None:
+        """See GrammarCompiler.prepare."""
+        await asyncio.to_thread((await self._of(tokenizer)).prepare)
+
+    async def _of(self, tokenizer: Tokenizer) -> GrammarCompiler:
+        if self._compiler is None or self._compiler.tokenizer is not tokenizer:
+            await self.close()
+            self._compiler = GrammarCompiler(tokenizer, self._turns.take)
+        return self._compiler
 
     async def close(self) -> None:
         """End the process that tries grammars."""
@@ -222,6 +230,11 @@ class ProposalFinder:
         self._grammars = EdgeGrammars()
         self._grams = OncePerPrompt[PromptGrams]()
         self.pools = Pools(settings.pool_tokens)
+
+    async def prepare(self) -> None:
+        """Make what the grammars of the target in use need. Raises ApiError."""
+        if self._settings.grammars and JUDGES[self._settings.judge].takes_any_draft:
+            await self._grammars.prepare(await self._tokenizer(""))
 
     async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
         """Return the proposals for one request.

@@ -76,8 +76,9 @@ class Checker:
 
     async def _start(self) -> Worker:
         try:
+            tokens = await asyncio.to_thread(Tokens.of, self._vocabulary)  # reads all of them
             self._worker = Worker("picospec.models.trial")
-            await _ask(self._worker, Tokens.of(self._vocabulary), START_TIMEOUT_S)
+            await _ask(self._worker, tokens, START_TIMEOUT_S)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError | EOFError):
@@ -127,6 +128,11 @@ class GrammarCompiler:
         self._checker = Checker(tokenizer.vocabulary)
         self._verdicts: dict[_Asked, Outcome] = {}
         self._compiled: dict[bytes, Grammar] = {}
+
+    def prepare(self) -> None:
+        """Make what all grammars need. No other thread runs meanwhile, so a service does this
+        before its first answer."""
+        _ = self._tokens
 
     async def check(self, asked: bytes, owner: str | None = None) -> str:
         """Return the grammar of a constraint (JSON). Raises InvalidGrammar or CannotCheck, and

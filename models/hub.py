@@ -299,6 +299,8 @@ class _Report:
 
     def update(self, sent: int) -> None:
         self._done += sent
+        if 0 < self._size < self._done:  # it might send until the disk is full
+            raise SourceFailed(f"the hub sends more than {self._size} bytes, which it named")
         self._progress("downloading", self._done, self._size)
 
 

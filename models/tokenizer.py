@@ -9,15 +9,12 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property, partial
-from itertools import chain, groupby
-from operator import itemgetter
-from os.path import commonprefix
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -30,7 +27,7 @@ from picospec.models.template import (
     shaped,
     system_first,
 )
-from picospec.models.vocabulary import Vocabulary
+from picospec.models.vocabulary import Markers, Vocabulary
 
 # Makes prompts that ask a model for the text between a prefix and a suffix.
 #
@@ -139,49 +136,6 @@ _NONE: Final[Json] = MappingProxyType({})
 CONTINUES: Final = "continue_final_message"
 """With this option the answer continues the last message: the chat ends with its content,
 whatever the template writes after it."""
-
-
-CHUNK: Final = 1 << 16
-"""A search for markers covers this many characters: no other thread runs meanwhile."""
-
-
-class Markers:
-    """Finds markers in a text: at each place the longest, as tokenizers do.
-
-    Its regular expression branches at each character, so that a place is looked at once for all
-    markers: a model may have a thousand that begin alike.
-    """
-
-    def __init__(self, markers: Collection[str]) -> None:
-        self._longest = max(map(len, markers), default=0)
-        self._pattern = re.compile(_branching(sorted(markers)) or "(?!)")
-
-    def split(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Yield the pieces of a text: whether each is a marker; no other is empty."""
-        done = at = 0
-        while at < len(text):
-            window_end = at + CHUNK
-            found = self._pattern.search(text, at, window_end + self._longest)
-            if found is None or found.start() >= window_end:  # it may be cut off there
-                at = window_end
-                continue
-            if found.start() > done:
-                yield text[done : found.start()], False
-            yield found[0], True
-            done = at = found.end()
-        if done < len(text):
-            yield text[done:], False
-
-
-def _branching(texts: Sequence[str]) -> str:
-    """Return a pattern of these sorted texts, all different, that prefers the longest."""
-    ends = "?" if texts and not texts[0] else ""
-    branches = [
-        re.escape(prefix) + _branching([each[len(prefix) :] for each in alike])
-        for alike in (list(group) for _, group in groupby(filter(None, texts), itemgetter(0)))
-        if (prefix := commonprefix(alike))  # noqa: RUF071  of characters
-    ]
-    return f"(?:{'|'.join(branches)}){ends}" if branches else ""
 
 
 class Encoder(Protocol):

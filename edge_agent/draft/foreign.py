@@ -189,6 +189,10 @@ MAX_PENDING: Final = 8
 is proposed anyway."""
 
 
+UNSETTLED: Final = 512
+"""About this many last tokens of an output are spelt at each step: a rejection changes some."""
+
+
 class ForeignSlot:
     """A DraftSlot over `slot`, which was taken for `own`: the prompt in the draft model's
     tokens."""
@@ -201,6 +205,8 @@ class ForeignSlot:
         self._prompt_tokens = prompt_tokens
         self._own_prompt = own
         self._text = DraftText(translation.draft)
+        self._settled: list[TokenId] = []
+        self._settled_bytes = b""
 
     async def step(
         self,
@@ -212,7 +218,7 @@ class ForeignSlot:
         """Return the draft tokens that are certain after one pass of the draft model. If some
         were certain before, return those at once."""
         output = context[self._prompt_tokens :]
-        text = self._translation.target.bytes_of(output)
+        text = self._bytes_of(output)
         behind = context[-BEHIND_TOKENS:]
         can_continue = partial(self._translation.target.can_continue, behind)
         required = self._text.follow(text, can_continue)
@@ -231,6 +237,17 @@ class ForeignSlot:
     def leave(self) -> None:
         """Give the slot back. Harmless when repeated."""
         self._slot.leave()
+
+    def _bytes_of(self, output: Sequence[TokenId]) -> bytes:
+        """Return the bytes of an output. Those of most of it are kept from step to step: to
+        spell 100,000 tokens takes 20 ms."""
+        bytes_of, known = self._translation.target.bytes_of, len(self._settled)
+        if output[:known] != self._settled:
+            self._settled, self._settled_bytes, known = [], b"", 0
+        if (end := len(output) - UNSETTLED) > known + UNSETTLED:
+            self._settled_bytes += bytes_of(output[known:end])
+            self._settled, known = list(output[:end]), end
+        return self._settled_bytes + bytes_of(output[known:])
 
     def _readable(self, required: bytes, pending: bytes, ahead: Sequence[TokenId]) -> list[int]:
         """Return the draft model's tokens that the pass reads after its own text: those of the

@@ -130,6 +130,7 @@ class Verifier(KnownVerifier):
         self._facts: ModelFacts | None = None
         self._heard_at = 0.0  # when the last answer came, by now_with_sleep
         self._waking: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[ModelFacts] | None = None
         self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
 
     @property
@@ -166,24 +167,32 @@ class Verifier(KnownVerifier):
             self.delivered(begun)
 
     async def facts(self) -> ModelFacts:
-        """Return the target's facts, which are fetched once and after each `forget`.
+        """Return the target's facts, which are fetched once and after each `forget`, for all
+        who wait for them.
 
         Raises Unavailable, Overloaded, or EngineFault if the peer is no verifier.
         """
-        if self._facts is None:
-            begun = time.monotonic()
-            facts = self._read(await self._first_answer())
-            slow_s = _SLOWER * (time.monotonic() - begun)  # as on a busy host
-            for _ in range(_FIRST_SAMPLES):
-                await self.check(max(CHECK_TIMEOUT_S, slow_s))
-            self._facts = facts
-            self.learn(facts)
-            if not facts.is_compatible:
-                structlog.get_logger("edge_agent").warning(
-                    "undrafted", verifier=self.url, protocol=facts.protocol,
-                    own=PROTOCOL_VERSION, remedy="install one version at both ends",
-                )  # fmt: skip
-        return self._facts
+        if self._facts is not None:
+            return self._facts
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.create_task(self._fetch())
+            self._fetching.add_done_callback(_seen)
+        return await asyncio.shield(self._fetching)
+
+    async def _fetch(self) -> ModelFacts:
+        begun = time.monotonic()
+        facts = self._read(await self._first_answer())
+        slow_s = _SLOWER * (time.monotonic() - begun)  # as on a busy host
+        for _ in range(_FIRST_SAMPLES):
+            await self.check(max(CHECK_TIMEOUT_S, slow_s))
+        self._facts = facts
+        self.learn(facts)
+        if not facts.is_compatible:
+            structlog.get_logger("edge_agent").warning(
+                "undrafted", verifier=self.url, protocol=facts.protocol,
+                own=PROTOCOL_VERSION, remedy="install one version at both ends",
+            )  # fmt: skip
+        return facts
 
     async def _first_answer(self) -> Answer:
         """Return the answer that has the facts. One who has never answered may be an ordinary
@@ -243,6 +252,13 @@ class Verifier(KnownVerifier):
         if self._waking is not None:
             await asyncio.wait([self._waking])
 
+    async def close(self) -> None:
+        await self.uploads.close()
+        await self.awake()
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait([self._fetching])
+
     async def status(self) -> VerifierStatus:
         """Return the verifier's status; an empty one if it gives none."""
         try:
@@ -293,6 +309,12 @@ class Verifier(KnownVerifier):
         if max(facts.stop_tokens, default=0) >= facts.vocabulary_size:
             raise EngineFault(f"{self.url} names a stop token that is no token")
         return facts
+
+
+def _seen(fetched: asyncio.Task[ModelFacts]) -> None:
+    """Look at an error, for which perhaps nobody waits any more."""
+    if not fetched.cancelled():
+        fetched.exception()
 
 
 def _of_another_version(answer: Answer) -> ModelFacts | None:

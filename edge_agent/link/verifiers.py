@@ -140,8 +140,7 @@ class Verifiers(KnownVerifiers[Verifier]):
         await asyncio.gather(*checks, return_exceptions=True)  # their states show the failures
 
     async def close(self) -> None:
-        await asyncio.gather(*(verifier.uploads.close() for verifier in self.all))
-        await asyncio.gather(*(verifier.awake() for verifier in self.all))
+        await asyncio.gather(*(verifier.close() for verifier in self.all))
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.wait([self._probing])

@@ -243,6 +243,10 @@ def _is_tokens(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
+MAX_ECHOED: Final = 8 << 20
+"""All choices together repeat at most this many characters of prompts, which is eight times a
+prompt of 250,000 tokens: nothing else runs while an answer is encoded."""
+
 Prompts = Annotated[
     tuple[str | TokenIds, ...],
     BeforeValidator(
@@ -321,6 +325,8 @@ class CompletionRequest(GenerationRequest):
         if not self.echo:
             return list(streams)
         prompts = [text_of(prompt, tokenizer) for prompt in self.prompt]
+        if sum(map(len, prompts)) * self.n > MAX_ECHOED:
+            raise InvalidRequest.of("echo", f"more than {MAX_ECHOED} characters of prompts")
         return [_echo(prompts[i // self.n], stream) for i, stream in enumerate(streams)]
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from picospec.models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from picospec.models.llama_cpp.library import lib, on_stack
-from picospec.models.vocabulary import Vocabulary
+from picospec.models.vocabulary import Markers, Vocabulary
 
 # A pass takes its rows as segments, which must keep the rules checked here.
 #
@@ -107,6 +107,10 @@ ends the process."""
 SHALLOW_CHARS: Final = 2048
 """Longer texts are tokenised on a stack of their own."""
 
+PART_CHARS: Final = 8192
+"""A text is cut at the first place after as many characters where that changes no token. Half
+a megabyte of markers took 20 s in one piece; a chat of 100,000 tokens took twice as long."""
+
 
 class Model:
     """A Model is a GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
@@ -137,16 +141,60 @@ class Model:
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Return the tokens of text, without BOS. special: markers become special tokens.
         Several threads may call this at once."""
+        if len(text) <= SHALLOW_CHARS:
+            return self._tokens(text, special)
+        parts = self._parts(text, special)
+        size = STACK_BYTES_A_CHAR * max(map(len, parts))
+        return on_stack(
+            size, lambda: [t for part in parts for t in self._tokens(part, special)]
+        )
+
+    def _tokens(self, text: str, special: bool) -> list[int]:
         data = text.encode()
         room = 4 * len(data) + 8  # a token is a byte at worst, and a space becomes three bytes
+        found = (ctypes.c_int32 * room)()
+        given = self._vocabulary, data, len(data), found, room, False, special
+        return list(found[: lib.llama_tokenize(*given)])
 
-        def tokens() -> list[int]:
-            found = (ctypes.c_int32 * room)()
-            given = self._vocabulary, data, len(data), found, room, False, special
-            return list(found[: lib.llama_tokenize(*given)])
+    def _parts(self, text: str, special: bool) -> list[str]:
+        """Return the parts of a text, which have the tokens of the whole: each but the first
+        begins with a text that llama.cpp takes for one token whatever stands around it.
+        llama.cpp takes a time in proportion to such texts times the length of a part."""
+        parts = [""]
+        for piece, is_token in self._cuts[special].split(text):
+            if is_token and len(parts[-1]) >= PART_CHARS:
+                parts.append("")
+            parts[-1] += piece
+        return parts
 
-        deep = len(text) > SHALLOW_CHARS
-        return on_stack(STACK_BYTES_A_CHAR * len(text), tokens) if deep else tokens()
+    @cached_property
+    def _cuts(self) -> tuple[Markers, Markers]:
+        """Find where a text may be cut, without special tokens and with them: before a token
+        that takes no space before it, and that no other one can overlap from before."""
+        named, asked = lib.LLAMA_TOKEN_ATTR_USER_DEFINED, lib.LLAMA_TOKEN_ATTR_CONTROL
+        asked |= named | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        tokens = range(self.vocabulary_size)
+        attributes = [
+            int(lib.llama_vocab_get_attr(self._vocabulary, token)) for token in tokens
+        ]
+        whole = [
+            (self._render(t).decode("latin-1"), attributes[t])
+            for t in tokens
+            if attributes[t] & asked
+        ]
+        inner = {character for text, _ in whole for character in text[1:]}
+        cuts = [
+            (text, has)
+            for text, has in whole
+            if text
+            and text[0] not in inner
+            and text.isascii()
+            and " " not in text
+            and not has & lib.LLAMA_TOKEN_ATTR_LSTRIP
+        ]
+        of_kind = ([text for text, has in cuts if has & kind] for kind in (named, asked))
+        without, with_special = map(Markers, of_kind)
+        return without, with_special
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -84,6 +84,9 @@ carried: list[str] = []
 strays: list[str] = []
 """Requests of sessions that were not opened here."""
 
+told: list[str] = []
+"""Requests for the facts."""
+
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http" and scope["path"] == UPLOADS and NAME not in OTHERS:
@@ -134,6 +137,7 @@ async def _answer(request: Request) -> Response:
         case "/seen":
             return JSONResponse(_seen())
         case "/v1/model-facts":
+            told.append(path)
             return JSONResponse(FACTS | OTHERS.get(NAME, {}))
         case "/v1/chat/completions" | "/v1/completions" | "/api/chat":
             asked = json.loads(body)
@@ -149,6 +153,7 @@ def _seen() -> dict[str, int]:
         "opened": len(sessions),
         "cancelled": len(cancelled),
         "strays": len(strays),
+        "told": len(told),
         "replaced": len(replaced),
         "uploaded": len(uploaded),
         "carried": len(carried),

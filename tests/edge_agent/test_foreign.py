@@ -75,6 +75,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Retokeniser, "can_continue", lambda *_: True)
     monkeypatch.setattr(foreign_slot, "_WORD", re.compile(rb"(?!)"))
     monkeypatch.setattr(foreign_slot, "MAX_PENDING", 1 << 30)
+    monkeypatch.setattr(foreign_slot, "UNSETTLED", 1)
 
 
 @pytest.mark.models

@@ -131,6 +131,20 @@ async def test_facts_are_fetched_once_and_the_round_trip_is_measured(
     assert 0.0 < verifier.rtt_s < 0.5
 
 
+async def test_facts_are_fetched_once_for_all_who_wait_for_them(verifier: Verifier) -> None:
+    before = (await seen(verifier.url))["told"]
+
+    left = asyncio.create_task(verifier.facts())
+    await asyncio.sleep(0)
+    asked = [asyncio.create_task(verifier.facts()) for _ in range(20)]
+    await asyncio.sleep(0)
+    left.cancel()
+    facts = await asyncio.gather(*asked)
+
+    assert {each.model for each in facts} == {"plain"}
+    assert (await seen(verifier.url))["told"] == before + 1
+
+
 async def test_a_busy_host_is_waited_for_until_the_session_is_open(verifier: Verifier) -> None:
     messages = await everything(verifier, request("busy"))
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
+from picospec.gateway.doors import completions
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.completions import CompletionRequest
 from picospec.gateway.doors.messages_schema import ChatMessage
@@ -276,3 +277,15 @@ def test_a_request_with_odd_values_is_served_or_named(
 @given(st.dictionaries(st.sampled_from([*TokenizeRequest.model_fields, "tools"]), values))
 def test_any_text_is_tokenised_or_named(body: Body) -> None:
     check("/tokenize", body)
+
+
+@pytest.mark.parametrize(("choices", "status"), [(2, 200), (3, 400)])
+async def test_all_choices_together_repeat_a_bounded_text(
+    choices: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completions, "MAX_ECHOED", 10)
+
+    answer = await ask({"prompt": "hello", "echo": True, "n": choices})
+
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["param"] == "echo"

@@ -21,7 +21,7 @@ from picospec.gateway.hosting import server
 from picospec.gateway.hosting.limits import MAX_DESCRIPTORS, limit_accept_error_logs
 from tests.edge_agent.processes import wait_for
 from tests.gateway.scripted import ScriptedEngine, make_app, served
-from tests.verifier.conftest import ROOT, fake_command, serving
+from tests.verifier.conftest import KEY, ROOT, fake_command, serving
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a socket's bytes")
 DESCRIPTORS = 200
@@ -78,6 +78,31 @@ def test_silent_connections_do_not_make_a_verifier_unreachable(verifier: int) ->
         answer = httpx.get(f"http://127.0.0.1:{verifier}/health", timeout=30, trust_env=False)
 
     assert answer.status_code == 200
+
+
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""All that a client of HTTP/2 must send: the preface, and settings without a change."""
+
+
+@LINUX
+def test_connections_that_ask_nothing_give_way_at_a_verifier_and_a_running_stream_goes_on(
+    verifier: int,
+) -> None:
+    url = f"http://127.0.0.1:{verifier}"
+    messages, key = [{"role": "user", "content": "slowly"}], {"authorization": f"Bearer {KEY}"}
+    asked = {"messages": messages, "max_tokens": 120, "stream": True}
+    with (
+        httpx.Client(base_url=url, headers=key, timeout=30, trust_env=False) as client,
+        client.stream("POST", "/v1/chat/completions", json=asked) as running,
+        held(verifier, DESCRIPTORS) as strangers,
+    ):
+        for stranger in strangers:
+            stranger.sendall(HTTP2)
+        answer = httpx.get(f"{url}/health", timeout=30, trust_env=False)
+        lines = [line for line in running.iter_lines() if line]
+
+    assert answer.status_code == 200
+    assert lines[-1] == "data: [DONE]"
 
 
 @LINUX

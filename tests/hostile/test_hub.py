@@ -10,9 +10,10 @@ from typing import Final
 import msgspec
 import pytest
 
+from picospec.models import hub
 from picospec.models.catalogue import ModelFile, Wheel, parse_catalogue
 from picospec.models.digests import sha256_name, tokenizer_name
-from picospec.models.errors import CannotOpen, InvalidCatalogue, PullError
+from picospec.models.errors import CannotOpen, InvalidCatalogue, PullError, SourceFailed
 from picospec.models.hub import Hub
 from picospec.models.store import Store, open_store
 from picospec.models.tokenizer_file import TokenizerCache
@@ -42,6 +43,14 @@ FORMS: Final = [
     "{digest}/../../secret", "{digest}0", "\0{digest}", "A{digest}",
 ]  # fmt: skip
 """Names of which none is a digest."""
+
+
+def test_a_file_that_is_longer_than_the_hub_said_is_fetched_no_further() -> None:
+    report = hub._Report(lambda *_: None, done=0, size=10)
+    report.update(10)
+
+    with pytest.raises(SourceFailed, match="more than 10 bytes"):
+        report.update(1)
 
 
 @pytest.fixture

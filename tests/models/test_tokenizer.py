@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.models import tokenizer as tokenizers
+from picospec.models import vocabulary
 from picospec.models.template import ChatTemplate
-from picospec.models.tokenizer import Markers, Tokenizer
+from picospec.models.tokenizer import Tokenizer
+from picospec.models.vocabulary import Markers
 from tests.models.byte_model import BOS, END, MARKERS, START, ByteModel
 
 CHATML = (
@@ -40,7 +41,7 @@ def test_markers_are_the_longest_at_each_place_whatever_the_pieces_of_the_search
     expected = [piece for piece in re.split(f"({longest_first})", text) if piece]
 
     with pytest.MonkeyPatch.context() as small:
-        small.setattr(tokenizers, "CHUNK", chunk)
+        small.setattr(vocabulary, "CHUNK", chunk)
         found = list(Markers(markers).split(text))
 
     assert [piece for piece, _ in found] == expected

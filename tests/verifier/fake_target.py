@@ -92,9 +92,10 @@ class FakeTokenizer:
 
 
 class _Running:
-    def __init__(self, request: Open) -> None:
+    def __init__(self, request: Open, size: int) -> None:
+        """size: of the vocabulary."""
         self.machine = VerifyingSession(
-            request, FACTS.limits, vocabulary_size=V, u=itertools.repeat(0.5)
+            request, FACTS.limits, vocabulary_size=size, u=itertools.repeat(0.5)
         )
         self.said: deque[Reply] = deque()
         self.news = asyncio.Event()
@@ -140,7 +141,7 @@ class FakeTarget(Target):
         if len(self.running) >= self._slots:
             raise TargetFull(f"all {self._slots} slots are taken")
         self.opened.append(request)
-        running = self.running[session] = _Running(request)
+        running = self.running[session] = _Running(request, self.facts.vocabulary_size)
         try:
             while True:
                 await self._step(running)

@@ -166,7 +166,7 @@ async def test_a_text_that_was_begun_elsewhere_goes_on_within_its_grammar(
         assert rest == text[known:]
 
     with pytest.raises(Unservable, match="committed"):
-        await tokens_of(host, "wrong", replace(request, committed=tuple(text[1:4])))
+        await target.check(replace(request, committed=tuple(text[1:4])))
 
 
 def at_least(request: Open, tokens: object) -> Open:

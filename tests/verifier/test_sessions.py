@@ -223,6 +223,18 @@ async def test_a_cancelled_session_frees_its_slot(prompt: tuple[int, ...]) -> No
         await rest(await sessions.open(opening(), tenant()))
 
 
+async def test_a_session_whose_edge_leaves_while_it_is_opened_ends() -> None:
+    async with running() as (sessions, _, _m):
+        task = asyncio.create_task(sessions.open(opening(prompt=(STALLS, 1)), tenant()))
+        await asyncio.sleep(0)
+        assert len(sessions.running) == 1
+        task.cancel()
+        await asyncio.wait([task])
+        async with asyncio.timeout(3):
+            while sessions.running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
 async def test_a_session_that_is_replaced_gives_its_slot_to_the_one_in_its_place() -> None:
     async with running(FakeTarget(slots=1)) as (sessions, _, _m):
         ann = tenant()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from random import SystemRandom
 
 import structlog
@@ -156,10 +157,16 @@ class LlamaTarget(Target):
         self._thread.shutdown()
 
     async def check(self, request: Open, tenant: str | None = None) -> None:
-        """Compile the request's grammar for `serve`. Raises the errors of Target.check."""
-        if (asked := asked_grammar(request)) is not None:
-            with unservable():
-                await self.grammars.compile(asked, tenant)
+        """Compile the request's grammar for `serve`, and try what is committed, in a thread
+        because it may be long. Raises the errors of Target.check."""
+        if (asked := asked_grammar(request)) is None:
+            return
+        with unservable():
+            grammar = await self.grammars.compile(asked, tenant)
+        committed = request.committed
+        allows = partial(grammar.begin().count_allowed, committed)
+        if committed and await asyncio.to_thread(allows) < len(committed):
+            raise Unservable("committed", "the grammar forbids these tokens")
 
     async def serve(
         self, session: str, request: Open, tenant: str | None = None
@@ -227,10 +234,7 @@ class LlamaTarget(Target):
             return None
         if (grammar := self.grammars.compiled(asked)) is None:
             raise CannotCheck("the grammar was not compiled, or long ago")
-        state = grammar.begin()
-        if state.count_allowed(request.committed) < len(request.committed):
-            raise Unservable("committed", "the grammar forbids these tokens")
-        return state.mask
+        return grammar.begin().mask
 
     def _release(self, session: str, slot: Slot) -> None:
         """Forget a session. If a pass of it is running, its outcome is dropped."""
@@ -265,6 +269,7 @@ class LlamaTarget(Target):
         file = tokenizer_file(found.path, self._template)
         features = (*FEATURES, BUDGET)
         self.describe(found.name, file, engine.length.tokens, engine.shapes, features)
+        self.grammars.prepare()
         most = min(self._limits.max_verify, engine.length.tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
         return engine

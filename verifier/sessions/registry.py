@@ -77,7 +77,11 @@ class Sessions:
         self.running[session.name] = session
         self._metrics.open.inc()
         session.task.add_done_callback(partial(self._over, session))
-        await asyncio.sleep(0)  # a target rejects sessions before it first waits
+        try:
+            await asyncio.sleep(0)  # a target rejects sessions before it first waits
+        except asyncio.CancelledError:
+            session.cancel(Fault("cancelled", "its edge has left"))  # nobody would read it
+            raise
         if session.turned_away:
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
             raise session.turned_away

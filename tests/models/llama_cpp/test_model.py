@@ -211,6 +211,30 @@ LIMITS = Limits(sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=
 HELD = {0: 3, 1: 8}
 
 
+PIECES = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</s>", "<|im_", "end|>"),
+    *(" ", "  b", "\n", "a", "<", "|", "\u4e2d", "word 12"),
+)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+def test_the_parts_of_a_long_text_have_the_tokens_of_the_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(open_store(os.environ).find(name, "draft").path, vocabulary_only=True)
+    chance = np.random.default_rng(7)
+    texts = ["".join(chance.choice(PIECES, 60)) for _ in range(200)]
+    whole = [[model.tokenize(text, special) for text in texts] for special in (False, True)]
+
+    monkeypatch.setattr(context_room, "SHALLOW_CHARS", 0)
+    monkeypatch.setattr(context_room, "PART_CHARS", 20)
+
+    assert len(model._parts("<|im_end|>" * 9, True)) == 5
+    cut = [[model.tokenize(text, special) for text in texts] for special in (False, True)]
+    assert cut == whole
+
+
 def test_segments_of_two_sequences_that_go_on_where_they_are_pass() -> None:
     check([Segment(0, 3, [1, 2, 3]), Segment(1, 8, [0, 99])], LIMITS, HELD.__getitem__)
 
