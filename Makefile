@@ -80,8 +80,8 @@ bench-smoke: setup
 		--families code,chat --per-family 1 --tokens 16 $(ARGS)
 	@$(STEP) "report" $(BIN)/picospec bench report --no-plots $(BENCH_OUT)/out.json
 
-build/tools/.ready: .venv/.ready-run
-	@$(STEP) "tools installed" scripts/setup-tools.sh
+build/%/.ready: .venv/.ready-run
+	@$(STEP) "$* installed" scripts/setup-tools.sh $*
 
 .PHONY: lock pin sbom wheel
 wheel: setup
