@@ -20,6 +20,8 @@
 # make pin                              writes the digests of images and the commits of models, see scripts/pin.py;
 #                                       IMAGE_REGISTRY names the host of images whose names have none
 # make sbom                             writes build/sbom.json: what this package runs on
+# make docs                             builds the site of the documents, build/site/index.html
+# make release                          builds sdist and wheel in dist/ and tries them: docs/release.md
 # make wheel                            builds dist/picospec-VERSION-py3-none-any.whl
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
@@ -83,9 +85,15 @@ bench-smoke: setup
 build/%/.ready: .venv/.ready-run
 	@$(STEP) "$* installed" scripts/setup-tools.sh $*
 
-.PHONY: lock pin sbom wheel
+.PHONY: docs lock pin release sbom wheel
+docs: build/docs/.ready
+	@$(STEP) "site built in build/site" scripts/docs.sh
+
 wheel: setup
 	@$(STEP) "wheel built" scripts/build-wheel.sh $(BIN)/python dist
+
+release: .venv/.ready-dev build/release/.ready build/tools/.ready
+	@$(STEP) "release built and tried" scripts/release.sh
 
 lock: build/tools/.ready
 	@$(STEP) "lock files renewed" scripts/lock.sh $(ARGS)

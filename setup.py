@@ -1,4 +1,4 @@
-"""Gives an index the README without pictures and links of this repository, which it cannot show."""
+"""Gives an index the README without this repository's pictures and links, which it cannot show."""
 
 import re
 from pathlib import Path

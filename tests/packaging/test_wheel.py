@@ -42,8 +42,13 @@ def run(*command: object, cwd: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment as Dockerfile.cloud fills one."""
+def bin(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The programs of PICOSPEC_TEST_BIN, or of an environment as Dockerfile.cloud fills one."""
+    if given := os.environ.get("PICOSPEC_TEST_BIN"):
+        return Path(given)
+    wheel: Path = request.getfixturevalue("wheel")
     home = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", home)
     python, lock = home / "bin/python", home / "missing.lock"
