@@ -1,4 +1,4 @@
-"""Gives an index the README without this repository's pictures and links, which it cannot show."""
+"""Gives an index the README without pictures and links that lead into this repository."""
 
 import re
 from pathlib import Path

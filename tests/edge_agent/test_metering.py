@@ -108,7 +108,7 @@ def test_counts_at_the_end_of_a_huge_answer_are_found_in_little_memory() -> None
         *(b'{"usage": %b}' % usage for usage in (b"null", b"7", b"[7]", b'{"prompt_tokens": ')),
         *(b'{"usage": {"input_tokens": %b}}' % n for n in (b'"7"', b"true", b"-1", b"1e3")),
         *(b"{}", b"", b"[]", b"[[1]]", b"\xff", b'{"usage": {"prompt_tokens": 10000000000}}'),
-        gzip.compress(b'{"usage": {"prompt_tokens": 7}}'),
+        gzip.compress(b'{"usage": {"prompt_tokens": 7}}', mtime=0),
         b'{"a": ' * 10**5 + b"1" + b"}" * 10**5,
     ],
 )
