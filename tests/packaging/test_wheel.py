@@ -42,9 +42,7 @@ def run(*command: object, cwd: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def bin(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def bin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of PICOSPEC_TEST_BIN, or of an environment as Dockerfile.cloud fills one."""
     if given := os.environ.get("PICOSPEC_TEST_BIN"):
         return Path(given)
