@@ -24,7 +24,6 @@ from pyqwest import (
     Client,
     HTTPTransport,
     HTTPVersion,
-    Proxy,
     ReadError,
     RemoteProtocolError,
     WriteError,
@@ -221,9 +220,6 @@ class Connection:
     chain and key (PEM) to show to a verifier that asks for them.
 
     prior_knowledge: if False, http:// uses HTTP/1.1 with one connection per running request.
-
-    A proxy that the environment names (HTTPS_PROXY, NO_PROXY) is used, but not for HTTP/2 in
-    the clear, which proxies cannot pass on: there the only proxy is one for https://.
     """
 
     def __init__(
@@ -242,14 +238,12 @@ class Connection:
         if key:
             self._headers["authorization"] = f"Bearer {key}"
         secured = url.startswith("https://")
-        in_clear = prior_knowledge and not secured
         if secured and ca_certificate is None:
             ca_certificate = system_authorities() or None
         chain, private_key = certificate or (None, None)
         self._make = partial(
             HTTPTransport,
-            http_version=HTTPVersion.HTTP2 if in_clear else None,
-            proxy=Proxy("http://localhost", scheme="https") if in_clear else None,
+            http_version=HTTPVersion.HTTP2 if prior_knowledge and not secured else None,
             tls_ca_cert=ca_certificate,
             tls_include_system_certs=secured and ca_certificate is None,
             tls_cert=chain,

@@ -54,15 +54,6 @@ async def verifier(process: Process, metrics: EdgeMetrics) -> Verifier:
     return verifier_at(process.url, metrics)
 
 
-async def test_a_proxy_of_the_environment_is_not_asked_for_http_2_in_the_clear(
-    process: Process, metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-
-    assert await verifier_at(process.url, metrics).connection.ask("GET", "/health")
-
-
 @pytest.mark.parametrize("idle", [False, True])
 async def test_an_idle_connection_that_carries_nothing_is_replaced_before_it_is_used(
     process: Process, metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch, idle: bool
