@@ -16,12 +16,12 @@
 # make gpu-check [MODEL=NAME] [HEAD=JSON]   on a GPU host: judge, start-up, texts and speed in one report
 # make gpu-check-quick [MODEL=NAME]     the most of it within ten minutes, our verifier first
 # make gpu-kernels [PYTHON=python3]     on a GPU host with torch and Triton, but without vLLM: 90 seconds
+# make docs                             builds the site of the documents, build/site/index.html
+# make release                          builds sdist and wheel in dist/ and tries them: docs/release.md
 # make lock [ARGS=--upgrade]            renews the lock files, see scripts/lock.sh
 # make pin                              writes the digests of images and the commits of models, see scripts/pin.py;
 #                                       IMAGE_REGISTRY names the host of images whose names have none
 # make sbom                             writes build/sbom.json: what this package runs on
-# make docs                             builds the site of the documents, build/site/index.html
-# make release                          builds sdist and wheel in dist/ and tries them: docs/release.md
 # make wheel                            builds dist/picospec-VERSION-py3-none-any.whl
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
