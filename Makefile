@@ -17,6 +17,8 @@
 # make gpu-check [MODEL=NAME] [HEAD=JSON]   on a GPU host: judge, start-up, texts and speed in one report
 # make gpu-check-quick [MODEL=NAME]     the most of it within ten minutes, our verifier first
 # make gpu-kernels [PYTHON=python3]     on a GPU host with torch and Triton, but without vLLM: 90 seconds
+# make docs                             builds the site of the documents, build/site/index.html
+# make release                          builds sdist and wheel in dist/ and tries them: docs/release.md
 # make lock [ARGS=--upgrade]            renews the lock files, see scripts/lock.sh
 # make pin                              writes the digests of images and the commits of models, see scripts/pin.py;
 #                                       IMAGE_REGISTRY names the host of images whose names have none
@@ -87,12 +89,18 @@ bench-smoke: setup
 		--families code,chat --per-family 1 --tokens 16 $(ARGS)
 	@$(STEP) "report" $(BIN)/picospec bench report --no-plots $(BENCH_OUT)/out.json
 
-build/tools/.ready: .venv/.ready-run
-	@$(STEP) "tools installed" scripts/setup-tools.sh
+build/%/.ready: .venv/.ready-run
+	@$(STEP) "$* installed" scripts/setup-tools.sh $*
 
-.PHONY: audit lock pin sbom wheel
+.PHONY: audit docs lock pin release sbom wheel
+docs: build/docs/.ready
+	@$(STEP) "site built in build/site" scripts/docs.sh
+
 wheel: setup
 	@$(STEP) "wheel built" scripts/build-wheel.sh $(BIN)/python dist
+
+release: .venv/.ready-dev build/release/.ready build/tools/.ready
+	@$(STEP) "release built and tried" scripts/release.sh
 
 lock: build/tools/.ready
 	@$(STEP) "lock files renewed" scripts/lock.sh $(ARGS)

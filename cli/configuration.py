@@ -6,6 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
 
@@ -120,6 +121,12 @@ def show(
         table.add_row(name, escape(_shown(value)), escape(origin), style=style)
     Console().print(table)
     Console(stderr=True).print(f"the default file is {default}", style="dim", highlight=False)
+
+
+@config_app.command()
+def example(name: Literal["edge", "verifier", "local", "local-vllm"]) -> None:
+    """Print a settings file to begin yours with: each setting, its default and its meaning."""
+    typer.echo((files("picospec") / f"configs/{name}.toml").read_text("utf-8"), nl=False)
 
 
 def origin_of(

@@ -2,7 +2,9 @@
 # Renew the lock files: lock.sh [OPTION OF uv...], such as --upgrade or --upgrade-package NAME
 # Without an option, what a lock file has stays, as far as pyproject.toml still admits it.
 #   build.lock   pip, and what llama.cpp and this package are built with
+#   docs.lock    what the site of the documents is built with
 #   dev.lock     what this package runs on, what its extras add, and what tests and checks need
+#   release.lock twine, which checks what is published
 #   run.lock     what this package and its extra llama run on, in the versions of dev.lock
 #   tools.lock   uv, which writes these files, and cyclonedx-py, which writes the SBOM
 # They hold for every platform and Python from 3.11 on, and name no index.
@@ -19,6 +21,8 @@ compile() {
 }
 
 compile build --group build "$@"
+compile docs --group docs "$@"
+compile release --group release "$@"
 compile tools --group tools "$@"
 compile dev pyproject.toml --group dev --extra bench --extra llama --extra otel "$@"
 compile run pyproject.toml --extra llama --constraints requirements/dev.lock "$@"

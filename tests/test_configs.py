@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ import pytest
 import picospec.edge_agent.settings
 import picospec.verifier.settings
 from picospec.cli.up import read_settings
-from picospec.gateway.hosting.settings import as_environment
+from picospec.gateway.hosting.settings import ServiceSettings, as_environment
 from picospec.verifier.vllm_target.conflicts import RULES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+KINDS: dict[str, type[ServiceSettings]] = {
+    "edge.toml": picospec.edge_agent.settings.EdgeSettings,
+    "verifier.toml": picospec.verifier.settings.VerifierSettings,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +37,17 @@ def test_verifier_toml_holds_the_verifiers_defaults() -> None:
     loaded = picospec.verifier.settings.load(CONFIGS / "verifier.toml", {}, {})
 
     assert loaded.model_dump() == picospec.verifier.settings.load(None, {}, {}).model_dump()
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS.items())
+def test_every_setting_stands_in_the_file_of_its_service(
+    name: str, kind: type[ServiceSettings]
+) -> None:
+    text = (CONFIGS / name).read_text()
+
+    named = set(re.findall(r"^(?:# )?\[?(\w+)", text, re.MULTILINE))
+
+    assert set(kind.model_fields) - set(kind.secrets) - {"verifier_url"} <= named
 
 
 def test_local_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,12 @@ def test_each_value_is_shown_with_where_it_is_from_and_no_key(
     assert origin_of(EdgeSettings, "slots", None, {}) == "default"
 
 
+def test_a_file_to_begin_with_is_printed() -> None:
+    printed = CliRunner().invoke(app, ["config", "example", "verifier"]).output
+
+    assert printed == (Path(__file__).parents[2] / "configs/verifier.toml").read_text()
+
+
 def test_a_wrong_setting_is_one_line_that_names_it(file: Path) -> None:
     file.write_text("slotz = 2\n")
 

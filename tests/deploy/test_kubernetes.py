@@ -12,6 +12,7 @@ import json
 import re
 import ssl
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,14 @@ Manifest = dict[str, Any]
 def manifests() -> list[Manifest]:
     files = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
     return [each for file in files for each in yaml.safe_load_all((FOLDER / file).read_text())]
+
+
+def test_images_and_documents_name_the_version_of_pyproject_toml() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), FOLDER / "kustomization.yaml"]
+    named = r'(?:picospec-|-edge:|-verifier:|newTag: "|tag --sign v|origin v)(\d+\.\d+\.\d+)'
+
+    assert {each for file in files for each in re.findall(named, file.read_text())} == {version}
 
 
 def check(manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ names. There is no llama.cpp."""
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -41,8 +42,11 @@ def run(*command: object, cwd: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment as Dockerfile.cloud fills one."""
+def bin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of PICOSPEC_TEST_BIN, or of an environment as Dockerfile.cloud fills one."""
+    if given := os.environ.get("PICOSPEC_TEST_BIN"):
+        return Path(given)
+    wheel: Path = request.getfixturevalue("wheel")
     home = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", home)
     python, lock = home / "bin/python", home / "missing.lock"
@@ -68,10 +72,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_holds_all_files_of_the_rooms_and_nothing_beside_picospec(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    tracked = run("git", "ls-files", *ROOMS, cwd=ROOT).split()
+    tracked = run("git", "ls-files", *ROOMS, "configs", cwd=ROOT).split()
 
-    assert {f"picospec/{name}" for name in tracked} <= names
+    assert {"picospec/py.typed", *(f"picospec/{name}" for name in tracked)} <= names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"picospec"}
+
+
+def test_its_description_has_no_link_that_an_index_cannot_follow(wheel: Path) -> None:
+    (metadata,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("/METADATA"))
+    text = zipfile.ZipFile(wheel).read(metadata).decode()
+
+    assert "# PicoSpec" in text
+    assert all(link.startswith(("#", "https:")) for link in re.findall(r"\]\((.*?)\)", text))
 
 
 def test_every_module_is_imported_that_needs_no_engine(bin: Path, folder: Path) -> None:
