@@ -179,9 +179,9 @@ def _check_tokens(field: str, tokens: Iterable[TokenId], vocabulary_size: int) -
 
 # Decides when to draft and when to send. A policy cannot change a token; it only spends time.
 #
-# Judging and even reading draft tokens costs the verifier time. Where chains in a row are rejected
-# at their first token, the draft model is wrong here: the edge rests for some tokens. Where draft
-# tokens earn less than they cost, it rests too (speculation.gain).
+# Judging and even reading draft tokens costs the verifier time. Where chains in a row are
+# rejected at their first token, the draft model is wrong here, and the edge rests for some
+# tokens. Where draft tokens earn less than they cost, it rests too (speculation.gain).
 
 MAX_UNSENT_SHARE: Final = 1 / 8
 """This share of the draft tokens on their way may wait to be sent: the passes about to start

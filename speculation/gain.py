@@ -1,13 +1,14 @@
 """Finds out whether draft tokens pay: tokens a second with them and without them.
 
-Where both ends share a machine, drafting makes the target's passes longer. Nothing can compute by
-how much, so an edge measures it. A Gain belongs to one verifier and one kind of draft tokens. From
-time to time all answers of the edge draft together for a few Commits and then rest together for
-as many, and the times of these Commits are compared. Such trials are rare where they cost much.
+Where both ends share a machine, drafting makes the target's passes longer. Nothing can
+compute by how much, so an edge measures it. A Gain belongs to one verifier and one kind of
+draft tokens. From time to time all answers of the edge draft together for a few Commits and
+then rest together for as many, and the times of these Commits are compared. Such trials are
+rare where they cost much.
 
-Each answer has a Share of the Gain: the tokens of its Commits, and how much longer than others
-they take because of the rows that the verifier judges. An answer without a gain rests, and tries
-again after a while.
+Each answer has a Share of the Gain: the tokens of its Commits, and how much longer than
+others they take because of the rows that the verifier judges. An answer without a gain rests,
+and tries again after a while.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ class Gain:
         self.plain_s = running_mean(self.plain_s or None, seconds, PLAIN_WEIGHT)
 
     def passed(self, lost: float, on_the_way: float) -> None:
-        """Note a Commit of any answer. lost: the tokens that a trial would cost. on_the_way: see
-        Share.committed."""
+        """Note a Commit of any answer. lost: the tokens that a trial would cost. on_the_way:
+        see Share.committed."""
         self._since += 1
         if self.forced is not None:
             if self._since > (MAX_TRIED + on_the_way) * self._answers:
@@ -198,8 +199,8 @@ class Share:
 
     def committed(self, commit: Commit, on_the_way: float, *, clear: bool) -> None:
         """Take in a Commit of a pass. on_the_way: so many Commits cannot show yet what the edge
-        does now. clear: while the edge rests, no draft token of before is left; while it drafts,
-        it has no other reason to pause."""
+        does now. clear: while the edge rests, no draft token of before is left; while it
+        drafts, it has no other reason to pause."""
         gain = self._gain
         self._since += 1
         if self._since > on_the_way:

@@ -75,8 +75,8 @@ def machine(
     request = Open("m", "v", (1,), Sampling(), 0, **fields)  # type: ignore[arg-type]
     half = JUDGES[request.judge].edge(request, repeat(0.9))
     return DraftMachine(
-        request, policy or Policy(), limits, half,
-        rtt_s=lambda: 0.05, drafts=drafts, lookup=lookup, gains=(lambda: gains) if gains else None,
+        request, policy or Policy(), limits, half, rtt_s=lambda: 0.05, drafts=drafts,
+        lookup=lookup, gains=(lambda: gains) if gains else None,
     )  # fmt: skip
 
 

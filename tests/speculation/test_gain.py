@@ -16,7 +16,7 @@ PLAIN_S = 0.02
 
 class Host:
     """Both ends on one machine. tokens: what a Commit has, on average, where an answer drafts.
-    slower: passes take so many times longer while answers draft. noise: by so much they vary."""
+    slower: passes take so many times longer while answers draft. noise: how much they vary."""
 
     def __init__(
         self, tokens: float, slower: float, noise: float = 0.02, seed: int = 0
