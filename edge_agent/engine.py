@@ -68,6 +68,7 @@ class Answer:
         metrics: EdgeMetrics,
     ) -> None:
         self.session = machine.session
+        self._machine = machine
         self._job = job
         self._proposals = proposals
         self._driver = Driver(machine, sessions, model, metrics)
@@ -88,6 +89,7 @@ class Answer:
         try:
             finish = await self._watched(emit, self._driver.run(committed))
         finally:
+            self._machine.close()
             self._proposals.keep(self.session.committed)
         self._count(finish)
         self._statistics = _with_totals(self._statistics, finish.totals)
@@ -261,7 +263,6 @@ class EdgeEngine:
         self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._proposals = ProposalFinder(settings, pairing)
         self._translated = OncePerPrompt[list[int]]()
-        self._unused_commits = 0  # of the DraftingSession that ended last
 
     async def facts(self) -> Facts:
         facts = await self._verifiers.facts()
@@ -294,7 +295,6 @@ class EdgeEngine:
         finally:
             if slot is not None:
                 slot.leave()
-        self._unused_commits = answer.session.unused_commits
 
     async def _slot(self, job: Job) -> DraftSlot | None:
         """Take a slot, once the relation of the two vocabularies is known."""
@@ -325,7 +325,7 @@ class EdgeEngine:
         sampler = step_sampler(request, facts, half.sampler, drawn, mask)
         model = DraftModel(slot, sampler, request.prompt) if slot else None
         sessions = self._verifiers.answer(request.identity, job.span)
-        may_rest = request.fill != "never"
+        may_rest = request.fill != "never" and self._policy is None
         machine = DraftMachine(
             request,
             self._policy or StreamPolicy(settings.draft_settings, may_rest=may_rest),
@@ -334,7 +334,7 @@ class EdgeEngine:
             rtt_s=lambda: sessions.verifier.rtt_s,
             drafts=slot is not None,
             lookup=proposals.proposer,
-            unused_commits=self._unused_commits,
+            gains=(lambda: sessions.verifier.gains) if may_rest else None,
             vocabulary_size=facts.vocabulary_size,
         )
         return Answer(job, proposals, machine, sessions, model, self._metrics)

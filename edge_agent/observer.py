@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from picospec.edge_agent.link.verifiers import Sessions
 from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
-from picospec.speculation.distributions import DraftToken
+from picospec.speculation.distributions import STEPS, DraftToken
 from picospec.speculation.draft_machine import DraftMachine, Observer, Outcome
 from picospec.speculation.learning import running_mean
 from picospec.speculation.messages import Commit, Down, Draft, TokenId
@@ -171,7 +171,7 @@ class AnswerObserver(Observer):
 
 def _chain(epoch: int, at: int, chain: Sequence[DraftToken], *, broken: bool) -> Chain:
     ids = tuple(drafted.token for drafted in chain[:MAX_TOKENS])
-    drafted = sum(each.origin in ("draft", "ahead") for each in chain)
+    drafted = sum(each.origin in STEPS for each in chain)
     return Chain(epoch, at, len(chain), broken, ids, drafted=drafted)
 
 

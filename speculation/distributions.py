@@ -191,6 +191,7 @@ def quantise(exact: Distribution) -> QuantisedDistribution:
 # A token that the edge proposes for one position.
 
 Origin = Literal["draft", "ahead", "lookup", "grammar"]
+STEPS: Final[tuple[Origin, ...]] = ("draft", "ahead")  # the origins of a draft model's tokens
 """The source of a token: the draft model; text read ahead, if the draft model agreed with it;
 prompt lookup or a grammar, without a draft step."""
 

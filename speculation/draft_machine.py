@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from picospec.speculation.distributions import DraftToken, mark_ahead
-from picospec.speculation.drafting import DraftingSession, DraftPolicy, check
+from picospec.speculation.distributions import STEPS, DraftToken, mark_ahead
+from picospec.speculation.drafting import DraftingSession, DraftPolicy, check, should_rest
+from picospec.speculation.gain import Gains, Share
 from picospec.speculation.judge import EdgeHalf
 from picospec.speculation.learning import Latencies, Proposer, running_mean
 from picospec.speculation.messages import (
@@ -120,8 +121,8 @@ class Observer:
 
 class DraftMachine:
     """rtt_s: returns the link's current round-trip time in seconds. drafts: True if there is a
-    draft model. unused_commits: see DraftingSession. vocabulary_size: token ids below it are
-    tokens of the target."""
+    draft model. gains: returns what draft tokens earn at the session's verifier; None drafts
+    whatever they earn. vocabulary_size: token ids below it are tokens of the target."""
 
     def __init__(
         self,
@@ -133,13 +134,12 @@ class DraftMachine:
         rtt_s: Callable[[], float],
         drafts: bool = False,
         lookup: Proposer | None = None,
-        unused_commits: int = 0,
+        gains: Callable[[], Gains] | None = None,
         vocabulary_size: int = MAX_VOCABULARY,
     ) -> None:
         self.session = DraftingSession(
             max_tokens=request.max_tokens,
             stop_tokens=request.stop_tokens,
-            unused_commits=unused_commits,
         )
         self.counts = DraftCounts()
         self._request = request
@@ -157,6 +157,10 @@ class DraftMachine:
         self._opened_at = 0
         """The session began at this position; the pass there also read the prompt."""
 
+        self._gains = gains
+        here = gains() if gains else None
+        self._draft_share = Share(here.draft) if here and drafts else None
+        self._lookup_share = Share(here.lookup) if here and lookup else None
         self._tally = Tally()
         self.observer = Observer()
 
@@ -185,7 +189,7 @@ class DraftMachine:
         if self._lookup is None:
             return
         session = self.session
-        asked = latencies if self._drafts else replace(latencies, draft_s=inf)
+        asked = latencies if self._works else replace(latencies, draft_s=inf)
         while self._may_look_up(latencies):
             self._lookup.follow(session.committed, session.chain)
             if (found := self._lookup.propose(asked)) is None:
@@ -194,14 +198,21 @@ class DraftMachine:
             self.counts.looked_up += 1
 
     def _may_look_up(self, latencies: Latencies) -> bool:
-        session = self.session
-        return session.may_extend and self._policy.may_look_up(session, latencies, self.limits)
+        session, share = self.session, self._lookup_share
+        if not session.may_extend or not (share is None or share.drafts):
+            return False
+        return self._policy.may_look_up(session, latencies, self.limits)
 
     def _is_step_due(self, latencies: Latencies) -> bool:
         session = self.session
-        if not session.may_extend or not self._drafts:
+        if not session.may_extend or not self._works:
             return False
         return self._policy.may_draft(session, latencies, self.limits)
+
+    @property
+    def _works(self) -> bool:
+        """True if the draft model works for this answer, but for pauses."""
+        return self._drafts and (self._draft_share is None or self._draft_share.drafts)
 
     def _step(self, now: float, latencies: Latencies) -> DraftStep:
         session, ahead = self.session, list[TokenId]()
@@ -237,6 +248,9 @@ class DraftMachine:
     def stop_drafting(self) -> None:
         """Ask for no more steps: the draft model failed."""
         self._drafts = False
+        if self._draft_share is not None:
+            self._draft_share.leave()
+            self._draft_share = None
 
     def _observe_step(self, step: DraftStep, took_s: float, tokens: int) -> None:
         """Learn from a step's time, unless the draft model rewound or read a prompt in it."""
@@ -281,9 +295,28 @@ class DraftMachine:
         known = len(message.tokens) - len(self.session.receive(message))
         if message.start > self._opened_at and message.pass_s > 0.0:
             self._pass_s = running_mean(self._pass_s or None, message.pass_s)
+            self._weigh(message)
         fresh = message.after(known)
         self._tally.add(fresh)
         return fresh if fresh.tokens else None
+
+    def _weigh(self, commit: Commit) -> None:
+        """Learn what draft tokens earn."""
+        works, chain = self._works, self.session.chain
+        on_the_way = 2 * self._rtt_s() / self._pass_s
+        if (share := self._lookup_share) and not works:
+            share.committed(commit, on_the_way, clear=share.drafts or not chain)
+        if share := self._draft_share:
+            drawn = not works and any(each.origin in STEPS for each in chain)
+            clear = not (should_rest(self.session) if works else drawn)
+            share.committed(commit, on_the_way, clear=clear)
+
+    def close(self) -> None:
+        """Note that the answer has ended."""
+        for share in (self._draft_share, self._lookup_share):
+            if share is not None:
+                share.leave()
+        self._draft_share = self._lookup_share = None
 
     def _rejected(self, reject: Reject) -> Outcome:
         """Answer a Reject. The draft tokens that it accepts are committed, and so is a
@@ -310,5 +343,11 @@ class DraftMachine:
         self.observer.opened()
         self.session.in_flight = 0
         self._opened_at = len(self.session.committed)
+        if self._gains is not None:
+            gains = self._gains()
+            if self._draft_share is not None:
+                self._draft_share.moved(gains.draft)
+            if self._lookup_share is not None:
+                self._lookup_share.moved(gains.lookup)
         committed = tuple(self.session.committed)
         return replace(self._request, committed=committed, rejected=self._judge.reopened())

@@ -34,19 +34,11 @@ from picospec.speculation.messages import (
 
 
 class DraftingSession:
-    """unused_commits: the previous session's count of Commits that accepted nothing from the
-    chain. This session goes on from it, so that a rest continues."""
-
-    def __init__(
-        self, *, max_tokens: int, stop_tokens: Sequence[TokenId], unused_commits: int = 0
-    ) -> None:
+    def __init__(self, *, max_tokens: int, stop_tokens: Sequence[TokenId]) -> None:
         self.epoch = 0
         self.committed: list[TokenId] = []
         self.chain: list[DraftToken] = []
         self.misses = 0  # chains in a row whose first draft token was rejected
-        self.unused_commits = unused_commits
-        """This many Commits in a row agreed with the chain and accepted nothing from it."""
-
         self.in_flight = 0  # draft tokens sent and not yet confirmed by a Commit
         self._broke_at = 0
         self._max_tokens = max_tokens
@@ -119,8 +111,10 @@ class DraftingSession:
         pairs = zip(self.chain, tokens, strict=False)
         agreed = sum(1 for _ in takewhile(lambda pair: pair[0].token == pair[1], pairs))
         broken = agreed < min(len(tokens), len(self.chain))
-        self._count(commit, agreed, broken)
+        if agreed:
+            self.misses = 0
         if broken:
+            self.misses += not agreed
             self._break()
         else:
             del self.chain[:agreed]
@@ -139,17 +133,6 @@ class DraftingSession:
             raise RemoteProtocolError(f"Commit.accepted: {commit.drafts} of {count} tokens")
         if logprobs is not None and len(logprobs) != count:
             raise RemoteProtocolError("Commit.logprobs: one for each token")
-
-    def _count(self, commit: Commit, agreed: int, broken: bool) -> None:
-        """Count misses and unused Commits."""
-        if agreed:
-            self.misses = 0
-        elif broken:
-            self.misses += 1
-        if commit.accepted > 0:
-            self.unused_commits = 0
-        elif agreed:
-            self.unused_commits += 1
 
     def before(self, reject: Reject) -> tuple[DraftToken, ...]:
         """Return the draft tokens that a Reject accepts, which are those before the rejected
@@ -196,12 +179,9 @@ def _check_tokens(field: str, tokens: Iterable[TokenId], vocabulary_size: int) -
 
 # Decides when to draft and when to send. A policy cannot change a token; it only spends time.
 #
-# Judging and even reading draft tokens costs the verifier time. Two signs show that this cost
-# earns nothing. Each begins a *rest*, which a single success ends:
-#
-#     misses   chains in a row whose first token was rejected: the draft model is wrong here
-#     unused   Commits in a row that agree with the chain and accept nothing from it: rows are
-#              expensive at the verifier, or it has other sessions to serve
+# Judging and even reading draft tokens costs the verifier time. Where chains in a row are
+# rejected at their first token, the draft model is wrong here, and the edge rests for some
+# tokens. Where draft tokens earn less than they cost, it rests too (speculation.gain).
 
 MAX_UNSENT_SHARE: Final = 1 / 8
 """This share of the draft tokens on their way may wait to be sent: the passes about to start
@@ -212,23 +192,8 @@ MAX_MISSES: Final = 6
 """The edge rests after this many misses in a row. Found with `python -m
 picospec.bench.simulator`: 4 slows chat with poor drafts by 2 %, 6 does not."""
 
-MAX_UNUSED: Final = 24
-"""The edge rests after this many unused Commits in a row, plus those that may be on their way.
-Found with `python -m picospec.bench.predictions`: 16 slows chat by 2 %, 24 by at most 0.5 %.
-This and the next two were found at passes of BRIEF_PASS_S and more. They count as much time at
-shorter passes, so more Commits and tokens: a stall of the link must not look like useless draft
-tokens."""
-
 MAX_REST_TOKENS: Final = 32
 """A resting edge tries again after at most this many committed tokens."""
-
-PROBE_TOKENS: Final = 8
-"""An edge whose drafts were unused tries again for this many committed tokens."""
-
-BRIEF_PASS_S: Final = 0.1
-
-MAX_DOUBLINGS: Final = 2
-"""MAX_REST_TOKENS doubles for each failed try with unused drafts, at most this many times."""
 
 
 class DraftPolicy(Protocol):
@@ -279,7 +244,7 @@ class StreamPolicy:
     def _may_extend(self, session: DraftingSession, latencies: Latencies, room: int) -> bool:
         if len(session.chain) >= room or session.survival < self.settings.min_survival:
             return False
-        return not (self.may_rest and should_rest(session, latencies))
+        return not (self.may_rest and should_rest(session))
 
     def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
         enough = max(self.settings.flush_tokens, MAX_UNSENT_SHARE * session.in_flight)
@@ -297,22 +262,8 @@ def window(limits: Limits, latencies: Latencies) -> int:
     return ceil(min(limits.max_ahead, limits.max_verify + ahead))
 
 
-def should_rest(session: DraftingSession, latencies: Latencies) -> bool:
-    """Return True if the edge should draft nothing now.
-
-    After misses, the edge rests for 1, 2, 4, ... committed tokens from the break of the chain.
-    After unused Commits, it rests in each period except for the first tokens. The Commits of
-    two round trips cannot show the effect of a try, so a try lasts that much longer, and the
-    rest begins that much later.
-    """
-    brief = max(1.0, BRIEF_PASS_S / latencies.pass_s) if latencies.pass_s > 0.0 else 1.0
-    excess_misses = session.misses - MAX_MISSES
-    if excess_misses >= 0 and session.since_break < min(2**excess_misses, MAX_REST_TOKENS):
-        return True
-    on_the_way = 2 * latencies.rtt_s / latencies.pass_s if latencies.pass_s > 0.0 else inf
-    excess = session.unused_commits - MAX_UNUSED * brief - on_the_way
-    if excess <= 0.0:
-        return False
-    probe = PROBE_TOKENS * brief
-    period = MAX_REST_TOKENS * brief * 2 ** min(excess // probe, MAX_DOUBLINGS)
-    return len(session.committed) % period >= probe + on_the_way
+def should_rest(session: DraftingSession) -> bool:
+    """Return True if the edge should draft nothing now: after misses, it rests for 1, 2, 4, ...
+    committed tokens from the break of the chain."""
+    excess = session.misses - MAX_MISSES
+    return excess >= 0 and session.since_break < min(2**excess, MAX_REST_TOKENS)

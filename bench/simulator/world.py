@@ -16,6 +16,7 @@ from picospec.bench.simulator.rivals import CachingEdge, Engine, Speculation, as
 from picospec.bench.simulator.source import Source
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.gain import Gains
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.lookup import PromptLookup
 from picospec.speculation.messages import Limits, Open, Sampling
@@ -40,7 +41,8 @@ def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> lis
         return _rival(world, arm.rival, clients)
     run = _Run(world, arm)
     for sources in clients:
-        run.ask(list(sources), Pool(arm.pool_tokens) if arm.pool_tokens else None)
+        pool = Pool(arm.pool_tokens) if arm.pool_tokens else None
+        run.ask(list(sources), pool, Gains())
     run.clock.run()
     return run.answers
 
@@ -78,11 +80,9 @@ class _Run:
             colocated=arm.colocated,
         )
 
-    def ask(
-        self, sources: list[Source], pool: Pool | None = None, unused_commits: int = 0
-    ) -> None:
-        """Ask for one source after another. pool: the client's earlier answers.
-        unused_commits: how often the verifier used no draft token at the end of the last."""
+    def ask(self, sources: list[Source], pool: Pool | None, gains: Gains) -> None:
+        """Ask for one source after another. pool: the client's earlier answers. gains: what
+        draft tokens have earned before."""
         if not sources:
             return
         arm, (source, *rest) = self._arm, sources
@@ -99,7 +99,8 @@ class _Run:
             self.answers.append(edge.answer)
             if pool is not None:
                 pool.add(source.prompt, source.tokens)
-            self.ask(rest, pool, edge.machine.session.unused_commits)
+            edge.machine.close()
+            self.ask(rest, pool, gains)
 
         machine = DraftMachine(
             request,
@@ -109,7 +110,7 @@ class _Run:
             rtt_s=lambda: self._conditions.rtt_s,
             drafts=arm.policy is not None,
             lookup=PromptLookup(request.prompt, pool=pool) if arm.lookup else None,
-            unused_commits=unused_commits,
+            gains=(lambda: gains) if arm.fill == "auto" else None,
         )
         drafting, draft_s = self._verifier.drafting, self._hosts.draft_s
         make: Callable[..., Edge] = Edge

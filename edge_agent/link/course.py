@@ -30,6 +30,7 @@ from picospec.gateway.errors import (
 )
 from picospec.gateway.http import MIN_BYTES_PER_S
 from picospec.models.compiler import ANSWER_TIMEOUT_S
+from picospec.speculation.gain import Gains
 from picospec.speculation.learning import running_mean
 from picospec.speculation.messages import RUN_CHARACTERS, LocalProtocolError, ModelFacts
 
@@ -78,6 +79,9 @@ class KnownVerifier:
 
     load: float = 0.0
     """The share of its sessions that are taken, from 0 to 1."""
+
+    gains: Gains = field(default_factory=Gains, compare=False)
+    """What draft tokens of the edge's draft model earn there, and looked-up ones."""
 
     def note(self, event: Event) -> None:
         if not (event is Event.ANSWERED and self.latest is Event.DRAINS):

@@ -253,12 +253,12 @@ JOB = Job("r1", (50, 51, 52), 20, Sampling(temperature=0.5, top_k=3), seed=9)
 class FakeVerifiers:
     """Verifiers of one session, whose link follows a script."""
 
-    verifier = KnownVerifier(0, rtt_s=0.01)
     reopened = 0
 
     def __init__(
         self, script: Callable[[ScriptedLink], AsyncGenerator[Down]], known: ModelFacts = FACTS
     ) -> None:
+        self.verifier = KnownVerifier(0, rtt_s=0.01)
         self.opened: list[Open] = []
         self.forgotten = 0
         self.known = known

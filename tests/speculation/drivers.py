@@ -15,6 +15,7 @@ from picospec.speculation import wire
 from picospec.speculation.distributions import Distribution, DraftToken, quantise
 from picospec.speculation.draft_machine import DraftMachine, DraftStep, Outcome
 from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.gain import Gains
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.lookup import PromptLookup
 from picospec.speculation.messages import Finish, Limits, Open, Opened, Redraw
@@ -46,6 +47,8 @@ class EdgeDriver:
             PromptLookup(self.request.prompt, pool=self._wrong()) if self.looks_up else None
         )
         self.rtt_s = self.chance.choice([0.0, 0.1])
+        self.gains = Gains()
+        self.gains.draft.rest = self.chance.choice([0.0, 30.0])
         self.machine = DraftMachine(
             self.request,
             StreamPolicy(may_rest=self.request.fill != "never"),
@@ -54,7 +57,7 @@ class EdgeDriver:
             rtt_s=lambda: self.rtt_s,
             drafts=True,
             lookup=lookup,
-            unused_commits=self.chance.choice([0, 30]),  # at 30 it soon rests
+            gains=(lambda: self.gains) if self.request.fill != "never" else None,
         )
         self.sent: list[bytes] = []
         """Frames on their way up."""

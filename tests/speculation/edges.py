@@ -10,6 +10,7 @@ import numpy as np
 from picospec.speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
 from picospec.speculation.draft_machine import DraftMachine, Outcome
 from picospec.speculation.drafting import DraftingSession, DraftPolicy
+from picospec.speculation.gain import Gains
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.learning import Latencies, Proposer
 from picospec.speculation.messages import Limits, Open, Reject, Sampling, TokenId
@@ -66,7 +67,7 @@ def machine(
     limits: Limits = LIMITS,
     drafts: bool = True,
     lookup: Proposer | None = None,
-    unused_commits: int = 0,
+    gains: Gains | None = None,
     **changes: object,
 ) -> DraftMachine:
     """Return a machine whose request has these changes."""
@@ -74,8 +75,8 @@ def machine(
     request = Open("m", "v", (1,), Sampling(), 0, **fields)  # type: ignore[arg-type]
     half = JUDGES[request.judge].edge(request, repeat(0.9))
     return DraftMachine(
-        request, policy or Policy(), limits, half,
-        rtt_s=lambda: 0.05, drafts=drafts, lookup=lookup, unused_commits=unused_commits,
+        request, policy or Policy(), limits, half, rtt_s=lambda: 0.05, drafts=drafts,
+        lookup=lookup, gains=(lambda: gains) if gains else None,
     )  # fmt: skip
 
 

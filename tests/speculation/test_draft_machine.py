@@ -287,14 +287,6 @@ def test_a_lie_is_raised_and_nothing_changes() -> None:
     assert (repr(vars(edge.session)), edge.latencies) == before
 
 
-def test_the_count_of_unused_commits_goes_on_from_the_session_before() -> None:
-    edge = machine(StreamPolicy(), unused_commits=1000)
-    edge.received(Commit(0, 0, (1,) * 8))
-    edge.received(Commit(0, 8, (1,) * 12, pass_s=0.1))
-
-    assert edge.next(0.0, busy=False) == Outcome()  # it rests from the beginning
-
-
 # The edge's machine proposes what was written before, and has it read ahead.
 
 COPIED = tuple(range(200, 240))

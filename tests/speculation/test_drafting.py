@@ -10,8 +10,6 @@ from picospec.speculation.distributions import DraftToken
 from picospec.speculation.drafting import (
     MAX_MISSES,
     MAX_REST_TOKENS,
-    MAX_UNUSED,
-    PROBE_TOKENS,
     DraftingSession,
     StreamPolicy,
     should_rest,
@@ -66,19 +64,6 @@ def test_chains_that_begin_wrong_are_counted_until_a_draft_token_is_accepted() -
     session.receive(Commit(0, 4, (4, 6)))
 
     assert (session.misses, session.since_break) == (0, 0)
-
-
-def test_commits_that_agree_and_take_no_draft_token_are_counted() -> None:
-    session = drafting(4, 5, 6, 7)
-
-    session.receive(Commit(0, 0, (4,)))
-    session.receive(Commit(0, 1, (5,)))
-    assert session.unused_commits == 2
-    session.receive(Commit(0, 2, (6, 7), accepted=1))
-    assert session.unused_commits == 0
-    session.receive(Commit(0, 4, (8,)))  # nothing was drafted here
-
-    assert session.unused_commits == 0
 
 
 def test_each_draft_token_is_sent_once() -> None:
@@ -267,8 +252,8 @@ def test_draft_tokens_are_sent_in_pairs_and_more_at_once_where_many_are_away(
     assert StreamPolicy().should_send(session, drafting=drafting) is expected
 
 
-def answer(committed: int, *, misses: int = 0, unused_commits: int = 0) -> DraftingSession:
-    session = DraftingSession(max_tokens=1000, stop_tokens=(), unused_commits=unused_commits)
+def answer(committed: int, *, misses: int = 0) -> DraftingSession:
+    session = DraftingSession(max_tokens=1000, stop_tokens=())
     session.receive(Commit(0, 0, (1,) * committed))
     session.misses = misses
     return session
@@ -279,42 +264,6 @@ def answer(committed: int, *, misses: int = 0, unused_commits: int = 0) -> Draft
     [(0, 0), (MAX_MISSES - 1, 0), (MAX_MISSES, 1), (MAX_MISSES + 3, 8), (999, MAX_REST_TOKENS)],
 )
 def test_the_rest_doubles_with_each_miss_beyond_those_allowed(misses: int, tokens: int) -> None:
-    latencies = Latencies(0.0, 0.1, 0.01)
-
-    rests = [should_rest(answer(n, misses=misses), latencies) for n in range(40)]
+    rests = [should_rest(answer(n, misses=misses)) for n in range(40)]
 
     assert rests == [n < tokens for n in range(40)]
-
-
-@pytest.mark.parametrize(
-    ("unused_commits", "committed", "rtt_s", "rests"),
-    [
-        (MAX_UNUSED, MAX_REST_TOKENS - 1, 0.0, False),
-        (MAX_UNUSED + 1, MAX_REST_TOKENS - 1, 0.0, True),
-        (MAX_UNUSED + 1, MAX_REST_TOKENS + PROBE_TOKENS - 1, 0.0, False),  # a try
-        (MAX_UNUSED + 1, MAX_REST_TOKENS + PROBE_TOKENS, 0.0, True),
-        (MAX_UNUSED + 20, MAX_REST_TOKENS - 1, 1.0, False),  # they may be on their way
-        (MAX_UNUSED + 21, MAX_REST_TOKENS - 1, 1.0, True),
-        (MAX_UNUSED + 21, MAX_REST_TOKENS - 5, 1.0, False),  # a try lasts as much longer
-        (MAX_UNUSED + PROBE_TOKENS, MAX_REST_TOKENS, 0.0, True),  # the first try was in vain
-        (MAX_UNUSED + PROBE_TOKENS, 2 * MAX_REST_TOKENS, 0.0, False),
-        (MAX_UNUSED + 10**6, 2 * MAX_REST_TOKENS, 0.0, True),
-        (MAX_UNUSED + 10**6, 4 * MAX_REST_TOKENS, 0.0, False),
-    ],
-)
-def test_an_edge_whose_right_draft_tokens_are_not_taken_rests_but_for_a_try(
-    unused_commits: int, committed: int, rtt_s: float, rests: bool
-) -> None:
-    session = answer(committed, unused_commits=unused_commits)
-
-    assert should_rest(session, Latencies(rtt_s, 0.1, 0.01)) is rests
-    assert not should_rest(session, Latencies(rtt_s, 0.0, 0.01))  # no pass was timed
-
-
-def test_a_rest_from_unused_draft_tokens_counts_time_where_passes_are_brief() -> None:
-    """Ten times as many Commits come in the time, and one stall of the link takes as many."""
-    brief, most, committed = Latencies(0.0, 0.01, 0.005), 10 * MAX_UNUSED, 10 * MAX_REST_TOKENS
-
-    assert not should_rest(answer(committed - 1, unused_commits=most), brief)
-    assert should_rest(answer(committed - 1, unused_commits=most + 1), brief)
-    assert not should_rest(answer(committed, unused_commits=most + 1), brief)  # a try
