@@ -98,7 +98,7 @@ class Answer:
 
     def _delta(self, commit: Commit) -> Delta:
         """Return the Delta of newly committed tokens."""
-        self._pace.committed(commit)
+        self._pace.committed(commit, self._machine.slowed)
         self._statistics = _with_commit(self._statistics, commit, self._counts.reused)
         if self._prediction is not None:
             text = self.session.committed
@@ -140,9 +140,9 @@ class Pace:
     """Estimates how long the target alone takes for the tokens of an answer, after the first
     Commit, whose pass reads the prompt.
 
-    Alone, the target makes a token in each pass, and its passes have one row. The shortest ones
-    of the answer stand for them. If all had more rows, the estimate is too high, by what these
-    cost. clock: monotonic, in seconds.
+    Alone, the target makes a token in each pass, and its passes have one row and no draft model
+    beside them. The shortest ones of the answer stand for them. If all had more rows, the
+    estimate is too high, by what these cost. clock: monotonic, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -152,8 +152,8 @@ class Pace:
         self._tokens = 0
         self._pass_s: dict[int, float] = {}  # mean time of a pass, by the draft tokens accepted
 
-    def committed(self, commit: Commit) -> None:
-        """Take in a Commit when it has come."""
+    def committed(self, commit: Commit, slowed: float = 1.0) -> None:
+        """Take in a Commit when it has come. slowed: see DraftMachine."""
         self._last_s = self._clock()
         if self._first_s is None:
             self._first_s = self._last_s
@@ -161,7 +161,7 @@ class Pace:
         self._tokens += len(commit.tokens)
         if commit.pass_s > 0.0:
             before = self._pass_s.get(commit.drafts)
-            self._pass_s[commit.drafts] = running_mean(before, commit.pass_s)
+            self._pass_s[commit.drafts] = running_mean(before, commit.pass_s / slowed)
 
     @property
     def taken_s(self) -> float:

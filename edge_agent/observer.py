@@ -138,7 +138,8 @@ class AnswerObserver(Observer):
     def _pass(self, commit: Commit, now: float) -> Pass:
         drafts = max(commit.drafts, self._judged(commit, now))
         if not self._reads_prompt and commit.pass_s > 0.0:
-            self._row_s[drafts] = running_mean(self._row_s.get(drafts), commit.pass_s)
+            alone_s = commit.pass_s / self._machine.slowed
+            self._row_s[drafts] = running_mean(self._row_s.get(drafts), alone_s)
         self._reads_prompt = False
         gap_s = None if self._passed_at_s is None else now - self._passed_at_s
         self._passed_at_s = now

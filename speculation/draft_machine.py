@@ -210,6 +210,12 @@ class DraftMachine:
         return self._policy.may_draft(session, latencies, self.limits)
 
     @property
+    def slowed(self) -> float:
+        """A pass takes so many times longer because the edge drafts, as far as is known."""
+        share = self._draft_share
+        return max(1.0, share.gain.cost) if share is not None and share.drafts else 1.0
+
+    @property
     def _works(self) -> bool:
         """True if the draft model works for this answer, but for pauses."""
         return self._drafts and (self._draft_share is None or self._draft_share.drafts)

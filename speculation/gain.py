@@ -175,7 +175,7 @@ class Share:
     """One answer's part in a Gain."""
 
     def __init__(self, gain: Gain) -> None:
-        self._gain = gain
+        self.gain = gain
         may_draft = gain.worth >= MIN_GAIN or gain.rest <= 0.0
         self.drafts = may_draft if gain.forced is None else gain.forced
         gain.joined(drafts=self.drafts)
@@ -185,23 +185,23 @@ class Share:
     @property
     def worth(self) -> float:
         """Tokens a second with draft tokens, over those without."""
-        return self._tokens / self._longer / max(1.0, self._gain.cost)
+        return self._tokens / self._longer / max(1.0, self.gain.cost)
 
     def leave(self) -> None:
         """Note that the answer ends."""
-        self._gain.left(drafts=self.drafts)
+        self.gain.left(drafts=self.drafts)
 
     def moved(self, gain: Gain) -> None:
         """Go on at the verifier of another Gain, or of the same one."""
-        self._gain.left(drafts=self.drafts)
-        self._gain = gain
+        self.gain.left(drafts=self.drafts)
+        self.gain = gain
         gain.joined(drafts=self.drafts)
 
     def committed(self, commit: Commit, on_the_way: float, *, clear: bool) -> None:
         """Take in a Commit of a pass. on_the_way: so many Commits cannot show yet what the edge
         does now. clear: while the edge rests, no draft token of before is left; while it
         drafts, it has no other reason to pause."""
-        gain = self._gain
+        gain = self.gain
         self._since += 1
         if self._since > on_the_way:
             self._observe(commit, clear=clear)
@@ -218,7 +218,7 @@ class Share:
             gain.turned(drafts=drafts)
 
     def _observe(self, commit: Commit, *, clear: bool) -> None:
-        gain, seconds = self._gain, commit.queue_s + commit.pass_s
+        gain, seconds = self.gain, commit.queue_s + commit.pass_s
         is_plain = clear and commit.drafts == 0
         if self.drafts:
             if is_plain:
@@ -234,13 +234,13 @@ class Share:
         weight = max(MIN_WEIGHT, 1 / self._seen)
         self._tokens = running_mean(self._tokens, tokens, weight)
         self._longer = running_mean(self._longer, longer, weight)
-        self._gain.earned(tokens, longer)
+        self.gain.earned(tokens, longer)
 
     def _should_draft(self, on_the_way: float) -> bool:
-        if self._gain.forced is not None:
-            return self._gain.forced
+        if self.gain.forced is not None:
+            return self.gain.forced
         if self.worth >= MIN_GAIN:
             return True
         if self.drafts:
             return self._since < on_the_way + TRY
-        return self._gain.rest <= 0.0
+        return self.gain.rest <= 0.0

@@ -108,6 +108,7 @@ class Verifiers(KnownVerifiers[Verifier]):
                 "identity": verifier.identity,
                 "protocol": verifier.protocol,
                 "drafted": verifier.is_compatible,
+                "gains": verifier.gains.beliefs(),
                 **msgspec.structs.asdict(status),
             }
             for verifier, status in zip(self.all, said, strict=True)
