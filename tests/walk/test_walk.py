@@ -10,7 +10,7 @@ from tests.walk.calls import Call, Walk
 from tests.walk.documented import missing, rows
 from tests.walk.measured import Walks, measure
 
-DRAFT_TOKEN = (53, 23)
+DRAFT_TOKEN = (55, 23)
 """A draft token goes through at most so many files and borders of folders, at both ends."""
 
 REQUEST = (64, 26)
