@@ -84,12 +84,12 @@ class Gain:
         self._answers = self._drafting = 0
         self._window: list[float] = []  # seconds of Commits in this part of the trial
         self._drafting_s = 0.0  # in its first part
-        self.trials = 0
+        self._begun = self._ended = 0  # trials, and those of them that found a cost
         self._since = 0  # Commits since the last trial, or in this one
 
     def beliefs(self) -> dict[str, object]:
         """Return what was learned, for a person to read."""
-        return {"cost": self.cost, "worth": self.worth, "trials": self.trials}
+        return {"cost": self.cost, "worth": self.worth, "trials": self._ended}
 
     @property
     def worth(self) -> float:
@@ -126,10 +126,11 @@ class Gain:
             if self._since > (MAX_TRIED + on_the_way) * self._answers:
                 self._end()
             return
-        share = LATER_SHARE if self.trials else FIRST_SHARE
-        apart = min(MAX_APART, WINDOW * 4**self.trials)
+        share = LATER_SHARE if self._begun else FIRST_SHARE
+        apart = min(MAX_APART, WINDOW * 4**self._begun)
         if self._since >= max(apart, lost / share):
             self.forced, self._since = True, 0
+            self._begun += 1
 
     def observe(self, seconds: float, *, drafts: bool) -> None:
         """Take in the time of a Commit that can be compared with others."""
@@ -143,8 +144,8 @@ class Gain:
         if drafts:
             self.forced, self._drafting_s = False, typical_s
         else:
-            self.trials += 1
-            weight = max(COST_WEIGHT, 1 / self.trials)
+            self._ended += 1
+            weight = max(COST_WEIGHT, 1 / self._ended)
             self.cost = running_mean(self.cost, self._drafting_s / typical_s, weight)
             self._end()
 
