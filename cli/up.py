@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -24,6 +25,9 @@ from picospec.gateway.hosting.limits import Pins
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import Service, ServiceError, keep_up, until_ready
 from picospec.gateway.hosting.settings import WrongSettings, as_environment
+
+VERIFIER_KEY: Final = SERVICES["edge"].secrets["verifier_key"]
+"""The variable with the key that an edge shows its verifiers."""
 
 NO_DRAIN: Final = {"drain_timeout_s": 0}
 """With this setting of both ends, Ctrl-C waits for no answer."""
@@ -77,6 +81,8 @@ class Plan:
         command = (sys.executable, *program(f"picospec.{room}"), *listens, *more)
         settings = {**NO_DRAIN, **_QUIET.get(name, {}), **self.settings.get(name, {})}
         environment = as_environment(name.upper(), settings)
+        if name == "edge" and self.api_key and not os.environ.get(VERIFIER_KEY):
+            environment = {**environment, VERIFIER_KEY: self.api_key}  # both have these keys
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)
 
 

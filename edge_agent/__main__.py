@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-import structlog
 import typer
 import uvicorn
 from fastapi import FastAPI
@@ -131,6 +130,10 @@ def main(
     verifier_url: Annotated[
         list[str] | None, Option(help="Where a verifier is; may be repeated.")
     ] = None,
+    allow_plain_http: Annotated[
+        bool | None,
+        Option("--allow-plain-http", help="A key may go to another machine without TLS."),
+    ] = None,
     draft_model: Annotated[
         str | None,
         Option(
@@ -186,10 +189,6 @@ def serve(
     logs.configure(settings.log_format)
     if settings.cores and sys.platform == "linux":
         os.sched_setaffinity(0, settings.cores)
-    for verifier in settings.hosts_that_get_a_key_in_clear:
-        structlog.get_logger("edge_agent").warning(
-            "key_in_clear", verifier=verifier, remedy="https:// in verifier_urls"
-        )
     drain = Drain()
 
     def make() -> FastAPI:

@@ -119,6 +119,9 @@ class EdgeSettings(ServiceSettings):
     verifier_ca: Path | None = None
     """PEM file of the authority for the verifiers' certificates; None means the system's."""
 
+    allow_plain_http: bool = False
+    """A key may go to another machine by plain HTTP, where everybody on the way can read it."""
+
     client_certificate: Path | None = None
     """PEM file of the certificate chain that this edge shows a verifier that asks for it."""
 
@@ -204,19 +207,23 @@ class EdgeSettings(ServiceSettings):
         """The addresses of the verifiers, from either setting."""
         return (self.verifier_url,) if self.verifier_url else self.verifier_urls
 
-    def key_for(self, verifier: AnyHttpUrl) -> str | None:
-        """Return a verifier's key. On one machine both ends may share the clients' keys."""
-        shared = self.api_keys if is_loopback(verifier.host or "") else ()
-        return next((key.get_secret_value() for key in self.verifier_key + shared), None)
-
     @property
-    def hosts_that_get_a_key_in_clear(self) -> tuple[str, ...]:
-        """The other hosts to which this edge shows a key without TLS."""
-        shown = [url for url in self.verifiers if self.key_for(url)]
+    def shown_key(self) -> str | None:
+        """The key that this edge shows its verifiers. A client's key is shown to nobody."""
+        return next((key.get_secret_value() for key in self.verifier_key), None)
+
+    @model_validator(mode="after")
+    def _shows_no_key_in_the_clear(self) -> Self:
+        shown = list(self.verifiers) if self.shown_key else []
         if self.relay.url and self.relay_key:
             shown.append(self.relay.url)
-        plain = (url for url in shown if url.scheme == "http")
-        return tuple(url.host or "" for url in plain if not is_loopback(url.host or ""))
+        plain = [url.host or "" for url in shown if url.scheme == "http"]
+        if not self.allow_plain_http and (hosts := [h for h in plain if not is_loopback(h)]):
+            raise ValueError(
+                f"allow_plain_http: a key would go to {hosts[0]} in the clear; give its address"
+                " as https://, or set allow_plain_http to true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_both_parts_of_a_certificate(self) -> Self:

@@ -396,7 +396,7 @@ def connections(settings: EdgeSettings, *, prior_knowledge: bool = True) -> list
     return [
         Connection(
             str(url).rstrip("/"),
-            key=settings.key_for(url),
+            key=settings.shown_key,
             ca_certificate=authority,
             certificate=certificate,
             prior_knowledge=prior_knowledge,

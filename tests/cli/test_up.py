@@ -46,6 +46,18 @@ def fakes(planned: Plan, *edge_manner: str) -> tuple[Service, Service]:
     return fake("verifier", planned.verifier_port), edge
 
 
+def test_the_edge_shows_its_verifier_a_key_that_both_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PICOSPEC_VERIFIER_KEY", raising=False)
+    verifier, edge = Plan(api_key="k").services()
+    assert edge.environment["PICOSPEC_VERIFIER_KEY"] == "k"
+    assert "PICOSPEC_VERIFIER_KEY" not in verifier.environment
+
+    monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", "another")
+    assert "PICOSPEC_VERIFIER_KEY" not in Plan(api_key="k").services()[1].environment
+
+
 def test_each_end_gets_its_port_and_the_edge_the_verifiers_address() -> None:
     verifier, edge = Plan(edge_port=1, verifier_port=2).services()
 

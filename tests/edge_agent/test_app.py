@@ -213,17 +213,12 @@ def test_keys_come_from_the_environment_and_are_not_shown() -> None:
     settings = load(None, environ, {})
 
     assert [key.get_secret_value() for key in settings.api_keys] == ["key1", "key2"]
-    assert settings.key_for(settings.verifiers[0]) == "three"
+    assert settings.shown_key == "three"
     assert "key1" not in repr(settings)
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"), [("http://127.0.0.1:9000", "one"), ("https://example.org", None)]
-)
-def test_clients_keys_are_shown_to_no_verifier_elsewhere(url: str, shown: str | None) -> None:
-    settings = load(None, {"PICOSPEC_API_KEYS": "one"}, {"verifier_url": url})
-
-    assert settings.key_for(settings.verifiers[0]) == shown
+def test_clients_keys_are_shown_to_no_verifier() -> None:
+    assert load(None, {"PICOSPEC_API_KEYS": "one"}, {}).shown_key is None
 
 
 @pytest.mark.parametrize(

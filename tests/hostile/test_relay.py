@@ -152,12 +152,13 @@ def test_a_list_cannot_open_what_is_between_the_ends(path: str) -> None:
 
 def test_the_key_of_the_relay_is_kept_out_of_files_and_of_other_hosts(tmp_path: Path) -> None:
     secret = {"PICOSPEC_RELAY_KEY": "a", "PICOSPEC_VERIFIER_KEY": "b"}
-    settings = load(None, secret, {"relay": {"url": "http://far.example"}})
+    settings = load(None, secret, {"relay": {"url": "https://far.example"}})
     file = tmp_path / "edge.toml"
     file.write_text('relay_key = "a"')
 
-    assert settings.key_for(settings.verifiers[0]) == "b"
-    assert settings.hosts_that_get_a_key_in_clear == ("far.example",)
+    assert settings.shown_key == "b"
+    with pytest.raises(ValueError, match=r"far\.example in the clear"):
+        load(None, secret, {"relay": {"url": "http://far.example"}})
     with pytest.raises(ValueError, match="PICOSPEC_RELAY_KEY"):
         load(file, {}, {})
     for wrong in ("http://a:b@c", "http://a/v1", "http://a?b", "ftp://a"):
