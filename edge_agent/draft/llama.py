@@ -37,6 +37,10 @@ PASS_TIMEOUT_S: Final = 30.0
 """The steps of a pass fail after this many seconds. A full pass of 256 rows takes 3 s with a
 draft model of 0.5B on one core; and sessions lose only their drafts."""
 
+GIVES_WAY_S: Final = 10.0
+"""An answer whose draft model made no step for so long gives its slot to one that has none: its
+reader is slow, or it rests."""
+
 CHECK_S: Final = 1.0
 CLOSE_S: Final = 3.0
 """Closing waits this many seconds for the running pass."""
@@ -52,6 +56,7 @@ class LlamaDrafter:
         self._share_prefixes = share_prefixes
         self._reading = Reading(cache.limits.context_tokens)
         self._takes = 0
+        self._taken: dict[KvSlot, LlamaSlot] = {}  # the latest of each slot
         *self._slots, spare = map(KvSlot, range(cache.limits.sequences))
         self._reading_on = ReadingOn(spare, self._reading, CHUNK_TOKENS)
         self._requests: queue.SimpleQueue[StepRequest | None] = queue.SimpleQueue()
@@ -70,14 +75,28 @@ class LlamaDrafter:
         if not prompt:  # a pass reads at least one token of each context
             return None
         owner = None if self._share_prefixes else owner
-        free = [slot for slot in self._slots if not slot.taken]
-        if not free or self.is_stuck or (whole and len(prompt) >= self._reading.room):
+        if self.is_stuck or (whole and len(prompt) >= self._reading.room):
+            return None
+        if not (free := self._free()):
             return None
         own = list(prompt)
         slot = min(free, key=lambda slot: slot.cost(own, owner, self._reading))
         self._takes += 1
         slot.taken, slot.taken_at = True, self._takes
-        return LlamaSlot(slot, len(own), self._requests, owner, whole)
+        self._taken[slot] = LlamaSlot(slot, len(own), self._requests, owner, whole)
+        return self._taken[slot]
+
+    def _free(self) -> list[KvSlot]:
+        """Return the slots that are free. If none is, the idlest answer gives way, unless it
+        has not been idle for long or has no other model."""
+        if free := [slot for slot in self._slots if not slot.taken]:
+            return free
+        idle = [each for each in self._taken.values() if not each.whole]
+        idlest = max(idle, key=lambda each: each.idle_s, default=None)
+        if idlest is None or idlest.idle_s < GIVES_WAY_S:
+            return []
+        idlest.leave()
+        return [idlest.slot]
 
     @property
     def is_stuck(self) -> bool:

@@ -207,6 +207,13 @@ class LlamaSlot:
     owner: object
     whole: bool
     _left: bool = False
+    _idle_since: float | None = field(default_factory=time.monotonic)  # None during a step
+
+    @property
+    def idle_s(self) -> float:
+        """For how long no step was made."""
+        since = self._idle_since
+        return 0.0 if since is None else time.monotonic() - since
 
     async def step(
         self,
@@ -215,12 +222,18 @@ class LlamaSlot:
         *,
         ahead: Sequence[TokenId] = (),
     ) -> list[DraftToken]:
+        if self._left:
+            raise CannotDraft("it made no step for long, and another answer took its slot")
         position = len(context) - self.prompt_tokens
         # a row of `ahead` is used only where the draft tokens before it equal those ahead
         draw = sampler([*context[self.prompt_tokens :], *ahead])
         request = StepRequest(self, context, ahead, position, draw)
         self.requests.put(request)
-        return await asyncio.wrap_future(request.drafts)
+        self._idle_since = None
+        try:
+            return await asyncio.wrap_future(request.drafts)
+        finally:
+            self._idle_since = time.monotonic()
 
     def leave(self) -> None:
         if not self._left:

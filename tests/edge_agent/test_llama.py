@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from picospec.edge_agent.draft import llama as thread
 from picospec.edge_agent.draft import slot as reading_on
 from picospec.edge_agent.draft.drafter import CannotDraft
 from picospec.edge_agent.draft.llama import CHUNK_TOKENS, LlamaDrafter
@@ -58,6 +59,23 @@ async def test_when_all_slots_are_taken_there_is_none_until_one_is_left(
     first.leave()
 
     assert drafter.take([1]) is not None
+    assert drafter.take([1]) is None
+
+
+async def test_an_answer_that_makes_no_step_for_long_gives_its_slot_to_another(
+    drafter: LlamaDrafter, cache: FakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle, *others = [taken(drafter, [n]) for n in range(1, cache.limits.sequences)]
+    for slot in others:
+        await draft_after(slot, [1, 2])
+    monkeypatch.setattr(thread, "GIVES_WAY_S", 0.0)
+
+    new = taken(drafter, [7])
+    assert await draft_after(new, [7, 8]) == truth([7, 8])
+    with pytest.raises(CannotDraft, match="another answer"):
+        await draft_after(idle, [1, 2])
+    idle.leave()  # frees nothing
+    monkeypatch.setattr(thread, "GIVES_WAY_S", 60.0)
     assert drafter.take([1]) is None
 
 
