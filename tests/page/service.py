@@ -227,6 +227,7 @@ async def _about(engine: PageEngine) -> dict[str, object]:
     """Return what an edge says of itself."""
     verifier = {"url": "http://127.0.0.1:9000", "in_use": True, "ready": not engine.down}
     verifier |= {"rtt_ms": 24.5, "load": 0.1, "sessions": 0, "identity": "5f0c", "version": "1"}
+    verifier |= {"gains": {"draft": {"cost": 1.1, "worth": 1.304, "trials": 2}}}
     draft = {"model": "small-1", "vocabularies": "same", "slots": 4}
     state = {"service": "edge", "protocol": 3, "judge": "coupled", "fill": "auto"}
     return state | {"lookup": True, "draft": draft, "verifiers": [verifier]}
