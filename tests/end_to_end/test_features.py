@@ -101,12 +101,13 @@ def predicted(text: str) -> Json:
 
 
 async def post(http: httpx.AsyncClient, path: str, body: Json) -> httpx.Response:
-    """Post as the SDKs do, which ask again after a 503: a verifier on a busy machine may take
-    longer to answer than its edge waits."""
-    for _ in range(ATTEMPTS):
+    """Post as the SDKs do, which ask again a while after a 503: a verifier on a busy machine may
+    take longer to answer than its edge waits."""
+    for attempt in range(ATTEMPTS):
         answer = await http.post(path, json=body)
         if answer.status_code != 503:
             break
+        await asyncio.sleep(2**attempt)
     return answer
 
 
