@@ -2,8 +2,8 @@
 
 COUNT places are drawn by SEED from the rooms of the product, all places alike. Each is broken
 in a checkout of its own; the quick tests of its room run, and all quick tests where those
-pass. A mutant is killed if a test fails that passes without it. The diffs of those that
-survive name rules without a test, and code that changes nothing.
+pass. A mutant is killed if a test fails twice with it and passes without it. The diffs of those
+that survive name rules without a test, and code that changes nothing.
 
 What runs in vLLM alone is not drawn: its suite takes half an hour.
 """
@@ -139,14 +139,16 @@ class Checkout:
 
     def killer(self, mutant: Mutant) -> str | None:
         """Return the test that fails for this mutant, or None if it survives."""
-        whole = (self.folder / mutant.path).read_bytes()
+        file = self.folder / mutant.path
+        whole = file.read_bytes()
         for tests in (f"tests/{mutant.path.parts[0]}", "tests"):
-            (self.folder / mutant.path).write_text(mutant.broken())
+            file.write_text(mutant.broken())
             try:
                 failed = self.failed(tests)
+                is_sure = failed is not None and self.failed(failed) is not None
             finally:
-                (self.folder / mutant.path).write_bytes(whole)
-            if failed and not self.failed(failed):
+                file.write_bytes(whole)
+            if failed and is_sure and not self.failed(failed):
                 return failed
         return None
 
