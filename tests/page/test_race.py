@@ -194,7 +194,14 @@ def test_the_status_view_tells_of_models_verifiers_and_versions(visit: Visit) ->
     panel.get_by_text("small-1, 4 answers at a time").wait_for()
 
     text = panel.inner_text()
-    for part in ("words-1", "coupled", "http://127.0.0.1:9000", "24.5 ms", "1.30 ×", "protocol 3"):
+    for part in (
+        "words-1",
+        "coupled",
+        "http://127.0.0.1:9000",
+        "24.5 ms",
+        "1.30 ×",
+        "protocol 3",
+    ):
         assert part in text
     links = panel.locator(".links a").evaluate_all("(all) => all.map((a) => a.pathname)")
     assert links == ["/docs", "/metrics", "/health"]
