@@ -101,8 +101,8 @@ def predicted(text: str) -> Json:
 
 
 async def post(http: httpx.AsyncClient, path: str, body: Json) -> httpx.Response:
-    """Post as the SDKs do, which ask again a while after a 503: a verifier on a busy machine may
-    take longer to answer than its edge waits."""
+    """Post as the SDKs do, which ask again a while after a 503: a verifier on a busy machine
+    may take longer to answer than its edge waits."""
     for attempt in range(ATTEMPTS):
         answer = await http.post(path, json=body)
         if answer.status_code != 503:
