@@ -35,7 +35,7 @@ Url = Annotated[str | None, Option(help="Where the edge is, if not here.")]
 Json = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
 
 START: Final = "Start it with `picospec up`, or `picospec edge` for a verifier elsewhere."
-"""What to do about an edge that does not run on this machine."""
+"""This tells a user what to do about an edge that does not run on this machine."""
 
 _ORDERS: Final = {*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "\n\t"))
 _MARKS: Final = {order: "\ufffd" for order in _ORDERS} | {ord("\r"): " "}

@@ -42,7 +42,7 @@ def ask_at_terminal(question: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HubPolicy:
-    """Whether a draft model may come from the hub, and how large it may be."""
+    """A HubPolicy says whether a draft model may come from the hub, and how large it may be."""
 
     consent: Consent = "ask"
     max_gb: float = 1.0
@@ -56,7 +56,7 @@ class Choice:
     name: str | None
     why: str
     remedy: str = ""
-    """What would give this target a draft model, if it has none; empty if nothing is known."""
+    """This command would give the target a draft model, if it has none; empty if none would."""
 
 
 def choose_draft(
@@ -100,7 +100,7 @@ class Sibling:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What was found, and why not the candidates before it, in words."""
+    """A Search has what was found, and says why it is none of the candidates before it."""
 
     sibling: Sibling | None
     reasons: tuple[str, ...]

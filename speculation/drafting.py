@@ -234,14 +234,14 @@ class StreamPolicy:
     """False with fill `never`: a verifier that must have a draft token would wait for ever."""
 
     def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
-        return self._may_extend(session, latencies, window(limits, latencies))
+        return self._may_extend(session, window(limits, latencies))
 
     def may_look_up(
         self, session: DraftingSession, latencies: Latencies, limits: Limits
     ) -> bool:
-        return self._may_extend(session, latencies, limits.max_ahead)
+        return self._may_extend(session, limits.max_ahead)
 
-    def _may_extend(self, session: DraftingSession, latencies: Latencies, room: int) -> bool:
+    def _may_extend(self, session: DraftingSession, room: int) -> bool:
         if len(session.chain) >= room or session.survival < self.settings.min_survival:
             return False
         return not (self.may_rest and should_rest(session))

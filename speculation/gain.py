@@ -62,7 +62,7 @@ MIN_REST: Final = 64
 
 
 class Gain:
-    """What one kind of draft tokens earns at one verifier, for all answers of an edge."""
+    """A Gain learns what one kind of draft tokens earns at one verifier, from all answers."""
 
     def __init__(self) -> None:
         self.cost = 1.0

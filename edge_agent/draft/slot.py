@@ -211,7 +211,7 @@ class LlamaSlot:
 
     @property
     def idle_s(self) -> float:
-        """For how long no step was made."""
+        """The seconds since the last step ended; 0 while one is made."""
         since = self._idle_since
         return 0.0 if since is None else time.monotonic() - since
 

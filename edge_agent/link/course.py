@@ -81,7 +81,7 @@ class KnownVerifier:
     """The share of its sessions that are taken, from 0 to 1."""
 
     gains: Gains = field(default_factory=Gains, compare=False)
-    """What draft tokens of the edge's draft model earn there, and looked-up ones."""
+    """They tell what the edge's drafted and looked-up tokens earn there."""
 
     def note(self, event: Event) -> None:
         if not (event is Event.ANSWERED and self.latest is Event.DRAINS):
