@@ -71,9 +71,9 @@ def ended(fleet: Fleet, url: str) -> int:
 
 def test_what_a_verifier_cannot_finish_in_time_goes_on_at_the_other(fleet: Fleet) -> None:
     url = edge(fleet, *two_verifiers(fleet, 0.2))
-    undisturbed, drained = ask(url, SETTINGS["shaped"]), list[str]()
+    undisturbed, drained = ask(url, SETTINGS["shaped"], tokens=200), list[str]()
 
-    answer = ask(url, SETTINGS["shaped"], draining(fleet, url, drained))
+    answer = ask(url, SETTINGS["shaped"], draining(fleet, url, drained), tokens=200)
 
     assert answer == undisturbed
     assert answer.gap_s < GAP_S

@@ -77,7 +77,7 @@ async def test_a_stream_opens_before_the_prompt_is_read_and_beats_meanwhile(
         await asyncio.wait_for(stream.opened(), 1)
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(stream.next(), 5 * BEAT_S)
+            await asyncio.wait_for(stream.next(), 4.5 * BEAT_S)
         beats, lasted_s = stream.beats, time.monotonic() - begun
 
     assert 3 <= beats <= lasted_s / BEAT_S

@@ -43,8 +43,11 @@ def grown(walks: Walks) -> list[str]:
 
 @pytest.mark.models
 def test_no_walk_grows(walks: Walks) -> None:
-    """On a busy machine a link may be lost in one answer, and what mends it is walked, too."""
-    assert not (grown(walks) and grown(asyncio.run(measure()))), grown(walks)
+    """On a busy machine an edge may post drafts, or lose a link: that is walked, too."""
+    longer = grown(walks)
+    for _ in range(2):
+        longer = longer and grown(asyncio.run(measure()))
+    assert longer == []
 
 
 def test_a_border_is_between_two_folders() -> None:
