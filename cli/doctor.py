@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import platform
 import shutil
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from picospec.cli.configuration import HOST, visible
+from picospec.cli.expecting import Pace, pace
 from picospec.cli.preparing import DEFAULT_PAIR
 from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.draft.loading import AUTO, NONE, TargetTokenizer, open_context
-from picospec.edge_agent.link.connection import read_answer
+from picospec.edge_agent.draft.loading import AUTO, NONE, TargetTokenizer
 from picospec.edge_agent.link.verifier import NO_PICOSPEC, START_PLUGIN, Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
@@ -40,7 +36,7 @@ from picospec.gateway.hosting.limits import compute_threads
 from picospec.models.choosing import Choice, Consent, HubPolicy, choose_draft
 from picospec.models.errors import ModelError, NoLlama, NotPulled
 from picospec.models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
-from picospec.models.llama_cpp.model import Model, Segment
+from picospec.models.llama_cpp.model import Model
 from picospec.models.store import Store, open_store
 from picospec.models.tokenizer_file import TokenizerCache
 from picospec.models.vocabulary import Relation, Vocabulary, relate
@@ -188,6 +184,16 @@ ROUND_TRIPS: Final = 5
 AGENT_TOKENS: Final = 32_768
 
 
+async def check_edge(settings: EdgeSettings) -> list[Finding]:
+    """Check each verifier of an edge with these settings, and the drafting for it."""
+    store, findings = open_store(os.environ), list[Finding]()
+    for address in settings.verifiers:
+        alone = settings.model_copy(update={"verifier_url": address})
+        (verifier,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).all
+        findings += await check_verifier(alone, store, verifier)
+    return findings
+
+
 async def check_verifier(
     settings: EdgeSettings, store: Store, verifier: Verifier
 ) -> list[Finding]:
@@ -270,13 +276,7 @@ def not_reached(error: ApiError, url: str) -> list[Finding]:
 
 # Checks the draft model: its vocabulary, and its speed here compared to the target's.
 
-DRAFT_STEPS: Final = 12
-"""This many steps of the draft model are timed, after 64 tokens."""
-
-TARGET_TOKENS: Final = 17
-
-PROMPT: Final = "1, 2, 3,"
-ANSWER_S: Final = 60.0
+NOTEWORTHY_GAIN: Final = 1.05
 
 
 async def check_drafting(
@@ -303,12 +303,11 @@ async def check_drafting(
         return [Finding("draft model", False, str(error), remedy)]
     with closing(model):
         relation = relate(target, model.vocabulary)
-        draft_s = await asyncio.to_thread(draft_step_s, model, settings)
-    return [
-        Finding("draft model", True, f"{name}, {milliseconds(draft_s)} a token: {choice.why}"),
-        check_vocabulary(relation, settings.judge),
-        await check_speed(verifier, facts, draft_s),
-    ]
+        return [
+            Finding("draft model", True, f"{name}: {choice.why}"),
+            check_vocabulary(relation, settings.judge),
+            *await check_pace(pace(verifier, facts, model, settings)),
+        ]
 
 
 def _draft_choice(
@@ -336,57 +335,38 @@ def check_vocabulary(relation: Relation, judge: Judge) -> Finding:
     return Finding("vocabulary", ok, f"{relation}: {found[relation]}", remedy)
 
 
-def draft_step_s(model: Model, settings: EdgeSettings) -> float:
-    """Return the seconds that the draft model takes for a token: the median of some steps."""
-    seconds = []
-    with closing(open_context(model, settings, 256)) as context:
-        context.decode([Segment(0, 0, [0] * 64, 1)])
-        for position in range(64, 64 + DRAFT_STEPS):
-            began_s = time.perf_counter()
-            context.decode([Segment(0, position, [0], 1)])
-            seconds.append(time.perf_counter() - began_s)
-    return median(seconds)
-
-
-async def check_speed(verifier: Verifier, facts: ModelFacts, draft_s: float) -> Finding:
-    """Time the target alone: a draft model that takes longer for a token gains nothing."""
+async def check_pace(measuring: Awaitable[Pace]) -> list[Finding]:
+    """Check the speed of both ends, and what it gains, once it is measured."""
     try:
-        pass_s = await target_token_s(verifier, facts)
+        found = await measuring
     except (ApiError, TimeoutError) as error:
         reason = f"the target alone does not answer: {error}"
-        return Finding("speed", False, reason, "see the verifier's log")
-    found = (
-        f"a token takes the target {milliseconds(pass_s)}, and the draft model"
-        f" {milliseconds(draft_s)}; the round trip takes {milliseconds(verifier.rtt_s)}"
+        return [Finding("speed", False, reason, "see the verifier's log")]
+    return [check_speed(found), check_gain(found)]
+
+
+def check_speed(found: Pace) -> Finding:
+    """Check that the draft model is faster than the target: else it gains nothing."""
+    text = (
+        f"a token takes the target {milliseconds(found.token_s)}, and the draft model"
+        f" {milliseconds(found.draft_s)}; the round trip takes {milliseconds(found.rtt_s)}"
     )
     remedy = "a smaller draft model, or a GPU for it: one as slow as the target gains nothing"
-    return Finding("speed", draft_s < pass_s, found, remedy)
+    return Finding("speed", found.draft_s < found.token_s, text, remedy)
 
 
-async def target_token_s(verifier: Verifier, facts: ModelFacts) -> float:
-    """Return the seconds that the target alone takes for a token.
-
-    Raises ApiError, TimeoutError.
-    """
-    await _timed(verifier, facts, 1)  # reads the prompt, whose cache is kept
-    first_s, _ = await _timed(verifier, facts, 1)
-    all_s, tokens = await _timed(verifier, facts, TARGET_TOKENS)
-    return max(all_s - first_s, 1e-6) / max(tokens - 1, 1)
-
-
-async def _timed(verifier: Verifier, facts: ModelFacts, max_tokens: int) -> tuple[float, int]:
-    """Return the seconds and the number of tokens of an answer of the target alone."""
-    asked = {
-        "model": facts.model,
-        "prompt": PROMPT,
-        "max_tokens": max_tokens,
-        "temperature": 0,
-    }
-    body, began_s = msgspec.json.encode(asked), time.perf_counter()
-    async with asyncio.timeout(ANSWER_S), verifier.ask("/v1/completions", body) as response:
-        answer = await read_answer(response)
-    seconds = time.perf_counter() - began_s
-    return seconds, int(json.loads(answer.content)["usage"]["completion_tokens"])
+def check_gain(found: Pace) -> Finding:
+    """Warn if the times predict that drafting gains nothing on any kind of text."""
+    gains = found.gains()
+    said = " and ".join(f"{kind} {gain:.2f} times" for kind, gain in gains.items())
+    shares = " and ".join(f"{share:.0%}" for share in found.agreement.values())
+    slowed = f", which it makes {found.slowed:.2f} times as long" if found.slowed > 1.02 else ""
+    text = (
+        f"expect {said} as fast as the target alone: the draft model has {shares} of its"
+        f" tokens{slowed}"
+    )
+    remedy = "a larger target, a verifier further away, or a draft model nearer to the target"
+    return Finding("gain", True, text, remedy, warns=max(gains.values()) < NOTEWORTHY_GAIN)
 
 
 def examine(
@@ -418,8 +398,4 @@ def examine(
         check_port("edge", edge_port, "EDGE_PORT"),
         check_port("verifier", verifier_port, "VERIFIER_PORT"),
     ]
-    for address in settings.verifiers:
-        alone = settings.model_copy(update={"verifier_url": address})
-        (verifier,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).all
-        here += asyncio.run(check_verifier(alone, store, verifier))
-    return here
+    return here + asyncio.run(check_edge(settings))

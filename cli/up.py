@@ -18,9 +18,10 @@ from rich.markup import escape
 
 from picospec.bench.link import Conditions, Link
 from picospec.cli.chat_client import ChatError, client_of, first_model
-from picospec.cli.configuration import HOST, SERVICES
-from picospec.cli.doctor import bind_error
+from picospec.cli.configuration import HOST, SERVICES, visible
+from picospec.cli.doctor import bind_error, check_edge
 from picospec.edge_agent.draft.loading import AUTO
+from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.hosting.limits import Pins
 from picospec.gateway.hosting.parent_death import program
 from picospec.gateway.hosting.processes import Service, ServiceError, keep_up, until_ready
@@ -65,9 +66,22 @@ class Plan:
     def verifier_url(self) -> str:
         return f"http://{HOST}:{self.verifier_port}"
 
+    @property
+    def far_url(self) -> str:
+        """Where the edge reaches the verifier."""
+        return f"http://{HOST}:{self.link_port or self.verifier_port}"
+
+    @property
+    def edge_settings(self) -> EdgeSettings:
+        """The settings that the edge has. Raises ValueError, OSError."""
+        _, draft = self.arguments.get("edge", ("--draft", AUTO))
+        named = {**self.settings.get("edge", {}), "draft_model": draft, "verifier_url": None}
+        key = {VERIFIER_KEY: self.api_key} if self.api_key else {}
+        return load(None, {**key, **os.environ}, {**named, "verifier_urls": [self.far_url]})
+
     def services(self) -> tuple[Service, Service]:
         """Return the verifier and the edge, in the order in which they start."""
-        more = ("--verifier-url", f"http://{HOST}:{self.link_port or self.verifier_port}")
+        more = ("--verifier-url", self.far_url)
         return (
             self._service("verifier", "verifier", self.verifier_port, self.pins.verifier),
             self._service("edge", "edge_agent", self.edge_port, self.pins.edge, *more),
@@ -157,10 +171,21 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         console.print(f"Open [bold]{plan.edge_url}/[/] in a browser.", highlight=False)
         ready.set()
+        console.print(await _expectation(plan), markup=False, highlight=False, soft_wrap=True)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped, restarts=ready)
+
+
+async def _expectation(plan: Plan) -> str:
+    """Return a line that says what the edge will gain here, or why that is not known."""
+    try:
+        found = await check_edge(plan.edge_settings)
+    except (ValueError, OSError) as error:
+        return f"What drafting gains here is not known: {error}"
+    last = found[-1]
+    return visible(f"{last.subject.capitalize()}: {last.found}.")
 
 
 async def up_at_a_distance(plan: Plan, rtt_ms: float, console: Console) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Final, cast
 
 import msgspec
 import pytest
@@ -25,8 +27,10 @@ from picospec.cli.doctor import (
     check_cache,
     check_context,
     check_engine,
+    check_gain,
     check_gpu,
     check_models,
+    check_pace,
     check_port,
     check_protocol,
     check_speed,
@@ -36,12 +40,14 @@ from picospec.cli.doctor import (
     not_reached,
     report,
 )
+from picospec.cli.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, Pace, Target, agreed
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.link.verifier import FACTS_PATH, START_PLUGIN, Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.models.llama_cpp.library import Library
+from picospec.models.llama_cpp.model import Context, Model, Segment
 from picospec.models.store import open_store
 from tests.cli.screen import Screen
 from tests.edge_agent.fakes import FACTS
@@ -141,20 +147,26 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
+@dataclass
 class Timed:
-    """A Verifier whose target answers at once, or fails."""
+    """A Verifier whose target takes these times, and knows the words that it has read."""
 
-    rtt_s = 0.05
-
-    def __init__(self, error: ApiError | None = None) -> None:
-        self._error = error
+    first_s: float
+    token_s: float
+    row_s: float
+    read: int = 0
+    now_s: float = 0.0
+    rtt_s: float = 0.05
 
     @asynccontextmanager
     async def ask(self, path: str, body: bytes) -> AsyncIterator[object]:
-        if self._error:
-            raise self._error
-        tokens = json.loads(body)["max_tokens"]
-        said = json.dumps({"usage": {"completion_tokens": tokens}}).encode()
+        asked = json.loads(body)
+        tokens, words = asked["max_tokens"], len(asked["prompt"].split())
+        unread, self.read = words - self.read, words
+        self.now_s += self.first_s + self.row_s * unread + self.token_s * (tokens - 1)
+        text = "".join(f" {token}" for token in range(tokens))
+        usage = {"prompt_tokens": words, "completion_tokens": tokens}
+        said = json.dumps({"choices": [{"text": text}], "usage": usage}).encode()
         yield SimpleNamespace(status=200, headers={}, content=_pieces(said))
 
 
@@ -257,11 +269,12 @@ def test_other_tokens_are_well_where_judging_keeps_them_exact() -> None:
     assert not check_vocabulary("different", "separate").ok
 
 
-@pytest.mark.parametrize(("draft_s", "ok"), [(0.0, True), (10.0, False)])
-async def test_a_draft_model_as_slow_as_the_target_gains_nothing(
-    draft_s: float, ok: bool
-) -> None:
-    finding = await check_speed(cast(Verifier, Timed()), FACTS, draft_s)
+FAST: Final = Pace(0.08, 0.004, 1.05, 0.01, 0.012, 0.05, {"code": 0.9, "prose": 0.5})
+
+
+@pytest.mark.parametrize(("draft_s", "ok"), [(0.01, True), (10.0, False)])
+def test_a_draft_model_as_slow_as_the_target_gains_nothing(draft_s: float, ok: bool) -> None:
+    finding = check_speed(replace(FAST, draft_s=draft_s))
 
     assert finding.ok is ok
     assert "the round trip takes 50 ms" in finding.found
@@ -269,6 +282,45 @@ async def test_a_draft_model_as_slow_as_the_target_gains_nothing(
 
 
 async def test_a_target_that_cannot_be_timed_is_said_with_the_reason() -> None:
-    finding = await check_speed(cast(Verifier, Timed(Unavailable("gone"))), FACTS, 0.1)
+    async def measuring() -> Pace:
+        raise Unavailable("gone")
+
+    (finding,) = await check_pace(measuring())
 
     assert (finding.ok, "gone" in finding.found) == (False, True)
+
+
+def test_the_gain_is_predicted_by_the_text_and_a_host_without_one_is_warned_of() -> None:
+    slow = replace(FAST, token_s=0.014, slowed=1.5, beside_s=0.014)
+    gains, none = FAST.gains(), slow.gains()
+
+    assert gains["code"] > 1.5 * gains["prose"] > 1.4
+    assert all(0.9 < gain < 1.05 for gain in none.values())
+    assert [check_gain(pace).warns for pace in (FAST, slow)] == [False, True]
+    assert "the draft model has 90% and 50% of its tokens" in check_gain(FAST).found
+
+
+async def test_the_first_token_and_the_link_are_no_part_of_a_tokens_time() -> None:
+    timed = Timed(first_s=0.2, token_s=0.01, row_s=0.005)
+    target = Target(cast(Verifier, timed), FACTS, lambda: timed.now_s)
+
+    answer, row_s = await target.answer("one"), await target.row_s("one")
+
+    assert (answer.token_s, row_s) == (pytest.approx(0.01), pytest.approx(0.005))
+    assert answer.text == "".join(f" {i}" for i in range(SAMPLE_TOKENS))
+
+
+@pytest.mark.models
+def test_a_draft_model_agrees_with_itself_and_not_with_another_text() -> None:
+    (path,) = open_store(os.environ).pull("smollm2", lambda what, done, total: None, "draft")
+    with closing(Model(path)) as model, closing(Context(model, CONTEXT_TOKENS)) as context:
+        prompt, answer = "The keeper of the lighthouse", ""
+        for _ in range(8):
+            context.truncate(0, 0)
+            tokens = [*model.raw_beginning, *model.tokenize(prompt + answer, special=False)]
+            context.decode([Segment(0, 0, tokens, 1)])
+            best = int(context.logits(0).argmax())
+            answer += model.vocabulary.piece(best, special=False).decode()
+
+        assert agreed(context, prompt, answer) == 1.0
+        assert agreed(context, prompt, " zinc violet 77 under Lima quorum;") < 0.3

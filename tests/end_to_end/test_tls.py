@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 from prometheus_client import CollectorRegistry
 
 from picospec.bench.run.services import free_port
-from picospec.cli.doctor import check_verifier, target_token_s
+from picospec.cli.doctor import check_verifier
+from picospec.cli.expecting import Target
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.link.session import Session
 from picospec.edge_agent.link.verifier import Verifier
@@ -138,7 +139,7 @@ async def test_the_doctor_times_a_target_that_asks_for_a_certificate(
 ) -> None:
     edges = edges_verifier(settings(verifier, files, "edge"))
 
-    assert await target_token_s(edges, await edges.facts()) > 0
+    assert (await Target(edges, await edges.facts()).answer("1, 2, 3,")).token_s > 0
 
 
 async def test_the_doctor_names_an_authority_that_did_not_sign(
