@@ -138,3 +138,30 @@ def _field(holder: object, name: str) -> object:
 def _numbers(holder: object) -> dict[str, int]:
     found = {name: _field(holder, name) for name in _NAMES}
     return {n: v for n, v in found.items() if type(v) is int and 0 <= v < _MOST_TOKENS}
+
+
+class Shown:
+    """Leaves out of a stream the event of OpenAI's API that has `usage` and no choices, which
+    the edge has asked for and the client has not."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+        """These bytes of an event that has begun were not returned yet."""
+
+    def take(self, piece: bytes) -> bytes:
+        """Return what the client gets after the next piece of the stream."""
+        *events, self.rest = (self.rest + piece).split(b"\n\n")
+        shown = b"".join(event + b"\n\n" for event in events if not _only_counts(event))
+        if len(self.rest) > _BEGINNING_BYTES:  # it is no such event
+            shown, self.rest = shown + self.rest[:-1], self.rest[-1:]
+        return shown
+
+
+def _only_counts(event: bytes) -> bool:
+    if b'"usage"' not in event or not event.startswith(b"data:"):
+        return False
+    try:
+        said = msgspec.json.decode(event[5:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return _field(said, "choices") == [] and isinstance(_field(said, "usage"), dict)

@@ -3,15 +3,16 @@
 These requests have connections of their own: they may be large and their clients slow, and
 would hold up the messages of sessions.
 
-Three kinds of requests are passed on: those to a listed path, those for a listed model, and
-those with images or other media for the verifier's own model. A client may also ask for the
-same chat without the edge, to compare; and if an edge and its verifier speak different versions
-of the protocol, the verifier answers all requests.
+These kinds of requests are passed on: those to a listed path, those for a listed model, those
+with images or other media for the verifier's own model, and those that a door refuses though
+the verifier's own API serves what is refused. A client may also ask for the same chat without
+the edge, to compare; and if an edge and its verifier speak different versions of the protocol,
+the verifier answers all requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
+from pydantic import AliasChoices
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as AnyMethod
@@ -40,10 +42,19 @@ from picospec.gateway.accounts import Account, account_of
 from picospec.gateway.documents import Route
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.generation import checked, parse, read
+from picospec.gateway.doors.request import shown_names
+from picospec.gateway.doors.responses_handlers import with_history
 from picospec.gateway.doors.services import Services
-from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
-from picospec.gateway.schema import check_structure
+from picospec.gateway.errors import (
+    UNSUPPORTED,
+    ApiError,
+    InvalidRequest,
+    NotFound,
+    renamed,
+)
+from picospec.gateway.schema import NEUTRAL, RequestModel, check_structure, is_neutral
 from picospec.gateway.tenants import salted
+from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
 from picospec.speculation.messages import SALT
 
 # Looks into a request's body to find out who answers it, before a door reads it.
@@ -106,6 +117,87 @@ def _has_media(items: object) -> bool:
 
 def _is_medium(kind: object) -> bool:
     return isinstance(kind, str) and kind in MEDIA
+
+
+# Makes the request for a verifier whose own API serves a field, a value or a part of a message
+# that no draft can be made under.
+#
+# Nothing that would be ignored there is passed on: a field that the verifier's API does not
+# have is refused by name if it would change the answer here, and left out otherwise.
+
+Json = dict[str, Any]
+
+_WITHOUT_EFFECT: Final = frozenset({"prediction", "safety_identifier"})
+"""These fields of doors change no answer."""
+
+_RESPONSES: Final = "/v1/responses"
+_COUNTING: Final = ("/v1/chat/completions", "/v1/completions")
+"""A stream of these APIs has `usage` only if the request asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForVerifier:
+    """A request for the verifier's own API. fields: those that it serves."""
+
+    fields: Json
+    ignored: Sequence[str]
+    answers: int
+    hides_usage: bool
+    """The edge asks for the stream's `usage`, and the client does not."""
+
+
+def for_verifier(
+    path: str, fields: Json, field: str, served: Collection[str], schema: type[RequestModel]
+) -> ForVerifier:
+    """Return what to ask for a request with the field `field`. path: of the verifier's API.
+    schema: of the door. Raises InvalidRequest for a field that is served only here."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    ignored = [name for name in given if name not in served]
+    known = dict(_defaults(schema))
+    for name in ignored:
+        if _changes_answers(name, given[name], known):
+            reason = f"the verifier alone serves {field}, and it does not know this field"
+            raise InvalidRequest.of(name, reason, UNSUPPORTED)
+    passed = {name: value for name, value in given.items() if name in served}
+    options = given.get("stream_options")
+    hides_usage = path in _COUNTING and given.get("stream") is True and not _asks(options)
+    if hides_usage:
+        passed["stream_options"] = {"include_usage": True}
+    return ForVerifier(passed, ignored, _answers(given), hides_usage)
+
+
+def _defaults(schema: type[RequestModel]) -> Iterator[tuple[str, object]]:
+    """Yield the names that a request gives to a schema's fields, and the fields' defaults."""
+    for name, field in schema.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        also = field.validation_alias
+        names = also.choices if isinstance(also, AliasChoices) else (field.alias or name,)
+        yield from ((str(each), default) for each in names)
+
+
+def _changes_answers(name: str, value: object, known: Mapping[str, object]) -> bool:
+    if name in NEUTRAL:
+        return not is_neutral(value, NEUTRAL[name])
+    return (
+        name in known and name not in _WITHOUT_EFFECT and not is_neutral(value, (known[name],))
+    )
+
+
+def _asks(options: object) -> bool:
+    return isinstance(options, dict) and bool(options.get("include_usage"))
+
+
+def _answers(fields: Json) -> int:
+    """Return how many answers a request asks for; beams count as answers. Raises InvalidRequest
+    for a number that is none: another parser might read it as one."""
+    number, prompts = fields.get("n", 1), 1
+    if type(number) is not int or number < 1:
+        raise InvalidRequest.of("n", "expected a whole number from 1")
+    for name in ("prompt", "prompt_embeds"):
+        given = fields.get(name)
+        if isinstance(given, list) and given and type(given[0]) is not int:
+            prompts = max(prompts, len(given))
+    return number * prompts
 
 
 HELD_BYTES: Final = 16 << 20
@@ -209,6 +301,50 @@ class Relay:
         text_bytes = min(len(asked), MEDIA_BYTES) if relayed.has_media else len(asked)
         return Relayed(ask, account, services.drain, asked_bytes=text_bytes)
 
+    async def instead(
+        self,
+        schema: type[RequestModel],
+        services: Services,
+        request: Request,
+        error: InvalidRequest,
+    ) -> Response | None:
+        """Let the verifier answer a request that its door has refused, if its own API serves
+        what is refused. Raises ApiError."""
+        account, path = account_of(request), _DOORS.get(request.scope["path"], "")
+        if not error.may_be_served or account.fallback or account.ledger.prompt_tokens:
+            return None  # a prompt is charged once
+        try:
+            served = (await self._verifiers.facts()).served.get(path, ())
+        except ApiError:  # what is wrong with the request is known already
+            return None
+        field = renamed(error.param or "", account.field_names).partition(".")[0]
+        fields = await checked(services, request, partial(_fields, await request.body()))
+        if field not in served or field not in fields:
+            return None
+        if path == _RESPONSES:
+            continued = partial(with_history, services, request, fields)
+            fields = await checked(services, request, continued)
+        make = partial(for_verifier, path, fields, field, served, schema)
+        asked = await checked(services, request, make)
+        if asked.answers > services.settings.max_choices:
+            return None
+        facts = await services.own.facts_of(fields.get("model"))
+        account.serve(facts.model, None, "chat")
+        account.begin_answers(asked.answers - 1)
+        account.relayed, account.relayed_for = "verifier", *shown_names((field,))
+        account.ignored = shown_names(asked.ignored)
+        identity = _identity(services, account)
+        write = partial(_addressed, asked.fields, facts.model, identity)
+        body = await checked(services, request, write)
+        way, target = await self._to_verifier(), f"{path}{query_of(request.scope)}"
+        return Relayed(
+            partial(way.post_to, target, headers_of(request.headers), body),
+            account,
+            services.drain,
+            asked_bytes=min(len(body), facts.context_tokens * CHARGED_BYTES_PER_TOKEN),
+            hides_usage=asked.hides_usage,
+        )
+
     async def direct(self, services: Services, request: Request) -> Response:
         """Let the verifier in use answer a chat with a seed. Raises ApiError."""
         services.drain.check()
@@ -283,9 +419,17 @@ def addressed(body: bytes, model: str | None, identity: str | None = None) -> by
     """Return the request for another service, with its own name of the model. Encoding it anew
     removes duplicate fields. identity: of the tenant, if KV of others must not serve it. Raises
     InvalidRequest."""
+    return _addressed(_fields(body), model, identity)
+
+
+def _fields(body: bytes) -> Json:
     try:
-        fields = msgspec.json.decode(body)
+        fields: Json = msgspec.json.decode(body, type=dict[str, Any])
     except ValueError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
+    return fields
+
+
+def _addressed(fields: Json, model: str | None, identity: str | None) -> bytes:
     salt = {} if identity is None else {SALT: salted(identity, fields.get(SALT))}
     return msgspec.json.encode({**fields, **salt, "model": model})

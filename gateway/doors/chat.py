@@ -317,14 +317,18 @@ class ChatRequest(ThinkingFields, GenerationRequest):
         tools = use.callable if tokenizer.hides_unused_tools else use.tools
         if use.callable and not tokenizer.takes_tools:
             reason = "the model's chat template has no place for them"
-            raise InvalidRequest.of("tools", reason, UNSUPPORTED)
+            unseen = InvalidRequest.of("tools", reason, UNSUPPORTED)
+            unseen.may_be_served = False  # the model would not see them by any other way
+            raise unseen
         options = self.template_variables
         if self.continue_final_message:
             options["continue_final_message"] = True
         try:
             return (tuple(tokenizer.chat(messages, tools=tools, options=options)),)
         except ValueError as error:
-            raise InvalidRequest.of("messages", error) from error
+            unrendered = InvalidRequest.of("messages", error)
+            unrendered.may_be_served = True  # vLLM renders chats of some models by code
+            raise unrendered from error
 
 
 # Writes the answer of POST /v1/chat/completions.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -39,7 +39,7 @@ from picospec.gateway.errors import ApiError, InvalidRequest, PromptTooLong, ren
 from picospec.gateway.http import json_response, read_body
 from picospec.gateway.output.stream import stream_choice
 from picospec.gateway.output.style import Style
-from picospec.gateway.ports import SEEDS, Facts, Job
+from picospec.gateway.ports import SEEDS, Facts, Job, Tokenizer
 from picospec.gateway.schema import SMALL_BYTES, check_structure, invalid
 from picospec.gateway.turns import BoundedTokenizer
 
@@ -116,6 +116,17 @@ class Asked:
     given: Parameters
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Holds a request whose answer can begin."""
+
+    asked: Asked
+    tokenizer: Tokenizer
+    style: Style
+    name: str
+    jobs: Sequence[Job]
+
+
 async def generate(
     schema: type[Body], convert: Convert[Body], services: Services, request: Request
 ) -> Response:
@@ -126,6 +137,21 @@ async def generate(
     relay = services.relay
     if relay and (elsewhere := await relay.ahead(services, request)):
         return elsewhere
+    try:
+        ready = await _ready(schema, convert, services, request)
+    except InvalidRequest as error:
+        if relay and (elsewhere := await relay.instead(schema, services, request, error)):
+            return elsewhere
+        raise
+    return await _answer(ready, services, request) if isinstance(ready, Ready) else ready
+
+
+async def _ready(
+    schema: type[Body], convert: Convert[Body], services: Services, request: Request
+) -> Ready | Response:
+    """Read and check a request; return its whole answer if nothing is to be generated here.
+    Raises ApiError."""
+    account, relay = account_of(request), services.relay
     asked = await _asked(schema, convert, services, request)
     body, facts = asked.door.body, asked.facts
     body.check_served(facts)
@@ -137,7 +163,11 @@ async def generate(
         elsewhere = await relay.undrafted(services, request, facts.model)
         account.begin_answers(body.n * body.prompt_count - 1)
         return elsewhere
-    return await _answer(asked, services, request)
+    tokenizer = await asked.backend.tokenizer(facts.vocabulary)
+    style = await services.style_of(tokenizer, account)
+    name = f"{asked.door.id_prefix}{uuid.uuid4().hex}"
+    jobs = await _jobs(asked, services, style, name, account)
+    return Ready(asked, tokenizer, style, name, jobs)
 
 
 async def count_prompt(
@@ -172,28 +202,27 @@ async def _asked(
     return Asked(door, backend, facts, given)
 
 
-async def _answer(asked: Asked, services: Services, request: Request) -> Response:
+async def _answer(ready: Ready, services: Services, request: Request) -> Response:
     """Generate the choices that a request asks for. Raises ApiError."""
+    asked, style, jobs = ready.asked, ready.style, ready.jobs
     account, door, facts = account_of(request), asked.door, asked.facts
     body = door.body
-    tokenizer = await asked.backend.tokenizer(facts.vocabulary)
-    style = await services.style_of(tokenizer, account)
-    name = f"{door.id_prefix}{uuid.uuid4().hex}"
-    jobs = await _jobs(asked, services, style, name, account)
     if isinstance(found := jobs[0].extras.get(grammars.NAME), Mapping):
         path = renamed(asked.given.constrained_at or "tools", door.names)
         account.field_names = {**door.names, **grammars.names_of(path, found)}
     account.begin_answers(len(jobs) - 1)
     fingerprint = asked.backend.begin(len(jobs), facts)
     answer = door.answer(
-        Heading(name, int(time.time()), facts.model, len(jobs), account.ledger, fingerprint)
+        Heading(
+            ready.name, int(time.time()), facts.model, len(jobs), account.ledger, fingerprint
+        )
     )
     begin = asked.backend.engine.generate
     streams = [
         stream_choice(index, begin(job), body.reader(style, job.prompt, facts.stop_tokens))
         for index, job in enumerate(jobs)
     ]
-    streams = await checked(services, request, partial(body.shown, streams, tokenizer))
+    streams = await checked(services, request, partial(body.shown, streams, ready.tokenizer))
     if body.stream:
         every_s = services.settings.keep_alive_s
         return EventStream(answer, streams, account, services.drain, every_s)
