@@ -3,9 +3,9 @@
 These requests have connections of their own: they may be large and their clients slow, and
 would hold up the messages of sessions.
 
-These kinds of requests are passed on: those to a listed path, those for a listed model, those
-with images or other media for the verifier's own model, and those that a door refuses though
-the verifier's own API serves what is refused. A client may also ask for the same chat without
+Three kinds of requests are passed on: those to a listed path, those for a listed model, and
+those that a door refuses though the verifier's own API serves what is refused, such as images
+for the verifier's own model. A client may also ask for the same chat without
 the edge, to compare; and if an edge and its verifier speak different versions of the protocol,
 the verifier answers all requests.
 """
@@ -57,19 +57,15 @@ from picospec.gateway.tenants import salted
 from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
 from picospec.speculation.messages import SALT
 
-# Looks into a request's body to find out who answers it, before a door reads it.
-#
-# A door refuses what it does not know, such as an image. Here nothing is refused: an invalid
-# body goes to the door, which reports what is wrong with it.
+# Looks into a request's body to find out whether it is for a listed model, before a door reads
+# it. Here nothing is refused: an invalid body goes to the door, which reports what is wrong.
 
 MEDIA: Final = frozenset(
     {"image_url", "input_audio", "audio_url", "video_url", "file"}  # of a chat
     | {"input_image", "input_file"}  # of a response
     | {"image", "document"}  # of a message
 )
-"""No draft model reads parts of these types."""
-
-_MARKS: Final = tuple(f'"{kind}"'.encode() for kind in sorted(MEDIA))
+"""Parts of these types have bytes that are no text."""
 
 
 class _Fields(msgspec.Struct):
@@ -81,27 +77,24 @@ class _Fields(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class RelayedRequest:
-    """A request that another service answers. model: as the request names it."""
+    """A request that another service answers."""
 
-    model: str | None
+    model: str
     answers: int
     has_media: bool
 
 
 def relayed_request(body: bytes, models: Collection[str]) -> RelayedRequest | None:
-    """Return what a request wants from another service; None if a door here answers it."""
-    has_marks = any(mark in body for mark in _MARKS)
-    if not (has_marks or models):
-        return None
+    """Return what a request for a listed model asks for; None if a door here answers it."""
     try:
         check_structure(body)
         fields = msgspec.json.decode(body, type=_Fields)
-        has_media = has_marks and (_has_media(fields.messages) or _has_media(fields.input))
+        if (model := fields.model) is None or model not in models:
+            return None
+        has_media = _has_media(fields.messages) or _has_media(fields.input)
     except (ApiError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if not (has_media or fields.model in models):
-        return None
-    return RelayedRequest(fields.model, fields.n or 1, has_media)
+    return RelayedRequest(model, fields.n or 1, has_media)
 
 
 def _has_media(items: object) -> bool:
@@ -201,7 +194,7 @@ def _answers(fields: Json) -> int:
 
 
 HELD_BYTES: Final = 16 << 20
-"""A request with images may have this many bytes: it is held to see which model it is for."""
+"""A request with images may have this many bytes: it is held to see who answers it."""
 
 MEDIA_BYTES: Final = 1 << 15
 """A request with media is charged for at most this much if its answer has no token counts."""
@@ -242,6 +235,8 @@ class Relay:
         self._to_verifiers = to_verifiers
         self._upstream = upstream
 
+    held_bytes = HELD_BYTES
+
     @property
     def models(self) -> Sequence[str]:
         return self._settings.models
@@ -279,23 +274,19 @@ class Relay:
         """Let another service answer a request that has begun, if its body asks for that; None
         if a door of this edge answers it. Raises ApiError."""
         door = _DOORS.get(request.scope["path"])
-        if door is None or (door in _NATIVE and not self.models):
+        if door is None or not self.models:
             return None
-        body = await read(services, request, HELD_BYTES)
+        body = await read(services, request, self.held_bytes)
         relayed = await checked(services, request, partial(relayed_request, body, self.models))
-        if relayed is None or (door in _NATIVE and relayed.model not in self.models):
+        if relayed is None:
             return None
-        account = account_of(request)
-        if (model := relayed.model) in self.models:
-            way = await self._way()
-        else:  # the verifier's own model, or an unknown one
-            facts, way = await services.own.facts_of(model), await self._to_verifier()
-            model = facts.model
-        account.serve(model or "", None, "chat")
+        account, way = account_of(request), await self._way()
+        account.serve(relayed.model, None, "chat")
         account.begin_answers(relayed.answers - 1)
         account.relayed = way.peer.name
         identity = None if way is self._upstream else _identity(services, account)
-        asked = await checked(services, request, partial(addressed, body, model, identity))
+        write = partial(addressed, body, relayed.model, identity)
+        asked = await checked(services, request, write)
         target = f"{door}{query_of(request.scope)}"
         ask = partial(way.post_to, target, headers_of(request.headers), asked)
         text_bytes = min(len(asked), MEDIA_BYTES) if relayed.has_media else len(asked)

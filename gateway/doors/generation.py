@@ -61,11 +61,17 @@ def body_limit_bytes(context_tokens: int) -> int:
     return max(MIN_LIMIT_BYTES, context_tokens * BYTES_PER_TOKEN)
 
 
-async def parse(schema: type[Parsed], services: Services, request: Request) -> Parsed:
+async def parse(
+    schema: type[Parsed], services: Services, request: Request, least_bytes: int = 0
+) -> Parsed:
     """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
-    `checked` raise."""
-    body = await read(services, request)
-    return await checked(services, request, partial(_validated, schema, body))
+    `checked` raise. least_bytes: so large a body may be refused for what it says, as images
+    are; one that the schema takes is a text, and may be as large as the context holds."""
+    body = await read(services, request, least_bytes)
+    parsed = await checked(services, request, partial(_validated, schema, body))
+    if least_bytes:
+        await read(services, request)
+    return parsed
 
 
 async def read(services: Services, request: Request, least_bytes: int = 0) -> bytes:
@@ -191,8 +197,8 @@ async def _asked(
     schema: type[Body], convert: Convert[Body], services: Services, request: Request
 ) -> Asked:
     """Read a request, and choose the engine or the fallback for it. Raises ApiError."""
-    account = account_of(request)
-    parsed = await parse(schema, services, request)
+    account, relay = account_of(request), services.relay
+    parsed = await parse(schema, services, request, relay.held_bytes if relay else 0)
     door = await checked(services, request, partial(convert, parsed))
     account.field_names = door.names
     backend = await services.backend(account)

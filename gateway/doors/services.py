@@ -111,9 +111,13 @@ class Relay(Protocol):
     def models(self) -> Sequence[str]:
         """Return the models that the other service has for clients of this one."""
 
+    @property
+    def held_bytes(self) -> int:
+        """The body of a request that its door may refuse has at most this many bytes."""
+
     async def ahead(self, services: Services, request: Request) -> Response | None:
-        """Answer a request before its door reads it, depending on its body, which may contain a
-        picture. Returns None if a door answers it. Raises ApiError."""
+        """Answer a request before its door reads it, if its body names a model elsewhere.
+        Returns None if a door answers it. Raises ApiError."""
 
     async def instead(
         self,
