@@ -384,6 +384,7 @@ class ChatAnswer(ChunkAnswer):
 def _message(whole: TextDelta) -> Json:
     """Return the message; fields for reasoning and calls are present only if there are any."""
     message: Json = {"role": "assistant", "content": whole.text, "refusal": None}
+    message["annotations"] = []  # these would be citations of a search
     if whole.parsed is not None and whole.parsed.reasoning:
         message["reasoning_content"] = whole.parsed.reasoning
     if whole.parsed is not None and whole.parsed.calls:
