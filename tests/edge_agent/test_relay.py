@@ -16,6 +16,7 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from picospec.edge_agent import relayed
+from picospec.edge_agent.draft.loading import TargetTokenizer
 from picospec.edge_agent.relay import relayed_request
 from picospec.gateway.doors.services import ResponseStore, StoredResponse
 from picospec.gateway.drain import Drain, beside
@@ -35,6 +36,7 @@ from tests.edge_agent.relaying import (
     streaming,
 )
 from tests.end_to_end.traced import serving
+from tests.gateway.scripted import ByteTokenizer
 from tests.hostile.test_verifier import resident_bytes
 from tests.verifier.fake_target import FakeTarget
 
@@ -389,6 +391,20 @@ async def test_what_nobody_serves_or_would_be_ignored_there_is_named(
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field), answer.text
     assert "x-picospec-relayed" not in answer.headers
     assert api.asked == []
+
+
+async def test_a_chat_that_only_the_verifier_can_render_is_answered_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def tokenizer(*_: object) -> ByteTokenizer:
+        return ByteTokenizer()
+
+    monkeypatch.setattr(TargetTokenizer, "__call__", tokenizer)
+    api, unrendered = OwnApi(API, saying(SAID)), {"role": "assistant", "content": "Hi"}
+    async with before(api) as client:
+        answer = await client.post(CHATS, json={"messages": [unrendered]})
+
+    assert (answer.content, answer.headers["x-picospec-relayed-for"]) == (SAID, "messages")
 
 
 async def test_what_changes_no_answer_is_left_out_and_named() -> None:

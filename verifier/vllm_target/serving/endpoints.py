@@ -205,7 +205,8 @@ _NO_CLIENTS: Final = frozenset(
 def fields_of(file: TokenizerFile) -> dict[str, list[str]]:
     """Return the fields of requests to each path of vLLM's API. file: the model's tokenizer, as
     vLLM's server uses it. A field that vLLM would ignore is left out."""
-    unseen = _NO_CLIENTS if "documents" in file.template else {*_NO_CLIENTS, "documents"}
+    shows_documents = file.template == _NO_TEMPLATE or "documents" in file.template
+    unseen = _NO_CLIENTS if shows_documents else {*_NO_CLIENTS, "documents"}
     return {path: sorted({*of.model_fields} - unseen) for path, of in REQUESTS.items()}
 
 
