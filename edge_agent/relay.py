@@ -215,6 +215,11 @@ DIRECT: Final = "/v1/picospec/direct/chat/completions"
 """The verifier alone answers a chat that is posted here, so that a page which talks only to the
 edge can show that both answers are the same for one seed."""
 
+_RENDERING: Final = tuple(
+    f"{path}/render" for path in (_OPENAI, "/v1/completions", _RESPONSES, "/v1/messages")
+)
+"""A verifier's vLLM may answer these with the prompt of a request; its facts have them then."""
+
 UNDRAFTED: Final = "undrafted"
 """`x-picospec-fallback` and the log have this value for an answer without drafts, because the
 ends speak different versions of the protocol."""
@@ -251,6 +256,10 @@ class Relay:
             open_ended = path.replace("/*", "/{name:path}")
             yield Route("POST", open_ended, "Passed on to another service", self.answer)
         yield Route("POST", DIRECT, "The same chat without the edge", self.direct, ChatRequest)
+        for path in _RENDERING:
+            yield Route(
+                "POST", path, "The prompt of a request, as vLLM renders it", self.render
+            )
 
     def no_routes(self) -> Iterator[AnyMethod]:
         """Yield routes to add after `routes`, by which other methods get a 404."""
@@ -348,6 +357,18 @@ class Relay:
         account.begin_answers(body.n)
         account.serve(facts.model, body.model, "chat")
         return await self._from_verifier(_OPENAI, facts.model, services, request)
+
+    async def render(self, services: Services, request: Request) -> Response:
+        """Let the verifier in use render a prompt, if it does so. Raises ApiError."""
+        services.drain.check()
+        account, path = account_of(request), request.scope["path"]
+        account.begin_answers(1)
+        if path not in (await self._verifiers.facts()).served:
+            raise NotFound(f"the verifier has no {path}")
+        body = await read(services, request)
+        fields = await checked(services, request, partial(_fields, body))
+        facts = await services.own.facts_of(fields.get("model"))
+        return await self._from_verifier(path, facts.model, services, request)
 
     @property
     def is_undrafted(self) -> bool:

@@ -407,6 +407,17 @@ async def test_a_chat_that_only_the_verifier_can_render_is_answered_there(
     assert (answer.content, answer.headers["x-picospec-relayed-for"]) == (SAID, "messages")
 
 
+async def test_a_prompt_is_rendered_where_the_verifier_does_so() -> None:
+    path = "/v1/completions/render"
+    api = OwnApi({path: []}, saying(b"[]"))
+    async with before(api, model_aliases=["alias"]) as client:
+        rendered = await client.post(path, json={"prompt": "Hi", "model": "alias"})
+        absent = await client.post("/v1/chat/completions/render", json=ASK)
+
+    assert (rendered.content, absent.status_code) == (b"[]", 404)
+    assert api.asked == [{"prompt": "Hi", "model": "fake"}]
+
+
 async def test_what_changes_no_answer_is_left_out_and_named() -> None:
     api = OwnApi(API, saying(SAID))
     odd = {"bad_words": ["Ho"], "mirostat": 0, "user": "ann", "own": 1, "n": None}

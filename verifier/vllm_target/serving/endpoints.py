@@ -202,12 +202,14 @@ _NO_CLIENTS: Final = frozenset(
 )
 
 
-def fields_of(file: TokenizerFile) -> dict[str, list[str]]:
+def fields_of(file: TokenizerFile, *, renders: bool = False) -> dict[str, list[str]]:
     """Return the fields of requests to each path of vLLM's API. file: the model's tokenizer, as
-    vLLM's server uses it. A field that vLLM would ignore is left out."""
+    vLLM's server uses it. A field that vLLM would ignore is left out. renders: True if paths
+    exist that only render a prompt (--enable-scale-out); they have no lists of their own."""
     shows_documents = file.template == _NO_TEMPLATE or "documents" in file.template
     unseen = _NO_CLIENTS if shows_documents else {*_NO_CLIENTS, "documents"}
-    return {path: sorted({*of.model_fields} - unseen) for path, of in REQUESTS.items()}
+    listed = {path: sorted({*of.model_fields} - unseen) for path, of in REQUESTS.items()}
+    return listed | ({f"{path}/render": [] for path in REQUESTS} if renders else {})
 
 
 # Inside vLLM's API server the verifier's service has two apps that share the sessions.
@@ -281,7 +283,7 @@ def _target(
         metrics,
         adapters=state.openai_serving_models.lora_requests,
         as_served=partial(as_served, llm=llm, args=args),
-        fields=fields_of,
+        fields=partial(fields_of, renders=getattr(args, "enable_scale_out", False)),
         share_prefixes=settings.share_prefixes,
         keeps_answers=settings.speculation.keep_answers,
         hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),
