@@ -153,7 +153,10 @@ def for_verifier(
             raise InvalidRequest.of(name, reason, UNSUPPORTED)
     passed = {name: value for name, value in given.items() if name in served}
     options = given.get("stream_options")
-    hides_usage = path in _COUNTING and given.get("stream") is True and not _asks(options)
+    if isinstance(options, dict) and options.get("include_speculation"):
+        ignored.append("stream_options.include_speculation")
+    asks = isinstance(options, dict) and options.get("include_usage") is True
+    hides_usage = path in _COUNTING and bool(given.get("stream")) and not asks
     if hides_usage:
         passed["stream_options"] = {"include_usage": True}
     return ForVerifier(passed, ignored, _answers(given), hides_usage)
@@ -176,21 +179,22 @@ def _changes_answers(name: str, value: object, known: Mapping[str, object]) -> b
     )
 
 
-def _asks(options: object) -> bool:
-    return isinstance(options, dict) and bool(options.get("include_usage"))
-
-
 def _answers(fields: Json) -> int:
     """Return how many answers a request asks for; beams count as answers. Raises InvalidRequest
     for a number that is none: another parser might read it as one."""
-    number, prompts = fields.get("n", 1), 1
+    number = fields.get("n", 1)
     if type(number) is not int or number < 1:
         raise InvalidRequest.of("n", "expected a whole number from 1")
-    for name in ("prompt", "prompt_embeds"):
-        given = fields.get(name)
-        if isinstance(given, list) and given and type(given[0]) is not int:
-            prompts = max(prompts, len(given))
-    return number * prompts
+    prompts = sum(
+        _prompts(fields[name]) for name in ("prompt", "prompt_embeds") if name in fields
+    )
+    return number * max(prompts, 1)
+
+
+def _prompts(given: object) -> int:
+    if not isinstance(given, list) or all(type(each) is int for each in given):
+        return 1
+    return len(given)
 
 
 HELD_BYTES: Final = 16 << 20

@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 
 from picospec.edge_agent import relayed
 from picospec.edge_agent.draft.loading import TargetTokenizer
-from picospec.edge_agent.relay import relayed_request
+from picospec.edge_agent.relay import Json, for_verifier, relayed_request
+from picospec.gateway.doors.completions import CompletionRequest
 from picospec.gateway.doors.services import ResponseStore, StoredResponse
 from picospec.gateway.drain import Drain, beside
 from picospec.verifier.app import build as build_verifier
@@ -473,6 +474,26 @@ async def test_a_body_may_be_larger_than_a_text_if_it_has_images() -> None:
         found = [await client.post(CHATS, json=chat(k, n << 20)) for k, n in cases]
 
     assert [answer.status_code for answer in found] == [200, 413, 413]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers"),
+    [
+        ({"prompt": "a"}, 2),
+        ({"prompt": [1, 2, 3]}, 2),
+        ({"prompt": ["a", "b"]}, 4),
+        ({"prompt": [[1], [2], [3]]}, 6),
+        ({"prompt": "a", "prompt_embeds": ["b", "c"]}, 6),
+        ({"prompt": [1, [2], [3]]}, 6),
+        ({"prompt": []}, 2),
+    ],
+)
+def test_no_form_of_prompts_counts_as_fewer_answers(prompts: Json, answers: int) -> None:
+    asked = {**prompts, "n": 2, "stream": "yes", "stream_options": {"include_usage": "yes"}}
+    made = for_verifier(COMPLETIONS, asked, "n", {*asked}, CompletionRequest)
+
+    assert (made.answers, made.hides_usage) == (answers, True)
+    assert made.fields["stream_options"] == {"include_usage": True}
 
 
 async def test_its_choices_prompts_and_beams_count_as_answers() -> None:
