@@ -325,6 +325,7 @@ class Relay:
         fields = await checked(services, request, partial(_fields, await request.body()))
         if field not in served or field not in fields:
             return None
+        keeps = fields.get("store")
         if path == _RESPONSES:
             continued = partial(with_history, services, request, fields)
             fields = await checked(services, request, continued)
@@ -336,7 +337,8 @@ class Relay:
         account.serve(facts.model, None, "chat")
         account.begin_answers(asked.answers - 1)
         account.relayed, account.relayed_for = "verifier", *shown_names((field,))
-        account.ignored = shown_names(asked.ignored)
+        unkept = ("store",) if path == _RESPONSES and keeps is not False else ()
+        account.ignored = shown_names((*asked.ignored, *unkept))
         identity = _identity(services, account)
         write = partial(_addressed, asked.fields, facts.model, identity)
         body = await checked(services, request, write)

@@ -542,6 +542,7 @@ async def test_a_response_goes_with_the_history_that_the_edge_keeps() -> None:
         "Hi",
     ]
     assert (found.status_code, api.asked[0]["store"]) == (200, False)
+    assert found.headers["x-picospec-ignored"] == "store"
     assert "previous_response_id" not in api.asked[0]
     assert absent.json()["error"]["code"] == "previous_response_not_found"
 
