@@ -302,7 +302,15 @@ async def test_an_error_of_the_upstream_is_told_as_one_of_ours(
 CHATS, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 USER = {"role": "user", "content": "Hi"}
 ASK = {"messages": [USER], "max_tokens": 3}
-USUAL = ["model", "max_tokens", "stream", "stream_options", "n", "temperature"]
+USUAL = [
+    "model",
+    "max_tokens",
+    "max_completion_tokens",
+    "stream",
+    "stream_options",
+    "n",
+    "temperature",
+]
 API = {
     CHATS: [*USUAL, "messages", "bad_words", "echo", "tools", "logprobs", "top_logprobs"],
     COMPLETIONS: [*USUAL, "prompt", "echo", "logprobs", "use_beam_search"],
@@ -368,6 +376,8 @@ async def test_what_only_the_verifiers_api_serves_is_answered_there(
         (CHATS, {**ASK, "bad_words": ["Ho"], "mirostat": 2}, "mirostat"),
         (CHATS, {**ASK, "bad_words": ["Ho"], "think": False}, "think"),
         (CHATS, {"bad_words": ["Ho"]}, "messages"),
+        (CHATS, {**ASK, "max_completion_tokens": 4}, "max_completion_tokens"),
+        (CHATS, {"messages": [{**USER, "audio": {"id": "a"}}]}, "messages.0.audio"),
         (CHATS, {**ASK, "n": 17}, "n"),
         (CHATS, {**ASK, "bad_words": ["Ho"], "n": "2"}, "n"),
         (
@@ -398,14 +408,17 @@ async def test_a_chat_that_only_the_verifier_can_render_is_answered_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def tokenizer(*_: object) -> ByteTokenizer:
-        return ByteTokenizer()
+        return ByteTokenizer(takes_tools=False)
 
     monkeypatch.setattr(TargetTokenizer, "__call__", tokenizer)
     api, unrendered = OwnApi(API, saying(SAID)), {"role": "assistant", "content": "Hi"}
+    tools = [{"type": "function", "function": {"name": "f"}}]
     async with before(api) as client:
         answer = await client.post(CHATS, json={"messages": [unrendered]})
+        unseen = await client.post(CHATS, json={**ASK, "tools": tools})
 
     assert (answer.content, answer.headers["x-picospec-relayed-for"]) == (SAID, "messages")
+    assert (unseen.status_code, unseen.json()["error"]["param"]) == (400, "tools")
 
 
 async def test_a_prompt_is_rendered_where_the_verifier_does_so() -> None:
