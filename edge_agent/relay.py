@@ -152,6 +152,9 @@ def for_verifier(
             reason = f"the verifier alone serves {field}, and it does not know this field"
             raise InvalidRequest.of(name, reason, UNSUPPORTED)
     passed = {name: value for name, value in given.items() if name in served}
+    if path == _RESPONSES and given.get("store", True):
+        ignored.append("store")  # neither end keeps the response
+        passed["store"] = False
     options = given.get("stream_options")
     if isinstance(options, dict) and options.get("include_speculation"):
         ignored.append("stream_options.include_speculation")
@@ -185,10 +188,8 @@ def _answers(fields: Json) -> int:
     number = fields.get("n", 1)
     if type(number) is not int or number < 1:
         raise InvalidRequest.of("n", "expected a whole number from 1")
-    prompts = sum(
-        _prompts(fields[name]) for name in ("prompt", "prompt_embeds") if name in fields
-    )
-    return number * max(prompts, 1)
+    given = [fields[name] for name in ("prompt", "prompt_embeds") if name in fields]
+    return number * max(sum(map(_prompts, given)), 1)
 
 
 def _prompts(given: object) -> int:
@@ -322,10 +323,11 @@ class Relay:
         except ApiError:  # what is wrong with the request is known already
             return None
         field = renamed(error.param or "", account.field_names).partition(".")[0]
-        fields = await checked(services, request, partial(_fields, await request.body()))
-        if field not in served or field not in fields:
+        if field not in served or field == "model":
             return None
-        keeps = fields.get("store")
+        fields = await checked(services, request, partial(_fields, await request.body()))
+        if field not in fields:
+            return None
         if path == _RESPONSES:
             continued = partial(with_history, services, request, fields)
             fields = await checked(services, request, continued)
@@ -333,12 +335,19 @@ class Relay:
         asked = await checked(services, request, make)
         if asked.answers > services.settings.max_choices:
             return None
-        facts = await services.own.facts_of(fields.get("model"))
+        account.ignored = shown_names(asked.ignored)
+        return await self._for(field, path, asked, services, request)
+
+    async def _for(
+        self, field: str, path: str, asked: ForVerifier, services: Services, request: Request
+    ) -> Response:
+        """Let the verifier's own API answer a request for the sake of a field. Raises
+        ApiError."""
+        account = account_of(request)
+        facts = await services.own.facts_of(_model(asked.fields))
         account.serve(facts.model, None, "chat")
         account.begin_answers(asked.answers - 1)
         account.relayed, account.relayed_for = "verifier", *shown_names((field,))
-        unkept = ("store",) if path == _RESPONSES and keeps is not False else ()
-        account.ignored = shown_names((*asked.ignored, *unkept))
         identity = _identity(services, account)
         write = partial(_addressed, asked.fields, facts.model, identity)
         body = await checked(services, request, write)
@@ -373,7 +382,7 @@ class Relay:
             raise NotFound(f"the verifier has no {path}")
         body = await read(services, request)
         fields = await checked(services, request, partial(_fields, body))
-        facts = await services.own.facts_of(fields.get("model"))
+        facts = await services.own.facts_of(_model(fields))
         return await self._from_verifier(path, facts.model, services, request)
 
     @property
@@ -446,6 +455,13 @@ def _fields(body: bytes) -> Json:
     except ValueError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
     return fields
+
+
+def _model(fields: Json) -> str | None:
+    model = fields.get("model")
+    if model is None or isinstance(model, str):
+        return model
+    raise InvalidRequest.of("model", "expected a text")
 
 
 def _addressed(fields: Json, model: str | None, identity: str | None) -> bytes:

@@ -87,7 +87,7 @@ def with_history(services: Services, request: Request, fields: Json) -> Json:
     found = iter(_shown_items(_resolved(store, named)))
     before = _shown_items(_history(store, fields.get("previous_response_id")))
     given = [next(found) if _is_reference(item) else item for item in items]
-    return {**others, "input": [*before, *given], "store": False}
+    return {**others, "input": [*before, *given]}
 
 
 def _is_reference(item: object) -> bool:

@@ -376,6 +376,8 @@ async def test_what_only_the_verifiers_api_serves_is_answered_there(
         (CHATS, {**ASK, "bad_words": ["Ho"], "mirostat": 2}, "mirostat"),
         (CHATS, {**ASK, "bad_words": ["Ho"], "think": False}, "think"),
         (CHATS, {"bad_words": ["Ho"]}, "messages"),
+        (CHATS, {**ASK, "model": ["fake"]}, "model"),
+        (CHATS, {**ASK, "n": 9, "model": ["fake"]}, "model"),
         (CHATS, {**ASK, "max_completion_tokens": 4}, "max_completion_tokens"),
         (CHATS, {"messages": [{**USER, "audio": {"id": "a"}}]}, "messages.0.audio"),
         (CHATS, {**ASK, "n": 17}, "n"),
@@ -427,8 +429,9 @@ async def test_a_prompt_is_rendered_where_the_verifier_does_so() -> None:
     async with before(api, model_aliases=["alias"]) as client:
         rendered = await client.post(path, json={"prompt": "Hi", "model": "alias"})
         absent = await client.post("/v1/chat/completions/render", json=ASK)
+        wrong = await client.post(path, json={"prompt": "Hi", "model": ["alias"]})
 
-    assert (rendered.content, absent.status_code) == (b"[]", 404)
+    assert (rendered.content, absent.status_code, wrong.status_code) == (b"[]", 404, 400)
     assert api.asked == [{"prompt": "Hi", "model": "fake"}]
 
 
