@@ -6,6 +6,7 @@ is charged by bytes: a prompt by those of its request, and a stream by its event
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from itertools import chain
 from typing import Final
@@ -20,6 +21,10 @@ _BEGINNING_BYTES: Final = 4096
 _END_BYTES: Final = 1 << 19
 """At least this much of an end is kept, and at most twice as much: the last event of OpenAI's
 Responses repeats the text and the tools."""
+
+_USAGE: Final = b'"usage":'
+_USAGE_BYTES: Final = 1 << 10
+"""`usage` has fewer bytes. vLLM writes it before the log-probabilities of a prompt."""
 
 _LAST_EVENTS: Final = 8
 """One of this many last events has the counts of a stream, such as the one before [DONE]."""
@@ -63,6 +68,7 @@ class Meter:
         self._beginning = b""
         self._end = bytearray(b"\n")  # so that an event on the first line has a mark too
         self._is_cut = False
+        self._usage = b""  # and what follows it, of what is no longer kept
 
     @property
     def is_within_event(self) -> bool:
@@ -78,6 +84,8 @@ class Meter:
             self.events += (self._end[begun:] + piece).count(mark)
         self._end += piece
         if len(self._end) > 2 * _END_BYTES:
+            if (at := self._end.rfind(_USAGE, 0, len(_USAGE) - _END_BYTES)) >= 0:
+                self._usage = bytes(self._end[at : at + _USAGE_BYTES])
             del self._end[:-_END_BYTES]
             self._is_cut = True
 
@@ -88,7 +96,8 @@ class Meter:
         end = self._split(bytes(self._end), _LAST_EVENTS)
         if self._is_cut:
             end[0] = _rest(end[0])
-        found = _first_counts(beginning) | _first_counts(reversed(end[-_LAST_EVENTS:]))
+        ended = _first_counts(reversed(end[-_LAST_EVENTS:])) or _counts_within(self._usage)
+        found = _first_counts(beginning) | ended
         prompts = (names for names in _PROMPT if names[0] in found)
         prompt = (sum(found.get(name, 0) for name in names) for names in prompts)
         generated = (found[name] for name in _GENERATED if name in found)
@@ -107,6 +116,17 @@ def _rest(event: bytes) -> bytes:
     on. It is only complete if that is a field of the event itself."""
     begins = event.rfind(b'"usage"')
     return b"{" + event[begins:] if begins >= 0 else b""
+
+
+def _counts_within(usage: bytes) -> dict[str, int]:
+    """Return the counts of a `usage` that other fields follow."""
+    try:
+        said, _ = json.JSONDecoder().raw_decode(
+            usage.removeprefix(_USAGE).decode(errors="replace").lstrip()
+        )
+    except (ValueError, RecursionError):
+        return {}
+    return _numbers(said)
 
 
 def _first_counts(events: Iterable[bytes]) -> dict[str, int]:
@@ -138,3 +158,30 @@ def _field(holder: object, name: str) -> object:
 def _numbers(holder: object) -> dict[str, int]:
     found = {name: _field(holder, name) for name in _NAMES}
     return {n: v for n, v in found.items() if type(v) is int and 0 <= v < _MOST_TOKENS}
+
+
+class Shown:
+    """Leaves out of a stream the event of OpenAI's API that has `usage` and no choices, which
+    the edge has asked for and the client has not."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+        """These bytes of an event that has begun were not returned yet."""
+
+    def take(self, piece: bytes) -> bytes:
+        """Return what the client gets after the next piece of the stream."""
+        *events, self.rest = (self.rest + piece).split(b"\n\n")
+        shown = b"".join(event + b"\n\n" for event in events if not _only_counts(event))
+        if len(self.rest) > _BEGINNING_BYTES:  # it is no such event
+            shown, self.rest = shown + self.rest[:-1], self.rest[-1:]
+        return shown
+
+
+def _only_counts(event: bytes) -> bool:
+    if b'"usage"' not in event or not event.startswith(b"data:"):
+        return False
+    try:
+        said = msgspec.json.decode(event[5:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return _field(said, "choices") == [] and isinstance(_field(said, "usage"), dict)

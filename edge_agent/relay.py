@@ -4,14 +4,15 @@ These requests have connections of their own: they may be large and their client
 would hold up the messages of sessions.
 
 Three kinds of requests are passed on: those to a listed path, those for a listed model, and
-those with images or other media for the verifier's own model. A client may also ask for the
-same chat without the edge, to compare; and if an edge and its verifier speak different versions
-of the protocol, the verifier answers all requests.
+those that a door refuses though the verifier's own API serves what is refused, such as images
+for the verifier's own model. A client may also ask for the same chat without
+the edge, to compare; and if an edge and its verifier speak different versions of the protocol,
+the verifier answers all requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
+from pydantic import AliasChoices
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as AnyMethod
@@ -40,25 +42,30 @@ from picospec.gateway.accounts import Account, account_of
 from picospec.gateway.documents import Route
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.generation import checked, parse, read
+from picospec.gateway.doors.request import shown_names
+from picospec.gateway.doors.responses_handlers import with_history
 from picospec.gateway.doors.services import Services
-from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
-from picospec.gateway.schema import check_structure
+from picospec.gateway.errors import (
+    UNSUPPORTED,
+    ApiError,
+    InvalidRequest,
+    NotFound,
+    renamed,
+)
+from picospec.gateway.schema import NEUTRAL, RequestModel, check_structure, is_neutral
 from picospec.gateway.tenants import salted
+from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
 from picospec.speculation.messages import SALT
 
-# Looks into a request's body to find out who answers it, before a door reads it.
-#
-# A door refuses what it does not know, such as an image. Here nothing is refused: an invalid
-# body goes to the door, which reports what is wrong with it.
+# Looks into a request's body to find out whether it is for a listed model, before a door reads
+# it. Here nothing is refused: an invalid body goes to the door, which reports what is wrong.
 
 MEDIA: Final = frozenset(
     {"image_url", "input_audio", "audio_url", "video_url", "file"}  # of a chat
     | {"input_image", "input_file"}  # of a response
     | {"image", "document"}  # of a message
 )
-"""No draft model reads parts of these types."""
-
-_MARKS: Final = tuple(f'"{kind}"'.encode() for kind in sorted(MEDIA))
+"""Parts of these types have bytes that are no text."""
 
 
 class _Fields(msgspec.Struct):
@@ -70,27 +77,24 @@ class _Fields(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class RelayedRequest:
-    """A request that another service answers. model: as the request names it."""
+    """A request that another service answers."""
 
-    model: str | None
+    model: str
     answers: int
     has_media: bool
 
 
 def relayed_request(body: bytes, models: Collection[str]) -> RelayedRequest | None:
-    """Return what a request wants from another service; None if a door here answers it."""
-    has_marks = any(mark in body for mark in _MARKS)
-    if not (has_marks or models):
-        return None
+    """Return what a request for a listed model asks for; None if a door here answers it."""
     try:
         check_structure(body)
         fields = msgspec.json.decode(body, type=_Fields)
-        has_media = has_marks and (_has_media(fields.messages) or _has_media(fields.input))
+        if (model := fields.model) is None or model not in models:
+            return None
+        has_media = _has_media(fields.messages) or _has_media(fields.input)
     except (ApiError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if not (has_media or fields.model in models):
-        return None
-    return RelayedRequest(fields.model, fields.n or 1, has_media)
+    return RelayedRequest(model, fields.n or 1, has_media)
 
 
 def _has_media(items: object) -> bool:
@@ -108,8 +112,94 @@ def _is_medium(kind: object) -> bool:
     return isinstance(kind, str) and kind in MEDIA
 
 
+# Makes the request for a verifier whose own API serves a field, a value or a part of a message
+# that no draft can be made under.
+#
+# Nothing that would be ignored there is passed on: a field that the verifier's API does not
+# have is refused by name if it would change the answer here, and left out otherwise.
+
+Json = dict[str, Any]
+
+_WITHOUT_EFFECT: Final = frozenset({"prediction", "safety_identifier"})
+"""These fields of doors change no answer."""
+
+_RESPONSES: Final = "/v1/responses"
+_COUNTING: Final = ("/v1/chat/completions", "/v1/completions")
+"""A stream of these APIs has `usage` only if the request asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForVerifier:
+    """A request for the verifier's own API. fields: those that it serves."""
+
+    fields: Json
+    ignored: Sequence[str]
+    answers: int
+    hides_usage: bool
+    """The edge asks for the stream's `usage`, and the client does not."""
+
+
+def for_verifier(
+    path: str, fields: Json, field: str, served: Collection[str], schema: type[RequestModel]
+) -> ForVerifier:
+    """Return what to ask for a request with the field `field`. path: of the verifier's API.
+    schema: of the door. Raises InvalidRequest for a field that is served only here."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    ignored = [name for name in given if name not in served]
+    known = dict(_defaults(schema))
+    for name in ignored:
+        if _changes_answers(name, given[name], known):
+            reason = f"the verifier alone serves {field}, and it does not know this field"
+            raise InvalidRequest.of(name, reason, UNSUPPORTED)
+    passed = {name: value for name, value in given.items() if name in served}
+    if path == _RESPONSES and given.get("store", True):
+        ignored.append("store")  # neither end keeps the response
+        passed["store"] = False
+    options = given.get("stream_options")
+    if isinstance(options, dict) and options.get("include_speculation"):
+        ignored.append("stream_options.include_speculation")
+    asks = isinstance(options, dict) and options.get("include_usage") is True
+    hides_usage = path in _COUNTING and bool(given.get("stream")) and not asks
+    if hides_usage:
+        passed["stream_options"] = {"include_usage": True}
+    return ForVerifier(passed, ignored, _answers(given), hides_usage)
+
+
+def _defaults(schema: type[RequestModel]) -> Iterator[tuple[str, object]]:
+    """Yield the names that a request gives to a schema's fields, and the fields' defaults."""
+    for name, field in schema.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        also = field.validation_alias
+        names = also.choices if isinstance(also, AliasChoices) else (field.alias or name,)
+        yield from ((str(each), default) for each in names)
+
+
+def _changes_answers(name: str, value: object, known: Mapping[str, object]) -> bool:
+    if name in NEUTRAL:
+        return not is_neutral(value, NEUTRAL[name])
+    return (
+        name in known and name not in _WITHOUT_EFFECT and not is_neutral(value, (known[name],))
+    )
+
+
+def _answers(fields: Json) -> int:
+    """Return how many answers a request asks for; beams count as answers. Raises InvalidRequest
+    for a number that is none: another parser might read it as one."""
+    number = fields.get("n", 1)
+    if type(number) is not int or number < 1:
+        raise InvalidRequest.of("n", "expected a whole number from 1")
+    given = [fields[name] for name in ("prompt", "prompt_embeds") if name in fields]
+    return number * max(sum(map(_prompts, given)), 1)
+
+
+def _prompts(given: object) -> int:
+    if not isinstance(given, list) or all(type(each) is int for each in given):
+        return 1
+    return len(given)
+
+
 HELD_BYTES: Final = 16 << 20
-"""A request with images may have this many bytes: it is held to see which model it is for."""
+"""A request with images may have this many bytes: it is held to see who answers it."""
 
 MEDIA_BYTES: Final = 1 << 15
 """A request with media is charged for at most this much if its answer has no token counts."""
@@ -129,6 +219,11 @@ _DOORS: Final = {
 DIRECT: Final = "/v1/picospec/direct/chat/completions"
 """The verifier alone answers a chat that is posted here, so that a page which talks only to the
 edge can show that both answers are the same for one seed."""
+
+_RENDERING: Final = tuple(
+    f"{path}/render" for path in (_OPENAI, "/v1/completions", _RESPONSES, "/v1/messages")
+)
+"""A verifier's vLLM may answer these with the prompt of a request; its facts have them then."""
 
 UNDRAFTED: Final = "undrafted"
 """`x-picospec-fallback` and the log have this value for an answer without drafts, because the
@@ -150,6 +245,8 @@ class Relay:
         self._to_verifiers = to_verifiers
         self._upstream = upstream
 
+    held_bytes = HELD_BYTES
+
     @property
     def models(self) -> Sequence[str]:
         return self._settings.models
@@ -164,6 +261,10 @@ class Relay:
             open_ended = path.replace("/*", "/{name:path}")
             yield Route("POST", open_ended, "Passed on to another service", self.answer)
         yield Route("POST", DIRECT, "The same chat without the edge", self.direct, ChatRequest)
+        for path in _RENDERING:
+            yield Route(
+                "POST", path, "The prompt of a request, as vLLM renders it", self.render
+            )
 
     def no_routes(self) -> Iterator[AnyMethod]:
         """Yield routes to add after `routes`, by which other methods get a 404."""
@@ -187,27 +288,77 @@ class Relay:
         """Let another service answer a request that has begun, if its body asks for that; None
         if a door of this edge answers it. Raises ApiError."""
         door = _DOORS.get(request.scope["path"])
-        if door is None or (door in _NATIVE and not self.models):
+        if door is None or not self.models:
             return None
-        body = await read(services, request, HELD_BYTES)
+        body = await read(services, request, self.held_bytes)
         relayed = await checked(services, request, partial(relayed_request, body, self.models))
-        if relayed is None or (door in _NATIVE and relayed.model not in self.models):
+        if relayed is None:
             return None
-        account = account_of(request)
-        if (model := relayed.model) in self.models:
-            way = await self._way()
-        else:  # the verifier's own model, or an unknown one
-            facts, way = await services.own.facts_of(model), await self._to_verifier()
-            model = facts.model
-        account.serve(model or "", None, "chat")
+        account, way = account_of(request), await self._way()
+        account.serve(relayed.model, None, "chat")
         account.begin_answers(relayed.answers - 1)
         account.relayed = way.peer.name
         identity = None if way is self._upstream else _identity(services, account)
-        asked = await checked(services, request, partial(addressed, body, model, identity))
+        write = partial(addressed, body, relayed.model, identity)
+        asked = await checked(services, request, write)
         target = f"{door}{query_of(request.scope)}"
         ask = partial(way.post_to, target, headers_of(request.headers), asked)
         text_bytes = min(len(asked), MEDIA_BYTES) if relayed.has_media else len(asked)
         return Relayed(ask, account, services.drain, asked_bytes=text_bytes)
+
+    async def instead(
+        self,
+        schema: type[RequestModel],
+        services: Services,
+        request: Request,
+        error: InvalidRequest,
+    ) -> Response | None:
+        """Let the verifier answer a request that its door has refused, if its own API serves
+        what is refused. Raises ApiError."""
+        account, path = account_of(request), _DOORS.get(request.scope["path"], "")
+        if not error.may_be_served or account.fallback or account.ledger.prompt_tokens:
+            return None  # a prompt is charged once
+        try:
+            served = (await self._verifiers.facts()).served.get(path, ())
+        except ApiError:  # what is wrong with the request is known already
+            return None
+        field = renamed(error.param or "", account.field_names).partition(".")[0]
+        if field not in served or field == "model":
+            return None
+        fields = await checked(services, request, partial(_fields, await request.body()))
+        if field not in fields:
+            return None
+        if path == _RESPONSES:
+            continued = partial(with_history, services, request, fields)
+            fields = await checked(services, request, continued)
+        make = partial(for_verifier, path, fields, field, served, schema)
+        asked = await checked(services, request, make)
+        if asked.answers > services.settings.max_choices:
+            return None
+        account.ignored = shown_names(asked.ignored)
+        return await self._for(field, path, asked, services, request)
+
+    async def _for(
+        self, field: str, path: str, asked: ForVerifier, services: Services, request: Request
+    ) -> Response:
+        """Let the verifier's own API answer a request for the sake of a field. Raises
+        ApiError."""
+        account = account_of(request)
+        facts = await services.own.facts_of(_model(asked.fields))
+        account.serve(facts.model, None, "chat")
+        account.begin_answers(asked.answers - 1)
+        account.relayed, account.relayed_for = "verifier", *shown_names((field,))
+        identity = _identity(services, account)
+        write = partial(_addressed, asked.fields, facts.model, identity)
+        body = await checked(services, request, write)
+        way, target = await self._to_verifier(), f"{path}{query_of(request.scope)}"
+        return Relayed(
+            partial(way.post_to, target, headers_of(request.headers), body),
+            account,
+            services.drain,
+            asked_bytes=min(len(body), facts.context_tokens * CHARGED_BYTES_PER_TOKEN),
+            hides_usage=asked.hides_usage,
+        )
 
     async def direct(self, services: Services, request: Request) -> Response:
         """Let the verifier in use answer a chat with a seed. Raises ApiError."""
@@ -221,6 +372,18 @@ class Relay:
         account.begin_answers(body.n)
         account.serve(facts.model, body.model, "chat")
         return await self._from_verifier(_OPENAI, facts.model, services, request)
+
+    async def render(self, services: Services, request: Request) -> Response:
+        """Let the verifier in use render a prompt, if it does so. Raises ApiError."""
+        services.drain.check()
+        account, path = account_of(request), request.scope["path"]
+        account.begin_answers(1)
+        if path not in (await self._verifiers.facts()).served:
+            raise NotFound(f"the verifier has no {path}")
+        body = await read(services, request)
+        fields = await checked(services, request, partial(_fields, body))
+        facts = await services.own.facts_of(_model(fields))
+        return await self._from_verifier(path, facts.model, services, request)
 
     @property
     def is_undrafted(self) -> bool:
@@ -283,9 +446,24 @@ def addressed(body: bytes, model: str | None, identity: str | None = None) -> by
     """Return the request for another service, with its own name of the model. Encoding it anew
     removes duplicate fields. identity: of the tenant, if KV of others must not serve it. Raises
     InvalidRequest."""
+    return _addressed(_fields(body), model, identity)
+
+
+def _fields(body: bytes) -> Json:
     try:
-        fields = msgspec.json.decode(body)
+        fields: Json = msgspec.json.decode(body, type=dict[str, Any])
     except ValueError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
+    return fields
+
+
+def _model(fields: Json) -> str | None:
+    model = fields.get("model")
+    if model is None or isinstance(model, str):
+        return model
+    raise InvalidRequest.of("model", "expected a text")
+
+
+def _addressed(fields: Json, model: str | None, identity: str | None) -> bytes:
     salt = {} if identity is None else {SALT: salted(identity, fields.get(SALT))}
     return msgspec.json.encode({**fields, **salt, "model": model})

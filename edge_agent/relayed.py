@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from picospec.edge_agent.link.connection import Response as Answering
 from picospec.edge_agent.link.verifier import ANSWER_TIMEOUT_S
-from picospec.edge_agent.metering import EVENTS, Meter
+from picospec.edge_agent.metering import EVENTS, Meter, Shown
 from picospec.gateway.accounts import Account
 from picospec.gateway.doors.door import sent_event
 from picospec.gateway.drain import Drain
@@ -198,15 +198,19 @@ class Relayed(Response):
         drain: Drain,
         upload: Upload | None = None,
         asked_bytes: int = 0,
+        *,
+        hides_usage: bool = False,
     ) -> None:
         """upload: the request's body, if it has not been read. asked_bytes: the size of the
-        request's text, by which the prompt is charged if the answer has no token counts."""
+        request's text, by which the prompt is charged if the answer has no token counts.
+        hides_usage: the client does not get the event of a stream that only counts."""
         super().__init__()
         self._ask = ask
         self._account = account
         self._drain = drain
         self._upload = upload
         self._asked_bytes = asked_bytes
+        self._hides_usage = hides_usage
         self._kind = ""
         self._meter = Meter("")
         self._is_charged = True
@@ -221,6 +225,8 @@ class Relayed(Response):
         except ClientGone as gone:
             self._account.status, self._account.error = gone.status, gone.code
         except Exception as raised:
+            if isinstance(raised, Unavailable) and (field := self._account.relayed_for):
+                raised.message += f"; it alone serves {field}, so no other one goes on"
             if not self._account.status:
                 self._is_charged = False  # the other service has not taken the request
                 raise
@@ -262,13 +268,15 @@ class Relayed(Response):
         self._kind = type_of(answer.headers.get("content-type", ""), self._peer)
         self._meter = Meter(self._kind)
         await send_to_client(send, _start(self._kind))
-        taken = 0
+        taken, shown = 0, Shown() if self._hides_usage and self._kind == EVENTS else None
         while (piece := await self._next(answer.content)) is not None:
             taken += len(piece)
             if taken > MAX_BYTES:
                 raise Unavailable(f"the {self._peer}'s answer has more than {MAX_BYTES} bytes")
             self._meter.take(piece)
-            await send_to_client(send, _piece(piece, more=True))
+            await send_to_client(send, _piece(shown.take(piece) if shown else piece, more=True))
+        if shown:
+            await send_to_client(send, _piece(shown.rest, more=True))
 
     async def _next(self, pieces: AsyncIterator[Piece]) -> bytes | None:
         """Return the next piece of an answer, or None at its end. Raises Unavailable."""

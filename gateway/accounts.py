@@ -159,6 +159,9 @@ class Account:
     relayed: str | None = None
     """The service with this name was asked for the whole answer; None: none was asked."""
 
+    relayed_for: str = ""
+    """The verifier was asked because it alone serves this field of the request."""
+
     ignored: tuple[str, ...] = ()
     """These fields of the request cannot change the answer and had no effect."""
 

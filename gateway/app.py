@@ -122,6 +122,7 @@ def _cors(settings: GatewaySettings) -> list[Middleware]:
                 "x-picospec-ignored",
                 "x-picospec-fallback",
                 "x-picospec-relayed",
+                "x-picospec-relayed-for",
                 "retry-after",
             ],
         )

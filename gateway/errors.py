@@ -71,6 +71,14 @@ UNSUPPORTED: Final = "unsupported_parameter"
 class InvalidRequest(ApiError):
     status, type, code = 400, "invalid_request_error", "invalid_value"
 
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.may_be_served = code == UNSUPPORTED
+        """True if the request asks for more than this service can do; another server of the
+        same API may do it."""
+
     @classmethod
     def of(cls, field: str, reason: object, code: str | None = None) -> InvalidRequest:
         """Return the error of a request's field; its message begins with the field's name."""

@@ -246,6 +246,7 @@ class Accounts:
             "ignored": account.ignored,
             "fallback": account.fallback,
             "relayed": account.relayed,
+            "relayed_for": account.relayed_for,
             "first_token_s": ledger.first_token_s and round(ledger.first_token_s, 3),
             "traceback": _traceback(account.fault),
         }
@@ -284,7 +285,7 @@ async def _send_with_id(account: Account, send: Send, message: Message) -> None:
         headers["x-request-id"] = account.request_id
         headers.update(NOSNIFF)
         facts = {"ignored": ", ".join(account.ignored), "fallback": account.fallback}
-        facts["relayed"] = account.relayed
+        facts |= {"relayed": account.relayed, "relayed-for": account.relayed_for}
         headers.update({f"x-picospec-{name}": text for name, text in facts.items() if text})
     await send(message)
 

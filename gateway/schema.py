@@ -107,11 +107,17 @@ _CODES: Final[Mapping[str, str]] = {
     "json_invalid": "invalid_json",
     "missing": "missing_required_parameter",
     "unsupported": "unsupported_parameter",
+    "unserved": "unsupported_parameter",
 }
+_WRONG: Final = frozenset({"json_invalid", "missing", "unserved", "value_error"})
+"""No server of the same API serves what has an error of these types; of other types, such as
+`less_than_equal`, are the bounds of this service."""
 
 
 def _only_false(value: object) -> object:
-    return value if value is False else unsupported("this is not supported")
+    if value is not False:
+        raise PydanticCustomError("unserved", "this is not supported")
+    return value
 
 
 _UNION_MEMBER: Final = re.compile(r"str$|(?:tuple|dict|literal)\[")
@@ -198,7 +204,9 @@ def invalid(error: ValidationError, *, under: str | None = None) -> InvalidReque
     if first["type"] == "json_invalid":
         reason = "the body is not valid JSON"
     message = f"{param}: {reason}" if param else reason
-    return InvalidRequest(message, param=param, code=_CODES.get(first["type"]))
+    found = InvalidRequest(message, param=param, code=_CODES.get(first["type"]))
+    found.may_be_served = first["type"] not in _WRONG
+    return found
 
 
 # Lists the fields by which OpenAI, vLLM and llama-server let a client change an answer.
@@ -236,11 +244,13 @@ _VLLM: Final[Mapping[str, tuple[object, ...]]] = {
     "continue_final_message": (False,),
     "documents": ([],),
     "early_stopping": (False,),
+    "enable_response_messages": (False,),
     "guided_whitespace_pattern": (),
     "include_reasoning": (True,),
     "length_penalty": (1,),
     "logits_processors": ([],),
     "logprob_token_ids": ([],),
+    "previous_input_messages": (),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "repetition_detection": (),

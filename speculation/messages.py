@@ -118,6 +118,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Maps each LoRA adapter, by the name that a request gives as its `model`, to the identity
     of its texts. An adapter shares all other facts with the model."""
 
+    served: Annotated[dict[Name, Names], Meta(max_length=16)] = {}
+    """Maps paths of the verifier's own API to the fields that requests there may have. An edge
+    relays a request with one of these that it cannot serve itself."""
+
     @property
     def is_compatible(self) -> bool:
         """True if the verifier speaks this package's version of the protocol."""

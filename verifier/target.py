@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import msgspec
@@ -251,9 +252,10 @@ class Target(ABC):
         shapes: Sequence[object],
         features: Sequence[str] = FEATURES,
         judges: Sequence[Judge] = tuple(JUDGES),
+        served: Mapping[str, list[str]] = MappingProxyType({}),
     ) -> None:
         """Set the facts, the tokenizer and the grammars. shapes: what shapes a text of the
-        weights, the engine and its settings."""
+        weights, the engine and its settings. served: see ModelFacts.served."""
         tokenizer = file.open()
         self._tokenizer, self.packed_tokenizer = tokenizer, file.pack()
         self._grammars = GrammarCompiler(tokenizer, self._turns.take)
@@ -270,6 +272,7 @@ class Target(ABC):
             padding=vocabulary.padding,
             defaults=file.defaults,
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),
+            served=dict(served),
         )
 
 

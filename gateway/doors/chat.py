@@ -317,14 +317,18 @@ class ChatRequest(ThinkingFields, GenerationRequest):
         tools = use.callable if tokenizer.hides_unused_tools else use.tools
         if use.callable and not tokenizer.takes_tools:
             reason = "the model's chat template has no place for them"
-            raise InvalidRequest.of("tools", reason, UNSUPPORTED)
+            unseen = InvalidRequest.of("tools", reason, UNSUPPORTED)
+            unseen.may_be_served = False  # the model would not see them by any other way
+            raise unseen
         options = self.template_variables
         if self.continue_final_message:
             options["continue_final_message"] = True
         try:
             return (tuple(tokenizer.chat(messages, tools=tools, options=options)),)
         except ValueError as error:
-            raise InvalidRequest.of("messages", error) from error
+            unrendered = InvalidRequest.of("messages", error)
+            unrendered.may_be_served = True  # vLLM renders chats of some models by code
+            raise unrendered from error
 
 
 # Writes the answer of POST /v1/chat/completions.
@@ -380,6 +384,7 @@ class ChatAnswer(ChunkAnswer):
 def _message(whole: TextDelta) -> Json:
     """Return the message; fields for reasoning and calls are present only if there are any."""
     message: Json = {"role": "assistant", "content": whole.text, "refusal": None}
+    message["annotations"] = []  # these would be citations of a search
     if whole.parsed is not None and whole.parsed.reasoning:
         message["reasoning_content"] = whole.parsed.reasoning
     if whole.parsed is not None and whole.parsed.calls:

@@ -28,7 +28,7 @@ from picospec.gateway.hosting.settings import MAX_CHOICES
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.stream import ChoiceStream
 from picospec.gateway.ports import Statistics, Tokenizer
-from picospec.gateway.schema import Flag, Integer
+from picospec.gateway.schema import Flag, Integer, unsupported
 from picospec.gateway.watching import Report, Spans, Watch
 from picospec.speculation.messages import MAX_TOP_LOGPROBS
 
@@ -295,7 +295,7 @@ class CompletionRequest(GenerationRequest):
     @classmethod
     def _has_no_logprobs(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("logprobs") is not None:
-            raise ValueError("there are no log-probabilities of a prompt; leave out logprobs")
+            unsupported("there are no log-probabilities of a prompt; leave out logprobs")
         return value
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -39,7 +39,7 @@ from picospec.gateway.errors import ApiError, InvalidRequest, PromptTooLong, ren
 from picospec.gateway.http import json_response, read_body
 from picospec.gateway.output.stream import stream_choice
 from picospec.gateway.output.style import Style
-from picospec.gateway.ports import SEEDS, Facts, Job
+from picospec.gateway.ports import SEEDS, Facts, Job, Tokenizer
 from picospec.gateway.schema import SMALL_BYTES, check_structure, invalid
 from picospec.gateway.turns import BoundedTokenizer
 
@@ -61,11 +61,17 @@ def body_limit_bytes(context_tokens: int) -> int:
     return max(MIN_LIMIT_BYTES, context_tokens * BYTES_PER_TOKEN)
 
 
-async def parse(schema: type[Parsed], services: Services, request: Request) -> Parsed:
+async def parse(
+    schema: type[Parsed], services: Services, request: Request, least_bytes: int = 0
+) -> Parsed:
     """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
-    `checked` raise."""
-    body = await read(services, request)
-    return await checked(services, request, partial(_validated, schema, body))
+    `checked` raise. least_bytes: so large a body may be refused for what it says, as images
+    are; one that the schema takes is a text, and may be as large as the context holds."""
+    body = await read(services, request, least_bytes)
+    parsed = await checked(services, request, partial(_validated, schema, body))
+    if least_bytes:
+        await read(services, request)
+    return parsed
 
 
 async def read(services: Services, request: Request, least_bytes: int = 0) -> bytes:
@@ -116,6 +122,17 @@ class Asked:
     given: Parameters
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Holds a request whose answer can begin."""
+
+    asked: Asked
+    tokenizer: Tokenizer
+    style: Style
+    name: str
+    jobs: Sequence[Job]
+
+
 async def generate(
     schema: type[Body], convert: Convert[Body], services: Services, request: Request
 ) -> Response:
@@ -126,6 +143,21 @@ async def generate(
     relay = services.relay
     if relay and (elsewhere := await relay.ahead(services, request)):
         return elsewhere
+    try:
+        ready = await _ready(schema, convert, services, request)
+    except InvalidRequest as error:
+        if relay and (elsewhere := await relay.instead(schema, services, request, error)):
+            return elsewhere
+        raise
+    return await _answer(ready, services, request) if isinstance(ready, Ready) else ready
+
+
+async def _ready(
+    schema: type[Body], convert: Convert[Body], services: Services, request: Request
+) -> Ready | Response:
+    """Read and check a request; return its whole answer if nothing is to be generated here.
+    Raises ApiError."""
+    account, relay = account_of(request), services.relay
     asked = await _asked(schema, convert, services, request)
     body, facts = asked.door.body, asked.facts
     body.check_served(facts)
@@ -137,7 +169,11 @@ async def generate(
         elsewhere = await relay.undrafted(services, request, facts.model)
         account.begin_answers(body.n * body.prompt_count - 1)
         return elsewhere
-    return await _answer(asked, services, request)
+    tokenizer = await asked.backend.tokenizer(facts.vocabulary)
+    style = await services.style_of(tokenizer, account)
+    name = f"{asked.door.id_prefix}{uuid.uuid4().hex}"
+    jobs = await _jobs(asked, services, style, name, account)
+    return Ready(asked, tokenizer, style, name, jobs)
 
 
 async def count_prompt(
@@ -161,8 +197,8 @@ async def _asked(
     schema: type[Body], convert: Convert[Body], services: Services, request: Request
 ) -> Asked:
     """Read a request, and choose the engine or the fallback for it. Raises ApiError."""
-    account = account_of(request)
-    parsed = await parse(schema, services, request)
+    account, relay = account_of(request), services.relay
+    parsed = await parse(schema, services, request, relay.held_bytes if relay else 0)
     door = await checked(services, request, partial(convert, parsed))
     account.field_names = door.names
     backend = await services.backend(account)
@@ -172,28 +208,27 @@ async def _asked(
     return Asked(door, backend, facts, given)
 
 
-async def _answer(asked: Asked, services: Services, request: Request) -> Response:
+async def _answer(ready: Ready, services: Services, request: Request) -> Response:
     """Generate the choices that a request asks for. Raises ApiError."""
+    asked, style, jobs = ready.asked, ready.style, ready.jobs
     account, door, facts = account_of(request), asked.door, asked.facts
     body = door.body
-    tokenizer = await asked.backend.tokenizer(facts.vocabulary)
-    style = await services.style_of(tokenizer, account)
-    name = f"{door.id_prefix}{uuid.uuid4().hex}"
-    jobs = await _jobs(asked, services, style, name, account)
     if isinstance(found := jobs[0].extras.get(grammars.NAME), Mapping):
         path = renamed(asked.given.constrained_at or "tools", door.names)
         account.field_names = {**door.names, **grammars.names_of(path, found)}
     account.begin_answers(len(jobs) - 1)
     fingerprint = asked.backend.begin(len(jobs), facts)
     answer = door.answer(
-        Heading(name, int(time.time()), facts.model, len(jobs), account.ledger, fingerprint)
+        Heading(
+            ready.name, int(time.time()), facts.model, len(jobs), account.ledger, fingerprint
+        )
     )
     begin = asked.backend.engine.generate
     streams = [
         stream_choice(index, begin(job), body.reader(style, job.prompt, facts.stop_tokens))
         for index, job in enumerate(jobs)
     ]
-    streams = await checked(services, request, partial(body.shown, streams, tokenizer))
+    streams = await checked(services, request, partial(body.shown, streams, ready.tokenizer))
     if body.stream:
         every_s = services.settings.keep_alive_s
         return EventStream(answer, streams, account, services.drain, every_s)

@@ -112,6 +112,9 @@ class ChatMessage(Typed):
         None, validation_alias=AliasChoices("reasoning", "reasoning_content")
     )
     refusal: str | None = None
+    annotations: tuple[object, ...] = ()
+    """Clients send an answer's citations back; no template shows them."""
+
     audio: Unserved = False
     content: Parts | None = None
 

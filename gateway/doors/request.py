@@ -310,6 +310,13 @@ class GenerationRequest(Servable):
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
     seed: Seed = None
 
+    @field_validator("stream_options")
+    @classmethod
+    def _are_of_a_stream(cls, value: StreamOptions, info: ValidationInfo) -> StreamOptions:
+        if info.data.get("stream") is False:
+            raise ValueError("they are only allowed when stream is true")
+        return value
+
     @field_validator("max_completion_tokens")
     @classmethod
     def _is_the_only_limit(cls, value: int | None, info: ValidationInfo) -> int | None:

@@ -5,7 +5,7 @@ A kept response can be read or deleted, and the items before it listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -73,6 +73,30 @@ def _history(store: ResponseStore, id: str | None) -> Sequence[Item]:
         reason = f"this conversation has grown too long: {error.message}"
         raise InvalidRequest.of("previous_response_id", reason) from None
     return (*ITEMS.validate_json(kept.items), *_output(kept))
+
+
+def with_history(services: Services, request: Request, fields: Json) -> Json:
+    """Return the fields of a request for another service, which keeps no response: the input
+    has the conversation that it continues, and the items that it names. Raises
+    InvalidRequest."""
+    store, items = _store_of(services, request), fields.get("input")
+    others = {name: value for name, value in fields.items() if name != "previous_response_id"}
+    if not isinstance(items, list):
+        items = [{"type": "message", "role": "user", "content": items}]
+    named = [validated(Item, item) for item in items if _is_reference(item)]
+    found = iter(_shown_items(_resolved(store, named)))
+    before = _shown_items(_history(store, fields.get("previous_response_id")))
+    given = [next(found) if _is_reference(item) else item for item in items]
+    return {**others, "input": [*before, *given]}
+
+
+def _is_reference(item: object) -> bool:
+    return isinstance(item, dict) and item.get("type") == "item_reference"
+
+
+def _shown_items(items: Iterable[Item]) -> list[Json]:
+    shown: list[Json] = ITEMS.dump_python(tuple(items), mode="json", exclude_unset=True)
+    return shown
 
 
 def _output(kept: StoredResponse) -> Sequence[Item]:

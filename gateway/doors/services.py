@@ -16,10 +16,11 @@ from starlette.responses import Response
 
 from picospec.gateway.accounts import Account, Clock
 from picospec.gateway.drain import Drain
-from picospec.gateway.errors import NotFound
+from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
+from picospec.gateway.schema import RequestModel
 from picospec.gateway.tenants import Tenant
 from picospec.gateway.turns import PromptReader, ThreadTurns
 
@@ -110,9 +111,23 @@ class Relay(Protocol):
     def models(self) -> Sequence[str]:
         """Return the models that the other service has for clients of this one."""
 
+    @property
+    def held_bytes(self) -> int:
+        """The body of a request that its door may refuse has at most this many bytes."""
+
     async def ahead(self, services: Services, request: Request) -> Response | None:
-        """Answer a request before its door reads it, depending on its body, which may contain a
-        picture. Returns None if a door answers it. Raises ApiError."""
+        """Answer a request before its door reads it, if its body names a model elsewhere.
+        Returns None if a door answers it. Raises ApiError."""
+
+    async def instead(
+        self,
+        schema: type[RequestModel],
+        services: Services,
+        request: Request,
+        error: InvalidRequest,
+    ) -> Response | None:
+        """Answer a request that its door has refused with an error, if the verifier's own API
+        serves what is refused; None if it does not. schema: of the door. Raises ApiError."""
 
     @property
     def is_undrafted(self) -> bool:

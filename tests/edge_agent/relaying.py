@@ -12,15 +12,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import msgspec
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from picospec.edge_agent.app import build
 from picospec.edge_agent.settings import load
 from picospec.gateway.drain import Drain
 from picospec.models.store import open_store
+from picospec.verifier.app import build as build_verifier
+from picospec.verifier.settings import load as load_verifier
 from tests.gateway.scripted import served
+from tests.verifier.fake_target import FACTS, FakeTarget
 
 NOWHERE = "http://127.0.0.1:9"
 EMBEDDED = {"data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}
@@ -100,3 +106,25 @@ async def relaying(
                 httpx.AsyncClient(base_url=edge, timeout=30) as client,
             ):
                 yield client
+
+
+@dataclass
+class OwnApi:
+    """A verifier whose own API serves these fields, by path. answer: of that API."""
+
+    served: dict[str, list[str]]
+    answer: Answering
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    """The bodies that came to that API."""
+
+    def app(self) -> FastAPI:
+        target = FakeTarget()
+        target._facts = msgspec.structs.replace(FACTS, served=self.served)
+        app = build_verifier(load_verifier(None, {}, {}), lambda _: target)
+        for path in self.served:
+            app.router.routes.insert(0, Route(path, self._own, methods=["POST"]))
+        return app
+
+    async def _own(self, request: Request) -> Response:
+        self.asked.append(await request.json())
+        return await self.answer(request)

@@ -102,6 +102,20 @@ def test_counts_at_the_end_of_a_huge_answer_are_found_in_little_memory() -> None
     assert inner.counts() == (None, None)
 
 
+@pytest.mark.parametrize("piece_bytes", [999, 1 << 18])
+@pytest.mark.parametrize("after", [10, 1 << 19, (1 << 20) - 30, 1 << 20, 3 << 20])
+def test_counts_before_a_long_field_are_found(after: int, piece_bytes: int) -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 4, "details": {"cached_tokens": 1}}
+    answer = {"choices": ["a" * (1 << 20)], "usage": usage, "prompt_logprobs": ["é" * after]}
+    text = json.dumps(answer, separators=(",", ":"), ensure_ascii=False).encode()
+
+    meter = metered(
+        JSON, (text[at : at + piece_bytes] for at in range(0, len(text), piece_bytes))
+    )
+
+    assert meter.counts() == (7, 4)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -133,7 +133,7 @@ class Undrafted:
     """A relay to a verifier that opened no sessions when it was last asked."""
 
     is_undrafted = True
-    models = ()
+    models, held_bytes = (), 0
 
     async def ahead(self, *_: object) -> None:
         return None

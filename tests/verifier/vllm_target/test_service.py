@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat.chat_completion import Choice
@@ -35,6 +37,36 @@ FEATURES: dict[str, dict[str, Any]] = {
     "min_tokens": {"extra_body": {"min_tokens": 40}},
     "json": {"response_format": schema(PERSON), "logprobs": True, "top_logprobs": 20},
 }
+
+
+CHAT = {"messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 9}
+RAW = {"prompt": "The capital of France is", "max_tokens": 5}
+RELAYED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("/v1/chat/completions", CHAT, {"prompt_logprobs": 1}),
+    ("/v1/chat/completions", CHAT, {"bad_words": [" red", "Red"]}),
+    ("/v1/chat/completions", CHAT, {"bad_words": [" red", "Red"], "stream": True}),
+    ("/v1/chat/completions", CHAT, {"allowed_token_ids": [28, 30, 253], "stream": True}),
+    ("/v1/chat/completions", CHAT, {"use_beam_search": True, "n": 2}),
+    ("/v1/chat/completions", CHAT, {"return_token_ids": True}),
+    ("/v1/chat/completions", CHAT, {"chat_template": "{{ messages }}"}),  # a refusal
+    ("/v1/chat/completions", CHAT, {"temperature": 2.5}),
+    ("/v1/completions", RAW, {"prompt_logprobs": 2}),
+    ("/v1/completions", RAW, {"echo": True, "logprobs": 1, "max_tokens": 0}),
+    ("/v1/completions", RAW, {"echo": True, "logprobs": 1, "stream": True}),
+    ("/v1/completions", RAW, {"use_beam_search": True, "n": 3}),
+    ("/v1/responses", {"input": "Hi", "max_output_tokens": 9}, {"skip_special_tokens": False}),
+    ("/v1/messages", CHAT, {"vllm_xargs": {"a": 1}, "stream": True}),
+]
+OWN = re.compile(
+    r'"(?:id|item_id|created|created_at|system_fingerprint)": ?(?:"[^"]*"|[0-9.]+),?'
+)
+"""Each answer has others of these, and a stream that is not counted has no fingerprint."""
+
+
+def shown(answer: httpx.Response) -> tuple[int, str]:
+    if answer.status_code != 200:
+        return answer.status_code, answer.json()["error"]["message"]
+    return 200, OWN.sub("", answer.text).replace(",}", "}")
 
 
 def services(directory: Path) -> Services:
@@ -87,6 +119,15 @@ async def test_features_are_the_same_at_the_edge_and_at_the_plain_engine(
             assert edge.finish_reason == plain.finish_reason, name
             assert likeliest(edge) == likeliest(plain), name
 
-        for url in (served.verifier_url, served.edge_urls["edge"]):
+        urls = served.verifier_url, served.edge_urls["edge"]
+        async with httpx.AsyncClient(timeout=60) as client:
+            model = (await client.get(f"{urls[0]}/v1/models")).json()["data"][0]["id"]
+            for path, usual, fields in RELAYED:
+                body = {"model": model, "temperature": 0, **usual, **fields}
+                plain, edge = [await client.post(url + path, json=body) for url in urls]
+
+                assert shown(edge) == shown(plain), (path, fields)
+                assert edge.headers["x-picospec-relayed-for"] in fields
+        for url in urls:
             with pytest.raises(BadRequestError, match="nonsense"):
                 await ask(url, response_format=schema({"type": "nonsense"}))

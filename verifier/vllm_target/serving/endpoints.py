@@ -34,6 +34,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.platforms import current_platform
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.hf import (
@@ -179,6 +183,35 @@ def _defaults(model: Any) -> Mapping[str, float]:
     return found if most is None else {**found, "most_tokens": most}
 
 
+# Lists the fields of requests that vLLM's own API serves: an edge relays a request with one
+# that it cannot serve itself.
+
+REQUESTS: Final = {
+    "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponsesRequest,
+    "/v1/messages": AnthropicMessagesRequest,
+}
+_NO_CLIENTS: Final = frozenset(
+    # An operator's: where KV comes from, whose request is first, and by which name it is known.
+    {"kv_transfer_params", "ec_transfer_params", "priority", "request_id", "session_id"}
+    # These serve other paths than the one to which the request is sent.
+    | {"mm_payload", "return_mm_kwargs", "return_token_offsets"}
+    # An edge keeps responses itself, and vLLM knows no tenants.
+    | {"background", "previous_response_id"}
+)
+
+
+def fields_of(file: TokenizerFile, *, renders: bool = False) -> dict[str, list[str]]:
+    """Return the fields of requests to each path of vLLM's API. file: the model's tokenizer, as
+    vLLM's server uses it. A field that vLLM would ignore is left out. renders: True if paths
+    exist that only render a prompt (--enable-scale-out); they have no lists of their own."""
+    shows_documents = file.template == _NO_TEMPLATE or "documents" in file.template
+    unseen = _NO_CLIENTS if shows_documents else {*_NO_CLIENTS, "documents"}
+    listed = {path: sorted({*of.model_fields} - unseen) for path, of in REQUESTS.items()}
+    return listed | ({f"{path}/render": [] for path in REQUESTS} if renders else {})
+
+
 # Inside vLLM's API server the verifier's service has two apps that share the sessions.
 
 
@@ -250,6 +283,7 @@ def _target(
         metrics,
         adapters=state.openai_serving_models.lora_requests,
         as_served=partial(as_served, llm=llm, args=args),
+        fields=partial(fields_of, renders=getattr(args, "enable_scale_out", False)),
         share_prefixes=settings.share_prefixes,
         keeps_answers=settings.speculation.keep_answers,
         hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),
