@@ -160,6 +160,10 @@ class Job:
     """The job is for this owner; None if unknown. No other owner may notice what an engine
     remembers of an answer, unless the settings share it."""
 
+    prompt_logprobs: int | None = None
+    """The log-probabilities of the prompt's tokens are wanted, with those of this many of the
+    most likely tokens in place of each. Only then may max_tokens be 0."""
+
 
 UNLIKELY: Final = -9999.0
 """OpenAI writes this log-probability for minus infinity, which JSON cannot express."""
@@ -214,6 +218,10 @@ class Delta:
 
     events: tuple[Event, ...] = ()
     """These events happened before the tokens, if the job is watched."""
+
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """The first Delta of a job that asked for them has an entry for each token of the prompt
+    but the first, which no token comes before."""
 
 
 @dataclass(frozen=True, slots=True)
