@@ -48,6 +48,10 @@ class Tokenizer(Protocol):
         """Return the text of the chat template; empty if there is none."""
 
     @property
+    def named_tokens(self) -> Json:
+        """Return the spellings of the tokens that chat templates know as `eos_token` etc."""
+
+    @property
     def takes_tools(self) -> bool:
         """True if the chat template shows tools to the model."""
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Annotated, ClassVar, Final
+from itertools import islice, pairwise
+from typing import Annotated, ClassVar, Final, TypeVar
 
 from msgspec.structs import replace
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
@@ -33,6 +34,8 @@ from picospec.gateway.ports import Facts, Statistics, Tokenizer
 from picospec.gateway.schema import Flag, Integer
 from picospec.gateway.watching import Report, Spans, Watch
 from picospec.speculation.messages import MAX_TOP_LOGPROBS, PROMPT_LOGPROBS, TokenLogprob
+
+T = TypeVar("T")
 
 # Writes what a ledger counted: OpenAI's `usage`, vLLM's `metrics`, llama.cpp's `timings`.
 
@@ -249,9 +252,9 @@ MAX_ECHOED: Final = 8 << 20
 """All choices together repeat at most this many characters of prompts, which is eight times a
 prompt of 250,000 tokens: nothing else runs while an answer is encoded."""
 
-MAX_SCORED: Final = 1 << 17
+MAX_SCORED: Final = 1 << 16
 """All choices have at most this many log-probabilities of prompts' tokens, those of the
-likeliest included: 65,000 tokens with one each."""
+likeliest included: 32,768 tokens with one each, whose answer takes 80 ms to encode."""
 
 Prompts = Annotated[
     tuple[str | TokenIds, ...],
@@ -277,30 +280,26 @@ class Prompt:
     text: str
     tokenizer: Tokenizer
 
-    def entries(self, scores: Sequence[TokenLogprob], most: int) -> tuple[LogprobEntry, ...]:
-        """Return the tokens as those of an answer, with the `most` likeliest in place of each.
+    def entries(self, scores: Sequence[TokenLogprob], most: int) -> Iterator[LogprobEntry]:
+        """Yield the tokens as those of an answer, with the `most` likeliest in place of each.
         scores: see Delta.prompt_logprobs."""
-        pieces = [*map(self._piece, self.tokens)]
-        whole = b"".join(pieces).decode("utf-8", "replace")
+        whole = text_of(self.tokens, self.tokenizer)
         offset = len(self.text) - len(whole)  # the text lacks a token that begins every prompt
-        decoder, entries = getincrementaldecoder("utf-8")("replace"), []
-        for piece, score in zip(pieces, (None, *scores), strict=True):
+        decoder = getincrementaldecoder("utf-8")("replace")
+        for token, score in zip(self.tokens, (None, *scores), strict=True):
+            piece = self._piece(token)
             logprob, top = (score.logprob, score.top[:most]) if score else (None, ())
-            named = tuple((self._piece(token), each) for token, each in top)
-            entries.append(LogprobEntry(piece, logprob, named, max(0, offset)))
+            named = tuple((self._piece(other), each) for other, each in top)
+            yield LogprobEntry(piece, logprob, named, max(0, offset))
             offset += len(decoder.decode(piece))
-        return tuple(entries)
 
-    def written(self, scores: Sequence[TokenLogprob], most: int) -> list[Json | None]:
-        """Return vLLM's `prompt_logprobs`; a rank is known of the likeliest tokens alone."""
-        written: list[Json | None] = [None]
+    def written(self, scores: Sequence[TokenLogprob], most: int) -> Iterator[Json | None]:
+        """Yield vLLM's `prompt_logprobs`; a rank is known of the likeliest tokens alone."""
+        yield None
         for token, score in zip(self.tokens[1:], scores, strict=True):
             ranks = {each: rank for rank, (each, _) in enumerate(score.top, start=1)}
             found = {token: score.logprob, **dict(score.top[:most])}
-            written.append(
-                {str(each): self._scored(each, found[each], ranks) for each in found}
-            )
-        return written
+            yield {str(each): self._scored(each, found[each], ranks) for each in found}
 
     def _scored(self, token: int, logprob: float, ranks: Mapping[int, int]) -> Json:
         text = self._piece(token).decode("utf-8", "replace")
@@ -308,6 +307,19 @@ class Prompt:
 
     def _piece(self, token: int) -> bytes:
         return self.tokenizer.piece(token, True)
+
+
+TURN: Final = 1024
+"""After as many tokens of a prompt, which take some milliseconds, others have a turn."""
+
+
+async def _in_turns(items: Iterator[T]) -> tuple[T, ...]:
+    """Return the items; others have their turn between."""
+    found: list[T] = []
+    while some := [*islice(items, TURN)]:
+        found += some
+        await asyncio.sleep(0)
+    return tuple(found)
 
 
 async def _with_prompt(
@@ -318,19 +330,18 @@ async def _with_prompt(
     async with aclosing(stream):
         async for index, delta in stream:
             entries = tuple(entry.after(len(echoed)) for entry in delta.entries)
-            text, report, scores = delta.text, delta.report, None
+            shown, found = replace(delta, entries=entries), delta.prompt_logprobs
             if not begun:
-                text, report = echoed + text, report and report.after_prompt(len(echoed))
+                report = delta.report and delta.report.after_prompt(len(echoed))
+                shown = replace(shown, text=echoed + delta.text, report=report)
                 if body.echo and body.logprobs is not None:
-                    own = prompt.entries(delta.prompt_logprobs, body.logprobs)
-                    entries = (*own, *entries)
+                    own = await _in_turns(prompt.entries(found, body.logprobs))
+                    shown = replace(shown, entries=own + entries)
                 if body.prompt_logprobs is not None:
-                    scores = prompt.written(delta.prompt_logprobs, body.prompt_logprobs)
+                    scores = await _in_turns(prompt.written(found, body.prompt_logprobs))
+                    shown = replace(shown, scores=scores)
             begun = True
-            yield (
-                index,
-                replace(delta, text=text, entries=entries, report=report, scores=scores),
-            )
+            yield index, shown
 
 
 class CompletionRequest(GenerationRequest):

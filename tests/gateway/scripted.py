@@ -74,6 +74,7 @@ class ByteTokenizer:
     takes_tools: bool = True
     hides_unused_tools: bool = False
     template: str = ""
+    named_tokens: Mapping[str, str] = field(default_factory=lambda: {"eos_token": "<end>"})
     begins: Sequence[int] = ()
     fills_in: bool = True
     tags: Mapping[str, int] = field(default_factory=dict)

@@ -67,6 +67,7 @@ def opening(**fields: object) -> Open:
 
 class FakeTokenizer:
     template = ""
+    named_tokens: Json = NONE
     takes_tools = True
     hides_unused_tools = False
 
