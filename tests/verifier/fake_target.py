@@ -17,6 +17,7 @@ import numpy as np
 from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Json
 from picospec.speculation.distributions import Distribution
 from picospec.speculation.messages import (
+    PROMPT_LOGPROBS,
     SALT,
     Finish,
     Limits,
@@ -41,7 +42,7 @@ FACTS = ModelFacts(
     stop_tokens=[STOP_TOKEN],
     limits=Limits(max_verify=4, max_ahead=8),
     judges=["coupled", "separate"],
-    features=[SALT],
+    features=[SALT, PROMPT_LOGPROBS],
 )
 
 
