@@ -25,6 +25,7 @@ from picospec.speculation.messages import (
     Open,
     Pushed,
     Sampling,
+    TokenLogprob,
 )
 from picospec.speculation.ngrams import Owner
 from picospec.speculation.verify_session import VerifyingSession
@@ -89,7 +90,7 @@ class FakeTokenizer:
     def infill(self, prefix: str, suffix: str) -> list[int]:
         raise ValueError("the model has no form for a gap")
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, special: bool = False) -> bytes:
         return bytes([token + 32])
 
 
@@ -154,6 +155,11 @@ class FakeTarget(Target):
                         return
         finally:
             del self.running[session]
+
+    async def score(
+        self, session: str, request: Open, most: int, tenant: str | None = None
+    ) -> list[TokenLogprob]:
+        return [TokenLogprob(-float(token)) for token in request.prompt[1:]]
 
     async def push(self, session: str, message: Framed[Pushed]) -> None:
         running = self.running.get(session)

@@ -96,7 +96,8 @@ async def test_a_score_of_one_token_is_empty_and_a_piece_that_fails_ends_its_sco
 
         assert await one.scores() == []
         with pytest.raises(TargetFailed, match="it broke"):
-            await long.scores()
+            async with asyncio.timeout(5):
+                await long.scores()
 
 
 async def test_draft_tokens_that_arrive_during_the_prefill_go_into_the_first_pass() -> None:
