@@ -391,7 +391,8 @@ class Relay:
 
     async def undrafted(self, services: Services, request: Request, model: str) -> Response:
         """Let the verifier in use answer a request that was read. Raises ApiError."""
-        account_of(request).fallback = UNDRAFTED
+        if self.is_undrafted:
+            account_of(request).fallback = UNDRAFTED
         return await self._from_verifier(request.scope["path"], model, services, request)
 
     async def _from_verifier(

@@ -48,6 +48,10 @@ class Tokenizer(Protocol):
         """Return the text of the chat template; empty if there is none."""
 
     @property
+    def named_tokens(self) -> Json:
+        """Return the spellings of the tokens that chat templates know as `eos_token` etc."""
+
+    @property
     def takes_tools(self) -> bool:
         """True if the chat template shows tools to the model."""
 
@@ -160,6 +164,10 @@ class Job:
     """The job is for this owner; None if unknown. No other owner may notice what an engine
     remembers of an answer, unless the settings share it."""
 
+    prompt_logprobs: int | None = None
+    """The log-probabilities of the prompt's tokens are wanted, with those of this many of the
+    most likely tokens in place of each. Only then may max_tokens be 0."""
+
 
 UNLIKELY: Final = -9999.0
 """OpenAI writes this log-probability for minus infinity, which JSON cannot express."""
@@ -214,6 +222,10 @@ class Delta:
 
     events: tuple[Event, ...] = ()
     """These events happened before the tokens, if the job is watched."""
+
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """The first Delta of a job that asked for them has an entry for each token of the prompt
+    but the first, which no token comes before."""
 
 
 @dataclass(frozen=True, slots=True)

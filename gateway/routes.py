@@ -152,6 +152,14 @@ async def props(services: Services, request: Request) -> Response:
     return json_response(body)
 
 
+async def tokenizer_info(services: Services, request: Request) -> Response:
+    """Answer with what vLLM's clients ask about the tokenizer."""
+    backend = await services.backend(account_of(request))
+    facts = await backend.engine.facts()
+    tokenizer = await backend.tokenizer(facts.vocabulary)
+    return json_response({**tokenizer.named_tokens, "chat_template": tokenizer.template})
+
+
 def _entry(services: Services, name: str, owner: str = "relayed") -> dict[str, object]:
     """Return OpenAI's model object, with the fields that are known for any model."""
     return {"id": name, "object": "model", "created": services.started, "owned_by": owner}
@@ -345,6 +353,7 @@ ROUTES: Final = (
     ),
     Route("POST", "/tokenize", "The tokens of a text or chat", tokenize, TokenizeRequest),
     Route("POST", "/detokenize", "The text of tokens", detokenize, DetokenizeRequest),
+    Route("GET", "/tokenizer_info", "Its named tokens and chat template", tokenizer_info),
     Route("GET", "/v1/models", "The model, by each of its names", list_models),
     Route("GET", "/v1/models/{name:path}", "The model of that name", retrieve_model),
     Route("GET", "/health", "Whether this process is alive and not broken", health),

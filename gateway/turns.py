@@ -169,6 +169,7 @@ class BoundedTokenizer:
     def __init__(self, tokenizer: Tokenizer, facts: Facts, field: str) -> None:
         self.tokenizer = tokenizer
         self.template = tokenizer.template
+        self.named_tokens = tokenizer.named_tokens
         self.takes_tools = tokenizer.takes_tools
         self.hides_unused_tools = tokenizer.hides_unused_tools
         self.piece = tokenizer.piece

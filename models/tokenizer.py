@@ -167,7 +167,9 @@ class Tokenizer:
         *,
         takes_parts: bool = False,
         hides_unused_tools: bool = False,
+        named_tokens: Json = _NONE,
     ) -> None:
+        self.named_tokens = named_tokens
         self._takes_parts = takes_parts
         self.hides_unused_tools = hides_unused_tools
         self.vocabulary = encoder.vocabulary

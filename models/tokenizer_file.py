@@ -105,6 +105,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
             template,
             takes_parts=self.takes_parts,
             hides_unused_tools=self.hides_unused_tools,
+            named_tokens=self.named_tokens,
         )
 
     def _encoder(self) -> Encoder:

@@ -403,6 +403,10 @@ POOL: Final = "/v1/picospec/pool"
 """A DELETE on this path makes either end forget answers; at a verifier the parameter SALT names
 one of the tenant's users."""
 
+PROMPT_LOGPROBS: Final = "prompt_logprobs"
+"""A verifier with this feature gives, by its own API, the log-probabilities of a prompt. No
+session has them."""
+
 SALT: Final = "cache_salt"
 """This extra separates an edge's tenants: the verifier reuses a prompt's cache only among
 sessions with the same key and salt. It changes no answer."""

@@ -34,7 +34,7 @@ from picospec.models.errors import NotPulled
 from picospec.models.gguf import is_exact
 from picospec.models.hub import progress_bar
 from picospec.models.store import Found, Store, obtain, open_store
-from picospec.speculation.messages import Commit, Finish, Reject, Reused
+from picospec.speculation.messages import Commit, Finish, FinishReason, Reject, Reused
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
@@ -64,11 +64,17 @@ class PlainEngine:
             request = opening(job, target.facts, fill="always")
         tenant = job.owner.identity if job.owner else None
         await target.check(request, tenant)
+        if (most := job.prompt_logprobs) is not None:
+            found = await target.score(secrets.token_urlsafe(12), request, most, tenant)
+            finish: FinishReason | None = None if job.max_tokens else "length"
+            yield Delta((), None, finish, counted, prompt_logprobs=tuple(found))
+            if finish:
+                return
         replies = target.serve(secrets.token_urlsafe(12), request, tenant)
         async with aclosing(replies):
             async for reply in replies:
                 match reply.message:
-                    case Reused(tokens=tokens):
+                    case Reused(tokens=tokens) if most is None:
                         counted = replace(counted, cached_tokens=tokens)
                         yield Delta((), statistics=counted)
                     case Commit(tokens=tokens, logprobs=logprobs):

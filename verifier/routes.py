@@ -35,6 +35,7 @@ from picospec.speculation.messages import (
     MAX_TOP_K,
     MAX_TOP_LOGPROBS,
     POOL,
+    PROMPT_LOGPROBS,
     PROTOCOL_VERSION,
     SALT,
     STOPPING,
@@ -126,7 +127,8 @@ def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
     for name in sampling.extras:
         named_field = f"sampling.extras.{name}"
         _require(name not in STOPPING, named_field, "stop_tokens must say it")
-        _require(name in facts.features, named_field, "not supported by this target")
+        served = name in facts.features and name != PROMPT_LOGPROBS
+        _require(served, named_field, "not supported by this target")
 
 
 def _check_judge(request: Open, facts: ModelFacts) -> None:

@@ -29,6 +29,7 @@ from picospec.models.tokenizer_file import TokenizerFile
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.logits import LOGIT_SETTINGS
 from picospec.speculation.messages import (
+    PROMPT_LOGPROBS,
     SALT,
     STOPPING,
     Commit,
@@ -41,6 +42,7 @@ from picospec.speculation.messages import (
     Pushed,
     Reject,
     Reused,
+    TokenLogprob,
 )
 from picospec.speculation.ngrams import SHARED, Owner
 from picospec.speculation.wire import Framed
@@ -211,6 +213,15 @@ class Target(ABC):
         and RemoteProtocolError for a message that was decoded after `push` had returned. The
         request was checked against `facts`.
         """
+
+    async def score(
+        self, session: str, request: Open, most: int, tenant: str | None = None
+    ) -> Sequence[TokenLogprob]:
+        """Return the log-probability of each token of the prompt but the first, and those of
+        the `most` likeliest in its place, as `serve` reports them. The whole prompt is read, in
+        pieces between which other sessions go on. Raises TargetFull or TargetFailed, and
+        Unservable unless PROMPT_LOGPROBS is among the features."""
+        raise Unservable(PROMPT_LOGPROBS, "not by this target")
 
     @abstractmethod
     async def push(self, session: str, message: Framed[Pushed]) -> None:

@@ -420,6 +420,6 @@ def _entry(entry: LogprobEntry) -> Json:
     return {**_token(entry.piece, entry.logprob), "top_logprobs": top}
 
 
-def _token(piece: bytes, logprob: float) -> Json:
+def _token(piece: bytes, logprob: float | None) -> Json:
     text = piece.decode("utf-8", "backslashreplace")
     return {"token": text, "logprob": finite(logprob), "bytes": list(piece)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Annotated, ClassVar, Final
+from itertools import islice, pairwise
+from typing import Annotated, ClassVar, Final, TypeVar
 
 from msgspec.structs import replace
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
 
 from picospec.gateway.accounts import Ledger
 from picospec.gateway.doors.door import (
@@ -22,15 +25,17 @@ from picospec.gateway.doors.door import (
     finite,
     sent_event,
 )
-from picospec.gateway.doors.request import GenerationRequest, TokenIds
-from picospec.gateway.errors import InvalidRequest
+from picospec.gateway.doors.request import GenerationRequest, TokenIds, minus_one_is_none
+from picospec.gateway.errors import UNSUPPORTED, InvalidRequest
 from picospec.gateway.hosting.settings import MAX_CHOICES
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.stream import ChoiceStream
-from picospec.gateway.ports import Statistics, Tokenizer
-from picospec.gateway.schema import Flag, Integer, unsupported
+from picospec.gateway.ports import Facts, Statistics, Tokenizer
+from picospec.gateway.schema import Flag, Integer
 from picospec.gateway.watching import Report, Spans, Watch
-from picospec.speculation.messages import MAX_TOP_LOGPROBS
+from picospec.speculation.messages import MAX_TOP_LOGPROBS, PROMPT_LOGPROBS, TokenLogprob
+
+T = TypeVar("T")
 
 # Writes what a ledger counted: OpenAI's `usage`, vLLM's `metrics`, llama.cpp's `timings`.
 
@@ -247,6 +252,10 @@ MAX_ECHOED: Final = 8 << 20
 """All choices together repeat at most this many characters of prompts, which is eight times a
 prompt of 250,000 tokens: nothing else runs while an answer is encoded."""
 
+MAX_SCORED: Final = 1 << 16
+"""All choices have at most this many log-probabilities of prompts' tokens, those of the
+likeliest included: 32,768 tokens with one each, whose answer takes 80 ms to encode."""
+
 Prompts = Annotated[
     tuple[str | TokenIds, ...],
     BeforeValidator(
@@ -262,13 +271,77 @@ def text_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
     return b"".join(tokenizer.piece(token, True) for token in prompt).decode("utf-8", "replace")
 
 
-async def _echo(prompt: str, stream: ChoiceStream) -> ChoiceStream:
-    """Yield the choice with the prompt before its first text."""
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The prompt of one choice, of which the answer shows more than is generated. text: as it
+    is echoed."""
+
+    tokens: TokenIds
+    text: str
+    tokenizer: Tokenizer
+
+    def entries(self, scores: Sequence[TokenLogprob], most: int) -> Iterator[LogprobEntry]:
+        """Yield the tokens as those of an answer, with the `most` likeliest in place of each.
+        scores: see Delta.prompt_logprobs."""
+        whole = text_of(self.tokens, self.tokenizer)
+        offset = len(self.text) - len(whole)  # the text lacks a token that begins every prompt
+        decoder = getincrementaldecoder("utf-8")("replace")
+        for token, score in zip(self.tokens, (None, *scores), strict=True):
+            piece = self._piece(token)
+            logprob, top = (score.logprob, score.top[:most]) if score else (None, ())
+            named = tuple((self._piece(other), each) for other, each in top)
+            yield LogprobEntry(piece, logprob, named, max(0, offset))
+            offset += len(decoder.decode(piece))
+
+    def written(self, scores: Sequence[TokenLogprob], most: int) -> Iterator[Json | None]:
+        """Yield vLLM's `prompt_logprobs`; a rank is known of the likeliest tokens alone."""
+        yield None
+        for token, score in zip(self.tokens[1:], scores, strict=True):
+            ranks = {each: rank for rank, (each, _) in enumerate(score.top, start=1)}
+            found = {token: score.logprob, **dict(score.top[:most])}
+            yield {str(each): self._scored(each, found[each], ranks) for each in found}
+
+    def _scored(self, token: int, logprob: float, ranks: Mapping[int, int]) -> Json:
+        text = self._piece(token).decode("utf-8", "replace")
+        return {"logprob": finite(logprob), "rank": ranks.get(token), "decoded_token": text}
+
+    def _piece(self, token: int) -> bytes:
+        return self.tokenizer.piece(token, True)
+
+
+TURN: Final = 1024
+"""After as many tokens of a prompt, which take some milliseconds, others have a turn."""
+
+
+async def _in_turns(items: Iterator[T]) -> tuple[T, ...]:
+    """Return the items; others have their turn between."""
+    found: list[T] = []
+    while some := [*islice(items, TURN)]:
+        found += some
+        await asyncio.sleep(0)
+    return tuple(found)
+
+
+async def _with_prompt(
+    body: CompletionRequest, prompt: Prompt, stream: ChoiceStream
+) -> ChoiceStream:
+    """Yield the choice with what it shows of its prompt, which its first delta has."""
+    echoed, begun = prompt.text if body.echo else "", False
     async with aclosing(stream):
         async for index, delta in stream:
-            report = delta.report and delta.report.after_prompt(len(prompt))
-            yield index, replace(delta, text=prompt + delta.text, report=report)
-            prompt = ""
+            entries = tuple(entry.after(len(echoed)) for entry in delta.entries)
+            shown, found = replace(delta, entries=entries), delta.prompt_logprobs
+            if not begun:
+                report = delta.report and delta.report.after_prompt(len(echoed))
+                shown = replace(shown, text=echoed + delta.text, report=report)
+                if body.echo and body.logprobs is not None:
+                    own = await _in_turns(prompt.entries(found, body.logprobs))
+                    shown = replace(shown, entries=own + entries)
+                if body.prompt_logprobs is not None:
+                    scores = await _in_turns(prompt.written(found, body.prompt_logprobs))
+                    shown = replace(shown, scores=scores)
+            begun = True
+            yield index, shown
 
 
 class CompletionRequest(GenerationRequest):
@@ -281,6 +354,17 @@ class CompletionRequest(GenerationRequest):
     """This text comes after the completion."""
 
     echo: Flag = False
+    prompt_logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """vLLM has this field: each choice has log-probabilities of its prompt's tokens."""
+
+    max_tokens: Annotated[
+        Annotated[Integer, Field(ge=0)] | None,
+        BeforeValidator(
+            minus_one_is_none, json_schema_input_type=Annotated[int, Field(ge=-1)] | None
+        ),
+    ] = Field(None, validation_alias=AliasChoices("max_tokens", "n_predict"))
+    """At 0 the prompt alone is echoed, as in OpenAI's API."""
+
     add_special_tokens: Flag = True
     """vLLM has this field: the tokens that begin every prompt are added to this one."""
 
@@ -291,13 +375,6 @@ class CompletionRequest(GenerationRequest):
             raise ValueError("it needs a prompt that is a text")
         return value
 
-    @field_validator("echo")
-    @classmethod
-    def _has_no_logprobs(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("logprobs") is not None:
-            unsupported("there are no log-probabilities of a prompt; leave out logprobs")
-        return value
-
     @property
     def prompt_count(self) -> int:
         return len(self.prompt)
@@ -305,6 +382,29 @@ class CompletionRequest(GenerationRequest):
     @property
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
+
+    @property
+    def wanted_prompt_logprobs(self) -> int | None:
+        echoed = self.logprobs if self.echo else None
+        unless_generated = 0 if self.max_tokens == 0 else None
+        wanted = (self.prompt_logprobs, echoed, unless_generated)
+        return max((most for most in wanted if most is not None), default=None)
+
+    def check_served(self, facts: Facts) -> None:
+        """Raise InvalidRequest if nothing is wanted, or log-probabilities of a prompt that the
+        engine does not serve."""
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest.of("max_tokens", "0 goes with echo")
+        if self.wanted_prompt_logprobs is None:
+            return
+        name = "echo" if self.prompt_logprobs is None else "prompt_logprobs"
+        if PROMPT_LOGPROBS not in facts.features:
+            reason = "this model does not give log-probabilities of a prompt"
+            raise InvalidRequest.of(name, reason, UNSUPPORTED)
+        if self.suffix:
+            raise InvalidRequest.of("suffix", "no log-probabilities of its prompt are given")
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest.of("prompt_logprobs", "not in a stream")
 
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
         try:
@@ -320,14 +420,21 @@ class CompletionRequest(GenerationRequest):
         return tokenizer.encode(prompt, begin=self.add_special_tokens)
 
     def shown(
-        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer
+        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer, prompts: Sequence[TokenIds]
     ) -> list[ChoiceStream]:
-        if not self.echo:
+        if not self.echo and self.prompt_logprobs is None:
             return list(streams)
-        prompts = [text_of(prompt, tokenizer) for prompt in self.prompt]
-        if sum(map(len, prompts)) * self.n > MAX_ECHOED:
+        texts = [text_of(prompt, tokenizer) for prompt in self.prompt]
+        if sum(map(len, texts)) * self.n > MAX_ECHOED:
             raise InvalidRequest.of("echo", f"more than {MAX_ECHOED} characters of prompts")
-        return [_echo(prompts[i // self.n], stream) for i, stream in enumerate(streams)]
+        most = self.wanted_prompt_logprobs
+        if most is not None and sum(map(len, prompts)) * (1 + most) > MAX_SCORED:
+            reason = f"more than {MAX_SCORED} log-probabilities of prompts"
+            raise InvalidRequest.of(self.prompt_field, reason)
+        return [
+            _with_prompt(self, Prompt(tokens, texts[i // self.n], tokenizer), stream)
+            for i, (stream, tokens) in enumerate(zip(streams, prompts, strict=True))
+        ]
 
 
 # Writes the answer of POST /v1/completions.
@@ -349,7 +456,8 @@ class CompletionAnswer(ChunkAnswer):
         return {"text": "", "logprobs": None, "finish_reason": finish}
 
     def choice(self, whole: TextDelta) -> Json:
-        return self._choice(whole.text, whole.entries, whole.finish)
+        choice = self._choice(whole.text, whole.entries, whole.finish)
+        return choice if whole.scores is None else {**choice, "prompt_logprobs": whole.scores}
 
     def _choice(self, text: str, entries: Entries, finish: Finish | None) -> Json:
         logprobs = _logprobs(entries) if self.wants_logprobs else None

@@ -129,9 +129,9 @@ def sent_event(content: object, name: str = "") -> bytes:
     return b"%bdata: %b\n\n" % (named, msgspec.json.encode(content))
 
 
-def finite(logprob: float) -> float:
+def finite(logprob: float | None) -> float | None:
     """Return `logprob`, or UNLIKELY for minus infinity, which JSON cannot express."""
-    return max(logprob, UNLIKELY)
+    return None if logprob is None else max(logprob, UNLIKELY)
 
 
 # Sends an answer: whole, or streamed as server-sent events or in its door's form.
@@ -243,4 +243,5 @@ def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
         statistics=deltas[-1].statistics,
         parsed=joined(parsed) if parsed else None,
         stop=deltas[-1].stop,
+        scores=deltas[0].scores,
     )

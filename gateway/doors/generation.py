@@ -165,7 +165,8 @@ async def _ready(
     account.serve(facts.model, body.model, operation)
     if (instead := asked.door.instead) is not None:
         return instead(facts.model)
-    if relay and asked.backend is services.own and relay.is_undrafted:
+    is_elsewhere = relay and (relay.is_undrafted or body.wanted_prompt_logprobs is not None)
+    if relay and asked.backend is services.own and is_elsewhere:
         elsewhere = await relay.undrafted(services, request, facts.model)
         account.begin_answers(body.n * body.prompt_count - 1)
         return elsewhere
@@ -228,7 +229,9 @@ async def _answer(ready: Ready, services: Services, request: Request) -> Respons
         stream_choice(index, begin(job), body.reader(style, job.prompt, facts.stop_tokens))
         for index, job in enumerate(jobs)
     ]
-    streams = await checked(services, request, partial(body.shown, streams, ready.tokenizer))
+    prompts = [job.prompt for job in jobs]
+    show = partial(body.shown, streams, ready.tokenizer, prompts)
+    streams = await checked(services, request, show)
     if body.stream:
         every_s = services.settings.keep_alive_s
         return EventStream(answer, streams, account, services.drain, every_s)
@@ -265,6 +268,7 @@ async def _jobs(
             span=account.span,
             identity=facts.identity,
             owner=account.tenant,
+            prompt_logprobs=body.wanted_prompt_logprobs,
         )
         for index in range(len(prompts) * body.n)
     ]
@@ -310,8 +314,8 @@ def _max_tokens(
     if not 0 <= min(prompt) <= max(prompt) < facts.vocabulary_size:
         last = facts.vocabulary_size - 1
         raise InvalidRequest(f"token ids must be from 0 to {last}", param=field)
-    room = facts.context_tokens - len(prompt)
-    if room < 1:
+    room, wanted = facts.context_tokens - len(prompt), body.wanted_tokens
+    if room < (wanted != 0):
         raise PromptTooLong(
             f"the context has {facts.context_tokens} tokens, the prompt takes {len(prompt)}",
             param=field,
@@ -320,7 +324,9 @@ def _max_tokens(
         )
     limits = (facts.defaults.get(name, room) for name in ("max_tokens", "most_tokens"))
     usual, most = map(int, limits)
-    max_tokens = min(body.wanted_tokens or body.usual_tokens or usual, room, most)
+    if wanted is None:
+        wanted = body.usual_tokens or usual
+    max_tokens = min(wanted, room, most)
     least = extras.get("min_tokens")
     if isinstance(least, int) and least > max_tokens:
         raise InvalidRequest(f"min_tokens exceeds {max_tokens} tokens", param="min_tokens")

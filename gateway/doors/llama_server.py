@@ -134,7 +134,7 @@ class NativeRequest(GenerationRequest):
         return None
 
     def shown(
-        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer
+        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer, prompts: Sequence[TokenIds]
     ) -> list[ChoiceStream]:
         if self.max_tokens == 0:
             return [_hidden(stream) for stream in streams]

@@ -343,6 +343,11 @@ class GenerationRequest(Servable):
     def wanted_logprobs(self) -> int | None:
         """Return the value for Job.top_logprobs."""
 
+    @property
+    def wanted_prompt_logprobs(self) -> int | None:
+        """Return the value for Job.prompt_logprobs."""
+        return None
+
     @abstractmethod
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
         """Return the tokens of each prompt. Raises InvalidRequest."""
@@ -371,15 +376,17 @@ class GenerationRequest(Servable):
             stops=self.stop,
             include_stop=self.include_stop_str_in_output,
             watched=self.is_watched,
+            lists_all=self.wanted_prompt_logprobs is not None,
         )
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest if the request needs what the engine does not serve."""
 
     def shown(
-        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer
+        self, streams: Sequence[ChoiceStream], tokenizer: Tokenizer, prompts: Sequence[TokenIds]
     ) -> list[ChoiceStream]:
-        """Return the choices, in order, in the form that this request asks for."""
+        """Return the choices, in order, in the form that this request asks for. prompts: of
+        each choice."""
         return list(streams)
 
     def sampling(self, defaults: Mapping[str, float]) -> Sampling:

@@ -32,12 +32,18 @@ class LogprobEntry:
     """Holds the log-probabilities of one shown token."""
 
     piece: bytes
-    logprob: float
+    logprob: float | None
+    """None: the token begins the prompt, so that nothing predicts it."""
+
     top: tuple[tuple[bytes, float], ...]
     """These are the most likely tokens as (piece, logprob), in descending order."""
 
     offset: int
     """This many characters of the choice come before the token."""
+
+    def after(self, chars: int) -> LogprobEntry:
+        """Return the entry as it is behind so many characters more."""
+        return replace(self, offset=self.offset + chars)
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -61,12 +67,19 @@ class TextDelta(msgspec.Struct, frozen=True):
     stop: str | None = None
     """This stop string ends the text; None: none does."""
 
+    prompt_logprobs: Sequence[TokenLogprob] = ()
+    """See Delta.prompt_logprobs."""
+
+    scores: Sequence[object] | None = None
+    """A door has written them so, if its choices have them in a field of their own."""
+
 
 class Detokeniser:
     """Converts the Deltas of one choice, in order.
 
     include_stop: True if the stop string or stop token that ends the text is part of the text.
-    watched: True if deltas report speculation.
+    watched: True if deltas report speculation. lists_all: True if a stop token that is not part
+    of the text has an entry too.
     """
 
     def __init__(
@@ -78,11 +91,13 @@ class Detokeniser:
         min_tokens: int = 0,
         include_stop: bool = False,
         watched: bool = False,
+        lists_all: bool = False,
     ) -> None:
         self.origins = Origins() if watched else None
         """Holds the origins of shown and withheld text; None if the choice is not watched."""
 
         self._piece = piece
+        self._lists_all = lists_all
         self._hidden = frozenset[int]() if include_stop else stop_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = StopStrings(stops, include_stop=include_stop)
@@ -104,7 +119,14 @@ class Detokeniser:
         entries = self._shown_entries(finish) if self._pending else ()
         report = self._report(shown, delta.events)
         return TextDelta(
-            text, tokens, entries, finish, delta.statistics, report=report, stop=self._stops.hit
+            text,
+            tokens,
+            entries,
+            finish,
+            delta.statistics,
+            report=report,
+            stop=self._stops.hit,
+            prompt_logprobs=delta.prompt_logprobs,
         )
 
     def _read_tokens(self, delta: Delta) -> tuple[str, int]:
@@ -112,9 +134,10 @@ class Detokeniser:
         text = ""
         for count, token in enumerate(delta.tokens, start=1):
             self._min_tokens_left -= 1
-            if token not in self._hidden:
-                if delta.logprobs is not None:
-                    self._pending.append(self._entry(token, delta.logprobs[count - 1]))
+            is_shown = token not in self._hidden
+            if delta.logprobs is not None and (is_shown or self._lists_all):
+                self._pending.append(self._entry(token, delta.logprobs[count - 1]))
+            if is_shown:
                 text += self._show(self._utf8.decode(self._piece(token)))
             if self.origins is not None:
                 origin = delta.origins[count - 1] if delta.origins else TARGET

@@ -44,14 +44,20 @@ def _serve(
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[str]:
+def ends() -> Iterator[tuple[str, str]]:
+    """An edge, and its verifier."""
     edge, verifier = free_port(), free_port()
-    url = f"http://127.0.0.1:{edge}"
+    urls = f"http://127.0.0.1:{edge}", f"http://127.0.0.1:{verifier}"
     ports = {"EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier)}
-    process = _serve(url, "-c", UP, "up", "--config", "configs/local.toml", **ports)
-    yield url
+    process = _serve(urls[0], "-c", UP, "up", "--config", "configs/local.toml", **ports)
+    yield urls
     process.terminate()
     process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def pair(ends: tuple[str, str]) -> str:
+    return ends[0]
 
 
 @pytest.fixture(scope="module")

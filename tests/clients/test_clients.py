@@ -200,3 +200,56 @@ def test_aider_edits_a_file_in_a_repository(scripted: str, repository: Path) -> 
 
     assert "good evening" in (repository / "hello.py").read_text()
     assert run("git", "log", "--oneline", cwd=repository).count("\n") == 2
+
+
+# lm-eval asks for the log-probabilities of given answers. It knows nothing but the address and
+# the model's name: the tokens of a text, too, come from the service.
+
+FACTS = (
+    ("The capital of France is", "Paris", "Rome", "Oslo"),
+    ("Two and two make", "four", "five", "ten"),
+    ("Fish live in", "water", "fire", "the sky"),
+    ("The opposite of hot is", "cold", "loud", "green"),
+    ("A week has", "seven days", "nine days", "forty days"),
+    ("Bees make", "honey", "milk", "steel"),
+    ("In Zürich people speak", "German", "Thai", "Finnish"),
+    ("The sun rises in the", "east", "west", "kitchen"),
+    ("def add(a, b):\n    return", "a + b", "a * b", "None"),
+    ("Water freezes at zero", "degrees", "apples", "songs"),
+    ("A triangle has", "three sides", "two sides", "eight sides"),
+    ("日本の首都は", "東京です", "パリです", "ローマです"),
+)
+
+
+def evaluated(url: str, folder: Path) -> tuple[float, list[Any]]:
+    """Return the share of FACTS that lm-eval finds known, and the scores of all answers."""
+    folder.mkdir()
+    data, task = folder / "facts.jsonl", {"task": "facts", "output_type": "multiple_choice"}
+    items = ({"question": question, "choices": choices} for question, *choices in FACTS)
+    data.write_text("\n".join(map(json.dumps, items)), "utf-8")
+    task |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
+    task |= {"test_split": "test", "metric_list": [{"metric": "acc"}]}
+    task |= {"doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}", "doc_to_target": 0}
+    (folder / "facts.yaml").write_text(json.dumps(task), "utf-8")
+    run(
+        "env", "HF_HUB_OFFLINE=1", f"HF_HOME={folder}",
+        python("lm-eval").with_name("lm_eval"), "run", "--model", "local-completions",
+        "--model_args", f"base_url={url}/v1/completions,model={PAIR}", "--batch_size", "4",
+        "--tasks", "facts", "--include_path", folder,
+        "--log_samples", "--output_path", folder,
+    )  # fmt: skip
+    (results,), (samples,) = folder.rglob("results_*.json"), folder.rglob("samples_*.jsonl")
+    lines = map(json.loads, samples.read_text("utf-8").splitlines())
+    scores = [line["filtered_resps"] for line in lines]
+    known: float = json.loads(results.read_text("utf-8"))["results"]["facts"]["acc,none"]
+    return known, scores
+
+
+def test_lm_eval_finds_equal_scores_at_an_edge_and_at_its_verifier(
+    ends: tuple[str, str], tmp_path: Path
+) -> None:
+    edge, verifier = (evaluated(url, tmp_path / f"{i}") for i, url in enumerate(ends))
+
+    assert edge == verifier
+    assert edge[0] > 0.7
+    assert len(edge[1]) == len(FACTS)

@@ -94,6 +94,23 @@ async def test_the_answer_is_the_verifiers_own_streamed_or_not(
     assert target.pushed == []
 
 
+async def test_the_scores_of_a_prompt_are_the_verifiers_own_and_its_tokens_are_counted(
+    client: httpx.AsyncClient, target: FakeTarget
+) -> None:
+    ask = {"prompt": [STREAMS, 5, 6], "echo": True, "logprobs": 0, "max_tokens": 0}
+
+    answer = await client.post("/v1/completions", json=ask)
+    refused = await client.post("/v1/completions", json={**ask, "echo": False})
+
+    (choice,) = answer.json()["choices"]
+    assert choice["logprobs"]["token_logprobs"] == [None, -5.0, -6.0]
+    assert answer.headers["x-picospec-relayed"] == "verifier"
+    assert "x-picospec-fallback" not in answer.headers
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
+    assert await tenants_tokens(client) == 3
+    assert target.opened == []
+
+
 async def test_its_tokens_are_counted_for_the_key(client: httpx.AsyncClient) -> None:
     await client.post(DIRECT, json=ASK)
     await client.post(DIRECT, json={**ASK, "stream": True})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Final
 
 import httpx
 import pytest
+from openai import AsyncOpenAI
 
 from picospec.bench.run.services import Services
 from tests.end_to_end.test_features import FEATURES, PROMPTS, SCHEMA, asked, post
@@ -23,6 +25,7 @@ THERE: Final[Json] = {
     "schema": {"format": SCHEMA, "reasoning_format": "none"},
     "reasoning": {"think": True},
 }
+BESIDE: Final[Json] = {"prompt": "One, two, three,", "n_predict": 20, "temperature": 0.0}
 CODE: Final = "def add(a, b):\n    return "
 
 
@@ -98,6 +101,39 @@ async def test_completions_have_the_tokens_of_v1_completions(services: Services)
             (found,) = await posted(url, "/completion", [native])
             (other,) = await posted(url, "/api/generate", [{**raw, "options": options}])
             assert json.loads(found)["content"] == json.loads(other)["response"] == text
+
+
+ANSWER: Final = "The colours of the rainbow, in order: red, orange, yellow, green, blue. " * 8
+
+
+async def test_a_given_answer_has_the_same_scores_with_an_edge_and_without(
+    services: Services,
+) -> None:
+    """As lm-eval asks for them, in batches of texts or of tokens."""
+    urls = services.verifier_url, services.edge_urls["eager"]
+    tokens = [
+        (await posted(urls[0], "/tokenize", [{"prompt": text}]))[0] for text in (CODE, ANSWER)
+    ]
+    ids = [json.loads(each)["tokens"] for each in tokens]
+    for wanted in (0, 1):
+        told: list[Json] = []
+        for url, prompts in itertools.product(urls, ([CODE, ANSWER], ids)):
+            async with AsyncOpenAI(base_url=f"{url}/v1", api_key="k", timeout=300) as client:
+                asked = client.completions.create(
+                    model="smollm2-135m", prompt=prompts, max_tokens=wanted,
+                    echo=True, logprobs=1, temperature=0, seed=1234,
+                )  # fmt: skip
+                answer, _ = await asyncio.gather(asked, posted(url, "/completion", [BESIDE]))
+            told.append([choice.to_dict() for choice in answer.choices])
+
+        assert told == [told[0]] * 4
+        for choice, text, prompt in zip(told[0], (CODE, ANSWER), ids, strict=True):
+            found = choice["logprobs"]
+            assert choice["text"].startswith(text)
+            assert (choice["text"] == text) is (wanted == 0)
+            assert len(found["tokens"]) == len(prompt) + wanted
+            assert found["token_logprobs"][0] is None is found["top_logprobs"][0]
+            assert found["text_offset"][1] == len(found["tokens"][0])
 
 
 # Whatever the door, the same request gets the tokens of the chat, with an edge and without.

@@ -74,6 +74,7 @@ class ByteTokenizer:
     takes_tools: bool = True
     hides_unused_tools: bool = False
     template: str = ""
+    named_tokens: Mapping[str, str] = field(default_factory=lambda: {"eos_token": "<end>"})
     begins: Sequence[int] = ()
     fills_in: bool = True
     tags: Mapping[str, int] = field(default_factory=dict)
@@ -148,6 +149,13 @@ class ScriptedEngine:
         try:
             if self.begins_after_s:
                 await asyncio.sleep(self.begins_after_s)
+            if (most := job.prompt_logprobs) is not None:
+                wanted = replace(job, top_logprobs=most)
+                scores = tuple(_logprob(wanted, token) for token in job.prompt[1:])
+                finish: FinishReason | None = None if job.max_tokens else "length"
+                yield Delta((), None, finish, self.statistics, prompt_logprobs=scores)
+                if finish:
+                    return
             chunks = self.script(job) if callable(self.script) else self.script
             for chunk in chunks:
                 yield Delta(tuple(chunk), _logprobs(job, chunk), statistics=self.statistics)

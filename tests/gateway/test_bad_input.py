@@ -22,6 +22,7 @@ from picospec.gateway.doors.ollama import OllamaChat, OllamaGenerate
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.routes import TokenizeRequest
 from picospec.gateway.schema import NEUTRAL
+from picospec.speculation.messages import PROMPT_LOGPROBS
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     MODEL,
@@ -289,3 +290,16 @@ async def test_all_choices_together_repeat_a_bounded_text(
 
     assert answer.status_code == status
     assert status == 200 or answer.json()["error"]["param"] == "echo"
+
+
+@pytest.mark.parametrize(("most", "status"), [(1, 200), (2, 400)])
+async def test_all_choices_together_list_a_bounded_number_of_log_probabilities(
+    most: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completions, "MAX_SCORED", 12)
+    engine = ScriptedEngine(features=frozenset({PROMPT_LOGPROBS}))
+
+    answer = await ask({"prompt": ["abc", "def"], "prompt_logprobs": most}, engine)
+
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["param"] == "prompt"

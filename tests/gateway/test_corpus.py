@@ -39,6 +39,7 @@ from picospec.gateway.doors.services import ResponseStore
 from picospec.gateway.doors.tools import ToolUse
 from picospec.gateway.ports import Sampling, Statistics
 from picospec.gateway.routes import ROUTES
+from picospec.speculation.messages import PROMPT_LOGPROBS
 from tests.gateway.scripted import (
     COUNTED,
     MODEL,
@@ -65,7 +66,7 @@ LEAST: Mapping[str, Body] = {
 }
 SERVICE: Body = {
     "context": 4096,  # tokens
-    "features": [*SERVABLE, grammars.NAME, "prediction", "thinking_budget"],
+    "features": [*SERVABLE, grammars.NAME, "prediction", "thinking_budget", PROMPT_LOGPROBS],
     "defaults": {},  # the model's own settings
     "adapters": {},
     "tokenizer": {},  # fields of ByteTokenizer
@@ -230,7 +231,7 @@ def asked(case: Case, engine: ScriptedEngine, is_raw: bool) -> Body:
         found["seeds"] = [job.seed for job in jobs]
     room = case.of("context") - len(first.prompt)
     usual = {"max_tokens": room, "seed": 41, "top_logprobs": None, "identity": ""}
-    usual |= {"watched": False}
+    usual |= {"watched": False, "prompt_logprobs": None}
     found |= {n: getattr(first, n) for n in usual if getattr(first, n) != usual[n]}
     drawn = {name: getattr(first.sampling, name) for name in Sampling.__struct_fields__}
     found |= {n: value for n, value in drawn.items() if value != getattr(Sampling(), n)}

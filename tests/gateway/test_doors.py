@@ -37,6 +37,13 @@ async def test_paths_without_v1_need_a_key_but_those_of_health() -> None:
     assert statuses == [200, 200, 401, 401]
 
 
+async def test_the_tokenizers_named_tokens_are_told_as_by_vllm() -> None:
+    async with client_of(make_app(ScriptedEngine())) as client:
+        told = await client.get("/tokenizer_info")
+
+    assert told.json() == {"eos_token": "<end>", "chat_template": ""}
+
+
 async def test_the_root_is_the_page_in_a_browser_and_says_to_others_that_it_runs() -> None:
     async with client_of(make_app(ScriptedEngine(), api_keys=["k"])) as client:
         page = await client.get("/", headers={"accept": "text/html,application/xhtml+xml"})

@@ -49,6 +49,7 @@ class Words:
     template = "<think></think><tool_call>"
     takes_tools = True
     hides_unused_tools = False
+    named_tokens: Json = NONE
 
     def __init__(self) -> None:
         self._words = [b""]

@@ -17,6 +17,7 @@ import numpy as np
 from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Json
 from picospec.speculation.distributions import Distribution
 from picospec.speculation.messages import (
+    PROMPT_LOGPROBS,
     SALT,
     Finish,
     Limits,
@@ -24,6 +25,7 @@ from picospec.speculation.messages import (
     Open,
     Pushed,
     Sampling,
+    TokenLogprob,
 )
 from picospec.speculation.ngrams import Owner
 from picospec.speculation.verify_session import VerifyingSession
@@ -41,7 +43,7 @@ FACTS = ModelFacts(
     stop_tokens=[STOP_TOKEN],
     limits=Limits(max_verify=4, max_ahead=8),
     judges=["coupled", "separate"],
-    features=[SALT],
+    features=[SALT, PROMPT_LOGPROBS],
 )
 
 
@@ -67,6 +69,7 @@ def opening(**fields: object) -> Open:
 
 class FakeTokenizer:
     template = ""
+    named_tokens: Json = NONE
     takes_tools = True
     hides_unused_tools = False
 
@@ -87,7 +90,7 @@ class FakeTokenizer:
     def infill(self, prefix: str, suffix: str) -> list[int]:
         raise ValueError("the model has no form for a gap")
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, special: bool = False) -> bytes:
         return bytes([token + 32])
 
 
@@ -152,6 +155,11 @@ class FakeTarget(Target):
                         return
         finally:
             del self.running[session]
+
+    async def score(
+        self, session: str, request: Open, most: int, tenant: str | None = None
+    ) -> list[TokenLogprob]:
+        return [TokenLogprob(-float(token)) for token in request.prompt[1:]]
 
     async def push(self, session: str, message: Framed[Pushed]) -> None:
         running = self.running.get(session)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
 from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import Commit, Draft, Finish, Limits
+from picospec.speculation.messages import Commit, Draft, Finish, Limits, TokenLogprob
 from picospec.speculation.verify_machine import Verdict, VerifyMachine
-from picospec.verifier.llama_target.scheduler import Part, Scheduler, Slot
+from picospec.speculation.verify_session import VerifyingSession
+from picospec.verifier.llama_target.scheduler import Part, Scheduler, Scoring, Slot
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import LlamaSettings
 from tests.verifier.fake_target import opening
 
+S = TypeVar("S", bound=Slot)
 V = 64
 TOKEN = 20
 """The token that this engine always generates."""
@@ -41,6 +45,14 @@ class RecordingEngine:
 
     def prefill(self, sequence: int, start: int, tokens: Sequence[int]) -> None:
         self.calls.append((sequence, start, len(tokens)))
+
+    def score(
+        self, sequence: int, start: int, tokens: Sequence[int], after: int, most: int
+    ) -> list[TokenLogprob]:
+        self.prefill(sequence, start, tokens)
+        if len(self.calls) == self.fails_at:
+            raise RuntimeError("it broke")
+        return [TokenLogprob(-float(token)) for token in (*tokens[1:], after)]
 
     def run(self, parts: Sequence[Part]) -> tuple[list[Verdict], float]:
         self.calls.append([(part.sequence, len(part.judged.draft)) for part in parts])
@@ -78,6 +90,13 @@ class Sessions:
 
     def open(self, **fields: object) -> Slot:
         """Open a session that has no place in the KV cache yet."""
+        return self._opened(Slot, **fields)
+
+    def score(self, *prompt: int) -> Scoring:
+        """Open one that only scores its prompt."""
+        return self._opened(partial(Scoring, owner=None, most=0), prompt=prompt)
+
+    def _opened(self, make: Callable[[str, VerifyingSession], S], **fields: object) -> S:
         name = str(next(self._names))
         self.machine.open(
             name,
@@ -86,7 +105,7 @@ class Sessions:
             vocabulary_size=V,
             now=time.monotonic(),
         )
-        return Slot(name, self.machine.session(name))
+        return make(name, self.machine.session(name))
 
     def assign(self, slot: Slot, sequence: int) -> None:
         slot.assign(sequence, reused=0)

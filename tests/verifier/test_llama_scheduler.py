@@ -63,6 +63,43 @@ async def test_others_stream_on_while_a_prompt_is_read() -> None:
     assert kinds == [False, True] * 10
 
 
+async def test_a_prompt_is_scored_in_pieces_between_which_others_stream_on() -> None:
+    engine = RecordingEngine()
+    async with scheduling(engine) as sessions:
+        other = sessions.open(max_tokens=200)
+        sessions.assign(other, 0)
+        await other.next()
+        scoring = sessions.score(*range(42))
+        scoring.assign(1, reused=7)  # a cache has no logits, so that these are read anew
+        sessions.slots[scoring.name] = scoring
+        async with asyncio.timeout(5):
+            scores = await scoring.scores()
+        await asyncio.sleep(0.01)
+        sessions.close(other)
+
+    pieces = [call for call in engine.calls if call[:1] == (1,)]
+    begin, end = (engine.calls.index(piece) for piece in (pieces[0], pieces[-1]))
+    kinds = [isinstance(call, list) for call in engine.calls[begin : end + 1]]
+    assert [each.logprob for each in scores] == [-float(token) for token in range(1, 42)]
+    assert sum(rows for _, _, rows in pieces) == 41
+    assert max(rows for _, _, rows in pieces) <= 4
+    assert kinds == [False, True] * (len(pieces) - 1) + [False]
+    assert all(sequence == 0 for parts in engine.passes for sequence, _ in parts)
+
+
+async def test_a_score_of_one_token_is_empty_and_a_piece_that_fails_ends_its_score() -> None:
+    engine = RecordingEngine()
+    engine.fails_at = 2
+    async with scheduling(engine) as sessions:
+        one, long = sessions.score(1), sessions.score(*range(9))
+        sessions.assign(long, 0)
+
+        assert await one.scores() == []
+        with pytest.raises(TargetFailed, match="it broke"):
+            async with asyncio.timeout(5):
+                await long.scores()
+
+
 async def test_draft_tokens_that_arrive_during_the_prefill_go_into_the_first_pass() -> None:
     engine = RecordingEngine()
     async with scheduling(engine) as sessions:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+import llama_cpp
 import numpy as np
 import pytest
 
 from picospec.gateway.errors import Overloaded
+from picospec.models.store import open_store
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import StreamPolicy
 from picospec.speculation.judges import JUDGES
@@ -54,6 +58,7 @@ SHAPED: dict[str, object] = {
     "logit_bias": {28: 5.0, 30: -100.0, 198: 2.0},
     "min_tokens": 12,
 }
+TOLERANCE = 1e-5
 BUDGET: dict[str, object] = {"thinking_budget": {"tokens": 6, "closing": 9}}
 
 
@@ -278,3 +283,55 @@ async def test_a_closed_session_frees_its_slot_even_while_it_waits_or_prefills(
     assert target._slots == {}  # type: ignore[attr-defined]
     assert target._kv_slots.free == 4  # type: ignore[attr-defined]
     assert await plain(host, job_of(host, PROMPTS[0], 0.0)) != []
+
+
+async def scored(host: Host, prompt: Sequence[TokenId], most: int = 2) -> list[TokenLogprob]:
+    """Return what a prompt's tokens get, each but the first."""
+    job = replace(job_of(host, "", 0.0), prompt=tuple(prompt), max_tokens=0)
+    deltas = PlainEngine(host).generate(replace(job, prompt_logprobs=most))
+    async with aclosing(deltas):
+        (delta,) = [delta async for delta in deltas]
+    assert (delta.tokens, delta.finish) == ((), "length")
+    return [*delta.prompt_logprobs]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_a_prompts_tokens_have_the_log_probabilities_of_its_logits(
+    host: Host, prompt: str
+) -> None:
+    """As llama-cpp-python has them, in passes of other lengths, with its sums in float64. One
+    pass over all would not be as near: attention rounds differently from 64 rows on."""
+    tokens = job_of(host, prompt, 0.0).prompt
+    path = open_store(os.environ).find("smollm2", "target").path
+    reference = llama_cpp.Llama(
+        str(path), n_ctx=512, n_batch=63, n_threads=1,
+        logits_all=True, flash_attn=True, verbose=False,
+    )  # fmt: skip
+    reference.eval(tokens)
+    logits = np.array(reference.scores[: len(tokens)], np.float64)
+    reference.close()
+    expected = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+    found = await scored(host, tokens)
+
+    assert len(found) == len(tokens) - 1
+    for row, token, said in zip(expected, tokens[1:], found, strict=False):
+        assert said.logprob == pytest.approx(row[token], abs=TOLERANCE)
+        assert [p for _, p in said.top] == pytest.approx(np.sort(row)[:-3:-1], abs=TOLERANCE)
+
+
+async def test_a_prompts_token_has_what_generation_reports_whatever_runs_beside_it(
+    host: Host,
+) -> None:
+    job = job_of(host, LONG, 0.0)
+    said = await said_with_logprobs(host, opening(job, host.ready().facts))
+    text = (*job.prompt, *(token for token, _ in said))
+    alone = await scored(host, text)
+
+    *together, other = await asyncio.gather(
+        scored(host, text), scored(host, text), plain(host, job_of(host, PROMPTS[1], 0.0))
+    )
+
+    assert alone[len(job.prompt) - 1 :] == [logprob for _, logprob in said]
+    assert together == [alone, alone]
+    assert other == await plain(host, job_of(host, PROMPTS[1], 0.0))

@@ -22,7 +22,7 @@ from picospec.models.llama_cpp.library import engine
 from picospec.models.llama_cpp.model import Cache, Context, Model, Segment, context_length
 from picospec.speculation.distributions import Distribution, Logits, distribution, logprob_of
 from picospec.speculation.logits import Adjust
-from picospec.speculation.messages import Down, Open, TokenId
+from picospec.speculation.messages import Down, Open, TokenId, TokenLogprob
 from picospec.speculation.verify_machine import Offer, Verdict, VerifyMachine
 from picospec.speculation.verify_session import Pass, VerifyingSession
 from picospec.verifier.metrics import VerifierMetrics
@@ -148,6 +148,17 @@ class Slot:
         self.sequence, self.has_sequence = sequence, True
         self.reused = self.prefilled = reused
 
+    def decode(self, engine: Engine, count: int) -> Sequence[TokenLogprob]:
+        """Decode the next `count` unread tokens, in the engine's thread. Return what a subclass
+        wants of them."""
+        start = self.prefilled
+        engine.prefill(self.sequence, start, self.opening[start : start + count])
+        return ()
+
+    def decoded(self, count: int, found: Sequence[TokenLogprob]) -> None:
+        """Note that so many tokens more were decoded. found: what `decode` has returned."""
+        self.prefilled += count
+
     def part(self, judged: Pass) -> Part:
         """Return the session's part of a pass that has begun."""
         last = (*self.request.prompt[-1:], *self._session.committed[-1:])[-1]
@@ -171,6 +182,51 @@ class Slot:
         if isinstance(message := await self._waiting.get(), TargetFailed):
             raise message
         return message
+
+
+class Scoring(Slot):
+    """Reads a prompt for its log-probabilities, and generates nothing. most: the number of the
+    likeliest tokens that are reported in place of each."""
+
+    def __init__(
+        self, name: str, session: VerifyingSession, owner: str | None, most: int
+    ) -> None:
+        super().__init__(name, session, owner=owner)
+        self.most = most
+        self._found: list[TokenLogprob] = []
+        self._over = asyncio.get_running_loop().create_future()
+        if len(self.opening) == 1:
+            self._over.set_result(None)
+
+    @property
+    def ready(self) -> bool:
+        return False
+
+    def assign(self, sequence: int, reused: int) -> None:
+        """Take the sequence as an empty one, because a cache holds no logits."""
+        super().assign(sequence, 0)
+
+    def decode(self, engine: Engine, count: int) -> Sequence[TokenLogprob]:
+        """Decode the next tokens, and return the log-probability of the token after each."""
+        start, end = self.prefilled, self.prefilled + count
+        tokens, after = self.opening[start:end], self.opening[end]
+        return engine.score(self.sequence, start, tokens, after, self.most)
+
+    def decoded(self, count: int, found: Sequence[TokenLogprob]) -> None:
+        super().decoded(count, found)
+        self._found += found
+        if not self.unread and not self._over.done():
+            self._over.set_result(None)
+
+    def fail(self, failure: TargetFailed) -> None:
+        super().fail(failure)
+        if not self._over.done():
+            self._over.set_exception(failure)
+
+    async def scores(self) -> Sequence[TokenLogprob]:
+        """Return all of them, once the prompt was read. Raises TargetFailed."""
+        await self._over
+        return self._found
 
 
 # This part of the embedded target runs in one thread, in order.
@@ -231,6 +287,16 @@ class Engine:
         """Decode a piece of a prompt. start: the number of its tokens decoded before."""
         self._context.truncate(sequence, start)
         self._context.decode([Segment(sequence, start, tokens, logits=0)])
+
+    def score(
+        self, sequence: int, start: int, tokens: Sequence[TokenId], after: TokenId, most: int
+    ) -> list[TokenLogprob]:
+        """Decode a piece of a prompt as `prefill` does, and return the log-probability of the
+        token after each of its tokens. after: the token after the piece."""
+        self._context.truncate(sequence, start)
+        self._context.decode([Segment(sequence, start, tokens)])
+        following = enumerate((*tokens[1:], after))
+        return [logprob_of(self._row(0, i), token, most) for i, token in following]
 
     def run(self, parts: Sequence[Part]) -> tuple[list[Verdict | GrammarFailed], float]:
         """Run one pass and judge its rows. Return also the extra seconds that judging took,
@@ -372,14 +438,13 @@ class Scheduler:
             slots[name].send(messages)
 
     async def _prefill(self, slot: Slot) -> None:
-        start, began = slot.prefilled, time.monotonic()
+        began = time.monotonic()
         running = sum(each.ready for each in self.slots.values())
         pass_s = self.machine.latency.of(running) if running else 0.0
         count = min(self._pieces.rows(pass_s), slot.unread)
-        tokens = slot.opening[start : start + count]
-        await self._call([slot], self.engine.prefill, slot.sequence, start, tokens)
+        found = await self._call([slot], slot.decode, self.engine, count)
         self._pieces.observe(count, time.monotonic() - began)
-        slot.prefilled += count
+        slot.decoded(count, found or ())
         self.metrics.prefilled.inc(count)
 
     async def _call(

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from random import SystemRandom
+from typing import TypeVar
 
 import structlog
 
@@ -19,11 +20,21 @@ from picospec.models.store import Found
 from picospec.models.tokenizer_file import tokenizer_file
 from picospec.speculation.latency import measured
 from picospec.speculation.logits import BUDGET, Adjust, adjustment, in_turn
-from picospec.speculation.messages import Finish, Limits, Open, Pushed, Reused, TokenId
+from picospec.speculation.messages import (
+    PROMPT_LOGPROBS,
+    Finish,
+    Limits,
+    Open,
+    Pushed,
+    Reused,
+    TokenId,
+    TokenLogprob,
+)
 from picospec.speculation.ngrams import Owner
 from picospec.speculation.verify_machine import VerifyMachine
+from picospec.speculation.verify_session import VerifyingSession
 from picospec.speculation.wire import Framed
-from picospec.verifier.llama_target.scheduler import Engine, Scheduler, Slot
+from picospec.verifier.llama_target.scheduler import Engine, Scheduler, Scoring, Slot
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import LlamaSettings
 from picospec.verifier.target import (
@@ -49,6 +60,9 @@ from picospec.verifier.target import (
 # A prompt takes the sequence with the least to decode and the least to lose. Tokens that were
 # unused for long weigh less. Otherwise finished conversations would keep their sequences for
 # ever, and active ones, which are shorter, would take one another's.
+
+
+S = TypeVar("S", bound=Slot)
 
 
 class KvSlots:
@@ -172,12 +186,11 @@ class LlamaTarget(Target):
         self, session: str, request: Open, tenant: str | None = None
     ) -> AsyncGenerator[Framed[Reply]]:
         """Run one session to its Finish once a slot is free; closing frees the slot."""
-        slot = self._admit(
-            session,
-            request,
-            self.owner_of_prefixes(tenant, request),
-            self.owner_of_answers(tenant, request),
-        )
+        size, owner = self.facts.vocabulary_size, self.owner_of_prefixes(tenant, request)
+        with unservable():
+            adjust = in_turn(self._mask(request), adjustment(request, vocabulary_size=size))
+        make = partial(Slot, session, adjust=adjust, owner=owner)
+        slot = self._admit(session, request, make, self.owner_of_answers(tenant, request))
         try:
             message = await slot.next()
             if slot.reused:
@@ -187,6 +200,16 @@ class LlamaTarget(Target):
                 if isinstance(message, Finish):
                     return
                 message = await slot.next()
+        finally:
+            self._release(session, slot)
+
+    async def score(
+        self, session: str, request: Open, most: int, tenant: str | None = None
+    ) -> Sequence[TokenLogprob]:
+        owner = self.owner_of_prefixes(tenant, request)
+        slot = self._admit(session, request, partial(Scoring, session, owner=owner, most=most))
+        try:
+            return await slot.scores()
         finally:
             self._release(session, slot)
 
@@ -212,19 +235,20 @@ class LlamaTarget(Target):
             structlog.get_logger("verifier").error("the scheduler failed", exc_info=bug)
 
     def _admit(
-        self, session: str, request: Open, owner: str | None, answers: Owner | None
-    ) -> Slot:
+        self,
+        session: str,
+        request: Open,
+        make: Callable[[VerifyingSession], S],
+        answers: Owner | None = None,
+    ) -> S:
         started(self._scheduler)
         if not self._kv_slots.free and len(self._waiting()) >= self._settings.waiting:
             raise TargetFull(f"all {self._settings.slots} slots are taken")
         size, now = self.facts.vocabulary_size, time.monotonic()
-        with unservable():
-            adjust = in_turn(self._mask(request), adjustment(request, vocabulary_size=size))
         self._machine.open(
             session, request, self._limits, vocabulary_size=size, now=now, owner=answers
         )
-        record = self._machine.session(session)
-        slot = self._slots[session] = Slot(session, record, adjust, owner)
+        slot = self._slots[session] = make(self._machine.session(session))
         self._place()
         return slot
 
@@ -267,7 +291,7 @@ class LlamaTarget(Target):
         engine = self._engine = Engine(found.path, self._settings, self._hashes)
         structlog.get_logger("verifier").info("context", **engine.length.log_fields())
         file = tokenizer_file(found.path, self._template)
-        features = (*FEATURES, BUDGET)
+        features = (*FEATURES, BUDGET, PROMPT_LOGPROBS)
         self.describe(found.name, file, engine.length.tokens, engine.shapes, features)
         self.grammars.prepare()
         most = min(self._limits.max_verify, engine.length.tokens - 1)
