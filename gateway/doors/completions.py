@@ -390,17 +390,22 @@ class CompletionRequest(GenerationRequest):
         wanted = (self.prompt_logprobs, echoed, unless_generated)
         return max((most for most in wanted if most is not None), default=None)
 
+    @property
+    def scored_by(self) -> str:
+        if self.wanted_prompt_logprobs is None:
+            return ""
+        return "echo" if self.prompt_logprobs is None else "prompt_logprobs"
+
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest if nothing is wanted, or log-probabilities of a prompt that the
         engine does not serve."""
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest.of("max_tokens", "0 goes with echo")
-        if self.wanted_prompt_logprobs is None:
+        if not self.scored_by:
             return
-        name = "echo" if self.prompt_logprobs is None else "prompt_logprobs"
         if PROMPT_LOGPROBS not in facts.features:
             reason = "this model does not give log-probabilities of a prompt"
-            raise InvalidRequest.of(name, reason, UNSUPPORTED)
+            raise InvalidRequest.of(self.scored_by, reason, UNSUPPORTED)
         if self.suffix:
             raise InvalidRequest.of("suffix", "no log-probabilities of its prompt are given")
         if self.stream and self.prompt_logprobs is not None:

@@ -165,8 +165,9 @@ async def _ready(
     account.serve(facts.model, body.model, operation)
     if (instead := asked.door.instead) is not None:
         return instead(facts.model)
-    is_elsewhere = relay and (relay.is_undrafted or body.wanted_prompt_logprobs is not None)
+    is_elsewhere = relay and (relay.is_undrafted or body.scored_by)
     if relay and asked.backend is services.own and is_elsewhere:
+        account.relayed_for = body.scored_by
         elsewhere = await relay.undrafted(services, request, facts.model)
         account.begin_answers(body.n * body.prompt_count - 1)
         return elsewhere

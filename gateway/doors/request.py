@@ -348,6 +348,11 @@ class GenerationRequest(Servable):
         """Return the value for Job.prompt_logprobs."""
         return None
 
+    @property
+    def scored_by(self) -> str:
+        """Return the field that asks for log-probabilities of the prompt; "" if none does."""
+        return ""
+
     @abstractmethod
     def tokenise(self, tokenizer: Tokenizer) -> tuple[TokenIds, ...]:
         """Return the tokens of each prompt. Raises InvalidRequest."""
