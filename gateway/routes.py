@@ -329,12 +329,17 @@ ROUTES: Final = (
         ResponsesRequest,
     ),
     Route("POST", "/v1/responses/compact", "Not served: a 404", responses_handlers.compact),
-    Route("GET", _KEPT, "A response that is kept", responses_handlers.retrieve),
+    Route(
+        "GET",
+        _KEPT,
+        "A response that is kept or runs, or its events",
+        responses_handlers.retrieve,
+    ),
     Route("DELETE", _KEPT, "Forget a response", responses_handlers.delete),
     Route(
         "POST",
         f"{_KEPT}/cancel",
-        "End a response: what runs ends with its connection",
+        "End a response that runs in the background",
         responses_handlers.cancel,
     ),
     Route(

@@ -35,7 +35,13 @@ from picospec.gateway.doors.request import (
     shown_names,
 )
 from picospec.gateway.doors.services import Backend, Services
-from picospec.gateway.errors import ApiError, InvalidRequest, PromptTooLong, renamed
+from picospec.gateway.errors import (
+    UNSUPPORTED,
+    ApiError,
+    InvalidRequest,
+    PromptTooLong,
+    renamed,
+)
 from picospec.gateway.http import json_response, read_body
 from picospec.gateway.output.stream import stream_choice
 from picospec.gateway.output.style import Style
@@ -134,6 +140,9 @@ async def generate(
     if (instead := asked.door.instead) is not None:
         return instead(facts.model)
     if relay and asked.backend is services.own and relay.is_undrafted:
+        if asked.door.apart is not None:
+            reason = "the verifier in use takes no drafts, and answers only while one waits"
+            raise InvalidRequest.of("background", reason, UNSUPPORTED)
         elsewhere = await relay.undrafted(services, request, facts.model)
         account.begin_answers(body.n * body.prompt_count - 1)
         return elsewhere
@@ -194,9 +203,12 @@ async def _answer(asked: Asked, services: Services, request: Request) -> Respons
         for index, job in enumerate(jobs)
     ]
     streams = await checked(services, request, partial(body.shown, streams, tokenizer))
+    every_s = services.settings.keep_alive_s
+    stream = EventStream(answer, streams, account, services.drain, every_s)
+    if door.apart is not None:
+        return door.apart(stream)
     if body.stream:
-        every_s = services.settings.keep_alive_s
-        return EventStream(answer, streams, account, services.drain, every_s)
+        return stream
     async with services.drain.answer():
         return await json_answer(answer, streams, account, request.receive)
 
