@@ -54,7 +54,10 @@ class Dropped(LookupError):
 class Recording:
     """Keeps the last events of one answer. An event's number is how many came before it."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, block_bytes: int = BLOCK_BYTES, max_bytes: int = MAX_EVENTS_BYTES
+    ) -> None:
+        self._block_bytes, self._max_bytes = block_bytes, max_bytes
         self.has_ended = False
         self._blocks: deque[tuple[int, bytes]] = deque()  # each with its first event's number
         self._blocks_bytes = 0
@@ -70,7 +73,7 @@ class Recording:
         """Add whole events."""
         self._newest += [event + _END for event in events.split(_END)[:-1]]
         self._newest_bytes += len(events)
-        if self._newest_bytes > BLOCK_BYTES:
+        if self._newest_bytes > self._block_bytes:
             self._compress()
         self._wake()
 
@@ -88,10 +91,8 @@ class Recording:
             return b"".join(self._newest[number - self._newest_first :])
         block = next((each for each in reversed(self._blocks) if each[0] <= number), None)
         if block is None:
-            first = self._blocks[0][0]
-            raise Dropped(
-                f"the events before {first} are no longer kept; retrieve the response"
-            )
+            reason = f"the events before {self._blocks[0][0]} are no longer kept"
+            raise Dropped(f"{reason}: retrieve the response")
         return _END.join(zlib.decompress(block[1]).split(_END)[number - block[0] :])
 
     async def until(self, number: int, within_s: float) -> bool:
@@ -110,7 +111,7 @@ class Recording:
         self._blocks_bytes += len(block)
         self._newest_first += len(self._newest)
         self._newest, self._newest_bytes = [], 0
-        while self._blocks_bytes > MAX_EVENTS_BYTES and len(self._blocks) > 1:
+        while self._blocks_bytes > self._max_bytes and len(self._blocks) > 1:
             self._blocks_bytes -= len(self._blocks.popleft()[1])
 
     def _wake(self) -> None:
@@ -144,7 +145,8 @@ class Replay(Response):
             try:
                 events = recording.since(number)
             except Dropped as dropped:  # the client has read too slowly
-                error = {"type": "error", "code": "events_dropped", "message": str(dropped)}
+                about = {"code": "events_dropped", "message": str(dropped), "param": None}
+                error = {"type": "error", "sequence_number": number, **about}
                 return await send_to_client(send, stream_piece(sent_event(error, "error")))
             number += events.count(_END)
             if events:

@@ -29,7 +29,7 @@ from picospec.gateway.turns import PromptReader, ThreadTurns
 # Each tenant has a store of its own and sees no other. A store has bounds in number, bytes and
 # age, and drops the least recently used responses first.
 
-MAX_RESPONSES: Final = 128
+MAX_RESPONSES: Final = 1024
 """A tenant's store holds at most this many responses."""
 
 MAX_BYTES: Final = 16 << 20
