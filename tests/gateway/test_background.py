@@ -19,6 +19,7 @@ from openai.types.responses import Response
 from starlette.types import Message
 from structlog.testing import capture_logs
 
+from picospec.gateway import accounts
 from picospec.gateway.doors import background, services
 from picospec.gateway.doors.background import Dropped, Recording, Replay
 from picospec.gateway.drain import Drain
@@ -230,6 +231,20 @@ async def test_a_key_has_a_bound_of_its_own_and_nobody_elses_responses(
         ]
 
     assert [each.status for each in ended] == ["completed"] * 2
+
+
+async def test_what_running_responses_continue_counts_as_bodies_that_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accounts, "MAX_HELD_BYTES", 1500)
+    on = asyncio.Event()
+    async with sdk(writes("Hi there", pause=on.wait, context_tokens=4000)) as client:
+        long = await begun(client, input="a" * 1000)
+        await client.responses.cancel(long.id)
+        await begun(client, previous_response_id=long.id)
+        with pytest.raises(openai.RateLimitError):
+            await begun(client, previous_response_id=long.id)
+        on.set()
 
 
 async def test_what_was_dropped_is_an_error_that_says_how_to_go_on(
