@@ -287,5 +287,7 @@ def addressed(body: bytes, model: str | None, identity: str | None = None) -> by
         fields = msgspec.json.decode(body)
     except ValueError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
+    if "messages" in fields:  # a chat that is not drafted ends with its connection
+        fields.pop("background", None)
     salt = {} if identity is None else {SALT: salted(identity, fields.get(SALT))}
     return msgspec.json.encode({**fields, **salt, "model": model})

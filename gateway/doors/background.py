@@ -173,6 +173,8 @@ so that a client that asks every two seconds, as in OpenAI's examples, learns of
 class LastingAnswer(Answer):
     """Writes an answer that has a state, besides its events."""
 
+    id: str
+
     @abstractmethod
     def opening(self) -> bytes:
         """Return the events before the first token."""

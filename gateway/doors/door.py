@@ -106,6 +106,9 @@ class DoorRequest:
     """Runs an answer that outlives its connection, and returns what the request gets; None if
     the answer ends with its connection."""
 
+    only_apart: bool = False
+    """True if the client needs an answer that outlives its connection."""
+
 
 Convert = Callable[[Body], DoorRequest]
 """Converts a door's request. Raises InvalidRequest with the door's names of fields."""

@@ -38,6 +38,7 @@ from picospec.gateway.doors.services import Backend, Services
 from picospec.gateway.errors import (
     UNSUPPORTED,
     ApiError,
+    ClientGone,
     InvalidRequest,
     PromptTooLong,
     renamed,
@@ -140,7 +141,7 @@ async def generate(
     if (instead := asked.door.instead) is not None:
         return instead(facts.model)
     if relay and asked.backend is services.own and relay.is_undrafted:
-        if asked.door.apart is not None:
+        if asked.door.only_apart:
             reason = "the verifier in use takes no drafts, and answers only while one waits"
             raise InvalidRequest.of("background", reason, UNSUPPORTED)
         elsewhere = await relay.undrafted(services, request, facts.model)
@@ -206,6 +207,8 @@ async def _answer(asked: Asked, services: Services, request: Request) -> Respons
     every_s = services.settings.keep_alive_s
     stream = EventStream(answer, streams, account, services.drain, every_s)
     if door.apart is not None:
+        if await request.is_disconnected():
+            raise ClientGone("the client went away before it knew of its answer")
         return door.apart(stream)
     if body.stream:
         return stream

@@ -7,6 +7,7 @@ background can also be streamed again, and cancelled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, cast
 
@@ -45,7 +46,7 @@ async def count(services: Services, request: Request) -> Response:
 def _store_of(services: Services, request: Request) -> ResponseStore:
     """Return the tenant's store, and record its size, because it takes time to read."""
     account = account_of(request)
-    store = services.stores.setdefault(account.tenant, ResponseStore(account.clock))
+    store = services.store_of(account)
     account.kept_bytes = store.size_bytes
     return store
 
@@ -65,14 +66,16 @@ def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
     called = {tool.name: tool.called for tool in tools}
     answer = partial(ResponseAnswer, body, chat, called, keep)
     ignored = tuple(body.ignored())
-    return DoorRequest(chat, PREFIX, answer, ignored, apart=apart, names=names_of(tools))
+    found = DoorRequest(chat, PREFIX, answer, ignored, names_of(tools), apart=apart)
+    return replace(found, only_apart=body.background)
 
 
 def _history(store: ResponseStore, id: str | None) -> Sequence[Item]:
     """Return the conversation of a response, including its output."""
     if id is None:
         return ()
-    if (kept := store.find(id)) is None:
+    kept = store.find(id) if id.startswith(PREFIX) else None
+    if kept is None:
         code = "previous_response_not_found"
         raise InvalidRequest.of("previous_response_id", "no such response is kept", code)
     try:
@@ -123,7 +126,7 @@ def _run(
     account, answer = stream.account, cast(ResponseAnswer, stream.answer)  # as `convert` has it
     account.hold(account.held_bytes + len(items))
     events = Recording() if is_streamed else None
-    store.begin(answer.id, running := Running(answer, stream, items, events))
+    store.begin(running := Running(answer, stream, items, events))
     if events is None:
         return json_response(msgspec.Raw(running.response))
     return Replay(events, 0, stream.keep_alive_s, account=None)

@@ -70,11 +70,11 @@ class ResponseStore:
         self._lock = Lock()
         self._running: dict[str, Running] = {}
 
-    def begin(self, id: str, running: Running) -> None:
+    def begin(self, running: Running) -> None:
         """Run a response, and keep it when it has ended. Raises Overloaded, Draining."""
         if len(self._running) >= MAX_RUNNING:
             raise Overloaded(f"no more than {MAX_RUNNING} responses run in the background")
-        running.begin(partial(self._ended, id))
+        running.begin(partial(self._ended, id := running.answer.id))
         self._running[id] = running
 
     def running(self, id: str) -> Running | None:
@@ -213,6 +213,10 @@ class Services:
             return self.own
         account.fallback = fallback.name
         return Backend(fallback.engine, fallback.tokenizer, self.settings, fallback)
+
+    def store_of(self, account: Account) -> ResponseStore:
+        """Return the store of a request's tenant."""
+        return self.stores.setdefault(account.tenant, ResponseStore(account.clock))
 
     async def style_of(self, tokenizer: Tokenizer, account: Account) -> Style:
         if (style := self.styles.known(tokenizer)) is not None:
