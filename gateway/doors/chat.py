@@ -359,7 +359,8 @@ def convert(body: ChatRequest, store: ResponseStore | None = None) -> DoorReques
     connection."""
     lasts = body.background and body.is_watched
     apart = partial(_run, store) if lasts and store is not None else None
-    return DoorRequest(body, "chatcmpl-", partial(ChatAnswer, body), apart=apart)
+    ignored = ("background",) if body.background and apart is None else ()
+    return DoorRequest(body, "chatcmpl-", partial(ChatAnswer, body), ignored, apart=apart)
 
 
 def _run(store: ResponseStore, stream: EventStream) -> Response:

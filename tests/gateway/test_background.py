@@ -4,12 +4,14 @@ are polled, cancelled, and streamed again from any event."""
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from hypothesis import given
@@ -25,7 +27,16 @@ from picospec.gateway.doors.background import Dropped, Recording, Replay
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
 from tests.gateway import scripted as openai_sdk
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, events_of, writes
+from tests.gateway.scripted import (
+    MODEL,
+    Body,
+    ByteTokenizer,
+    ScriptedEngine,
+    events_of,
+    make_app,
+    served,
+    writes,
+)
 from tests.gateway.test_responses import EVENTS, TEXT, TOOLS
 
 ENDED = ("completed", "incomplete", "failed", "cancelled")
@@ -193,6 +204,34 @@ async def test_only_what_was_streamed_is_streamed_again_and_only_the_background_
                 await client.responses.retrieve(id, stream=True)
         with pytest.raises(openai.BadRequestError):
             await client.responses.cancel(plain.id)
+
+
+async def test_a_watched_chat_is_joined_by_its_id_and_cancelled() -> None:
+    on, path = asyncio.Event(), "/v1/chat/completions"
+    engine = writes("Hi there", pause=on.wait)
+    chat: Body = {"messages": [{"role": "user", "content": "Hi"}], "background": True}
+    watched = {**chat, "stream": True, "stream_options": {"include_speculation": True}}
+    async with served(make_app(engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        ids = list[str]()
+        for _ in range(2):
+            async with client.stream("POST", path, json=watched) as stream:
+                line = await anext(line async for line in stream.aiter_lines() if line)
+                ids.append(json.loads(line.removeprefix("data: "))["id"])
+        cancelled = await client.post(f"{path}/{ids[1]}/cancel", json={})
+        on.set()
+        first, rest, ended = [
+            events_of((await client.get(f"{path}/{id}?stream=true{after}")).text)
+            for id, after in ((ids[0], ""), (ids[0], "&starting_after=2"), (ids[1], ""))
+        ]
+        asked = {"input": "Hi", "previous_response_id": ids[0]}
+        continued = await client.post("/v1/responses", json=asked)
+        plain = await client.post(path, json=chat)
+
+    texts = [c["delta"].get("content") or "" for e in first[:-1] for c in e["choices"]]
+    assert ("".join(texts), first[-1], rest) == ("Hi there", "[DONE]", first[3:])
+    assert (cancelled.status_code, continued.status_code) == (200, 400)
+    assert ended[-1]["error"]["code"] == "client_closed_request"
+    assert plain.headers["x-picospec-ignored"] == "background"
 
 
 # What one key may have, and what other keys see of it.
