@@ -151,10 +151,8 @@ def test_an_answer_whose_connection_breaks_goes_on_where_it_was(visit: Visit) ->
     answer = visit.ask("Merge two lists", wait=False)
     answer.locator(".text", has_text="Walk over").wait_for()
 
-    visit.context.set_offline(True)
-    visit.context.set_offline(False)
+    visit.serving.cut()
     visit.engine.pass_s = 0.02
     visit.until_done(answer)
 
     assert (visit.kept()["content"], len(visit.engine.jobs)) == (MARKDOWN, 1)
-    visit.forgive()
