@@ -179,6 +179,10 @@ class LastingAnswer(Answer):
     def opening(self) -> bytes:
         """Return the events before the first token."""
 
+    def mark(self) -> bytes:
+        """Return what is recorded before the events of a delta: a comment, or nothing."""
+        return b""
+
     @abstractmethod
     def cancelled(self) -> bytes:
         """Return the events that end an answer which a client has cancelled."""
@@ -227,7 +231,8 @@ class Running:
             async with self.stream.drain.answer(), limit, streams as deltas:
                 async for index, delta in deltas:
                     account.count(index, delta)
-                    self._record(self.answer.events(index, delta))
+                    if events := self.answer.events(index, delta):
+                        self._record(self.answer.mark() + events)
             self._record(self.answer.end())
         except Exception as raised:
             late = Unavailable(f"the answer took more than {MAX_RUN_S:g} s", code="too_slow")

@@ -366,7 +366,6 @@ def convert(body: ChatRequest, store: ResponseStore | None = None) -> DoorReques
 def _run(store: ResponseStore, stream: EventStream) -> Response:
     """Run a chat apart from its connection, and stream it. Raises Overloaded."""
     answer = cast(ChatAnswer, stream.answer)  # as `convert` has it
-    answer.tells_times = True
     store.begin(Running(answer, stream, b"[]", events := Recording()))
     return Replay(events, 0, stream.keep_alive_s, account=None)
 
@@ -374,9 +373,6 @@ def _run(store: ResponseStore, stream: EventStream) -> Response:
 class ChatAnswer(ChunkAnswer, LastingAnswer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
-
-    tells_times = False
-    """True if a comment before events says when they came, in milliseconds."""
 
     @property
     def id(self) -> str:  # type: ignore[override]
@@ -386,11 +382,9 @@ class ChatAnswer(ChunkAnswer, LastingAnswer):
         """Return a chunk without a choice, which has the id."""
         return sent_event(self._body([], chunk=True))
 
-    def events(self, index: int, delta: TextDelta) -> bytes:
-        shown = super().events(index, delta)
-        if not self.tells_times or not shown:
-            return shown
-        return b": %d\n%b" % (1000 * self._ledger.elapsed_s, shown)
+    def mark(self) -> bytes:
+        """Return a comment that says when the events came, in milliseconds."""
+        return b": %d\n" % (1000 * self._ledger.elapsed_s)
 
     def cancelled(self) -> bytes:
         return self.failure(ClientGone("the answer was cancelled"))
