@@ -173,7 +173,10 @@ so that a client that asks every two seconds, as in OpenAI's examples, learns of
 class LastingAnswer(Answer):
     """Writes an answer that has a state, besides its events."""
 
-    id: str
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """Return the id under which clients find the answer."""
 
     @abstractmethod
     def opening(self) -> bytes:

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway import grammars
-from picospec.gateway.accounts import account_of
 from picospec.gateway.doors.background import LastingAnswer, Recording, Replay, Running
 from picospec.gateway.doors.completions import ChunkAnswer
 from picospec.gateway.doors.door import (
@@ -26,7 +25,7 @@ from picospec.gateway.doors.door import (
 from picospec.gateway.doors.generation import generate
 from picospec.gateway.doors.messages_schema import ChatMessage
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
-from picospec.gateway.doors.services import ResponseStore, Services
+from picospec.gateway.doors.services import Services
 from picospec.gateway.doors.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
 from picospec.gateway.errors import UNSUPPORTED, ClientGone, InvalidRequest
 from picospec.gateway.grammars import in_lark
@@ -350,23 +349,23 @@ class ChatRequest(ThinkingFields, GenerationRequest):
 
 async def create(services: Services, request: Request) -> Response:
     """Answer a chat, which may outlive its connection."""
-    read = partial(convert, store=services.store_of(account_of(request)))
-    return await generate(ChatRequest, read, services, request)
+    return await generate(ChatRequest, partial(convert, keeps=services), services, request)
 
 
-def convert(body: ChatRequest, store: ResponseStore | None = None) -> DoorRequest:
-    """Return what a chat asks for: the chat itself. store: keeps what outlives its
-    connection."""
+def convert(body: ChatRequest, keeps: Services | None = None) -> DoorRequest:
+    """Return what a chat asks for: the chat itself. keeps: has the stores of what outlives its
+    connection; None if nothing does."""
     lasts = body.background and body.is_watched
-    apart = partial(_run, store) if lasts and store is not None else None
+    apart = partial(_run, keeps) if lasts and keeps is not None else None
     ignored = ("background",) if body.background and apart is None else ()
     return DoorRequest(body, "chatcmpl-", partial(ChatAnswer, body), ignored, apart=apart)
 
 
-def _run(store: ResponseStore, stream: EventStream) -> Response:
+def _run(services: Services, stream: EventStream) -> Response:
     """Run a chat apart from its connection, and stream it. Raises Overloaded."""
     answer = cast(ChatAnswer, stream.answer)  # as `convert` has it
-    store.begin(Running(answer, stream, b"[]", events := Recording()))
+    running = Running(answer, stream, b"[]", events := Recording())
+    services.store_of(stream.account).begin(running)
     return Replay(events, 0, stream.keep_alive_s, account=None)
 
 
@@ -375,7 +374,7 @@ class ChatAnswer(ChunkAnswer, LastingAnswer):
     chunk_object = "chat.completion.chunk"
 
     @property
-    def id(self) -> str:  # type: ignore[override]
+    def id(self) -> str:
         return self._heading.id
 
     def opening(self) -> bytes:

@@ -196,7 +196,6 @@ class ResponseAnswer(LastingAnswer):
         keep: Keep | None,
         heading: Heading,
     ) -> None:
-        self.id = heading.id
         self._ledger = heading.ledger
         self._created = heading.created
         self._keep = keep
@@ -212,6 +211,10 @@ class ResponseAnswer(LastingAnswer):
         self._response["status"] = "queued"
         queued: Json = {"response": self._response}
         return self._encoded([("response.created", queued), ("response.queued", queued)])
+
+    @property
+    def id(self) -> str:
+        return str(self._response["id"])
 
     @property
     def state(self) -> bytes:
