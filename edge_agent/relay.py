@@ -466,5 +466,7 @@ def _model(fields: Json) -> str | None:
 
 
 def _addressed(fields: Json, model: str | None, identity: str | None) -> bytes:
+    if "messages" in fields:  # a chat that is not drafted ends with its connection
+        fields.pop("background", None)
     salt = {} if identity is None else {SALT: salted(identity, fields.get(SALT))}
     return msgspec.json.encode({**fields, **salt, "model": model})

@@ -5,6 +5,7 @@ The request's Account says besides whose it is, what the client is told, and how
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -134,6 +135,10 @@ class Account:
     check_key: Callable[[], object] = lambda: None
     """A request of a long duration calls this now and then. Raises Unauthorized if the key of
     the request was revoked meanwhile."""
+
+    goes_on: asyncio.Task[None] | None = None
+    """The answer of this task outlives the request, and the account ends with it; None: the
+    account ends with the request."""
 
     answers: int = 0
     """The tenant began this many answers for this request; they end with the request."""

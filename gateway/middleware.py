@@ -143,7 +143,10 @@ class Accounts:
         try:
             await self._serve(account, scope, receive, send)
         finally:
-            self._close(account, scope)
+            if account.goes_on is None:
+                self._close(account, scope)
+            else:
+                account.goes_on.add_done_callback(lambda _: self._close(account, scope))
 
     def _request_id(self, headers: Headers) -> str:
         given = headers.get("x-request-id", "")

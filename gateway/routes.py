@@ -299,6 +299,7 @@ def _door(
 
 
 _KEPT: Final = "/v1/responses/{name}"
+_CHATS: Final = "/v1/chat/completions/{name}"
 _SAME: Final = "The same as with /v1"
 _LINES: Final = "application/x-ndjson"
 _COUNT: Final = partial(count_prompt, MessagesRequest, messages_answer.convert)
@@ -307,7 +308,9 @@ _TEXT: Final = partial(ollama.convert, ollama.TextAnswer)
 _COMPLETION: Final = ("Go on with a text", NativeCompletionRequest, llama_server.convert)
 
 ROUTES: Final = (
-    _door("/v1/chat/completions", "Answer a chat", ChatRequest, chat.convert),
+    Route("POST", "/v1/chat/completions", "Answer a chat", chat.create, ChatRequest),
+    Route("GET", _CHATS, "A chat of the page, joined again", responses_handlers.retrieve),
+    Route("POST", f"{_CHATS}/cancel", "End a chat of the page", responses_handlers.cancel),
     _door("/v1/completions", "Go on with a text", CompletionRequest, completions.convert),
     _door(
         "/v1/messages",
@@ -337,12 +340,17 @@ ROUTES: Final = (
         ResponsesRequest,
     ),
     Route("POST", "/v1/responses/compact", "Not served: a 404", responses_handlers.compact),
-    Route("GET", _KEPT, "A response that is kept", responses_handlers.retrieve),
+    Route(
+        "GET",
+        _KEPT,
+        "A response that is kept or runs, or its events",
+        responses_handlers.retrieve,
+    ),
     Route("DELETE", _KEPT, "Forget a response", responses_handlers.delete),
     Route(
         "POST",
         f"{_KEPT}/cancel",
-        "End a response: what runs ends with its connection",
+        "End a response that runs in the background",
         responses_handlers.cancel,
     ),
     Route(

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import Annotated, ClassVar, Final, Literal, NamedTuple
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, cast
 
+import msgspec
 from pydantic import Field, ValidationInfo, field_validator
+from starlette.requests import Request
+from starlette.responses import Response
 
 from picospec.gateway import grammars
+from picospec.gateway.doors.background import LastingAnswer, Recording, Replay, Running
 from picospec.gateway.doors.completions import ChunkAnswer
-from picospec.gateway.doors.door import DoorRequest, Entries, Json, finite
+from picospec.gateway.doors.door import (
+    DoorRequest,
+    Entries,
+    EventStream,
+    Json,
+    finite,
+    sent_event,
+)
+from picospec.gateway.doors.generation import generate
 from picospec.gateway.doors.messages_schema import ChatMessage
 from picospec.gateway.doors.request import GenerationRequest, TokenIds
+from picospec.gateway.doors.services import Services
 from picospec.gateway.doors.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
-from picospec.gateway.errors import UNSUPPORTED, InvalidRequest
+from picospec.gateway.errors import UNSUPPORTED, ClientGone, InvalidRequest
 from picospec.gateway.grammars import in_lark
 from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from picospec.gateway.output.formats.base import AllowedOutput, Constraint
@@ -196,6 +209,10 @@ class ChatRequest(ThinkingFields, GenerationRequest):
     reasoning_format: Literal["auto", "deepseek", "none"] = "auto"
     """llama-server has this field: at "none", reasoning stays in the text of the answer."""
 
+    background: Flag = False
+    """A stream that is watched outlives its connection, and can be joined again. The page asks
+    for this; a response does for others."""
+
     logprobs: Flag = False
     top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -334,14 +351,50 @@ class ChatRequest(ThinkingFields, GenerationRequest):
 # Writes the answer of POST /v1/chat/completions.
 
 
-def convert(body: ChatRequest) -> DoorRequest:
-    """Return what a chat asks for: the chat itself."""
-    return DoorRequest(body, "chatcmpl-", partial(ChatAnswer, body))
+async def create(services: Services, request: Request) -> Response:
+    """Answer a chat, which may outlive its connection."""
+    return await generate(ChatRequest, partial(convert, keeps=services), services, request)
 
 
-class ChatAnswer(ChunkAnswer):
+def convert(body: ChatRequest, keeps: Services | None = None) -> DoorRequest:
+    """Return what a chat asks for: the chat itself. keeps: has the stores of what outlives its
+    connection; None if nothing does."""
+    lasts = body.background and body.is_watched
+    apart = partial(_run, keeps) if lasts and keeps is not None else None
+    ignored = ("background",) if body.background and apart is None else ()
+    return DoorRequest(body, "chatcmpl-", partial(ChatAnswer, body), ignored, apart=apart)
+
+
+def _run(services: Services, stream: EventStream) -> Response:
+    """Run a chat apart from its connection, and stream it. Raises Overloaded."""
+    answer = cast(ChatAnswer, stream.answer)  # as `convert` has it
+    running = Running(answer, stream, b"[]", events := Recording())
+    services.store_of(stream.account).begin(running)
+    return Replay(events, 0, stream.keep_alive_s, account=None)
+
+
+class ChatAnswer(ChunkAnswer, LastingAnswer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    @property
+    def id(self) -> str:
+        return self._heading.id
+
+    def opening(self) -> bytes:
+        """Return a chunk without a choice, which has the id."""
+        return sent_event(self._body([], chunk=True))
+
+    def mark(self) -> bytes:
+        """Return a comment that says when the events came, in milliseconds."""
+        return b": %d\n" % (1000 * self._ledger.elapsed_s)
+
+    def cancelled(self) -> bytes:
+        return self.failure(ClientGone("the answer was cancelled"))
+
+    @property
+    def state(self) -> bytes:
+        return msgspec.json.encode({"id": self.id, "object": self.object, "background": True})
 
     def first_chunk(self, delta: TextDelta) -> Json:
         """Return the chunk with the role; `content` is null if calls alone may follow."""

@@ -102,6 +102,13 @@ class DoorRequest:
     """Takes the model's name and returns the whole answer if nothing is to be generated, as
     when Ollama's client only loads a model; None otherwise."""
 
+    apart: Callable[[EventStream], Response] | None = None
+    """Runs an answer that outlives its connection, and returns what the request gets; None if
+    the answer ends with its connection."""
+
+    only_apart: bool = False
+    """True if the client needs an answer that outlives its connection."""
+
 
 Convert = Callable[[Body], DoorRequest]
 """Converts a door's request. Raises InvalidRequest with the door's names of fields."""
@@ -162,7 +169,7 @@ class EventStream(Response):
                 async with connected(receive) as tasks:
                     await self._stream(send, tasks)
                 # Disconnects are not watched any more: servers report the end as a disconnect.
-                await send_to_client(send, _piece(self.answer.end(), more=False))
+                await send_to_client(send, stream_piece(self.answer.end(), more=False))
         except ClientGone as gone:
             self.account.status, self.account.error = gone.status, gone.code
         except Exception as raised:
@@ -170,7 +177,7 @@ class EventStream(Response):
                 raise
             last = self.answer.failure(self.account.failed(raised))
             with suppress(ClientGone):
-                await send_to_client(send, _piece(last, more=False))
+                await send_to_client(send, stream_piece(last, more=False))
 
     async def _stream(self, send: Send, tasks: asyncio.TaskGroup) -> None:
         begun, waiting = asyncio.Event(), partial(self._keep_alive, send)
@@ -181,7 +188,7 @@ class EventStream(Response):
                 if shown := self.answer.events(index, delta):
                     if not begun.is_set():
                         await self._begin(send, begun, kept)
-                    await send_to_client(send, _piece(shown))
+                    await send_to_client(send, stream_piece(shown))
         await self._begin(send, begun, kept)
 
     async def _begin(self, send: Send, begun: asyncio.Event, kept: asyncio.Task[None]) -> None:
@@ -191,20 +198,22 @@ class EventStream(Response):
 
     async def _keep_alive(self, send: Send) -> None:
         await self._send_status(send)
-        await send_to_client(send, _piece(self.answer.waiting()))
+        await send_to_client(send, stream_piece(self.answer.waiting()))
 
     async def _send_status(self, send: Send) -> None:
         if not self._has_status:
-            await send_to_client(send, _start(self.answer.media_type))
+            await send_to_client(send, stream_start(self.answer.media_type))
             self._has_status = True
 
 
-def _start(media_type: str) -> Message:
+def stream_start(media_type: str) -> Message:
+    """Return the message that begins a stream."""
     headers = ((b"content-type", media_type.encode()), *_HEADERS)
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
-def _piece(body: bytes, *, more: bool = True) -> Message:
+def stream_piece(body: bytes, *, more: bool = True) -> Message:
+    """Return the message with the next bytes of a stream. more: False if they are the last."""
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 

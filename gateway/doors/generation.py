@@ -35,7 +35,14 @@ from picospec.gateway.doors.request import (
     shown_names,
 )
 from picospec.gateway.doors.services import Backend, Services
-from picospec.gateway.errors import ApiError, InvalidRequest, PromptTooLong, renamed
+from picospec.gateway.errors import (
+    UNSUPPORTED,
+    ApiError,
+    ClientGone,
+    InvalidRequest,
+    PromptTooLong,
+    renamed,
+)
 from picospec.gateway.http import json_response, read_body
 from picospec.gateway.output.stream import stream_choice
 from picospec.gateway.output.style import Style
@@ -167,6 +174,9 @@ async def _ready(
         return instead(facts.model)
     is_elsewhere = relay and (relay.is_undrafted or body.scored_by)
     if relay and asked.backend is services.own and is_elsewhere:
+        if asked.door.only_apart:
+            reason = "the verifier in use takes no drafts, and answers only while one waits"
+            raise InvalidRequest.of("background", reason, UNSUPPORTED)
         account.relayed_for = body.scored_by
         elsewhere = await relay.undrafted(services, request, facts.model)
         account.begin_answers(body.n * body.prompt_count - 1)
@@ -233,9 +243,14 @@ async def _answer(ready: Ready, services: Services, request: Request) -> Respons
     prompts = [job.prompt for job in jobs]
     show = partial(body.shown, streams, ready.tokenizer, prompts)
     streams = await checked(services, request, show)
+    every_s = services.settings.keep_alive_s
+    stream = EventStream(answer, streams, account, services.drain, every_s)
+    if door.apart is not None:
+        if await request.is_disconnected():
+            raise ClientGone("the client went away before it knew of its answer")
+        return door.apart(stream)
     if body.stream:
-        every_s = services.settings.keep_alive_s
-        return EventStream(answer, streams, account, services.drain, every_s)
+        return stream
     async with services.drain.answer():
         return await json_answer(answer, streams, account, request.receive)
 

@@ -343,12 +343,12 @@ class ResponsesRequest(RequestModel):
     include: Annotated[tuple[str, ...], FIRST_ERROR] = ()
     stream: Flag = False
     store: Flag = True
+    background: Flag = False
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
     truncation: Literal["auto", "disabled"] = "disabled"
     """With either value, a prompt that is too long is an error."""
 
-    background: Unserved = False
     conversation: Unserved = False
     prompt: Unserved = False
     context_management: Unserved = False

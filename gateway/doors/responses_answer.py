@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import msgspec
+
 from picospec.gateway.accounts import Ledger
+from picospec.gateway.doors.background import LastingAnswer
 from picospec.gateway.doors.chat import ChatRequest, logprobs_of
 from picospec.gateway.doors.completions import extensions_of
-from picospec.gateway.doors.door import Answer, Heading, parts_of, sent_event
+from picospec.gateway.doors.door import Heading, parts_of, sent_event
 from picospec.gateway.doors.responses import ENCRYPTED, ResponsesRequest, sealed
 from picospec.gateway.errors import ApiError, InvalidRequest, Overloaded
 from picospec.gateway.output.detokenise import Finish, TextDelta
@@ -142,14 +145,22 @@ class Output:
                 logprobs = logprobs_of(delta.entries) if kind == "text" else []
                 yield from self._open.grow(text, logprobs)
         if delta.finish is not None:
-            yield from self._end("incomplete" if delta.finish == "length" else "completed")
+            yield from self.end("incomplete" if delta.finish == "length" else "completed")
+
+    def so_far(self) -> list[Json]:
+        """Return the items, also the open one, with what it has."""
+        if self._open is None:
+            return self.items
+        item = self._open.item("incomplete", seals=self._seals)
+        return [*self.items, item | ({"status": "in_progress"} if "status" in item else {})]
 
     def _begin(self, kind: Kind, head: Json) -> Iterator[Event]:
-        yield from self._end("completed")
+        yield from self.end("completed")
         self._open = Growing(kind, self._key, len(self.items), head)
         yield from self._open.begin()
 
-    def _end(self, status: Status) -> Iterator[Event]:
+    def end(self, status: Status) -> Iterator[Event]:
+        """End the open item, if any, and yield the events that report it."""
         if self._open is not None:
             item = self._open.item(status, seals=self._seals)
             yield from self._open.end(item)
@@ -176,7 +187,7 @@ _REPEATED: Final = (
 _ADJUSTED: Final = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 
 
-class ResponseAnswer(Answer):
+class ResponseAnswer(LastingAnswer):
     def __init__(
         self,
         request: ResponsesRequest,
@@ -193,6 +204,21 @@ class ResponseAnswer(Answer):
         self._output = Output(heading.id.removeprefix(PREFIX), called, seals=seals)
         self._finish: Finish | None = None
         self._events = 0
+        self._has_begun = False
+
+    def opening(self) -> bytes:
+        """Return the events that report a response without its first token."""
+        self._response["status"] = "queued"
+        queued: Json = {"response": self._response}
+        return self._encoded([("response.created", queued), ("response.queued", queued)])
+
+    @property
+    def id(self) -> str:
+        return str(self._response["id"])
+
+    @property
+    def state(self) -> bytes:
+        return msgspec.json.encode({**self._response, "output": self._output.so_far()})
 
     def waiting(self) -> bytes:
         """Return an event: Codex gives up on a stream without events for five minutes."""
@@ -207,9 +233,18 @@ class ResponseAnswer(Answer):
         return self._encoded([(f"response.{response['status']}", {"response": response})])
 
     def failure(self, error: ApiError) -> bytes:
+        begun = self._begun()
         failed = {"status": "failed", "error": _error(error), "output": self._output.items}
-        response = {**self._response, **failed}
-        return self._begun() + self._encoded([("response.failed", {"response": response})])
+        self._response = {**self._response, **failed}
+        return begun + self._encoded([("response.failed", {"response": self._response})])
+
+    def cancelled(self) -> bytes:
+        """Return the end of the open item, and the event that ends most likely what reads the
+        stream: OpenAI's API has none for this."""
+        ended = self._encoded(self._output.end("incomplete"))
+        given = {"status": "cancelled", "output": self._output.items}
+        self._response = {**self._response, **given}
+        return ended + self._encoded([("response.incomplete", {"response": self._response})])
 
     def full_answer(self, choices: Sequence[TextDelta]) -> Json:
         (choice,) = choices
@@ -220,14 +255,16 @@ class ResponseAnswer(Answer):
 
     def _begun(self) -> bytes:
         """Return the events that begin a stream, if they were not sent before."""
-        if self._events:
+        if self._has_begun:
             return b""
+        self._has_begun, self._response["status"] = True, "in_progress"
         begun: Json = {"response": self._response}
-        return self._encoded([("response.created", begun), ("response.in_progress", begun)])
+        created = [] if self._events else [("response.created", begun)]
+        return self._encoded([*created, ("response.in_progress", begun)])
 
     def _ended(self) -> Json:
         cut = self._finish == "length"
-        response = {
+        self._response = response = {
             **self._response,
             "status": "incomplete" if cut else "completed",
             "completed_at": None if cut else self._created + int(self._ledger.elapsed_s),
@@ -265,7 +302,7 @@ def _beginning(request: ResponsesRequest, chat: ChatRequest, heading: Heading) -
         "model": heading.model,
         "output": [],
         "usage": None,
-        "background": False,
+        "background": request.background,
         "system_fingerprint": heading.fingerprint,
         **{name: getattr(request, name) for name in _REPEATED},
         **{name: getattr(chat, name) for name in _ADJUSTED},

@@ -1,13 +1,15 @@
 """Handles the paths of responses: creates a response, also one that continues a kept one.
 
-A kept response can be read or deleted, and the items before it listed.
+A kept response can be read or deleted, and the items before it listed. One that runs in the
+background can also be streamed again, and cancelled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from pydantic import BaseModel, Field
@@ -15,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway.accounts import account_of
-from picospec.gateway.doors.door import DoorRequest
+from picospec.gateway.doors.background import Dropped, Recording, Replay, Running
+from picospec.gateway.doors.door import DoorRequest, EventStream
 from picospec.gateway.doors.generation import checked, count_prompt, generate
 from picospec.gateway.doors.responses import ITEMS, Item, ResponsesRequest, names_of, offered
 from picospec.gateway.doors.responses_answer import PREFIX, ResponseAnswer, place_of
@@ -43,7 +46,7 @@ async def count(services: Services, request: Request) -> Response:
 def _store_of(services: Services, request: Request) -> ResponseStore:
     """Return the tenant's store, and record its size, because it takes time to read."""
     account = account_of(request)
-    store = services.stores.setdefault(account.tenant, ResponseStore(account.clock))
+    store = services.store_of(account)
     account.kept_bytes = store.size_bytes
     return store
 
@@ -51,20 +54,28 @@ def _store_of(services: Services, request: Request) -> ResponseStore:
 def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
     """Return what a request asks for, with the history that it continues. Raises
     InvalidRequest."""
+    if body.background and not body.store:
+        reason = "a response that is not stored cannot run in the background"
+        raise InvalidRequest.of("background", reason)
     items = (*_history(store, body.previous_response_id), *_resolved(store, body.input))
     tools = tuple(offered(body.tools))
     chat = body.chat(items, tools)
-    keep = partial(_keep, store, _dumped(items)) if body.store else None
+    dumped = _dumped(items) if body.store else b""
+    keep = partial(_keep, store, dumped) if body.store and not body.background else None
+    apart = partial(_run, store, dumped, body.stream) if body.background else None
     called = {tool.name: tool.called for tool in tools}
     answer = partial(ResponseAnswer, body, chat, called, keep)
-    return DoorRequest(chat, PREFIX, answer, tuple(body.ignored()), names_of(tools))
+    ignored = tuple(body.ignored())
+    found = DoorRequest(chat, PREFIX, answer, ignored, names_of(tools), apart=apart)
+    return replace(found, only_apart=body.background)
 
 
 def _history(store: ResponseStore, id: str | None) -> Sequence[Item]:
     """Return the conversation of a response, including its output."""
     if id is None:
         return ()
-    if (kept := store.find(id)) is None:
+    kept = store.find(id) if id.startswith(PREFIX) else None
+    if kept is None:
         code = "previous_response_not_found"
         raise InvalidRequest.of("previous_response_id", "no such response is kept", code)
     try:
@@ -131,6 +142,20 @@ def _keep(store: ResponseStore, before: bytes, response: Json) -> None:
     store.keep(str(response["id"]), StoredResponse(msgspec.json.encode(response), before))
 
 
+def _run(
+    store: ResponseStore, items: bytes, is_streamed: bool, stream: EventStream
+) -> Response:
+    """Run a response in the background; return its state, or stream it. Its conversation counts
+    as its request's body while it runs. Raises Overloaded."""
+    account, answer = stream.account, cast(ResponseAnswer, stream.answer)  # as `convert` has it
+    account.hold(account.held_bytes + len(items))
+    events = Recording() if is_streamed else None
+    store.begin(running := Running(answer, stream, items, events))
+    if events is None:
+        return json_response(msgspec.Raw(running.response))
+    return Replay(events, 0, stream.keep_alive_s, account=None)
+
+
 class Page(BaseModel):
     """Parses OpenAI's query that selects the items to list."""
 
@@ -140,24 +165,47 @@ class Page(BaseModel):
     """Only the items after the one with this id are listed."""
 
 
+class Resumption(BaseModel):
+    """Parses OpenAI's query that reads a response, or streams it again."""
+
+    stream: bool = False
+    starting_after: Annotated[int, Field(ge=0)] = -1
+    """Only the events after the one with this number are streamed."""
+
+
 async def retrieve(services: Services, request: Request) -> Response:
-    """Answer with a kept response."""
-    if request.query_params.get("stream") == "true":
-        raise InvalidRequest.of("stream", "a response is streamed once")
-    return json_response(msgspec.Raw(_found(services, request).response))
+    """Answer with a response that is kept or runs; or stream it again."""
+    found, asked = _found(services, request), validated(Resumption, dict(request.query_params))
+    if not asked.stream:
+        return json_response(msgspec.Raw(found.response))
+    if found.events is None:
+        reason = "only a response made with `background` and `stream` is streamed again"
+        raise InvalidRequest.of("stream", reason)
+    number = asked.starting_after + 1
+    try:
+        found.events.since(number)
+    except Dropped as dropped:
+        raise InvalidRequest.of("starting_after", dropped) from None
+    every_s = services.settings.keep_alive_s
+    return Replay(found.events, number, every_s, account_of(request))
 
 
 async def delete(services: Services, request: Request) -> Response:
-    """Delete a kept response."""
-    _found(services, request)
+    """Delete a response, after cancelling it if it runs."""
+    if isinstance(found := _found(services, request), Running):
+        await found.cancel()
     _store_of(services, request).remove(id := request.path_params["name"])
     return json_response({"id": id, "object": "response", "deleted": True})
 
 
 async def cancel(services: Services, request: Request) -> Response:
-    """Raise InvalidRequest: kept responses have ended, and others end with their connection."""
-    _found(services, request)
-    raise InvalidRequest("only a response that runs in the background can be cancelled")
+    """End a response that runs in the background, and answer with it; one that has ended
+    remains as it is. Raises InvalidRequest for any other: it ends with its connection."""
+    if isinstance(found := _found(services, request), Running):
+        await found.cancel()
+    elif not msgspec.json.decode(found.response)["background"]:
+        raise InvalidRequest("only a response that runs in the background can be cancelled")
+    return json_response(msgspec.Raw(found.response))
 
 
 async def compact(_: Services, __: Request) -> Response:
@@ -174,7 +222,7 @@ async def input_items(services: Services, request: Request) -> Response:
     return json_response(listed)
 
 
-def _listed(kept: StoredResponse, page: Page, key: str) -> Json:
+def _listed(kept: StoredResponse | Running, page: Page, key: str) -> Json:
     """Return a page of the items before a response. Raises InvalidRequest."""
     named = enumerate(msgspec.json.decode(kept.items))
     items = [_shown(item, f"item_{key}_{index}") for index, item in named]
@@ -196,8 +244,8 @@ def _shown(item: Json, id: str) -> Json:
     return {"type": "message", "id": id, "status": "completed", **item}
 
 
-def _found(services: Services, request: Request) -> StoredResponse:
-    kept = _store_of(services, request).find(request.path_params["name"])
-    if kept is None:
+def _found(services: Services, request: Request) -> StoredResponse | Running:
+    store, id = _store_of(services, request), request.path_params["name"]
+    if (kept := store.running(id) or store.find(id)) is None:
         raise NotFound("no such response is kept", code="response_not_found")
     return kept

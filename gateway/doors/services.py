@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from picospec.gateway.accounts import Account, Clock
+from picospec.gateway.doors.background import Recording, Running
 from picospec.gateway.drain import Drain
-from picospec.gateway.errors import InvalidRequest, NotFound
+from picospec.gateway.errors import InvalidRequest, NotFound, Overloaded
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
@@ -29,12 +30,16 @@ from picospec.gateway.turns import PromptReader, ThreadTurns
 # Each tenant has a store of its own and sees no other. A store has bounds in number, bytes and
 # age, and drops the least recently used responses first.
 
-MAX_RESPONSES: Final = 128
+MAX_RESPONSES: Final = 1024
 """A tenant's store holds at most this many responses."""
 
 MAX_BYTES: Final = 16 << 20
 """A tenant's store holds at most this many bytes of JSON: each response has its whole
 conversation, 80 kB for 20,000 tokens."""
+
+MAX_RUNNING: Final = 64
+"""At most this many of a tenant's responses run in the background. They count in no other bound
+of the store."""
 
 MAX_AGE_S: Final = 6 * 3600.0
 """A response is kept for this many seconds after its last use."""
@@ -46,9 +51,13 @@ class StoredResponse:
     items: bytes
     """These are all items before the response's output, as JSON."""
 
+    events: Recording | None = None
+    """The response can be streamed again from these; None if it cannot."""
+
     @property
     def size_bytes(self) -> int:
-        return len(self.response) + len(self.items)
+        events_bytes = self.events.size_bytes if self.events else 0
+        return len(self.response) + len(self.items) + events_bytes
 
 
 class ResponseStore:
@@ -60,6 +69,22 @@ class ResponseStore:
         self._kept: OrderedDict[str, tuple[StoredResponse, float]] = OrderedDict()
         self.size_bytes = 0
         self._lock = Lock()
+        self._running: dict[str, Running] = {}
+
+    def begin(self, running: Running) -> None:
+        """Run a response, and keep it when it has ended. Raises Overloaded, Draining."""
+        if len(self._running) >= MAX_RUNNING:
+            raise Overloaded(f"no more than {MAX_RUNNING} responses run in the background")
+        running.begin(partial(self._ended, id := running.answer.id))
+        self._running[id] = running
+
+    def running(self, id: str) -> Running | None:
+        """Return the response that runs in the background under an id."""
+        return self._running.get(id)
+
+    def _ended(self, id: str, running: Running) -> None:
+        del self._running[id]
+        self.keep(id, StoredResponse(running.response, running.items, running.events))
 
     def keep(self, id: str, kept: StoredResponse) -> None:
         """Keep a response, unless it alone exceeds the bound in bytes."""
@@ -203,6 +228,10 @@ class Services:
             return self.own
         account.fallback = fallback.name
         return Backend(fallback.engine, fallback.tokenizer, self.settings, fallback)
+
+    def store_of(self, account: Account) -> ResponseStore:
+        """Return the store of a request's tenant."""
+        return self.stores.setdefault(account.tenant, ResponseStore(account.clock))
 
     async def style_of(self, tokenizer: Tokenizer, account: Account) -> Style:
         if (style := self.styles.known(tokenizer)) is not None:

@@ -80,15 +80,17 @@ export async function post(path, body, { signal } = {}) {
   return response.json();
 }
 
-// Yields the chunks of a streamed answer. Throws Failure, and AbortError if `signal` stopped it.
+// Yields the chunks of a streamed answer; without a body, of one that was begun before. `at` is when
+// a chunk came, in milliseconds after the request, if that is told. Throws Failure, and AbortError if
+// `signal` stopped it.
 export async function* stream(path, body, signal) {
-  const response = await request(path, posted({ ...body, stream: true }, signal));
+  const response = await request(path, body ? posted({ ...body, stream: true }, signal) : { signal });
   if (!response.ok) throw await errorOf(response);
-  for await (const data of events(response.body)) {
+  for await (const { data, at } of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw failure(statusOf(chunk.error), chunk.error);
-    yield chunk;
+    yield Object.assign(chunk, { at });
   }
   throw BROKEN();
 }
@@ -98,17 +100,21 @@ function posted(body, signal) {
   return { method: "POST", headers, body: JSON.stringify(body), signal };
 }
 
-// Yields the `data` of each server-sent event.
+// Yields the `data` of each server-sent event, and the time in the comment before it.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  let at = null;
   try {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
       const lines = (rest + value).split("\n");
       rest = lines.pop();
-      for (const line of lines) if (line.startsWith("data: ")) yield line.slice(6).trimEnd();
+      for (const line of lines) {
+        at = /^: \d+$/.test(line) ? Number(line.slice(2)) : at;
+        if (line.startsWith("data: ")) yield { data: line.slice(6).trimEnd(), at };
+      }
     }
   } catch (error) {
     throw error.name === "AbortError" ? error : BROKEN();

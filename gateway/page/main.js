@@ -1,7 +1,7 @@
 // Puts the page together.
 
 import { $ } from "./dom.js";
-import { change, settings } from "./store.js";
+import { change, running, settings } from "./store.js";
 import { Composer } from "./chat/composer.js";
 import { ConversationView } from "./chat/conversation.js";
 import { Sidebar } from "./panels/sidebar.js";
@@ -54,5 +54,6 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 drawTheme();
 showColours();
 service.watch();
+if (running()) conversation.open(running());
 sidebar.draw();
 $("question").focus();

@@ -67,11 +67,18 @@ export function begin() {
   return { id: crypto.randomUUID?.() ?? String(Date.now()), turns: [], isNew: true };
 }
 
-// Returns a stored conversation, or null. Closing the page has stopped an answer that ran then.
+// Returns a stored conversation, or null. Closing the page has stopped an answer without an id; the
+// service goes on with any other.
 export function load(id) {
   const turns = read(PREFIX + id, null);
-  for (const turn of turns ?? []) if (turn.state === "running") turn.state = "stopped";
+  for (const turn of turns ?? []) if (turn.state === "running" && !turn.answer) turn.state = "stopped";
   return turns && { id, turns };
+}
+
+// Returns the id of the conversation that was changed last if its answer runs, or null.
+export function running() {
+  const id = list()[0]?.id;
+  return id && load(id)?.turns.at(-1)?.state === "running" ? id : null;
 }
 
 // Stores a conversation that has turns, unless it was deleted. Its first question is its title.

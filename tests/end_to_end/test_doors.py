@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -249,3 +249,28 @@ async def test_a_prompt_that_is_asked_again_was_cached(services: Services, edge:
     cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in asked]
     prompt = asked[0]["usage"]["prompt_tokens"]
     assert cached[0] < prompt / 2 < cached[1] < prompt
+
+
+@pytest.mark.parametrize("edge", ["", "eager"])
+async def test_a_response_in_the_background_has_the_text_of_one_whose_connection_was_never_cut(
+    services: Services, edge: str
+) -> None:
+    url = services.edge_urls[edge] if edge else services.verifier_url
+    body: Json = {"model": "smollm2-135m", "input": PROMPTS[0], "max_output_tokens": 40}
+    body["extra_body"] = {"seed": 7, "temperature": 1.0, "ignore_eos": True}
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        plain = await client.responses.create(**body)
+        for place in range(10):
+            seen, text = list[Any](), ""
+            asked = client.responses.create(**body, background=True, stream=True)
+            async with await asked as stream:
+                while len(text) < place * len(plain.output_text) // 10 or not seen:
+                    seen.append(await anext(stream))
+                    text += getattr(seen[-1], "delta", "")
+            last, id = seen[-1].sequence_number, seen[0].response.id
+            asked = client.responses.retrieve(id, stream=True, starting_after=last)
+            seen += [event async for event in await asked]
+
+            assert [event.sequence_number for event in seen] == list(range(len(seen)))
+            text = "".join(getattr(event, "delta", "") for event in seen)
+            assert text == seen[-1].response.output_text == plain.output_text

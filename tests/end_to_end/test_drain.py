@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from picospec.models.store import open_store
 from tests.end_to_end.fleet import (
@@ -141,3 +142,21 @@ def test_an_edge_told_twice_ends_its_answer_with_an_error_and_its_session(
     assert answer.error["code"] == "shutting_down"
     assert ended(fleet, url) == 0
     assert sum(gauge(only, "picospec:sessions_open").values()) == 0
+
+
+def test_an_edge_that_drains_finishes_a_response_of_the_background_or_says_that_it_failed(
+    fleet: Fleet, only: str
+) -> None:
+    for times, ends in ((1, ("completed", "incomplete")), (2, ("failed",))):
+        url = edge(fleet, only)
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        body = {"input": "Tell me a story.", "max_output_tokens": 400 * times}
+        stream = client.responses.create(**body, background=True, stream=True)  # type: ignore[call-overload]
+        seen = [next(stream) for _ in range(10)]
+        for _ in range(times):
+            terminate(fleet, url)
+            time.sleep(0.1)
+        assert times == 2 or client.responses.retrieve(seen[0].response.id).output_text
+
+        assert [*stream][-1].response.status in ends
+        assert ended(fleet, url) == 0

@@ -31,7 +31,7 @@ import httpx
 import pytest
 
 from picospec.gateway import errors, grammars
-from picospec.gateway.doors import responses_handlers
+from picospec.gateway.doors import chat, responses_handlers
 from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.request import SERVABLE, GenerationRequest
 from picospec.gateway.doors.responses import ResponsesRequest
@@ -247,6 +247,8 @@ def generation(door: str, body: Body) -> GenerationRequest:
     if door == "/v1/responses":
         parsed = ResponsesRequest.model_validate(body)
         return responses_handlers.convert(ResponseStore(lambda: 0.0), parsed).body
+    if door == "/v1/chat/completions":
+        return chat.convert(ChatRequest.model_validate(body)).body
     handler: Any = next(route.handler for route in ROUTES if route.path == door)
     schema, convert = handler.args
     converted: GenerationRequest = convert(schema.model_validate(body)).body

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Browser, Request
 
+from tests.page.answers import MARKDOWN
 from tests.page.conftest import SIZES, visiting
-from tests.page.visiting import Serving, Visit
+from tests.page.visiting import KEPT, Serving, Visit, origins_kept
 
 NARROW = {"viewport": SIZES["narrow"], "has_touch": True}
 LOCKED = """Object.defineProperty(window, "localStorage", {
@@ -101,3 +102,57 @@ def test_the_status_view_keeps_the_focus_when_it_is_drawn_again(visit: Visit) ->
     visit.page.get_by_text("not ready: the verifier is away").wait_for()
 
     assert visit.evaluate("document.activeElement.ariaLabel") == "Close"
+
+
+def test_a_reload_in_mid_answer_goes_on_with_it_in_every_tab(visit: Visit) -> None:
+    visit.engine.pass_s = 1.0
+    visit.ask("Merge two lists", wait=False).locator(".text", has_text="Walk over").wait_for()
+
+    visit.page.reload()
+    other = Visit(visit.context, visit.serving)
+    other.open()
+    for each in (visit, other):
+        each.page.locator("#stop").wait_for()
+    visit.engine.pass_s = 0.02
+
+    for each in (visit, other):
+        each.until_done(each.answers.first)
+        turn = each.evaluate(KEPT)
+        assert (turn["content"], turn["state"], "answer" in turn) == (MARKDOWN, "done", False)
+        assert origins_kept(turn) == visit.engine.origins_of(MARKDOWN)
+        (first, *_), (second, *_) = turn["race"]["passes"][:2]
+        assert second - first > 0.9  # as they came, and not as they were read again
+        assert each.questions == ["Merge two lists"]
+    assert len(visit.engine.jobs) == 1
+
+
+def test_stop_stops_an_answer_in_every_tab_that_goes_on_with_it(visit: Visit) -> None:
+    visit.ask("a long one", wait=False).locator(".text", has_text="Line 3").wait_for()
+    visit.page.reload()
+    visit.page.locator(".text", has_text="Line 4").wait_for()
+    other = Visit(visit.context, visit.serving)
+    other.open()
+    other.page.locator(".text", has_text="Line 5").wait_for()
+    while visit.engine.closed.acquire(blocking=False):
+        pass
+
+    other.page.click("#stop")
+
+    assert visit.engine.closed.acquire(timeout=10)
+    for each in (visit, other):
+        each.until_done(each.answers.first)
+        assert each.answers.first.locator(".state").inner_text() == "Stopped."
+    visit.page.reload()
+    assert visit.answers.count() == 0
+
+
+def test_an_answer_whose_connection_breaks_goes_on_where_it_was(visit: Visit) -> None:
+    visit.engine.pass_s = 0.5
+    answer = visit.ask("Merge two lists", wait=False)
+    answer.locator(".text", has_text="Walk over").wait_for()
+
+    visit.serving.cut()
+    visit.engine.pass_s = 0.02
+    visit.until_done(answer)
+
+    assert (visit.kept()["content"], len(visit.engine.jobs)) == (MARKDOWN, 1)

@@ -113,7 +113,7 @@ def test_settings_are_sent_and_those_left_empty_are_not(visit: Visit) -> None:
     visit.set(Temperature="0.5", Limit_of_tokens="3", Seed="7", System_prompt="Be brief.")
     body = visit.sent("think")
 
-    assert bare.keys() == {"messages", "seed", "stream", "stream_options"}
+    assert bare.keys() == {"background", "messages", "seed", "stream", "stream_options"}
     assert bare["stream_options"] == {"include_usage": True, "include_speculation": True}
     assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 3, 7)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}

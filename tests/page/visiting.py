@@ -63,6 +63,11 @@ class Serving:
         while not self._server.started:
             self._thread.join(0.01)
 
+    def cut(self) -> None:
+        """Cut all connections, as a proxy at its limit does."""
+        for each in list(self._server.server_state.connections):
+            each.loop.call_soon_threadsafe(each.transport.abort)  # type: ignore[union-attr]
+
     def stop(self) -> None:
         self._server.should_exit = self._server.force_exit = True
         self._thread.join(10)

@@ -2,9 +2,10 @@
 
 import { settings } from "../store.js";
 import { Race } from "../race/race.js";
-import { Failure, stream } from "../api.js";
+import { Failure, post, stream } from "../api.js";
 
 const CHAT = "/v1/chat/completions";
+const AGAIN_MS = 500; // after a break of the connection; a page that is being left never gets there
 const SEEDS = 2 ** 48; // small enough for any JSON reader
 
 // Returns the request's settings that are not empty. Throws Failure for a text that is no number.
@@ -63,37 +64,87 @@ function longestFence(text) {
   return Math.max(0, ...[...text.matchAll(/`+/g)].map(([found]) => found.length));
 }
 
-// Runs one answer. `turn` is stored; `race` is shown while the answer runs.
+// Runs one answer. `turn` is stored; `race` is shown while the answer runs. The service goes on with
+// the answer when the page is closed: its id is in `turn.answer` while it runs.
 export class Asking {
+  // Goes on with a turn that runs, which this page or another tab began: all of it is read again.
+  static joined(turn) {
+    const asking = Object.create(Asking.prototype);
+    const race = new Race(performance.now() - (Date.now() - turn.begun));
+    return Object.assign(asking, { turn, race, abort: new AbortController(), seen: 0, isJoined: true });
+  }
+
   constructor(turns) {
     const { system } = settings();
     const request = asked();
     this.body = { ...request, messages: messages(turns, system) };
-    this.turn = { role: "assistant", content: "", reasoning: "", calls: [], request, system, state: "running" };
+    this.turn = { role: "assistant", content: "", reasoning: "", calls: [], request, system, state: "running", begun: Date.now() };
     this.race = new Race(performance.now());
     this.abort = new AbortController();
+    this.seen = 0; // number of events that were read
   }
 
   stop() {
+    const { answer, state } = this.turn;
+    if (answer && state === "running") post(`${CHAT}/${answer}/cancel`, {}).catch(() => {});
     this.abort.abort();
   }
 
   // Reads the answer to its end. A failure is stored in the turn and not thrown.
-  async run() {
-    const options = { include_usage: true, include_speculation: true };
+  // named: called once the answer has an id.
+  async run(named) {
     try {
-      for await (const chunk of stream(CHAT, { ...this.body, stream_options: options }, this.abort.signal)) {
+      for await (const chunk of this.chunks()) {
+        if (!this.turn.answer) {
+          this.turn.answer = chunk.id;
+          named();
+        } else if (this.isJoined && this.seen === 1) this.begin();
         this.read(chunk);
       }
       this.turn.state = "done";
     } catch (error) {
       this.failed(error);
     }
-    this.turn.race = this.race.kept();
+    delete this.turn.answer;
+    if (!this.isJoined || this.seen) this.turn.race = this.race.kept();
+  }
+
+  // Yields the chunks; after a break of the connection, those that follow.
+  async *chunks() {
+    for (let broken = null, until = 0; ;) {
+      try {
+        for await (const chunk of this.open()) {
+          this.seen += 1;
+          yield chunk;
+        }
+        return;
+      } catch (error) {
+        if (error.name === "AbortError") throw error;
+        if (broken && this.seen === until) throw broken;
+        if (error.code !== "broken" || !this.turn.answer) throw error;
+        [broken, until] = [error, this.seen];
+        await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+      }
+    }
+  }
+
+  open() {
+    const { signal } = this.abort;
+    const { answer } = this.turn;
+    const after = this.seen ? `&starting_after=${this.seen - 1}` : "";
+    if (answer) return stream(`${CHAT}/${answer}?stream=true${after}`, null, signal);
+    const options = { include_usage: true, include_speculation: true };
+    return stream(CHAT, { ...this.body, background: true, stream_options: options }, signal);
+  }
+
+  // Forgets what was read before the page was loaded, as it comes again.
+  begin() {
+    Object.assign(this.turn, { content: "", reasoning: "", calls: [] });
   }
 
   failed(error) {
-    this.turn.state = error.name === "AbortError" ? "stopped" : "failed";
+    const isGone = error.code === "response_not_found" || error.code === "client_closed_request";
+    this.turn.state = error.name === "AbortError" || isGone ? "stopped" : "failed";
     if (this.turn.state === "stopped") return;
     const known = error instanceof Failure;
     this.turn.error = {
@@ -111,7 +162,8 @@ export class Asking {
     if (delta.content) this.turn.content += delta.content;
     for (const piece of delta.tool_calls ?? []) this.readCall(piece);
     if (choice?.finish_reason) this.turn.finish = choice.finish_reason;
-    this.race.read(chunk, delta, performance.now());
+    const known = this.isJoined && chunk.at !== null;
+    this.race.read(chunk, delta, known ? this.race.begun + chunk.at : performance.now());
   }
 
   readCall({ index, id, function: called = {} }) {

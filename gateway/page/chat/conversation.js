@@ -32,8 +32,11 @@ export class ConversationView {
     if (id && id === this.id) return;
     this.stop();
     this.kept = (id && load(id)) || begin();
+    const { turns } = this.kept;
+    const running = turns.at(-1)?.state === "running" ? turns.pop() : null;
     this.draw(0);
-    this.page.changed();
+    if (running) this.run(Asking.joined(running), this.kept, turns.length);
+    else this.page.changed();
   }
 
   get id() {
@@ -146,14 +149,14 @@ export class ConversationView {
     if (document.activeElement === document.body) this.element.focus();
     this.save(kept);
     try {
-      this.asking = new Asking(kept.turns);
+      return this.run(new Asking(kept.turns), kept, i);
     } catch (error) {
       return this.refused(error, i);
     }
-    return this.run(this.asking, kept, i);
   }
 
   async run(asking, kept, i) {
+    this.asking = asking;
     kept.turns.push(asking.turn);
     const view = this.answerView(asking.turn, i);
     this.turns.append(view.element);
@@ -161,7 +164,7 @@ export class ConversationView {
     this.page.changed();
     announce("The answer begins.");
     const drawn = view.follow(asking);
-    await asking.run();
+    await asking.run(() => this.save(kept));
     this.save(kept);
     if (this.asking === asking) this.asking = null;
     this.page.changed();

@@ -1,0 +1,385 @@
+"""The real openai SDK on responses that run in the background: they outlive their connection,
+are polled, cancelled, and streamed again from any event."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import AsyncOpenAI
+from openai.types.responses import Response
+from starlette.types import Message
+from structlog.testing import capture_logs
+
+from picospec.gateway import accounts
+from picospec.gateway.doors import background, services
+from picospec.gateway.doors.background import Dropped, Recording, Replay
+from picospec.gateway.drain import Drain
+from picospec.gateway.errors import Unavailable
+from tests.gateway import scripted as openai_sdk
+from tests.gateway.scripted import (
+    MODEL,
+    Body,
+    ByteTokenizer,
+    ScriptedEngine,
+    events_of,
+    make_app,
+    served,
+    writes,
+)
+from tests.gateway.test_responses import EVENTS, TEXT, TOOLS
+
+ENDED = ("completed", "incomplete", "failed", "cancelled")
+sdk = partial(openai_sdk.sdk, tokenizer=ByteTokenizer(template="<think><tool_call>"))
+
+
+async def begun(client: AsyncOpenAI, **request: Any) -> Any:  # noqa: ANN401 - SDK's
+    given = {"model": MODEL, "input": "Hi", "background": True, **request}
+    return await client.responses.create(**given)
+
+
+async def until(client: AsyncOpenAI, id: str, *statuses: str) -> Response:
+    """Poll until the response has one of these statuses; by default any that ends it."""
+    async with asyncio.timeout(10):
+        while True:
+            found = await client.responses.retrieve(id)
+            if found.status in (statuses or ENDED):
+                return found
+            await asyncio.sleep(0.01)  # as clients do
+
+
+@asynccontextmanager
+async def waiting(
+    **settings: object,
+) -> AsyncIterator[tuple[AsyncOpenAI, asyncio.Event, ScriptedEngine]]:
+    """Give a client, and an engine that waits for the event after its first three tokens."""
+    on = asyncio.Event()
+    engine = writes("Hi there", pause=on.wait)
+    async with sdk(engine, **settings) as client, asyncio.timeout(20):
+        yield client, on, engine
+        on.set()
+
+
+async def test_a_response_is_polled_to_its_end_and_continued() -> None:
+    async with waiting() as (client, on, engine):
+        with capture_logs() as logs:
+            first = await begun(client)
+            running = await until(client, first.id, "in_progress")
+            listed: Any = await client.responses.input_items.list(first.id)
+            assert [line for line in logs if line["event"] == "request"] == []
+            on.set()
+            ended = await until(client, first.id)
+        plain = await begun(client, background=False)
+        await begun(client, previous_response_id=first.id)
+
+    assert (first.status, first.background, first.output) == ("queued", True, [])
+    assert (running.output_text, [item.role for item in listed.data]) == ("Hi ", ["user"])
+    assert (ended.status, ended.output_text) == ("completed", plain.output_text)
+    assert (ended.usage, plain.background) == (plain.usage, False)
+    assert bytes(engine.jobs[-1].prompt).decode() == "u:Hi\na:Hi there\nu:Hi\n"
+    Response.model_validate(ended.to_dict(), strict=True)
+    (line,) = [line for line in logs if line["event"] == "request"]
+    assert (line["status"], line["completion_tokens"]) == (200, len("Hi there") + 1)
+
+
+async def test_a_stream_that_was_cut_at_each_of_ten_places_goes_on_to_an_equal_text() -> None:
+    ask: Any = partial(begun, stream=True, tools=TOOLS)
+    engine = writes(TEXT, context_tokens=400, pause=lambda: asyncio.sleep(0.002))
+    async with sdk(engine) as client:
+        whole = [event async for event in await ask(client)]
+        for place in range(10):
+            seen, cut = list[Any](), place * (len(whole) - 2) // 9
+            async with await ask(client) as stream:
+                async for event in stream:
+                    seen.append(event)
+                    if event.sequence_number == cut:
+                        break
+            id = seen[0].response.id
+            again: Any = partial(client.responses.retrieve, id, stream=True)
+            seen += [event async for event in await again(starting_after=cut)]
+
+            assert [event.type for event in seen] == [event.type for event in whole]
+            assert [event.sequence_number for event in seen] == list(range(len(whole)))
+            texts = [getattr(event, "delta", "") for event in seen]
+            assert texts == [getattr(event, "delta", "") for event in whole]
+            assert seen[-1].response == await client.responses.retrieve(id)
+            assert [event async for event in await again()] == seen
+
+    kinds = [event.type for event in whole[:3]]
+    assert kinds == ["response.created", "response.queued", "response.in_progress"]
+    assert (whole[0].response.status, whole[-1].response.status) == ("queued", "completed")
+    assert whole[-1].response.output_text == "Let me see."
+
+
+async def test_the_sdks_own_stream_goes_on_by_the_id() -> None:
+    async with sdk(writes("Hi there")) as client:
+        opened = client.responses.stream(model=MODEL, input="Hi", background=True)
+        async with opened as stream:
+            id = (await anext(stream)).response.id  # type: ignore[union-attr]
+        async with client.responses.stream(response_id=id, starting_after=3) as stream:
+            events = [event async for event in stream]
+            final = await stream.get_final_response()
+
+    assert (events[0].sequence_number, final.output_text) == (4, "Hi there")
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_what_is_cancelled_ends_at_once_and_stays_so(is_streamed: bool) -> None:
+    async with waiting() as (client, on, engine):
+        first = await begun(client, stream=is_streamed)
+        id = (await anext(first)).response.id if is_streamed else first.id
+        await until(client, id, "in_progress")
+        with capture_logs() as logs:
+            cancelled = await client.responses.cancel(id)
+            await engine.closed.acquire()
+            events = [event async for event in first] if is_streamed else []
+        on.set()
+        again, found = await client.responses.cancel(id), await client.responses.retrieve(id)
+        await client.responses.delete(id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(id)
+
+    assert (cancelled.status, cancelled.output_text) == ("cancelled", "Hi ")
+    assert cancelled == again == found
+    assert [event.response for event in events[-1:]] == [found] * is_streamed
+    assert [line["status"] for line in logs if line["path"] == "/v1/responses"] == [499]
+
+
+async def test_what_is_deleted_while_it_runs_ends() -> None:
+    async with waiting() as (client, _, engine):
+        first = await begun(client)
+        await until(client, first.id, "in_progress")
+        await client.responses.delete(first.id)
+        await engine.closed.acquire()
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(first.id)
+
+
+async def test_an_error_and_a_run_without_end_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sdk(ScriptedEngine((), Unavailable("it is gone"))) as client:
+        lost = await until(client, (await begun(client)).id)
+    monkeypatch.setattr(background, "MAX_RUN_S", 0.01)
+    async with waiting() as (client, _, engine):
+        late = await until(client, (await begun(client)).id)
+        await engine.closed.acquire()
+
+    for found, reason in ((lost, "it is gone"), (late, "more than 0.01 s")):
+        assert found.status == "failed"
+        assert found.error is not None
+        assert found.error.code == "server_error"
+        assert reason in found.error.message
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [({"store": False}, "background"), ({"input": "a" * 100}, "input")],
+)
+async def test_what_cannot_begin_is_refused_at_once(
+    request_: dict[str, Any], field: str
+) -> None:
+    async with sdk(ScriptedEngine()) as client:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await begun(client, **request_)
+
+    assert refused.value.param == field
+
+
+async def test_only_what_was_streamed_is_streamed_again_and_only_the_background_cancelled() -> (
+    None
+):
+    async with sdk(ScriptedEngine()) as client:
+        quiet, plain = await begun(client), await begun(client, background=False)
+        for id in (quiet.id, plain.id):
+            with pytest.raises(openai.BadRequestError):
+                await client.responses.retrieve(id, stream=True)
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.cancel(plain.id)
+
+
+async def test_a_watched_chat_is_joined_by_its_id_and_cancelled() -> None:
+    on, path = asyncio.Event(), "/v1/chat/completions"
+    engine = writes("Hi there", pause=on.wait)
+    chat: Body = {"messages": [{"role": "user", "content": "Hi"}], "background": True}
+    watched = {**chat, "stream": True, "stream_options": {"include_speculation": True}}
+    async with served(make_app(engine)) as url, httpx.AsyncClient(base_url=url) as client:
+        ids = list[str]()
+        for _ in range(2):
+            async with client.stream("POST", path, json=watched) as stream:
+                line = await anext(line async for line in stream.aiter_lines() if line)
+                ids.append(json.loads(line.removeprefix("data: "))["id"])
+        cancelled = await client.post(f"{path}/{ids[1]}/cancel", json={})
+        on.set()
+        first, rest, ended = [
+            events_of((await client.get(f"{path}/{id}?stream=true{after}")).text)
+            for id, after in ((ids[0], ""), (ids[0], "&starting_after=2"), (ids[1], ""))
+        ]
+        asked = {"input": "Hi", "previous_response_id": ids[0]}
+        continued = await client.post("/v1/responses", json=asked)
+        plain = await client.post(path, json=chat)
+
+    texts = [c["delta"].get("content") or "" for e in first[:-1] for c in e["choices"]]
+    assert ("".join(texts), first[-1], rest) == ("Hi there", "[DONE]", first[3:])
+    assert (cancelled.status_code, continued.status_code) == (200, 400)
+    assert ended[-1]["error"]["code"] == "client_closed_request"
+    assert plain.headers["x-picospec-ignored"] == "background"
+
+
+# What one key may have, and what other keys see of it.
+
+
+async def test_a_running_response_counts_against_its_keys_limits_until_it_ends() -> None:
+    limits = {"sessions": 1}
+    async with waiting(api_keys=["k", "other"], key_limits=limits) as (client, on, _):
+        first = await begun(client)
+        for is_background in (True, False):
+            with pytest.raises(openai.RateLimitError):
+                await begun(client, background=is_background)
+        await client.responses.cancel(first.id)
+        second = await begun(client)
+        on.set()
+        await until(client, second.id)
+        assert (await begun(client, background=False)).status == "completed"
+
+
+async def test_a_key_has_a_bound_of_its_own_and_nobody_elses_responses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(services, "MAX_RUNNING", 2)
+    async with waiting(api_keys=["k", "other"]) as (client, on, _):
+        other = client.with_options(api_key="other")
+        mine = [await begun(client) for _ in range(2)]
+        with pytest.raises(openai.RateLimitError):
+            await begun(client)
+        theirs = await begun(other)
+        for asked in (other.responses.retrieve, other.responses.cancel, other.responses.delete):
+            with pytest.raises(openai.NotFoundError):
+                await asked(mine[0].id)
+        on.set()
+        ended = [
+            await until(asked, each.id) for asked, each in ((client, mine[0]), (other, theirs))
+        ]
+
+    assert [each.status for each in ended] == ["completed"] * 2
+
+
+async def test_what_running_responses_continue_counts_as_bodies_that_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accounts, "MAX_HELD_BYTES", 1500)
+    on = asyncio.Event()
+    async with sdk(writes("Hi there", pause=on.wait, context_tokens=4000)) as client:
+        long = await begun(client, input="a" * 1000)
+        await client.responses.cancel(long.id)
+        await begun(client, previous_response_id=long.id)
+        with pytest.raises(openai.RateLimitError):
+            await begun(client, previous_response_id=long.id)
+        on.set()
+
+
+async def test_what_was_dropped_is_an_error_that_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Recording.__init__, "__defaults__", (1000, 1))
+    async with sdk(writes("Hi there, this is long"), keep_alive_s=60) as client:
+        async with await begun(client, stream=True) as stream:
+            id = (await anext(stream)).response.id
+        await until(client, id)
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.responses.retrieve(id, stream=True)
+        (kept,) = map(int, re.findall("before ([0-9]+) are", refused.value.message))
+        rest = await client.responses.retrieve(id, stream=True, starting_after=kept - 1)
+        events = [event async for event in rest]
+
+    assert refused.value.param == "starting_after"
+    assert (events[0].sequence_number, events[-1].type) == (kept, "response.completed")
+
+
+async def test_who_reads_too_slowly_is_told_so() -> None:
+    recording, sent = Recording(1, 1), list[bytes]()
+    for _ in range(2):
+        recording.add(b"data: {}\n\n")
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    await Replay(recording, 0, 60, None)({}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+
+    (error,) = (EVENTS.validate_python(event) for event in events_of(b"".join(sent).decode()))
+    assert (error.type, error.code) == ("error", "events_dropped")
+
+
+@given(st.lists(st.lists(st.binary(max_size=9), max_size=4)), st.data())
+def test_a_recording_has_the_events_from_any_on_or_says_that_they_are_dropped(
+    added: list[list[bytes]], data: st.DataObject
+) -> None:
+    recording = Recording(block_bytes=20, max_bytes=data.draw(st.integers(1, 200)))
+    events = [
+        b"".join(b"%d" % byte for byte in each) + b"\n\n" for part in added for each in part
+    ]
+    left = iter(events)
+    for part in added:
+        recording.add(b"".join(next(left) for _ in part))
+    if data.draw(st.booleans()):
+        recording.end()
+
+    is_dropped = False
+    for first in reversed(range(len(events))):
+        number, found = first, b""
+        try:
+            while piece := recording.since(number):
+                number, found = number + piece.count(b"\n\n"), found + piece
+        except Dropped:
+            is_dropped = True
+        else:
+            assert (found, is_dropped) == (b"".join(events[first:]), False)
+
+
+# A service that drains lets what runs finish, and says of the rest that it failed.
+
+
+async def test_what_ends_while_the_service_drains_can_still_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(background, "ASKED_S", 0.5)
+    drain = Drain()
+    async with waiting(drain=drain) as (client, on, _):
+        first = await begun(client)
+        await until(client, first.id, "in_progress")
+        drain.begin(60.0)
+        with pytest.raises(openai.InternalServerError):
+            await begun(client)
+        assert not drain.over.is_set()
+        on.set()
+        ended = await until(client, first.id)
+        assert not drain.over.is_set()
+        await drain.over.wait()
+
+    assert ended.output_text == "Hi there"
+
+
+async def test_what_does_not_end_in_time_has_failed_for_those_who_watch_and_who_ask() -> None:
+    drain = Drain()
+    async with waiting(drain=drain) as (client, _, engine):
+        stream = await begun(client, stream=True)
+        id = (await anext(stream)).response.id
+        await until(client, id, "in_progress")
+        drain.begin(0.01)
+        await drain.over.wait()
+        await drain.cut()
+        await engine.closed.acquire()
+        events = [event async for event in stream]
+        found = await client.responses.retrieve(id)
+
+    assert (events[-1].type, found.status) == ("response.failed", "failed")
+    assert found.error is not None
+    assert "before the answer was complete" in found.error.message
