@@ -455,6 +455,8 @@ def _fields(body: bytes) -> Json:
         fields: Json = msgspec.json.decode(body, type=dict[str, Any])
     except ValueError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
+    if "messages" in fields:  # a chat that is not drafted ends with its connection
+        fields.pop("background", None)
     return fields
 
 
@@ -466,7 +468,5 @@ def _model(fields: Json) -> str | None:
 
 
 def _addressed(fields: Json, model: str | None, identity: str | None) -> bytes:
-    if "messages" in fields:  # a chat that is not drafted ends with its connection
-        fields.pop("background", None)
     salt = {} if identity is None else {SALT: salted(identity, fields.get(SALT))}
     return msgspec.json.encode({**fields, **salt, "model": model})

@@ -369,6 +369,14 @@ async def test_what_only_the_verifiers_api_serves_is_answered_there(
     assert (line["prompt_tokens"], line["completion_tokens"]) == (5, 4)
 
 
+async def test_a_pages_chat_is_relayed_without_being_joined_again() -> None:
+    body, api = {**ASK, "bad_words": ["Ho"]}, OwnApi(API, saying(SAID))
+    async with before(api) as client:
+        answer = await client.post(CHATS, json={**body, "background": True})
+
+    assert (answer.status_code, api.asked) == (200, [{**body, "model": "fake"}])
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
