@@ -277,6 +277,7 @@ def not_reached(error: ApiError, url: str) -> list[Finding]:
 # Checks the draft model: its vocabulary, and its speed here compared to the target's.
 
 NOTEWORTHY_GAIN: Final = 1.05
+NO_ROOM: Final = "free some memory, or choose a smaller draft model"
 
 
 async def check_drafting(
@@ -342,6 +343,8 @@ async def check_pace(measuring: Awaitable[Pace]) -> list[Finding]:
     except (ApiError, TimeoutError) as error:
         reason = f"the target alone does not answer: {error}"
         return [Finding("speed", False, reason, "see the verifier's log")]
+    except ModelError as error:
+        return [Finding("speed", False, f"the draft model does not run: {error}", NO_ROOM)]
     return [check_speed(found), check_gain(found)]
 
 

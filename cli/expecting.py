@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from threading import Event
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -30,6 +31,8 @@ from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.models.llama_cpp.model import Context, Model, Segment
 from picospec.speculation.messages import ModelFacts
+
+T = TypeVar("T")
 
 SAMPLES: Final = {
     "code": 'def mean(values):\n    """Return the arithmetic mean of a list."""\n',
@@ -104,23 +107,33 @@ async def pace(
     """
     target = Target(verifier, facts)
     with closing(open_context(model, settings, CONTEXT_TOKENS)) as context:
-        draft_s = median(await asyncio.to_thread(_steps, context, Event(), DRAFT_STEPS))
+        draft_s = median(await _in_thread(partial(_steps, context, Event(), DRAFT_STEPS)))
         found = {kind: await target.answer(prompt) for kind, prompt in SAMPLES.items()}
         row_s = await target.row_s(SAMPLES["prose"])
         stop = Event()
-        drafting = asyncio.create_task(asyncio.to_thread(_steps, context, stop))
+        drafting = asyncio.create_task(_in_thread(partial(_steps, context, stop)))
         try:
             busy_s = (await target.answer(SAMPLES["prose"])).token_s
         finally:
             stop.set()
             beside_s = median(await drafting)
         agreement = {
-            kind: await asyncio.to_thread(agreed, context, SAMPLES[kind], answer.text)
+            kind: await _in_thread(partial(agreed, context, SAMPLES[kind], answer.text))
             for kind, answer in found.items()
         }
     token_s = min(answer.token_s for answer in found.values())
     slowed = max(1.0, busy_s / token_s)
     return Pace(token_s, row_s, slowed, draft_s, beside_s, verifier.rtt_s, agreement)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Return what `work` returns. It has ended even if the caller is cancelled: only then may
+    the draft model's context be closed."""
+    working = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    finally:
+        await asyncio.wait([working])
 
 
 def agreed(context: Context, prompt: str, answer: str) -> float:

@@ -46,6 +46,7 @@ from picospec.edge_agent.link.verifier import FACTS_PATH, START_PLUGIN, Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
+from picospec.models.errors import CannotOpen
 from picospec.models.llama_cpp.library import Library
 from picospec.models.llama_cpp.model import Context, Model, Segment
 from picospec.models.store import open_store
@@ -281,9 +282,10 @@ def test_a_draft_model_as_slow_as_the_target_gains_nothing(draft_s: float, ok: b
     assert "a smaller draft model" in finding.remedy
 
 
-async def test_a_target_that_cannot_be_timed_is_said_with_the_reason() -> None:
+@pytest.mark.parametrize("error", [Unavailable("gone"), CannotOpen("gone")])
+async def test_an_end_that_cannot_be_timed_is_said_with_the_reason(error: Exception) -> None:
     async def measuring() -> Pace:
-        raise Unavailable("gone")
+        raise error
 
     (finding,) = await check_pace(measuring())
 
