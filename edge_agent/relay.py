@@ -52,6 +52,7 @@ from picospec.gateway.errors import (
     NotFound,
     renamed,
 )
+from picospec.gateway.hosting.settings import MAX_CHOICES
 from picospec.gateway.schema import NEUTRAL, RequestModel, check_structure, is_neutral
 from picospec.gateway.tenants import salted
 from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
@@ -333,7 +334,7 @@ class Relay:
             fields = await checked(services, request, continued)
         make = partial(for_verifier, path, fields, field, served, schema)
         asked = await checked(services, request, make)
-        if asked.answers > services.settings.max_choices:
+        if asked.answers > MAX_CHOICES:
             return None
         account.ignored = shown_names(asked.ignored)
         return await self._for(field, path, asked, services, request)

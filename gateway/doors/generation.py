@@ -181,11 +181,24 @@ async def _ready(
         elsewhere = await relay.undrafted(services, request, facts.model)
         account.begin_answers(body.n * body.prompt_count - 1)
         return elsewhere
+    _check_choices(body, services.settings.max_choices)
     tokenizer = await asked.backend.tokenizer(facts.vocabulary)
     style = await services.style_of(tokenizer, account)
     name = f"{asked.door.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(asked, services, style, name, account)
     return Ready(asked, tokenizer, style, name, jobs)
+
+
+def _check_choices(body: GenerationRequest, most: int) -> None:
+    """Raise InvalidRequest for more choices than `most`, which a verifier may serve."""
+    if body.prompt_count * body.n <= most:
+        return
+    beyond = InvalidRequest(
+        f"{body.prompt_count} prompts times n = {body.n} exceeds {most} choices",
+        param="n" if body.prompt_count == 1 else "prompt",
+    )
+    beyond.may_be_served = True
+    raise beyond
 
 
 async def count_prompt(
@@ -261,11 +274,6 @@ async def _jobs(
     """Return the jobs `name`-0, `name`-1, ...; the choices of a prompt get the seeds seed,
     seed + 1, ..."""
     body, facts, extras = asked.door.body, asked.facts, asked.given.extras
-    if body.prompt_count * body.n > (most := services.settings.max_choices):
-        raise InvalidRequest(
-            f"{body.prompt_count} prompts times n = {body.n} exceeds {most} choices",
-            param="n" if body.prompt_count == 1 else "prompt",
-        )
     prompts = await _read(services, body, facts, style, account)
     extras_of = [_constrained(body, style, prompt, extras) for prompt in prompts]
     limits = [_max_tokens(body, prompt, facts, extras) for prompt in prompts]

@@ -202,7 +202,8 @@ class GatewaySettings(Table):
     """The model writes tool calls in this format; None: the chat template tells which."""
 
     max_choices: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 16
-    """One request may ask for at most this many choices: its prompts times `n`."""
+    """One request may ask for at most this many choices: its prompts times `n`. An edge lets a
+    verifier in vLLM answer for more, up to 128, if that one's own `max_choices` allows it."""
 
     @property
     def separates_prefixes(self) -> bool:

@@ -344,6 +344,10 @@ async def before(api: OwnApi, **settings: object) -> AsyncIterator[httpx.AsyncCl
         (RESPONSES, {"input": [{**USER, "content": [{"type": "input_image"}]}]}, "input"),
         ("/v1/messages", {"messages": [{**USER, "content": [{"type": "image"}]}]}, "messages"),
         (CHATS, {**ASK, "n": 9}, "n"),
+        (CHATS, {**ASK, "n": 17}, "n"),
+        (COMPLETIONS, {"prompt": ["a"] * 16, "n": 8}, "prompt"),
+        (COMPLETIONS, {"prompt": "Hi", "n": 128}, "n"),
+        (COMPLETIONS, {"prompt": "Hi", "logprobs": 50}, "logprobs"),
         (CHATS, {**ASK, "temperature": 2.5}, "temperature"),
         (CHATS, {**ASK, "logprobs": True, "top_logprobs": 50}, "top_logprobs"),
         (COMPLETIONS, {"prompt": "Hi", "echo": True, "logprobs": 1}, "echo"),
@@ -388,11 +392,12 @@ async def test_a_pages_chat_is_relayed_without_being_joined_again() -> None:
         (CHATS, {**ASK, "n": 9, "model": ["fake"]}, "model"),
         (CHATS, {**ASK, "max_completion_tokens": 4}, "max_completion_tokens"),
         (CHATS, {"messages": [{**USER, "audio": {"id": "a"}}]}, "messages.0.audio"),
-        (CHATS, {**ASK, "n": 17}, "n"),
+        (CHATS, {**ASK, "n": 129}, "n"),
         (CHATS, {**ASK, "bad_words": ["Ho"], "n": "2"}, "n"),
+        (COMPLETIONS, {"prompt": ["a"] * 65, "n": 2}, "prompt"),
         (
             COMPLETIONS,
-            {"prompt": ["a"] * 9, "use_beam_search": True, "n": 2},
+            {"prompt": ["a"] * 65, "use_beam_search": True, "n": 2},
             "use_beam_search",
         ),
         (
@@ -527,7 +532,11 @@ async def test_its_choices_prompts_and_beams_count_as_answers() -> None:
         many = await client.post(COMPLETIONS, json=body)
         few = await client.post(COMPLETIONS, json={**body, "n": 2})
 
+        beyond = {"prompt": ["a"] * 9, "n": 2}
+        third = await client.post(COMPLETIONS, json=beyond)
+
     assert (many.status_code, few.status_code, len(api.asked)) == (429, 200, 1)
+    assert third.status_code == 429
 
 
 async def test_an_answer_that_breaks_off_says_why_no_other_verifier_goes_on() -> None:
