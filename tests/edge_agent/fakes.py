@@ -308,6 +308,9 @@ class TokenizerVerifier:
         self._facts = msgspec.structs.replace(FACTS, **known)
         self._packed = file.pack() if packed is None else packed
 
+    async def watch(self) -> None:
+        """It is the only one."""
+
     async def facts(self) -> ModelFacts:
         self._away -= 1
         if self._away >= 0:
