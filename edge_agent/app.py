@@ -26,12 +26,13 @@ from picospec.edge_agent.draft.drafter import Drafter
 from picospec.edge_agent.draft.loading import MakeDrafter, TargetTokenizer
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback import DraftFallback, open_engine
-from picospec.edge_agent.link.connection import connections
+from picospec.edge_agent.link.connection import Connector
+from picospec.edge_agent.link.names import Name
 from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay import open_relay
-from picospec.edge_agent.settings import EdgeSettings
+from picospec.edge_agent.settings import DNS, EdgeSettings
 from picospec.gateway.accounts import account_of
 from picospec.gateway.app import create_app
 from picospec.gateway.drain import Drain, kept_going
@@ -112,9 +113,7 @@ def build(
             await asyncio.to_thread(tracing.close)
 
     name = draft.name if draft else None
-    edge = _Edge(
-        settings, verifiers, drafter, tokenizer, engine, fallback, drain, registry, name
-    )
+    edge = _Edge(settings, verifiers, drafter, tokenizer, engine, fallback, drain, name)
     access = Access(
         hosts=hosts_of(settings), body_limit_bytes=relay.body_limit_bytes, tracing=tracing
     )
@@ -142,9 +141,18 @@ def build(
 
 def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     """Return the verifiers. Their connections are made at first use. Raises OSError."""
-    made = connections(settings)
-    each = [Verifier(connection, metrics, number) for number, connection in enumerate(made)]
-    return Verifiers(each, metrics, settings.failover_deadline_s)
+    connect = Connector(settings)
+
+    def make(url: str, name: Name | None = None, address: str = "") -> Verifier:
+        apart = connect(url, address, prior_knowledge=False)
+        lost = name.look if name else lambda: None
+        return Verifier(connect(url, address), metrics, apart, lost)
+
+    urls = [str(url).rstrip("/") for url in settings.verifiers]
+    fixed = [make(url) for url in urls if not url.startswith(DNS)]
+    behind = [url.removeprefix(DNS) for url in urls if url.startswith(DNS)]
+    names = [Name(url, partial(make, url)) for url in behind]
+    return Verifiers(fixed, metrics, settings.failover_deadline_s, names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,6 @@ class _Edge:
     engine: EdgeEngine
     fallback: DraftFallback | None
     drain: Drain
-    registry: CollectorRegistry
     draft: str | None
 
     async def health(self, _: Request) -> JSONResponse:
@@ -171,11 +178,7 @@ class _Edge:
     async def about(self) -> dict[str, object]:
         """Return the part of /status that describes the edge."""
 
-        def sessions(number: int) -> int:
-            name, labels = "picospec:edge_verifier_sessions", {"verifier": str(number)}
-            return int(self.registry.get_sample_value(name, labels) or 0)
-
-        settings, found = self.settings, await self.verifiers.statuses()
+        settings = self.settings
         vocabularies, slots = self.tokenizer.relation, settings.slots
         known = {"model": self.draft, "vocabularies": vocabularies, "slots": slots}
         return {
@@ -187,7 +190,7 @@ class _Edge:
             "verifier_drafts": settings.verifier_drafts,
             "fallback": settings.fallback,
             "draft": self.draft and known,
-            "verifiers": [{**each, "sessions": sessions(i)} for i, each in enumerate(found)],
+            "verifiers": await self.verifiers.statuses(),
         }
 
     async def forget(self, request: Request) -> Response:

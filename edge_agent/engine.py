@@ -324,7 +324,7 @@ class EdgeEngine:
         mask = DraftGrammar(proposals.grammar).mask if proposals.grammar else None
         sampler = step_sampler(request, facts, half.sampler, drawn, mask)
         model = DraftModel(slot, sampler, request.prompt) if slot else None
-        sessions = self._verifiers.answer(request.identity, job.span)
+        sessions = self._verifiers.answer(request.identity, job.span, job.prompt, salt)
         may_rest = request.fill != "never" and self._policy is None
         machine = DraftMachine(
             request,

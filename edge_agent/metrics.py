@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -33,6 +34,7 @@ class EdgeMetrics:
         alone = "The same by the target alone, by estimate: its shortest passes, one a token."
         resumed = "Sessions opened again at a verifier that was only out of reach."
         reopened = "Sessions opened to go on with an answer whose verifier was lost."
+        placed = "Answers begun there: it has the prompt's beginning, or was near and idle."
         link_bytes = "Bytes of frames, without HTTP: up, down, and open for the prompts."
         self.drafted = counter("draft_tokens", "Tokens the draft model drafted.")
         self.looked_up = counter("lookup_tokens", looked_up)
@@ -67,9 +69,19 @@ class EdgeMetrics:
         self.verifier_sessions = gauge(
             "verifier_sessions", "Sessions of this edge that run there.", "verifier"
         )
+        self.placed = counter("placed_answers", placed, "verifier", "reason")
         self.lag_s = histogram(
             "event_loop_lag_seconds", "How late the event loop ran a timer.", _LAG_BUCKETS
         )
+
+    def forget(self, verifier: str) -> None:
+        """Show no more of the verifier with this label."""
+        for each in (self.verifier_ready, self.verifier_rtt_s, self.verifier_sessions):
+            with suppress(KeyError):
+                each.remove(verifier)
+        for reason in ("prefix", "near"):
+            with suppress(KeyError):
+                self.placed.remove(verifier, reason)
 
     async def watch_lag(self, clock: Callable[[], float]) -> None:
         """Sample the event loop's lag until cancelled. clock: the loop's own, in seconds."""

@@ -129,7 +129,7 @@ class AnswerObserver(Observer):
         last, quiet_s = self._last_link, now - self._last_link_at_s
         if last is None or quiet_s >= MIN_LINK_INTERVAL_S:
             rtt_ms, used = _ms(self._machine.latencies.rtt_s), (self.bytes_up, self.bytes_down)
-            verifier, reopened = self._sessions.verifier.number, self._sessions.reopened
+            verifier, reopened = self._sessions.verifier.label, self._sessions.reopened
             link = LinkUse(rtt_ms, *used, verifier, reopened)
             if link != last or quiet_s >= MAX_LINK_INTERVAL_S:
                 self._last_link, self._last_link_at_s = link, now

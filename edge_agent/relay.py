@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route as AnyMethod
 from starlette.types import Receive, Scope, Send
 
-from picospec.edge_agent.link.connection import Connection, Peer, connections
+from picospec.edge_agent.link.connection import Connection, Peer
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.relayed import (
     AS_IT_IS,
@@ -232,18 +232,16 @@ ends speak different versions of the protocol."""
 
 
 class Relay:
-    """to_verifiers: a connection to each. upstream: that of the settings, if any."""
+    """upstream: the connection to that of the settings, if any."""
 
     def __init__(
         self,
         settings: RelaySettings,
         verifiers: Verifiers,
-        to_verifiers: Sequence[Connection],
         upstream: Connection | None,
     ) -> None:
         self._settings = settings
         self._verifiers = verifiers
-        self._to_verifiers = to_verifiers
         self._upstream = upstream
 
     held_bytes = HELD_BYTES
@@ -413,12 +411,11 @@ class Relay:
     async def _to_verifier(self) -> Connection:
         with suppress(ApiError):  # the request that follows reports it
             await self._verifiers.facts()
-        return self._to_verifiers[self._verifiers.current.number]
+        return self._verifiers.current.apart
 
 
 def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:
     """Return the relay of the settings. It connects at first use. Raises OSError."""
-    to_verifiers = connections(settings, prior_knowledge=False)
     upstream = None
     if url := settings.relay.url:
         key = next((key.get_secret_value() for key in settings.relay_key), None)
@@ -429,7 +426,7 @@ def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:
             peer=UPSTREAM,
             prior_knowledge=False,
         )
-    return Relay(settings.relay, verifiers, to_verifiers, upstream)
+    return Relay(settings.relay, verifiers, upstream)
 
 
 class _Nothing:

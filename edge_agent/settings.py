@@ -10,13 +10,15 @@ PICOSPEC_RELAY_KEY the one for the upstream of `relay`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     AnyHttpUrl,
+    AnyUrl,
     Field,
     SecretStr,
+    UrlConstraints,
     field_validator,
     model_validator,
 )
@@ -26,10 +28,13 @@ from picospec.gateway.hosting.settings import Port, ServiceSettings, Table, is_l
 from picospec.speculation.drafting import DraftSettings
 from picospec.speculation.messages import Fill, Judge
 
-_LOCAL_VERIFIER: Final = AnyHttpUrl("http://127.0.0.1:9000")
+_LOCAL: Final = AnyUrl("http://127.0.0.1:9000")
 
 
-def _address(url: AnyHttpUrl) -> AnyHttpUrl:
+Url = TypeVar("Url", bound=AnyUrl | AnyHttpUrl)
+
+
+def _address(url: Url) -> Url:
     if url.username is not None or url.password is not None:
         raise ValueError(
             "it may hold no user and no password; set PICOSPEC_VERIFIER_KEY, or of `relay`"
@@ -41,6 +46,17 @@ def _address(url: AnyHttpUrl) -> AnyHttpUrl:
 
 
 VerifierUrl = Annotated[AnyHttpUrl, AfterValidator(_address)]
+
+DNS: Final = "dns+"
+"""An address with this prefix stands for all verifiers behind its name."""
+
+VerifierAddress = Annotated[
+    AnyUrl,
+    UrlConstraints(
+        allowed_schemes=["http", "https", f"{DNS}http", f"{DNS}https"], host_required=True
+    ),
+    AfterValidator(_address),
+]
 
 
 class DraftingSettings(Table):
@@ -109,11 +125,12 @@ class EdgeSettings(ServiceSettings):
     port: Port = 8000
     """The edge listens at this port."""
 
-    verifier_urls: Annotated[tuple[VerifierUrl, ...], Field(min_length=1)] = (_LOCAL_VERIFIER,)
+    verifier_urls: Annotated[tuple[VerifierAddress, ...], Field(min_length=1)] = (_LOCAL,)
     """The addresses of the verifiers. Those of one identity (same weights, engine and settings)
-    take over each other's answers."""
+    take over each other's answers. dns+http://NAME:PORT and dns+https://NAME:PORT stand for all
+    verifiers behind a name, which may come and go."""
 
-    verifier_url: VerifierUrl | None = None
+    verifier_url: VerifierAddress | None = None
     """The address of the only verifier; it is set instead of `verifier_urls`."""
 
     verifier_ca: Path | None = None
@@ -203,7 +220,7 @@ class EdgeSettings(ServiceSettings):
         return DraftSettings(**self.drafting.model_dump())
 
     @property
-    def verifiers(self) -> tuple[AnyHttpUrl, ...]:
+    def verifiers(self) -> tuple[AnyUrl, ...]:
         """The addresses of the verifiers, from either setting."""
         return (self.verifier_url,) if self.verifier_url else self.verifier_urls
 
@@ -214,10 +231,10 @@ class EdgeSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _shows_no_key_in_the_clear(self) -> Self:
-        shown = list(self.verifiers) if self.shown_key else []
+        shown: list[AnyUrl | AnyHttpUrl] = list(self.verifiers) if self.shown_key else []
         if self.relay.url and self.relay_key:
             shown.append(self.relay.url)
-        plain = [url.host or "" for url in shown if url.scheme == "http"]
+        plain = [url.host or "" for url in shown if url.scheme.removeprefix(DNS) == "http"]
         if not self.allow_plain_http and (hosts := [h for h in plain if not is_loopback(h)]):
             raise ValueError(
                 f"allow_plain_http: a key would go to {hosts[0]} in the clear; give its address"

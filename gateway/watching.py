@@ -62,8 +62,8 @@ class LinkUse(msgspec.Struct, frozen=True):
     rtt_ms: float
     bytes_up: int
     bytes_down: int
-    verifier: int
-    """The verifier has this index in the edge's list, from 0."""
+    verifier: str
+    """The verifier's label, as in the edge's /health."""
 
     reopened: int
 

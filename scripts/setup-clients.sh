@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p .clients
-for name in agents aider anthropic lm-eval ollama; do
+for name in agents aider anthropic inspect-ai lm-eval ollama; do
     environment=".clients/$name"
     [ -x "$environment/bin/python" ] || .venv/bin/python -m venv "$environment"
     "$environment/bin/pip" install --quiet --requirement "tests/clients/requirements-$name.txt"

@@ -22,6 +22,7 @@ from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.drain import beside, kept_going
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.hosting.limits import compute_threads
 from picospec.models.choosing import HubPolicy, choose_draft
@@ -32,7 +33,7 @@ from picospec.models.llama_cpp.model import Context, Length, Model, context_leng
 from picospec.models.store import Store, obtain
 from picospec.models.tokenizer import Encoder, Tokenizer
 from picospec.models.tokenizer_file import TokenizerCache
-from picospec.models.vocabulary import Relation, relate
+from picospec.models.vocabulary import Relation, Vocabulary, relate
 
 # The target's tokenizer at the edge, and how the draft model's vocabulary relates to it.
 #
@@ -174,25 +175,30 @@ def with_draft_model(
 
 async def _fitting(verifiers: Verifiers, store: Store, policy: HubPolicy) -> str | None:
     """Wait for the verifier; return the name of a draft that fits the target, if one does."""
-    log, reason = structlog.get_logger("edge_agent"), ""
+    log = structlog.get_logger("edge_agent")
     tokenizer = TargetTokenizer(verifiers, TokenizerCache(store.root / "tokenizers"), None)
     try:
-        while True:
-            try:
-                vocabulary = (await tokenizer()).vocabulary
-                target = (await verifiers.facts()).model
-                break
-            except ApiError as error:
-                if str(error) != reason:
-                    reason = str(error)
-                    log.info("the draft model depends on the verifier; waiting", reason=reason)
-                await asyncio.sleep(RETRY_S)
+        async with beside(kept_going(verifiers.watch)):
+            target, vocabulary = await _target(verifiers, tokenizer)
     finally:
         await verifiers.close()
     choice = await asyncio.to_thread(choose_draft, store, target, vocabulary, policy)
     more = {"remedy": f'{choice.remedy}, or draft_from_hub = "always"'} if choice.remedy else {}
     log.info("draft model", target=target, chosen=choice.name or "none", why=choice.why, **more)
     return choice.name
+
+
+async def _target(verifiers: Verifiers, tokenizer: TargetTokenizer) -> tuple[str, Vocabulary]:
+    """Wait for the verifier; return the target's name and vocabulary."""
+    log, reason = structlog.get_logger("edge_agent"), ""
+    while True:
+        try:
+            return (await verifiers.facts()).model, (await tokenizer()).vocabulary
+        except ApiError as error:
+            if str(error) != reason:
+                reason = str(error)
+                log.info("the draft model depends on the verifier; waiting", reason=reason)
+            await asyncio.sleep(RETRY_S)
 
 
 def open_model(settings: EdgeSettings, store: Store) -> Model | None:

@@ -216,7 +216,8 @@ def session_headers() -> dict[str, str]:
 
 def _no_proxy(host: str) -> Proxy:
     """Return what replaces the proxy that the environment names (HTTP_PROXY) for this host: it
-    leads to no service of this machine, and passes on no HTTP/2 without TLS."""
+    leads to no service of this machine, passes on no HTTP/2 without TLS, and looks names up
+    itself."""
     return Proxy("http://127.0.0.1", no_proxy=host)
 
 
@@ -229,6 +230,8 @@ class Connection:
     chain and key (PEM) to show to a verifier that asks for them.
 
     prior_knowledge: if False, http:// uses HTTP/1.1 with one connection per running request.
+    address: an IP address, which is used in place of those of the host's name. The certificate
+    must still have the name.
     """
 
     def __init__(
@@ -240,8 +243,13 @@ class Connection:
         certificate: tuple[bytes, bytes] | None = None,
         peer: Peer = VERIFIER,
         prior_knowledge: bool = True,
+        address: str = "",
     ) -> None:
-        self.url = url
+        self.base = url
+        self.address = address
+        self.url = f"{url} ({address})" if address else url
+        """Names the peer in errors, in the log and in /status."""
+
         self.peer = peer
         self._headers = {"content-type": CONTENT_TYPE, "accept-encoding": "identity"}
         if key:
@@ -251,7 +259,7 @@ class Connection:
             ca_certificate = system_authorities() or None
         chain, private_key = certificate or (None, None)
         host = urlsplit(url).hostname or ""
-        is_direct = is_loopback(host) or (prior_knowledge and not secured)
+        is_direct = bool(address) or is_loopback(host) or (prior_knowledge and not secured)
         self._make = partial(
             HTTPTransport,
             http_version=HTTPVersion.HTTP2 if prior_knowledge and not secured else None,
@@ -261,6 +269,7 @@ class Connection:
             tls_key=private_key,
             proxy=_no_proxy(host) if is_direct else None,
             connect_timeout=CONNECT_TIMEOUT_S,
+            dns_overrides={host: [address]} if address else None,
             follow_redirects=False,
             enable_otel=False,
             enable_gzip=False,
@@ -296,7 +305,7 @@ class Connection:
     ) -> AsyncGenerator[Response]:
         """Yield a response whose head arrived within `within_s`; its content is still to be
         read. Raises LinkDown, also in place of a TimeoutError of the reader."""
-        client, url = self.client, self.url + path
+        client, url = self.client, self.base + path
         try:
             client = self._made()
             async with AsyncExitStack() as stack:
@@ -386,23 +395,29 @@ class Connection:
         raise EngineFault(f"the verifier does not take a draft: {error.message}")
 
 
-def connections(settings: EdgeSettings, *, prior_knowledge: bool = True) -> list[Connection]:
-    """Return a connection to each verifier of the settings; it is made at its first use. Raises
-    OSError."""
-    authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
-    certificate = None
-    if settings.client_certificate and settings.client_key:
-        certificate = settings.client_certificate.read_bytes(), settings.client_key.read_bytes()
-    return [
-        Connection(
-            str(url).rstrip("/"),
-            key=settings.shown_key,
-            ca_certificate=authority,
-            certificate=certificate,
+class Connector:
+    """Makes connections to an edge's verifiers, with its key and certificates, which are used
+    when a connection is. Raises OSError if a file cannot be read."""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self._authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+        self._certificate: tuple[bytes, bytes] | None = None
+        if settings.client_certificate and settings.client_key:
+            chain, key = settings.client_certificate, settings.client_key
+            self._certificate = chain.read_bytes(), key.read_bytes()
+        self._key = settings.shown_key
+
+    def __call__(
+        self, url: str, address: str = "", *, prior_knowledge: bool = True
+    ) -> Connection:
+        return Connection(
+            url,
+            key=self._key,
+            ca_certificate=self._authority,
+            certificate=self._certificate,
             prior_knowledge=prior_knowledge,
+            address=address,
         )
-        for url in settings.verifiers
-    ]
 
 
 async def read_answer(response: Response, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:

@@ -20,6 +20,7 @@ from random import Random
 from typing import Final, Generic, TypeVar
 
 from picospec.edge_agent.link.connection import LinkDown
+from picospec.edge_agent.link.prefixes import Prefixes, Prompt, Speed
 from picospec.gateway.errors import (
     ApiError,
     Draining,
@@ -43,9 +44,13 @@ BUSY_S: Final = 0.1
 """A verifier whose sessions are all taken counts as this much farther away. Each session more
 lengthens the passes of the others, by tens of milliseconds where many share them."""
 
+SHARED_S: Final = 0.01
+"""A verifier counts as this much farther away for each session of this edge there, which its
+load will show later."""
+
 STAY_S: Final = 0.05
-"""Of ready verifiers, the one in use counts as this much nearer, because it has the beginning
-of the conversation in its KV cache."""
+"""Where the prompt is unknown, the verifier in use counts as this much nearer: it may have the
+beginning of the text in its KV cache."""
 
 
 class Event(Enum):
@@ -59,9 +64,9 @@ class Event(Enum):
 
 @dataclass(slots=True, eq=False)
 class KnownVerifier:
-    """What is known of a verifier. number: its place in the settings, from 0."""
+    """What is known of a verifier. label: names it where its address must not be shown."""
 
-    number: int
+    label: str
     latest: Event | None = None
     """The latest event; None before the verifier was asked."""
 
@@ -80,6 +85,13 @@ class KnownVerifier:
     load: float = 0.0
     """The share of its sessions that are taken, from 0 to 1."""
 
+    asked: int = 0
+    """This many sessions of this edge run there or are being opened."""
+
+    run: str = ""
+    """Names the verifier's process; empty before its first session."""
+
+    prefixes: Prefixes = field(default_factory=Prefixes, compare=False)
     gains: Gains = field(default_factory=Gains, compare=False)
     """They tell what the edge's drafted and looked-up tokens earn there."""
 
@@ -93,6 +105,13 @@ class KnownVerifier:
     def learn(self, facts: ModelFacts) -> None:
         self.identity, self.is_compatible = facts.identity, facts.is_compatible
         self.identities = frozenset((facts.identity, *facts.adapters.values()))
+
+    def began(self, session: str) -> None:
+        """Note that the verifier has begun a session. Another process has an empty cache."""
+        run = session[:RUN_CHARACTERS]
+        if self.run and run != self.run:
+            self.prefixes.forget()
+        self.run = run
 
     @property
     def is_ready(self) -> bool:
@@ -113,26 +132,33 @@ class KnownVerifiers(Generic[V]):
     def __init__(self, verifiers: Sequence[V]) -> None:
         self.all = verifiers
         self.current = verifiers[0]
+        self.speed = Speed()
 
     @property
     def is_ready(self) -> bool:
         """True if any verifier is ready, as far as is known."""
         return any(verifier.is_ready for verifier in self.all)
 
-    def ranked(self, identity: str) -> list[V]:
-        """Return the verifiers, best first: ready ones, of this identity, near and idle."""
+    def ranked(self, identity: str, prompt: Prompt | None = None) -> list[V]:
+        """Return the verifiers, best first: ready ones, of this identity, near and idle, which
+        have most of the prompt, if that is known."""
 
         def cost(verifier: V) -> tuple[bool, bool, float]:
-            stays_s = STAY_S if verifier is self.current else 0.0
-            cost_s = verifier.rtt_s + BUSY_S * verifier.load - stays_s
+            cost_s = verifier.rtt_s + BUSY_S * verifier.load + SHARED_S * verifier.asked
+            if prompt is not None:
+                cost_s += self.speed.reads_s(prompt, verifier.prefixes)
+            elif verifier is self.current:
+                cost_s -= STAY_S
             return not verifier.is_ready, not verifier.may_serve(identity), cost_s
 
         return sorted(self.all, key=cost)
 
-    def choose(self, identity: str, without: Container[object] = ()) -> V | None:
+    def choose(
+        self, identity: str, without: Container[object] = (), prompt: Prompt | None = None
+    ) -> V | None:
         """Return the best verifier that can go on with texts of this identity, if any; ready
         ones come first."""
-        ranked = (v for v in self.ranked(identity) if v.may_serve(identity))
+        ranked = (v for v in self.ranked(identity, prompt) if v.may_serve(identity))
         return next((v for v in ranked if v not in without), None)
 
 
@@ -232,13 +258,20 @@ class _SinceToken(Generic[V]):
 
 class Course(Generic[V]):
     """identity: that of the answer's texts. deadline_s: an answer whose session was lost waits
-    this long for a verifier. chance: spreads the waits of many answers."""
+    this long for a verifier. chance: spreads the waits of many answers. prompt: None if all
+    verifiers have as much of it."""
 
     def __init__(
-        self, verifiers: KnownVerifiers[V], identity: str, deadline_s: float, chance: Random
+        self,
+        verifiers: KnownVerifiers[V],
+        identity: str,
+        deadline_s: float,
+        chance: Random,
+        prompt: Prompt | None = None,
     ) -> None:
         self._verifiers = verifiers
         self._identity = identity
+        self._prompt = prompt
         self._deadline_s = deadline_s
         self._chance = chance
         self.state = State.NEW
@@ -391,7 +424,8 @@ class Course(Generic[V]):
         return best if best and best.is_ready else None
 
     def _best(self, without: set[V | None]) -> V | None:
-        return self._verifiers.choose(self._identity, without | self._excluded)
+        excluded = without | self._excluded
+        return self._verifiers.choose(self._identity, excluded, self._prompt)
 
     def timeout_s(self, open_bytes: int, now: float, *, constrained: bool = False) -> float:
         """Return how long an Open of this size may wait for the first byte of its stream; after

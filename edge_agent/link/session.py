@@ -17,6 +17,7 @@ import structlog
 
 from picospec.edge_agent.link.connection import LinkDown, from_fault, session_headers
 from picospec.edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S, Event
+from picospec.edge_agent.link.prefixes import Reading
 from picospec.edge_agent.link.uploads import Inbox, Upload
 from picospec.edge_agent.link.verifier import Verifier
 from picospec.gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
@@ -37,6 +38,7 @@ from picospec.speculation.messages import (
     Opened,
     Pushed,
     RemoteProtocolError,
+    Reused,
     Up,
 )
 
@@ -261,7 +263,8 @@ class Session:
 
     within_s: the Open may wait this long for the first byte of its answer. headers: see
     session_headers. spans: the answer's, and the one that lasts until the session is open.
-    opened: called when the verifier has taken the session.
+    opened: called when the verifier has taken the session. reading: learns from it
+    until the first token.
     """
 
     def __init__(
@@ -274,6 +277,7 @@ class Session:
         progress: Progress | None = None,
         spans: tuple[Span, Span] = (NO_SPAN, NO_SPAN),
         opened: Callable[[Opened], object] = lambda _: None,
+        reading: Reading | None = None,
     ) -> None:
         self._verifier = verifier
         self._request = request
@@ -282,6 +286,7 @@ class Session:
         self._progress = progress or Progress(time.monotonic())
         self._answer_span, self._span = spans
         self._when_opened = opened
+        self._reading = reading
         self._posts = Posts(verifier, self._headers)
         self.send = self._posts.send
         self.position = len(request.committed)
@@ -319,6 +324,7 @@ class Session:
 
         Raises gateway.errors.ApiError; never ends without Finish.
         """
+        self._verifier.asked += 1
         try:
             frame, headers = await self._frame(), {**self._headers, **self._span.headers}
             async with (
@@ -343,6 +349,7 @@ class Session:
                 self._verifier.note(Event.DRAINS)
             raise
         finally:
+            self._verifier.asked -= 1
             self._span.end()
             if self._carrier is not None:
                 self._carrier.leave(self._name)
@@ -372,6 +379,8 @@ class Session:
                 self._verifier.sessions.inc()
                 self._verifier.note(Event.ANSWERED)
                 self._when_opened(message)
+                if self._reading is not None:
+                    self._reading.opened(time.monotonic())
                 self._span.end()
                 self._span = self._answer_span.begin("first token")
                 self._opened.set()
@@ -380,7 +389,14 @@ class Session:
                 self.position = start + len(tokens)
                 self._posts.committed(self.position)
                 self._progress.observe_token(time.monotonic(), self._limits)
+                if self._reading is not None:
+                    self._reading.first_token(time.monotonic())
+                    self._reading = None
                 self._ask_to_carry()
+            case Reused(tokens):
+                if self._reading is not None:
+                    self._reading.reused(tokens)
+                self._progress.observe_silence(time.monotonic())
             case Fault(code=code):
                 if code == HANDOVER_FAULT:
                     self._verifier.note(Event.DRAINS)

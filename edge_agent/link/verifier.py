@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from http import HTTPStatus
 from typing import Annotated, Final
@@ -60,6 +61,9 @@ suspended, a VPN came or went, or a router has forgotten it."""
 WAKE_S: Final = 0.3
 """An idle connection that does not answer within this time and two round trips is replaced."""
 
+LABEL_DIGITS: Final = 8
+"""The label of a verifier has this many hexadecimal digits."""
+
 ANSWER_TIMEOUT_S: Final = 600.0
 """A relayed answer must begin within this time, and so must each next piece of it. One that is
 not streamed begins at its end."""
@@ -113,17 +117,26 @@ def no_picospec(url: str) -> Unavailable:
 
 
 class Verifier(KnownVerifier):
-    """Owns the connection to a verifier. Its address is in no metric, because anybody may read
-    these."""
+    """Owns the connections to a verifier. Its address is in no metric, because anybody may read
+    these; its label is a hash of it. apart: a connection for requests that may be large; the
+    same one by default. lost: called when a verifier that was ready is lost."""
 
-    def __init__(self, connection: Connection, metrics: EdgeMetrics, number: int = 0) -> None:
-        super().__init__(number)
+    def __init__(
+        self,
+        connection: Connection,
+        metrics: EdgeMetrics,
+        apart: Connection | None = None,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(hashlib.sha256(connection.url.encode()).hexdigest()[:LABEL_DIGITS])
         self.url = connection.url
         self.connection = connection
+        self.apart = apart or connection
         self.metrics = metrics
-        self.sessions = metrics.verifier_sessions.labels(str(number))
-        self._ready_gauge = metrics.verifier_ready.labels(str(number))
-        self._rtt_gauge = metrics.verifier_rtt_s.labels(str(number))
+        self._lost = lost
+        self.sessions = metrics.verifier_sessions.labels(self.label)
+        self._ready_gauge = metrics.verifier_ready.labels(self.label)
+        self._rtt_gauge = metrics.verifier_rtt_s.labels(self.label)
         self._facts: ModelFacts | None = None
         self._heard_at = 0.0  # when the last answer came, by now_with_sleep
         self._waking: asyncio.Task[None] | None = None
@@ -136,9 +149,12 @@ class Verifier(KnownVerifier):
         return self._facts.protocol if self._facts else None
 
     def note(self, event: Event) -> None:
+        was_ready = self.is_ready
         super().note(event)
         self._heard_at = now_with_sleep()
         self._ready_gauge.set(self.is_ready)
+        if was_ready and not self.is_ready:
+            self._lost()
 
     def answered(self, begun: float, event: Event) -> None:
         """Note an answer to a request that began at `begun`, and its round trip."""
@@ -197,7 +213,10 @@ class Verifier(KnownVerifier):
         except LinkDown as error:
             if self.identity or error.how != "broken" or not self.url.startswith("http://"):
                 raise
-            plain = Connection(self.url, key=None, ca_certificate=None, prior_knowledge=False)
+            base, address = self.connection.base, self.connection.address
+            plain = Connection(
+                base, key=None, ca_certificate=None, prior_knowledge=False, address=address
+            )
             with suppress(LinkDown):
                 answer = await plain.ask("GET", FACTS_PATH, within_s=CHECK_TIMEOUT_S)
                 if answer.status == HTTPStatus.NOT_FOUND:
@@ -253,6 +272,7 @@ class Verifier(KnownVerifier):
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.wait([self._fetching])
+        self.metrics.forget(self.label)
 
     async def status(self) -> VerifierStatus:
         """Return the verifier's status; an empty one if it gives none."""

@@ -18,25 +18,34 @@ import msgspec
 
 from picospec.edge_agent.link.connection import LinkDown, session_headers
 from picospec.edge_agent.link.course import Course, KnownVerifiers, State, Wait
+from picospec.edge_agent.link.names import Name
+from picospec.edge_agent.link.prefixes import Prompt, Reading, Speed
 from picospec.edge_agent.link.session import Progress, Session
 from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.tracing import Span
 from picospec.models.grammars import NAME
-from picospec.speculation.messages import ModelFacts, Open, Opened
+from picospec.speculation.messages import ModelFacts, Open, Opened, TokenId
 
 PROBE_S: Final = 2.0
 """All verifiers are probed at about this interval, if there are several."""
 
 
 class Verifiers(KnownVerifiers[Verifier]):
-    """deadline_s: see edge_agent.link.course.Course."""
+    """verifiers: those that stay. deadline_s: see edge_agent.link.course.Course. names: those
+    behind each of these come and go."""
 
     def __init__(
-        self, verifiers: Sequence[Verifier], metrics: EdgeMetrics, deadline_s: float
+        self,
+        verifiers: Sequence[Verifier],
+        metrics: EdgeMetrics,
+        deadline_s: float,
+        names: Sequence[Name] = (),
     ) -> None:
-        super().__init__(verifiers)
+        super().__init__([*verifiers, *_behind(names)])
+        self._fixed = verifiers
+        self._names = names
         self._metrics = metrics
         self._deadline_s = deadline_s
         self._probing: asyncio.Task[None] | None = None
@@ -51,7 +60,8 @@ class Verifiers(KnownVerifiers[Verifier]):
             except ApiError as failed:
                 error = error or failed
             else:
-                self.current = verifier
+                if verifier in self.all:  # it may have left meanwhile
+                    self.current = verifier
                 self._metrics.rtt_s.set(verifier.rtt_s)
                 return facts
         raise error or Unavailable("there is no verifier")
@@ -64,15 +74,32 @@ class Verifiers(KnownVerifiers[Verifier]):
         """Return when the connection in use, if it was idle, has answered or was replaced."""
         await self.current.awake()
 
-    def answer(self, identity: str, span: Span) -> Sessions:
+    def answer(
+        self,
+        identity: str,
+        span: Span,
+        tokens: tuple[TokenId, ...] = (),
+        owner: str | None = None,
+    ) -> Sessions:
         """Return the sessions of one answer, whose texts have this identity and whose trace has
-        this span. Raises EngineFault if the verifier in use opens none for this edge, or
-        Unavailable if no verifier can take the answer."""
+        this span. tokens: the prompt. owner: what parts its KV from that of others, if anything
+        does. Raises EngineFault if the verifier in use opens none for this edge, or Unavailable
+        if no verifier can take the answer."""
         if not self.current.is_compatible:
             raise EngineFault(
                 "the verifier speaks another version of the protocol", code="protocol_version"
             )
-        return Sessions(self, identity, self._deadline_s, span)
+        prompt = Prompt.of(tokens, owner or "") if tokens and self._may_choose else None
+        sessions = Sessions(self, identity, self._deadline_s, span, prompt)
+        if prompt is not None:
+            placed = sessions.verifier
+            why = "prefix" if placed.prefixes.held(prompt) else "near"
+            self._metrics.placed.labels(placed.label, why).inc()
+        return sessions
+
+    @property
+    def _may_choose(self) -> bool:
+        return bool(self._names) or len(self.all) > 1
 
     def forget(self) -> None:
         """Let all facts be fetched again: a verifier was away, or has changed."""
@@ -89,40 +116,62 @@ class Verifiers(KnownVerifiers[Verifier]):
 
     def report(self) -> dict[str, object]:
         """Return the verifier in use and the health of each, for /health and /ready. Anybody
-        may read these, so they number the verifiers as in the settings and have no address."""
-        each = [{"ready": v.is_ready, "rtt_ms": _ms(v.rtt_s), "load": v.load} for v in self.all]
-        current = {"verifier": self.current.number, "rtt_ms": _ms(self.current.rtt_s)}
+        may read these, so they name the verifiers by their labels and have no address."""
+        each = [
+            {"verifier": v.label, "ready": v.is_ready, "rtt_ms": _ms(v.rtt_s), "load": v.load}
+            for v in self.all
+        ]
+        current = {"verifier": self.current.label, "rtt_ms": _ms(self.current.rtt_s)}
         return {**current, "verifiers": each}
 
     async def statuses(self) -> list[dict[str, object]]:
         """Probe all verifiers, and return the part of /status that describes each."""
         await self.probe()
-        said = await asyncio.gather(*(verifier.status() for verifier in self.all))
+        verifiers = self.all  # others may be in use after the wait
+        said = await asyncio.gather(*(verifier.status() for verifier in verifiers))
         return [
             {
                 "url": verifier.url,
+                "verifier": verifier.label,
                 "in_use": verifier is self.current,
                 "ready": verifier.is_ready,
                 "rtt_ms": _ms(verifier.rtt_s),
                 "load": verifier.load,
+                "sessions": verifier.asked,
                 "identity": verifier.identity,
                 "protocol": verifier.protocol,
                 "drafted": verifier.is_compatible,
                 "gains": verifier.gains.beliefs(),
+                "prefix_tokens": verifier.prefixes.tokens,
                 **msgspec.structs.asdict(status),
             }
-            for verifier, status in zip(self.all, said, strict=True)
+            for verifier, status in zip(verifiers, said, strict=True)
         ]
 
     async def watch(self) -> None:
-        """Refresh health and facts until cancelled, if there are several verifiers."""
-        while len(self.all) > 1:
-            await self.probe()
-            for verifier in self.all:
-                if verifier.is_ready:
-                    with suppress(ApiError):
-                        await verifier.facts()
-            await asyncio.sleep(PROBE_S * uniform(0.5, 1.5))
+        """Refresh health and facts until cancelled, if there are several verifiers, and follow
+        the names."""
+        async with asyncio.TaskGroup() as tasks:
+            for name in self._names:
+                tasks.create_task(name.follow(self._changed))
+            while self._may_choose:
+                await self._refresh()
+                await asyncio.sleep(PROBE_S * uniform(0.5, 1.5))
+
+    async def _refresh(self) -> None:
+        if len(self.all) == 1:
+            return
+        await self.probe()
+        for verifier in self.all:
+            if verifier.is_ready:
+                with suppress(ApiError):
+                    await verifier.facts()
+
+    def _changed(self) -> None:
+        """Use the verifiers that the names lead to by now."""
+        self.all = [*self._fixed, *_behind(self._names)]
+        if self.current not in self.all:
+            self.current = self.ranked(self.current.identity)[0]
 
     async def check(self) -> None:
         """Raise ApiError unless a verifier is ready."""
@@ -141,22 +190,33 @@ class Verifiers(KnownVerifiers[Verifier]):
         await asyncio.gather(*checks, return_exceptions=True)  # their states show the failures
 
     async def close(self) -> None:
-        await asyncio.gather(*(verifier.close() for verifier in self.all))
+        await asyncio.gather(*(verifier.close() for verifier in self._fixed))
+        await asyncio.gather(*(name.close() for name in self._names))
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.wait([self._probing])
 
 
+def _behind(names: Sequence[Name]) -> list[Verifier]:
+    return [verifier for name in names for verifier in name.verifiers]
+
+
 class Sessions:
     """The sessions of one answer, which are opened one after another, where its Course decides.
-    verifier: the one in use, or where the next session is opened. Raises Unavailable if no
-    verifier can take the first one."""
+    prompt: None if there is only one verifier. verifier: the one in use, or where the next
+    session is opened. Raises Unavailable if no verifier can take the first one."""
 
     def __init__(
-        self, verifiers: Verifiers, identity: str, deadline_s: float, span: Span
+        self,
+        verifiers: Verifiers,
+        identity: str,
+        deadline_s: float,
+        span: Span,
+        prompt: Prompt | None,
     ) -> None:
         self._verifiers = verifiers
-        self._course = Course(verifiers, identity, deadline_s, Random())
+        self._prompt = prompt
+        self._course = Course(verifiers, identity, deadline_s, Random(), prompt)
         self._span = span
         self.verifier = self._course.begin()
         self._headers = session_headers()
@@ -180,7 +240,16 @@ class Sessions:
             progress=self._progress,
             spans=(self._span, self._begin_span(request)),
             opened=self._opened,
+            reading=self._reading(request),
         )
+
+    def _reading(self, request: Open) -> Reading | None:
+        """Return the reading of the prompt. Of a session that goes on with an answer no speed
+        is learned: it reads more than the prompt."""
+        if self._prompt is None:
+            return None
+        speed = Speed() if request.committed else self._verifiers.speed
+        return Reading(self._prompt, self.verifier.prefixes, speed)
 
     def _begin_span(self, request: Open) -> Span:
         """Begin the part of the answer's span that lasts until the session is open."""
@@ -202,6 +271,7 @@ class Sessions:
             metrics.resumes.inc()
         else:
             self._progress.begin(time.monotonic())
+            self.verifier.began(message.session)
             if goes_on:
                 metrics.reopens.inc()
                 self.reopened += 1

@@ -253,3 +253,24 @@ def test_lm_eval_finds_equal_scores_at_an_edge_and_at_its_verifier(
     assert edge == verifier
     assert edge[0] > 0.7
     assert len(edge[1]) == len(FACTS)
+
+
+def test_inspect_has_an_answer_with_its_tokens_for_each_sample(
+    pair: str, tmp_path: Path
+) -> None:
+    run(
+        "env", f"PICOSPEC_BASE_URL={pair}/v1", "PICOSPEC_API_KEY=none",
+        python("inspect-ai").with_name("inspect"), "eval", "capitals.py",
+        "--model", f"openai-api/picospec/{PAIR}", "--temperature", "0", "--max-tokens", "16",
+        "--log-format", "json", "--log-dir", tmp_path, "--display", "none",
+        cwd=ROOT / "tests/clients",
+    )  # fmt: skip
+    (path,) = tmp_path.glob("*.json")
+    log = json.loads(path.read_text("utf-8"))
+
+    results, (used,) = log["results"], log["stats"]["model_usage"].values()
+    assert log["status"] == "success"
+    assert results["completed_samples"] == results["total_samples"] == len(log["samples"])
+    assert results["scores"][0]["metrics"]["accuracy"]["value"] == 1
+    assert used["input_tokens"] > 0
+    assert used["output_tokens"] > 0

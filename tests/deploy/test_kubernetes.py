@@ -26,16 +26,21 @@ import yaml
 import picospec.edge_agent.settings
 import picospec.verifier.settings
 from picospec.edge_agent.__main__ import GRACE_S
+from tests.deploy.test_watching import shown
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "deploy/k8s"
+OPTIONAL: Final = "autoscale.yaml"
+"""A cluster may lack what this file needs."""
+
 SCHEMAS: Final = json.loads((Path(__file__).parent / "kubernetes.json").read_text())
 Manifest = dict[str, Any]
 
 
 def manifests() -> list[Manifest]:
-    files = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
-    return [each for file in files for each in yaml.safe_load_all((FOLDER / file).read_text())]
+    resources = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
+    files = [FOLDER / name for name in (*resources, OPTIONAL)]
+    return [each for file in files for each in yaml.safe_load_all(file.read_text())]
 
 
 def test_images_and_documents_name_the_version_of_pyproject_toml() -> None:
@@ -61,6 +66,11 @@ def values(tree: object, *names: str) -> Iterator[Any]:
     for value in tree.values() if isinstance(tree, dict) else tree:  # type: ignore[attr-defined]
         if isinstance(value, dict | list):
             yield from values(value, *names)
+
+
+def spec_of(kind: str, name: str) -> Manifest:
+    (found,) = (m for m in manifests() if (m["kind"], m["metadata"]["name"]) == (kind, name))
+    return dict(found["spec"])
 
 
 def pod(name: str) -> Manifest:
@@ -115,7 +125,7 @@ def test_every_name_that_a_manifest_uses_exists() -> None:
     assert {each["name"] for each in kustomization["images"]} == set(
         values(manifests(), "image")
     )
-    files = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
+    files = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml", OPTIONAL}
     assert files == set(kustomization["resources"])
 
 
@@ -136,14 +146,30 @@ def test_each_volume_is_mounted_where_the_image_writes_and_its_user_may(name: st
     assert f"EXPOSE {port['containerPort']}" in image
 
 
-def test_the_edges_know_every_verifier_by_its_name() -> None:
-    (verifiers,) = (m for m in manifests() if m["kind"] == "StatefulSet")
-    urls = environment("picospec-edge")["PICOSPEC_EDGE__VERIFIER_URLS"]
-    name, service = verifiers["metadata"]["name"], verifiers["spec"]["serviceName"]
+def test_the_edges_find_every_verifier_behind_one_name() -> None:
+    name = spec_of("StatefulSet", "picospec-verifier")["serviceName"]
+    service = spec_of("Service", name)
+    urls = json.loads(environment("picospec-edge")["PICOSPEC_EDGE__VERIFIER_URLS"])
 
-    assert json.loads(urls) == [
-        f"https://{name}-{i}.{service}:9000" for i in range(verifiers["spec"]["replicas"])
-    ]
+    assert urls == [f"dns+https://{name}:{service['ports'][0]['port']}"]
+    settings = picospec.edge_agent.settings.load(None, {}, {"verifier_urls": urls})
+    assert [str(url) for url in settings.verifiers] == urls
+    assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+
+
+def test_the_autoscaler_follows_what_verifiers_show_and_changes_their_number() -> None:
+    scaler = spec_of("HorizontalPodAutoscaler", "picospec-verifier")
+    commented = re.findall(r"^# {6}(.*)", (FOLDER / OPTIONAL).read_text(), re.MULTILINE)
+    (rule,) = yaml.safe_load("\n".join(commented))
+    series = rule["seriesQuery"].partition("{")[0]
+    (metric,) = scaler["metrics"]
+    verifiers = scaler["scaleTargetRef"]
+
+    assert series in shown()
+    name = re.sub(rule["name"]["matches"], rule["name"]["as"].replace("$", "\\"), series)
+    assert metric["pods"]["metric"]["name"] == name
+    replicas = spec_of(verifiers["kind"], verifiers["name"])["replicas"]
+    assert 2 <= scaler["minReplicas"] == replicas < scaler["maxReplicas"] <= 64
 
 
 def test_a_pod_is_given_the_time_that_it_takes_to_drain() -> None:
@@ -179,7 +205,7 @@ def test_a_pod_writes_nowhere_but_to_its_volumes(name: str) -> None:
             if value.startswith("/")} <= mounts  # fmt: skip
 
 
-def test_the_documented_commands_make_a_certificate_for_each_address_of_a_verifier(
+def test_the_documented_commands_make_a_certificate_for_each_name_of_the_verifiers(
     tmp_path: Path,
 ) -> None:
     text = (FOLDER / "kustomization.yaml").read_text()

@@ -258,7 +258,7 @@ class FakeVerifiers:
     def __init__(
         self, script: Callable[[ScriptedLink], AsyncGenerator[Down]], known: ModelFacts = FACTS
     ) -> None:
-        self.verifier = KnownVerifier(0, rtt_s=0.01)
+        self.verifier = KnownVerifier("0", rtt_s=0.01)
         self.opened: list[Open] = []
         self.forgotten = 0
         self.known = known
@@ -271,7 +271,7 @@ class FakeVerifiers:
     async def awake(self) -> None:
         """Be awake."""
 
-    def answer(self, identity: str, span: Span) -> FakeVerifiers:
+    def answer(self, identity: str, span: Span, *prompt: object) -> FakeVerifiers:
         return self
 
     async def again(self, session: Session, error: ApiError) -> None:
@@ -307,6 +307,9 @@ class TokenizerVerifier:
         known = {"vocabulary": file.digest, "vocabulary_size": size}
         self._facts = msgspec.structs.replace(FACTS, **known)
         self._packed = file.pack() if packed is None else packed
+
+    async def watch(self) -> None:
+        """It is the only one."""
 
     async def facts(self) -> ModelFacts:
         self._away -= 1

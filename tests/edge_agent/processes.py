@@ -175,7 +175,7 @@ async def using(
     urls: list[str], metrics: EdgeMetrics, deadline_s: float = 10.0, ca: bytes | None = None
 ) -> AsyncIterator[Verifiers]:
     connections = [Connection(url, key=None, ca_certificate=ca) for url in urls]
-    each = [Verifier(made, metrics, number) for number, made in enumerate(connections)]
+    each = [Verifier(made, metrics) for made in connections]
     verifiers = Verifiers(each, metrics, deadline_s)
     try:
         async with beside(verifiers.watch()):

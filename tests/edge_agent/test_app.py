@@ -58,7 +58,8 @@ async def test_a_stranger_sees_no_address_of_a_verifier(client: httpx.AsyncClien
     address = status["verifiers"][0]["url"]
     assert address in status["error"]
     assert address.removeprefix("http://") not in "".join(shown)
-    assert 'picospec:edge_verifier_ready{verifier="0"} 0.0' in shown[2]
+    label = status["verifiers"][0]["verifier"]
+    assert f'picospec:edge_verifier_ready{{verifier="{label}"}} 0.0' in shown[2]
 
 
 async def test_a_pool_is_not_emptied_while_its_verifier_is_away(

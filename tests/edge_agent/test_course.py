@@ -42,7 +42,7 @@ class AnyCourse:
     def __init__(self, chance: Random) -> None:
         self.chance = chance
         self.errors = chance.choices(ERRORS, k=chance.choice([1, 1, 2, 8]))
-        self.verifiers = [KnownVerifier(number) for number in range(chance.randint(1, 4))]
+        self.verifiers = [KnownVerifier(f"{number}") for number in range(chance.randint(1, 4))]
         self.deadline_s, self.now, self.late_at = chance.choice([1.0, 30.0]), 0.0, inf
         self.course = Course(KnownVerifiers(self.verifiers), "i", self.deadline_s, chance)
         self.phase = "choosing"
@@ -140,7 +140,7 @@ class AnyCourse:
         self.phase, self.verifier, self.has_waited = "opening", verifier, False
 
     def opened(self, run: int) -> None:
-        session = f"{self.verifier.number}{run:07d}-abc"
+        session = f"{self.verifier.label}{run:07d}-abc"
         is_same = session[:8] == self.run
 
         assert self.course.opened(session) == is_same
@@ -194,7 +194,7 @@ def test_every_course_keeps_its_rules_and_ends(seed: int) -> None:
 
 
 def ready(number: int, rtt_s: float = 0.0, load: float = 0.0) -> KnownVerifier:
-    return KnownVerifier(number, Event.IS_READY, rtt_s=rtt_s, load=load)
+    return KnownVerifier(f"{number}", Event.IS_READY, rtt_s=rtt_s, load=load)
 
 
 def test_the_nearest_that_is_not_busy_is_used() -> None:
@@ -234,7 +234,7 @@ def test_one_that_drains_is_not_ready_again_because_it_takes_a_draft() -> None:
 
 
 def test_the_round_trip_is_smoothed() -> None:
-    known = KnownVerifier(0)
+    known = KnownVerifier("0")
 
     known.timed(0.8)
     known.timed(0.0)

@@ -38,7 +38,7 @@ from tests.speculation.small_models import model, opening, plain
 class Where:
     """Of the link that the answer uses."""
 
-    verifier = KnownVerifier(1)
+    verifier = KnownVerifier("1")
     reopened = 0
 
 
@@ -245,7 +245,7 @@ def test_a_look_tells_of_a_chain_and_of_a_link_only_when_they_have_changed() -> 
     (chain, link) = first
     assert chain == Chain(0, 0, 3, broken=False, ids=(100, 101, 102), drafted=3)
     assert isinstance(link, LinkUse)
-    assert (link.verifier, link.reopened, link.rtt_ms) == (1, 0, 40.0)
+    assert (link.verifier, link.reopened, link.rtt_ms) == ("1", 0, 40.0)
     assert link.bytes_up > 0
     assert again == ()
     assert [type(event) for event in later] == [Chain, LinkUse]

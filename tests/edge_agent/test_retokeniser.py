@@ -320,9 +320,10 @@ WORN_OUT = b'"\xe9puis\xe9"'
 class Answering:
     """A Connection that gives one answer to every request, and to GET /v1/model-facts that."""
 
-    url, client = "http://verifier", None
+    client = None
 
-    def __init__(self, answer: Answer, facts: bytes = b"") -> None:
+    def __init__(self, number: int, answer: Answer, facts: bytes = b"") -> None:
+        self.url = f"http://verifier{number}"
         self.answer = answer
         self.facts = Answer(200, facts) if facts else answer
 
@@ -331,8 +332,8 @@ class Answering:
 
 
 def verifier(metrics: EdgeMetrics, number: int, answer: Answer, facts: bytes = b"") -> Verifier:
-    connection: Any = Answering(answer, facts)
-    return Verifier(connection, metrics, number)
+    connection: Any = Answering(number, answer, facts)
+    return Verifier(connection, metrics)
 
 
 def test_an_error_in_it_counts_by_its_status() -> None:

@@ -277,11 +277,11 @@ class World:
 
     def __init__(self, count: int = 2, deadline_s: float = 30.0) -> None:
         self.metrics = EdgeMetrics(CollectorRegistry())
-        self.verifiers = [FakeVerifier(number, carries=self.carries) for number in range(count)]
-        known = [
-            Verifier(fake, self.metrics, fake.number)  # type: ignore[arg-type]
-            for fake in self.verifiers
+        self.verifiers = [
+            FakeVerifier(number, carries=self.carries, url=f"http://{number}")
+            for number in range(count)
         ]
+        known = [Verifier(fake, self.metrics) for fake in self.verifiers]  # type: ignore[arg-type]
         self.edge = Verifiers(known, self.metrics, deadline_s)
         self.deadline_s = deadline_s
         self._running = 0  # answers

@@ -59,20 +59,28 @@ class Fleet:
         )  # fmt: skip
         return url
 
-    def verifier(self, url: str = "", drain_timeout_s: float = 0.0) -> str:
+    def verifier(self, url: str = "", drain_timeout_s: float = 0.0, *options: str) -> str:
         return self.start(
             "picospec.verifier", "--model", "smollm2", "--llama.threads", "1",
-            "--llama.context_tokens", "4096", url=url,
+            "--llama.context_tokens", "4096", *options, url=url,
             PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
 
-    def edge(self, *verifiers: str, drain_timeout_s: float = 0.0, fill: str = "auto") -> str:
+    def edge(
+        self,
+        *verifiers: str,
+        drain_timeout_s: float = 0.0,
+        fill: str = "auto",
+        module: str = "picospec.edge_agent",
+        **settings: str,
+    ) -> str:
         urls = [word for url in verifiers for word in ("--verifier-url", url)]
         return self.start(
-            "picospec.edge_agent", "--draft-model", "smollm2", "--fill", fill, *urls,
+            module, "--draft-model", "smollm2", "--fill", fill, *urls,
             PICOSPEC_EDGE__FAILOVER_DEADLINE_S="30",
             PICOSPEC_EDGE__DRAIN_TIMEOUT_S=str(drain_timeout_s),
             PICOSPEC_EDGE__POOL_TOKENS="0",  # or what is asked again takes one pass
+            **settings,
         )  # fmt: skip
 
     def signal(self, url: str, number: int) -> None:

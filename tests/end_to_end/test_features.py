@@ -93,7 +93,7 @@ FEATURES: Final[Mapping[str, Json]] = {
     "all": {"tools": STRICT, **AS_JSON, **SHAPED, **UNSPLIT},
 }
 WRONG: Final = "An entirely different text, which is wrong. " * 3
-ATTEMPTS = 4
+ATTEMPTS = 5
 
 
 def predicted(text: str) -> Json:

@@ -74,7 +74,7 @@ async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.Async
     """Give a client of an edge that uses these verifiers, without a draft model."""
     metrics = EdgeMetrics(CollectorRegistry())
     connections = [Connection(url, key=None, ca_certificate=None) for url in urls]
-    each = [Verifier(made, metrics, number) for number, made in enumerate(connections)]
+    each = [Verifier(made, metrics) for made in connections]
     verifiers = Verifiers(each, metrics, 10.0)
 
     async def tokenizer(_: str) -> ByteTokenizer:

@@ -177,7 +177,7 @@ class ReportingEngine(ScriptedEngine):
         verified = Pass(1, 4, 2, 3, "recovered", 20.0, 1.5, None, 18.0)
         counted = partial(Delta, statistics=self.statistics)
         yield counted(tuple(b"Q"), origins=("target",))
-        yield counted((), events=(chain, LinkUse(31.5, 40, 60, 0, 1)))
+        yield counted((), events=(chain, LinkUse(31.5, 40, 60, "0", 1)))
         origins = ("draft", "lookup", "ahead", "target")
         yield counted(tuple("uiç".encode()), origins=origins, events=(verified,))
         yield counted((END,), finish="stop", origins=("draft",))

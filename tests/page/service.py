@@ -177,7 +177,7 @@ class PageEngine:
         judged = Pass(
             position, rows, len(drafted), len(part), beyond, row_ms, waited_ms, 30.0, row_ms
         )
-        link = LinkUse(24.5, 3 * position, 6 * position, 0, 0)
+        link = LinkUse(24.5, 3 * position, 6 * position, "0", 0)
         return (first, *([broken] if wrong else []), judged, link)
 
 

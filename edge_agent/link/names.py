@@ -1,0 +1,154 @@
+"""The verifiers behind a name, which come and go.
+
+The name is asked for its addresses every few seconds, and at once when a verifier is lost. Each
+address is a verifier, which is used once it has given its facts, and until the name leads to it
+no more. Answers that run there then may end there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
+
+from picospec.edge_agent.link.verifier import Verifier
+from picospec.gateway.drain import kept_going
+from picospec.gateway.errors import ApiError
+
+LOOK_S: Final = 5.0
+"""A name is asked for its addresses as often as this."""
+
+LOOK_AGAIN_S: Final = 0.5
+"""If a verifier is lost, its name is asked no sooner than this after the last time."""
+
+JOIN_S: Final = 2.0
+"""A verifier that is not ready yet is asked again after this."""
+
+MAX_ADDRESSES: Final = 64
+"""An edge uses this many of a name's addresses."""
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Returns the IP addresses of a host. Raises OSError."""
+
+Make = Callable[[str], Verifier]
+"""Returns the verifier at an IP address; at the name itself, if that is empty."""
+
+
+async def addresses(host: str, port: int) -> Sequence[str]:
+    """Return the IP addresses of a host, by the system. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a part of the name is too long
+        raise OSError(f"{host} is no name: {error}") from error
+    return list(dict.fromkeys(str(place[0]) for *_, place in found))
+
+
+class Name:
+    """url: of the verifiers. Until the first of them has given its facts, the name itself
+    stands for one. resolve: replaces the system's lookup."""
+
+    def __init__(
+        self, url: str, make: Callable[[Name, str], Verifier], resolve: Resolve = addresses
+    ) -> None:
+        parts = urlsplit(url)
+        self.host = parts.hostname or ""
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._make = make
+        self._resolve = resolve
+        self._due = asyncio.Event()
+        self._known = {"": make(self, "")}
+        self._joining: dict[str, asyncio.Task[None]] = {}
+        self._leaving: dict[str, Verifier] = {}
+
+    @property
+    def verifiers(self) -> Sequence[Verifier]:
+        """The verifiers for new answers, at least one."""
+        return list(self._known.values())
+
+    def look(self) -> None:
+        """Let the name be asked soon: a verifier was lost."""
+        self._due.set()
+
+    async def follow(self, changed: Callable[[], None]) -> None:
+        """Follow the name until cancelled. changed: called when `verifiers` has changed."""
+        try:
+            while True:
+                self._due.clear()
+                with suppress(OSError):  # also TimeoutError: what is known stays
+                    async with asyncio.timeout(LOOK_S):
+                        found = await self._resolve(self.host, self._port)
+                    self._found(found, changed)
+                await self._close_left()
+                await asyncio.sleep(LOOK_AGAIN_S)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S - LOOK_AGAIN_S):
+                        await self._due.wait()
+        finally:
+            joining, self._joining = self._joining.values(), {}
+            for task in joining:
+                task.cancel()
+
+    def _found(self, found: Sequence[str], changed: Callable[[], None]) -> None:
+        """Begin to use new addresses, and use no more those that are gone."""
+        if not found:
+            return
+        known_first = sorted(found, key=lambda address: address not in self._known)
+        used = set(known_first[:MAX_ADDRESSES])
+        for address in used - self._known.keys() - self._joining.keys():
+            if (back := self._leaving.pop(address, None)) is not None:
+                self._known[address] = back
+                changed()
+            else:
+                joining = kept_going(partial(self._join, address, changed))
+                self._joining[address] = asyncio.create_task(joining)
+        for address in self._joining.keys() - used:
+            self._joining.pop(address).cancel()
+        self._leave(self._known.keys() - used - {""}, changed)
+
+    async def _join(self, address: str, changed: Callable[[], None]) -> None:
+        """Use the verifier at an address once it has given its facts."""
+        verifier, is_known = self._make(self, address), False
+        try:
+            while not is_known:
+                try:
+                    await verifier.facts()
+                    is_known = True
+                except ApiError:
+                    await asyncio.sleep(JOIN_S)
+        finally:
+            if not is_known:
+                await verifier.close()
+        del self._joining[address]
+        self._known[address] = verifier
+        self._log("verifier_joined", verifier)
+        changed()
+        self._leave({""} & self._known.keys(), changed)
+
+    def _leave(self, gone: set[str], changed: Callable[[], None]) -> None:
+        """Begin no answer there any more; but the last one stays, whatever the name says."""
+        for address in gone:
+            if len(self._known) > 1:
+                self._leaving[address] = verifier = self._known.pop(address)
+                self._log("verifier_left", verifier)
+                changed()
+
+    async def _close_left(self) -> None:
+        """Close verifiers that have left, once no answer runs there."""
+        for address, verifier in list(self._leaving.items()):
+            if not verifier.asked:
+                del self._leaving[address]
+                await verifier.close()
+
+    def _log(self, event: str, verifier: Verifier) -> None:
+        count = len(self._known)
+        structlog.get_logger("edge_agent.link").info(event, verifier=verifier.url, known=count)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(v.close() for v in (*self.verifiers, *self._leaving.values())))

@@ -1,0 +1,202 @@
+"""Verifiers behind a name, which come and go, on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from picospec.edge_agent.link import names
+from picospec.edge_agent.link.connection import Answer
+from picospec.edge_agent.link.course import Event
+from picospec.edge_agent.link.names import LOOK_S, Name
+from picospec.edge_agent.link.verifier import Verifier
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.gateway.errors import ApiError
+from tests.edge_agent.virtual import FACTS, FakeVerifier, run
+
+URL = "http://verifiers:9000"
+
+
+@dataclass(eq=False)
+class Behind(FakeVerifier):
+    """It has facts, too."""
+
+    identity: str = "i"
+
+    async def ask(self, method: str, path: str, **more: object) -> Answer:
+        answer = await super().ask(method, path, **more)
+        facts = msgspec.json.encode(msgspec.structs.replace(FACTS, identity=self.identity))
+        return replace(answer, content=facts) if path == "/v1/model-facts" else answer
+
+
+@dataclass
+class Fleet:
+    """The verifiers that a name leads to, and an edge that knows the name alone."""
+
+    found: list[str] | OSError = field(default_factory=list)
+    asked: int = 0
+    behind: dict[str, Behind] = field(default_factory=dict)
+    metrics: EdgeMetrics = field(default_factory=lambda: EdgeMetrics(CollectorRegistry()))
+
+    def __post_init__(self) -> None:
+        self.name = Name(URL, self.make, self.resolve)
+        self.edge = Verifiers([], self.metrics, 30.0, [self.name])
+
+    def make(self, name: Name, address: str) -> Verifier:
+        fake = self.at(address)
+        return Verifier(fake, self.metrics, lost=name.look)  # type: ignore[arg-type]
+
+    def at(self, address: str) -> Behind:
+        new = Behind(len(self.behind), url=f"verifiers ({address})", up=bool(address))
+        return self.behind.setdefault(address, new)
+
+    async def resolve(self, host: str, port: int) -> Sequence[str]:
+        assert (host, port) == ("verifiers", 9000)
+        self.asked += 1
+        if isinstance(self.found, OSError):
+            raise self.found
+        return self.found
+
+    @property
+    def used(self) -> list[str]:
+        return sorted(v.url.removeprefix("verifiers").strip(" ()") for v in self.edge.all)
+
+
+def followed(scenario: Callable[[Fleet], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        fleet = Fleet()
+        watching = asyncio.create_task(fleet.edge.watch())
+        try:
+            await scenario(fleet)
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+            await fleet.edge.close()
+
+    run(main())
+
+
+def test_the_name_stands_for_a_verifier_until_one_has_given_its_facts() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.found = ["10.0.0.1"]
+        fleet.at("10.0.0.1").up = False
+        await asyncio.sleep(10)
+        assert fleet.used == [""]
+        with pytest.raises(ApiError):
+            await fleet.edge.facts()
+
+        fleet.at("10.0.0.1").up = True
+        await asyncio.sleep(10)
+
+        assert fleet.used == ["10.0.0.1"]
+        assert (await fleet.edge.facts()).model == FACTS.model
+
+    followed(scenario)
+
+
+def test_a_lost_verifier_makes_the_edge_ask_the_name_at_once() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.found = ["10.0.0.1", "10.0.0.2"]
+        await asyncio.sleep(3 * LOOK_S + 1)
+        asked = fleet.asked
+        fleet.found = ["10.0.0.2"]
+
+        fleet.edge.all[0].note(Event.LOST)
+        await asyncio.sleep(0.1)
+
+        assert (fleet.asked, fleet.used) == (asked + 1, ["10.0.0.2"])
+        assert asked <= 5
+
+    followed(scenario)
+
+
+def test_one_of_another_identity_takes_no_answer_of_the_first() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.found = ["10.0.0.1"]
+        await asyncio.sleep(1)
+        fleet.at("10.0.0.2").identity = "j"
+        fleet.found = ["10.0.0.1", "10.0.0.2"]
+        await asyncio.sleep(LOOK_S + 1)
+        assert fleet.used == ["10.0.0.1", "10.0.0.2"]
+
+        fleet.at("10.0.0.1").kill()
+        await asyncio.sleep(LOOK_S)
+
+        chosen = fleet.edge.choose("i")
+        assert chosen is None or "10.0.0.2" not in chosen.url
+        assert (await fleet.edge.facts()).identity == "j"  # of new answers
+
+    followed(scenario)
+
+
+def test_an_answer_ends_where_it_is_when_its_verifier_leaves_the_name() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.found = ["10.0.0.1", "10.0.0.2"]
+        await asyncio.sleep(LOOK_S)
+        leaves = fleet.edge.all[0]
+        leaves.asked += 1
+        fleet.found = [v.url.split("(")[1].strip(")") for v in fleet.edge.all[1:]]
+        await asyncio.sleep(2 * LOOK_S)
+        assert leaves not in fleet.edge.all
+        assert leaves.label in shown(fleet)
+
+        leaves.asked -= 1
+        await asyncio.sleep(2 * LOOK_S)
+
+        assert leaves.label not in shown(fleet)
+        assert fleet.edge.current.label in shown(fleet)
+
+    followed(scenario)
+
+
+def shown(fleet: Fleet) -> str:
+    registries = fleet.metrics.verifier_ready
+    return " ".join(
+        str(sample.labels) for each in registries.collect() for sample in each.samples
+    )
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_whatever_the_name_says_there_is_a_verifier_and_in_the_end_it_is_followed(
+    seed: int,
+) -> None:
+    chance = Random(seed)
+    every = [f"10.0.0.{i}" for i in range(1, chance.choice([3, 6, 80]))]
+
+    async def scenario(fleet: Fleet) -> None:
+        for _ in range(20):
+            address = chance.choice(every)
+            match chance.randrange(6):
+                case 0:
+                    fleet.found = chance.choice([OSError("no answer"), list[str]()])
+                case 1:
+                    fleet.at(address).up = not fleet.at(address).up
+                case 2 if fleet.edge.all:
+                    chance.choice(fleet.edge.all).note(chance.choice([*Event]))
+                case _:
+                    fleet.found = chance.sample(every, chance.randint(1, len(every)))
+            await asyncio.sleep(chance.choice([0.0, 0.1, 3.0, 20.0]))
+            assert fleet.edge.current in fleet.edge.all
+        if not isinstance(fleet.found, list) or not fleet.found:
+            fleet.found = every[:2]
+        for each in fleet.behind.values():
+            each.up = True
+        await asyncio.sleep(60)
+
+        assert set(fleet.used) <= set(fleet.found)
+        assert len(fleet.used) == min(len(fleet.found), names.MAX_ADDRESSES)
+        for _ in range(3):
+            assert fleet.edge.choose("i").url.strip(")").split("(")[1] in fleet.found  # type: ignore[union-attr]
+
+    followed(scenario)

@@ -1,0 +1,101 @@
+"""Verifiers behind a name are scaled up and down under load, with real models."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from picospec.bench.run.services import free_port
+from picospec.edge_agent.link.names import LOOK_S
+from picospec.models.store import open_store
+from tests.end_to_end.fleet import GAP_S, SETTINGS, Answer, Fleet, ask
+
+pytestmark = pytest.mark.models
+
+MANY: Final = int(os.environ.get("PICOSPEC_TEST_VERIFIERS", "3"))
+TOKENS: Final = 100
+STREAMS: Final = int(os.environ.get("PICOSPEC_TEST_STREAMS", "4"))
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    open_store(os.environ).pull("smollm2", lambda what, done, total: None)
+    started = Fleet()
+    yield started
+    started.end()
+
+
+def known(edge: str) -> list[dict[str, Any]]:
+    verifiers: list[dict[str, Any]] = httpx.get(f"{edge}/status").json()["verifiers"]
+    return verifiers
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10 * LOOK_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_answers_go_on_while_verifiers_come_and_go(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICOSPEC_VERIFIER__ALLOWED_HOSTS", '["verifiers"]')
+    port, addresses = free_port(), [f"127.0.0.{i}" for i in range(1, MANY + 1)]
+    urls = [f"http://{address}:{port}" for address in addresses]
+    for address, url in zip(addresses, urls, strict=True):
+        fleet.verifier(url, 0.2, "--host", address)
+    fleet.until_ready(*urls)
+    name = tmp_path / "addresses"
+    name.write_text(addresses[0])
+    edge = fleet.edge(
+        f"dns+http://verifiers:{port}", module="tests.end_to_end.named", ADDRESSES=str(name)
+    )
+    fleet.until_ready(edge)
+    undisturbed = {each: ask(edge, SETTINGS[each], tokens=TOKENS) for each in SETTINGS}
+
+    with ThreadPoolExecutor(STREAMS) as streams:
+
+        def answers() -> dict[str, list[Answer]]:
+            asked = {
+                each: [
+                    streams.submit(ask, edge, SETTINGS[each], tokens=TOKENS)
+                    for _ in range(STREAMS)
+                ]
+                for each in SETTINGS
+            }
+            return {each: [one.result() for one in some] for each, some in asked.items()}
+
+        def scale(count: int) -> None:
+            left = urls[count:]
+            name.write_text(" ".join(addresses[:count]))
+            until(lambda: len(known(edge)) == count)
+            for url in left:
+                fleet.signal(url, signal.SIGTERM)
+
+        with ThreadPoolExecutor(1) as loader:
+            running = loader.submit(answers)
+            scale(MANY)
+            used = [each["uptime_s"] is not None for each in known(edge)]
+            first = running.result()
+            running = loader.submit(answers)
+            time.sleep(1)
+            busy = sum(each["sessions"] > 0 for each in known(edge))
+            scale(1)
+            second = running.result()
+
+    assert used == [True] * MANY
+    assert busy > 1
+    for setting, expected in undisturbed.items():
+        for answer in (*first[setting], *second[setting]):
+            assert replace(answer, usage=None) == replace(expected, usage=None)  # of caches
+            assert answer.gap_s < GAP_S * STREAMS
