@@ -197,7 +197,7 @@ def take(url: str) -> str:
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
         context = browser.new_context(
-            viewport={"width": 1120, "height": 760}, color_scheme="light"
+            viewport={"width": 1280, "height": 800}, color_scheme="light"
         )
         page = context.new_page()
         settings = json.dumps(SETTINGS)
