@@ -193,9 +193,12 @@ class Verifier(KnownVerifier):
         return await asyncio.shield(self._fetching)
 
     async def _fetch(self) -> ModelFacts:
-        facts = self._read(await self._first_answer())
-        for _ in range(_FIRST_SAMPLES):  # it lives, though its host may be busy
-            await self.check(REQUEST_TIMEOUT_S)
+        try:
+            facts = self._read(await self._first_answer())
+            for _ in range(_FIRST_SAMPLES):  # it lives, though its host may be busy
+                await self.check(REQUEST_TIMEOUT_S)
+        except asyncio.CancelledError:  # by `close`; those who wait are not cancelled
+            raise Unavailable(f"{self.url} is used no more") from None
         self._facts = facts
         self.learn(facts)
         if not facts.is_compatible:

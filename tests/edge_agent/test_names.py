@@ -78,6 +78,7 @@ def followed(scenario: Callable[[Fleet], Coroutine[Any, Any, None]]) -> None:
         watching = asyncio.create_task(fleet.edge.watch())
         try:
             await scenario(fleet)
+            assert not watching.done()
         finally:
             watching.cancel()
             await asyncio.wait([watching])
