@@ -48,7 +48,8 @@ class KeyLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sessions: Count | None = None
-    """At most this many answers run at once. Each choice of a request counts as one."""
+    """At most this many answers run at once. Each choice of a request counts as one, and so does
+    a request that only counts or shows tokens."""
 
     requests_a_minute: Count | None = None
     """At most this many requests begin in a minute. Requests that belong to an open session are

@@ -196,8 +196,10 @@ async def count_prompt(
     request: Request,
     **more: str,
 ) -> Response:
-    """Answer with the number of tokens in the prompt of a door's request. more: further fields
-    of the answer. Raises ApiError."""
+    """Answer with the number of tokens in the prompt of a door's request, which takes a thread
+    and memory as an answer does, and counts as one. more: further fields of the answer. Raises
+    ApiError."""
+    account_of(request).begin_answers(1)
     asked = await _asked(schema, convert, services, request)
     source = await asked.backend.tokenizer(asked.facts.vocabulary)
     tokenizer = BoundedTokenizer(source, asked.facts, asked.door.body.prompt_field)
