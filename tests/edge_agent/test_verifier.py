@@ -8,6 +8,7 @@ import socket
 import time
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
+from threading import get_ident
 from types import MappingProxyType
 
 import pytest
@@ -21,7 +22,7 @@ from picospec.edge_agent.link.connection import (
     from_answer,
     unreachable,
 )
-from picospec.edge_agent.link.session import Session
+from picospec.edge_agent.link.session import INLINE_TOKENS, Session
 from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
@@ -40,7 +41,16 @@ from picospec.gateway.errors import (
 )
 from picospec.gateway.http import error_response
 from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation.messages import Commit, Down, Draft, Finish, Open, Sampling
+from picospec.speculation import wire
+from picospec.speculation.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Message,
+    Open,
+    Sampling,
+)
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.processes import Process, seen, until_cancelled
 
@@ -211,6 +221,24 @@ async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
             pass
 
     assert span.ended[0] == "draining"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "by_a_thread"), [(INLINE_TOKENS, False), (INLINE_TOKENS + 1, True)]
+)
+async def test_a_long_text_is_encoded_by_a_thread(
+    verifier: Verifier, monkeypatch: pytest.MonkeyPatch, tokens: int, by_a_thread: bool
+) -> None:
+    threads, encode = list[int](), wire.encode
+
+    def noted(message: Message) -> bytes:
+        threads.append(get_ident())
+        return encode(message)
+
+    monkeypatch.setattr(wire, "encode", noted)
+    await everything(verifier, replace(request(), prompt=(1,) * tokens))
+
+    assert (threads[0] != get_ident()) is by_a_thread
 
 
 async def test_a_text_that_no_frame_can_carry_is_too_large(verifier: Verifier) -> None:
