@@ -199,7 +199,9 @@ def _prompts(given: object) -> int:
 
 
 HELD_BYTES: Final = 16 << 20
-"""A request with images may have this many bytes: it is held to see who answers it."""
+"""A request with images may have this many bytes: it is held to see who answers it. So is any
+other until its door has parsed it, which stops others for less than .1 s
+(tests/hostile/test_longest_stall.py); and accounts.MAX_HELD_BYTES bounds those of one key."""
 
 MEDIA_BYTES: Final = 1 << 15
 """A request with media is charged for at most this much if its answer has no token counts."""
