@@ -403,6 +403,7 @@ class Relay:
         make = partial(addressed, await request.body(), model, _identity(services, account))
         body = await checked(services, request, make)
         account.relayed = "verifier"
+        await self._verifiers.awake()
         ask = partial(self._verifiers.current.ask, path, body)
         return Relayed(ask, account, services.drain, asked_bytes=len(body))
 
@@ -412,6 +413,7 @@ class Relay:
     async def _to_verifier(self) -> Connection:
         with suppress(ApiError):  # the request that follows reports it
             await self._verifiers.facts()
+        await self._verifiers.awake()
         return self._verifiers.current.apart
 
 

@@ -154,7 +154,13 @@ class Verifier(KnownVerifier):
         self._heard_at = now_with_sleep()
         self._ready_gauge.set(self.is_ready)
         if was_ready and not self.is_ready:
+            self._leave_apart()
             self._lost()
+
+    def _leave_apart(self) -> None:
+        """Let requests apart use their connection no more: it may be as dead as the other."""
+        if self.apart is not self.connection:
+            self.apart.renew(self.apart.client)
 
     def answered(self, begun: float, event: Event) -> None:
         """Note an answer to a request that began at `begun`, and its round trip."""
@@ -256,6 +262,7 @@ class Verifier(KnownVerifier):
             await self._get("/ready", WAKE_S + 2 * self.rtt_s)
         except LinkDown:
             self.connection.renew(client)  # whoever asks next finds out what is wrong
+            self._leave_apart()
         except ApiError:
             return
         else:

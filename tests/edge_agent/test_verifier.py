@@ -22,6 +22,7 @@ from picospec.edge_agent.link.connection import (
     from_answer,
     unreachable,
 )
+from picospec.edge_agent.link.course import Event
 from picospec.edge_agent.link.session import INLINE_TOKENS, Session
 from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
@@ -110,6 +111,21 @@ async def test_an_idle_connection_that_carries_nothing_is_replaced_before_it_is_
         if idle:
             assert isinstance((await everything(verifier, request()))[-1], Finish)
             assert time.monotonic() - begun < 5.0  # a session's first byte has 10
+
+
+@pytest.mark.parametrize("event", [Event.LOST, Event.DRAINS])
+def test_requests_apart_leave_the_connection_to_a_verifier_that_is_lost(
+    metrics: EdgeMetrics, event: Event
+) -> None:
+    address = "http://127.0.0.1:9"
+    connection, apart = (Connection(address, key=None, ca_certificate=None) for _ in range(2))
+    verifier, client = Verifier(connection, metrics, apart), apart.client
+
+    verifier.note(Event.IS_READY)
+    assert apart.client is client
+    verifier.note(event)
+
+    assert apart.client is None
 
 
 def request(model: str = "plain", max_tokens: int = 40) -> Open:
