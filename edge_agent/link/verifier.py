@@ -141,6 +141,10 @@ class Verifier(KnownVerifier):
         self._heard_at = 0.0  # when the last answer came, by now_with_sleep
         self._waking: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[ModelFacts] | None = None
+        self.encoding = asyncio.Lock()
+        """Long Opens are encoded one after the other: several threads that compute hold up the
+        event loop by as many turns."""
+
         self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
 
     @property

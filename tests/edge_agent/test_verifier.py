@@ -242,19 +242,24 @@ async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
 @pytest.mark.parametrize(
     ("tokens", "by_a_thread"), [(INLINE_TOKENS, False), (INLINE_TOKENS + 1, True)]
 )
-async def test_a_long_text_is_encoded_by_a_thread(
+async def test_a_thread_encodes_long_texts_one_after_the_other(
     verifier: Verifier, monkeypatch: pytest.MonkeyPatch, tokens: int, by_a_thread: bool
 ) -> None:
-    threads, encode = list[int](), wire.encode
+    steps, encode = list[tuple[str, bool]](), wire.encode
 
     def noted(message: Message) -> bytes:
-        threads.append(get_ident())
+        if not isinstance(message, Open):
+            return encode(message)
+        steps.append(("begin", get_ident() != loops))
+        time.sleep(0.01)
+        steps.append(("end", get_ident() != loops))
         return encode(message)
 
     monkeypatch.setattr(wire, "encode", noted)
-    await everything(verifier, replace(request(), prompt=(1,) * tokens))
+    loops, long = get_ident(), replace(request(), prompt=(1,) * tokens)
+    await asyncio.gather(*(everything(verifier, long) for _ in range(3)))
 
-    assert (threads[0] != get_ident()) is by_a_thread
+    assert steps == [("begin", by_a_thread), ("end", by_a_thread)] * 3
 
 
 async def test_a_text_that_no_frame_can_carry_is_too_large(verifier: Verifier) -> None:
