@@ -200,7 +200,9 @@ def _prompts(given: object) -> int:
 
 
 HELD_BYTES: Final = 16 << 20
-"""A request with images may have this many bytes: it is held to see who answers it."""
+"""A request with images may have this many bytes: it is held to see who answers it. So is any
+other until its door has parsed it, which stops others for less than .1 s
+(tests/hostile/test_longest_stall.py); and accounts.MAX_HELD_BYTES bounds those of one key."""
 
 MEDIA_BYTES: Final = 1 << 15
 """A request with media is charged for at most this much if its answer has no token counts."""
@@ -402,6 +404,7 @@ class Relay:
         make = partial(addressed, await request.body(), model, _identity(services, account))
         body = await checked(services, request, make)
         account.relayed = "verifier"
+        await self._verifiers.awake()
         ask = partial(self._verifiers.current.ask, path, body)
         return Relayed(ask, account, services.drain, asked_bytes=len(body))
 
@@ -411,6 +414,7 @@ class Relay:
     async def _to_verifier(self) -> Connection:
         with suppress(ApiError):  # the request that follows reports it
             await self._verifiers.facts()
+        await self._verifiers.awake()
         return self._verifiers.current.apart
 
 

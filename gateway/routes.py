@@ -224,8 +224,9 @@ class DetokenizeRequest(RequestModel):
 
 async def tokenize(services: Services, request: Request) -> Response:
     """Answer with the tokens of a text or of a chat."""
-    body = await parse(TokenizeRequest, services, request)
     account = account_of(request)
+    account.begin_answers(1)  # it takes what an answer's prompt does
+    body = await parse(TokenizeRequest, services, request)
     backend = await services.backend(account)
     facts = await backend.facts_of(body.model)
     source = await backend.tokenizer(facts.vocabulary)
@@ -239,8 +240,9 @@ async def tokenize(services: Services, request: Request) -> Response:
 
 async def detokenize(services: Services, request: Request) -> Response:
     """Answer with the text of tokens; special tokens are spelt out."""
-    body = await parse(DetokenizeRequest, services, request)
     account = account_of(request)
+    account.begin_answers(1)
+    body = await parse(DetokenizeRequest, services, request)
     backend = await services.backend(account)
     facts = await backend.facts_of(body.model)
     tokenizer = await backend.tokenizer(facts.vocabulary)

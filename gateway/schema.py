@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     Strict,
     StringConstraints,
     ValidationError,
@@ -51,19 +52,42 @@ PIECE_BYTES: Final = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    containers: int
-    strings: int
-    commas: int
+    containers: int = 0
+    strings: int = 0
+    commas: int = 0
+
+    def __add__(self, other: Structure) -> Structure:
+        return Structure(
+            self.containers + other.containers,
+            self.strings + other.strings,
+            self.commas + other.commas,
+        )
+
+
+class Values:
+    """Counts the values of all JSON texts that are parsed for one request, together: the body,
+    a text within it, and what is kept of a conversation."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._counted = Structure()
+
+    def add(self, text: bytes) -> None:
+        """Count a text. Raises InvalidRequest for more values than any client sends."""
+        self._bytes += len(text)
+        if self._bytes <= SMALL_BYTES:
+            return
+        before = self._counted
+        for counted in count_structure(text):
+            self._counted = total = before + counted
+            _check("objects and arrays", total.containers, MAX_CONTAINERS)
+            _check("strings", total.strings, MAX_STRINGS)
+            _check("values", total.commas, MAX_VALUES)
 
 
 def check_structure(text: bytes) -> None:
     """Raise InvalidRequest for a JSON text with more values than any client sends."""
-    if len(text) <= SMALL_BYTES:
-        return
-    for counted in count_structure(text):
-        _check("objects and arrays", counted.containers, MAX_CONTAINERS)
-        _check("strings", counted.strings, MAX_STRINGS)
-        _check("values", counted.commas, MAX_VALUES)
+    Values().add(text)
 
 
 def count_structure(text: bytes, piece_bytes: int = PIECE_BYTES) -> Iterator[Structure]:
@@ -155,6 +179,20 @@ class RequestModel(BaseModel):
         return found
 
 
+class Converted(RequestModel):
+    """Parses a body that becomes the request of another door, where its count goes on."""
+
+    _values: Values = PrivateAttr(default_factory=Values)
+
+    @property
+    def values(self) -> Values:
+        return self._values
+
+    def model_post_init(self, context: object, /) -> None:
+        if isinstance(context, Values):
+            self._values = context
+
+
 class Typed(RequestModel):
     """Parses an object whose type, its first field, determines which fields are required."""
 
@@ -173,12 +211,15 @@ class Typed(RequestModel):
 
 
 def validated(
-    schema: type[Model], given: object, names: Mapping[str, str] = MappingProxyType({})
+    schema: type[Model],
+    given: object,
+    names: Mapping[str, str] = MappingProxyType({}),
+    values: Values | None = None,
 ) -> Model:
     """Return `given` as parsed by a schema. names: maps the schema's names of fields to the
-    client's. Raises InvalidRequest."""
+    client's. values: count those of JSON within texts, too. Raises InvalidRequest."""
     try:
-        return schema.model_validate(given)
+        return schema.model_validate(given, context=values)
     except ValidationError as error:
         raised = invalid(error)
         raised.name_field(names)

@@ -48,7 +48,8 @@ class KeyLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sessions: Count | None = None
-    """At most this many answers run at once. Each choice of a request counts as one."""
+    """At most this many answers run at once. Each choice of a request counts as one, and so
+    does a request that only counts or shows tokens."""
 
     requests_a_minute: Count | None = None
     """At most this many requests begin in a minute. Requests that belong to an open session are
@@ -347,7 +348,11 @@ def identity_of_key(digest: bytes, environ: MutableMapping[str, str]) -> str:
 
 def salted(identity: str, asked: object = None) -> str:
     """Return the salt of what a tenant asks at a target that others ask, too. asked: the salt
-    by which the tenant's own users differ, if any."""
+    by which the tenant's own users differ, if any.
+
+    An identity has no space, so different pairs have different salts. Sessions and plain
+    requests of one tenant, or of one of its users, have the same: what the target has read for
+    either serves both."""
     return f"{identity} {asked}" if isinstance(asked, str) and asked else identity
 
 

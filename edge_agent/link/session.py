@@ -360,13 +360,12 @@ class Session:
         """Return the Open's frame. A thread encodes a long one, of which many may begin at once
         when a verifier is lost."""
         request = self._request
-        is_long = len(request.prompt) + len(request.committed) > INLINE_TOKENS
         try:
-            frame = (
-                await asyncio.to_thread(wire.encode, request)
-                if is_long
-                else (wire.encode(request))
-            )
+            if len(request.prompt) + len(request.committed) <= INLINE_TOKENS:
+                frame = wire.encode(request)
+            else:
+                async with self._verifier.encoding:
+                    frame = await asyncio.to_thread(wire.encode, request)
         except LocalProtocolError as error:
             raise TooLarge(f"more than a session can begin with: {error}") from error
         self._verifier.metrics.bytes_open.inc(len(frame))

@@ -141,6 +141,10 @@ class Verifier(KnownVerifier):
         self._heard_at = 0.0  # when the last answer came, by now_with_sleep
         self._waking: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[ModelFacts] | None = None
+        self.encoding = asyncio.Lock()
+        """Long Opens are encoded one after the other: several threads that compute hold up the
+        event loop by as many turns."""
+
         self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
 
     @property
@@ -154,7 +158,13 @@ class Verifier(KnownVerifier):
         self._heard_at = now_with_sleep()
         self._ready_gauge.set(self.is_ready)
         if was_ready and not self.is_ready:
+            self._leave_apart()
             self._lost()
+
+    def _leave_apart(self) -> None:
+        """Let requests apart use their connection no more: it may be as dead as the other."""
+        if self.apart is not self.connection:
+            self.apart.renew(self.apart.client)
 
     def answered(self, begun: float, event: Event) -> None:
         """Note an answer to a request that began at `begun`, and its round trip."""
@@ -193,9 +203,12 @@ class Verifier(KnownVerifier):
         return await asyncio.shield(self._fetching)
 
     async def _fetch(self) -> ModelFacts:
-        facts = self._read(await self._first_answer())
-        for _ in range(_FIRST_SAMPLES):  # it lives, though its host may be busy
-            await self.check(REQUEST_TIMEOUT_S)
+        try:
+            facts = self._read(await self._first_answer())
+            for _ in range(_FIRST_SAMPLES):  # it lives, though its host may be busy
+                await self.check(REQUEST_TIMEOUT_S)
+        except asyncio.CancelledError:  # by `close`; those who wait are not cancelled
+            raise Unavailable(f"{self.url} is used no more") from None
         self._facts = facts
         self.learn(facts)
         if not facts.is_compatible:
@@ -256,6 +269,7 @@ class Verifier(KnownVerifier):
             await self._get("/ready", WAKE_S + 2 * self.rtt_s)
         except LinkDown:
             self.connection.renew(client)  # whoever asks next finds out what is wrong
+            self._leave_apart()
         except ApiError:
             return
         else:

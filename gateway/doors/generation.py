@@ -47,7 +47,7 @@ from picospec.gateway.http import json_response, read_body
 from picospec.gateway.output.stream import stream_choice
 from picospec.gateway.output.style import Style
 from picospec.gateway.ports import SEEDS, Facts, Job, Tokenizer
-from picospec.gateway.schema import SMALL_BYTES, check_structure, invalid
+from picospec.gateway.schema import SMALL_BYTES, Values, invalid
 from picospec.gateway.turns import BoundedTokenizer
 
 # Reads and checks the bodies of requests: large ones in a thread, one after the other.
@@ -99,9 +99,10 @@ async def checked(services: Services, request: Request, check: Callable[[], T]) 
 
 
 def _validated(schema: type[Parsed], body: bytes) -> Parsed:
-    check_structure(body)
+    values = Values()
+    values.add(body)
     try:
-        return schema.model_validate_json(body)
+        return schema.model_validate_json(body, context=values)
     except ValidationError as error:
         raise invalid(error) from None
 
@@ -208,8 +209,10 @@ async def count_prompt(
     request: Request,
     **more: str,
 ) -> Response:
-    """Answer with the number of tokens in the prompt of a door's request. more: further fields
-    of the answer. Raises ApiError."""
+    """Answer with the number of tokens in the prompt of a door's request, which takes a thread
+    and memory as an answer does, and counts as one. more: further fields of the answer. Raises
+    ApiError."""
+    account_of(request).begin_answers(1)
     asked = await _asked(schema, convert, services, request)
     source = await asked.backend.tokenizer(asked.facts.vocabulary)
     tokenizer = BoundedTokenizer(source, asked.facts, asked.door.body.prompt_field)

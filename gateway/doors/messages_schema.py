@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from picospec.gateway.schema import FIRST_ERROR, RequestModel, Typed, Unserved, check_structure
+from picospec.gateway.schema import FIRST_ERROR, RequestModel, Typed, Unserved, Values
 
 Json = dict[str, object]
 
@@ -29,14 +29,16 @@ def as_parts(value: object) -> object:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-def _as_object(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _as_object(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - any JSON value
     """Return the arguments of a call as the object that templates expect. A text that is not
-    an object becomes an empty one: the call is history, and the chat can go on."""
+    an object becomes an empty one: the call is history, and the chat can go on. The values of a
+    text count with those of the body."""
     if isinstance(value, dict):
         return value
     if not isinstance(value, str):
         raise ValueError("expected the text of a JSON object")
-    check_structure(value.encode())
+    values = info.context if isinstance(info.context, Values) else Values()
+    values.add(value.encode())
     try:
         parsed = from_json(value)
     except ValueError:

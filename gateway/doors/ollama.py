@@ -30,6 +30,7 @@ from picospec.gateway.ports import Facts
 from picospec.gateway.schema import (
     FIRST_ERROR,
     NEUTRAL,
+    Converted,
     Flag,
     Integer,
     RequestModel,
@@ -57,7 +58,7 @@ _ANSWERING: Final = frozenset({*GenerationRequest.model_fields, *NEUTRAL, "repea
 _MESSAGE: Final[Mapping[str, str]] = {"thinking": "reasoning_content", "tool_name": "name"}
 
 
-class OllamaRequest(RequestModel):
+class OllamaRequest(Converted):
     """Parses the fields that both bodies have."""
 
     model: Annotated[str, Field(min_length=1)] | None = None
@@ -93,7 +94,7 @@ class OllamaRequest(RequestModel):
     def _read(self, schema: type[GenerationRequest], **own: object) -> GenerationRequest:
         """Return a request with the fields `own`, and those common to all requests."""
         given = {**(self.model_extra or {}), **_lifted(self.options), **self._common(), **own}
-        request = validated(schema, given, self.names)
+        request = validated(schema, given, self.names, self.values)
         if request.n != 1:
             raise InvalidRequest.of("n", "an answer is one choice here")
         return request

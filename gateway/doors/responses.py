@@ -18,6 +18,7 @@ from picospec.gateway.doors.tools import MAX_TOOLS
 from picospec.gateway.errors import InvalidRequest
 from picospec.gateway.schema import (
     FIRST_ERROR,
+    Converted,
     Flag,
     Integer,
     RequestModel,
@@ -328,7 +329,7 @@ def _as_items(value: object) -> object:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-class ResponsesRequest(RequestModel):
+class ResponsesRequest(Converted):
     model: Annotated[str, Field(min_length=1)] | None = None
     input: Annotated[
         Items, BeforeValidator(_as_items, json_schema_input_type=str | tuple[Item, ...])
@@ -384,7 +385,7 @@ class ResponsesRequest(RequestModel):
         for name in meant.keys() & given.keys():
             if given[name] not in (None, meant[name]):
                 raise InvalidRequest.of(name, "this is not a field of responses")
-        chat = validated(ChatRequest, {**given, **meant}, names_of(tools))
+        chat = validated(ChatRequest, {**given, **meant}, names_of(tools), self.values)
         if chat.is_watched:
             name = "stream_options.include_speculation"
             raise InvalidRequest.of(name, "only chats and completions tell of it")

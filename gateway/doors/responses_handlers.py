@@ -25,7 +25,7 @@ from picospec.gateway.doors.responses_answer import PREFIX, ResponseAnswer, plac
 from picospec.gateway.doors.services import ResponseStore, Services, StoredResponse
 from picospec.gateway.errors import InvalidRequest, NotFound
 from picospec.gateway.http import json_response
-from picospec.gateway.schema import check_structure, validated
+from picospec.gateway.schema import Values, validated
 
 Json = dict[str, Any]
 
@@ -57,7 +57,8 @@ def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
     if body.background and not body.store:
         reason = "a response that is not stored cannot run in the background"
         raise InvalidRequest.of("background", reason)
-    items = (*_history(store, body.previous_response_id), *_resolved(store, body.input))
+    before = _history(store, body.previous_response_id, body.values)
+    items = (*before, *_resolved(store, body.input))
     tools = tuple(offered(body.tools))
     chat = body.chat(items, tools)
     dumped = _dumped(items) if body.store else b""
@@ -70,8 +71,9 @@ def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
     return replace(found, only_apart=body.background)
 
 
-def _history(store: ResponseStore, id: str | None) -> Sequence[Item]:
-    """Return the conversation of a response, including its output."""
+def _history(store: ResponseStore, id: str | None, values: Values) -> Sequence[Item]:
+    """Return the conversation of a response, including its output. values: those of the request
+    that goes on with it, with which its own are counted. Raises InvalidRequest."""
     if id is None:
         return ()
     kept = store.find(id) if id.startswith(PREFIX) else None
@@ -79,7 +81,7 @@ def _history(store: ResponseStore, id: str | None) -> Sequence[Item]:
         code = "previous_response_not_found"
         raise InvalidRequest.of("previous_response_id", "no such response is kept", code)
     try:
-        check_structure(kept.items + kept.response)
+        values.add(kept.items + kept.response)
     except InvalidRequest as error:
         reason = f"this conversation has grown too long: {error.message}"
         raise InvalidRequest.of("previous_response_id", reason) from None
@@ -90,13 +92,14 @@ def with_history(services: Services, request: Request, fields: Json) -> Json:
     """Return the fields of a request for another service, which keeps no response: the input
     has the conversation that it continues, and the items that it names. Raises
     InvalidRequest."""
-    store, items = _store_of(services, request), fields.get("input")
+    store, items, values = _store_of(services, request), fields.get("input"), Values()
+    values.add(msgspec.json.encode(fields))
     others = {name: value for name, value in fields.items() if name != "previous_response_id"}
     if not isinstance(items, list):
         items = [{"type": "message", "role": "user", "content": items}]
     named = [validated(Item, item) for item in items if _is_reference(item)]
     found = iter(_shown_items(_resolved(store, named)))
-    before = _shown_items(_history(store, fields.get("previous_response_id")))
+    before = _shown_items(_history(store, fields.get("previous_response_id"), values))
     given = [next(found) if _is_reference(item) else item for item in items]
     return {**others, "input": [*before, *given]}
 

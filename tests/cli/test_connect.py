@@ -203,6 +203,7 @@ def test_a_client_is_launched_with_texts_that_are_gone_afterwards(
     found = str([arguments, environ, files])
     assert EDGE.url in found
     assert EDGE.key in found
+    assert EDGE.key not in " ".join(arguments)  # which all users of the machine can list
     assert not any(Path(file).exists() for file in files)
     assert sorted(path.name for path in home.iterdir()) == sorted([fake.name, out.name])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from threading import get_ident
 
 import msgspec
 import numpy as np
@@ -88,6 +89,25 @@ async def test_the_draft_model_reads_the_prompt_in_its_own_tokens(
     await deltas(engine(verifiers, drafter=drafter, paired=paired).generate(JOB))
 
     assert drafter.slot.contexts[:1] == ([] if context is None else [context])
+
+
+async def test_a_prompt_is_translated_once_for_all_choices_and_by_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, translate = list[int](), SHIFTED.prompt
+
+    def noted(tokens: Sequence[TokenId]) -> list[int]:
+        threads.append(get_ident())
+        return translate(tokens)
+
+    monkeypatch.setattr(SHIFTED, "prompt", noted)
+    verifiers = FakeVerifiers(scripted(quiet, Finish("stop")))
+    edge = engine(verifiers, paired=Paired("different", SHIFTED))
+
+    await asyncio.gather(*(deltas(edge.generate(JOB)) for _ in range(8)))
+
+    assert len(threads) == 1
+    assert threads[0] != get_ident()
 
 
 async def test_a_foreign_draft_model_may_propose_all_of_the_targets_tokens() -> None:

@@ -78,6 +78,7 @@ def followed(scenario: Callable[[Fleet], Coroutine[Any, Any, None]]) -> None:
         watching = asyncio.create_task(fleet.edge.watch())
         try:
             await scenario(fleet)
+            assert not watching.done()
         finally:
             watching.cancel()
             await asyncio.wait([watching])
@@ -155,6 +156,20 @@ def test_an_answer_ends_where_it_is_when_its_verifier_leaves_the_name() -> None:
 
         assert leaves.label not in shown(fleet)
         assert fleet.edge.current.label in shown(fleet)
+
+    followed(scenario)
+
+
+def test_who_waits_for_the_facts_of_one_that_leaves_gets_an_error() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        leaves = fleet.make(fleet.name, "10.0.0.1")
+        waiting = asyncio.create_task(leaves.facts())
+        await asyncio.sleep(0.01)
+
+        await leaves.close()
+
+        with pytest.raises(ApiError, match="used no more"):
+            await waiting
 
     followed(scenario)
 

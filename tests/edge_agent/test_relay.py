@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,9 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
+from picospec.bench.link import Link
 from picospec.edge_agent import relayed
 from picospec.edge_agent.draft.loading import TargetTokenizer
-from picospec.edge_agent.relay import Json, for_verifier, relayed_request
+from picospec.edge_agent.link import verifier as verifying
+from picospec.edge_agent.relay import DIRECT, Json, for_verifier, relayed_request
 from picospec.gateway.doors.completions import CompletionRequest
 from picospec.gateway.doors.services import ResponseStore, StoredResponse
 from picospec.gateway.drain import Drain, beside
@@ -446,6 +449,38 @@ async def test_a_prompt_is_rendered_where_the_verifier_does_so() -> None:
 
     assert (rendered.content, absent.status_code, wrong.status_code) == (b"[]", 404, 400)
     assert api.asked == [{"prompt": "Hi", "model": "fake"}]
+
+
+RENDER = "/v1/completions/render"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (DIRECT, {**ASK, "seed": 1}),
+        (RENDER, {"prompt": "Hi"}),
+        (CHATS, {**ASK, "bad_words": ["Ho"]}),
+        (EMBEDDINGS, {"input": "Hi"}),
+    ],
+)
+async def test_nothing_is_relayed_over_an_idle_connection_that_carries_nothing(
+    monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(verifying, "now_with_sleep", lambda: now)
+    api = OwnApi({**API, RENDER: [], EMBEDDINGS: []}, saying(SAID))
+    async with serving(api.app()) as url, Link(("127.0.0.1", int(url.split(":")[2]))) as link:
+        there = f"http://127.0.0.1:{link.port}"
+        async with relaying(Upstream(), verifier=there, relay={"url": None}) as client:
+            before = await client.post(path, json=body)
+            for connection in link.connections:
+                connection.stall(True)
+            now += verifying.IDLE_S + 1
+
+            async with asyncio.timeout(5):
+                after = await client.post(path, json=body)
+
+    assert before.content == after.content == SAID
 
 
 async def test_what_changes_no_answer_is_left_out_and_named() -> None:

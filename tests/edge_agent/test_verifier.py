@@ -8,6 +8,7 @@ import socket
 import time
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
+from threading import get_ident
 from types import MappingProxyType
 
 import pytest
@@ -21,7 +22,8 @@ from picospec.edge_agent.link.connection import (
     from_answer,
     unreachable,
 )
-from picospec.edge_agent.link.session import Session
+from picospec.edge_agent.link.course import Event
+from picospec.edge_agent.link.session import INLINE_TOKENS, Session
 from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
@@ -40,7 +42,16 @@ from picospec.gateway.errors import (
 )
 from picospec.gateway.http import error_response
 from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation.messages import Commit, Down, Draft, Finish, Open, Sampling
+from picospec.speculation import wire
+from picospec.speculation.messages import (
+    Commit,
+    Down,
+    Draft,
+    Finish,
+    Message,
+    Open,
+    Sampling,
+)
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.processes import Process, seen, until_cancelled
 
@@ -100,6 +111,21 @@ async def test_an_idle_connection_that_carries_nothing_is_replaced_before_it_is_
         if idle:
             assert isinstance((await everything(verifier, request()))[-1], Finish)
             assert time.monotonic() - begun < 5.0  # a session's first byte has 10
+
+
+@pytest.mark.parametrize("event", [Event.LOST, Event.DRAINS])
+def test_requests_apart_leave_the_connection_to_a_verifier_that_is_lost(
+    metrics: EdgeMetrics, event: Event
+) -> None:
+    address = "http://127.0.0.1:9"
+    connection, apart = (Connection(address, key=None, ca_certificate=None) for _ in range(2))
+    verifier, client = Verifier(connection, metrics, apart), apart.client
+
+    verifier.note(Event.IS_READY)
+    assert apart.client is client
+    verifier.note(event)
+
+    assert apart.client is None
 
 
 def request(model: str = "plain", max_tokens: int = 40) -> Open:
@@ -211,6 +237,29 @@ async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
             pass
 
     assert span.ended[0] == "draining"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "by_a_thread"), [(INLINE_TOKENS, False), (INLINE_TOKENS + 1, True)]
+)
+async def test_a_thread_encodes_long_texts_one_after_the_other(
+    verifier: Verifier, monkeypatch: pytest.MonkeyPatch, tokens: int, by_a_thread: bool
+) -> None:
+    steps, encode = list[tuple[str, bool]](), wire.encode
+
+    def noted(message: Message) -> bytes:
+        if not isinstance(message, Open):
+            return encode(message)
+        steps.append(("begin", get_ident() != loops))
+        time.sleep(0.01)
+        steps.append(("end", get_ident() != loops))
+        return encode(message)
+
+    monkeypatch.setattr(wire, "encode", noted)
+    loops, long = get_ident(), replace(request(), prompt=(1,) * tokens)
+    await asyncio.gather(*(everything(verifier, long) for _ in range(3)))
+
+    assert steps == [("begin", by_a_thread), ("end", by_a_thread)] * 3
 
 
 async def test_a_text_that_no_frame_can_carry_is_too_large(verifier: Verifier) -> None:

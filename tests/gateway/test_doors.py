@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import pytest
@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from picospec.gateway.doors import messages_answer, ollama
+from picospec.gateway.doors import door, messages_answer, ollama
 from picospec.gateway.doors.door import Answer
 from picospec.gateway.doors.llama_server import LineLimits, limited
 from picospec.gateway.doors.messages_answer import SIGNATURE, ContentEvents, content_of
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.output.detokenise import TextDelta
+from picospec.gateway.output.message import CallArguments, Parsed
 from picospec.gateway.output.stream import ChoiceStream
 from tests.gateway.output.reading import CUTS
 from tests.gateway.output.test_style import grouped, parse
-from tests.gateway.scripted import Body, ScriptedEngine, ask, client_of, make_app
+from tests.gateway.scripted import Body, ScriptedEngine, ask, client_of, make_app, writes
 from tests.gateway.test_corpus import normalised
 from tests.gateway.test_sdk import CALL, HERMES, WEATHER
 
@@ -289,3 +290,25 @@ async def test_other_doors_have_words_of_their_own_for_it(
     waits = late.count(wait.decode()) - quick.count(wait.decode())
     assert waits > 0
     assert late == wait.decode() * waits + quick
+
+
+async def test_the_characters_of_a_long_call_are_joined_once_if_it_is_not_streamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    joined, characters, city = door.joined, 0, "Oslo " * 500
+
+    def counted(parts: Sequence[Parsed]) -> Parsed:
+        nonlocal characters
+        calls = (piece for part in parts for piece in part.calls)
+        characters += sum(len(each.text) for each in calls if isinstance(each, CallArguments))
+        return joined(parts)
+
+    monkeypatch.setattr(door, "joined", counted)
+
+    hi = [{"role": "user", "content": "Hi"}]
+    body = {"messages": hi, "tools": [WEATHER]}
+    answer = await ask(body, writes(CALL % city), tokenizer=HERMES)
+
+    (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"city": city}
+    assert characters == len(call["function"]["arguments"])

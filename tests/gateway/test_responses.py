@@ -30,7 +30,7 @@ from picospec.gateway.doors.services import (
 from picospec.gateway.errors import InvalidRequest, Unavailable
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallArguments, CallStart, Parsed
-from picospec.gateway.schema import SMALL_BYTES
+from picospec.gateway.schema import SMALL_BYTES, Values
 from tests.gateway import scripted as openai_sdk
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, SetClock, writes
 
@@ -335,14 +335,20 @@ def test_the_last_responses_are_kept() -> None:
     assert [responses.find(str(number)) is None for number in range(3)] == [True, True, False]
 
 
-@pytest.mark.parametrize(("items", "is_refused"), [(16_000, False), (17_000, True)])
-def test_a_short_body_goes_on_with_no_more_items_than_one_body_has(
-    items: int, is_refused: bool
+@pytest.mark.parametrize(
+    ("items", "more", "is_refused"),
+    [(16_000, 0, False), (17_000, 0, True), (8_000, 8_000, False), (8_500, 8_500, True)],
+)
+def test_a_body_goes_on_with_no_more_items_than_one_body_has(
+    items: int, more: int, is_refused: bool
 ) -> None:
     responses, item = ResponseStore(SetClock()), b'{"type":"reasoning","summary":[]}'
     kept = StoredResponse(b'{"output":[]}', b"[%b]" % b",".join([item] * items))
     responses.keep("resp_1", kept)
-    body = ResponsesRequest.model_validate({"input": "Hi", "previous_response_id": "resp_1"})
+    given, values = [b'{"role":"user","content":"Hi"}', *[item] * more], Values()
+    asked = b'{"input":[%b],"previous_response_id":"resp_1"}' % b",".join(given)
+    values.add(asked)
+    body = ResponsesRequest.model_validate_json(asked, context=values)
 
     with pytest.raises(InvalidRequest) if is_refused else nullcontext() as refused:
         responses_handlers.convert(responses, body)

@@ -90,6 +90,39 @@ async def test_too_many_values_are_a_400_that_says_of_what(
     assert error["message"] == f"the body has more than {what}"
 
 
+CALL = {"name": "f", "arguments": f'{{"a":[{",".join(["[]"] * 1000)}]}}'}
+USER = {"role": "user", "content": "Hi"}
+
+
+def calling(calls: int) -> dict[str, object]:
+    """Return a turn that makes calls, in a chat."""
+    return {"role": "assistant", "content": "", "tool_calls": [{"function": CALL}] * calls}
+
+
+CALLING = {
+    "/v1/chat/completions": lambda calls: {"messages": [USER, calling(calls)]},
+    "/api/chat": lambda calls: {"messages": [USER, calling(calls)]},
+    "/v1/responses": lambda calls: {
+        "input": [USER, *[{"type": "function_call", "call_id": "c", **CALL}] * calls]
+    },
+}
+
+
+@pytest.mark.parametrize("path", CALLING)
+async def test_the_arguments_of_calls_count_with_their_body_however_small_each_is(
+    path: str,
+) -> None:
+    half = [[]] * (MAX_CONTAINERS // 2 - 1_000)
+    async with client_of(make_app(ScriptedEngine(context_tokens=1 << 17))) as client:
+        answers = [
+            await client.post(path, json={**CALLING[path](calls), "unknown": half})
+            for calls in (15, 19)
+        ]
+
+    assert [answer.status_code for answer in answers] == [200, 400]
+    assert f"more than {MAX_CONTAINERS} objects and arrays" in answers[1].text
+
+
 def unbounded(schema: Any, path: str) -> Iterator[str]:  # noqa: ANN401 - a schema of pydantic
     """Yield the arrays of a schema whose items could each have an error."""
     if isinstance(schema, list | tuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from picospec.edge_agent.relay import DIRECT, HELD_BYTES
 from picospec.gateway.doors.request import MAX_BIASES, MAX_STOPS
 from picospec.gateway.grammars import MAX_BYTES
 from picospec.gateway.schema import MAX_CONTAINERS, MAX_STRINGS, SMALL_BYTES
@@ -106,6 +107,13 @@ def _texts(size: int, tokens: int) -> Iterator[Body]:
         yield f"turn: {name}", "/v1/messages", {"max_tokens": 1, "messages": said}
         asked = {"messages": said, "options": {"num_predict": 1}}
         yield f"Ollama: {name}", "/api/chat", asked
+        alone = {"prompt": text, "options": {"num_predict": 1}}
+        yield f"Ollama's text: {name}", "/api/generate", alone
+        yield f"native: {name}", "/completion", {"n_predict": 1, "prompt": text}
+        yield f"counted: {name}", "/v1/responses/input_tokens", {"input": text}
+        yield f"counted turn: {name}", "/v1/messages/count_tokens", {"messages": said}
+        lasting = {**item, "background": True, "stream": True}
+        yield f"background: {name}", "/v1/responses", lasting
 
 
 def _ids(tokens: int, longest: int) -> Iterator[Body]:
@@ -174,6 +182,25 @@ def bodies(size: int, tokens: int, longest: int) -> Iterator[Body]:
     yield from _ids(tokens, longest)
     yield from _constraints(size)
     yield from _values(size)
+
+
+def relayed(size: int) -> Iterator[Body]:
+    """Yield bodies that an edge passes on: of up to `size` bytes, or of as many as it holds to
+    see who answers them."""
+    for name, unit in FEW.items():
+        said, large = (
+            [{"role": "user", "content": text_of(unit, most - 512)}]
+            for most in (size, HELD_BYTES)
+        )
+        yield f"direct: {name}", DIRECT, chat(messages=said, seed=1)
+        yield f"superset: {name}", CHAT, chat(messages=said, bad_words=["a"])
+        yield f"large: {name}", CHAT, chat(messages=large)
+        image = {"type": "image_url", "image_url": {"url": large[0]["content"]}}
+        yield f"image: {name}", CHAT, chat(messages=[{"role": "user", "content": [image]}])
+    many = [{"role": "user", "content": "a"}] * (LONG // 4)
+    yield "superset: messages", CHAT, chat(messages=many, bad_words=["a"])
+    many_tools = [function(properties(30), f"f{i}") for i in range(128)]
+    yield "superset: tools", CHAT, chat(tools=many_tools, bad_words=["a"])
 
 
 REASONING = {"type": "reasoning", "summary": []}

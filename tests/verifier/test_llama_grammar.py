@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from threading import get_ident
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from picospec.gateway.errors import InvalidRequest, Unavailable
 from picospec.gateway.ports import Job
 from picospec.models.errors import GrammarFailed
+from picospec.models.grammars import GrammarState
 from picospec.speculation.distributions import Logits
 from picospec.speculation.logits import Adjust
 from picospec.speculation.messages import Open
@@ -167,6 +169,25 @@ async def test_a_text_that_was_begun_elsewhere_goes_on_within_its_grammar(
 
     with pytest.raises(Unservable, match="committed"):
         await target.check(replace(request, committed=tuple(text[1:4])))
+
+
+async def test_a_thread_tries_what_is_committed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, allowed = list[int](), GrammarState.count_allowed
+
+    def noted(state: GrammarState, tokens: Sequence[int]) -> int:
+        threads.append(get_ident())
+        return allowed(state, tokens)
+
+    monkeypatch.setattr(GrammarState, "count_allowed", noted)
+    request = opening(constrained(host, 0.0, regex="a+"), host.ready().facts)
+
+    with pytest.raises(Unservable, match="committed"):
+        await host.ready().check(replace(request, committed=(0,)))
+
+    assert threads
+    assert get_ident() not in threads
 
 
 def at_least(request: Open, tokens: object) -> Open:

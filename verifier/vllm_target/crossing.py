@@ -38,6 +38,9 @@ SOCKET: Final = "PICOSPEC_VLLM_SOCKET"
 """This environment variable names the folder of vLLM's socket, for a vLLM without a port of its
 own."""
 
+FOLDER_PREFIX: Final = "picospec-vllm-"
+"""The folder's name begins with this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

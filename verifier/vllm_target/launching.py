@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 from picospec.gateway.hosting.parent_death import program
 from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.vllm_target.crossing import CONFIG, NAME, SOCKET
+from picospec.verifier.vllm_target.crossing import CONFIG, FOLDER_PREFIX, NAME, SOCKET
 
 PLUGINS: Final = ("vllm.general_plugins", "vllm.endpoint_plugins")
 """Our plugins are in these groups. Without them vLLM would serve none of our routes."""
@@ -50,7 +50,7 @@ def launch(
     environment[_ALLOW_LIST] = _allowed(environment.get(_ALLOW_LIST))
     named = options(settings)
     if not {"host", "port", "uds"} & named.keys():
-        environment[SOCKET] = tempfile.mkdtemp(prefix="picospec-vllm-")
+        environment[SOCKET] = tempfile.mkdtemp(prefix=FOLDER_PREFIX)
         named["uds"] = f"{environment[SOCKET]}/socket"
     command = [sys.executable, *program(module()[0]), *module()[1:], *flags(named)]
     os.execve(command[0], command, environment)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from math import ceil
 from pathlib import Path
 from shutil import rmtree
+from stat import S_IMODE, S_ISDIR
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import vllm.envs as envs
@@ -20,7 +22,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
 from picospec.verifier.vllm_target import conflicts, patches
-from picospec.verifier.vllm_target.crossing import CONFIG, NAME, SOCKET, Choice
+from picospec.verifier.vllm_target.crossing import CONFIG, FOLDER_PREFIX, NAME, SOCKET, Choice
 from picospec.verifier.vllm_target.dying import die_with_parent
 from picospec.verifier.vllm_target.patches import Stock
 
@@ -119,8 +121,7 @@ def choose(
         return asked
     choice = _choice(args, model, target_parallel_config, asked)
     _apply(choice, args, model, target_parallel_config)
-    if folder := os.environ.pop(SOCKET, None):  # vLLM has opened the socket
-        rmtree(folder, ignore_errors=True)
+    _remove_folder(Path(os.environ.pop(SOCKET, "")))  # vLLM has opened the socket
     _let_drain(args, settings())
     if asked is None:
         return SpeculativeConfig(
@@ -134,6 +135,16 @@ def choose(
         own = [(1, 1, asked.num_speculative_tokens)]
         asked.num_speculative_tokens_per_batch_size = own
     return asked
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove the socket's folder if we made it: it has our name, is this process's user's, and
+    nobody else can open it. The variable may come from somebody else."""
+    with suppress(OSError):
+        found = folder.lstat()
+        ours = S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if ours and S_IMODE(found.st_mode) == 0o700 and folder.name.startswith(FOLDER_PREFIX):
+            rmtree(folder)
 
 
 def _stand_back() -> None:

@@ -150,7 +150,19 @@ async def test_of_a_request_over_a_limit_little_of_the_body_is_read_and_nothing_
     assert read <= STRANGERS_BYTES + len(piece)
 
 
-async def test_bodies_on_their_way_are_answers_that_have_begun(file: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/chat/completions", 200),
+        ("/v1/messages/count_tokens", 200),
+        ("/v1/responses/input_tokens", 400),  # a body of another form
+        ("/tokenize", 200),
+        ("/detokenize", 400),
+    ],
+)
+async def test_bodies_on_their_way_are_answers_that_have_begun(
+    file: Path, path: str, status: int
+) -> None:
     rest = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -158,19 +170,19 @@ async def test_bodies_on_their_way_are_answers_that_have_begun(file: Path) -> No
         await rest.wait()
         yield b'{"role": "user", "content": "hi"}]}'
 
-    app, chat = make_app(ScriptedEngine((b"x",)), keys_file=file), "/v1/chat/completions"
+    app = make_app(ScriptedEngine((b"x",)), keys_file=file)
     async with served(app) as url, httpx.AsyncClient(base_url=url, headers=BEN) as client:
-        coming = [asyncio.create_task(client.post(chat, content=slow())) for _ in range(2)]
+        coming = [asyncio.create_task(client.post(path, content=slow())) for _ in range(2)]
         try:
             async with asyncio.timeout(5):
                 while 'answers{tenant="ben"} 2.0' not in (await client.get("/metrics")).text:
                     pass
-            third = await client.post(chat, json=CHAT)
+            third = await client.post(path, json=CHAT)
         finally:
             rest.set()
         answers = [await each for each in coming]
 
-    assert statuses([third, *answers]) == [429, 200, 200]
+    assert statuses([third, *answers]) == [429, status, status]
 
 
 async def test_without_keys_all_clients_share_the_services_limits() -> None:

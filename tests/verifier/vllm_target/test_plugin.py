@@ -383,16 +383,29 @@ def test_several_api_servers_are_given_time_to_drain(
     assert given.shutdown_timeout == timeout_s
 
 
-def test_a_core_is_bound_to_its_parent_and_the_private_socket_is_gone(
-    registered: None, configured: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (folder := tmp_path / "private").mkdir()
+def test_a_core_is_bound_to_its_parent(registered: None, configured: Configure) -> None:
+    configured()
+
+    assert EngineCoreProc.run_engine_core is dying.run_engine_core
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "stays"),
+    [("picospec-vllm-a", 0o700, False), ("picospec-vllm-a", 0o755, True), ("a", 0o700, True)],
+)
+@pytest.mark.usefixtures("registered")
+def test_the_folder_of_the_socket_is_gone_and_one_that_is_not_ours_stays(
+    configured: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str, mode: int, stays: bool,
+) -> None:  # fmt: skip
+    (folder := tmp_path / name).mkdir(mode)
+    (folder / "socket").touch()
     monkeypatch.setenv(SOCKET, str(folder))
 
     configured()
 
-    assert EngineCoreProc.run_engine_core is dying.run_engine_core
-    assert not folder.exists()
+    assert folder.exists() is stays
+    assert SOCKET not in os.environ
 
 
 @pytest.mark.parametrize(
