@@ -311,7 +311,7 @@ class Relayed(Response):
 def _start(kind: str) -> Message:
     headers = {"content-type": kind, **SAFE}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return {"type": "http.response.start", "status": HTTPStatus.OK, "headers": raw}
+    return {"type": "http.response.start", "status": HTTPStatus.OK.value, "headers": raw}
 
 
 def _piece(body: bytes, *, more: bool) -> Message:
