@@ -36,9 +36,6 @@ MAX_ADDRESSES: Final = 64
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Returns the IP addresses of a host. Raises OSError."""
 
-Make = Callable[[str], Verifier]
-"""Returns the verifier at an IP address; at the name itself, if that is empty."""
-
 
 async def addresses(host: str, port: int) -> Sequence[str]:
     """Return the IP addresses of a host, by the system. Raises OSError."""
@@ -51,8 +48,9 @@ async def addresses(host: str, port: int) -> Sequence[str]:
 
 
 class Name:
-    """url: of the verifiers. Until the first of them has given its facts, the name itself
-    stands for one. resolve: replaces the system's lookup."""
+    """url: of the verifiers. make: returns the verifier at an IP address, or at the name itself
+    if that is empty, which stands for one until the first has given its facts. resolve:
+    replaces the system's lookup."""
 
     def __init__(
         self, url: str, make: Callable[[Name, str], Verifier], resolve: Resolve = addresses

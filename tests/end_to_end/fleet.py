@@ -147,7 +147,8 @@ def ask(
                 continue
             event = json.loads(line.removeprefix("data: "))
             answer.error = event.get("error")
-            answer.usage = event.get("usage") or answer.usage
+            if usage := event.get("usage"):  # what a cache had depends on where it was asked
+                answer.usage = {**usage, "prompt_tokens_details": None}
             for choice in event.get("choices", ()):
                 answer.finish = choice["finish_reason"] or answer.finish
                 if logprobs := choice.get("logprobs"):
