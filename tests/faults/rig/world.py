@@ -175,8 +175,10 @@ class World:
     async def used(self) -> Verifier:
         """Return the verifier that has most of the edge's sessions."""
         sessions = await self.edge.gauge(self.http, "picospec:edge_verifier_sessions")
-        label = max(sessions, key=lambda each: sessions[each])
-        return self.verifiers[int(label.split('"')[1])]
+        label = max(sessions, key=lambda each: sessions[each]).split('"')[1]
+        health = (await self.http.get(f"{self.edge.url}/health")).json()
+        labels = [each["verifier"] for each in health["verifiers"]]
+        return self.verifiers[labels.index(label)]
 
     async def rest(self) -> None:
         """Close the client's connections, and let the services notice."""
