@@ -84,16 +84,12 @@ def test_answers_go_on_while_verifiers_come_and_go(
         with ThreadPoolExecutor(1) as loader:
             running = loader.submit(answers)
             scale(MANY)
-            used = [each["uptime_s"] is not None for each in known(edge)]
             first = running.result()
             running = loader.submit(answers)
-            time.sleep(1)
-            busy = sum(each["sessions"] > 0 for each in known(edge))
+            until(lambda: sum(each["sessions"] > 0 for each in known(edge)) > 1)
             scale(1)
             second = running.result()
 
-    assert used == [True] * MANY
-    assert busy > 1
     for setting, expected in undisturbed.items():
         for answer in (*first[setting], *second[setting]):
             assert answer == expected
