@@ -174,7 +174,7 @@ async def test_a_verifiers_process_carries_sessions_unless_there_is_only_one(
     with fake_verifier(sessions={"max_sessions": sessions}) as (_, url):
         verifier = Verifier(Connection(url, key=KEY, ca_certificate=None), metrics)
         async with asyncio.TaskGroup() as tasks:
-            texts = [tasks.create_task(text(verifier, 10 + n)) for n in range(sessions)]
+            texts = [tasks.create_task(text(verifier, 40 + n)) for n in range(sessions)]
         await verifier.uploads.close()
 
     assert all(text.result() for text in texts)
