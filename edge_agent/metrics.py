@@ -10,6 +10,9 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 LAG_EVERY_S: Final = 0.05
+PREFIX: Final = "prefix"
+NEAR: Final = "near"
+"""An answer began at its verifier for one of these reasons: see `EdgeMetrics.placed`."""
 
 _LAG_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _STEP_BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -79,7 +82,7 @@ class EdgeMetrics:
         for each in (self.verifier_ready, self.verifier_rtt_s, self.verifier_sessions):
             with suppress(KeyError):
                 each.remove(verifier)
-        for reason in ("prefix", "near"):
+        for reason in (PREFIX, NEAR):
             with suppress(KeyError):
                 self.placed.remove(verifier, reason)
 

@@ -22,7 +22,7 @@ from picospec.edge_agent.link.names import Name
 from picospec.edge_agent.link.prefixes import Prompt, Reading, Speed
 from picospec.edge_agent.link.session import Progress, Session
 from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.metrics import NEAR, PREFIX, EdgeMetrics
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.tracing import Span
 from picospec.models.grammars import NAME
@@ -93,7 +93,7 @@ class Verifiers(KnownVerifiers[Verifier]):
         sessions = Sessions(self, identity, self._deadline_s, span, prompt)
         if prompt is not None:
             placed = sessions.verifier
-            why = "prefix" if placed.prefixes.held(prompt) else "near"
+            why = PREFIX if placed.prefixes.held(prompt) else NEAR
             self._metrics.placed.labels(placed.label, why).inc()
         return sessions
 
