@@ -29,7 +29,7 @@ from picospec.bench.simulator.hosts import Curve
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.world import World, simulate
 from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.draft.drafter import StepSampler
+from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings
@@ -196,7 +196,7 @@ async def scripted(
     metrics = EdgeMetrics(CollectorRegistry())
     settings = EdgeSettings(verifier_url=AnyHttpUrl(url))
     verifiers = open_verifiers(settings, metrics)
-    engine = EdgeEngine(verifiers, drafter, settings, metrics, TargetsVocabulary(), None)
+    engine = EdgeEngine(verifiers, drafter, settings, metrics, TargetsVocabulary())
 
     async def ask(source: Source, tokens: int) -> Answered:
         job = Job("capacity", source.prompt, tokens, Sampling(0.0), seed=0, extras=extras)
@@ -219,27 +219,19 @@ async def scripted(
         await verifiers.close()
 
 
-@dataclass(frozen=True, slots=True)
-class ScriptedDrafter:
+@dataclass(frozen=True)
+class ScriptedDrafter(NoDrafter):
     """Implements a Drafter that is never full. sources: by their prompts. step_s: seconds of a
     step, by the tokens it reads. vocabulary: the number of the target's tokens."""
 
     sources: Mapping[tuple[TokenId, ...], Source]
     step_s: Curve
     vocabulary: int
-    is_stuck: bool = False
-    read_tokens: int = 0
 
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
     ) -> ScriptedSlot:
         return ScriptedSlot(self, self.sources[tuple(prompt)])
-
-    async def watch(self) -> None:
-        """Do nothing, because no step hangs."""
-
-    def close(self) -> bool:
-        return True
 
 
 @dataclass(slots=True)
@@ -274,6 +266,7 @@ class TargetsVocabulary:
 
     relation: Final = "identical"
     translation: Final = None
+    draft_tokens: Final = 0
 
     async def __call__(self, vocabulary: str) -> Tokenizer:
         raise EngineFault("a scripted edge reads no text")

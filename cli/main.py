@@ -250,6 +250,9 @@ def add(
     tokens_a_minute: Annotated[
         int | None, Option(min=1, help="Of prompts and answers.")
     ] = None,
+    model: Annotated[
+        list[str] | None, Option(help="The key opens this one; may be repeated.")
+    ] = None,
 ) -> None:
     """Add a key, and print it. It is not kept: only its SHA-256 is in the file."""
     limits = KeyLimits(
@@ -258,6 +261,6 @@ def add(
         tokens_a_minute=tokens_a_minute,
     )
     try:
-        typer.echo(add_key(file, name, limits))
+        typer.echo(add_key(file, name, limits, model or ()))
     except (InvalidKeys, OSError) as error:
         fail(error)

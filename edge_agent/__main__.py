@@ -23,7 +23,7 @@ from typer import Option
 
 from picospec.edge_agent.app import build, open_verifiers
 from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.loading import MakeDrafter, with_draft_model
+from picospec.edge_agent.draft.loading import MakeDrafter, first_draft
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.drain import Drain
@@ -194,8 +194,8 @@ def serve(
     def make() -> FastAPI:
         store, metrics = open_store(os.environ), EdgeMetrics(CollectorRegistry())
         connect = partial(open_verifiers, settings, metrics)
-        named = with_draft_model(settings, store, connect)
-        built = build(named, store, drain, policy, make_drafter)
+        first = first_draft(settings, store, connect)
+        built = build(settings, store, drain, policy, make_drafter, first)
         settle()
         return built
 

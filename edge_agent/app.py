@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 from fastapi import FastAPI
@@ -22,16 +23,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.drafter import Drafter
-from picospec.edge_agent.draft.loading import MakeDrafter, TargetTokenizer
-from picospec.edge_agent.engine import EdgeEngine
-from picospec.edge_agent.fallback import DraftFallback, open_engine
+from picospec.edge_agent.draft.late import Drafts, LateDrafter
+from picospec.edge_agent.draft.loading import FirstDraft, MakeDrafter
 from picospec.edge_agent.link.connection import Connector
 from picospec.edge_agent.link.names import Name
 from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.relay import open_relay
+from picospec.edge_agent.served import Maker, ServedModel, ServedModels
 from picospec.edge_agent.settings import DNS, EdgeSettings
 from picospec.gateway.accounts import account_of
 from picospec.gateway.app import create_app
@@ -41,7 +41,6 @@ from picospec.gateway.hosting.settings import hosts_of
 from picospec.gateway.middleware import HEALTH_PATHS, Access
 from picospec.gateway.tracing import open_tracing
 from picospec.models.store import Store
-from picospec.models.tokenizer_file import TokenizerCache
 from picospec.speculation.drafting import DraftPolicy
 from picospec.speculation.messages import POOL, PROTOCOL_VERSION
 
@@ -55,48 +54,35 @@ def build(
     drain: Drain,
     policy: DraftPolicy | None = None,
     make_drafter: MakeDrafter = loading.make_drafter,
+    first: FirstDraft | None = None,
 ) -> FastAPI:
-    """Return the ASGI app with its draft model loaded; its lifespan frees everything.
+    """Return the ASGI app with its first draft model loaded; its lifespan frees everything.
 
-    drain: counts the answers, and rejects new ones once it has begun.
+    drain: counts the answers, and rejects new ones once it has begun. first: None means the
+    draft model that the settings name, if they do.
 
     Raises models.errors.ModelError, OSError.
     """
     tracing = open_tracing("picospec-edge", wanted=settings.tracing)
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
-    model = loading.open_model(settings, store)
-    if model is not None:  # only once: afterwards less memory is free
-        slot_tokens = loading.length_of(model, settings).tokens
-        settings = settings.model_copy(update={"context_tokens": slot_tokens})
-    drafter = make_drafter(model, settings)
-    metrics.read_tokens.set_function(lambda: drafter.read_tokens)
+    first = loading.named_draft(settings) if first is None else first
+    drafts = Drafts(settings, store, make_drafter)
+    if first.name is not None:
+        drafts.open(first.name)
+    metrics.read_tokens.set_function(lambda: drafts.read_tokens)
     verifiers = open_verifiers(settings, metrics)
-    relay = open_relay(settings, verifiers)
-    vocabulary = None if model is None else model.vocabulary
-    tokenizer = TargetTokenizer(verifiers, TokenizerCache(store.root / "tokenizers"), model)
-    draft = None if model is None else store.find(settings.draft_model, "draft")
-    engine = EdgeEngine(verifiers, drafter, settings, metrics, tokenizer, vocabulary, policy)
-    fallback = None
-    if settings.fallback == "draft" and settings.context_tokens and draft is not None:
-        alone = open_engine(draft, drafter, settings.context_tokens)
-        fallback = DraftFallback(alone, verifiers, tokenizer, metrics)
-
-    async def introduce() -> None:
-        await tokenizer.introduce()
-        with suppress(ApiError):  # another verifier is in use by now
-            await engine.prepare()
+    make = Maker(settings, store, drafts, metrics, first, policy)
+    models = ServedModels(verifiers, settings, make, first.target)
+    relay = open_relay(settings, models.verifiers_of)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        models.start()
+        drafts.start()
         tasks = [
             asyncio.create_task(kept_going(work))
-            for work in (
-                partial(metrics.watch_lag, time.monotonic),
-                introduce,
-                verifiers.watch,
-                drafter.watch,
-            )
+            for work in (partial(metrics.watch_lag, time.monotonic), verifiers.watch)
         ]
         try:
             yield
@@ -104,28 +90,22 @@ def build(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await engine.close()
-            if fallback is not None:
-                await fallback.engine.close()
+            await models.close()
             await verifiers.close()
-            if await asyncio.to_thread(drafter.close) and model is not None:
-                model.close()
+            await drafts.close()
             await asyncio.to_thread(tracing.close)
 
-    name = draft.name if draft else None
-    edge = _Edge(settings, verifiers, drafter, tokenizer, engine, fallback, drain, name)
+    edge = _Edge(settings, models, drafts, drain)
     access = Access(
         hosts=hosts_of(settings), body_limit_bytes=relay.body_limit_bytes, tracing=tracing
     )
     app = create_app(
-        engine,
-        tokenizer,
+        models,
         settings,
         access,
         registry=registry,
         lifespan=lifespan,
         drain=drain,
-        fallback=fallback,
         relay=relay,
         routes=list(relay.routes()),
         about=edge.about,
@@ -140,47 +120,63 @@ def build(
 
 
 def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
-    """Return the verifiers. Their connections are made at first use. Raises OSError."""
-    connect = Connector(settings)
+    """Return all verifiers. Their connections are made at first use. Raises OSError."""
+    fixed, names = list[Verifier](), list[Name]()
+    verifiers: Verifiers
+    places = [(settings.verifiers, settings.shown_key, "")]
+    for model in settings.models:
+        file = model.verifier_key_file
+        key = file.read_text("utf-8").strip() if file else settings.shown_key
+        places.append((model.verifier_urls, key, model.name))
+    for urls, key, of in places:
+        connect = Connector(settings, key)
+        make = partial(_verifier, connect, metrics, lambda: verifiers.changed(), of)
+        for url in (str(each).rstrip("/") for each in urls):
+            if url.startswith(DNS):
+                plain = url.removeprefix(DNS)
+                names.append(Name(plain, partial(make, plain)))
+            else:
+                fixed.append(make(url))
+    verifiers = Verifiers(fixed, metrics, settings.failover_deadline_s, names)
+    return verifiers
 
-    def make(url: str, name: Name | None = None, address: str = "") -> Verifier:
-        apart = connect(url, address, prior_knowledge=False)
-        lost = name.look if name else lambda: None
-        return Verifier(connect(url, address), metrics, apart, lost)
 
-    urls = [str(url).rstrip("/") for url in settings.verifiers]
-    fixed = [make(url) for url in urls if not url.startswith(DNS)]
-    behind = [url.removeprefix(DNS) for url in urls if url.startswith(DNS)]
-    names = [Name(url, partial(make, url)) for url in behind]
-    return Verifiers(fixed, metrics, settings.failover_deadline_s, names)
+def _verifier(
+    connect: Connector,
+    metrics: EdgeMetrics,
+    learned: Callable[[], None],
+    model: str,
+    url: str,
+    name: Name | None = None,
+    address: str = "",
+) -> Verifier:
+    apart = connect(url, address, prior_knowledge=False)
+    lost = name.look if name else lambda: None
+    return Verifier(connect(url, address), metrics, apart, lost, learned, model)
 
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """The routes on which the edge reports its state. draft: the draft model's name, if any."""
+    """The routes on which the edge reports its state."""
 
     settings: EdgeSettings
-    verifiers: Verifiers
-    drafter: Drafter
-    tokenizer: TargetTokenizer
-    engine: EdgeEngine
-    fallback: DraftFallback | None
+    models: ServedModels
+    drafts: Drafts
     drain: Drain
-    draft: str | None
 
     async def health(self, _: Request) -> JSONResponse:
-        ready = "ready" if self.verifiers.is_ready else "unavailable"
+        models = self.models
+        ready = "ready" if any(m.verifiers.is_ready for m in models.all) else "unavailable"
         state = "draining" if self.drain.begun else ready
-        drafts = {"draft_model": "stuck" if self.drafter.is_stuck else "ok"}
-        body = {"status": "ok", "state": state, **drafts, **self.verifiers.report()}
-        return JSONResponse(body)
+        drafts = {"draft_model": "stuck" if self.drafts.is_stuck else "ok"}
+        return JSONResponse({"status": "ok", "state": state, **drafts, **models.report()})
 
     async def about(self) -> dict[str, object]:
-        """Return the part of /status that describes the edge."""
-
-        settings = self.settings
-        vocabularies, slots = self.tokenizer.relation, settings.slots
-        known = {"model": self.draft, "vocabularies": vocabularies, "slots": slots}
+        """Return the part of /status that describes the edge. `draft` is the first model's."""
+        settings, first = self.settings, self.models.first
+        vocabularies, slots = first.tokenizer.relation, settings.slots
+        draft = first.drafter.name if isinstance(first.drafter, LateDrafter) else None
+        known = {"model": draft, "vocabularies": vocabularies, "slots": slots}
         return {
             "service": "edge",
             "protocol": PROTOCOL_VERSION,
@@ -189,25 +185,37 @@ class _Edge:
             "lookup": settings.lookup,
             "verifier_drafts": settings.verifier_drafts,
             "fallback": settings.fallback,
-            "draft": self.draft and known,
-            "verifiers": await self.verifiers.statuses(),
+            "draft": draft and known,
+            **await self.models.about(),
         }
 
     async def forget(self, request: Request) -> Response:
-        await self.engine.forget(account_of(request).tenant)
+        owner = account_of(request).tenant
+        await asyncio.gather(*(model.engine.forget(owner) for model in self.models.all))
         return Response(status_code=204)
 
     async def ready(self, _: Request) -> JSONResponse:
+        """Answer 200 if any model can be used, or if a fallback would answer for it."""
         self.drain.check()
+        first = self.models.first
+        answer = await self._ready(first)
+        for model in self.models.all:
+            if answer.status_code == HTTPStatus.OK:
+                break
+            if model is not first:
+                answer = await self._ready(model)
+        return answer
+
+    async def _ready(self, model: ServedModel) -> JSONResponse:
         try:
-            await self.verifiers.check()
-            facts = await self.engine.facts()
-            await self.tokenizer(facts.vocabulary)
+            await model.verifiers.check()
+            facts = await model.engine.facts()
+            await model.tokenizer(facts.vocabulary)
         except ApiError as error:
-            known = self.verifiers.report()
-            if self.fallback is not None and isinstance(error, Unavailable):
-                return JSONResponse({"status": "ok", "fallback": self.fallback.name, **known})
+            known = self.models.report()
+            if model.fallback is not None and isinstance(error, Unavailable):
+                return JSONResponse({"status": "ok", "fallback": model.fallback.name, **known})
             shown = error.body()["error"] | {"message": NOT_READY}
             return JSONResponse({"status": "unavailable", **known, "error": shown}, 503)
-        found = {"model": facts.model, "vocabularies": self.tokenizer.relation}
-        return JSONResponse({"status": "ok", **self.verifiers.report(), **found})
+        found = {"model": facts.model, "vocabularies": model.tokenizer.relation}
+        return JSONResponse({"status": "ok", **self.models.report(), **found})

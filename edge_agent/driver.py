@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -37,8 +37,13 @@ class DraftModel:
     prompt: tuple[TokenId, ...]
 
 
+LateModel = Callable[[], Awaitable[DraftModel]]
+"""Returns a draft model once it is loaded. Raises CannotDraft."""
+
+
 class Driver:
-    """model: None if no slot was free; then the machine asks for no steps."""
+    """model: None if no slot was free; then the machine asks for no steps. late: returns the
+    model once it is loaded, if it was not when the answer began."""
 
     def __init__(
         self,
@@ -46,12 +51,14 @@ class Driver:
         sessions: Sessions,
         model: DraftModel | None,
         metrics: EdgeMetrics,
+        late: LateModel | None = None,
     ) -> None:
         self._machine = machine
         self._sessions = sessions
         self._session: Session
         self._model = model
         self._metrics = metrics
+        self._late = late
         self._changed = asyncio.Event()
 
     async def run(self, on_commit: OnCommit) -> Finish:
@@ -61,7 +68,7 @@ class Driver:
         no task is left behind.
         """
         self._open()
-        async with beside(self._draft()):
+        async with beside(self._draft(), *([self._join(self._late)] if self._late else ())):
             return await self._follow(on_commit)
 
     def _open(self) -> None:
@@ -120,6 +127,13 @@ class Driver:
             now = time.monotonic()
             self._metrics.step_s.observe(now - step.asked_at)
             self._machine.drafted(step, tokens, now)
+
+    async def _join(self, late: LateModel) -> None:
+        """Draft from when the draft model is there, if it comes."""
+        with suppress(CannotDraft):  # the log has the reason already
+            self._model = await late()
+            self._machine.start_drafting()
+            self._changed.set()
 
     def _send(self, outcome: Outcome) -> None:
         for message in outcome.send:

@@ -16,9 +16,9 @@ from typing import Final, Protocol, TypeVar
 import numpy as np
 
 from picospec.edge_agent.draft import foreign
-from picospec.edge_agent.draft.drafter import Drafter, DraftSlot, step_sampler
+from picospec.edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot, step_sampler
 from picospec.edge_agent.draft.retokeniser import Translation
-from picospec.edge_agent.driver import DraftModel, Driver
+from picospec.edge_agent.driver import DraftModel, Driver, LateModel
 from picospec.edge_agent.link.verifiers import Sessions, Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
@@ -34,7 +34,7 @@ from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unava
 from picospec.gateway.ports import Delta, Facts, Job, Owner, Statistics, opening
 from picospec.gateway.tenants import salted
 from picospec.models.tokenizer import Tokenizer
-from picospec.models.vocabulary import Relation, Vocabulary
+from picospec.models.vocabulary import Relation
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import DraftPolicy, StreamPolicy
 from picospec.speculation.judges import JUDGES
@@ -56,7 +56,7 @@ Emit = Callable[[Delta], Awaitable[None]]
 
 
 class Answer:
-    """model: None if no slot of the draft model was free."""
+    """model: None if no slot of the draft model was free. late: see Driver."""
 
     def __init__(
         self,
@@ -66,12 +66,13 @@ class Answer:
         sessions: Sessions,
         model: DraftModel | None,
         metrics: EdgeMetrics,
+        late: LateModel | None = None,
     ) -> None:
         self.session = machine.session
         self._machine = machine
         self._job = job
         self._proposals = proposals
-        self._driver = Driver(machine, sessions, model, metrics)
+        self._driver = Driver(machine, sessions, model, metrics, late)
         self._counts = machine.counts
         self._metrics = metrics
         self._statistics = Statistics()
@@ -236,12 +237,15 @@ class Pairing(Protocol):
     def relation(self) -> Relation | None: ...
     @property
     def translation(self) -> Translation | None: ...
+    @property
+    def draft_tokens(self) -> int:
+        """The size of the draft model's vocabulary; 0 without a draft model."""
+
     async def __call__(self, vocabulary: str) -> Tokenizer: ...
 
 
 class EdgeEngine:
-    """vocabulary: the draft model's; None without one. policy: replaces StreamPolicy, for
-    instance to measure a published system."""
+    """policy: replaces StreamPolicy, for instance to measure a published system."""
 
     def __init__(
         self,
@@ -250,7 +254,6 @@ class EdgeEngine:
         settings: EdgeSettings,
         metrics: EdgeMetrics,
         pairing: Pairing,
-        vocabulary: Vocabulary | None,
         policy: DraftPolicy | None = None,
     ) -> None:
         self._verifiers = verifiers
@@ -260,7 +263,6 @@ class EdgeEngine:
         self._judge = JUDGES[settings.judge]
         self._metrics = metrics
         self._pairing = pairing
-        self._draft_tokens = len(vocabulary.pieces) if vocabulary else 0
         self._proposals = ProposalFinder(settings, pairing)
         self._translated = OncePerPrompt[list[int]]()
 
@@ -279,13 +281,13 @@ class EdgeEngine:
         return as_generator(partial(self._run, job))
 
     async def _run(self, job: Job, emit: Emit) -> None:
-        facts = (await self._verifiers.facts()).identified(job.identity)
+        facts = (await self._verifiers.facts(job.identity)).identified(job.identity)
         if facts is None:
             raise Unavailable("the verifier is another one since the prompt was read")
         await self._verifiers.awake()
-        slot = await self._slot(job)
+        taken = list[DraftSlot]()
         try:
-            answer = await self._answer(job, facts, slot)
+            answer = await self._answer(job, facts, taken)
             await answer.run(emit)
         except InvalidSetting as error:
             raise InvalidRequest(str(error), param=error.name) from error
@@ -293,23 +295,28 @@ class EdgeEngine:
             self._verifiers.forget()
             raise
         finally:
-            if slot is not None:
+            for slot in taken:
                 slot.leave()
 
-    async def _slot(self, job: Job) -> DraftSlot | None:
-        """Take a slot, once the relation of the two vocabularies is known."""
-        pairing = self._pairing
-        if pairing.relation in ("identical", "padded"):
-            return self._drafter.take(job.prompt, job.owner)
-        if (translation := pairing.translation) is None:
+    async def _slot(self, job: Job, taken: list[DraftSlot]) -> DraftSlot | None:
+        """Take a slot, if one is free and the relation of the two vocabularies is known."""
+        own, translation = job.prompt, self._pairing.translation
+        if translation is not None and self._judge.takes_any_draft:
+            own = tuple(await self._translated.of(job.prompt, translation.prompt))
+        elif self._pairing.relation not in ("identical", "padded"):
             return None
-        own = await self._translated.of(job.prompt, translation.prompt)
-        slot = self._drafter.take(own, job.owner)
-        return slot and foreign.ForeignSlot(slot, translation, len(job.prompt), own)
+        if (slot := self._drafter.take(own, job.owner)) is None:
+            return None
+        taken.append(slot)
+        if translation is None:
+            return slot
+        return foreign.ForeignSlot(slot, translation, len(job.prompt), own)
 
-    async def _answer(self, job: Job, facts: ModelFacts, slot: DraftSlot | None) -> Answer:
-        """Return an answer that is yet to run. Raises InvalidSetting, even without a slot."""
-        settings = self._settings
+    async def _answer(self, job: Job, facts: ModelFacts, taken: list[DraftSlot]) -> Answer:
+        """Return an answer that is yet to run. taken: gets its slot, also one that it takes
+        later. Raises InvalidSetting, even without a slot."""
+        settings, is_late = self._settings, self._drafter.is_late
+        slot = None if is_late else await self._slot(job, taken)
         fill = settings.fill if slot else "auto"  # an answer with `never` would not end
         salt = None
         if job.owner and settings.separates_prefixes:
@@ -319,11 +326,21 @@ class EdgeEngine:
         request = proposals.request
         chance = np.random.default_rng()  # independent of other answers and of the verifier
         half = self._judge.edge(request, iter(chance.random, None))
-        translated = self._pairing.translation is not None
-        drawn = facts.vocabulary_size if translated else self._draft_tokens
         mask = DraftGrammar(proposals.grammar).mask if proposals.grammar else None
-        sampler = step_sampler(request, facts, half.sampler, drawn, mask)
-        model = DraftModel(slot, sampler, request.prompt) if slot else None
+        sampler = partial(step_sampler, request, facts, half.sampler, mask=mask)
+
+        def made(slot: DraftSlot | None) -> DraftModel | None:
+            translated = self._pairing.translation is not None
+            own = sampler(facts.vocabulary_size if translated else self._pairing.draft_tokens)
+            return DraftModel(slot, own, request.prompt) if slot else None
+
+        async def late() -> DraftModel:
+            await self._drafter.wake()
+            if (model := made(await self._slot(job, taken))) is None:
+                raise CannotDraft("no slot of the draft model is free")
+            return model
+
+        model = made(slot)
         sessions = self._verifiers.answer(request.identity, job.span, job.prompt, salt)
         may_rest = request.fill != "never" and self._policy is None
         machine = DraftMachine(
@@ -337,7 +354,8 @@ class EdgeEngine:
             gains=(lambda: sessions.verifier.gains) if may_rest else None,
             vocabulary_size=facts.vocabulary_size,
         )
-        return Answer(job, proposals, machine, sessions, model, self._metrics)
+        joining = late if is_late else None
+        return Answer(job, proposals, machine, sessions, model, self._metrics, joining)
 
     async def forget(self, owner: Owner) -> None:
         """Forget the answers that an owner got, here and at the verifiers. Raises ApiError if a

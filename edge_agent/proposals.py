@@ -65,8 +65,9 @@ class EdgeGrammars:
 
     async def close(self) -> None:
         """End the process that tries grammars."""
-        if self._compiler is not None:
-            await self._compiler.close()
+        compiler, self._compiler = self._compiler, None
+        if compiler is not None:
+            await compiler.close()
 
 
 class DraftGrammar:

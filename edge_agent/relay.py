@@ -12,7 +12,7 @@ the verifier answers all requests.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +44,7 @@ from picospec.gateway.doors.chat import ChatRequest
 from picospec.gateway.doors.generation import checked, parse, read
 from picospec.gateway.doors.request import shown_names
 from picospec.gateway.doors.responses_handlers import with_history
-from picospec.gateway.doors.services import Services
+from picospec.gateway.doors.services import Services, no_model
 from picospec.gateway.errors import (
     UNSUPPORTED,
     ApiError,
@@ -53,6 +53,7 @@ from picospec.gateway.errors import (
     renamed,
 )
 from picospec.gateway.hosting.settings import MAX_CHOICES
+from picospec.gateway.ports import Facts
 from picospec.gateway.schema import NEUTRAL, RequestModel, check_structure, is_neutral
 from picospec.gateway.tenants import salted
 from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
@@ -234,16 +235,17 @@ ends speak different versions of the protocol."""
 
 
 class Relay:
-    """upstream: the connection to that of the settings, if any."""
+    """verifiers_of: returns those of a model; for None, of the first. upstream: the connection
+    to that of the settings, if any."""
 
     def __init__(
         self,
         settings: RelaySettings,
-        verifiers: Verifiers,
+        verifiers_of: Callable[[str | None], Verifiers],
         upstream: Connection | None,
     ) -> None:
         self._settings = settings
-        self._verifiers = verifiers
+        self._verifiers_of = verifiers_of
         self._upstream = upstream
 
     held_bytes = HELD_BYTES
@@ -280,6 +282,8 @@ class Relay:
         account = account_of(request)
         services.drain.check()
         account.begin_answers(1)
+        if account.tenant.models:
+            raise NotFound(f"this key opens single models, and {target} may name any")
         upload, way = Upload(request), await self._way()
         account.relayed = way.peer.name
         ask = partial(way.post_to, target, headers, upload.pieces())
@@ -295,7 +299,10 @@ class Relay:
         relayed = await checked(services, request, partial(relayed_request, body, self.models))
         if relayed is None:
             return None
-        account, way = account_of(request), await self._way()
+        account = account_of(request)
+        if not account.tenant.opens(relayed.model):
+            raise no_model(relayed.model, account.tenant.models)
+        way = await self._way()
         account.serve(relayed.model, None, "chat")
         account.begin_answers(relayed.answers - 1)
         account.relayed = way.peer.name
@@ -319,15 +326,14 @@ class Relay:
         account, path = account_of(request), _DOORS.get(request.scope["path"], "")
         if not error.may_be_served or account.fallback or account.ledger.prompt_tokens:
             return None  # a prompt is charged once
+        field = renamed(error.param or "", account.field_names).partition(".")[0]
         try:
-            served = (await self._verifiers.facts()).served.get(path, ())
+            fields = await checked(services, request, partial(_fields, await request.body()))
+            _, facts = await services.own(account, _model(fields))
+            served = (await self._verifiers_of(facts.model).facts()).served.get(path, ())
         except ApiError:  # what is wrong with the request is known already
             return None
-        field = renamed(error.param or "", account.field_names).partition(".")[0]
-        if field not in served or field == "model":
-            return None
-        fields = await checked(services, request, partial(_fields, await request.body()))
-        if field not in fields:
+        if field not in served or field not in fields or field == "model":
             return None
         if path == _RESPONSES:
             continued = partial(with_history, services, request, fields)
@@ -337,22 +343,28 @@ class Relay:
         if asked.answers > MAX_CHOICES:
             return None
         account.ignored = shown_names(asked.ignored)
-        return await self._for(field, path, asked, services, request)
+        return await self._for(field, path, asked, facts, services, request)
 
     async def _for(
-        self, field: str, path: str, asked: ForVerifier, services: Services, request: Request
+        self,
+        field: str,
+        path: str,
+        asked: ForVerifier,
+        facts: Facts,
+        services: Services,
+        request: Request,
     ) -> Response:
         """Let the verifier's own API answer a request for the sake of a field. Raises
         ApiError."""
         account = account_of(request)
-        facts = await services.own.facts_of(_model(asked.fields))
         account.serve(facts.model, None, "chat")
         account.begin_answers(asked.answers - 1)
         account.relayed, account.relayed_for = "verifier", *shown_names((field,))
         identity = _identity(services, account)
         write = partial(_addressed, asked.fields, facts.model, identity)
         body = await checked(services, request, write)
-        way, target = await self._to_verifier(), f"{path}{query_of(request.scope)}"
+        way = await self._to_verifier(facts.model)
+        target = f"{path}{query_of(request.scope)}"
         return Relayed(
             partial(way.post_to, target, headers_of(request.headers), body),
             account,
@@ -369,7 +381,7 @@ class Relay:
         body = await parse(ChatRequest, services, request)
         if body.seed is None:
             raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
-        facts = await services.own.facts_of(body.model)
+        _, facts = await services.own(account, body.model)
         account.begin_answers(body.n)
         account.serve(facts.model, body.model, "chat")
         return await self._from_verifier(_OPENAI, facts.model, services, request)
@@ -379,20 +391,19 @@ class Relay:
         services.drain.check()
         account, path = account_of(request), request.scope["path"]
         account.begin_answers(1)
-        if path not in (await self._verifiers.facts()).served:
-            raise NotFound(f"the verifier has no {path}")
         body = await read(services, request)
         fields = await checked(services, request, partial(_fields, body))
-        facts = await services.own.facts_of(_model(fields))
+        _, facts = await services.own(account, _model(fields))
+        if path not in (await self._verifiers_of(facts.model).facts()).served:
+            raise NotFound(f"the verifier has no {path}")
         return await self._from_verifier(path, facts.model, services, request)
 
-    @property
-    def is_undrafted(self) -> bool:
-        return not self._verifiers.current.is_compatible
+    def is_undrafted(self, model: str) -> bool:
+        return not self._verifiers_of(model).current.is_compatible
 
     async def undrafted(self, services: Services, request: Request, model: str) -> Response:
         """Let the verifier in use answer a request that was read. Raises ApiError."""
-        if self.is_undrafted:
+        if self.is_undrafted(model):
             account_of(request).fallback = UNDRAFTED
         return await self._from_verifier(request.scope["path"], model, services, request)
 
@@ -404,21 +415,25 @@ class Relay:
         make = partial(addressed, await request.body(), model, _identity(services, account))
         body = await checked(services, request, make)
         account.relayed = "verifier"
-        await self._verifiers.awake()
-        ask = partial(self._verifiers.current.ask, path, body)
+        verifiers = self._verifiers_of(model)
+        await verifiers.awake()
+        ask = partial(verifiers.current.ask, path, body)
         return Relayed(ask, account, services.drain, asked_bytes=len(body))
 
     async def _way(self) -> Connection:
         return self._upstream or await self._to_verifier()
 
-    async def _to_verifier(self) -> Connection:
+    async def _to_verifier(self, model: str | None = None) -> Connection:
+        verifiers = self._verifiers_of(model)
         with suppress(ApiError):  # the request that follows reports it
-            await self._verifiers.facts()
-        await self._verifiers.awake()
-        return self._verifiers.current.apart
+            await verifiers.facts()
+        await verifiers.awake()
+        return verifiers.current.apart
 
 
-def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:
+def open_relay(
+    settings: EdgeSettings, verifiers_of: Callable[[str | None], Verifiers]
+) -> Relay:
     """Return the relay of the settings. It connects at first use. Raises OSError."""
     upstream = None
     if url := settings.relay.url:
@@ -430,7 +445,7 @@ def open_relay(settings: EdgeSettings, verifiers: Verifiers) -> Relay:
             peer=UPSTREAM,
             prior_knowledge=False,
         )
-    return Relay(settings.relay, verifiers, upstream)
+    return Relay(settings.relay, verifiers_of, upstream)
 
 
 class _Nothing:

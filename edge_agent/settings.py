@@ -115,6 +115,43 @@ class RelaySettings(Table):
         return url
 
 
+class ModelSettings(Table):
+    """What an edge should know of one model; it learns of all others from their verifiers."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    """The name under which its verifiers serve it."""
+
+    verifier_urls: tuple[VerifierAddress, ...] = ()
+    """The addresses of its verifiers, besides those of the edge's own `verifier_urls` that
+    serve it."""
+
+    verifier_key_file: Path | None = None
+    """The file with the key that this edge shows at these addresses; None means the key of
+    PICOSPEC_VERIFIER_KEY."""
+
+    aliases: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    """Clients may also ask for the model by these names."""
+
+    draft_model: str | None = None
+    """Its draft model; None means the edge's `draft_model`."""
+
+    fallback: Literal["none", "draft"] | None = None
+    """Who answers while none of its verifiers can be reached; None means the edge's
+    `fallback`."""
+
+    context_tokens: Annotated[int, Field(ge=64)] | None = None
+    """A slot of its draft model, which must be named, holds this many tokens."""
+
+    @model_validator(mode="after")
+    def _names_a_draft_model(self) -> Self:
+        unnamed = self.draft_model in (None, "auto", "none")
+        if unnamed and self.context_tokens is not None:
+            raise ValueError("context_tokens: needs a draft_model that is named")
+        if self.draft_model in ("auto", "none") and self.fallback == "draft":
+            raise ValueError("fallback: `draft` needs a draft_model that is named")
+        return self
+
+
 class EdgeSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="PICOSPEC_EDGE__", hide_input_in_errors=True)
     secrets = ServiceSettings.secrets | {
@@ -132,6 +169,11 @@ class EdgeSettings(ServiceSettings):
 
     verifier_url: VerifierAddress | None = None
     """The address of the only verifier; it is set instead of `verifier_urls`."""
+
+    models: tuple[ModelSettings, ...] = ()
+    """What is to be known of single models, each in a table [[models]]. The edge serves all
+    models that its verifiers have, with a table or without one; the first is the one that is
+    meant where a request names none."""
 
     verifier_ca: Path | None = None
     """PEM file of the authority for the verifiers' certificates; None means the system's."""
@@ -182,6 +224,11 @@ class EdgeSettings(ServiceSettings):
     """If true, the verifier proposes draft tokens too, where the edge's have not arrived: from
     the prompt, the answer and the client's prediction. In `coupled` with fill `auto` only."""
 
+    draft_memory_bytes: Annotated[int, Field(ge=1)] | None = None
+    """All draft models together may take so much memory, with the KV of their slots: one is
+    loaded when an answer needs it, and the one that was not used for longest goes. None: half
+    of the memory that this process may have."""
+
     slots: Annotated[int, Field(ge=1, le=64)] = 4
     """This many answers can draft at the same time; further ones run without drafts."""
 
@@ -221,8 +268,16 @@ class EdgeSettings(ServiceSettings):
 
     @property
     def verifiers(self) -> tuple[AnyUrl, ...]:
-        """The addresses of the verifiers, from either setting."""
-        return (self.verifier_url,) if self.verifier_url else self.verifier_urls
+        """The addresses of the verifiers of any models. They are this machine's only if no
+        setting names another one."""
+        if self.verifier_url:
+            return (self.verifier_url,)
+        named = "verifier_urls" in self.model_fields_set
+        return () if self._of_models and not named else self.verifier_urls
+
+    @property
+    def _of_models(self) -> list[AnyUrl]:
+        return [url for model in self.models for url in model.verifier_urls]
 
     @property
     def shown_key(self) -> str | None:
@@ -232,6 +287,8 @@ class EdgeSettings(ServiceSettings):
     @model_validator(mode="after")
     def _shows_no_key_in_the_clear(self) -> Self:
         shown: list[AnyUrl | AnyHttpUrl] = list(self.verifiers) if self.shown_key else []
+        for model in self.models:
+            shown += model.verifier_urls if model.verifier_key_file or self.shown_key else ()
         if self.relay.url and self.relay_key:
             shown.append(self.relay.url)
         plain = [url.host or "" for url in shown if url.scheme.removeprefix(DNS) == "http"]
@@ -253,14 +310,22 @@ class EdgeSettings(ServiceSettings):
         unnamed = self.draft_model in ("auto", "none") or self.drafter == "none"
         if self.fallback == "draft" and unnamed:
             raise ValueError("fallback: `draft` needs a draft_model that is named")
+        for model in self.models:
+            named = model.draft_model is not None and self.drafter != "none"
+            if model.fallback == "draft" and unnamed and not named:
+                raise ValueError(f"models: {model.name}: `draft` needs a draft_model")
         return self
 
     @model_validator(mode="after")
     def _names_verifiers_once(self) -> Self:
         if self.verifier_url and "verifier_urls" in self.model_fields_set:
             raise ValueError("set verifier_url or verifier_urls, and not both")
-        if len(set(self.verifier_urls)) < len(self.verifier_urls):
+        urls = [*self.verifiers, *self._of_models]
+        if len(set(urls)) < len(urls):
             raise ValueError("verifier_urls: one is named twice")
+        names = [name for model in self.models for name in (model.name, *model.aliases)]
+        if len(set(names)) < len(names):
+            raise ValueError("models: a name stands for two of them")
         return self
 
 

@@ -19,7 +19,7 @@ from starlette.types import Lifespan
 
 from picospec.gateway.accounts import account_of
 from picospec.gateway.documents import FILES, Route, documents, root
-from picospec.gateway.doors.services import About, Backend, Relay, Services
+from picospec.gateway.doors.services import About, Models, Relay, Services
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import OPENAI, InvalidRequest, NotFound
 from picospec.gateway.hosting.settings import GatewaySettings
@@ -27,7 +27,7 @@ from picospec.gateway.http import json_response
 from picospec.gateway.metrics import Metrics
 from picospec.gateway.middleware import PAGE_PATHS, Access, Accounts, ShapeOf
 from picospec.gateway.output.style import Styles
-from picospec.gateway.ports import SEEDS, Engine, Fallback, TokenizerSource
+from picospec.gateway.ports import SEEDS
 from picospec.gateway.routes import ROUTES, shape_of
 from picospec.gateway.tenants import TenantMetrics, Tenants
 
@@ -35,8 +35,7 @@ ANY: Final = Access()
 
 
 def create_app(
-    engine: Engine,
-    tokenizer: TokenizerSource,
+    models: Models,
     settings: GatewaySettings,
     access: Access = ANY,
     *,
@@ -47,10 +46,9 @@ def create_app(
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     routes: Sequence[Route] = (),
     about: About | None = None,
-    fallback: Fallback | None = None,
     relay: Relay | None = None,
 ) -> FastAPI:
-    """Return the OpenAI API of `engine`.
+    """Return the OpenAI API of these models; of one engine, see `one_model`.
 
     The caller may add routes: `Accounts` applies to them too. /metrics shows `registry`, or a
     registry of the app's own if it is None; `metrics`, if given, must be registered there
@@ -59,7 +57,7 @@ def create_app(
     drain: counts the answers, and rejects new ones once it has begun. routes: only this
     service has these routes. about: returns what only this service reports in /status.
 
-    fallback: answers while `engine` cannot. relay: lets another service answer.
+    relay: lets another service answer.
 
     Raises gateway.tenants.InvalidKeys.
     """
@@ -76,14 +74,13 @@ def create_app(
         exception_handlers=HANDLERS,
     )
     services = Services(
-        own=Backend(engine, tokenizer, settings),
+        models=models,
         drain=drain or Drain(),
         registry=registry,
         settings=settings,
         styles=Styles(settings.tool_format),
         draw_seed=draw_seed,
         started=int(time.time()),
-        fallback=fallback,
         relay=relay,
         about=about,
     )

@@ -38,7 +38,7 @@ from picospec.gateway.doors.messages_schema import ChatMessage
 from picospec.gateway.doors.ollama import OllamaChat, OllamaGenerate
 from picospec.gateway.doors.request import parameters_of
 from picospec.gateway.doors.responses import ResponsesRequest
-from picospec.gateway.doors.services import Backend, Services
+from picospec.gateway.doors.services import Listed, Services
 from picospec.gateway.errors import OPENAI, ApiError, InvalidRequest, PromptTooLong, Shape
 from picospec.gateway.http import json_response
 from picospec.gateway.metrics import exposition
@@ -61,7 +61,7 @@ async def health(_: Services, __: Request) -> Response:
 async def ready(services: Services, _: Request) -> Response:
     """Answer 200 while the engine can serve. Raises the 503 that says why it cannot."""
     services.drain.check()
-    facts = await services.own.engine.facts()
+    facts = await (await services.models.find(None)).engine.facts()
     return json_response({"status": "ok", "model": facts.model})
 
 
@@ -70,7 +70,7 @@ async def status(services: Services, _: Request) -> Response:
     facts = error = None
     about = await services.about() if services.about else {}
     try:
-        facts = await services.own.engine.facts()
+        facts = await (await services.models.find(None)).engine.facts()
     except ApiError as failed:
         error = failed.message
     state = "draining" if services.drain.begun else "unavailable" if facts is None else "ok"
@@ -94,42 +94,50 @@ async def prometheus_metrics(services: Services, _: Request) -> Response:
 
 
 async def list_models(services: Services, request: Request) -> Response:
-    """Answer with the engine's model, under each of its names, and its adapters."""
-    backend = await services.backend(account_of(request))
-    facts = await backend.engine.facts()
-    models = [(name, facts.named(name)) for name in services.names_of(facts)]
+    """Answer with the models that can be reached, under each of their names, and their
+    adapters; then with those for which another service is asked, and those that are away."""
+    account = account_of(request)
+    away, elsewhere = services.away(account), services.models_elsewhere(account)
+    found = await services.all(account)
     if "anthropic-version" in request.headers:
-        found = [*models, *((name, None) for name in services.models_elsewhere)]
+        named = [(each.name, each.facts) for each in found]
+        others = [(name, None) for name in (*elsewhere, *away)]
         listed = [
-            messages_answer.model_of(name, services.started, each) for name, each in found
+            messages_answer.model_of(name, services.started, each)
+            for name, each in (*named, *others)
         ]
         return json_response(messages_answer.page_of(listed))
-    can = await _capabilities(services, backend, facts, request)
-    listed = [_model(services, facts, name) | can for name, facts in models]
-    others = [_entry(services, name) for name in services.models_elsewhere]
-    return json_response({"object": "list", "data": listed + others})
+    listed = [await _model(services, each, request) for each in found]
+    listed += [_entry(services, name) for name in elsewhere]
+    listed += [_entry(services, name, "picospec") | AWAY for name in away]
+    return json_response({"object": "list", "data": listed})
 
 
 async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer with the model of the given name."""
-    backend = await services.backend(account_of(request))
-    name: str = request.path_params["name"]
-    is_elsewhere = name in services.models_elsewhere
-    facts = None if is_elsewhere else await backend.facts_of(name)
+    account, name = account_of(request), request.path_params["name"]
+    away = AWAY if name in services.away(account) else {}
+    if away or name in services.models_elsewhere(account):
+        if "anthropic-version" in request.headers:
+            return json_response(messages_answer.model_of(name, services.started))
+        return json_response(_entry(services, name, "picospec" if away else "relayed") | away)
+    found = Listed(name, *await services.find(account, name))
     if "anthropic-version" in request.headers:
-        return json_response(messages_answer.model_of(name, services.started, facts))
-    if facts is None:
-        return json_response(_entry(services, name))
-    can = await _capabilities(services, backend, facts, request)
-    return json_response(_model(services, facts, name) | can)
+        shown = messages_answer.model_of(name, services.started, found.facts)
+        return json_response(shown)
+    return json_response(await _model(services, found, request))
+
+
+AWAY: Final = {"state": "away"}
+"""A listed model that cannot be reached now has this field."""
 
 
 async def _capabilities(
-    services: Services, backend: Backend, facts: Facts, request: Request
-) -> dict[str, Sequence[str]]:
+    services: Services, listed: Listed, request: Request
+) -> dict[str, object]:
     """Return the model's capabilities; nothing while its tokenizer is not available."""
     try:
-        tokenizer = await backend.tokenizer(facts.vocabulary)
+        tokenizer = await listed.backend.tokenizer(listed.facts.vocabulary)
         style = await services.style_of(tokenizer, account_of(request))
     except ApiError:
         return {}
@@ -138,8 +146,7 @@ async def _capabilities(
 
 async def props(services: Services, request: Request) -> Response:
     """Answer with the properties of the model that llama-server's clients read."""
-    backend = await services.backend(account_of(request))
-    facts = await backend.engine.facts()
+    backend, facts = await services.find(account_of(request), None)
     tokenizer = await backend.tokenizer(facts.vocabulary)
     body = {
         "default_generation_settings": {"n_ctx": facts.context_tokens},
@@ -154,8 +161,7 @@ async def props(services: Services, request: Request) -> Response:
 
 async def tokenizer_info(services: Services, request: Request) -> Response:
     """Answer with what vLLM's clients ask about the tokenizer."""
-    backend = await services.backend(account_of(request))
-    facts = await backend.engine.facts()
+    backend, facts = await services.find(account_of(request), None)
     tokenizer = await backend.tokenizer(facts.vocabulary)
     return json_response({**tokenizer.named_tokens, "chat_template": tokenizer.template})
 
@@ -165,16 +171,18 @@ def _entry(services: Services, name: str, owner: str = "relayed") -> dict[str, o
     return {"id": name, "object": "model", "created": services.started, "owned_by": owner}
 
 
-def _model(services: Services, facts: Facts, name: str) -> dict[str, object]:
+async def _model(services: Services, listed: Listed, request: Request) -> dict[str, object]:
     """Return OpenAI's model object. Clients find the context's length under the name of vLLM,
     of LM Studio and OpenRouter, or of llama-server."""
+    facts = listed.facts
     length = facts.context_tokens
     return {
-        **_entry(services, name, "picospec"),
+        **_entry(services, listed.name, "picospec"),
         "root": facts.model,
         "max_model_len": length,
         "context_length": length,
         "meta": {"n_ctx": length, "n_vocab": facts.vocabulary_size},
+        **await _capabilities(services, listed, request),
     }
 
 
@@ -227,8 +235,7 @@ async def tokenize(services: Services, request: Request) -> Response:
     account = account_of(request)
     account.begin_answers(1)  # it takes what an answer's prompt does
     body = await parse(TokenizeRequest, services, request)
-    backend = await services.backend(account)
-    facts = await backend.facts_of(body.model)
+    backend, facts = await services.find(account, body.model)
     source = await backend.tokenizer(facts.vocabulary)
     tokenizer = BoundedTokenizer(source, facts, body.field)
     chat = await parse(ChatRequest, services, request) if body.messages else None
@@ -243,8 +250,7 @@ async def detokenize(services: Services, request: Request) -> Response:
     account = account_of(request)
     account.begin_answers(1)
     body = await parse(DetokenizeRequest, services, request)
-    backend = await services.backend(account)
-    facts = await backend.facts_of(body.model)
+    backend, facts = await services.find(account, body.model)
     tokenizer = await backend.tokenizer(facts.vocabulary)
     answer = partial(_text_answer, body.tokens, facts, tokenizer)
     return await services.reader.read(account.tenant, answer)

@@ -66,8 +66,13 @@ class KeyLimits(BaseModel):
         return others.model_copy(update=own)
 
 
+ModelNames = tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...]
+
+
 class _Entry(KeyLimits):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    models: Annotated[ModelNames, Field(min_length=1)] | None = None
+    """The key opens these models and no others; None: all."""
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -81,6 +86,8 @@ class Key:
     """The digest is the key's SHA-256."""
 
     limits: KeyLimits
+    models: ModelNames = ()
+    """The key opens these models alone; if empty, all."""
 
 
 class InvalidKeys(ValueError):
@@ -121,15 +128,18 @@ def read_keys(file: Path) -> list[Key]:
     except (OSError, ValueError) as error:
         raise InvalidKeys(f"{file}: {error}") from None
     return [
-        Key(
-            name, bytes.fromhex(entry.sha256), KeyLimits(**entry.model_dump(exclude={"sha256"}))
-        )
+        Key(name, bytes.fromhex(entry.sha256), _limits_of(entry), entry.models or ())
         for name, entry in entries.items()
     ]
 
 
-def add_key(file: Path, name: str, limits: KeyLimits) -> str:
-    """Add a key to a file, which is created if it does not exist, and return the key.
+def _limits_of(entry: _Entry) -> KeyLimits:
+    return KeyLimits(**entry.model_dump(include=set(KeyLimits.model_fields)))
+
+
+def add_key(file: Path, name: str, limits: KeyLimits, models: Sequence[str] = ()) -> str:
+    """Add a key to a file, which is created if it does not exist, and return the key. models:
+    those that it opens; if empty, all.
 
     Raises InvalidKeys and OSError, and then leaves the file unchanged.
     """
@@ -137,7 +147,8 @@ def add_key(file: Path, name: str, limits: KeyLimits) -> str:
         raise InvalidKeys(f"{file}: there is a key {name!r} already")
     key = f"pico-{secrets.token_urlsafe(KEY_BYTES)}"
     try:
-        entry = _Entry(sha256=digest_of(key.encode()).hex(), **limits.model_dump())
+        digest, named = digest_of(key.encode()).hex(), tuple(models) or None
+        entry = _Entry(sha256=digest, models=named, **limits.model_dump())
         _FILE.validate_python({name: entry.model_dump()})
     except ValidationError:
         raise InvalidKeys(
@@ -237,6 +248,9 @@ class Tenant:
         self, name: str, limits: KeyLimits, metrics: TenantMetrics, identity: str = ""
     ) -> None:
         self.name = name
+        self.models: ModelNames = ()
+        """The tenant's keys open these models alone; if empty, all."""
+
         self.identity = identity or name
         """Stands for the tenant's first key in salts, by which nobody is served what others
         have asked: no name, because others may have the same or know it."""
@@ -260,6 +274,14 @@ class Tenant:
         self.limits = limits
         self._requests = _Bucket(limits.requests_a_minute)
         self._tokens = _Bucket(limits.tokens_a_minute)
+
+    def opens(self, model: str) -> bool:
+        """Return True if the tenant may ask for a model. model: its name, or an adapter's."""
+        return not self.models or model in self.models
+
+    def usual_model(self, model: str | None) -> str | None:
+        """Return the model that a request asks for. model: None, if it names none."""
+        return model if model is not None or not self.models else self.models[0]
 
     def admit(self, now: float) -> None:
         """Count a request. Raises RateLimited."""
@@ -457,6 +479,7 @@ class Tenants:
                 self._tenants[key.name] = tenant
             elif tenant.limits != limits:
                 tenant.limit(limits)
+            tenant.models = key.models
             holders[key.digest[:PREFIX_BYTES]] = _Holder(key.digest, tenant)
         self._by_prefix = holders
         missing = self._tenants.keys() - {key.name for key in keys}

@@ -251,6 +251,12 @@ class DraftMachine:
             self.session.extend(drafted)
             self.counts.drafted += 1
 
+    def start_drafting(self) -> None:
+        """Ask for steps from now on: the draft model is there by now."""
+        self._drafts = True
+        if self._gains is not None:
+            self._draft_share = Share(self._gains().draft)
+
     def stop_drafting(self) -> None:
         """Ask for no more steps: the draft model failed."""
         self._drafts = False

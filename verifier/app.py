@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.services import one_model
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.hosting.server import STOP_AT_ONCE
@@ -163,8 +164,7 @@ def build(
     verifier = Verifier(settings, make, Drain(), tracing)
     stop_server = partial(os.kill, os.getpid(), signal.SIGINT)
     app = create_app(
-        PlainEngine(verifier.host),
-        verifier.host.tokenizer,
+        one_model(PlainEngine(verifier.host), verifier.host.tokenizer, settings),
         settings,
         Access(SESSION_PATHS, takes_drafts, hosts_of(settings), tracing=verifier.tracing),
         registry=verifier.registry,

@@ -16,7 +16,7 @@ import numpy as np
 import typer
 
 from picospec.edge_agent.__main__ import serve
-from picospec.edge_agent.draft.drafter import StepSampler
+from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.models.llama_cpp.model import Model
 from picospec.speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
@@ -72,8 +72,8 @@ STEP_S: Final = 0.02
 """A step takes this long: about as long as with half a billion weights on one core."""
 
 
-@dataclass(slots=True)
-class UselessDrafter:
+@dataclass
+class UselessDrafter(NoDrafter):
     """Implements a Drafter that proposes random tokens, and the slot of each of its sessions.
 
     It measures the cost of useless draft tokens, and shows that they cannot change the text.
@@ -83,9 +83,6 @@ class UselessDrafter:
     chance: np.random.Generator
     separate: bool
     """True if each token needs its distribution."""
-
-    is_stuck: bool = False
-    read_tokens: int = 0
 
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
@@ -108,18 +105,12 @@ class UselessDrafter:
     def leave(self) -> None:
         """Do nothing, because nothing is held."""
 
-    async def watch(self) -> None:
-        """Do nothing, because no step hangs."""
 
-    def close(self) -> bool:
-        """Return True, because nothing is held."""
-        return True
-
-
-def make_drafter(model: Model | None, settings: EdgeSettings) -> UselessDrafter:
+def make_drafter(model: Model, settings: EdgeSettings) -> UselessDrafter:
     """Return the drafter for an edge with these settings."""
-    tokens = 1 if model is None else len(model.vocabulary.pieces)
-    return UselessDrafter(tokens, np.random.default_rng(), settings.judge == "separate")
+    return UselessDrafter(
+        len(model.vocabulary.pieces), np.random.default_rng(), settings.judge == "separate"
+    )
 
 
 def main(

@@ -58,6 +58,17 @@ class Drafter(Protocol):
         """The number of prompt tokens that the draft model has read, without reused ones."""
 
     @property
+    def is_late(self) -> bool:
+        """True if the draft model is not there yet; `wake` brings it."""
+
+    async def wake(self) -> None:
+        """Return when the draft model is there. Raises CannotDraft."""
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no slot is taken."""
+
+    @property
     def is_stuck(self) -> bool:
         """True if a pass takes so long that it may never end. Then no slot is free."""
 
@@ -70,17 +81,21 @@ class Drafter(Protocol):
 
 
 class NoDrafter:
-    """A Drafter without slots: draft tokens come only from lookup."""
+    """A Drafter without slots: draft tokens come only from lookup. Others may be made of it."""
 
-    is_stuck = False
+    is_late = is_stuck = False
+    is_idle = True
     read_tokens = 0
 
     async def watch(self) -> None:
         pass
 
+    async def wake(self) -> None:
+        pass
+
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
-    ) -> None:
+    ) -> DraftSlot | None:
         return None
 
     def close(self) -> bool:

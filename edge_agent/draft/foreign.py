@@ -198,7 +198,7 @@ class ForeignSlot:
     tokens."""
 
     def __init__(
-        self, slot: DraftSlot, translation: Translation, prompt_tokens: int, own: list[int]
+        self, slot: DraftSlot, translation: Translation, prompt_tokens: int, own: Sequence[int]
     ) -> None:
         self._slot = slot
         self._translation = translation

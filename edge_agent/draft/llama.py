@@ -98,6 +98,15 @@ class LlamaDrafter:
         idlest.leave()
         return [idlest.slot]
 
+    is_late = False
+
+    async def wake(self) -> None:
+        """Return: the draft model is here."""
+
+    @property
+    def is_idle(self) -> bool:
+        return not any(slot.taken for slot in self._slots)
+
     @property
     def is_stuck(self) -> bool:
         began = self._began

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import structlog
 from rich.console import Console
 
-from picospec.edge_agent.draft.drafter import Drafter, NoDrafter
+from picospec.edge_agent.draft.drafter import Drafter
 from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.edge_agent.link.verifier import Verifier
@@ -56,7 +57,7 @@ class TargetTokenizer:
     ) -> None:
         self._verifiers = verifiers
         self._cache = cache
-        self._draft = draft
+        self.draft = draft
         self._digest = ""
         self._tokenizer: Tokenizer | None = None
         self._opening = asyncio.Lock()
@@ -65,6 +66,26 @@ class TargetTokenizer:
 
         self.translation: Translation | None = None
         """Set if the draft model has another vocabulary, else None."""
+
+    @property
+    def draft_tokens(self) -> int:
+        """The size of the draft model's vocabulary; 0 without a draft model."""
+        return len(self.draft.vocabulary.pieces) if self.draft else 0
+
+    async def pair(self, draft: Encoder) -> None:
+        """Relate another draft model to the target. Raises CannotOpen."""
+        async with self._opening:
+            if (tokenizer := self._tokenizer) is not None:
+                await self._relate(tokenizer, draft)
+            self.draft = draft
+
+    def forget(self) -> None:
+        """Keep no tokenizer in memory: it is read from its file when it is needed."""
+        self._digest, self._tokenizer = "", None
+
+    def part(self) -> None:
+        """Forget the draft model: it was freed."""
+        self.draft = self.relation = self.translation = None
 
     async def __call__(self, vocabulary: str = "") -> Tokenizer:
         """Return the tokenizer with this digest; empty means that of the verifier in use.
@@ -79,7 +100,9 @@ class TargetTokenizer:
                 if digest != self._digest:
                     self._tokenizer = await self._open(digest)
                     self._digest = digest
-        tokenizer: Tokenizer = self._tokenizer  # type: ignore[assignment]  # of that digest
+        tokenizer = self._tokenizer
+        if tokenizer is None:  # forgotten meanwhile
+            raise Unavailable("the tokenizer is in use no more; try again")
         tokens = len(tokenizer.vocabulary.pieces)
         if digest == facts.vocabulary and tokens != facts.vocabulary_size:
             message = f"the verifier has {facts.vocabulary_size} tokens, its tokenizer {tokens}"
@@ -113,15 +136,18 @@ class TargetTokenizer:
         except (CannotOpen, OSError) as error:
             message = f"the verifier's tokenizer: {error}"
             raise EngineFault(message, code="bad_tokenizer") from error
-        if self._draft is not None:
-            await asyncio.to_thread(self._relate, tokenizer, self._draft)
-            structlog.get_logger("edge_agent").info("vocabularies", relation=self.relation)
+        if self.draft is not None:
+            await self._relate(tokenizer, self.draft)
         return tokenizer
 
-    def _relate(self, tokenizer: Tokenizer, draft: Encoder) -> None:
-        relation = relate(tokenizer.vocabulary, draft.vocabulary)
-        self.translation = Translation(tokenizer, draft) if relation == "different" else None
-        self.relation = relation
+    async def _relate(self, tokenizer: Tokenizer, draft: Encoder) -> None:
+        def related() -> tuple[Relation, Translation | None]:
+            relation = relate(tokenizer.vocabulary, draft.vocabulary)
+            differs = relation == "different"
+            return relation, Translation(tokenizer, draft) if differs else None
+
+        self.relation, self.translation = await asyncio.to_thread(related)
+        structlog.get_logger("edge_agent").info("vocabularies", relation=self.relation)
 
 
 AUTO: Final = "auto"
@@ -131,7 +157,7 @@ NONE: Final = "none"
 MIN_TOKENS: Final = 8192
 """A slot holds this many tokens on the smallest machine, if the draft model allows it."""
 
-MakeDrafter = Callable[[Model | None, EdgeSettings], Drafter]
+MakeDrafter = Callable[[Model, EdgeSettings], Drafter]
 
 
 def find(reference: str, store: Store) -> Path:
@@ -149,42 +175,71 @@ def pull_if_missing(name: str, store: Store) -> None:
         obtain(store, name, "draft", show)
 
 
-def with_draft_model(
+@dataclass(frozen=True, slots=True)
+class FirstDraft:
+    """The draft model that an edge starts with; the others are loaded when they are needed.
+
+    name: of one on this machine; None for none. target: it was chosen for the target of this
+    name; empty if the settings name it, and so for all targets."""
+
+    name: str | None = None
+    target: str = ""
+
+
+def _wanted(settings: EdgeSettings) -> str:
+    """Return the setting for the first model's draft model."""
+    if settings.drafter == "none":
+        return NONE
+    return (settings.models and settings.models[0].draft_model) or settings.draft_model
+
+
+def named_draft(settings: EdgeSettings) -> FirstDraft:
+    """Return the draft model that the settings name for the first model, if they do."""
+    wanted = _wanted(settings)
+    return FirstDraft(None if wanted in (AUTO, NONE) else wanted)
+
+
+def first_draft(
     settings: EdgeSettings, store: Store, connect: Callable[[], Verifiers]
-) -> EdgeSettings:
-    """Return settings that name a draft model on this machine, or have the drafter `none`.
+) -> FirstDraft:
+    """Return the draft model that the settings name, or one that fits the verifier's target.
+    It is fetched if it is missing.
 
     connect: returns the verifiers, which are closed again. Raises models.errors.ModelError,
     OSError.
     """
-    name: str | None = settings.draft_model
-    if settings.drafter == "none" or name == NONE:
-        return settings.model_copy(update={"drafter": "none"})
-    if name == AUTO and not has_llama():
+    first = named_draft(settings)
+    if _wanted(settings) == AUTO and has_llama():
+        first = asyncio.run(_fitting(connect(), store, settings))
+    elif _wanted(settings) == AUTO:
         log = structlog.get_logger("edge_agent")
         log.warning("no draft model", reason="llama.cpp is not installed", remedy=INSTALL)
-        name = None
-    if name == AUTO:
-        policy = HubPolicy(settings.draft_from_hub, settings.draft_max_gb)
-        name = asyncio.run(_fitting(connect(), store, policy))
-    if name is None:
-        return settings.model_copy(update={"drafter": "none"})
-    pull_if_missing(name, store)
-    return settings.model_copy(update={"draft_model": name})
+    if first.name is not None:
+        pull_if_missing(first.name, store)
+    return first
 
 
-async def _fitting(verifiers: Verifiers, store: Store, policy: HubPolicy) -> str | None:
-    """Wait for the verifier; return the name of a draft that fits the target, if one does."""
-    log = structlog.get_logger("edge_agent")
+async def _fitting(verifiers: Verifiers, store: Store, settings: EdgeSettings) -> FirstDraft:
+    """Wait for the verifier; return a draft that fits the target, if one does."""
     tokenizer = TargetTokenizer(verifiers, TokenizerCache(store.root / "tokenizers"), None)
     try:
         async with beside(kept_going(verifiers.watch)):
             target, vocabulary = await _target(verifiers, tokenizer)
     finally:
         await verifiers.close()
+    policy = HubPolicy(settings.draft_from_hub, settings.draft_max_gb)
+    return FirstDraft(await chosen_draft(target, vocabulary, store, policy), target)
+
+
+async def chosen_draft(
+    target: str, vocabulary: Vocabulary, store: Store, policy: HubPolicy
+) -> str | None:
+    """Return the name of a draft model that fits a target, if one does; log why."""
     choice = await asyncio.to_thread(choose_draft, store, target, vocabulary, policy)
     more = {"remedy": f'{choice.remedy}, or draft_from_hub = "always"'} if choice.remedy else {}
-    log.info("draft model", target=target, chosen=choice.name or "none", why=choice.why, **more)
+    structlog.get_logger("edge_agent").info(
+        "draft model", target=target, chosen=choice.name or "none", why=choice.why, **more
+    )
     return choice.name
 
 
@@ -201,17 +256,8 @@ async def _target(verifiers: Verifiers, tokenizer: TargetTokenizer) -> tuple[str
             await asyncio.sleep(RETRY_S)
 
 
-def open_model(settings: EdgeSettings, store: Store) -> Model | None:
-    """Open the draft model that the settings name, if any. Raises models.errors.ModelError."""
-    if settings.drafter == "none":
-        return None
-    return Model(find(settings.draft_model, store), gpu_layers=settings.gpu_layers)
-
-
-def make_drafter(model: Model | None, settings: EdgeSettings) -> Drafter:
+def make_drafter(model: Model, settings: EdgeSettings) -> Drafter:
     """Return the drafter. Raises models.errors.CannotOpen if there is not enough memory."""
-    if model is None:
-        return NoDrafter()
     length = length_of(model, settings)
     structlog.get_logger("edge_agent").info("context", **length.log_fields())
     return LlamaDrafter(

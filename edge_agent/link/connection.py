@@ -396,16 +396,16 @@ class Connection:
 
 
 class Connector:
-    """Makes connections to an edge's verifiers, with its key and certificates, which are used
-    when a connection is. Raises OSError if a file cannot be read."""
+    """Makes connections to an edge's verifiers, with its certificates, which are used when a
+    connection is. key: the one to show. Raises OSError if a file cannot be read."""
 
-    def __init__(self, settings: EdgeSettings) -> None:
+    def __init__(self, settings: EdgeSettings, key: str | None) -> None:
         self._authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
         self._certificate: tuple[bytes, bytes] | None = None
         if settings.client_certificate and settings.client_key:
-            chain, key = settings.client_certificate, settings.client_key
-            self._certificate = chain.read_bytes(), key.read_bytes()
-        self._key = settings.shown_key
+            chain, private = settings.client_certificate, settings.client_key
+            self._certificate = chain.read_bytes(), private.read_bytes()
+        self._key = key
 
     def __call__(
         self, url: str, address: str = "", *, prior_knowledge: bool = True

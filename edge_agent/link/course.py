@@ -12,6 +12,7 @@ deadline. An answer that has not begun does not wait: its client can ask again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -70,11 +71,17 @@ class KnownVerifier:
     latest: Event | None = None
     """The latest event; None before the verifier was asked."""
 
+    model: str = ""
+    """The name of its model in the latest facts; before the first, what the settings say."""
+
     identity: str = ""
     """The identity in the latest facts; empty before the first."""
 
     identities: frozenset[str] = frozenset()
     """The identities of the model and its adapters."""
+
+    names: frozenset[str] = frozenset()
+    """Their names; empty before the first facts."""
 
     is_compatible: bool = True
     """True if the verifier speaks this edge's version of the protocol, as far as is known."""
@@ -103,8 +110,10 @@ class KnownVerifier:
         self.rtt_s = running_mean(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
 
     def learn(self, facts: ModelFacts) -> None:
-        self.identity, self.is_compatible = facts.identity, facts.is_compatible
+        self.model, self.identity = facts.model, facts.identity
+        self.is_compatible = facts.is_compatible
         self.identities = frozenset((facts.identity, *facts.adapters.values()))
+        self.names = frozenset((facts.model, *facts.adapters))
 
     def began(self, session: str) -> None:
         """Note that the verifier has begun a session. Another process has an empty cache."""
@@ -127,7 +136,7 @@ V = TypeVar("V", bound=KnownVerifier)
 
 
 class KnownVerifiers(Generic[V]):
-    """All verifiers of an edge. current: the one in use, whose facts were returned last."""
+    """The verifiers of one model. current: the one in use, whose facts were returned last."""
 
     def __init__(self, verifiers: Sequence[V]) -> None:
         self.all = verifiers
@@ -138,6 +147,20 @@ class KnownVerifiers(Generic[V]):
     def is_ready(self) -> bool:
         """True if any verifier is ready, as far as is known."""
         return any(verifier.is_ready for verifier in self.all)
+
+    @property
+    def preferred(self) -> str:
+        """The identity for new answers: the one of most ready verifiers, and of several the one
+        in use. In a rolling upgrade it changes once."""
+        ready = Counter(v.identity for v in self.all if v.is_ready and v.identity)
+        ready.setdefault(self.current.identity, 0)
+        return max(ready, key=lambda i: (ready[i], i == self.current.identity))
+
+    def use(self, verifiers: Sequence[V]) -> None:
+        """Use these verifiers from now on; if there are none, nothing is in use."""
+        self.all = verifiers
+        if verifiers and self.current not in verifiers:
+            self.current = self.ranked(self.current.identity)[0]
 
     def ranked(self, identity: str, prompt: Prompt | None = None) -> list[V]:
         """Return the verifiers, best first: ready ones, of this identity, near and idle, which

@@ -119,7 +119,8 @@ def no_picospec(url: str) -> Unavailable:
 class Verifier(KnownVerifier):
     """Owns the connections to a verifier. Its address is in no metric, because anybody may read
     these; its label is a hash of it. apart: a connection for requests that may be large; the
-    same one by default. lost: called when a verifier that was ready is lost."""
+    same one by default. lost: called when a verifier that was ready is lost. learned: called
+    when its facts are known anew. model: the name that the settings expect."""
 
     def __init__(
         self,
@@ -127,13 +128,17 @@ class Verifier(KnownVerifier):
         metrics: EdgeMetrics,
         apart: Connection | None = None,
         lost: Callable[[], None] = lambda: None,
+        learned: Callable[[], None] = lambda: None,
+        model: str = "",
     ) -> None:
-        super().__init__(hashlib.sha256(connection.url.encode()).hexdigest()[:LABEL_DIGITS])
+        digest = hashlib.sha256(connection.url.encode()).hexdigest()
+        super().__init__(digest[:LABEL_DIGITS], model=model)
         self.url = connection.url
         self.connection = connection
         self.apart = apart or connection
         self.metrics = metrics
         self._lost = lost
+        self._learned = learned
         self.sessions = metrics.verifier_sessions.labels(self.label)
         self._ready_gauge = metrics.verifier_ready.labels(self.label)
         self._rtt_gauge = metrics.verifier_rtt_s.labels(self.label)
@@ -146,6 +151,11 @@ class Verifier(KnownVerifier):
         event loop by as many turns."""
 
         self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
+
+    @property
+    def known(self) -> ModelFacts | None:
+        """The latest facts, if they need not be fetched anew."""
+        return self._facts
 
     @property
     def protocol(self) -> int | None:
@@ -211,6 +221,7 @@ class Verifier(KnownVerifier):
             raise Unavailable(f"{self.url} is used no more") from None
         self._facts = facts
         self.learn(facts)
+        self._learned()
         if not facts.is_compatible:
             structlog.get_logger("edge_agent").warning(
                 "undrafted", verifier=self.url, protocol=facts.protocol,

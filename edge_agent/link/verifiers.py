@@ -1,4 +1,4 @@
-"""The verifiers that an edge may use, and the choice among them.
+"""The verifiers of one model, or of all models of an edge, and the choice among them.
 
 If there are several, each is regularly asked whether it is ready. A new answer begins at the
 best by delay and load; one that loses its verifier goes on at another of the same identity.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random, uniform
 from typing import Final
 
@@ -31,6 +32,19 @@ from picospec.speculation.messages import ModelFacts, Open, Opened, TokenId
 PROBE_S: Final = 2.0
 """All verifiers are probed at about this interval, if there are several."""
 
+SHOWN_PLACED: Final = 16
+"""/status shows where so many of the last answers began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where an answer began, why, and when, by the monotonic clock."""
+
+    model: str
+    verifier: str
+    reason: str
+    at_s: float
+
 
 class Verifiers(KnownVerifiers[Verifier]):
     """verifiers: those that stay. deadline_s: see edge_agent.link.course.Course. names: those
@@ -49,22 +63,36 @@ class Verifiers(KnownVerifiers[Verifier]):
         self._metrics = metrics
         self._deadline_s = deadline_s
         self._probing: asyncio.Task[None] | None = None
+        self.changed: Callable[[], None] = lambda: None
+        """Called when other verifiers are behind the names."""
 
-    async def facts(self) -> ModelFacts:
-        """Return the facts of the best verifier that can be reached. Raises ApiError."""
+        self.placed = deque[Placed](maxlen=SHOWN_PLACED)
+        """Where the last answers began, if there was a choice."""
+
+    def part(self) -> Verifiers:
+        """Return the verifiers of one model, which `use` sets. Only the whole is to be watched
+        and closed."""
+        part = Verifiers(self.all, self._metrics, self._deadline_s, self._names)
+        part.placed = self.placed
+        return part
+
+    async def facts(self, identity: str = "") -> ModelFacts:
+        """Return the facts of the best verifier that can be reached, one with this identity if
+        any is ready. Raises ApiError."""
         error: ApiError | None = None
         self.current.wake()
-        for verifier in self.ranked(self.current.identity):
+        for verifier in self.ranked(identity or self.preferred):
             try:
                 facts = await verifier.facts()
             except ApiError as failed:
                 error = error or failed
-            else:
-                if verifier in self.all:  # it may have left meanwhile
-                    self.current = verifier
+                continue
+            if verifier in self.all:
+                self.current = verifier
                 self._metrics.rtt_s.set(verifier.rtt_s)
                 return facts
-        raise error or Unavailable("there is no verifier")
+            error = error or Unavailable("the verifier serves this model no more")
+        raise error or Unavailable("no verifier serves this model now")
 
     async def tokenizer(self) -> bytes:
         """Return the target's tokenizer, packed. Raises Unavailable or EngineFault."""
@@ -95,6 +123,8 @@ class Verifiers(KnownVerifiers[Verifier]):
             placed = sessions.verifier
             why = PREFIX if placed.prefixes.held(prompt) else NEAR
             self._metrics.placed.labels(placed.label, why).inc()
+            now_s = time.monotonic()
+            self.placed.appendleft(Placed(placed.model, placed.label, why, now_s))
         return sessions
 
     @property
@@ -114,18 +144,19 @@ class Verifiers(KnownVerifiers[Verifier]):
             if failure is not None:
                 raise failure
 
-    def report(self) -> dict[str, object]:
+    def report(self, current: Verifier) -> dict[str, object]:
         """Return the verifier in use and the health of each, for /health and /ready. Anybody
         may read these, so they name the verifiers by their labels and have no address."""
         each = [
             {"verifier": v.label, "ready": v.is_ready, "rtt_ms": _ms(v.rtt_s), "load": v.load}
             for v in self.all
         ]
-        current = {"verifier": self.current.label, "rtt_ms": _ms(self.current.rtt_s)}
-        return {**current, "verifiers": each}
+        in_use = {"verifier": current.label, "rtt_ms": _ms(current.rtt_s)}
+        return {**in_use, "verifiers": each}
 
-    async def statuses(self) -> list[dict[str, object]]:
-        """Probe all verifiers, and return the part of /status that describes each."""
+    async def statuses(self, current: Collection[Verifier]) -> list[dict[str, object]]:
+        """Probe all verifiers, and return the part of /status that describes each. current:
+        those in use."""
         await self.probe()
         verifiers = self.all  # others may be in use after the wait
         said = await asyncio.gather(*(verifier.status() for verifier in verifiers))
@@ -133,7 +164,8 @@ class Verifiers(KnownVerifiers[Verifier]):
             {
                 "url": verifier.url,
                 "verifier": verifier.label,
-                "in_use": verifier is self.current,
+                "model": verifier.model,
+                "in_use": verifier in current,
                 "ready": verifier.is_ready,
                 "rtt_ms": _ms(verifier.rtt_s),
                 "load": verifier.load,
@@ -169,9 +201,8 @@ class Verifiers(KnownVerifiers[Verifier]):
 
     def _changed(self) -> None:
         """Use the verifiers that the names lead to by now."""
-        self.all = [*self._fixed, *_behind(self._names)]
-        if self.current not in self.all:
-            self.current = self.ranked(self.current.identity)[0]
+        self.use([*self._fixed, *_behind(self._names)])
+        self.changed()
 
     async def check(self) -> None:
         """Raise ApiError unless a verifier is ready."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -108,16 +109,17 @@ def _validated(schema: type[Parsed], body: bytes) -> Parsed:
 
 
 async def _limit_bytes(services: Services, request: Request) -> int:
-    """Return the limit of a body's bytes, which grows with the context if the engine knows its
-    length. The engine is not asked about a body that is short enough for any context."""
+    """Return the limit of a body's bytes, which grows with the longest context that is
+    known: a body's model is known once it has been read. No engine is asked about a body that
+    is short enough for any context."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) <= MIN_LIMIT_BYTES:
         return MIN_LIMIT_BYTES
-    try:
-        facts = await services.own.engine.facts()
-    except ApiError:  # the fallback may answer; otherwise the request fails after the checks
-        return MIN_LIMIT_BYTES
-    return body_limit_bytes(facts.context_tokens)
+    lengths = [0]
+    for backend in await services.models.reachable():
+        with suppress(ApiError):  # a fallback may answer; else the request fails later
+            lengths.append((await backend.engine.facts()).context_tokens)
+    return body_limit_bytes(max(lengths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +175,8 @@ async def _ready(
     account.serve(facts.model, body.model, operation)
     if (instead := asked.door.instead) is not None:
         return instead(facts.model)
-    is_elsewhere = relay and (relay.is_undrafted or body.scored_by)
-    if relay and asked.backend is services.own and is_elsewhere:
+    is_elsewhere = relay and (relay.is_undrafted(facts.model) or body.scored_by)
+    if relay and asked.backend.fallback is None and is_elsewhere:
         if asked.door.only_apart:
             reason = "the verifier in use takes no drafts, and answers only while one waits"
             raise InvalidRequest.of("background", reason, UNSUPPORTED)
@@ -229,8 +231,7 @@ async def _asked(
     parsed = await parse(schema, services, request, relay.held_bytes if relay else 0)
     door = await checked(services, request, partial(convert, parsed))
     account.field_names = door.names
-    backend = await services.backend(account)
-    facts = await backend.facts_of(door.body.model)
+    backend, facts = await services.find(account, door.body.model)
     given = await checked(services, request, partial(parameters_of, door.body, facts))
     account.ignored = shown_names((*door.ignored, *given.ignored))
     return Asked(door, backend, facts, given)

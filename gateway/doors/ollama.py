@@ -365,7 +365,8 @@ async def version(_: Services, __: Request) -> Response:
 
 
 async def tags(services: Services, request: Request) -> Response:
-    """Answer with the engine's model, under each of its names, and its adapters."""
+    """Answer with the models that can be reached, under each of their names, and their
+    adapters."""
     return json_response({"models": await _models(services, request)})
 
 
@@ -382,8 +383,7 @@ async def show(services: Services, request: Request) -> Response:
     """Answer with a model's capabilities and the length of its context."""
     body = await parse(ShowRequest, services, request)
     account = account_of(request)
-    backend = await services.backend(account)
-    facts = await backend.facts_of(body.model.removesuffix(LATEST))
+    backend, facts = await services.find(account, body.model.removesuffix(LATEST))
     style = await services.style_of(await backend.tokenizer(facts.vocabulary), account)
     shown: Json = {
         "modelfile": "",
@@ -412,9 +412,8 @@ async def no_embeddings(_: Services, request: Request) -> Response:
 
 
 async def _models(services: Services, request: Request) -> list[Json]:
-    backend = await services.backend(account_of(request))
-    facts = await backend.engine.facts()
-    return [_model(services, facts.named(name), name) for name in services.names_of(facts)]
+    found = await services.all(account_of(request))
+    return [_model(services, each.facts, each.name) for each in found]
 
 
 def _model(services: Services, facts: Facts, name: str) -> Json:

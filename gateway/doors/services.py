@@ -17,7 +17,7 @@ from starlette.responses import Response
 from picospec.gateway.accounts import Account, Clock
 from picospec.gateway.doors.background import Recording, Running
 from picospec.gateway.drain import Drain
-from picospec.gateway.errors import InvalidRequest, NotFound, Overloaded
+from picospec.gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.output.style import Style, Styles
 from picospec.gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
@@ -125,6 +125,37 @@ class ResponseStore:
             self.size_bytes -= found[0].size_bytes
 
 
+async def _answering(own: Backend, account: Account) -> Backend:
+    """Return who answers in place of a backend that cannot; the same one if it can."""
+    if (spare := own.spare) is None or not await spare.is_needed():
+        return own
+    account.fallback = spare.name
+    return Backend(spare.engine, spare.tokenizer, own.name, fallback=spare)
+
+
+async def _opened(backend: Backend, account: Account, model: str | None) -> Facts:
+    """Return the facts of a model that a request asks for. Raises NotFound."""
+    facts = await backend.facts_of(model)
+    if not _opens(backend, account, facts):
+        raise no_model(model or facts.model, account.tenant.models)
+    return facts
+
+
+def _opens(backend: Backend, account: Account, facts: Facts) -> bool:
+    """Return True if a key opens a model. A fallback answers for the one that it replaces."""
+    replaced = backend.name if backend.fallback else ""
+    return account.tenant.opens(replaced or facts.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model under one of its names, with who answers for it."""
+
+    name: str
+    backend: Backend
+    facts: Facts
+
+
 About = Callable[[], Awaitable[dict[str, object]]]
 """Returns the fields of /status that only one service has."""
 
@@ -154,10 +185,10 @@ class Relay(Protocol):
         """Answer a request that its door has refused with an error, if the verifier's own API
         serves what is refused; None if it does not. schema: of the door. Raises ApiError."""
 
-    @property
-    def is_undrafted(self) -> bool:
-        """True if the engine cannot generate, because the verifier in use opens no sessions for
-        it; then `undrafted` answers, once a door has read and checked the request."""
+    def is_undrafted(self, model: str) -> bool:
+        """True if the engine cannot generate for a model, because the verifier in use opens no
+        sessions for it; then `undrafted` answers, once a door has read and checked the
+        request."""
 
     async def undrafted(self, services: Services, request: Request, model: str) -> Response:
         """Answer a request for this model that its door has read. Raises ApiError."""
@@ -165,11 +196,20 @@ class Relay(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Answers a whole request: the engine of the service, or that of the fallback."""
+    """Answers a whole request: the engine of a model, or that of its fallback."""
 
     engine: Engine
     tokenizer: TokenizerSource
-    settings: GatewaySettings
+    name: str = ""
+    """The name of the model; empty if only the engine's facts have it."""
+
+    aliases: Sequence[str] = ()
+    """Other names by which clients may ask for the model."""
+
+    takes_any_name: bool = False
+    spare: Fallback | None = None
+    """Answers while the engine cannot."""
+
     fallback: Fallback | None = None
     """The engine and the tokenizer are this fallback's; None: they are the service's own."""
 
@@ -181,12 +221,15 @@ class Backend:
         if the settings accept any name. An adapter of the model is named as a model is.
         """
         facts = (await self.engine.facts()).named(model)
-        if self.fallback or self.settings.accept_any_model or model is None:
+        takes_any = self.fallback is not None or self.takes_any_name
+        if model is None or takes_any or model in (facts.model, *self.aliases):
             return facts
-        if model != facts.model and model not in self.settings.model_aliases:
-            message = f"the model {model!r} does not exist; this service has {facts.model!r}"
-            raise NotFound(message, param="model", code="model_not_found")
-        return facts
+        raise no_model(model, [facts.model])
+
+    def names_of(self, facts: Facts) -> list[str]:
+        """Return all names by which clients may ask for the model and its adapters."""
+        aliases = sorted({*self.aliases} - {facts.model})
+        return [facts.model, *aliases, *facts.adapters]
 
     def begin(self, answers: int, facts: Facts) -> str | None:
         """Begin answers. Returns their `system_fingerprint`; None without the fallback."""
@@ -196,13 +239,62 @@ class Backend:
         return f"{self.fallback.name}:{facts.model}"
 
 
+def no_model(name: str, others: Sequence[str]) -> NotFound:
+    """Return the error for a model that a service does not have. others: those that it has."""
+    having = ", ".join(map(repr, others)) or "none"
+    message = f"the model {name!r} does not exist; this service has {having}"
+    return NotFound(message, param="model", code="model_not_found")
+
+
+class Models(Protocol):
+    """The models of a service, which clients tell apart by their names."""
+
+    async def find(self, name: str | None) -> Backend:
+        """Return who answers for the model of this name; None: for the first that can. Its
+        `facts_of` decides if the name is right. Raises NotFound, Unavailable."""
+
+    async def reachable(self) -> Sequence[Backend]:
+        """Return who answers for each model that can be reached, as far as is known, and for
+        the first one in any case."""
+
+    @property
+    def away(self) -> Sequence[str]:
+        """Return the names of the models that cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneModel:
+    """The Models of a service with one."""
+
+    backend: Backend
+    away: Sequence[str] = ()
+
+    async def find(self, name: str | None) -> Backend:
+        return self.backend
+
+    async def reachable(self) -> Sequence[Backend]:
+        return (self.backend,)
+
+
+def one_model(
+    engine: Engine,
+    tokenizer: TokenizerSource,
+    settings: GatewaySettings,
+    spare: Fallback | None = None,
+) -> OneModel:
+    """Return the Models of a service with one engine. spare: answers while that cannot."""
+    aliases, any_name = settings.model_aliases, settings.accept_any_model
+    backend = Backend(engine, tokenizer, aliases=aliases, takes_any_name=any_name, spare=spare)
+    return OneModel(backend)
+
+
 _WAITING: Final = 32
 """At most this many large bodies of one tenant wait to be checked: each is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    own: Backend
+    models: Models
     drain: Drain
     registry: CollectorRegistry
     settings: GatewaySettings
@@ -219,15 +311,42 @@ class Services:
     """Each tenant's kept responses are here for as long as the tenant exists."""
 
     about: About | None = None
-    fallback: Fallback | None = None
     relay: Relay | None = None
 
-    async def backend(self, account: Account) -> Backend:
-        """Return who answers a request that begins now, unless another service does."""
-        if (fallback := self.fallback) is None or not await fallback.is_needed():
-            return self.own
-        account.fallback = fallback.name
-        return Backend(fallback.engine, fallback.tokenizer, self.settings, fallback)
+    async def own(self, account: Account, model: str | None) -> tuple[Backend, Facts]:
+        """Return who answers for a model, by any of its names, and its facts. model: None, if
+        the request names none. Raises NotFound also for one that the key does not open."""
+        backend = await self.models.find(account.tenant.usual_model(model))
+        return backend, await _opened(backend, account, model)
+
+    async def find(self, account: Account, model: str | None) -> tuple[Backend, Facts]:
+        """Do as `own`; but a fallback answers for a model whose engine cannot. Raises
+        ApiError."""
+        own = await self.models.find(account.tenant.usual_model(model))
+        backend = await _answering(own, account)
+        return backend, await _opened(backend, account, model)
+
+    async def all(self, account: Account) -> list[Listed]:
+        """Return the models that a key opens and that can be reached, by all their names.
+        Raises ApiError if none can be reached."""
+        found, error = list[Listed](), None
+        for own in await self.models.reachable():
+            try:
+                backend = await _answering(own, account)
+                facts = await backend.engine.facts()
+            except ApiError as failed:
+                error = error or failed
+                continue
+            opens = partial(_opens, backend, account)
+            named = ((name, facts.named(name)) for name in backend.names_of(facts))
+            found += [Listed(name, backend, each) for name, each in named if opens(each)]
+        if error is not None and not found:
+            raise error
+        return found
+
+    def away(self, account: Account) -> list[str]:
+        """Return the models that a key opens and that cannot be reached."""
+        return [name for name in self.models.away if account.tenant.opens(name)]
 
     def store_of(self, account: Account) -> ResponseStore:
         """Return the store of a request's tenant."""
@@ -238,12 +357,7 @@ class Services:
             return style
         return await self.reader.read(account.tenant, partial(self.styles.find, tokenizer))
 
-    @property
-    def models_elsewhere(self) -> Sequence[str]:
-        """Return the models for which another service is asked."""
-        return self.relay.models if self.relay else ()
-
-    def names_of(self, facts: Facts) -> list[str]:
-        """Return all names by which clients may ask for a model."""
-        aliases = sorted({*self.settings.model_aliases} - {facts.model})
-        return [facts.model, *aliases, *facts.adapters]
+    def models_elsewhere(self, account: Account) -> Sequence[str]:
+        """Return the models that a key opens and for which another service is asked."""
+        names = self.relay.models if self.relay else ()
+        return [name for name in names if account.tenant.opens(name)]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, TypeVar
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,14 +130,16 @@ class Model:
         if not self.handle:
             raise CannotOpen(f"{path} is missing, or is not a GGUF file llama.cpp can read")
         self.path = path
+        self._free = finalize(self, lib.llama_model_free, self.handle)
+        self._free.atexit = False  # a context may still be in use then
         self._vocabulary = lib.llama_model_get_vocab(self.handle)
         self.vocabulary_size = lib.llama_vocab_n_tokens(self._vocabulary)
 
     def close(self) -> None:
-        """Free the weights. Every Context of the model must be closed first."""
-        if self.handle is not None:
-            lib.llama_model_free(self.handle)
-            self.handle = None
+        """Free the weights, as they are when nobody refers to the model any more. Every Context
+        of the model must be closed first."""
+        self.handle = None
+        self._free()
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Return the tokens of text, without BOS. special: markers become special tokens.
@@ -446,10 +449,15 @@ def kv_bytes_per_token(facts: Mapping[str, str], cache: str) -> float:
     return layers * number("attention.head_count_kv", heads) * values * _CACHES[cache]
 
 
+def memory_bytes() -> int:
+    """Return how much memory this process may take at most."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([physical, *_limits(Path("/proc/self/cgroup"), _CGROUPS)])
+
+
 def room_bytes() -> float:
     """Return the number of bytes that the KV may take."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory = min([physical, *_limits(Path("/proc/self/cgroup"), _CGROUPS)])
+    memory = memory_bytes()
     return min(memory / SHARE, _free_bytes(memory) / FREE_SHARE)
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 import uvicorn
 
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.services import one_model
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Delta, Facts, Job, Statistics
 from picospec.models.store import open_store
@@ -75,7 +76,8 @@ def main(port: int) -> None:
     async def source(_: str) -> Tokenizer:
         return tokenizer
 
-    app = create_app(Scripted(tokenizer), source, GatewaySettings())
+    settings = GatewaySettings()
+    app = create_app(one_model(Scripted(tokenizer), source, settings), settings)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 

@@ -265,7 +265,7 @@ class FakeVerifiers:
         self.salts: list[str | None] = []
         self.link = ScriptedLink(script)
 
-    async def facts(self) -> ModelFacts:
+    async def facts(self, identity: str = "") -> ModelFacts:
         return self.known
 
     async def awake(self) -> None:
@@ -339,12 +339,13 @@ class ByteEncoder:
 class Paired:
     relation: Relation | None = "identical"
     translation: Translation | None = None
+    draft_tokens: int = 1000
 
     async def __call__(self, vocabulary: str) -> Tokenizer:
         return Tokenizer(ByteEncoder(), None)
 
 
-class OneSlot:
+class OneSlot(NoDrafter):
     """A Drafter with one slot."""
 
     def __init__(self) -> None:
@@ -354,15 +355,6 @@ class OneSlot:
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
     ) -> CountingSlot:
         return self.slot
-
-    is_stuck = False
-    read_tokens = 0
-
-    async def watch(self) -> None:
-        pass
-
-    def close(self) -> bool:
-        return True
 
 
 def engine(
@@ -379,8 +371,7 @@ def engine(
         drafter or OneSlot(),
         settings or EdgeSettings(),
         metrics or EdgeMetrics(CollectorRegistry()),
-        paired or Paired(),
-        Vocabulary((b"",) * draft_tokens, frozenset(), frozenset()),
+        paired or Paired(draft_tokens=draft_tokens),
         policy,
     )
 

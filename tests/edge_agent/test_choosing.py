@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.loading import with_draft_model
+from picospec.edge_agent.draft.loading import FirstDraft, first_draft
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.models.catalogue import Catalogue, Family, ModelFile, Pair
 from picospec.models.errors import UnknownModel
@@ -51,14 +51,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def choose(
     given: EdgeSettings, store: Store, connect: Callable[[], TokenizerVerifier]
-) -> EdgeSettings:
-    return with_draft_model(given, store, connect)  # type: ignore[arg-type]
+) -> FirstDraft:
+    return first_draft(given, store, connect)  # type: ignore[arg-type]
 
 
 def test_a_named_model_is_fetched_without_asking_the_verifier(store: Store) -> None:
     chosen = choose(settings(draft_model="p"), store, unreachable)
 
-    assert chosen.draft_model == "p"
+    assert chosen == FirstDraft("p")
     assert store.find("p", "draft").path.read_bytes() == b"GGUF"
 
 
@@ -66,7 +66,7 @@ def test_a_named_model_is_fetched_without_asking_the_verifier(store: Store) -> N
 def test_without_a_draft_model_nothing_is_fetched(
     store: Store, values: dict[str, object]
 ) -> None:
-    assert choose(settings(**values), store, unreachable).drafter == "none"
+    assert choose(settings(**values), store, unreachable) == FirstDraft()
     assert not store.root.exists()
 
 
@@ -80,7 +80,7 @@ def test_the_edge_waits_for_the_verifier_and_takes_what_fits(store: Store) -> No
 
     chosen = choose(settings(), store, lambda: verifier)
 
-    assert (chosen.draft_model, chosen.drafter) == ("tiny", "model")
+    assert chosen == FirstDraft("tiny", FACTS.model)
     assert store.find("tiny", "draft").path.exists()
     assert verifier.closed
 
@@ -89,7 +89,7 @@ def test_where_nothing_fits_the_edge_goes_without(tmp_path: Path) -> None:
     verifier = TokenizerVerifier(TOKENIZER, away=2)
     empty = Store(tmp_path, Catalogue(), (), NoHub())
 
-    assert choose(settings(), empty, lambda: verifier).drafter == "none"
+    assert choose(settings(), empty, lambda: verifier) == FirstDraft(None, FACTS.model)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_sibling_comes_from_the_hub_where_the_settings_allow_it(
 
         chosen = choose(settings(**values), own, lambda: verifier)
 
-    assert chosen.drafter == ("model" if fetched else "none")
+    assert (chosen.name is not None) == fetched
     assert [path.name for path in own.root.rglob("small*.gguf")] == [
         "small-Q4_0.gguf"
     ] * fetched
@@ -123,4 +123,4 @@ def test_where_llama_cpp_is_missing_the_edge_goes_without_and_asks_nobody(
 ) -> None:
     monkeypatch.setattr(loading, "has_llama", lambda: False)
 
-    assert choose(settings(), store, unreachable).drafter == "none"
+    assert choose(settings(), store, unreachable) == FirstDraft()

@@ -22,6 +22,7 @@ from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.services import one_model
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.middleware import Access
 from picospec.gateway.tracing import Tracing
@@ -87,10 +88,10 @@ async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.Async
     for verifier in each:
         await verifier.facts()
         verifier.rtt_s = 0.001  # however busy this host was: the first one is used
+    settings = GatewaySettings()
     app = create_app(
-        engine(verifiers, metrics, NoDrafter()),
-        tokenizer,
-        GatewaySettings(),
+        one_model(engine(verifiers, metrics, NoDrafter()), tokenizer, settings),
+        settings,
         Access(tracing=recorder.tracing),
     )
     async with client_of(app) as client:

@@ -28,6 +28,7 @@ from openai import AsyncOpenAI
 
 from picospec.gateway.accounts import Clock
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.services import one_model
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.settings import GatewaySettings
@@ -210,7 +211,9 @@ def make_app(
 
     given = GatewaySettings.model_validate(settings)
     access = Access(session_paths, is_message, clock=clock, tracing=tracing)
-    return create_app(engine, source, given, access, drain=drain, draw_seed=lambda: 41)
+    return create_app(
+        one_model(engine, source, given), given, access, drain=drain, draw_seed=lambda: 41
+    )
 
 
 def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:

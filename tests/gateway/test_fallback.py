@@ -11,6 +11,7 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.services import one_model
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Facts, Tokenizer
@@ -63,7 +64,8 @@ def client(engine: ScriptedEngine, fallback: Fallback | None) -> httpx.AsyncClie
             raise engine.down
         return ByteTokenizer()
 
-    app = create_app(engine, source, GatewaySettings(), fallback=fallback)
+    settings = GatewaySettings()
+    app = create_app(one_model(engine, source, settings, fallback), settings)
     return client_of(app)
 
 
@@ -132,7 +134,9 @@ async def test_models_tokens_and_parameters_are_the_fallbacks_meanwhile(
 class Undrafted:
     """A relay to a verifier that opened no sessions when it was last asked."""
 
-    is_undrafted = True
+    def is_undrafted(self, _: str) -> bool:
+        return True
+
     models, held_bytes = (), 0
 
     async def ahead(self, *_: object) -> None:
@@ -148,7 +152,9 @@ async def test_the_fallback_answers_whatever_the_verifier_was_that_went_away(
     async def source(_: str) -> Tokenizer:
         return ByteTokenizer()
 
-    app = create_app(away(), source, GatewaySettings(), fallback=fallback, relay=Undrafted())
+    settings = GatewaySettings()
+    models = one_model(away(), source, settings, fallback)
+    app = create_app(models, settings, relay=Undrafted())
     async with client_of(app) as asked:
         answer = await asked.post("/v1/chat/completions", json=CHAT)
 

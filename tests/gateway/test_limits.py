@@ -17,6 +17,7 @@ import pytest
 from picospec.edge_agent.settings import load
 from picospec.gateway import accounts
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.services import one_model
 from picospec.gateway.hosting import limits
 from picospec.gateway.hosting.limits import (
     MAX_CONNECTIONS,
@@ -220,7 +221,9 @@ async def status(said: str, environ: dict[str, str] | None = None, **settings: o
         return ByteTokenizer()
 
     given = load(None, environ or {}, settings)
-    app = create_app(ScriptedEngine(), source, given, Access(hosts=hosts_of(given)))
+    app = create_app(
+        one_model(ScriptedEngine(), source, given), given, Access(hosts=hosts_of(given))
+    )
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         answer = await client.get("/v1/models", headers={"host": said})

@@ -20,6 +20,7 @@ from tokenizers import Regex, models, pre_tokenizers
 
 from picospec.edge_agent.draft.loading import TargetTokenizer
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.services import one_model
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import Facts, Tokenizer
@@ -215,7 +216,9 @@ async def test_a_request_asks_for_the_tokenizer_of_its_facts() -> None:
         "/tokenize": {"prompt": "a"},
         "/detokenize": {"tokens": [1]},
     }
-    async with client_of(create_app(Described(), source, GatewaySettings())) as client:
+    settings = GatewaySettings()
+    app = create_app(one_model(Described(), source, settings), settings)
+    async with client_of(app) as client:
         for path, body in bodies.items():
             assert (await client.post(path, json=body)).status_code == 200
 

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from picospec.gateway.app import create_app
+from picospec.gateway.doors.services import one_model
 from picospec.gateway.errors import Unavailable
 from picospec.gateway.hosting.settings import GatewaySettings
 from picospec.gateway.ports import (
@@ -204,8 +205,11 @@ def page_app(engine: PageEngine, **settings: object) -> FastAPI:
 
     given, about = GatewaySettings.model_validate(settings), partial(_about, engine)
     if engine.alone:
-        return create_app(engine, source, given)
-    app, relay = create_app(engine, source, given, about=about), Relay(engine, settings)
+        return create_app(one_model(engine, source, given), given)
+    app, relay = (
+        create_app(one_model(engine, source, given), given, about=about),
+        Relay(engine, settings),
+    )
     app.router.routes.insert(0, Route(DIRECT, relay, methods=["POST"]))
     return app
 

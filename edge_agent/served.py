@@ -1,0 +1,373 @@
+"""The models that an edge serves: each has its verifiers, its engine and its draft model.
+
+A model is what verifiers serve under one name. The edge learns the names from the verifiers'
+facts, so a verifier that comes back with another model moves to that one. A verifier that has
+never been reached counts to the first model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from picospec.edge_agent.draft.drafter import Drafter, NoDrafter
+from picospec.edge_agent.draft.late import Draft, Drafts, LateDrafter
+from picospec.edge_agent.draft.loading import (
+    AUTO,
+    NONE,
+    FirstDraft,
+    TargetTokenizer,
+    chosen_draft,
+    pull_if_missing,
+)
+from picospec.edge_agent.engine import EdgeEngine
+from picospec.edge_agent.fallback import DraftFallback, open_engine
+from picospec.edge_agent.link.verifiers import Verifiers
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings, ModelSettings
+from picospec.gateway.doors.services import Backend, no_model
+from picospec.gateway.drain import kept_going
+from picospec.gateway.errors import ApiError
+from picospec.models.choosing import HubPolicy
+from picospec.models.llama_cpp.library import has_llama
+from picospec.models.store import Store
+from picospec.models.tokenizer_file import TokenizerCache
+from picospec.speculation.drafting import DraftPolicy
+
+MAX_MODELS: Final = 64
+"""An edge serves at most as many models; verifiers of further ones are not used."""
+
+MAX_TOKENIZERS: Final = 8
+"""The tokenizers of as many models are in memory, 50 to 200 MB each; others are read again."""
+
+
+class ServedModel:
+    """A model under its name, which is empty until the first verifier was reached."""
+
+    def __init__(
+        self,
+        name: str,
+        verifiers: Verifiers,
+        tokenizer: TargetTokenizer,
+        drafter: Drafter,
+        engine: EdgeEngine,
+        fallback: DraftFallback | None,
+        aliases: Sequence[str],
+    ) -> None:
+        self.name = name
+        self.verifiers = verifiers
+        self.tokenizer = tokenizer
+        self.drafter = drafter
+        self.engine = engine
+        self.fallback = fallback
+        self.aliases = aliases
+        self.introducing: asyncio.Task[None] | None = None
+
+    def has(self, name: str) -> bool:
+        """Return True if this is a name of the model or of one of its adapters."""
+        others = (verifier.names for verifier in self.verifiers.all)
+        return name in (self.name, *self.aliases) or any(name in names for names in others)
+
+    @property
+    def may_answer(self) -> bool:
+        """True if one of its verifiers is ready, or was never asked."""
+        return any(v.is_ready or v.latest is None for v in self.verifiers.all)
+
+    def introduce(self) -> None:
+        """Begin to fetch the tokenizer, and to do what would hold up the first answer."""
+
+        async def work() -> None:
+            await self.tokenizer.introduce()
+            with suppress(ApiError):  # another verifier is in use by now
+                await self.engine.prepare()
+
+        if self.introducing is None:
+            self.introducing = asyncio.create_task(kept_going(work))
+
+    async def rest(self) -> None:
+        """Keep no tokenizer in memory."""
+        self.tokenizer.forget()
+        await self.engine.close()
+
+    async def close(self) -> None:
+        """Stop everything that the model has started."""
+        if self.introducing is not None:
+            self.introducing.cancel()
+            await asyncio.wait([self.introducing])
+        await self.engine.close()
+        if self.fallback is not None:
+            await self.fallback.engine.close()
+        self.drafter.close()
+
+    def about(self) -> dict[str, object]:
+        """Return the part of /status that describes the model."""
+        facts = self.verifiers.current.known
+        return {
+            "name": self.name,
+            "state": "ready" if self.verifiers.is_ready else "away",
+            "verifiers": [verifier.label for verifier in self.verifiers.all],
+            "context_tokens": facts and facts.context_tokens,
+            "draft": self.drafter.about() if isinstance(self.drafter, LateDrafter) else None,
+        }
+
+
+Make = Callable[[str, ModelSettings | None, Verifiers], ServedModel]
+"""Makes a model of its name, of what the settings say of it, and of its verifiers."""
+
+
+class ServedModels:
+    """A gateway.doors.services.Models. whole: all verifiers. first: the name of the first
+    model, if it is known."""
+
+    def __init__(
+        self, whole: Verifiers, settings: EdgeSettings, make: Make, first: str = ""
+    ) -> None:
+        self._whole = whole
+        self._settings = settings
+        self._make = make
+        self._models: dict[str, ServedModel] = {}
+        self._learning: asyncio.Task[object] | None = None
+        self._open = list[ServedModel]()  # those with tokenizers, the latest last
+        self._runs = False
+        for entry in settings.models:
+            self._models[entry.name] = make(entry.name, entry, whole.part())
+        if not self._models:
+            self._models[first] = make(first, None, whole.part())
+        whole.changed = self.sort
+        self.sort()
+
+    def sort(self) -> None:
+        """Give each model the verifiers that serve it; make models for new names."""
+        verifiers = self._whole.all
+        for name in dict.fromkeys(verifier.model for verifier in verifiers):
+            if name and name not in self._models:
+                self._add(name)
+        rest = next(iter(self._models))
+        for name, model in self._models.items():
+            model.verifiers.use([v for v in verifiers if (v.model or rest) == name])
+
+    def _add(self, name: str) -> None:
+        log = structlog.get_logger("edge_agent")
+        if (unnamed := self._models.pop("", None)) is not None:
+            unnamed.name = name
+            self._models[name] = unnamed
+        elif len(self._models) < MAX_MODELS:
+            model = self._models[name] = self._make(name, None, self._whole.part())
+            log.info("another model", model=name)
+            if self._runs:
+                self._use(model)
+        else:
+            log.warning("a model is not served", model=name, most=MAX_MODELS)
+
+    @property
+    def all(self) -> list[ServedModel]:
+        """The models, in the order of their first verifiers. One that no verifier serves any
+        more is none, unless the settings name it."""
+        order = dict.fromkeys(verifier.model for verifier in self._whole.all)
+        listed = dict.fromkeys(entry.name for entry in self._settings.models)
+        some = [self._models[n] for n in {**listed, **order} if n in self._models]
+        return some or list(self._models.values())[:1]
+
+    @property
+    def first(self) -> ServedModel:
+        """The model that is meant where none is named: the first that can be reached."""
+        models = self.all
+        return next((model for model in models if model.may_answer), models[0])
+
+    def named(self, name: str | None) -> ServedModel | None:
+        """Return the model with this name; the first one for None and for a name that stands
+        for any."""
+        if name is None or name in self._settings.model_aliases:
+            return self.first
+        return next((model for model in self.all if model.has(name)), None)
+
+    def verifiers_of(self, name: str | None) -> Verifiers:
+        """Return the verifiers of a model; those of the first one for None."""
+        return (self.named(name) or self.first).verifiers
+
+    async def find(self, name: str | None) -> Backend:
+        if (found := self.named(name)) is None or not found.verifiers.all:
+            await self._learn()
+            found = self.named(name)
+        if found is None:
+            models = self.all
+            if len(models) > 1 and not self._settings.accept_any_model:
+                raise no_model(name or "", [model.name for model in models])
+            found = self.first
+        self._use(found)
+        return self._backend(found)
+
+    async def reachable(self) -> Sequence[Backend]:
+        await self._learn()
+        first = self.first
+        return [self._backend(m) for m in self.all if m is first or m.verifiers.is_ready]
+
+    @property
+    def away(self) -> Sequence[str]:
+        first = self.first
+        return [m.name for m in self.all if m is not first and not m.verifiers.is_ready]
+
+    def _backend(self, model: ServedModel) -> Backend:
+        is_first = model is self.first
+        aliases = (*model.aliases, *(self._settings.model_aliases if is_first else ()))
+        return Backend(
+            model.engine,
+            model.tokenizer,
+            model.name,
+            aliases,
+            takes_any_name=is_first and self._settings.accept_any_model,
+            spare=model.fallback,
+        )
+
+    async def _learn(self) -> None:
+        """Ask the verifiers that were never reached for their facts. One task serves all
+        callers; those that do not answer are not asked again before they are ready."""
+        unknown = [v for v in self._whole.all if not v.names and v.latest is None]
+        if self._learning is None or self._learning.done():
+            if not unknown or len(self._whole.all) == 1:
+                return
+            facts = [verifier.facts() for verifier in unknown]
+            self._learning = asyncio.create_task(
+                asyncio.wait([asyncio.ensure_future(each) for each in facts])
+            )
+        await asyncio.shield(self._learning)
+
+    def _use(self, model: ServedModel) -> None:
+        """Note that a model is used; keep the tokenizers of the latest ones."""
+        if self._open and self._open[-1] is model:
+            return
+        if model in self._open:
+            self._open.remove(model)
+        self._open.append(model)
+        model.introduce()
+        if len(self._open) > MAX_TOKENIZERS:
+            left = self._open.pop(0)
+            left.introducing = asyncio.create_task(left.rest())
+
+    def start(self) -> None:
+        """Begin to do what would hold up first answers."""
+        self._runs = True
+        for model in reversed(self.all[:MAX_TOKENIZERS]):
+            self._use(model)
+
+    async def close(self) -> None:
+        """Stop everything that the models have started."""
+        if self._learning is not None:
+            self._learning.cancel()
+        await asyncio.gather(*(model.close() for model in self._models.values()))
+
+    def report(self) -> dict[str, object]:
+        """Return what /health and /ready say of the verifiers."""
+        return self._whole.report(self.first.verifiers.current)
+
+    async def about(self) -> dict[str, object]:
+        """Return the part of /status that describes models and verifiers."""
+        models, now_s = self.all, time.monotonic()
+        current = {model.verifiers.current for model in models}
+        return {
+            "verifiers": await self._whole.statuses(current),
+            "models": [model.about() for model in models],
+            "placed": [
+                {
+                    "model": placed.model,
+                    "verifier": placed.verifier,
+                    "reason": placed.reason,
+                    "seconds_ago": round(now_s - placed.at_s, 1),
+                }
+                for placed in self._whole.placed
+            ],
+        }
+
+
+class Maker:
+    """Makes the models of one edge. first: the draft model that is loaded at the start."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        store: Store,
+        drafts: Drafts,
+        metrics: EdgeMetrics,
+        first: FirstDraft,
+        policy: DraftPolicy | None = None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._drafts = drafts
+        self._metrics = metrics
+        self._first = first
+        self._policy = policy
+        self._cache = TokenizerCache(store.root / "tokenizers")
+
+    def __call__(
+        self, name: str, entry: ModelSettings | None, verifiers: Verifiers
+    ) -> ServedModel:
+        """Return a model. Raises models.errors.ModelError, OSError if its fallback cannot be
+        loaded."""
+        settings, fallback = self._settings, None
+        answers = (entry and entry.fallback) or settings.fallback
+        draft = self._draft(name, entry, pinned=answers == "draft")
+        tokenizer = TargetTokenizer(verifiers, self._cache, draft.model if draft else None)
+        drafter = self._drafter(name, entry, draft, tokenizer, verifiers)
+        engine = EdgeEngine(
+            verifiers, drafter, settings, self._metrics, tokenizer, self._policy
+        )
+        if answers == "draft" and draft is not None:
+            tokens = draft.settings.context_tokens or 0
+            alone = open_engine(draft.found, draft.drafter, tokens)
+            fallback = DraftFallback(alone, verifiers, tokenizer, self._metrics)
+        aliases = entry.aliases if entry else ()
+        return ServedModel(name, verifiers, tokenizer, drafter, engine, fallback, aliases)
+
+    def _wanted(self, name: str, entry: ModelSettings | None) -> str | None:
+        """Return the name of a target's draft model; AUTO, if it is to be chosen; None for
+        none."""
+        wanted = (entry and entry.draft_model) or self._settings.draft_model
+        if wanted == AUTO and name and name == self._first.target:
+            return self._first.name
+        is_none = self._settings.drafter == "none" or wanted == NONE or not has_llama()
+        return None if is_none else wanted
+
+    def _draft(self, name: str, entry: ModelSettings | None, pinned: bool) -> Draft | None:
+        """Return a target's draft model if it is loaded, or has to be for a fallback."""
+        wanted = self._wanted(name, entry)
+        if wanted is None or wanted == AUTO:
+            return None
+        draft = self._drafts.get(wanted)
+        if pinned:
+            if draft is None:
+                pull_if_missing(wanted, self._store)
+                draft = self._drafts.open(wanted)
+            draft.is_pinned = True
+        return draft
+
+    def _drafter(
+        self,
+        name: str,
+        entry: ModelSettings | None,
+        draft: Draft | None,
+        tokenizer: TargetTokenizer,
+        verifiers: Verifiers,
+    ) -> Drafter:
+        wanted = self._wanted(name, entry)
+        if wanted is None:
+            return NoDrafter()
+        settings = self._settings
+
+        async def choose() -> str | None:
+            if wanted != AUTO:
+                return wanted
+            facts = await verifiers.facts()
+            vocabulary = (await tokenizer(facts.vocabulary)).vocabulary
+            consent = HubPolicy(settings.draft_from_hub, settings.draft_max_gb, lambda _: False)
+            return await chosen_draft(facts.model, vocabulary, self._store, consent)
+
+        drafter = LateDrafter(self._drafts, tokenizer, choose)
+        if draft is not None:
+            drafter.begin(wanted, draft)
+        return drafter
