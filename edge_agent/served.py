@@ -131,7 +131,7 @@ class ServedModels:
         self._settings = settings
         self._make = make
         self._models: dict[str, ServedModel] = {}
-        self._learning: asyncio.Task[object] | None = None
+        self._learning: asyncio.Future[list[object]] | None = None
         self._open = list[ServedModel]()  # those with tokenizers, the latest last
         self._runs = False
         for entry in settings.models:
@@ -227,14 +227,12 @@ class ServedModels:
     async def _learn(self) -> None:
         """Ask the verifiers that were never reached for their facts. One task serves all
         callers; those that do not answer are not asked again before they are ready."""
-        unknown = [v for v in self._whole.all if not v.names and v.latest is None]
         if self._learning is None or self._learning.done():
-            if not unknown or len(self._whole.all) == 1:
+            unknown = [v for v in self._whole.all if not v.names and v.latest is None]
+            if not unknown or len(self._whole.all) == len(self._models) == 1:
                 return
-            facts = [verifier.facts() for verifier in unknown]
-            self._learning = asyncio.create_task(
-                asyncio.wait([asyncio.ensure_future(each) for each in facts])
-            )
+            facts = (verifier.facts() for verifier in unknown)
+            self._learning = asyncio.gather(*facts, return_exceptions=True)
         await asyncio.shield(self._learning)
 
     def _use(self, model: ServedModel) -> None:

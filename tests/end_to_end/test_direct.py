@@ -134,7 +134,7 @@ async def test_by_no_way_does_a_key_get_what_the_target_has_read_for_another(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Relay, "is_undrafted", True)
+    monkeypatch.setattr(Relay, "is_undrafted", lambda *_: True)
     served: dict[str, set[str | None]] = {}
     serve = target.serve
 

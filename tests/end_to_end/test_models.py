@@ -1,0 +1,133 @@
+"""One edge serves the models of several verifiers, each to those whose key opens it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from picospec.edge_agent.app import build
+from picospec.edge_agent.draft.loading import TargetTokenizer
+from picospec.edge_agent.settings import load
+from picospec.gateway.drain import Drain
+from picospec.gateway.tenants import KeyLimits, add_key
+from picospec.models.store import open_store
+from picospec.verifier.app import build as build_verifier
+from picospec.verifier.settings import load as load_verifier
+from tests.end_to_end.test_direct import client_of
+from tests.end_to_end.traced import serving
+from tests.verifier.fake_target import FACTS, FakeTarget, FakeTokenizer
+
+NAMES = ("one", "two")
+DOORS: Mapping[str, Mapping[str, object]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3},
+    "/v1/completions": {"prompt": "Hi", "max_tokens": 3},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3},
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 16},
+    "/api/chat": {"messages": [{"role": "user", "content": "Hi"}], "stream": False},
+    "/tokenize": {"prompt": "Hi"},
+}
+
+
+def target(name: str) -> FakeTarget:
+    made = FakeTarget()
+    made._facts = msgspec.structs.replace(FACTS, model=name, identity=f"{name}-identity")
+    return made
+
+
+@pytest.fixture
+def targets() -> dict[str, FakeTarget]:
+    return {name: target(name) for name in NAMES}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, str]:
+    """Keys that open both models, and the second one."""
+    file = tmp_path / "keys.toml"
+    opened: dict[str, tuple[str, ...]] = {"both": (), "second": ("two",)}
+    return {who: add_key(file, who, KeyLimits(), names) for who, names in opened.items()}
+
+
+@pytest.fixture
+async def client(
+    targets: dict[str, FakeTarget],
+    keys: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[httpx.AsyncClient]:
+    async def tokenizer(_: TargetTokenizer, vocabulary: str = "") -> FakeTokenizer:
+        return FakeTokenizer()
+
+    monkeypatch.setattr(TargetTokenizer, "__call__", tokenizer)
+    async with AsyncExitStack() as stack:
+        urls = [
+            await stack.enter_async_context(
+                serving(build_verifier(load_verifier(None, {}, {}), lambda _, t=each: t))  # type: ignore[misc]
+            )
+            for each in targets.values()
+        ]
+        settings = load(
+            None,
+            {},
+            {"drafter": "none", "verifier_urls": urls, "keys_file": tmp_path / "keys.toml"},
+        )
+        app = build(settings, open_store({"PICOSPEC_CACHE": str(tmp_path)}), Drain())
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        client = await stack.enter_async_context(client_of(app))
+        client.headers["authorization"] = f"Bearer {keys['both']}"
+        while len((await client.get("/v1/models")).json().get("data", ())) < len(NAMES):
+            pass  # the verifiers do not listen yet
+        yield client
+
+
+async def names_at(client: httpx.AsyncClient, path: str, list: str, name: str) -> list[str]:
+    return [each[name] for each in (await client.get(path)).json()[list]]
+
+
+@pytest.mark.parametrize("path", DOORS)
+async def test_each_door_answers_for_the_model_that_is_named(
+    client: httpx.AsyncClient, targets: dict[str, FakeTarget], path: str
+) -> None:
+    for name in (*NAMES, *reversed(NAMES)):
+        before = {each: len(targets[each].opened) for each in NAMES}
+        answer = await client.post(path, json={**DOORS[path], "model": name})
+        more = [each for each in NAMES if len(targets[each].opened) > before[each]]
+
+        assert answer.status_code == 200, answer.text
+        assert more == ([] if path == "/tokenize" else [name])
+    refused = await client.post(path, json={**DOORS[path], "model": "three"})
+    assert refused.status_code == 404
+    assert all(name in refused.text for name in NAMES)
+
+
+async def test_every_list_has_all_models(client: httpx.AsyncClient) -> None:
+    for path, list, name in (
+        ("/v1/models", "data", "id"),
+        ("/api/tags", "models", "name"),
+        ("/api/ps", "models", "model"),
+        ("/status", "models", "name"),
+    ):
+        assert await names_at(client, path, list, name) == [*NAMES]
+    one = (await client.get("/v1/models/two")).json()
+    assert (one["id"], one["root"]) == ("two", "two")
+
+
+async def test_a_key_opens_the_models_that_its_file_names(
+    client: httpx.AsyncClient, keys: dict[str, str], targets: dict[str, FakeTarget]
+) -> None:
+    client.headers["authorization"] = f"Bearer {keys['second']}"
+
+    assert await names_at(client, "/v1/models", "data", "id") == ["two"]
+    assert (await client.get("/v1/models/one")).status_code == 404
+    for path, body in DOORS.items():
+        unnamed = await client.post(path, json=body)
+        refused = await client.post(path, json={**body, "model": "one"})
+        assert unnamed.status_code == 200, unnamed.text
+        assert refused.status_code == 404
+        assert "'two'" in refused.text
+    assert (await client.post("/v1/embeddings", json={"model": "one"})).status_code == 404
+    assert not targets["one"].opened
