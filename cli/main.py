@@ -92,7 +92,8 @@ def up(
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
     target: Annotated[
-        str | None, Option(help="Large model: a name, owner/repo, hf://..., or a path.")
+        list[str] | None,
+        Option(help="Large model: a name, owner/repo, hf://... or a path; may be repeated."),
     ] = None,
     draft: Annotated[
         str | None, Option(help="Draft model: the same, or none. Default: one that fits.")
@@ -116,14 +117,20 @@ def up(
     try:
         settings = {} if config is None else read_settings(config)
         check_plain(settings, os.environ)
-        choice = ModelChoice.of(settings, os.environ, target=target, draft=draft)
-        check_settings(settings, os.environ, choice.draft)
+        targets: list[str | None] = [*target] if target else [None]
+        choices = [
+            ModelChoice.of(settings, os.environ, target=each, draft=draft) for each in targets
+        ]
+        check_settings(settings, os.environ, choices[0].draft)
         if has_llama() and not (gpu := check_gpu(gpu_here(), can_use_gpu())).ok:
             console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
-        arguments = prepare(choice, open_store(os.environ), console)
+        store = open_store(os.environ)
+        first, *more = [prepare(choice, store, console) for choice in choices]
+        arguments = {**first, "edge": ("--draft", choices[0].draft)} if more else first
         key = first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
         threaded = with_threads(settings, pins)
-        plan = Plan(edge_port, verifier_port, threaded, arguments, pins, wait, key)
+        others = [each["verifier"] for each in more]
+        plan = Plan(edge_port, verifier_port, threaded, arguments, others, pins, wait, key)
         if rtt:
             return asyncio.run(up_at_a_distance(plan, rtt, console))
         asyncio.run(run_up(plan, plan.services(), console))

@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -50,26 +51,29 @@ class Plan:
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The command-line arguments of "edge" and "verifier", which override the settings."""
 
+    others: Sequence[Sequence[str]] = ()
+    """The arguments of further verifiers, one for each further target."""
+
     pins: Pins = field(default_factory=Pins)
     ready_within_s: float = 300.0
     api_key: str | None = None
     """A key that the edge accepts, with which it is asked for its model's name."""
 
-    link_port: int | None = None
-    """The edge reaches the verifier by this port; None: by the verifier's own."""
+    link_ports: Sequence[int] = ()
+    """The edge reaches the verifiers by these ports; if empty, by the verifiers' own."""
 
     @property
     def edge_url(self) -> str:
         return f"http://{HOST}:{self.edge_port}"
 
     @property
-    def verifier_url(self) -> str:
-        return f"http://{HOST}:{self.verifier_port}"
+    def verifier_ports(self) -> Sequence[int]:
+        return range(self.verifier_port, self.verifier_port + 1 + len(self.others))
 
     @property
-    def far_url(self) -> str:
-        """Where the edge reaches the verifier."""
-        return f"http://{HOST}:{self.link_port or self.verifier_port}"
+    def far_urls(self) -> list[str]:
+        """Where the edge reaches the verifiers."""
+        return [f"http://{HOST}:{port}" for port in self.link_ports or self.verifier_ports]
 
     @property
     def edge_settings(self) -> EdgeSettings:
@@ -77,20 +81,23 @@ class Plan:
         _, draft = self.arguments.get("edge", ("--draft", AUTO))
         named = {**self.settings.get("edge", {}), "draft_model": draft, "verifier_url": None}
         key = {VERIFIER_KEY: self.api_key} if self.api_key else {}
-        return load(None, {**key, **os.environ}, {**named, "verifier_urls": [self.far_url]})
+        return load(None, {**key, **os.environ}, {**named, "verifier_urls": self.far_urls})
 
-    def services(self) -> tuple[Service, Service]:
-        """Return the verifier and the edge, in the order in which they start."""
-        more = ("--verifier-url", self.far_url)
-        return (
-            self._service("verifier", "verifier", self.verifier_port, self.pins.verifier),
-            self._service("edge", "edge_agent", self.edge_port, self.pins.edge, *more),
-        )
+    def services(self) -> tuple[Service, ...]:
+        """Return the verifiers and the edge, in the order in which they start."""
+        urls = [word for url in self.far_urls for word in ("--verifier-url", url)]
+        each = (self.arguments.get("verifier", ()), *self.others)
+        verifiers = [
+            self._service("verifier", "verifier", port, self.pins.verifier, *given)
+            for port, given in zip(self.verifier_ports, each, strict=True)
+        ]
+        more = (*urls, *self.arguments.get("edge", ()))
+        edge = self._service("edge", "edge_agent", self.edge_port, self.pins.edge, *more)
+        return (*verifiers, edge)
 
     def _service(
         self, name: str, room: str, port: int, cores: frozenset[int], *more: str
     ) -> Service:
-        more = (*more, *self.arguments.get(name, ()))
         listens = ("--port", str(port), "--host", HOST)
         command = (sys.executable, *program(f"picospec.{room}"), *listens, *more)
         settings = {**NO_DRAIN, **_QUIET.get(name, {}), **self.settings.get(name, {})}
@@ -153,7 +160,8 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
     A service that fails later is restarted, a few times. All have stopped when this function
     returns or raises a ServiceError.
     """
-    check_free(plan.verifier_port, "VERIFIER_PORT")
+    for port in plan.verifier_ports:
+        check_free(port, "VERIFIER_PORT")
     check_free(plan.edge_port, "EDGE_PORT")
     stopped, ready = asyncio.Event(), asyncio.Event()
 
@@ -191,8 +199,12 @@ async def _expectation(plan: Plan) -> str:
 async def up_at_a_distance(plan: Plan, rtt_ms: float, console: Console) -> None:
     """Do as `up`, with an emulated link of this round trip between both ends."""
     conditions = Conditions(rtt_ms=rtt_ms)
-    async with Link((HOST, plan.verifier_port), conditions) as link:
-        far = replace(plan, link_port=link.port)
+    async with AsyncExitStack() as stack:
+        links = [
+            await stack.enter_async_context(Link((HOST, port), conditions))
+            for port in plan.verifier_ports
+        ]
+        far = replace(plan, link_ports=[link.port for link in links])
         console.print(f"Both ends are {rtt_ms:g} ms of round trip apart: the link is emulated.")
         await up(far, far.services(), console)
 

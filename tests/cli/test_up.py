@@ -67,6 +67,17 @@ def test_each_end_gets_its_port_and_the_edge_the_verifiers_address() -> None:
     assert edge.command[8:] == ("--verifier-url", "http://127.0.0.1:2")
 
 
+def test_each_further_target_has_a_verifier_at_the_next_port() -> None:
+    given = {"verifier": ("--model", "a"), "edge": ("--draft", "auto")}
+    first, second, edge = Plan(1, 2, arguments=given, others=[("--model", "b")]).services()
+
+    assert [each.url.rpartition(":")[2] for each in (first, second)] == ["2", "3"]
+    assert (first.command[-1], second.command[-1]) == ("a", "b")
+    urls = [edge.command[i + 1] for i, w in enumerate(edge.command) if w == "--verifier-url"]
+    assert urls == ["http://127.0.0.1:2", "http://127.0.0.1:3"]
+    assert edge.command[-2:] == ("--draft", "auto")
+
+
 def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) -> None:
     file = tmp_path / "local.toml"
     file.write_text('[edge]\ndraft_model = "m"\nslots = 2\n[edge.drafting]\nflush_tokens = 3\n')
