@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
+from openai import OpenAI
 
 from picospec.edge_agent.app import build
 from picospec.edge_agent.draft.loading import TargetTokenizer
@@ -18,6 +20,7 @@ from picospec.gateway.tenants import KeyLimits, add_key
 from picospec.models.store import open_store
 from picospec.verifier.app import build as build_verifier
 from picospec.verifier.settings import load as load_verifier
+from tests.end_to_end.fleet import Fleet
 from tests.end_to_end.test_direct import client_of
 from tests.end_to_end.traced import serving
 from tests.verifier.fake_target import FACTS, FakeTarget, FakeTokenizer
@@ -131,3 +134,58 @@ async def test_a_key_opens_the_models_that_its_file_names(
         assert "'two'" in refused.text
     assert (await client.post("/v1/embeddings", json={"model": "one"})).status_code == 404
     assert not targets["one"].opened
+
+
+TARGETS = {"smollm2-135m": "smollm2", "qwen2.5-coder-1.5b": "qwen2.5-coder"}
+"""Maps the served names of two real targets to their pairs, which have different drafts."""
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[tuple[str, dict[str, str]]]:
+    """The addresses of an edge, and of the verifiers of two models by their names."""
+    fleet = Fleet()
+    for pair in TARGETS.values():
+        open_store(os.environ).pull(pair, lambda what, done, total: None)
+    given = "--llama.threads", "1", "--llama.context_tokens", "1024", "--llama.slots", "2"
+    urls = {
+        name: fleet.start("picospec.verifier", "--model", pair, *given)
+        for name, pair in TARGETS.items()
+    }
+    fleet.until_ready(*urls.values())
+    where = [word for url in urls.values() for word in ("--verifier-url", url)]
+    edge = fleet.start("picospec.edge_agent", *where)
+    fleet.until_ready(edge)
+    yield edge, urls
+    fleet.end()
+
+
+def asked(url: str, name: str, seed: int = 3) -> str:
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=5) as client:
+        answer = client.chat.completions.create(
+            model=name,
+            seed=seed,
+            max_tokens=48,
+            messages=[{"role": "user", "content": "Write a Python function that adds."}],
+        )
+    return answer.choices[0].message.content or ""
+
+
+def drafts(edge: str) -> dict[str, tuple[str | None, str]]:
+    models = httpx.get(f"{edge}/status").json()["models"]
+    return {m["name"]: (m["draft"]["model"], m["draft"]["state"]) for m in models}
+
+
+@pytest.mark.models
+def test_each_real_model_says_what_its_own_verifier_says_with_its_own_drafts(
+    real: tuple[str, dict[str, str]],
+) -> None:
+    edge, urls = real
+    first, second = TARGETS
+    with OpenAI(base_url=f"{edge}/v1", api_key="none") as client:
+        assert {each.id for each in client.models.list()} == {first, second}
+    before = drafts(edge)
+    for name in (second, first, second):
+        assert asked(edge, name) == asked(urls[name], name)
+
+    assert (before[first][1], before[second][1]) == ("loaded", "asleep")
+    assert drafts(edge)[second] == ("qwen2.5-coder-0.5b-q4_0", "loaded")
