@@ -197,13 +197,12 @@ class _Edge:
     async def ready(self, _: Request) -> JSONResponse:
         """Answer 200 if any model can be used, or if a fallback would answer for it."""
         self.drain.check()
-        first = self.models.first
-        answer = await self._ready(first)
-        for model in self.models.all:
+        models = sorted(self.models.all, key=lambda model: not model.may_answer)
+        answer = await self._ready(models[0])
+        for model in models[1:]:
             if answer.status_code == HTTPStatus.OK:
                 break
-            if model is not first:
-                answer = await self._ready(model)
+            answer = await self._ready(model)
         return answer
 
     async def _ready(self, model: ServedModel) -> JSONResponse:

@@ -66,7 +66,7 @@ class ServedModel:
         self.engine = engine
         self.fallback = fallback
         self.aliases = aliases
-        self.introducing: asyncio.Task[None] | None = None
+        self._introducing: asyncio.Task[None] | None = None
 
     def has(self, name: str) -> bool:
         """Return True if this is a name of the model or of one of its adapters."""
@@ -86,19 +86,20 @@ class ServedModel:
             with suppress(ApiError):  # another verifier is in use by now
                 await self.engine.prepare()
 
-        if self.introducing is None:
-            self.introducing = asyncio.create_task(kept_going(work))
+        self._introducing = asyncio.create_task(kept_going(work))
 
-    async def rest(self) -> None:
-        """Keep no tokenizer in memory."""
+    def rest(self) -> None:
+        """Keep no tokenizer in memory, until the model is introduced again."""
+        if self._introducing is not None:
+            self._introducing.cancel()
         self.tokenizer.forget()
-        await self.engine.close()
+        self._introducing = asyncio.create_task(self.engine.close())
 
     async def close(self) -> None:
         """Stop everything that the model has started."""
-        if self.introducing is not None:
-            self.introducing.cancel()
-            await asyncio.wait([self.introducing])
+        if self._introducing is not None:
+            self._introducing.cancel()
+            await asyncio.wait([self._introducing])
         await self.engine.close()
         if self.fallback is not None:
             await self.fallback.engine.close()
@@ -147,9 +148,9 @@ class ServedModels:
         for name in dict.fromkeys(verifier.model for verifier in verifiers):
             if name and name not in self._models:
                 self._add(name)
-        rest = next(iter(self._models))
+        first = self.first.name
         for name, model in self._models.items():
-            model.verifiers.use([v for v in verifiers if (v.model or rest) == name])
+            model.verifiers.use([v for v in verifiers if (v.model or first) == name])
 
     def _add(self, name: str) -> None:
         log = structlog.get_logger("edge_agent")
@@ -159,8 +160,7 @@ class ServedModels:
         elif len(self._models) < MAX_MODELS:
             model = self._models[name] = self._make(name, None, self._whole.part())
             log.info("another model", model=name)
-            if self._runs:
-                self._use(model)
+            self._use(model)
         else:
             log.warning("a model is not served", model=name, most=MAX_MODELS)
 
@@ -168,16 +168,16 @@ class ServedModels:
     def all(self) -> list[ServedModel]:
         """The models, in the order of their first verifiers. One that no verifier serves any
         more is none, unless the settings name it."""
-        order = dict.fromkeys(verifier.model for verifier in self._whole.all)
-        listed = dict.fromkeys(entry.name for entry in self._settings.models)
-        some = [self._models[n] for n in {**listed, **order} if n in self._models]
-        return some or list(self._models.values())[:1]
+        of_settings = [entry.name for entry in self._settings.models]
+        of_verifiers = [verifier.model for verifier in self._whole.all]
+        names = dict.fromkeys((*of_settings, *of_verifiers))
+        found = [self._models[name] for name in names if name in self._models]
+        return found or list(self._models.values())[:1]
 
     @property
     def first(self) -> ServedModel:
-        """The model that is meant where none is named: the first that can be reached."""
-        models = self.all
-        return next((model for model in models if model.may_answer), models[0])
+        """The model that is meant where none is named."""
+        return self.all[0]
 
     def named(self, name: str | None) -> ServedModel | None:
         """Return the model with this name; the first one for None and for a name that stands
@@ -204,13 +204,17 @@ class ServedModels:
 
     async def reachable(self) -> Sequence[Backend]:
         await self._learn()
-        first = self.first
-        return [self._backend(m) for m in self.all if m is first or m.verifiers.is_ready]
+        return [self._backend(model) for model in self._up]
 
     @property
     def away(self) -> Sequence[str]:
-        first = self.first
-        return [m.name for m in self.all if m is not first and not m.verifiers.is_ready]
+        up = self._up
+        return [model.name for model in self.all if model not in up]
+
+    @property
+    def _up(self) -> list[ServedModel]:
+        """The models that may answer; the first one if none may."""
+        return [model for model in self.all if model.may_answer] or [self.first]
 
     def _backend(self, model: ServedModel) -> Backend:
         is_first = model is self.first
@@ -237,15 +241,15 @@ class ServedModels:
 
     def _use(self, model: ServedModel) -> None:
         """Note that a model is used; keep the tokenizers of the latest ones."""
-        if self._open and self._open[-1] is model:
+        if not self._runs or (self._open and self._open[-1] is model):
             return
         if model in self._open:
             self._open.remove(model)
+        else:
+            model.introduce()
         self._open.append(model)
-        model.introduce()
         if len(self._open) > MAX_TOKENIZERS:
-            left = self._open.pop(0)
-            left.introducing = asyncio.create_task(left.rest())
+            self._open.pop(0).rest()
 
     def start(self) -> None:
         """Begin to do what would hold up first answers."""
@@ -316,8 +320,7 @@ class Maker:
             verifiers, drafter, settings, self._metrics, tokenizer, self._policy
         )
         if answers == "draft" and draft is not None:
-            tokens = draft.settings.context_tokens or 0
-            alone = open_engine(draft.found, draft.drafter, tokens)
+            alone = open_engine(draft.found, draft.drafter, draft.context_tokens)
             fallback = DraftFallback(alone, verifiers, tokenizer, self._metrics)
         aliases = entry.aliases if entry else ()
         return ServedModel(name, verifiers, tokenizer, drafter, engine, fallback, aliases)
@@ -332,16 +335,15 @@ class Maker:
         return None if is_none else wanted
 
     def _draft(self, name: str, entry: ModelSettings | None, pinned: bool) -> Draft | None:
-        """Return a target's draft model if it is loaded, or has to be for a fallback."""
+        """Return a target's draft model if it is loaded; that of a fallback is in any case."""
         wanted = self._wanted(name, entry)
         if wanted is None or wanted == AUTO:
             return None
-        draft = self._drafts.get(wanted)
-        if pinned:
-            if draft is None:
-                pull_if_missing(wanted, self._store)
-                draft = self._drafts.open(wanted)
-            draft.is_pinned = True
+        if not pinned:
+            return self._drafts.loaded(wanted) if wanted == self._first.name else None
+        pull_if_missing(wanted, self._store)
+        draft = self._drafts.open(wanted)
+        draft.is_pinned = True
         return draft
 
     def _drafter(

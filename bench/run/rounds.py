@@ -18,7 +18,7 @@ import typer
 from picospec.edge_agent.__main__ import serve
 from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler
 from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.models.llama_cpp.model import Model
+from picospec.models.llama_cpp.model import Length, Model
 from picospec.speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
 from picospec.speculation.drafting import DraftingSession
 from picospec.speculation.learning import Latencies
@@ -106,7 +106,7 @@ class UselessDrafter(NoDrafter):
         """Do nothing, because nothing is held."""
 
 
-def make_drafter(model: Model, settings: EdgeSettings) -> UselessDrafter:
+def make_drafter(model: Model, settings: EdgeSettings, _: Length) -> UselessDrafter:
     """Return the drafter for an edge with these settings."""
     return UselessDrafter(
         len(model.vocabulary.pieces), np.random.default_rng(), settings.judge == "separate"

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal
 
 import structlog
@@ -23,7 +24,7 @@ from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.drain import kept_going
 from picospec.gateway.errors import ApiError
 from picospec.models.errors import ModelError, NoRoom
-from picospec.models.llama_cpp.model import Model, memory_bytes
+from picospec.models.llama_cpp.model import Length, Model, memory_bytes
 from picospec.models.store import Found, Store
 from picospec.speculation.messages import TokenId
 
@@ -36,22 +37,23 @@ AGAIN_S: Final = 60.0
 
 @dataclass(slots=True)
 class Draft:
-    """A draft model in memory. settings: the edge's, with the length of the model's slots.
-    is_pinned: it is never freed, because a fallback needs it."""
+    """A draft model in memory. size_bytes: with the KV of its slots. is_pinned: it is never
+    freed, because a fallback needs it."""
 
     found: Found
     model: Model
     drafter: Drafter
-    settings: EdgeSettings
+    context_tokens: int
     size_bytes: int
     is_pinned: bool = False
+    is_freed: bool = False
     watching: asyncio.Task[None] | None = None
     freed: list[Callable[[], None]] = field(default_factory=list)
     """Called when the model is freed: nobody may refer to it then."""
 
 
 class Drafts:
-    """The draft models that are loaded, by name. Models of one draft model share it."""
+    """The draft models that are loaded. Targets that have the same one share it."""
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class Drafts:
         self._store = store
         self._make_drafter = make_drafter
         self._most_bytes = settings.draft_memory_bytes or memory_bytes() // MEMORY_SHARE
-        self._loaded: OrderedDict[str, Draft] = OrderedDict()  # the least recently used first
+        self._loaded: OrderedDict[Path, Draft] = OrderedDict()  # the least recently used first
         self._opening = asyncio.Lock()
         self._read_before = 0
 
@@ -76,72 +78,77 @@ class Drafts:
     def is_stuck(self) -> bool:
         return any(draft.drafter.is_stuck for draft in self._loaded.values())
 
-    def get(self, name: str) -> Draft | None:
-        """Return the draft model of this name if it is loaded, and note its use."""
-        if (draft := self._loaded.get(name)) is not None:
-            self._loaded.move_to_end(name)
-        return draft
+    def loaded(self, name: str) -> Draft | None:
+        """Return the draft model of this name, if it is loaded."""
+        return self._loaded.get(self._store.find(name, "draft").path)
+
+    def use(self, draft: Draft) -> None:
+        """Note that an answer uses a draft model that is loaded."""
+        self._loaded.move_to_end(draft.found.path)
 
     def open(self, name: str) -> Draft:
-        """Load a draft model that is on this machine, whatever memory it takes. Raises
+        """Return a draft model that is on this machine, whatever memory it takes. Raises
         models.errors.ModelError, OSError."""
-        return self._begin(name, *self._opened(name))
+        found = self._store.find(name, "draft")
+        loaded = self._loaded.get(found.path)
+        return loaded or self._begin(found, *self._opened(name, found))
 
     async def load(self, name: str) -> Draft:
-        """Return the draft model of this name. Fetch it if it is missing, and free others that
-        no answer uses if memory is short. Raises models.errors.ModelError, OSError."""
-        if (draft := self.get(name)) is None:
-            await asyncio.to_thread(loading.pull_if_missing, name, self._store)
-            async with self._opening:
-                draft = self.get(name) or await self._load(name)
-                self._watch(draft)
+        """Return a draft model. Fetch it if it is missing, and free others that no answer uses
+        if memory is short. Raises models.errors.ModelError, OSError."""
+        await asyncio.to_thread(loading.pull_if_missing, name, self._store)
+        found = await asyncio.to_thread(self._store.find, name, "draft")
+        async with self._opening:
+            draft = self._loaded.get(found.path) or await self._load(name, found)
+            self._watch(draft)
         return draft
 
-    async def _load(self, name: str) -> Draft:
-        model, size_bytes = await asyncio.to_thread(self._opened, name)
+    async def _load(self, name: str, found: Found) -> Draft:
+        model, length = await asyncio.to_thread(self._opened, name, found)
         try:
-            await self._make_room(size_bytes)
-            return await asyncio.to_thread(self._begin, name, model, size_bytes)
+            await self._make_room(_size_bytes(found, length))
+            return await asyncio.to_thread(self._begin, found, model, length)
         except BaseException:
             model.close()
             raise
 
-    def _opened(self, name: str) -> tuple[Model, int]:
-        """Return a model, and the bytes that it takes with the KV of its slots."""
-        found = self._store.find(name, "draft")
+    def _opened(self, name: str, found: Found) -> tuple[Model, Length]:
+        """Return a model, and how long its slots are. Its context takes the memory later."""
+        asked = {each.draft_model: each.context_tokens for each in self._settings.models}
+        tokens = asked.get(name) or self._settings.context_tokens
         model = Model(found.path, gpu_layers=self._settings.gpu_layers)
-        kv_bytes = loading.length_of(model, self._settings).kv_bytes
-        return model, found.path.stat().st_size + kv_bytes
+        return model, loading.length_of(model, self._settings, tokens)
 
-    def _begin(self, name: str, model: Model, size_bytes: int) -> Draft:
-        tokens = loading.length_of(model, self._settings).tokens  # later less memory is free
-        settings = self._settings.model_copy(update={"context_tokens": tokens})
-        found = self._store.find(name, "draft")
-        drafter = self._make_drafter(model, settings)
-        model.vocabulary  # noqa: B018 - it takes a while, so not in the event loop
-        draft = self._loaded[name] = Draft(found, model, drafter, settings, size_bytes)
+    def _begin(self, found: Found, model: Model, length: Length) -> Draft:
+        drafter = self._make_drafter(model, self._settings, length)
+        model.vocabulary  # noqa: B018 - it takes a while, and the event loop needs it
+        size_bytes = _size_bytes(found, length)
+        draft = Draft(found, model, drafter, length.tokens, size_bytes)
+        self._loaded[found.path] = draft
         return draft
 
     async def _make_room(self, size_bytes: int) -> None:
         """Free draft models until there is room for one of this size. Raises NoRoom."""
         while self._bytes + size_bytes > self._most_bytes:
-            idle = (n for n, d in self._loaded.items() if d.drafter.is_idle and not d.is_pinned)
-            if (name := next(idle, None)) is None:
-                free = max(0, self._most_bytes - self._bytes)
-                raise NoRoom(f"it needs {size_bytes >> 20} MiB, and {free >> 20} are left")
-            await self._free(name)
+            free = (d for d in self._loaded.values() if d.drafter.is_idle and not d.is_pinned)
+            if (draft := next(free, None)) is None:
+                left = max(0, self._most_bytes - self._bytes)
+                raise NoRoom(f"it needs {size_bytes >> 20} MiB, and {left >> 20} are left")
+            await self._free(draft)
 
     @property
     def _bytes(self) -> int:
         return sum(draft.size_bytes for draft in self._loaded.values())
 
-    async def _free(self, name: str) -> None:
-        draft = self._loaded.pop(name)
+    async def _free(self, draft: Draft) -> None:
+        del self._loaded[draft.found.path]
+        draft.is_freed = True
         if draft.watching is not None:
             draft.watching.cancel()
         for forget in draft.freed:
             forget()
-        structlog.get_logger("edge_agent").info("draft model freed", draft=name)
+        log = structlog.get_logger("edge_agent")
+        log.info("draft model freed", draft=draft.found.name)
         if await asyncio.to_thread(draft.drafter.close):
             self._read_before += draft.drafter.read_tokens
             del draft.model  # a text may still be tokenised with it: the last user frees it
@@ -158,8 +165,12 @@ class Drafts:
 
     async def close(self) -> None:
         """Free everything."""
-        for name in list(self._loaded):
-            await self._free(name)
+        for draft in list(self._loaded.values()):
+            await self._free(draft)
+
+
+def _size_bytes(found: Found, length: Length) -> int:
+    return found.path.stat().st_size + length.kv_bytes
 
 
 State = Literal["asleep", "loading", "loaded", "failed"]
@@ -183,12 +194,13 @@ class LateDrafter:
         self._loading: asyncio.Task[None] | None = None
         self._again_at = 0.0
         self._has_none = False
+        self._draft: Draft | None = None
         self.name: str | None = None
         """The name of the draft model, once it is known."""
 
     def begin(self, name: str, draft: Draft) -> None:
         """Draft with a model that is loaded and that the tokenizer knows already."""
-        self.name = name
+        self.name, self._draft = name, draft
         draft.freed.append(self._tokenizer.part)
 
     def about(self) -> dict[str, object]:
@@ -199,8 +211,8 @@ class LateDrafter:
     @property
     def draft(self) -> Draft | None:
         """The draft model, if it is loaded and related to the target's vocabulary."""
-        draft = self._drafts.get(self.name) if self.name else None
-        return draft if draft and self._tokenizer.draft is draft.model else None
+        draft = self._draft
+        return None if draft is None or draft.is_freed else draft
 
     @property
     def state(self) -> State:
@@ -231,7 +243,7 @@ class LateDrafter:
                 return
             draft = await self._drafts.load(self.name)
             await self._tokenizer.pair(draft.model)
-            draft.freed.append(self._tokenizer.part)
+            self.begin(self.name, draft)
         except (ModelError, OSError, ApiError) as error:
             self._again_at = self._clock() + AGAIN_S
             structlog.get_logger("edge_agent").warning(
@@ -241,8 +253,10 @@ class LateDrafter:
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
     ) -> DraftSlot | None:
-        draft = self.draft
-        return None if draft is None else draft.drafter.take(prompt, owner, whole=whole)
+        if (draft := self.draft) is None:
+            return None
+        self._drafts.use(draft)
+        return draft.drafter.take(prompt, owner, whole=whole)
 
     @property
     def read_tokens(self) -> int:

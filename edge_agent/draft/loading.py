@@ -157,7 +157,7 @@ NONE: Final = "none"
 MIN_TOKENS: Final = 8192
 """A slot holds this many tokens on the smallest machine, if the draft model allows it."""
 
-MakeDrafter = Callable[[Model, EdgeSettings], Drafter]
+MakeDrafter = Callable[[Model, EdgeSettings, Length], Drafter]
 
 
 def find(reference: str, store: Store) -> Path:
@@ -256,9 +256,8 @@ async def _target(verifiers: Verifiers, tokenizer: TargetTokenizer) -> tuple[str
             await asyncio.sleep(RETRY_S)
 
 
-def make_drafter(model: Model, settings: EdgeSettings) -> Drafter:
+def make_drafter(model: Model, settings: EdgeSettings, length: Length) -> Drafter:
     """Return the drafter. Raises models.errors.CannotOpen if there is not enough memory."""
-    length = length_of(model, settings)
     structlog.get_logger("edge_agent").info("context", **length.log_fields())
     return LlamaDrafter(
         open_context(model, settings, length.tokens, length.sequences),
@@ -283,10 +282,10 @@ def open_context(
     )
 
 
-def length_of(model: Model, settings: EdgeSettings) -> Length:
-    """Return how many tokens a slot of the draft model holds. A GPU with its own memory does
-    not report how much of it is free."""
-    facts, asked = model.metadata(), settings.context_tokens
+def length_of(model: Model, settings: EdgeSettings, asked: int | None) -> Length:
+    """Return how many tokens a slot of the draft model holds: those that are asked for, or as
+    many as fit. A GPU with its own memory does not report how much of it is free."""
+    facts = model.metadata()
     if asked is None and settings.gpu_layers and sys.platform != "darwin" and can_use_gpu():
         asked = MIN_TOKENS
     return context_length(

@@ -250,12 +250,12 @@ class Models(Protocol):
     """The models of a service, which clients tell apart by their names."""
 
     async def find(self, name: str | None) -> Backend:
-        """Return who answers for the model of this name; None: for the first that can. Its
+        """Return who answers for the model of this name; None: for the first one. Its
         `facts_of` decides if the name is right. Raises NotFound, Unavailable."""
 
     async def reachable(self) -> Sequence[Backend]:
-        """Return who answers for each model that can be reached, as far as is known, and for
-        the first one in any case."""
+        """Return who answers for each model that can be reached, as far as is known; for the
+        first one if none can."""
 
     @property
     def away(self) -> Sequence[str]:

@@ -73,20 +73,19 @@ class Loading:
     def __init__(self, *errors: Exception) -> None:
         self.errors = [*errors]
         self.names: list[str] = []
-        self.loaded: dict[str, Any] = {}
-
-    def get(self, name: str) -> object:
-        return self.loaded.get(name)
 
     async def load(self, name: str) -> object:
         self.names.append(name)
         await asyncio.sleep(0)
         if self.errors:
             raise self.errors.pop()
-        self.loaded[name] = SimpleNamespace(
-            model=object(), drafter=OneSlot(), freed=[], size_bytes=7
+        drafter = OneSlot()
+        return SimpleNamespace(
+            model=object(), drafter=drafter, freed=[], size_bytes=7, is_freed=False
         )
-        return self.loaded[name]
+
+    def use(self, draft: object) -> None:
+        """Note nothing."""
 
 
 class Source:
@@ -159,13 +158,13 @@ async def test_the_model_that_was_not_used_for_longest_goes_but_none_that_is_use
     slot = first.drafter.take((1, 2, 3))
     with pytest.raises(NoRoom, match="it needs"):
         await drafts.load(LARGE)
-    assert drafts.get(SMALL) is first
+    assert drafts.loaded(SMALL) is first
     assert slot is not None
     slot.leave()
     second = await drafts.load(LARGE)
-    assert (drafts.get(SMALL), parted, await drafts.load(LARGE)) == (None, [SMALL], second)
+    assert (drafts.loaded(SMALL), parted, await drafts.load(LARGE)) == (None, [SMALL], second)
     assert (await drafts.load(SMALL)).size_bytes == first.size_bytes
-    assert drafts.get(LARGE) is None
+    assert drafts.loaded(LARGE) is None
     await drafts.close()
 
 

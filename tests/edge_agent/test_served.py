@@ -167,7 +167,7 @@ async def test_the_settings_name_models_before_a_verifier_does() -> None:
 
     assert await fleet.answering("small") == "b"
     assert fleet.listed == [("a", []), ("b", [0])]
-    assert fleet.models.first.name == "b"
+    assert (fleet.models.first.name, fleet.models.away) == ("a", ["a"])
 
 
 async def test_models_beyond_the_bound_are_not_served() -> None:
