@@ -209,6 +209,21 @@ def test_the_nearest_that_is_not_busy_is_used() -> None:
     assert known.choose("i", {busy}) is near
 
 
+def test_new_answers_go_to_the_identity_of_most_ready_verifiers() -> None:
+    known = KnownVerifiers([ready(number) for number in range(3)])
+    for verifier in known.all:
+        verifier.identity = "old"
+
+    preferred = [known.preferred]
+    for verifier in known.all:  # an upgrade, one after the other
+        verifier.note(Event.LOST)
+        preferred.append(known.preferred)
+        verifier.identity = "new"
+        verifier.note(Event.IS_READY)
+        preferred.append(known.preferred)
+    assert preferred == ["old", "old", "old", "new", "new", "new", "new"]
+
+
 def test_one_that_speaks_another_version_opens_no_session_and_is_the_last_to_be_used() -> None:
     old, current = ready(0), ready(1, rtt_s=9.0)
     old.is_compatible = False
