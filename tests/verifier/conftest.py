@@ -68,7 +68,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 def fake_command(port: int, **settings: object) -> list[str]:
     quick = {"drain_timeout_s": 0.0}
     overrides = msgspec.json.encode(quick | settings).decode()
-    return [sys.executable, str(ROOT / "tests/verifier/serve_fake.py"), str(port), overrides]
+    return [sys.executable, str(ROOT / "tests/verifier/fake_target.py"), str(port), overrides]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
