@@ -19,12 +19,11 @@ from picospec.bench.pace.command import SERVICE
 from picospec.bench.pace.loads import Found, Turn, figures
 from picospec.bench.pace.machine import PART, Fleet
 from picospec.bench.pace.script import said
-from picospec.bench.simulator.arms import Arm
+from picospec.bench.simulator.command import HEADS
 from picospec.bench.simulator.hosts import gpu
-from picospec.bench.simulator.pace import HEADS
 from picospec.bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
 from picospec.bench.simulator.source import Source, made_up, synthetic
-from picospec.bench.simulator.world import World, simulate
+from picospec.bench.simulator.world import Arm, World, simulate
 from tests.bench.test_simulator import trace
 
 GPU = World(gpu(0.01, 0.005, twice_at=256), Conditions(10.0))
