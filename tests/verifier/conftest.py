@@ -19,7 +19,7 @@ import pytest_asyncio
 from pyqwest.httpx import AsyncPyqwestTransport
 
 from picospec.bench.run.services import free_port
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host
 from tests.verifier import served_llama
 
 KEY = "correct-horse"

@@ -28,14 +28,12 @@ from picospec.models.llama_cpp.model import Context, Model, Segment
 from picospec.models.store import Found, open_store
 from picospec.models.vocabulary import relate
 from picospec.speculation.messages import Limits
-from picospec.verifier import target as identity
-from picospec.verifier import target_host as host
+from picospec.verifier import target as targets
 from picospec.verifier.app import make_target
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import LlamaSettings, load
-from picospec.verifier.target import identity_of
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host, identity_of
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.models.byte_model import pad
 from tests.models.test_gguf import Q8_0, gguf
@@ -55,7 +53,7 @@ def weights(path: Path, changed: int | None = None) -> Path:
 
 
 def weights_of(path: Path) -> object:
-    return identity.weights_of(path, FileHashes())
+    return targets.weights_of(path, FileHashes())
 
 
 def test_the_same_weights_elsewhere_are_the_same(tmp_path: Path) -> None:
@@ -138,7 +136,7 @@ def test_a_repository_on_vllm_is_known_by_the_commit_that_was_loaded(
 
 
 async def test_a_target_that_is_lost_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "CHECK_S", 0.01)
+    monkeypatch.setattr(targets, "CHECK_S", 0.01)
     target, drain = FakeTarget(), Drain()
     served = Host(target, drain)
     async with served.running():

@@ -20,8 +20,7 @@ from vllm.v1.worker.gpu import model_runner, structured_outputs, warmup
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
 
-from picospec.verifier.vllm_target.core.hooks import narrowed
-from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+from picospec.verifier.vllm_target.core.scheduler import PicoScheduler, narrowed
 from picospec.verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
 from picospec.verifier.vllm_target.worker import heads as extension
 from picospec.verifier.vllm_target.worker.v2 import WARM_ROWS, RunnerHooks
