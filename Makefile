@@ -149,14 +149,14 @@ test-vllm-engines: .venv-vllm/.ready-dev
 V2 := tests/verifier/vllm_target/v2
 ON_V2 = PYTHONPATH="$(if $(VERSION),$$(scripts/vllm-path.sh $(VERSION)):)$(CURDIR)/$(V2)/interpreter" TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 \
 	VLLM_PLUGINS=interpreted,picospec PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m
-ENGINES := tests/verifier/vllm_target/test_engines.py
+ENGINES := tests/verifier/vllm_target/test_adapters.py
 TWO_WORKERS := $(foreach T,0 1,"$(V2)/test_sessions.py::test_eight_sessions_of_different_drafts_at_once[T=$(T)]")
-ON_SMOLLM2 := $(addprefix tests/verifier/vllm_target/test_, identity.py separate.py)
+ON_SMOLLM2 := tests/verifier/vllm_target/test_identity.py
 
 .PHONY: test-vllm-v2 test-vllm-v2-short
 test-vllm-v2-short: .venv-vllm/.ready-dev
 	@$(ON_V2) $(STEP) "tests on Model Runner V2" $(VLLM)/pytest -W default $(V2) \
-		$(addprefix tests/verifier/vllm_target/test_, engines.py patches.py) $(ARGS)
+		$(addprefix tests/verifier/vllm_target/test_, adapters.py patches.py) $(ARGS)
 
 test-vllm-v2: test-vllm-v2-short
 	@$(ON_V2) $(STEP) "SmolLM2 on Model Runner V2" $(VLLM)/pytest -W default $(ON_SMOLLM2) $(ARGS)

@@ -19,8 +19,7 @@ from picospec.bench.run.services import free_port
 from picospec.verifier.vllm_target.dying import die_with_parent
 from tests.gateway.test_processes import ONLY_LINUX, ends_with, start
 from tests.verifier.conftest import ROOT
-from tests.verifier.vllm_target.conftest import SMALL
-from tests.verifier.vllm_target.plain_serve import START_S, wait_for
+from tests.verifier.vllm_target.conftest import SMALL, START_S, wait_for
 
 GONE_S = 10
 NOTICED_S = 60

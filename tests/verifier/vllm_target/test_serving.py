@@ -25,7 +25,7 @@ from picospec.speculation.messages import Commit, Open, Sampling
 from picospec.verifier.vllm_target.launching import module
 from tests.verifier.conftest import KEY, http2_client, metrics
 from tests.verifier.down import HEADERS, Stream, opened
-from tests.verifier.vllm_target.plain_serve import (
+from tests.verifier.vllm_target.conftest import (
     MODEL,
     START_S,
     VLLMS_KEY,

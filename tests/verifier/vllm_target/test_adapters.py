@@ -1,6 +1,5 @@
-"""Sessions of one vLLM that has several of something: LoRA adapters beside the model, with
-WORKERS two workers (tensor parallel), and two engines behind two API servers. Each has the
-text that vLLM says.
+"""vLLM with LoRA adapters: on one engine, with WORKERS on two workers (tensor parallel), and on
+two engines behind two API servers. Each session has the text that vLLM says with its adapter.
 """
 
 from __future__ import annotations
@@ -31,10 +30,12 @@ from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.conftest import http2_client
 from tests.verifier.down import HEADERS, opened
-from tests.verifier.vllm_target.conftest import WORKERS, engine, make
-from tests.verifier.vllm_target.plain_serve import (
+from tests.verifier.vllm_target.conftest import (
     MODEL,
     VLLMS_KEY,
+    WORKERS,
+    engine,
+    make,
     ready,
     vllm_serve,
     with_drafts,
