@@ -234,17 +234,6 @@ def test_what_is_not_there_is_one_clear_error(
         store.pull(reference, silent)
 
 
-@pytest.mark.parametrize("folder", ["../../..", "{tmp_path}"])
-def test_a_hub_that_sends_files_out_of_their_folder_is_not_followed(
-    server: FakeHub, store: Store, tmp_path: Path, folder: str
-) -> None:
-    file = f"{folder.format(tmp_path=tmp_path)}/x-Q8_0.gguf"
-    server.repositories = {"someone/evil": {file: CONTENT}}
-
-    with pytest.raises(SourceFailed, match="someone/evil"):
-        store.pull("someone/evil", silent)
-
-
 def test_a_hub_that_answers_with_something_else_is_a_clear_error(
     server: FakeHub, tmp_path: Path
 ) -> None:

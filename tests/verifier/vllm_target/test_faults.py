@@ -220,19 +220,6 @@ LIES: tuple[Pushed, ...] = (
 """What no honest edge sends; tests of the session say why of each."""
 
 
-async def test_a_lie_ends_its_own_session(target: VllmTarget) -> None:
-    request = opening(target, PROMPTS[0], GREEDY, fill="never")
-
-    async def tell() -> None:
-        async with aclosing(replies_of(target, "liar", request)) as said:
-            async for _ in said:
-                await target.push("liar", Framed(LIES[0]))
-
-    with pytest.raises(RemoteProtocolError, match="not a token"):
-        await tell()
-    await gone(target)
-
-
 async def test_a_flood_of_lies_harms_nobody_else(target: VllmTarget) -> None:
     requests = [opening(target, prompt, DRAWN, max_tokens=40) for prompt in PROMPTS[:3]]
     oracles = [await plain(target, f"calm {i}", r) for i, r in enumerate(requests)]
