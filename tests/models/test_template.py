@@ -15,8 +15,8 @@ import pytest
 
 from picospec.models.template import ChatTemplate, joined, shaped
 from picospec.models.tokenizer import Tokenizer
-from tests.models.byte_model import ByteModel
 from tests.models.chats import FAMILIES, RENDERINGS, TEMPLATES, TODAY, Chat, Family, Json, chats
+from tests.models.conftest import ByteModel
 
 STORED: Final[dict[str, dict[str, str | None]]] = json.loads(RENDERINGS.read_text("utf-8"))
 HARMLESS: Final = Family(("(a)", "(b)"))

@@ -35,7 +35,7 @@ from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import LlamaSettings, load
 from picospec.verifier.target import Host, identity_of
 from picospec.verifier.vllm_target.serving.target import VllmTarget
-from tests.models.byte_model import pad
+from tests.models.conftest import pad
 from tests.models.test_gguf import Q8_0, gguf
 from tests.verifier.fake_target import FakeTarget
 from tests.verifier.served_llama import job_of, plain, serving
