@@ -233,6 +233,8 @@ class VerifyDriver:
         return Verdict(judged.rule.judge(row, judged.draft))
 
 
+# Both drivers, joined.
+
 NAME = "joined"
 
 

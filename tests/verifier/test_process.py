@@ -271,6 +271,9 @@ def test_an_installation_without_our_plugins_is_refused(
         launching.launch(VerifierSettings(target="vllm"), None, {})
 
 
+# How it stops, and that it never stays behind.
+
+
 def worker_of(parent: int) -> int:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     (worker,) = map(int, children)

@@ -88,6 +88,9 @@ def test_a_call_is_what_vllm_takes_for_one() -> None:
     assert EngineCoreRequestType.UTILITY.value == UTILITY
 
 
+# Messages on their way into the engine: sent at once, in order, and never too many.
+
+
 class Core:
     """Takes messages in, and reads them when asked to."""
 

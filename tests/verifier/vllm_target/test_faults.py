@@ -206,6 +206,9 @@ async def test_a_session_too_many_is_turned_away(target: VllmTarget) -> None:
     await gone(target)
 
 
+# Edges that lie: each ends its own session, and harms nobody else.
+
+
 FLOOD_S = 30.0
 LIES_PER_S = 200
 LIES: tuple[Pushed, ...] = (

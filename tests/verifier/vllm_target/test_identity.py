@@ -161,6 +161,9 @@ async def test_the_verifiers_own_draft_tokens_do_not_change_the_text(
     assert answer.finish.totals.passes < 20
 
 
+# Judged `separate`, tokens have the target's distribution; a cut one would be noticed.
+
+
 PROMPT = "Once upon a time, there was"
 SHAPE = Sampling(temperature=1.0, top_p=0.8)
 DRAWS = 2000

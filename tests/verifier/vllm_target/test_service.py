@@ -140,6 +140,9 @@ async def test_features_are_the_same_at_the_edge_and_at_the_plain_engine(
                 await ask(url, response_format=schema({"type": "nonsense"}))
 
 
+# Answers of a verifier on vLLM that ends, or whose engine is killed, go on at another one.
+
+
 ENGINE = (
     "--target", "vllm", *SMALL, "--vllm.max-model-len", "1024", "--vllm.self-test", "false",
     "--pass-timeout-s", "300", "--served-name", MODEL,

@@ -85,6 +85,9 @@ def test_a_flag_that_conflicts_ends_vllm_with_a_line_that_names_it(directory: Pa
     assert "--use-fp64-gumbel cannot be used with VLLM_PLUGINS=picospec" in errors
 
 
+# Sessions and vLLM's own API, on its port and ours.
+
+
 @dataclass(frozen=True)
 class Served:
     process: subprocess.Popen[bytes]

@@ -264,6 +264,9 @@ async def test_cancelled_sessions_leave_the_others_as_they_were(
     await gone(target)
 
 
+# The text of every session is the one that `vllm serve` itself gives with that seed.
+
+
 SCRIPTS = (
     Script(late_s=0.05, at_once=True),
     Script(wrong=1.0, late_s=0.05, at_once=True),
