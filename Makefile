@@ -137,7 +137,7 @@ run-vllm: .venv-vllm/.ready-run
 test-vllm: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m \
 		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target tests/packaging/test_beside_vllm.py \
-		tests/bench/test_gpu_check.py $(ARGS)
+		tests/bench/test_gpu_check.py tests/bench/test_pace.py $(ARGS)
 
 .PHONY: test-vllm-engines
 test-vllm-engines: .venv-vllm/.ready-dev
@@ -149,9 +149,9 @@ test-vllm-engines: .venv-vllm/.ready-dev
 V2 := tests/verifier/vllm_target/v2
 ON_V2 = PYTHONPATH="$(if $(VERSION),$$(scripts/vllm-path.sh $(VERSION)):)$(CURDIR)/$(V2)/interpreter" TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 \
 	VLLM_PLUGINS=interpreted,picospec PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m
-ENGINES := $(addprefix tests/verifier/vllm_target/test_, adapters.py api_servers.py)
-TWO_WORKERS := $(foreach T,0 1,"$(V2)/test_stock_texts.py::test_eight_sessions_of_different_drafts_at_once[T=$(T)]")
-ON_SMOLLM2 := $(addprefix tests/verifier/vllm_target/test_, identity.py separate.py)
+ENGINES := tests/verifier/vllm_target/test_adapters.py
+TWO_WORKERS := $(foreach T,0 1,"$(V2)/test_sessions.py::test_eight_sessions_of_different_drafts_at_once[T=$(T)]")
+ON_SMOLLM2 := tests/verifier/vllm_target/test_identity.py
 
 .PHONY: test-vllm-v2 test-vllm-v2-short
 test-vllm-v2-short: .venv-vllm/.ready-dev

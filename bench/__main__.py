@@ -8,10 +8,9 @@ from picospec.bench.calibrate import speeds
 from picospec.bench.capacity import capacity
 from picospec.bench.options import VERIFIER_OPTIONS
 from picospec.bench.pace.command import host, standin
-from picospec.bench.report.command import join, report
+from picospec.bench.report import join, report
 from picospec.bench.run.command import run
-from picospec.bench.simulator.command import agree, simulate
-from picospec.bench.simulator.pace import pace
+from picospec.bench.simulator.command import agree, pace, simulate
 from picospec.bench.traces import record
 
 app = typer.Typer(

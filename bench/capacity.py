@@ -37,11 +37,10 @@ from picospec.bench.data.results import commit, save, this_host
 from picospec.bench.link import HOST, Conditions, Link
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import Services, ServicesPlan, port, verifier_arguments
-from picospec.bench.simulator.arms import Arm, picospec
 from picospec.bench.simulator.hosts import DEVICE_TWICE_AT, Curve, Hosts, hosts_of
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.table import ANSWERS, ROWS, alternating, groups
-from picospec.bench.simulator.world import World
+from picospec.bench.simulator.world import Arm, World, picospec
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.speculation.messages import Limits, ModelFacts

@@ -39,10 +39,9 @@ from picospec.speculation.messages import Commit, Finish, FinishReason, Reject, 
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
-from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.sessions.session import Sessions
 from picospec.verifier.settings import PASS_TIMEOUT_S, VerifierSettings
-from picospec.verifier.target import Target, unservable
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host, Target, unservable
 
 # Serves the target without an edge: the text is the same, and each pass makes one token.
 

@@ -45,10 +45,9 @@ from picospec.speculation.messages import (
     RemoteProtocolError,
     Sampling,
 )
-from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.sessions.session import Sessions
 from picospec.verifier.sessions.streams import Downstream, Upstream, drafts, messages
-from picospec.verifier.target import UnknownSession, owner_of
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host, UnknownSession, owner_of
 
 # Checks an Open before any work is done for it. Each error names the field.
 

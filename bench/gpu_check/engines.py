@@ -24,9 +24,9 @@ from picospec.bench.capacity_load import Row
 from picospec.bench.data.prompts import Prompt
 from picospec.bench.data.statistics import markdown
 from picospec.bench.gpu_check.parts import Check
-from picospec.bench.identity.__main__ import LIKELIEST
-from picospec.bench.identity.comparison import (
+from picospec.bench.identity import (
     EDGES,
+    LIKELIEST,
     SEED,
     TIMEOUT_S,
     Answer,

@@ -44,7 +44,7 @@ from picospec.bench.gpu_check.engines import (
     tokenized,
 )
 from picospec.bench.gpu_check.parts import Check, NotRun, command, fenced
-from picospec.bench.identity.comparison import TIMEOUT_S
+from picospec.bench.identity import TIMEOUT_S
 from picospec.bench.link import HOST
 from picospec.bench.run.rivals import PLAIN, Rival
 from picospec.bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port

@@ -36,11 +36,10 @@ from picospec.bench.pace.script import Drafts, prompts
 from picospec.bench.pace.vllm_servers import MODEL, Vllm, on_cpu, on_stand_in
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import free_port, port
-from picospec.bench.simulator.arms import Arm as Cloud
-from picospec.bench.simulator.arms import picospec
 from picospec.bench.simulator.hosts import Curve, Hosts
 from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.world import World
+from picospec.bench.simulator.world import Arm as Cloud
+from picospec.bench.simulator.world import World, picospec
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.processes import Service, ServiceError
 from picospec.verifier.settings import VerifierSettings

@@ -1,5 +1,5 @@
 """Simulates discrete events: the product's own machines and policies run on a virtual clock.
 
-Read it in this order: clock (events, the link), source (what the models generate), arms (the
-systems compared), edge and verifier (the two hosts), world (runs).
+Read it in this order: hosts (the clock, the link), source (what the models generate), ends (the
+edge and the verifier), rivals (systems of others), world (the systems compared, and runs).
 """

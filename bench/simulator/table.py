@@ -16,11 +16,19 @@ from picospec.bench.data.prompts import root
 from picospec.bench.data.results import Cell, figures
 from picospec.bench.data.statistics import gap_ms, geometric_mean, rate
 from picospec.bench.link import Conditions
-from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
 from picospec.bench.simulator.ends import Answer
 from picospec.bench.simulator.hosts import Hosts
 from picospec.bench.simulator.source import Source, traced
-from picospec.bench.simulator.world import World, simulate
+from picospec.bench.simulator.world import (
+    Arm,
+    World,
+    acespec,
+    colocated,
+    paper,
+    picospec,
+    simulate,
+    sync,
+)
 from picospec.bench.traces import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)

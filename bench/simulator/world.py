@@ -1,4 +1,9 @@
-"""Runs a whole simulation: clients with devices and links, one verifier, and one arm."""
+"""Runs a whole simulation: clients with devices and links, one verifier, and one arm.
+
+The arms are the compared systems (see docs/performance.md), which differ in a few things.
+`colocated` is `sync` on the target's host: no link, but drafting takes the target's time.
+Hosts, link, prompts and the head start while the target reads the prompt are the same for all.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +14,82 @@ from itertools import count
 from random import Random
 
 from picospec.bench.link import Conditions, Path
-from picospec.bench.simulator.arms import Arm
+from picospec.bench.run.rounds import RoundPolicy
 from picospec.bench.simulator.ends import Answer, Edge, Served, Verifier
 from picospec.bench.simulator.hosts import Clock, Curve, Hosts, Line
 from picospec.bench.simulator.rivals import CachingEdge, Engine, Speculation, ask
 from picospec.bench.simulator.source import Source
 from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.drafting import DraftPolicy, StreamPolicy
 from picospec.speculation.gain import Gains
 from picospec.speculation.judges import JUDGES
 from picospec.speculation.lookup import PromptLookup
-from picospec.speculation.messages import Limits, Open, Sampling
+from picospec.speculation.messages import Fill, Limits, Open, Sampling
 from picospec.speculation.ngrams import Owner, Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """An Arm is a compared system; by default the target alone."""
+
+    name: str = "cloud"
+    fill: Fill = "always"
+    policy: DraftPolicy | None = None
+    """The edge drafts by this policy; None drafts nothing."""
+
+    own_drafts: bool = False
+    """True if the verifier proposes draft tokens too."""
+
+    lookup: bool = False
+    """True if prompt lookup proposes tokens too."""
+
+    pool_tokens: int = 0
+    """The edge keeps this many tokens of each client's answers; 0 without a pool."""
+
+    rival: Speculation | None = None
+    """The target runs in vLLM alone, with this speculation; see bench.simulator.rivals."""
+
+    gamma: int = 0
+    """A round has this many draft tokens; 0 without rounds."""
+
+    branches: int = 0
+    """This many branches are drafted beside the chain while a round is away; see
+    bench.simulator.rivals."""
+
+    colocated: bool = False
+    """True if the draft model runs on the target's host."""
+
+    waits: bool = False
+    """True if the target is idle while the draft model works."""
+
+
+def sync(gamma: int) -> Arm:
+    """Return vanilla speculation with `gamma` draft tokens a round."""
+    return Arm("sync", "never", RoundPolicy(gamma), gamma=gamma, waits=True)
+
+
+def paper(gamma: int) -> Arm:
+    """Return PicoSpec as published; see bench.run.rounds."""
+    return Arm("paper", "never", RoundPolicy(gamma, overlaps=True), gamma=gamma)
+
+
+def acespec(gamma: int, branches: int) -> Arm:
+    """Return `paper` with a cache of branches; see bench.simulator.rivals."""
+    return replace(paper(gamma), name="acespec", branches=branches)
+
+
+def colocated(gamma: int) -> Arm:
+    """Return vanilla speculation with the draft model on the target's host."""
+    policy = RoundPolicy(gamma)
+    return Arm("colocated", "never", policy, gamma=gamma, colocated=True, waits=True)
+
+
+def picospec(
+    name: str = "picospec", *, fill: Fill = "auto", own_drafts: bool = True, lookup: bool = True
+) -> Arm:
+    """Return this product, with or without one of its parts."""
+    own = own_drafts and fill == "auto"
+    return Arm(name, fill, StreamPolicy(may_rest=fill != "never"), own, lookup)
 
 
 @dataclass(frozen=True, slots=True)

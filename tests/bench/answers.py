@@ -9,11 +9,10 @@ import numpy as np
 
 from picospec.bench.data.results import Answer, Host, Results, Settings, rows
 from picospec.bench.link import Conditions
-from picospec.bench.simulator.arms import Arm
 from picospec.bench.simulator.ends import Answer as SimulatedAnswer
 from picospec.bench.simulator.hosts import Hosts, gpu
 from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.world import World, simulate
+from picospec.bench.simulator.world import Arm, World, simulate
 from picospec.bench.traces import Trace
 from picospec.speculation.messages import Limits, TokenId
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from picospec.bench.data.prompts import Prompt
-from picospec.bench.identity.comparison import (
+from picospec.bench.identity import (
     RESOLUTION,
     Answer,
     Divergence,

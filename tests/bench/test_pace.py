@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -16,12 +18,12 @@ from picospec.bench.link import Conditions
 from picospec.bench.pace.command import SERVICE
 from picospec.bench.pace.loads import Found, Turn, figures
 from picospec.bench.pace.machine import PART, Fleet
-from picospec.bench.simulator.arms import Arm
+from picospec.bench.pace.script import said
+from picospec.bench.simulator.command import HEADS
 from picospec.bench.simulator.hosts import gpu
-from picospec.bench.simulator.pace import HEADS
 from picospec.bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
 from picospec.bench.simulator.source import Source, made_up, synthetic
-from picospec.bench.simulator.world import World, simulate
+from picospec.bench.simulator.world import Arm, World, simulate
 from tests.bench.test_simulator import trace
 
 GPU = World(gpu(0.01, 0.005, twice_at=256), Conditions(10.0))
@@ -188,3 +190,66 @@ def test_arms_are_compared_turn_by_turn_with_the_first() -> None:
     assert found["over the first"] == found["of it, low"] == found["of it, high"] == 2.0
     assert found["tokens/s"] == 200 / 3
     assert found["API, us a token"] == 100.0
+
+
+# The bench's commands that start vLLM work on tiny settings. No time is asserted.
+
+
+def lines(out: Path, *arguments: str) -> dict[str, dict[str, float]]:
+    """Run a command of the bench; return the figures of its arms."""
+    pytest.importorskip("vllm")
+    python = ("--verifier-python", sys.executable)
+    where = ("--json", str(out / "out.json"), "--tokens", "24", "--turns", "3", *python)
+    result = CliRunner().invoke(app, [*arguments, *where])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return {f"{line.load['arm']}": line.figures for line in load(out / "out.json", Found).lines}
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+def test_the_stand_in_accepts_the_scripts_draft_tokens_up_to_the_first_other() -> None:
+    pytest.importorskip("vllm")
+    from picospec.bench.pace.standin import StandInWorker, _Text
+
+    worker = StandInWorker.__new__(StandInWorker)
+    worker._texts = {"a": _Text("1,2", known=4, computed=4)}
+    right = [said("1,2", place) for place in (5, 6, 7)]
+
+    def sampled(draft: list[int], rows: int) -> list[int]:
+        counts = {"a": rows}
+        step = SimpleNamespace(
+            num_scheduled_tokens=counts, scheduled_spec_decode_tokens={"a": draft}
+        )
+        return worker._sampled("a", step)
+
+    assert sampled([], 1) == right[:1]
+    assert sampled(right[:2], 3) == right
+    assert sampled([right[0], 0], 3) == right[:2]
+    worker._texts = {"a": _Text("1,2", known=9, computed=4)}
+    assert sampled([], 4) == []
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path: Path) -> None:
+    arms = "stock,plugin,sessions,useless"
+
+    found = lines(
+        tmp_path, "standin", "--passes", "12", "--clients", "2", "--rtt", "2", "--arms", arms
+    )
+
+    assert [*found] == arms.split(",")
+    assert all(each["known text"] == 1.0 for each in found.values())
+    assert found["sessions"]["passes a token"] < 0.8 < found["useless"]["passes a token"] <= 1.0
+    assert found["sessions"]["simulated, over plain"] > 1.0
+    assert all(each.keys() >= {"API, cores", "engine, cores"} for each in found.values())
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+def test_one_vllm_is_loaded_with_plain_requests_and_sessions(tmp_path: Path) -> None:
+    found = lines(tmp_path, "host", "--parts", "vllm", "--vllm-clients", "2")
+
+    assert [*found] == ["plugin", "sessions", "mixed", "useless"]
+    assert found["sessions"]["passes a token"] < 1.0
+    assert "worker, cores" in found["plugin"]

@@ -12,8 +12,7 @@ import pytest
 
 from picospec.bench.data.results import Host, Results, load, rows, save, stolen_s
 from picospec.bench.data.statistics import Mean, mean, waiting
-from picospec.bench.report.command import joined, markdown
-from picospec.bench.report.figures import Comparison, figures
+from picospec.bench.report import Comparison, figures, joined, markdown
 from tests.bench.answers import answer, results
 
 

@@ -22,9 +22,8 @@ from picospec.bench.data.prompts import Prompt, read
 from picospec.bench.data.results import Results, load
 from picospec.bench.link import Conditions
 from picospec.bench.run import rivals as stock_vllm
-from picospec.bench.run.command import Run
+from picospec.bench.run.command import Plan, Run, stints, turns
 from picospec.bench.run.live_arms import parse
-from picospec.bench.run.plan import Plan, stints, turns
 from picospec.bench.run.rivals import Rival, flags
 from picospec.bench.run.services import ServicesPlan
 

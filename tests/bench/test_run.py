@@ -22,9 +22,8 @@ from picospec.bench.data.prompts import Prompt, read
 from picospec.bench.data.results import Answer, Results, load
 from picospec.bench.link import Conditions
 from picospec.bench.run.client import AnswerError, Client, Question, TooLong
-from picospec.bench.run.command import Run
+from picospec.bench.run.command import Plan, Run, turns
 from picospec.bench.run.live_arms import LiveArm, parse
-from picospec.bench.run.plan import Plan, turns
 from picospec.bench.run.rounds import RoundPolicy
 from picospec.bench.run.services import ServicesPlan
 from picospec.bench.run.versus import Key, deal, report

@@ -19,14 +19,22 @@ from picospec.bench.__main__ import app
 from picospec.bench.data.prompts import sampling
 from picospec.bench.data.results import Results
 from picospec.bench.link import Conditions
-from picospec.bench.simulator.arms import Arm, acespec, colocated, paper, picospec, sync
 from picospec.bench.simulator.command import compare, predict
 from picospec.bench.simulator.event_log import events, report
 from picospec.bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
 from picospec.bench.simulator.rivals import branches_by_depth
 from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
 from picospec.bench.simulator.table import GAMMAS, Group, SimulatedRow, rows
-from picospec.bench.simulator.world import World, simulate
+from picospec.bench.simulator.world import (
+    Arm,
+    World,
+    acespec,
+    colocated,
+    paper,
+    picospec,
+    simulate,
+    sync,
+)
 from picospec.bench.traces import Trace
 from picospec.speculation.distributions import distribution
 from picospec.speculation.messages import Limits

@@ -12,10 +12,9 @@ from picospec.bench.data.prompts import Conversation, Prompt, read, scenario_of
 from picospec.bench.data.results import Answer
 from picospec.bench.data.statistics import mean
 from picospec.bench.link import Conditions
-from picospec.bench.report.command import markdown
-from picospec.bench.report.figures import Comparison
+from picospec.bench.report import Comparison, markdown
+from picospec.bench.run.command import Plan, stints
 from picospec.bench.run.live_arms import parse
-from picospec.bench.run.plan import Plan, stints
 from picospec.bench.traces import Subject, Trace, answered, traces
 from picospec.edge_agent.draft.loading import find
 from picospec.models.store import open_store

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from picospec.bench.identity.comparison import EDGES
+from picospec.bench.identity import EDGES
 from picospec.bench.run.services import EdgePlan, Services, ServicesPlan
 from tests.models.chats import TEMPLATES
 

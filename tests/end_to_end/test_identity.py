@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from picospec.bench.data.prompts import Prompt, read
-from picospec.bench.identity.comparison import EDGES, Answer, ask, batched, compare
+from picospec.bench.identity import EDGES, Answer, ask, batched, compare
 from picospec.bench.run.services import Services, ServicesPlan
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]

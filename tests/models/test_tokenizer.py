@@ -12,7 +12,7 @@ from picospec.models import vocabulary
 from picospec.models.template import ChatTemplate
 from picospec.models.tokenizer import Tokenizer
 from picospec.models.vocabulary import Markers
-from tests.models.byte_model import BOS, END, MARKERS, START, ByteModel
+from tests.models.conftest import BOS, END, MARKERS, START, ByteModel
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -29,7 +29,7 @@ from picospec.models.tokenizer_file import (
     TokenizerFile,
     tokenizer_file,
 )
-from tests.models.byte_model import silent
+from tests.models.conftest import silent
 
 TEXT = "def f(x):\n    return x  # é 日本 🎉 <|im_end|>"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"

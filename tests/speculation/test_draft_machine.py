@@ -305,15 +305,6 @@ def test_a_copy_is_proposed_to_its_end() -> None:
     assert edge.counts.drafted == 0
 
 
-def test_nothing_is_proposed_after_a_stop_token() -> None:
-    edge = machine(lookup=PromptLookup((*COPIED[:20], STOP, *COPIED[20:])), drafts=False)
-    edge.received(Commit(0, 0, COPIED[:18]))
-
-    edge.next(0.0, busy=False)
-
-    assert chain_of(edge.session) == [218, 219, STOP]
-
-
 def test_what_is_looked_up_is_unread_only_where_no_step_can_be_made() -> None:
     """Before a step and a pass were timed, an unread token does not pay."""
     edge = machine(lookup=PromptLookup(COPIED))

@@ -19,7 +19,7 @@ import pytest_asyncio
 from pyqwest.httpx import AsyncPyqwestTransport
 
 from picospec.bench.run.services import free_port
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host
 from tests.verifier import served_llama
 
 KEY = "correct-horse"
@@ -68,7 +68,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 def fake_command(port: int, **settings: object) -> list[str]:
     quick = {"drain_timeout_s": 0.0}
     overrides = msgspec.json.encode(quick | settings).decode()
-    return [sys.executable, str(ROOT / "tests/verifier/serve_fake.py"), str(port), overrides]
+    return [sys.executable, str(ROOT / "tests/verifier/fake_target.py"), str(port), overrides]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

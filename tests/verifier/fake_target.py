@@ -2,18 +2,25 @@
 
 The first token of a prompt chooses the behaviour too: STALLS never gets past its prefill, FAILS
 breaks after three passes, HANGS keeps the engine from then on, and any other streams to its
-end, one pass each PASS_S.
+end, one pass each PASS_S. `python fake_target.py PORT SETTINGS-JSON` serves it through the real
+server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 
+import msgspec
 import numpy as np
+from fastapi import FastAPI
 
+from picospec.gateway.hosting.server import serve
 from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Json
 from picospec.speculation.distributions import Distribution
 from picospec.speculation.messages import (
@@ -30,6 +37,9 @@ from picospec.speculation.messages import (
 from picospec.speculation.ngrams import Owner
 from picospec.speculation.verify_session import VerifyingSession
 from picospec.speculation.wire import Framed
+from picospec.verifier.app import build
+from picospec.verifier.metrics import VerifierMetrics
+from picospec.verifier.settings import VerifierSettings, load
 from picospec.verifier.target import Reply, Target, TargetFailed, TargetFull, UnknownSession
 
 V = 64
@@ -191,3 +201,17 @@ class FakeTarget(Target):
 
         judgement = judged.rule.judge(row, judged.draft)
         running.said.extend(machine.resolve(judgement))  # type: ignore[arg-type]
+
+
+def make(slots: int, starts: bool, _: VerifierMetrics) -> FakeTarget:
+    return FakeTarget(slots=slots, pass_s=0.001, starts=starts)
+
+
+def app(settings: VerifierSettings) -> FastAPI:
+    return build(settings, partial(make, settings.sessions.max_sessions, settings.model != ""))
+
+
+if __name__ == "__main__":
+    overrides = {"port": int(sys.argv[1]), **msgspec.json.decode(sys.argv[2])}
+    settings = load(None, os.environ, overrides)
+    serve(settings, partial(app, settings))

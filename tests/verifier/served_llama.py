@@ -23,8 +23,7 @@ from picospec.verifier.app import PlainEngine, opening
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.settings import LlamaSettings
-from picospec.verifier.target import Target, UnknownSession
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host, Target, UnknownSession
 from tests.verifier.down import replies_of
 
 LONG = "Here is what I know of the sea. " * 12

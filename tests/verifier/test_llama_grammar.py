@@ -21,8 +21,7 @@ from picospec.speculation.distributions import Logits
 from picospec.speculation.logits import Adjust
 from picospec.speculation.messages import Open
 from picospec.verifier.app import opening
-from picospec.verifier.target import TargetFull, Unservable
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host, TargetFull, Unservable
 from tests.verifier.served_llama import (
     PROMPTS,
     TEMPERATURES,

@@ -29,8 +29,7 @@ from picospec.speculation.messages import (
 )
 from picospec.speculation.wire import Framed
 from picospec.verifier.app import PlainEngine, opening
-from picospec.verifier.target import TargetFull
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host, TargetFull
 from tests.verifier.down import replies_of
 from tests.verifier.served_llama import (
     LONG,

@@ -25,10 +25,10 @@ from picospec.speculation.wire import Record, encode_record
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.sessions import streams
 from picospec.verifier.sessions.outbox import PART_BYTES, Outbox
-from picospec.verifier.sessions.registry import Sessions
+from picospec.verifier.sessions.session import Sessions
 from picospec.verifier.sessions.streams import Downstream
 from picospec.verifier.settings import SessionSettings
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host
 from tests.verifier.down import text_of
 from tests.verifier.fake_target import FakeTarget, opening, said
 from tests.verifier.test_sessions import running, tenant

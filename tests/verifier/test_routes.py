@@ -42,10 +42,9 @@ from picospec.speculation.ngrams import SHARED, Owner
 from picospec.speculation.wire import Framed
 from picospec.verifier.metrics import VerifierMetrics
 from picospec.verifier.routes import Routes
-from picospec.verifier.sessions.registry import Sessions
-from picospec.verifier.sessions.session import Session, SessionAccount, Timeouts
+from picospec.verifier.sessions.session import Session, SessionAccount, Sessions, Timeouts
 from picospec.verifier.settings import SessionSettings
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host
 from picospec.verifier.vllm_target.core.slot import OutgoingFrame
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.conftest import http2_client, metrics, sessions_open, until_open

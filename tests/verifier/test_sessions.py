@@ -31,12 +31,10 @@ from picospec.speculation.messages import (
 )
 from picospec.speculation.wire import Framed
 from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.sessions.registry import Sessions
-from picospec.verifier.sessions.session import Session, SessionAccount
+from picospec.verifier.sessions.session import Session, SessionAccount, Sessions
 from picospec.verifier.sessions.streams import Downstream
 from picospec.verifier.settings import SessionSettings
-from picospec.verifier.target import Reply, TargetFull, Unservable
-from picospec.verifier.target_host import Host
+from picospec.verifier.target import Host, Reply, TargetFull, Unservable
 from tests.verifier.conftest import metrics, until_open
 from tests.verifier.down import opened
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said

@@ -1,14 +1,20 @@
-"""Verifiers have one identity if their texts are the same, as far as can be known."""
+"""Verifiers have one identity if their texts are the same, as far as can be known; a model that
+is not here is fetched when its target starts, and not before.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 from prometheus_client import CollectorRegistry
@@ -17,17 +23,22 @@ from structlog.testing import capture_logs
 from picospec.gateway.drain import Drain
 from picospec.gateway.errors import Unavailable
 from picospec.models.blobs import FileHashes
-from picospec.models.store import Found
+from picospec.models.errors import UnknownModel
+from picospec.models.llama_cpp.model import Context, Model, Segment
+from picospec.models.store import Found, open_store
+from picospec.models.vocabulary import relate
 from picospec.speculation.messages import Limits
-from picospec.verifier import target as identity
-from picospec.verifier import target_host as host
+from picospec.verifier import target as targets
+from picospec.verifier.app import make_target
 from picospec.verifier.llama_target.target import LlamaTarget
 from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import LlamaSettings
-from picospec.verifier.target import identity_of
-from picospec.verifier.target_host import Host
+from picospec.verifier.settings import LlamaSettings, load
+from picospec.verifier.target import Host, identity_of
 from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.models.conftest import pad
+from tests.models.test_gguf import Q8_0, gguf
 from tests.verifier.fake_target import FakeTarget
+from tests.verifier.served_llama import job_of, plain, serving
 
 SIZE = 3_000_000
 
@@ -42,7 +53,7 @@ def weights(path: Path, changed: int | None = None) -> Path:
 
 
 def weights_of(path: Path) -> object:
-    return identity.weights_of(path, FileHashes())
+    return targets.weights_of(path, FileHashes())
 
 
 def test_the_same_weights_elsewhere_are_the_same(tmp_path: Path) -> None:
@@ -125,7 +136,7 @@ def test_a_repository_on_vllm_is_known_by_the_commit_that_was_loaded(
 
 
 async def test_a_target_that_is_lost_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "CHECK_S", 0.01)
+    monkeypatch.setattr(targets, "CHECK_S", 0.01)
     target, drain = FakeTarget(), Drain()
     served = Host(target, drain)
     async with served.running():
@@ -204,3 +215,108 @@ async def test_the_embedded_targets_heart_beats_between_two_passes(tmp_path: Pat
     async with asyncio.timeout(5.0):
         await beat
     target._thread.shutdown()
+
+
+# A target on llama.cpp whose model is not here fetches it when it starts, and not before.
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a model of the user's catalogue, which the store does not have."""
+    file = tmp_path / "toy.gguf"
+    file.write_bytes(gguf(Q8_0))
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    (tmp_path / "models.toml").write_text(
+        f'[models.toy]\nfile = "toy.gguf"\nbytes = {file.stat().st_size}\nsha256 = "{sha256}"\n'
+        'repository = "o/r"\n'
+    )
+    for name, value in {
+        "CONFIG_DIR": tmp_path, "MODEL_FOLDER": tmp_path, "CACHE": tmp_path / "cache",
+        "MODEL_SOURCES": "folder",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"PICOSPEC_{name}", str(value))
+    return file
+
+
+def target(**settings: object) -> LlamaTarget:
+    made = make_target(load(None, {}, settings), VerifierMetrics(CollectorRegistry()))
+    assert isinstance(made, LlamaTarget)
+    return made
+
+
+def test_a_missing_model_is_fetched_at_the_start_and_the_log_shows_how_far_it_is(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = target(model="toy")
+    assert not (tmp_path / "cache/models/blobs").exists()
+
+    found = made._find()
+
+    assert found.name == "toy"
+    assert found.path.read_bytes() == model.read_bytes()
+    assert "toy: copying 0 %" in capsys.readouterr().err
+    made._find()
+    assert capsys.readouterr().err == ""
+
+
+def test_clients_call_it_as_the_settings_say(model: Path) -> None:
+    assert target(model="toy", served_name="coder")._find().name == "coder"
+
+
+def test_a_name_that_nobody_knows_is_an_error_at_once(model: Path) -> None:
+    with pytest.raises(UnknownModel, match="nonsense"):
+        target(model="nonsense")
+
+
+# A padded vocabulary: no id past the tokens is ever drawn, and the text stays what it was.
+
+PROMPT = "Count from one to twenty."
+
+
+@pytest.fixture(scope="module")
+def unpadded() -> Path:
+    return open_store(os.environ).find("smollm2", "target").path
+
+
+@pytest.fixture(scope="module")
+def padded(unpadded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("padded") / "padded.gguf"
+    pad(unpadded, target)
+    return target
+
+
+async def answer(path: Path, temperature: float) -> tuple[list[int], int]:
+    """Return the tokens of an answer, and the target's padding."""
+    async with serving(path) as host:
+        tokens = await plain(host, job_of(host, PROMPT, temperature))
+        return tokens, host.ready().facts.padding
+
+
+@pytest.mark.models
+def test_without_the_mask_padding_would_always_be_drawn(padded: Path) -> None:
+    with closing(Model(padded)) as model, closing(Context(model, 128)) as context:
+        tokens = len(model.vocabulary.pieces)
+        context.decode([Segment(0, 0, model.tokenize(PROMPT, False))])
+        likeliest = [int(np.argmax(context.logits(row))) for row in range(4)]
+
+    assert model.vocabulary.padding == tokens
+    assert all(token >= tokens for token in likeliest)
+
+
+@pytest.mark.models
+def test_a_padded_model_pairs_with_the_unpadded_one(padded: Path, unpadded: Path) -> None:
+    wide, narrow = (Model(path, vocabulary_only=True).vocabulary for path in (padded, unpadded))
+
+    assert (relate(wide, narrow), relate(narrow, wide)) == ("padded", "padded")
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_the_text_is_that_of_the_unpadded_model(
+    padded: Path, unpadded: Path, temperature: float
+) -> None:
+    expected, none = await answer(unpadded, temperature)
+    tokens, padding = await answer(padded, temperature)
+
+    assert (none, padding) == (0, 49152)
+    assert tokens == expected

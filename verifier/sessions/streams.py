@@ -34,8 +34,7 @@ from picospec.speculation.messages import (
 )
 from picospec.speculation.wire import Framed, Record
 from picospec.verifier.sessions.outbox import Outbox
-from picospec.verifier.sessions.registry import Sessions
-from picospec.verifier.sessions.session import BEAT, PUSH_S, Session
+from picospec.verifier.sessions.session import BEAT, PUSH_S, Session, Sessions
 from picospec.verifier.target import TargetError, UnknownSession
 
 # Streams a session's messages as one long response body.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -15,11 +16,11 @@ from typing import Any
 import pytest
 
 from picospec.bench.run.services import free_port
+from picospec.verifier.vllm_target.dying import die_with_parent
+from tests.gateway.test_processes import ONLY_LINUX, ends_with, start
 from tests.verifier.conftest import ROOT
-from tests.verifier.vllm_target.conftest import SMALL
-from tests.verifier.vllm_target.plain_serve import START_S, wait_for
+from tests.verifier.vllm_target.conftest import SMALL, START_S, wait_for
 
-pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 GONE_S = 10
 NOTICED_S = 60
 """Two heartbeats and the two deadlines of the test, and some time for a busy machine."""
@@ -61,6 +62,8 @@ def assert_gone(family: list[Any], within_s: float) -> None:
     assert [each for each in left if each.is_running() and each.status() != zombies] == []
 
 
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_service(directory: Path, number: signal.Signals) -> None:
     port = free_port()
@@ -73,6 +76,8 @@ def test_no_process_outlives_the_service(directory: Path, number: signal.Signals
         assert_gone(family, GONE_S)
 
 
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
 def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: Path) -> None:
     with running(directory, free_port()) as service:
         family = engine_of(service)
@@ -82,6 +87,8 @@ def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: P
         assert_gone(family, IMPORTED_S)
 
 
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["EngineCore", "Worker"])
 def test_a_process_of_the_engine_that_is_stopped_ends_the_service_and_all_of_them(
     directory: Path, name: str
@@ -98,3 +105,66 @@ def test_a_process_of_the_engine_that_is_stopped_ends_the_service_and_all_of_the
 
         assert service.wait(timeout=NOTICED_S) == 1
         assert_gone(family, GONE_S)
+
+
+# A process of vLLM's ends when the process that started it is gone.
+
+
+@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=ONLY_LINUX)])
+async def test_a_multiprocessing_child_dies_with_its_parent(
+    tmp_path: Path, stopped: bool
+) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from picospec.verifier.vllm_target.dying import die_with_parent\n"
+        "def child():\n"
+        "    print(os.getpid(), die_with_parent(), die_with_parent(), flush=True)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.get_context('spawn').Process(target=child).start()\n"
+        "    time.sleep(60)\n"
+    )
+    parent, printed = await start(str(script))
+    async with asyncio.timeout(20):
+        pid, *watches = (await printed.readline()).decode().split()
+    if stopped:
+        os.kill(int(pid), signal.SIGSTOP)
+
+    gone = await ends_with(parent, int(pid))
+
+    assert watches == ["True", "True"]
+    assert gone
+
+
+@ONLY_LINUX
+async def test_a_core_whose_parent_is_gone_before_it_looks_dies(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, sys, time, types\n"
+        "def core(*args):\n"
+        "    print('waits for its parent', flush=True)\n"
+        "    time.sleep(60)\n"
+        "module = types.ModuleType('vllm.v1.engine.core')\n"
+        "module.EngineCoreProc = types.SimpleNamespace(run_engine_core=core)\n"
+        "sys.modules['vllm.v1.engine.core'] = module\n"
+        "from picospec.verifier.vllm_target.dying import run_engine_core\n"
+        "def child(parent):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    while os.getppid() == parent:\n"
+        "        time.sleep(0.01)\n"
+        "    run_engine_core()\n"
+        "if __name__ == '__main__':\n"
+        "    spawn = multiprocessing.get_context('spawn')\n"
+        "    spawn.Process(target=child, args=(os.getpid(),)).start()\n"
+        "    time.sleep(60)\n"
+    )
+    parent, printed = await start(str(script))
+    async with asyncio.timeout(20):
+        pid = int(await printed.readline())
+
+    assert await ends_with(parent, pid)
+
+
+def test_a_process_that_multiprocessing_did_not_start_is_not_watched() -> None:
+    assert not die_with_parent()

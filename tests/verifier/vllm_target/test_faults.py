@@ -1,15 +1,27 @@
-"""Clients that leave or ask too much: the engine lives, and nothing stays behind."""
+"""Clients that leave, ask too much or lie: each ends its own session, the engine lives, and
+nothing stays behind.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
+from random import Random
 
 import pytest
 
-from picospec.speculation.messages import Commit, Draft, Open, Reject
+from picospec.speculation.messages import (
+    Commit,
+    Draft,
+    Open,
+    Pushed,
+    Recovered,
+    Redraw,
+    Reject,
+    RemoteProtocolError,
+)
 from picospec.speculation.wire import Framed
 from picospec.verifier.target import TargetFull, UnknownSession
 from picospec.verifier.vllm_target.serving.target import VllmTarget
@@ -192,3 +204,67 @@ async def test_a_session_too_many_is_turned_away(target: VllmTarget) -> None:
         task.cancel()
     await asyncio.wait(holding)
     await gone(target)
+
+
+# Edges that lie: each ends its own session, and harms nobody else.
+
+
+FLOOD_S = 30.0
+LIES_PER_S = 200
+LIES: tuple[Pushed, ...] = (
+    Draft(1, 0, 0, (10**9,)),
+    Draft(1, 0, 0, ()),
+    Draft(1, 5000, 0, (5,)),
+    Draft(1, 3, 90, (5,)),
+    Recovered(1, 0, 5),
+    Draft(1, 0, 0, (5,), q=(99,)),
+    Draft(1, 0, 0, tuple(range(100))),
+)
+"""What no honest edge sends; tests of the session say why of each."""
+
+
+async def test_a_flood_of_lies_harms_nobody_else(target: VllmTarget) -> None:
+    requests = [opening(target, prompt, DRAWN, max_tokens=40) for prompt in PROMPTS[:3]]
+    oracles = [await plain(target, f"calm {i}", r) for i, r in enumerate(requests)]
+    flood = asyncio.create_task(lie_for(target, FLOOD_S))
+
+    answers = []
+    while not flood.done():
+        amid = len(answers)
+        answers += await asyncio.gather(
+            *(
+                drafted(target, f"amid {amid} {i}", r, oracles[i].tokens, Script(wrong=0.2))
+                for i, r in enumerate(requests)
+            )
+        )
+
+    assert await flood > FLOOD_S * LIES_PER_S / 2
+    expected = [oracle.tokens for oracle in oracles]
+    assert [answer.tokens for answer in answers] == expected * (len(answers) // 3)
+    await gone(target)
+
+
+async def lie_for(target: VllmTarget, seconds: float) -> int:
+    """Push LIES_PER_S random messages a second to sessions of its own; return how many.
+
+    A machine that cannot keep up sends those that are due without a pause.
+    """
+    random, count, clock = Random(1), 0, asyncio.get_running_loop().time
+    began = clock()
+    request = opening(target, PROMPTS[0], GREEDY, max_tokens=20)
+    while clock() < began + seconds:
+        session = f"lying {count}"
+        serving = asyncio.create_task(plain(target, session, request))
+        await asyncio.sleep(0)
+        for _ in range(20):
+            message: Pushed = random.choice([*LIES, Redraw(1, 3, 1)])
+            if random.random() < 0.5:
+                tokens = tuple(random.randrange(49152) for _ in range(random.randint(1, 20)))
+                message = Draft(random.randint(0, 9), random.randint(0, 30), 0, tokens)
+            with suppress(RemoteProtocolError, UnknownSession):
+                await target.push(session, Framed(message))
+            count += 1
+            await asyncio.sleep(max(0.0, began + count / LIES_PER_S - clock()))
+        serving.cancel()
+        await asyncio.wait([serving])
+    return count

@@ -1,15 +1,21 @@
-"""Every feature gives the same text with drafts; what cannot be served is refused."""
+"""Every feature gives the same text with drafts, and what cannot be served is refused:
+settings, grammars, committed tokens to begin with, and prefixes that only one tenant reuses.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import re
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
-from picospec.speculation.messages import Sampling
+from picospec.speculation.messages import Reused, Sampling
 from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE, make
@@ -27,6 +33,7 @@ from tests.verifier.vllm_target.scripted import (
 )
 
 pytestmark = ON_ENGINE
+SAMPLINGS = pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 FEATURES: dict[str, dict[str, Any]] = {
     "all": SHAPED,
     "structured_outputs": {"structured_outputs": {"json": PERSON}},
@@ -64,7 +71,7 @@ async def test_an_answer_may_end_before_min_tokens_where_its_grammar_allows_noth
     assert (text, answer.tokens[-1] in stop) == (b"yes", True)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@SAMPLINGS
 @pytest.mark.parametrize("name", FEATURES)
 async def test_a_feature_gives_the_same_text_with_drafts(
     target: VllmTarget, sampling: Sampling, name: str
@@ -155,3 +162,112 @@ async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
         await asking
 
     assert (await target.figures())["sessions"] == 0
+
+
+# The edge and vLLM mean the same by a grammar, and vLLM sees none that was not tried.
+
+
+CONSTRAINTS: dict[str, tuple[dict[str, Any], str]] = {
+    "json": ({"json": PERSON}, r'(?s)\{\s*"name".*'),
+    "compact": ({"json": {**PERSON, "x-guidance": {"whitespace_flexible": False}}}, r'\{"na.*'),
+    "json_object": ({"json_object": True}, r"(?s)\{.*"),
+    "regex": ({"regex": r"[A-Z][a-z]{2,8} \d{2}"}, r"[A-Z][a-z]{2,8} \d{2}"),
+    "choice": ({"choice": ["positive", "negative"]}, "positive|negative"),
+    "grammar": ({"grammar": 'start: "yes" | "no" " way"?'}, "yes|no( way)?"),
+}
+
+
+@SAMPLINGS
+@pytest.mark.parametrize("name", CONSTRAINTS)
+async def test_every_token_is_one_that_the_edge_allows_and_every_forced_one_is_the_same(
+    target: VllmTarget, sampling: Sampling, name: str
+) -> None:
+    constraint, pattern = CONSTRAINTS[name]
+    stop = tuple(target.facts.stop_tokens)
+    shaped = with_extras(sampling, structured_outputs=constraint)
+    request = opening(target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop)
+    grammar = await target.grammars.compile(msgspec.json.encode(constraint))
+
+    tokens = (await plain(target, f"plain {name}", request)).tokens
+    answer = await drafted(target, name, request, tokens, Script(wrong=0.3))
+
+    assert answer.tokens == tokens
+    text = b"".join(target.tokenizer.piece(token) for token in tokens).decode()
+    assert re.fullmatch(pattern, text)
+    state, logits = grammar.begin(), np.zeros(target.facts.vocabulary_size, np.float32)
+    forced = 0
+    for at, token in enumerate(tokens):
+        assert state.mask(logits, tokens[:at])[token] == 0.0
+        if (only := state.forced()) is not None:
+            assert only == token
+            forced += 1
+    assert forced > 0 or name in ("json_object", "regex")
+
+
+async def test_a_grammar_is_tried_before_vllm_sees_it(target: VllmTarget) -> None:
+    multiple = {"json": {"type": "integer", "multipleOf": 1000003}}
+    takes_seconds = with_extras(GREEDY, structured_outputs=multiple)
+    request = opening(target, PROMPTS[0], takes_seconds, max_tokens=8)
+
+    with pytest.raises(Unservable, match="takes more than") as raised:
+        await target.check(request)
+
+    assert raised.value.param == "structured_outputs.json"
+    quick = with_extras(GREEDY, structured_outputs={"regex": "a+"})
+    await target.check(opening(target, PROMPTS[0], quick))
+
+
+# A session that begins with committed tokens goes on as the one that generated them.
+
+
+EXTRAS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "shaped": {"presence_penalty": 1.5, "repetition_penalty": 1.2, "min_tokens": 30},
+    "schema": {"structured_outputs": {"json": PERSON}},
+}
+
+
+@SAMPLINGS
+@pytest.mark.parametrize("name", EXTRAS)
+async def test_text_and_log_probabilities_go_on_after_committed_tokens(
+    target: VllmTarget, sampling: Sampling, name: str
+) -> None:
+    shaped = with_extras(sampling, **EXTRAS[name])
+    stop = tuple(target.facts.stop_tokens)
+    request = opening(
+        target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop, top_logprobs=2
+    )
+    whole = await plain(target, "whole", request)
+
+    for known in (1, len(whole.tokens) // 2, len(whole.tokens) - 1):
+        rest = replace(request, committed=tuple(whole.tokens[:known]))
+        alone = await plain(target, f"alone {known}", rest)
+        edge = await drafted(target, f"drafts {known}", rest, whole.tokens, Script(wrong=0.3))
+
+        for answer in (alone, edge):
+            assert answer.tokens == whole.tokens
+            assert [each.logprob for each in answer.logprobs] == pytest.approx(
+                [each.logprob for each in whole.logprobs[known:]], abs=1e-3
+            )  # a prompt's rows are rounded otherwise than those of passes
+            assert answer.finish
+            assert whole.finish
+            assert answer.finish.reason == whole.finish.reason
+
+
+# What vLLM has read for one tenant it reads again for another, unless they share prefixes.
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_prompt_is_read_once_for_each_tenant(
+    target: VllmTarget, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    monkeypatch.setattr(target, "_share_prefixes", shared)
+    prompt = tuple(1000 + 200 * shared + i for i in range(200))
+    asked = opening(target, "", Sampling(temperature=0.0), max_tokens=2)
+    request = replace(asked, prompt=prompt)
+    reused = list[list[Reused]]()
+    for i, tenant in enumerate(["ann", "ann", "ben"]):
+        async with aclosing(target.serve(f"prefix {i}", request, tenant)) as replies:
+            reused.append([r.message async for r in replies if isinstance(r.message, Reused)])
+
+    assert [len(each) for each in reused] == [0, 1, shared]

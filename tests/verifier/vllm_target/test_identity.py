@@ -1,25 +1,51 @@
-"""No draft changes the text: with the real engine, coupled, greedy and drawn."""
+"""With the real engine no draft changes the text, coupled, greedy and drawn; and judged
+`separate`, tokens have the target's distribution.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
+from random import Random
+from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from picospec.speculation.messages import Fill, Sampling
+from picospec.speculation import distributions
+from picospec.speculation.distributions import (
+    Distribution,
+    DraftToken,
+    QuantisedDistribution,
+    quantise,
+)
+from picospec.speculation.draft_machine import DraftMachine
+from picospec.speculation.drafting import StreamPolicy
+from picospec.speculation.judges import JUDGES
+from picospec.speculation.messages import Fill, Open, Reject, Sampling
+from picospec.speculation.wire import Framed
 from picospec.verifier.vllm_target import conflicts
 from picospec.verifier.vllm_target.serving.target import VllmTarget
+from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE, make
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
     PROMPTS,
+    SHAPED,
     Script,
     drafted,
+    moved,
     opening,
     plain,
+    recovered,
+    uniforms,
+    with_extras,
 )
 
 pytestmark = ON_ENGINE
@@ -133,3 +159,184 @@ async def test_the_verifiers_own_draft_tokens_do_not_change_the_text(
     assert answer.finish is not None
     assert answer.finish.totals.own > 20
     assert answer.finish.totals.passes < 20
+
+
+# Judged `separate`, tokens have the target's distribution; a cut one would be noticed.
+
+
+PROMPT = "Once upon a time, there was"
+SHAPE = Sampling(temperature=1.0, top_p=0.8)
+DRAWS = 2000
+AT_ONCE = 16
+
+
+@pytest.fixture(scope="session")
+def exact(directory: Path, target: VllmTarget) -> tuple[int, Distribution]:
+    """Return the first token, the only one of this shape, and the second one's distribution."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    prompt = target.tokenizer.encode(PROMPT)
+
+    def distribution_after(tokens: list[int]) -> Distribution:
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens])).logits[0, -1].numpy()
+        return distributions.distribution(logits, SHAPE)
+
+    first = distribution_after(prompt)
+    assert first.tokens.size == 1
+    return int(first.tokens[0]), distribution_after([*prompt, int(first.tokens[0])])
+
+
+def skewed(p: Distribution) -> QuantisedDistribution:
+    """Return a draft's distribution: wrong on purpose, over a part of p's support and one token
+    outside it."""
+    outside = next(t for t in range(1000, 2000) if p.of(t) == 0.0)
+    tokens = np.append(p.tokens[::2], outside)
+    weights = np.append(np.sqrt(p.p[::2]), np.sqrt(p.p).mean())
+    return quantise(Distribution(tokens, weights / weights.sum()))
+
+
+async def second_token(
+    target: VllmTarget,
+    session: str,
+    request: Open,
+    q: QuantisedDistribution,
+    random: Random,
+    most: int,
+) -> tuple[int, bool]:
+    """Return the token at position 1, and whether the draft token there was rejected.
+
+    most: of a Reject, the edge reads only this many tokens.
+    """
+    half = JUDGES["separate"].edge(request, uniforms(random))
+    machine = DraftMachine(
+        request, StreamPolicy(), target.facts.limits, half, rtt_s=lambda: 0.0
+    )
+    edge, rejected = machine.session, False
+    async with aclosing(replies_of(target, session, request)) as messages:
+        async for reply in messages:
+            message = reply.message
+            if isinstance(message, Reject):
+                rejected = True
+                if most < len(message.head):
+                    message = replace(message, head=message.head[:most], tail_mass=0.0)
+            machine.received(message)
+            if len(edge.committed) > 1:
+                break
+            edge.extend(DraftToken(q.at(random.random()), 1.0, q))
+            if draft := edge.flush():
+                await target.push(session, Framed(draft))
+    return edge.committed[1], rejected
+
+
+async def draw(
+    target: VllmTarget,
+    exact: tuple[int, Distribution],
+    name: str,
+    most: int,
+    draws: int = DRAWS,
+) -> tuple[float, float, float]:
+    """Return the chi-square test's p-value, the share rejected, and what it should be."""
+    _, p = exact
+    q = skewed(p)
+    fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 3}
+    request = opening(target, PROMPT, SHAPE, **fields)
+    random = Random(name)
+    counts: Counter[int] = Counter()
+    rejected = 0
+    for batch in range(0, draws, AT_ONCE):
+        running = (
+            second_token(target, f"{name} {batch + i}", request, q, random, most)
+            for i in range(AT_ONCE)
+        )
+        for token, was_rejected in await asyncio.gather(*running):
+            counts[token] += 1
+            rejected += was_rejected
+    drawn = sum(counts.values())
+    assert set(counts) <= set(p.tokens.tolist())
+    order = np.argsort(-p.p)
+    frequent = [i for i in order if p.p[i] * drawn >= 5]
+    observed = [counts[int(p.tokens[i])] for i in frequent]
+    expected = [p.p[i] * drawn for i in frequent]
+    observed.append(drawn - sum(observed))
+    expected.append(drawn - sum(expected))
+    kept = [i for i, e in enumerate(expected) if e > 0.5]
+    table = [observed[i] for i in kept], [expected[i] for i in kept]
+    scaled = np.array(table[1]) * sum(table[0]) / sum(table[1])
+    overlap = sum(min(p.of(int(t)), q.of(int(t)) / distributions.Q_SCALE) for t in q.tokens)
+    return stats.chisquare(table[0], scaled).pvalue, rejected / drawn, 1.0 - overlap
+
+
+async def test_the_tokens_have_the_targets_distribution(
+    target: VllmTarget, exact: tuple[int, Distribution]
+) -> None:
+    pvalue, rejected, expected = await draw(target, exact, "exact", most=10**6)
+
+    assert pvalue > 0.001
+    assert rejected == pytest.approx(expected, abs=4 * (0.25 / DRAWS) ** 0.5)
+    assert (await target.figures())["sessions"] == 0
+
+
+async def test_a_distribution_cut_to_its_head_is_noticed(
+    target: VllmTarget, exact: tuple[int, Distribution]
+) -> None:
+    pvalue, _, _ = await draw(target, exact, "cut", most=10, draws=DRAWS // 4)
+
+    assert pvalue < 1e-6
+
+
+async def test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew(
+    target: VllmTarget, exact: tuple[int, Distribution]
+) -> None:
+    first, p = exact
+    likely, other = p.tokens[np.argsort(-p.p)[:2]].tolist()
+    request = opening(
+        target, PROMPT, SHAPE, judge="separate", max_tokens=6, committed=(first,), rejected=True
+    )
+
+    reject, tokens = await moved(target, "moved", request, likely, other)
+
+    assert (reject.epoch, reject.position, reject.draw) == (5, 1, 0)
+    assert dict(reject.head) == pytest.approx(dict(zip(p.tokens, p.p, strict=True)), abs=1e-4)
+    assert (tokens[0], len(tokens)) == (other, 5)
+
+
+async def test_an_answer_judged_separate_runs_to_its_end(target: VllmTarget) -> None:
+    # `never`: were the target to fill in, how many are judged would be the host's speed
+    fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 24}
+    request = opening(target, PROMPT, Sampling(temperature=1.0, top_p=0.95), **fields)
+
+    tokens, rejections = await recovered(target, "long", request, Random(3))
+
+    assert len(tokens) == 24
+    assert rejections > 5
+
+
+async def test_sessions_that_await_recovered_tokens_outlive_preemption(
+    target: VllmTarget,
+) -> None:
+    """With settings that depend on the text, recovered tokens included."""
+    no_choice = with_extras(Sampling(temperature=1.0, top_k=1), **SHAPED)  # the text is known
+    prompt = tuple(target.tokenizer.encode(PROMPT * 16))[:110]
+    request = replace(
+        opening(target, PROMPT, no_choice, judge="separate", fill="never", max_tokens=30),
+        prompt=prompt,
+    )
+    alone = (
+        await plain(target, "unrejected", replace(request, judge="coupled", fill="auto"))
+    ).tokens
+    before = (await target.figures())["preemptions"]
+
+    answers = await asyncio.gather(
+        *(
+            recovered(target, f"pressed {i}", request, Random(i), late_s=0.01 * (i % 3))
+            for i in range(14)
+        )
+    )
+
+    assert (await target.figures())["preemptions"] > before
+    assert sum(rejections for _, rejections in answers) > 14 * 20
+    assert [tokens for tokens, _ in answers] == [alone] * 14
+    assert (await target.figures())["sessions"] == 0

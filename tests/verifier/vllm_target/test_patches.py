@@ -1,4 +1,6 @@
-"""Every patch of vLLM has a row; its target exists, and undone it leaves vLLM as it was."""
+"""Every patch of vLLM has a row; its target exists, and undone it leaves vLLM as it was. A
+version is trusted only where tested, and what is missing there is named.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,14 @@ from importlib import import_module
 from inspect import getsource, isclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from structlog.testing import capture_logs
 
+from picospec.verifier.vllm_target import conflicts as conflicts
 from picospec.verifier.vllm_target import patches
+from picospec.verifier.vllm_target.conflicts import Conflict
 from picospec.verifier.vllm_target.patches import PATCHES, Patch
 
 ROOT = Path(__file__).parents[3]
@@ -231,6 +236,73 @@ def test_no_other_file_assigns_to_attributes_of_vllms() -> None:
                 found[path.relative_to(ROOT).as_posix()] = set(assigned(ast.parse(text)))
     allowed = set().union(*NO_PATCHES.values())
 
-    assert len(found) > 20
+    assert len(found) > 15
     assert {path: left for path, names in found.items() if (left := names - allowed)} == {}
     assert set().union(*found.values()) >= allowed, "nothing needless is allowed"
+
+
+# What vLLM would ignore in silence is looked for; a version is trusted only where tested.
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_the_installed_vllm_has_all_that_is_listed(runner: Literal["v1", "v2"]) -> None:
+    pytest.importorskip("vllm")
+
+    conflicts.check_installation(runner)
+
+
+@pytest.mark.parametrize(
+    ("of", "tested"),
+    [
+        ("0.31.9", False),
+        ("0.32.0", True),
+        ("0.33.0.post2", True),
+        ("0.32.0+cpu", True),
+        ("0.33.7", True),
+        ("0.32.1.dev30+g0123abcd", False),
+        ("0.33.0rc1", False),
+        ("0.34.0", False),
+        ("1.32.0", False),
+        ("dev", False),
+        ("unknown", False),
+    ],
+)
+def test_releases_of_the_range_are_tested_and_builds_between_them_are_not(
+    of: str, tested: bool
+) -> None:
+    assert conflicts.is_tested(of) is tested
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_tested_version_is_self_tested_if_that_is_wanted(wanted: bool) -> None:
+    with capture_logs() as logs:
+        assert conflicts.must_self_test("0.33.0", wanted) is wanted
+
+    assert logs == []
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_any_other_version_is_always_self_tested_and_that_is_logged(wanted: bool) -> None:
+    with capture_logs() as logs:
+        assert conflicts.must_self_test("0.34.0", wanted) is True
+
+    assert [(log["event"], log["log_level"]) for log in logs] == [("vllm_untested", "warning")]
+    assert "0.34.0 (outside of 0.32 to 0.33" in logs[0]["vllm"]
+
+
+@pytest.mark.parametrize(
+    ("module", "lacking"), [("fake", "fake.gone"), ("other", "other"), ("other.in", "other.in")]
+)
+def test_what_is_missing_is_named(
+    module: str, lacking: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(conflicts, "version", lambda: "0.34.0")
+    monkeypatch.setattr(conflicts, "USED", {})
+    patch = Patch("core", f"{module}:here", "x:y", "", "", needs=("gone",))
+    monkeypatch.setattr(patches, "PATCHES", [patch])
+    (tmp_path / "fake.py").write_text("here = 'ago', 'gone_by'\n")
+
+    with pytest.raises(Conflict, match=rf"vLLM 0\.34\.0 .*lacks {re.escape(lacking)}$"):
+        conflicts.check_installation("v1")

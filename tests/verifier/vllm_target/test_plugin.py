@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
+pytest.importorskip("vllm")
 
 import vllm.config.vllm
 from vllm.config import VllmConfig
@@ -437,3 +440,21 @@ def test_what_changes_a_text_is_part_of_the_identity(
         setattr(config.model_config, name, value)
 
     assert identity() != usual
+
+
+def test_vllms_core_and_workers_import_nothing_of_the_gateway() -> None:
+    script = """
+import sys
+from picospec.verifier.vllm_target.plugin import register
+register()
+import picospec.verifier.vllm_target.core.scheduler
+import picospec.verifier.vllm_target.worker.v1
+print(*(name for name in sys.modules if name.startswith("picospec.gateway")))
+"""
+    environment = {**os.environ, "VLLM_PLUGINS": "picospec"}
+
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+
+    assert ran.stdout == "\n", ran.stderr

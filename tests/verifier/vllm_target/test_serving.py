@@ -1,11 +1,15 @@
-"""A plain `vllm serve` with our plugin: sessions and vLLM's own API, on its port and ours."""
+"""A plain `vllm serve` with our plugin: sessions and vLLM's own API, on its port and ours;
+where it serves no sessions, it is as without us, or ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +22,16 @@ import pytest_asyncio
 from picospec.bench.run.services import free_port
 from picospec.speculation import wire
 from picospec.speculation.messages import Commit, Open, Sampling
+from picospec.verifier.vllm_target.launching import module
 from tests.verifier.conftest import KEY, http2_client, metrics
 from tests.verifier.down import HEADERS, Stream, opened
-from tests.verifier.vllm_target.plain_serve import (
+from tests.verifier.vllm_target.conftest import (
     MODEL,
+    START_S,
     VLLMS_KEY,
     ready,
     vllm_serve,
+    wait_for,
     with_drafts,
 )
 from tests.verifier.vllm_target.scripted import PROMPTS
@@ -34,6 +41,51 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
+
+
+def serve(model: Path, *flags: str, port: int) -> subprocess.Popen[str]:
+    """Start vLLM's server with one layer of a model, and no weights."""
+    environment = {
+        **os.environ, "VLLM_PLUGINS": "picospec", "VLLM_NO_USAGE_STATS": "1",
+        "PICOSPEC_VERIFIER__PORT": str(free_port()),
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", *module(), "--model", str(model), "--served-model-name", "tiny",
+        "--load-format", "dummy", "--hf-overrides", '{"num_hidden_layers": 1}',
+        "--enforce-eager", "--dtype", "float32", "--max-model-len", "128",
+        "--max-num-seqs", "4", "--kv-cache-memory-bytes", str(1 << 26),
+        "--port", str(port), *flags,
+    ]  # fmt: skip
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_server_of_embeddings_serves_without_session_routes(directory: Path) -> None:
+    port = free_port()
+    server = serve(directory, "--runner", "pooling", port=port)
+    try:
+        wait_for(server, f"http://127.0.0.1:{port}/health")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            asked = {"model": "tiny", "input": [1, 5, 9]}
+            found = client.post("/v1/embeddings", json=asked, timeout=60).json()
+
+            assert len(found["data"][0]["embedding"]) > 1
+            assert client.post("/v1/speculate").status_code == 404
+            assert client.get("/v1/model-facts").status_code == 404
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+
+
+def test_a_flag_that_conflicts_ends_vllm_with_a_line_that_names_it(directory: Path) -> None:
+    server = serve(directory, "--use-fp64-gumbel", port=free_port())
+
+    _, errors = server.communicate(timeout=START_S)
+
+    assert server.returncode != 0
+    assert "--use-fp64-gumbel cannot be used with VLLM_PLUGINS=picospec" in errors
+
+
+# Sessions and vLLM's own API, on its port and ours.
 
 
 @dataclass(frozen=True)

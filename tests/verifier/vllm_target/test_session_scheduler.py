@@ -1,4 +1,4 @@
-"""What the scheduler makes of messages between two steps."""
+"""What the scheduler makes of messages between two steps, and when it wakes by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from queue import Queue
+from math import inf
+from queue import Empty, Queue
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,6 +51,42 @@ def test_what_comes_for_a_session_gets_the_time_when_it_came() -> None:
     (_, _), (_, figures), (_, push) = (received.get() for _ in messages)
     assert figures[3] == []
     assert push[3] == [[["s", b"frames"]], pytest.approx(time.monotonic(), abs=5.0)]
+
+
+def test_a_core_that_waits_wakes_at_the_time_and_not_before() -> None:
+    pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
+    from vllm.v1.engine import EngineCoreRequestType
+
+    from picospec.verifier.vllm_target.core.sessions import get_in_time
+
+    begun = time.monotonic()
+
+    kind, _ = get_in_time(Queue().get, begun + 0.05, block=True)
+
+    assert kind is EngineCoreRequestType.WAKEUP
+    assert 0.05 <= time.monotonic() - begun < 5.0
+
+
+def test_a_time_that_is_over_wakes_at_once_and_messages_come_first() -> None:
+    pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
+    from vllm.v1.engine import EngineCoreRequestType
+
+    from picospec.verifier.vllm_target.core.sessions import get_in_time
+
+    received: Queue[str] = Queue()
+    received.put_nowait("a message")
+
+    assert get_in_time(received.get, 0.0) == "a message"
+    assert get_in_time(received.get, 0.0)[0] is EngineCoreRequestType.WAKEUP
+
+
+def test_a_core_that_only_looks_does_not_wait() -> None:
+    pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
+    from picospec.verifier.vllm_target.core.sessions import get_in_time
+
+    for at in (0.0, inf):
+        with pytest.raises(Empty):
+            get_in_time(Queue().get, at, block=False)
 
 
 class Core(SimpleNamespace):

@@ -18,7 +18,7 @@ from dataclasses import replace
 from math import inf
 from queue import Empty
 from random import SystemRandom
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -36,10 +36,11 @@ from picospec.speculation.messages import Pushed, RemoteProtocolError
 from picospec.speculation.ngrams import Owner
 from picospec.speculation.verify_machine import VerifyMachine
 from picospec.verifier.vllm_target import patches
-from picospec.verifier.vllm_target.core.hooks import must_step
 from picospec.verifier.vllm_target.core.slot import SessionSlot
 from picospec.verifier.vllm_target.crossing import FIELD, PUSH, Admission, Batch, Choice
 from picospec.verifier.vllm_target.patches import Stock
+
+_QUEUES: Final = ("waiting", "kv_holding_waiting")
 
 Sessions = list[tuple[Request, SessionSlot]]
 
@@ -388,3 +389,13 @@ def figures(core: EngineCore) -> dict[str, int]:
 def beliefs(core: EngineCore) -> dict[str, object]:
     """Return what the scheduler's machine has learned."""
     return core.scheduler.beliefs()
+
+
+def must_step(scheduler: Scheduler) -> bool:
+    """Return True if there is work that held requests must not delay."""
+    return bool(
+        scheduler.finished_req_ids
+        or scheduler.connector is not None
+        or not scheduler.running
+        or any(len(getattr(scheduler, name, ())) for name in _QUEUES)
+    )

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import WORKERS, engine, make
-from tests.verifier.vllm_target.v2.cases import CASES, Text, keywords, prompts
+from tests.verifier.vllm_target.v2.tiny import CASES, Text, keywords, prompts
 
 BLOCKS = 20
 """Of 128 tokens; too few for fifteen sessions of two."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,7 @@ from vllm.v1.worker.gpu import model_runner, structured_outputs, warmup
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
 
-from picospec.verifier.vllm_target.core.hooks import narrowed
-from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+from picospec.verifier.vllm_target.core.scheduler import PicoScheduler, narrowed
 from picospec.verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
 from picospec.verifier.vllm_target.worker import heads as extension
 from picospec.verifier.vllm_target.worker.v2 import WARM_ROWS, RunnerHooks
@@ -189,3 +189,53 @@ def test_kernels_are_compiled_before_the_first_user(monkeypatch: pytest.MonkeyPa
 
     assert judged == list(WARM_ROWS)
     assert masked == ([1] if VARIES else list(MASK_ROWS))
+
+
+REQUESTS = 256
+
+
+def graphs(directory: Path, ranks: int) -> dict[Any, Any]:
+    """Return what vLLM would capture on a GPU, by mode."""
+    from vllm.config.compilation import CUDAGraphMode
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+
+    arguments = EngineArgs(
+        model=str(directory), max_model_len=256, max_num_seqs=REQUESTS,
+        data_parallel_size=ranks,
+    )  # fmt: skip
+    config = arguments.create_engine_config()
+    config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
+    config.compilation_config.cudagraph_capture_sizes = None
+    config.compilation_config.max_cudagraph_capture_size = None
+    config._set_cudagraph_sizes()
+    manager = object.__new__(CudaGraphManager)
+    vars(manager).update(
+        vllm_config=config, compilation_config=config.compilation_config,
+        cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE, max_num_reqs=REQUESTS,
+        decode_query_len=1 + config.num_speculative_tokens, varlen_decode=False,
+        ubatch_runner=None, lora_capture_cases=[0], _candidates={}, _capture_descs={},
+    )  # fmt: skip
+    manager._init_candidates()
+    return manager._capture_descs
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_graphs_are_those_of_a_vllm_without_us(
+    directory: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from picospec.verifier.vllm_target import plugin
+
+    plugin.register()
+    ours = graphs(directory, ranks)
+    chosen = EngineArgs.create_speculative_config
+    monkeypatch.setattr(EngineArgs, "create_speculative_config", chosen.__wrapped__)
+
+    stock = graphs(directory, ranks)
+
+    assert ours == stock
+    assert len(stock) == 2

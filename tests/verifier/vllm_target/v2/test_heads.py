@@ -18,8 +18,15 @@ from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import LIMITS, ON_ENGINE, engine
 from tests.verifier.vllm_target.conftest import make as make_target
 from tests.verifier.vllm_target.scripted import Answer, Script, drafted, plain, recovered
-from tests.verifier.vllm_target.v2.cases import Text, keywords, prompts, session
-from tests.verifier.vllm_target.v2.tiny import HEADS_BY_METHOD, make, make_head
+from tests.verifier.vllm_target.v2.tiny import (
+    HEADS_BY_METHOD,
+    Text,
+    keywords,
+    make,
+    make_head,
+    prompts,
+    session,
+)
 
 pytestmark = ON_ENGINE
 Texts = dict[tuple[str, int], Text]

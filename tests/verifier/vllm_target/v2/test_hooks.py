@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from triton_interpreted.kernels import gumbel_sample_kernel
+from vllm.triton_utils.dispatcher import KernelOverride
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
+from picospec.speculation import noise
 from picospec.speculation.coupled import Coupled
 from picospec.speculation.messages import Sampling
 from picospec.speculation.separate import Separate
@@ -192,3 +195,36 @@ def test_each_row_of_logits_has_its_requests_adapter(hooked: Any) -> None:
 
 def test_nothing_is_proposed(hooked: Any) -> None:
     assert hooked.speculator.propose() == {"dummy_run": True}
+
+
+# vLLM's own sampler draws the noise that edges share; and so does the kernel in torch.
+
+INTERPRETED = [gumbel._gumbel_sample_kernel]
+"""In a list, where vLLM does not find it when it puts the other kernel everywhere."""
+
+
+def test_a_thousand_draws_of_vllms_own_sampler_are_those_of_the_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (interpreted,), steps, rows, words = INTERPRETED, 50, 20, 1100
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        logits = torch.randn(rows, words, generator=generator) * 2
+        slots = torch.randint(0, rows, (rows,), generator=generator)
+        temperatures = (torch.rand(rows, generator=generator) * 2).round()
+        seeds = torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator)
+        at = torch.randint(0, 4000, (rows,), generator=generator)
+        expected = []
+        for row, slot, noise_index in zip(logits.double().numpy(), slots, at, strict=True):
+            drawn = bool(temperatures[slot])
+            seed = int(seeds[slot]) % 2**64
+            added = noise.gumbel(seed, int(noise_index), np.arange(words)) if drawn else 0.0
+            expected.append(int((row + added).argmax()))
+
+        for kernel in (interpreted, KernelOverride(interpreted, gumbel_sample_kernel)):
+            monkeypatch.setattr(gumbel, "_gumbel_sample_kernel", kernel)
+            found = gumbel.gumbel_sample(
+                logits, slots, temperatures, seeds, at,
+                apply_temperature=False, is_drafting=False,
+            )  # fmt: skip
+            assert found.tolist() == expected

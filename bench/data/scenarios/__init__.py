@@ -1,1 +1,0 @@
-"""The scenarios are scripted conversations about this repository's files, as of one commit."""

@@ -1,1 +1,0 @@
-"""Checks that an edge generates the same text as the target alone."""

@@ -1,1 +1,0 @@
-"""Reports the results of a run as tables, plots and Markdown."""
