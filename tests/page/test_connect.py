@@ -41,6 +41,6 @@ def test_a_key_is_copied_and_not_shown_whatever_it_is(visit: Visit) -> None:
     assert "very-secret" not in (shown or "")
     for client in read_clients().values():
         for part in client.parts:
-            given = [{"format": part.format, "text": part.text}, values]
+            given = [{"format": part.format, "text": part.text}, [values]]
             script = "async (a) => (await import('/page/panels/connect.js')).fill(...a)"
             assert visit.evaluate(script, given) == edge.fill(part)
