@@ -56,7 +56,6 @@ def find_edge(url: str, key: str | None, name: str | None = None) -> Edge:
             models = await models_of(client)
         first = chosen(models, name)
         more = [each for each in distinct(models) if each.is_settable and each.id != first.id]
-        more.sort(key=lambda each: each.is_away)
         edge, *others = (
             Edge(url.rstrip("/"), each.id, each.context_tokens, key or NO_KEY)
             for each in (first, *more)

@@ -74,12 +74,16 @@ def test_of_several_models_one_is_named(several: str) -> None:
     listing = said("connect", "opencode", "--model", "words-2", *at)
 
     assert f'model = "{MODEL}"' in first
-    assert "The model is words-2; --model takes another: words-1, words-3" in named
+    assert "The model is words-2; --model takes another: words-1\n" in named
     assert 'model = "words-2"\n' in named
-    assert all(f'"name": "words-{n}"' in listing for n in (1, 2, 3))
+    assert all(f'"name": "{name}"' in listing for name in (MODEL, "words-2"))
+    assert not any(name in listing for name in ("words-3", "alias", "embed"))
     for asked in (("chat",), ("connect", "codex"), ("launch", "codex")):
         refused = said(*asked, "--model", "nosuch", *at, status=1)
-        assert "no model nosuch; there are words-1, words-2, words-3 (away)" in refused
+        assert (
+            "no model nosuch; there are words-1, words-2, words-3 (away), alias, embed"
+            in refused
+        )
 
 
 def test_what_cannot_be_done_is_one_line(url: str) -> None:

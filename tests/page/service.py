@@ -42,7 +42,7 @@ from picospec.speculation.messages import TokenLogprob
 from tests.page.answers import FAULT, text_of
 
 MODEL = "words-1"
-CONTEXTS = {MODEL: 4_000_000, "words-2": 32_768, "words-3": 131_072}
+CONTEXTS = {MODEL: 4_000_000, "words-2": 32_768, "words-3": None}
 DRAFTS: Mapping[str, Json | None] = {
     MODEL: {"model": "small-1", "state": "loaded", "bytes": 415_000_000},
     "words-2": {"model": "small-2", "state": "asleep", "bytes": 1_200_000_000},
@@ -137,7 +137,7 @@ class PageEngine:
     async def facts(self) -> Facts:
         if self.down:
             raise Unavailable("the verifier is away")
-        return Facts(MODEL, CONTEXTS[MODEL], frozenset({END}), 1_000_000)
+        return Facts(MODEL, 4_000_000, frozenset({END}), 1_000_000)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         self.jobs.append(job)
@@ -248,13 +248,16 @@ class Relay:
 
 
 async def _listed(engine: PageEngine, _: Request) -> JSONResponse:
-    """List the models as an edge of several does."""
+    """List the models as an edge of several does, with a second name and another service's."""
     about = {"object": "model", "created": 0, "owned_by": "picospec"}
-    data = [
-        {"id": name, **about, "max_model_len": CONTEXTS[name]}
+    data: list[dict[str, object]] = [
+        {"id": name, **about}
         | ({"state": state} if state == "away" else {})
+        | ({"max_model_len": length} if (length := CONTEXTS[name]) else {})
         for name, state in engine.states.items()
     ]
+    data.append({"id": "alias", **about, "root": MODEL, "max_model_len": CONTEXTS[MODEL]})
+    data.append({"id": "embed", **about, "owned_by": "relayed"})
     return JSONResponse({"object": "list", "data": data})
 
 

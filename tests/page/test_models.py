@@ -39,11 +39,16 @@ def test_each_conversation_remembers_its_model(visit: Visit) -> None:
     visit.page.click("#begin")
     third = chosen(visit)
     visit.page.reload()
-    found = {}
+    found: dict[str, str] = {}
     for title in ("think of one", "think of two"):
         visit.page.get_by_role("button", name=title, exact=True).click()
         found[title] = chosen(visit)
 
+    choose(visit, "words-1")
+    visit.page.reload()
+    visit.page.get_by_role("button", name="think of two", exact=True).click()
+
+    assert chosen(visit) == "words-1"
     assert (first, second, third) == (("words-1", "words-1"), ("words-2", "words-2"), "words-2")
     assert found == {"think of one": "words-1", "think of two": "words-2"}
     heads = visit.answers.locator("h2").all_inner_texts()
@@ -118,4 +123,4 @@ def test_clients_are_told_of_every_model_as_by_the_command(visit: Visit) -> None
 
     shown = visit.page.locator("#connect .part pre").all_text_contents()
     assert shown == [edge.fill(part) for part in parts]
-    assert [each.model for each in edge.others] == ["words-1", "words-3"]
+    assert [each.model for each in edge.others] == ["words-1"]

@@ -35,8 +35,7 @@ function settable(data, first) {
   const own = data.filter(({ id, root, owned_by: owner, state, max_model_len: context }) =>
     owner !== "relayed" && (context || state !== "away") && (root === id || !names.includes(root)));
   if (!own.length) throw new Failure("No model is known yet.", "Wait until one of the verifiers has been reached.");
-  const rank = ({ id, state }) => (id === first ? 0 : state === "away" ? 2 : 1);
-  return own.sort((one, other) => rank(one) - rank(other));
+  return own.sort((one, other) => (other.id === first) - (one.id === first));
 }
 
 // chosen: the name of one of several models, for clients that hold one.
