@@ -92,10 +92,8 @@ export function save(conversation) {
   conversation.isNew = false;
 }
 
-// Changes the title or the model of a stored conversation.
-export function amend(id, values) {
-  const kept = list();
-  if (kept.some((each) => each.id === id)) write(LIST, kept.map((each) => (each.id === id ? { ...each, ...values } : each)));
+export function rename(id, title) {
+  write(LIST, list().map((kept) => (kept.id === id ? { ...kept, title } : kept)));
 }
 
 export function remove(id) {

@@ -251,7 +251,7 @@ async def _listed(engine: PageEngine, _: Request) -> JSONResponse:
     """List the models as an edge of several does, with a second name and another service's."""
     about = {"object": "model", "created": 0, "owned_by": "picospec"}
     data: list[dict[str, object]] = [
-        {"id": name, **about}
+        {"id": name, **about, "root": name}
         | ({"state": state} if state == "away" else {})
         | ({"max_model_len": length} if (length := CONTEXTS[name]) else {})
         for name, state in engine.states.items()

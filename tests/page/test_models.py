@@ -45,13 +45,13 @@ def test_each_conversation_remembers_its_model(visit: Visit) -> None:
         found[title] = chosen(visit)
 
     choose(visit, "words-1")
-    visit.page.reload()
-    visit.page.get_by_role("button", name="think of two", exact=True).click()
+    heads = visit.answers.locator("h2").all_inner_texts()
+    for title in ("think of one", "think of two"):
+        visit.page.get_by_role("button", name=title, exact=True).click()
 
     assert chosen(visit) == "words-1"
     assert (first, second, third) == (("words-1", "words-1"), ("words-2", "words-2"), "words-2")
     assert found == {"think of one": "words-1", "think of two": "words-2"}
-    heads = visit.answers.locator("h2").all_inner_texts()
     assert heads == ["PicoSpec · words-2", "PicoSpec · words-2"]
 
 

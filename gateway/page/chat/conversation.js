@@ -1,7 +1,7 @@
 // Shows the current conversation: its turns, and asking, editing and regenerating in it.
 
 import { $, action, announce, h } from "../dom.js";
-import { Full, amend, begin, change, load, save } from "../store.js";
+import { Full, begin, change, load, save } from "../store.js";
 import { AnswerView } from "./answer.js";
 import { Asking } from "./asking.js";
 import { prove } from "../race/prove.js";
@@ -47,8 +47,8 @@ export class ConversationView {
   choose(model) {
     this.kept.model = model;
     change({ model });
+    this.save(this.kept);
     this.page.changed();
-    amend(this.id, { model });
   }
 
   // Draws the turns from the i-th on; the turns before it stay unchanged.

@@ -1,7 +1,7 @@
 // Lists the conversations, to find, open, rename, delete or begin one.
 
 import { $, announce, h, icon } from "../dom.js";
-import { amend, list, remove, search } from "../store.js";
+import { list, remove, rename, search } from "../store.js";
 
 export class Sidebar {
   // on: {open(id or null), current()}.
@@ -62,7 +62,7 @@ export class Sidebar {
     const close = (keep) => {
       if (this.renaming !== field) return;
       this.renaming = null;
-      if (keep && field.value.trim()) amend(id, { title: field.value.trim() });
+      if (keep && field.value.trim()) rename(id, field.value.trim());
       this.draw();
     };
     field.addEventListener("keydown", (event) => {
