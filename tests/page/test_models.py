@@ -38,20 +38,23 @@ def test_each_conversation_remembers_its_model(visit: Visit) -> None:
     second = (visit.sent("think of two")["model"], visit.sent("think again")["model"])
     visit.page.click("#begin")
     third = chosen(visit)
+    visit.page.get_by_role("button", name="Rename think of one").click()
+    visit.page.get_by_label("Name of the conversation").fill("one")
+    visit.page.keyboard.press("Enter")
     visit.page.reload()
     found: dict[str, str] = {}
-    for title in ("think of one", "think of two"):
+    for title in ("one", "think of two"):
         visit.page.get_by_role("button", name=title, exact=True).click()
         found[title] = chosen(visit)
 
     choose(visit, "words-1")
     heads = visit.answers.locator("h2").all_inner_texts()
-    for title in ("think of one", "think of two"):
+    for title in ("one", "think of two"):
         visit.page.get_by_role("button", name=title, exact=True).click()
 
     assert chosen(visit) == "words-1"
     assert (first, second, third) == (("words-1", "words-1"), ("words-2", "words-2"), "words-2")
-    assert found == {"think of one": "words-1", "think of two": "words-2"}
+    assert found == {"one": "words-1", "think of two": "words-2"}
     assert heads == ["PicoSpec · words-2", "PicoSpec · words-2"]
 
 
