@@ -127,3 +127,13 @@ def test_clients_are_told_of_every_model_as_by_the_command(visit: Visit) -> None
     shown = visit.page.locator("#connect .part pre").all_text_contents()
     assert shown == [edge.fill(part) for part in parts]
     assert [each.model for each in edge.others] == ["words-1"]
+
+
+def test_a_key_that_opens_one_model_has_no_choice(visit: Visit) -> None:
+    opened = '{"data": [{"id": "words-2"}]}'
+    visit.page.route("**/v1/models", lambda route: route.fulfill(body=opened))
+    visit.page.reload()
+    visit.page.locator("#models", has_text="small-2 drafts · words-2 judges").wait_for()
+
+    assert visit.page.locator("select").count() == 0
+    assert "model" not in visit.sent("think")

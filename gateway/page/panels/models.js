@@ -7,7 +7,7 @@ export class Models {
   // on: {kept(), choose(name)}: the name of the conversation's model, and what a choice does.
   constructor(on) {
     this.on = on;
-    this.served = []; // as /status lists them
+    this.served = []; // those that the key opens, as /status lists them
     this.select = h("select", { "aria-label": "Model", autocomplete: "off", onchange: () => on.choose(this.select.value) });
     this.judges = h("span");
   }
@@ -22,26 +22,31 @@ export class Models {
     return named(this.on.kept()) ?? [named(settings().model), ...served].find(isReady) ?? served[0];
   }
 
-  // state: what /status says.
-  draw({ model, draft, models = [] }) {
-    this.served = models;
+  // state: what /status says. names: of the models that the key opens; null: of all.
+  draw({ model, draft, models = [] }, names) {
+    this.served = models.filter(({ name }) => !names || names.includes(name));
     const { chosen } = this;
     if (chosen) return this.drawChoice(chosen);
-    const large = h("b", {}, model?.name ?? "");
-    const shown = draft && model ? [h("b", {}, draft.model), " drafts · ", large, " judges"] : [large];
-    if (model) $("models").replaceChildren(...shown); // while it is away, its name stays
+    const only = this.served[0] ?? { name: model?.name, draft };
+    const large = h("b", {}, only.name ?? "");
+    const shown = drafts(only) ? [h("b", {}, only.draft.model), " drafts · ", large, " judges"] : [large];
+    if (only.name) $("models").replaceChildren(...shown); // while it is away, its name stays
   }
 
   // Shows the choice in elements that stay, so that an open list is not closed.
-  drawChoice({ name, draft }) {
-    const drafts = draft && draft.state !== "failed";
-    this.judges.replaceChildren(...(drafts ? ["judges · ", h("b", {}, draft.model), " drafts"] : []));
+  drawChoice(model) {
+    this.judges.replaceChildren(...(drafts(model) ? ["judges · ", h("b", {}, model.draft.model), " drafts"] : []));
     const listed = JSON.stringify(this.served.map((each) => [each.name, each.state]));
     if (listed !== this.listed) this.select.replaceChildren(...this.served.map(option));
     this.listed = listed;
-    this.select.value = name;
+    this.select.value = model.name;
     if (!this.select.isConnected) $("models").replaceChildren(this.select, this.judges);
   }
+}
+
+// Returns true if a draft model drafts for a model, or will once it is loaded.
+function drafts({ draft }) {
+  return draft?.model && draft.state !== "failed";
 }
 
 function option({ name, state }) {

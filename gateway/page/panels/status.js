@@ -49,8 +49,9 @@ export class Service {
   async look() {
     const before = this.state?.service;
     try {
-      this.state = await get("/status");
-      this.error = null;
+      const state = await get("/status");
+      this.opened = several(state.models) ? await opened() : null;
+      [this.state, this.error] = [state, null];
     } catch (error) {
       this.error = error instanceof Failure ? error : new Failure(error.message, "");
     }
@@ -61,7 +62,7 @@ export class Service {
   // Draws what is known by now, for the conversation that is shown.
   draw() {
     if (!this.state && !this.error) return;
-    if (this.state) this.models.draw(this.state);
+    if (this.state) this.models.draw(this.state, this.opened);
     const trouble = this.trouble();
     const well = this.state && !trouble;
     $("health").className = `dot ${well ? "good" : "bad"}`;
@@ -107,6 +108,12 @@ export class Service {
   }
 }
 
+// Returns the names of the models that the key opens; null if none can be reached.
+async function opened() {
+  const { data } = await get("/v1/models", { also: [503] });
+  return data?.map(({ id }) => id) ?? null;
+}
+
 function link(href, words) {
   return h("a", { href, target: "_blank", rel: "noopener" }, words);
 }
@@ -128,7 +135,7 @@ function facts(state) {
     ["This is", service === "edge" ? "an edge" : "a verifier"],
     ["State", state.status === "ok" ? "ready" : `not ready: ${state.error ?? "no reason is known"}`],
     ["Large model", many ? null : model ? `${model.name}, ${model.context_tokens} tokens of context` : "not known"],
-    ["Draft model", many || service !== "edge" ? null : draft ? `${draft.model}, ${draft.slots} answers at a time${own ? `, ${condition(own)}` : ""}` : "none: drafts come from the text alone"],
+    ["Draft model", many || service !== "edge" ? null : draft ? `${draft.model}, ${draft.slots} answers at a time${own?.model ? `, ${condition(own)}` : ""}` : "none: drafts come from the text alone"],
     ["Vocabularies", many ? null : draft?.vocabularies],
     ["Judging", state.judge],
     ["Without drafts", WITHOUT_DRAFTS[state.fill]],
@@ -155,7 +162,7 @@ function served(state) {
   return listed(state.models.map(({ name, state: now, context_tokens: context, draft, verifiers: labels }) => [name, [
     now === "away" ? "away: no verifier can be reached" : now,
     context && `${context} tokens of context`,
-    draft ? `drafts by ${draft.model}, ${condition(draft)}` : "drafts from the text alone",
+    draft?.model ? `drafts by ${draft.model}, ${condition(draft)}` : "drafts from the text alone",
     labels.length && `at ${labels.map((label) => place(label, state)).join(" and ")}`,
   ].filter(Boolean).join("; ")]));
 }
