@@ -19,6 +19,7 @@ def test_each_client_can_be_copied_as_the_command_prints_it(visit: Visit) -> Non
     panel = visit.page.locator("#connect")
     panel.locator("summary", has_text="Codex").click()
     serious = visit.serious()
+    assert "null" not in panel.inner_text()  # nothing is said of other models
     panel.locator(".part .action").first.click()
 
     assert edge.key == NO_KEY

@@ -61,7 +61,7 @@ function draw(body, clients, models) {
   body.replaceChildren(
     h("p", {}, "On the machine of the client, ", h("code", {}, "picospec connect NAME --write"), " puts this where it belongs, and ",
       h("code", {}, "picospec launch NAME"), " runs it without a change of its files."),
-    models.length > 1 ? h("p", {}, "Clients begin with ", h("b", {}, models[0].id), "; those that can list several models have all of them.") : null,
+    ...(models.length > 1 ? [h("p", {}, "Clients begin with ", h("b", {}, models[0].id), "; those that can list several models have all of them.")] : []),
     ...clients.map(({ title, steps = [], parts }) => h("details", { class: "client", name: "client" },
       h("summary", {}, title), ...steps.map((step) => h("p", {}, step)), ...parts.map(part))));
 }
