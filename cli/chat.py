@@ -30,12 +30,16 @@ from picospec.cli.chat_client import (
     SILENCE_S,
     ChatError,
     Chunk,
+    Model,
     Progress,
     Race,
     Turn,
+    chosen,
     client_of,
+    distinct,
     empty_pool,
-    first_model,
+    model_to_ask,
+    models_of,
     stream_answer,
 )
 from picospec.cli.configuration import EdgePort, Keys, Url, edge_url, fail, first_key, visible
@@ -170,30 +174,35 @@ async def answer(
     console: Console,
     progress: Progress,
     *,
+    model: str | None = None,
     seed: int | None = None,
-) -> str:
-    """Stream one answer to the console; return its text. Raises ChatError.
+) -> tuple[Model, str]:
+    """Stream one answer to the console; return its model and its text. Raises ChatError.
 
-    progress: counts the answer. seed: None lets the service choose.
+    progress: counts the answer. model: None takes the first that is ready. seed: None lets the
+    service choose.
     """
-    model, pieces = await first_model(client), list[str]()
+    models, pieces = await models_of(client), list[str]()
+    used = model_to_ask(models, model)
+    name = used.id if len(distinct(models)) > 1 else ""
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         view = AnswerView(live)
         try:
-            stream = stream_answer(client, model, turns, seed=seed)
+            stream = stream_answer(client, used, turns, seed=seed)
             async with aclosing(stream):
                 async for chunk in stream:
                     pieces.append(chunk.text)
                     progress.add(chunk)
-                    view.add(chunk, str(progress))
+                    view.add(chunk, " · ".join(filter(None, (name, str(progress)))))
         finally:
             view.end()
-    return "".join(pieces)
+    return used, "".join(pieces)
 
 
 # `picospec chat`: questions and answers until the input ends, with commands in between.
 
-HELP: Final = """/system TEXT   what the model is told first; without a text, nothing
+HELP: Final = """/model NAME    which one answers from now on; without a name, the list
+/system TEXT   what the model is told first; without a text, nothing
 /seed NUMBER   of all answers from now on; without a number, another one each time
 /save FILE     this conversation, as JSON if the name ends so, else as text
 /proof         ask the large model alone for the last answer, and compare
@@ -206,6 +215,7 @@ MAX_SEED: Final = 2**31
 class Exchange:
     """A question and its answer, which took `seconds`."""
 
+    model: Model
     messages: Sequence[Turn]
     seed: int
     text: str
@@ -213,7 +223,8 @@ class Exchange:
 
 
 class Conversation:
-    """One conversation. draw_seed: returns a seed below MAX_SEED for each answer.
+    """One conversation. draw_seed: returns a seed below MAX_SEED for each answer. model: the
+    name of the one that answers; None: the first that is ready.
 
     An answer that fails or is interrupted is left out, and so is its question.
     """
@@ -223,8 +234,10 @@ class Conversation:
         connect: Callable[[], httpx.AsyncClient],
         console: Console,
         draw_seed: Callable[[], int],
+        model: str | None = None,
     ) -> None:
         self._connect, self._console, self._draw_seed = connect, console, draw_seed
+        self._model = model
         self._system, self._seed = "", ""
         self._turns: list[Turn] = []
         self._last: Exchange | None = None
@@ -257,6 +270,8 @@ class Conversation:
 
     def _run_command(self, command: str, text: str) -> None:
         match command:
+            case "model":
+                asyncio.run(self._choose(text.strip() or None))
             case "system":
                 self._system = text
             case "seed":
@@ -276,10 +291,24 @@ class Conversation:
         progress, began_s = Progress(time.monotonic), time.monotonic()
         messages = self._messages(turns)
         async with self._connect() as client:
-            text = await answer(client, messages, self._console, progress, seed=seed)
+            model, text = await answer(
+                client, messages, self._console, progress, model=self._model, seed=seed
+            )
         self._turns = [*turns, Turn("assistant", text)]
-        self._last = Exchange(messages, seed, text, time.monotonic() - began_s)
+        self._last = Exchange(model, messages, seed, text, time.monotonic() - began_s)
         self._race += progress.race
+
+    async def _choose(self, name: str | None) -> None:
+        """Have another model answer, or list them."""
+        async with self._connect() as client:
+            models = await models_of(client)
+        if name is not None:
+            self._model = chosen(models, name).id
+            return
+        current = self._model or chosen(models, None).id
+        for each in distinct(models):
+            mark, state = "*" if each.id == current else " ", " (away)" * each.is_away
+            self._console.print(f"{mark} {each.id}{state}", markup=False, highlight=False)
 
     async def _prove(self) -> None:
         if self._last is None:
@@ -307,8 +336,9 @@ def save(path: Path, messages: Sequence[Turn]) -> None:
 async def prove(client: httpx.AsyncClient, exchange: Exchange) -> str:
     """Ask the large model alone the same question with the same seed, and return a sentence
     that compares the answers. Raises ChatError, also if there is no edge."""
-    model, began_s = await first_model(client), time.monotonic()
-    stream = stream_answer(client, model, exchange.messages, DIRECT, seed=exchange.seed)
+    began_s = time.monotonic()
+    turns, seed = exchange.messages, exchange.seed
+    stream = stream_answer(client, exchange.model, turns, DIRECT, seed=seed)
     text = "".join([chunk.text async for chunk in stream])
     seconds = time.monotonic() - began_s
     if text != exchange.text:
@@ -329,14 +359,19 @@ def chat(
     url: Annotated[str | None, Option(help="Any OpenAI-compatible service.")] = None,
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
+    model: Annotated[str | None, Option(help="Of several, the one that answers.")] = None,
 ) -> None:
     """Talk to the model in this terminal; /help shows how.
 
     Ctrl-C ends an answer, Ctrl-D the conversation.
     """
     where = partial(client_of, edge_url(url, edge_port), first_key(api_keys), SILENCE_S)
-    _connected(url, edge_port, api_keys, first_model)  # says it at once if nobody answers
-    conversation = Conversation(where, Console(), partial(randrange, MAX_SEED))
+
+    async def check(client: httpx.AsyncClient) -> None:
+        chosen(await models_of(client), model)
+
+    _connected(url, edge_port, api_keys, check)  # says it at once if nobody answers
+    conversation = Conversation(where, Console(), partial(randrange, MAX_SEED), model)
     conversation.run(message_reader(user_file(os.environ).parent / "chat_history"))
 
 
@@ -415,9 +450,8 @@ async def ask_once(
     replaced; a file may have them. options: see `stream_answer`.
     """
     turns = [*([Turn("system", system)] if system else []), Turn("user", asked)]
-    first, text = await first_model(client), ""
-    chosen = first if model is None else msgspec.structs.replace(first, id=model)
-    async for chunk in stream_answer(client, chosen, turns, CHAT, **options):
+    used, text = model_to_ask(await models_of(client), model), ""
+    async for chunk in stream_answer(client, used, turns, CHAT, **options):
         if chunk.text:
             text = visible(chunk.text) if harmless else chunk.text
             put(text)

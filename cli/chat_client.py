@@ -66,6 +66,8 @@ class Model(msgspec.Struct):
     owned_by: str | None = ""
     max_model_len: int | None = None
     context_length: int | None = None
+    root: object = None
+    state: object = None
 
     def __post_init__(self) -> None:
         self.id = visible(self.id)
@@ -74,6 +76,17 @@ class Model(msgspec.Struct):
     def context_tokens(self) -> int:
         """The model's context, by any of the names that services use, or a small default."""
         return self.context_length or self.max_model_len or 4096
+
+    @property
+    def is_away(self) -> bool:
+        return self.state == "away"
+
+    @property
+    def is_settable(self) -> bool:
+        """True if a client's settings can list the model: it is no other service's, and its
+        context is known, which that of a model that was always away is not."""
+        known = self.context_length or self.max_model_len
+        return self.owned_by != "relayed" and bool(known or not self.is_away)
 
     @property
     def reports_speculation(self) -> bool:
@@ -119,9 +132,46 @@ async def empty_pool(client: httpx.AsyncClient) -> None:
     await _request(client, "DELETE", POOL)
 
 
+async def models_of(client: httpx.AsyncClient) -> Sequence[Model]:
+    """Return the models that the service offers, each under all its names."""
+    return _decoded(await _request(client, "GET", "/v1/models"), _Models).data
+
+
 async def first_model(client: httpx.AsyncClient) -> Model:
-    """Return the first model that the service offers."""
-    return _decoded(await _request(client, "GET", "/v1/models"), _Models).data[0]
+    """Return the first model that the service offers now."""
+    return chosen(await models_of(client), None)
+
+
+def distinct(models: Sequence[Model]) -> list[Model]:
+    """Return the models without further names of the same ones."""
+    names = {each.id for each in models}
+    return [each for each in models if str(each.root) not in names - {each.id}]
+
+
+def chosen(models: Sequence[Model], name: str | None) -> Model:
+    """Return the model of that name, or without a name the first that is ready and no other
+    service's, if there is one. Raises ChatError, which lists the names."""
+    if name is None:
+        ready = (each for each in models if not (each.is_away or each.owned_by == "relayed"))
+        return next(ready, models[0])
+    found = next((each for each in models if each.id == name), None)
+    if found is None:
+        raise ChatError(f"there is no model {name}; there are {listed(models)}")
+    if found.is_away:
+        raise ChatError(f"the model {name} is away; there are {listed(models)}")
+    return found
+
+
+def model_to_ask(models: Sequence[Model], name: str | None) -> Model:
+    """Return the model to ask. The service says whether it has that name: the fallback answers
+    for a model that is away."""
+    first = chosen(models, None)
+    return first if name is None else msgspec.structs.replace(first, id=name)
+
+
+def listed(models: Sequence[Model]) -> str:
+    """Return the models' names in a line."""
+    return ", ".join(f"{each.id} (away)" if each.is_away else each.id for each in models)
 
 
 async def _request(client: httpx.AsyncClient, method: str, path: str) -> bytes:

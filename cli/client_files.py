@@ -44,7 +44,9 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     variable `home` replaces the first folder of that path."""
 
     format: Format
-    text: tuple[str, ...]
+    text: tuple[str | tuple[str, ...], ...]
+    """The lines. A list of lines among them is there once for each model."""
+
     files: tuple[str, ...] = ()
     home: str = ""
 
@@ -89,17 +91,27 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """The edge as a client sees it. url: without a path. context: of the model, in tokens."""
+    """The edge as a client sees it. url: without a path. context: of the model, in tokens.
+    others: the same edge with each further model, for clients that can list several."""
 
     url: str
     model: str
     context: int
     key: str
+    others: tuple[Edge, ...] = ()
 
     def fill(self, part: Part) -> str:
         """Return the text of a part; each line ends with a newline."""
-        text = "\n".join([*part.text, ""])
-        return self.fill_line(text, _QUOTES.get(part.format, escaped))
+        quote = _QUOTES.get(part.format, escaped)
+        between = ",\n" if part.format == "json" else "\n"
+
+        def filled(line: str | tuple[str, ...]) -> str:
+            if isinstance(line, str):
+                return self.fill_line(line, quote)
+            lines = "\n".join(line)
+            return between.join(e.fill_line(lines, quote) for e in (self, *self.others))
+
+        return "".join(f"{filled(line)}\n" for line in part.text)
 
     def fill_line(self, text: str, quote: Callable[[str], str] = str) -> str:
         """Return a text with its values filled in, each passed through `quote`."""

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Option
 
-from picospec.cli.chat_client import ChatError, client_of, first_model
+from picospec.cli.chat_client import ChatError, chosen, client_of, distinct, models_of
 from picospec.cli.client_files import (
     Changed,
     Client,
@@ -40,17 +41,26 @@ from picospec.models.catalogue import user_file
 
 app = typer.Typer()
 
+ModelName = Annotated[str | None, Option("--model", help="Of several, the first one.")]
+
 NO_KEY = "none"
 """Clients that require a key get this one if the edge requires none."""
 
 
-def find_edge(url: str, key: str | None) -> Edge:
-    """Ask an edge for its model. Raises ChatError."""
+def find_edge(url: str, key: str | None, name: str | None = None) -> Edge:
+    """Ask an edge for its models. name: the one to begin with; None: the first that is ready.
+    Raises ChatError."""
 
     async def ask() -> Edge:
         async with client_of(url, key) as client:
-            model = await first_model(client)
-        return Edge(url.rstrip("/"), model.id, model.context_tokens, key or NO_KEY)
+            models = await models_of(client)
+        first = chosen(models, name)
+        more = [each for each in distinct(models) if each.is_settable and each.id != first.id]
+        edge, *others = (
+            Edge(url.rstrip("/"), each.id, each.context_tokens, key or NO_KEY)
+            for each in (first, *more)
+        )
+        return replace(edge, others=tuple(others))
 
     return asyncio.run(ask())
 
@@ -68,7 +78,7 @@ def show_list(clients: Mapping[str, Client], console: Console) -> None:
 
 def show(client: Client, edge: Edge, environ: Mapping[str, str], console: Console) -> None:
     """Print the settings to paste, and where to paste them."""
-    _warn_of_room(client, edge, console)
+    _say_first(client, edge, console)
     for step in client.steps:
         console.print(step, soft_wrap=True, highlight=False)
     for part in client.parts:
@@ -88,7 +98,7 @@ def write(
 
     Returns True if all could be written; the rest is shown, to be pasted. Raises OSError.
     """
-    _warn_of_room(client, edge, console)
+    _say_first(client, edge, console)
     done = [
         _write_part(client, part, edge, path, copies, console)
         for part in client.parts
@@ -134,7 +144,11 @@ def _difference(name: str, before: str, after: str) -> Iterator[tuple[str, str]]
         yield line, styles.get(line[0], "dim")
 
 
-def _warn_of_room(client: Client, edge: Edge, console: Console) -> None:
+def _say_first(client: Client, edge: Edge, console: Console) -> None:
+    """Say which of several models the client begins with, and whether that has enough room."""
+    if edge.others:
+        others = ", ".join(each.model for each in edge.others)
+        _print(console, f"The model is {edge.model}; --model takes another: {others}")
     if edge.context < 2 * client.first_request_tokens:
         console.print(
             f"{client.title} begins with about {client.first_request_tokens} tokens of its own,"
@@ -161,6 +175,7 @@ def connect(
     ] = None,
     writes: Annotated[bool, Option("--write", help="Put it into the client's files.")] = False,
     undoes: Annotated[bool, Option("--undo", help="Take back what --write did.")] = False,
+    model: ModelName = None,
     url: Url = None,
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
@@ -173,7 +188,7 @@ def connect(
         asked = _client(client)
         if undoes:
             return undo(asked, copies, console)
-        edge = find_edge(edge_url(url, edge_port), first_key(api_keys))
+        edge = find_edge(edge_url(url, edge_port), first_key(api_keys), model)
         if not writes:
             show(asked, edge, os.environ, console)
         elif not write(asked, edge, os.environ, copies, console):
@@ -189,6 +204,7 @@ def launch(
         str,
         Argument(help="See picospec connect. Its arguments: after --.", autocompletion=_names),
     ],
+    model: ModelName = None,
     url: Url = None,
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
@@ -196,7 +212,7 @@ def launch(
     """Run a client for this edge, and change none of its files."""
     asked = _client(client)
     try:
-        edge = find_edge(edge_url(url, edge_port), first_key(api_keys))
+        edge = find_edge(edge_url(url, edge_port), first_key(api_keys), model)
         status = run_client(asked, edge, context.args, os.environ)
     except (ChatError, NotLaunched, OSError) as error:
         fail(error)

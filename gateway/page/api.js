@@ -28,6 +28,7 @@ const ADVICE = {
   rate_limit_exceeded: ["Your API key is at one of its limits.", "Wait a little, then try again."],
   context_length_exceeded: ["This conversation does not fit into the model's context.",
     "Begin a new conversation, shorten the file, or lower the limit of tokens."],
+  model_not_found: ["The service has no such model.", "Choose another one at the top of the page, then try again."],
   400: [null, "Change what it names, in the settings or in the question, and send again."],
   404: [null, "Is this page as old as the service? Load it again."],
   413: ["The question is larger than the service accepts.", "Send a shorter file."],

@@ -4,6 +4,7 @@ import { $ } from "./dom.js";
 import { change, running, settings } from "./store.js";
 import { Composer } from "./chat/composer.js";
 import { ConversationView } from "./chat/conversation.js";
+import { Models } from "./panels/models.js";
 import { Sidebar } from "./panels/sidebar.js";
 import { openConnect } from "./panels/connect.js";
 import { openSettings } from "./panels/settings.js";
@@ -26,7 +27,8 @@ function drawTheme() {
 const editSettings = () => openSettings({ themed: drawTheme, keyed: () => service.look() });
 
 let conversation = null;
-const service = new Service(() => conversation?.isEmpty && conversation.draw(0));
+const models = new Models({ kept: () => conversation?.kept.model, choose: (name) => conversation.choose(name) });
+const service = new Service(models, () => conversation?.isEmpty && conversation.draw(0));
 const sidebar = new Sidebar({ open: (id) => conversation.open(id), current: () => conversation?.id });
 const composer = new Composer({
   ask: (text, files) => conversation.ask(text, files),
@@ -35,15 +37,17 @@ const composer = new Composer({
 });
 conversation = new ConversationView({
   isEdge: () => service.isEdge,
+  model: () => models.chosen?.name ?? null,
   openSettings: editSettings,
   changed: () => {
     sidebar.draw();
     composer.draw();
+    service.draw();
   },
 });
 
 addEventListener("pagehide", () => conversation.save(conversation.kept));
-$("open-connect").addEventListener("click", openConnect);
+$("open-connect").addEventListener("click", () => openConnect(models.chosen?.name));
 $("open-settings").addEventListener("click", editSettings);
 $("open-status").addEventListener("click", () => service.open());
 $("theme").addEventListener("click", () => {

@@ -1,7 +1,7 @@
 // Stores conversations and settings in this browser's localStorage, and nowhere else.
 //
-// A conversation is {id, turns}; its title is in a list of all titles, so that no conversation has
-// to be read to show the list. A turn is {role, content, ...}; an answer also has what the race
+// A conversation is {id, turns, model}; its title and its model, if it has chosen one of several, are
+// in a list of all conversations, so that none has to be read to show the list. A turn is {role, content, ...}; an answer also has what the race
 // showed (see chat/asking.js).
 
 const SETTINGS = "picospec.settings";
@@ -9,7 +9,7 @@ const LIST = "picospec.conversations";
 const PREFIX = "picospec.conversation.";
 
 const DEFAULTS = {
-  key: "", system: "", temperature: "", top_p: "", max_tokens: "", seed: "", tools: "",
+  key: "", system: "", temperature: "", top_p: "", max_tokens: "", seed: "", tools: "", model: "",
   colours: true, steady: true, theme: "auto",
 };
 
@@ -46,7 +46,7 @@ export function change(values) {
   }
 }
 
-// Returns all conversations as {id, title}, the last changed one first.
+// Returns all conversations as {id, title, model}, the last changed one first.
 export function list() {
   return read(LIST, []);
 }
@@ -72,7 +72,7 @@ export function begin() {
 export function load(id) {
   const turns = read(PREFIX + id, null);
   for (const turn of turns ?? []) if (turn.state === "running" && !turn.answer) turn.state = "stopped";
-  return turns && { id, turns };
+  return turns && { id, turns, model: list().find((kept) => kept.id === id)?.model };
 }
 
 // Returns the id of the conversation that was changed last if its answer runs, or null.
@@ -83,17 +83,17 @@ export function running() {
 
 // Stores a conversation that has turns, unless it was deleted. Its first question is its title.
 export function save(conversation) {
-  const { id, turns, isNew } = conversation;
+  const { id, turns, model, isNew } = conversation;
   const known = list().find((other) => other.id === id);
   if (!turns.length || (!known && !isNew)) return;
   write(PREFIX + id, turns);
   const title = known?.title ?? (turns[0].content.trim().slice(0, 60) || "A file");
-  write(LIST, [{ id, title }, ...list().filter((other) => other.id !== id)]);
+  write(LIST, [{ id, title, model }, ...list().filter((other) => other.id !== id)]);
   conversation.isNew = false;
 }
 
 export function rename(id, title) {
-  write(LIST, list().map((kept) => (kept.id === id ? { id, title } : kept)));
+  write(LIST, list().map((kept) => (kept.id === id ? { ...kept, title } : kept)));
 }
 
 export function remove(id) {

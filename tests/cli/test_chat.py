@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ DIRECT = "/v1/picospec/direct/chat/completions"
 
 
 class Service:
-    """It says "one", then "two" and so on; alone, what `alone` says."""
+    """It says "one", then "two" and so on; alone, what `alone` says. models: further ones."""
 
-    def __init__(self, alone: str = "one") -> None:
+    def __init__(self, alone: str = "one", models: Sequence[dict[str, str]] = ()) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self._alone = alone
+        self._models = [{"id": "m", "owned_by": "picospec"}, *models]
 
     def __call__(self) -> httpx.AsyncClient:
         transport = httpx.MockTransport(self._respond)
@@ -52,7 +53,7 @@ class Service:
     def _respond(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
         if path == "/v1/models":
-            return httpx.Response(200, json={"data": [{"id": "m", "owned_by": "picospec"}]})
+            return httpx.Response(200, json={"data": self._models})
         self.asked.append((path, json.loads(request.content)))
         words = ("one", "two", "three")[sum(path != DIRECT for path, _ in self.asked) - 1]
         delta = {"delta": {"content": self._alone if path == DIRECT else words}}
@@ -138,6 +139,49 @@ def test_a_proof_asks_the_large_model_alone_the_same(alone: str, verdict: str) -
     assert asked["seed"] == again["seed"]
     assert roles(asked["messages"]) == roles(again["messages"]) == ["s:S", "u:a"]
     assert "stream_options" not in again
+
+
+SEVERAL = (
+    {"id": "n", "owned_by": "picospec"},
+    {"id": "o", "owned_by": "picospec", "state": "away"},
+    {"id": "gpt", "owned_by": "picospec", "root": "m"},
+)
+
+
+def test_another_model_answers_once_it_is_chosen_and_proves_what_it_said() -> None:
+    service = Service(models=SEVERAL)
+
+    shown = chat(service, "a", "/model", "/model n", "b", "/model gpt", "/proof", "c")
+
+    assert bodies(service, "model") == [["m"], ["n"], ["n"], ["gpt"]]
+    assert "* m\n  n\n  o (away)\n" in shown
+    assert all(f"{name} · " in shown for name in ("m", "n", "gpt"))
+    assert " · " not in chat(Service(), "a")  # one model needs no name
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("x", "there is no model x"), ("o", "the model o is away")]
+)
+def test_a_model_that_cannot_answer_is_refused_with_a_list(name: str, reason: str) -> None:
+    service = Service(models=SEVERAL)
+
+    shown = " ".join(chat(service, f"/model {name}", "a").split())
+
+    assert f"{reason}; there are m, n, o (away), gpt" in shown
+    assert bodies(service, "model") == [["m"]]
+
+
+@pytest.mark.parametrize(
+    ("data", "first"),
+    [
+        ([{"id": "a", "state": "away"}, {"id": "b"}], "b"),
+        ([{"id": "a", "state": "away"}, {"id": "b", "owned_by": "relayed"}], "a"),
+        ([{"id": "a", "state": {"value": "loaded"}, "root": 3}, {"id": "b"}], "a"),
+    ],
+)
+async def test_the_first_model_is_one_that_is_ready(data: list[object], first: str) -> None:
+    async with service(models=json.dumps({"data": data})) as client:
+        assert (await first_model(client)).id == first
 
 
 def test_a_chat_ends_with_how_fast_it_was_where_that_is_known() -> None:
@@ -274,7 +318,7 @@ async def test_an_answer_is_the_pieces_of_its_stream() -> None:
     events = (view_event(""), view_event("Hello\nwor"), link, view_event("ld"), DONE)
 
     async with service(*events) as client:
-        text = await answer(client, TURNS, screen, Progress(time.monotonic))
+        _, text = await answer(client, TURNS, screen, Progress(time.monotonic))
 
     assert text == "Hello\nworld"
     for part in ("Hello", "world", "RTT 50 ms"):
@@ -315,7 +359,9 @@ async def test_what_other_services_leave_empty_is_no_error() -> None:
     events = ('data: {"choices": null}\n\n', view_event("hi"), DONE)
 
     async with service(*events, models=models) as client:
-        assert await answer(client, TURNS, Screen(), Progress(time.monotonic)) == "hi"
+        _, text = await answer(client, TURNS, Screen(), Progress(time.monotonic))
+
+    assert text == "hi"
 
 
 async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> None:
@@ -323,7 +369,7 @@ async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> Non
     delta = {"choices": [{"delta": {"reasoning_content": "Let me see."}}]}
 
     async with service(f"data: {json.dumps(delta)}\n\n", view_event("Yes."), DONE) as client:
-        text = await answer(client, TURNS, screen, Progress(time.monotonic))
+        _, text = await answer(client, TURNS, screen, Progress(time.monotonic))
 
     assert text == "Yes."
     assert "\x1b[2mLet me see.\x1b[0m\n" in screen.text

@@ -25,6 +25,14 @@ def url() -> Iterator[str]:
     service.stop()
 
 
+@pytest.fixture(scope="module")
+def several() -> Iterator[str]:
+    service = Serving({"words-2": "ready", "words-3": "away"})
+    service.start()
+    yield service.url
+    service.stop()
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("XDG_CONFIG_HOME", "PICOSPEC_CONFIG_DIR", "CODEX_HOME"):
@@ -54,6 +62,28 @@ def test_an_edge_is_connected_and_that_is_taken_back(url: str, home: Path) -> No
     assert f'+model = "{MODEL}"' in written
     assert f"{file} is as it was" in undone
     assert not file.parent.exists()
+
+
+def test_of_several_models_one_is_named(several: str) -> None:
+    at = ("--url", several)
+
+    first, named = (
+        said("connect", "codex", *at),
+        said("connect", "codex", "--model", "words-2", *at),
+    )
+    listing = said("connect", "opencode", "--model", "words-2", *at)
+
+    assert f'model = "{MODEL}"' in first
+    assert "The model is words-2; --model takes another: words-1\n" in named
+    assert 'model = "words-2"\n' in named
+    assert all(f'"name": "{name}"' in listing for name in (MODEL, "words-2"))
+    assert not any(name in listing for name in ("words-3", "alias", "embed"))
+    for asked in (("chat",), ("connect", "codex"), ("launch", "codex")):
+        refused = said(*asked, "--model", "nosuch", *at, status=1)
+        assert (
+            "no model nosuch; there are words-1, words-2, words-3 (away), alias, embed"
+            in refused
+        )
 
 
 def test_what_cannot_be_done_is_one_line(url: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,22 @@ def test_each_text_is_of_its_format_whatever_the_names_are(client: Client, part:
         assert shlex.split(text.splitlines()[-1]) == ["export", "OPENAI_API_KEY=k$ey"]
     assert "${" not in text
     assert EDGE.url in text or client.name == "aider"
+
+
+def test_a_client_that_can_list_models_lists_all_and_begins_with_the_first() -> None:
+    others = tuple(replace(EDGE, model=name, context=8) for name in ("b", "c: #"))
+    edge, listing = replace(EDGE, others=others), set()
+
+    for client in CLIENTS.values():
+        for part in client.parts:
+            alone, text = EDGE.fill(part), edge.fill(part)
+            if text != alone:
+                read = str(READERS[part.format](text))
+                assert all(each.model in read for each in others)
+                listing.add(client.name)
+
+    assert listing == {"opencode", "aider", "continue", "zed", "vscode"}
+    assert 'model": "picospec/a ' in edge.fill(CLIENTS["opencode"].parts[0])
 
 
 @pytest.mark.parametrize("name", [client.name for client in CLIENTS.values()])

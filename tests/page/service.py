@@ -17,6 +17,8 @@ from itertools import count
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -40,6 +42,12 @@ from picospec.speculation.messages import TokenLogprob
 from tests.page.answers import FAULT, text_of
 
 MODEL = "words-1"
+CONTEXTS = {MODEL: 4_000_000, "words-2": 32_768, "words-3": None}
+DRAFTS: Mapping[str, Json | None] = {
+    MODEL: {"model": "small-1", "state": "loaded", "bytes": 415_000_000},
+    "words-2": {"model": "small-2", "state": "asleep", "bytes": 1_200_000_000},
+    "words-3": None,
+}
 DIRECT = "/v1/picospec/direct/chat/completions"
 END = 0
 
@@ -94,6 +102,9 @@ class PageEngine:
     alone: bool = False
     """Whether it is the target alone, without an edge."""
 
+    more: dict[str, str] = field(default_factory=dict)
+    """Further models that the same words answer for: "words-2", "words-3", and their states."""
+
     jobs: list[Job] = field(default_factory=list)
     closed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Released once by each answer that has ended."""
@@ -102,6 +113,10 @@ class PageEngine:
         """Forget what a test has done."""
         self.pass_s, self.down = 0.02, False
         self.jobs.clear()
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {MODEL: "away" if self.down else "ready", **self.more}
 
     def origins_of(self, text: str) -> list[str]:
         """Return the origin of each character of an answer."""
@@ -203,7 +218,9 @@ def page_app(engine: PageEngine, **settings: object) -> FastAPI:
     async def source(_: str) -> Tokenizer:
         return engine.words
 
-    given, about = GatewaySettings.model_validate(settings), partial(_about, engine)
+    aliases = {"model_aliases": [*engine.more]}
+    given = GatewaySettings.model_validate({**aliases, **settings})
+    about = partial(_about, engine)
     if engine.alone:
         return create_app(one_model(engine, source, given), given)
     app, relay = (
@@ -211,6 +228,8 @@ def page_app(engine: PageEngine, **settings: object) -> FastAPI:
         Relay(engine, settings),
     )
     app.router.routes.insert(0, Route(DIRECT, relay, methods=["POST"]))
+    if engine.more:
+        app.router.routes.insert(0, Route("/v1/models", partial(_listed, engine)))
     return app
 
 
@@ -228,14 +247,50 @@ class Relay:
         await self._app(scope, receive, send)
 
 
+async def _listed(engine: PageEngine, _: Request) -> JSONResponse:
+    """List the models as an edge of several does, with a second name and another service's."""
+    about = {"object": "model", "created": 0, "owned_by": "picospec"}
+    data: list[dict[str, object]] = [
+        {"id": name, **about, "root": name}
+        | ({"state": state} if state == "away" else {})
+        | ({"max_model_len": length} if (length := CONTEXTS[name]) else {})
+        for name, state in engine.states.items()
+    ]
+    data.append({"id": "alias", **about, "root": MODEL, "max_model_len": CONTEXTS[MODEL]})
+    data.append({"id": "embed", **about, "owned_by": "relayed"})
+    return JSONResponse({"object": "list", "data": data})
+
+
+def _models(engine: PageEngine) -> dict[str, object]:
+    """Return what an edge of several models says of them."""
+    reasons = (("words-2", "prefix", 4.2), (MODEL, "near", 95.0), ("words-2", "only", 700.0))
+    return {
+        "models": [
+            {"name": name, "state": state, "verifiers": [f"v{number}"]}
+            | {"context_tokens": CONTEXTS[name], "draft": DRAFTS[name]}
+            for number, (name, state) in enumerate(engine.states.items(), 1)
+        ],
+        "placed": [
+            {"model": name, "verifier": f"v{name[-1]}", "reason": why, "seconds_ago": ago}
+            for name, why, ago in reasons
+        ],
+    }
+
+
 async def _about(engine: PageEngine) -> dict[str, object]:
     """Return what an edge says of itself."""
-    verifier = {"url": "http://127.0.0.1:9000", "in_use": True, "ready": not engine.down}
-    verifier |= {"rtt_ms": 24.5, "load": 0.1, "sessions": 0, "identity": "5f0c", "version": "1"}
+    verifier = {"rtt_ms": 24.5, "load": 0.1, "sessions": 0, "identity": "5f0c", "version": "1"}
     verifier |= {"gains": {"draft": {"cost": 1.1, "worth": 1.304, "trials": 2}}}
     draft = {"model": "small-1", "vocabularies": "same", "slots": 4}
     state = {"service": "edge", "protocol": 3, "judge": "coupled", "fill": "auto"}
-    return state | {"lookup": True, "draft": draft, "verifiers": [verifier]}
+    verifiers = [
+        verifier
+        | {"url": f"http://127.0.0.1:900{n}", "verifier": f"v{n + 1}"}
+        | {"ready": model == "ready", "in_use": model == "ready"}
+        for n, model in enumerate(engine.states.values())
+    ]
+    several = _models(engine) if engine.more else {}
+    return state | {"lookup": True, "draft": draft, "verifiers": verifiers, **several}
 
 
 if __name__ == "__main__":

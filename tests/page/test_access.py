@@ -132,6 +132,7 @@ def test_a_phone_shows_the_welcome_from_its_top_with_the_models_and_room_to_touc
 ) -> None:
     page = visit.page
     page.locator("#models", has_text="small-1 drafts · words-1 judges").wait_for()
+    assert page.locator("#models select").count() == 0
     head = page.locator(".welcome h2").bounding_box()
     assert head["y"] > page.locator(".top").bounding_box()["height"]
     small = {"welcome": visit.evaluate(TOUCHED)}

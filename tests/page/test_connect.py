@@ -19,6 +19,7 @@ def test_each_client_can_be_copied_as_the_command_prints_it(visit: Visit) -> Non
     panel = visit.page.locator("#connect")
     panel.locator("summary", has_text="Codex").click()
     serious = visit.serious()
+    assert "null" not in panel.inner_text()  # nothing is said of other models
     panel.locator(".part .action").first.click()
 
     assert edge.key == NO_KEY
@@ -41,6 +42,6 @@ def test_a_key_is_copied_and_not_shown_whatever_it_is(visit: Visit) -> None:
     assert "very-secret" not in (shown or "")
     for client in read_clients().values():
         for part in client.parts:
-            given = [{"format": part.format, "text": part.text}, values]
+            given = [{"format": part.format, "text": part.text}, [values]]
             script = "async (a) => (await import('/page/panels/connect.js')).fill(...a)"
             assert visit.evaluate(script, given) == edge.fill(part)

@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,8 +46,8 @@ def origins_kept(turn: dict[str, Any]) -> list[str]:
 class Serving:
     """The scripted service. It may be stopped in the middle of an answer, and started again."""
 
-    def __init__(self, **settings: object) -> None:
-        self.engine = PageEngine()
+    def __init__(self, more: Mapping[str, str] | None = None, **settings: object) -> None:
+        self.engine = PageEngine(more=dict(more or {}))
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._settings = settings

@@ -30,7 +30,7 @@ export class AnswerView {
     this.calls = h("div");
     this.after = h("div");
     this.strip = new Strip();
-    this.element = h("article", { class: "turn answer" }, h("h2", {}, "PicoSpec"),
+    this.element = h("article", { class: "turn answer" }, h("h2", {}, ["PicoSpec", turn.request?.model].filter(Boolean).join(" · ")),
       this.thoughts, this.text, this.calls, this.strip.element, this.after);
     this.shown = 0;
     this.next = 0;

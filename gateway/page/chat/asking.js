@@ -74,9 +74,10 @@ export class Asking {
     return Object.assign(asking, { turn, race, abort: new AbortController(), seen: 0, isJoined: true });
   }
 
-  constructor(turns) {
+  // model: the name of one of several; null where there is one.
+  constructor(turns, model) {
     const { system } = settings();
-    const request = asked();
+    const request = model ? { ...asked(), model } : asked();
     this.body = { ...request, messages: messages(turns, system) };
     this.turn = { role: "assistant", content: "", reasoning: "", calls: [], request, system, state: "running", begun: Date.now() };
     this.race = new Race(performance.now());

@@ -1,14 +1,14 @@
 // Shows the current conversation: its turns, and asking, editing and regenerating in it.
 
 import { $, action, announce, h } from "../dom.js";
-import { Full, begin, load, save } from "../store.js";
+import { Full, begin, change, load, save } from "../store.js";
 import { AnswerView } from "./answer.js";
 import { Asking } from "./asking.js";
 import { prove } from "../race/prove.js";
 import { welcome } from "./welcome.js";
 
 export class ConversationView {
-  // page: {isEdge(), changed(), openSettings()}, provided by the rest of the page.
+  // page: {isEdge(), model(), changed(), openSettings()}, provided by the rest of the page.
   constructor(page) {
     this.page = page;
     this.element = $("conversation");
@@ -41,6 +41,14 @@ export class ConversationView {
 
   get id() {
     return this.kept.id;
+  }
+
+  // Has another model answer from now on; the next conversation begins with it, too.
+  choose(model) {
+    this.kept.model = model;
+    change({ model });
+    this.save(this.kept);
+    this.page.changed();
   }
 
   // Draws the turns from the i-th on; the turns before it stay unchanged.
@@ -145,11 +153,12 @@ export class ConversationView {
     this.stop();
     const { kept } = this;
     kept.turns.splice(i);
+    kept.model = this.page.model() ?? kept.model;
     this.draw(i);
     if (document.activeElement === document.body) this.element.focus();
     this.save(kept);
     try {
-      return this.run(new Asking(kept.turns), kept, i);
+      return this.run(new Asking(kept.turns, this.page.model()), kept, i);
     } catch (error) {
       return this.refused(error, i);
     }
