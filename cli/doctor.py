@@ -56,6 +56,11 @@ class Finding:
     warns: bool = False
     """The check is ok, but could be better: the remedy describes how."""
 
+    @property
+    def advice(self) -> str:
+        """What to do; empty if all is well."""
+        return self.remedy if self.warns or not self.ok else ""
+
 
 def report(findings: Sequence[Finding], console: Console) -> bool:
     """Print a table of the findings; return True if all are ok."""
@@ -63,8 +68,8 @@ def report(findings: Sequence[Finding], console: Console) -> bool:
     for finding in findings:
         warns = finding.ok and finding.warns
         mark = "[yellow]warn[/]" if warns else "[green]ok[/]" if finding.ok else "[red]fail[/]"
-        remedy = finding.remedy if warns or not finding.ok else ""
-        texts = (escape(visible(text)) for text in (finding.subject, finding.found, remedy))
+        row = (finding.subject, finding.found, finding.advice)
+        texts = (escape(visible(text)) for text in row)
         table.add_row(mark, *texts)
     console.print(table)
     return all(finding.ok for finding in findings)
@@ -331,9 +336,11 @@ def check_vocabulary(relation: Relation, judge: Judge) -> Finding:
         "padded": "the draft model has the target's tokens; padding is never drawn",
         "different": "the draft model has other tokens, which are translated",
     }
-    remedy = 'judge = "coupled", or a draft model of the target\'s family'
-    ok = relation != "different" or judge == "coupled"
-    return Finding("vocabulary", ok, f"{relation}: {found[relation]}", remedy)
+    same, ok = relation != "different", relation != "different" or judge == "coupled"
+    remedy = "a draft model of the target's family gains more"
+    if not ok:
+        remedy = 'judge = "coupled", or a draft model of the target\'s family'
+    return Finding("vocabulary", ok, f"{relation}: {found[relation]}", remedy, warns=not same)
 
 
 async def check_pace(measuring: Awaitable[Pace]) -> list[Finding]:
