@@ -192,8 +192,11 @@ def told(found: Sequence[Finding]) -> list[str]:
     """Return lines of the doctor's last finding, and of those before it with an advice. That on
     the context is left out: it matters to agents alone."""
     bad = [each for each in found[:-1] if each.advice and each.subject != "context"]
-    said = [(each.subject.capitalize(), each.found, each.advice) for each in (*bad, found[-1])]
-    return [visible(f"{subject}: {'; '.join(filter(None, says))}.") for subject, *says in said]
+    return [
+        visible(f"{each.subject.capitalize()}: {each.found}.")
+        + visible(f" What to do: {each.advice}." if each.advice else "")
+        for each in (*bad, found[-1])
+    ]
 
 
 async def up_at_a_distance(plan: Plan, rtt_ms: float, console: Console) -> None:

@@ -278,7 +278,8 @@ def test_up_tells_the_gain_and_what_would_make_it_larger() -> None:
 
     lines = told([short, check_vocabulary("padded", "coupled"), foreign, gain])
 
-    assert lines == [f"Vocabulary: {foreign.found}; {foreign.advice}.", f"Gain: {gain.found}."]
+    assert lines[0] == f"Vocabulary: {foreign.found}. What to do: {foreign.advice}."
+    assert lines[1:] == [f"Gain: {gain.found}."]
 
 
 FAST: Final = Pace(0.08, 0.004, 1.05, 0.01, 0.012, 0.05, {"code": 0.9, "prose": 0.5})
