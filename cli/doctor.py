@@ -64,7 +64,9 @@ class Finding:
 
 def report(findings: Sequence[Finding], console: Console) -> bool:
     """Print a table of the findings; return True if all are ok."""
-    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
+    table = Table("", box=None, pad_edge=False)
+    for name in ("what", "found", "what to do"):
+        table.add_column(name, overflow="fold")  # what to do is to be copied whole
     for finding in findings:
         warns = finding.ok and finding.warns
         mark = "[yellow]warn[/]" if warns else "[green]ok[/]" if finding.ok else "[red]fail[/]"
@@ -273,7 +275,10 @@ def not_reached(error: ApiError, url: str) -> list[Finding]:
         return [Finding("verifier", False, found, f"its operator runs: {START_PLUGIN}")]
     if urlsplit(url).hostname in LOOPBACK and "refused" in error.message:
         return [Finding("verifier", True, "not running here; picospec up starts it")]
-    remedy = "check the address, the firewall, and the verifier's own log"
+    remedy = (
+        "check the address (https:// if the server has a certificate), the firewall, and the"
+        " verifier's own log"
+    )
     if isinstance(error, EngineFault):
         remedy = "is this the address of another service?"
     return [Finding("verifier", False, error.message, remedy)]
@@ -306,6 +311,10 @@ async def check_drafting(
         return [Finding("draft model", False, str(error), INSTALL)]
     except ModelError as error:
         remedy = f"picospec models pull --as draft {name}"
+        if isinstance(error, NotPulled):
+            remedy += ": then the doctor times it"
+            found = f"{name} is not here; an edge fetches it when it starts"
+            return [Finding("draft model", True, found, remedy, warns=True)]
         return [Finding("draft model", False, str(error), remedy)]
     with closing(model):
         relation = relate(target, model.vocabulary)
