@@ -56,15 +56,22 @@ class Finding:
     warns: bool = False
     """The check is ok, but could be better: the remedy describes how."""
 
+    @property
+    def advice(self) -> str:
+        """What to do; empty if all is well."""
+        return self.remedy if self.warns or not self.ok else ""
+
 
 def report(findings: Sequence[Finding], console: Console) -> bool:
     """Print a table of the findings; return True if all are ok."""
-    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
+    table = Table("", box=None, pad_edge=False)
+    for name in ("what", "found", "what to do"):
+        table.add_column(name, overflow="fold")  # what to do is to be copied whole
     for finding in findings:
         warns = finding.ok and finding.warns
         mark = "[yellow]warn[/]" if warns else "[green]ok[/]" if finding.ok else "[red]fail[/]"
-        remedy = finding.remedy if warns or not finding.ok else ""
-        texts = (escape(visible(text)) for text in (finding.subject, finding.found, remedy))
+        row = (finding.subject, finding.found, finding.advice)
+        texts = (escape(visible(text)) for text in row)
         table.add_row(mark, *texts)
     console.print(table)
     return all(finding.ok for finding in findings)
@@ -268,7 +275,10 @@ def not_reached(error: ApiError, url: str) -> list[Finding]:
         return [Finding("verifier", False, found, f"its operator runs: {START_PLUGIN}")]
     if urlsplit(url).hostname in LOOPBACK and "refused" in error.message:
         return [Finding("verifier", True, "not running here; picospec up starts it")]
-    remedy = "check the address, the firewall, and the verifier's own log"
+    remedy = (
+        "check the address (https:// if the server has a certificate), the firewall, and the"
+        " verifier's own log"
+    )
     if isinstance(error, EngineFault):
         remedy = "is this the address of another service?"
     return [Finding("verifier", False, error.message, remedy)]
@@ -301,6 +311,10 @@ async def check_drafting(
         return [Finding("draft model", False, str(error), INSTALL)]
     except ModelError as error:
         remedy = f"picospec models pull --as draft {name}"
+        if isinstance(error, NotPulled):
+            remedy += ": then the doctor times it"
+            found = f"{name} is not here; an edge fetches it when it starts"
+            return [Finding("draft model", True, found, remedy, warns=True)]
         return [Finding("draft model", False, str(error), remedy)]
     with closing(model):
         relation = relate(target, model.vocabulary)
@@ -331,9 +345,11 @@ def check_vocabulary(relation: Relation, judge: Judge) -> Finding:
         "padded": "the draft model has the target's tokens; padding is never drawn",
         "different": "the draft model has other tokens, which are translated",
     }
-    remedy = 'judge = "coupled", or a draft model of the target\'s family'
-    ok = relation != "different" or judge == "coupled"
-    return Finding("vocabulary", ok, f"{relation}: {found[relation]}", remedy)
+    same, ok = relation != "different", relation != "different" or judge == "coupled"
+    remedy = "a draft model of the target's family gains more"
+    if not ok:
+        remedy = 'judge = "coupled", or a draft model of the target\'s family'
+    return Finding("vocabulary", ok, f"{relation}: {found[relation]}", remedy, warns=not same)
 
 
 async def check_pace(measuring: Awaitable[Pace]) -> list[Finding]:

@@ -137,7 +137,8 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 
 def agreed(context: Context, prompt: str, answer: str) -> float:
-    """Return the share of an answer's tokens that are the draft model's best ones there."""
+    """Return the share of such tokens that are the draft model's best ones there, as a short
+    answer tells it: by Laplace's rule of succession, so that none is thought certain."""
     model = context.model
     before, after = (model.tokenize(text, special=False) for text in (prompt, prompt + answer))
     tokens = [*model.raw_beginning, *after][:CONTEXT_TOKENS]
@@ -145,7 +146,7 @@ def agreed(context: Context, prompt: str, answer: str) -> float:
     context.truncate(0, 0)
     context.decode([Segment(0, 0, tokens[:-1], rows)])
     best = [int(context.logits(row).argmax()) for row in range(rows)]
-    return sum(map(int.__eq__, best, tokens[-rows:])) / rows
+    return (1 + sum(map(int.__eq__, best, tokens[-rows:]))) / (2 + rows)
 
 
 def _steps(context: Context, stop: Event, count: int | None = None) -> list[float]:
@@ -207,6 +208,7 @@ class Target:
 
     async def row_s(self, prompt: str) -> float:
         """Return how much each further row of a pass adds, by reading more of a prompt."""
+        await self._timed(prompt, 1)  # a longer answer may have taken the prompt's place
         known_s, known = await self._timed(prompt, 1)
         more_s, more = await self._timed(prompt + LONGER, 1)
         rows = more.usage.prompt_tokens - known.usage.prompt_tokens

@@ -20,7 +20,7 @@ from rich.markup import escape
 from picospec.bench.link import Conditions, Link
 from picospec.cli.chat_client import ChatError, client_of, first_model
 from picospec.cli.configuration import HOST, SERVICES, visible
-from picospec.cli.doctor import bind_error, check_edge
+from picospec.cli.doctor import Finding, bind_error, check_edge
 from picospec.edge_agent.draft.loading import AUTO
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.hosting.limits import Pins
@@ -179,21 +179,32 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         console.print(f"Open [bold]{plan.edge_url}/[/] in a browser.", highlight=False)
         ready.set()
-        console.print(await _expectation(plan), markup=False, highlight=False, soft_wrap=True)
+        for line in await _expectation(plan):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped, restarts=ready)
 
 
-async def _expectation(plan: Plan) -> str:
-    """Return a line that says what the edge will gain here, or why that is not known."""
+async def _expectation(plan: Plan) -> list[str]:
+    """Return lines that say what the edge will gain here, or why that is not known."""
     try:
         found = await check_edge(plan.edge_settings)
     except (ValueError, OSError) as error:
-        return f"What drafting gains here is not known: {error}"
-    last = found[-1]
-    return visible(f"{last.subject.capitalize()}: {last.found}.")
+        return [f"What drafting gains here is not known: {error}"]
+    return told(found)
+
+
+def told(found: Sequence[Finding]) -> list[str]:
+    """Return lines of the doctor's last finding, and of those before it with an advice. That on
+    the context is left out: it matters to agents alone."""
+    bad = [each for each in found[:-1] if each.advice and each.subject != "context"]
+    return [
+        visible(f"{each.subject.capitalize()}: {each.found}.")
+        + visible(f" What to do: {each.advice}." if each.advice else "")
+        for each in (*bad, found[-1])
+    ]
 
 
 async def up_at_a_distance(plan: Plan, rtt_ms: float, console: Console) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
+import structlog
 import typer
 import uvicorn
 from fastapi import FastAPI
@@ -45,7 +46,10 @@ from picospec.speculation.messages import Fill, Judge
 # model. Until then /health answers 200, and everything else a 503 that says so.
 
 T = TypeVar("T")
-LOADING: Final = Unavailable("the edge is loading its draft model", code="loading")
+LOADING: Final = Unavailable(
+    "the edge waits for its verifier, or loads its draft model; its log says which",
+    code="loading",
+)
 
 
 class Starting:
@@ -197,6 +201,9 @@ def serve(
         first = first_draft(settings, store, connect)
         built = build(settings, store, drain, policy, make_drafter, first)
         settle()
+        scheme = "http" if settings.tls is None else "https"
+        url = f"{scheme}://{settings.host}:{settings.port}"
+        structlog.get_logger("edge_agent").info("serving", url=url)
         return built
 
     limit = raise_limit()

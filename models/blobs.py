@@ -51,6 +51,8 @@ class Blobs:
                 return self._fetch_from(source, model, progress)
             except (SourceFailed, WrongHash) as error:
                 reasons.append(f"{source.name}: {error}")
+                if source.where(model):  # it was announced
+                    progress(reasons[-1], 0, 0)
                 failure = WrongHash if isinstance(error, WrongHash) else failure
         raise failure(f"{model.file}: {'; '.join(reasons) or 'no sources'}")
 

@@ -104,7 +104,7 @@ NO_PICOSPEC: Final = "no_picospec"
 """The error code for a peer that is a server, but no verifier."""
 
 START_PLUGIN: Final = (
-    "pip install picospec && VLLM_PLUGINS=picospec PICOSPEC_VERIFIER__HOST=0.0.0.0"
+    "pip install ./picospec-*.whl && VLLM_PLUGINS=picospec PICOSPEC_VERIFIER__HOST=0.0.0.0"
     " PICOSPEC_API_KEYS=KEY vllm serve MODEL"
 )
 """Its operator makes it one, for edges at port 9000, by this command."""
