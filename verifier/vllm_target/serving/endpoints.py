@@ -205,12 +205,16 @@ _NO_CLIENTS: Final = frozenset(
 )
 
 
-def fields_of(file: TokenizerFile, *, renders: bool = False) -> dict[str, list[str]]:
+def fields_of(
+    file: TokenizerFile, *, renders: bool = False, scores_ids: bool = True
+) -> dict[str, list[str]]:
     """Return the fields of requests to each path of vLLM's API. file: the model's tokenizer, as
     vLLM's server uses it. A field that vLLM would ignore is left out. renders: True if paths
-    exist that only render a prompt (--enable-scale-out); they have no lists of their own."""
+    exist that only render a prompt (--enable-scale-out); they have no lists of their own.
+    scores_ids: see Charging."""
     shows_documents = file.template == _NO_TEMPLATE or "documents" in file.template
     unseen = _NO_CLIENTS if shows_documents else {*_NO_CLIENTS, "documents"}
+    unseen = unseen if scores_ids else {*unseen, "logprob_token_ids"}
     listed = {path: sorted({*of.model_fields} - unseen) for path, of in REQUESTS.items()}
     return listed | ({f"{path}/render": [] for path in REQUESTS} if renders else {})
 
@@ -322,7 +326,11 @@ def _target(
         metrics,
         adapters=state.openai_serving_models.lora_requests,
         as_served=partial(as_served, llm=llm, args=args),
-        fields=partial(fields_of, renders=getattr(args, "enable_scale_out", False)),
+        fields=partial(
+            fields_of,
+            renders=getattr(args, "enable_scale_out", False),
+            scores_ids=llm.vllm_config.use_v2_model_runner,
+        ),
         parts=partial(parts_of, llm=llm),
         share_prefixes=settings.share_prefixes,
         keeps_answers=settings.speculation.keep_answers,
