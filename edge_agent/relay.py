@@ -57,7 +57,7 @@ from picospec.gateway.ports import Facts
 from picospec.gateway.schema import NEUTRAL, RequestModel, check_structure, is_neutral
 from picospec.gateway.tenants import salted
 from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
-from picospec.speculation.messages import SALT
+from picospec.speculation.messages import SALT, ModelFacts
 
 # Looks into a request's body to find out whether it is for a listed model, before a door reads
 # it. Here nothing is refused: an invalid body goes to the door, which reports what is wrong.
@@ -118,7 +118,8 @@ def _is_medium(kind: object) -> bool:
 # that no draft can be made under.
 #
 # Nothing that would be ignored there is passed on: a field that the verifier's API does not
-# have is refused by name if it would change the answer here, and left out otherwise.
+# have is refused by name if it would change the answer here, and left out otherwise; a content
+# part that its model does not take is refused by name.
 
 Json = dict[str, Any]
 
@@ -142,10 +143,12 @@ class ForVerifier:
 
 
 def for_verifier(
-    path: str, fields: Json, field: str, served: Collection[str], schema: type[RequestModel]
+    path: str, fields: Json, field: str, facts: ModelFacts, schema: type[RequestModel]
 ) -> ForVerifier:
-    """Return what to ask for a request with the field `field`. path: of the verifier's API.
-    schema: of the door. Raises InvalidRequest for a field that is served only here."""
+    """Return what to ask for a request with the field `field`. path: of the verifier's API,
+    which `facts` describe. schema: of the door. Raises InvalidRequest for a field that is
+    served only here, and for a content part that is served nowhere."""
+    served = facts.served[path]
     given = {name: value for name, value in fields.items() if value is not None}
     ignored = [name for name in given if name not in served]
     known = dict(_defaults(schema))
@@ -154,6 +157,7 @@ def for_verifier(
             reason = f"the verifier alone serves {field}, and it does not know this field"
             raise InvalidRequest.of(name, reason, UNSUPPORTED)
     passed = {name: value for name, value in given.items() if name in served}
+    _check_parts(passed, facts.parts.get(path, ()))
     if path == _RESPONSES and given.get("store", True):
         ignored.append("store")  # neither end keeps the response
         passed["store"] = False
@@ -182,6 +186,36 @@ def _changes_answers(name: str, value: object, known: Mapping[str, object]) -> b
     return (
         name in known and name not in _WITHOUT_EFFECT and not is_neutral(value, (known[name],))
     )
+
+
+def _check_parts(fields: Json, kinds: Sequence[str]) -> None:
+    """Raise InvalidRequest for the first content part that is of none of these types."""
+    for path, kind in _parts(fields):
+        taken = ("text",) if path.startswith("system") else kinds  # vLLM drops others there
+        if kind not in taken:
+            reason = f"no such part is served; {', '.join(taken) or 'texts'} are"
+            raise InvalidRequest.of(f"{path}.type", reason, UNSUPPORTED)
+
+
+def _parts(fields: Json) -> Iterator[tuple[str, str]]:
+    """Yield path and type of each content part of a request."""
+    yield from _parts_of("system", fields.get("system"))
+    for name in ("messages", "input"):
+        items = fields.get(name)
+        for index, item in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(item, dict) and item.get("type") != "reasoning":
+                yield from _parts_of(f"{name}.{index}.content", item.get("content"))
+                yield from _parts_of(f"{name}.{index}.output", item.get("output"))
+
+
+def _parts_of(path: str, content: object, levels: int = 2) -> Iterator[tuple[str, str]]:
+    """levels: a part may have parts itself, as a tool's result has, and those have none."""
+    for index, part in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(part, dict):
+            if isinstance(kind := part.get("type"), str):
+                yield f"{path}.{index}", kind
+            if levels > 1:
+                yield from _parts_of(f"{path}.{index}.content", part.get("content"), 1)
 
 
 def _answers(fields: Json) -> int:
@@ -330,15 +364,16 @@ class Relay:
         try:
             fields = await checked(services, request, partial(_fields, await request.body()))
             _, facts = await services.own(account, _model(fields))
-            served = (await self._verifiers_of(facts.model).facts()).served.get(path, ())
+            known = await self._verifiers_of(facts.model).facts()
         except ApiError:  # what is wrong with the request is known already
             return None
-        if field not in served or field not in fields or field == "model":
+        served = field in known.served.get(path, ()) and field != "model"
+        if not served or field not in fields:
             return None
         if path == _RESPONSES:
             continued = partial(with_history, services, request, fields)
             fields = await checked(services, request, continued)
-        make = partial(for_verifier, path, fields, field, served, schema)
+        make = partial(for_verifier, path, fields, field, known, schema)
         asked = await checked(services, request, make)
         if asked.answers > MAX_CHOICES:
             return None

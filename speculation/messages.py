@@ -122,6 +122,9 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Maps paths of the verifier's own API to the fields that requests there may have. An edge
     relays a request with one of these that it cannot serve itself."""
 
+    parts: Annotated[dict[Name, Names], Meta(max_length=16)] = {}
+    """Maps these paths to the types of the content parts that requests there may have."""
+
     @property
     def is_compatible(self) -> bool:
         """True if the verifier speaks this package's version of the protocol."""

@@ -270,9 +270,10 @@ class Target(ABC):
         features: Sequence[str] = FEATURES,
         judges: Sequence[Judge] = tuple(JUDGES),
         served: Mapping[str, list[str]] = MappingProxyType({}),
+        parts: Mapping[str, list[str]] = MappingProxyType({}),
     ) -> None:
         """Set the facts, the tokenizer and the grammars. shapes: what shapes a text of the
-        weights, the engine and its settings. served: see ModelFacts.served."""
+        weights, the engine and its settings. served, parts: see ModelFacts."""
         tokenizer = file.open()
         self._tokenizer, self.packed_tokenizer = tokenizer, file.pack()
         self._grammars = GrammarCompiler(tokenizer, self._turns.take)
@@ -290,6 +291,7 @@ class Target(ABC):
             defaults=file.defaults,
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),
             served=dict(served),
+            parts=dict(parts),
         )
 
 

@@ -28,7 +28,8 @@ from picospec.gateway.turns import PromptReader, ThreadTurns
 # Keeps responses in memory, so that a conversation can continue one of them.
 #
 # Each tenant has a store of its own and sees no other. A store has bounds in number, bytes and
-# age, and drops the least recently used responses first.
+# age, and drops the least recently used responses first. All stores together have a bound in
+# bytes; beyond it the largest store drops responses.
 
 MAX_RESPONSES: Final = 1024
 """A tenant's store holds at most this many responses."""
@@ -36,6 +37,10 @@ MAX_RESPONSES: Final = 1024
 MAX_BYTES: Final = 16 << 20
 """A tenant's store holds at most this many bytes of JSON: each response has its whole
 conversation, 80 kB for 20,000 tokens."""
+
+MAX_ALL_BYTES: Final = 256 << 20
+"""All stores together hold at most this many bytes: sixteen full ones, or thousands of keys
+with a conversation each."""
 
 MAX_RUNNING: Final = 64
 """At most this many of a tenant's responses run in the background. They count in no other bound
@@ -64,8 +69,9 @@ class ResponseStore:
     """Keeps the responses of one tenant by id. A lock guards it, because large bodies are read
     in a thread that looks up responses, too."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, grown: Callable[[], None] = lambda: None) -> None:
+        """grown: called when a response has been kept."""
+        self._clock, self._grown = clock, grown
         self._kept: OrderedDict[str, tuple[StoredResponse, float]] = OrderedDict()
         self.size_bytes = 0
         self._lock = Lock()
@@ -94,6 +100,7 @@ class ResponseStore:
             self._kept[id] = kept, self._clock()
             self.size_bytes += kept.size_bytes
             self._clear()
+        self._grown()
 
     def find(self, id: str) -> StoredResponse | None:
         """Return the response kept under an id, and record its use."""
@@ -110,6 +117,12 @@ class ResponseStore:
         with self._lock:
             self._drop(id)
 
+    def drop_oldest(self) -> None:
+        """Drop the response that was used longest ago, if one is kept."""
+        with self._lock:
+            if self._kept:
+                self._drop(next(iter(self._kept)))
+
     def _clear(self) -> None:
         """Drop the responses that exceed the bounds."""
         oldest = self._clock() - MAX_AGE_S
@@ -125,35 +138,26 @@ class ResponseStore:
             self.size_bytes -= found[0].size_bytes
 
 
-async def _answering(own: Backend, account: Account) -> Backend:
-    """Return who answers in place of a backend that cannot; the same one if it can."""
-    if (spare := own.spare) is None or not await spare.is_needed():
-        return own
-    account.fallback = spare.name
-    return Backend(spare.engine, spare.tokenizer, own.name, fallback=spare)
+class ResponseStores:
+    """Has the store of each tenant, for as long as the tenant exists."""
 
+    def __init__(self) -> None:
+        self._of: WeakKeyDictionary[Tenant, ResponseStore] = WeakKeyDictionary()
+        self._lock = Lock()
 
-async def _opened(backend: Backend, account: Account, model: str | None) -> Facts:
-    """Return the facts of a model that a request asks for. Raises NotFound."""
-    facts = await backend.facts_of(model)
-    if not _opens(backend, account, facts):
-        raise no_model(model or facts.model, account.tenant.models)
-    return facts
+    def of(self, account: Account) -> ResponseStore:
+        """Return the store of a request's tenant."""
+        with self._lock:
+            made = ResponseStore(account.clock, self._clear)
+            return self._of.setdefault(account.tenant, made)
 
-
-def _opens(backend: Backend, account: Account, facts: Facts) -> bool:
-    """Return True if a key opens a model. A fallback answers for the one that it replaces."""
-    replaced = backend.name if backend.fallback else ""
-    return account.tenant.opens(replaced or facts.model)
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A model under one of its names, with who answers for it."""
-
-    name: str
-    backend: Backend
-    facts: Facts
+    def _clear(self) -> None:
+        """Drop the oldest responses of the largest stores that exceed the bound together. What
+        runs is in none of these."""
+        with self._lock:
+            stores = list(self._of.values())
+        while sum(store.size_bytes for store in stores) > MAX_ALL_BYTES:
+            max(stores, key=lambda store: store.size_bytes).drop_oldest()
 
 
 About = Callable[[], Awaitable[dict[str, object]]]
@@ -288,6 +292,37 @@ def one_model(
     return OneModel(backend)
 
 
+async def _answering(own: Backend, account: Account) -> Backend:
+    """Return who answers in place of a backend that cannot; the same one if it can."""
+    if (spare := own.spare) is None or not await spare.is_needed():
+        return own
+    account.fallback = spare.name
+    return Backend(spare.engine, spare.tokenizer, own.name, fallback=spare)
+
+
+async def _opened(backend: Backend, account: Account, model: str | None) -> Facts:
+    """Return the facts of a model that a request asks for. Raises NotFound."""
+    facts = await backend.facts_of(model)
+    if not _opens(backend, account, facts):
+        raise no_model(model or facts.model, account.tenant.models)
+    return facts
+
+
+def _opens(backend: Backend, account: Account, facts: Facts) -> bool:
+    """Return True if a key opens a model. A fallback answers for the one that it replaces."""
+    replaced = backend.name if backend.fallback else ""
+    return account.tenant.opens(replaced or facts.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model under one of its names, with who answers for it."""
+
+    name: str
+    backend: Backend
+    facts: Facts
+
+
 _WAITING: Final = 32
 """At most this many large bodies of one tenant wait to be checked: each is in memory."""
 
@@ -307,9 +342,7 @@ class Services:
     checks: ThreadTurns = field(
         default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
     )
-    stores: WeakKeyDictionary[Tenant, ResponseStore] = field(default_factory=WeakKeyDictionary)
-    """Each tenant's kept responses are here for as long as the tenant exists."""
-
+    stores: ResponseStores = field(default_factory=ResponseStores)
     about: About | None = None
     relay: Relay | None = None
 
@@ -350,7 +383,7 @@ class Services:
 
     def store_of(self, account: Account) -> ResponseStore:
         """Return the store of a request's tenant."""
-        return self.stores.setdefault(account.tenant, ResponseStore(account.clock))
+        return self.stores.of(account)
 
     async def style_of(self, tokenizer: Tokenizer, account: Account) -> Style:
         if (style := self.styles.known(tokenizer)) is not None:

@@ -110,16 +110,17 @@ async def relaying(
 
 @dataclass
 class OwnApi:
-    """A verifier whose own API serves these fields, by path. answer: of that API."""
+    """A verifier whose own API serves these fields and parts, by path. answer: of that API."""
 
     served: dict[str, list[str]]
     answer: Answering
+    parts: dict[str, list[str]] = field(default_factory=dict)
     asked: list[dict[str, Any]] = field(default_factory=list)
     """The bodies that came to that API."""
 
     def app(self) -> FastAPI:
         target = FakeTarget()
-        target._facts = msgspec.structs.replace(FACTS, served=self.served)
+        target._facts = msgspec.structs.replace(FACTS, served=self.served, parts=self.parts)
         app = build_verifier(load_verifier(None, {}, {}), lambda _: target)
         for path in self.served:
             app.router.routes.insert(0, Route(path, self._own, methods=["POST"]))

@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import httpx
+import msgspec
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,7 +43,7 @@ from tests.edge_agent.relaying import (
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import ByteTokenizer
 from tests.hostile.test_verifier import resident_bytes
-from tests.verifier.fake_target import FakeTarget
+from tests.verifier.fake_target import FACTS, FakeTarget
 
 EMBEDDINGS = "/v1/embeddings"
 RECORDING = "/v1/audio/transcriptions"
@@ -318,7 +319,12 @@ API = {
     CHATS: [*USUAL, "messages", "bad_words", "echo", "tools", "logprobs", "top_logprobs"],
     COMPLETIONS: [*USUAL, "prompt", "echo", "logprobs", "use_beam_search"],
     RESPONSES: ["model", "input", "store", "include_reasoning", "temperature"],
-    "/v1/messages": ["model", "messages", "max_tokens", "vllm_xargs"],
+    "/v1/messages": ["model", "messages", "max_tokens", "system", "vllm_xargs"],
+}
+PARTS = {
+    CHATS: ["text", "image_url", "image"],
+    RESPONSES: ["input_text", "output_text", "input_image"],
+    "/v1/messages": ["text", "image", "tool_result"],
 }
 USAGE = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
 SAID = json.dumps({"id": "theirs", "choices": [{"text": "Ho"}], "usage": USAGE}).encode()
@@ -363,7 +369,7 @@ async def test_what_only_the_verifiers_api_serves_is_answered_there(
     path: str, body: dict[str, Any], field: str
 ) -> None:
     more = {"store": False} if path == RESPONSES else {}
-    api = OwnApi(API, saying(SAID))
+    api = OwnApi(API, saying(SAID), PARTS)
     async with before(api) as client:
         with capture_logs() as logs:
             answer = await client.post(path, json=body)
@@ -374,6 +380,38 @@ async def test_what_only_the_verifiers_api_serves_is_answered_there(
     assert api.asked == [{**body, "model": "fake", **more}]
     (line,) = [line for line in logs if line.get("relayed_for") == field]
     assert (line["prompt_tokens"], line["completion_tokens"]) == (5, 4)
+
+
+def parts(*kinds: str, field: str = "messages") -> dict[str, Any]:
+    return {field: [{**USER, "content": [{"type": kind, "text": "a"} for kind in kinds]}]}
+
+
+RESULT = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "document"}]}
+TURNS = {"messages": [{**USER, "content": [{"type": "image"}, RESULT]}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHATS, {**parts("text", "file")}, "messages.0.content.1.type"),
+        (CHATS, {**parts("image_url", "own")}, "messages.0.content.1.type"),
+        (CHATS, {**parts("image_url", "reasoning")}, "messages.0.content.1.type"),
+        (CHATS, {**parts("refusal"), "bad_words": ["Ho"]}, "messages.0.content.0.type"),
+        (RESPONSES, parts("input_file", field="input"), "input.0.content.0.type"),
+        ("/v1/messages", TURNS, "messages.0.content.1.content.0.type"),
+        ("/v1/messages", {**ASK, "system": [{"type": "image"}]}, "system.0.type"),
+    ],
+)
+async def test_a_part_that_the_verifiers_model_does_not_take_is_named(
+    path: str, body: dict[str, Any], param: str
+) -> None:
+    api = OwnApi(API, saying(SAID), PARTS)
+    async with before(api) as client:
+        answer = await client.post(path, json=body)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, api.asked) == (400, []), answer.text
+    assert error["message"].startswith(f"{param}: no such part is served; ")
 
 
 async def test_a_pages_chat_is_relayed_without_being_joined_again() -> None:
@@ -533,7 +571,7 @@ async def test_a_body_may_be_larger_than_a_text_if_it_has_images() -> None:
     def chat(kind: str, size: int) -> dict[str, Any]:
         return {"messages": [{**USER, "content": [{"type": kind, "text": "a" * size}]}]}
 
-    api, cases = OwnApi(API, saying(SAID)), [("image", 15), ("image", 17), ("text", 15)]
+    api, cases = OwnApi(API, saying(SAID), PARTS), [("image", 15), ("image", 17), ("text", 15)]
     async with before(api) as client:
         found = [await client.post(CHATS, json=chat(k, n << 20)) for k, n in cases]
 
@@ -554,7 +592,8 @@ async def test_a_body_may_be_larger_than_a_text_if_it_has_images() -> None:
 )
 def test_no_form_of_prompts_counts_as_fewer_answers(prompts: Json, answers: int) -> None:
     asked = {**prompts, "n": 2, "stream": "yes", "stream_options": {"include_usage": "yes"}}
-    made = for_verifier(COMPLETIONS, asked, "n", {*asked}, CompletionRequest)
+    facts = msgspec.structs.replace(FACTS, served={COMPLETIONS: [*asked]})
+    made = for_verifier(COMPLETIONS, asked, "n", facts, CompletionRequest)
 
     assert (made.answers, made.hides_usage) == (answers, True)
     assert made.fields["stream_options"] == {"include_usage": True}
@@ -588,7 +627,7 @@ async def test_an_answer_that_breaks_off_says_why_no_other_verifier_goes_on() ->
 
 
 async def test_a_response_goes_with_the_history_that_the_edge_keeps() -> None:
-    api = OwnApi(API, saying(SAID))
+    api = OwnApi(API, saying(SAID), PARTS)
     odd = {"include_reasoning": False}
     kept = StoredResponse(
         b'{"output": [{"type": "message", "role": "assistant", "content": "A"}]}',

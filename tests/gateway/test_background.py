@@ -272,6 +272,18 @@ async def test_a_key_has_a_bound_of_its_own_and_nobody_elses_responses(
     assert [each.status for each in ended] == ["completed"] * 2
 
 
+async def test_no_bound_of_all_keys_ends_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "MAX_ALL_BYTES", 0)
+    async with waiting() as (client, on, _):
+        mine = await begun(client)
+        running = await until(client, mine.id, "in_progress")
+        on.set()
+        with pytest.raises(openai.NotFoundError):
+            await until(client, mine.id)
+
+    assert running.output_text == "Hi "
+
+
 async def test_what_running_responses_continue_counts_as_bodies_that_are_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

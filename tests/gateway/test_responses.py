@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from openai.types.responses import Response, ResponseStreamEvent
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, TypeAdapter
 
-from picospec.gateway.doors import responses_handlers
+from picospec.gateway.doors import responses_handlers, services
 from picospec.gateway.doors.door import DoorRequest
 from picospec.gateway.doors.responses import ResponsesRequest
 from picospec.gateway.doors.responses_answer import Output, place_of
@@ -25,12 +27,14 @@ from picospec.gateway.doors.services import (
     MAX_BYTES,
     MAX_RESPONSES,
     ResponseStore,
+    ResponseStores,
     StoredResponse,
 )
 from picospec.gateway.errors import InvalidRequest, Unavailable
 from picospec.gateway.output.detokenise import TextDelta
 from picospec.gateway.output.message import CallArguments, CallStart, Parsed
 from picospec.gateway.schema import SMALL_BYTES, Values
+from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from tests.gateway import scripted as openai_sdk
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, SetClock, writes
 
@@ -333,6 +337,36 @@ def test_the_last_responses_are_kept() -> None:
         responses.keep(str(number), KEPT["keep"])
 
     assert [responses.find(str(number)) is None for number in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "left"),  # 100 bytes for all keys
+    [
+        ([("a", 60), ("b", 40)], ["a0", "b1"]),
+        ([("a", 30), ("a", 30), ("b", 50)], ["a1", "b2"]),  # the oldest of the largest
+        ([("b", 20), ("a", 30), ("a", 30), ("b", 21)], ["a2", "b0", "b3"]),
+        ([("b", 10), ("a", 90), ("b", 1)], ["b0", "b2"]),
+        ([("a", 50), ("b", 50), ("c", 1)], ["b1", "c2"]),
+        ([("a", 40), ("b", 90)], ["a0"]),  # the largest may be the newest
+        ([("a", 101)], []),
+    ],
+)
+def test_all_keys_together_have_a_bound_at_which_the_largest_gives_way(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[tuple[str, int]], left: list[str]
+) -> None:
+    monkeypatch.setattr(services, "MAX_ALL_BYTES", 100)
+    stores, clock = ResponseStores(), SetClock()
+    metrics = TenantMetrics(CollectorRegistry())
+    accounts: dict[str, Any] = {
+        key: SimpleNamespace(tenant=Tenant(key, KeyLimits(), metrics), clock=clock)
+        for key in "abc"
+    }
+
+    for number, (key, size) in enumerate(sizes):
+        stores.of(accounts[key]).keep(f"{key}{number}", StoredResponse(b"", bytes(size)))
+
+    ids = [f"{key}{number}" for number, (key, _) in enumerate(sizes)]
+    assert sorted(id for id in ids if stores.of(accounts[id[0]]).find(id)) == left
 
 
 @pytest.mark.parametrize(

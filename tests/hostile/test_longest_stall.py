@@ -49,13 +49,15 @@ TAKES_TOOLS = "qwen2.5-coder-0.5b"
 SERVED = {CHAT: ["model", "messages", "max_tokens", "bad_words", "tools"]}
 """Only the verifier's own API serves such words, so an edge relays them."""
 
+PARTS = {CHAT: ["text"]}
+
 
 class Worded(FakeTarget):
     """A target without a model that has a model's tokenizer, template and grammars."""
 
     def __init__(self, file: TokenizerFile) -> None:
         super().__init__(slots=256)
-        self.describe(FACTS.model, file, CONTEXT_TOKENS, ["words"], served=SERVED)
+        self.describe(FACTS.model, file, CONTEXT_TOKENS, ["words"], served=SERVED, parts=PARTS)
         self.grammars.prepare()
 
     def serve(

@@ -156,3 +156,22 @@ def test_an_answer_whose_connection_breaks_goes_on_where_it_was(visit: Visit) ->
     visit.until_done(answer)
 
     assert (visit.kept()["content"], len(visit.engine.jobs)) == (MARKDOWN, 1)
+
+
+def test_a_page_that_is_left_alone_asks_for_the_status_alone_and_none_while_hidden(
+    visit: Visit,
+) -> None:
+    visit.page.clock.install()
+    visit.open()
+    visit.ask("think of one")
+    visit.forgive()
+
+    visit.page.clock.run_for(60_000)
+    visit.page.wait_for_timeout(500)
+    shown = visit.requested()
+    visit.evaluate("() => Object.defineProperty(document, 'hidden', { get: () => true })")
+    visit.page.clock.run_for(60_000)
+    visit.page.wait_for_timeout(500)
+
+    assert shown in ([f"{visit.serving.url}/status"] * count for count in (5, 6, 7))
+    assert visit.requested() == shown

@@ -98,6 +98,10 @@ class Visit:
         if message.type in ("error", "warning") and not failed:
             self.problems.append(message.text)
 
+    def requested(self) -> list[str]:
+        """Return all requests since the visit began, or was forgiven."""
+        return list(self._requested)
+
     def elsewhere(self) -> list[str]:
         """Return the requests that left the service."""
         own = (f"{self.serving.url}/", "data:", "about:")

@@ -166,6 +166,7 @@ async def test_a_key_without_answers_left_is_turned_away_from_vllms_routes() -> 
 
 @pytest.mark.parametrize("kind", ["DELTA", "CUMULATIVE", "FINAL_ONLY"])
 async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> None:
+    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     steps = {"DELTA": (1, 2), "CUMULATIVE": (1, 3), "FINAL_ONLY": (3,)}[kind]
@@ -179,7 +180,8 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
             choices = [made(index=i, finish_reason=reason) for i in range(2)]
             yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=choices)
 
-    llm: Any = SimpleNamespace(generate=generate)
+    v1 = SimpleNamespace(use_v2_model_runner=False)
+    llm: Any = SimpleNamespace(generate=generate, vllm_config=v1)
     of("plain").charge(llm, None, "m", max_choices=2, share_prefixes=False)
     params = SamplingParams(output_kind=RequestOutputKind[kind], n=2)
 
@@ -198,3 +200,5 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
     assert ours == "ann"
     assert with_salt not in ("x", "ann")
     assert others == [None, "x"]
+    with pytest.raises(VLLMValidationError, match="needs Model Runner V2"):
+        await anext(llm.generate({}, SamplingParams(logprobs=1, logprob_token_ids=[5])))

@@ -81,7 +81,8 @@ def charge(
 ) -> None:
     """Charge the tokens that an engine generates to the requests' Accounts, and limit these
     requests. target: tries their grammars. model: its name in metrics."""
-    charging = Charging(target, model, max_choices, share_prefixes)
+    is_v2 = llm.vllm_config.use_v2_model_runner
+    charging = Charging(target, model, max_choices, share_prefixes, scores_ids=is_v2)
     patches.apply("accounts", ours=charging, llm=llm)
 
 
@@ -91,11 +92,16 @@ class Charging:
     model: str
     max_choices: int
     share_prefixes: bool
+    scores_ids: bool
+    """False on Model Runner V1, whose engine dies of `logprob_token_ids` in a step with draft
+    tokens: vLLM's rejection sampler takes the few log-probabilities for whole rows."""
 
     def generate(
         self, stock: Stock, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput]:
         """Return what vLLM generates, and count it while it is read."""
+        if not self.scores_ids and params.logprob_token_ids is not None:
+            return _unscored()
         if (asking := _ASKING.get()) is None:
             return stock(prompt, params, *args, **kwargs)
         owner = asking.account.tenant.identity
@@ -131,6 +137,12 @@ class Charging:
                     yield output
         finally:
             asking.choices -= params.n
+
+
+async def _unscored() -> AsyncGenerator[RequestOutput]:
+    name = "logprob_token_ids"
+    raise VLLMValidationError(f"{name} needs Model Runner V2 beside sessions", parameter=name)
+    yield
 
 
 _ENDINGS: Final[Mapping[str | None, FinishReason]] = {"stop": "stop", "length": "length"}

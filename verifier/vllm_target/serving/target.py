@@ -168,8 +168,9 @@ class VllmTarget(Target):
     """Runs sessions on an engine that vLLM's own server has started, and will stop.
 
     name: the model's name in requests. adapters: the adapters that vLLM has loaded. as_served:
-    returns the model's tokenizer as vLLM's server uses it. fields: returns ModelFacts.served
-    for this tokenizer. self_test: None if another of vLLM's API servers runs it.
+    returns the model's tokenizer as vLLM's server uses it. fields, parts: return
+    ModelFacts.served and .parts for this tokenizer. self_test: None if another of vLLM's API
+    servers runs it.
     """
 
     def __init__(
@@ -182,6 +183,7 @@ class VllmTarget(Target):
         adapters: Mapping[str, LoRARequest] = MappingProxyType({}),
         as_served: Callable[[TokenizerFile], TokenizerFile] | None = None,
         fields: Callable[[TokenizerFile], Mapping[str, list[str]]] = lambda _: {},
+        parts: Callable[[TokenizerFile], Mapping[str, list[str]]] = lambda _: {},
         share_prefixes: bool = False,
         keeps_answers: bool = True,
         hashes: FileHashes | None = None,
@@ -190,7 +192,7 @@ class VllmTarget(Target):
         super().__init__(limits, share_prefixes=share_prefixes, keeps_answers=keeps_answers)
         self._name = name
         self._as_served = as_served
-        self._fields = fields
+        self._fields, self._parts = fields, parts
         self._hashes = hashes or FileHashes()
         self._adapters = Adapters(adapters, self._hashes)
         self._self_test = self_test
@@ -215,8 +217,10 @@ class VllmTarget(Target):
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
         judges = [name for name in JUDGES if self._can_judge(name)]
         length = engine.model.max_model_len
-        served = self._fields(file)
-        self.describe(self._name, file, length, shapes, judges=judges, served=served)
+        served, parts = self._fields(file), self._parts(file)
+        self.describe(
+            self._name, file, length, shapes, judges=judges, served=served, parts=parts
+        )
         if len(judges) < len(JUDGES):
             log = structlog.get_logger("verifier")
             log.warning("recurrent_model", judges=judges, fill="auto, always", see=SEE)
