@@ -132,6 +132,7 @@ def _rows(found: Found, all_found: Sequence[Found]) -> Iterator[Sequence[str]]:
         _lasting(said.get("uptime_s")),
         found.url,
     )
+    yield from _further(said.get("models", ())[1:])
     shown = {each.url for each in all_found if each.runs}
     for each in said.get("verifiers", ()):
         if (url := str(each["url"]).rstrip("/")) not in shown:
@@ -139,6 +140,14 @@ def _rows(found: Found, all_found: Sequence[Found]) -> Iterator[Sequence[str]]:
             trip = f"RTT {each['rtt_ms']:.0f} ms" if each["rtt_ms"] else ""
             used, lasting = str(each["sessions"]), _lasting(each.get("uptime_s"))
             yield "verifier", state, trip, "", "", used, lasting, url
+
+
+def _further(models: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    """Yield a line for each further model of an edge."""
+    for each in models:
+        draft, context = each.get("draft") or {}, each.get("context_tokens")
+        by = f"{draft.get('model') or '-'} ({draft['state']})" if draft else "-"
+        yield "", str(each["state"]), str(each["name"]), by, str(context or "-"), "", "", ""
 
 
 def _lasting(seconds: int | None) -> str:

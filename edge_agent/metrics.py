@@ -12,7 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 LAG_EVERY_S: Final = 0.05
 PREFIX: Final = "prefix"
 NEAR: Final = "near"
-"""An answer began at its verifier for one of these reasons: see `EdgeMetrics.placed`."""
+ONLY: Final = "only"
+"""An answer began at its verifier for one of these reasons: see `EdgeMetrics.placed`, which
+counts those where there was a choice."""
 
 _LAG_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _STEP_BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)

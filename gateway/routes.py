@@ -65,10 +65,15 @@ async def ready(services: Services, _: Request) -> Response:
     return json_response({"status": "ok", "model": facts.model})
 
 
-async def status(services: Services, _: Request) -> Response:
-    """Answer with the service's state, even while it cannot serve."""
+async def status(services: Services, request: Request) -> Response:
+    """Answer with the service's state, even while it cannot serve. A key that opens single
+    models sees no other."""
     facts = error = None
     about = await services.about() if services.about else {}
+    for listed, name in (("models", "name"), ("verifiers", "model"), ("placed", "model")):
+        if isinstance(found := about.get(listed), list):
+            opens = account_of(request).tenant.opens
+            about[listed] = [each for each in found if opens(each[name])]
     try:
         facts = await (await services.models.find(None)).engine.facts()
     except ApiError as failed:

@@ -203,8 +203,10 @@ class LateDrafter:
         self.name, self._draft = name, draft
         draft.freed.append(self._tokenizer.part)
 
-    def about(self) -> dict[str, object]:
-        """Return the part of /status that describes the draft model."""
+    def about(self) -> dict[str, object] | None:
+        """Return the part of /status that describes the draft model; None if none fits."""
+        if self._has_none:
+            return None
         size_bytes = self.draft.size_bytes if self.draft else 0
         return {"model": self.name, "state": self.state, "bytes": size_bytes}
 

@@ -23,7 +23,7 @@ from picospec.edge_agent.link.names import Name
 from picospec.edge_agent.link.prefixes import Prompt, Reading, Speed
 from picospec.edge_agent.link.session import Progress, Session
 from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.metrics import NEAR, PREFIX, EdgeMetrics
+from picospec.edge_agent.metrics import NEAR, ONLY, PREFIX, EdgeMetrics
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.tracing import Span
 from picospec.models.grammars import NAME
@@ -67,7 +67,7 @@ class Verifiers(KnownVerifiers[Verifier]):
         """Called when other verifiers are behind the names."""
 
         self.placed = deque[Placed](maxlen=SHOWN_PLACED)
-        """Where the last answers began, if there was a choice."""
+        """Where the last answers began, the latest first."""
 
     def part(self) -> Verifiers:
         """Return the verifiers of one model, which `use` sets. Only the whole is to be watched
@@ -119,12 +119,12 @@ class Verifiers(KnownVerifiers[Verifier]):
             )
         prompt = Prompt.of(tokens, owner or "") if tokens and self._may_choose else None
         sessions = Sessions(self, identity, self._deadline_s, span, prompt)
+        placed, why = sessions.verifier, ONLY
         if prompt is not None:
-            placed = sessions.verifier
             why = PREFIX if placed.prefixes.held(prompt) else NEAR
             self._metrics.placed.labels(placed.label, why).inc()
-            now_s = time.monotonic()
-            self.placed.appendleft(Placed(placed.model, placed.label, why, now_s))
+        now_s = time.monotonic()
+        self.placed.appendleft(Placed(placed.model, placed.label, why, now_s))
         return sessions
 
     @property

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from picospec.cli.main import app
-from picospec.cli.status import Place, read
+from picospec.cli.status import Found, Place, read, show
 from tests.page.service import MODEL
 from tests.page.visiting import Serving
 
@@ -157,3 +158,21 @@ def test_run_prints_the_answer_and_nothing_else(url: str) -> None:
     assert first == again
     assert first.rstrip() + b"\n" == first
     assert b"request" not in first
+
+
+def test_the_status_has_a_line_for_each_further_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draft = {"model": "tiny", "state": "asleep", "bytes": 0}
+    models = [
+        {"name": "a", "state": "ready", "context_tokens": 9, "draft": draft},
+        {"name": "b", "state": "away", "context_tokens": None, "draft": draft},
+        {"name": "c", "state": "ready", "context_tokens": 8, "draft": None},
+    ]
+    told = {"model": {"name": "a", "context_tokens": 9}, "models": models}
+
+    show([Found("edge", "http://here", True, "ok", said=told)], Console(width=200))
+
+    _, first, *others = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert first[:3] == ["edge", "ok", "a"]
+    assert others == [["away", "b", "tiny", "(asleep)", "-"], ["ready", "c", "-", "8"]]

@@ -102,6 +102,9 @@ async def test_each_door_answers_for_the_model_that_is_named(
 
         assert answer.status_code == 200, answer.text
         assert more == ([] if path == "/tokenize" else [name])
+        if more:
+            placed = (await client.get("/status")).json()["placed"][0]
+            assert (placed["model"], placed["reason"]) == (name, "only")
     refused = await client.post(path, json={**DOORS[path], "model": "three"})
     assert refused.status_code == 404
     assert all(name in refused.text for name in NAMES)
@@ -126,6 +129,8 @@ async def test_a_key_opens_the_models_that_its_file_names(
 
     assert await names_at(client, "/v1/models", "data", "id") == ["two"]
     assert (await client.get("/v1/models/one")).status_code == 404
+    assert await names_at(client, "/status", "models", "name") == ["two"]
+    assert await names_at(client, "/status", "verifiers", "model") == ["two"]
     for path, body in DOORS.items():
         unnamed = await client.post(path, json=body)
         refused = await client.post(path, json={**body, "model": "one"})

@@ -162,7 +162,7 @@ function served(state) {
   return listed(state.models.map(({ name, state: now, context_tokens: context, draft, verifiers: labels }) => [name, [
     now === "away" ? "away: no verifier can be reached" : now,
     context && `${context} tokens of context`,
-    draft?.model ? `drafts by ${draft.model}, ${condition(draft)}` : "drafts from the text alone",
+    draft?.model ? `drafts by ${draft.model}, ${condition(draft)}` : draft ? "a draft model is chosen at the first answer" : "drafts from the text alone",
     labels.length && `at ${labels.map((label) => place(label, state)).join(" and ")}`,
   ].filter(Boolean).join("; ")]));
 }
