@@ -73,7 +73,7 @@ async def status(services: Services, request: Request) -> Response:
     for listed, name in (("models", "name"), ("verifiers", "model"), ("placed", "model")):
         if isinstance(found := about.get(listed), list):
             opens = account_of(request).tenant.opens
-            about[listed] = [each for each in found if opens(each[name])]
+            about[listed] = [each for each in found if opens(each.get(name, ""))]
     try:
         facts = await (await services.models.find(None)).engine.facts()
     except ApiError as failed:
