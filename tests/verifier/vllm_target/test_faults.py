@@ -5,7 +5,7 @@ nothing stays behind.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from random import Random
@@ -52,6 +52,13 @@ async def leave_after(
                 return
 
 
+async def cancel_after(seconds: float, asking: Coroutine[object, object, object]) -> None:
+    running = asyncio.create_task(asking)
+    await asyncio.sleep(seconds)
+    running.cancel()
+    await asyncio.wait([running])
+
+
 async def test_a_client_that_leaves_while_its_session_is_held_frees_it(
     target: VllmTarget,
 ) -> None:
@@ -69,13 +76,8 @@ async def test_a_client_that_leaves_while_its_drafts_are_verified_frees_it(
 ) -> None:
     request = opening(target, PROMPTS[0], GREEDY, max_tokens=200)
     oracle = (await plain(target, "verified plain", request)).tokens
-    running = asyncio.create_task(
-        drafted(target, "verified", request, oracle, Script(wrong=0.2))
-    )
-    await asyncio.sleep(0.5)
 
-    running.cancel()
-    await asyncio.wait([running])
+    await cancel_after(0.5, drafted(target, "verified", request, oracle, Script(wrong=0.2)))
 
     await gone(target)
 
@@ -85,11 +87,8 @@ async def test_a_client_that_leaves_while_its_prompt_is_read_frees_it(
 ) -> None:
     request = replace(opening(target, PROMPTS[0], GREEDY), prompt=tuple(range(100, 300)))
     request = replace(request, prompt=request.prompt[:190])
-    running = asyncio.create_task(plain(target, "prefilling", request))
-    await asyncio.sleep(0.01)
 
-    running.cancel()
-    await asyncio.wait([running])
+    await cancel_after(0.01, plain(target, "prefilling", request))
 
     await gone(target)
 

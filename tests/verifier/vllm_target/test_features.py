@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from picospec.speculation.messages import Reused, Sampling
+from picospec.speculation.messages import Open, Reused, Sampling
 from picospec.verifier.target import Unservable
 from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import ON_ENGINE, make
@@ -40,6 +40,13 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
+def stopping(target: VllmTarget, sampling: Sampling, **fields: object) -> Open:
+    """An Open that also ends where the model would."""
+    stop = tuple(target.facts.stop_tokens)
+    given = {"max_tokens": 40, "stop_tokens": stop, **fields}
+    return opening(target, PROMPTS[0], sampling, **given)
+
+
 async def test_a_model_with_recurrent_layers_serves_what_commits_a_token_in_each_step(
     target: VllmTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,13 +69,12 @@ async def test_an_answer_may_end_before_min_tokens_where_its_grammar_allows_noth
     target: VllmTarget,
 ) -> None:
     shaped = with_extras(DRAWN, structured_outputs={"choice": ["yes"]}, min_tokens=20)
-    stop = tuple(target.facts.stop_tokens)
-    request = opening(target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop)
+    request = stopping(target, shaped)
 
     answer = await plain(target, "short", request)
 
     text = b"".join(target.tokenizer.piece(token) for token in answer.tokens)
-    assert (text, answer.tokens[-1] in stop) == (b"yes", True)
+    assert (text, answer.tokens[-1] in request.stop_tokens) == (b"yes", True)
 
 
 @SAMPLINGS
@@ -76,9 +82,7 @@ async def test_an_answer_may_end_before_min_tokens_where_its_grammar_allows_noth
 async def test_a_feature_gives_the_same_text_with_drafts(
     target: VllmTarget, sampling: Sampling, name: str
 ) -> None:
-    stop = tuple(target.facts.stop_tokens)
-    shaped = with_extras(sampling, **FEATURES[name])
-    request = opening(target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop)
+    request = stopping(target, with_extras(sampling, **FEATURES[name]))
     expected = await plain(target, f"plain {name}", request)
 
     answer = await drafted(target, name, request, expected.tokens, Script(wrong=0.3))
@@ -106,10 +110,7 @@ async def test_a_token_the_grammar_rules_out_has_a_log_probability_too(
     target: VllmTarget,
 ) -> None:
     shaped = with_extras(DRAWN, **FEATURES["structured_outputs"])
-    stop = tuple(target.facts.stop_tokens)
-    request = opening(
-        target, PROMPTS[0], shaped, max_tokens=30, stop_tokens=stop, top_logprobs=20
-    )
+    request = stopping(target, shaped, max_tokens=30, top_logprobs=20)
     expected = await plain(target, "plain json logprobs", request)
 
     answer = await drafted(target, "json logprobs", request, expected.tokens, Script(wrong=0.3))
@@ -183,9 +184,7 @@ async def test_every_token_is_one_that_the_edge_allows_and_every_forced_one_is_t
     target: VllmTarget, sampling: Sampling, name: str
 ) -> None:
     constraint, pattern = CONSTRAINTS[name]
-    stop = tuple(target.facts.stop_tokens)
-    shaped = with_extras(sampling, structured_outputs=constraint)
-    request = opening(target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop)
+    request = stopping(target, with_extras(sampling, structured_outputs=constraint))
     grammar = await target.grammars.compile(msgspec.json.encode(constraint))
 
     tokens = (await plain(target, f"plain {name}", request)).tokens
@@ -232,11 +231,7 @@ EXTRAS: dict[str, dict[str, object]] = {
 async def test_text_and_log_probabilities_go_on_after_committed_tokens(
     target: VllmTarget, sampling: Sampling, name: str
 ) -> None:
-    shaped = with_extras(sampling, **EXTRAS[name])
-    stop = tuple(target.facts.stop_tokens)
-    request = opening(
-        target, PROMPTS[0], shaped, max_tokens=40, stop_tokens=stop, top_logprobs=2
-    )
+    request = stopping(target, with_extras(sampling, **EXTRAS[name]), top_logprobs=2)
     whole = await plain(target, "whole", request)
 
     for known in (1, len(whole.tokens) // 2, len(whole.tokens) - 1):
