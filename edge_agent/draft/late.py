@@ -22,8 +22,7 @@ from picospec.edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot
 from picospec.edge_agent.draft.loading import MakeDrafter, TargetTokenizer
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.drain import kept_going
-from picospec.gateway.errors import ApiError
-from picospec.models.errors import ModelError, NoRoom
+from picospec.models.errors import NoRoom
 from picospec.models.llama_cpp.model import Length, Model, memory_bytes
 from picospec.models.store import Found, Store
 from picospec.speculation.messages import TokenId
@@ -46,7 +45,6 @@ class Draft:
     context_tokens: int
     size_bytes: int
     is_pinned: bool = False
-    is_freed: bool = False
     watching: asyncio.Task[None] | None = None
     freed: list[Callable[[], None]] = field(default_factory=list)
     """Called when the model is freed: nobody may refer to it then."""
@@ -142,7 +140,6 @@ class Drafts:
 
     async def _free(self, draft: Draft) -> None:
         del self._loaded[draft.found.path]
-        draft.is_freed = True
         if draft.watching is not None:
             draft.watching.cancel()
         for forget in draft.freed:
@@ -201,7 +198,11 @@ class LateDrafter:
     def begin(self, name: str, draft: Draft) -> None:
         """Draft with a model that is loaded and that the tokenizer knows already."""
         self.name, self._draft = name, draft
-        draft.freed.append(self._tokenizer.part)
+        draft.freed.append(self._part)
+
+    def _part(self) -> None:
+        self._draft = None
+        self._tokenizer.part()
 
     def about(self) -> dict[str, object] | None:
         """Return the part of /status that describes the draft model; None if none fits."""
@@ -213,8 +214,7 @@ class LateDrafter:
     @property
     def draft(self) -> Draft | None:
         """The draft model, if it is loaded and related to the target's vocabulary."""
-        draft = self._draft
-        return None if draft is None or draft.is_freed else draft
+        return self._draft
 
     @property
     def state(self) -> State:
@@ -246,7 +246,7 @@ class LateDrafter:
             draft = await self._drafts.load(self.name)
             await self._tokenizer.pair(draft.model)
             self.begin(self.name, draft)
-        except (ModelError, OSError, ApiError) as error:
+        except Exception as error:  # whatever it is, answers need no drafts
             self._again_at = self._clock() + AGAIN_S
             structlog.get_logger("edge_agent").warning(
                 "no drafts", draft=self.name, reason=str(error), again_s=AGAIN_S

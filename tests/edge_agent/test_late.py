@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from picospec.edge_agent.draft import loading
 from picospec.edge_agent.draft.drafter import CannotDraft
 from picospec.edge_agent.draft.late import AGAIN_S, Drafts, LateDrafter
 from picospec.edge_agent.settings import load
-from picospec.models.errors import CannotOpen, NoRoom
+from picospec.models.errors import NoRoom
 from picospec.models.store import open_store
 from picospec.speculation.messages import Commit, Finish
 from tests.edge_agent.fakes import (
@@ -80,9 +81,7 @@ class Loading:
         if self.errors:
             raise self.errors.pop()
         drafter = OneSlot()
-        return SimpleNamespace(
-            model=object(), drafter=drafter, freed=[], size_bytes=7, is_freed=False
-        )
+        return SimpleNamespace(model=object(), drafter=drafter, freed=[], size_bytes=7)
 
     def use(self, draft: object) -> None:
         """Note nothing."""
@@ -122,7 +121,7 @@ async def test_one_load_serves_all_answers_that_wait_for_it() -> None:
 
 
 async def test_a_model_that_cannot_be_loaded_is_tried_again_after_a_while() -> None:
-    now, drafts = [0.0], Loading(CannotOpen("no"), NoRoom("full"))
+    now, drafts = [0.0], Loading(ValueError("no"), NoRoom("full"))
     drafter = late(drafts, now=lambda: now[0])
 
     for reason in ("full", "no"):
@@ -161,9 +160,12 @@ async def test_the_model_that_was_not_used_for_longest_goes_but_none_that_is_use
     assert drafts.loaded(SMALL) is first
     assert slot is not None
     slot.leave()
+    size_bytes, model = first.size_bytes, weakref.ref(first.model)
+    del first, slot
     second = await drafts.load(LARGE)
+    assert model() is None  # its memory is free
     assert (drafts.loaded(SMALL), parted, await drafts.load(LARGE)) == (None, [SMALL], second)
-    assert (await drafts.load(SMALL)).size_bytes == first.size_bytes
+    assert (await drafts.load(SMALL)).size_bytes == size_bytes
     assert drafts.loaded(LARGE) is None
     await drafts.close()
 
