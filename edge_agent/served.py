@@ -27,6 +27,7 @@ from picospec.edge_agent.draft.loading import (
 )
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback import DraftFallback, open_engine
+from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
 from picospec.edge_agent.metrics import EdgeMetrics
 from picospec.edge_agent.settings import EdgeSettings, ModelSettings
@@ -192,7 +193,7 @@ class ServedModels:
 
     async def find(self, name: str | None) -> Backend:
         if (found := self.named(name)) is None or not found.verifiers.all:
-            await self._learn()
+            await self._learn(again=True)
             found = self.named(name)
         if found is None:
             models = self.all
@@ -228,15 +229,21 @@ class ServedModels:
             spare=model.fallback,
         )
 
-    async def _learn(self) -> None:
+    async def _learn(self, *, again: bool = False) -> None:
         """Ask the verifiers that were never reached for their facts. One task serves all
-        callers; those that do not answer are not asked again before they are ready."""
+        callers. again: also those that did not answer when they were asked last."""
+
+        async def learn(verifier: Verifier) -> None:
+            if verifier.latest is not None:
+                await verifier.check()  # fails sooner
+            await verifier.facts()
+
         if self._learning is None or self._learning.done():
-            unknown = [v for v in self._whole.all if not v.names and v.latest is None]
-            if not unknown or len(self._whole.all) == len(self._models) == 1:
+            unknown = [v for v in self._whole.all if not v.names]
+            asked = [verifier for verifier in unknown if again or verifier.latest is None]
+            if not asked or len(self._whole.all) == len(self._models) == 1:
                 return
-            facts = (verifier.facts() for verifier in unknown)
-            self._learning = asyncio.gather(*facts, return_exceptions=True)
+            self._learning = asyncio.gather(*map(learn, asked), return_exceptions=True)
         await asyncio.shield(self._learning)
 
     def _use(self, model: ServedModel) -> None:

@@ -56,6 +56,21 @@ def ends() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
+def both() -> Iterator[str]:
+    """An edge with two models."""
+    edge = free_port()
+    ports = {"EDGE_PORT": str(edge), "VERIFIER_PORT": str(free_port())}
+    targets = ("--target", "smollm2", "--target", "qwen2.5-coder")
+    process = _serve(f"http://127.0.0.1:{edge}", "-c", UP, "up", *targets, **ports)
+    url = f"http://127.0.0.1:{edge}"
+    while len(httpx.get(f"{url}/v1/models").json()["data"]) < 2:
+        time.sleep(0.3)  # the larger model is loaded later
+    yield url
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.fixture(scope="module")
 def pair(ends: tuple[str, str]) -> str:
     return ends[0]
 

@@ -202,6 +202,36 @@ def test_aider_edits_a_file_in_a_repository(scripted: str, repository: Path) -> 
     assert run("git", "log", "--oneline", cwd=repository).count("\n") == 2
 
 
+SWITCHING = """
+import json, sys
+from ollama import Client
+client = Client(sys.argv[1])
+names = [each.model for each in client.list().models]
+chat = [{"role": "user", "content": "Say hello."}]
+said = [
+    client.chat(name, chat, options={"num_predict": 8}).model for name in [*names, names[0]]
+]
+print(json.dumps({"names": names, "said": said}))
+"""
+
+
+def test_clients_see_all_models_of_an_edge_and_switch_between_them(both: str) -> None:
+    names = ["smollm2-135m", "qwen2.5-coder-1.5b"]
+
+    found = result(python("ollama"), "-c", SWITCHING, both)
+    with openai.OpenAI(base_url=f"{both}/v1", api_key="none") as client:
+        listed = [each.id for each in client.models.list()]
+        chat = [{"role": "user", "content": "Say hello."}]
+        answers = [
+            client.chat.completions.create(model=name, messages=chat, max_tokens=8)  # type: ignore[arg-type]
+            for name in (*names, names[0])
+        ]
+
+    assert found == {"names": names, "said": [*names, names[0]]}
+    assert listed == names
+    assert [answer.model for answer in answers] == [*names, names[0]]
+
+
 # lm-eval asks for the log-probabilities of given answers. It knows nothing but the address and
 # the model's name: the tokens of a text, too, come from the service.
 

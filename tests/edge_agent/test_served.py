@@ -35,6 +35,9 @@ class Scripted(Verifier):
         self.serves: str | None = None
         self.asked_facts = 0
 
+    async def check(self, within_s: float = 0.0) -> None:
+        await self.facts()
+
     async def facts(self) -> ModelFacts:
         self.asked_facts += 1
         await asyncio.sleep(0)
@@ -159,6 +162,16 @@ async def test_where_no_model_is_named_the_first_that_can_be_reached_answers() -
     fleet.each[0].latest = None
     await fleet.models.reachable()
     assert await fleet.answering(None) == "a"
+
+
+async def test_a_verifier_that_was_away_is_asked_again_for_a_name_that_nobody_has() -> None:
+    fleet = Fleet("a", None)
+    with pytest.raises(NotFound):
+        await fleet.answering("b")
+    await fleet.models.reachable()
+
+    fleet.serve("a", "b")
+    assert await fleet.answering("b") == "b"
 
 
 async def test_the_settings_name_models_before_a_verifier_does() -> None:
