@@ -49,6 +49,14 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
+HUGE = "Use much memory."
+COSTLY = f"""{{% if messages[0].content == '{HUGE}' -%}}
+  {{% set _ = ('a' * (messages | length * 600 * 2 ** 20)) | length -%}}
+{{% endif -%}}
+"""
+"""The template of the model begins with this. For one chat it takes more memory than a process
+has in which an edge renders (models/template.py); vLLM renders any chat."""
+
 MORE: list[tuple[str, str, dict[str, Any]]] = [
     (CHATS, "bad_words", {"bad_words": [" red", "Red"], "stream": True}),
     (CHATS, "allowed_token_ids", {"allowed_token_ids": [28, 30, 253], "stream": True}),
@@ -56,8 +64,10 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
     (COMPLETIONS, "echo", {"echo": True, "logprobs": 1, "max_tokens": 0}),
     (COMPLETIONS, "echo", {"echo": True, "logprobs": 1, "stream": True}),
     (MESSAGES, "vllm_xargs", {"vllm_xargs": {"a": 1}, "stream": True}),
+    (CHATS, "messages", {"messages": [{"role": "user", "content": HUGE}]}),
+    (CHATS, "messages", {"messages": [{"role": "user", "content": HUGE}], "stream": True}),
 ]
-"""Fields that are relayed, together with others."""
+"""What is relayed: fields together with others, and a chat that an edge cannot render."""
 
 OURS = {
     (CHATS, "documents"),  # vLLM leaves them out without a word
@@ -141,7 +151,10 @@ async def check_equal(urls: Sequence[str]) -> None:
                 group.create_task(ask(*request))
 
 
-def services(directory: Path) -> Services:
+def services(directory: Path, folder: Path) -> Services:
+    """Serve the model with a chat template that an edge cannot always render."""
+    template = folder / "costly.jinja"
+    template.write_text(COSTLY + (directory / "chat_template.jinja").read_text())
     store = open_store(os.environ)
     store.pull("smollm2", lambda what, done, total: None)
     return Services(
@@ -150,7 +163,7 @@ def services(directory: Path) -> Services:
             "smollm2",
             {"edge": EdgePlan()},
             target="vllm",
-            verifier_arguments=SMALL,
+            verifier_arguments=(*SMALL, "--vllm.chat-template", str(template)),
             verifier_python=sys.executable,
         )
     )
@@ -178,9 +191,9 @@ def possible(likeliest: Sequence[TopLogprob]) -> set[str]:
 
 
 async def test_features_are_the_same_at_the_edge_and_at_the_plain_engine(
-    directory: Path,
+    directory: Path, tmp_path: Path
 ) -> None:
-    async with services(directory) as served:
+    async with services(directory, tmp_path) as served:
         for name, features in FEATURES.items():
             plain, edge = [
                 await ask(url, **features)
