@@ -28,8 +28,7 @@ from tests.faults.rig.asking import MODEL, Answer
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.faults.strikes import Strike, ask_again, drain, struck
 from tests.verifier.vllm_target.conftest import ON_ENGINE, SMALL
-from tests.verifier.vllm_target.scripted import PERSON
-from tests.verifier.vllm_target.test_request_fields import (
+from tests.verifier.vllm_target.request_values import (
     CHATS,
     COMPLETIONS,
     MESSAGES,
@@ -37,6 +36,7 @@ from tests.verifier.vllm_target.test_request_fields import (
     USUAL,
     requests,
 )
+from tests.verifier.vllm_target.scripted import PERSON
 
 pytestmark = ON_ENGINE
 
@@ -132,6 +132,8 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 async def check_equal(urls: Sequence[str]) -> None:
     """Ask an edge and its vLLM with each field of vLLM's classes, two fields at a time."""
+    from picospec.verifier.vllm_target.serving.endpoints import REQUESTS
+
     limits = asyncio.Semaphore(2)
     async with httpx.AsyncClient(timeout=300) as client:
         model = (await client.get(f"{urls[0]}/v1/models")).json()["data"][0]["id"]
@@ -154,7 +156,7 @@ async def check_equal(urls: Sequence[str]) -> None:
 
         more = [(path, field, {**USUAL[path], **given}, True) for path, field, given in MORE]
         async with asyncio.TaskGroup() as group:
-            for request in [*requests(), *more]:
+            for request in [*requests(REQUESTS), *more]:
                 group.create_task(ask(*request))
 
 
