@@ -191,17 +191,19 @@ class LateDrafter:
         self._loading: asyncio.Task[None] | None = None
         self._again_at = 0.0
         self._has_none = False
-        self._draft: Draft | None = None
+        self.draft: Draft | None = None
+        """The draft model, while it is loaded and related to the target's vocabulary."""
+
         self.name: str | None = None
         """The name of the draft model, once it is known."""
 
     def begin(self, name: str, draft: Draft) -> None:
         """Draft with a model that is loaded and that the tokenizer knows already."""
-        self.name, self._draft = name, draft
+        self.name, self.draft = name, draft
         draft.freed.append(self._part)
 
     def _part(self) -> None:
-        self._draft = None
+        self.draft = None
         self._tokenizer.part()
 
     def about(self) -> dict[str, object] | None:
@@ -210,11 +212,6 @@ class LateDrafter:
             return None
         size_bytes = self.draft.size_bytes if self.draft else 0
         return {"model": self.name, "state": self.state, "bytes": size_bytes}
-
-    @property
-    def draft(self) -> Draft | None:
-        """The draft model, if it is loaded and related to the target's vocabulary."""
-        return self._draft
 
     @property
     def state(self) -> State:

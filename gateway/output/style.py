@@ -136,17 +136,20 @@ class Style:
         return lambda token: seen.get(token) or piece(token)
 
 
+MAX_STYLES: Final = 8
+"""The styles of as many tokenizers are remembered; each keeps its tokenizer in memory."""
+
+
 class Styles:
-    """Remembers the style of the tokenizer in use, which changes with the target."""
+    """Remembers the styles of the tokenizers that were new last; they change with targets."""
 
     def __init__(self, name: FormatName | None = None) -> None:
         """name: format of calls, None for the one that the chat template shows."""
         self._name = name
-        self._latest: Style | None = None
+        self._known: dict[int, Style] = {}  # by id of the tokenizer
 
     def known(self, tokenizer: Tokenizer) -> Style | None:
-        latest = self._latest
-        return latest if latest is not None and latest.tokenizer is tokenizer else None
+        return self._known.get(id(tokenizer))
 
     def find(self, tokenizer: Tokenizer) -> Style:
         """Return and remember the style. Call this in a thread where a tokenizer may encode."""
@@ -156,8 +159,11 @@ class Styles:
         spelt = [tokenizer.encode(t, begin=False) for t in tags or ()] or [[], []]
         opening, closing = (ids[0] if len(ids) == 1 else None for ids in spelt)
         can = tuple(_capabilities(tokenizer, tags))
-        self._latest = Style(tokenizer, form, tags, special, (opening, closing), can)
-        return self._latest
+        style = Style(tokenizer, form, tags, special, (opening, closing), can)
+        self._known[id(tokenizer)] = style  # which keeps the tokenizer, and so its id
+        if len(self._known) > MAX_STYLES:
+            del self._known[next(iter(self._known))]
+        return style
 
 
 def choose(template: str) -> FormatName:

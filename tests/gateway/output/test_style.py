@@ -18,6 +18,7 @@ from picospec.gateway.output.message import Message
 from picospec.gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
 from picospec.gateway.output.style import (
     FORMATS,
+    MAX_STYLES,
     FormatName,
     OutputParser,
     Style,
@@ -124,6 +125,9 @@ def test_the_style_of_a_tokenizer_is_found_once() -> None:
     markers = ["</think>", "</tool_call>", "<think>", "<tool_call>"]
     assert sorted(set(tokenizer.encoded)) == [*markers, "<|>"]  # the last by infill
     assert found.capabilities == ("completion", "tools", "thinking", "insert")
+    others = [MarkedTokenizer(template="") for _ in range(MAX_STYLES)]
+    kept = [styles.find(each) for each in others]
+    assert [styles.known(each) for each in (tokenizer, *others)] == [None, *kept]
 
 
 def test_the_setting_replaces_what_the_template_tells() -> None:
