@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,11 +194,22 @@ AGENT_TOKENS: Final = 32_768
 async def check_edge(settings: EdgeSettings) -> list[Finding]:
     """Check each verifier of an edge with these settings, and the drafting for it."""
     store, findings = open_store(os.environ), list[Finding]()
-    for address in settings.verifiers:
-        alone = settings.model_copy(update={"verifier_url": address})
+    for alone in each_alone(settings):
         (verifier,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).all
         findings += await check_verifier(alone, store, verifier)
     return findings
+
+
+def each_alone(settings: EdgeSettings) -> Iterator[EdgeSettings]:
+    """Yield the settings of an edge for each of its verifiers, which they name alone."""
+    models = tuple(each.model_copy(update={"verifier_urls": ()}) for each in settings.models)
+    for address in settings.verifiers:
+        yield settings.model_copy(update={"verifier_url": address, "models": models})
+    for model in settings.models:
+        for address in model.verifier_urls:
+            only = (model.model_copy(update={"verifier_urls": (address,)}),)
+            alone = {"verifier_url": None, "verifier_urls": (), "models": only}
+            yield settings.model_copy(update=alone)
 
 
 async def check_verifier(
@@ -294,6 +305,9 @@ async def check_drafting(
     settings: EdgeSettings, store: Store, verifier: Verifier, facts: ModelFacts
 ) -> list[Finding]:
     """Check that the draft model is here, and check its vocabulary and speed."""
+    own = (each.draft_model for each in settings.models if each.name == facts.model)
+    if wanted := next(own, None):
+        settings = settings.model_copy(update={"draft_model": wanted})
     cache = TokenizerCache(store.root / "tokenizers")
     name: str | None = settings.draft_model
     try:

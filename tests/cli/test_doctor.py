@@ -36,6 +36,7 @@ from picospec.cli.doctor import (
     check_speed,
     check_verifier,
     check_vocabulary,
+    each_alone,
     encryption,
     not_reached,
     report,
@@ -338,3 +339,16 @@ def test_a_draft_model_agrees_with_itself_and_not_with_another_text() -> None:
 
         assert agreed(context, prompt, answer) >= 0.9  # all of 8 or more, none of them certain
         assert agreed(context, prompt, " zinc violet 77 under Lima quorum;") < 0.3
+
+
+def test_each_verifier_is_checked_with_the_settings_of_its_model() -> None:
+    of_model = {"name": "m", "verifier_urls": ["http://b", "http://c"], "draft_model": "d"}
+    settings = load(None, {}, {"verifier_urls": ["http://a"], "models": [of_model]})
+
+    alone = [*each_alone(settings)]
+    urls = [
+        [v.url for v in open_verifiers(each, EdgeMetrics(CollectorRegistry())).all]
+        for each in alone
+    ]
+    assert urls == [["http://a"], ["http://b"], ["http://c"]]
+    assert {each.models[0].draft_model for each in alone} == {"d"}
