@@ -331,8 +331,9 @@ class MessagesRequest(RequestModel):
             "continue_final_message": "messages",
             "response_format.json_schema": form,
             "response_format": form,
-            "stop": "stop_sequences",
         }
+        if self.stop_sequences:  # a client may have sent a `stop` of its own
+            names["stop"] = "stop_sequences"
         return names if self.thinking is None else {**names, "enable_thinking": "thinking"}
 
 

@@ -264,6 +264,10 @@ def test_any_chat_is_served_or_named(sent: object, more: Body) -> None:
     check("/v1/chat/completions", {"messages": sent, **more})
 
 
+def test_a_stop_of_openais_is_named_as_it_was_sent() -> None:
+    check("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "stop": True})
+
+
 @settings(max_examples=180)
 @given(requests, st.dictionaries(st.sampled_from(MORE), values, max_size=2), st.data())
 def test_a_request_with_odd_values_is_served_or_named(
