@@ -93,7 +93,7 @@ FEATURES: Final[Mapping[str, Json]] = {
     "all": {"tools": STRICT, **AS_JSON, **SHAPED, **UNSPLIT},
 }
 WRONG: Final = "An entirely different text, which is wrong. " * 3
-ATTEMPTS = 5
+ATTEMPTS = 9
 
 
 def predicted(text: str) -> Json:
@@ -107,7 +107,7 @@ async def post(http: httpx.AsyncClient, path: str, body: Json) -> httpx.Response
         answer = await http.post(path, json=body)
         if answer.status_code != 503:
             break
-        await asyncio.sleep(2**attempt)
+        await asyncio.sleep(min(2**attempt, 16))
     return answer
 
 
