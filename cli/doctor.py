@@ -58,7 +58,7 @@ class Finding:
 
     @property
     def advice(self) -> str:
-        """What to do; empty if all is well."""
+        """Return what to do; an empty text if all is well."""
         return self.remedy if self.warns or not self.ok else ""
 
 

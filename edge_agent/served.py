@@ -24,6 +24,7 @@ from picospec.edge_agent.draft.loading import (
     TargetTokenizer,
     chosen_draft,
     pull_if_missing,
+    wanted_draft,
 )
 from picospec.edge_agent.engine import EdgeEngine
 from picospec.edge_agent.fallback import DraftFallback, open_engine
@@ -335,11 +336,10 @@ class Maker:
     def _wanted(self, name: str, entry: ModelSettings | None) -> str | None:
         """Return the name of a target's draft model; AUTO, if it is to be chosen; None for
         none."""
-        wanted = (entry and entry.draft_model) or self._settings.draft_model
+        wanted = wanted_draft(self._settings, entry)
         if wanted == AUTO and name and name == self._first.target:
             return self._first.name
-        is_none = self._settings.drafter == "none" or wanted == NONE or not has_llama()
-        return None if is_none else wanted
+        return None if wanted == NONE or not has_llama() else wanted
 
     def _draft(self, name: str, entry: ModelSettings | None, pinned: bool) -> Draft | None:
         """Return a target's draft model if it is loaded; that of a fallback is in any case."""

@@ -116,7 +116,7 @@ class RelaySettings(Table):
 
 
 class ModelSettings(Table):
-    """What an edge should know of one model; it learns of all others from their verifiers."""
+    """These fields say of one model what its verifiers do not; an edge needs none of them."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     """The name under which its verifiers serve it."""

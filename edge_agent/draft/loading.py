@@ -22,7 +22,7 @@ from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.edge_agent.link.verifier import Verifier
 from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.settings import EdgeSettings
+from picospec.edge_agent.settings import EdgeSettings, ModelSettings
 from picospec.gateway.drain import beside, kept_going
 from picospec.gateway.errors import ApiError, EngineFault, Unavailable
 from picospec.gateway.hosting.limits import compute_threads
@@ -186,16 +186,21 @@ class FirstDraft:
     target: str = ""
 
 
-def _wanted(settings: EdgeSettings) -> str:
-    """Return the setting for the first model's draft model."""
+def wanted_draft(settings: EdgeSettings, model: ModelSettings | None) -> str:
+    """Return the setting for a model's draft model: a name, AUTO or NONE. model: what the
+    settings say of that model, if anything."""
     if settings.drafter == "none":
         return NONE
-    return (settings.models and settings.models[0].draft_model) or settings.draft_model
+    return (model and model.draft_model) or settings.draft_model
+
+
+def _wanted_first(settings: EdgeSettings) -> str:
+    return wanted_draft(settings, next(iter(settings.models), None))
 
 
 def named_draft(settings: EdgeSettings) -> FirstDraft:
     """Return the draft model that the settings name for the first model, if they do."""
-    wanted = _wanted(settings)
+    wanted = _wanted_first(settings)
     return FirstDraft(None if wanted in (AUTO, NONE) else wanted)
 
 
@@ -209,9 +214,9 @@ def first_draft(
     OSError.
     """
     first = named_draft(settings)
-    if _wanted(settings) == AUTO and has_llama():
+    if _wanted_first(settings) == AUTO and has_llama():
         first = asyncio.run(_fitting(connect(), store, settings))
-    elif _wanted(settings) == AUTO:
+    elif _wanted_first(settings) == AUTO:
         log = structlog.get_logger("edge_agent")
         log.warning("no draft model", reason="llama.cpp is not installed", remedy=INSTALL)
     if first.name is not None:
