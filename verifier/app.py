@@ -22,11 +22,10 @@ from rich.console import Console
 
 from picospec.gateway.app import create_app
 from picospec.gateway.doors.services import one_model
-from picospec.gateway.drain import Drain
+from picospec.gateway.drain import Drain, end_within, stopped_by_signals
 from picospec.gateway.errors import EngineFault
 from picospec.gateway.hosting.server import STOP_AT_ONCE
 from picospec.gateway.hosting.settings import hosts_of
-from picospec.gateway.hosting.stopping import end_within, stopped_by_signals
 from picospec.gateway.middleware import Access
 from picospec.gateway.ports import Delta, Facts, Job, Statistics, opening
 from picospec.gateway.tracing import Tracing, open_tracing

@@ -36,7 +36,7 @@ from granian.server.embed import Server
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from picospec.gateway.drain import Drain
+from picospec.gateway.drain import Drain, stopped_by_signals
 from picospec.gateway.hosting import logs
 from picospec.gateway.hosting.limits import (
     limit_accept_error_logs,
@@ -45,7 +45,6 @@ from picospec.gateway.hosting.limits import (
 )
 from picospec.gateway.hosting.parent_death import end_with_parent
 from picospec.gateway.hosting.settings import ServerSettings
-from picospec.gateway.hosting.stopping import stopped_by_signals
 from picospec.gateway.http import UNREAD_S
 
 # Cuts connections on which no request comes, for a server that waits without a limit.
