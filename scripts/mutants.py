@@ -1,9 +1,11 @@
 """`make mutants` breaks the product on purpose, one place at a time, and counts what tests see.
 
 COUNT places are drawn by SEED from the rooms of the product, all places alike. Each is broken
-in a checkout of its own; the quick tests of its room run, and all quick tests where those
-pass. A mutant is killed if a test fails twice with it and passes without it. The diffs of those
-that survive name rules without a test, and code that changes nothing.
+in a checkout of its own, and the quick tests that reach its lines run there; which these are is
+seen in one run of all quick tests. What runs at an import, or in no test's own process, is seen
+by the quick tests of its room, and by all where those pass. A mutant is killed if a test fails
+twice with it and passes without it. The diffs of those that survive name rules without a test,
+and code that changes nothing.
 
 What runs in vLLM alone is not drawn: its suite takes half an hour.
 """
@@ -19,15 +21,20 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from coverage import CoverageData
 
 ROOT: Final = Path(__file__).parents[1]
 ROOMS: Final = ("speculation", "models", "verifier", "edge_agent", "gateway", "cli")
 LEFT_OUT: Final = "vllm_target"
 LIMIT_S: Final = 900
 """A loop without an end counts as killed when the tests have run for so long."""
+
+FEW: Final = 60
+"""Fewer tests run in one process: others would take longer to start."""
 
 TWINS: Final = (
     (ast.Lt, ast.LtE),
@@ -51,6 +58,13 @@ class Mutant(NamedTuple):
     start: int
     end: int
     text: str
+
+    @property
+    def lines(self) -> range:
+        """The numbers of the lines that the change is in."""
+        source = (ROOT / self.path).read_bytes()
+        first, last = (source[:at].count(b"\n") + 1 for at in (self.start, self.end))
+        return range(first, last + 1)
 
     def diff(self) -> str:
         """Return the change as a diff."""
@@ -136,49 +150,60 @@ class Checkout:
             )
             (folder / ".venv").symlink_to(ROOT / ".venv")
         subprocess.run(["git", "checkout", "-qf", commit()], cwd=folder, check=True)
+        seen = folder / f".coverage.{commit()}"
+        if not seen.exists():
+            self.run("--cov=. --cov-context=test --cov-report=")
+            (folder / ".coverage").rename(seen)
+        self.seen = CoverageData(str(seen))
+        self.seen.read()
 
     def killer(self, mutant: Mutant) -> str | None:
         """Return the test that fails for this mutant, or None if it survives."""
         file = self.folder / mutant.path
         whole = file.read_bytes()
-        for tests in (f"tests/{mutant.path.parts[0]}", "tests"):
+        for tests in self.suites(mutant):
             file.write_text(mutant.broken())
             try:
                 failed = self.failed(tests)
-                is_sure = failed is not None and self.failed(failed) is not None
+                is_sure = failed is not None and self.failed([failed]) is not None
             finally:
                 file.write_bytes(whole)
-            if failed and is_sure and not self.failed(failed):
+            if failed and is_sure and not self.failed([failed]):
                 return failed
         return None
 
-    def failed(self, tests: str) -> str | None:
-        """Run tests, and return the first that fails, or their folder if it has no name."""
-        command = [
-            "make",
-            "-s",
-            "-o",
-            ".venv/.ready-dev",
-            "test-quick",
-            f"ARGS=-x -q '{tests}'",
-        ]
-        environment = os.environ | {
-            "PYTHONPATH": str(self.folder),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
+    def suites(self, mutant: Mutant) -> Sequence[Sequence[str]]:
+        """Return the tests that may see a mutant: of each sequence the next one runs if those
+        before it have passed."""
+        contexts = self.seen.contexts_by_lineno(str(mutant.path))
+        names = {name for line in mutant.lines for name in contexts.get(line, ()) if name}
+        if tests := sorted({name.rpartition("|")[0] for name in names}):
+            return [tests]
+        return [[f"tests/{mutant.path.parts[0]}"], ["tests"]]
+
+    def failed(self, tests: Sequence[str]) -> str | None:
+        """Run tests, and return the first that fails, or the first of all if it has no name."""
+        names = self.folder / "build" / "tests.txt"
+        names.parent.mkdir(exist_ok=True)
+        names.write_text("\n".join(tests))
+        few = "-n 0" if len(tests) < FEW and "::" in tests[0] else ""
         try:
-            run = subprocess.run(
-                command,
-                cwd=self.folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=LIMIT_S,
-            )
+            run = self.run(f"-x -q {few} @{names}")
         except subprocess.TimeoutExpired:
-            return tests
+            return tests[0]
         found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", run.stdout, re.MULTILINE)
-        return found[1] if found else tests if run.returncode else None
+        return found[1] if found else tests[0] if run.returncode else None
+
+    def run(self, arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the quick tests with these arguments of pytest."""
+        return subprocess.run(
+            ["make", "-s", "-o", ".venv/.ready-dev", "test-quick", f"ARGS={arguments}"],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
 
 
 def commit() -> str:
