@@ -46,6 +46,8 @@ class DraftSlot(Protocol):
 
 
 class Drafter(Protocol):
+    """What an answer needs of a draft model, which may not be loaded yet."""
+
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
     ) -> DraftSlot | None:
@@ -54,15 +56,23 @@ class Drafter(Protocol):
         read its whole context, so the slot must have room for the prompt."""
 
     @property
-    def read_tokens(self) -> int:
-        """The number of prompt tokens that the draft model has read, without reused ones."""
-
-    @property
     def is_late(self) -> bool:
         """True if the draft model is not there yet; `wake` brings it."""
 
     async def wake(self) -> None:
         """Return when the draft model is there. Raises CannotDraft."""
+
+    def close(self) -> bool:
+        """Free everything, cancel running steps, and return True. Return False if the draft
+        model is still in use because a pass does not end."""
+
+
+class LoadedDrafter(Drafter, Protocol):
+    """A draft model in memory."""
+
+    @property
+    def read_tokens(self) -> int:
+        """The number of prompt tokens that the draft model has read, without reused ones."""
 
     @property
     def is_idle(self) -> bool:
@@ -74,10 +84,6 @@ class Drafter(Protocol):
 
     async def watch(self) -> None:
         """Fail waiting steps while the draft model is stuck, and log that, until cancelled."""
-
-    def close(self) -> bool:
-        """Free everything, cancel running steps, and return True. Return False if the draft
-        model is still in use because a pass does not end."""
 
 
 class NoDrafter:

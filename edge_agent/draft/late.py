@@ -18,7 +18,7 @@ from typing import Final, Literal
 import structlog
 
 from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot
+from picospec.edge_agent.draft.drafter import CannotDraft, DraftSlot, LoadedDrafter
 from picospec.edge_agent.draft.loading import MakeDrafter, TargetTokenizer
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.drain import kept_going
@@ -41,7 +41,7 @@ class Draft:
 
     found: Found
     model: Model
-    drafter: Drafter
+    drafter: LoadedDrafter
     context_tokens: int
     size_bytes: int
     is_pinned: bool = False
@@ -256,21 +256,6 @@ class LateDrafter:
             return None
         self._drafts.use(draft)
         return draft.drafter.take(prompt, owner, whole=whole)
-
-    @property
-    def read_tokens(self) -> int:
-        return self._drafts.read_tokens
-
-    @property
-    def is_stuck(self) -> bool:
-        return self.draft is not None and self.draft.drafter.is_stuck
-
-    @property
-    def is_idle(self) -> bool:
-        return self.draft is None or self.draft.drafter.is_idle
-
-    async def watch(self) -> None:
-        """Do nothing: Drafts watches each draft model once."""
 
     def close(self) -> bool:
         """Load no more."""

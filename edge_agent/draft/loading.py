@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 from rich.console import Console
 
-from picospec.edge_agent.draft.drafter import Drafter
+from picospec.edge_agent.draft.drafter import LoadedDrafter
 from picospec.edge_agent.draft.llama import LlamaDrafter
 from picospec.edge_agent.draft.retokeniser import Translation
 from picospec.edge_agent.link.verifier import Verifier
@@ -157,7 +157,7 @@ NONE: Final = "none"
 MIN_TOKENS: Final = 8192
 """A slot holds this many tokens on the smallest machine, if the draft model allows it."""
 
-MakeDrafter = Callable[[Model, EdgeSettings, Length], Drafter]
+MakeDrafter = Callable[[Model, EdgeSettings, Length], LoadedDrafter]
 
 
 def find(reference: str, store: Store) -> Path:
@@ -261,7 +261,7 @@ async def _target(verifiers: Verifiers, tokenizer: TargetTokenizer) -> tuple[str
             await asyncio.sleep(RETRY_S)
 
 
-def make_drafter(model: Model, settings: EdgeSettings, length: Length) -> Drafter:
+def make_drafter(model: Model, settings: EdgeSettings, length: Length) -> LoadedDrafter:
     """Return the drafter. Raises models.errors.CannotOpen if there is not enough memory."""
     structlog.get_logger("edge_agent").info("context", **length.log_fields())
     return LlamaDrafter(
