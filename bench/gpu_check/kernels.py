@@ -38,7 +38,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from picospec.bench.data.statistics import markdown
 from picospec.bench.gpu_check.parts import Check, NotRun
 from picospec.speculation import noise
-from picospec.verifier.vllm_target.worker import judging
+from picospec.verifier.vllm_target.worker import by_noise
 
 Tokens = NDArray[np.int64]
 Line = Mapping[str, str | float]
@@ -213,7 +213,7 @@ class Kernels:
 
         def call() -> tuple[Tensor, Tensor]:
             again = gumbel.draw(logits, seeds, at)
-            return judging.judged(again, drafted, places[0], places[1], WIDTH - 1)
+            return by_noise.judged(again, drafted, places[0], places[1], WIDTH - 1)
 
         sampled, counts = (each.cpu().numpy() for each in call())
         right, text, drafts = True, drawn.cpu().numpy(), drafted.cpu().numpy()
@@ -234,6 +234,7 @@ class Kernels:
         from picospec.speculation.messages import Sampling
         from picospec.speculation.separate import Separate
         from picospec.verifier.vllm_target.crossing import VerifyRequest
+        from picospec.verifier.vllm_target.worker.by_p import judge_by_p
 
         passes, logits, chance = Passes.of(rows), self._logits(rows), np.random.default_rng(3)
         logits[:, :LIKELY] = 18.0 + logits[:, :LIKELY] / 10
@@ -247,7 +248,7 @@ class Kernels:
         starts = [start for start, _ in passes.bounds]
 
         right = True
-        found = judging.judge_by_p(requests, logits, starts)
+        found = judge_by_p(requests, logits, starts)
         for own, request, start in list(zip(found, requests, starts, strict=True))[:CHECKED]:
             read = logits[start : start + WIDTH].cpu().numpy()
             expected = request.judge_logits(read.__getitem__)
@@ -256,7 +257,7 @@ class Kernels:
                 best = int(wanted.p.tokens[wanted.p.p.argmax()])
                 share = own.rejection.p.of(best) if own.rejection else 0.0
                 right &= bool(np.isclose(share, wanted.p.of(best), rtol=1e-4))
-        return lambda: judging.judge_by_p(requests, logits, starts), right
+        return lambda: judge_by_p(requests, logits, starts), right
 
     def machine(self) -> tuple[bool, str]:
         """Time a step of the verifier's machine on this host's processor."""

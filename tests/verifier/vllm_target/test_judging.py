@@ -135,14 +135,14 @@ def test_on_a_device_separate_is_judged_as_on_the_host_and_the_host_waits_twice(
     requests: list[VerifyRequest], number: int
 ) -> None:
     torch = pytest.importorskip("torch")
-    from picospec.verifier.vllm_target.worker import judging
+    from picospec.verifier.vllm_target.worker import by_p
     from tests.verifier.vllm_target.synchronisations import synchronisations
 
     logits = rows(number, 7 * len(requests))
     logits[:, :4] += 4.0
     starts = range(0, len(logits), 7)
     with synchronisations() as waits:
-        judged = judging.judge_by_p(requests, torch.from_numpy(logits), starts)
+        judged = by_p.judge_by_p(requests, torch.from_numpy(logits), starts)
 
     assert waits.count == 2
     for found, request, start in zip(judged, requests, starts, strict=True):

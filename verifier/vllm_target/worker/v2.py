@@ -24,8 +24,9 @@ from picospec.speculation.messages import TokenId
 from picospec.verifier.vllm_target import patches
 from picospec.verifier.vllm_target.crossing import Choice, VerifyRequest
 from picospec.verifier.vllm_target.patches import Place, Stock
+from picospec.verifier.vllm_target.worker.by_noise import judge_by_noise
+from picospec.verifier.vllm_target.worker.by_p import judge_by_p
 from picospec.verifier.vllm_target.worker.extension import upload
-from picospec.verifier.vllm_target.worker.judging import judge_by_noise, judge_by_p
 
 # Divides a step's rows between our judge and vLLM's, which judges its own draft tokens.
 #

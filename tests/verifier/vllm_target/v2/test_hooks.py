@@ -18,7 +18,7 @@ from picospec.speculation.coupled import Coupled
 from picospec.speculation.messages import Sampling
 from picospec.speculation.separate import Separate
 from picospec.verifier.vllm_target.crossing import Choice, VerifyRequest
-from picospec.verifier.vllm_target.worker import judging
+from picospec.verifier.vllm_target.worker import by_p
 from picospec.verifier.vllm_target.worker.v2 import RunnerHooks
 from tests.verifier.vllm_target.synchronisations import synchronisations
 
@@ -144,17 +144,17 @@ def test_rows_are_judged_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) ->
     ]
     starts = np.cumsum([0, *(len(each.draft) + 1 for each in requests)])[:-1].tolist()
     logits = torch.randn(10, V, generator=torch.Generator().manual_seed(2)) * 4
-    at_once = repr(judging.judge_by_p(requests, logits, starts))
-    stock, sizes = judging._p, []
+    at_once = repr(by_p.judge_by_p(requests, logits, starts))
+    stock, sizes = by_p._p, []
 
     def p(rows: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
         sizes.append(len(rows))
         return stock(rows, greedy)
 
-    monkeypatch.setattr(judging, "_p", p)
-    monkeypatch.setattr(judging, "ROWS", 3)
+    monkeypatch.setattr(by_p, "_p", p)
+    monkeypatch.setattr(by_p, "ROWS", 3)
 
-    assert repr(judging.judge_by_p(requests, logits, starts)) == at_once
+    assert repr(by_p.judge_by_p(requests, logits, starts)) == at_once
     assert sizes == [3, 3, 3, 1, 3, 1]
 
 
