@@ -17,7 +17,7 @@ from rich.progress import track
 
 from picospec.bench import options
 from picospec.bench.data.results import save
-from picospec.bench.data.statistics import Mean, grid, markdown
+from picospec.bench.data.statistics import Mean, draw, grid, markdown
 from picospec.bench.link import Conditions
 from picospec.bench.simulator.hosts import POINTS
 from picospec.bench.simulator.table import (
@@ -90,7 +90,7 @@ def main(
     families: options.Families = "code,maths,chat",
 ) -> None:
     """Simulate every operating point; some minutes, and a dozen more for `acespec`."""
-    from picospec.bench.data.plots import draw
+    import matplotlib  # noqa: F401  draw needs it, after the minutes of simulation
 
     found = groups(traces, options.names(families))
     heats = list(dict.fromkeys(group.temperature for group in found))

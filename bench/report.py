@@ -33,6 +33,7 @@ from picospec.bench.data.results import (
 from picospec.bench.data.statistics import (
     WAITS_PASSES,
     Mean,
+    draw,
     gap_ms,
     grid,
     mean,
@@ -334,10 +335,6 @@ def report(
         raise typer.BadParameter(f"{results} holds no answers")
     plot = results.with_name(f"{results.stem}-speedup.png") if plots else None
     if plot:
-        try:
-            from picospec.bench.data.plots import draw
-        except ImportError:
-            sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
         compared = Comparison(found, found.answers[0].temperature)
         links = [link for link in compared.links if link[1] == compared.links[0][1]]
         panels = {
@@ -351,7 +348,10 @@ def report(
             }
             for family in compared.families
         }
-        draw(plot, panels, "RTT, ms", "speed-up over cloud")
+        try:
+            draw(plot, panels, "RTT, ms", "speed-up over cloud")
+        except ImportError:
+            sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
     page = results.with_suffix(".md")
     page.write_text(markdown(found, plot))
     Console().print(*map(str, filter(None, (page, plot))), sep="\n")
