@@ -33,8 +33,8 @@ from picospec.bench.capacity_load import (
     scripted,
     table,
 )
-from picospec.bench.data.results import commit, save, this_host
 from picospec.bench.link import HOST, Conditions, Link
+from picospec.bench.results import commit, save, this_host
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import Services, ServicesPlan, port, verifier_arguments
 from picospec.bench.simulator.hosts import DEVICE_TWICE_AT, Curve, Hosts, hosts_of

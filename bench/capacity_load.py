@@ -20,13 +20,13 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 from pydantic import AnyHttpUrl
 
-from picospec.bench.data.results import Host
-from picospec.bench.data.statistics import markdown
+from picospec.bench.results import Host
 from picospec.bench.run.client import AnswerError
 from picospec.bench.simulator.ends import Answer
 from picospec.bench.simulator.hosts import Curve
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.world import Arm, World, simulate
+from picospec.bench.statistics import markdown
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler
 from picospec.edge_agent.engine import EdgeEngine

@@ -16,9 +16,8 @@ import typer
 from rich.progress import track
 
 from picospec.bench import options
-from picospec.bench.data.results import save
-from picospec.bench.data.statistics import Mean, draw, grid, markdown
 from picospec.bench.link import Conditions
+from picospec.bench.results import save
 from picospec.bench.simulator.hosts import POINTS
 from picospec.bench.simulator.table import (
     CLIENTS,
@@ -34,6 +33,7 @@ from picospec.bench.simulator.table import (
     speedups,
 )
 from picospec.bench.simulator.world import World
+from picospec.bench.statistics import Mean, draw, grid, markdown
 
 RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
 ARMS: Final = ("sync", "paper", "paper:4", "acespec", "picospec", "colocated")

@@ -17,8 +17,8 @@ import typer
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.data.prompts import FAMILIES, root, scenario_of
-from picospec.bench.data.results import (
+from picospec.bench.prompts import FAMILIES, root, scenario_of
+from picospec.bench.results import (
     Answer,
     Key,
     Results,
@@ -30,7 +30,7 @@ from picospec.bench.data.results import (
     save,
     with_rate,
 )
-from picospec.bench.data.statistics import (
+from picospec.bench.statistics import (
     WAITS_PASSES,
     Mean,
     draw,
@@ -40,7 +40,7 @@ from picospec.bench.data.statistics import (
     rate,
     waiting,
 )
-from picospec.bench.data.statistics import (
+from picospec.bench.statistics import (
     markdown as table,
 )
 from picospec.models.llama_cpp.model import common_prefix

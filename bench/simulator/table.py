@@ -12,10 +12,9 @@ from typing import Final
 
 import msgspec
 
-from picospec.bench.data.prompts import root
-from picospec.bench.data.results import Cell, figures
-from picospec.bench.data.statistics import gap_ms, geometric_mean, rate
 from picospec.bench.link import Conditions
+from picospec.bench.prompts import root
+from picospec.bench.results import Cell, figures
 from picospec.bench.simulator.ends import Answer
 from picospec.bench.simulator.hosts import Hosts
 from picospec.bench.simulator.source import Source, traced
@@ -29,6 +28,7 @@ from picospec.bench.simulator.world import (
     simulate,
     sync,
 )
+from picospec.bench.statistics import gap_ms, geometric_mean, rate
 from picospec.bench.traces import load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)

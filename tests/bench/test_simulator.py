@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.data.prompts import sampling
-from picospec.bench.data.results import Results
 from picospec.bench.link import Conditions
+from picospec.bench.prompts import sampling
+from picospec.bench.results import Results
 from picospec.bench.simulator.command import compare, predict
 from picospec.bench.simulator.event_log import events, report
 from picospec.bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
