@@ -19,8 +19,7 @@ from typing import Any, Final
 
 import httpx
 
-from picospec.bench.capacity import ARMS, PLAIN, Load
-from picospec.bench.capacity_load import Row
+from picospec.bench.capacity import ARMS, PLAIN, Load, Row
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.identity import (
     EDGES,

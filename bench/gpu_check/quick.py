@@ -31,7 +31,7 @@ from typing import Final, TypeVar
 import httpx
 import msgspec
 
-from picospec.bench.capacity_load import ScriptedDrafter, scripted
+from picospec.bench.capacity import ScriptedDrafter, scripted
 from picospec.bench.gpu_check.engines import (
     ENGINE_S,
     FAST,

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.capacity_load import predict
+from picospec.bench.capacity import predict
 from picospec.bench.link import HOST, Conditions
 from picospec.bench.pace import loads, machine, vllm_servers
 from picospec.bench.pace.fake_target import FAKE_S

@@ -19,7 +19,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from picospec.bench.capacity_load import TIMEOUT_S, Answered, Client, ScriptedDrafter, scripted
+from picospec.bench.capacity import TIMEOUT_S, Answered, Client, ScriptedDrafter, scripted
 from picospec.bench.link import HOST, Conditions, Link
 from picospec.bench.pace import script
 from picospec.bench.pace.script import VOCABULARY, Drafts

@@ -16,7 +16,7 @@ from typing import cast
 import pytest
 from scipy.stats import fisher_exact
 
-from picospec.bench.capacity_load import Figures, Row
+from picospec.bench.capacity import Figures, Row
 from picospec.bench.gpu_check import __main__ as command_line
 from picospec.bench.gpu_check import quick
 from picospec.bench.gpu_check.engines import AGAIN, PLUGGED, UNPLUGGED, Engines, Serving
