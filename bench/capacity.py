@@ -36,8 +36,16 @@ from picospec.bench.run.services import Services, ServicesPlan, port, verifier_a
 from picospec.bench.simulator.ends import Answer
 from picospec.bench.simulator.hosts import DEVICE_TWICE_AT, Curve, Hosts, hosts_of
 from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.table import ANSWERS, ROWS, alternating, groups
-from picospec.bench.simulator.world import Arm, World, picospec, simulate
+from picospec.bench.simulator.world import (
+    ANSWERS,
+    ROWS,
+    Arm,
+    World,
+    alternating,
+    groups,
+    picospec,
+    simulate,
+)
 from picospec.bench.statistics import markdown
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler

@@ -30,16 +30,18 @@ from picospec.bench.simulator.rivals import (
     suffix,
 )
 from picospec.bench.simulator.source import Source, made_up, traced
-from picospec.bench.simulator.table import (
+from picospec.bench.simulator.world import (
     ARMS,
+    Arm,
     Group,
     SimulatedRow,
+    World,
     candidates,
     groups,
+    picospec,
     rows,
     speedups,
 )
-from picospec.bench.simulator.world import Arm, World, picospec
 from picospec.bench.simulator.world import simulate as answers_of
 from picospec.bench.statistics import WAITS_PASSES, console, geometric_mean, grid
 from picospec.bench.traces import Trace, load_folder

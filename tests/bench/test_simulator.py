@@ -24,14 +24,17 @@ from picospec.bench.simulator.event_log import events, report
 from picospec.bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
 from picospec.bench.simulator.rivals import branches_by_depth
 from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
-from picospec.bench.simulator.table import GAMMAS, Group, SimulatedRow, rows
 from picospec.bench.simulator.world import (
+    GAMMAS,
     Arm,
+    Group,
+    SimulatedRow,
     World,
     acespec,
     colocated,
     paper,
     picospec,
+    rows,
     simulate,
     sync,
 )
