@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.data.prompts import Prompt, read
-from picospec.bench.data.results import commit, save, this_host
+from picospec.bench.prompts import Prompt, read
+from picospec.bench.results import commit, save, this_host
 from picospec.bench.run.services import Services, ServicesPlan, verifier_arguments
 from picospec.bench.simulator.hosts import Speeds
 from picospec.edge_agent.draft.drafter import DraftSlot

@@ -1,13 +1,19 @@
-"""`picospec bench capacity` measures many sessions on one real verifier."""
+"""`picospec bench capacity` measures many sessions on one real verifier, which plain requests
+and scripted edges load.
+
+A scripted edge is the product's own edge, but a script replaces its draft model: it drafts the
+tokens of a trace after the time that a device would take. So one process can run many edges.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from copy import copy
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from math import ceil
 from pathlib import Path
@@ -16,34 +22,43 @@ from typing import Annotated, Final
 
 import httpx
 import msgspec
+import numpy as np
 import typer
+from prometheus_client import CollectorRegistry
+from pydantic import AnyHttpUrl
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.capacity_load import (
-    Answered,
-    Capacity,
-    Client,
-    Figures,
-    Row,
-    ScriptedDrafter,
-    figures,
-    plain,
-    predict,
-    scripted,
-    table,
-)
-from picospec.bench.data.results import commit, save, this_host
 from picospec.bench.link import HOST, Conditions, Link
+from picospec.bench.results import Host, commit, save, this_host
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import Services, ServicesPlan, port, verifier_arguments
+from picospec.bench.simulator.ends import Answer
 from picospec.bench.simulator.hosts import DEVICE_TWICE_AT, Curve, Hosts, hosts_of
 from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.table import ANSWERS, ROWS, alternating, groups
-from picospec.bench.simulator.world import Arm, World, picospec
-from picospec.gateway.errors import ApiError
+from picospec.bench.simulator.world import (
+    ANSWERS,
+    ROWS,
+    Arm,
+    World,
+    alternating,
+    groups,
+    picospec,
+    simulate,
+)
+from picospec.bench.statistics import markdown
+from picospec.edge_agent.app import open_verifiers
+from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler
+from picospec.edge_agent.engine import EdgeEngine
+from picospec.edge_agent.metrics import EdgeMetrics
+from picospec.edge_agent.settings import EdgeSettings
+from picospec.gateway.errors import ApiError, EngineFault
 from picospec.gateway.hosting.processes import ServiceError
-from picospec.speculation.messages import Limits, ModelFacts
+from picospec.gateway.ports import Job, Statistics
+from picospec.models.llama_cpp.model import common_prefix
+from picospec.models.tokenizer import Tokenizer
+from picospec.speculation.distributions import DraftToken
+from picospec.speculation.messages import Limits, ModelFacts, Sampling, TokenId
 
 
 def capacity(
@@ -104,6 +119,8 @@ async def _run(
             typer.echo(table(results.rows).splitlines()[-1])
     typer.echo(table(results.rows))
 
+
+# Measures a verifier, and predicts the same figures, with each number of sessions.
 
 ARMS: Final = {"cloud": Arm(), "picospec": picospec()}
 PLAIN: Final = ("cloud",)
@@ -229,3 +246,236 @@ async def _passes(api: httpx.AsyncClient) -> list[float]:
 async def _facts(api: httpx.AsyncClient) -> ModelFacts:
     known = (await api.get("/v1/model-facts")).raise_for_status()
     return msgspec.json.decode(known.content, type=ModelFacts)
+
+
+# Computes figures of a verifier with many clients at once, measured or simulated.
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An Answered measures one answer. All times are seconds on one clock."""
+
+    asked_s: float
+    ended_s: float
+    arrivals_s: Sequence[float]
+    tokens: int
+    passes: int
+    scripted: int
+    """This many first tokens are the trace's; all draft tokens after them are wrong."""
+
+    text: Sequence[TokenId] = ()
+    """These are a session's tokens; a plain answer's are not recorded."""
+
+
+class Figures(msgspec.Struct, frozen=True):
+    tokens_per_s: float
+    """All clients together have this rate, from the first request to the last answer's end."""
+
+    slowest_tokens_per_s: float
+    """The slowest client has this rate over all its answers."""
+
+    passes_per_token: float
+    gap_ms_p50: float
+    gap_ms_p95: float
+    scripted_share: float
+    """This share of the tokens is the trace's."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A Row has the figures of one load."""
+
+    sessions: int
+    arm: str
+    measured: Figures
+    predicted: Figures | None
+    pass_rows: float
+    """A pass has this many rows on average, those of all its sessions together."""
+
+    pass_ms: float
+    busy_share: float
+    """Clients and link used this share of one core. Near 1 they are the bottleneck."""
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """A results file has this content."""
+
+    host: Host
+    commit: str
+    models: dict[str, str]
+    settings: dict[str, str | float]
+    rows: list[Row]
+
+
+def figures(clients: Sequence[Sequence[Answered]]) -> Figures:
+    """Return the figures of all answers. clients: the answers of each client, in order."""
+    answers = [answer for own in clients for answer in own]
+    seconds = max(a.ended_s for a in answers) - min(a.asked_s for a in answers)
+    tokens, passes = sum(a.tokens for a in answers), sum(a.passes for a in answers)
+    rates = [sum(a.tokens for a in own) / (own[-1].ended_s - own[0].asked_s) for own in clients]
+    gaps_ms = [1000 * gap for a in answers for gap in np.diff(a.arrivals_s)] or [0.0]
+    p50_ms, p95_ms = map(float, np.percentile(gaps_ms, (50, 95)))
+    followed = sum(a.scripted for a in answers) / tokens
+    return Figures(tokens / seconds, min(rates), passes / tokens, p50_ms, p95_ms, followed)
+
+
+def predict(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> Figures:
+    """Return the simulator's figures for clients that ask for these sources."""
+    asked = [[copy(source) for source in own] for own in clients]  # one copy for each answer
+    found = {id(answer.source): answer for answer in simulate(world, arm, asked)}
+    return figures([[_answered(found[id(source)]) for source in own] for own in asked])
+
+
+def _answered(answer: Answer) -> Answered:
+    asked_s, tokens = answer.asked_s, answer.tokens
+    arrivals_s = [asked_s + since_s for since_s, _ in answer.arrivals]
+    return Answered(asked_s, arrivals_s[-1], arrivals_s, tokens, answer.target_passes, tokens)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table with a line for each load."""
+    cloud = {row.sessions: row.measured for row in rows if row.arm == "cloud"}
+    head = (
+        "sessions", "arm", "tokens/s", "/ `cloud`", "slowest", "/ `cloud`", "passes/token",
+        "rows, ms a pass", "gap p50, p95, ms", "predicted", "/ measured", "slowest / measured",
+    )  # fmt: skip
+    return markdown(head, [_line(row, cloud.get(row.sessions)) for row in rows])
+
+
+def _line(row: Row, cloud: Figures | None) -> list[str]:
+    own, predicted = row.measured, row.predicted
+    more, slowest = _ratios(own, cloud)
+    return [
+        f"{row.sessions}", f"`{row.arm}`",
+        f"{own.tokens_per_s:.1f}", more, f"{own.slowest_tokens_per_s:.2f}", slowest,
+        f"{own.passes_per_token:.2f}", f"{row.pass_rows:.1f}, {row.pass_ms:.0f}",
+        f"{own.gap_ms_p50:.0f}, {own.gap_ms_p95:.0f}",
+        f"{predicted.tokens_per_s:.1f}" if predicted else "", *_ratios(predicted, own),
+    ]  # fmt: skip
+
+
+def _ratios(one: Figures | None, other: Figures | None) -> tuple[str, str]:
+    """Return the ratio of the total rates, and that of the slowest clients' rates."""
+    if one is None or other is None:
+        return "", ""
+    slowest = one.slowest_tokens_per_s / other.slowest_tokens_per_s
+    return f"{one.tokens_per_s / other.tokens_per_s:.2f}", f"{slowest:.2f}"
+
+
+# Loads a verifier by plain requests, and by scripted edges.
+
+TIMEOUT_S: Final = 600.0
+"""A plain answer fails after this many seconds without a byte."""
+
+Client = Callable[[Source, int], Awaitable[Answered]]
+"""A Client asks for an answer to a source with at most this many tokens. Raises AnswerError,
+gateway.errors.ApiError or httpx.TransportError."""
+
+
+@asynccontextmanager
+async def plain(url: str) -> AsyncGenerator[Client]:
+    """Yield a client of the verifier's own API."""
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
+        listed = (await http.get("/v1/models")).raise_for_status().json()
+
+        async def ask(source: Source, tokens: int) -> Answered:
+            body = {
+                "model": listed["data"][0]["id"], "prompt": source.prompt, "temperature": 0,
+                "max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True},
+            }  # fmt: skip
+            asked_s, arrivals_s, said = perf_counter(), list[float](), 0
+            async with http.stream("POST", "/v1/completions", json=body) as response:
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        chunk = msgspec.json.decode(line.removeprefix("data: "))
+                        if any(choice["text"] for choice in chunk.get("choices", ())):
+                            arrivals_s.append(perf_counter())
+                        said = (chunk.get("usage") or {}).get("completion_tokens", said)
+            if not said:
+                raise AnswerError(f"status {response.status_code}, and no whole answer")
+            return Answered(asked_s, perf_counter(), arrivals_s, said, said, said)
+
+        yield ask
+
+
+@asynccontextmanager
+async def scripted(
+    url: str, drafter: ScriptedDrafter, **extras: object
+) -> AsyncGenerator[Client]:
+    """Yield a client that is a scripted edge. extras: of each request, as in Job."""
+    metrics = EdgeMetrics(CollectorRegistry())
+    settings = EdgeSettings(verifier_url=AnyHttpUrl(url))
+    verifiers = open_verifiers(settings, metrics)
+    engine = EdgeEngine(verifiers, drafter, settings, metrics, TargetsVocabulary())
+
+    async def ask(source: Source, tokens: int) -> Answered:
+        job = Job("capacity", source.prompt, tokens, Sampling(0.0), seed=0, extras=extras)
+        asked_s, arrivals_s = perf_counter(), list[float]()
+        text, counted = list[TokenId](), Statistics()
+        async with aclosing(engine.generate(job)) as deltas:
+            async for delta in deltas:
+                counted = delta.statistics or counted
+                if delta.tokens:
+                    arrivals_s.append(perf_counter())
+                    text += delta.tokens
+        said, same = len(text), common_prefix(text, source.tokens)
+        passes = counted.target_passes
+        return Answered(asked_s, perf_counter(), arrivals_s, said, passes, same, text)
+
+    try:
+        yield ask
+    finally:
+        await engine.close()
+        await verifiers.close()
+
+
+@dataclass(frozen=True)
+class ScriptedDrafter(NoDrafter):
+    """Implements a Drafter that is never full. sources: by their prompts. step_s: seconds of a
+    step, by the tokens it reads. vocabulary: the number of the target's tokens."""
+
+    sources: Mapping[tuple[TokenId, ...], Source]
+    step_s: Curve
+    vocabulary: int
+
+    def take(
+        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
+    ) -> ScriptedSlot:
+        return ScriptedSlot(self, self.sources[tuple(prompt)])
+
+
+@dataclass(slots=True)
+class ScriptedSlot:
+    """Implements a DraftSlot that has read its prompt. Once the target's text leaves the trace,
+    all its draft tokens are wrong."""
+
+    drafter: ScriptedDrafter
+    source: Source
+    _read: list[TokenId] = field(default_factory=list)
+
+    async def step(
+        self,
+        context: Sequence[TokenId],
+        sampler: StepSampler,
+        *,
+        ahead: Sequence[TokenId] = (),
+    ) -> list[DraftToken]:
+        output = list(context[len(self.source.prompt) :])
+        unread = max(0, len(output) - common_prefix(self._read, output) - 1)
+        drafts = self.source.drafts(output, ahead)
+        self._read = [*output, *(draft.token for draft in drafts[:-1])]
+        await asyncio.sleep(self.drafter.step_s.of(1 + unread + len(ahead)))
+        return [replace(d, token=d.token % self.drafter.vocabulary) for d in drafts]
+
+    def leave(self) -> None:
+        """Do nothing, because nothing is held."""
+
+
+class TargetsVocabulary:
+    """Implements the Pairing of an edge whose draft model has the target's vocabulary."""
+
+    relation: Final = "identical"
+    translation: Final = None
+    draft_tokens: Final = 0
+
+    async def __call__(self, vocabulary: str) -> Tokenizer:
+        raise EngineFault("a scripted edge reads no text")

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from picospec.bench import options
-from picospec.bench.data.prompts import SHIPPED, Prompt, read
 from picospec.bench.link import Conditions
+from picospec.bench.prompts import SHIPPED, Prompt, read
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import EdgePlan, Services, ServicesPlan, verifier_arguments
 from picospec.gateway.ports import NONE

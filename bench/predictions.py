@@ -1,4 +1,5 @@
-"""`python -m picospec.bench.predictions` simulates what larger models on GPUs would gain.
+"""`python -m picospec.bench.predictions` simulates what larger models on GPUs would gain, and
+how many clients one verifier would serve.
 
 Traces determine which draft tokens are accepted; docs/performance.md lists the assumptions
 about times.
@@ -6,8 +7,9 @@ about times.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, islice, pairwise, product
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,24 +18,26 @@ import typer
 from rich.progress import track
 
 from picospec.bench import options
-from picospec.bench.data.results import save
-from picospec.bench.data.statistics import Mean, grid, markdown
 from picospec.bench.link import Conditions
-from picospec.bench.simulator.hosts import POINTS
-from picospec.bench.simulator.table import (
-    CLIENTS,
-    SHARED,
-    Crowd,
+from picospec.bench.results import save
+from picospec.bench.simulator.hosts import POINTS, Hosts
+from picospec.bench.simulator.source import Source
+from picospec.bench.simulator.world import (
+    ANSWERS,
+    ROWS,
+    Arm,
     Group,
     SimulatedRow,
+    World,
     alternating,
-    capacity,
-    crowds,
+    colocated,
     groups,
+    picospec,
     rows,
+    simulate,
     speedups,
 )
-from picospec.bench.simulator.world import World
+from picospec.bench.statistics import Mean, draw, grid, markdown, rate
 
 RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
 ARMS: Final = ("sync", "paper", "paper:4", "acespec", "picospec", "colocated")
@@ -63,6 +67,61 @@ def speedup_table(cells: Cells, temperature: float) -> str:
     return markdown(*grid(("target/draft", "arm"), means))
 
 
+# Simulates how many clients one verifier serves, when clients of one arm share its passes.
+
+CLIENTS: Final = (1, 8, 16, 32, 48, 64, 96, 128, 192)
+RTT_MS: Final = 20.0
+"""These clients have this round trip, in ms."""
+
+SHARED: Final[Mapping[str, Sequence[Arm]]] = {
+    "cloud": [Arm()],
+    "picospec": [picospec()],
+    "colocated": [colocated(gamma) for gamma in (1, 2, 3, 4, 6)],
+}
+"""Clients share the verifier of these arms; each is tried at the given round lengths."""
+
+
+class Crowd(msgspec.Struct, frozen=True):
+    """A Crowd is a verifier and clients that all begin at once and ask for ANSWERS in a row."""
+
+    point: str
+    arm: str
+    clients: int
+    tokens_per_s: float
+    """One client has this rate."""
+
+    gamma: int | None
+
+
+def crowds(sources: Sequence[Source], point: str, hosts: Hosts) -> Iterator[Crowd]:
+    """Yield the rate of a verifier's clients for each number of clients and arm."""
+    world = World(hosts, Conditions(RTT_MS), rows=ROWS)
+    for count in CLIENTS:
+        for name, arms in SHARED.items():
+            found = [(_shared(world, arm, sources, count), arm.gamma or None) for arm in arms]
+            rate, gamma = max(found, key=lambda pair: pair[0])
+            yield Crowd(point, name, count, rate, gamma)
+
+
+def _shared(world: World, arm: Arm, sources: Sequence[Source], clients: int) -> float:
+    """Return the tokens per second of a client, over answers of every family."""
+    each = max(ANSWERS, ceil(len(sources) / clients))  # so that few clients ask for all sources
+    asked = [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(clients)]
+    return rate(simulate(world, arm, asked))
+
+
+def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:
+    """Return the number of clients that can each have this rate, interpolated between the
+    simulated numbers; 0 if not even one can."""
+    own = sorted((c.clients, c.tokens_per_s) for c in found if c.arm == arm)
+    if not own or own[0][1] < tokens_per_s:
+        return 0.0
+    for (few, fast), (many, slow) in pairwise(own):
+        if slow < tokens_per_s:
+            return few + (many - few) * (fast - tokens_per_s) / (fast - slow)
+    return float(own[-1][0])
+
+
 def crowd_table(found: Sequence[Crowd]) -> str:
     """Return Markdown: arms as lines, clients as columns; tokens per second of each client."""
     rates = {((c.point, f"`{c.arm}`"), str(c.clients)): f"{c.tokens_per_s:.1f}" for c in found}
@@ -90,7 +149,7 @@ def main(
     families: options.Families = "code,maths,chat",
 ) -> None:
     """Simulate every operating point; some minutes, and a dozen more for `acespec`."""
-    from picospec.bench.data.plots import draw
+    import matplotlib  # noqa: F401  draw needs it, after the minutes of simulation
 
     found = groups(traces, options.names(families))
     heats = list(dict.fromkeys(group.temperature for group in found))

@@ -17,8 +17,8 @@ import typer
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.data.prompts import FAMILIES, root, scenario_of
-from picospec.bench.data.results import (
+from picospec.bench.prompts import FAMILIES, root, scenario_of
+from picospec.bench.results import (
     Answer,
     Key,
     Results,
@@ -30,16 +30,17 @@ from picospec.bench.data.results import (
     save,
     with_rate,
 )
-from picospec.bench.data.statistics import (
+from picospec.bench.statistics import (
     WAITS_PASSES,
     Mean,
+    draw,
     gap_ms,
     grid,
     mean,
     rate,
     waiting,
 )
-from picospec.bench.data.statistics import (
+from picospec.bench.statistics import (
     markdown as table,
 )
 from picospec.models.llama_cpp.model import common_prefix
@@ -334,10 +335,6 @@ def report(
         raise typer.BadParameter(f"{results} holds no answers")
     plot = results.with_name(f"{results.stem}-speedup.png") if plots else None
     if plot:
-        try:
-            from picospec.bench.data.plots import draw
-        except ImportError:
-            sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
         compared = Comparison(found, found.answers[0].temperature)
         links = [link for link in compared.links if link[1] == compared.links[0][1]]
         panels = {
@@ -351,7 +348,10 @@ def report(
             }
             for family in compared.families
         }
-        draw(plot, panels, "RTT, ms", "speed-up over cloud")
+        try:
+            draw(plot, panels, "RTT, ms", "speed-up over cloud")
+        except ImportError:
+            sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
     page = results.with_suffix(".md")
     page.write_text(markdown(found, plot))
     Console().print(*map(str, filter(None, (page, plot))), sep="\n")

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import track
 
 from picospec.bench import options
-from picospec.bench.data import prompts as script
-from picospec.bench.data.prompts import SHIPPED, Conversation, Prompt, read, sampling
-from picospec.bench.data.results import Answer, Results, load
+from picospec.bench import prompts as script
+from picospec.bench.prompts import SHIPPED, Conversation, Prompt, read, sampling
+from picospec.bench.results import Answer, Results, load
 from picospec.edge_agent.draft.loading import find
 from picospec.models.llama_cpp.model import Context, Model, Segment
 from picospec.models.store import open_store

@@ -23,8 +23,7 @@ import msgspec
 from picospec.bench.link import Conditions
 from picospec.bench.simulator.hosts import Curve, Hosts
 from picospec.bench.simulator.source import synthetic
-from picospec.bench.simulator.table import PLAIN
-from picospec.bench.simulator.world import World, simulate
+from picospec.bench.simulator.world import PLAIN, World, simulate
 from picospec.edge_agent.draft.loading import open_context
 from picospec.edge_agent.link.connection import read_answer
 from picospec.edge_agent.link.verifier import Verifier

@@ -20,11 +20,11 @@ from typing import Annotated, Final, Literal
 import typer
 
 from picospec.bench import options
-from picospec.bench.data.prompts import read
-from picospec.bench.data.results import commit, this_host
 from picospec.bench.gpu_check.engines import CLIENTS, PARTS, UNPLUGGED, Engines, Serving
 from picospec.bench.gpu_check.parts import Check, command, fenced
 from picospec.bench.gpu_check.quick import AT_ONCE, Quick
+from picospec.bench.prompts import read
+from picospec.bench.results import commit, this_host
 from picospec.bench.run.services import ServicesPlan, verifier_arguments
 
 ON_CPU: Final = (

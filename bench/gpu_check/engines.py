@@ -19,10 +19,7 @@ from typing import Any, Final
 
 import httpx
 
-from picospec.bench.capacity import ARMS, PLAIN, Load
-from picospec.bench.capacity_load import Row
-from picospec.bench.data.prompts import Prompt
-from picospec.bench.data.statistics import markdown
+from picospec.bench.capacity import ARMS, PLAIN, Load, Row
 from picospec.bench.gpu_check.parts import Check
 from picospec.bench.identity import (
     EDGES,
@@ -39,11 +36,13 @@ from picospec.bench.identity import (
     tally,
 )
 from picospec.bench.link import Conditions
+from picospec.bench.prompts import Prompt
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.rivals import HEAD, Rival
 from picospec.bench.run.rivals import PLAIN as PLAIN_ENGINE
 from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services, ServicesPlan
 from picospec.bench.simulator.source import Source, traced
+from picospec.bench.statistics import markdown
 from picospec.bench.traces import Subject, replayed
 from picospec.edge_agent.draft.loading import find
 from picospec.models.store import open_store

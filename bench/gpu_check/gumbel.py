@@ -1,7 +1,9 @@
 """The noise that both ends share, as a compiled kernel: what noise.py specifies, in float32.
 
 vLLM's own kernel draws on a GPU host. This one, which needs no vLLM, shows that the arithmetic
-of such a kernel, compiled for this device, agrees with numpy's.
+of such a kernel, compiled for this device, agrees with numpy's. It stands alone because
+kernels.py imports it late: when it is known whether Triton compiles or interprets, and only for
+the parts that need Triton.
 
     n  rows      V  tokens of a row
 """

@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from picospec.bench.data.statistics import markdown
 from picospec.bench.gpu_check.parts import Check, NotRun
+from picospec.bench.statistics import markdown
 from picospec.speculation import noise
 from picospec.verifier.vllm_target.worker import by_noise
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from picospec.bench.data.statistics import markdown
+from picospec.bench.statistics import markdown
 from picospec.gateway.errors import first_error
 
 LAST_LINES: Final = 20

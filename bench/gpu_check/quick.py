@@ -31,8 +31,7 @@ from typing import Final, TypeVar
 import httpx
 import msgspec
 
-from picospec.bench.capacity_load import ScriptedDrafter, scripted
-from picospec.bench.data.statistics import fisher, markdown
+from picospec.bench.capacity import ScriptedDrafter, scripted
 from picospec.bench.gpu_check.engines import (
     ENGINE_S,
     FAST,
@@ -50,6 +49,7 @@ from picospec.bench.run.rivals import PLAIN, Rival
 from picospec.bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
 from picospec.bench.simulator.hosts import Curve
 from picospec.bench.simulator.source import WRONG, Source
+from picospec.bench.statistics import fisher, markdown
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.speculation.messages import ModelFacts, TokenId
 

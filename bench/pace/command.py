@@ -16,8 +16,7 @@ import typer
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.capacity_load import predict
-from picospec.bench.data.results import save
+from picospec.bench.capacity import predict
 from picospec.bench.link import HOST, Conditions
 from picospec.bench.pace import loads, machine, vllm_servers
 from picospec.bench.pace.fake_target import FAKE_S
@@ -34,6 +33,7 @@ from picospec.bench.pace.loads import (
 )
 from picospec.bench.pace.script import Drafts, prompts
 from picospec.bench.pace.vllm_servers import MODEL, Vllm, on_cpu, on_stand_in
+from picospec.bench.results import save
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import free_port, port
 from picospec.bench.simulator.hosts import Curve, Hosts

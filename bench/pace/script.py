@@ -1,4 +1,8 @@
-"""A fake target's text is a function of the prompt, so that edges and judges know it."""
+"""A fake target's text is a function of the prompt, so that edges and judges know it.
+
+The fake target has it in its own process, the stand-in in vLLM's, and the loads in a third one.
+It stands alone so that none of them imports another: vLLM's process gets no service of ours.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from picospec.bench.data.prompts import Message, sampling
+from picospec.bench.prompts import Message, sampling
 from picospec.gateway.ports import NONE
 
 

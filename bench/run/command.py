@@ -33,9 +33,10 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from picospec.bench import options
-from picospec.bench.data import prompts as script
-from picospec.bench.data.prompts import SHIPPED, Conversation, Prompt, read
-from picospec.bench.data.results import (
+from picospec.bench import prompts as script
+from picospec.bench.link import Conditions
+from picospec.bench.prompts import SHIPPED, Conversation, Prompt, read
+from picospec.bench.results import (
     Answer,
     Results,
     Row,
@@ -46,12 +47,11 @@ from picospec.bench.data.results import (
     save,
     this_host,
 )
-from picospec.bench.data.statistics import console as console_table
-from picospec.bench.data.statistics import grid
-from picospec.bench.link import Conditions
 from picospec.bench.run.client import AnswerError, Question, Reply, TooLong
 from picospec.bench.run.live_arms import NAMES, Arm, Costs, LiveArm, LiveArms, parse
 from picospec.bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_arguments
+from picospec.bench.statistics import console as console_table
+from picospec.bench.statistics import grid
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import ModelError
 

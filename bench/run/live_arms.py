@@ -14,8 +14,8 @@ from typing import Final, Literal
 
 import httpx
 
-from picospec.bench.data.results import processor_s, stolen_s
 from picospec.bench.link import Conditions, Link
+from picospec.bench.results import processor_s, stolen_s
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.rivals import PLAIN, TOKENS, Rival
 from picospec.bench.run.rounds import RoundPolicy

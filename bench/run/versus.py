@@ -23,9 +23,9 @@ import msgspec
 import typer
 
 from picospec.bench import options
-from picospec.bench.data.prompts import Prompt, read
-from picospec.bench.data.results import Answer, load
-from picospec.bench.data.statistics import mean
+from picospec.bench.prompts import Prompt, read
+from picospec.bench.results import Answer, load
+from picospec.bench.statistics import mean
 
 MIN_RATIO: Final = 0.97
 MAX_WIDTH: Final = 0.06

@@ -17,10 +17,9 @@ from rich.progress import track
 from rich.table import Table
 
 from picospec.bench import options
-from picospec.bench.data.prompts import root
-from picospec.bench.data.results import Results, load, references, save
-from picospec.bench.data.statistics import WAITS_PASSES, console, geometric_mean, grid
 from picospec.bench.link import Conditions
+from picospec.bench.prompts import root
+from picospec.bench.results import Results, load, references, save
 from picospec.bench.simulator.hosts import TWICE_AT, Curve, Hosts, gpu, hosts_of
 from picospec.bench.simulator.rivals import (
     SUFFIX_SETTINGS,
@@ -31,17 +30,20 @@ from picospec.bench.simulator.rivals import (
     suffix,
 )
 from picospec.bench.simulator.source import Source, made_up, traced
-from picospec.bench.simulator.table import (
+from picospec.bench.simulator.world import (
     ARMS,
+    Arm,
     Group,
     SimulatedRow,
+    World,
     candidates,
     groups,
+    picospec,
     rows,
     speedups,
 )
-from picospec.bench.simulator.world import Arm, World, picospec
 from picospec.bench.simulator.world import simulate as answers_of
+from picospec.bench.statistics import WAITS_PASSES, console, geometric_mean, grid
 from picospec.bench.traces import Trace, load_folder
 
 

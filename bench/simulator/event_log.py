@@ -32,7 +32,6 @@ from picospec.bench.link import Path as LinkPath
 from picospec.bench.simulator import world
 from picospec.bench.simulator.hosts import POINTS, Clock, Line, gpu, hosts_of
 from picospec.bench.simulator.source import Source, synthetic, traced
-from picospec.bench.simulator.table import candidates
 from picospec.bench.traces import Trace
 from picospec.speculation.messages import Message
 
@@ -79,7 +78,7 @@ def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) ->
         return made
 
     with patch.object(world, "Line", line):
-        answers = world.simulate(there, candidates(arm)[0], clients)
+        answers = world.simulate(there, world.candidates(arm)[0], clients)
     for n, answer in enumerate(answers):
         cost = answer.drafted, answer.bytes_up, answer.bytes_down
         write("answer", n, answer.tokens, answer.ttft_s, answer.seconds, *cost)

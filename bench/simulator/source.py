@@ -17,7 +17,7 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from picospec.bench.data.prompts import SOURCES, read, sampling
+from picospec.bench.prompts import SOURCES, read, sampling
 from picospec.bench.traces import Ids, Logits, Trace
 from picospec.edge_agent.draft.drafter import drafts_while_matching
 from picospec.models.llama_cpp.model import common_prefix

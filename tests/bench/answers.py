@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from picospec.bench.data.results import Answer, Host, Results, Settings, rows
 from picospec.bench.link import Conditions
+from picospec.bench.results import Answer, Host, Results, Settings, rows
 from picospec.bench.simulator.ends import Answer as SimulatedAnswer
 from picospec.bench.simulator.hosts import Hosts, gpu
 from picospec.bench.simulator.source import Source

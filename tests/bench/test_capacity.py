@@ -10,11 +10,10 @@ from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
 from picospec.bench.calibrate import Drafted, Question, _run, curve, line
-from picospec.bench.capacity import Load
-from picospec.bench.capacity_load import Answered, Capacity, Figures, figures
-from picospec.bench.data.prompts import Prompt
-from picospec.bench.data.results import Host, load, save
-from picospec.bench.data.results import load as read
+from picospec.bench.capacity import Answered, Capacity, Figures, Load, figures
+from picospec.bench.prompts import Prompt
+from picospec.bench.results import Host, load, save
+from picospec.bench.results import load as read
 from picospec.bench.run.services import Services, ServicesPlan
 from picospec.bench.simulator.hosts import Speeds, hosts_of
 from picospec.bench.simulator.source import traced

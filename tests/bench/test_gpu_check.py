@@ -16,8 +16,7 @@ from typing import cast
 import pytest
 from scipy.stats import fisher_exact
 
-from picospec.bench.capacity_load import Figures, Row
-from picospec.bench.data.statistics import fisher
+from picospec.bench.capacity import Figures, Row
 from picospec.bench.gpu_check import __main__ as command_line
 from picospec.bench.gpu_check import quick
 from picospec.bench.gpu_check.engines import AGAIN, PLUGGED, UNPLUGGED, Engines, Serving
@@ -26,6 +25,7 @@ from picospec.bench.gpu_check.quick import Quick, compared, differing
 from picospec.bench.link import Conditions
 from picospec.bench.run.client import Reply
 from picospec.bench.run.services import Services, ServicesPlan
+from picospec.bench.statistics import fisher
 from picospec.gateway.hosting.processes import ServiceDied
 from tests.verifier.vllm_target.v2.tiny import make
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from picospec.bench.data.prompts import Prompt
 from picospec.bench.identity import (
     RESOLUTION,
     Answer,
@@ -19,6 +18,7 @@ from picospec.bench.identity import (
     is_defect,
     tally,
 )
+from picospec.bench.prompts import Prompt
 from picospec.bench.run.client import Reply
 
 PROMPTS = [Prompt(str(i), "code", f"say {i}") for i in range(5)]

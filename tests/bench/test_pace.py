@@ -13,12 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.data.results import load
 from picospec.bench.link import Conditions
 from picospec.bench.pace.command import SERVICE
 from picospec.bench.pace.loads import Found, Turn, figures
 from picospec.bench.pace.machine import PART, Fleet
 from picospec.bench.pace.script import said
+from picospec.bench.results import load
 from picospec.bench.simulator.command import HEADS
 from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram

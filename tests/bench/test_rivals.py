@@ -18,9 +18,9 @@ from typer import Context
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.data.prompts import Prompt, read
-from picospec.bench.data.results import Results, load
 from picospec.bench.link import Conditions
+from picospec.bench.prompts import Prompt, read
+from picospec.bench.results import Results, load
 from picospec.bench.run import rivals as stock_vllm
 from picospec.bench.run.command import Plan, Run, stints, turns
 from picospec.bench.run.live_arms import parse

@@ -18,9 +18,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.data.prompts import Prompt, read
-from picospec.bench.data.results import Answer, Results, load
 from picospec.bench.link import Conditions
+from picospec.bench.prompts import Prompt, read
+from picospec.bench.results import Answer, Results, load
 from picospec.bench.run.client import AnswerError, Client, Question, TooLong
 from picospec.bench.run.command import Plan, Run, turns
 from picospec.bench.run.live_arms import LiveArm, parse

@@ -16,22 +16,25 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.data.prompts import sampling
-from picospec.bench.data.results import Results
 from picospec.bench.link import Conditions
+from picospec.bench.prompts import sampling
+from picospec.bench.results import Results
 from picospec.bench.simulator.command import compare, predict
 from picospec.bench.simulator.event_log import events, report
 from picospec.bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
 from picospec.bench.simulator.rivals import branches_by_depth
 from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
-from picospec.bench.simulator.table import GAMMAS, Group, SimulatedRow, rows
 from picospec.bench.simulator.world import (
+    GAMMAS,
     Arm,
+    Group,
+    SimulatedRow,
     World,
     acespec,
     colocated,
     paper,
     picospec,
+    rows,
     simulate,
     sync,
 )

@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 
-from picospec.bench.data.prompts import Prompt, read
 from picospec.bench.identity import EDGES, Answer, ask, batched, compare
+from picospec.bench.prompts import Prompt, read
 from picospec.bench.run.services import Services, ServicesPlan
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]

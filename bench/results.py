@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 import numpy as np
 
-from picospec.bench.data.prompts import FAMILIES, root
-from picospec.bench.data.statistics import Timed, gap_ms, geometric_mean, rate, waiting
+from picospec.bench.prompts import FAMILIES, root
+from picospec.bench.statistics import Timed, gap_ms, geometric_mean, rate, waiting
 
 # Reads and writes JSON files. Writes are atomic, and the error of a bad file names it.
 
@@ -167,7 +167,7 @@ class Answer(msgspec.Struct, frozen=True):
     bytes_down: int
     edge_cpu_s: float
     stolen_s: float = 0.0
-    """Other virtual machines took this core time meanwhile; see bench.data.results.stolen_s."""
+    """Other virtual machines took this core time meanwhile; see bench.results.stolen_s."""
 
     draft_model_tokens: int = 0
     """The draft model generated this many tokens, judged or not; 0 in older files."""
