@@ -2,10 +2,10 @@
 
 COUNT places are drawn by SEED from the rooms of the product, all places alike. Each is broken
 in a checkout of its own, and the quick tests that reach its lines run there; which these are is
-seen in one run of all quick tests. What runs at an import, or in no test's own process, is seen
-by the quick tests of its room, and by all where those pass. A mutant is killed if a test fails
-twice with it and passes without it. The diffs of those that survive name rules without a test,
-and code that changes nothing.
+seen in one run of all quick tests. Lines that run at an import are judged by the tests that
+reach their file, and files that no test's own process reaches by the tests of their room. A
+mutant is killed if a test fails twice with it and passes without it. The diffs of those that
+survive name rules without a test, and code that changes nothing.
 
 What runs in vLLM alone is not drawn: its suite takes half an hour.
 """
@@ -161,25 +161,21 @@ class Checkout:
         """Return the test that fails for this mutant, or None if it survives."""
         file = self.folder / mutant.path
         whole = file.read_bytes()
-        for tests in self.suites(mutant):
-            file.write_text(mutant.broken())
-            try:
-                failed = self.failed(tests)
-                is_sure = failed is not None and self.failed([failed]) is not None
-            finally:
-                file.write_bytes(whole)
-            if failed and is_sure and not self.failed([failed]):
-                return failed
-        return None
+        file.write_text(mutant.broken())
+        try:
+            failed = self.failed(self.tests(mutant))
+            is_sure = failed is not None and self.failed([failed]) is not None
+        finally:
+            file.write_bytes(whole)
+        return failed if failed and is_sure and not self.failed([failed]) else None
 
-    def suites(self, mutant: Mutant) -> Sequence[Sequence[str]]:
-        """Return the tests that may see a mutant: of each sequence the next one runs if those
-        before it have passed."""
-        contexts = self.seen.contexts_by_lineno(str(mutant.path))
-        names = {name for line in mutant.lines for name in contexts.get(line, ()) if name}
-        if tests := sorted({name.rpartition("|")[0] for name in names}):
-            return [tests]
-        return [[f"tests/{mutant.path.parts[0]}"], ["tests"]]
+    def tests(self, mutant: Mutant) -> Sequence[str]:
+        """Return the tests that may see a mutant."""
+        lines = self.seen.contexts_by_lineno(str(mutant.path))
+        reached = [name for line in mutant.lines for name in lines.get(line, ()) if name]
+        names = reached or [name for each in lines.values() for name in each if name]
+        tests = sorted({name.rpartition("|")[0] for name in names})
+        return tests or [f"tests/{mutant.path.parts[0]}"]
 
     def failed(self, tests: Sequence[str]) -> str | None:
         """Run tests, and return the first that fails, or the first of all if it has no name."""
