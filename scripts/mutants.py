@@ -1,11 +1,11 @@
 """`make mutants` breaks the product on purpose, one place at a time, and counts what tests see.
 
 COUNT places are drawn by SEED from the rooms of the product, all places alike. Each is broken
-in a checkout of its own, and the quick tests that reach its lines run there; which these are is
-seen in one run of all quick tests. Lines that run at an import are judged by the tests that
-reach their file, and files that no test's own process reaches by the tests of their room. A
-mutant is killed if a test fails twice with it and passes without it. The diffs of those that
-survive name rules without a test, and code that changes nothing.
+in a checkout of its own, and the quick tests that reach its lines run there, or its file if its
+lines run at the import alone; which these are is seen in one run of all quick tests. If they
+pass, all quick tests of its room run, some of which start other processes. A mutant is killed
+if a test fails twice with it and passes without it. The diffs of those that survive name rules
+without a test, and code that changes nothing.
 
 What runs in vLLM alone is not drawn: its suite takes half an hour.
 """
@@ -68,6 +68,11 @@ class Mutant(NamedTuple):
         source = (ROOT / self.path).read_bytes()
         first, last = (source[:at].count(b"\n") + 1 for at in (self.start, self.end))
         return range(first, last + 1)
+
+    @property
+    def room(self) -> str:
+        """The folder of its room's tests."""
+        return f"tests/{self.path.parts[0]}"
 
     def diff(self) -> str:
         """Return the change as a diff."""
@@ -166,7 +171,7 @@ class Checkout:
         whole = file.read_bytes()
         file.write_text(mutant.broken())
         try:
-            failed = self.failed(self.tests(mutant))
+            failed = self.failed(self.reaching(mutant)) or self.failed([mutant.room])
             if failed is None or failed == HANG:
                 return failed
             again = self.failed([failed])
@@ -174,17 +179,18 @@ class Checkout:
             file.write_bytes(whole)
         return failed if again and not self.failed([failed]) else None
 
-    def tests(self, mutant: Mutant) -> Sequence[str]:
-        """Return the tests that may see a mutant."""
+    def reaching(self, mutant: Mutant) -> Sequence[str]:
+        """Return the tests whose own process runs the lines of a mutant, or else its file."""
         lines = self.seen.contexts_by_lineno(str(mutant.path))
         reached = [name for line in mutant.lines for name in lines.get(line, ()) if name]
         names = reached or [name for each in lines.values() for name in each if name]
-        tests = sorted({name.rpartition("|")[0] for name in names})
-        return tests or [f"tests/{mutant.path.parts[0]}"]
+        return sorted({name.rpartition("|")[0] for name in names})
 
     def failed(self, tests: Sequence[str]) -> str | None:
         """Run tests, and return the first that fails, the first of all if it has no name, or
-        HANG."""
+        HANG; None if all pass or there are none."""
+        if not tests:
+            return None
         names = self.folder / "build" / "tests.txt"
         names.parent.mkdir(exist_ok=True)
         names.write_text("\n".join(tests))
