@@ -312,7 +312,7 @@ async def check_drafting(
     name: str | None = settings.draft_model
     try:
         target = (await TargetTokenizer(verifier, cache, None)()).vocabulary
-        choice = await asyncio.to_thread(_draft_choice, settings, store, facts, target)
+        choice = await asyncio.to_thread(draft_choice, settings, store, facts, target)
         if (name := choice.name) is None:
             found = f"none: only repeated text is drafted; {choice.why}"
             warns = bool(choice.remedy)
@@ -339,7 +339,7 @@ async def check_drafting(
         ]
 
 
-def _draft_choice(
+def draft_choice(
     settings: EdgeSettings, store: Store, facts: ModelFacts, target: Vocabulary
 ) -> Choice:
     """Return the draft model that an edge would have now: the doctor fetches none."""

@@ -36,6 +36,7 @@ from picospec.cli.doctor import (
     check_speed,
     check_verifier,
     check_vocabulary,
+    draft_choice,
     each_alone,
     encryption,
     not_reached,
@@ -52,6 +53,7 @@ from picospec.models.errors import CannotOpen
 from picospec.models.llama_cpp.library import Library
 from picospec.models.llama_cpp.model import Context, Model, Segment
 from picospec.models.store import open_store
+from picospec.models.vocabulary import Vocabulary
 from tests.cli.screen import Screen
 from tests.edge_agent.fakes import FACTS
 
@@ -215,6 +217,26 @@ def test_a_verifier_of_another_version_is_named(protocol: int, ok: bool) -> None
 
     assert found.ok is ok
     assert "one version of PicoSpec" in found.remedy or ok
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ({"drafter": "none", "draft_model": "small"}, None),
+        ({"draft_model": "none"}, None),
+        ({"draft_model": "small"}, "small"),
+    ],
+)
+def test_a_draft_model_is_the_one_that_the_settings_name_unless_they_want_none(
+    chosen: dict[str, str], name: str | None, tmp_path: Path
+) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+
+    vocabulary = Vocabulary((b"a",), frozenset(), frozenset())
+    choice = draft_choice(load(None, {}, chosen), store, FACTS, vocabulary)
+
+    assert choice.name == name
+    assert ("want none" in choice.why) is (name is None)
 
 
 @pytest.mark.parametrize(("tokens", "warns"), [(16384, True), (32768, False)])
