@@ -22,7 +22,7 @@ from tests.verifier.conftest import KEY, serving
 
 ROOMS = ("bench", "cli", "edge_agent", "gateway", "models", "speculation", "verifier")
 INSTALL = "llama.cpp is not installed: pip install 'picospec[llama]'"
-ENGINES = {"matplotlib", "torch", "vllm"}
+ENGINES = {"torch", "vllm"}
 IMPORT_ALL = """
 import pkgutil, picospec
 from importlib import import_module
