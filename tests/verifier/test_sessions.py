@@ -145,6 +145,22 @@ async def test_what_a_check_finds_is_raised_before_there_is_a_session() -> None:
         assert not target.running
 
 
+async def test_a_bug_in_a_target_ends_the_session_with_a_fault_and_is_raised() -> None:
+    class Broken(FakeTarget):
+        async def serve(
+            self, session: str, request: Open, tenant: str | None = None
+        ) -> AsyncGenerator[Framed[Reply]]:
+            raise ZeroDivisionError
+            yield
+
+    async with running(Broken()) as (sessions, _, _m):
+        session = await sessions.open(opening(), tenant())
+
+        assert await ending(session) == Fault("target_failed", "internal error")
+        with pytest.raises(ZeroDivisionError):
+            await session.task
+
+
 async def test_what_was_reused_is_sent() -> None:
     class Reusing(FakeTarget):
         async def serve(
