@@ -209,6 +209,19 @@ def test_only_drafts_that_were_there_when_the_pass_began_count_as_its_rows() -> 
     assert (event.rows, event.beyond) == (3, "bonus")
 
 
+def test_what_a_pass_leaves_of_a_draft_counts_as_the_rows_of_the_next() -> None:
+    edge = Edge()
+    edge.draft(4)
+    edge.now += 1.0
+    edge.commit(100, 101, accepted=2)
+    edge.now += 1.0
+
+    event, _ = edge.commit(102, 9, accepted=1)
+
+    assert isinstance(event, Pass)
+    assert (event.rows, event.accepted, event.beyond) == (3, 1, "recovered")
+
+
 def test_a_pass_without_drafts_is_a_fill_in_pass_and_the_time_of_a_row() -> None:
     edge = Edge()
     edge.commit(5, pass_s=0.9)  # it reads the prompt
