@@ -127,7 +127,12 @@ def test_more_rows_at_once_than_exact_rows_are_not_exact(model: Model) -> None:
     context.close()
 
 
+# Two threads wait for each other at every step, long ones if other programs want the cores: so
+# each of these tests has weights of one type.
+
+
 @pytest.mark.models
+@pytest.mark.parametrize("model", ["q4_0"], indirect=True)
 def test_a_coarse_cache_is_exact_with_two_threads_and_long_prefills(model: Model) -> None:
     text = model.tokenize(TEXT, False)
     context = Context(model, 768, sequences=2, threads=2, cache="Q8_0")
@@ -141,6 +146,7 @@ def test_a_coarse_cache_is_exact_with_two_threads_and_long_prefills(model: Model
 
 
 @pytest.mark.models
+@pytest.mark.parametrize("model", ["q8_0"], indirect=True)
 def test_two_threads_on_the_fine_cache_are_not_exact(model: Model) -> None:
     """This is the negative control of the test above."""
     text = model.tokenize(TEXT, False)
