@@ -2,7 +2,8 @@
 # make test    set up, fetch the models, run every test in PARTS=2 processes; PARTS=0 starts no other
 # make test-quick   without models, browsers, the bench and what waits for real deadlines
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
-# make test-faults    faults in the middle of answers; ARGS=--long adds what takes minutes
+# make test-faults    faults in the middle of answers
+#                     ARGS=--long adds to each suite what takes minutes
 # make mutants [ARGS="--count 60 --seed 1"]   breaks the product on purpose: what do quick tests notice?
 # make check   formatting, lint, types, import rules
 # make bench-smoke                      every arm on a tiny model: shows that the bench works

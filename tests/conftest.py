@@ -16,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update", action="store_true", help="write the corpora of tests/gateway anew"
     )
+    parser.addoption("--long", action="store_true", help="also what is marked as long")
 
 
 TOGETHER = "end_to_end"
@@ -24,6 +25,9 @@ TOGETHER = "end_to_end"
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in () if config.getoption("--long") else items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="needs --long"))
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:

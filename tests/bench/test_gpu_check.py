@@ -344,6 +344,7 @@ async def test_what_vllm_does_not_support_is_not_run() -> None:
     assert check.finish().startswith("# GPU check: PASS, 1 not run\n")
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 def test_the_quick_check_runs_to_its_end_beside_vllm(tmp_path: Path) -> None:
     pytest.importorskip("vllm")

@@ -1,4 +1,4 @@
-"""The fault campaign's options and fixtures. `--long` adds what takes minutes."""
+"""The fault campaign's fixtures and report."""
 
 from __future__ import annotations
 
@@ -15,20 +15,8 @@ from tests.faults.strikes import EDGE_DESCRIPTORS, ask_again
 REPORT = pytest.StashKey[Report]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="the whole fault campaign")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: takes too long for the short campaign")
     config.stash[REPORT] = Report()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--long", default=False):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="needs --long"))
 
 
 def pytest_terminal_summary(
@@ -39,7 +27,7 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session")
 def is_long(pytestconfig: pytest.Config) -> bool:
-    return bool(pytestconfig.getoption("--long", default=False))
+    return bool(pytestconfig.getoption("--long"))
 
 
 @pytest.fixture(scope="session")

@@ -173,7 +173,11 @@ def table(found: dict[tuple[str, str], Measured]) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of memory")
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize(
-    ("end", "model"), [("edge", TAKES_TOOLS), ("verifier", "smollm2-135m")]
+    ("end", "model"),
+    [
+        ("edge", TAKES_TOOLS),
+        pytest.param("verifier", "smollm2-135m", marks=pytest.mark.long),
+    ],
 )
 async def test_no_body_within_the_bounds_stops_everybody(end: str, model: str) -> None:
     store = open_store(os.environ)

@@ -64,7 +64,9 @@ def assert_gone(family: list[Any], within_s: float) -> None:
 
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_no_process_outlives_the_service(directory: Path, number: signal.Signals) -> None:
     port = free_port()
     with running(directory, port) as service:
@@ -89,7 +91,7 @@ def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: P
 
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ["EngineCore", "Worker"])
+@pytest.mark.parametrize("name", ["EngineCore", pytest.param("Worker", marks=pytest.mark.long)])
 def test_a_process_of_the_engine_that_is_stopped_ends_the_service_and_all_of_them(
     directory: Path, name: str
 ) -> None:

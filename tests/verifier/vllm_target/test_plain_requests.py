@@ -4,7 +4,7 @@ with the same seed and settings says the same."""
 from __future__ import annotations
 
 import asyncio
-from itertools import count
+from itertools import count, starmap
 from random import Random
 from typing import Any
 
@@ -117,15 +117,17 @@ async def test_a_seed_draws_the_same_with_the_drafts_of_an_edge_and_without_an_e
     settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "min_p")}
     stop = tuple(target.facts.stop_tokens) if "min_tokens" in extras else ()
     settings |= {"stop_token_ids": list(stop), "top_k": sampling.top_k, "max_tokens": 40}
-    for seed, prompt in enumerate(PROMPTS):
-        shaped = with_extras(sampling, **extras)
+    shaped = with_extras(sampling, **extras)
+
+    async def both(seed: int, prompt: str) -> tuple[list[int], list[int]]:
         fields: dict[str, Any] = {"seed": seed, "stop_tokens": stop, "max_tokens": 40}
         request = opening(target, prompt, shaped, **fields)
         expected, _ = await own(target, prompt, seed=seed, **settings, **extras)
+        name, script = f"drafted {seed}", Script(wrong=0.2)
+        return expected, (await drafted(target, name, request, expected, script)).tokens
 
-        answer = await drafted(target, "drafted", request, expected, Script(wrong=0.2))
-
-        assert answer.tokens == expected
+    for expected, tokens in await asyncio.gather(*starmap(both, enumerate(PROMPTS))):
+        assert tokens == expected
 
 
 async def test_without_a_seed_each_answer_is_another(target: VllmTarget) -> None:

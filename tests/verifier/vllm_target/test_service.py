@@ -252,7 +252,7 @@ async def kill_core(world: World) -> None:
     await verifier.ended()
 
 
-@pytest.mark.parametrize("strike", [drain, kill_core])
+@pytest.mark.parametrize("strike", [pytest.param(drain, marks=pytest.mark.long), kill_core])
 async def test_answers_go_on_at_another_verifier_and_are_the_same(
     directory: Path, strike: Strike
 ) -> None:
