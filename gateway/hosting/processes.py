@@ -150,7 +150,7 @@ class Child:
                 stdout=write_end,
                 stderr=write_end,
                 env={**self.service.environment, **os.environ},
-                start_new_session=True,
+                process_group=0,  # in our session: see docs/decisions.md, "One session"
             )
         except BaseException:
             os.close(read_end)

@@ -55,7 +55,7 @@ class Fleet:
         environment = {k: v for k, v in os.environ.items() if k != "PICOSPEC_API_KEYS"}
         self.processes[url] = subprocess.Popen(
             command, cwd=ROOT, env=environment | settings, stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.DEVNULL, process_group=0,
         )  # fmt: skip
         return url
 

@@ -42,7 +42,7 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server; stop it at the end."""
     environ = {**os.environ, "PICOSPEC_API_KEYS": keys, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environ, cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen(command, env=environ, cwd=ROOT, process_group=0)
     try:
         yield process
     finally:

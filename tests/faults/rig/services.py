@@ -59,7 +59,7 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,
             )
         if self.descriptors is not None:  # before it reads its limit
             most = (self.descriptors, self.descriptors)
