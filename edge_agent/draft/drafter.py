@@ -46,7 +46,7 @@ class DraftSlot(Protocol):
 
 
 class Drafter(Protocol):
-    """What an answer needs of a draft model, which may not be loaded yet."""
+    """A Drafter is what an answer needs of a draft model, which may not be loaded yet."""
 
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
@@ -68,7 +68,7 @@ class Drafter(Protocol):
 
 
 class LoadedDrafter(Drafter, Protocol):
-    """A draft model in memory."""
+    """A LoadedDrafter is a draft model in memory."""
 
     @property
     def read_tokens(self) -> int:

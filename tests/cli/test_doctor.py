@@ -231,8 +231,8 @@ def test_a_draft_model_is_the_one_that_the_settings_name_unless_they_want_none(
     chosen: dict[str, str], name: str | None, tmp_path: Path
 ) -> None:
     store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
-
     vocabulary = Vocabulary((b"a",), frozenset(), frozenset())
+
     choice = draft_choice(load(None, {}, chosen), store, FACTS, vocabulary)
 
     assert choice.name == name
