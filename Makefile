@@ -55,7 +55,7 @@ run: models
 
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
-	@$(STEP) "tests" $(BIN)/pytest -n $(or $(PARTS),2) --dist loadgroup \
+	@$(STEP) "tests" $(BIN)/pytest -n $(or $(PARTS),2) --dist loadfile \
 		-m "not clients and not faults and not images" $(ARGS)
 
 # What is left out waits for real processes and their deadlines, or computes for long.

@@ -19,17 +19,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also what is marked as long")
 
 
-TOGETHER = "end_to_end"
-"""The files of this folder share services, which are started once."""
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in () if config.getoption("--long") else items:
         if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="needs --long"))
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        unit = item.path.parent if item.path.parent.name == TOGETHER else item.path
-        item.add_marker(pytest.mark.xdist_group(str(unit)))
+
+
+TOGETHER = "tests/end_to_end/"
+"""The files of this folder share services, which are started once."""
+
+
+@pytest.hookimpl(optionalhook=True)  # make test-vllm has no pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Rooms(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return TOGETHER if file.startswith(TOGETHER) else file
+
+    return Rooms(config, log) if config.getvalue("dist") == "loadfile" else None

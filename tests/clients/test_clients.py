@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,14 @@ def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
-def test_openai_streams_a_named_tool_call(pair: str) -> None:
-    with client(pair).chat.completions.stream(
+@pytest.fixture
+def sdk(pair: str) -> Iterator[openai.OpenAI]:
+    with client(pair) as opened:
+        yield opened
+
+
+def test_openai_streams_a_named_tool_call(sdk: openai.OpenAI) -> None:
+    with sdk.chat.completions.stream(
         model=PAIR,
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         tools=[WEATHER],
@@ -69,12 +76,12 @@ def test_openai_streams_a_named_tool_call(pair: str) -> None:
     assert "tool_calls.function.arguments.delta" in kinds
 
 
-def test_openai_parses_an_answer_by_its_schema(pair: str) -> None:
+def test_openai_parses_an_answer_by_its_schema(sdk: openai.OpenAI) -> None:
     class Person(BaseModel):
         name: str
         age: int
 
-    completion = client(pair).chat.completions.parse(
+    completion = sdk.chat.completions.parse(
         model=PAIR,
         messages=[{"role": "user", "content": "Ada is 36 years old."}],
         response_format=Person,
@@ -85,12 +92,12 @@ def test_openai_parses_an_answer_by_its_schema(pair: str) -> None:
     assert completion.choices[0].message.parsed == Person(name="Ada", age=36)
 
 
-def test_openai_goes_on_from_a_response_that_is_kept(pair: str) -> None:
+def test_openai_goes_on_from_a_response_that_is_kept(sdk: openai.OpenAI) -> None:
     class Person(BaseModel):
         name: str
         age: int
 
-    responses = client(pair).responses
+    responses = sdk.responses
     with responses.stream(
         model=PAIR, input="Ada is 36 years old.", text_format=Person, temperature=0
     ) as stream:

@@ -151,15 +151,16 @@ def test_an_edge_that_drains_finishes_a_response_of_the_background_or_says_that_
 ) -> None:
     for times, ends in ((1, ("completed", "incomplete")), (2, ("failed",))):
         url = edge(fleet, only)
-        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         body = {"input": "Tell me a story.", "max_output_tokens": 400 * times}
         body["extra_body"] = {"ignore_eos": True}  # a story may end before it is stopped
-        stream = client.responses.create(**body, background=True, stream=True)  # type: ignore[call-overload]
-        seen = [next(stream) for _ in range(10)]
-        for _ in range(times):
-            terminate(fleet, url)
-            time.sleep(0.1)
-        assert times == 2 or client.responses.retrieve(seen[0].response.id).output_text
-
-        assert [*stream][-1].response.status in ends
+        with (
+            OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+            client.responses.create(**body, background=True, stream=True) as stream,  # type: ignore[call-overload]
+        ):
+            seen = [next(stream) for _ in range(10)]
+            for _ in range(times):
+                terminate(fleet, url)
+                time.sleep(0.1)
+            assert times == 2 or client.responses.retrieve(seen[0].response.id).output_text
+            assert [*stream][-1].response.status in ends
         assert ended(fleet, url) == 0
