@@ -262,8 +262,8 @@ class Kernels:
     def machine(self) -> tuple[bool, str]:
         """Time a step of the verifier's machine on this host's processor."""
         measured = import_module("picospec.bench.pace.machine").measured
-        found = [each for n in self._within(self.size.sessions) for each in measured((n,), 40)]
-        lines: list[Line] = [{**each.load, **each.figures} for each in found]
+        found = measured(self._within(self.size.sessions), 40)
+        lines: list[Line] = [{"sessions": count, **figures} for count, figures in found]
         return bool(lines), self._table("machine", lines)
 
     def argmaxes(self) -> tuple[bool, str]:

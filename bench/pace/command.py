@@ -97,8 +97,8 @@ def host(
     results = found(settings, verifier_python)
     with _shown(results):
         if "machine" in names:
-            for line in machine.measured(of_machine, steps):
-                _keep(results, line, out)
+            for count, figures in machine.measured(of_machine, steps):
+                _keep(results, Line(machine.PART, {"sessions": count}, figures), out)
         if "service" in names:
             lines = _service(of_service, tokens, turns, together=together)
             asyncio.run(_keep_all(results, lines, out))

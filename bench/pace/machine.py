@@ -6,14 +6,13 @@ of which RIGHT are right, and is no distance away: so every step has draft token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
 from time import thread_time
 from typing import Final, TypeVar
 
-from picospec.bench.pace.loads import Line
 from picospec.speculation.judge import Judgement
 from picospec.speculation.messages import Draft, Limits, Open, Sampling
 from picospec.speculation.verify_machine import PassPlan, Verdict, VerifyMachine
@@ -156,8 +155,8 @@ def _judged(draft: Sequence[int]) -> Judgement:
     return Judgement((TOKEN,) * (right + 1), right)
 
 
-def measured(sessions: Sequence[int], steps: int) -> Iterator[Line]:
-    """Time this many steps at each number of sessions."""
+def measured(sessions: Iterable[int], steps: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """Time this many steps at each number of sessions; yield the number and its figures."""
     for count in sessions:
         fleet = Fleet(count)
         for _ in range(WARM_UP):
@@ -165,7 +164,7 @@ def measured(sessions: Sequence[int], steps: int) -> Iterator[Line]:
         fleet.timed = Stopwatch()
         began_s = fleet.now
         tokens = sum(fleet.step() for _ in range(steps))
-        yield Line(PART, {"sessions": count}, _figures(fleet, began_s, tokens, steps))
+        yield count, _figures(fleet, began_s, tokens, steps)
 
 
 def _figures(fleet: Fleet, began_s: float, tokens: int, steps: int) -> dict[str, float]:

@@ -368,13 +368,15 @@ def test_the_quick_check_runs_to_its_end_beside_vllm(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-def test_the_kernels_need_torch_and_numpy_alone() -> None:
+def test_the_kernels_need_torch_and_numpy_alone_and_the_machine_msgspec() -> None:
     pytest.importorskip("torch")
     script = (
         "import sys\n"
         "for name in ('vllm', 'msgspec', 'rich', 'httpx', 'pydantic', 'starlette'):\n"
         "    sys.modules[name] = None\n"
         "import picospec.bench.gpu_check.kernels\n"
+        "del sys.modules['msgspec']\n"
+        "import picospec.bench.pace.machine\n"
     )
 
     subprocess.run([sys.executable, "-c", script], check=True)
