@@ -31,6 +31,9 @@ from tests.verifier.fake_target import FACTS, FakeTarget
 NOWHERE = "http://127.0.0.1:9"
 EMBEDDED = {"data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}
 MODEL = "elsewhere"
+EMBEDDINGS = "/v1/embeddings"
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aa"}}
+SEEING = {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, IMAGE]}]}
 
 Answering = Callable[[Request], Awaitable[Response]]
 
