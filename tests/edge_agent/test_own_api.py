@@ -1,4 +1,4 @@
-"""What no door of an edge serves, its verifier's own API answers if the facts have it."""
+"""The verifier's own API answers what no door of an edge serves, if the facts have it."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ async def failed(app: FastAPI, status: int) -> float:
 
 
 class Told(FakeTarget):
-    """It has what it was told by session: one session may be told before another is."""
+    """A Told keeps the messages of each session apart: only within one is their order fixed."""
 
     def __init__(self, pass_s: float) -> None:
         super().__init__(pass_s=pass_s)

@@ -119,7 +119,7 @@ async def rested(target: VllmTarget, name: str, number: int, key: str) -> list[i
 async def test_a_session_without_draft_tokens_runs_on_before_its_results_are_known(
     target: VllmTarget, texts: Texts
 ) -> None:
-    """How many steps wait, as draft tokens may still come, depends on times of this host."""
+    """A new session first waits for draft tokens; for how many steps depends on this host."""
     names = ("T=0", "T=1", "penalties", "min tokens")
     before = await target.figures()
 
