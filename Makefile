@@ -85,10 +85,10 @@ BENCH_ARMS := cloud,picospec,picospec-separate,picospec-nofill,sync,paper,coloca
 bench-smoke: setup
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
 	@mkdir -p $(BENCH_OUT)
-	@$(STEP) "bench" $(BIN)/picospec bench run --json $(BENCH_OUT)/out.json \
+	@$(STEP) "bench" $(BIN)/python -m picospec.bench run --json $(BENCH_OUT)/out.json \
 		--target-model smollm2 --draft-model smollm2 --arms $(BENCH_ARMS) --rtt 10,50 \
 		--families code,chat --per-family 1 --tokens 16 $(ARGS)
-	@$(STEP) "report" $(BIN)/picospec bench report --no-plots $(BENCH_OUT)/out.json
+	@$(STEP) "report" $(BIN)/python -m picospec.bench report --no-plots $(BENCH_OUT)/out.json
 
 build/%/.ready: .venv/.ready-run
 	@$(STEP) "$* installed" scripts/setup-tools.sh $*

@@ -1,4 +1,4 @@
-"""`picospec bench`: measure every arm in one run, report it, record traces, replay them."""
+"""`python -m bench`: measure every arm in one run, report it, record traces, replay them."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ app.command(context_settings=VERIFIER_OPTIONS)(speeds)
 app.command(context_settings=VERIFIER_OPTIONS)(capacity)
 
 if __name__ == "__main__":
-    app(prog_name="picospec bench")
+    app(prog_name="python -m bench")

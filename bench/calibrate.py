@@ -1,4 +1,4 @@
-"""`picospec bench speeds` measures the speed of both ends, for `simulate --hosts FILE`."""
+"""`python -m bench speeds` measures the speed of both ends, for `simulate --hosts FILE`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`picospec bench capacity` measures many sessions on one real verifier, which plain requests
+"""`python -m bench capacity` measures many sessions on one real verifier, which plain requests
 and scripted edges load.
 
 A scripted edge is the product's own edge, but a script replaces its draft model: it drafts the
@@ -29,7 +29,6 @@ from pydantic import AnyHttpUrl
 from rich.console import Console
 
 from picospec.bench import options
-from picospec.bench.link import HOST, Conditions, Link
 from picospec.bench.results import Host, commit, save, this_host
 from picospec.bench.run.client import AnswerError
 from picospec.bench.run.services import Services, ServicesPlan, port, verifier_arguments
@@ -47,6 +46,7 @@ from picospec.bench.simulator.world import (
     simulate,
 )
 from picospec.bench.statistics import markdown
+from picospec.cli.link import HOST, Conditions, Link
 from picospec.edge_agent.app import open_verifiers
 from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler
 from picospec.edge_agent.engine import EdgeEngine

@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from picospec.bench import options
-from picospec.bench.link import Conditions
 from picospec.bench.prompts import SHIPPED, Prompt, read
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.services import EdgePlan, Services, ServicesPlan, verifier_arguments
+from picospec.cli.link import Conditions
 from picospec.gateway.ports import NONE
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import tokenizer_file

@@ -18,7 +18,6 @@ import typer
 from rich.progress import track
 
 from picospec.bench import options
-from picospec.bench.link import Conditions
 from picospec.bench.results import save
 from picospec.bench.simulator.hosts import POINTS, Hosts
 from picospec.bench.simulator.source import Source
@@ -38,6 +37,7 @@ from picospec.bench.simulator.world import (
     speedups,
 )
 from picospec.bench.statistics import Mean, draw, grid, markdown, rate
+from picospec.cli.link import Conditions
 
 RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
 ARMS: Final = ("sync", "paper", "paper:4", "acespec", "picospec", "colocated")

@@ -1,4 +1,4 @@
-"""`picospec bench report` and `join` report the results of `run` as tables, plots and Markdown:
+"""`python -m bench report` and `join` report results as tables, plots and Markdown: the
 costs of an arm, and speed-ups of arm over arm.
 """
 
@@ -351,7 +351,7 @@ def report(
         try:
             draw(plot, panels, "RTT, ms", "speed-up over cloud")
         except ImportError:
-            sys.exit("plots need matplotlib: pip install 'picospec[bench]', or --no-plots")
+            sys.exit("plots need matplotlib: pip install matplotlib, or --no-plots")
     page = results.with_suffix(".md")
     page.write_text(markdown(found, plot))
     Console().print(*map(str, filter(None, (page, plot))), sep="\n")

@@ -370,7 +370,7 @@ def chat(
     async def check(client: httpx.AsyncClient) -> None:
         chosen(await models_of(client), model)
 
-    _connected(url, edge_port, api_keys, check)  # says it at once if nobody answers
+    ask_service(url, edge_port, api_keys, check)  # says it at once if nobody answers
     conversation = Conversation(where, Console(), partial(randrange, MAX_SEED), model)
     conversation.run(message_reader(user_file(os.environ).parent / "chat_history"))
 
@@ -401,16 +401,16 @@ def run(
             client, asked, put, model=model, system=system, harmless=harmless, **options
         )
 
-    _connected(url, edge_port, api_keys, ask)
+    ask_service(url, edge_port, api_keys, ask)
 
 
 @app.command()
 def forget(url: Url = None, edge_port: EdgePort = 8000, api_keys: Keys = "") -> None:
     """Make the edge forget the answers that it keeps for this key, to draft from."""
-    _connected(url, edge_port, api_keys, empty_pool)
+    ask_service(url, edge_port, api_keys, empty_pool)
 
 
-def _connected(
+def ask_service(
     url: str | None,
     edge_port: int,
     api_keys: str,

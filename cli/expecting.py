@@ -1,9 +1,9 @@
-"""What an edge will gain here: both ends are timed, and the simulator says the rest.
+"""What an edge will gain here: both ends are timed, and a formula says the rest.
 
 The target answers two short prompts alone, then once more while the draft model works beside
 it: on one machine they share the memory. The draft model reads the answers, which shows how
-many of its tokens the target would accept. The simulator runs the machines of an edge and of a
-verifier at these times; `bench.simulator` describes it.
+many of its tokens the target would accept. Over 324 pairs of such times the formula's gain
+was 0.76 to 1.42 times the simulator's, and 1.03 in the mean (tests/bench/test_expecting.py).
 """
 
 from __future__ import annotations
@@ -20,10 +20,6 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from picospec.bench.link import Conditions
-from picospec.bench.simulator.hosts import Curve, Hosts
-from picospec.bench.simulator.source import synthetic
-from picospec.bench.simulator.world import PLAIN, World, simulate
 from picospec.edge_agent.draft.loading import open_context
 from picospec.edge_agent.link.connection import read_answer
 from picospec.edge_agent.link.verifier import Verifier
@@ -47,6 +43,13 @@ LONGER: Final = " one, two; three: four. five?"
 
 CONTEXT_TOKENS: Final = 256
 WARM_TOKENS: Final = 64
+REJECTED: Final = 2
+"""After a rejection the target commits this many tokens before a new chain is ahead, beside
+those of the round trip; found by the simulator."""
+
+MOST_ROWS: Final = 16
+"""A pass checks at most this many draft tokens in the formula."""
+
 DRAFT_STEPS: Final = 12
 """This many steps of the draft model are timed alone, after WARM_TOKENS tokens."""
 
@@ -79,22 +82,28 @@ class Pace:
         alone, once an edge knows what drafting gains."""
         return {kind: self._gain(share) for kind, share in self.agreement.items()}
 
-    def _gain(self, agreement: float) -> float:
-        rows = {rows: self.token_s + (rows - 1) * self.row_s for rows in (1, 9)}
-        beside = {count: seconds * self.slowed for count, seconds in rows.items()}
-        hosts = Hosts(
-            Curve(rows),
-            Curve({1: self.beside_s}),
-            drafting_s=Curve(beside),
-            alone_s=Curve({1: self.draft_s}),
+    def _gain(self, share: float) -> float:
+        """Return the gain where the target takes this share of the draft tokens.
+
+        After a rejection the target generates alone until a new chain has caught up with the
+        text: that takes REJECTED passes and the round trip. All its tokens must be right;
+        after that, each pass checks as many draft tokens as pay most, if they come in time.
+        """
+        alone_s, row_s = self.token_s * self.slowed, self.row_s * self.slowed
+        drafted_s = min(
+            max(alone_s + rows * row_s, rows * self.beside_s) / (1 + _accepted(share, rows))
+            for rows in range(1, MOST_ROWS + 1)
         )
-        world = World(hosts, Conditions(1000 * self.rtt_s))
-        answers = [synthetic(agreement, 96, seed, 32) for seed in range(8)]
-        drafted, alone = (
-            simulate(world, PLAIN[arm], [answers]) for arm in ("picospec", "cloud")
-        )
-        pairs = zip(drafted[2:], alone[2:], strict=True)
-        return median(ours.tokens_per_s / its.tokens_per_s for ours, its in pairs)
+        if max(drafted_s, self.beside_s) >= alone_s:
+            return 1.0
+        behind = REJECTED + self.rtt_s / (alone_s - self.beside_s)
+        ahead = share**behind  # this share of the tokens is committed from a chain
+        return max(1.0, self.token_s / ((1 - ahead) * alone_s + ahead * drafted_s))
+
+
+def _accepted(share: float, rows: int) -> float:
+    """Return how many of a pass's draft tokens are accepted before the first that is not."""
+    return share * (1 - share**rows) / (1 - share)
 
 
 async def pace(

@@ -31,6 +31,7 @@ from picospec.cli.configuration import (
 )
 from picospec.cli.connect import app as connecting_app
 from picospec.cli.doctor import check_gpu, gpu_here, report
+from picospec.cli.measure import app as measuring_app
 from picospec.cli.models import models_app
 from picospec.cli.service import COMMANDS, NoService, call, install, remove, state
 from picospec.cli.up import (
@@ -61,6 +62,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
 app.add_typer(connecting_app)
 app.add_typer(chatting_app)
+app.add_typer(measuring_app)
 
 VerifierPort = Annotated[int, Option(envvar="VERIFIER_PORT", help="Port of the verifier.")]
 
@@ -138,7 +140,7 @@ def up(
         fail(error)
 
 
-def _add(name: str, module: str, *arguments: str, help: str) -> None:
+def _add(name: str, module: str, help: str) -> None:
     """Add a command that becomes a module, which gets the signals and sets the status."""
 
     @app.command(name, help=help, context_settings=FORWARD)
@@ -149,14 +151,11 @@ def _add(name: str, module: str, *arguments: str, help: str) -> None:
             return _change_service(change, [each for each in given if each not in change])
         if name in SERVICES:
             given = with_default_file(name, given, os.environ)
-        os.execv(sys.executable, [sys.executable, *program(module, *arguments, *given)])
+        os.execv(sys.executable, [sys.executable, *program(module, *given)])
 
 
 _add("edge", "picospec.edge_agent", help="Run the edge alone, or as a service; --help.")
 _add("verifier", "picospec.verifier", help="Run the verifier alone; --help shows its options.")
-_add("bench", "picospec.bench", help="Measure; --help shows how.")
-replays = "Replay recorded traces on a virtual clock; --help shows how."
-_add("simulate", "picospec.bench", "simulate", help=replays)
 
 
 def _change_service(change: frozenset[str], arguments: list[str]) -> None:

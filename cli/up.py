@@ -17,10 +17,10 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from picospec.bench.link import Conditions, Link
 from picospec.cli.chat_client import ChatError, client_of, first_model
 from picospec.cli.configuration import HOST, SERVICES, visible
 from picospec.cli.doctor import Finding, bind_error, check_edge
+from picospec.cli.link import Conditions, Link
 from picospec.edge_agent.draft.loading import AUTO
 from picospec.edge_agent.settings import EdgeSettings, load
 from picospec.gateway.hosting.limits import Pins

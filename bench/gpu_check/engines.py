@@ -35,7 +35,6 @@ from picospec.bench.identity import (
     judged,
     tally,
 )
-from picospec.bench.link import Conditions
 from picospec.bench.prompts import Prompt
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.rivals import HEAD, Rival
@@ -44,6 +43,7 @@ from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services, Serv
 from picospec.bench.simulator.source import Source, traced
 from picospec.bench.statistics import markdown
 from picospec.bench.traces import Subject, replayed
+from picospec.cli.link import Conditions
 from picospec.edge_agent.draft.loading import find
 from picospec.models.store import open_store
 from picospec.models.tokenizer_file import TokenizerFile

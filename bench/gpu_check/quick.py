@@ -44,12 +44,12 @@ from picospec.bench.gpu_check.engines import (
 )
 from picospec.bench.gpu_check.parts import Check, NotRun, command, fenced
 from picospec.bench.identity import TIMEOUT_S
-from picospec.bench.link import HOST
 from picospec.bench.run.rivals import PLAIN, Rival
 from picospec.bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
 from picospec.bench.simulator.hosts import Curve
 from picospec.bench.simulator.source import WRONG, Source
 from picospec.bench.statistics import fisher, markdown
+from picospec.cli.link import HOST
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.speculation.messages import ModelFacts, TokenId
 

@@ -1,4 +1,4 @@
-"""`picospec bench host` and `standin` measure what our own code takes beside short passes."""
+"""`python -m bench host` and `standin` measure what our own code takes beside short passes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from rich.console import Console
 
 from picospec.bench import options
 from picospec.bench.capacity import predict
-from picospec.bench.link import HOST, Conditions
 from picospec.bench.pace import loads, machine, vllm_servers
 from picospec.bench.pace.fake_target import FAKE_S
 from picospec.bench.pace.loads import (
@@ -40,6 +39,7 @@ from picospec.bench.simulator.hosts import Curve, Hosts
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.world import Arm as Cloud
 from picospec.bench.simulator.world import World, picospec
+from picospec.cli.link import HOST, Conditions
 from picospec.gateway.errors import ApiError
 from picospec.gateway.hosting.processes import Service, ServiceError
 from picospec.verifier.settings import VerifierSettings

@@ -20,7 +20,6 @@ import httpx
 import msgspec
 
 from picospec.bench.capacity import TIMEOUT_S, Answered, Client, ScriptedDrafter, scripted
-from picospec.bench.link import HOST, Conditions, Link
 from picospec.bench.pace import script
 from picospec.bench.pace.script import VOCABULARY, Drafts
 from picospec.bench.results import Host, commit, processor_s_by_title, this_host
@@ -29,6 +28,7 @@ from picospec.bench.run.services import READY_WITHIN_S, Started, port
 from picospec.bench.simulator.hosts import Curve
 from picospec.bench.simulator.source import Source
 from picospec.bench.statistics import markdown, mean
+from picospec.cli.link import HOST, Conditions, Link
 from picospec.gateway.hosting.processes import Child, Service, until_ready, while_alive
 from picospec.speculation.messages import TokenId
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from picospec.bench.link import HOST
 from picospec.bench.run.services import FORGETFUL, free_port
+from picospec.cli.link import HOST
 from picospec.gateway.hosting.processes import Service
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`picospec bench run` gives every arm the same questions, interleaved, by a plan from options.
+"""`python -m bench run` gives every arm the same questions, interleaved.
 
 The order is repeat by repeat, prompt by prompt (families alternate), link by link; at each link
 all arms follow one another, and each time another arm begins. So compared answers are minutes
@@ -34,7 +34,6 @@ from rich.table import Table
 
 from picospec.bench import options
 from picospec.bench import prompts as script
-from picospec.bench.link import Conditions
 from picospec.bench.prompts import SHIPPED, Conversation, Prompt, read
 from picospec.bench.results import (
     Answer,
@@ -52,6 +51,7 @@ from picospec.bench.run.live_arms import NAMES, Arm, Costs, LiveArm, LiveArms, p
 from picospec.bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_arguments
 from picospec.bench.statistics import console as console_table
 from picospec.bench.statistics import grid
+from picospec.cli.link import Conditions
 from picospec.gateway.hosting.processes import ServiceError
 from picospec.models.errors import ModelError
 

@@ -14,12 +14,12 @@ from typing import Final, Literal
 
 import httpx
 
-from picospec.bench.link import Conditions, Link
 from picospec.bench.results import processor_s, stolen_s
 from picospec.bench.run.client import Client, Question, Reply
 from picospec.bench.run.rivals import PLAIN, TOKENS, Rival
 from picospec.bench.run.rounds import RoundPolicy
 from picospec.bench.run.services import LINKED, EdgePlan, Services, ServicesPlan, Started
+from picospec.cli.link import Conditions, Link
 from picospec.edge_agent.draft.loading import find
 from picospec.edge_agent.settings import EdgeSettings
 from picospec.gateway.ports import NONE

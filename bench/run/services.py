@@ -17,8 +17,8 @@ from typing import Final, Self
 
 import httpx
 
-from picospec.bench.link import HOST, Conditions, Link
 from picospec.bench.run.rivals import Rival
+from picospec.cli.link import HOST, Conditions, Link
 from picospec.gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
 from picospec.gateway.hosting.processes import Child, OnLine, Service, until_ready, while_alive
 from picospec.gateway.hosting.settings import as_environment

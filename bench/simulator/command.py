@@ -1,4 +1,4 @@
-"""`picospec bench simulate`, `agree` and `pace` simulate arms at each distance, and compare
+"""`python -m bench simulate`, `agree` and `pace` simulate arms at each distance, and compare
 them: with one another, with a run, and with what an operator may choose in the product's place.
 """
 
@@ -17,7 +17,6 @@ from rich.progress import track
 from rich.table import Table
 
 from picospec.bench import options
-from picospec.bench.link import Conditions
 from picospec.bench.prompts import root
 from picospec.bench.results import Results, load, references, save
 from picospec.bench.simulator.hosts import TWICE_AT, Curve, Hosts, gpu, hosts_of
@@ -45,6 +44,7 @@ from picospec.bench.simulator.world import (
 from picospec.bench.simulator.world import simulate as answers_of
 from picospec.bench.statistics import WAITS_PASSES, console, geometric_mean, grid
 from picospec.bench.traces import Trace, load_folder
+from picospec.cli.link import Conditions
 
 
 def simulate(

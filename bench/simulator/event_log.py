@@ -27,12 +27,12 @@ from unittest.mock import patch
 import msgspec
 import typer
 
-from picospec.bench.link import Conditions
-from picospec.bench.link import Path as LinkPath
 from picospec.bench.simulator import world
 from picospec.bench.simulator.hosts import POINTS, Clock, Line, gpu, hosts_of
 from picospec.bench.simulator.source import Source, synthetic, traced
 from picospec.bench.traces import Trace
+from picospec.cli.link import Conditions
+from picospec.cli.link import Path as LinkPath
 from picospec.speculation.messages import Message
 
 ARMS: Final = ("cloud", "picospec", "picospec-nolookup", "sync:4")

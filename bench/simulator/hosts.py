@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from picospec.bench.link import Path as LinkPath
 from picospec.bench.results import Host, load
+from picospec.cli.link import Path as LinkPath
 from picospec.speculation.messages import Down, Message, Up
 from picospec.speculation.wire import encode
 

@@ -24,10 +24,10 @@ from itertools import count, takewhile
 from random import Random
 from typing import Any, Final, Protocol
 
-from picospec.bench.link import Path
 from picospec.bench.simulator.ends import Answer, Edge
 from picospec.bench.simulator.hosts import Action, Clock, Curve, Hosts, Line
 from picospec.bench.simulator.source import Source
+from picospec.cli.link import Path
 from picospec.speculation.distributions import DraftToken
 from picospec.speculation.draft_machine import DraftMachine, DraftStep
 from picospec.speculation.messages import Commit, Down, Draft, Pushed, TokenId

@@ -16,8 +16,6 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from picospec.bench.link import Conditions
-from picospec.bench.link import Path as LinkPath
 from picospec.bench.prompts import root
 from picospec.bench.results import Cell, figures
 from picospec.bench.run.rounds import RoundPolicy
@@ -27,6 +25,8 @@ from picospec.bench.simulator.rivals import CachingEdge, Engine, Speculation, as
 from picospec.bench.simulator.source import Source, traced
 from picospec.bench.statistics import gap_ms, geometric_mean
 from picospec.bench.traces import load_folder
+from picospec.cli.link import Conditions
+from picospec.cli.link import Path as LinkPath
 from picospec.speculation.draft_machine import DraftMachine
 from picospec.speculation.drafting import DraftPolicy, StreamPolicy
 from picospec.speculation.gain import Gains

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from picospec.bench.link import Conditions
 from picospec.bench.results import Answer, Host, Results, Settings, rows
 from picospec.bench.simulator.ends import Answer as SimulatedAnswer
 from picospec.bench.simulator.hosts import Hosts, gpu
 from picospec.bench.simulator.source import Source
 from picospec.bench.simulator.world import Arm, World, simulate
 from picospec.bench.traces import Trace
+from picospec.cli.link import Conditions
 from picospec.speculation.messages import Limits, TokenId
 
 ANSWER = Answer(

@@ -22,10 +22,10 @@ from picospec.bench.gpu_check import quick
 from picospec.bench.gpu_check.engines import AGAIN, PLUGGED, UNPLUGGED, Engines, Serving
 from picospec.bench.gpu_check.parts import Check, NotRun, command
 from picospec.bench.gpu_check.quick import Quick, compared, differing
-from picospec.bench.link import Conditions
 from picospec.bench.run.client import Reply
 from picospec.bench.run.services import Services, ServicesPlan
 from picospec.bench.statistics import fisher
+from picospec.cli.link import Conditions
 from picospec.gateway.hosting.processes import ServiceDied
 from tests.verifier.vllm_target.v2.tiny import make
 

@@ -13,7 +13,6 @@ import pytest
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.link import Conditions
 from picospec.bench.pace.command import SERVICE
 from picospec.bench.pace.loads import Found, Turn, figures
 from picospec.bench.pace.machine import PART, Fleet
@@ -24,6 +23,7 @@ from picospec.bench.simulator.hosts import gpu
 from picospec.bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
 from picospec.bench.simulator.source import Source, made_up, synthetic
 from picospec.bench.simulator.world import Arm, World, simulate
+from picospec.cli.link import Conditions
 from tests.bench.test_simulator import trace
 
 GPU = World(gpu(0.01, 0.005, twice_at=256), Conditions(10.0))

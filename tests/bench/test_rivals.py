@@ -18,7 +18,6 @@ from typer import Context
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.link import Conditions
 from picospec.bench.prompts import Prompt, read
 from picospec.bench.results import Results, load
 from picospec.bench.run import rivals as stock_vllm
@@ -26,6 +25,7 @@ from picospec.bench.run.command import Plan, Run, stints, turns
 from picospec.bench.run.live_arms import parse
 from picospec.bench.run.rivals import Rival, flags
 from picospec.bench.run.services import ServicesPlan
+from picospec.cli.link import Conditions
 
 RIVALS = "cloud,picospec,cloud-vllm,cloud-ngram:3"
 ENGINES = ["", "cloud-vllm", "cloud-ngram:3"]

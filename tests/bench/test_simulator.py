@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from picospec.bench.__main__ import app
-from picospec.bench.link import Conditions
 from picospec.bench.prompts import sampling
 from picospec.bench.results import Results
 from picospec.bench.simulator.command import compare, predict
@@ -39,6 +38,7 @@ from picospec.bench.simulator.world import (
     sync,
 )
 from picospec.bench.traces import Trace
+from picospec.cli.link import Conditions
 from picospec.speculation.distributions import distribution
 from picospec.speculation.messages import Limits
 from picospec.speculation.noise import noise_index

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from picospec.bench.link import Conditions
 from picospec.bench.prompts import Conversation, Prompt, read, scenario_of
 from picospec.bench.report import Comparison, markdown
 from picospec.bench.results import Answer
@@ -16,6 +15,7 @@ from picospec.bench.run.command import Plan, stints
 from picospec.bench.run.live_arms import parse
 from picospec.bench.statistics import mean
 from picospec.bench.traces import Subject, Trace, answered, traces
+from picospec.cli.link import Conditions
 from picospec.edge_agent.draft.loading import find
 from picospec.models.store import open_store
 from tests.bench.answers import answer, results

@@ -176,3 +176,7 @@ def test_the_status_has_a_line_for_each_further_model(
     _, first, *others = (line.split() for line in capsys.readouterr().out.splitlines())
     assert first[:3] == ["edge", "ok", "a"]
     assert others == [["away", "b", "tiny", "(asleep)", "-"], ["ready", "c", "-", "8"]]
+
+
+def test_what_measures_without_an_edge_says_how_to_start_one() -> None:
+    assert "No edge answers there" in said("measure", "--edge-port", "1", status=1)

@@ -34,8 +34,6 @@ runner = CliRunner()
             ["verifier", "--target", "vllm", "--help"],
             ["picospec.verifier", "--target", "vllm", "--help"],
         ),
-        (["bench", "run", "--rtt", "10,50"], ["picospec.bench", "run", "--rtt", "10,50"]),
-        (["simulate", "--rtt", "10"], ["picospec.bench", "simulate", "--rtt", "10"]),
     ],
 )
 def test_a_service_gets_its_arguments_as_they_are(

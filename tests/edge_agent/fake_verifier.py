@@ -22,7 +22,7 @@ from starlette.types import Receive as Receive
 from starlette.types import Scope
 from starlette.types import Send as Send
 
-from picospec.bench.link import HOST, Conditions, Connection, Link, Path, reset
+from picospec.cli.link import HOST, Conditions, Connection, Link, Path, reset
 from picospec.speculation import wire
 from picospec.speculation.judge import Judgement
 from picospec.speculation.messages import (

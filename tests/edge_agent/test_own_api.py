@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.bench.link import Link
+from picospec.cli.link import Link
 from picospec.edge_agent.draft.loading import TargetTokenizer
 from picospec.edge_agent.link import verifier as verifying
 from picospec.edge_agent.relay import DIRECT, Json, for_verifier

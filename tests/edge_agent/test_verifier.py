@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import pytest
 
-from picospec.bench.link import Link
+from picospec.cli.link import Link
 from picospec.edge_agent.link import verifier as verifying
 from picospec.edge_agent.link.connection import (
     Answer,

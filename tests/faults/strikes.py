@@ -11,7 +11,7 @@ from typing import Final
 
 import httpx
 
-from picospec.bench.link import Conditions
+from picospec.cli.link import Conditions
 from picospec.verifier.target import HEARTBEAT_S
 from tests.edge_agent.fake_verifier import FaultyLink
 from tests.faults.rig.asking import BRIEF, KINDS, Answer, Watch

@@ -19,7 +19,7 @@ from typing import Final, Self
 
 import httpx
 
-from picospec.bench.link import Conditions
+from picospec.cli.link import Conditions
 from picospec.models.store import open_store
 from tests.edge_agent.processes import ROOT
 from tests.faults.rig.asking import Answer, Watch, ask
