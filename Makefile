@@ -85,10 +85,10 @@ BENCH_ARMS := cloud,picospec,picospec-separate,picospec-nofill,sync,paper,coloca
 bench-smoke: setup
 	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
 	@mkdir -p $(BENCH_OUT)
-	@$(STEP) "bench" $(BIN)/python -m picospec.bench run --json $(BENCH_OUT)/out.json \
+	@$(STEP) "bench" $(BIN)/python -m bench run --json $(BENCH_OUT)/out.json \
 		--target-model smollm2 --draft-model smollm2 --arms $(BENCH_ARMS) --rtt 10,50 \
 		--families code,chat --per-family 1 --tokens 16 $(ARGS)
-	@$(STEP) "report" $(BIN)/python -m picospec.bench report --no-plots $(BENCH_OUT)/out.json
+	@$(STEP) "report" $(BIN)/python -m bench report --no-plots $(BENCH_OUT)/out.json
 
 build/%/.ready: .venv/.ready-run
 	@$(STEP) "$* installed" scripts/setup-tools.sh $*
@@ -194,16 +194,16 @@ GPU_REPORT ?= build/gpu-check.md
 gpu-check: .venv-vllm-gpu/.ready-gpu
 	@$(STEP) "draft model ready" $(VLLM_GPU)/picospec models pull --as draft qwen2.5-coder
 	@[ -d "$(MODEL)" ] || $(STEP) "target ready" $(VLLM_GPU)/hf download "$(MODEL)" >/dev/null
-	@$(VLLM_GPU)/python -m picospec.bench.gpu_check --target-model "$(MODEL)" --out $(GPU_REPORT) \
+	@$(VLLM_GPU)/python -m bench.gpu_check --target-model "$(MODEL)" --out $(GPU_REPORT) \
 		--vllm.kv-cache-memory-bytes 4294967296 $(if $(HEAD),--head '$(HEAD)') $(ARGS)
 
 .PHONY: gpu-check-quick gpu-kernels
 gpu-check-quick: .venv-vllm-gpu/.ready-gpu
 	@[ -d "$(MODEL)" ] || $(STEP) "target ready" $(VLLM_GPU)/hf download "$(MODEL)" >/dev/null
-	@$(VLLM_GPU)/python -m picospec.bench.gpu_check --quick --target-model "$(MODEL)" --out $(GPU_REPORT) $(ARGS)
+	@$(VLLM_GPU)/python -m bench.gpu_check --quick --target-model "$(MODEL)" --out $(GPU_REPORT) $(ARGS)
 
 gpu-kernels:
-	@PYTHONPATH="$(CURDIR)" $(or $(PYTHON),python3) -m picospec.bench.gpu_check.kernels $(ARGS)
+	@PYTHONPATH="$(CURDIR)" $(or $(PYTHON),python3) -m bench.gpu_check.kernels $(ARGS)
 
 clean:
 	rm -rf .venv .venv-vllm .venv-vllm-gpu build dist *.egg-info .*_cache .hypothesis

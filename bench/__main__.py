@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from picospec.bench.calibrate import speeds
-from picospec.bench.capacity import capacity
-from picospec.bench.options import VERIFIER_OPTIONS
-from picospec.bench.pace.command import host, standin
-from picospec.bench.report import join, report
-from picospec.bench.run.command import run
-from picospec.bench.simulator.command import agree, pace, simulate
-from picospec.bench.traces import record
+from bench.calibrate import speeds
+from bench.capacity import capacity
+from bench.options import VERIFIER_OPTIONS
+from bench.pace.command import host, standin
+from bench.report import join, report
+from bench.run.command import run
+from bench.simulator.command import agree, pace, simulate
+from bench.traces import record
 
 app = typer.Typer(
     help="Measure what PicoSpec gains, and what it costs.",

@@ -19,28 +19,28 @@ import typer
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from picospec.bench import options
-from picospec.bench.prompts import Prompt, read
-from picospec.bench.results import commit, save, this_host
-from picospec.bench.run.services import Services, ServicesPlan, verifier_arguments
-from picospec.bench.simulator.hosts import Speeds
-from picospec.edge_agent.draft.drafter import DraftSlot
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.draft.loading import find
-from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.session import Session
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.errors import ApiError
-from picospec.gateway.hosting.processes import ServiceError
-from picospec.models.errors import ModelError
-from picospec.models.llama_cpp.model import Context, Model
-from picospec.models.store import open_store
-from picospec.models.tokenizer_file import TokenizerFile
-from picospec.speculation import coupled
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.drafting import DraftingSession
-from picospec.speculation.messages import (
+from bench import options
+from bench.prompts import Prompt, read
+from bench.results import commit, save, this_host
+from bench.run.services import Services, ServicesPlan, verifier_arguments
+from bench.simulator.hosts import Speeds
+from edge_agent.draft.drafter import DraftSlot
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft.loading import find
+from edge_agent.link.connection import Connection
+from edge_agent.link.session import Session
+from edge_agent.link.verifier import Verifier
+from edge_agent.metrics import EdgeMetrics
+from gateway.errors import ApiError
+from gateway.hosting.processes import ServiceError
+from local_models.errors import ModelError
+from local_models.llama_cpp.model import Context, Model
+from local_models.store import open_store
+from local_models.tokenizer_file import TokenizerFile
+from speculation import coupled
+from speculation.distributions import DraftToken
+from speculation.drafting import DraftingSession
+from speculation.messages import (
     Commit,
     Down,
     Draft,

@@ -28,14 +28,14 @@ from prometheus_client import CollectorRegistry
 from pydantic import AnyHttpUrl
 from rich.console import Console
 
-from picospec.bench import options
-from picospec.bench.results import Host, commit, save, this_host
-from picospec.bench.run.client import AnswerError
-from picospec.bench.run.services import Services, ServicesPlan, port, verifier_arguments
-from picospec.bench.simulator.ends import Answer
-from picospec.bench.simulator.hosts import DEVICE_TWICE_AT, Curve, Hosts, hosts_of
-from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.world import (
+from bench import options
+from bench.results import Host, commit, save, this_host
+from bench.run.client import AnswerError
+from bench.run.services import Services, ServicesPlan, port, verifier_arguments
+from bench.simulator.ends import Answer
+from bench.simulator.hosts import DEVICE_TWICE_AT, Curve, Hosts, hosts_of
+from bench.simulator.source import Source
+from bench.simulator.world import (
     ANSWERS,
     ROWS,
     Arm,
@@ -45,20 +45,20 @@ from picospec.bench.simulator.world import (
     picospec,
     simulate,
 )
-from picospec.bench.statistics import markdown
-from picospec.cli.link import HOST, Conditions, Link
-from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler
-from picospec.edge_agent.engine import EdgeEngine
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import ApiError, EngineFault
-from picospec.gateway.hosting.processes import ServiceError
-from picospec.gateway.ports import Job, Statistics
-from picospec.models.llama_cpp.model import common_prefix
-from picospec.models.tokenizer import Tokenizer
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.messages import Limits, ModelFacts, Sampling, TokenId
+from bench.statistics import markdown
+from edge_agent.app import open_verifiers
+from edge_agent.draft.drafter import NoDrafter, StepSampler
+from edge_agent.engine import EdgeEngine
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings
+from gateway.errors import ApiError, EngineFault
+from gateway.hosting.processes import ServiceError
+from gateway.ports import Job, Statistics
+from local_models.llama_cpp.model import common_prefix
+from local_models.tokenizer import Tokenizer
+from picospec.link import HOST, Conditions, Link
+from speculation.distributions import DraftToken
+from speculation.messages import Limits, ModelFacts, Sampling, TokenId
 
 
 def capacity(

@@ -1,7 +1,7 @@
 """Checks that an edge generates the target's own text, on the same prompts and seed.
 
-    python -m picospec.bench.identity --tokens 64 --edges model,late,noise --temperatures 0,1
-    python -m picospec.bench.identity --target vllm --target-model DIRECTORY \
+    python -m bench.identity --tokens 64 --edges model,late,noise --temperatures 0,1
+    python -m bench.identity --target vllm --target-model DIRECTORY \
         --verifier-python PYTHON --sessions 12 --explain --vllm.dtype bfloat16
 
 Each prompt goes to the verifier's plain engine and to every edge, with one seed. A difference
@@ -25,16 +25,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from picospec.bench import options
-from picospec.bench.prompts import SHIPPED, Prompt, read
-from picospec.bench.run.client import Client, Question, Reply
-from picospec.bench.run.services import EdgePlan, Services, ServicesPlan, verifier_arguments
-from picospec.cli.link import Conditions
-from picospec.gateway.ports import NONE
-from picospec.models.store import open_store
-from picospec.models.tokenizer_file import tokenizer_file
-from picospec.models.vocabulary import Vocabulary
-from picospec.speculation.noise import gumbel, noise_index
+from bench import options
+from bench.prompts import SHIPPED, Prompt, read
+from bench.run.client import Client, Question, Reply
+from bench.run.services import EdgePlan, Services, ServicesPlan, verifier_arguments
+from gateway.ports import NONE
+from local_models.store import open_store
+from local_models.tokenizer_file import tokenizer_file
+from local_models.vocabulary import Vocabulary
+from picospec.link import Conditions
+from speculation.noise import gumbel, noise_index
 
 # Finds where two answers first differ, and how close the choice was there.
 #

@@ -11,8 +11,8 @@ from typing import Annotated, Final, Literal, NoReturn
 import typer
 from rich.console import Console
 
-from picospec.gateway.errors import first_error
-from picospec.models.errors import ModelError
+from gateway.errors import first_error
+from local_models.errors import ModelError
 
 VERIFIER_OPTIONS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 """A command with these settings passes options that it does not know to the verifier."""

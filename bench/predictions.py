@@ -1,4 +1,4 @@
-"""`python -m picospec.bench.predictions` simulates what larger models on GPUs would gain, and
+"""`python -m bench.predictions` simulates what larger models on GPUs would gain, and
 how many clients one verifier would serve.
 
 Traces determine which draft tokens are accepted; docs/performance.md lists the assumptions
@@ -17,11 +17,11 @@ import msgspec
 import typer
 from rich.progress import track
 
-from picospec.bench import options
-from picospec.bench.results import save
-from picospec.bench.simulator.hosts import POINTS, Hosts
-from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.world import (
+from bench import options
+from bench.results import save
+from bench.simulator.hosts import POINTS, Hosts
+from bench.simulator.source import Source
+from bench.simulator.world import (
     ANSWERS,
     ROWS,
     Arm,
@@ -36,8 +36,8 @@ from picospec.bench.simulator.world import (
     simulate,
     speedups,
 )
-from picospec.bench.statistics import Mean, draw, grid, markdown, rate
-from picospec.cli.link import Conditions
+from bench.statistics import Mean, draw, grid, markdown, rate
+from picospec.link import Conditions
 
 RTTS_MS: Final = (2.0, 10.0, 20.0, 50.0, 100.0, 200.0, 300.0)
 ARMS: Final = ("sync", "paper", "paper:4", "acespec", "picospec", "colocated")

@@ -15,7 +15,7 @@ from zipfile import ZipFile
 
 import msgspec
 
-from picospec.speculation.messages import Sampling
+from speculation.messages import Sampling
 
 # Reads the scenarios, which script what the user and the tools say in a conversation.
 #

@@ -16,9 +16,9 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from picospec.bench import options
-from picospec.bench.prompts import FAMILIES, root, scenario_of
-from picospec.bench.results import (
+from bench import options
+from bench.prompts import FAMILIES, root, scenario_of
+from bench.results import (
     Answer,
     Key,
     Results,
@@ -30,7 +30,7 @@ from picospec.bench.results import (
     save,
     with_rate,
 )
-from picospec.bench.statistics import (
+from bench.statistics import (
     WAITS_PASSES,
     Mean,
     draw,
@@ -40,10 +40,10 @@ from picospec.bench.statistics import (
     rate,
     waiting,
 )
-from picospec.bench.statistics import (
+from bench.statistics import (
     markdown as table,
 )
-from picospec.models.llama_cpp.model import common_prefix
+from local_models.llama_cpp.model import common_prefix
 
 # Computes the costs of an arm's answers over one link, and the figures that compare arms.
 
@@ -236,7 +236,7 @@ DIFFERENCES: Final = (
 )  # fmt: skip
 DIFFERENT = (
     "In float32 there must be none. In bfloat16 a batch of another shape may turn a near-tie; "
-    "`python -m picospec.bench.identity` asks for log-probabilities and says how near."
+    "`python -m bench.identity` asks for log-probabilities and says how near."
 )
 
 

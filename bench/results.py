@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 import numpy as np
 
-from picospec.bench.prompts import FAMILIES, root
-from picospec.bench.statistics import Timed, gap_ms, geometric_mean, rate, waiting
+from bench.prompts import FAMILIES, root
+from bench.statistics import Timed, gap_ms, geometric_mean, rate, waiting
 
 # Reads and writes JSON files. Writes are atomic, and the error of a bad file names it.
 

@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from picospec.bench import options
-from picospec.bench import prompts as script
-from picospec.bench.prompts import SHIPPED, Conversation, Prompt, read, sampling
-from picospec.bench.results import Answer, Results, load
-from picospec.edge_agent.draft.loading import find
-from picospec.models.llama_cpp.model import Context, Model, Segment
-from picospec.models.store import open_store
-from picospec.models.tokenizer_file import tokenizer_file
-from picospec.speculation import coupled
-from picospec.speculation.distributions import DraftSampler, DraftToken, distribution, top
-from picospec.speculation.messages import TokenId
-from picospec.speculation.noise import noise_index
+from bench import options
+from bench import prompts as script
+from bench.prompts import SHIPPED, Conversation, Prompt, read, sampling
+from bench.results import Answer, Results, load
+from edge_agent.draft.loading import find
+from local_models.llama_cpp.model import Context, Model, Segment
+from local_models.store import open_store
+from local_models.tokenizer_file import tokenizer_file
+from speculation import coupled
+from speculation.distributions import DraftSampler, DraftToken, distribution, top
+from speculation.messages import TokenId
+from speculation.noise import noise_index
 
 # A Trace is the recorded output of real models for one prompt, stored in one .npz file.
 #

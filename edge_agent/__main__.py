@@ -1,4 +1,4 @@
-"""`python -m picospec.edge_agent`: read the settings, serve, and load the draft model."""
+"""`python -m edge_agent`: read the settings, serve, and load the draft model."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 from typer import Option
 
-from picospec.edge_agent.app import build, open_verifiers
-from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.loading import MakeDrafter, first_draft
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import Unavailable
-from picospec.gateway.hosting import logs
-from picospec.gateway.hosting.limits import max_accepted, max_connections, raise_limit
-from picospec.gateway.hosting.server import DrainingServer, cut_silent, protocol, settle
-from picospec.gateway.hosting.settings import TlsSettings, check_listening, wrong
-from picospec.gateway.http import error_response, json_response
-from picospec.gateway.middleware import HEALTH_PATHS
-from picospec.models.errors import ModelError
-from picospec.models.store import open_store
-from picospec.speculation.drafting import DraftPolicy
-from picospec.speculation.messages import Fill, Judge
+from edge_agent.app import build, open_verifiers
+from edge_agent.draft import loading
+from edge_agent.draft.loading import MakeDrafter, first_draft
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings, load
+from gateway.drain import Drain
+from gateway.errors import Unavailable
+from gateway.hosting import logs
+from gateway.hosting.limits import max_accepted, max_connections, raise_limit
+from gateway.hosting.server import DrainingServer, cut_silent, protocol, settle
+from gateway.hosting.settings import TlsSettings, check_listening, wrong
+from gateway.http import error_response, json_response
+from gateway.middleware import HEALTH_PATHS
+from local_models.errors import ModelError
+from local_models.store import open_store
+from speculation.drafting import DraftPolicy
+from speculation.messages import Fill, Judge
 
 # Answers for an edge whose app is not there yet: it is alive, and not ready.
 #

@@ -22,27 +22,27 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.late import Drafts, LateDrafter
-from picospec.edge_agent.draft.loading import FirstDraft, MakeDrafter
-from picospec.edge_agent.link.connection import Connector
-from picospec.edge_agent.link.names import Name
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.relay import open_relay
-from picospec.edge_agent.served import Maker, ServedModel, ServedModels
-from picospec.edge_agent.settings import DNS, EdgeSettings
-from picospec.gateway.accounts import account_of
-from picospec.gateway.app import create_app
-from picospec.gateway.drain import Drain, kept_going
-from picospec.gateway.errors import ApiError, Unavailable
-from picospec.gateway.hosting.settings import hosts_of
-from picospec.gateway.middleware import HEALTH_PATHS, Access
-from picospec.gateway.tracing import open_tracing
-from picospec.models.store import Store
-from picospec.speculation.drafting import DraftPolicy
-from picospec.speculation.messages import POOL, PROTOCOL_VERSION
+from edge_agent.draft import loading
+from edge_agent.draft.late import Drafts, LateDrafter
+from edge_agent.draft.loading import FirstDraft, MakeDrafter
+from edge_agent.link.connection import Connector
+from edge_agent.link.names import Name
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.relay import open_relay
+from edge_agent.served import Maker, ServedModel, ServedModels
+from edge_agent.settings import DNS, EdgeSettings
+from gateway.accounts import account_of
+from gateway.app import create_app
+from gateway.drain import Drain, kept_going
+from gateway.errors import ApiError, Unavailable
+from gateway.hosting.settings import hosts_of
+from gateway.middleware import HEALTH_PATHS, Access
+from gateway.tracing import open_tracing
+from local_models.store import Store
+from speculation.drafting import DraftPolicy
+from speculation.messages import POOL, PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"
 """Clients get this message instead of errors that name a verifier's address."""

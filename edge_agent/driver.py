@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from picospec.edge_agent.draft.drafter import CannotDraft, DraftSlot, StepSampler
-from picospec.edge_agent.link.session import Session
-from picospec.edge_agent.link.verifiers import Sessions
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.drain import beside
-from picospec.gateway.errors import ApiError, EngineFault
-from picospec.speculation.draft_machine import DraftMachine, DraftStep, Outcome
-from picospec.speculation.messages import Commit, Finish, RemoteProtocolError, TokenId
+from edge_agent.draft.drafter import CannotDraft, DraftSlot, StepSampler
+from edge_agent.link.session import Session
+from edge_agent.link.verifiers import Sessions
+from edge_agent.metrics import EdgeMetrics
+from gateway.drain import beside
+from gateway.errors import ApiError, EngineFault
+from speculation.draft_machine import DraftMachine, DraftStep, Outcome
+from speculation.messages import Commit, Finish, RemoteProtocolError, TokenId
 
 OnCommit = Callable[[Commit], Awaitable[None]]
 """Receives each Commit of tokens that were not known before."""

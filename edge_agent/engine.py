@@ -15,31 +15,31 @@ from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
-from picospec.edge_agent.draft import foreign
-from picospec.edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot, step_sampler
-from picospec.edge_agent.draft.retokeniser import Translation
-from picospec.edge_agent.driver import DraftModel, Driver, LateModel
-from picospec.edge_agent.link.verifiers import Sessions, Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
-from picospec.edge_agent.proposals import (
+from edge_agent.draft import foreign
+from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot, step_sampler
+from edge_agent.draft.retokeniser import Translation
+from edge_agent.driver import DraftModel, Driver, LateModel
+from edge_agent.link.verifiers import Sessions, Verifiers
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
+from edge_agent.proposals import (
     DraftGrammar,
     OncePerPrompt,
     ProposalFinder,
     Proposals,
 )
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.drain import beside
-from picospec.gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
-from picospec.gateway.ports import Delta, Facts, Job, Owner, Statistics, opening
-from picospec.gateway.tenants import salted
-from picospec.models.tokenizer import Tokenizer
-from picospec.models.vocabulary import Relation
-from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import DraftPolicy, StreamPolicy
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.learning import running_mean
-from picospec.speculation.messages import (
+from edge_agent.settings import EdgeSettings
+from gateway.drain import beside
+from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
+from gateway.ports import Delta, Facts, Job, Owner, Statistics, opening
+from gateway.tenants import salted
+from local_models.tokenizer import Tokenizer
+from local_models.vocabulary import Relation
+from speculation.draft_machine import DraftMachine
+from speculation.drafting import DraftPolicy, StreamPolicy
+from speculation.judges import JUDGES
+from speculation.learning import running_mean
+from speculation.messages import (
     SALT,
     Commit,
     Finish,
@@ -48,7 +48,7 @@ from picospec.speculation.messages import (
     TokenId,
     Totals,
 )
-from picospec.speculation.prediction import Prediction
+from speculation.prediction import Prediction
 
 # Runs one answer of the edge, and makes Deltas of its committed tokens.
 

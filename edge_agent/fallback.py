@@ -10,12 +10,12 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from picospec.edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.proposals import EdgeGrammars
-from picospec.gateway.errors import InvalidRequest, Overloaded, Unavailable
-from picospec.gateway.ports import (
+from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.proposals import EdgeGrammars
+from gateway.errors import InvalidRequest, Overloaded, Unavailable
+from gateway.ports import (
     Delta,
     Facts,
     Job,
@@ -24,20 +24,20 @@ from picospec.gateway.ports import (
     TokenizerSource,
     opening,
 )
-from picospec.models.errors import CannotCheck, GrammarFailed
-from picospec.models.grammars import NAME
-from picospec.models.store import Found
-from picospec.models.tokenizer import Tokenizer
-from picospec.models.tokenizer_file import tokenizer_file
-from picospec.speculation.distributions import (
+from local_models.errors import CannotCheck, GrammarFailed
+from local_models.grammars import NAME
+from local_models.store import Found
+from local_models.tokenizer import Tokenizer
+from local_models.tokenizer_file import tokenizer_file
+from speculation.distributions import (
     DraftSampler,
     DraftToken,
     Logits,
     distribution,
     logprob_of,
 )
-from picospec.speculation.logits import BUDGET, LOGIT_SETTINGS, Adjust, adjustment, in_turn
-from picospec.speculation.messages import (
+from speculation.logits import BUDGET, LOGIT_SETTINGS, Adjust, adjustment, in_turn
+from speculation.messages import (
     STOPPING,
     FinishReason,
     InvalidSetting,
@@ -47,7 +47,7 @@ from picospec.speculation.messages import (
     TokenId,
     TokenLogprob,
 )
-from picospec.speculation.noise import noise_index
+from speculation.noise import noise_index
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)
 """OpenAI parameters served beyond Sampling: all those that an embedded target serves."""

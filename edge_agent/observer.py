@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Literal
 
-from picospec.edge_agent.link.verifiers import Sessions
-from picospec.gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
-from picospec.speculation.distributions import STEPS, DraftToken
-from picospec.speculation.draft_machine import DraftMachine, Observer, Outcome
-from picospec.speculation.learning import running_mean
-from picospec.speculation.messages import Commit, Down, Draft, TokenId
-from picospec.speculation.wire import encode
+from edge_agent.link.verifiers import Sessions
+from gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
+from speculation.distributions import STEPS, DraftToken
+from speculation.draft_machine import DraftMachine, Observer, Outcome
+from speculation.learning import running_mean
+from speculation.messages import Commit, Down, Draft, TokenId
+from speculation.wire import encode
 
 REPORT_INTERVAL_S: Final = 0.05
 """The observer looks at the chain at this interval: a client draws at most 20 a second."""

@@ -13,20 +13,20 @@ from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.ports import Job, Owner
-from picospec.gateway.turns import Turns
-from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from picospec.models.errors import CannotCheck, GrammarFailed, InvalidGrammar
-from picospec.models.grammars import NAME, Grammar, GrammarState
-from picospec.models.tokenizer import Tokenizer
-from picospec.speculation.distributions import DraftToken, Logits
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.learning import Latencies, Proposer
-from picospec.speculation.lookup import PromptLookup
-from picospec.speculation.messages import MAX_PREDICTED, PREDICTION, ModelFacts, Open, TokenId
-from picospec.speculation.ngrams import Pool, PromptGrams
+from edge_agent.settings import EdgeSettings
+from gateway.errors import InvalidRequest
+from gateway.ports import Job, Owner
+from gateway.turns import Turns
+from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from local_models.errors import CannotCheck, GrammarFailed, InvalidGrammar
+from local_models.grammars import NAME, Grammar, GrammarState
+from local_models.tokenizer import Tokenizer
+from speculation.distributions import DraftToken, Logits
+from speculation.judges import JUDGES
+from speculation.learning import Latencies, Proposer
+from speculation.lookup import PromptLookup
+from speculation.messages import MAX_PREDICTED, PREDICTION, ModelFacts, Open, TokenId
+from speculation.ngrams import Pool, PromptGrams
 
 # The grammars of the edge's sessions, which are the target's: drafts keep to them too.
 

@@ -26,9 +26,9 @@ from starlette.responses import Response
 from starlette.routing import Route as AnyMethod
 from starlette.types import Receive, Scope, Send
 
-from picospec.edge_agent.link.connection import Connection, Peer
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.relayed import (
+from edge_agent.link.connection import Connection, Peer
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.relayed import (
     AS_IT_IS,
     Relayed,
     Upload,
@@ -37,27 +37,27 @@ from picospec.edge_agent.relayed import (
     query_of,
     target_of,
 )
-from picospec.edge_agent.settings import EdgeSettings, RelaySettings
-from picospec.gateway.accounts import Account, account_of
-from picospec.gateway.documents import Route
-from picospec.gateway.doors.chat import ChatRequest
-from picospec.gateway.doors.generation import checked, parse, read
-from picospec.gateway.doors.request import shown_names
-from picospec.gateway.doors.responses_handlers import with_history
-from picospec.gateway.doors.services import Services, no_model
-from picospec.gateway.errors import (
+from edge_agent.settings import EdgeSettings, RelaySettings
+from gateway.accounts import Account, account_of
+from gateway.documents import Route
+from gateway.doors.chat import ChatRequest
+from gateway.doors.generation import checked, parse, read
+from gateway.doors.request import shown_names
+from gateway.doors.responses_handlers import with_history
+from gateway.doors.services import Services, no_model
+from gateway.errors import (
     UNSUPPORTED,
     ApiError,
     InvalidRequest,
     NotFound,
     renamed,
 )
-from picospec.gateway.hosting.settings import MAX_CHOICES
-from picospec.gateway.ports import Facts
-from picospec.gateway.schema import NEUTRAL, RequestModel, check_structure, is_neutral
-from picospec.gateway.tenants import salted
-from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
-from picospec.speculation.messages import SALT, ModelFacts
+from gateway.hosting.settings import MAX_CHOICES
+from gateway.ports import Facts
+from gateway.schema import NEUTRAL, RequestModel, check_structure, is_neutral
+from gateway.tenants import salted
+from gateway.turns import CHARGED_BYTES_PER_TOKEN
+from speculation.messages import SALT, ModelFacts
 
 # Looks into a request's body to find out whether it is for a listed model, before a door reads
 # it. Here nothing is refused: an invalid body goes to the door, which reports what is wrong.

@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.edge_agent.link.connection import Response as Answering
-from picospec.edge_agent.link.verifier import ANSWER_TIMEOUT_S
-from picospec.edge_agent.metering import EVENTS, Meter, Shown
-from picospec.gateway.accounts import Account
-from picospec.gateway.doors.door import sent_event
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import (
+from edge_agent.link.connection import Response as Answering
+from edge_agent.link.verifier import ANSWER_TIMEOUT_S
+from edge_agent.metering import EVENTS, Meter, Shown
+from gateway.accounts import Account
+from gateway.doors.door import sent_event
+from gateway.drain import Drain
+from gateway.errors import (
     OPENAI,
     ApiError,
     ClientGone,
@@ -28,8 +28,8 @@ from picospec.gateway.errors import (
     NotFound,
     Unavailable,
 )
-from picospec.gateway.http import connected, send_to_client
-from picospec.gateway.turns import CHARGED_BYTES_PER_TOKEN
+from gateway.http import connected, send_to_client
+from gateway.turns import CHARGED_BYTES_PER_TOKEN
 
 # Lists of what may pass in either direction; nothing else passes.
 

@@ -15,9 +15,9 @@ from typing import Final
 
 import structlog
 
-from picospec.edge_agent.draft.drafter import Drafter, NoDrafter
-from picospec.edge_agent.draft.late import Draft, Drafts, LateDrafter
-from picospec.edge_agent.draft.loading import (
+from edge_agent.draft.drafter import Drafter, NoDrafter
+from edge_agent.draft.late import Draft, Drafts, LateDrafter
+from edge_agent.draft.loading import (
     AUTO,
     NONE,
     FirstDraft,
@@ -26,20 +26,20 @@ from picospec.edge_agent.draft.loading import (
     pull_if_missing,
     wanted_draft,
 )
-from picospec.edge_agent.engine import EdgeEngine
-from picospec.edge_agent.fallback import DraftFallback, open_engine
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.settings import EdgeSettings, ModelSettings
-from picospec.gateway.doors.services import Backend, no_model
-from picospec.gateway.drain import kept_going
-from picospec.gateway.errors import ApiError
-from picospec.models.choosing import HubPolicy
-from picospec.models.llama_cpp.library import has_llama
-from picospec.models.store import Store
-from picospec.models.tokenizer_file import TokenizerCache
-from picospec.speculation.drafting import DraftPolicy
+from edge_agent.engine import EdgeEngine
+from edge_agent.fallback import DraftFallback, open_engine
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings, ModelSettings
+from gateway.doors.services import Backend, no_model
+from gateway.drain import kept_going
+from gateway.errors import ApiError
+from local_models.choosing import HubPolicy
+from local_models.llama_cpp.library import has_llama
+from local_models.store import Store
+from local_models.tokenizer_file import TokenizerCache
+from speculation.drafting import DraftPolicy
 
 MAX_MODELS: Final = 64
 """An edge serves at most as many models; verifiers of further ones are not used."""

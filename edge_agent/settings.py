@@ -24,9 +24,9 @@ from pydantic import (
 )
 from pydantic_settings import SettingsConfigDict
 
-from picospec.gateway.hosting.settings import Port, ServiceSettings, Table, is_loopback
-from picospec.speculation.drafting import DraftSettings
-from picospec.speculation.messages import Fill, Judge
+from gateway.hosting.settings import Port, ServiceSettings, Table, is_loopback
+from speculation.drafting import DraftSettings
+from speculation.messages import Fill, Judge
 
 _LOCAL: Final = AnyUrl("http://127.0.0.1:9000")
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from starlette.requests import HTTPConnection
 
-from picospec.gateway.errors import (
+from gateway.errors import (
     OPENAI,
     ApiError,
     ClientGone,
@@ -21,11 +21,11 @@ from picospec.gateway.errors import (
     Overloaded,
     Shape,
 )
-from picospec.gateway.metrics import Metrics, ModelMetrics
-from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.ports import Statistics
-from picospec.gateway.tenants import Tenant
-from picospec.gateway.tracing import NO_SPAN, Fact, Span, shown
+from gateway.metrics import Metrics, ModelMetrics
+from gateway.output.detokenise import TextDelta
+from gateway.ports import Statistics
+from gateway.tenants import Tenant
+from gateway.tracing import NO_SPAN, Fact, Span, shown
 
 Clock = Callable[[], float]
 """Returns the time of a monotonic clock, in seconds."""

@@ -17,19 +17,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from picospec.gateway.accounts import account_of
-from picospec.gateway.documents import FILES, Route, documents, root
-from picospec.gateway.doors.services import About, Models, Relay, Services
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import OPENAI, InvalidRequest, NotFound
-from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.http import json_response
-from picospec.gateway.metrics import Metrics
-from picospec.gateway.middleware import PAGE_PATHS, Access, Accounts, ShapeOf
-from picospec.gateway.output.style import Styles
-from picospec.gateway.ports import SEEDS
-from picospec.gateway.routes import ROUTES, shape_of
-from picospec.gateway.tenants import TenantMetrics, Tenants
+from gateway.accounts import account_of
+from gateway.documents import FILES, Route, documents, root
+from gateway.doors.services import About, Models, Relay, Services
+from gateway.drain import Drain
+from gateway.errors import OPENAI, InvalidRequest, NotFound
+from gateway.hosting.settings import GatewaySettings
+from gateway.http import json_response
+from gateway.metrics import Metrics
+from gateway.middleware import PAGE_PATHS, Access, Accounts, ShapeOf
+from gateway.output.style import Styles
+from gateway.ports import SEEDS
+from gateway.routes import ROUTES, shape_of
+from gateway.tenants import TenantMetrics, Tenants
 
 ANY: Final = Access()
 

@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from picospec.gateway.doors.services import Services
-from picospec.gateway.http import json_response
-from picospec.gateway.schema import RequestModel
+from gateway.doors.services import Services
+from gateway.http import json_response
+from gateway.schema import RequestModel
 
 # Answers GET / and /page/{file} with the page for chatting and watching speculation.
 #

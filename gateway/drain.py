@@ -20,7 +20,7 @@ from typing import Final
 
 import structlog
 
-from picospec.gateway.errors import Draining, Unavailable, first_error
+from gateway.errors import Draining, Unavailable, first_error
 
 # Runs background work: for the life of a service, or of the body of a context manager.
 

@@ -11,8 +11,8 @@ import msgspec
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import from_json
 
-from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.schema import Flag, RequestModel, Unserved
+from gateway.errors import InvalidRequest
+from gateway.schema import Flag, RequestModel, Unserved
 
 # Reads and writes JSON, and finds the arguments of a tool and their types in a JSON schema.
 

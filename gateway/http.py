@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.gateway.drain import beside
-from picospec.gateway.errors import (
+from gateway.drain import beside
+from gateway.errors import (
     OPENAI,
     ApiError,
     ClientGone,

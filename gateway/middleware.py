@@ -22,13 +22,13 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from picospec.gateway.accounts import Account, Clock, Ledger
-from picospec.gateway.errors import ClientGone, RateLimited, Shape
-from picospec.gateway.hosting.settings import GatewaySettings, check_head, check_page
-from picospec.gateway.http import MAX_BODY_BYTES, NOSNIFF, RequestBody, error_response
-from picospec.gateway.metrics import Metrics
-from picospec.gateway.tenants import Tenants
-from picospec.gateway.tracing import NO_TRACING, LogLimit, Tracing, shown
+from gateway.accounts import Account, Clock, Ledger
+from gateway.errors import ClientGone, RateLimited, Shape
+from gateway.hosting.settings import GatewaySettings, check_head, check_page
+from gateway.http import MAX_BODY_BYTES, NOSNIFF, RequestBody, error_response
+from gateway.metrics import Metrics
+from gateway.tenants import Tenants
+from gateway.tracing import NO_TRACING, LogLimit, Tracing, shown
 
 # Defines by which paths and host names requests reach a service, and which paths are open.
 

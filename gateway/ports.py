@@ -13,9 +13,9 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
-from picospec.gateway.tracing import NO_SPAN, Span
-from picospec.gateway.watching import Event, Origin
-from picospec.speculation.messages import (
+from gateway.tracing import NO_SPAN, Span
+from gateway.watching import Event, Origin
+from speculation.messages import (
     PREDICTION,
     SALT,
     STOPPING,

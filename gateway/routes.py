@@ -18,9 +18,9 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.accounts import account_of
-from picospec.gateway.documents import VERSION, Route, answer_version
-from picospec.gateway.doors import (
+from gateway.accounts import account_of
+from gateway.documents import VERSION, Route, answer_version
+from gateway.doors import (
     chat,
     completions,
     llama_server,
@@ -28,23 +28,23 @@ from picospec.gateway.doors import (
     ollama,
     responses_handlers,
 )
-from picospec.gateway.doors.chat import ChatRequest
-from picospec.gateway.doors.completions import CompletionRequest, text_of
-from picospec.gateway.doors.door import Body, Convert
-from picospec.gateway.doors.generation import checked, count_prompt, generate, parse
-from picospec.gateway.doors.llama_server import InfillRequest, NativeCompletionRequest
-from picospec.gateway.doors.messages import MessagesRequest
-from picospec.gateway.doors.messages_schema import ChatMessage
-from picospec.gateway.doors.ollama import OllamaChat, OllamaGenerate
-from picospec.gateway.doors.request import parameters_of
-from picospec.gateway.doors.responses import ResponsesRequest
-from picospec.gateway.doors.services import Listed, Services
-from picospec.gateway.errors import OPENAI, ApiError, InvalidRequest, PromptTooLong, Shape
-from picospec.gateway.http import json_response
-from picospec.gateway.metrics import exposition
-from picospec.gateway.ports import Facts, Tokenizer
-from picospec.gateway.schema import FIRST_ERROR, Flag, Integer, RequestModel, missing
-from picospec.gateway.turns import BoundedTokenizer
+from gateway.doors.chat import ChatRequest
+from gateway.doors.completions import CompletionRequest, text_of
+from gateway.doors.door import Body, Convert
+from gateway.doors.generation import checked, count_prompt, generate, parse
+from gateway.doors.llama_server import InfillRequest, NativeCompletionRequest
+from gateway.doors.messages import MessagesRequest
+from gateway.doors.messages_schema import ChatMessage
+from gateway.doors.ollama import OllamaChat, OllamaGenerate
+from gateway.doors.request import parameters_of
+from gateway.doors.responses import ResponsesRequest
+from gateway.doors.services import Listed, Services
+from gateway.errors import OPENAI, ApiError, InvalidRequest, PromptTooLong, Shape
+from gateway.http import json_response
+from gateway.metrics import exposition
+from gateway.ports import Facts, Tokenizer
+from gateway.schema import FIRST_ERROR, Flag, Integer, RequestModel, missing
+from gateway.turns import BoundedTokenizer
 
 # Answers GET /health, /ready, /status, /props, /metrics, /v1/models and /v1/models/{name}.
 #

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from picospec.gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest
 
 # Bounds how many values a JSON text has, before Python objects are made of them.
 #

@@ -25,8 +25,8 @@ from pydantic import (
     ValidationError,
 )
 
-from picospec.gateway.errors import RateLimited, Unauthorized
-from picospec.gateway.tracing import LogLimit
+from gateway.errors import RateLimited, Unauthorized
+from gateway.tracing import LogLimit
 
 # Reads and writes the file of API keys, which names each key and limits its use.
 #

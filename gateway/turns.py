@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, suppress
 from itertools import accumulate, chain
 from typing import Final, TypeVar
 
-from picospec.gateway.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
-from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Facts, Json, Tokenizer
+from gateway.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
+from gateway.ports import MAX_CHAT_BYTES, NONE, Facts, Json, Tokenizer
 
 T = TypeVar("T")
 

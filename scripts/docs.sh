@@ -5,6 +5,6 @@ set -eu
 cd "$(dirname "$0")/.."
 rm -rf build/site build/site-source
 mkdir -p build/site-source
-tar cf - ./*.md LICENSE ./Dockerfile.* compose.yaml configs deploy docs models/catalogue.toml verifier/vllm_target/patches.py |
+tar cf - ./*.md LICENSE ./Dockerfile.* compose.yaml configs deploy docs local_models/catalogue.toml verifier/vllm_target/patches.py |
     tar xf - -C build/site-source
 NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict

@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 from coverage import CoverageData
 
 ROOT: Final = Path(__file__).parents[1]
-ROOMS: Final = ("speculation", "models", "verifier", "edge_agent", "gateway", "cli")
+ROOMS: Final = ("speculation", "local_models", "verifier", "edge_agent", "gateway", "picospec")
 LEFT_OUT: Final = "vllm_target"
 LIMIT_S: Final = 400
 """A loop without an end counts as killed when the tests have run for so long."""

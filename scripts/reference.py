@@ -19,13 +19,14 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, ProcessCollector
 from pydantic import BaseModel
 
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.hosting.settings import VARIABLES
-from picospec.gateway.metrics import Metrics
-from picospec.gateway.tenants import TenantMetrics
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import VerifierSettings
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings
+from gateway.hosting.settings import VARIABLES
+from gateway.metrics import Metrics
+from gateway.tenants import TenantMetrics
+from picospec import ROOMS
+from verifier.metrics import VerifierMetrics
+from verifier.settings import VerifierSettings
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 
@@ -121,7 +122,7 @@ def docstrings(kind: type[BaseModel]) -> dict[str, str]:
     """Return the text below each field of a class and of those that it inherits from."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
-        if issubclass(each, BaseModel) and each.__module__.startswith("picospec"):
+        if issubclass(each, BaseModel) and each.__module__.partition(".")[0] in ROOMS:
             (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
             found |= dict(_pairs(body.body))  # type: ignore[attr-defined]
     return found

@@ -15,11 +15,15 @@ if ! grep -q "^## \[$version\]" CHANGELOG.md; then
 fi
 
 rm -rf dist
+tree=$(mktemp -d)
+git ls-files -z | xargs -0 cp --parents --target-directory "$tree"
+python3 scripts/index_readme.py >"$tree/README.md"
 "$step" "sdist and wheel built" "$uv" build --quiet --out-dir dist --python .venv/bin/python \
-    --build-constraints requirements/build.lock --require-hashes
+    --build-constraints requirements/build.lock --require-hashes "$tree"
+rm -rf "$tree"
 rm -f dist/.gitignore
 wheel=$PWD/dist/picospec-$version-py3-none-any.whl
-for part in CHANGELOG.md configs/edge.toml deploy/k8s/kustomization.yaml docs/start.md picospec/cli/main.py; do
+for part in CHANGELOG.md configs/edge.toml deploy/k8s/kustomization.yaml docs/start.md picospec/main.py; do
     tar tzf "dist/picospec-$version.tar.gz" "picospec-$version/$part" >/dev/null
 done
 "$step" "metadata checked" build/release/bin/twine check --strict dist/*

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.learning import Continuation, Precision, running_mean
-from picospec.speculation.lookup import PromptLookup
-from picospec.speculation.messages import Draft, Limits, Open, RemoteProtocolError, TokenId
-from picospec.speculation.ngrams import LENGTHS, SHARED, Owner, Pool, resumption
-from picospec.speculation.prediction import Prediction
+from speculation.distributions import DraftToken
+from speculation.learning import Continuation, Precision, running_mean
+from speculation.lookup import PromptLookup
+from speculation.messages import Draft, Limits, Open, RemoteProtocolError, TokenId
+from speculation.ngrams import LENGTHS, SHARED, Owner, Pool, resumption
+from speculation.prediction import Prediction
 
 # The draft tokens that the verifier keeps of a session's newest epoch.
 #
@@ -21,7 +21,7 @@ from picospec.speculation.prediction import Prediction
 ACCEPTANCE_PRIOR: Final = 0.9
 """The estimated acceptance before any draft token was compared; it counts as one observation.
 It is on the high side, because at first a row too many costs less than one too few. Found with
-`python -m picospec.bench.simulator`: 0.8 slows code by 2 %."""
+`python -m bench.simulator`: 0.8 slows code by 2 %."""
 
 ACCEPTANCE_WEIGHT: Final = 1 / 16
 """The latest comparison has this weight in the running mean; the first few weigh more."""

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from picospec.speculation.distributions import (
+from speculation.distributions import (
     GREEDY_BELOW,
     DraftSampler,
     DraftToken,
@@ -25,9 +25,9 @@ from picospec.speculation.distributions import (
     softmax_of,
     top,
 )
-from picospec.speculation.judge import EdgeHalf, Judgement, Noise, Row, Rule, VerifierHalf
-from picospec.speculation.messages import Open, Sampling, TokenId
-from picospec.speculation.noise import Floats, gumbel, noise_index
+from speculation.judge import EdgeHalf, Judgement, Noise, Row, Rule, VerifierHalf
+from speculation.messages import Open, Sampling, TokenId
+from speculation.noise import Floats, gumbel, noise_index
 
 CANDIDATES: Final = 64
 """A draft token is drawn from this many candidates. On the Qwen pair 32 do as well as the whole

@@ -10,8 +10,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from picospec.speculation.messages import Sampling, TokenId, TokenLogprob
-from picospec.speculation.noise import Floats, Tokens, gumbel
+from speculation.messages import Sampling, TokenId, TokenLogprob
+from speculation.noise import Floats, Tokens, gumbel
 
 # Distributions over tokens: from logits and settings to the distribution that is judged.
 #

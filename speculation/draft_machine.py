@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from picospec.speculation.distributions import STEPS, DraftToken, mark_ahead
-from picospec.speculation.drafting import DraftingSession, DraftPolicy, check, should_rest
-from picospec.speculation.gain import Gains, Share
-from picospec.speculation.judge import EdgeHalf
-from picospec.speculation.learning import Latencies, Proposer, running_mean
-from picospec.speculation.messages import (
+from speculation.distributions import STEPS, DraftToken, mark_ahead
+from speculation.drafting import DraftingSession, DraftPolicy, check, should_rest
+from speculation.gain import Gains, Share
+from speculation.judge import EdgeHalf
+from speculation.learning import Latencies, Proposer, running_mean
+from speculation.messages import (
     MAX_VOCABULARY,
     Commit,
     Down,

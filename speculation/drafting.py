@@ -8,9 +8,9 @@ from itertools import takewhile
 from math import ceil, inf, prod
 from typing import Final, Protocol
 
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.learning import Latencies
-from picospec.speculation.messages import (
+from speculation.distributions import DraftToken
+from speculation.learning import Latencies
+from speculation.messages import (
     MAX_VERIFY,
     Commit,
     Down,
@@ -190,7 +190,7 @@ it gains nothing to send earlier (docs/decisions.md)."""
 
 MAX_MISSES: Final = 6
 """The edge rests after this many misses in a row. Found with `python -m
-picospec.bench.simulator`: 4 slows chat with poor drafts by 2 %, 6 does not."""
+bench.simulator`: 4 slows chat with poor drafts by 2 %, 6 does not."""
 
 MAX_REST_TOKENS: Final = 32
 """A resting edge tries again after at most this many committed tokens."""

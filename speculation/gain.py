@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from picospec.speculation.learning import running_mean
-from picospec.speculation.messages import Commit
+from speculation.learning import running_mean
+from speculation.messages import Commit
 
 WINDOW: Final = 8
 """This many Commits are compared with as many. The longest of each side does not count, because

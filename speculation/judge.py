@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from picospec.speculation.distributions import Distribution, DraftSampler, DraftToken
-from picospec.speculation.messages import (
+from speculation.distributions import Distribution, DraftSampler, DraftToken
+from speculation.messages import (
     Answer,
     Commit,
     Draft,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from picospec.speculation.coupled import Coupled, CoupledEdge, CoupledVerifier
-from picospec.speculation.judge import Judge, Rule
-from picospec.speculation.messages import Judge as Name
-from picospec.speculation.separate import SeparateEdge, SeparateVerifier
+from speculation.coupled import Coupled, CoupledEdge, CoupledVerifier
+from speculation.judge import Judge, Rule
+from speculation.messages import Judge as Name
+from speculation.separate import SeparateEdge, SeparateVerifier
 
 JUDGES: Final[Mapping[Name, Judge]] = {
     "coupled": Judge(CoupledEdge, CoupledVerifier, takes_any_draft=True, has_logprobs=True),

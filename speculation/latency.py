@@ -29,7 +29,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from picospec.speculation.learning import running_mean
+from speculation.learning import running_mean
 
 MIN_SAMPLES: Final = 3
 """A size's latency is trusted after this many passes: one slow pass proves nothing."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.messages import TokenId
+from speculation.distributions import DraftToken
+from speculation.messages import TokenId
 
 # The running mean by which both ends learn.
 

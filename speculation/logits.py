@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from picospec.speculation.distributions import Logits
-from picospec.speculation.messages import InvalidSetting, Open, TokenId
-from picospec.speculation.noise import Tokens
+from speculation.distributions import Logits
+from speculation.messages import InvalidSetting, Open, TokenId
+from speculation.noise import Tokens
 
 # The settings in `Sampling.extras` that change logits, decoded and checked.
 

@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.learning import Continuation, Latencies, Precision, running_mean
-from picospec.speculation.messages import TokenId
-from picospec.speculation.ngrams import Index, Match, Pool, PromptGrams, resumption
+from speculation.distributions import DraftToken
+from speculation.learning import Continuation, Latencies, Precision, running_mean
+from speculation.messages import TokenId
+from speculation.ngrams import Index, Match, Pool, PromptGrams, resumption
 
 MIN_UNREAD_LENGTH: Final = 3
 """This many tokens must match before a token is proposed unread; shorter matches are read."""
@@ -40,11 +40,11 @@ corrects it by its observations."""
 
 MAX_STEPS_PER_PASS: Final = 6
 """No token is proposed unread if a pass lasts longer than this many draft steps: the draft
-model then fills the pass by itself. Found with `python -m picospec.bench.predictions`."""
+model then fills the pass by itself. Found with `python -m bench.predictions`."""
 
 RISK_MARGIN: Final = 2.0
 """The expected loss of a wrong unread token is raised by this factor, because the draft tokens
-after it are lost as well. Found with `python -m picospec.bench.simulator`: 2 loses at most 1 %
+after it are lost as well. Found with `python -m bench.simulator`: 2 loses at most 1 %
 in any cell."""
 
 READING_PRIOR: Final = 0.25

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from picospec.speculation.messages import TokenId
+from speculation.messages import TokenId
 
 # N-grams of a text (n tokens in a row), and the tokens that followed earlier occurrences.
 

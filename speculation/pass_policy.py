@@ -23,10 +23,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from picospec.speculation.latency import PassLatency
-from picospec.speculation.learning import running_mean
-from picospec.speculation.messages import Fill
-from picospec.speculation.verify_session import VerifyingSession
+from speculation.latency import PassLatency
+from speculation.learning import running_mean
+from speculation.messages import Fill
+from speculation.verify_session import VerifyingSession
 
 # Learns when a session's next draft tokens are due, from what was sent and what arrived.
 #
@@ -135,7 +135,7 @@ MAX_HELD_FOR: Final = 4
 MIN_GAIN: Final = 1.1
 """Draft tokens are judged only if they are expected to commit this many times the tokens that
 the pass would commit without them in the time that they take. A run of accepted tokens makes
-acceptance look better than it is. Found with `python -m picospec.bench.simulator` where a row
+acceptance look better than it is. Found with `python -m bench.simulator` where a row
 costs nearly a pass: sessions with 0.92 to 0.95 accepted lost 18 % without it, 2 % with it."""
 
 LEFT_OUT: Final = 1.0

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from picospec.speculation.learning import Continuation, Precision
-from picospec.speculation.messages import TokenId
+from speculation.learning import Continuation, Precision
+from speculation.messages import TokenId
 
 LENGTHS: Final = (8, 3, 1)
 """N-grams of these lengths are used to find a lost alignment, longest first."""

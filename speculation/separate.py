@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from picospec.speculation.distributions import (
+from speculation.distributions import (
     GREEDY_BELOW,
     Q_SCALE,
     Distribution,
@@ -23,8 +23,8 @@ from picospec.speculation.distributions import (
     quantise,
     softmax_of,
 )
-from picospec.speculation.judge import EdgeHalf, Judgement, Rejection, Row, Rule, VerifierHalf
-from picospec.speculation.messages import (
+from speculation.judge import EdgeHalf, Judgement, Rejection, Row, Rule, VerifierHalf
+from speculation.messages import (
     Answer,
     Commit,
     Draft,
@@ -36,7 +36,7 @@ from picospec.speculation.messages import (
     Sampling,
     TokenId,
 )
-from picospec.speculation.noise import Floats, Tokens
+from speculation.noise import Floats, Tokens
 
 # The edge's half of `separate` draws draft tokens and the recovered token.
 #

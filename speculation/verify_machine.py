@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from picospec.speculation.chain import Pools
-from picospec.speculation.judge import Judgement
-from picospec.speculation.latency import OutcomeCost, PassLatency
-from picospec.speculation.learning import Precision
-from picospec.speculation.messages import (
+from speculation.chain import Pools
+from speculation.judge import Judgement
+from speculation.latency import OutcomeCost, PassLatency
+from speculation.learning import Precision
+from speculation.messages import (
     Down,
     Draft,
     Limits,
@@ -32,8 +32,8 @@ from picospec.speculation.messages import (
     TokenId,
     TokenLogprob,
 )
-from picospec.speculation.ngrams import Owner, Pool
-from picospec.speculation.pass_policy import (
+from speculation.ngrams import Owner, Pool
+from speculation.pass_policy import (
     LEFT_OUT,
     MIN_GAIN,
     Arrivals,
@@ -44,7 +44,7 @@ from picospec.speculation.pass_policy import (
     left_s,
     waiting,
 )
-from picospec.speculation.verify_session import Pass, VerifyingSession
+from speculation.verify_session import Pass, VerifyingSession
 
 # The proposals of the target's own head, such as EAGLE, for one session.
 #

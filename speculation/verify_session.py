@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from picospec.speculation.chain import Chain, OwnDrafts, check
-from picospec.speculation.judge import Judgement, Rule
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.learning import Continuation
-from picospec.speculation.messages import (
+from speculation.chain import Chain, OwnDrafts, check
+from speculation.judge import Judgement, Rule
+from speculation.judges import JUDGES
+from speculation.learning import Continuation
+from speculation.messages import (
     Commit,
     Down,
     Draft,
@@ -31,7 +31,7 @@ from picospec.speculation.messages import (
     TokenLogprob,
     Totals,
 )
-from picospec.speculation.ngrams import Pool
+from speculation.ngrams import Pool
 
 Tokens = tuple[TokenId, ...]
 

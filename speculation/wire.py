@@ -12,8 +12,8 @@ from typing import Any, Final, Generic, TypeVar, get_args
 
 import msgspec
 
-from picospec.speculation import messages
-from picospec.speculation.messages import (
+from speculation import messages
+from speculation.messages import (
     Commit,
     Draft,
     LocalProtocolError,

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-import picospec.edge_agent.settings
-import picospec.verifier.settings
-from picospec.cli.up import read_settings
-from picospec.gateway.hosting.settings import ServiceSettings, as_environment
-from picospec.verifier.vllm_target.conflicts import RULES
+import edge_agent.settings
+import verifier.settings
+from gateway.hosting.settings import ServiceSettings, as_environment
+from picospec.up import read_settings
+from verifier.vllm_target.conflicts import RULES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS: dict[str, type[ServiceSettings]] = {
-    "edge.toml": picospec.edge_agent.settings.EdgeSettings,
-    "verifier.toml": picospec.verifier.settings.VerifierSettings,
+    "edge.toml": edge_agent.settings.EdgeSettings,
+    "verifier.toml": verifier.settings.VerifierSettings,
 }
 
 
@@ -28,15 +28,15 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_edge_toml_holds_the_edges_defaults() -> None:
-    loaded = picospec.edge_agent.settings.load(CONFIGS / "edge.toml", {}, {})
+    loaded = edge_agent.settings.load(CONFIGS / "edge.toml", {}, {})
 
-    assert loaded.model_dump() == picospec.edge_agent.settings.load(None, {}, {}).model_dump()
+    assert loaded.model_dump() == edge_agent.settings.load(None, {}, {}).model_dump()
 
 
 def test_verifier_toml_holds_the_verifiers_defaults() -> None:
-    loaded = picospec.verifier.settings.load(CONFIGS / "verifier.toml", {}, {})
+    loaded = verifier.settings.load(CONFIGS / "verifier.toml", {}, {})
 
-    assert loaded.model_dump() == picospec.verifier.settings.load(None, {}, {}).model_dump()
+    assert loaded.model_dump() == verifier.settings.load(None, {}, {}).model_dump()
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS.items())
@@ -53,8 +53,8 @@ def test_every_setting_stands_in_the_file_of_its_service(
 def test_local_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     put(read_settings(CONFIGS / "local.toml"), monkeypatch)
 
-    edge = picospec.edge_agent.settings.load(None, {}, {})
-    cloud = picospec.verifier.settings.load(None, {}, {})
+    edge = edge_agent.settings.load(None, {}, {})
+    cloud = verifier.settings.load(None, {}, {})
 
     assert edge.draft_model == cloud.model == "qwen2.5-coder"
     assert (edge.slots, cloud.llama.slots) == (4, 4)
@@ -63,8 +63,8 @@ def test_local_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_local_vllm_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     put(read_settings(CONFIGS / "local-vllm.toml"), monkeypatch)
 
-    edge = picospec.edge_agent.settings.load(None, {}, {})
-    cloud = picospec.verifier.settings.load(None, {}, {})
+    edge = edge_agent.settings.load(None, {}, {})
+    cloud = verifier.settings.load(None, {}, {})
 
     assert edge.draft_model == "qwen2.5-coder"
     assert (cloud.target, cloud.served_name) == ("vllm", "qwen2.5-coder-1.5b")
@@ -89,4 +89,4 @@ def test_a_setting_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "edge.toml").write_text('verifer_url = "http://127.0.0.1:9000"\n')
 
     with pytest.raises(ValueError, match="verifer_url"):
-        picospec.edge_agent.settings.load(tmp_path / "edge.toml", {}, {})
+        edge_agent.settings.load(tmp_path / "edge.toml", {}, {})

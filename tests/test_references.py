@@ -10,11 +10,11 @@ from typing import Final
 
 import pytest
 
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.verifier.settings import VerifierSettings
+from edge_agent.settings import EdgeSettings
+from verifier.settings import VerifierSettings
 
 ROOT: Final = Path(__file__).parents[1]
-ROOMS: Final = ("cli", "edge_agent", "gateway", "models", "speculation", "verifier")
+ROOMS: Final = ("edge_agent", "gateway", "local_models", "picospec", "speculation", "verifier")
 PAGES: Final = runpy.run_path(str(ROOT / "scripts/reference.py"))["PAGES"]
 
 

@@ -1,4 +1,4 @@
-"""`python -m picospec.verifier`: read the settings and serve, or become vLLM's server."""
+"""`python -m verifier`: read the settings and serve, or become vLLM's server."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final, Literal
 import typer
 from fastapi import FastAPI
 
-from picospec.gateway.hosting.server import serve
-from picospec.gateway.hosting.settings import check_listening, wrong
-from picospec.verifier.settings import VerifierSettings, load
+from gateway.hosting.server import serve
+from gateway.hosting.settings import check_listening, wrong
+from verifier.settings import VerifierSettings, load
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 OTHERS: Final = dict(
@@ -48,7 +48,7 @@ def main(
     except (ValueError, OSError) as error:
         wrong(error)
     if settings.target == "vllm":
-        from picospec.verifier.vllm_target.launching import launch
+        from verifier.vllm_target.launching import launch
 
         launch(settings, config, overrides)
     serve(settings, partial(_app, settings))
@@ -56,8 +56,8 @@ def main(
 
 def _app(settings: VerifierSettings) -> FastAPI:
     """Return the app; models and llama.cpp are loaded in the worker alone, never before."""
-    from picospec.models.errors import ModelError
-    from picospec.verifier.app import build, make_target
+    from local_models.errors import ModelError
+    from verifier.app import build, make_target
 
     try:
         return build(settings, partial(make_target, settings))

@@ -20,27 +20,27 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from picospec.gateway.app import create_app
-from picospec.gateway.doors.services import one_model
-from picospec.gateway.drain import Drain, end_within, stopped_by_signals
-from picospec.gateway.errors import EngineFault
-from picospec.gateway.hosting.server import STOP_AT_ONCE
-from picospec.gateway.hosting.settings import hosts_of
-from picospec.gateway.middleware import Access
-from picospec.gateway.ports import Delta, Facts, Job, Statistics, opening
-from picospec.gateway.tracing import Tracing, open_tracing
-from picospec.models.blobs import FileHashes
-from picospec.models.errors import NotPulled
-from picospec.models.gguf import is_exact
-from picospec.models.hub import progress_bar
-from picospec.models.store import Found, Store, obtain, open_store
-from picospec.speculation.messages import Commit, Finish, FinishReason, Reject, Reused
-from picospec.verifier.llama_target.target import LlamaTarget
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.routes import SESSION_PATHS, Routes, takes_drafts
-from picospec.verifier.sessions.session import Sessions
-from picospec.verifier.settings import PASS_TIMEOUT_S, VerifierSettings
-from picospec.verifier.target import Host, Target, unservable
+from gateway.app import create_app
+from gateway.doors.services import one_model
+from gateway.drain import Drain, end_within, stopped_by_signals
+from gateway.errors import EngineFault
+from gateway.hosting.server import STOP_AT_ONCE
+from gateway.hosting.settings import hosts_of
+from gateway.middleware import Access
+from gateway.ports import Delta, Facts, Job, Statistics, opening
+from gateway.tracing import Tracing, open_tracing
+from local_models.blobs import FileHashes
+from local_models.errors import NotPulled
+from local_models.gguf import is_exact
+from local_models.hub import progress_bar
+from local_models.store import Found, Store, obtain, open_store
+from speculation.messages import Commit, Finish, FinishReason, Reject, Reused
+from verifier.llama_target.target import LlamaTarget
+from verifier.metrics import VerifierMetrics
+from verifier.routes import SESSION_PATHS, Routes, takes_drafts
+from verifier.sessions.session import Sessions
+from verifier.settings import PASS_TIMEOUT_S, VerifierSettings
+from verifier.target import Host, Target, unservable
 
 # Serves the target without an edge: the text is the same, and each pass makes one token.
 

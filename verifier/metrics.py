@@ -8,8 +8,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from picospec.gateway.metrics import Metrics, ModelMetrics
-from picospec.gateway.ports import Statistics
+from gateway.metrics import Metrics, ModelMetrics
+from gateway.ports import Statistics
 
 _PASS_S: Final = (
     0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05,

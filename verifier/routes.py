@@ -21,14 +21,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from picospec.gateway.accounts import account_of
-from picospec.gateway.errors import ApiError, InvalidRequest, NotFound
-from picospec.gateway.http import read_body
-from picospec.gateway.middleware import HEALTH_PATHS
-from picospec.gateway.turns import ThreadTurns
-from picospec.speculation import wire
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.messages import (
+from gateway.accounts import account_of
+from gateway.errors import ApiError, InvalidRequest, NotFound
+from gateway.http import read_body
+from gateway.middleware import HEALTH_PATHS
+from gateway.turns import ThreadTurns
+from speculation import wire
+from speculation.judges import JUDGES
+from speculation.messages import (
     MAX_PREDICTED,
     MAX_STOP_TOKENS,
     MAX_TEMPERATURE,
@@ -45,9 +45,9 @@ from picospec.speculation.messages import (
     RemoteProtocolError,
     Sampling,
 )
-from picospec.verifier.sessions.session import Sessions
-from picospec.verifier.sessions.streams import Downstream, Upstream, drafts, messages
-from picospec.verifier.target import Host, UnknownSession, owner_of
+from verifier.sessions.session import Sessions
+from verifier.sessions.streams import Downstream, Upstream, drafts, messages
+from verifier.target import Host, UnknownSession, owner_of
 
 # Checks an Open before any work is done for it. Each error names the field.
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from picospec.gateway.hosting.settings import Port, ServerSettings, Table
-from picospec.speculation.messages import Limits
+from gateway.hosting.settings import Port, ServerSettings, Table
+from speculation.messages import Limits
 
 # The embedded target has these settings.
 
@@ -62,7 +62,7 @@ row is left for a committed token that vLLM does not know yet."""
 MAX_VERIFY: Final = {"llama": 16, "vllm": 32}
 """speculation.max_verify has these defaults, in draft tokens. llama.cpp's is lower, because
 rows are dear on a CPU and one rejected draft token makes the rest of a long pass useless. They
-come from `python -m picospec.bench.simulator`; docs/decisions.md has the figures."""
+come from `python -m bench.simulator`; docs/decisions.md has the figures."""
 
 PASS_TIMEOUT_S: Final = {"cpu": 300.0, "gpu": 60.0}
 """pass_timeout_s has these defaults, by the device of the target. With a 7B model on one CPU

@@ -23,18 +23,18 @@ from typing import Final, Literal, TypeVar
 import msgspec
 import structlog
 
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
-from picospec.gateway.ports import Tokenizer
-from picospec.gateway.turns import Turns
-from picospec.models.blobs import FileHashes
-from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from picospec.models.errors import CannotCheck, InvalidGrammar
-from picospec.models.grammars import NAME
-from picospec.models.tokenizer_file import TokenizerFile
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.logits import LOGIT_SETTINGS
-from picospec.speculation.messages import (
+from gateway.drain import Drain
+from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
+from gateway.ports import Tokenizer
+from gateway.turns import Turns
+from local_models.blobs import FileHashes
+from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from local_models.errors import CannotCheck, InvalidGrammar
+from local_models.grammars import NAME
+from local_models.tokenizer_file import TokenizerFile
+from speculation.judges import JUDGES
+from speculation.logits import LOGIT_SETTINGS
+from speculation.messages import (
     PROMPT_LOGPROBS,
     SALT,
     STOPPING,
@@ -50,8 +50,8 @@ from picospec.speculation.messages import (
     Reused,
     TokenLogprob,
 )
-from picospec.speculation.ngrams import SHARED, Owner
-from picospec.speculation.wire import Framed
+from speculation.ngrams import SHARED, Owner
+from speculation.wire import Framed
 
 # An identity is a digest of everything that shapes a target's texts. A verifier can continue an
 # answer that another one began if both have the same identity.

@@ -1,7 +1,7 @@
 """Checks a GPU host in one run and writes one report, like `make gpu-check`.
 
-    python -m picospec.bench.gpu_check --target-model DIRECTORY --out gpu-check.md
-    python -m picospec.bench.gpu_check --device cpu --target-model DIRECTORY \
+    python -m bench.gpu_check --target-model DIRECTORY --out gpu-check.md
+    python -m bench.gpu_check --device cpu --target-model DIRECTORY \
         --vllm.dtype float32
 
 It runs in the verifier's environment. The exit status is 1 if a part fails.
@@ -19,13 +19,13 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from picospec.bench import options
-from picospec.bench.gpu_check.engines import CLIENTS, PARTS, UNPLUGGED, Engines, Serving
-from picospec.bench.gpu_check.parts import Check, command, fenced
-from picospec.bench.gpu_check.quick import AT_ONCE, Quick
-from picospec.bench.prompts import read
-from picospec.bench.results import commit, this_host
-from picospec.bench.run.services import ServicesPlan, verifier_arguments
+from bench import options
+from bench.gpu_check.engines import CLIENTS, PARTS, UNPLUGGED, Engines, Serving
+from bench.gpu_check.parts import Check, command, fenced
+from bench.gpu_check.quick import AT_ONCE, Quick
+from bench.prompts import read
+from bench.results import commit, this_host
+from bench.run.services import ServicesPlan, verifier_arguments
 
 ON_CPU: Final = (
     "> **This ran on a CPU** (`--device cpu`): it shows that the check works, and nothing of a "

@@ -19,9 +19,9 @@ from typing import Any, Final
 
 import httpx
 
-from picospec.bench.capacity import ARMS, PLAIN, Load, Row
-from picospec.bench.gpu_check.parts import Check
-from picospec.bench.identity import (
+from bench.capacity import ARMS, PLAIN, Load, Row
+from bench.gpu_check.parts import Check
+from bench.identity import (
     EDGES,
     LIKELIEST,
     SEED,
@@ -35,19 +35,19 @@ from picospec.bench.identity import (
     judged,
     tally,
 )
-from picospec.bench.prompts import Prompt
-from picospec.bench.run.client import Client, Question, Reply
-from picospec.bench.run.rivals import HEAD, Rival
-from picospec.bench.run.rivals import PLAIN as PLAIN_ENGINE
-from picospec.bench.run.services import READY_WITHIN_S, EdgePlan, Services, ServicesPlan
-from picospec.bench.simulator.source import Source, traced
-from picospec.bench.statistics import markdown
-from picospec.bench.traces import Subject, replayed
-from picospec.cli.link import Conditions
-from picospec.edge_agent.draft.loading import find
-from picospec.models.store import open_store
-from picospec.models.tokenizer_file import TokenizerFile
-from picospec.speculation.messages import TokenId
+from bench.prompts import Prompt
+from bench.run.client import Client, Question, Reply
+from bench.run.rivals import HEAD, Rival
+from bench.run.rivals import PLAIN as PLAIN_ENGINE
+from bench.run.services import READY_WITHIN_S, EdgePlan, Services, ServicesPlan
+from bench.simulator.source import Source, traced
+from bench.statistics import markdown
+from bench.traces import Subject, replayed
+from edge_agent.draft.loading import find
+from local_models.store import open_store
+from local_models.tokenizer_file import TokenizerFile
+from picospec.link import Conditions
+from speculation.messages import TokenId
 
 # Collects the loads of engines, and compares engines that must not be slower than others.
 #

@@ -1,6 +1,6 @@
 """Measures what PicoSpec needs of a GPU, in 90 seconds, on a host without vLLM or models.
 
-    PYTHONPATH=. python3 -m picospec.bench.gpu_check.kernels --out build/gpu-kernels.md
+    PYTHONPATH=. python3 -m bench.gpu_check.kernels --out build/gpu-kernels.md
 
 It needs torch, Triton and numpy; judging by p and the machine's step also msgspec. Figures go
 to the report and, as JSON, beside it. Without a GPU it runs in a small form, which shows that
@@ -35,10 +35,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from picospec.bench.gpu_check.parts import Check, NotRun
-from picospec.bench.statistics import markdown
-from picospec.speculation import noise
-from picospec.verifier.vllm_target.worker import by_noise
+from bench.gpu_check.parts import Check, NotRun
+from bench.statistics import markdown
+from speculation import noise
+from verifier.vllm_target.worker import by_noise
 
 Tokens = NDArray[np.int64]
 Line = Mapping[str, str | float]
@@ -148,7 +148,7 @@ class Kernels:
 
     def noise(self) -> tuple[bool, str]:
         """Compare the compiled noise, and what is drawn with it, with noise.py's."""
-        from picospec.bench.gpu_check import gumbel
+        from bench.gpu_check import gumbel
 
         size, ulp, steps, draws = self.size, 0.0, list[float](), 0
         tokens = np.arange(size.draws * size.tokens)
@@ -202,7 +202,7 @@ class Kernels:
     def by_noise(self, rows: int) -> Judged:
         """Return a call of the judge of shared noise, for which our own kernel draws, and
         whether it is right."""
-        from picospec.bench.gpu_check import gumbel
+        from bench.gpu_check import gumbel
 
         passes, logits = Passes.of(rows), self._logits(rows)
         seeds = torch.from_numpy(1 + passes.numbers).to(self.device)
@@ -230,11 +230,11 @@ class Kernels:
 
     def by_p(self, rows: int) -> Judged:
         """Return a call of the judge of rules that need p, and whether it is right."""
-        from picospec.speculation.distributions import Q_SCALE
-        from picospec.speculation.messages import Sampling
-        from picospec.speculation.separate import Separate
-        from picospec.verifier.vllm_target.crossing import VerifyRequest
-        from picospec.verifier.vllm_target.worker.by_p import judge_by_p
+        from speculation.distributions import Q_SCALE
+        from speculation.messages import Sampling
+        from speculation.separate import Separate
+        from verifier.vllm_target.crossing import VerifyRequest
+        from verifier.vllm_target.worker.by_p import judge_by_p
 
         passes, logits, chance = Passes.of(rows), self._logits(rows), np.random.default_rng(3)
         logits[:, :LIKELY] = 18.0 + logits[:, :LIKELY] / 10
@@ -261,7 +261,7 @@ class Kernels:
 
     def machine(self) -> tuple[bool, str]:
         """Time a step of the verifier's machine on this host's processor."""
-        measured = import_module("picospec.bench.pace.machine").measured
+        measured = import_module("bench.pace.machine").measured
         found = measured(self._within(self.size.sessions), 40)
         lines: list[Line] = [{"sessions": count, **figures} for count, figures in found]
         return bool(lines), self._table("machine", lines)

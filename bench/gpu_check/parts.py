@@ -13,8 +13,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from picospec.bench.statistics import markdown
-from picospec.gateway.errors import first_error
+from bench.statistics import markdown
+from gateway.errors import first_error
 
 LAST_LINES: Final = 20
 """The report quotes this many last lines of a failed command's errors."""

@@ -31,8 +31,8 @@ from typing import Final, TypeVar
 import httpx
 import msgspec
 
-from picospec.bench.capacity import ScriptedDrafter, scripted
-from picospec.bench.gpu_check.engines import (
+from bench.capacity import ScriptedDrafter, scripted
+from bench.gpu_check.engines import (
     ENGINE_S,
     FAST,
     FAST_STEP_S,
@@ -42,16 +42,16 @@ from picospec.bench.gpu_check.engines import (
     answered,
     tokenized,
 )
-from picospec.bench.gpu_check.parts import Check, NotRun, command, fenced
-from picospec.bench.identity import TIMEOUT_S
-from picospec.bench.run.rivals import PLAIN, Rival
-from picospec.bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
-from picospec.bench.simulator.hosts import Curve
-from picospec.bench.simulator.source import WRONG, Source
-from picospec.bench.statistics import fisher, markdown
-from picospec.cli.link import HOST
-from picospec.gateway.hosting.processes import ServiceError
-from picospec.speculation.messages import ModelFacts, TokenId
+from bench.gpu_check.parts import Check, NotRun, command, fenced
+from bench.identity import TIMEOUT_S
+from bench.run.rivals import PLAIN, Rival
+from bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
+from bench.simulator.hosts import Curve
+from bench.simulator.source import WRONG, Source
+from bench.statistics import fisher, markdown
+from gateway.hosting.processes import ServiceError
+from picospec.link import HOST
+from speculation.messages import ModelFacts, TokenId
 
 PART_S: Final = 120.0
 """Each part but a start must end within this many seconds on a GPU."""

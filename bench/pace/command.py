@@ -15,11 +15,11 @@ import httpx
 import typer
 from rich.console import Console
 
-from picospec.bench import options
-from picospec.bench.capacity import predict
-from picospec.bench.pace import loads, machine, vllm_servers
-from picospec.bench.pace.fake_target import FAKE_S
-from picospec.bench.pace.loads import (
+from bench import options
+from bench.capacity import predict
+from bench.pace import loads, machine, vllm_servers
+from bench.pace.fake_target import FAKE_S
+from bench.pace.loads import (
     DRAFT_S,
     Arm,
     Found,
@@ -30,19 +30,19 @@ from picospec.bench.pace.loads import (
     rounds,
     tables,
 )
-from picospec.bench.pace.script import Drafts, prompts
-from picospec.bench.pace.vllm_servers import MODEL, Vllm, on_cpu, on_stand_in
-from picospec.bench.results import save
-from picospec.bench.run.client import AnswerError
-from picospec.bench.run.services import free_port, port
-from picospec.bench.simulator.hosts import Curve, Hosts
-from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.world import Arm as Cloud
-from picospec.bench.simulator.world import World, picospec
-from picospec.cli.link import HOST, Conditions
-from picospec.gateway.errors import ApiError
-from picospec.gateway.hosting.processes import Service, ServiceError
-from picospec.verifier.settings import VerifierSettings
+from bench.pace.script import Drafts, prompts
+from bench.pace.vllm_servers import MODEL, Vllm, on_cpu, on_stand_in
+from bench.results import save
+from bench.run.client import AnswerError
+from bench.run.services import free_port, port
+from bench.simulator.hosts import Curve, Hosts
+from bench.simulator.source import Source
+from bench.simulator.world import Arm as Cloud
+from bench.simulator.world import World, picospec
+from gateway.errors import ApiError
+from gateway.hosting.processes import Service, ServiceError
+from picospec.link import HOST, Conditions
+from verifier.settings import VerifierSettings
 
 PASS_MS: Final = 8.0
 PARTS: Final = ("machine", "service", "vllm")
@@ -190,7 +190,7 @@ async def _service(
     so many sessions."""
     url = f"http://{HOST}:{free_port()}"
     command = (
-        sys.executable, "-m", "picospec.bench.pace.fake_target", "--port", f"{port(url)}",
+        sys.executable, "-m", "bench.pace.fake_target", "--port", f"{port(url)}",
         "--pass-ms", f"{PASS_MS}", "--sessions", f"{max(counts)}",
     )  # fmt: skip
     async with Server(Service("verifier", command, url)) as server:

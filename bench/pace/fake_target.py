@@ -1,6 +1,6 @@
 """A target without a model, whose text is the script's: it shows what the service alone costs.
 
-    python -m picospec.bench.pace.fake_target --port N --pass-ms 8 --sessions 64
+    python -m bench.pace.fake_target --port N --pass-ms 8 --sessions 64
 
 Each pass takes the same time, and has all sessions that may begin. The service runs as it
 ships, in its own process.
@@ -22,17 +22,17 @@ import typer
 from fastapi import FastAPI
 from prometheus_client import Gauge
 
-from picospec.bench.pace.script import VOCABULARY, key, said
-from picospec.gateway.hosting.server import serve
-from picospec.speculation.distributions import Distribution
-from picospec.speculation.messages import Finish, Limits, ModelFacts, Open, Pushed
-from picospec.speculation.ngrams import Owner
-from picospec.speculation.verify_session import Pass, VerifyingSession
-from picospec.speculation.wire import Framed
-from picospec.verifier.app import build
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import VerifierSettings, load
-from picospec.verifier.target import Reply, Target, TargetFull, UnknownSession
+from bench.pace.script import VOCABULARY, key, said
+from gateway.hosting.server import serve
+from speculation.distributions import Distribution
+from speculation.messages import Finish, Limits, ModelFacts, Open, Pushed
+from speculation.ngrams import Owner
+from speculation.verify_session import Pass, VerifyingSession
+from speculation.wire import Framed
+from verifier.app import build
+from verifier.metrics import VerifierMetrics
+from verifier.settings import VerifierSettings, load
+from verifier.target import Reply, Target, TargetFull, UnknownSession
 
 FAKE_S: Final = "fake_target_processor_seconds"
 """This metric has the processor time of the fake target itself: a real target takes it in other

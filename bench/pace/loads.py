@@ -19,18 +19,18 @@ from typing import Final
 import httpx
 import msgspec
 
-from picospec.bench.capacity import TIMEOUT_S, Answered, Client, ScriptedDrafter, scripted
-from picospec.bench.pace import script
-from picospec.bench.pace.script import VOCABULARY, Drafts
-from picospec.bench.results import Host, commit, processor_s_by_title, this_host
-from picospec.bench.run.client import AnswerError
-from picospec.bench.run.services import READY_WITHIN_S, Started, port
-from picospec.bench.simulator.hosts import Curve
-from picospec.bench.simulator.source import Source
-from picospec.bench.statistics import markdown, mean
-from picospec.cli.link import HOST, Conditions, Link
-from picospec.gateway.hosting.processes import Child, Service, until_ready, while_alive
-from picospec.speculation.messages import TokenId
+from bench.capacity import TIMEOUT_S, Answered, Client, ScriptedDrafter, scripted
+from bench.pace import script
+from bench.pace.script import VOCABULARY, Drafts
+from bench.results import Host, commit, processor_s_by_title, this_host
+from bench.run.client import AnswerError
+from bench.run.services import READY_WITHIN_S, Started, port
+from bench.simulator.hosts import Curve
+from bench.simulator.source import Source
+from bench.statistics import markdown, mean
+from gateway.hosting.processes import Child, Service, until_ready, while_alive
+from picospec.link import HOST, Conditions, Link
+from speculation.messages import TokenId
 
 # The results of `bench host` and `standin`: their file, and its tables.
 

@@ -13,9 +13,9 @@ from random import Random
 from time import thread_time
 from typing import Final, TypeVar
 
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import Draft, Limits, Open, Sampling
-from picospec.speculation.verify_machine import PassPlan, Verdict, VerifyMachine
+from speculation.judge import Judgement
+from speculation.messages import Draft, Limits, Open, Sampling
+from speculation.verify_machine import PassPlan, Verdict, VerifyMachine
 
 PART: Final = "A step of the verifier's machine"
 

@@ -11,8 +11,8 @@ from random import Random
 from typing import Final, Literal
 from zlib import crc32
 
-from picospec.bench.simulator.source import WRONG, Source
-from picospec.speculation.messages import TokenId
+from bench.simulator.source import WRONG, Source
+from speculation.messages import TokenId
 
 VOCABULARY: Final = 512
 _FIRST: Final = 16

@@ -1,7 +1,7 @@
 """A stand-in for a GPU in vLLM: its worker computes nothing and returns the script's tokens.
 
-    vllm serve ... --distributed-executor-backend picospec.bench.pace.standin.StandInExecutor \\
-      --worker-cls picospec.bench.pace.standin.StandInWorker \\
+    vllm serve ... --distributed-executor-backend bench.pace.standin.StandInExecutor \\
+      --worker-cls bench.pace.standin.StandInWorker \\
       --additional-config '{"standin": {"pass_ms": 8, "twice_at": 1024, "launch_ms": 0.5}}'
 
 Server, scheduler, executor and processes are vLLM's own, with and without our plugin. A pass
@@ -34,7 +34,7 @@ from vllm.v1.outputs import (
 )
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
-from picospec.bench.pace.script import key, said
+from bench.pace.script import key, said
 
 SETTINGS: Final = "standin"
 """`additional_config` of vLLM has our settings by this name."""

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from picospec.bench.run.services import FORGETFUL, free_port
-from picospec.cli.link import HOST
-from picospec.gateway.hosting.processes import Service
+from bench.run.services import FORGETFUL, free_port
+from gateway.hosting.processes import Service
+from picospec.link import HOST
 
 if TYPE_CHECKING:
     import torch
 
 # A Llama with random weights of 2 MB, and a tokenizer of 512 tokens.
 #
-#     python -m picospec.bench.pace.vllm_servers DIR
+#     python -m bench.pace.vllm_servers DIR
 #
 # Weights need torch and safetensors, which are beside vLLM.
 
@@ -134,10 +134,10 @@ def layer(normal: Normal, name: str, attended: int) -> dict[str, torch.Tensor]:
 
 
 MODEL: Final = "tiny"
-_STAND_IN: Final = "picospec.bench.pace.standin.StandIn"
+_STAND_IN: Final = "bench.pace.standin.StandIn"
 _QUIET: Final = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-_PLAIN: Final = ("picospec.bench.run.rivals", "--speculation", "{}")
-_PLUGGED: Final = ("picospec.verifier", "--target", "vllm")
+_PLAIN: Final = ("bench.run.rivals", "--speculation", "{}")
+_PLUGGED: Final = ("verifier", "--target", "vllm")
 
 
 @dataclass(frozen=True, slots=True)

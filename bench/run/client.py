@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from picospec.bench.prompts import Message, sampling
-from picospec.gateway.ports import NONE
+from bench.prompts import Message, sampling
+from gateway.ports import NONE
 
 
 class AnswerError(Exception):

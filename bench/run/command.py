@@ -32,10 +32,10 @@ from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from picospec.bench import options
-from picospec.bench import prompts as script
-from picospec.bench.prompts import SHIPPED, Conversation, Prompt, read
-from picospec.bench.results import (
+from bench import options
+from bench import prompts as script
+from bench.prompts import SHIPPED, Conversation, Prompt, read
+from bench.results import (
     Answer,
     Results,
     Row,
@@ -46,14 +46,14 @@ from picospec.bench.results import (
     save,
     this_host,
 )
-from picospec.bench.run.client import AnswerError, Question, Reply, TooLong
-from picospec.bench.run.live_arms import NAMES, Arm, Costs, LiveArm, LiveArms, parse
-from picospec.bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_arguments
-from picospec.bench.statistics import console as console_table
-from picospec.bench.statistics import grid
-from picospec.cli.link import Conditions
-from picospec.gateway.hosting.processes import ServiceError
-from picospec.models.errors import ModelError
+from bench.run.client import AnswerError, Question, Reply, TooLong
+from bench.run.live_arms import NAMES, Arm, Costs, LiveArm, LiveArms, parse
+from bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_arguments
+from bench.statistics import console as console_table
+from bench.statistics import grid
+from gateway.hosting.processes import ServiceError
+from local_models.errors import ModelError
+from picospec.link import Conditions
 
 
 @dataclass(frozen=True, slots=True)

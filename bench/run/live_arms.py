@@ -14,16 +14,16 @@ from typing import Final, Literal
 
 import httpx
 
-from picospec.bench.results import processor_s, stolen_s
-from picospec.bench.run.client import Client, Question, Reply
-from picospec.bench.run.rivals import PLAIN, TOKENS, Rival
-from picospec.bench.run.rounds import RoundPolicy
-from picospec.bench.run.services import LINKED, EdgePlan, Services, ServicesPlan, Started
-from picospec.cli.link import Conditions, Link
-from picospec.edge_agent.draft.loading import find
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.ports import NONE
-from picospec.models.store import open_store
+from bench.results import processor_s, stolen_s
+from bench.run.client import Client, Question, Reply
+from bench.run.rivals import PLAIN, TOKENS, Rival
+from bench.run.rounds import RoundPolicy
+from bench.run.services import LINKED, EdgePlan, Services, ServicesPlan, Started
+from edge_agent.draft.loading import find
+from edge_agent.settings import EdgeSettings
+from gateway.ports import NONE
+from local_models.store import open_store
+from picospec.link import Conditions, Link
 
 # The bench compares these systems (arms); docs/performance.md describes each.
 

@@ -16,17 +16,17 @@ from typing import Annotated, Final
 
 import typer
 
-from picospec.bench import options
-from picospec.gateway.hosting.parent_death import program
-from picospec.verifier.__main__ import nested
-from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.vllm_target.crossing import NAME
-from picospec.verifier.vllm_target.launching import defaults, flags, module
-from picospec.verifier.vllm_target.launching import options as options_of
+from bench import options
+from gateway.hosting.parent_death import program
+from verifier.__main__ import nested
+from verifier.settings import VerifierSettings
+from verifier.vllm_target.crossing import NAME
+from verifier.vllm_target.launching import defaults, flags, module
+from verifier.vllm_target.launching import options as options_of
 
 # Runs vLLM's own server, for the arms with its own speculation (bench.run.rivals).
 #
-#     python -m picospec.bench.run.rivals --model DIR --speculation JSON [--vllm.NAME VALUE]
+#     python -m bench.run.rivals --model DIR --speculation JSON [--vllm.NAME VALUE]
 #
 # The verifier's engine and this one start in the same environment with the same options, so
 # that only speculation differs. Options that are not vLLM's only apply to the verifier.
@@ -131,7 +131,7 @@ class Rival:
     ) -> tuple[str, ...]:
         """Return the command that starts its server. more: the verifier's options."""
         speculation = json.dumps(self.speculation(draft_model))
-        module = (python, "-m", "picospec.bench.run.rivals", "--model", model)
+        module = (python, "-m", "bench.run.rivals", "--model", model)
         return (*module, "--speculation", speculation, *more)
 
     def check(

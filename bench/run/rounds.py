@@ -1,6 +1,6 @@
 """This edge drafts in rounds like published systems (bench.run.rounds), or uselessly.
 
-python -m picospec.bench.run.rounds sync:4 --verifier-url ... --draft-model ...
+python -m bench.run.rounds sync:4 --verifier-url ... --draft-model ...
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Annotated, Final, Self
 import numpy as np
 import typer
 
-from picospec.edge_agent.__main__ import serve
-from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler
-from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.models.llama_cpp.model import Length, Model
-from picospec.speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
-from picospec.speculation.drafting import DraftingSession
-from picospec.speculation.learning import Latencies
-from picospec.speculation.messages import Limits, TokenId
+from edge_agent.__main__ import serve
+from edge_agent.draft.drafter import NoDrafter, StepSampler
+from edge_agent.settings import EdgeSettings, load
+from local_models.llama_cpp.model import Length, Model
+from speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
+from speculation.drafting import DraftingSession
+from speculation.learning import Latencies
+from speculation.messages import Limits, TokenId
 
 # Published systems draft in rounds of a fixed length, where PicoSpec streams.
 #

@@ -17,11 +17,11 @@ from typing import Final, Self
 
 import httpx
 
-from picospec.bench.run.rivals import Rival
-from picospec.cli.link import HOST, Conditions, Link
-from picospec.gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
-from picospec.gateway.hosting.processes import Child, OnLine, Service, until_ready, while_alive
-from picospec.gateway.hosting.settings import as_environment
+from bench.run.rivals import Rival
+from gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
+from gateway.hosting.processes import Child, OnLine, Service, until_ready, while_alive
+from gateway.hosting.settings import as_environment
+from picospec.link import HOST, Conditions, Link
 
 LINKED = Conditions()
 """A link has these conditions before a turn sets others."""
@@ -188,7 +188,7 @@ class Services(Started):
             command = rival.command(python, model, plan.cloud_draft_model, where)
             return Service(rival.kind, command, url, cores, settings, ready_path="/health")
         engine = ("--target", plan.target, "--model", model)
-        command = (python, "-m", "picospec.verifier", *engine, *where)
+        command = (python, "-m", "verifier", *engine, *where)
         return Service("verifier", command, url, cores, {**FORGETFUL, **settings})
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
@@ -196,9 +196,9 @@ class Services(Started):
         verifier_url = self.verifier_url
         if edge.link:
             verifier_url, self.links[name] = await self.linked(verifier_url, edge.link)
-        module = ["picospec.edge_agent"]
+        module = ["edge_agent"]
         if edge.rounds:
-            module = ["picospec.bench.run.rounds", edge.rounds]
+            module = ["bench.run.rounds", edge.rounds]
         command = (
             sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
             "--verifier-url", verifier_url,

@@ -1,6 +1,6 @@
 """Compares the speed of two checkouts of PicoSpec, which take turns on one host.
 
-    python -m picospec.bench.run.versus --old DIR --new DIR --out DIR [options of `bench run`]
+    python -m bench.run.versus --old DIR --new DIR --out DIR [options of `bench run`]
 
 Each checkout runs `bench run` on each slice of the prompts, in the order old new, new old, old
 new, so that a drift in the host's speed affects both alike. Answers to the same prompt and seed
@@ -22,10 +22,10 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from picospec.bench import options
-from picospec.bench.prompts import Prompt, read
-from picospec.bench.results import Answer, load
-from picospec.bench.statistics import mean
+from bench import options
+from bench.prompts import Prompt, read
+from bench.results import Answer, load
+from bench.statistics import mean
 
 MIN_RATIO: Final = 0.97
 MAX_WIDTH: Final = 0.06
@@ -68,7 +68,7 @@ def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
         return
     unfinished = finished.with_suffix(".unfinished")
     files = ("--prompts", str(turn[1]), "--json", str(unfinished))
-    package = "picospec.bench" if (checkout / "picospec").is_dir() else "bench"
+    package = "picospec.bench" if (checkout / "cli").is_dir() else "bench"
     command = (sys.executable, "-m", package, "run", *BENCH_OPTIONS, *more, *files)
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     subprocess.run(command, cwd=checkout, env=environment, check=True)

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from picospec.bench import options
-from picospec.bench.prompts import root
-from picospec.bench.results import Results, load, references, save
-from picospec.bench.simulator.hosts import TWICE_AT, Curve, Hosts, gpu, hosts_of
-from picospec.bench.simulator.rivals import (
+from bench import options
+from bench.prompts import root
+from bench.results import Results, load, references, save
+from bench.simulator.hosts import TWICE_AT, Curve, Hosts, gpu, hosts_of
+from bench.simulator.rivals import (
     SUFFIX_SETTINGS,
     Speculation,
     has_suffix,
@@ -28,8 +28,8 @@ from picospec.bench.simulator.rivals import (
     ngram,
     suffix,
 )
-from picospec.bench.simulator.source import Source, made_up, traced
-from picospec.bench.simulator.world import (
+from bench.simulator.source import Source, made_up, traced
+from bench.simulator.world import (
     ARMS,
     Arm,
     Group,
@@ -41,10 +41,10 @@ from picospec.bench.simulator.world import (
     rows,
     speedups,
 )
-from picospec.bench.simulator.world import simulate as answers_of
-from picospec.bench.statistics import WAITS_PASSES, console, geometric_mean, grid
-from picospec.bench.traces import Trace, load_folder
-from picospec.cli.link import Conditions
+from bench.simulator.world import simulate as answers_of
+from bench.statistics import WAITS_PASSES, console, geometric_mean, grid
+from bench.traces import Trace, load_folder
+from picospec.link import Conditions
 
 
 def simulate(

@@ -8,17 +8,17 @@ from itertools import pairwise
 from math import inf
 from typing import Final
 
-from picospec.bench.simulator.hosts import Action, Clock, Curve, Hosts, Line
-from picospec.bench.simulator.source import VOCABULARY, Source
-from picospec.models.llama_cpp.model import common_prefix
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.draft_machine import DraftMachine, DraftStep
-from picospec.speculation.judge import Judgement
-from picospec.speculation.latency import measured
-from picospec.speculation.messages import Down, Limits, Open, Opened, Pushed, TokenId, Up
-from picospec.speculation.ngrams import Owner
-from picospec.speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
-from picospec.speculation.verify_session import Pass
+from bench.simulator.hosts import Action, Clock, Curve, Hosts, Line
+from bench.simulator.source import VOCABULARY, Source
+from local_models.llama_cpp.model import common_prefix
+from speculation.distributions import DraftToken
+from speculation.draft_machine import DraftMachine, DraftStep
+from speculation.judge import Judgement
+from speculation.latency import measured
+from speculation.messages import Down, Limits, Open, Opened, Pushed, TokenId, Up
+from speculation.ngrams import Owner
+from speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
+from speculation.verify_session import Pass
 
 # Simulates a user's device: drives the DraftMachine on virtual time.
 

@@ -1,7 +1,7 @@
 """Logs every message of the simulator, and compares two such logs.
 
-    python -m picospec.bench.simulator.event_log --out FILE [--traces DIR]
-    python -m picospec.bench.simulator.event_log --compare OLD NEW
+    python -m bench.simulator.event_log --out FILE [--traces DIR]
+    python -m bench.simulator.event_log --compare OLD NEW
 
 A change that keeps every decision keeps every line, so two commits are compared by their logs.
 A log has a *cell* for each arm, operating point, round trip and source, in which a client asks
@@ -27,13 +27,13 @@ from unittest.mock import patch
 import msgspec
 import typer
 
-from picospec.bench.simulator import world
-from picospec.bench.simulator.hosts import POINTS, Clock, Line, gpu, hosts_of
-from picospec.bench.simulator.source import Source, synthetic, traced
-from picospec.bench.traces import Trace
-from picospec.cli.link import Conditions
-from picospec.cli.link import Path as LinkPath
-from picospec.speculation.messages import Message
+from bench.simulator import world
+from bench.simulator.hosts import POINTS, Clock, Line, gpu, hosts_of
+from bench.simulator.source import Source, synthetic, traced
+from bench.traces import Trace
+from picospec.link import Conditions
+from picospec.link import Path as LinkPath
+from speculation.messages import Message
 
 ARMS: Final = ("cloud", "picospec", "picospec-nolookup", "sync:4")
 HOSTS: Final = {name: hosts_of(name) for name in ("cpu", "72/7")} | {

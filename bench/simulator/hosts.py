@@ -13,10 +13,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from picospec.bench.results import Host, load
-from picospec.cli.link import Path as LinkPath
-from picospec.speculation.messages import Down, Message, Up
-from picospec.speculation.wire import encode
+from bench.results import Host, load
+from picospec.link import Path as LinkPath
+from speculation.messages import Down, Message, Up
+from speculation.wire import encode
 
 # Simulates time: ordered events, durations as curves, and messages on a link.
 

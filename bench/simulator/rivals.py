@@ -24,13 +24,13 @@ from itertools import count, takewhile
 from random import Random
 from typing import Any, Final, Protocol
 
-from picospec.bench.simulator.ends import Answer, Edge
-from picospec.bench.simulator.hosts import Action, Clock, Curve, Hosts, Line
-from picospec.bench.simulator.source import Source
-from picospec.cli.link import Path
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.draft_machine import DraftMachine, DraftStep
-from picospec.speculation.messages import Commit, Down, Draft, Pushed, TokenId
+from bench.simulator.ends import Answer, Edge
+from bench.simulator.hosts import Action, Clock, Curve, Hosts, Line
+from bench.simulator.source import Source
+from picospec.link import Path
+from speculation.distributions import DraftToken
+from speculation.draft_machine import DraftMachine, DraftStep
+from speculation.messages import Commit, Down, Draft, Pushed, TokenId
 
 MIN_LENGTH, MAX_LENGTH = 2, 4
 """An n-gram has a length in this range (prompt_lookup_min, prompt_lookup_max)."""

@@ -17,15 +17,15 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from picospec.bench.prompts import SOURCES, read, sampling
-from picospec.bench.traces import Ids, Logits, Trace
-from picospec.edge_agent.draft.drafter import drafts_while_matching
-from picospec.models.llama_cpp.model import common_prefix
-from picospec.speculation.coupled import SHARPNESS
-from picospec.speculation.coupled import sampler as draft_sampler
-from picospec.speculation.distributions import Distribution, DraftToken
-from picospec.speculation.messages import TokenId
-from picospec.speculation.noise import gumbel, noise_index
+from bench.prompts import SOURCES, read, sampling
+from bench.traces import Ids, Logits, Trace
+from edge_agent.draft.drafter import drafts_while_matching
+from local_models.llama_cpp.model import common_prefix
+from speculation.coupled import SHARPNESS
+from speculation.coupled import sampler as draft_sampler
+from speculation.distributions import Distribution, DraftToken
+from speculation.messages import TokenId
+from speculation.noise import gumbel, noise_index
 
 WRONG: Final = 100_000
 """Tokens from this one on are in no answer. They take three bytes on the wire, like most tokens

@@ -16,24 +16,24 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from picospec.bench.prompts import root
-from picospec.bench.results import Cell, figures
-from picospec.bench.run.rounds import RoundPolicy
-from picospec.bench.simulator.ends import Answer, Edge, Served, Verifier
-from picospec.bench.simulator.hosts import Clock, Curve, Hosts, Line
-from picospec.bench.simulator.rivals import CachingEdge, Engine, Speculation, ask
-from picospec.bench.simulator.source import Source, traced
-from picospec.bench.statistics import gap_ms, geometric_mean
-from picospec.bench.traces import load_folder
-from picospec.cli.link import Conditions
-from picospec.cli.link import Path as LinkPath
-from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import DraftPolicy, StreamPolicy
-from picospec.speculation.gain import Gains
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.lookup import PromptLookup
-from picospec.speculation.messages import Fill, Limits, Open, Sampling
-from picospec.speculation.ngrams import Owner, Pool
+from bench.prompts import root
+from bench.results import Cell, figures
+from bench.run.rounds import RoundPolicy
+from bench.simulator.ends import Answer, Edge, Served, Verifier
+from bench.simulator.hosts import Clock, Curve, Hosts, Line
+from bench.simulator.rivals import CachingEdge, Engine, Speculation, ask
+from bench.simulator.source import Source, traced
+from bench.statistics import gap_ms, geometric_mean
+from bench.traces import load_folder
+from picospec.link import Conditions
+from picospec.link import Path as LinkPath
+from speculation.draft_machine import DraftMachine
+from speculation.drafting import DraftPolicy, StreamPolicy
+from speculation.gain import Gains
+from speculation.judges import JUDGES
+from speculation.lookup import PromptLookup
+from speculation.messages import Fill, Limits, Open, Sampling
+from speculation.ngrams import Owner, Pool
 
 
 @dataclass(frozen=True, slots=True)

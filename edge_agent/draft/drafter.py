@@ -7,9 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from picospec.speculation.distributions import DraftSampler, DraftToken, Logits
-from picospec.speculation.logits import Adjust, adjustment, in_turn
-from picospec.speculation.messages import ModelFacts, Open, TokenId
+from speculation.distributions import DraftSampler, DraftToken, Logits
+from speculation.logits import Adjust, adjustment, in_turn
+from speculation.messages import ModelFacts, Open, TokenId
 
 StepSampler = Callable[[Sequence[TokenId]], DraftSampler]
 """StepSampler(output) returns a step's sampler, which draws at each output position whose

@@ -21,11 +21,11 @@ from typing import Final
 
 import numpy as np
 
-from picospec.edge_agent.draft.drafter import DraftSlot, StepSampler
-from picospec.edge_agent.draft.retokeniser import BEHIND_TOKENS, Retokeniser, Translation
-from picospec.models.llama_cpp.model import common_prefix
-from picospec.speculation.distributions import DraftToken, Logits
-from picospec.speculation.messages import TokenId
+from edge_agent.draft.drafter import DraftSlot, StepSampler
+from edge_agent.draft.retokeniser import BEHIND_TOKENS, Retokeniser, Translation
+from local_models.llama_cpp.model import common_prefix
+from speculation.distributions import DraftToken, Logits
+from speculation.messages import TokenId
 
 # Draws the tokens of a draft model that has another vocabulary than the target.
 

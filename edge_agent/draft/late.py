@@ -17,15 +17,15 @@ from typing import Final, Literal
 
 import structlog
 
-from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.drafter import CannotDraft, DraftSlot, LoadedDrafter
-from picospec.edge_agent.draft.loading import MakeDrafter, TargetTokenizer
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.drain import kept_going
-from picospec.models.errors import NoRoom
-from picospec.models.llama_cpp.model import Length, Model, memory_bytes
-from picospec.models.store import Found, Store
-from picospec.speculation.messages import TokenId
+from edge_agent.draft import loading
+from edge_agent.draft.drafter import CannotDraft, DraftSlot, LoadedDrafter
+from edge_agent.draft.loading import MakeDrafter, TargetTokenizer
+from edge_agent.settings import EdgeSettings
+from gateway.drain import kept_going
+from local_models.errors import NoRoom
+from local_models.llama_cpp.model import Length, Model, memory_bytes
+from local_models.store import Found, Store
+from speculation.messages import TokenId
 
 MEMORY_SHARE: Final = 2
 """All draft models take at most 1/MEMORY_SHARE of the memory, unless the settings say more."""

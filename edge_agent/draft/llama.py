@@ -25,10 +25,10 @@ from typing import Final
 
 import structlog
 
-from picospec.edge_agent.draft.drafter import CannotDraft, drafts_while_matching
-from picospec.edge_agent.draft.slot import KvSlot, LlamaSlot, Reading, ReadingOn, StepRequest
-from picospec.models.llama_cpp.model import Context, Segment
-from picospec.speculation.messages import TokenId
+from edge_agent.draft.drafter import CannotDraft, drafts_while_matching
+from edge_agent.draft.slot import KvSlot, LlamaSlot, Reading, ReadingOn, StepRequest
+from local_models.llama_cpp.model import Context, Segment
+from speculation.messages import TokenId
 
 CHUNK_TOKENS: Final = 64
 """A pass has at most this many tokens of one prompt, so that other sessions' steps are fast."""

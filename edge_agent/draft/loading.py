@@ -17,24 +17,24 @@ from typing import Final
 import structlog
 from rich.console import Console
 
-from picospec.edge_agent.draft.drafter import LoadedDrafter
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.draft.retokeniser import Translation
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.settings import EdgeSettings, ModelSettings
-from picospec.gateway.drain import beside, kept_going
-from picospec.gateway.errors import ApiError, EngineFault, Unavailable
-from picospec.gateway.hosting.limits import compute_threads
-from picospec.models.choosing import HubPolicy, choose_draft
-from picospec.models.errors import CannotOpen
-from picospec.models.hub import progress_bar
-from picospec.models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
-from picospec.models.llama_cpp.model import Context, Length, Model, context_length
-from picospec.models.store import Store, obtain
-from picospec.models.tokenizer import Encoder, Tokenizer
-from picospec.models.tokenizer_file import TokenizerCache
-from picospec.models.vocabulary import Relation, Vocabulary, relate
+from edge_agent.draft.drafter import LoadedDrafter
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft.retokeniser import Translation
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.settings import EdgeSettings, ModelSettings
+from gateway.drain import beside, kept_going
+from gateway.errors import ApiError, EngineFault, Unavailable
+from gateway.hosting.limits import compute_threads
+from local_models.choosing import HubPolicy, choose_draft
+from local_models.errors import CannotOpen
+from local_models.hub import progress_bar
+from local_models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
+from local_models.llama_cpp.model import Context, Length, Model, context_length
+from local_models.store import Store, obtain
+from local_models.tokenizer import Encoder, Tokenizer
+from local_models.tokenizer_file import TokenizerCache
+from local_models.vocabulary import Relation, Vocabulary, relate
 
 # The target's tokenizer at the edge, and how the draft model's vocabulary relates to it.
 #

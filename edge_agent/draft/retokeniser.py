@@ -12,11 +12,11 @@ from typing import Final
 
 import numpy as np
 
-from picospec.models.tokenizer import Encoder, Tokenizer
-from picospec.models.vocabulary import Vocabulary
-from picospec.speculation.distributions import Logits
-from picospec.speculation.messages import TokenId
-from picospec.speculation.noise import Tokens
+from local_models.tokenizer import Encoder, Tokenizer
+from local_models.vocabulary import Vocabulary
+from speculation.distributions import Logits
+from speculation.messages import TokenId
+from speculation.noise import Tokens
 
 # Tokenises text that still grows, up to the last boundary that no continuation can move.
 #

@@ -20,10 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from picospec.edge_agent.draft.drafter import CannotDraft, StepSampler
-from picospec.models.llama_cpp.model import Context, Segment, common_prefix
-from picospec.speculation.distributions import DraftSampler, DraftToken
-from picospec.speculation.messages import TokenId
+from edge_agent.draft.drafter import CannotDraft, StepSampler
+from local_models.llama_cpp.model import Context, Segment, common_prefix
+from speculation.distributions import DraftSampler, DraftToken
+from speculation.messages import TokenId
 
 READ_S: Final = 1.0
 """Reading the last tokens of a prompt takes about this many seconds."""

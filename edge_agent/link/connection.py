@@ -32,8 +32,8 @@ from pyqwest import (
 )
 from pyqwest import Response as Response
 
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import (
+from edge_agent.settings import EdgeSettings
+from gateway.errors import (
     ApiError,
     Draining,
     EngineFault,
@@ -44,8 +44,8 @@ from picospec.gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from picospec.gateway.hosting.settings import is_loopback
-from picospec.speculation.messages import Fault
+from gateway.hosting.settings import is_loopback
+from speculation.messages import Fault
 
 # Translates errors of the verifier and the network into those that the client gets.
 #

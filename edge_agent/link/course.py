@@ -20,9 +20,9 @@ from math import inf
 from random import Random
 from typing import Final, Generic, TypeVar
 
-from picospec.edge_agent.link.connection import LinkDown
-from picospec.edge_agent.link.prefixes import Prefixes, Prompt, Speed
-from picospec.gateway.errors import (
+from edge_agent.link.connection import LinkDown
+from edge_agent.link.prefixes import Prefixes, Prompt, Speed
+from gateway.errors import (
     ApiError,
     Draining,
     InvalidRequest,
@@ -30,11 +30,11 @@ from picospec.gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from picospec.gateway.http import MIN_BYTES_PER_S
-from picospec.models.compiler import ANSWER_TIMEOUT_S
-from picospec.speculation.gain import Gains
-from picospec.speculation.learning import running_mean
-from picospec.speculation.messages import RUN_CHARACTERS, LocalProtocolError, ModelFacts
+from gateway.http import MIN_BYTES_PER_S
+from local_models.compiler import ANSWER_TIMEOUT_S
+from speculation.gain import Gains
+from speculation.learning import running_mean
+from speculation.messages import RUN_CHARACTERS, LocalProtocolError, ModelFacts
 
 # What is known of the verifiers, and which is the best.
 

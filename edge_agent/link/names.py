@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.gateway.drain import kept_going
-from picospec.gateway.errors import ApiError
+from edge_agent.link.verifier import Verifier
+from gateway.drain import kept_going
+from gateway.errors import ApiError
 
 LOOK_S: Final = 5.0
 """A name is asked for its addresses as often as this."""

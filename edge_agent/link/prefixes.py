@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from picospec.speculation.learning import running_mean
-from picospec.speculation.messages import TokenId
+from speculation.learning import running_mean
+from speculation.messages import TokenId
 
 BLOCK: Final = 64
 """A block has this many tokens. vLLM's have 16; longer ones cost less here."""

@@ -15,15 +15,15 @@ from typing import Final
 
 import structlog
 
-from picospec.edge_agent.link.connection import LinkDown, from_fault, session_headers
-from picospec.edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S, Event
-from picospec.edge_agent.link.prefixes import Reading
-from picospec.edge_agent.link.uploads import Inbox, Upload
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
-from picospec.gateway.tracing import NO_SPAN, Span
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from edge_agent.link.connection import LinkDown, from_fault, session_headers
+from edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S, Event
+from edge_agent.link.prefixes import Reading
+from edge_agent.link.uploads import Inbox, Upload
+from edge_agent.link.verifier import Verifier
+from gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
+from gateway.tracing import NO_SPAN, Span
+from speculation import wire
+from speculation.messages import (
     BEAT_S,
     Beat,
     Commit,

@@ -17,10 +17,10 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Final
 
-from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection, LinkDown
-from picospec.gateway.errors import ApiError
-from picospec.speculation import wire
-from picospec.speculation.messages import RUN_CHARACTERS, RemoteProtocolError
+from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection, LinkDown
+from gateway.errors import ApiError
+from speculation import wire
+from speculation.messages import RUN_CHARACTERS, RemoteProtocolError
 
 FIRST_ANSWER_S: Final = 1.0
 """The first acknowledgement must come within two round trips, and at least this time, because a

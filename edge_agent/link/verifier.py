@@ -16,7 +16,7 @@ import structlog
 from msgspec import Meta
 from pyqwest import Client
 
-from picospec.edge_agent.link.connection import (
+from edge_agent.link.connection import (
     MAX_ANSWER_BYTES,
     REQUEST_TIMEOUT_S,
     Answer,
@@ -25,13 +25,13 @@ from picospec.edge_agent.link.connection import (
     Response,
     from_answer,
 )
-from picospec.edge_agent.link.course import Event, KnownVerifier
-from picospec.edge_agent.link.uploads import Uploads
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
-from picospec.models.tokenizer_file import MAX_PACKED_BYTES
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.messages import (
+from edge_agent.link.course import Event, KnownVerifier
+from edge_agent.link.uploads import Uploads
+from edge_agent.metrics import EdgeMetrics
+from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
+from local_models.tokenizer_file import MAX_PACKED_BYTES
+from speculation.judges import JUDGES
+from speculation.messages import (
     MAX_CONTEXT_TOKENS,
     POOL,
     PROTOCOL_VERSION,

@@ -17,17 +17,17 @@ from typing import Final
 
 import msgspec
 
-from picospec.edge_agent.link.connection import LinkDown, session_headers
-from picospec.edge_agent.link.course import Course, KnownVerifiers, State, Wait
-from picospec.edge_agent.link.names import Name
-from picospec.edge_agent.link.prefixes import Prompt, Reading, Speed
-from picospec.edge_agent.link.session import Progress, Session
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.metrics import NEAR, ONLY, PREFIX, EdgeMetrics
-from picospec.gateway.errors import ApiError, EngineFault, Unavailable
-from picospec.gateway.tracing import Span
-from picospec.models.grammars import NAME
-from picospec.speculation.messages import ModelFacts, Open, Opened, TokenId
+from edge_agent.link.connection import LinkDown, session_headers
+from edge_agent.link.course import Course, KnownVerifiers, State, Wait
+from edge_agent.link.names import Name
+from edge_agent.link.prefixes import Prompt, Reading, Speed
+from edge_agent.link.session import Progress, Session
+from edge_agent.link.verifier import Verifier
+from edge_agent.metrics import NEAR, ONLY, PREFIX, EdgeMetrics
+from gateway.errors import ApiError, EngineFault, Unavailable
+from gateway.tracing import Span
+from local_models.grammars import NAME
+from speculation.messages import ModelFacts, Open, Opened, TokenId
 
 PROBE_S: Final = 2.0
 """All verifiers are probed at about this interval, if there are several."""

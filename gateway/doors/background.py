@@ -19,17 +19,17 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from picospec.gateway.accounts import Account
-from picospec.gateway.doors.door import (
+from gateway.accounts import Account
+from gateway.doors.door import (
     Answer,
     EventStream,
     sent_event,
     stream_piece,
     stream_start,
 )
-from picospec.gateway.errors import ClientGone, Unavailable
-from picospec.gateway.http import connected, send_to_client
-from picospec.gateway.output.stream import together
+from gateway.errors import ClientGone, Unavailable
+from gateway.http import connected, send_to_client
+from gateway.output.stream import together
 
 # Records the events of one answer, within a bound.
 #

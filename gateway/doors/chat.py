@@ -11,10 +11,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway import grammars
-from picospec.gateway.doors.background import LastingAnswer, Recording, Replay, Running
-from picospec.gateway.doors.completions import ChunkAnswer
-from picospec.gateway.doors.door import (
+from gateway import grammars
+from gateway.doors.background import LastingAnswer, Recording, Replay, Running
+from gateway.doors.completions import ChunkAnswer
+from gateway.doors.door import (
     DoorRequest,
     Entries,
     EventStream,
@@ -22,20 +22,20 @@ from picospec.gateway.doors.door import (
     finite,
     sent_event,
 )
-from picospec.gateway.doors.generation import generate
-from picospec.gateway.doors.messages_schema import ChatMessage
-from picospec.gateway.doors.request import GenerationRequest, TokenIds
-from picospec.gateway.doors.services import Services
-from picospec.gateway.doors.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
-from picospec.gateway.errors import UNSUPPORTED, ClientGone, InvalidRequest
-from picospec.gateway.grammars import in_lark
-from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
-from picospec.gateway.output.formats.base import AllowedOutput, Constraint
-from picospec.gateway.output.message import CallPiece, CallStart, whole_calls
-from picospec.gateway.output.stream import Reader
-from picospec.gateway.output.style import Style
-from picospec.gateway.ports import Facts, Tokenizer
-from picospec.gateway.schema import (
+from gateway.doors.generation import generate
+from gateway.doors.messages_schema import ChatMessage
+from gateway.doors.request import GenerationRequest, TokenIds
+from gateway.doors.services import Services
+from gateway.doors.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
+from gateway.errors import UNSUPPORTED, ClientGone, InvalidRequest
+from gateway.grammars import in_lark
+from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
+from gateway.output.formats.base import AllowedOutput, Constraint
+from gateway.output.message import CallPiece, CallStart, whole_calls
+from gateway.output.stream import Reader
+from gateway.output.style import Style
+from gateway.ports import Facts, Tokenizer
+from gateway.schema import (
     FIRST_ERROR,
     Flag,
     Integer,
@@ -43,8 +43,8 @@ from picospec.gateway.schema import (
     Unserved,
     unsupported,
 )
-from picospec.gateway.watching import Report, Spans
-from picospec.speculation.messages import MAX_TOP_LOGPROBS
+from gateway.watching import Report, Spans
+from speculation.messages import MAX_TOP_LOGPROBS
 
 # Reads whether a model should think before it answers, and how hard, in several APIs' fields.
 #

@@ -15,8 +15,8 @@ from typing import Annotated, ClassVar, Final, TypeVar
 from msgspec.structs import replace
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
 
-from picospec.gateway.accounts import Ledger
-from picospec.gateway.doors.door import (
+from gateway.accounts import Ledger
+from gateway.doors.door import (
     Answer,
     DoorRequest,
     Entries,
@@ -25,15 +25,15 @@ from picospec.gateway.doors.door import (
     finite,
     sent_event,
 )
-from picospec.gateway.doors.request import GenerationRequest, TokenIds, minus_one_is_none
-from picospec.gateway.errors import UNSUPPORTED, InvalidRequest
-from picospec.gateway.hosting.settings import MAX_CHOICES
-from picospec.gateway.output.detokenise import Finish, LogprobEntry, TextDelta
-from picospec.gateway.output.stream import ChoiceStream
-from picospec.gateway.ports import Facts, Statistics, Tokenizer
-from picospec.gateway.schema import Flag, Integer
-from picospec.gateway.watching import Report, Spans, Watch
-from picospec.speculation.messages import MAX_TOP_LOGPROBS, PROMPT_LOGPROBS, TokenLogprob
+from gateway.doors.request import GenerationRequest, TokenIds, minus_one_is_none
+from gateway.errors import UNSUPPORTED, InvalidRequest
+from gateway.hosting.settings import MAX_CHOICES
+from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
+from gateway.output.stream import ChoiceStream
+from gateway.ports import Facts, Statistics, Tokenizer
+from gateway.schema import Flag, Integer
+from gateway.watching import Report, Spans, Watch
+from speculation.messages import MAX_TOP_LOGPROBS, PROMPT_LOGPROBS, TokenLogprob
 
 T = TypeVar("T")
 

@@ -19,16 +19,16 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from picospec.gateway.accounts import Account, Ledger
-from picospec.gateway.doors.request import GenerationRequest
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError, ClientGone
-from picospec.gateway.http import connected, json_response, send_to_client
-from picospec.gateway.output.detokenise import LogprobEntry, TextDelta
-from picospec.gateway.output.message import CallStart, joined
-from picospec.gateway.output.stream import ChoiceStream, together
-from picospec.gateway.ports import UNLIKELY
-from picospec.gateway.schema import RequestModel
+from gateway.accounts import Account, Ledger
+from gateway.doors.request import GenerationRequest
+from gateway.drain import Drain
+from gateway.errors import ApiError, ClientGone
+from gateway.http import connected, json_response, send_to_client
+from gateway.output.detokenise import LogprobEntry, TextDelta
+from gateway.output.message import CallStart, joined
+from gateway.output.stream import ChoiceStream, together
+from gateway.ports import UNLIKELY
+from gateway.schema import RequestModel
 
 Json = dict[str, object]
 Entries = Sequence[LogprobEntry]

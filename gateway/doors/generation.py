@@ -18,9 +18,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway import grammars
-from picospec.gateway.accounts import Account, account_of
-from picospec.gateway.doors.door import (
+from gateway import grammars
+from gateway.accounts import Account, account_of
+from gateway.doors.door import (
     Body,
     Convert,
     DoorRequest,
@@ -28,15 +28,15 @@ from picospec.gateway.doors.door import (
     Heading,
     json_answer,
 )
-from picospec.gateway.doors.request import (
+from gateway.doors.request import (
     GenerationRequest,
     Parameters,
     TokenIds,
     parameters_of,
     shown_names,
 )
-from picospec.gateway.doors.services import Backend, Services
-from picospec.gateway.errors import (
+from gateway.doors.services import Backend, Services
+from gateway.errors import (
     UNSUPPORTED,
     ApiError,
     ClientGone,
@@ -44,12 +44,12 @@ from picospec.gateway.errors import (
     PromptTooLong,
     renamed,
 )
-from picospec.gateway.http import json_response, read_body
-from picospec.gateway.output.stream import stream_choice
-from picospec.gateway.output.style import Style
-from picospec.gateway.ports import SEEDS, Facts, Job, Tokenizer
-from picospec.gateway.schema import SMALL_BYTES, Values, invalid
-from picospec.gateway.turns import BoundedTokenizer
+from gateway.http import json_response, read_body
+from gateway.output.stream import stream_choice
+from gateway.output.style import Style
+from gateway.ports import SEEDS, Facts, Job, Tokenizer
+from gateway.schema import SMALL_BYTES, Values, invalid
+from gateway.turns import BoundedTokenizer
 
 # Reads and checks the bodies of requests: large ones in a thread, one after the other.
 

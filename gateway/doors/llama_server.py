@@ -13,14 +13,14 @@ from typing import Annotated, ClassVar, Final
 from msgspec.structs import replace
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
-from picospec.gateway.doors.completions import Prompts, extensions_of
-from picospec.gateway.doors.door import Answer, DoorRequest, Heading, Json, sent_event
-from picospec.gateway.doors.request import GenerationRequest, TokenIds, minus_one_is_none
-from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.output.stream import ChoiceStream
-from picospec.gateway.ports import Tokenizer
-from picospec.gateway.schema import (
+from gateway.doors.completions import Prompts, extensions_of
+from gateway.doors.door import Answer, DoorRequest, Heading, Json, sent_event
+from gateway.doors.request import GenerationRequest, TokenIds, minus_one_is_none
+from gateway.errors import InvalidRequest
+from gateway.output.detokenise import TextDelta
+from gateway.output.stream import ChoiceStream
+from gateway.ports import Tokenizer
+from gateway.schema import (
     FIRST_ERROR,
     NEUTRAL,
     Integer,

@@ -20,20 +20,20 @@ from pydantic import (
     field_validator,
 )
 
-from picospec.gateway.doors.chat import ChatRequest, Effort
-from picospec.gateway.doors.messages_schema import (
+from gateway.doors.chat import ChatRequest, Effort
+from gateway.doors.messages_schema import (
     ChatMessage,
     Json,
     Part,
     as_parts,
     without_billing,
 )
-from picospec.gateway.doors.request import Stops
-from picospec.gateway.doors.tools import MAX_TOOLS
-from picospec.gateway.doors.tools import Json as JsonView
-from picospec.gateway.errors import UNSUPPORTED, InvalidRequest
-from picospec.gateway.grammars import SchemaField
-from picospec.gateway.schema import (
+from gateway.doors.request import Stops
+from gateway.doors.tools import MAX_TOOLS
+from gateway.doors.tools import Json as JsonView
+from gateway.errors import UNSUPPORTED, InvalidRequest
+from gateway.grammars import SchemaField
+from gateway.schema import (
     FIRST_ERROR,
     Flag,
     Integer,

@@ -8,9 +8,9 @@ from typing import ClassVar, Final
 
 from pydantic_core import from_json
 
-from picospec.gateway.doors.door import Answer, DoorRequest, Heading, Json, parts_of, sent_event
-from picospec.gateway.doors.messages import MessagesRequest
-from picospec.gateway.errors import (
+from gateway.doors.door import Answer, DoorRequest, Heading, Json, parts_of, sent_event
+from gateway.doors.messages import MessagesRequest
+from gateway.errors import (
     ApiError,
     Draining,
     Forbidden,
@@ -23,9 +23,9 @@ from picospec.gateway.errors import (
     TooLarge,
     Unauthorized,
 )
-from picospec.gateway.output.detokenise import Finish, TextDelta
-from picospec.gateway.output.message import CallStart, whole_calls
-from picospec.gateway.ports import Facts
+from gateway.output.detokenise import Finish, TextDelta
+from gateway.output.message import CallStart, whole_calls
+from gateway.ports import Facts
 
 # Writes the content of a message: its blocks, whole or as the events of a stream.
 #

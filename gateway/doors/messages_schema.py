@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from picospec.gateway.schema import FIRST_ERROR, RequestModel, Typed, Unserved, Values
+from gateway.schema import FIRST_ERROR, RequestModel, Typed, Unserved, Values
 
 Json = dict[str, object]
 

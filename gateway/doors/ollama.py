@@ -15,19 +15,19 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.accounts import account_of
-from picospec.gateway.doors.chat import ChatRequest, logprobs_of
-from picospec.gateway.doors.completions import CompletionRequest
-from picospec.gateway.doors.door import Answer, DoorRequest, Heading, Json
-from picospec.gateway.doors.generation import parse
-from picospec.gateway.doors.request import GenerationRequest
-from picospec.gateway.doors.services import Services
-from picospec.gateway.errors import ApiError, InvalidRequest, NotServed, Shape
-from picospec.gateway.http import json_response
-from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.output.message import CallPiece, CallStart, whole_calls
-from picospec.gateway.ports import Facts
-from picospec.gateway.schema import (
+from gateway.accounts import account_of
+from gateway.doors.chat import ChatRequest, logprobs_of
+from gateway.doors.completions import CompletionRequest
+from gateway.doors.door import Answer, DoorRequest, Heading, Json
+from gateway.doors.generation import parse
+from gateway.doors.request import GenerationRequest
+from gateway.doors.services import Services
+from gateway.errors import ApiError, InvalidRequest, NotServed, Shape
+from gateway.http import json_response
+from gateway.output.detokenise import TextDelta
+from gateway.output.message import CallPiece, CallStart, whole_calls
+from gateway.ports import Facts
+from gateway.schema import (
     FIRST_ERROR,
     NEUTRAL,
     Converted,

@@ -23,15 +23,15 @@ from pydantic import (
     field_validator,
 )
 
-from picospec.gateway import grammars
-from picospec.gateway.doors.messages_schema import Prediction, text_of
-from picospec.gateway.errors import UNSUPPORTED, InvalidRequest
-from picospec.gateway.output.detokenise import Detokeniser, Piece
-from picospec.gateway.output.formats.base import Constraint
-from picospec.gateway.output.stream import ChoiceStream, Reader
-from picospec.gateway.output.style import Style
-from picospec.gateway.ports import Facts, Tokenizer
-from picospec.gateway.schema import (
+from gateway import grammars
+from gateway.doors.messages_schema import Prediction, text_of
+from gateway.errors import UNSUPPORTED, InvalidRequest
+from gateway.output.detokenise import Detokeniser, Piece
+from gateway.output.formats.base import Constraint
+from gateway.output.stream import ChoiceStream, Reader
+from gateway.output.style import Style
+from gateway.ports import Facts, Tokenizer
+from gateway.schema import (
     FIRST_ERROR,
     NEUTRAL,
     Flag,
@@ -40,7 +40,7 @@ from picospec.gateway.schema import (
     RequestModel,
     is_neutral,
 )
-from picospec.speculation.messages import MAX_TEMPERATURE, MAX_TOP_K, SALT, Sampling
+from speculation.messages import MAX_TEMPERATURE, MAX_TOP_K, SALT, Sampling
 
 # Checks the parameters that some engines serve, and those that no engine serves.
 #

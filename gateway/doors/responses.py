@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, TypeAdapter
 
-from picospec.gateway.doors.chat import ChatRequest
-from picospec.gateway.doors.tools import MAX_TOOLS
-from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.schema import (
+from gateway.doors.chat import ChatRequest
+from gateway.doors.tools import MAX_TOOLS
+from gateway.errors import InvalidRequest
+from gateway.schema import (
     FIRST_ERROR,
     Converted,
     Flag,
@@ -26,7 +26,7 @@ from picospec.gateway.schema import (
     Unserved,
     validated,
 )
-from picospec.speculation.messages import MAX_TOP_LOGPROBS
+from speculation.messages import MAX_TOP_LOGPROBS
 
 # Converts the tools of a response to those of a chat.
 #

@@ -9,14 +9,14 @@ from typing import Final, Literal
 
 import msgspec
 
-from picospec.gateway.accounts import Ledger
-from picospec.gateway.doors.background import LastingAnswer
-from picospec.gateway.doors.chat import ChatRequest, logprobs_of
-from picospec.gateway.doors.completions import extensions_of
-from picospec.gateway.doors.door import Heading, parts_of, sent_event
-from picospec.gateway.doors.responses import ENCRYPTED, ResponsesRequest, sealed
-from picospec.gateway.errors import ApiError, InvalidRequest, Overloaded
-from picospec.gateway.output.detokenise import Finish, TextDelta
+from gateway.accounts import Ledger
+from gateway.doors.background import LastingAnswer
+from gateway.doors.chat import ChatRequest, logprobs_of
+from gateway.doors.completions import extensions_of
+from gateway.doors.door import Heading, parts_of, sent_event
+from gateway.doors.responses import ENCRYPTED, ResponsesRequest, sealed
+from gateway.errors import ApiError, InvalidRequest, Overloaded
+from gateway.output.detokenise import Finish, TextDelta
 
 # Builds the items of an answer, and the events that report their growth.
 #

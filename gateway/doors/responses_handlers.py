@@ -16,16 +16,16 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.accounts import account_of
-from picospec.gateway.doors.background import Dropped, Recording, Replay, Running
-from picospec.gateway.doors.door import DoorRequest, EventStream
-from picospec.gateway.doors.generation import checked, count_prompt, generate
-from picospec.gateway.doors.responses import ITEMS, Item, ResponsesRequest, names_of, offered
-from picospec.gateway.doors.responses_answer import PREFIX, ResponseAnswer, place_of
-from picospec.gateway.doors.services import ResponseStore, Services, StoredResponse
-from picospec.gateway.errors import InvalidRequest, NotFound
-from picospec.gateway.http import json_response
-from picospec.gateway.schema import Values, validated
+from gateway.accounts import account_of
+from gateway.doors.background import Dropped, Recording, Replay, Running
+from gateway.doors.door import DoorRequest, EventStream
+from gateway.doors.generation import checked, count_prompt, generate
+from gateway.doors.responses import ITEMS, Item, ResponsesRequest, names_of, offered
+from gateway.doors.responses_answer import PREFIX, ResponseAnswer, place_of
+from gateway.doors.services import ResponseStore, Services, StoredResponse
+from gateway.errors import InvalidRequest, NotFound
+from gateway.http import json_response
+from gateway.schema import Values, validated
 
 Json = dict[str, Any]
 

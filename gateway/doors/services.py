@@ -14,16 +14,16 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import Response
 
-from picospec.gateway.accounts import Account, Clock
-from picospec.gateway.doors.background import Recording, Running
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded
-from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.output.style import Style, Styles
-from picospec.gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
-from picospec.gateway.schema import RequestModel
-from picospec.gateway.tenants import Tenant
-from picospec.gateway.turns import PromptReader, ThreadTurns
+from gateway.accounts import Account, Clock
+from gateway.doors.background import Recording, Running
+from gateway.drain import Drain
+from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded
+from gateway.hosting.settings import GatewaySettings
+from gateway.output.style import Style, Styles
+from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
+from gateway.schema import RequestModel
+from gateway.tenants import Tenant
+from gateway.turns import PromptReader, ThreadTurns
 
 # Keeps responses in memory, so that a conversation can continue one of them.
 #

@@ -13,9 +13,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
-from picospec.gateway.grammars import LARK, MAX_BYTES, SchemaField, Schemas, schemas_of
-from picospec.gateway.output.message import FIELD
-from picospec.gateway.schema import FIRST_ERROR, Flag, Name, RequestModel, Typed, missing
+from gateway.grammars import LARK, MAX_BYTES, SchemaField, Schemas, schemas_of
+from gateway.output.message import FIELD
+from gateway.schema import FIRST_ERROR, Flag, Name, RequestModel, Typed, missing
 
 Json = Mapping[str, object]
 

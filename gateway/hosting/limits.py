@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import structlog
 
-from picospec.gateway.tracing import LogLimit
+from gateway.tracing import LogLimit
 
 # Raises the limit of file descriptors, and reserves some that clients never get.
 #

@@ -3,7 +3,7 @@
 A parent that is killed outright cannot stop its children, so each child watches its parent:
 
 * bound_to_parent is for a service. It runs
-  `python -m picospec.gateway.hosting.parent_death PARENT CORES COMMAND...`, which asks
+  `python -m gateway.hosting.parent_death PARENT CORES COMMAND...`, which asks
   the kernel for SIGTERM at the parent's death (Linux only), pins itself to CORES and becomes
   COMMAND; both settings outlast exec.
 * end_with_parent is for the server's worker. It sends a signal by which open streams end with

@@ -1,4 +1,4 @@
-"""`python -m picospec.gateway.hosting.probe PORT` exits with 0 if a service is alive.
+"""`python -m gateway.hosting.probe PORT` exits with 0 if a service is alive.
 
 It is for a container's health check, and imports nothing that takes time. It requests /health,
 over TLS if the service uses TLS; the certificate is not checked, because the service is this

@@ -33,8 +33,8 @@ from typing import Final, Self
 
 import httpx
 
-from picospec.gateway.drain import beside
-from picospec.gateway.hosting.parent_death import bound_to_parent
+from gateway.drain import beside
+from gateway.hosting.parent_death import bound_to_parent
 
 # Waits until services that were just started are ready.
 

@@ -36,16 +36,16 @@ from granian.server.embed import Server
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from picospec.gateway.drain import Drain, stopped_by_signals
-from picospec.gateway.hosting import logs
-from picospec.gateway.hosting.limits import (
+from gateway.drain import Drain, stopped_by_signals
+from gateway.hosting import logs
+from gateway.hosting.limits import (
     limit_accept_error_logs,
     max_connections,
     raise_limit,
 )
-from picospec.gateway.hosting.parent_death import end_with_parent
-from picospec.gateway.hosting.settings import ServerSettings
-from picospec.gateway.http import UNREAD_S
+from gateway.hosting.parent_death import end_with_parent
+from gateway.hosting.settings import ServerSettings
+from gateway.http import UNREAD_S
 
 # Cuts connections on which no request comes, for a server that waits without a limit.
 #

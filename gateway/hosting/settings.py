@@ -35,11 +35,11 @@ from pydantic_settings import (
 )
 from starlette.datastructures import Headers
 
-from picospec.gateway.errors import Forbidden, InvalidRequest, UnsupportedMediaType
-from picospec.gateway.hosting.logs import LogFormat
-from picospec.gateway.output.style import FormatName
-from picospec.gateway.tenants import SALT_SECRET, KeyLimits, all_keys, digest_of
-from picospec.gateway.tracing import check_installed
+from gateway.errors import Forbidden, InvalidRequest, UnsupportedMediaType
+from gateway.hosting.logs import LogFormat
+from gateway.output.style import FormatName
+from gateway.tenants import SALT_SECRET, KeyLimits, all_keys, digest_of
+from gateway.tracing import check_installed
 
 # Keeps strangers away from a service unless they are wanted, and web pages of other sites.
 #

@@ -17,11 +17,11 @@ from typing import Literal
 
 import msgspec
 
-from picospec.gateway.errors import EngineFault
-from picospec.gateway.output.message import Parsed
-from picospec.gateway.ports import Delta, Statistics
-from picospec.gateway.watching import TARGET, Chain, Event, Origins, Report
-from picospec.speculation.messages import FinishReason, TokenLogprob
+from gateway.errors import EngineFault
+from gateway.output.message import Parsed
+from gateway.ports import Delta, Statistics
+from gateway.watching import TARGET, Chain, Event, Origins, Report
+from speculation.messages import FinishReason, TokenLogprob
 
 Piece = Callable[[int], bytes]
 Finish = FinishReason | Literal["tool_calls"]

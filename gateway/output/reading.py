@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from picospec.gateway.grammars import Tags
-from picospec.gateway.output.detokenise import overlap
-from picospec.gateway.output.message import Message
+from gateway.grammars import Tags
+from gateway.output.detokenise import overlap
+from gateway.output.message import Message
 
 # Lets a parser read text that comes piece by piece as if it were complete.
 #

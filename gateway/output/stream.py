@@ -11,11 +11,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
-from picospec.gateway.drain import beside
-from picospec.gateway.errors import EngineFault
-from picospec.gateway.output.detokenise import Detokeniser, TextDelta
-from picospec.gateway.output.style import OutputParser
-from picospec.gateway.ports import Delta
+from gateway.drain import beside
+from gateway.errors import EngineFault
+from gateway.output.detokenise import Detokeniser, TextDelta
+from gateway.output.style import OutputParser
+from gateway.ports import Delta
 
 QUEUED: Final = 64
 """At most this many items of parallel streams wait for the client; a pass commits no more than

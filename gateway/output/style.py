@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
 
-from picospec.gateway.grammars import Schemas, Tags
-from picospec.gateway.output.detokenise import (
+from gateway.grammars import Schemas, Tags
+from gateway.output.detokenise import (
     Detokeniser,
     Finish,
     LogprobEntry,
@@ -20,7 +20,7 @@ from picospec.gateway.output.detokenise import (
     TextDelta,
     single_tokens,
 )
-from picospec.gateway.output.formats.base import (
+from gateway.output.formats.base import (
     AllowedOutput,
     Constraint,
     Format,
@@ -28,12 +28,12 @@ from picospec.gateway.output.formats.base import (
     pass_content,
     pass_input,
 )
-from picospec.gateway.output.formats.json_calls import Hermes, Llama, Mistral
-from picospec.gateway.output.formats.other_calls import Pythonic, QwenCoder
-from picospec.gateway.output.message import Message
-from picospec.gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
-from picospec.gateway.ports import Delta, Tokenizer
-from picospec.gateway.watching import Report
+from gateway.output.formats.json_calls import Hermes, Llama, Mistral
+from gateway.output.formats.other_calls import Pythonic, QwenCoder
+from gateway.output.message import Message
+from gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
+from gateway.ports import Delta, Tokenizer
+from gateway.watching import Report
 
 FormatName = Literal["hermes", "llama", "mistral", "pythonic", "qwen_coder"]
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from picospec.bench.results import Answer, Host, Results, Settings, rows
-from picospec.bench.simulator.ends import Answer as SimulatedAnswer
-from picospec.bench.simulator.hosts import Hosts, gpu
-from picospec.bench.simulator.source import Source
-from picospec.bench.simulator.world import Arm, World, simulate
-from picospec.bench.traces import Trace
-from picospec.cli.link import Conditions
-from picospec.speculation.messages import Limits, TokenId
+from bench.results import Answer, Host, Results, Settings, rows
+from bench.simulator.ends import Answer as SimulatedAnswer
+from bench.simulator.hosts import Hosts, gpu
+from bench.simulator.source import Source
+from bench.simulator.world import Arm, World, simulate
+from bench.traces import Trace
+from picospec.link import Conditions
+from speculation.messages import Limits, TokenId
 
 ANSWER = Answer(
     "cloud", "code", "p", 0, 10.0, None, 0.0, "same", tokens=10, first_share=0.0, seconds=1.0,

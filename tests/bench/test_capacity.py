@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from picospec.bench.__main__ import app
-from picospec.bench.calibrate import Drafted, Question, _run, curve, line
-from picospec.bench.capacity import Answered, Capacity, Figures, Load, figures
-from picospec.bench.prompts import Prompt
-from picospec.bench.results import Host, load, save
-from picospec.bench.results import load as read
-from picospec.bench.run.services import Services, ServicesPlan
-from picospec.bench.simulator.hosts import Speeds, hosts_of
-from picospec.bench.simulator.source import traced
-from picospec.bench.traces import Subject, traces
-from picospec.models.store import open_store
-from picospec.speculation.messages import Commit, Down, Draft, Finish, Limits, Opened
+from bench.__main__ import app
+from bench.calibrate import Drafted, Question, _run, curve, line
+from bench.capacity import Answered, Capacity, Figures, Load, figures
+from bench.prompts import Prompt
+from bench.results import Host, load, save
+from bench.results import load as read
+from bench.run.services import Services, ServicesPlan
+from bench.simulator.hosts import Speeds, hosts_of
+from bench.simulator.source import traced
+from bench.traces import Subject, traces
+from local_models.store import open_store
+from speculation.messages import Commit, Down, Draft, Finish, Limits, Opened
 from tests.bench.answers import right_trace
 from tests.verifier.conftest import fake_verifier
 from tests.verifier.fake_target import STREAMS, said

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.bench.simulator.hosts import Curve, Hosts
-from picospec.bench.simulator.source import synthetic
-from picospec.bench.simulator.world import PLAIN, World, simulate
-from picospec.bench.statistics import geometric_mean
-from picospec.cli.expecting import Pace
-from picospec.cli.link import Conditions
+from bench.simulator.hosts import Curve, Hosts
+from bench.simulator.source import synthetic
+from bench.simulator.world import PLAIN, World, simulate
+from bench.statistics import geometric_mean
+from picospec.expecting import Pace
+from picospec.link import Conditions
 
 
 def simulated(pace: Pace, share: float) -> float:

@@ -16,17 +16,17 @@ from typing import cast
 import pytest
 from scipy.stats import fisher_exact
 
-from picospec.bench.capacity import Figures, Row
-from picospec.bench.gpu_check import __main__ as command_line
-from picospec.bench.gpu_check import quick
-from picospec.bench.gpu_check.engines import AGAIN, PLUGGED, UNPLUGGED, Engines, Serving
-from picospec.bench.gpu_check.parts import Check, NotRun, command
-from picospec.bench.gpu_check.quick import Quick, compared, differing
-from picospec.bench.run.client import Reply
-from picospec.bench.run.services import Services, ServicesPlan
-from picospec.bench.statistics import fisher
-from picospec.cli.link import Conditions
-from picospec.gateway.hosting.processes import ServiceDied
+from bench.capacity import Figures, Row
+from bench.gpu_check import __main__ as command_line
+from bench.gpu_check import quick
+from bench.gpu_check.engines import AGAIN, PLUGGED, UNPLUGGED, Engines, Serving
+from bench.gpu_check.parts import Check, NotRun, command
+from bench.gpu_check.quick import Quick, compared, differing
+from bench.run.client import Reply
+from bench.run.services import Services, ServicesPlan
+from bench.statistics import fisher
+from gateway.hosting.processes import ServiceDied
+from picospec.link import Conditions
 from tests.verifier.vllm_target.v2.tiny import make
 
 ANY = ServicesPlan("any", "any", {})
@@ -350,7 +350,7 @@ def test_the_quick_check_runs_to_its_end_beside_vllm(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     model, report = make(tmp_path / "tiny"), tmp_path / "report.md"
     command = (
-        sys.executable, "-m", "picospec.bench.gpu_check", "--quick", "--device", "cpu",
+        sys.executable, "-m", "bench.gpu_check", "--quick", "--device", "cpu",
         "--target-model", str(model), "--out", str(report),
         "--per-family", "1", "--tokens", "24", "--sessions", "1,4",
         "--vllm.dtype", "float32", "--vllm.max-model-len", "1024",
@@ -374,9 +374,9 @@ def test_the_kernels_need_torch_and_numpy_alone_and_the_machine_msgspec() -> Non
         "import sys\n"
         "for name in ('vllm', 'msgspec', 'rich', 'httpx', 'pydantic', 'starlette'):\n"
         "    sys.modules[name] = None\n"
-        "import picospec.bench.gpu_check.kernels\n"
+        "import bench.gpu_check.kernels\n"
         "del sys.modules['msgspec']\n"
-        "import picospec.bench.pace.machine\n"
+        "import bench.pace.machine\n"
     )
 
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -386,7 +386,7 @@ def test_the_kernels_need_torch_and_numpy_alone_and_the_machine_msgspec() -> Non
 def test_the_kernels_are_measured_where_there_is_no_gpu_either(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     report = tmp_path / "report.md"
-    command = sys.executable, "-m", "picospec.bench.gpu_check.kernels", "--out", str(report)
+    command = sys.executable, "-m", "bench.gpu_check.kernels", "--out", str(report)
 
     subprocess.run(command, timeout=300, check=True)
 
@@ -402,7 +402,7 @@ def test_the_kernels_of_the_noise_compile_for_a_hopper_gpu() -> None:
     compiler = pytest.importorskip("triton.compiler")
     from triton.backends.compiler import GPUTarget
 
-    from picospec.bench.gpu_check import gumbel
+    from bench.gpu_check import gumbel
 
     keys = {"seeds": "*i64", "at": "*i64", "size": "i32", "BLOCK": "constexpr"}
     drawing = {"best": "*fp32", "where": "*i64", "logits": "*fp32", "first": "*i64"}

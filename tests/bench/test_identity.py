@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from picospec.bench.identity import (
+from bench.identity import (
     RESOLUTION,
     Answer,
     Divergence,
@@ -18,8 +18,8 @@ from picospec.bench.identity import (
     is_defect,
     tally,
 )
-from picospec.bench.prompts import Prompt
-from picospec.bench.run.client import Reply
+from bench.prompts import Prompt
+from bench.run.client import Reply
 
 PROMPTS = [Prompt(str(i), "code", f"say {i}") for i in range(5)]
 PARTED = Divergence(3, " a", " b", plain_gap=0.125, edge_gap=0.0, step=0.125)

@@ -12,18 +12,18 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from picospec.bench.__main__ import app
-from picospec.bench.pace.command import SERVICE
-from picospec.bench.pace.loads import Found, Turn, figures
-from picospec.bench.pace.machine import PART, Fleet
-from picospec.bench.pace.script import said
-from picospec.bench.results import load
-from picospec.bench.simulator.command import HEADS
-from picospec.bench.simulator.hosts import gpu
-from picospec.bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
-from picospec.bench.simulator.source import Source, made_up, synthetic
-from picospec.bench.simulator.world import Arm, World, simulate
-from picospec.cli.link import Conditions
+from bench.__main__ import app
+from bench.pace.command import SERVICE
+from bench.pace.loads import Found, Turn, figures
+from bench.pace.machine import PART, Fleet
+from bench.pace.script import said
+from bench.results import load
+from bench.simulator.command import HEADS
+from bench.simulator.hosts import gpu
+from bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
+from bench.simulator.source import Source, made_up, synthetic
+from bench.simulator.world import Arm, World, simulate
+from picospec.link import Conditions
 from tests.bench.test_simulator import trace
 
 GPU = World(gpu(0.01, 0.005, twice_at=256), Conditions(10.0))
@@ -209,7 +209,7 @@ def lines(out: Path, *arguments: str) -> dict[str, dict[str, float]]:
 @pytest.mark.filterwarnings("default")
 def test_the_stand_in_accepts_the_scripts_draft_tokens_up_to_the_first_other() -> None:
     pytest.importorskip("vllm")
-    from picospec.bench.pace.standin import StandInWorker, _Text
+    from bench.pace.standin import StandInWorker, _Text
 
     worker = StandInWorker.__new__(StandInWorker)
     worker._texts = {"a": _Text("1,2", known=4, computed=4)}

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from picospec.bench.report import Comparison, figures, joined, markdown
-from picospec.bench.results import Host, Results, load, rows, save, stolen_s
-from picospec.bench.statistics import Mean, mean, waiting
+from bench.report import Comparison, figures, joined, markdown
+from bench.results import Host, Results, load, rows, save, stolen_s
+from bench.statistics import Mean, mean, waiting
 from tests.bench.answers import answer, results
 
 

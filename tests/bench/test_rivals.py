@@ -17,15 +17,15 @@ from rich.console import Console
 from typer import Context
 from typer.testing import CliRunner
 
-from picospec.bench.__main__ import app
-from picospec.bench.prompts import Prompt, read
-from picospec.bench.results import Results, load
-from picospec.bench.run import rivals as stock_vllm
-from picospec.bench.run.command import Plan, Run, stints, turns
-from picospec.bench.run.live_arms import parse
-from picospec.bench.run.rivals import Rival, flags
-from picospec.bench.run.services import ServicesPlan
-from picospec.cli.link import Conditions
+from bench.__main__ import app
+from bench.prompts import Prompt, read
+from bench.results import Results, load
+from bench.run import rivals as stock_vllm
+from bench.run.command import Plan, Run, stints, turns
+from bench.run.live_arms import parse
+from bench.run.rivals import Rival, flags
+from bench.run.services import ServicesPlan
+from picospec.link import Conditions
 
 RIVALS = "cloud,picospec,cloud-vllm,cloud-ngram:3"
 ENGINES = ["", "cloud-vllm", "cloud-ngram:3"]

@@ -17,16 +17,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from picospec.bench.__main__ import app
-from picospec.bench.prompts import Prompt, read
-from picospec.bench.results import Answer, Results, load
-from picospec.bench.run.client import AnswerError, Client, Question, TooLong
-from picospec.bench.run.command import Plan, Run, turns
-from picospec.bench.run.live_arms import LiveArm, parse
-from picospec.bench.run.rounds import RoundPolicy
-from picospec.bench.run.services import ServicesPlan
-from picospec.bench.run.versus import Key, deal, report
-from picospec.cli.link import Conditions
+from bench.__main__ import app
+from bench.prompts import Prompt, read
+from bench.results import Answer, Results, load
+from bench.run.client import AnswerError, Client, Question, TooLong
+from bench.run.command import Plan, Run, turns
+from bench.run.live_arms import LiveArm, parse
+from bench.run.rounds import RoundPolicy
+from bench.run.services import ServicesPlan
+from bench.run.versus import Key, deal, report
+from picospec.link import Conditions
 from tests.bench.answers import answer
 
 ARMS = "cloud,picospec,sync:2,paper:2,colocated:2"

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from picospec.bench.__main__ import app
-from picospec.bench.prompts import sampling
-from picospec.bench.results import Results
-from picospec.bench.simulator.command import compare, predict
-from picospec.bench.simulator.event_log import events, report
-from picospec.bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
-from picospec.bench.simulator.rivals import branches_by_depth
-from picospec.bench.simulator.source import WRONG, Source, dense, synthetic, traced
-from picospec.bench.simulator.world import (
+from bench.__main__ import app
+from bench.prompts import sampling
+from bench.results import Results
+from bench.simulator.command import compare, predict
+from bench.simulator.event_log import events, report
+from bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
+from bench.simulator.rivals import branches_by_depth
+from bench.simulator.source import WRONG, Source, dense, synthetic, traced
+from bench.simulator.world import (
     GAMMAS,
     Arm,
     Group,
@@ -37,12 +37,11 @@ from picospec.bench.simulator.world import (
     simulate,
     sync,
 )
-from picospec.bench.traces import Trace
-from picospec.cli.link import Conditions
-from picospec.speculation.distributions import distribution
-from picospec.speculation.messages import Limits
-from picospec.speculation.noise import noise_index
-from picospec.verifier.settings import MAX_VERIFY
+from bench.traces import Trace
+from picospec.link import Conditions
+from speculation.distributions import distribution
+from speculation.messages import Limits
+from speculation.noise import noise_index
 from tests.bench.answers import (
     DRAFT_S,
     GPU,
@@ -54,6 +53,7 @@ from tests.bench.answers import (
     run,
     whole_gaps_s,
 )
+from verifier.settings import MAX_VERIFY
 
 DEAR = Hosts(Curve({1: 0.1, 2: 0.2, 3: 0.29, 5: 0.47, 9: 0.8, 17: 1.4}), Curve({1: 0.017}))
 """llama.cpp on one core: a row costs nearly a pass."""

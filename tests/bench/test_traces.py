@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from picospec.bench.prompts import Conversation, Prompt, read, scenario_of
-from picospec.bench.report import Comparison, markdown
-from picospec.bench.results import Answer
-from picospec.bench.run.command import Plan, stints
-from picospec.bench.run.live_arms import parse
-from picospec.bench.statistics import mean
-from picospec.bench.traces import Subject, Trace, answered, traces
-from picospec.cli.link import Conditions
-from picospec.edge_agent.draft.loading import find
-from picospec.models.store import open_store
+from bench.prompts import Conversation, Prompt, read, scenario_of
+from bench.report import Comparison, markdown
+from bench.results import Answer
+from bench.run.command import Plan, stints
+from bench.run.live_arms import parse
+from bench.statistics import mean
+from bench.traces import Subject, Trace, answered, traces
+from edge_agent.draft.loading import find
+from local_models.store import open_store
+from picospec.link import Conditions
 from tests.bench.answers import answer, results
 
 

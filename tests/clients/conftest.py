@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from picospec.bench.run.services import free_port
+from bench.run.services import free_port
 from tests.edge_agent.processes import ROOT
 
 CLIENTS = ROOT / ".clients"
 WITHIN_S = 300
-UP = "from picospec.cli.main import app; app()"
+UP = "from picospec.main import app; app()"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -94,7 +94,7 @@ def embedding() -> Iterator[tuple[str, str]]:
     settings["PICOSPEC_EDGE__RELAY__URL"] = server
     processes = [
         _serve(server, "-m", "tests.clients.embedding_service", ports[1]),
-        _serve(edge, "-m", "picospec.edge_agent", path="/health", **settings),
+        _serve(edge, "-m", "edge_agent", path="/health", **settings),
     ]
     yield edge, server
     for process in processes:

@@ -9,7 +9,7 @@ import llama_cpp
 import uvicorn
 from fastapi import FastAPI
 
-from picospec.models.store import open_store
+from local_models.store import open_store
 
 MODEL = "qwen2.5-coder-0.5b"
 

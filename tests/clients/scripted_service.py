@@ -12,13 +12,13 @@ from collections.abc import AsyncGenerator
 
 import uvicorn
 
-from picospec.gateway.app import create_app
-from picospec.gateway.doors.services import one_model
-from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import Delta, Facts, Job, Statistics
-from picospec.models.store import open_store
-from picospec.models.tokenizer import Tokenizer
-from picospec.models.tokenizer_file import tokenizer_file
+from gateway.app import create_app
+from gateway.doors.services import one_model
+from gateway.hosting.settings import GatewaySettings
+from gateway.ports import Delta, Facts, Job, Statistics
+from local_models.store import open_store
+from local_models.tokenizer import Tokenizer
+from local_models.tokenizer_file import tokenizer_file
 
 MODEL = "scripted"
 EDIT = '<tool_call>\n{"name": "%s", "arguments": {"%s": "%s"}}\n</tool_call>'

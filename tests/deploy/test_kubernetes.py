@@ -23,9 +23,9 @@ import jsonschema
 import pytest
 import yaml
 
-import picospec.edge_agent.settings
-import picospec.verifier.settings
-from picospec.edge_agent.__main__ import GRACE_S
+import edge_agent.settings
+import verifier.settings
+from edge_agent.__main__ import GRACE_S
 from tests.deploy.test_watching import shown
 
 ROOT: Final = Path(__file__).parents[2]
@@ -152,7 +152,7 @@ def test_the_edges_find_every_verifier_behind_one_name() -> None:
     urls = json.loads(environment("picospec-edge")["PICOSPEC_EDGE__VERIFIER_URLS"])
 
     assert urls == [f"dns+https://{name}:{service['ports'][0]['port']}"]
-    settings = picospec.edge_agent.settings.load(None, {}, {"verifier_urls": urls})
+    settings = edge_agent.settings.load(None, {}, {"verifier_urls": urls})
     assert [str(url) for url in settings.verifiers] == urls
     assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
 
@@ -173,8 +173,8 @@ def test_the_autoscaler_follows_what_verifiers_show_and_changes_their_number() -
 
 
 def test_a_pod_is_given_the_time_that_it_takes_to_drain() -> None:
-    cloud = picospec.verifier.settings.load(None, {}, {})
-    edge = picospec.edge_agent.settings.load(None, {}, {})
+    cloud = verifier.settings.load(None, {}, {})
+    edge = edge_agent.settings.load(None, {}, {})
     needs = {
         "picospec-verifier": cloud.drain_timeout_s + cloud.stop_timeout_s,
         "picospec-edge": edge.drain_timeout_s + GRACE_S,

@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.models.hub_server import COMMIT, FakeHub
+from tests.local_models.hub_server import COMMIT, FakeHub
 
 ROOT: Final = Path(__file__).parents[2]
 DIGEST: Final = f"sha256:{'1f' * 32}"
@@ -136,7 +136,7 @@ PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
 GROUPS: Final = PROJECT["dependency-groups"]
 OWN: Final = PROJECT["project"]["dependencies"]
 EXTRAS: Final = PROJECT["project"]["optional-dependencies"]
-LOCKED: Final = ("bench", "llama", "otel")
+LOCKED: Final = ("llama", "otel")
 ASKED: Final = {
     "run": [*OWN, *EXTRAS["llama"]],
     "dev": [*OWN, *GROUPS["dev"], *(each for name in LOCKED for each in EXTRAS[name])],

@@ -13,10 +13,10 @@ import yaml
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field
 
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.metrics import Metrics
-from picospec.gateway.tenants import TenantMetrics
-from picospec.verifier.metrics import VerifierMetrics
+from edge_agent.metrics import EdgeMetrics
+from gateway.metrics import Metrics
+from gateway.tenants import TenantMetrics
+from verifier.metrics import VerifierMetrics
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 SCRAPED: Final = frozenset({"job", "instance"})

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.metrics import EdgeMetrics
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.metrics import EdgeMetrics
 from tests.edge_agent.fake_cache import FakeCache
 from tests.edge_agent.processes import Process, start
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from picospec.edge_agent.draft.drafter import DraftSlot
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.draft.slot import LlamaSlot
-from picospec.models.llama_cpp.model import Limits, Segment, check
-from picospec.speculation import coupled
-from picospec.speculation.distributions import Logits
-from picospec.speculation.messages import Sampling
+from edge_agent.draft.drafter import DraftSlot
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft.slot import LlamaSlot
+from local_models.llama_cpp.model import Limits, Segment, check
+from speculation import coupled
+from speculation.distributions import Logits
+from speculation.messages import Sampling
 
 V = 100
 

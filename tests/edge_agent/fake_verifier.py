@@ -22,10 +22,10 @@ from starlette.types import Receive as Receive
 from starlette.types import Scope
 from starlette.types import Send as Send
 
-from picospec.cli.link import HOST, Conditions, Connection, Link, Path, reset
-from picospec.speculation import wire
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import (
+from picospec.link import HOST, Conditions, Connection, Link, Path, reset
+from speculation import wire
+from speculation.judge import Judgement
+from speculation.messages import (
     PROTOCOL_VERSION,
     Down,
     Fault,
@@ -35,7 +35,7 @@ from picospec.speculation.messages import (
     Opened,
     Pushed,
 )
-from picospec.speculation.verify_session import VerifyingSession
+from speculation.verify_session import VerifyingSession
 
 NAME = ""
 """How this process misbehaves, whatever the model."""

@@ -11,26 +11,26 @@ import msgspec
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.draft.drafter import NoDrafter, StepSampler, drafts_while_matching
-from picospec.edge_agent.draft.retokeniser import Translation
-from picospec.edge_agent.driver import DraftModel, Driver, Session
-from picospec.edge_agent.engine import EdgeEngine
-from picospec.edge_agent.link.course import KnownVerifier
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import ApiError, Unavailable
-from picospec.gateway.ports import Delta, Job
-from picospec.gateway.tracing import Span
-from picospec.models.tokenizer import Tokenizer
-from picospec.models.tokenizer_file import TokenizerFile
-from picospec.models.vocabulary import Relation, Vocabulary
-from picospec.speculation import coupled
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import DraftPolicy, StreamPolicy
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.lookup import PromptLookup
-from picospec.speculation.messages import (
+from edge_agent.draft.drafter import NoDrafter, StepSampler, drafts_while_matching
+from edge_agent.draft.retokeniser import Translation
+from edge_agent.driver import DraftModel, Driver, Session
+from edge_agent.engine import EdgeEngine
+from edge_agent.link.course import KnownVerifier
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings
+from gateway.errors import ApiError, Unavailable
+from gateway.ports import Delta, Job
+from gateway.tracing import Span
+from local_models.tokenizer import Tokenizer
+from local_models.tokenizer_file import TokenizerFile
+from local_models.vocabulary import Relation, Vocabulary
+from speculation import coupled
+from speculation.distributions import DraftToken
+from speculation.draft_machine import DraftMachine
+from speculation.drafting import DraftPolicy, StreamPolicy
+from speculation.judges import JUDGES
+from speculation.lookup import PromptLookup
+from speculation.messages import (
     Commit,
     Down,
     Draft,

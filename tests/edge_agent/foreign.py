@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft.retokeniser import Translation
-from picospec.models.llama_cpp.model import Limits, Model, Segment
-from picospec.models.store import open_store
-from picospec.models.tokenizer_file import tokenizer_file
-from picospec.models.vocabulary import Vocabulary
-from picospec.speculation.distributions import Logits
+from edge_agent.draft.retokeniser import Translation
+from local_models.llama_cpp.model import Limits, Model, Segment
+from local_models.store import open_store
+from local_models.tokenizer_file import tokenizer_file
+from local_models.vocabulary import Vocabulary
+from speculation.distributions import Logits
 
 Name = Literal["smollm2", "qwen"]
 _FILES = {"smollm2": "smollm2-135m-q4_0", "qwen": "qwen2.5-coder-0.5b-q4_0"}

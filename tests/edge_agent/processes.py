@@ -20,15 +20,15 @@ from typing import Final
 import pytest
 import trustme
 
-from picospec.bench.run.services import free_port
-from picospec.edge_agent.draft.drafter import NoDrafter
-from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.drain import beside
-from picospec.gateway.ports import Job
-from picospec.speculation.messages import Sampling
+from bench.run.services import free_port
+from edge_agent.draft.drafter import NoDrafter
+from edge_agent.link.connection import Connection
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.drain import beside
+from gateway.ports import Job
+from speculation.messages import Sampling
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.fakes import engine
 

@@ -19,14 +19,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from picospec.edge_agent.app import build
-from picospec.edge_agent.settings import load
-from picospec.gateway.drain import Drain
-from picospec.models.store import open_store
-from picospec.verifier.app import build as build_verifier
-from picospec.verifier.settings import load as load_verifier
+from edge_agent.app import build
+from edge_agent.settings import load
+from gateway.drain import Drain
+from local_models.store import open_store
 from tests.gateway.scripted import served
 from tests.verifier.fake_target import FACTS, FakeTarget
+from verifier.app import build as build_verifier
+from verifier.settings import load as load_verifier
 
 NOWHERE = "http://127.0.0.1:9"
 EMBEDDED = {"data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}

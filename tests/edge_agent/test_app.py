@@ -10,14 +10,14 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.bench.run.services import free_port
-from picospec.cli.chat_client import POOL
-from picospec.edge_agent.app import build
-from picospec.edge_agent.settings import load
-from picospec.gateway.drain import Drain
-from picospec.gateway.hosting.settings import WrongSettings
-from picospec.gateway.middleware import HEALTH_PATHS
-from picospec.models.store import open_store
+from bench.run.services import free_port
+from edge_agent.app import build
+from edge_agent.settings import load
+from gateway.drain import Drain
+from gateway.hosting.settings import WrongSettings
+from gateway.middleware import HEALTH_PATHS
+from local_models.store import open_store
+from picospec.chat_client import POOL
 from tests.edge_agent import fake_verifier
 from tests.edge_agent.processes import start
 

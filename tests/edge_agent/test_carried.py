@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
-from picospec.edge_agent.link import uploads
-from picospec.edge_agent.link.connection import Connection, LinkDown
-from picospec.edge_agent.link.session import Session
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.drain import beside
-from picospec.gateway.errors import EngineFault
-from picospec.speculation import wire
-from picospec.speculation.messages import Commit, Draft, Finish, Moved
+from edge_agent.link import uploads
+from edge_agent.link.connection import Connection, LinkDown
+from edge_agent.link.session import Session
+from edge_agent.link.verifier import Verifier
+from edge_agent.metrics import EdgeMetrics
+from gateway.drain import beside
+from gateway.errors import EngineFault
+from speculation import wire
+from speculation.messages import Commit, Draft, Finish, Moved
 from tests.edge_agent.fake_verifier import FaultyLink, target_at
 from tests.edge_agent.processes import running, seen, using
 from tests.edge_agent.test_proxies import LONG, session

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.loading import FirstDraft, first_draft
-from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.models.catalogue import Catalogue, Family, ModelFile, Pair
-from picospec.models.errors import UnknownModel
-from picospec.models.gguf import metadata_in
-from picospec.models.hub import Folder, Hub
-from picospec.models.store import Store
-from picospec.models.tokenizer_file import TokenizerFile
+from edge_agent.draft import loading
+from edge_agent.draft.loading import FirstDraft, first_draft
+from edge_agent.settings import EdgeSettings, load
+from local_models.catalogue import Catalogue, Family, ModelFile, Pair
+from local_models.errors import UnknownModel
+from local_models.gguf import metadata_in
+from local_models.hub import Folder, Hub
+from local_models.store import Store
+from local_models.tokenizer_file import TokenizerFile
 from tests.edge_agent.fakes import FACTS, TokenizerVerifier
-from tests.models.hub_server import FakeHub
-from tests.models.test_choosing import small
-from tests.models.test_store import NoHub
+from tests.local_models.hub_server import FakeHub
+from tests.local_models.test_choosing import small
+from tests.local_models.test_store import NoHub
 
 FILE = ModelFile("tiny.gguf", bytes=4, repository="o/r")
 CATALOGUE = Catalogue({"tiny": FILE, "big": FILE}, {}, {"p": Pair("tiny", "big")})

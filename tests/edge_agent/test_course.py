@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.link import course
-from picospec.edge_agent.link.connection import LinkDown
-from picospec.edge_agent.link.course import (
+from edge_agent.link import course
+from edge_agent.link.connection import LinkDown
+from edge_agent.link.course import (
     Course,
     Event,
     KnownVerifier,
     KnownVerifiers,
     Wait,
 )
-from picospec.gateway import errors
-from picospec.gateway.errors import ApiError, Draining, Overloaded, Unavailable
+from gateway import errors
+from gateway.errors import ApiError, Draining, Overloaded, Unavailable
 
 MISMATCH = "identity_mismatch"
 CODES = (None, course.IDLE, course.HANDOVER_FAULT, MISMATCH)

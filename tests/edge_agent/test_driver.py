@@ -9,11 +9,11 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 
-from picospec.edge_agent.draft.drafter import CannotDraft
-from picospec.edge_agent.engine import QUEUE_ITEMS, as_generator
-from picospec.gateway.errors import EngineFault, Unavailable
-from picospec.speculation.distributions import DraftToken, QuantisedDistribution
-from picospec.speculation.messages import (
+from edge_agent.draft.drafter import CannotDraft
+from edge_agent.engine import QUEUE_ITEMS, as_generator
+from gateway.errors import EngineFault, Unavailable
+from speculation.distributions import DraftToken, QuantisedDistribution
+from speculation.messages import (
     Commit,
     Draft,
     Finish,

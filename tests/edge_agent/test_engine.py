@@ -11,12 +11,12 @@ from types import MappingProxyType
 import msgspec
 import pytest
 
-from picospec.edge_agent.driver import Session
-from picospec.edge_agent.engine import QUEUE_ITEMS
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import ApiError, EngineFault, Unavailable
-from picospec.gateway.ports import Job, Statistics
-from picospec.speculation.messages import (
+from edge_agent.driver import Session
+from edge_agent.engine import QUEUE_ITEMS
+from edge_agent.settings import EdgeSettings
+from gateway.errors import ApiError, EngineFault, Unavailable
+from gateway.ports import Job, Statistics
+from speculation.messages import (
     Commit,
     Down,
     Finish,

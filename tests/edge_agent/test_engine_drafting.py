@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent import engine as making
-from picospec.edge_agent.draft.drafter import NoDrafter, step_sampler
-from picospec.edge_agent.draft.foreign import ForeignSampler
-from picospec.edge_agent.draft.retokeniser import Translation
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import Unavailable
-from picospec.gateway.ports import Delta, Job, opening
-from picospec.gateway.watching import Chain, Event, LinkUse, Pass
-from picospec.models.tokenizer import Tokenizer
-from picospec.speculation import coupled
-from picospec.speculation.drafting import DraftingSession
-from picospec.speculation.learning import Latencies
-from picospec.speculation.messages import (
+from edge_agent import engine as making
+from edge_agent.draft.drafter import NoDrafter, step_sampler
+from edge_agent.draft.foreign import ForeignSampler
+from edge_agent.draft.retokeniser import Translation
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings
+from gateway.errors import Unavailable
+from gateway.ports import Delta, Job, opening
+from gateway.watching import Chain, Event, LinkUse, Pass
+from local_models.tokenizer import Tokenizer
+from speculation import coupled
+from speculation.drafting import DraftingSession
+from speculation.learning import Latencies
+from speculation.messages import (
     Commit,
     Fill,
     Finish,

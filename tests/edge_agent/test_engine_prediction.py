@@ -9,11 +9,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from picospec.edge_agent.draft.drafter import NoDrafter
-from picospec.edge_agent.engine import EdgeEngine
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.ports import Delta, Job
-from picospec.speculation.messages import Commit, Finish, ModelFacts, TokenId
+from edge_agent.draft.drafter import NoDrafter
+from edge_agent.engine import EdgeEngine
+from edge_agent.settings import EdgeSettings
+from gateway.ports import Delta, Job
+from speculation.messages import Commit, Finish, ModelFacts, TokenId
 from tests.edge_agent.fakes import (
     FACTS,
     JOB,

@@ -10,10 +10,10 @@ import signal
 
 import pytest
 
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import Draining, Unavailable
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.drain import Drain
+from gateway.errors import Draining, Unavailable
 from tests.edge_agent.fake_verifier import FaultyLink
 from tests.edge_agent.processes import (
     TEXT,

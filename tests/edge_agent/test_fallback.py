@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.fallback import FEATURES, DraftEngine, DraftFallback
-from picospec.edge_agent.link.course import Event
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
-from picospec.gateway.ports import Delta, Job, opening
-from picospec.speculation.distributions import Logits
-from picospec.speculation.judges import seeded
-from picospec.speculation.logits import adjustment
-from picospec.speculation.messages import Limits, ModelFacts, Sampling
-from picospec.speculation.noise import noise_index
-from picospec.speculation.verify_session import Pass
-from picospec.verifier.llama_target.scheduler import Part, judge
+from edge_agent.app import open_verifiers
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.fallback import FEATURES, DraftEngine, DraftFallback
+from edge_agent.link.course import Event
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings
+from gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
+from gateway.ports import Delta, Job, opening
+from speculation.distributions import Logits
+from speculation.judges import seeded
+from speculation.logits import adjustment
+from speculation.messages import Limits, ModelFacts, Sampling
+from speculation.noise import noise_index
+from speculation.verify_session import Pass
 from tests.edge_agent.fake_cache import FakeCache, V, truth
-from tests.models.grammars.small import TOKENIZER
+from tests.local_models.grammars.small import TOKENIZER
+from verifier.llama_target.scheduler import Part, judge
 
 PROMPT = (1, 2, 3)
 STOP = 98

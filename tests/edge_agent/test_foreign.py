@@ -13,16 +13,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft import foreign as foreign_slot
-from picospec.edge_agent.draft.drafter import StepSampler, step_sampler
-from picospec.edge_agent.draft.foreign import ForeignSampler, ForeignSlot, Row
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.draft.retokeniser import Retokeniser, Translation
-from picospec.models.tokenizer import Tokenizer
-from picospec.speculation import coupled
-from picospec.speculation.distributions import DraftSampler, DraftToken, Logits, distribution
-from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling
-from picospec.speculation.noise import noise_index
+from edge_agent.draft import foreign as foreign_slot
+from edge_agent.draft.drafter import StepSampler, step_sampler
+from edge_agent.draft.foreign import ForeignSampler, ForeignSlot, Row
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft.retokeniser import Retokeniser, Translation
+from local_models.tokenizer import Tokenizer
+from speculation import coupled
+from speculation.distributions import DraftSampler, DraftToken, Logits, distribution
+from speculation.messages import Limits, ModelFacts, Open, Sampling
+from speculation.noise import noise_index
 from tests.edge_agent.foreign import PAIRS, TEXTS, Name, Typist, WordEncoder, translation
 
 PROMPT = "<|im_start|>user\nWrite.<|im_end|>\n<|im_start|>assistant\n"

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.drafter import CannotDraft
-from picospec.edge_agent.draft.late import AGAIN_S, Drafts, LateDrafter
-from picospec.edge_agent.settings import load
-from picospec.models.errors import NoRoom
-from picospec.models.store import open_store
-from picospec.speculation.messages import Commit, Finish
+from edge_agent.draft import loading
+from edge_agent.draft.drafter import CannotDraft
+from edge_agent.draft.late import AGAIN_S, Drafts, LateDrafter
+from edge_agent.settings import load
+from local_models.errors import NoRoom
+from local_models.store import open_store
+from speculation.messages import Commit, Finish
 from tests.edge_agent.fakes import (
     JOB,
     FakeVerifiers,

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft import llama as thread
-from picospec.edge_agent.draft import slot as reading_on
-from picospec.edge_agent.draft.drafter import CannotDraft
-from picospec.edge_agent.draft.llama import CHUNK_TOKENS, LlamaDrafter
-from picospec.edge_agent.draft.slot import (
+from edge_agent.draft import llama as thread
+from edge_agent.draft import slot as reading_on
+from edge_agent.draft.drafter import CannotDraft
+from edge_agent.draft.llama import CHUNK_TOKENS, LlamaDrafter
+from edge_agent.draft.slot import (
     AFTER_S,
     CHUNK_S,
     IDLE_S,
@@ -24,7 +24,7 @@ from picospec.edge_agent.draft.slot import (
     ReadingOn,
     View,
 )
-from picospec.speculation.distributions import DraftToken, Logits
+from speculation.distributions import DraftToken, Logits
 from tests.edge_agent.fake_cache import (
     FakeCache,
     V,

@@ -10,19 +10,19 @@ from itertools import repeat
 import numpy as np
 import pytest
 
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.draft.slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
-from picospec.gateway.doors.messages_schema import ChatMessage
-from picospec.models.llama_cpp.model import Context, Model, Segment, common_prefix
-from picospec.models.store import open_store
-from picospec.models.tokenizer import Tokenizer
-from picospec.models.tokenizer_file import tokenizer_file
-from picospec.speculation import coupled
-from picospec.speculation import separate as separate
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.messages import Sampling
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft.slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
+from gateway.doors.messages_schema import ChatMessage
+from local_models.llama_cpp.model import Context, Model, Segment, common_prefix
+from local_models.store import open_store
+from local_models.tokenizer import Tokenizer
+from local_models.tokenizer_file import tokenizer_file
+from speculation import coupled
+from speculation import separate as separate
+from speculation.distributions import DraftToken
+from speculation.messages import Sampling
 from tests.edge_agent.fake_cache import FakeCache, draft_after, rest_is_read, taken
-from tests.models.chats import TEMPLATES, TOOLS, Json, result, user
+from tests.local_models.chats import TEMPLATES, TOOLS, Json, result, user
 
 pytestmark = pytest.mark.models
 

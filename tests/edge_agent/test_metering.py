@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.edge_agent.metering import EVENTS, Meter
+from edge_agent.metering import EVENTS, Meter
 
 JSON, LINES = "application/json", "application/x-ndjson"
 Answer = tuple[str, list[Any]]

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.link import names
-from picospec.edge_agent.link.connection import Answer
-from picospec.edge_agent.link.course import Event
-from picospec.edge_agent.link.names import LOOK_S, Name
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.errors import ApiError
+from edge_agent.link import names
+from edge_agent.link.connection import Answer
+from edge_agent.link.course import Event
+from edge_agent.link.names import LOOK_S, Name
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.errors import ApiError
 from tests.edge_agent.virtual import FACTS, FakeVerifier, run
 
 URL = "http://verifiers:9000"

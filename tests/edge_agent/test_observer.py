@@ -11,17 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.draft.slot import FIRST_TOKENS, MIN_TOKENS, Reading, StepRequest, View
-from picospec.edge_agent.link.course import KnownVerifier
-from picospec.edge_agent.observer import AnswerObserver
-from picospec.gateway.watching import Chain, LinkUse, Origin, Pass
-from picospec.models.llama_cpp.model import Context, Segment, common_prefix
-from picospec.speculation.distributions import DraftToken, mark_ahead
-from picospec.speculation.draft_machine import DraftMachine, DraftStep, Outcome
-from picospec.speculation.drafting import StreamPolicy
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.messages import Commit, Down, Limits, Open, Opened, Sampling, TokenId
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft.slot import FIRST_TOKENS, MIN_TOKENS, Reading, StepRequest, View
+from edge_agent.link.course import KnownVerifier
+from edge_agent.observer import AnswerObserver
+from gateway.watching import Chain, LinkUse, Origin, Pass
+from local_models.llama_cpp.model import Context, Segment, common_prefix
+from speculation.distributions import DraftToken, mark_ahead
+from speculation.draft_machine import DraftMachine, DraftStep, Outcome
+from speculation.drafting import StreamPolicy
+from speculation.judges import JUDGES
+from speculation.messages import Commit, Down, Limits, Open, Opened, Sampling, TokenId
 from tests.edge_agent.fake_cache import (
     FakeCache,
     V,

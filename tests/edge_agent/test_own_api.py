@@ -15,12 +15,12 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.cli.link import Link
-from picospec.edge_agent.draft.loading import TargetTokenizer
-from picospec.edge_agent.link import verifier as verifying
-from picospec.edge_agent.relay import DIRECT, Json, for_verifier
-from picospec.gateway.doors.completions import CompletionRequest
-from picospec.gateway.doors.services import ResponseStore, StoredResponse
+from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.link import verifier as verifying
+from edge_agent.relay import DIRECT, Json, for_verifier
+from gateway.doors.completions import CompletionRequest
+from gateway.doors.services import ResponseStore, StoredResponse
+from picospec.link import Link
 from tests.edge_agent.relaying import (
     EMBEDDINGS,
     SEEING,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.link import prefixes
-from picospec.edge_agent.link.course import Event, KnownVerifier, KnownVerifiers
-from picospec.edge_agent.link.prefixes import BLOCK, Prefixes, Prompt, Reading, Speed
+from edge_agent.link import prefixes
+from edge_agent.link.course import Event, KnownVerifier, KnownVerifiers
+from edge_agent.link.prefixes import BLOCK, Prefixes, Prompt, Reading, Speed
 
 BLOCKS = st.lists(st.sampled_from("abc"), max_size=6)
 

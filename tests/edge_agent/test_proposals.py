@@ -12,27 +12,27 @@ import msgspec
 import numpy as np
 import pytest
 
-from picospec.edge_agent.draft.drafter import NoDrafter, step_sampler
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.proposals import (
+from edge_agent.draft.drafter import NoDrafter, step_sampler
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.proposals import (
     DraftGrammar,
     EdgeGrammars,
     GrammarProposer,
     Pools,
     ProposalFinder,
 )
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import InvalidRequest
-from picospec.models.errors import GrammarFailed
-from picospec.models.grammars import Grammar, GrammarState, grammar_text
-from picospec.models.tokenizer import Tokenizer
-from picospec.speculation import coupled
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import StreamPolicy
-from picospec.speculation.learning import Latencies
-from picospec.speculation.lookup import PromptLookup
-from picospec.speculation.messages import (
+from edge_agent.settings import EdgeSettings
+from gateway.errors import InvalidRequest
+from local_models.errors import GrammarFailed
+from local_models.grammars import Grammar, GrammarState, grammar_text
+from local_models.tokenizer import Tokenizer
+from speculation import coupled
+from speculation.distributions import DraftToken
+from speculation.draft_machine import DraftMachine
+from speculation.drafting import StreamPolicy
+from speculation.learning import Latencies
+from speculation.lookup import PromptLookup
+from speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -42,7 +42,7 @@ from picospec.speculation.messages import (
     Sampling,
     TokenId,
 )
-from picospec.speculation.ngrams import Pool
+from speculation.ngrams import Pool
 from tests.edge_agent.fakes import (
     FACTS,
     JOB,
@@ -53,7 +53,7 @@ from tests.edge_agent.fakes import (
     quiet,
     scripted,
 )
-from tests.models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy
+from tests.local_models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy
 from tests.speculation import edges
 
 CHOICE = {"choice": ["name: abab", "name: the"]}

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from picospec.edge_agent.link.connection import LinkDown
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.drain import beside
-from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation.messages import Commit, Draft, Open, Sampling
+from edge_agent.link.connection import LinkDown
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.drain import beside
+from gateway.tracing import NO_SPAN
+from speculation.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.processes import (
     PROXIES,

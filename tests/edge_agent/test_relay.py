@@ -13,11 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
-from picospec.edge_agent import relayed
-from picospec.edge_agent.relay import relayed_request
-from picospec.gateway.drain import Drain, beside
-from picospec.verifier.app import build as build_verifier
-from picospec.verifier.settings import load as load_verifier
+from edge_agent import relayed
+from edge_agent.relay import relayed_request
+from gateway.drain import Drain, beside
 from tests.edge_agent.relaying import (
     EMBEDDED,
     EMBEDDINGS,
@@ -35,6 +33,8 @@ from tests.edge_agent.relaying import (
 from tests.end_to_end.traced import serving
 from tests.hostile.test_verifier import resident_bytes
 from tests.verifier.fake_target import FakeTarget
+from verifier.app import build as build_verifier
+from verifier.settings import load as load_verifier
 
 RECORDING = "/v1/audio/transcriptions"
 RAW = {"content-type": "application/octet-stream"}
@@ -215,7 +215,7 @@ async def test_its_body_has_a_limit_of_its_own() -> None:
 async def test_an_upstream_that_does_not_take_a_body_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.edge_agent.relayed.HEAD_S", 0.3)
+    monkeypatch.setattr("edge_agent.relayed.HEAD_S", 0.3)
     monkeypatch.setattr(relayed, "HEAD_S", 0.3)
 
     async def never(request: Request) -> Response:

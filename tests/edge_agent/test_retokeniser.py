@@ -10,17 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.draft.foreign import REREAD_TOKENS, DraftText
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.draft.retokeniser import Retokeniser, Translation, special_tokens
-from picospec.edge_agent.link.connection import Answer, from_answer
-from picospec.edge_agent.link.course import Event
-from picospec.edge_agent.link.verifier import Verifier, VerifierStatus
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.relay import addressed
-from picospec.gateway.errors import InvalidRequest, Unavailable
-from picospec.models.tokenizer import Tokenizer
+from edge_agent.draft.foreign import REREAD_TOKENS, DraftText
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft.retokeniser import Retokeniser, Translation, special_tokens
+from edge_agent.link.connection import Answer, from_answer
+from edge_agent.link.course import Event
+from edge_agent.link.verifier import Verifier, VerifierStatus
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.relay import addressed
+from gateway.errors import InvalidRequest, Unavailable
+from local_models.tokenizer import Tokenizer
 from tests.edge_agent.foreign import TEXTS, Name, WordEncoder, model, translation
 from tests.edge_agent.virtual import FACTS
 

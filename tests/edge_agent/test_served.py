@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.draft.drafter import NoDrafter
-from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.course import Event
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.served import MAX_MODELS, ServedModel, ServedModels
-from picospec.edge_agent.settings import EdgeSettings, ModelSettings, load
-from picospec.gateway.errors import NotFound, Unavailable
-from picospec.gateway.ports import Facts
-from picospec.speculation.messages import ModelFacts
+from edge_agent.draft.drafter import NoDrafter
+from edge_agent.link.connection import Connection
+from edge_agent.link.course import Event
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.served import MAX_MODELS, ServedModel, ServedModels
+from edge_agent.settings import EdgeSettings, ModelSettings, load
+from gateway.errors import NotFound, Unavailable
+from gateway.ports import Facts
+from speculation.messages import ModelFacts
 from tests.edge_agent.fakes import FACTS
 
 

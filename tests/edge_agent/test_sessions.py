@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from picospec.edge_agent.link.course import JITTER_S, RESPONSE_TIMEOUT_S, Event
-from picospec.gateway.errors import ApiError, Overloaded, Unavailable
-from picospec.models.compiler import ANSWER_TIMEOUT_S
-from picospec.models.grammars import NAME
-from picospec.speculation.messages import Sampling
+from edge_agent.link.course import JITTER_S, RESPONSE_TIMEOUT_S, Event
+from gateway.errors import ApiError, Overloaded, Unavailable
+from local_models.compiler import ANSWER_TIMEOUT_S
+from local_models.grammars import NAME
+from speculation.messages import Sampling
 from tests.edge_agent.test_stalls import Fault, fall_silent, inject
 from tests.edge_agent.virtual import PASS_S, PLAIN, RTT_S, TEXT, FakeVerifier, World, run
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.link.session import SILENCE_S, Session
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.errors import Unavailable
-from picospec.speculation import wire
-from picospec.speculation.messages import Finish, Limits, Opened
+from edge_agent.link.session import SILENCE_S, Session
+from edge_agent.metrics import EdgeMetrics
+from gateway.errors import Unavailable
+from speculation import wire
+from speculation.messages import Finish, Limits, Opened
 from tests.edge_agent.processes import Process
 from tests.edge_agent.test_verifier import everything, request, verifier_at
 from tests.edge_agent.virtual import RTT_S, TEXT, FakeVerifier, World, run

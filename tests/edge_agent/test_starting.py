@@ -15,9 +15,9 @@ import httpx
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from picospec.bench.run.services import free_port
-from picospec.edge_agent.__main__ import Starting
-from picospec.models.errors import UnknownModel
+from bench.run.services import free_port
+from edge_agent.__main__ import Starting
+from local_models.errors import UnknownModel
 from tests.edge_agent.processes import ROOT, wait_for
 from tests.gateway.scripted import served
 
@@ -97,7 +97,7 @@ async def test_it_stops_at_once_while_it_waits() -> None:
 
 def edge(*options: str) -> tuple[subprocess.Popen[str], int]:
     port = free_port()
-    command = [sys.executable, "-m", "picospec.edge_agent", "--port", str(port), *options]
+    command = [sys.executable, "-m", "edge_agent", "--port", str(port), *options]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PICOSPEC_")}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True

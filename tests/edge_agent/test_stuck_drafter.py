@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.edge_agent.draft import llama
-from picospec.edge_agent.draft.drafter import CannotDraft, DraftSlot
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.gateway.drain import beside
+from edge_agent.draft import llama
+from edge_agent.draft.drafter import CannotDraft, DraftSlot
+from edge_agent.draft.llama import LlamaDrafter
+from gateway.drain import beside
 from tests.edge_agent.fake_cache import FakeCache, draft_after, taken, truth
 
 

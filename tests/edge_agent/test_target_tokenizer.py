@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.edge_agent.draft import loading
-from picospec.edge_agent.draft.loading import TargetTokenizer
-from picospec.gateway.errors import EngineFault
-from picospec.models.store import open_store
-from picospec.models.tokenizer_file import TokenizerCache, TokenizerFile, tokenizer_file
+from edge_agent.draft import loading
+from edge_agent.draft.loading import TargetTokenizer
+from gateway.errors import EngineFault
+from local_models.store import open_store
+from local_models.tokenizer_file import TokenizerCache, TokenizerFile, tokenizer_file
 from tests.edge_agent.fakes import TokenizerVerifier
 from tests.edge_agent.foreign import model
 

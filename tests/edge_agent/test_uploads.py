@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.edge_agent.link.connection import REQUEST_TIMEOUT_S, LinkDown
-from picospec.edge_agent.link.session import Posts
-from picospec.edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploads
-from picospec.gateway.drain import beside
-from picospec.gateway.errors import EngineFault
-from picospec.speculation import wire
-from picospec.speculation.messages import Draft, Message
+from edge_agent.link.connection import REQUEST_TIMEOUT_S, LinkDown
+from edge_agent.link.session import Posts
+from edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploads
+from gateway.drain import beside
+from gateway.errors import EngineFault
+from speculation import wire
+from speculation.messages import Draft, Message
 from tests.edge_agent.virtual import RTT_S, run
 
 RUN = "12345678"

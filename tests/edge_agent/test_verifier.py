@@ -13,22 +13,21 @@ from types import MappingProxyType
 
 import pytest
 
-from picospec.cli.link import Link
-from picospec.edge_agent.link import verifier as verifying
-from picospec.edge_agent.link.connection import (
+from edge_agent.link import verifier as verifying
+from edge_agent.link.connection import (
     Answer,
     Connection,
     LinkDown,
     from_answer,
     unreachable,
 )
-from picospec.edge_agent.link.course import Event
-from picospec.edge_agent.link.session import INLINE_TOKENS, Session
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.drain import beside
-from picospec.gateway.errors import (
+from edge_agent.link.course import Event
+from edge_agent.link.session import INLINE_TOKENS, Session
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.drain import beside
+from gateway.errors import (
     ApiError,
     Draining,
     EngineFault,
@@ -40,10 +39,11 @@ from picospec.gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from picospec.gateway.http import error_response
-from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from gateway.http import error_response
+from gateway.tracing import NO_SPAN
+from picospec.link import Link
+from speculation import wire
+from speculation.messages import (
     Commit,
     Down,
     Draft,

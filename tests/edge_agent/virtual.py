@@ -15,18 +15,18 @@ from typing import Any, TypeVar
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.link import uploads
-from picospec.edge_agent.link.connection import Answer, LinkDown
-from picospec.edge_agent.link.course import Event
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.link.verifiers import Sessions, Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.drain import beside
-from picospec.gateway.errors import ApiError, Draining, EngineFault
-from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation import wire
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import (
+from edge_agent.link import uploads
+from edge_agent.link.connection import Answer, LinkDown
+from edge_agent.link.course import Event
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Sessions, Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.drain import beside
+from gateway.errors import ApiError, Draining, EngineFault
+from gateway.tracing import NO_SPAN
+from speculation import wire
+from speculation.judge import Judgement
+from speculation.messages import (
     BEAT_S,
     Beat,
     Commit,
@@ -40,7 +40,7 @@ from picospec.speculation.messages import (
     Opened,
     Sampling,
 )
-from picospec.speculation.verify_session import VerifyingSession
+from speculation.verify_session import VerifyingSession
 from tests.edge_agent import virtual_time
 from tests.edge_agent.fake_verifier import target_at
 

@@ -12,9 +12,9 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from picospec.bench.identity import EDGES
-from picospec.bench.run.services import EdgePlan, Services, ServicesPlan
-from tests.models.chats import TEMPLATES
+from bench.identity import EDGES
+from bench.run.services import EdgePlan, Services, ServicesPlan
+from tests.local_models.chats import TEMPLATES
 
 PLANS: Final = {
     "eager": EDGES["eager"],

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import httpx
 
-from picospec.bench.run.services import free_port
+from bench.run.services import free_port
 
 ROOT = Path(__file__).parents[2]
 GAP_S: Final = 5.0
@@ -61,7 +61,7 @@ class Fleet:
 
     def verifier(self, url: str = "", drain_timeout_s: float = 0.0, *options: str) -> str:
         return self.start(
-            "picospec.verifier", "--model", "smollm2", "--llama.threads", "1",
+            "verifier", "--model", "smollm2", "--llama.threads", "1",
             "--llama.context_tokens", "4096", *options, url=url,
             PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S=str(drain_timeout_s),
         )  # fmt: skip
@@ -71,7 +71,7 @@ class Fleet:
         *verifiers: str,
         drain_timeout_s: float = 0.0,
         fill: str = "auto",
-        module: str = "picospec.edge_agent",
+        module: str = "edge_agent",
         **settings: str,
     ) -> str:
         urls = [word for url in verifiers for word in ("--verifier-url", url)]

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from picospec.edge_agent.__main__ import app
+from edge_agent.__main__ import app
 
 _lookup = socket.getaddrinfo
 

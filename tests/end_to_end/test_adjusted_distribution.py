@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from picospec.edge_agent.draft.drafter import step_sampler
-from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import StreamPolicy
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.logits import adjustment
-from picospec.speculation.messages import (
+from edge_agent.draft.drafter import step_sampler
+from speculation.draft_machine import DraftMachine
+from speculation.drafting import StreamPolicy
+from speculation.judges import JUDGES
+from speculation.logits import adjustment
+from speculation.messages import (
     Down,
     Judge,
     Limits,
@@ -28,9 +28,9 @@ from picospec.speculation.messages import (
     Open,
     Sampling,
 )
-from picospec.speculation.verify_session import VerifyingSession
-from picospec.verifier.llama_target.scheduler import Part, judge
+from speculation.verify_session import VerifyingSession
 from tests.speculation.small_models import slow
+from verifier.llama_target.scheduler import Part, judge
 
 V = 4
 STOP = 3

@@ -12,21 +12,21 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from picospec.edge_agent import app as edge
-from picospec.edge_agent import relayed as relaying
-from picospec.edge_agent.draft.loading import TargetTokenizer
-from picospec.edge_agent.relay import DIRECT, Relay
-from picospec.edge_agent.settings import load as load_edge
-from picospec.gateway.drain import Drain
-from picospec.models.store import open_store
-from picospec.speculation.messages import Open
-from picospec.verifier.app import build
-from picospec.verifier.settings import load as load_verifier
-from picospec.verifier.target import Framed, Reply
+from edge_agent import app as edge
+from edge_agent import relayed as relaying
+from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.relay import DIRECT, Relay
+from edge_agent.settings import load as load_edge
+from gateway.drain import Drain
+from local_models.store import open_store
+from speculation.messages import Open
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import served
 from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import STREAMS, FakeTarget, said
+from verifier.app import build
+from verifier.settings import load as load_verifier
+from verifier.target import Framed, Reply
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9, "seed": 4}
 CLIENTS = {"authorization": "Bearer clients"}

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from picospec.bench.run.services import Services
+from bench.run.services import Services
 from tests.end_to_end.test_features import ATTEMPTS, FEATURES, PROMPTS, SCHEMA, asked, post
-from tests.models.chats import Json
+from tests.local_models.chats import Json
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from picospec.edge_agent.link.session import SILENCE_S
-from picospec.models.store import open_store
+from edge_agent.link.session import SILENCE_S
+from local_models.store import open_store
 from tests.end_to_end.fleet import (
     GAP_S,
     SETTINGS,

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from picospec.bench.run.services import free_port
+from bench.run.services import free_port
 from tests.end_to_end.fleet import Fleet, gauge
 
 pytestmark = pytest.mark.models
@@ -44,7 +44,7 @@ def test_the_draft_model_answers_alone_while_there_is_no_verifier_and_says_so(
 ) -> None:
     away = f"http://127.0.0.1:{free_port()}"
     options = ("--draft-model", "smollm2", "--fallback", "draft", "--verifier-url", away)
-    edge = fleet.start("picospec.edge_agent", *options)
+    edge = fleet.start("edge_agent", *options)
     fleet.until_ready(edge)
 
     alone = ask(edge, logprobs=True, top_logprobs=2)

@@ -13,8 +13,8 @@ from typing import Final
 import httpx
 import pytest
 
-from picospec.bench.run.services import Services
-from tests.models.chats import Json, result, tool, user
+from bench.run.services import Services
+from tests.local_models.chats import Json, result, tool, user
 from tests.verifier.conftest import metrics
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]

@@ -1,6 +1,6 @@
 """The main promise on real models and real services: the edge says what the target says.
 
-`python -m picospec.bench.identity` asks all prompts for longer answers; this is the short form.
+`python -m bench.identity` asks all prompts for longer answers; this is the short form.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 
-from picospec.bench.identity import EDGES, Answer, ask, batched, compare
-from picospec.bench.prompts import Prompt, read
-from picospec.bench.run.services import Services, ServicesPlan
+from bench.identity import EDGES, Answer, ask, batched, compare
+from bench.prompts import Prompt, read
+from bench.run.services import Services, ServicesPlan
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 

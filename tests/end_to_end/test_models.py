@@ -12,18 +12,18 @@ import msgspec
 import pytest
 from openai import OpenAI
 
-from picospec.edge_agent.app import build
-from picospec.edge_agent.draft.loading import TargetTokenizer
-from picospec.edge_agent.settings import load
-from picospec.gateway.drain import Drain
-from picospec.gateway.tenants import KeyLimits, add_key
-from picospec.models.store import open_store
-from picospec.verifier.app import build as build_verifier
-from picospec.verifier.settings import load as load_verifier
+from edge_agent.app import build
+from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.settings import load
+from gateway.drain import Drain
+from gateway.tenants import KeyLimits, add_key
+from local_models.store import open_store
 from tests.end_to_end.fleet import Fleet
 from tests.end_to_end.test_direct import client_of
 from tests.end_to_end.traced import serving
 from tests.verifier.fake_target import FACTS, FakeTarget, FakeTokenizer
+from verifier.app import build as build_verifier
+from verifier.settings import load as load_verifier
 
 NAMES = ("one", "two")
 DOORS: Mapping[str, Mapping[str, object]] = {
@@ -153,12 +153,11 @@ def real() -> Iterator[tuple[str, dict[str, str]]]:
         open_store(os.environ).pull(pair, lambda what, done, total: None)
     given = "--llama.threads", "1", "--llama.context_tokens", "1024", "--llama.slots", "2"
     urls = {
-        name: fleet.start("picospec.verifier", "--model", pair, *given)
-        for name, pair in TARGETS.items()
+        name: fleet.start("verifier", "--model", pair, *given) for name, pair in TARGETS.items()
     }
     fleet.until_ready(*urls.values())
     where = [word for url in urls.values() for word in ("--verifier-url", url)]
-    edge = fleet.start("picospec.edge_agent", *where)
+    edge = fleet.start("edge_agent", *where)
     fleet.until_ready(edge)
     yield edge, urls
     fleet.end()

@@ -13,9 +13,9 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from picospec.bench.run.services import free_port
-from picospec.edge_agent.link.names import LOOK_S
-from picospec.models.store import open_store
+from bench.run.services import free_port
+from edge_agent.link.names import LOOK_S
+from local_models.store import open_store
 from tests.end_to_end.fleet import GAP_S, SETTINGS, Answer, Fleet, ask
 
 pytestmark = pytest.mark.models

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from picospec.bench.run.services import Services
+from bench.run.services import Services
 from tests.verifier.conftest import until_open
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]

@@ -20,18 +20,18 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from prometheus_client import CollectorRegistry
 
-from picospec.bench.run.services import free_port
-from picospec.cli.doctor import check_verifier
-from picospec.cli.expecting import Target
-from picospec.edge_agent.app import open_verifiers
-from picospec.edge_agent.link.session import Session
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.settings import EdgeSettings, load
-from picospec.gateway.errors import Unavailable
-from picospec.gateway.hosting.settings import check_listening
-from picospec.models.store import open_store
-from picospec.speculation.messages import Commit, Down, Finish
+from bench.run.services import free_port
+from edge_agent.app import open_verifiers
+from edge_agent.link.session import Session
+from edge_agent.link.verifier import Verifier
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings, load
+from gateway.errors import Unavailable
+from gateway.hosting.settings import check_listening
+from local_models.store import open_store
+from picospec.doctor import check_verifier
+from picospec.expecting import Target
+from speculation.messages import Commit, Down, Finish
 from tests.edge_agent.processes import wait_for
 from tests.verifier.conftest import KEY, fake_command, running
 from tests.verifier.fake_target import STREAMS, opening, said
@@ -159,7 +159,7 @@ def test_the_edge_serves_by_tls_and_asks_for_a_certificate(files: Files) -> None
     options = [f"PICOSPEC_EDGE__TLS__{k.upper()}={path}" for k, path in files.service.items()]
     command = [
         *("env", *options),
-        *(sys.executable, "-m", "picospec.edge_agent", "--port", str(port), "--draft", "none"),
+        *(sys.executable, "-m", "edge_agent", "--port", str(port), "--draft", "none"),
         *("--verifier-url", "http://127.0.0.1:1"),
     ]
     with served(command, port):

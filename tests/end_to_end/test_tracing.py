@@ -12,13 +12,13 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from picospec.gateway.hosting.settings import ServiceSettings
-from picospec.gateway.tracing import NO_TRACING
-from picospec.verifier.app import build
-from picospec.verifier.settings import load
+from gateway.hosting.settings import ServiceSettings
+from gateway.tracing import NO_TRACING
 from tests.edge_agent.processes import Process, start
 from tests.end_to_end.traced import Recorder, edge, serving
 from tests.verifier.fake_target import FAILS, STREAMS, FakeTarget
+from verifier.app import build
+from verifier.settings import load
 
 CLIENTS_TRACE = f"{0xABCDEF:032x}"
 CLIENTS_SPAN = f"{0x1234:016x}"
@@ -188,9 +188,9 @@ async def test_a_session_opened_again_is_a_span_of_the_same_request(
 def test_without_tracing_opentelemetrys_sdk_is_not_loaded() -> None:
     program = """
 import sys
-import picospec.edge_agent.app, picospec.verifier.app
-from picospec.gateway import tracing
-from picospec.gateway.hosting.settings import ServiceSettings
+import edge_agent.app, verifier.app
+from gateway import tracing
+from gateway.hosting.settings import ServiceSettings
 settings = ServiceSettings.load(None, {}, {})
 tracing.open_tracing("x", wanted=settings.tracing)
 sys.exit("opentelemetry.sdk" in sys.modules)
@@ -207,7 +207,7 @@ def test_without_tracing_nothing_is_sent_along() -> None:
 def test_tracing_that_is_not_installed_is_a_setting_that_cannot_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.tracing.find_spec", lambda _: None)
+    monkeypatch.setattr("gateway.tracing.find_spec", lambda _: None)
 
     with pytest.raises(ValueError, match=r"pip install 'picospec\[otel\]'"):
         ServiceSettings.load(None, {}, {"tracing": True})

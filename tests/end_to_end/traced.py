@@ -15,17 +15,17 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
-from picospec.bench.run.services import free_port
-from picospec.edge_agent.draft.drafter import NoDrafter
-from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.link.verifiers import Verifiers
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.gateway.app import create_app
-from picospec.gateway.doors.services import one_model
-from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.middleware import Access
-from picospec.gateway.tracing import Tracing
+from bench.run.services import free_port
+from edge_agent.draft.drafter import NoDrafter
+from edge_agent.link.connection import Connection
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
+from edge_agent.metrics import EdgeMetrics
+from gateway.app import create_app
+from gateway.doors.services import one_model
+from gateway.hosting.settings import GatewaySettings
+from gateway.middleware import Access
+from gateway.tracing import Tracing
 from tests.edge_agent.fakes import engine
 from tests.gateway.scripted import ByteTokenizer, client_of
 

@@ -18,8 +18,8 @@ from typing import Annotated, Final
 
 import typer
 
-from picospec.speculation import wire
-from picospec.speculation.messages import Draft, Opened
+from speculation import wire
+from speculation.messages import Draft, Opened
 from tests.faults.flood import opening
 from tests.faults.rig.asking import MODEL
 from tests.faults.rig.lines import Line, lines

@@ -18,8 +18,8 @@ from typing import Annotated, Final
 import httpx
 import typer
 
-from picospec.speculation import wire
-from picospec.speculation.messages import Draft, Open, Sampling
+from speculation import wire
+from speculation.messages import Draft, Open, Sampling
 from tests.faults.rig.asking import BRIEF, MODEL
 from tests.faults.rig.lines import Line, lines
 

@@ -19,10 +19,10 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from picospec.gateway.drain import beside
+from gateway.drain import beside
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.world import FOLDER, Plan, World
-from tests.models.chats import Json, user
+from tests.local_models.chats import Json, user
 
 TOPICS: Final = ("the sea", "a clock", "bread", "the moon", "a violin", "rain", "a map", "salt")
 TOKENS: Final = 48

@@ -22,13 +22,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from picospec.gateway.drain import beside
+from gateway.drain import beside
 from tests.faults.rig.asking import KINDS, MODEL, Answer
 from tests.faults.rig.footprint import Footprint
 from tests.faults.rig.services import Service
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.faults.rolling import questions
-from tests.models.chats import Json
+from tests.local_models.chats import Json
 
 WINDOWS: Final = 6
 """Parts of the time whose medians are compared; the first one is not."""

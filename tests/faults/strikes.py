@@ -11,12 +11,12 @@ from typing import Final
 
 import httpx
 
-from picospec.cli.link import Conditions
-from picospec.verifier.target import HEARTBEAT_S
+from picospec.link import Conditions
 from tests.edge_agent.fake_verifier import FaultyLink
 from tests.faults.rig.asking import BRIEF, KINDS, Answer, Watch
 from tests.faults.rig.world import PASS_TIMEOUT_S, World
-from tests.models.chats import Json
+from tests.local_models.chats import Json
+from verifier.target import HEARTBEAT_S
 
 BEGUN: Final = 30
 """Characters of each answer that have come when a fault strikes."""

@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from picospec.gateway.http import UNREAD_S
+from gateway.http import UNREAD_S
 from tests.faults.rig.asking import BRIEF, KINDS, Answer
 from tests.faults.rig.lines import lines
 from tests.faults.rig.raw_client import RawClient, request
 from tests.faults.rig.report import Report
 from tests.faults.rig.world import World
 from tests.faults.strikes import serves_again
-from tests.models.chats import Json, user
+from tests.local_models.chats import Json, user
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 

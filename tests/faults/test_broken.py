@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from picospec.edge_agent.link.course import MAX_LOST
-from picospec.gateway.drain import beside
+from edge_agent.link.course import MAX_LOST
+from gateway.drain import beside
 from tests.faults.rig.asking import BRIEF, KINDS, MODEL, Answer
 from tests.faults.rig.breakable import POISON
 from tests.faults.rig.report import Report

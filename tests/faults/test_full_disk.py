@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from picospec.models.store import open_store
+from local_models.store import open_store
 from tests.edge_agent.processes import ROOT
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.report import Report
@@ -78,7 +78,7 @@ async def test_verifiers_that_start_on_a_full_disk_answer_as_ever(
 
 def test_a_model_that_a_full_disk_has_no_room_for_is_one_line_of_error(full_disk: Path) -> None:
     environment = {**os.environ, "PICOSPEC_CACHE": str(full_disk / "empty")}
-    command = "from picospec.cli.main import app; app()"
+    command = "from picospec.main import app; app()"
     pull = [sys.executable, "-c", command, "models", "pull", "smollm2"]
 
     done = subprocess.run(pull, capture_output=True, text=True, env=environment, cwd=ROOT)

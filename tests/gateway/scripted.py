@@ -26,14 +26,14 @@ import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 
-from picospec.gateway.accounts import Clock
-from picospec.gateway.app import create_app
-from picospec.gateway.doors.services import one_model
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError
-from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.middleware import Access, IsMessage
-from picospec.gateway.ports import (
+from gateway.accounts import Clock
+from gateway.app import create_app
+from gateway.doors.services import one_model
+from gateway.drain import Drain
+from gateway.errors import ApiError
+from gateway.hosting.settings import GatewaySettings
+from gateway.middleware import Access, IsMessage
+from gateway.ports import (
     MAX_CHAT_BYTES,
     NONE,
     Delta,
@@ -44,9 +44,9 @@ from picospec.gateway.ports import (
     Statistics,
     Tokenizer,
 )
-from picospec.gateway.tracing import NO_TRACING, Tracing
-from picospec.gateway.watching import Chain, LinkUse, Pass
-from picospec.speculation.messages import TokenLogprob
+from gateway.tracing import NO_TRACING, Tracing
+from gateway.watching import Chain, LinkUse, Pass
+from speculation.messages import TokenLogprob
 
 END = 256
 """The stop token of the byte model; tokens 0 to 255 are bytes."""

@@ -21,11 +21,11 @@ from openai.types.responses import Response
 from starlette.types import Message
 from structlog.testing import capture_logs
 
-from picospec.gateway import accounts
-from picospec.gateway.doors import background, services
-from picospec.gateway.doors.background import Dropped, Recording, Replay
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import Unavailable
+from gateway import accounts
+from gateway.doors import background, services
+from gateway.doors.background import Dropped, Recording, Replay
+from gateway.drain import Drain
+from gateway.errors import Unavailable
 from tests.gateway import scripted as openai_sdk
 from tests.gateway.scripted import (
     MODEL,

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from picospec.gateway.doors import completions
-from picospec.gateway.doors.chat import ChatRequest
-from picospec.gateway.doors.completions import CompletionRequest
-from picospec.gateway.doors.messages_schema import ChatMessage
-from picospec.gateway.doors.ollama import OllamaChat, OllamaGenerate
-from picospec.gateway.errors import Unavailable
-from picospec.gateway.routes import TokenizeRequest
-from picospec.gateway.schema import NEUTRAL
-from picospec.speculation.messages import PROMPT_LOGPROBS
+from gateway.doors import completions
+from gateway.doors.chat import ChatRequest
+from gateway.doors.completions import CompletionRequest
+from gateway.doors.messages_schema import ChatMessage
+from gateway.doors.ollama import OllamaChat, OllamaGenerate
+from gateway.errors import Unavailable
+from gateway.routes import TokenizeRequest
+from gateway.schema import NEUTRAL
+from speculation.messages import PROMPT_LOGPROBS
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     MODEL,

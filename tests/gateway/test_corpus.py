@@ -30,16 +30,16 @@ from typing import Any
 import httpx
 import pytest
 
-from picospec.gateway import errors, grammars
-from picospec.gateway.doors import chat, responses_handlers
-from picospec.gateway.doors.chat import ChatRequest
-from picospec.gateway.doors.request import SERVABLE, GenerationRequest
-from picospec.gateway.doors.responses import ResponsesRequest
-from picospec.gateway.doors.services import ResponseStore
-from picospec.gateway.doors.tools import ToolUse
-from picospec.gateway.ports import Sampling, Statistics
-from picospec.gateway.routes import ROUTES
-from picospec.speculation.messages import PROMPT_LOGPROBS
+from gateway import errors, grammars
+from gateway.doors import chat, responses_handlers
+from gateway.doors.chat import ChatRequest
+from gateway.doors.request import SERVABLE, GenerationRequest
+from gateway.doors.responses import ResponsesRequest
+from gateway.doors.services import ResponseStore
+from gateway.doors.tools import ToolUse
+from gateway.ports import Sampling, Statistics
+from gateway.routes import ROUTES
+from speculation.messages import PROMPT_LOGPROBS
 from tests.gateway.scripted import (
     COUNTED,
     MODEL,

@@ -15,12 +15,12 @@ from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chats
 from openai.types.responses import response_create_params as responses
 
-from picospec.gateway.documents import openapi
-from picospec.gateway.doors.chat import ChatRequest
-from picospec.gateway.doors.completions import CompletionRequest
-from picospec.gateway.doors.responses import ResponsesRequest
-from picospec.gateway.routes import ROUTES
-from picospec.gateway.schema import NEUTRAL
+from gateway.documents import openapi
+from gateway.doors.chat import ChatRequest
+from gateway.doors.completions import CompletionRequest
+from gateway.doors.responses import ResponsesRequest
+from gateway.routes import ROUTES
+from gateway.schema import NEUTRAL
 from tests.gateway.scripted import (
     Body,
     ScriptedEngine,

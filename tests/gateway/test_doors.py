@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from picospec.gateway.doors import door, messages_answer, ollama
-from picospec.gateway.doors.door import Answer
-from picospec.gateway.doors.llama_server import LineLimits, limited
-from picospec.gateway.doors.messages_answer import SIGNATURE, ContentEvents, content_of
-from picospec.gateway.errors import Unavailable
-from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.output.message import CallArguments, Parsed
-from picospec.gateway.output.stream import ChoiceStream
+from gateway.doors import door, messages_answer, ollama
+from gateway.doors.door import Answer
+from gateway.doors.llama_server import LineLimits, limited
+from gateway.doors.messages_answer import SIGNATURE, ContentEvents, content_of
+from gateway.errors import Unavailable
+from gateway.output.detokenise import TextDelta
+from gateway.output.message import CallArguments, Parsed
+from gateway.output.stream import ChoiceStream
 from tests.gateway.output.reading import CUTS
 from tests.gateway.output.test_style import grouped, parse
 from tests.gateway.scripted import Body, ScriptedEngine, ask, client_of, make_app, writes

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.gateway import drain
-from picospec.gateway import http as request_body
-from picospec.gateway.drain import Drain
-from picospec.gateway.hosting import server
+from gateway import drain
+from gateway import http as request_body
+from gateway.drain import Drain
+from gateway.hosting import server
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -232,7 +232,7 @@ async def test_of_a_refused_body_only_so_much_is_read(monkeypatch: pytest.Monkey
 async def test_a_client_that_reads_nothing_does_not_hold_the_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.http.UNREAD_S", SOON_S)
+    monkeypatch.setattr("gateway.http.UNREAD_S", SOON_S)
     engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
     async with connection(engine) as (_, writer):
         writer.write(head(f"content-length: {len(DEADLINES_STREAM)}") + DEADLINES_STREAM)

@@ -10,11 +10,11 @@ import pytest
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
-from picospec.gateway.app import create_app
-from picospec.gateway.doors.services import one_model
-from picospec.gateway.errors import Unavailable
-from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import Facts, Tokenizer
+from gateway.app import create_app
+from gateway.doors.services import one_model
+from gateway.errors import Unavailable
+from gateway.hosting.settings import GatewaySettings
+from gateway.ports import Facts, Tokenizer
 from tests.gateway.scripted import (
     MODEL,
     Body,

@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from picospec.edge_agent.settings import load
-from picospec.gateway import accounts
-from picospec.gateway.app import create_app
-from picospec.gateway.doors.services import one_model
-from picospec.gateway.hosting import limits
-from picospec.gateway.hosting.limits import (
+from edge_agent.settings import load
+from gateway import accounts
+from gateway.app import create_app
+from gateway.doors.services import one_model
+from gateway.hosting import limits
+from gateway.hosting.limits import (
     MAX_CONNECTIONS,
     RESERVED,
     Pins,
@@ -29,16 +29,16 @@ from picospec.gateway.hosting.limits import (
     parse_pins,
     share,
 )
-from picospec.gateway.hosting.settings import (
+from gateway.hosting.settings import (
     ServiceSettings,
     check_listening,
     hosts_of,
     is_loopback,
 )
-from picospec.gateway.middleware import Access
-from picospec.gateway.ports import Tokenizer
-from picospec.verifier.settings import VerifierSettings
+from gateway.middleware import Access
+from gateway.ports import Tokenizer
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app, served
+from verifier.settings import VerifierSettings
 
 
 def with_siblings(folder: Path, *siblings: str) -> Path:
@@ -201,7 +201,7 @@ def test_a_verifiers_table_of_flags_may_have_any() -> None:
     VerifierSettings.check_names({"PICOSPEC_VERIFIER__VLLM__MAX_MODEL_LEN": "1"})
 
 
-@pytest.mark.parametrize("module", ["picospec.edge_agent", "picospec.verifier"])
+@pytest.mark.parametrize("module", ["edge_agent", "verifier"])
 def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
     command = [sys.executable, "-m", module, "--host", "0.0.0.0", "--port", "1"]
     environ = {"PYTHONPATH": str(ROOT), "PATH": ""}

@@ -17,10 +17,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from picospec.bench.run.services import free_port
-from picospec.gateway.hosting import processes
-from picospec.gateway.hosting.parent_death import bound_to_parent
-from picospec.gateway.hosting.processes import (
+from bench.run.services import free_port
+from gateway.hosting import processes
+from gateway.hosting.parent_death import bound_to_parent
+from gateway.hosting.processes import (
     NeverReady,
     Service,
     ServiceDied,
@@ -287,7 +287,7 @@ async def test_a_child_does_not_outlive_a_parent_that_is_killed_outright() -> No
     fake = (sys.executable, FAKE, str(free_port()))
     script = (
         "import subprocess, sys\n"
-        "from picospec.gateway.hosting.parent_death import bound_to_parent\n"
+        "from gateway.hosting.parent_death import bound_to_parent\n"
         f"child = subprocess.Popen(bound_to_parent({fake!r}, ()), start_new_session=True)\n"
         "print(child.pid, flush=True)\n"
         "child.wait()\n"
@@ -304,7 +304,7 @@ def test_a_child_starts_where_linuxs_calls_are_missing() -> None:
         "import ctypes, os, sys\n"
         "sys.platform = 'darwin'\n"
         "del os.sched_setaffinity, os.sched_getaffinity, ctypes.CDLL\n"
-        "from picospec.gateway.hosting import parent_death\n"
+        "from gateway.hosting import parent_death\n"
         "parent_death.main([str(os.getppid()), '0', 'echo', 'started'])\n"
     )
 
@@ -337,7 +337,7 @@ async def test_a_worker_whose_parent_is_gone_before_it_looks_ends(tmp_path: Path
     script = tmp_path / "parent.py"
     script.write_text(
         "import multiprocessing, os, signal, time\n"
-        "from picospec.gateway.hosting.parent_death import end_with_parent\n"
+        "from gateway.hosting.parent_death import end_with_parent\n"
         "def worker(parent):\n"
         "    print(os.getpid(), flush=True)\n"
         "    while os.getppid() == parent:\n"
@@ -357,6 +357,6 @@ async def test_a_worker_whose_parent_is_gone_before_it_looks_ends(tmp_path: Path
 
 
 def test_the_module_needs_the_standard_library_alone() -> None:
-    command = [sys.executable, "-S", "-c", "import picospec.gateway.hosting.parent_death"]
+    command = [sys.executable, "-S", "-c", "import gateway.hosting.parent_death"]
 
     assert subprocess.run(command, env=ENVIRONMENT).returncode == 0

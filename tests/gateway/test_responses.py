@@ -18,11 +18,11 @@ from openai.types.responses import Response, ResponseStreamEvent
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, TypeAdapter
 
-from picospec.gateway.doors import responses_handlers, services
-from picospec.gateway.doors.door import DoorRequest
-from picospec.gateway.doors.responses import ResponsesRequest
-from picospec.gateway.doors.responses_answer import Output, place_of
-from picospec.gateway.doors.services import (
+from gateway.doors import responses_handlers, services
+from gateway.doors.door import DoorRequest
+from gateway.doors.responses import ResponsesRequest
+from gateway.doors.responses_answer import Output, place_of
+from gateway.doors.services import (
     MAX_AGE_S,
     MAX_BYTES,
     MAX_RESPONSES,
@@ -30,11 +30,11 @@ from picospec.gateway.doors.services import (
     ResponseStores,
     StoredResponse,
 )
-from picospec.gateway.errors import InvalidRequest, Unavailable
-from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.output.message import CallArguments, CallStart, Parsed
-from picospec.gateway.schema import SMALL_BYTES, Values
-from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.errors import InvalidRequest, Unavailable
+from gateway.output.detokenise import TextDelta
+from gateway.output.message import CallArguments, CallStart, Parsed
+from gateway.schema import SMALL_BYTES, Values
+from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from tests.gateway import scripted as openai_sdk
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, SetClock, writes
 

@@ -9,8 +9,8 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from picospec.gateway.errors import EngineFault, InvalidRequest, Overloaded, Unavailable
-from picospec.gateway.ports import Job
+from gateway.errors import EngineFault, InvalidRequest, Overloaded, Unavailable
+from gateway.ports import Job
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, sdk, writes
 
 ASK = [{"role": "user", "content": "Hello"}]

@@ -22,13 +22,13 @@ import trustme
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from picospec.gateway.hosting.probe import trouble
-from picospec.gateway.metrics import MAX_MODELS, OTHERS, Metrics
-from picospec.gateway.middleware import ANSWERS, route_of
-from picospec.gateway.ports import Job, Statistics
-from picospec.gateway.routes import ROUTES
-from picospec.verifier.routes import OPEN
+from gateway.hosting.probe import trouble
+from gateway.metrics import MAX_MODELS, OTHERS, Metrics
+from gateway.middleware import ANSWERS, route_of
+from gateway.ports import Job, Statistics
+from gateway.routes import ROUTES
 from tests.gateway.scripted import MODEL, Body, ScriptedEngine, ask, client_of, make_app, served
+from verifier.routes import OPEN
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
 STREAM = CHAT | {"stream": True}
@@ -305,7 +305,7 @@ def test_what_does_not_answer_a_hello_by_tls_is_dead(
     answer: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """answer: what every connection gets before it is closed; None for nothing, and no end."""
-    monkeypatch.setattr("picospec.gateway.hosting.probe.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("gateway.hosting.probe.TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=answered, args=(server, answer), daemon=True).start()
 
@@ -334,7 +334,7 @@ def test_a_service_that_says_so_is_not_alive() -> None:
 
 
 def test_the_probe_is_a_command() -> None:
-    command = [sys.executable, "-m", "picospec.gateway.hosting.probe"]
+    command = [sys.executable, "-m", "gateway.hosting.probe"]
     with probe_served() as port:
         assert subprocess.run([*command, str(port)], cwd=ROOT).returncode == 0
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 import uvicorn
 
-from picospec.gateway.drain import Drain, stopped_by_signals
-from picospec.gateway.hosting.server import DrainingServer
+from gateway.drain import Drain, stopped_by_signals
+from gateway.hosting.server import DrainingServer
 from tests.gateway.scripted import ScriptedEngine, make_app
 
 STREAM = {"stream": True, "messages": [{"role": "user", "content": "Hi"}]}

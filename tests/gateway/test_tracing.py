@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
-from picospec.gateway.errors import NotFound, Unavailable
-from picospec.gateway.tracing import Tracing, open_tracing
+from gateway.errors import NotFound, Unavailable
+from gateway.tracing import Tracing, open_tracing
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
 
 Posts = list[tuple[str, bytes]]
@@ -138,7 +138,7 @@ ROOT = Path(__file__).parents[2]
 
 FAILS = """
 import sys, structlog
-from picospec.gateway.hosting import logs
+from gateway.hosting import logs
 
 def fail(prompt):
     raise RuntimeError("a bug")
@@ -152,7 +152,7 @@ except RuntimeError:
 
 LOGS = """
 import structlog
-from picospec.gateway.hosting import logs
+from gateway.hosting import logs
 
 logs.configure("console")
 structlog.get_logger("x").info("an event")

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.grammars import Tags
-from picospec.gateway.output.detokenise import Detokeniser, TextDelta
-from picospec.gateway.output.formats.base import Format
-from picospec.gateway.output.message import Message
-from picospec.gateway.output.reading import read_reasoning
-from picospec.gateway.output.style import FORMATS, OutputParser
-from picospec.gateway.ports import Delta
-from picospec.gateway.watching import Chain, Spans
+from gateway.grammars import Tags
+from gateway.output.detokenise import Detokeniser, TextDelta
+from gateway.output.formats.base import Format
+from gateway.output.message import Message
+from gateway.output.reading import read_reasoning
+from gateway.output.style import FORMATS, OutputParser
+from gateway.ports import Delta
+from gateway.watching import Chain, Spans
 from tests.gateway.output.reading import CUTS, TOOLS, split
 from tests.gateway.scripted import Body, ReportingEngine, ask, events_of
 

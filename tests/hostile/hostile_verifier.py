@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from itertools import count, repeat
 from typing import Any
 
-from picospec.bench.run.services import free_port
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from bench.run.services import free_port
+from speculation import wire
+from speculation.messages import (
     Beat,
     Commit,
     Down,
@@ -30,7 +30,7 @@ from picospec.speculation.messages import (
     Reject,
     TokenLogprob,
 )
-from picospec.speculation.wire import UINT
+from speculation.wire import UINT
 from tests.edge_agent import fake_verifier
 from tests.edge_agent.fake_verifier import FACTS, Receive, Send, target_at
 from tests.edge_agent.processes import ROOT, wait_for

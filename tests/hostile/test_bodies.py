@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from picospec.gateway.doors.generation import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
-from picospec.gateway.errors import ApiError, Unavailable
-from picospec.gateway.schema import (
+from gateway.doors.generation import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
+from gateway.errors import ApiError, Unavailable
+from gateway.schema import (
     MAX_CONTAINERS,
     MAX_STRINGS,
     MAX_VALUES,

@@ -17,9 +17,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.bench.run.services import free_port
-from picospec.gateway.hosting import server
-from picospec.gateway.hosting.limits import MAX_DESCRIPTORS, limit_accept_error_logs
+from bench.run.services import free_port
+from gateway.hosting import server
+from gateway.hosting.limits import MAX_DESCRIPTORS, limit_accept_error_logs
 from tests.edge_agent.processes import wait_for
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.verifier.conftest import KEY, ROOT, fake_command, serving
@@ -216,7 +216,7 @@ def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: i
     hard = min(hard, before[1])
     script = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, {hard}));"
-        "from picospec.gateway.hosting import limits as descriptors;"
+        "from gateway.hosting import limits as descriptors;"
         "limit = descriptors.raise_limit();"
         "print(limit, descriptors.max_connections(limit), descriptors.max_accepted(limit))"
     )
@@ -240,7 +240,7 @@ NO_REQUESTS = (
 def test_what_is_no_request_has_no_line_in_an_edges_log(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
     arguments = f"--port {port} --draft none --verifier-url http://127.0.0.1:9"
-    command = [sys.executable, "-m", "picospec.edge_agent", *arguments.split()]
+    command = [sys.executable, "-m", "edge_agent", *arguments.split()]
     with log.open("wb") as out:
         edge = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
     try:

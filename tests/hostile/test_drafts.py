@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.bench.run.services import free_port
-from picospec.edge_agent import proposals
-from picospec.edge_agent.link.session import Posts
-from picospec.edge_agent.proposals import ProposalFinder
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import InvalidRequest
-from picospec.gateway.ports import Job
-from picospec.gateway.ports import opening as lookup_opening
-from picospec.speculation import wire
-from picospec.speculation.draft_machine import Outcome
-from picospec.speculation.messages import (
+from bench.run.services import free_port
+from edge_agent import proposals
+from edge_agent.link.session import Posts
+from edge_agent.proposals import ProposalFinder
+from edge_agent.settings import EdgeSettings
+from gateway.errors import InvalidRequest
+from gateway.ports import Job
+from gateway.ports import opening as lookup_opening
+from speculation import wire
+from speculation.draft_machine import Outcome
+from speculation.messages import (
     Draft,
     Fault,
     Pushed,
@@ -34,10 +34,8 @@ from picospec.speculation.messages import (
     Sampling,
     TokenId,
 )
-from picospec.speculation.ngrams import PromptGrams
-from picospec.speculation.wire import Framed
-from picospec.verifier.routes import DRAFTS_BYTES, check_open
-from picospec.verifier.sessions.session import INITIAL_CHAINS
+from speculation.ngrams import PromptGrams
+from speculation.wire import Framed
 from tests.edge_agent.fakes import FACTS as LOOKUP_FACTS
 from tests.edge_agent.fakes import Paired
 from tests.speculation.joined import Joined
@@ -48,6 +46,8 @@ from tests.verifier.down import opened
 from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
 from tests.verifier.test_sessions import ending, running, tenant
 from tests.verifier.test_tenants import ANN, BEN, OPEN, app_of, client_of, keys_toml
+from verifier.routes import DRAFTS_BYTES, check_open
+from verifier.sessions.session import INITIAL_CHAINS
 
 ALLOWED = INITIAL_CHAINS * FACTS.limits.max_ahead
 """Draft tokens of a session that has been sent nothing."""

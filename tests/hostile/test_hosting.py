@@ -12,8 +12,8 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from picospec.gateway.hosting import logs
-from picospec.gateway.tracing import EVERY_S, MAX_CHARACTERS
+from gateway.hosting import logs
+from gateway.tracing import EVERY_S, MAX_CHARACTERS
 from tests.gateway.scripted import ScriptedEngine, SetClock, client_of, make_app
 
 KEY = {"authorization": "Bearer right"}

@@ -10,14 +10,14 @@ from typing import Final
 import msgspec
 import pytest
 
-from picospec.models import hub
-from picospec.models.catalogue import ModelFile, Wheel, parse_catalogue
-from picospec.models.digests import sha256_name, tokenizer_name
-from picospec.models.errors import CannotOpen, InvalidCatalogue, PullError, SourceFailed
-from picospec.models.hub import Hub
-from picospec.models.store import Store, open_store
-from picospec.models.tokenizer_file import TokenizerCache
-from tests.models.hub_server import FakeHub
+from local_models import hub
+from local_models.catalogue import ModelFile, Wheel, parse_catalogue
+from local_models.digests import sha256_name, tokenizer_name
+from local_models.errors import CannotOpen, InvalidCatalogue, PullError, SourceFailed
+from local_models.hub import Hub
+from local_models.store import Store, open_store
+from local_models.tokenizer_file import TokenizerCache
+from tests.local_models.hub_server import FakeHub
 
 CONTENT: Final = b"GGUF of a stranger"
 SHA256: Final = hashlib.sha256(CONTENT).hexdigest()

@@ -21,23 +21,23 @@ from pathlib import Path
 
 import pytest
 
-from picospec.edge_agent import app as edge
-from picospec.edge_agent.settings import load as load_edge
-from picospec.gateway.doors.generation import MIN_LIMIT_BYTES
-from picospec.gateway.drain import Drain
-from picospec.gateway.hosting.server import serve, settle
-from picospec.models.store import open_store
-from picospec.models.tokenizer_file import TokenizerFile, tokenizer_file
-from picospec.speculation.messages import Open
-from picospec.speculation.wire import Framed
-from picospec.verifier.app import build
-from picospec.verifier.settings import VerifierSettings, load
-from picospec.verifier.target import Reply
+from edge_agent import app as edge
+from edge_agent.settings import load as load_edge
+from gateway.doors.generation import MIN_LIMIT_BYTES
+from gateway.drain import Drain
+from gateway.hosting.server import serve, settle
+from local_models.store import open_store
+from local_models.tokenizer_file import TokenizerFile, tokenizer_file
+from speculation.messages import Open
+from speculation.wire import Framed
 from tests.gateway.scripted import served
 from tests.hostile.test_bodies import CHAT
 from tests.hostile.tight_bodies import bodies, chat, following, kept, relayed
 from tests.verifier.conftest import free_port, serving
 from tests.verifier.fake_target import FACTS, STREAMS, FakeTarget
+from verifier.app import build
+from verifier.settings import VerifierSettings, load
+from verifier.target import Reply
 
 MOST_S, MOST_MIB = 0.5, 300
 """What a busy host may make of the mark, 0.1 s on two quiet cores, and of 100 MiB."""

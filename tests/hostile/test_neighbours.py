@@ -13,29 +13,29 @@ import pytest
 from msgspec import structs
 from prometheus_client import CollectorRegistry
 
-from picospec.edge_agent.draft.llama import LlamaDrafter
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.proposals import EdgeGrammars
-from picospec.edge_agent.settings import EdgeSettings
-from picospec.gateway.errors import Overloaded, RateLimited
-from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import Job
-from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
-from picospec.gateway.turns import Turns
-from picospec.models.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from picospec.models.grammars import Constraint
-from picospec.models.trial import Outcome
-from picospec.speculation.messages import Finish, Open, Sampling
-from picospec.verifier.app import PlainEngine
-from picospec.verifier.llama_target.target import KvSlots
+from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.proposals import EdgeGrammars
+from edge_agent.settings import EdgeSettings
+from gateway.errors import Overloaded, RateLimited
+from gateway.hosting.settings import GatewaySettings
+from gateway.ports import Job
+from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.turns import Turns
+from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from local_models.grammars import Constraint
+from local_models.trial import Outcome
+from speculation.messages import Finish, Open, Sampling
 from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.edge_agent.fakes import JOB, FakeVerifiers, deltas, engine, scripted
 from tests.edge_agent.test_proposals import asking
-from tests.models.grammars.small import TOKENIZER
+from tests.local_models.grammars.small import TOKENIZER
 from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
 from tests.verifier.served_llama import LONG, job_of, plain, serving
 from tests.verifier.test_llama_scheduler import TOKEN, RecordingEngine, scheduling, text_of
 from tests.verifier.test_sessions import rest, running, tenant
+from verifier.app import PlainEngine
+from verifier.llama_target.target import KvSlots
 
 Ask = Callable[[str, str], Awaitable[object]]
 
@@ -65,7 +65,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         await asyncio.sleep(0.01)
         return Outcome(where="choice", reason="tried")
 
-    monkeypatch.setattr("picospec.models.compiler.Checker.check", check)
+    monkeypatch.setattr("local_models.compiler.Checker.check", check)
     return words
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from picospec.gateway import turns
-from picospec.gateway.turns import BYTES_PER_TOKEN, MAX_RUNNING
+from gateway import turns
+from gateway.turns import BYTES_PER_TOKEN, MAX_RUNNING
 from tests.gateway.scripted import (
     ANN,
     BEN,

@@ -17,7 +17,7 @@ except ImportError:
     import sre_parse as parser
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("cli", "edge_agent", "gateway", "models", "speculation", "verifier")
+ROOMS = ("picospec", "edge_agent", "gateway", "local_models", "speculation", "verifier")
 COUNT = 20_000
 """A part is repeated so often. Quadratic time for it is more than a second."""
 

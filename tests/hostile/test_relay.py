@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from picospec.edge_agent.settings import RelaySettings, load
+from edge_agent.settings import RelaySettings, load
 from tests.edge_agent.relaying import MODEL, Upstream, relaying, saying
 
 JSON = "content-type: application/json"

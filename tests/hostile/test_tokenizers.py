@@ -18,23 +18,23 @@ import tokenizers
 from msgspec.structs import replace
 from tokenizers import Regex, models, pre_tokenizers
 
-from picospec.edge_agent.draft.loading import TargetTokenizer
-from picospec.gateway.app import create_app
-from picospec.gateway.doors.services import one_model
-from picospec.gateway.errors import Unavailable
-from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import Facts, Tokenizer
-from picospec.models.confined import environment
-from picospec.models.errors import CannotOpen
-from picospec.models.hugging_face import HuggingFaceEncoder
-from picospec.models.store import open_store
-from picospec.models.tokenizer_file import (
+from edge_agent.draft.loading import TargetTokenizer
+from gateway.app import create_app
+from gateway.doors.services import one_model
+from gateway.errors import Unavailable
+from gateway.hosting.settings import GatewaySettings
+from gateway.ports import Facts, Tokenizer
+from local_models.confined import environment
+from local_models.errors import CannotOpen
+from local_models.hugging_face import HuggingFaceEncoder
+from local_models.store import open_store
+from local_models.tokenizer_file import (
     MAX_KEPT,
     TokenizerCache,
     TokenizerFile,
     tokenizer_file,
 )
-from picospec.speculation.messages import ModelFacts
+from speculation.messages import ModelFacts
 from tests.edge_agent.fakes import FACTS
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
 
@@ -56,7 +56,7 @@ def kept(folder: Path, file: TokenizerFile) -> bool:
 def test_tokenizers_used_last_are_kept_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("picospec.models.tokenizer_file._try_out", lambda packed: None)
+    monkeypatch.setattr("local_models.tokenizer_file._try_out", lambda packed: None)
     cache = TokenizerCache(tmp_path)
     files = [replace(made(), padding=number) for number in range(MAX_KEPT + 1)]
     for number, file in enumerate(files[:-1]):
@@ -143,7 +143,7 @@ def test_markers_are_text_or_tokens_in_any_number_of_threads() -> None:
 
 SPLITS = """
 import sys
-from picospec.models.tokenizer_file import TokenizerFile, tokenizer_file
+from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 tokenizer = TokenizerFile.unpack(sys.stdin.buffer.read()).open()
 for text in ("a", ".", " ", "\u4e2d"):
     tokens = tokenizer.encode(text * 65_536)

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from picospec.edge_agent.link import connection
-from picospec.edge_agent.metrics import EdgeMetrics
+from edge_agent.link import connection
+from edge_agent.metrics import EdgeMetrics
 from tests.edge_agent.conftest import metrics as metrics
 from tests.edge_agent.fake_verifier import FaultyLink
 from tests.edge_agent.processes import ROOT, TEXT, Answer, is_here, proxying, running, using
@@ -25,8 +25,8 @@ from tests.edge_agent.processes import ROOT, TEXT, Answer, is_here, proxying, ru
 RENEW_WITHOUT_DESCRIPTORS = """
 import asyncio, os, resource
 from contextlib import suppress
-from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.connection import LinkDown
+from edge_agent.link.connection import Connection
+from edge_agent.link.connection import LinkDown
 
 async def main():
     for url in ("http://127.0.0.1:9", "https://127.0.0.1:9"):

@@ -12,19 +12,19 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.edge_agent import relayed as relaying
-from picospec.edge_agent.app import build
-from picospec.edge_agent.link import connection, course, session, verifier
-from picospec.edge_agent.link.connection import Connection
-from picospec.edge_agent.link.session import Session
-from picospec.edge_agent.link.verifier import Verifier
-from picospec.edge_agent.metrics import EdgeMetrics
-from picospec.edge_agent.relay import DIRECT
-from picospec.edge_agent.settings import load
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError, EngineFault, Unavailable, first_error
-from picospec.models.store import open_store
-from picospec.speculation.messages import Draft, Open, Sampling
+from edge_agent import relayed as relaying
+from edge_agent.app import build
+from edge_agent.link import connection, course, session, verifier
+from edge_agent.link.connection import Connection
+from edge_agent.link.session import Session
+from edge_agent.link.verifier import Verifier
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.relay import DIRECT
+from edge_agent.settings import load
+from gateway.drain import Drain
+from gateway.errors import ApiError, EngineFault, Unavailable, first_error
+from local_models.store import open_store
+from speculation.messages import Draft, Open, Sampling
 from tests.edge_agent.conftest import metrics as metrics
 from tests.edge_agent.processes import TEXT, Answer, running, using
 from tests.gateway.scripted import served

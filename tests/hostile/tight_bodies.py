@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from picospec.edge_agent.relay import DIRECT, HELD_BYTES
-from picospec.gateway.doors.request import MAX_BIASES, MAX_STOPS
-from picospec.gateway.grammars import MAX_BYTES
-from picospec.gateway.schema import MAX_CONTAINERS, MAX_STRINGS, SMALL_BYTES
-from picospec.gateway.turns import BYTES_PER_TOKEN
+from edge_agent.relay import DIRECT, HELD_BYTES
+from gateway.doors.request import MAX_BIASES, MAX_STOPS
+from gateway.grammars import MAX_BYTES
+from gateway.schema import MAX_CONTAINERS, MAX_STRINGS, SMALL_BYTES
+from gateway.turns import BYTES_PER_TOKEN
 from tests.hostile.test_bodies import CHAT, KINDS, TEXT, body_of
 
 Json = dict[str, object]

@@ -25,7 +25,7 @@ def verifier(port: int, key: str) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        "picospec.verifier",
+        "verifier",
         "--model",
         "smollm2",
         "--port",

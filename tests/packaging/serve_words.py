@@ -8,11 +8,11 @@ import sys
 
 import msgspec
 
-from picospec.gateway.hosting.server import serve
-from picospec.models.tokenizer_file import TokenizerFile
-from picospec.verifier.app import build
-from picospec.verifier.settings import load
+from gateway.hosting.server import serve
+from local_models.tokenizer_file import TokenizerFile
 from tests.verifier.fake_target import FACTS, FakeTarget, V
+from verifier.app import build
+from verifier.settings import load
 
 WORDS = {f"w{token}": token for token in range(V)}
 LEVEL = {"type": "WordLevel", "vocab": WORDS, "unk_token": "w0"}

@@ -22,11 +22,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from picospec.gateway.app import create_app
-from picospec.gateway.doors.services import one_model
-from picospec.gateway.errors import Unavailable
-from picospec.gateway.hosting.settings import GatewaySettings
-from picospec.gateway.ports import (
+from gateway.app import create_app
+from gateway.doors.services import one_model
+from gateway.errors import Unavailable
+from gateway.hosting.settings import GatewaySettings
+from gateway.ports import (
     MAX_CHAT_BYTES,
     NONE,
     Delta,
@@ -37,8 +37,8 @@ from picospec.gateway.ports import (
     Statistics,
     Tokenizer,
 )
-from picospec.gateway.watching import Chain, Event, LinkUse, Pass
-from picospec.speculation.messages import TokenLogprob
+from gateway.watching import Chain, Event, LinkUse, Pass
+from speculation.messages import TokenLogprob
 from tests.page.answers import FAULT, text_of
 
 MODEL = "words-1"

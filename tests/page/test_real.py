@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 from playwright.sync_api import Browser
 
-from picospec.models.store import open_store
+from local_models.store import open_store
 from tests.end_to_end.fleet import Fleet
 from tests.page.conftest import visiting
 from tests.page.visiting import Visit

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from playwright.sync_api import Browser
 
-from picospec.bench.run.services import free_port
+from bench.run.services import free_port
 from tests.page.conftest import visiting
 from tests.page.visiting import Visit
 from tests.verifier.conftest import fake_command, serving

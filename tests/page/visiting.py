@@ -16,14 +16,14 @@ import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, sync_playwright
 
-from picospec.bench.run.services import (
+from bench.run.services import (
     EdgePlan,
     Services,
     ServicesPlan,
     free_port,
     verifier_arguments,
 )
-from picospec.cli.link import Conditions
+from picospec.link import Conditions
 from tests.page.service import PageEngine, page_app
 
 BUILD = Path(__file__).parents[2] / "build" / "page"

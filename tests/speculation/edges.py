@@ -7,13 +7,13 @@ from itertools import repeat
 
 import numpy as np
 
-from picospec.speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
-from picospec.speculation.draft_machine import DraftMachine, Outcome
-from picospec.speculation.drafting import DraftingSession, DraftPolicy
-from picospec.speculation.gain import Gains
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.learning import Latencies, Proposer
-from picospec.speculation.messages import Limits, Open, Reject, Sampling, TokenId
+from speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
+from speculation.draft_machine import DraftMachine, Outcome
+from speculation.drafting import DraftingSession, DraftPolicy
+from speculation.gain import Gains
+from speculation.judges import JUDGES
+from speculation.learning import Latencies, Proposer
+from speculation.messages import Limits, Open, Reject, Sampling, TokenId
 
 STOP = 99
 Q = QuantisedDistribution(np.array([1, 2]), np.array([Q_SCALE // 2, Q_SCALE // 2]))

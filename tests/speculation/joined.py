@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
-from picospec.speculation import wire
-from picospec.speculation.distributions import Distribution, DraftToken, quantise
-from picospec.speculation.draft_machine import DraftMachine, DraftStep, Outcome
-from picospec.speculation.drafting import StreamPolicy
-from picospec.speculation.gain import Gains
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.lookup import PromptLookup
-from picospec.speculation.messages import Draft, Finish, Limits, Open, Opened, Redraw
-from picospec.speculation.ngrams import Pool
-from picospec.speculation.noise import noise_index
-from picospec.speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
-from picospec.speculation.verify_session import Pass, VerifyingSession
+from speculation import wire
+from speculation.distributions import Distribution, DraftToken, quantise
+from speculation.draft_machine import DraftMachine, DraftStep, Outcome
+from speculation.drafting import StreamPolicy
+from speculation.gain import Gains
+from speculation.judges import JUDGES
+from speculation.lookup import PromptLookup
+from speculation.messages import Draft, Finish, Limits, Open, Opened, Redraw
+from speculation.ngrams import Pool
+from speculation.noise import noise_index
+from speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
+from speculation.verify_session import Pass, VerifyingSession
 from tests.speculation.small_models import SIZE, Model, model, opening, plain
 
 

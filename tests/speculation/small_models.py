@@ -13,14 +13,14 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy import stats
 
-from picospec.speculation.distributions import Distribution, DraftToken, distribution, quantise
-from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import DraftingSession, StreamPolicy
-from picospec.speculation.messages import Down, Limits, Open, Sampling, TokenId
-from picospec.speculation.ngrams import LENGTHS, Match
-from picospec.speculation.noise import noise_index
-from picospec.speculation.separate import SeparateEdge
-from picospec.speculation.verify_session import VerifyingSession
+from speculation.distributions import Distribution, DraftToken, distribution, quantise
+from speculation.draft_machine import DraftMachine
+from speculation.drafting import DraftingSession, StreamPolicy
+from speculation.messages import Down, Limits, Open, Sampling, TokenId
+from speculation.ngrams import LENGTHS, Match
+from speculation.noise import noise_index
+from speculation.separate import SeparateEdge
+from speculation.verify_session import VerifyingSession
 
 Model = Callable[[tuple[TokenId, ...]], Distribution]
 """Context to distribution."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from picospec.speculation.chain import (
+from speculation.chain import (
     ACCEPTANCE_PRIOR,
     ACCEPTANCE_WEIGHT,
     MAX_DROPPED,
@@ -14,12 +14,12 @@ from picospec.speculation.chain import (
     Chain,
     Pools,
 )
-from picospec.speculation.judge import Judgement
-from picospec.speculation.lookup import MATCH_PRIORS
-from picospec.speculation.messages import Commit, Draft, Finish, Limits, RemoteProtocolError
-from picospec.speculation.ngrams import SHARED, Owner
-from picospec.speculation.verify_machine import VerifyMachine
-from picospec.speculation.verify_session import VerifyingSession
+from speculation.judge import Judgement
+from speculation.lookup import MATCH_PRIORS
+from speculation.messages import Commit, Draft, Finish, Limits, RemoteProtocolError
+from speculation.ngrams import SHARED, Owner
+from speculation.verify_machine import VerifyMachine
+from speculation.verify_session import VerifyingSession
 from tests.speculation import verifiers
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from picospec.speculation import coupled, noise
-from picospec.speculation import distributions as distributions
-from picospec.speculation import separate as separate
-from picospec.speculation.distributions import (
+from speculation import coupled, noise
+from speculation import distributions as distributions
+from speculation import separate as separate
+from speculation.distributions import (
     Q_SCALE,
     Distribution,
     QuantisedDistribution,
@@ -22,8 +22,8 @@ from picospec.speculation.distributions import (
     quantise,
     top,
 )
-from picospec.speculation.messages import Sampling
-from picospec.speculation.noise import noise_index
+from speculation.messages import Sampling
+from speculation.noise import noise_index
 
 SIZES = st.sampled_from([1, 2, 63, 64, 65, 500, 1000, 4099])
 SAMPLINGS = st.builds(

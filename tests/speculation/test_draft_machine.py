@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.draft_machine import DraftStep, Outcome
-from picospec.speculation.drafting import DraftingSession, StreamPolicy
-from picospec.speculation.learning import Latencies
-from picospec.speculation.lookup import PromptLookup
-from picospec.speculation.messages import (
+from speculation.distributions import DraftToken
+from speculation.draft_machine import DraftStep, Outcome
+from speculation.drafting import DraftingSession, StreamPolicy
+from speculation.learning import Latencies
+from speculation.lookup import PromptLookup
+from speculation.messages import (
     MAX_VOCABULARY,
     Commit,
     Draft,

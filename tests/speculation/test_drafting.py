@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.drafting import (
+from speculation.distributions import DraftToken
+from speculation.drafting import (
     MAX_MISSES,
     MAX_REST_TOKENS,
     DraftingSession,
@@ -15,8 +15,8 @@ from picospec.speculation.drafting import (
     should_rest,
     window,
 )
-from picospec.speculation.learning import Latencies
-from picospec.speculation.messages import (
+from speculation.learning import Latencies
+from speculation.messages import (
     Commit,
     Draft,
     Limits,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.gain import Gain, Share
-from picospec.speculation.messages import Commit
+from speculation.gain import Gain, Share
+from speculation.messages import Commit
 
 PLAIN_S = 0.02
 

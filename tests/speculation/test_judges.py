@@ -15,18 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation import separate as verifier
-from picospec.speculation.coupled import Coupled
-from picospec.speculation.distributions import (
+from speculation import separate as verifier
+from speculation.coupled import Coupled
+from speculation.distributions import (
     Q_SCALE,
     Distribution,
     QuantisedDistribution,
     distribution,
     quantise,
 )
-from picospec.speculation.judge import Judgement, Rejection, Row
-from picospec.speculation.messages import Commit, Reject, RemoteProtocolError, Sampling
-from picospec.speculation.separate import PendingRejection, Separate, as_sent, recover
+from speculation.judge import Judgement, Rejection, Row
+from speculation.messages import Commit, Reject, RemoteProtocolError, Sampling
+from speculation.separate import PendingRejection, Separate, as_sent, recover
 from tests.speculation.small_models import (
     ALMOST_1,
     Ends,

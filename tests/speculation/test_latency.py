@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.latency import (
+from speculation.latency import (
     FORGET_AFTER,
     MAX_SAMPLES,
     MEASURE_S,

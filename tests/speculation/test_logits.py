@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation import logits as adjustments
-from picospec.speculation.logits import MAX_BIASES, Adjust, adjustment, in_turn
-from picospec.speculation.messages import InvalidSetting, Open, Sampling
+from speculation import logits as adjustments
+from speculation.logits import MAX_BIASES, Adjust, adjustment, in_turn
+from speculation.messages import InvalidSetting, Open, Sampling
 from tests.speculation.small_models import slow
 
 V = 12

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.drafting import DraftingSession
-from picospec.speculation.learning import Latencies
-from picospec.speculation.lookup import (
+from speculation.distributions import DraftToken
+from speculation.drafting import DraftingSession
+from speculation.learning import Latencies
+from speculation.lookup import (
     MATCH_PRIORS,
     MIN_UNREAD_LENGTH,
     PromptLookup,
     ahead_size,
     is_worth_unread,
 )
-from picospec.speculation.messages import Commit, TokenId
+from speculation.messages import Commit, TokenId
 from tests.speculation.edges import chain_of
 from tests.speculation.small_models import search, texts
 

@@ -9,11 +9,11 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from picospec.gateway.ports import Job, opening
-from picospec.speculation import messages, noise, wire
-from picospec.speculation import separate as verifier
-from picospec.speculation.distributions import Q_SCALE
-from picospec.speculation.messages import (
+from gateway.ports import Job, opening
+from speculation import messages, noise, wire
+from speculation import separate as verifier
+from speculation.distributions import Q_SCALE
+from speculation.messages import (
     Draft,
     InvalidSetting,
     Limits,
@@ -25,9 +25,9 @@ from picospec.speculation.messages import (
     RemoteProtocolError,
     Sampling,
 )
-from picospec.speculation.verify_session import VerifyingSession
-from picospec.verifier.sessions import streams
+from speculation.verify_session import VerifyingSession
 from tests.speculation.verifiers import V, rejecting, session, state
+from verifier.sessions import streams
 
 DISHONEST: dict[str, tuple[VerifyingSession, Pushed, str]] = {
     "no tokens": (session(), Draft(0, 0, 0, ()), "Draft.tokens"),

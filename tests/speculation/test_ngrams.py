@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.learning import Latencies
-from picospec.speculation.lookup import PromptLookup
-from picospec.speculation.ngrams import (
+from speculation.learning import Latencies
+from speculation.lookup import PromptLookup
+from speculation.ngrams import (
     CONTEXT,
     POOL_LENGTHS,
     Index,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.judge import Judgement
-from picospec.speculation.latency import TRIED_ROWS, PassLatency, measured
-from picospec.speculation.messages import Draft, Limits
-from picospec.speculation.pass_policy import (
+from speculation.judge import Judgement
+from speculation.latency import TRIED_ROWS, PassLatency, measured
+from speculation.messages import Draft, Limits
+from speculation.pass_policy import (
     MAX_COMMITS,
     MAX_HELD_FOR,
     MIN_INTERVAL_S,
@@ -27,7 +27,7 @@ from picospec.speculation.pass_policy import (
     hold_s,
     waiting,
 )
-from picospec.speculation.verify_machine import Verdict, VerifyMachine
+from speculation.verify_machine import Verdict, VerifyMachine
 from tests.speculation import verifiers
 from tests.speculation.verifiers import V, counting, latency, opening
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import Limits, Open, Sampling, TokenId
-from picospec.speculation.prediction import SURE, Prediction
-from picospec.speculation.verify_session import VerifyingSession
+from speculation.judge import Judgement
+from speculation.messages import Limits, Open, Sampling, TokenId
+from speculation.prediction import SURE, Prediction
+from speculation.verify_session import VerifyingSession
 from tests.speculation.joined import joining
 from tests.speculation.small_models import model, opening, plain
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from picospec.speculation.distributions import Q_SCALE, DraftToken
-from picospec.speculation.draft_machine import DraftMachine, Outcome
-from picospec.speculation.judge import Judgement, Rejection
-from picospec.speculation.messages import (
+from speculation.distributions import Q_SCALE, DraftToken
+from speculation.draft_machine import DraftMachine, Outcome
+from speculation.judge import Judgement, Rejection
+from speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -20,8 +20,8 @@ from picospec.speculation.messages import (
     Reject,
     RemoteProtocolError,
 )
-from picospec.speculation.separate import MAX_REDRAWS
-from picospec.speculation.verify_session import VerifyingSession
+from speculation.separate import MAX_REDRAWS
+from speculation.verify_session import VerifyingSession
 from tests.speculation.edges import ONLY_TAIL, REJECT, Policy, Q, machine
 from tests.speculation.verifiers import P, begin, rejecting, session
 

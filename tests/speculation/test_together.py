@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation import separate as verifier
-from picospec.speculation.distributions import Distribution, DraftToken
-from picospec.speculation.draft_machine import Outcome
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import (
+from speculation import separate as verifier
+from speculation.distributions import Distribution, DraftToken
+from speculation.draft_machine import Outcome
+from speculation.judge import Judgement
+from speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -29,7 +29,7 @@ from picospec.speculation.messages import (
     TokenId,
     Totals,
 )
-from picospec.speculation.verify_session import VerifyingSession
+from speculation.verify_session import VerifyingSession
 from tests.speculation.edges import LIMITS, ONLY_TAIL, Q, machine
 from tests.speculation.edges import STOP as REOPENING_STOP
 from tests.speculation.joined import Joined, joining

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.speculation.judge import Judgement, Rejection
-from picospec.speculation.messages import Commit, Draft, RemoteProtocolError, TokenLogprob
-from picospec.speculation.separate import Separate
-from picospec.speculation.verify_machine import MIN_HOLD_S, Head, Offer, Verdict, VerifyMachine
+from speculation.judge import Judgement, Rejection
+from speculation.messages import Commit, Draft, RemoteProtocolError, TokenLogprob
+from speculation.separate import Separate
+from speculation.verify_machine import MIN_HOLD_S, Head, Offer, Verdict, VerifyMachine
 from tests.speculation.verifiers import (
     FLAT,
     LIMITS,

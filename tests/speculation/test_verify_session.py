@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from picospec.speculation.chain import ACCEPTANCE_PRIOR
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import (
+from speculation.chain import ACCEPTANCE_PRIOR
+from speculation.judge import Judgement
+from speculation.messages import (
     Commit,
     Draft,
     Finish,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from speculation import wire
+from speculation.messages import (
     Beat,
     Commit,
     Draft,
@@ -33,7 +33,7 @@ from picospec.speculation.messages import (
     TokenLogprob,
     Totals,
 )
-from picospec.speculation.wire import UINT, Reader
+from speculation.wire import UINT, Reader
 
 UINTS = st.one_of(st.integers(0, 300), st.integers(0, 2**63 - 1))
 TOKENS = st.lists(UINTS, max_size=12).map(tuple)

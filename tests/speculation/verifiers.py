@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from picospec.speculation.distributions import Q_SCALE, Distribution
-from picospec.speculation.judge import Judgement, Rejection
-from picospec.speculation.latency import PassLatency
-from picospec.speculation.messages import Down, Draft, Limits, Open, Sampling, TokenId
-from picospec.speculation.verify_machine import Verdict, VerifyMachine
-from picospec.speculation.verify_session import Pass, VerifyingSession
+from speculation.distributions import Q_SCALE, Distribution
+from speculation.judge import Judgement, Rejection
+from speculation.latency import PassLatency
+from speculation.messages import Down, Draft, Limits, Open, Sampling, TokenId
+from speculation.verify_machine import Verdict, VerifyMachine
+from speculation.verify_session import Pass, VerifyingSession
 
 V = 10**6
 P = Distribution(np.array([1, 2, 3]), np.array([0.5, 0.25, 0.25]))

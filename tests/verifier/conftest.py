@@ -18,9 +18,9 @@ import pytest
 import pytest_asyncio
 from pyqwest.httpx import AsyncPyqwestTransport
 
-from picospec.bench.run.services import free_port
-from picospec.verifier.target import Host
+from bench.run.services import free_port
 from tests.verifier import served_llama
+from verifier.target import Host
 
 KEY = "correct-horse"
 ROOT = Path(__file__).parents[2]

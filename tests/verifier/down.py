@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import httpx
 
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from speculation import wire
+from speculation.messages import (
     Beat,
     Commit,
     Message,
@@ -18,8 +18,8 @@ from picospec.speculation.messages import (
     Pushed,
     Reused,
 )
-from picospec.speculation.wire import Framed
-from picospec.verifier.target import Reply, Target
+from speculation.wire import Framed
+from verifier.target import Reply, Target
 
 HEADERS = {"content-type": "application/vnd.picospec"}
 

@@ -20,10 +20,10 @@ import msgspec
 import numpy as np
 from fastapi import FastAPI
 
-from picospec.gateway.hosting.server import serve
-from picospec.gateway.ports import MAX_CHAT_BYTES, NONE, Json
-from picospec.speculation.distributions import Distribution
-from picospec.speculation.messages import (
+from gateway.hosting.server import serve
+from gateway.ports import MAX_CHAT_BYTES, NONE, Json
+from speculation.distributions import Distribution
+from speculation.messages import (
     PROMPT_LOGPROBS,
     SALT,
     Finish,
@@ -34,13 +34,13 @@ from picospec.speculation.messages import (
     Sampling,
     TokenLogprob,
 )
-from picospec.speculation.ngrams import Owner
-from picospec.speculation.verify_session import VerifyingSession
-from picospec.speculation.wire import Framed
-from picospec.verifier.app import build
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import VerifierSettings, load
-from picospec.verifier.target import Reply, Target, TargetFailed, TargetFull, UnknownSession
+from speculation.ngrams import Owner
+from speculation.verify_session import VerifyingSession
+from speculation.wire import Framed
+from verifier.app import build
+from verifier.metrics import VerifierMetrics
+from verifier.settings import VerifierSettings, load
+from verifier.target import Reply, Target, TargetFailed, TargetFull, UnknownSession
 
 V = 64
 STALLS, FAILS, SLOW, STREAMS, HANGS = 1, 2, 3, 4, 5

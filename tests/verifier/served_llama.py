@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.drain import Drain
-from picospec.gateway.ports import Job
-from picospec.models.store import Found, open_store
-from picospec.speculation.distributions import DraftToken, QuantisedDistribution
-from picospec.speculation.drafting import DraftingSession
-from picospec.speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
-from picospec.speculation.wire import Framed
-from picospec.verifier.app import PlainEngine, opening
-from picospec.verifier.llama_target.target import LlamaTarget
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import LlamaSettings
-from picospec.verifier.target import Host, Target, UnknownSession
+from gateway.drain import Drain
+from gateway.ports import Job
+from local_models.store import Found, open_store
+from speculation.distributions import DraftToken, QuantisedDistribution
+from speculation.drafting import DraftingSession
+from speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
+from speculation.wire import Framed
 from tests.verifier.down import replies_of
+from verifier.app import PlainEngine, opening
+from verifier.llama_target.target import LlamaTarget
+from verifier.metrics import VerifierMetrics
+from verifier.settings import LlamaSettings
+from verifier.target import Host, Target, UnknownSession
 
 LONG = "Here is what I know of the sea. " * 12
 PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")

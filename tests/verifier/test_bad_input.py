@@ -10,8 +10,8 @@ import httpx
 import pytest
 from msgspec import Raw, structs
 
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from speculation import wire
+from speculation.messages import (
     MAX_PREDICTED,
     MAX_VOCABULARY,
     PROTOCOL_VERSION,
@@ -21,11 +21,11 @@ from picospec.speculation.messages import (
     Open,
     Sampling,
 )
-from picospec.verifier.routes import DRAFTS_BYTES, open_bytes
 from tests.golden import Json, Line, grown, lines_of
 from tests.verifier.conftest import KEY, http2_client, sessions_open, until_open
 from tests.verifier.down import opened, push
 from tests.verifier.fake_target import FACTS, STALLS, V, opening
+from verifier.routes import DRAFTS_BYTES, open_bytes
 
 OPENS = [*lines_of(Path(__file__).with_name("opens.jsonl"))]
 """Each has what differs from an Open that is served, and how it is refused."""

@@ -12,14 +12,14 @@ from typing import Literal
 
 import pytest
 
-from picospec.gateway.drain import Drain
-from picospec.gateway.hosting.settings import WrongSettings
-from picospec.verifier.__main__ import main, nested
-from picospec.verifier.app import Verifier
-from picospec.verifier.settings import VerifierSettings, load
-from picospec.verifier.vllm_target import launching
-from picospec.verifier.vllm_target.crossing import CONFIG, SOCKET
+from gateway.drain import Drain
+from gateway.hosting.settings import WrongSettings
 from tests.verifier.fake_target import FakeTarget
+from verifier.__main__ import main, nested
+from verifier.app import Verifier
+from verifier.settings import VerifierSettings, load
+from verifier.vllm_target import launching
+from verifier.vllm_target.crossing import CONFIG, SOCKET
 
 
 @pytest.fixture

@@ -13,15 +13,13 @@ from threading import get_ident
 import msgspec
 import pytest
 
-from picospec.gateway.errors import InvalidRequest, Unavailable
-from picospec.gateway.ports import Job
-from picospec.models.errors import GrammarFailed
-from picospec.models.grammars import GrammarState
-from picospec.speculation.distributions import Logits
-from picospec.speculation.logits import Adjust
-from picospec.speculation.messages import Open
-from picospec.verifier.app import opening
-from picospec.verifier.target import Host, TargetFull, Unservable
+from gateway.errors import InvalidRequest, Unavailable
+from gateway.ports import Job
+from local_models.errors import GrammarFailed
+from local_models.grammars import GrammarState
+from speculation.distributions import Logits
+from speculation.logits import Adjust
+from speculation.messages import Open
 from tests.verifier.served_llama import (
     PROMPTS,
     TEMPERATURES,
@@ -36,6 +34,8 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
+from verifier.app import opening
+from verifier.target import Host, TargetFull, Unservable
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import Commit, Draft, Finish, Limits, TokenLogprob
-from picospec.speculation.verify_machine import Verdict, VerifyMachine
-from picospec.speculation.verify_session import VerifyingSession
-from picospec.verifier.llama_target.scheduler import (
+from speculation.judge import Judgement
+from speculation.messages import Commit, Draft, Finish, Limits, TokenLogprob
+from speculation.verify_machine import Verdict, VerifyMachine
+from speculation.verify_session import VerifyingSession
+from tests.verifier.fake_target import opening
+from verifier.llama_target.scheduler import (
     PASSES,
     Part,
     Pieces,
@@ -29,11 +30,10 @@ from picospec.verifier.llama_target.scheduler import (
     Scoring,
     Slot,
 )
-from picospec.verifier.llama_target.target import KvSlots
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import LlamaSettings
-from picospec.verifier.target import TargetFailed
-from tests.verifier.fake_target import opening
+from verifier.llama_target.target import KvSlots
+from verifier.metrics import VerifierMetrics
+from verifier.settings import LlamaSettings
+from verifier.target import TargetFailed
 
 S = TypeVar("S", bound=Slot)
 V = 64

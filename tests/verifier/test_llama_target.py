@@ -13,12 +13,12 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from picospec.gateway.errors import Overloaded
-from picospec.models.store import open_store
-from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import StreamPolicy
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.messages import (
+from gateway.errors import Overloaded
+from local_models.store import open_store
+from speculation.draft_machine import DraftMachine
+from speculation.drafting import StreamPolicy
+from speculation.judges import JUDGES
+from speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -27,9 +27,7 @@ from picospec.speculation.messages import (
     TokenId,
     TokenLogprob,
 )
-from picospec.speculation.wire import Framed
-from picospec.verifier.app import PlainEngine, opening
-from picospec.verifier.target import Host, TargetFull
+from speculation.wire import Framed
 from tests.verifier.down import replies_of
 from tests.verifier.served_llama import (
     LONG,
@@ -47,6 +45,8 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
+from verifier.app import PlainEngine, opening
+from verifier.target import Host, TargetFull
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 

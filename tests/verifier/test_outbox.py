@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from picospec.gateway.drain import Drain, beside
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from gateway.drain import Drain, beside
+from speculation import wire
+from speculation.messages import (
     BEAT_S,
     Beat,
     Draft,
@@ -21,19 +21,19 @@ from picospec.speculation.messages import (
     Message,
     Moved,
 )
-from picospec.speculation.wire import Record, encode_record
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.sessions import streams
-from picospec.verifier.sessions.outbox import PART_BYTES, Outbox
-from picospec.verifier.sessions.session import Sessions
-from picospec.verifier.sessions.streams import Downstream
-from picospec.verifier.settings import SessionSettings
-from picospec.verifier.target import Host
+from speculation.wire import Record, encode_record
 from tests.verifier.down import text_of
 from tests.verifier.fake_target import FakeTarget, opening, said
 from tests.verifier.test_sessions import running, tenant
 from tests.verifier.test_tenants import BEN
 from tests.verifier.test_uploads import NEVER, UploadStream, failed, opened, record
+from verifier.metrics import VerifierMetrics
+from verifier.sessions import streams
+from verifier.sessions.outbox import PART_BYTES, Outbox
+from verifier.sessions.session import Sessions
+from verifier.sessions.streams import Downstream
+from verifier.settings import SessionSettings
+from verifier.target import Host
 
 LENGTH = NEVER.max_tokens
 TEXT = [said(NEVER.prompt, at) for at in range(LENGTH)]
@@ -191,11 +191,9 @@ async def test_a_verifier_that_stops_says_so_to_the_sessions_that_are_carried(
         made.append(Sessions(host, settings, metrics))
         return made[0]
 
-    monkeypatch.setattr("picospec.verifier.app.Sessions", make)
-    monkeypatch.setattr("picospec.verifier.app.Drain", lambda: drain)
-    monkeypatch.setattr(
-        "picospec.verifier.app.stopped_by_signals", lambda *_, **__: nullcontext()
-    )
+    monkeypatch.setattr("verifier.app.Sessions", make)
+    monkeypatch.setattr("verifier.app.Drain", lambda: drain)
+    monkeypatch.setattr("verifier.app.stopped_by_signals", lambda *_, **__: nullcontext())
     async with opened(tmp_path, FakeTarget()) as (app, names, _):
         stream = UploadStream(app, has_records=True)
         await move(stream, names)

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from pyqwest import Client, HTTPTransport, HTTPVersion
 
-from picospec.bench.run.services import free_port
-from picospec.speculation import wire
-from picospec.speculation.messages import Draft, Fault, Finish
+from bench.run.services import free_port
+from speculation import wire
+from speculation.messages import Draft, Fault, Finish
 from tests.verifier.conftest import (
     ROOT,
     fake_command,
@@ -191,7 +191,7 @@ async def _get(client: httpx.AsyncClient, path: str) -> httpx.Response:
 def test_what_cannot_be_served_is_said_in_a_line(
     options: list[str], reason: str, status: int
 ) -> None:
-    command = [sys.executable, "-m", "picospec.verifier", "--port", str(free_port()), *options]
+    command = [sys.executable, "-m", "verifier", "--port", str(free_port()), *options]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
 
     assert ended.returncode == status

@@ -18,12 +18,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from picospec.gateway.drain import Drain
-from picospec.gateway.http import RequestBody
-from picospec.gateway.tenants import Tenant
-from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from gateway.drain import Drain
+from gateway.http import RequestBody
+from gateway.tenants import Tenant
+from gateway.tracing import NO_SPAN
+from speculation import wire
+from speculation.messages import (
     BEAT_S,
     Commit,
     Draft,
@@ -38,19 +38,19 @@ from picospec.speculation.messages import (
     Sampling,
     Totals,
 )
-from picospec.speculation.ngrams import SHARED, Owner
-from picospec.speculation.wire import Framed
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.routes import Routes
-from picospec.verifier.sessions.session import Session, SessionAccount, Sessions, Timeouts
-from picospec.verifier.settings import SessionSettings
-from picospec.verifier.target import Host
-from picospec.verifier.vllm_target.core.slot import OutgoingFrame
-from picospec.verifier.vllm_target.serving.target import VllmTarget
+from speculation.ngrams import SHARED, Owner
+from speculation.wire import Framed
 from tests.verifier.conftest import http2_client, metrics, sessions_open, until_open
 from tests.verifier.down import opened, push, text_of
 from tests.verifier.fake_target import FACTS, FAILS, STALLS, STREAMS, FakeTarget, opening, said
 from tests.verifier.test_sessions import tenant
+from verifier.metrics import VerifierMetrics
+from verifier.routes import Routes
+from verifier.sessions.session import Session, SessionAccount, Sessions, Timeouts
+from verifier.settings import SessionSettings
+from verifier.target import Host
+from verifier.vllm_target.core.slot import OutgoingFrame
+from verifier.vllm_target.serving.target import VllmTarget
 
 
 def truth(count: int, first: int = STREAMS) -> list[int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from picospec.speculation.messages import (
+from speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -22,11 +22,11 @@ from picospec.speculation.messages import (
     Pushed,
     Totals,
 )
-from picospec.speculation.wire import Framed
-from picospec.verifier.target import Reply, TargetFailed
-from picospec.verifier.vllm_target.serving import selftest
-from picospec.verifier.vllm_target.serving.selftest import PROMPTS, TOKENS, self_test
+from speculation.wire import Framed
 from tests.verifier.fake_target import FACTS
+from verifier.target import Reply, TargetFailed
+from verifier.vllm_target.serving import selftest
+from verifier.vllm_target.serving.selftest import PROMPTS, TOKENS, self_test
 
 MAX_ROWS = 1 + FACTS.limits.max_verify
 

@@ -11,13 +11,13 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import Unavailable
-from picospec.gateway.metrics import Metrics
-from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
-from picospec.gateway.tracing import NO_SPAN
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from gateway.drain import Drain
+from gateway.errors import Unavailable
+from gateway.metrics import Metrics
+from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.tracing import NO_SPAN
+from speculation import wire
+from speculation.messages import (
     RUN_CHARACTERS,
     Beat,
     Draft,
@@ -29,15 +29,15 @@ from picospec.speculation.messages import (
     RemoteProtocolError,
     Reused,
 )
-from picospec.speculation.wire import Framed
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.sessions.session import Session, SessionAccount, Sessions
-from picospec.verifier.sessions.streams import Downstream
-from picospec.verifier.settings import SessionSettings
-from picospec.verifier.target import Host, Reply, TargetFull, Unservable
+from speculation.wire import Framed
 from tests.verifier.conftest import metrics, until_open
 from tests.verifier.down import opened
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
+from verifier.metrics import VerifierMetrics
+from verifier.sessions.session import Session, SessionAccount, Sessions
+from verifier.sessions.streams import Downstream
+from verifier.settings import SessionSettings
+from verifier.target import Host, Reply, TargetFull, Unservable
 
 QUICK = 0.05
 
@@ -81,7 +81,7 @@ async def ending(session: Session) -> Fault:
 async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.http.UNREAD_S", QUICK)
+    monkeypatch.setattr("gateway.http.UNREAD_S", QUICK)
 
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
@@ -100,7 +100,7 @@ async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
 async def test_a_stream_beats_in_each_silence_until_its_edge_reads_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("picospec.gateway.http.UNREAD_S", QUICK)
+    monkeypatch.setattr("gateway.http.UNREAD_S", QUICK)
     bodies: list[bytes] = []
 
     async def send(message: dict[str, bytes]) -> None:

@@ -20,25 +20,25 @@ from huggingface_hub import constants
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import Unavailable
-from picospec.models.blobs import FileHashes
-from picospec.models.errors import UnknownModel
-from picospec.models.llama_cpp.model import Context, Model, Segment
-from picospec.models.store import Found, open_store
-from picospec.models.vocabulary import relate
-from picospec.speculation.messages import Limits
-from picospec.verifier import target as targets
-from picospec.verifier.app import make_target
-from picospec.verifier.llama_target.target import LlamaTarget
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import LlamaSettings, load
-from picospec.verifier.target import Host, identity_of
-from picospec.verifier.vllm_target.serving.target import VllmTarget
-from tests.models.conftest import pad
-from tests.models.test_gguf import Q8_0, gguf
+from gateway.drain import Drain
+from gateway.errors import Unavailable
+from local_models.blobs import FileHashes
+from local_models.errors import UnknownModel
+from local_models.llama_cpp.model import Context, Model, Segment
+from local_models.store import Found, open_store
+from local_models.vocabulary import relate
+from speculation.messages import Limits
+from tests.local_models.conftest import pad
+from tests.local_models.test_gguf import Q8_0, gguf
 from tests.verifier.fake_target import FakeTarget
 from tests.verifier.served_llama import job_of, plain, serving
+from verifier import target as targets
+from verifier.app import make_target
+from verifier.llama_target.target import LlamaTarget
+from verifier.metrics import VerifierMetrics
+from verifier.settings import LlamaSettings, load
+from verifier.target import Host, identity_of
+from verifier.vllm_target.serving.target import VllmTarget
 
 SIZE = 3_000_000
 

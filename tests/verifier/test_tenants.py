@@ -15,18 +15,18 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from picospec.gateway.errors import RateLimited
-from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
-from picospec.speculation import wire
-from picospec.speculation.messages import Draft, Fault, Finish, Open, Opened
-from picospec.verifier.app import build
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import load
-from picospec.verifier.target import UnknownSession
+from gateway.errors import RateLimited
+from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from speculation import wire
+from speculation.messages import Draft, Fault, Finish, Open, Opened
 from tests.verifier.conftest import fake_verifier, http2_client
 from tests.verifier.down import opened, push, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
 from tests.verifier.test_sessions import rest, running, tenant
+from verifier.app import build
+from verifier.metrics import VerifierMetrics
+from verifier.settings import load
+from verifier.target import UnknownSession
 
 ANN, BEN = "key of ann", "key of ben"
 OPEN = wire.encode(opening())

@@ -12,14 +12,14 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Scope
 
-from picospec.gateway.drain import Drain
-from picospec.speculation import wire
-from picospec.speculation.messages import RUN_CHARACTERS, Draft, MalformedFrame, Pushed
-from picospec.speculation.wire import ACKNOWLEDGED, ASK, Framed, encode_record
-from picospec.verifier.sessions import streams
+from gateway.drain import Drain
+from speculation import wire
+from speculation.messages import RUN_CHARACTERS, Draft, MalformedFrame, Pushed
+from speculation.wire import ACKNOWLEDGED, ASK, Framed, encode_record
 from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import FakeTarget, opening, said
 from tests.verifier.test_tenants import ANN, BEN, app_of, client_of, write_keys
+from verifier.sessions import streams
 
 OTHER = "x" * 16
 
@@ -235,7 +235,7 @@ async def test_a_revoked_key_ends_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "CHECK_S", 0.0)
-    monkeypatch.setattr("picospec.gateway.tenants.CHECK_S", 0.0)
+    monkeypatch.setattr("gateway.tenants.CHECK_S", 0.0)
     target = FakeTarget()
     async with opened(tmp_path, target) as (app, names, _):
         stream = UploadStream(app)
@@ -269,10 +269,8 @@ async def test_a_stream_ends_once_the_verifier_has_drained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, drain = FakeTarget(), Drain()
-    monkeypatch.setattr("picospec.verifier.app.Drain", lambda: drain)
-    monkeypatch.setattr(
-        "picospec.verifier.app.stopped_by_signals", lambda *_, **__: nullcontext()
-    )
+    monkeypatch.setattr("verifier.app.Drain", lambda: drain)
+    monkeypatch.setattr("verifier.app.stopped_by_signals", lambda *_, **__: nullcontext())
     async with opened(tmp_path, target) as (app, names, answers):
         stream = UploadStream(app)
         drain.begin(60.0)

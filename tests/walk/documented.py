@@ -11,7 +11,7 @@ from typing import Final
 from tests.walk.calls import Call, Walk
 
 ROOT: Final = Path(__file__).parents[2]
-ROOMS: Final = ("edge_agent", "gateway", "models", "speculation", "verifier")
+ROOMS: Final = ("edge_agent", "gateway", "local_models", "speculation", "verifier")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import httpx
 
-from picospec.bench.run.services import EdgePlan, Services, ServicesPlan
+from bench.run.services import EdgePlan, Services, ServicesPlan
 from tests.walk.calls import Walk, walk, without
 from tests.walk.hook.sitecustomize import BUCKET_S
 

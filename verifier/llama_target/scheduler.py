@@ -15,19 +15,19 @@ from typing import Final, TypeVar
 
 import structlog
 
-from picospec.gateway.hosting.limits import compute_threads
-from picospec.models.blobs import FileHashes
-from picospec.models.errors import GrammarFailed
-from picospec.models.llama_cpp.library import engine
-from picospec.models.llama_cpp.model import Cache, Context, Model, Segment, context_length
-from picospec.speculation.distributions import Distribution, Logits, distribution, logprob_of
-from picospec.speculation.logits import Adjust
-from picospec.speculation.messages import Down, Open, TokenId, TokenLogprob
-from picospec.speculation.verify_machine import Offer, Verdict, VerifyMachine
-from picospec.speculation.verify_session import Pass, VerifyingSession
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import LlamaSettings
-from picospec.verifier.target import Reply, TargetFailed, weights_of
+from gateway.hosting.limits import compute_threads
+from local_models.blobs import FileHashes
+from local_models.errors import GrammarFailed
+from local_models.llama_cpp.library import engine
+from local_models.llama_cpp.model import Cache, Context, Model, Segment, context_length
+from speculation.distributions import Distribution, Logits, distribution, logprob_of
+from speculation.logits import Adjust
+from speculation.messages import Down, Open, TokenId, TokenLogprob
+from speculation.verify_machine import Offer, Verdict, VerifyMachine
+from speculation.verify_session import Pass, VerifyingSession
+from verifier.metrics import VerifierMetrics
+from verifier.settings import LlamaSettings
+from verifier.target import Reply, TargetFailed, weights_of
 
 # A pass judges the draft tokens of each session by that session's part of its logits.
 #

@@ -12,15 +12,15 @@ from typing import TypeVar
 
 import structlog
 
-from picospec.models.blobs import FileHashes
-from picospec.models.errors import CannotCheck
-from picospec.models.llama_cpp.library import check_llama
-from picospec.models.llama_cpp.model import common_prefix
-from picospec.models.store import Found
-from picospec.models.tokenizer_file import tokenizer_file
-from picospec.speculation.latency import measured
-from picospec.speculation.logits import BUDGET, Adjust, adjustment, in_turn
-from picospec.speculation.messages import (
+from local_models.blobs import FileHashes
+from local_models.errors import CannotCheck
+from local_models.llama_cpp.library import check_llama
+from local_models.llama_cpp.model import common_prefix
+from local_models.store import Found
+from local_models.tokenizer_file import tokenizer_file
+from speculation.latency import measured
+from speculation.logits import BUDGET, Adjust, adjustment, in_turn
+from speculation.messages import (
     PROMPT_LOGPROBS,
     Finish,
     Limits,
@@ -30,14 +30,14 @@ from picospec.speculation.messages import (
     TokenId,
     TokenLogprob,
 )
-from picospec.speculation.ngrams import Owner
-from picospec.speculation.verify_machine import VerifyMachine
-from picospec.speculation.verify_session import VerifyingSession
-from picospec.speculation.wire import Framed
-from picospec.verifier.llama_target.scheduler import Engine, Scheduler, Scoring, Slot
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.settings import LlamaSettings
-from picospec.verifier.target import (
+from speculation.ngrams import Owner
+from speculation.verify_machine import VerifyMachine
+from speculation.verify_session import VerifyingSession
+from speculation.wire import Framed
+from verifier.llama_target.scheduler import Engine, Scheduler, Scoring, Slot
+from verifier.metrics import VerifierMetrics
+from verifier.settings import LlamaSettings
+from verifier.target import (
     FEATURES,
     Reply,
     Target,
@@ -54,7 +54,7 @@ from picospec.verifier.target import (
 #
 # The next turn of a conversation begins with the tokens of the turns before, which need not be
 # decoded again. A token's KV has the same bits whatever pass it was decoded in
-# (tests/models/llama_cpp/test_model.py), so reuse changes no text. The tokens of an owner are
+# (tests of local_models.llama_cpp.model), so reuse changes no text. The tokens of an owner are
 # reused only for that owner, see models.llama_cpp.model.
 #
 # A prompt takes the sequence with the least to decode and the least to lose. Tokens that were

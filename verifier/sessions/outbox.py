@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from picospec.speculation import wire
+from speculation import wire
 
 PART_BYTES: Final = wire.MAX_RECORD_BYTES // 2
 """More frames than this are cut into several records."""

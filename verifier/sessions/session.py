@@ -18,11 +18,11 @@ from typing import Final
 
 import structlog
 
-from picospec.gateway.metrics import ModelMetrics
-from picospec.gateway.tenants import Tenant
-from picospec.gateway.tracing import NO_SPAN, Fact, Span
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from gateway.metrics import ModelMetrics
+from gateway.tenants import Tenant
+from gateway.tracing import NO_SPAN, Fact, Span
+from speculation import wire
+from speculation.messages import (
     PROTOCOL_VERSION,
     Beat,
     Commit,
@@ -37,11 +37,11 @@ from picospec.speculation.messages import (
     Reused,
     Totals,
 )
-from picospec.speculation.wire import Framed
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.sessions.outbox import Outbox
-from picospec.verifier.settings import SessionSettings
-from picospec.verifier.target import (
+from speculation.wire import Framed
+from verifier.metrics import VerifierMetrics
+from verifier.sessions.outbox import Outbox
+from verifier.settings import SessionSettings
+from verifier.target import (
     Host,
     Reply,
     Target,

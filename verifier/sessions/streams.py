@@ -15,14 +15,14 @@ from starlette.responses import Response
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
-from picospec.gateway import http
-from picospec.gateway.accounts import Account
-from picospec.gateway.drain import beside
-from picospec.gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
-from picospec.gateway.http import RequestBody, connected, send_to_client
-from picospec.gateway.tenants import CHECK_S
-from picospec.speculation import wire
-from picospec.speculation.messages import (
+from gateway import http
+from gateway.accounts import Account
+from gateway.drain import beside
+from gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
+from gateway.http import RequestBody, connected, send_to_client
+from gateway.tenants import CHECK_S
+from speculation import wire
+from speculation.messages import (
     BEAT_S,
     RUN_CHARACTERS,
     Fault,
@@ -32,10 +32,10 @@ from picospec.speculation.messages import (
     Pushed,
     RemoteProtocolError,
 )
-from picospec.speculation.wire import Framed, Record
-from picospec.verifier.sessions.outbox import Outbox
-from picospec.verifier.sessions.session import BEAT, PUSH_S, Session, Sessions
-from picospec.verifier.target import TargetError, UnknownSession
+from speculation.wire import Framed, Record
+from verifier.sessions.outbox import Outbox
+from verifier.sessions.session import BEAT, PUSH_S, Session, Sessions
+from verifier.target import TargetError, UnknownSession
 
 # Streams a session's messages as one long response body.
 #

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from picospec.verifier.vllm_target import patches
+from verifier.vllm_target import patches
 
 # Checks whether this vLLM can serve sessions, as far as possible before a model is loaded.
 #
@@ -104,10 +104,10 @@ def _missing(used: Names) -> Iterator[str]:
 # Some flags of vLLM rule out sessions, or allow them only fewer draft tokens. Each conflict is
 # reported before a model loads.
 
-SCHEDULER: Final = "picospec.verifier.vllm_target.core.scheduler.PicoScheduler"
+SCHEDULER: Final = "verifier.vllm_target.core.scheduler.PicoScheduler"
 EXTENSIONS: Final = {
-    "v1": "picospec.verifier.vllm_target.worker.extension.PicoWorkerExtension",
-    "v2": "picospec.verifier.vllm_target.worker.heads.PicoWorkerExtension",
+    "v1": "verifier.vllm_target.worker.extension.PicoWorkerExtension",
+    "v2": "verifier.vllm_target.worker.heads.PicoWorkerExtension",
 }
 """Each model runner has its own worker extension."""
 

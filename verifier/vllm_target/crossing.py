@@ -8,11 +8,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from picospec.speculation.distributions import Distribution, Logits, distribution
-from picospec.speculation.judge import Judgement, Row, Rule
-from picospec.speculation.logits import Adjustment, LogitSettings
-from picospec.speculation.messages import Limits, Open, Sampling, TokenId
-from picospec.speculation.ngrams import Owner
+from speculation.distributions import Distribution, Logits, distribution
+from speculation.judge import Judgement, Row, Rule
+from speculation.logits import Adjustment, LogitSettings
+from speculation.messages import Limits, Open, Sampling, TokenId
+from speculation.ngrams import Owner
 
 # A Choice carries the plugin's choice for this engine to the core and the workers.
 #

@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from picospec.gateway.hosting.parent_death import program
-from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.vllm_target.crossing import CONFIG, FOLDER_PREFIX, NAME, SOCKET
+from gateway.hosting.parent_death import program
+from verifier.settings import VerifierSettings
+from verifier.vllm_target.crossing import CONFIG, FOLDER_PREFIX, NAME, SOCKET
 
 PLUGINS: Final = ("vllm.general_plugins", "vllm.endpoint_plugins")
 """Our plugins are in these groups. Without them vLLM would serve none of our routes."""

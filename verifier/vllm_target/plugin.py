@@ -21,15 +21,15 @@ import vllm.envs as envs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
-from picospec.verifier.vllm_target import conflicts, patches
-from picospec.verifier.vllm_target.crossing import CONFIG, FOLDER_PREFIX, NAME, SOCKET, Choice
-from picospec.verifier.vllm_target.dying import die_with_parent
-from picospec.verifier.vllm_target.patches import Stock
+from verifier.vllm_target import conflicts, patches
+from verifier.vllm_target.crossing import CONFIG, FOLDER_PREFIX, NAME, SOCKET, Choice
+from verifier.vllm_target.dying import die_with_parent
+from verifier.vllm_target.patches import Stock
 
 if TYPE_CHECKING:
-    from picospec.verifier.settings import VerifierSettings
+    from verifier.settings import VerifierSettings
 
-_NULL_PROPOSER: Final = "picospec.verifier.vllm_target.worker.extension.NullProposer"
+_NULL_PROPOSER: Final = "verifier.vllm_target.worker.extension.NullProposer"
 _NOTHING_PROPOSED: Final[Mapping[str, Mapping[str, Any]]] = {
     "v1": {"method": "custom_class", "model": _NULL_PROPOSER},
     "v2": {"method": "ngram_gpu", "num_speculative_tokens_per_batch_size": [(1, 1, 0)]},
@@ -52,8 +52,8 @@ def settings(environ: Mapping[str, str] = os.environ) -> VerifierSettings:
 
     Raises pydantic.ValidationError, OSError, ValueError (TOML).
     """
-    from picospec.gateway.tenants import salt_secret
-    from picospec.verifier.settings import VerifierSettings
+    from gateway.tenants import salt_secret
+    from verifier.settings import VerifierSettings
 
     salt_secret(os.environ)
     path = environ.get(CONFIG)

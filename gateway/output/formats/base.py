@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from picospec.gateway import grammars
-from picospec.gateway.grammars import LARK, Schemas, Special, Tags
-from picospec.gateway.output.message import Message
-from picospec.gateway.output.reading import Incoming, Malformed, Steps
+from gateway import grammars
+from gateway.grammars import LARK, Schemas, Special, Tags
+from gateway.output.message import Message
+from gateway.output.reading import Incoming, Malformed, Steps
 
 Constraint = Mapping[str, object]
 

@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from functools import partial
 from typing import Final
 
-from picospec.gateway.grammars import (
+from gateway.grammars import (
     LARK,
     Schemas,
     Special,
@@ -18,9 +18,9 @@ from picospec.gateway.grammars import (
     nested,
     repeated,
 )
-from picospec.gateway.output.formats.base import Format, read_calls
-from picospec.gateway.output.message import Message
-from picospec.gateway.output.reading import Incoming, Malformed, Steps, read_value, stream_value
+from gateway.output.formats.base import Format, read_calls
+from gateway.output.message import Message
+from gateway.output.reading import Incoming, Malformed, Steps, read_value, stream_value
 
 # Reads calls that are written as JSON objects: {"name": ..., "arguments": {...}}.
 #

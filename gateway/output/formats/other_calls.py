@@ -8,7 +8,7 @@ import warnings
 from functools import partial
 from typing import Final
 
-from picospec.gateway.grammars import (
+from gateway.grammars import (
     Schema,
     Schemas,
     Special,
@@ -24,9 +24,9 @@ from picospec.gateway.grammars import (
     repeated,
     string_until,
 )
-from picospec.gateway.output.formats.base import Format, pass_content, read_calls
-from picospec.gateway.output.message import Message
-from picospec.gateway.output.reading import PYTHON, Incoming, Malformed, Steps, read_value
+from gateway.output.formats.base import Format, pass_content, read_calls
+from gateway.output.message import Message
+from gateway.output.reading import PYTHON, Incoming, Malformed, Steps, read_value
 
 # Reads calls that are written as a Python list: [get_weather(city="Paris", days=3), now()].
 #

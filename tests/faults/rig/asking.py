@@ -11,7 +11,7 @@ from typing import Final
 
 import httpx
 
-from tests.models.chats import Json, tool, user
+from tests.local_models.chats import Json, tool, user
 
 MODEL: Final = "smollm2-135m"
 WITHIN_S: Final = 150.0

@@ -1,6 +1,6 @@
 """A service as it is shipped, which also breaks when a test orders it, and tells of its tasks.
 
-    python -m tests.faults.rig.breakable ORDER picospec.verifier|picospec.edge_agent OPTIONS...
+    python -m tests.faults.rig.breakable ORDER verifier|edge_agent OPTIONS...
 
 ORDER is a file. When it exists, the verifier's next pass removes it and does what it says:
 "raise" fails that pass, and "hang" never ends it. A pass over the token POISON ends the
@@ -23,7 +23,7 @@ from typing import Final
 
 from fastapi import FastAPI
 
-from picospec.verifier.settings import VerifierSettings
+from verifier.settings import VerifierSettings
 
 POISON: Final = 12
 """A special token of SmolLM2, which no text has."""
@@ -34,8 +34,8 @@ DIED: Final = 139
 
 def break_passes(order: Path) -> None:
     """Have every later pass of this process look at the order."""
-    from picospec.models.errors import DecodeFailed  # in the worker alone, as the service does
-    from picospec.models.llama_cpp.model import Context, Segment
+    from local_models.errors import DecodeFailed  # in the worker alone, as the service does
+    from local_models.llama_cpp.model import Context, Segment
 
     decode = Context.decode
 
@@ -69,7 +69,7 @@ def tell_tasks(file: Path) -> None:
 def main(order: Path, name: str) -> None:
     tell_tasks(order.with_suffix(".tasks"))
     service: ModuleType = importlib.import_module(f"{name}.__main__")
-    if name == "picospec.verifier":
+    if name == "verifier":
         make = service._app
 
         def broken(settings: VerifierSettings) -> FastAPI:

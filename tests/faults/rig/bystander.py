@@ -13,7 +13,7 @@ from itertools import pairwise
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.lines import Line
 from tests.faults.rig.world import World
-from tests.models.chats import Json, user
+from tests.local_models.chats import Json, user
 
 LONG_ANSWER: Json = {
     "messages": [user("Count to one thousand, in words.")], "temperature": 0,

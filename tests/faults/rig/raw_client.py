@@ -9,7 +9,7 @@ import struct
 from typing import Self
 
 from tests.faults.rig.asking import MODEL
-from tests.models.chats import Json
+from tests.local_models.chats import Json
 
 PATH = "/v1/chat/completions"
 

@@ -17,8 +17,8 @@ from typing import Final
 
 import httpx
 
-from picospec.bench.run.services import free_port
-from picospec.gateway.hosting.parent_death import bound_to_parent
+from bench.run.services import free_port
+from gateway.hosting.parent_death import bound_to_parent
 from tests.edge_agent.fake_verifier import FaultyLink
 from tests.edge_agent.processes import ROOT
 
@@ -193,7 +193,7 @@ class Verifier(Service):
     where the process has ended."""
 
     def __init__(self, name: str, folder: Path, *options: str) -> None:
-        super().__init__(name, "picospec.verifier", folder, *options)
+        super().__init__(name, "verifier", folder, *options)
         self.link = FaultyLink(self.port)
         self._opening: asyncio.Task[None] | None = None
 

@@ -19,12 +19,12 @@ from typing import Final, Self
 
 import httpx
 
-from picospec.cli.link import Conditions
-from picospec.models.store import open_store
+from local_models.store import open_store
+from picospec.link import Conditions
 from tests.edge_agent.processes import ROOT
 from tests.faults.rig.asking import Answer, Watch, ask
 from tests.faults.rig.services import Service, Verifier
-from tests.models.chats import TEMPLATES, Json
+from tests.local_models.chats import TEMPLATES, Json
 
 FOLDER: Final = ROOT / "build" / "faults"
 PASS_TIMEOUT_S: Final = 6.0
@@ -93,7 +93,7 @@ class World:
     def _edge(self, name: str, deadline_s: float, *options: str) -> Service:
         urls = [word for v in self.verifiers for word in ("--verifier-url", v.link.url)]
         given = ("--draft-model", "smollm2", "--slots", str(self.plan.edge_slots))
-        edge = Service(name, "picospec.edge_agent", self._folder, *given, *urls, *options)
+        edge = Service(name, "edge_agent", self._folder, *given, *urls, *options)
         edge.environment["PICOSPEC_EDGE__FAILOVER_DEADLINE_S"] = str(deadline_s)
         edge.environment["PICOSPEC_EDGE__POOL_TOKENS"] = "0"  # or nothing is asked twice
         edge.environment |= self.plan.edge_environment

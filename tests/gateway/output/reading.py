@@ -12,9 +12,9 @@ from typing import TypeVar
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from picospec.gateway.output.formats.base import Format
-from picospec.gateway.output.message import CallArguments, CallStart, Message, Parsed
-from picospec.gateway.output.reading import Incoming, Steps
+from gateway.output.formats.base import Format
+from gateway.output.message import CallArguments, CallStart, Message, Parsed
+from gateway.output.reading import Incoming, Steps
 
 STRING = {"type": "string"}
 INTEGER = {"type": "integer"}

@@ -25,12 +25,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from picospec.gateway.grammars import Tags
-from picospec.gateway.output.formats.base import pass_content
-from picospec.gateway.output.formats.other_calls import QwenCoder
-from picospec.gateway.output.message import CustomInput, Message
-from picospec.gateway.output.reading import Incoming, Steps, read_reasoning
-from picospec.gateway.output.style import FORMATS, FormatName
+from gateway.grammars import Tags
+from gateway.output.formats.base import pass_content
+from gateway.output.formats.other_calls import QwenCoder
+from gateway.output.message import CustomInput, Message
+from gateway.output.reading import Incoming, Steps, read_reasoning
+from gateway.output.style import FORMATS, FormatName
 from tests.gateway.output.reading import CUTS, TOOLS, Read, moments, read, run, split
 from tests.golden import Json, Line, grown, lines_of
 

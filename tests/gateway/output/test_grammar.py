@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from picospec.gateway.grammars import LARK, Tags
-from picospec.gateway.output.formats.base import AllowedOutput, Constraint, grammar
-from picospec.gateway.output.style import FORMATS, FormatName
+from gateway.grammars import LARK, Tags
+from gateway.output.formats.base import AllowedOutput, Constraint, grammar
+from gateway.output.style import FORMATS, FormatName
 from tests.gateway.output.reading import STRING, Grammar, Tools, ids, read, validates
 
 NAMES: Sequence[FormatName] = sorted(FORMATS)

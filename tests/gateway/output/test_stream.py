@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.errors import ClientGone, EngineFault
-from picospec.gateway.http import connected
-from picospec.gateway.output.detokenise import Detokeniser, StopStrings, TextDelta
-from picospec.gateway.output.stream import (
+from gateway.errors import ClientGone, EngineFault
+from gateway.http import connected
+from gateway.output.detokenise import Detokeniser, StopStrings, TextDelta
+from gateway.output.stream import (
     QUEUED,
     ChoiceStream,
     stream_choice,
     together,
 )
-from picospec.gateway.ports import Delta
-from picospec.speculation.messages import TokenLogprob
+from gateway.ports import Delta
+from speculation.messages import TokenLogprob
 from tests.gateway.output.reading import split
 
 

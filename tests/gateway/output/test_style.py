@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.gateway.grammars import Tags
-from picospec.gateway.output.detokenise import Detokeniser, Piece, TextDelta
-from picospec.gateway.output.formats.base import AllowedOutput, pass_content
-from picospec.gateway.output.formats.json_calls import Hermes, Mistral
-from picospec.gateway.output.message import Message
-from picospec.gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
-from picospec.gateway.output.style import (
+from gateway.grammars import Tags
+from gateway.output.detokenise import Detokeniser, Piece, TextDelta
+from gateway.output.formats.base import AllowedOutput, pass_content
+from gateway.output.formats.json_calls import Hermes, Mistral
+from gateway.output.message import Message
+from gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
+from gateway.output.style import (
     FORMATS,
     MAX_STYLES,
     FormatName,
@@ -25,8 +25,8 @@ from picospec.gateway.output.style import (
     Styles,
     choose,
 )
-from picospec.gateway.ports import Delta, Statistics
-from picospec.speculation.messages import TokenLogprob
+from gateway.ports import Delta, Statistics
+from speculation.messages import TokenLogprob
 from tests.gateway.output.reading import CUTS, TOOLS, Read, Tools, run, split
 from tests.gateway.scripted import END, ByteTokenizer
 

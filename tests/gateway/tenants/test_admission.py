@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from picospec.gateway.errors import EngineFault, Overloaded
-from picospec.gateway.http import STRANGERS_BYTES
-from picospec.gateway.turns import ThreadTurns, Turns
+from gateway.errors import EngineFault, Overloaded
+from gateway.http import STRANGERS_BYTES
+from gateway.turns import ThreadTurns, Turns
 from tests.gateway.scripted import (
     ANN,
     BEN,

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from picospec.edge_agent.settings import load
-from picospec.gateway.accounts import Account, Ledger
-from picospec.gateway.errors import RateLimited, Unauthorized
-from picospec.gateway.metrics import Metrics
-from picospec.gateway.output.detokenise import TextDelta
-from picospec.gateway.tenants import (
+from edge_agent.settings import load
+from gateway.accounts import Account, Ledger
+from gateway.errors import RateLimited, Unauthorized
+from gateway.metrics import Metrics
+from gateway.output.detokenise import TextDelta
+from gateway.tenants import (
     FORGET_S,
     MAX_FILE_BYTES,
     SALT_SECRET,
@@ -89,7 +89,7 @@ def test_the_whole_digest_is_compared_in_constant_time(monkeypatch: pytest.Monke
         compared.append((mine, offered))
         return whole(mine, offered)
 
-    monkeypatch.setattr("picospec.gateway.tenants.hmac.compare_digest", noting)
+    monkeypatch.setattr("gateway.tenants.hmac.compare_digest", noting)
 
     assert holder(tenants(None, "right"), "right") == "key-1"
     assert compared == [(hashlib.sha256(b"right").digest(),) * 2]

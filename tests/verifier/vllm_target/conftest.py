@@ -21,16 +21,17 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
-from picospec.models.dequantise import dequantise
-from picospec.models.store import open_store
-from picospec.speculation.messages import Commit, Draft, Finish, Limits, Open
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.vllm_target.serving.target import VllmTarget
+from local_models.dequantise import dequantise
+from local_models.store import open_store
+from picospec import ROOMS
+from speculation.messages import Commit, Draft, Finish, Limits, Open
 from tests.verifier.conftest import KEY
 from tests.verifier.down import opened, push, text_of
+from verifier.metrics import VerifierMetrics
+from verifier.vllm_target.serving.target import VllmTarget
 
 if TYPE_CHECKING:
-    from picospec.verifier.vllm_target.serving.engine import Engine
+    from verifier.vllm_target.serving.engine import Engine
 
 
 WORKERS = int(os.environ.get("PICOSPEC_TEST_WORKERS", "1"))
@@ -74,8 +75,8 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from picospec.verifier.vllm_target.plugin import register
-    from picospec.verifier.vllm_target.serving.engine import Engine
+    from verifier.vllm_target.plugin import register
+    from verifier.vllm_target.serving.engine import Engine
 
     os.environ |= {**ENVIRONMENT, **os.environ}
     register()  # vLLM may have loaded its plugins before, without ours
@@ -142,8 +143,11 @@ def call_it_vllm(folder: Path) -> None:
 def vllm_serve(
     model: Path, folder: Path, port: int, own_port: int, *options: str
 ) -> subprocess.Popen[bytes]:
-    """Start `vllm serve`."""
+    """Start `vllm serve`, in a folder where others have packages with our rooms' names."""
     call_it_vllm(folder)
+    for room in ROOMS:
+        (folder / "work" / room).mkdir(parents=True)
+        (folder / "work" / room / "__init__.py").write_text("raise RuntimeError('not ours')")
     path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(folder)]
     environment = {
         "VLLM_PLUGINS": "picospec", **os.environ, "PYTHONPATH": os.pathsep.join(path),
@@ -152,13 +156,13 @@ def vllm_serve(
         "PICOSPEC_VERIFIER__PORT": str(own_port), "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "60",
     }  # fmt: skip
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
+        sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(model),
         "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port),
         "--api-key", VLLMS_KEY, "--dtype", "float32", "--enforce-eager",
         "--max-model-len", "512", "--max-num-seqs", "8",
         "--kv-cache-memory-bytes", str(1 << 27), *options,
     ]  # fmt: skip
-    return subprocess.Popen(command, env=environment)
+    return subprocess.Popen(command, env=environment, cwd=folder / "work")
 
 
 async def with_drafts(

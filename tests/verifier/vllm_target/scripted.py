@@ -11,16 +11,16 @@ from random import Random
 import msgspec
 import numpy as np
 
-from picospec.speculation.distributions import (
+from speculation.distributions import (
     Distribution,
     DraftToken,
     QuantisedDistribution,
     quantise,
 )
-from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import DraftingSession, StreamPolicy
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.messages import (
+from speculation.draft_machine import DraftMachine
+from speculation.drafting import DraftingSession, StreamPolicy
+from speculation.judges import JUDGES
+from speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -32,10 +32,10 @@ from picospec.speculation.messages import (
     Sampling,
     TokenLogprob,
 )
-from picospec.speculation.wire import Framed
-from picospec.verifier.target import UnknownSession
-from picospec.verifier.vllm_target.serving.target import VllmTarget
+from speculation.wire import Framed
 from tests.verifier.down import replies_of
+from verifier.target import UnknownSession
+from verifier.vllm_target.serving.target import VllmTarget
 
 PROMPTS = (
     "The capital of France is a city that",

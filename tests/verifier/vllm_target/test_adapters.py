@@ -17,17 +17,14 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from picospec.bench.run.services import free_port
-from picospec.gateway.errors import NotFound
-from picospec.speculation.messages import (
+from bench.run.services import free_port
+from gateway.errors import NotFound
+from speculation.messages import (
     Finish,
     ModelFacts,
     Open,
     Sampling,
 )
-from picospec.verifier.routes import check_open
-from picospec.verifier.target import Unservable
-from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.conftest import http2_client
 from tests.verifier.down import HEADERS, opened
 from tests.verifier.vllm_target.conftest import (
@@ -49,6 +46,9 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
+from verifier.routes import check_open
+from verifier.target import Unservable
+from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = [
     pytest.mark.vllm,

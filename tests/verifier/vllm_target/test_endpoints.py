@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from picospec.gateway.accounts import Account, Ledger
-from picospec.gateway.drain import Drain
-from picospec.gateway.metrics import Metrics
-from picospec.gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.accounts import Account, Ledger
+from gateway.drain import Drain
+from gateway.metrics import Metrics
+from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -29,7 +29,7 @@ def _vllm() -> None:
 
 def of(module: str) -> Any:
     """A module of the plugin, which imports vLLM."""
-    return import_module(f"picospec.verifier.vllm_target.serving.{module}")
+    return import_module(f"verifier.vllm_target.serving.{module}")
 
 
 def account(**limits: int) -> Account:

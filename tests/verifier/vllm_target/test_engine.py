@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from picospec.speculation.messages import RemoteProtocolError
-from picospec.verifier.target import TargetFailed
-from picospec.verifier.vllm_target.crossing import FIELD, PUSH, Batch
-from picospec.verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, UTILITY, Outbox, Ranks
+from speculation.messages import RemoteProtocolError
+from verifier.target import TargetFailed
+from verifier.vllm_target.crossing import FIELD, PUSH, Batch
+from verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, UTILITY, Outbox, Ranks
 
 
 @dataclass
@@ -214,7 +214,7 @@ class Llm(SimpleNamespace):
 def reader(llm: Any) -> Any:
     """Return our end of vLLM's engine."""
     pytest.importorskip("vllm.v1.engine.async_llm")  # its warnings are not ours
-    from picospec.verifier.vllm_target.serving.engine import Engine
+    from verifier.vllm_target.serving.engine import Engine
 
     return Engine(llm)
 

@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from picospec.speculation.messages import (
+from speculation.messages import (
     Commit,
     Draft,
     Open,
@@ -22,9 +22,7 @@ from picospec.speculation.messages import (
     Reject,
     RemoteProtocolError,
 )
-from picospec.speculation.wire import Framed
-from picospec.verifier.target import TargetFull, UnknownSession
-from picospec.verifier.vllm_target.serving.target import VllmTarget
+from speculation.wire import Framed
 from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
@@ -38,6 +36,8 @@ from tests.verifier.vllm_target.scripted import (
     plain,
     served,
 )
+from verifier.target import TargetFull, UnknownSession
+from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE
 

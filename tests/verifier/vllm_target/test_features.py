@@ -15,9 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from picospec.speculation.messages import Open, Reused, Sampling
-from picospec.verifier.target import Unservable
-from picospec.verifier.vllm_target.serving.target import VllmTarget
+from speculation.messages import Open, Reused, Sampling
 from tests.verifier.vllm_target.conftest import ON_ENGINE, make
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -31,6 +29,8 @@ from tests.verifier.vllm_target.scripted import (
     plain,
     with_extras,
 )
+from verifier.target import Unservable
+from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE
 SAMPLINGS = pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])

@@ -17,20 +17,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from picospec.speculation import distributions
-from picospec.speculation.distributions import (
+from speculation import distributions
+from speculation.distributions import (
     Distribution,
     DraftToken,
     QuantisedDistribution,
     quantise,
 )
-from picospec.speculation.draft_machine import DraftMachine
-from picospec.speculation.drafting import StreamPolicy
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.messages import Fill, Open, Reject, Sampling
-from picospec.speculation.wire import Framed
-from picospec.verifier.vllm_target import conflicts
-from picospec.verifier.vllm_target.serving.target import VllmTarget
+from speculation.draft_machine import DraftMachine
+from speculation.drafting import StreamPolicy
+from speculation.judges import JUDGES
+from speculation.messages import Fill, Open, Reject, Sampling
+from speculation.wire import Framed
 from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE, make
 from tests.verifier.vllm_target.scripted import (
@@ -47,6 +45,8 @@ from tests.verifier.vllm_target.scripted import (
     uniforms,
     with_extras,
 )
+from verifier.vllm_target import conflicts
+from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE
 BLOCK = 128

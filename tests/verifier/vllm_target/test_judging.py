@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picospec.speculation import noise
-from picospec.speculation.coupled import Coupled
-from picospec.speculation.distributions import Logits, distribution
-from picospec.speculation.judge import Judgement
-from picospec.speculation.logits import Adjustment, LogitSettings
-from picospec.speculation.messages import Sampling
-from picospec.speculation.separate import Separate
-from picospec.verifier.vllm_target.crossing import VerifyRequest
+from speculation import noise
+from speculation.coupled import Coupled
+from speculation.distributions import Logits, distribution
+from speculation.judge import Judgement
+from speculation.logits import Adjustment, LogitSettings
+from speculation.messages import Sampling
+from speculation.separate import Separate
+from verifier.vllm_target.crossing import VerifyRequest
 
 V = 50
 judge = VerifyRequest.judge_logits
@@ -135,8 +135,8 @@ def test_on_a_device_separate_is_judged_as_on_the_host_and_the_host_waits_twice(
     requests: list[VerifyRequest], number: int
 ) -> None:
     torch = pytest.importorskip("torch")
-    from picospec.verifier.vllm_target.worker import by_p
     from tests.verifier.vllm_target.synchronisations import synchronisations
+    from verifier.vllm_target.worker import by_p
 
     logits = rows(number, 7 * len(requests))
     logits[:, :4] += 4.0
@@ -214,7 +214,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     from vllm import SamplingParams
     from vllm.v1.sample import rejection_sampler, sampler
 
-    from picospec.verifier.vllm_target.worker.v1 import SamplerHooks
+    from verifier.vllm_target.worker.v1 import SamplerHooks
 
     for holder, name in (
         (rejection_sampler, "apply_sampling_constraints"),

@@ -19,14 +19,14 @@ from typing import Any, Literal
 import pytest
 from structlog.testing import capture_logs
 
-from picospec.verifier.vllm_target import conflicts as conflicts
-from picospec.verifier.vllm_target import patches
-from picospec.verifier.vllm_target.conflicts import Conflict
-from picospec.verifier.vllm_target.patches import PATCHES, Patch
+from verifier.vllm_target import conflicts as conflicts
+from verifier.vllm_target import patches
+from verifier.vllm_target.conflicts import Conflict
+from verifier.vllm_target.patches import PATCHES, Patch
 
 ROOT = Path(__file__).parents[3]
-OURS = "picospec.verifier.vllm_target."
-ROOMS = ("cli", "edge_agent", "gateway", "models", "speculation", "verifier")  # not the bench
+OURS = "verifier.vllm_target."
+ROOMS = ("picospec", "edge_agent", "gateway", "local_models", "speculation", "verifier")
 RUNNER = "v2" if os.environ.get("TRITON_INTERPRET") == "1" else "v1"
 """One process can import only the modules of one model runner."""
 
@@ -88,7 +88,7 @@ UNDONE = """
 import sys
 from importlib import import_module
 from operator import attrgetter
-from picospec.verifier.vllm_target.patches import PATCHES, apply
+from verifier.vllm_target.patches import PATCHES, apply
 
 def state():
     return [{name: id(value) for name, value in vars(holder).items()} for holder in holders]

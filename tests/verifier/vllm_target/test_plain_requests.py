@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from picospec.speculation.messages import Sampling
-from picospec.verifier.vllm_target.crossing import FIELD
-from picospec.verifier.vllm_target.serving.target import VllmTarget
+from speculation.messages import Sampling
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -29,6 +27,8 @@ from tests.verifier.vllm_target.scripted import (
     served,
     with_extras,
 )
+from verifier.vllm_target.crossing import FIELD
+from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE
 NUMBERS = count()

@@ -27,10 +27,10 @@ from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core import EngineCoreProc
 
-from picospec.verifier.target import identity_of
-from picospec.verifier.vllm_target import conflicts, dying, plugin
-from picospec.verifier.vllm_target.crossing import CONFIG, NAME, SOCKET, Choice
-from picospec.verifier.vllm_target.serving.engine import Engine
+from verifier.target import identity_of
+from verifier.vllm_target import conflicts, dying, plugin
+from verifier.vllm_target.crossing import CONFIG, NAME, SOCKET, Choice
+from verifier.vllm_target.serving.engine import Engine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 GENERATES = {
@@ -445,11 +445,11 @@ def test_what_changes_a_text_is_part_of_the_identity(
 def test_vllms_core_and_workers_import_nothing_of_the_gateway() -> None:
     script = """
 import sys
-from picospec.verifier.vllm_target.plugin import register
+from verifier.vllm_target.plugin import register
 register()
-import picospec.verifier.vllm_target.core.scheduler
-import picospec.verifier.vllm_target.worker.v1
-print(*(name for name in sys.modules if name.startswith("picospec.gateway")))
+import verifier.vllm_target.core.scheduler
+import verifier.vllm_target.worker.v1
+print(*(name for name in sys.modules if name.startswith("gateway")))
 """
     environment = {**os.environ, "VLLM_PLUGINS": "picospec"}
 

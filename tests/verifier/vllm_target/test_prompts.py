@@ -23,21 +23,21 @@ import httpx
 import msgspec
 import pytest
 
-from picospec.bench.run.services import free_port
-from picospec.gateway.doors.chat import ChatRequest
-from picospec.gateway.doors.request import SERVABLE
-from picospec.gateway.errors import InvalidRequest
-from picospec.models.template import ChatTemplate
-from picospec.models.tokenizer import Tokenizer
-from picospec.models.tokenizer_file import TokenizerFile, tokenizer_file
-from picospec.speculation.logits import LogitSettings
-from picospec.speculation.messages import Limits, ModelFacts, Open, Sampling
-from picospec.verifier.target import FEATURES, Unservable
-from picospec.verifier.vllm_target.crossing import FIELD, Admission
-from picospec.verifier.vllm_target.serving.target import engine_request
+from bench.run.services import free_port
+from gateway.doors.chat import ChatRequest
+from gateway.doors.request import SERVABLE
+from gateway.errors import InvalidRequest
+from local_models.template import ChatTemplate
+from local_models.tokenizer import Tokenizer
+from local_models.tokenizer_file import TokenizerFile, tokenizer_file
+from speculation.logits import LogitSettings
+from speculation.messages import Limits, ModelFacts, Open, Sampling
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
-from tests.models.chats import TEMPLATES
+from tests.local_models.chats import TEMPLATES
 from tests.verifier.vllm_target.conftest import call_it_vllm, wait_for
+from verifier.target import FEATURES, Unservable
+from verifier.vllm_target.crossing import FIELD, Admission
+from verifier.vllm_target.serving.target import engine_request
 
 OVERRIDDEN: Final = {"temperature": 0.6, "presence_penalty": 0.1, "max_new_tokens": 9}
 DUMP: Final = "{{ messages | tojson }}|{{ tools | tojson }}|{{ [x, enable_thinking] }}"
@@ -57,7 +57,7 @@ def packed(directory: Path) -> Packed:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers.registry import renderer_from_config
 
-    from picospec.verifier.vllm_target.serving.endpoints import as_served
+    from verifier.vllm_target.serving.endpoints import as_served
 
     given = AsyncEngineArgs(model=str(directory), override_generation_config=OVERRIDDEN)
     config = given.create_engine_config()
@@ -191,7 +191,7 @@ async def test_a_request_has_the_settings_that_vllm_gives_it(
 @pytest.mark.filterwarnings("default")
 def test_a_model_that_vllm_renders_by_code_has_a_template_that_says_so() -> None:
     pytest.importorskip("vllm")
-    from picospec.verifier.vllm_target.serving.endpoints import _NO_TEMPLATE
+    from verifier.vllm_target.serving.endpoints import _NO_TEMPLATE
 
     with pytest.raises(ValueError, match="ask vLLM"):
         ChatTemplate(_NO_TEMPLATE, {}).render([{"role": "user", "content": "Hi"}], (), {})

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from picospec.gateway.doors.chat import ChatRequest
-from picospec.gateway.doors.completions import CompletionRequest
-from picospec.gateway.doors.messages import MessagesRequest
-from picospec.gateway.doors.responses import ResponsesRequest
-from picospec.gateway.schema import NEUTRAL, RequestModel
-from picospec.models.tokenizer_file import TokenizerFile
+from gateway.doors.chat import ChatRequest
+from gateway.doors.completions import CompletionRequest
+from gateway.doors.messages import MessagesRequest
+from gateway.doors.responses import ResponsesRequest
+from gateway.schema import NEUTRAL, RequestModel
+from local_models.tokenizer_file import TokenizerFile
 from tests.verifier.vllm_target.request_values import (
     CHATS,
     COMPLETIONS,
@@ -24,7 +24,7 @@ from tests.verifier.vllm_target.request_values import (
 )
 
 pytest.importorskip("vllm")
-endpoints = pytest.importorskip("picospec.verifier.vllm_target.serving.endpoints")
+endpoints = pytest.importorskip("verifier.vllm_target.serving.endpoints")
 
 NOT_LISTED = {
     "ec_transfer_params",

@@ -21,9 +21,9 @@ from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat.chat_completion import Choice
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
-from picospec.bench.run.services import EdgePlan, Services, ServicesPlan
-from picospec.gateway.ports import UNLIKELY
-from picospec.models.store import open_store
+from bench.run.services import EdgePlan, Services, ServicesPlan
+from gateway.ports import UNLIKELY
+from local_models.store import open_store
 from tests.faults.rig.asking import MODEL, Answer
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.faults.strikes import Strike, ask_again, drain, struck
@@ -62,7 +62,7 @@ COSTLY = f"""{{% if messages[0].content == '{HUGE}' -%}}
 {{% endif -%}}
 """
 """The template of the model begins with this. For one chat it takes more memory than a process
-has in which an edge renders (models/template.py); vLLM renders any chat."""
+has in which an edge renders (local_models/template.py); vLLM renders any chat."""
 
 MORE: list[tuple[str, str, dict[str, Any]]] = [
     (CHATS, "bad_words", {"bad_words": [" red", "Red"], "stream": True}),
@@ -132,7 +132,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 async def check_equal(urls: Sequence[str]) -> None:
     """Ask an edge and its vLLM with each field of vLLM's classes, two fields at a time."""
-    from picospec.verifier.vllm_target.serving.endpoints import REQUESTS
+    from verifier.vllm_target.serving.endpoints import REQUESTS
 
     limits = asyncio.Semaphore(2)
     async with httpx.AsyncClient(timeout=300) as client:

@@ -19,10 +19,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from picospec.bench.run.services import free_port
-from picospec.speculation import wire
-from picospec.speculation.messages import Commit, Open, Sampling
-from picospec.verifier.vllm_target.launching import module
+from bench.run.services import free_port
+from speculation import wire
+from speculation.messages import Commit, Open, Sampling
 from tests.verifier.conftest import KEY, http2_client, metrics
 from tests.verifier.down import HEADERS, Stream, opened
 from tests.verifier.vllm_target.conftest import (
@@ -35,6 +34,7 @@ from tests.verifier.vllm_target.conftest import (
     with_drafts,
 )
 from tests.verifier.vllm_target.scripted import PROMPTS
+from verifier.vllm_target.launching import module
 
 pytestmark = [
     pytest.mark.vllm,

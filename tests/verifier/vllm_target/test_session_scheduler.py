@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from picospec.speculation import wire
-from picospec.speculation.distributions import Q_SCALE
-from picospec.speculation.logits import LogitSettings
-from picospec.speculation.messages import (
+from speculation import wire
+from speculation.distributions import Q_SCALE
+from speculation.logits import LogitSettings
+from speculation.messages import (
     Draft,
     Limits,
     Message,
@@ -26,9 +26,9 @@ from picospec.speculation.messages import (
     Reject,
     Sampling,
 )
-from picospec.speculation.verify_machine import Offer, VerifyMachine
-from picospec.verifier.vllm_target.core.slot import SessionSlot
-from picospec.verifier.vllm_target.crossing import PUSH, Admission
+from speculation.verify_machine import Offer, VerifyMachine
+from verifier.vllm_target.core.slot import SessionSlot
+from verifier.vllm_target.crossing import PUSH, Admission
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -37,7 +37,7 @@ def test_what_comes_for_a_session_gets_the_time_when_it_came() -> None:
     pytest.importorskip("vllm")
     from vllm.v1.engine import EngineCoreRequestType
 
-    from picospec.verifier.vllm_target.core.sessions import put_stamped
+    from verifier.vllm_target.core.sessions import put_stamped
 
     received: Queue[Any] = Queue()
     messages = [
@@ -57,7 +57,7 @@ def test_a_core_that_waits_wakes_at_the_time_and_not_before() -> None:
     pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
     from vllm.v1.engine import EngineCoreRequestType
 
-    from picospec.verifier.vllm_target.core.sessions import get_in_time
+    from verifier.vllm_target.core.sessions import get_in_time
 
     begun = time.monotonic()
 
@@ -71,7 +71,7 @@ def test_a_time_that_is_over_wakes_at_once_and_messages_come_first() -> None:
     pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
     from vllm.v1.engine import EngineCoreRequestType
 
-    from picospec.verifier.vllm_target.core.sessions import get_in_time
+    from verifier.vllm_target.core.sessions import get_in_time
 
     received: Queue[str] = Queue()
     received.put_nowait("a message")
@@ -82,7 +82,7 @@ def test_a_time_that_is_over_wakes_at_once_and_messages_come_first() -> None:
 
 def test_a_core_that_only_looks_does_not_wait() -> None:
     pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
-    from picospec.verifier.vllm_target.core.sessions import get_in_time
+    from verifier.vllm_target.core.sessions import get_in_time
 
     for at in (0.0, inf):
         with pytest.raises(Empty):
@@ -118,7 +118,7 @@ def test_the_running_batch_ends_before_a_step_that_needs_its_result_and_steps_ov
     pytest.importorskip("vllm")
     from vllm.v1.core.sched.scheduler import Scheduler as Stock
 
-    from picospec.verifier.vllm_target.core.scheduler import AsyncPicoScheduler
+    from verifier.vllm_target.core.scheduler import AsyncPicoScheduler
 
     monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)
     scheduler: Any = object.__new__(AsyncPicoScheduler)
@@ -147,7 +147,7 @@ def beside(*places: str, drafting: Sequence[str] = (), waiting: int = 0) -> Any:
     """Return a scheduler. places: of each request that runs, its session or "plain", with + if
     it has a row in the step under way. drafting: sessions that judge draft tokens there."""
     pytest.importorskip("vllm")
-    from picospec.verifier.vllm_target.core.scheduler import AsyncPicoScheduler
+    from verifier.vllm_target.core.scheduler import AsyncPicoScheduler
 
     scheduler: Any = object.__new__(AsyncPicoScheduler)
     machine = VerifyMachine(iter(()))
@@ -237,7 +237,7 @@ def test_passes_end_in_the_order_of_their_batches_and_last_from_one_end_to_the_n
     scheduler = beside("a+", "b", drafting="b")
     from vllm.v1.core.sched.scheduler import Scheduler as Stock
 
-    from picospec.verifier.vllm_target.core import scheduler as module
+    from verifier.vllm_target.core import scheduler as module
 
     monkeypatch.setattr(Stock, "update_from_output", lambda scheduler, *step: {})
     clock = iter((9.0, 15.0))
@@ -290,7 +290,7 @@ def test_a_step_without_a_session_is_vllms_own_and_counts_when_its_result_is_kno
     pytest.importorskip("vllm")
     from vllm.v1.core.sched.scheduler import Scheduler as Stock
 
-    from picospec.verifier.vllm_target.core.scheduler import AsyncPicoScheduler
+    from verifier.vllm_target.core.scheduler import AsyncPicoScheduler
 
     step = SimpleNamespace(total_num_scheduled_tokens=3)
     monkeypatch.setattr(Stock, "schedule", lambda scheduler: step)
@@ -337,7 +337,7 @@ class Scheduler(SimpleNamespace):
 
     def push(self, *messages: Message, session: str = "s") -> None:
         pytest.importorskip("vllm")
-        from picospec.verifier.vllm_target.core.sessions import SessionScheduler
+        from verifier.vllm_target.core.sessions import SessionScheduler
 
         frames = b"".join(map(wire.encode, messages))
         SessionScheduler.push(self, session, frames, 12.5)  # type: ignore[arg-type]
@@ -366,7 +366,7 @@ def test_a_batch_is_taken_without_an_answer_and_a_bug_ends_the_session_that_has_
     pytest.importorskip("vllm")
     from vllm.v1.engine import EngineCoreRequestType
 
-    from picospec.verifier.vllm_target.core.sessions import SessionScheduler
+    from verifier.vllm_target.core.sessions import SessionScheduler
 
     scheduler, stock, pushed, aborted, sent = Scheduler(), [], [], [], []
 
@@ -423,7 +423,7 @@ def test_a_grammar_of_any_request_keeps_a_step_from_being_learned_once_one_ran_w
     None
 ):
     pytest.importorskip("vllm")
-    from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+    from verifier.vllm_target.core.scheduler import PicoScheduler
 
     def request(grammar: object) -> Any:
         return SimpleNamespace(sampling_params=SimpleNamespace(structured_outputs=grammar))
@@ -462,7 +462,7 @@ def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
     pytest.importorskip("vllm")
     from vllm.v1.core.sched.scheduler import Scheduler as Stock
 
-    from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+    from verifier.vllm_target.core.scheduler import PicoScheduler
 
     held, prompt = SimpleNamespace(), SimpleNamespace()
     scheduler: Any = object.__new__(PicoScheduler)
@@ -491,8 +491,8 @@ def test_a_core_asks_once_a_step_whether_its_sessions_wait(
     pytest.importorskip("vllm")
     from vllm.v1.core.sched.scheduler import Scheduler as Stock
 
-    from picospec.verifier.vllm_target.core import sessions
-    from picospec.verifier.vllm_target.core.scheduler import PicoScheduler
+    from verifier.vllm_target.core import sessions
+    from verifier.vllm_target.core.scheduler import PicoScheduler
 
     asked: list[int] = []
     monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from picospec.speculation import wire
-from picospec.speculation.coupled import Coupled
-from picospec.speculation.distributions import Distribution
-from picospec.speculation.judge import Judgement, Rejection
-from picospec.speculation.logits import LogitSettings
-from picospec.speculation.messages import (
+from speculation import wire
+from speculation.coupled import Coupled
+from speculation.distributions import Distribution
+from speculation.judge import Judgement, Rejection
+from speculation.logits import LogitSettings
+from speculation.messages import (
     Commit,
     Draft,
     Finish,
@@ -25,11 +25,11 @@ from picospec.speculation.messages import (
     Recovered,
     Sampling,
 )
-from picospec.speculation.noise import noise_index
-from picospec.speculation.separate import Separate
-from picospec.speculation.verify_machine import PassPlan, Verdict, VerifyMachine
-from picospec.verifier.vllm_target.core.slot import SessionSlot
-from picospec.verifier.vllm_target.crossing import Admission, VerifyRequest
+from speculation.noise import noise_index
+from speculation.separate import Separate
+from speculation.verify_machine import PassPlan, Verdict, VerifyMachine
+from verifier.vllm_target.core.slot import SessionSlot
+from verifier.vllm_target.crossing import Admission, VerifyRequest
 
 PROMPT_TOKENS = 10
 PROMPT = [7, 8] * 5

@@ -19,7 +19,7 @@ from types import CodeType, FrameType
 from typing import Final
 
 BUCKET_S: Final = 0.02
-ROOMS: Final = ("speculation/", "gateway/", "models/", "edge_agent/", "verifier/")
+ROOMS: Final = ("speculation/", "gateway/", "local_models/", "edge_agent/", "verifier/")
 OUTSIDE: Final = "-"
 """Stands for the caller of a function that no function of the product calls."""
 
@@ -32,7 +32,7 @@ _stock = SourceFileLoader.get_code
 
 def below_root(path: str) -> str:
     """Return the path in the checkout of a file of the product, and "" of any other."""
-    below = path.removeprefix(f"{_root}/").removeprefix("picospec/")
+    below = path.removeprefix(f"{_root}/")
     return below if below.startswith(ROOMS) else ""
 
 

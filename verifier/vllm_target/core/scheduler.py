@@ -27,12 +27,12 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import TokenLogprob
-from picospec.speculation.verify_machine import PassPlan, Verdict
-from picospec.verifier.vllm_target.core.sessions import SessionScheduler, put_frames
-from picospec.verifier.vllm_target.core.slot import SessionSlot
-from picospec.verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, VerifyRequest
+from speculation.judge import Judgement
+from speculation.messages import TokenLogprob
+from speculation.verify_machine import PassPlan, Verdict
+from verifier.vllm_target.core.sessions import SessionScheduler, put_frames
+from verifier.vllm_target.core.slot import SessionSlot
+from verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, VerifyRequest
 
 # Makes vLLM's scheduler plan one step as sessions need it. Held requests are left out of the
 # step without losing KV cache or slot, and the other requests get no more rows than they have

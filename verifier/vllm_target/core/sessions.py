@@ -31,14 +31,14 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-from picospec.speculation import wire
-from picospec.speculation.messages import Pushed, RemoteProtocolError
-from picospec.speculation.ngrams import Owner
-from picospec.speculation.verify_machine import VerifyMachine
-from picospec.verifier.vllm_target import patches
-from picospec.verifier.vllm_target.core.slot import SessionSlot
-from picospec.verifier.vllm_target.crossing import FIELD, PUSH, Admission, Batch, Choice
-from picospec.verifier.vllm_target.patches import Stock
+from speculation import wire
+from speculation.messages import Pushed, RemoteProtocolError
+from speculation.ngrams import Owner
+from speculation.verify_machine import VerifyMachine
+from verifier.vllm_target import patches
+from verifier.vllm_target.core.slot import SessionSlot
+from verifier.vllm_target.crossing import FIELD, PUSH, Admission, Batch, Choice
+from verifier.vllm_target.patches import Stock
 
 _QUEUES: Final = ("waiting", "kv_holding_waiting")
 

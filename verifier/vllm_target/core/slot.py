@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from picospec.speculation import wire
-from picospec.speculation.logits import Adjustment
-from picospec.speculation.messages import Down, TokenId
-from picospec.speculation.verify_session import Pass, VerifyingSession
-from picospec.verifier.vllm_target.crossing import Admission, VerifyRequest
+from speculation import wire
+from speculation.logits import Adjustment
+from speculation.messages import Down, TokenId
+from speculation.verify_session import Pass, VerifyingSession
+from verifier.vllm_target.crossing import Admission, VerifyRequest
 
 
 class OutgoingFrame(NamedTuple):

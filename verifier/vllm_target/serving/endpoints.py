@@ -50,34 +50,34 @@ from vllm.renderers.hf import (
 )
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from picospec.gateway.app import HANDLERS, accounted
-from picospec.gateway.documents import VERSION
-from picospec.gateway.doors.generation import body_limit_bytes
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError, NotFound
-from picospec.gateway.hosting import logs
-from picospec.gateway.hosting.server import check_free, served_beside
-from picospec.gateway.hosting.settings import check_listening, hosts_of
-from picospec.gateway.http import error_response, json_response, read_body
-from picospec.gateway.metrics import Shown
-from picospec.gateway.middleware import Access, is_open
-from picospec.gateway.schema import SMALL_BYTES, check_structure
-from picospec.gateway.tenants import TenantMetrics, Tenants
-from picospec.gateway.turns import ThreadTurns
-from picospec.models.blobs import FileHashes
-from picospec.models.store import open_store
-from picospec.models.template import joined
-from picospec.models.tokenizer_file import TokenizerFile
-from picospec.verifier.app import Verifier
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.routes import OPEN, SESSION_PATHS, takes_drafts
-from picospec.verifier.settings import VerifierSettings
-from picospec.verifier.vllm_target.crossing import Choice
-from picospec.verifier.vllm_target.patches import PATCHES
-from picospec.verifier.vllm_target.plugin import settings as read_settings
-from picospec.verifier.vllm_target.serving.engine import Engine
-from picospec.verifier.vllm_target.serving.plain import PlainRequests, charge
-from picospec.verifier.vllm_target.serving.target import VllmTarget
+from gateway.app import HANDLERS, accounted
+from gateway.documents import VERSION
+from gateway.doors.generation import body_limit_bytes
+from gateway.drain import Drain
+from gateway.errors import ApiError, NotFound
+from gateway.hosting import logs
+from gateway.hosting.server import check_free, served_beside
+from gateway.hosting.settings import check_listening, hosts_of
+from gateway.http import error_response, json_response, read_body
+from gateway.metrics import Shown
+from gateway.middleware import Access, is_open
+from gateway.schema import SMALL_BYTES, check_structure
+from gateway.tenants import TenantMetrics, Tenants
+from gateway.turns import ThreadTurns
+from local_models.blobs import FileHashes
+from local_models.store import open_store
+from local_models.template import joined
+from local_models.tokenizer_file import TokenizerFile
+from verifier.app import Verifier
+from verifier.metrics import VerifierMetrics
+from verifier.routes import OPEN, SESSION_PATHS, takes_drafts
+from verifier.settings import VerifierSettings
+from verifier.vllm_target.crossing import Choice
+from verifier.vllm_target.patches import PATCHES
+from verifier.vllm_target.plugin import settings as read_settings
+from verifier.vllm_target.serving.engine import Engine
+from verifier.vllm_target.serving.plain import PlainRequests, charge
+from verifier.vllm_target.serving.target import VllmTarget
 
 # Bounds a body that arrives on our port before vLLM parses it in its only event loop.
 #

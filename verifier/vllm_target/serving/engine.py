@@ -23,15 +23,15 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from picospec.speculation import wire
-from picospec.speculation.messages import RemoteProtocolError, Reused
-from picospec.speculation.ngrams import Owner
-from picospec.verifier.target import TargetFailed, Unservable
-from picospec.verifier.vllm_target import patches
-from picospec.verifier.vllm_target.core.slot import OutgoingFrame
-from picospec.verifier.vllm_target.crossing import FIELD
-from picospec.verifier.vllm_target.patches import Stock
-from picospec.verifier.vllm_target.serving.ranks import Ranks
+from speculation import wire
+from speculation.messages import RemoteProtocolError, Reused
+from speculation.ngrams import Owner
+from verifier.target import TargetFailed, Unservable
+from verifier.vllm_target import patches
+from verifier.vllm_target.core.slot import OutgoingFrame
+from verifier.vllm_target.crossing import FIELD
+from verifier.vllm_target.patches import Stock
+from verifier.vllm_target.serving.ranks import Ranks
 
 SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
 """No text depends on these parts of vLLM's settings, but for OF_MODEL. One contains the model's

@@ -22,17 +22,17 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from picospec.gateway.accounts import Account
-from picospec.gateway.drain import Drain
-from picospec.gateway.errors import ApiError, Overloaded
-from picospec.gateway.http import error_response
-from picospec.gateway.output.detokenise import TextDelta
-from picospec.models.grammars import NAME, Constraint
-from picospec.speculation.messages import FinishReason
-from picospec.verifier.routes import OPEN
-from picospec.verifier.target import Target, Unservable, identity_of, unservable
-from picospec.verifier.vllm_target import patches
-from picospec.verifier.vllm_target.patches import Stock
+from gateway.accounts import Account
+from gateway.drain import Drain
+from gateway.errors import ApiError, Overloaded
+from gateway.http import error_response
+from gateway.output.detokenise import TextDelta
+from local_models.grammars import NAME, Constraint
+from speculation.messages import FinishReason
+from verifier.routes import OPEN
+from verifier.target import Target, Unservable, identity_of, unservable
+from verifier.vllm_target import patches
+from verifier.vllm_target.patches import Stock
 
 
 @dataclass(slots=True)

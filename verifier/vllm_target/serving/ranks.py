@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from picospec.speculation.messages import RemoteProtocolError
-from picospec.verifier.target import TargetFailed
-from picospec.verifier.vllm_target.crossing import PUSH, Batch
+from speculation.messages import RemoteProtocolError
+from verifier.target import TargetFailed
+from verifier.vllm_target.crossing import PUSH, Batch
 
 if TYPE_CHECKING:  # not every installation has vLLM
     from vllm.v1.engine.core_client import AsyncMPClient

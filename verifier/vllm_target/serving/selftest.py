@@ -19,8 +19,8 @@ from typing import Final
 
 import structlog
 
-from picospec.speculation.latency import PassLatency, unmeasured
-from picospec.speculation.messages import (
+from speculation.latency import PassLatency, unmeasured
+from speculation.messages import (
     Commit,
     Draft,
     Fill,
@@ -30,9 +30,9 @@ from picospec.speculation.messages import (
     Sampling,
     TokenId,
 )
-from picospec.speculation.verify_machine import MIN_PASS_S
-from picospec.speculation.wire import Framed
-from picospec.verifier.target import Target, TargetFailed
+from speculation.verify_machine import MIN_PASS_S
+from speculation.wire import Framed
+from verifier.target import Target, TargetFailed
 
 TOKENS: Final = 12
 DRAFTED: Final = 9

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
-from picospec.models.blobs import FileHashes
-from picospec.models.errors import WrongHash
-from picospec.models.grammars import Constraint
-from picospec.models.hugging_face import commit_of, directory_of
-from picospec.models.tokenizer_file import TokenizerFile, tokenizer_file
-from picospec.speculation import wire
-from picospec.speculation.judges import JUDGES
-from picospec.speculation.logits import LogitSettings
-from picospec.speculation.messages import (
+from local_models.blobs import FileHashes
+from local_models.errors import WrongHash
+from local_models.grammars import Constraint
+from local_models.hugging_face import commit_of, directory_of
+from local_models.tokenizer_file import TokenizerFile, tokenizer_file
+from speculation import wire
+from speculation.judges import JUDGES
+from speculation.logits import LogitSettings
+from speculation.messages import (
     MAX_ADAPTERS,
     Commit,
     Finish,
@@ -33,10 +33,10 @@ from picospec.speculation.messages import (
     Pushed,
     Sampling,
 )
-from picospec.speculation.ngrams import Owner
-from picospec.speculation.wire import Framed
-from picospec.verifier.metrics import VerifierMetrics
-from picospec.verifier.target import (
+from speculation.ngrams import Owner
+from speculation.wire import Framed
+from verifier.metrics import VerifierMetrics
+from verifier.target import (
     Reply,
     Target,
     TargetFailed,
@@ -48,15 +48,15 @@ from picospec.verifier.target import (
     unservable,
     weights_of,
 )
-from picospec.verifier.vllm_target import conflicts
-from picospec.verifier.vllm_target.crossing import FIELD, Admission
-from picospec.verifier.vllm_target.serving.selftest import self_test
+from verifier.vllm_target import conflicts
+from verifier.vllm_target.crossing import FIELD, Admission
+from verifier.vllm_target.serving.selftest import self_test
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
-    from picospec.verifier.vllm_target.core.slot import OutgoingFrame
-    from picospec.verifier.vllm_target.serving.engine import Engine
+    from verifier.vllm_target.core.slot import OutgoingFrame
+    from verifier.vllm_target.serving.engine import Engine
 
 # Serves LoRA adapters, which requests name as their `model`, as in vLLM.
 #

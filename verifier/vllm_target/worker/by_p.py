@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picospec.speculation.distributions import GREEDY_BELOW, Distribution
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import TokenId
-from picospec.verifier.vllm_target.crossing import VerifyRequest
-from picospec.verifier.vllm_target.worker.extension import upload
+from speculation.distributions import GREEDY_BELOW, Distribution
+from speculation.judge import Judgement
+from speculation.messages import TokenId
+from verifier.vllm_target.crossing import VerifyRequest
+from verifier.vllm_target.worker.extension import upload
 
 ROWS: Final = 128
 """This many rows are read at once: .5 GB for 152,000 tokens, in float64 and four times in

@@ -44,10 +44,10 @@ class PicoWorkerExtension:
 def _hooks(runner: Any) -> Callable[[Any, int], Any]:
     """Return the hooks for a runner. Some platforms can import only one of the two."""
     if hasattr(runner, "req_states"):
-        from picospec.verifier.vllm_target.worker.v2 import RunnerHooks
+        from verifier.vllm_target.worker.v2 import RunnerHooks
 
         return RunnerHooks
-    from picospec.verifier.vllm_target.worker.v1 import SamplerHooks
+    from verifier.vllm_target.worker.v1 import SamplerHooks
 
     return SamplerHooks
 

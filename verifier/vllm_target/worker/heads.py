@@ -20,10 +20,10 @@ from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
-from picospec.verifier.vllm_target import patches
-from picospec.verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
-from picospec.verifier.vllm_target.patches import Stock
-from picospec.verifier.vllm_target.worker.extension import (
+from verifier.vllm_target import patches
+from verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
+from verifier.vllm_target.patches import Stock
+from verifier.vllm_target.worker.extension import (
     PicoWorkerExtension as PicoWorkerExtension,
 )
 

@@ -22,13 +22,13 @@ from torch import Tensor
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinPLogitsProcessor
 
-from picospec.speculation.judge import Judgement
-from picospec.speculation.judges import seeded
-from picospec.speculation.messages import Sampling
-from picospec.verifier.vllm_target import patches
-from picospec.verifier.vllm_target.crossing import VerifyRequest
-from picospec.verifier.vllm_target.patches import Stock
-from picospec.verifier.vllm_target.worker.extension import upload
+from speculation.judge import Judgement
+from speculation.judges import seeded
+from speculation.messages import Sampling
+from verifier.vllm_target import patches
+from verifier.vllm_target.crossing import VerifyRequest
+from verifier.vllm_target.patches import Stock
+from verifier.vllm_target.worker.extension import upload
 
 PLACEHOLDER = -1
 """vLLM marks with this a place where a sampler returned no token."""

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from picospec.speculation.judge import Judgement
-from picospec.speculation.messages import TokenId
-from picospec.verifier.vllm_target import patches
-from picospec.verifier.vllm_target.crossing import Choice, VerifyRequest
-from picospec.verifier.vllm_target.patches import Place, Stock
-from picospec.verifier.vllm_target.worker.by_noise import judge_by_noise
-from picospec.verifier.vllm_target.worker.by_p import judge_by_p
-from picospec.verifier.vllm_target.worker.extension import upload
+from speculation.judge import Judgement
+from speculation.messages import TokenId
+from verifier.vllm_target import patches
+from verifier.vllm_target.crossing import Choice, VerifyRequest
+from verifier.vllm_target.patches import Place, Stock
+from verifier.vllm_target.worker.by_noise import judge_by_noise
+from verifier.vllm_target.worker.by_p import judge_by_p
+from verifier.vllm_target.worker.extension import upload
 
 # Divides a step's rows between our judge and vLLM's, which judges its own draft tokens.
 #

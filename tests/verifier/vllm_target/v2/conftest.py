@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import WORKERS, engine, make
 from tests.verifier.vllm_target.v2.tiny import CASES, Text, keywords, prompts
+from verifier.vllm_target.serving.target import VllmTarget
 
 BLOCKS = 20
 """Of 128 tokens; too few for fifteen sessions of two."""

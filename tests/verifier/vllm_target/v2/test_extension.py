@@ -20,10 +20,10 @@ from vllm.v1.worker.gpu import model_runner, structured_outputs, warmup
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
 
-from picospec.verifier.vllm_target.core.scheduler import PicoScheduler, narrowed
-from picospec.verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
-from picospec.verifier.vllm_target.worker import heads as extension
-from picospec.verifier.vllm_target.worker.v2 import WARM_ROWS, RunnerHooks
+from verifier.vllm_target.core.scheduler import PicoScheduler, narrowed
+from verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
+from verifier.vllm_target.worker import heads as extension
+from verifier.vllm_target.worker.v2 import WARM_ROWS, RunnerHooks
 
 CPU = torch.device("cpu")
 V, WORDS = 70, 3
@@ -228,7 +228,7 @@ def test_the_graphs_are_those_of_a_vllm_without_us(
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    from picospec.verifier.vllm_target import plugin
+    from verifier.vllm_target import plugin
 
     plugin.register()
     ours = graphs(directory, ranks)

@@ -14,7 +14,6 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
-from picospec.verifier.vllm_target.serving.target import VllmTarget
 from tests.verifier.vllm_target.conftest import LIMITS, ON_ENGINE, engine
 from tests.verifier.vllm_target.conftest import make as make_target
 from tests.verifier.vllm_target.scripted import Answer, Script, drafted, plain, recovered
@@ -27,6 +26,7 @@ from tests.verifier.vllm_target.v2.tiny import (
     prompts,
     session,
 )
+from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE
 Texts = dict[tuple[str, int], Text]

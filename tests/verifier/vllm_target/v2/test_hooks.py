@@ -13,14 +13,14 @@ from vllm.triton_utils.dispatcher import KernelOverride
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
-from picospec.speculation import noise
-from picospec.speculation.coupled import Coupled
-from picospec.speculation.messages import Sampling
-from picospec.speculation.separate import Separate
-from picospec.verifier.vllm_target.crossing import Choice, VerifyRequest
-from picospec.verifier.vllm_target.worker import by_p
-from picospec.verifier.vllm_target.worker.v2 import RunnerHooks
+from speculation import noise
+from speculation.coupled import Coupled
+from speculation.messages import Sampling
+from speculation.separate import Separate
 from tests.verifier.vllm_target.synchronisations import synchronisations
+from verifier.vllm_target.crossing import Choice, VerifyRequest
+from verifier.vllm_target.worker import by_p
+from verifier.vllm_target.worker.v2 import RunnerHooks
 
 K, V, PADDED = 4, 50, 60
 DRAFTS = {"a": [7, 8, 9], "b": [], "c": [5], "stock": [6, 4]}

@@ -9,10 +9,9 @@ from itertools import cycle
 
 import pytest
 
-from picospec.speculation.distributions import DraftToken
-from picospec.speculation.drafting import DraftingSession
-from picospec.speculation.wire import Framed
-from picospec.verifier.vllm_target.serving.target import VllmTarget
+from speculation.distributions import DraftToken
+from speculation.drafting import DraftingSession
+from speculation.wire import Framed
 from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
@@ -32,6 +31,7 @@ from tests.verifier.vllm_target.v2.tiny import (
     prompts,
     session,
 )
+from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE
 Texts = dict[tuple[str, int], Text]

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from picospec.bench.pace.vllm_servers import (
+from bench.pace.vllm_servers import (
     CONFIG,
     EOS,
     HEAD,
@@ -19,10 +19,10 @@ from picospec.bench.pace.vllm_servers import (
     Normal,
     layer,
 )
-from picospec.bench.pace.vllm_servers import (
+from bench.pace.vllm_servers import (
     make as make,
 )
-from picospec.speculation.messages import ModelFacts, Open, Sampling
+from speculation.messages import ModelFacts, Open, Sampling
 from tests.verifier.vllm_target.scripted import PERSON, with_extras
 
 if TYPE_CHECKING:  # these are beside vLLM alone

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picospec.speculation.noise import gumbel
+from speculation.noise import gumbel
 
 
 def gumbel_sample_kernel(

@@ -1,1 +1,0 @@
-"""The picospec command starts the services, watches them and talks to them."""

@@ -1,0 +1,164 @@
+"""Chooses a draft model that fits a target: of the catalogue, or else a sibling on the hub.
+
+A catalogue lists families: by what name a target is recognised, and which repositories have a
+small model of its vocabulary. Nothing of them is pinned: the hub tells size, licence and
+sha256, and the first bytes of a file have its vocabulary, which is compared with the target's
+token by token before the rest is fetched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.prompt import Confirm
+
+from local_models.catalogue import ModelFile, parse_reference
+from local_models.errors import ModelError, NotPulled, Unsuitable
+from local_models.llama_cpp.model import Model
+from local_models.store import MIN_RATIO, Store, fitting_draft
+from local_models.tokenizer_file import TokenizerCache, TokenizerFile
+from local_models.vocabulary import Vocabulary, relate
+
+Consent = Literal["ask", "always", "never"]
+"""A draft model that no catalogue has is fetched after a question at a terminal, without a
+question, or never."""
+
+
+def ask_at_terminal(question: str) -> bool:
+    """Return True if a person at the terminal agrees. A service has no terminal: False."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    with suppress(EOFError):
+        return Confirm.ask(escape(question), console=Console(stderr=True))
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class HubPolicy:
+    """A HubPolicy says whether a draft model may come from the hub, and how large it may be."""
+
+    consent: Consent = "ask"
+    max_gb: float = 1.0
+    ask: Callable[[str], bool] = ask_at_terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A reference to a draft model, or None, and the reason in words."""
+
+    name: str | None
+    why: str
+    remedy: str = ""
+    """This command would give the target a draft model, if it has none; empty if none would."""
+
+
+def choose_draft(
+    store: Store,
+    target: str,
+    vocabulary: Vocabulary,
+    policy: HubPolicy,
+    target_bytes: int | None = None,
+) -> Choice:
+    """Choose a draft model for a target, which may still have to be pulled.
+
+    target: its name. target_bytes: the size of its file; None if unknown.
+    """
+    if name := fitting_draft(store, target, vocabulary, target_bytes):
+        return Choice(name, "the catalogue has it for this target or for its tokens")
+    if policy.consent == "never":
+        return Choice(None, "none of the catalogue fits")
+    search = find_sibling(store, target, vocabulary, policy.max_gb * 1e9, target_bytes)
+    if (found := search.sibling) is None:
+        return Choice(None, f"none of the catalogue fits, and none on the hub: {search}")
+    may = found.is_here or policy.consent == "always"
+    if may or policy.ask(f"A draft model may make {target} faster. Fetch {found}?"):
+        return Choice(found.reference, f"a sibling of this target: {found}")
+    remedy = f"picospec models pull --as draft {found.reference}"
+    return Choice(None, f"none is here; on the hub is {found}", remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """A model of the hub that can draft for a target."""
+
+    reference: str
+    file: ModelFile
+    is_here: bool
+
+    def __str__(self) -> str:
+        size = f"{self.file.bytes / 1e9:.2f} GB"
+        licence = f", licence {self.file.licence}" if self.file.licence else ""
+        return f"{self.file.repository}/{self.file.file} ({size}{licence}, the same tokens)"
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A Search has what was found, and says why it is none of the candidates before it."""
+
+    sibling: Sibling | None
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons) or "no family of the catalogue has this target's name"
+
+
+def find_sibling(
+    store: Store,
+    target: str,
+    vocabulary: Vocabulary,
+    max_bytes: float,
+    target_bytes: int | None = None,
+) -> Search:
+    """Look for a sibling of at most `max_bytes`, and half the target's size if that is known.
+
+    target: its name. It fetches no weights, and raises nothing: what fails is a reason.
+    """
+    reasons: list[str] = []
+    if target_bytes is not None:
+        max_bytes = min(max_bytes, target_bytes / MIN_RATIO)
+    for reference in store.catalogue.siblings_of(target):
+        try:
+            sibling = _examined(store, reference, vocabulary, max_bytes)
+        except (ModelError, OSError) as error:
+            reasons.append(f"{reference}: {error}")
+        else:
+            return Search(sibling, tuple(reasons))
+    return Search(None, tuple(reasons))
+
+
+def _examined(store: Store, reference: str, target: Vocabulary, max_bytes: float) -> Sibling:
+    """Return a candidate that can draft for the target. Raises ModelError, OSError."""
+    path: Path | None = None
+    try:
+        path = store.find(reference, "draft").path
+        hub = parse_reference(reference)
+        repository = hub.repository if hub else ""
+        file = ModelFile(path.name, bytes=path.stat().st_size, repository=repository)
+    except NotPulled:
+        file = store.describe(reference, "draft")
+    if file.bytes > max_bytes:
+        size, most = file.bytes / 1e9, max_bytes / 1e9
+        raise Unsuitable(f"its {size:.2f} GB are more than {most:.2f} GB")
+    if path is None:
+        own = _vocabulary_on_the_hub(store, file)
+    else:
+        model = Model(path, vocabulary_only=True)
+        own = model.vocabulary
+        model.close()
+    if relate(target, own) == "different":
+        raise Unsuitable("it has other tokens than the target")
+    return Sibling(reference, file, path is not None)
+
+
+def _vocabulary_on_the_hub(store: Store, file: ModelFile) -> Vocabulary:
+    """Return the vocabulary of a file of the hub. It is tried out in a process of its own."""
+    found = TokenizerFile("gguf", store.hub.metadata(file))
+    cache = TokenizerCache(store.root / "tokenizers")
+    return cache.keep(found.digest, found.pack()).vocabulary

@@ -1,0 +1,486 @@
+"""Binds llama.cpp: a Model is a GGUF file, and a Context is a KV cache of its sequences.
+
+A Context decodes rows of several sequences in one pass, which is one call of llama_decode.
+
+* A row's logits and KV depend, to the last bit, only on the tokens before it, and not on the
+  rows that share its pass. This needs Q8_0 or Q4_0 weights, flash attention, a separate cache
+  stream for each sequence, and either a Q8_0 cache, or one thread and at most EXACT_ROWS rows
+  of a sequence in a pass. tests/local_models/llama_cpp checks it.
+* There are no locks: one thread at a time may use a Context. llama_decode releases the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+from weakref import finalize
+
+import numpy as np
+from numpy.typing import NDArray
+
+from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
+from local_models.llama_cpp.library import lib, on_stack
+from local_models.vocabulary import Markers, Vocabulary
+
+# A pass takes its rows as segments, which must keep the rules checked here.
+#
+# A row is one token at one position of one sequence of the KV cache.
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A Segment has rows of one sequence: `tokens` at the positions from `start` on."""
+
+    sequence: int
+    start: int
+    """This must be the sequence's length: rows can neither be decoded twice nor leave a gap."""
+
+    tokens: Sequence[int]
+    logits: int | None = None
+    """Logits are computed for this many of the last rows; None: for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A Context limits the tokens of each sequence, and a pass to `batch_tokens` rows."""
+
+    sequences: int
+    context_tokens: int
+    batch_tokens: int
+    vocabulary_size: int
+
+
+def check(segments: Sequence[Segment], limits: Limits, length: Callable[[int], int]) -> None:
+    """Raise BadSegment or NoRoom unless all can be decoded. length: returns a sequence's."""
+    rows = sum(len(segment.tokens) for segment in segments)
+    if not 0 < rows <= limits.batch_tokens:
+        raise BadSegment(f"{rows} rows, not 1..{limits.batch_tokens}")
+    if len({segment.sequence for segment in segments}) < len(segments):
+        raise BadSegment("two segments of one sequence")
+    for segment in segments:
+        name = f"sequence {segment.sequence}"
+        if not 0 <= segment.sequence < limits.sequences:
+            raise BadSegment(f"{name} is not in 0..{limits.sequences - 1}")
+        if not segment.tokens:
+            raise BadSegment(f"{name}: no tokens")
+        if min(segment.tokens) < 0 or max(segment.tokens) >= limits.vocabulary_size:
+            raise BadSegment(f"{name}: a token is not in 0..{limits.vocabulary_size - 1}")
+        if (held := length(segment.sequence)) != segment.start:
+            raise BadSegment(f"{name} holds {held} tokens; it cannot go on at {segment.start}")
+        if segment.start + len(segment.tokens) > limits.context_tokens:
+            raise NoRoom(f"{name} would pass {limits.context_tokens} tokens")
+
+
+# A new prompt can reuse its common prefix with a KV cache sequence.
+#
+# KV of one owner's prompt is not reused for another owner: the time that a prompt takes would
+# reveal whether it begins like somebody else's.
+
+T = TypeVar("T")
+
+
+def common_prefix(cached: Sequence[T], prompt: Sequence[T]) -> int:
+    """Return the length of the common prefix; fast if one sequence is a prefix of the other."""
+    shorter = min(len(cached), len(prompt))
+    if cached[:shorter] == prompt[:shorter]:
+        return shorter
+    pairs = enumerate(zip(cached, prompt, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), shorter)
+
+
+Cache = Literal["F16", "Q8_0"]
+Logits = NDArray[np.float32]
+
+_FAILURES: Final = {-1: BadSegment, 1: NoRoom}
+EXACT_ROWS: Final = 63
+"""llama.cpp's attention computes 64 or more rows in tiles, which round differently."""
+
+STACK_BYTES_A_CHAR: Final = 640
+"""llama.cpp takes at most this much stack for a character. For some models it splits texts by
+std::regex, which recurses at each character of a word and takes 400 bytes. A stack overflow
+ends the process."""
+
+SHALLOW_CHARS: Final = 2048
+"""Longer texts are tokenised on a stack of their own."""
+
+PART_CHARS: Final = 8192
+"""A text is cut at the first place after as many characters where that changes no token. Half
+a megabyte of markers took 20 s in one piece; a chat of 100,000 tokens took twice as long."""
+
+
+class Model:
+    """A Model is a GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
+
+    gpu_layers: the number of layers that a GPU computes, if llama.cpp was built for one; -1
+    means all. Passes on a GPU are faster, but not exact.
+    """
+
+    def __init__(
+        self, path: Path, vocabulary_only: bool = False, *, gpu_layers: int = 0
+    ) -> None:
+        settings = lib.llama_model_default_params()
+        settings.vocab_only = vocabulary_only
+        settings.n_gpu_layers = gpu_layers
+        self.handle = lib.llama_model_load_from_file(str(path).encode(), settings)
+        if not self.handle:
+            raise CannotOpen(f"{path} is missing, or is not a GGUF file llama.cpp can read")
+        self.path = path
+        self._free = finalize(self, lib.llama_model_free, self.handle)
+        self._free.atexit = False  # a context may still be in use then
+        self._vocabulary = lib.llama_model_get_vocab(self.handle)
+        self.vocabulary_size = lib.llama_vocab_n_tokens(self._vocabulary)
+
+    def close(self) -> None:
+        """Free the weights, as they are when nobody refers to the model any more. Every Context
+        of the model must be closed first."""
+        self.handle = None
+        self._free()
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Return the tokens of text, without BOS. special: markers become special tokens.
+        Several threads may call this at once."""
+        if len(text) <= SHALLOW_CHARS:
+            return self._tokens(text, special)
+        parts = self._parts(text, special)
+        size = STACK_BYTES_A_CHAR * max(map(len, parts))
+        return on_stack(
+            size, lambda: [t for part in parts for t in self._tokens(part, special)]
+        )
+
+    def _tokens(self, text: str, special: bool) -> list[int]:
+        data = text.encode()
+        room = 4 * len(data) + 8  # a token is a byte at worst, and a space becomes three bytes
+        found = (ctypes.c_int32 * room)()
+        given = self._vocabulary, data, len(data), found, room, False, special
+        return list(found[: lib.llama_tokenize(*given)])
+
+    def _parts(self, text: str, special: bool) -> list[str]:
+        """Return the parts of a text, which have the tokens of the whole: each but the first
+        begins with a text that llama.cpp takes for one token whatever stands around it.
+        llama.cpp takes a time in proportion to such texts times the length of a part."""
+        parts = [""]
+        for piece, is_token in self._cuts[special].split(text):
+            if is_token and len(parts[-1]) >= PART_CHARS:
+                parts.append("")
+            parts[-1] += piece
+        return parts
+
+    @cached_property
+    def _cuts(self) -> tuple[Markers, Markers]:
+        """Find where a text may be cut, without special tokens and with them: before a token
+        that takes no space before it, and that no other one can overlap from before."""
+        named, asked = lib.LLAMA_TOKEN_ATTR_USER_DEFINED, lib.LLAMA_TOKEN_ATTR_CONTROL
+        asked |= named | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        tokens = range(self.vocabulary_size)
+        attributes = [
+            int(lib.llama_vocab_get_attr(self._vocabulary, token)) for token in tokens
+        ]
+        whole = [
+            (self._render(t).decode("latin-1"), attributes[t])
+            for t in tokens
+            if attributes[t] & asked
+        ]
+        inner = {character for text, _ in whole for character in text[1:]}
+        cuts = [
+            (text, has)
+            for text, has in whole
+            if text
+            and text[0] not in inner
+            and text.isascii()
+            and " " not in text
+            and not has & lib.LLAMA_TOKEN_ATTR_LSTRIP
+        ]
+        of_kind = ([text for text, has in cuts if has & kind] for kind in (named, asked))
+        without, with_special = map(Markers, of_kind)
+        return without, with_special
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Return the meaning of the tokens; the first use takes 0.3 s for 152k tokens.
+
+        llama.cpp treats some tokens as special that the file calls text, because of their
+        spelling (Qwen's "</s>"). Here they are text: they are shown and end nothing.
+        """
+        raw, size = self._vocabulary, self.vocabulary_size
+        attributes = [int(lib.llama_vocab_get_attr(raw, token)) for token in range(size)]
+        while size and attributes[size - 1] & lib.LLAMA_TOKEN_ATTR_UNUSED:
+            size -= 1
+        marker = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        text = lib.LLAMA_TOKEN_ATTR_NORMAL
+        special = frozenset(
+            t for t in range(size) if attributes[t] & marker and not attributes[t] & text
+        )
+        eos = int(lib.llama_vocab_eos(raw))
+        ends = {token for token in range(size) if lib.llama_vocab_is_eog(raw, token)}
+        return Vocabulary(
+            pieces=tuple(map(self._render, range(size))),
+            special=special,
+            stop_tokens=frozenset(ends & (special | {eos})),
+            eos=eos if 0 <= eos < size else None,
+            padding=self.vocabulary_size - size,
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """Return the file's key-value pairs except arrays."""
+        key, value = lib.llama_model_meta_key_by_index, lib.llama_model_meta_val_str_by_index
+        indices = range(lib.llama_model_meta_count(self.handle))
+        return {_string(key, self.handle, i): _string(value, self.handle, i) for i in indices}
+
+    @property
+    def context_tokens(self) -> int:
+        """Return the longest context that the model was trained for."""
+        facts = self.metadata()
+        return int(facts[f"{facts['general.architecture']}.context_length"])
+
+    @property
+    def raw_beginning(self) -> tuple[int, ...]:
+        """Return the token, if any, that must begin every prompt."""
+        wanted = lib.llama_vocab_get_add_bos(self._vocabulary)
+        return (lib.llama_vocab_bos(self._vocabulary),) if wanted else ()
+
+    chat_beginning = raw_beginning
+
+    def named_tokens(self) -> dict[str, str]:
+        """Return the spellings of the tokens that chat templates use, by their names."""
+        tokens = {
+            name: getattr(lib, f"llama_vocab_{name}")(self._vocabulary)
+            for name in ("bos", "eos", "pad")
+        }
+        return {
+            f"{name}_token": self.vocabulary.piece(token, special=True).decode(errors="replace")
+            for name, token in tokens.items()
+            if token >= 0
+        }
+
+    def _render(self, token: int) -> bytes:
+        size = 64  # bytes, enough for most tokens; a longer one takes a second call
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            size = -lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, True)
+            if size <= 0:
+                return buffer.raw[:-size]
+
+
+class Context:
+    """A Context is a KV cache of `sequences` sequences of `context_tokens` tokens each.
+
+    `batch_tokens` is the limit of rows in one pass. A Q8_0 cache is smaller and less precise
+    than F16, but exact for any number of threads and rows. Without `flash_attention` no pass is
+    exact, and passes over long contexts take at most two thirds of the time on a CPU. Raises
+    CannotOpen if memory is short.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        context_tokens: int,
+        sequences: int = 1,
+        threads: int = 1,
+        batch_tokens: int = 256,
+        cache: Cache = "F16",
+        *,
+        flash_attention: bool = True,
+    ) -> None:
+        settings = lib.llama_context_default_params()
+        settings.n_ctx = context_tokens * sequences
+        settings.n_batch = settings.n_ubatch = batch_tokens
+        settings.n_seq_max = sequences
+        settings.n_threads = settings.n_threads_batch = threads
+        kind = "ENABLED" if flash_attention else "DISABLED"
+        settings.flash_attn_type = getattr(lib, f"LLAMA_FLASH_ATTN_TYPE_{kind}")
+        settings.kv_unified = False
+        settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{cache}")
+        settings.no_perf = True
+        self._handle = model.handle and lib.llama_init_from_model(model.handle, settings)
+        self._memory = self._handle and lib.llama_get_memory(self._handle)
+        if not self._memory:
+            raise CannotOpen(f"{model.path}: no room for {sequences} x {context_tokens} tokens")
+        self.model = model
+        self.limits = Limits(sequences, context_tokens, batch_tokens, model.vocabulary_size)
+        self._rows: list[int] = []
+        self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
+        columns = self._batch.token, self._batch.pos, self._batch.logits, self._batch.n_seq_id
+        arrays = (np.ctypeslib.as_array(column, (batch_tokens,)) for column in columns)
+        self._tokens, self._positions, self._wanted, sequence_counts = arrays
+        sequence_counts[:] = 1
+
+    def close(self) -> None:
+        """Free the cache; later decodes raise BadSegment. A second call does nothing."""
+        if self._handle is not None:
+            lib.llama_batch_free(self._batch)
+            lib.llama_free(self._handle)
+            self._handle = self._memory = None
+            self.limits = Limits(0, 0, 0, 0)
+            self._rows = []
+
+    def length(self, sequence: int) -> int:
+        """Return the number of tokens in a sequence."""
+        return int(lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Remove a sequence's tokens from position `length` on."""
+        lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def copy(self, source: int, target: int) -> None:
+        """Replace the tokens of `target` by those of `source`."""
+        lib.llama_memory_seq_rm(self._memory, target, -1, -1)
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def decode(self, segments: Sequence[Segment]) -> None:
+        """Decode the rows in one pass. Raises BadSegment, NoRoom or DecodeFailed."""
+        check(segments, self.limits, self.length)
+        row, self._rows = 0, []
+        for segment in segments:
+            end = row + len(segment.tokens)
+            self._tokens[row:end] = segment.tokens
+            self._positions[row:end] = np.arange(segment.start, segment.start + end - row)
+            wanted = end - row if segment.logits is None else segment.logits
+            self._wanted[row:end] = np.arange(end - row, 0, -1) <= wanted
+            for index in range(row, end):
+                self._batch.seq_id[index][0] = segment.sequence
+            row = end
+        self._batch.n_tokens = row
+        if code := lib.llama_decode(self._handle, self._batch):
+            raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
+        self._rows = np.flatnonzero(self._wanted[:row]).tolist()
+
+    def logits(self, index: int) -> Logits:
+        """Return the logits, float32[V], of the index-th row whose logits were requested.
+
+        The array is a view of llama.cpp's buffer, and valid until the next decode.
+        """
+        if not 0 <= index < (held := len(self._rows)):
+            raise BadSegment(f"the pass has logits of {held} rows, not of row {index}")
+        row = lib.llama_get_logits_ith(self._handle, self._rows[index])
+        return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
+
+
+def _string(read: Callable[..., int], model: int | None, index: int) -> str:
+    """Return the string that a llama.cpp function writes to a buffer."""
+    buffer = ctypes.create_string_buffer(max(read(model, index, None, 0), 0) + 1)
+    read(model, index, buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace")
+
+
+# Chooses the length of a context if no setting does: the length that the model was trained for,
+# as far as memory allows.
+#
+# The KV of all sequences is allocated at the start. It may take a share of the memory that this
+# process may have, which is the same at each start, and less only if little of it is free. A
+# context that is shorter than the model's has a power of two of tokens.
+
+SHARE: Final = 8
+"""The KV takes at most 1/SHARE of the memory: an eighth leaves room for both ends with their
+weights on one machine of 8 GiB."""
+
+FREE_SHARE: Final = 2
+"""The KV takes at most 1/FREE_SHARE of the free memory."""
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_CACHES: Final[Mapping[str, float]] = {"F16": 2, "Q8_0": 34 / 32}
+"""A value has this many bytes in each type of cache; Q8_0 has two more for each 32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """A Length is that of a context, with the memory of its KV."""
+
+    tokens: int
+    trained: int
+    """The model was trained for this many tokens."""
+
+    sequences: int
+    kv_bytes: int
+
+    def log_fields(self) -> dict[str, int]:
+        """Return the fields for a log."""
+        return {
+            "tokens": self.tokens,
+            "model_tokens": self.trained,
+            "slots": self.sequences,
+            "kv_mib": self.kv_bytes >> 20,
+        }
+
+
+def context_length(
+    facts: Mapping[str, str],
+    trained: int,
+    asked: int | None,
+    *,
+    sequences: int,
+    cache: str,
+    min_tokens: int,
+) -> Length:
+    """Return the length of a context. facts: the metadata of the model's GGUF file; asked: the
+    setting; min_tokens: the minimum, even if memory is short."""
+    kv_bytes = kv_bytes_per_token(facts, cache) * sequences
+    tokens = asked or fitting_tokens(trained, kv_bytes, min_tokens, room_bytes())
+    tokens = min(tokens, trained)
+    return Length(tokens, trained, sequences, int(tokens * kv_bytes))
+
+
+def fitting_tokens(trained: int, kv_bytes: float, min_tokens: int, room_bytes: float) -> int:
+    """Return the longest context that fits. kv_bytes: bytes of a token in all sequences."""
+    if trained * kv_bytes <= room_bytes:
+        return trained
+    tokens = min_tokens
+    while 2 * tokens * kv_bytes <= room_bytes:
+        tokens *= 2
+    return min(tokens, trained)
+
+
+def kv_bytes_per_token(facts: Mapping[str, str], cache: str) -> float:
+    """Return the bytes of KV of a token in one sequence. facts: the metadata of a GGUF file.
+    This is an upper bound: some layers of some models take less."""
+
+    def number(name: str, otherwise: int) -> int:
+        length = facts.get(f"{facts['general.architecture']}.{name}", "")
+        return int(length) if length.isdecimal() else otherwise
+
+    heads = number("attention.head_count", 1)
+    width = number("embedding_length", 0) // max(heads, 1)
+    values = number("attention.key_length", width) + number("attention.value_length", width)
+    layers = number("block_count", 0)
+    return layers * number("attention.head_count_kv", heads) * values * _CACHES[cache]
+
+
+def memory_bytes() -> int:
+    """Return how much memory this process may take at most."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([physical, *_limits(Path("/proc/self/cgroup"), _CGROUPS)])
+
+
+def room_bytes() -> float:
+    """Return the number of bytes that the KV may take."""
+    memory = memory_bytes()
+    return min(memory / SHARE, _free_bytes(memory) / FREE_SHARE)
+
+
+def _limits(own: Path, root: Path) -> Iterator[int]:
+    """Yield the memory limits of this process's control groups."""
+    try:
+        path = root / own.read_text().strip().rpartition("::")[2].lstrip("/")
+    except OSError:  # the system has none, as on macOS
+        return
+    for group in (path, *path.parents):
+        try:
+            limit = (group / "memory.max").read_text().strip()
+        except OSError:
+            continue
+        if limit.isdecimal():
+            yield int(limit)
+
+
+def _free_bytes(memory: int) -> int:
+    """Return the number of free bytes; `memory` if the system does not report it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return memory
+    free = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), "")
+    return min(memory, int(free) * 1024) if free.isdecimal() else memory

@@ -1,0 +1,322 @@
+"""Stores the models of this machine, and finds the files that references mean.
+
+    blobs/SHA256           a complete file, whose hash was checked before it got this name
+    names/NAME.gguf        a link to a blob, for a model or variant of the catalogue
+    hub/OWNER/REPO/FILE    a link to a blob, for a file of the hub
+    exact/STEM-KEY.gguf    a link to exact weights made from a file whose own are not exact
+    partial/, wheels/      unfinished files; the next pull resumes them
+
+`open_store` reads the environment:
+
+    PICOSPEC_CACHE           its folder models/ has the models (default ~/.cache/picospec)
+    PICOSPEC_CONFIG_DIR      has the user's catalogue, see models.catalogue
+    PICOSPEC_MODEL_SOURCES   the sources in the order of trial (default folder,hub,wheels)
+    PICOSPEC_MODEL_FOLDER    a directory with GGUF files, for the source `folder`
+    HF_ENDPOINT, HF_TOKEN    another hub than Hugging Face, and a token for the hub
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from local_models.blobs import Blobs
+from local_models.catalogue import (
+    Catalogue,
+    HubReference,
+    ModelFile,
+    Recipe,
+    Role,
+    UserCatalogue,
+    parse_reference,
+    shipped,
+    user_file,
+)
+from local_models.errors import ModelError, NotPulled, SourceFailed, UnknownModel
+from local_models.gguf import is_exact
+from local_models.hub import Folder, Hub, Progress, Source, Wheels
+from local_models.llama_cpp.model import Model
+from local_models.vocabulary import Vocabulary, relate
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An Entry is a model that was pulled or can be, with its file if it is here."""
+
+    name: str
+    path: Path | None
+    bytes: int
+    """The local file has this size, or else the model to download; 0 if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A reference means this file, and requests call the model by this name."""
+
+    name: str
+    path: Path
+
+
+class Store:
+    """Keeps the models under `root`. Each is fetched from the first of `sources` that has it.
+
+    A reference is a user's name for a model: a path, a name of the catalogue, or a file of the
+    hub (models.catalogue). A pair means its model for the given role.
+    """
+
+    def __init__(
+        self, root: Path, catalogue: Catalogue, sources: Sequence[Source], hub: Hub
+    ) -> None:
+        self.root = root
+        self.catalogue = catalogue
+        self._blobs = Blobs(root, sources)
+        self.hub = hub
+
+    def find(self, reference: str, role: Role) -> Found:
+        """Return the file of a reference; for a target the exact file, if pull has made one.
+
+        This fetches nothing. Raises UnknownModel or NotPulled.
+        """
+        found = self._find(reference, role)
+        exact = self._blobs.exact_link(found.path) if role == "target" else found.path
+        return Found(found.name, exact) if exact.exists() else found
+
+    def pull(self, reference: str, progress: Progress, role: Role | None = None) -> list[Path]:
+        """Fetch or make the files of a reference, and return them.
+
+        role: a target gets exact weights. Without a role a pair means both of its models.
+        Raises UnknownModel, CannotOpen, CannotQuantise or PullError.
+        """
+        both = role is None and reference in self.catalogue.pairs
+        roles: Sequence[Role] = ("draft", "target") if both else (role or "target",)
+        with self._blobs.changing():
+            paths = [self._pull(reference, each, progress) for each in roles]
+            if role == "target":
+                return [self._make_exact(path, progress) for path in paths]
+            return paths
+
+    def describe(self, reference: str, role: Role) -> ModelFile:
+        """Return a reference's entry for the catalogue. Raises UnknownModel or SourceFailed."""
+        match self._meaning(reference, role):
+            case Path() as path:
+                if not path.is_file():
+                    raise UnknownModel(f"{path} does not exist")
+                return ModelFile(str(path.absolute()), bytes=path.stat().st_size)
+            case HubReference() as hub:
+                files = self.hub.files(hub.repository)
+                return files[hub.choose(files, role)]
+            case recipe:
+                raise UnknownModel(f"{recipe.name} is in the catalogue already")
+
+    def entries(self) -> list[Entry]:
+        """Return the models and variants of the catalogue, and the local files of the hub."""
+        catalogue = self.catalogue
+        named = [self._entry(name) for name in (*catalogue.models, *catalogue.variants)]
+        return named + [
+            Entry(f"hf://{name}", path, path.stat().st_size)
+            for name, path in self._of_hub().items()
+        ]
+
+    def verify(self, reference: str) -> None:
+        """Check a reference's files. Raises NotPulled, and WrongHash after deleting one."""
+        for path in self._here(reference):
+            self._blobs.verify(path)
+
+    def remove(self, reference: str) -> int:
+        """Delete a reference's files, exact files made from them, and partial downloads.
+
+        Return the number of bytes freed. Files outside the store are kept. Raises UnknownModel.
+        """
+        with self._blobs.changing():
+            match self._meaning(reference, "target"):
+                case Path() as path:
+                    return self._blobs.drop([path])
+                case HubReference() as hub:
+                    return self._blobs.drop(hub.select(self._of_hub(hub)), self._begun(hub))
+            recipes = [self.catalogue.recipe(name) for name in self.catalogue.files(reference)]
+            return self._blobs.drop(map(self._path, recipes), [each.file for each in recipes])
+
+    def _meaning(self, reference: str, role: Role) -> Path | HubReference | Recipe:
+        path = Path(reference).expanduser()
+        hub = parse_reference(reference)
+        if path.is_file() or (path.suffix == ".gguf" and hub is None):
+            return path
+        if hub is not None:
+            return hub
+        return self.catalogue.recipe(self.catalogue.part(reference, role))
+
+    def _find(self, reference: str, role: Role) -> Found:
+        match self._meaning(reference, role):
+            case Path() as path:
+                return Found(path.stem, path)
+            case HubReference() as hub:
+                if not (here := self._of_hub(hub)):
+                    raise _not_pulled(reference)
+                return Found(hub.name, here[hub.choose(here, role)])
+            case recipe:
+                if not self._is_here(recipe):
+                    raise _not_pulled(reference)
+                return Found(recipe.model, self._path(recipe))
+
+    def _here(self, reference: str) -> list[Path]:
+        """Return the files that a reference means: all of a repository, both of a pair."""
+        if (hub := parse_reference(reference)) and (here := hub.select(self._of_hub(hub))):
+            return here
+        roles: Sequence[Role] = ("draft", "target")
+        return sorted({self._find(reference, role).path for role in roles})
+
+    def _pull(self, reference: str, role: Role, progress: Progress) -> Path:
+        match self._meaning(reference, role):
+            case Path() as path:
+                return path
+            case HubReference() as hub:
+                return self._pull_from_hub(hub, role, progress)
+            case recipe:
+                return self._obtain(recipe, progress)
+
+    def _pull_from_hub(self, hub: HubReference, role: Role, progress: Progress) -> Path:
+        try:
+            files = self.hub.files(hub.repository)
+        except SourceFailed:
+            if here := self._of_hub(hub):
+                return here[hub.choose(here, role)]
+            raise
+        file = hub.choose(files, role)
+        blob = self._blobs.fetch(files[file], progress)
+        return self._blobs.link(self.root / "hub" / hub.repository / file, blob)
+
+    def _obtain(self, recipe: Recipe, progress: Progress) -> Path:
+        path = self._path(recipe)
+        if self._is_here(recipe):
+            return path
+        if recipe.file.local and recipe.quantisation is None:
+            raise NotPulled(f"{recipe.name}: {path} does not exist")
+        if recipe.quantisation is None:
+            if path.is_symlink():  # of an earlier model of this name, as are its variants
+                self._blobs.drop([path, *map(self._path, self.catalogue.made_of(recipe.name))])
+            return self._blobs.link(path, self._blobs.fetch(recipe.file, progress))
+        base = self._obtain(self.catalogue.recipe(recipe.model), progress)
+        return self._blobs.link(path, self._blobs.write(base, recipe.quantisation, progress))
+
+    def _make_exact(self, path: Path, progress: Progress) -> Path:
+        if (link := self._blobs.exact_link(path)).exists():
+            return link
+        if is_exact(path):
+            return path
+        return self._blobs.link(link, self._blobs.write(path, "Q8_0", progress))
+
+    def _path(self, recipe: Recipe) -> Path:
+        local = recipe.file.local if recipe.quantisation is None else None
+        return local or self.root / "names" / f"{recipe.name}.gguf"
+
+    def _is_here(self, recipe: Recipe) -> bool:
+        """Return True if a recipe's file is here and not an earlier model's of this name."""
+        base, sha256 = self.root / "names" / f"{recipe.model}.gguf", recipe.file.sha256
+        other = sha256 and base.is_symlink() and base.resolve().name != sha256
+        return self._path(recipe).exists() and not other
+
+    def _of_hub(self, hub: HubReference | None = None) -> dict[str, Path]:
+        """Return the local files of a repository by name; of all repositories without `hub`."""
+        folder = self.root / "hub" / (hub.repository if hub else "")
+        here = sorted(path for path in folder.rglob("*.gguf") if path.exists())
+        return {path.relative_to(folder).as_posix(): path for path in here}
+
+    def _begun(self, hub: HubReference) -> list[ModelFile]:
+        """Return the hub's files that may be partly downloaded; [] if it is unreachable."""
+        try:
+            return hub.select(self.hub.files(hub.repository)) if self._blobs.has_begun() else []
+        except SourceFailed:
+            return []
+
+    def _entry(self, name: str) -> Entry:
+        recipe = self.catalogue.recipe(name)
+        path = self._path(recipe) if self._is_here(recipe) else None
+        return Entry(name, path, path.stat().st_size if path else recipe.file.bytes)
+
+
+def _not_pulled(reference: str) -> NotPulled:
+    return NotPulled(f"{reference} is not here; run: picospec models pull {reference}")
+
+
+def open_store(environment: Mapping[str, str]) -> Store:
+    """Return the store. Raises InvalidCatalogue, or SourceFailed for an unknown source."""
+    cache = environment.get("PICOSPEC_CACHE") or Path.home() / ".cache" / "picospec"
+    root = Path(cache) / "models"
+    folder = environment.get("PICOSPEC_MODEL_FOLDER")
+    hub = Hub(environment.get("HF_ENDPOINT"), environment.get("HF_TOKEN"))
+    known: dict[str, Source] = {
+        "folder": Folder(Path(folder) if folder else None),
+        "hub": hub,
+        "wheels": Wheels(root / "wheels"),
+    }
+    every = ",".join(known)
+    names = (environment.get("PICOSPEC_MODEL_SOURCES") or every).split(",")
+    if unknown := set(names) - set(known):
+        raise SourceFailed(f"PICOSPEC_MODEL_SOURCES: no {sorted(unknown)}; use {every}")
+    catalogue = shipped() | UserCatalogue(user_file(environment)).read()
+    return Store(root, catalogue, [known[name] for name in names], hub)
+
+
+# Obtains the model that a service opens, and finds a draft model that fits a target.
+
+MIN_RATIO: Final = 2
+"""A target's file must be at least this many times as large as its draft model's; with a larger
+draft model, drafting takes so long that little is gained."""
+
+
+def obtain(store: Store, reference: str, role: Role, progress: Progress) -> Found:
+    """Return the file of a reference, after fetching or making it if it is missing.
+
+    Raises UnknownModel, CannotOpen, CannotQuantise or PullError.
+    """
+    try:
+        return store.find(reference, role)
+    except NotPulled:
+        store.pull(reference, progress, role)
+        return store.find(reference, role)
+
+
+def fitting_draft(
+    store: Store, target: str, vocabulary: Vocabulary, target_bytes: int | None = None
+) -> str | None:
+    """Return the name of a draft model for a target; None if the catalogue has none.
+
+    A draft model that is paired with the target has precedence, whatever its vocabulary. The
+    next choice is the smallest one whose token ids mean the same; it may have to be pulled.
+    target: its name. target_bytes: the size of its file; None if unknown.
+    """
+    for name in store.catalogue.drafts_of(target):
+        return name
+    for name in _candidates(store, target):
+        small = target_bytes is None or _bytes(store, name) * MIN_RATIO <= target_bytes
+        if small and _fits(store, name, vocabulary):
+            return name
+    return None
+
+
+def _candidates(store: Store, target: str) -> Iterator[str]:
+    """Yield the draft models of all pairs and all Q4_0 variants, smallest first."""
+    catalogue = store.catalogue
+    drafts = {pair.draft for pair in catalogue.pairs.values()}
+    drafts |= {name for name, of in catalogue.variants.items() if of.quantisation == "Q4_0"}
+    for name in sorted(drafts, key=lambda name: (_bytes(store, name), name)):
+        if target not in (name, catalogue.recipe(name).model):
+            yield name
+
+
+def _fits(store: Store, name: str, vocabulary: Vocabulary) -> bool:
+    if known := store.catalogue.recipe(name).file.vocabulary:
+        return known == vocabulary.digest
+    try:
+        model = Model(store.find(name, "draft").path, vocabulary_only=True)
+    except ModelError:
+        return False
+    own = model.vocabulary
+    model.close()
+    return relate(vocabulary, own) != "different"
+
+
+def _bytes(store: Store, name: str) -> int:
+    return store.catalogue.recipe(name).file.bytes

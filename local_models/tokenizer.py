@@ -1,0 +1,334 @@
+"""Converts chats and raw prompts to a target's tokens.
+
+* Only the chat template makes special tokens. A marker such as <|im_end|> in a message stays
+  text: it is split by a sentinel before rendering, which is removed from the result. So a
+  template does not find its special tokens in messages, and shows them as text.
+* A rendered chat without sentinels is tokenised as a whole. Otherwise the text between two
+  markers is tokenised in one piece, as it is when the whole string is tokenised.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cached_property, partial
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+from local_models.template import (
+    MAX_BYTES,
+    ChatTemplate,
+    Json,
+    Overrun,
+    Renderer,
+    shaped,
+    system_first,
+)
+from local_models.vocabulary import Markers, Vocabulary
+
+# Makes prompts that ask a model for the text between a prefix and a suffix.
+#
+# Models that can do this were trained with markers of their own, which are recognised by their
+# spelling. A vocabulary with all markers of a format counts as one of such a model. Some models
+# also have a marker that begins a file, so that a prompt can show other files of the
+# repository.
+
+
+class Hole(Enum):
+    """A Hole is the place in a format for one of the given texts."""
+
+    PREFIX = auto()
+    SUFFIX = auto()
+
+
+_FORMATS: Final[Sequence[Sequence[str | Hole]]] = (
+    ("<|fim_prefix|>", Hole.PREFIX, "<|fim_suffix|>", Hole.SUFFIX, "<|fim_middle|>"),
+    ("<fim_prefix>", Hole.PREFIX, "<fim_suffix>", Hole.SUFFIX, "<fim_middle>"),
+    ("<fim-prefix>", Hole.PREFIX, "<fim-suffix>", Hole.SUFFIX, "<fim-middle>"),
+    ("<｜fim▁begin｜>", Hole.PREFIX, "<｜fim▁hole｜>", Hole.SUFFIX, "<｜fim▁end｜>"),  # noqa: RUF001
+    ("▁<PRE>", Hole.PREFIX, "▁<SUF>", Hole.SUFFIX, "▁<MID>"),
+    (" <PRE>", Hole.PREFIX, " <SUF>", Hole.SUFFIX, " <MID>"),  # as llama.cpp spells them
+    ("[SUFFIX]", Hole.SUFFIX, "[PREFIX]", Hole.PREFIX),
+)
+"""These are the formats of Qwen and CodeGemma, StarCoder and Granite, SantaCoder, DeepSeek,
+CodeLlama (twice) and Codestral, each from its model's documentation."""
+
+
+_FILES: Final = (
+    ("<|repo_name|>", "<|file_sep|>"),
+    ("<repo_name>", "<file_sep>"),
+    ("<reponame>", "<filename>"),
+    ("", "<|file_separator|>"),
+)
+"""Names of a repository and a file follow these: in Qwen, StarCoder2, Granite, CodeGemma."""
+
+_REPOSITORY: Final = "repository\n"
+_FILE: Final = "file\n"
+"""These stand for a repository's and a file's name if the client names neither."""
+
+Encode = Callable[[str], Sequence[int]]
+"""An Encode returns the tokens of a text in which markers stay text."""
+
+
+@dataclass(frozen=True, slots=True)
+class InfillFormat:
+    """An InfillFormat is the form in which one model takes infill prompts."""
+
+    parts: Sequence[int | Hole]
+    """The format has these markers as token ids, with the holes between them."""
+
+    repository: int | None
+    file: int | None
+
+    def prompt(self, prefix: str, suffix: str, encode: Encode) -> list[int]:
+        """Return the prompt for the text between two texts."""
+        texts = {Hole.PREFIX: prefix, Hole.SUFFIX: suffix}
+        tokens: list[int] = []
+        for part in self.parts:
+            tokens += encode(texts[part]) if isinstance(part, Hole) else [part]
+        return tokens
+
+    def before(
+        self, snippets: Sequence[Mapping[str, str]], max_tokens: int, encode: Encode
+    ) -> list[int]:
+        """Return tokens that show snippets of other files, and precede the prompt: as many of
+        the last ones as fit into max_tokens. snippets: objects with `filename` and `text`."""
+        head = [] if self.repository is None else [self.repository, *encode(_REPOSITORY)]
+        tail = [] if self.file is None else [self.file, *encode(_FILE)]
+        room, shown = max_tokens - len(head) - len(tail), list[list[int]]()
+        for snippet in reversed(snippets):
+            tokens = self._snippet(f"{snippet['filename']}\n", snippet["text"], encode)
+            if (room := room - len(tokens)) < 0:
+                break
+            shown.insert(0, tokens)
+        return [*head, *(token for each in shown for token in each), *tail] if shown else []
+
+    def _snippet(self, name: str, text: str, encode: Encode) -> list[int]:
+        if self.file is None:
+            return [*encode(f"{name}{text}\n\n")]
+        return [self.file, *encode(name), *encode(text)]
+
+
+def infill_format(vocabulary: Vocabulary) -> InfillFormat | None:
+    """Return the infill format of a vocabulary's model; None if it has none."""
+    spelt = (part for each in _FORMATS for part in each if isinstance(part, str))
+    wanted = {each.encode() for each in (*spelt, *chain.from_iterable(_FILES))}
+    ids = {piece: token for token, piece in enumerate(vocabulary.pieces) if piece in wanted}
+    repository, file = next(
+        (
+            (ids.get(repo.encode()), ids[sep.encode()])
+            for repo, sep in _FILES
+            if sep.encode() in ids
+        ),
+        (None, None),
+    )
+    for each in _FORMATS:
+        if all(isinstance(part, Hole) or part.encode() in ids for part in each):
+            parts = [part if isinstance(part, Hole) else ids[part.encode()] for part in each]
+            return InfillFormat(parts, repository, file)
+    return None
+
+
+_NONE: Final[Json] = MappingProxyType({})
+CONTINUES: Final = "continue_final_message"
+"""With this option the answer continues the last message: the chat ends with its content,
+whatever the template writes after it."""
+
+
+class Encoder(Protocol):
+    """An Encoder is a model's own conversion of text to token ids."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def raw_beginning(self) -> tuple[int, ...]:
+        """Return the tokens that begin every raw prompt."""
+
+    @property
+    def chat_beginning(self) -> tuple[int, ...]:
+        """Return the tokens that begin every chat, even if the template does not write them."""
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Return the tokens of text alone. special: markers become special tokens."""
+
+
+class Tokenizer:
+    """Converts chats and prompts for one target. template: None if its model was not made for
+    chats. The other arguments are fields of TokenizerFile."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        template: ChatTemplate | Renderer | None,
+        *,
+        takes_parts: bool = False,
+        hides_unused_tools: bool = False,
+        named_tokens: Json = _NONE,
+    ) -> None:
+        self.named_tokens = named_tokens
+        self._takes_parts = takes_parts
+        self.hides_unused_tools = hides_unused_tools
+        self.vocabulary = encoder.vocabulary
+        self._encoder = encoder
+        self._template = template
+        self._markers = Markers(self.vocabulary.markers)
+
+    @property
+    def template(self) -> str:
+        """Return the chat template's text; empty if there is none."""
+        return self._template.text if self._template else ""
+
+    @property
+    def takes_tools(self) -> bool:
+        """True if the chat template shows tools to the model."""
+        return self._template is not None and self._template.takes_tools
+
+    def chat(
+        self,
+        messages: Sequence[Json],
+        *,
+        tools: Sequence[Json] = (),
+        options: Json = _NONE,
+        max_bytes: int = MAX_BYTES,
+    ) -> list[int]:
+        """Return the chat's tokens, with the assistant's turn opened. See
+        gateway.ports.Tokenizer."""
+        if self._template is None:
+            raise ValueError("the model has no chat template; use /v1/completions")
+        shown = shaped(messages, self.template, takes_parts=self._takes_parts)
+        given = {"messages": shown, "tools": tools, "options": options}
+        sentinel = _unused(self.template + "".join(_texts(given)))
+        if continues := options.get(CONTINUES) is True:
+            given |= {"messages": _marked(shown, sentinel), "options": _left_open(options)}
+        safe: Any = {name: self._break(value, sentinel) for name, value in given.items()}
+        rendered = _rendered(self._template, safe, max_bytes)
+        if continues:
+            rendered = _cut(rendered, sentinel)
+        if sentinel in rendered:
+            tokens = list(self._tokens(rendered, sentinel))
+        else:
+            tokens = self._encoder.tokenize(rendered, True)
+        return _beginning(self._encoder.chat_beginning, tokens)
+
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        """Return the tokens of a raw prompt. See gateway.ports.Tokenizer."""
+        tokens = self._encoder.tokenize(text, special)
+        return _beginning(self._encoder.raw_beginning, tokens) if begin else tokens
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        snippets: Sequence[Mapping[str, str]] = (),
+        max_tokens: int = 0,
+    ) -> list[int]:
+        """Return a prompt for the text between two texts. See gateway.ports.Tokenizer."""
+        if self._infill is None:
+            raise ValueError("the model has no tokens for filling in between two texts")
+        encode = partial(self._encoder.tokenize, special=False)
+        prompt = self._infill.prompt(prefix, suffix, encode)
+        before = self._infill.before(snippets, max_tokens - len(prompt), encode)
+        return _beginning(self._encoder.raw_beginning, [*before, *prompt])
+
+    @cached_property
+    def _infill(self) -> InfillFormat | None:
+        return infill_format(self.vocabulary)
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """Return a token's bytes, which may be part of a character. See Vocabulary.piece."""
+        return self.vocabulary.piece(token, special)
+
+    def _break(self, value: object, sentinel: str) -> object:
+        """Return a JSON value with a sentinel inside each marker, so that it has no marker."""
+        match value:
+            case str():
+                pieces = (
+                    f"{piece[0]}{sentinel}{piece[1:]}" if is_marker else piece
+                    for piece, is_marker in self._markers.split(value)
+                )
+                return "".join(pieces)
+            case Mapping():
+                break_ = partial(self._break, sentinel=sentinel)
+                return {break_(k): break_(v) for k, v in value.items()}
+            case list() | tuple():
+                return [self._break(item, sentinel) for item in value]
+        return value
+
+    def _tokens(self, rendered: str, sentinel: str) -> Iterator[int]:
+        for part, is_marker in self._markers.split(rendered):
+            if is_marker:
+                yield self.vocabulary.markers[part]
+            elif text := part.replace(sentinel, ""):
+                yield from self._encoder.tokenize(text, False)
+
+
+def _marked(messages: Sequence[Json], sentinel: str) -> list[Json]:
+    """Return the messages with a mark at the end of the last one's content. The space after the
+    mark shows whether the template strips contents."""
+    *others, last = messages
+    mark = f"{sentinel}0 "
+    content = last.get("content") or ""
+    if isinstance(content, str):
+        return [*others, {**last, "content": content + mark}]
+    *parts, end = content if isinstance(content, list) else []
+    return [*others, {**last, "content": [*parts, {**end, "text": end["text"] + mark}]}]
+
+
+def _cut(rendered: str, sentinel: str) -> str:
+    """Return a chat up to the mark, as `transformers` does; if the template strips contents,
+    without the space before it. Raises ValueError if there is no mark."""
+    mark = f"{sentinel}0"
+    before, found, after = rendered.rpartition(mark)
+    if not found:
+        raise ValueError("the chat template does not show the last message")
+    before = before.replace(mark, "")
+    return before if after.startswith(" ") else before.rstrip()
+
+
+def _left_open(options: Json) -> Json:
+    others = {name: value for name, value in options.items() if name != CONTINUES}
+    return {**others, "add_generation_prompt": False}
+
+
+def _rendered(template: ChatTemplate | Renderer, chat: dict[str, Any], max_bytes: int) -> str:
+    try:
+        return template.render(**chat, max_bytes=max_bytes)
+    except Overrun:
+        raise
+    except ValueError:  # the template may allow system messages only at the beginning
+        merged = system_first(chat["messages"])
+        if merged == chat["messages"]:
+            raise
+        return template.render(**{**chat, "messages": merged}, max_bytes=max_bytes)
+
+
+def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:
+    return tokens if tuple(tokens[: len(begin)]) == begin else [*begin, *tokens]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield every text and number of a JSON value, and its field names."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for item in chain(value, value.values()):
+                yield from _texts(item)
+        case list() | tuple():
+            for item in value:
+                yield from _texts(item)
+        case _:
+            yield str(value)
+
+
+def _unused(text: str) -> str:
+    """Return a number that the text does not contain and no client can foresee. Templates may
+    encode texts as JSON or in Python's notation, and digits are the same in both. The first
+    digit is in it once, so that no digits beside it make it appear at another place."""
+    while (number := "9" + "".join(secrets.choice("012345678") for _ in range(16))) in text:
+        pass
+    return number

@@ -1,0 +1,291 @@
+"""A TokenizerFile is a target's tokenizer, read from its model, sent, checked and opened.
+
+Both ends open the same file with the same library: llama.cpp for a GGUF model's metadata, and
+`tokenizers` for a tokenizer.json. A file is named by its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import msgspec
+
+from local_models.confined import command, environment, limit_memory
+from local_models.digests import tokenizer_name
+from local_models.errors import CannotOpen
+from local_models.gguf import check_metadata, metadata_of
+from local_models.hugging_face import HuggingFaceEncoder, read_directory
+from local_models.llama_cpp.model import Model
+from local_models.template import Overrun, Renderer, joined
+from local_models.tokenizer import Encoder, Tokenizer
+
+MAX_BYTES: Final = 64 << 20
+"""A tokenizer has at most this many bytes uncompressed; the largest known ones have 35 MB."""
+
+MAX_PACKED_BYTES: Final = 32 << 20
+
+MAX_TEMPLATE_CHARS: Final = 1 << 20
+
+
+class TokenizerFile(msgspec.Struct, frozen=True):
+    """A tokenizer is opened from this data."""
+
+    kind: Literal["gguf", "huggingface"]
+    data: bytes
+    """This is a GGUF file without tensors, or a tokenizer.json."""
+
+    template: str = ""
+    named_tokens: dict[str, str] = {}
+    """A chat template knows these tokens as `bos_token`, `eos_token` and so on."""
+
+    eos: int | None = None
+    """See Vocabulary. A GGUF file contains this and the next two; they are unset here then."""
+
+    stop_tokens: list[int] = []
+    padding: int = 0
+    """See Vocabulary."""
+
+    defaults: dict[str, float] = {}
+    """Requests without settings get these, by their OpenAI names, as the model's makers or the
+    target's server recommend. `max_tokens` limits the tokens of every answer."""
+
+    variables: dict[str, Any] = {}
+    """More variables of the chat template have these default values."""
+
+    takes_parts: bool = False
+    """True if the chat template takes the content of a message as parts instead of a text."""
+
+    hides_unused_tools: bool = False
+    """See gateway.ports.Tokenizer."""
+
+    @property
+    def digest(self) -> str:
+        """Return the name of this tokenizer: 32 hex digits."""
+        return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()[:32]
+
+    def pack(self) -> bytes:
+        """Return the bytes that are sent and stored."""
+        return zlib.compress(msgspec.msgpack.encode(self), level=6)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """Read untrusted packed bytes. Raises CannotOpen. The memory it takes is bounded."""
+        try:
+            inflater = zlib.decompressobj()
+            data = inflater.decompress(packed, MAX_BYTES)
+            if not inflater.eof:
+                raise ValueError(f"cut, or more than {MAX_BYTES} bytes")
+            found = msgspec.msgpack.decode(data, type=cls)
+            if len(found.template) > MAX_TEMPLATE_CHARS:
+                raise ValueError(f"a template of more than {MAX_TEMPLATE_CHARS} characters")
+            if found.kind == "gguf":
+                check_metadata(found.data)
+        except (ValueError, zlib.error) as error:
+            raise CannotOpen(f"the tokenizer cannot be read: {error}") from error
+        return found
+
+    def open(self) -> Tokenizer:
+        """Return a tokenizer made of this file. Raises CannotOpen."""
+        try:
+            known = {**self.named_tokens, **self.variables}
+            template = Renderer(self.template, known) if self.template else None
+        except (ValueError, OSError) as error:
+            raise CannotOpen(str(error)) from error
+        return Tokenizer(
+            self._encoder(),
+            template,
+            takes_parts=self.takes_parts,
+            hides_unused_tools=self.hides_unused_tools,
+            named_tokens=self.named_tokens,
+        )
+
+    def _encoder(self) -> Encoder:
+        if self.kind == "huggingface":
+            return HuggingFaceEncoder(
+                self.data, self.eos, frozenset(self.stop_tokens), self.padding
+            )
+        with _file_of(self.data) as path:
+            return Model(path, vocabulary_only=True)
+
+
+@contextmanager
+def _file_of(data: bytes) -> Iterator[Path]:
+    """Yield the path of a file with this content, which is in memory on Linux, because the disk
+    may be full."""
+    if sys.platform == "linux":
+        with open(os.memfd_create("tokenizer.gguf"), "wb") as file:
+            file.write(data)
+            file.flush()
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as named:
+            named.write(data)
+            named.flush()
+            yield Path(named.name)
+
+
+def tokenizer_file(model: Path, template: str | None = None) -> TokenizerFile:
+    """Read the tokenizer of a model. Raises CannotOpen.
+
+    model: a GGUF file, or a directory of Hugging Face's files, which do not state the padding,
+    so it is 0. template: replaces the model's own.
+    """
+    if model.is_dir():
+        found = TokenizerFile("huggingface", **read_directory(model))
+    else:
+        gguf = Model(model, vocabulary_only=True)
+        facts, key = gguf.metadata(), "tokenizer.chat_template"
+        found = TokenizerFile(
+            "gguf",
+            metadata_of(model),
+            template=joined(facts.get(key, ""), facts.get(f"{key}.tool_use")),
+            named_tokens=gguf.named_tokens(),
+            defaults=_recommended(facts),
+        )
+        gguf.close()
+    return found if template is None else msgspec.structs.replace(found, template=template)
+
+
+def _recommended(facts: Mapping[str, str]) -> dict[str, float]:
+    """Return the recommended sampling settings in a GGUF file's metadata."""
+    names = {
+        "temperature": "temp",
+        "top_p": "top_p",
+        "top_k": "top_k",
+        "min_p": "min_p",
+        "repetition_penalty": "penalty_repeat",
+    }
+    keys = {name: f"general.sampling.{key}" for name, key in names.items()}
+    return {name: float(facts[key]) for name, key in keys.items() if key in facts}
+
+
+# Keeps the tokenizers that verifiers sent, by digest. Each is tried out before it is kept.
+#
+# A tokenizer comes from another machine, and the libraries that open it are not written for
+# hostile files. So it is first opened in a process of its own, with limits of time and memory;
+# one that fails there is never opened here. If the disk is full or not writable, tokenizers are
+# not kept, but still work.
+
+TRIAL_S: Final = 60.0
+"""A tokenizer may take this long to open and use once; the largest take 10 s on a slow core."""
+
+MAX_KEPT: Final = 8
+"""This many tokenizers, of some megabytes each, are kept: the most recently used ones."""
+
+
+class TokenizerCache:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, digest: str) -> Tokenizer | None:
+        """Open the kept tokenizer with this digest; None if none is kept. Raises CannotOpen."""
+        path = self._path(digest)
+        try:
+            found = TokenizerFile.unpack(path.read_bytes())
+        except (OSError, CannotOpen):
+            return None
+        if found.digest != digest:
+            return None
+        with suppress(OSError):
+            os.utime(path)  # marks it as used now
+        return found.open()
+
+    def keep(self, digest: str, packed: bytes) -> Tokenizer:
+        """Try a tokenizer out, keep it if the disk has room, and open it. If it raises
+        CannotOpen, it keeps nothing."""
+        path = self._path(digest)
+        found = TokenizerFile.unpack(packed)
+        if found.digest != digest:
+            raise CannotOpen(f"the tokenizer has the digest {found.digest}, not {digest}")
+        _try_out(packed)
+        with suppress(OSError):
+            self._write(path, packed)
+        return found.open()
+
+    def _path(self, digest: str) -> Path:
+        try:
+            return self._folder / tokenizer_name(digest)
+        except ValueError as error:
+            raise CannotOpen(str(error)) from error
+
+    def _write(self, path: Path, packed: bytes) -> None:
+        """Write a file atomically, and remove the least recently used ones."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            fresh.write_bytes(packed)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+        newest_first = sorted(self._folder.iterdir(), key=_used_at, reverse=True)
+        for old in newest_first[MAX_KEPT:]:
+            old.unlink(missing_ok=True)
+
+
+def _used_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # another process has removed it
+        return 0.0
+
+
+def _try_out(packed: bytes) -> None:
+    try:
+        result = subprocess.run(
+            command("local_models.tokenizer_file"),
+            input=packed,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=TRIAL_S,
+            env=environment(),
+        )
+    except subprocess.TimeoutExpired:
+        raise CannotOpen(f"the tokenizer takes more than {TRIAL_S:g} s to open") from None
+    if result.returncode != 0:
+        said = result.stderr.decode(errors="replace").strip().splitlines()
+        reason = said[-1] if said else f"status {result.returncode}"
+        raise CannotOpen(f"the tokenizer cannot be used: {reason}")
+
+
+TEXT: Final = (
+    "def f(x):\n    return {'a': 1.5}  # \u00e9\u4e2d\U0001f600 " + "a" * 256 + " " * 256
+)
+
+MEMORY_BYTES: Final = 4 << 30
+"""The process has at most this address space; the largest tokenizers take 1 GB."""
+
+
+def main() -> None:
+    """Use the tokenizer in the input once, in a process of its own. Raises SystemExit with a
+    reason if that fails."""
+    limit_memory(MEMORY_BYTES)
+    try:
+        tokenizer = TokenizerFile.unpack(sys.stdin.buffer.read()).open()
+        tokens = tokenizer.encode(TEXT)
+        tokens += _chat(tokenizer)
+    except (CannotOpen, MemoryError, OverflowError, Overrun) as error:
+        sys.exit(str(error) or type(error).__name__)
+    if tokens and not 0 <= min(tokens) <= max(tokens) < len(tokenizer.vocabulary.pieces):
+        sys.exit("it makes ids that are no tokens")
+
+
+def _chat(tokenizer: Tokenizer) -> list[int]:
+    try:
+        return tokenizer.chat([{"role": "user", "content": TEXT}])
+    except Overrun:
+        raise
+    except ValueError:  # a template may require other messages
+        return []
+
+
+if __name__ == "__main__":
+    main()

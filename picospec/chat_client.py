@@ -1,0 +1,333 @@
+"""Asks an OpenAI-compatible service for one streamed chat answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Final, TypeVar
+
+import httpx
+import msgspec
+
+from gateway.hosting.settings import is_loopback
+from picospec.configuration import START, visible
+
+CHAT: Final = "/v1/chat/completions"
+DIRECT: Final = "/v1/picospec/direct/chat/completions"
+"""On this path an edge lets the large model alone answer a chat."""
+
+POOL: Final = "/v1/picospec/pool"
+"""A DELETE on this path makes an edge forget answers."""
+
+SILENCE_S: Final = 120.0
+"""A service counts as dead after this many seconds without a byte."""
+
+
+class ChatError(Exception):
+    """The service cannot be reached, or answered with an error; the text says which."""
+
+
+class Turn(msgspec.Struct, frozen=True):
+    role: str
+    content: str
+
+
+class Speculation(msgspec.Struct):
+    """The speculation data of a chunk that the terminal uses; docs/api.md has the rest."""
+
+    event: str = ""
+    spans: Sequence[tuple[int, str]] = ()
+    tokens: dict[str, int] | int = 0
+    text: str = ""
+    broken: bool = False
+    rows: int = 0
+    accepted: int = 0
+    drafted: int = 0
+    rtt_ms: float | None = None
+    cloud_row_ms: float | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The tokens by origin, if the chunk counts them."""
+        return self.tokens if isinstance(self.tokens, dict) else {}
+
+
+class Chunk(msgspec.Struct):
+    """A piece of an answer."""
+
+    text: str
+    speculation: Speculation | None = None
+    reasoning: str = ""
+
+
+class Model(msgspec.Struct):
+    id: str
+    owned_by: str | None = ""
+    max_model_len: int | None = None
+    context_length: int | None = None
+    root: object = None
+    state: object = None
+
+    def __post_init__(self) -> None:
+        self.id = visible(self.id)
+
+    @property
+    def context_tokens(self) -> int:
+        """The model's context, by any of the names that services use, or a small default."""
+        return self.context_length or self.max_model_len or 4096
+
+    @property
+    def is_away(self) -> bool:
+        return self.state == "away"
+
+    @property
+    def is_settable(self) -> bool:
+        """True if a client's settings can list the model: it is no other service's, and its
+        context is known, which that of a model that was always away is not."""
+        known = self.context_length or self.max_model_len
+        return self.owned_by != "relayed" and bool(known or not self.is_away)
+
+    @property
+    def reports_speculation(self) -> bool:
+        """True if the service reports speculation. Other services may reject the option."""
+        return self.owned_by == "picospec"
+
+
+class _Models(msgspec.Struct):
+    data: Annotated[Sequence[Model], msgspec.Meta(min_length=1)]
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta
+
+
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _Chunk(msgspec.Struct):
+    choices: Sequence[_Choice] | None = ()
+    speculation: Speculation | None = None
+    error: _Error | str | None = None
+
+
+_Body = TypeVar("_Body", _Models, _Chunk)
+
+
+def client_of(url: str, key: str | None, silence_s: float = 5.0) -> httpx.AsyncClient:
+    """Return a client that sends the key. silence_s: its limit on the time without a byte."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    timeout = httpx.Timeout(silence_s, connect=5.0)
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+
+
+async def empty_pool(client: httpx.AsyncClient) -> None:
+    """Make an edge forget the answers that it keeps for this key."""
+    await _request(client, "DELETE", POOL)
+
+
+async def models_of(client: httpx.AsyncClient) -> Sequence[Model]:
+    """Return the models that the service offers, each under all its names."""
+    return _decoded(await _request(client, "GET", "/v1/models"), _Models).data
+
+
+async def first_model(client: httpx.AsyncClient) -> Model:
+    """Return the first model that the service offers now."""
+    return chosen(await models_of(client), None)
+
+
+def distinct(models: Sequence[Model]) -> list[Model]:
+    """Return the models without further names of the same ones."""
+    names = {each.id for each in models}
+    return [each for each in models if str(each.root) not in names - {each.id}]
+
+
+def chosen(models: Sequence[Model], name: str | None) -> Model:
+    """Return the model of that name, or without a name the first that is ready and no other
+    service's, if there is one. Raises ChatError, which lists the names."""
+    if name is None:
+        ready = (each for each in models if not (each.is_away or each.owned_by == "relayed"))
+        return next(ready, models[0])
+    found = next((each for each in models if each.id == name), None)
+    if found is None:
+        raise ChatError(f"there is no model {name}; there are {listed(models)}")
+    if found.is_away:
+        raise ChatError(f"the model {name} is away; there are {listed(models)}")
+    return found
+
+
+def model_to_ask(models: Sequence[Model], name: str | None) -> Model:
+    """Return the model to ask. The service says whether it has that name: the fallback answers
+    for a model that is away."""
+    first = chosen(models, None)
+    return first if name is None else msgspec.structs.replace(first, id=name)
+
+
+def listed(models: Sequence[Model]) -> str:
+    """Return the models' names in a line."""
+    return ", ".join(f"{each.id} (away)" if each.is_away else each.id for each in models)
+
+
+async def _request(client: httpx.AsyncClient, method: str, path: str) -> bytes:
+    try:
+        response = await client.request(method, path)
+    except httpx.TransportError as error:
+        here = is_loopback(client.base_url.host)
+        remedy = f"No edge answers there. {START}" if here else "Is the address right?"
+        reason = f"{str(client.base_url).rstrip('/')} cannot be reached: {error}. {remedy}"
+        raise ChatError(reason) from error
+    if not response.is_success:
+        raise ChatError(_reason(response))
+    return response.content
+
+
+async def stream_answer(
+    client: httpx.AsyncClient,
+    model: Model,
+    turns: Sequence[Turn],
+    path: str = CHAT,
+    **options: float | None,
+) -> AsyncGenerator[Chunk]:
+    """Yield the answer as it comes. Closing the generator cancels the answer. options: further
+    fields of the request, such as `seed`; None: not given."""
+    asked: dict[str, object] = {"model": model.id, "messages": turns, "stream": True}
+    asked |= {name: value for name, value in options.items() if value is not None}
+    if model.reports_speculation and path == CHAT:
+        asked["stream_options"] = {"include_speculation": True}
+    body = msgspec.json.encode(asked)
+    headers = {"content-type": "application/json"}
+    request = client.stream("POST", path, content=body, headers=headers)
+    try:
+        async with request as response:
+            if response.status_code != 200:
+                await response.aread()
+                raise ChatError(_reason(response))
+            async for line in response.aiter_lines():
+                if line == "data: [DONE]":
+                    return
+                if line.startswith("data: "):
+                    yield _chunk(line.removeprefix("data: "))
+    except httpx.TransportError as error:
+        raise ChatError(f"the connection broke: {error}") from error
+    raise ChatError("the answer ended before it was complete")
+
+
+def _chunk(event: str) -> Chunk:
+    chunk = _decoded(event, _Chunk)
+    if chunk.error is not None:
+        raise ChatError(_text(chunk.error))
+    deltas = [choice.delta for choice in chunk.choices or ()]
+    text = "".join(delta.content or "" for delta in deltas)
+    reasoning = "".join(delta.reasoning_content or "" for delta in deltas)
+    return Chunk(text, chunk.speculation, reasoning)
+
+
+def _decoded(body: bytes | str, kind: type[_Body]) -> _Body:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ChatError(f"this is no OpenAI-compatible service: {error}") from error
+
+
+def _reason(response: httpx.Response) -> str:
+    with suppress(msgspec.MsgspecError):
+        if error := msgspec.json.decode(response.content, type=_Chunk).error:
+            return _text(error)
+    return f"{response.url} answered {response.status_code}"
+
+
+def _text(error: _Error | str) -> str:
+    return visible(error if isinstance(error, str) else error.message)
+
+
+# Describes a running answer in one line: tokens per second, acceptance, round trip.
+#
+# The numbers come with the answer's own stream, so other clients do not affect them. A service
+# that does not report speculation has none.
+
+ENOUGH_TOKENS: Final = 64
+"""A race over fewer tokens says little."""
+
+NOTEWORTHY: Final = 1.05
+"""An answer counts as faster from this ratio on; below it, as equally fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """The time that answers took, and that the target alone needs for as many tokens."""
+
+    taken_s: float = 0.0
+    alone_s: float = 0.0
+    tokens: int = 0
+
+    def __add__(self, other: Race) -> Race:
+        taken_s, alone_s = self.taken_s + other.taken_s, self.alone_s + other.alone_s
+        return Race(taken_s, alone_s, self.tokens + other.tokens)
+
+    def __str__(self) -> str:
+        """Return a sentence, or an empty text if too little is known."""
+        if self.tokens < ENOUGH_TOKENS or not self.taken_s or not self.alone_s:
+            return ""
+        ratio = self.alone_s / self.taken_s
+        if ratio < NOTEWORTHY:
+            return "About as fast as the large model alone, in its own words."
+        return f"{ratio:.1f} times as fast as the large model alone, in its own words."
+
+
+class Progress:
+    """Counts one answer. clock: monotonic, in seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._tokens = self._accepted = self._judged = 0
+        self._rtt_ms = 0.0
+        self._row_ms: float | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in the data of a chunk."""
+        event = chunk.speculation
+        if event is None:
+            return
+        match event.event:
+            case "":
+                self._count(sum(event.counts.values()))
+            case "pass":
+                self._accepted += event.accepted
+                self._judged += event.rows - 1
+            case "totals":
+                self._accepted, self._judged = event.accepted, event.drafted
+        self._rtt_ms = event.rtt_ms or self._rtt_ms
+        self._row_ms = event.cloud_row_ms or self._row_ms
+
+    def _count(self, tokens: int) -> None:
+        """Count tokens after the first ones, whose time is that of the prompt."""
+        self._last_s = self._clock()
+        if self._first_s is None:
+            self._first_s = self._last_s
+        else:
+            self._tokens += tokens
+
+    @property
+    def race(self) -> Race:
+        """The time after the first tokens; empty if the target's time is not known."""
+        if self._row_ms is None or self._first_s is None:
+            return Race()
+        taken_s = self._last_s - self._first_s
+        return Race(taken_s, self._tokens * self._row_ms / 1000, self._tokens)
+
+    def __str__(self) -> str:
+        seconds = self._last_s - (self._first_s or 0.0)
+        parts = (
+            f"{self._tokens / seconds:.1f} tokens/s" if self._tokens and seconds > 0 else "",
+            f"{self._accepted / self._judged:.0%} of drafts accepted" if self._judged else "",
+            f"RTT {self._rtt_ms:.0f} ms" if self._rtt_ms else "",
+        )
+        return " · ".join(filter(None, parts))

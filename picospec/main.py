@@ -1,0 +1,272 @@
+"""The `picospec` command. This module reads arguments; each command has its own module."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer import Argument, Option
+
+from gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
+from gateway.hosting.parent_death import program
+from gateway.hosting.processes import ServiceError
+from gateway.hosting.settings import WrongSettings
+from gateway.tenants import InvalidKeys, KeyLimits, add_key
+from local_models.errors import ModelError
+from local_models.llama_cpp.library import can_use_gpu, has_llama
+from local_models.store import open_store
+from picospec.chat import app as chatting_app
+from picospec.configuration import (
+    HOST,
+    SERVICES,
+    EdgePort,
+    Json,
+    config_app,
+    default_file,
+    fail,
+    first_key,
+    with_default_file,
+)
+from picospec.connect import app as connecting_app
+from picospec.doctor import check_gpu, gpu_here, report
+from picospec.measure import app as measuring_app
+from picospec.model_commands import models_app
+from picospec.service import COMMANDS, NoService, call, install, remove, state
+from picospec.up import (
+    Plan,
+    check_plain,
+    check_settings,
+    read_settings,
+    up_at_a_distance,
+)
+from picospec.up import up as run_up
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(models_app, name="models")
+keys_app = typer.Typer(help="Keys of clients and edges.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+app.add_typer(config_app, name="config")
+app.add_typer(connecting_app)
+app.add_typer(chatting_app)
+app.add_typer(measuring_app)
+
+VerifierPort = Annotated[int, Option(envvar="VERIFIER_PORT", help="Port of the verifier.")]
+
+VERIFIERS: Final = {"PICOSPEC_EDGE__VERIFIER_URL", "PICOSPEC_EDGE__VERIFIER_URLS"}
+"""These variables name the verifiers of an edge."""
+
+_SERVICE_OPTIONS: Final = frozenset({"--install-service", "--remove-service"})
+FORWARD: Final = dict(allow_extra_args=True, ignore_unknown_options=True, help_option_names=[])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"picospec {version('picospec')}")
+        raise typer.Exit
+
+
+@app.callback()
+def picospec(
+    shows_version: Annotated[
+        bool,
+        Option("--version", "-V", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    """A large model's own words, faster: the edge drafts, the cloud verifies."""
+
+
+@app.command()
+def up(
+    edge_port: EdgePort = 8000,
+    verifier_port: VerifierPort = 9000,
+    target: Annotated[
+        list[str] | None,
+        Option(help="Large model: a name, owner/repo, hf://... or a path; may be repeated."),
+    ] = None,
+    draft: Annotated[
+        str | None, Option(help="Draft model: the same, or none. Default: one that fits.")
+    ] = None,
+    config: Annotated[
+        Path | None, Option(help=escape("TOML file with the tables [edge] and [verifier]."))
+    ] = None,
+    pin: Annotated[
+        str | None,
+        Option(help='Cores as "VERIFIER:EDGE", such as 0:1, or "none". Default: halves.'),
+    ] = None,
+    wait: Annotated[float, Option(help="Seconds to become ready in.")] = 300.0,
+    rtt: Annotated[
+        float, Option(min=0, help="Milliseconds of round trip to emulate between both ends.")
+    ] = 0.0,
+) -> None:
+    """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched."""
+    from picospec.preparing import ModelChoice, prepare, with_threads
+
+    console, pins = Console(), _pins(pin)
+    try:
+        settings = {} if config is None else read_settings(config)
+        check_plain(settings, os.environ)
+        targets: list[str | None] = [*target] if target else [None]
+        choices = [
+            ModelChoice.of(settings, os.environ, target=each, draft=draft) for each in targets
+        ]
+        check_settings(settings, os.environ, choices[0].draft)
+        if has_llama() and not (gpu := check_gpu(gpu_here(), can_use_gpu())).ok:
+            console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
+        store = open_store(os.environ)
+        first, *more = [prepare(choice, store, console) for choice in choices]
+        arguments = {**first, "edge": ("--draft", choices[0].draft)} if more else first
+        key = first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
+        threaded = with_threads(settings, pins)
+        others = [each["verifier"] for each in more]
+        plan = Plan(edge_port, verifier_port, threaded, arguments, others, pins, wait, key)
+        if rtt:
+            return asyncio.run(up_at_a_distance(plan, rtt, console))
+        asyncio.run(run_up(plan, plan.services(), console))
+    except (ServiceError, ModelError, WrongSettings, OSError) as error:
+        fail(error)
+
+
+def _add(name: str, module: str, help: str) -> None:
+    """Add a command that becomes a module, which gets the signals and sets the status."""
+
+    @app.command(name, help=help, context_settings=FORWARD)
+    def become(context: typer.Context) -> None:
+        sys.stdout.flush()
+        given = context.args
+        if name == "edge" and (change := _SERVICE_OPTIONS & {*given}):
+            return _change_service(change, [each for each in given if each not in change])
+        if name in SERVICES:
+            given = with_default_file(name, given, os.environ)
+        os.execv(sys.executable, [sys.executable, *program(module, *given)])
+
+
+_add("edge", "edge_agent", help="Run the edge alone, or as a service; --help.")
+_add("verifier", "verifier", help="Run the verifier alone; --help shows its options.")
+
+
+def _change_service(change: frozenset[str], arguments: list[str]) -> None:
+    """Install or remove the edge's service."""
+    try:
+        installs = change == {"--install-service"}
+        typer.echo(install(arguments, os.environ) if installs else remove(os.environ))
+    except (NoService, OSError) as error:
+        fail(error)
+
+
+def _add_systemd(name: str, help: str, command: Sequence[str]) -> None:
+    @app.command(name, help=help)
+    def run() -> None:
+        try:
+            status = call(command)
+        except NoService as error:
+            fail(error)
+        raise typer.Exit(status)
+
+
+for each, (says, runs) in COMMANDS.items():
+    _add_systemd(each, says, runs)
+
+
+@app.command()
+def status(
+    edge_port: Annotated[int | None, Option(help="Port of the edge, if not as set.")] = None,
+    verifier_port: Annotated[int | None, Option(help="The verifier's, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what runs on this machine: models, drafts, answers, and the verifiers in use."""
+    from picospec.status import as_json as written
+    from picospec.status import look, places, show
+
+    try:
+        asked = places({"edge": edge_port, "verifier": verifier_port})
+    except (WrongSettings, OSError) as error:
+        fail(error)
+    found = asyncio.run(look(asked))
+    if as_json:
+        typer.echo(written(found))
+    else:
+        show(found, Console())
+        if (unit := state(os.environ)) is not None:
+            typer.echo(f"the service picospec-edge of this user is {unit}")
+    if not any(each.runs for each in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    edge_port: EdgePort = 8000,
+    verifier_port: VerifierPort = 9000,
+    config: Annotated[Path | None, Option(help="Settings file of the edge (TOML).")] = None,
+    verifier_url: Annotated[str | None, Option(help="A verifier elsewhere.")] = None,
+    draft: Annotated[str | None, Option(help="Draft model to check, as of the edge.")] = None,
+    model: Annotated[
+        str | None, Option(help="Model or pair that must be here. Default: none must.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine and the verifier, and say what to do about what is wrong."""
+    from picospec.doctor import examine
+
+    if (default := default_file("edge", os.environ)).is_file():
+        config = config or default
+    local = config is None and not VERIFIERS & os.environ.keys()
+    url = verifier_url or (f"http://{HOST}:{verifier_port}" if local else None)
+    try:
+        findings = examine(config, url, draft, model, edge_port, verifier_port)
+    except (ModelError, ValueError, OSError) as error:
+        fail(error)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in findings], indent=2))
+    else:
+        report(findings, Console())
+    if not all(each.ok for each in findings):
+        raise typer.Exit(1)
+
+
+def _pins(text: str | None) -> Pins:
+    if sys.platform != "linux":
+        return Pins()
+    available = usable()
+    try:
+        return share(cores_of(available)) if text is None else parse_pins(text, available)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--pin") from None
+
+
+@keys_app.command()
+def add(
+    name: Annotated[str, Argument(help="Who will hold the key.")],
+    file: Annotated[Path, Argument(help="The file that the setting keys_file names.")],
+    sessions: Annotated[int | None, Option(min=1, help="Answers at once.")] = None,
+    requests_a_minute: Annotated[int | None, Option(min=1)] = None,
+    tokens_a_minute: Annotated[
+        int | None, Option(min=1, help="Of prompts and answers.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, Option(help="The key opens this one; may be repeated.")
+    ] = None,
+) -> None:
+    """Add a key, and print it. It is not kept: only its SHA-256 is in the file."""
+    limits = KeyLimits(
+        sessions=sessions,
+        requests_a_minute=requests_a_minute,
+        tokens_a_minute=tokens_a_minute,
+    )
+    try:
+        typer.echo(add_key(file, name, limits, model or ()))
+    except (InvalidKeys, OSError) as error:
+        fail(error)

