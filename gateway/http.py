@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final
 
@@ -169,12 +169,34 @@ UNREAD_S: Final = 60.0
 buffer hundreds of kilobytes of a stream before it has to wait at all."""
 
 
+PIECE_BYTES: Final = 1 << 20
+"""A longer body is sent in pieces of this size: servers copy a piece at once, and 50 MB would
+take them 50 ms."""
+
+
+def pieces(body: bytes) -> Sequence[bytes]:
+    """Return a part of a body in pieces of at most PIECE_BYTES."""
+    if len(body) <= PIECE_BYTES:
+        return (body,)
+    return [body[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES)]
+
+
+class _InPieces(Response):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
+        for piece in pieces(bytes(self.body)):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
 def json_response(
     body: object, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return a response whose body msgspec encodes."""
-    given = {**(headers or {}), **NOSNIFF}
-    return Response(msgspec.json.encode(body), status, given, "application/json")
+    given, encoded = {**(headers or {}), **NOSNIFF}, msgspec.json.encode(body)
+    made = Response if len(encoded) <= PIECE_BYTES else _InPieces
+    return made(encoded, status, given, "application/json")
 
 
 def error_response(error: ApiError, shape: Shape = OPENAI) -> Response:

@@ -10,7 +10,7 @@ import asyncio
 import zlib
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from gateway.doors.door import (
     stream_start,
 )
 from gateway.errors import ClientGone, Unavailable
-from gateway.http import connected, send_to_client
+from gateway.http import connected, pieces, send_to_client
 from gateway.output.stream import together
 
 # Records the events of one answer, within a bound.
@@ -43,6 +43,14 @@ MAX_EVENTS_BYTES: Final = 1 << 18
 """The blocks of a recording have at most this many bytes, the events of 25,000 tokens; beyond,
 the oldest block is dropped. The last block may be larger by itself."""
 
+LARGE_BYTES: Final = 1 << 18
+"""More is compressed in a thread: an answer ends with events that repeat all of it, with each
+token's log-probabilities."""
+
+MARK: Final = b"\0"
+"""Stands in recorded events for what the answer repeats of its request, which is kept once.
+JSON has no such byte."""
+
 _END: Final = b"\n\n"
 """An event ends with this, and has it nowhere else."""
 
@@ -55,9 +63,15 @@ class Recording:
     """Keeps the last events of one answer. An event's number is how many came before it."""
 
     def __init__(
-        self, block_bytes: int = BLOCK_BYTES, max_bytes: int = MAX_EVENTS_BYTES
+        self,
+        block_bytes: int = BLOCK_BYTES,
+        max_bytes: int = MAX_EVENTS_BYTES,
+        *,
+        repeated: bytes = b"",
     ) -> None:
+        """repeated: what MARK stands for."""
         self._block_bytes, self._max_bytes = block_bytes, max_bytes
+        self._repeated = repeated
         self.has_ended = False
         self._blocks: deque[tuple[int, bytes]] = deque()  # each with its first event's number
         self._blocks_bytes = 0
@@ -67,15 +81,21 @@ class Recording:
 
     @property
     def size_bytes(self) -> int:
-        return self._blocks_bytes + self._newest_bytes
+        return self._blocks_bytes + self._newest_bytes + len(self._repeated)
 
     def add(self, events: bytes) -> None:
-        """Add whole events."""
+        """Add whole events; `pack` is to follow if they are many."""
         self._newest += [event + _END for event in events.split(_END)[:-1]]
         self._newest_bytes += len(events)
-        if self._newest_bytes > self._block_bytes:
+        if self._block_bytes < self._newest_bytes <= LARGE_BYTES:
             self._compress()
         self._wake()
+
+    async def pack(self) -> None:
+        """Compress what is too large for `add`, each event by itself."""
+        if self._newest_bytes > LARGE_BYTES:
+            for event in [*self._newest]:
+                self._keep(await asyncio.to_thread(zlib.compress, event, 1), event)
 
     def end(self) -> None:
         """Note that no more events come."""
@@ -84,16 +104,24 @@ class Recording:
             self._compress()
         self._wake()
 
+    def check(self, number: int) -> None:
+        """Raise Dropped if event `number` is no longer kept."""
+        if number < self._newest_first:
+            self._block_of(number)
+
     def since(self, number: int) -> bytes:
         """Return events from `number` on, at most a block of them; b"" if there are none yet.
         Raises Dropped."""
         if number >= self._newest_first:
             return b"".join(self._newest[number - self._newest_first :])
-        block = next((each for each in reversed(self._blocks) if each[0] <= number), None)
-        if block is None:
-            reason = f"the events before {self._blocks[0][0]} are no longer kept"
-            raise Dropped(f"{reason}: retrieve the response")
-        return _END.join(zlib.decompress(block[1]).split(_END)[number - block[0] :])
+        first, block = self._block_of(number)
+        return _END.join(zlib.decompress(block).split(_END)[number - first :])
+
+    def shown(self, events: bytes) -> Iterator[bytes]:
+        """Yield recorded events as clients get them, in pieces."""
+        for index, part in enumerate(events.split(MARK)):
+            yield from pieces(self._repeated) if index else ()
+            yield from pieces(part)
 
     async def until(self, number: int, within_s: float) -> bool:
         """Return True once event `number` has come, or no more events come; False if neither
@@ -105,12 +133,24 @@ class Recording:
                 return True
         return False
 
+    def _block_of(self, number: int) -> tuple[int, bytes]:
+        """Return the block of an event, and the number of its first one. Raises Dropped."""
+        for block in reversed(self._blocks):
+            if block[0] <= number:
+                return block
+        reason = f"the events before {self._blocks[0][0]} are no longer kept"
+        raise Dropped(f"{reason}: retrieve the response")
+
     def _compress(self) -> None:
-        block = zlib.compress(b"".join(self._newest), 1)
+        self._keep(zlib.compress(b"".join(self._newest), 1), *self._newest)
+
+    def _keep(self, block: bytes, *events: bytes) -> None:
+        """Keep the oldest of the newest events as a block."""
         self._blocks.append((self._newest_first, block))
         self._blocks_bytes += len(block)
-        self._newest_first += len(self._newest)
-        self._newest, self._newest_bytes = [], 0
+        self._newest_first += len(events)
+        self._newest = self._newest[len(events) :]
+        self._newest_bytes -= sum(map(len, events))
         while self._blocks_bytes > self._max_bytes and len(self._blocks) > 1:
             self._blocks_bytes -= len(self._blocks.popleft()[1])
 
@@ -150,7 +190,8 @@ class Replay(Response):
                 return await send_to_client(send, stream_piece(sent_event(error, "error")))
             number += events.count(_END)
             if events:
-                await send_to_client(send, stream_piece(events))
+                for piece in recording.shown(events):
+                    await send_to_client(send, stream_piece(piece))
             elif recording.has_ended:
                 return None
             elif not await recording.until(number, self.keep_alive_s):
@@ -177,6 +218,9 @@ class LastingAnswer(Answer):
     @abstractmethod
     def id(self) -> str:
         """Return the id under which clients find the answer."""
+
+    repeated: bytes = b""
+    """What MARK stands for in the events."""
 
     @abstractmethod
     def opening(self) -> bytes:
@@ -235,22 +279,29 @@ class Running:
                 async for index, delta in deltas:
                     account.count(index, delta)
                     if events := self.answer.events(index, delta):
-                        self._record(self.answer.mark() + events)
-            self._record(self.answer.end())
+                        await self._packed(self.answer.mark() + events)
+            await self._packed(self.answer.end())
+        except asyncio.CancelledError:
+            await self._packed(self.answer.cancelled())
+            raise
         except Exception as raised:
             late = Unavailable(f"the answer took more than {MAX_RUN_S:g} s", code="too_slow")
             error = account.failed(late if limit.expired() else raised)
-            self._record(self.answer.failure(error))
+            await self._packed(self.answer.failure(error))
 
     def _end(self, ended: Callable[[Running], None], task: asyncio.Task[None]) -> None:
         account, drain = self.stream.account, self.stream.drain
         if task.cancelled():
             account.status, account.error = ClientGone.status, ClientGone.code
-            self._record(self.answer.cancelled())
         if self.events is not None:
             self.events.end()
         ended(self)
         asyncio.get_running_loop().call_later(ASKED_S if drain.begun else 0, drain.leave)
+
+    async def _packed(self, events: bytes) -> None:
+        self._record(events)
+        if self.events is not None:
+            await self.events.pack()
 
     def _record(self, events: bytes) -> None:
         if self.events is not None and events:

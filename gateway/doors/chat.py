@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple, cast
 
@@ -413,7 +413,7 @@ class ChatAnswer(ChunkAnswer, LastingAnswer):
         return chunks
 
     def text_chunk(self, text: str, entries: Entries) -> Json:
-        return self._chunk({"content": text}, self._logprobs(entries), None)
+        return self._chunk({"content": text}, self._logprobs(self.write(entries)), None)
 
     def last_chunk(self, finish: Finish) -> Json:
         return self._chunk({}, None, finish)
@@ -421,17 +421,18 @@ class ChatAnswer(ChunkAnswer, LastingAnswer):
     def choice(self, whole: TextDelta) -> Json:
         return {
             "message": _message(whole),
-            "logprobs": self._logprobs(whole.entries),
+            "logprobs": self._logprobs(whole.written),
             "finish_reason": whole.finish,
         }
 
     def _chunk(self, delta: Json, logprobs: Json | None, finish: Finish | None) -> Json:
         return {"delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
-    def _logprobs(self, entries: Entries) -> Json | None:
-        if not self.wants_logprobs:
-            return None
-        return {"content": logprobs_of(entries), "refusal": None}
+    def write(self, entries: Entries) -> Sequence[msgspec.Raw]:
+        return logprobs_of(entries)
+
+    def _logprobs(self, written: Sequence[object]) -> Json | None:
+        return {"content": written, "refusal": None} if self.wants_logprobs else None
 
 
 def _message(whole: TextDelta) -> Json:
@@ -463,9 +464,9 @@ def _call(start: CallStart, arguments: str) -> Json:
     return {"id": start.id, "type": "function", "function": function}
 
 
-def logprobs_of(entries: Entries) -> list[Json]:
-    """Return log-probabilities in OpenAI's form."""
-    return [_entry(entry) for entry in entries]
+def logprobs_of(entries: Entries) -> list[msgspec.Raw]:
+    """Return log-probabilities in OpenAI's form, each encoded."""
+    return [msgspec.Raw(msgspec.json.encode(_entry(entry))) for entry in entries]
 
 
 def _entry(entry: LogprobEntry) -> Json:

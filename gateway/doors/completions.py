@@ -10,8 +10,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
-from typing import Annotated, ClassVar, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
 
@@ -455,27 +456,34 @@ class CompletionAnswer(ChunkAnswer):
     chunk_object = "text_completion"
 
     def text_chunk(self, text: str, entries: Entries) -> Json:
-        return self._choice(text, entries, None)
+        return self._choice(text, self.write(entries), None)
 
     def last_chunk(self, finish: Finish) -> Json:
         return {"text": "", "logprobs": None, "finish_reason": finish}
 
     def choice(self, whole: TextDelta) -> Json:
-        choice = self._choice(whole.text, whole.entries, whole.finish)
+        choice = self._choice(whole.text, whole.written, whole.finish)
         return choice if whole.scores is None else {**choice, "prompt_logprobs": whole.scores}
 
-    def _choice(self, text: str, entries: Entries, finish: Finish | None) -> Json:
-        logprobs = _logprobs(entries) if self.wants_logprobs else None
+    def write(self, entries: Entries) -> list[Row]:
+        return [_row(entry) for entry in entries]
+
+    def _choice(self, text: str, rows: Sequence[Any], finish: Finish | None) -> Json:
+        logprobs = None
+        if self.wants_logprobs:
+            columns = zip(*rows, strict=True) if rows else ((),) * len(_COLUMNS)
+            logprobs = dict(zip(_COLUMNS, columns, strict=True))
         return {"text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
-def _logprobs(entries: Entries) -> Json:
-    return {
-        "tokens": [_name(entry.piece) for entry in entries],
-        "token_logprobs": [finite(entry.logprob) for entry in entries],
-        "top_logprobs": [_top(entry) for entry in entries],
-        "text_offset": [entry.offset for entry in entries],
-    }
+_COLUMNS: Final = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+Row = tuple[str, float | None, msgspec.Raw, int]
+"""A token has these values in the columns of a choice's log-probabilities."""
+
+
+def _row(entry: LogprobEntry) -> Row:
+    top = msgspec.Raw(msgspec.json.encode(_top(entry)))
+    return _name(entry.piece), finite(entry.logprob), top, entry.offset
 
 
 def _top(entry: LogprobEntry) -> Json | None:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import ClassVar, Final, Literal, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -23,7 +24,7 @@ from gateway.accounts import Account, Ledger
 from gateway.doors.request import GenerationRequest
 from gateway.drain import Drain
 from gateway.errors import ApiError, ClientGone
-from gateway.http import connected, json_response, send_to_client
+from gateway.http import connected, json_response, pieces, send_to_client
 from gateway.output.detokenise import LogprobEntry, TextDelta
 from gateway.output.message import CallStart, joined
 from gateway.output.stream import ChoiceStream, together
@@ -79,9 +80,15 @@ class Answer(ABC):
         """Return the bytes that end the stream after an error."""
         return sent_event(error.body())
 
+    def write(self, entries: Entries) -> Sequence[object]:
+        """Return log-probabilities for `full_answer`, encoded as far as they can be: an answer
+        has up to a million, and nothing else runs while all of it is encoded."""
+        return ()
+
     @abstractmethod
     def full_answer(self, choices: Sequence[TextDelta]) -> object:
-        """Return the answer to encode if it is not streamed. choices: one delta for each."""
+        """Return the answer to encode if it is not streamed. choices: one delta for each, with
+        its entries as `write` has returned them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,7 @@ def parts_of(delta: TextDelta) -> Iterator[Part]:
     yield from calls[:begins]
     if delta.parsed is not None and delta.parsed.reasoning:
         yield "reasoning", delta.parsed.reasoning, None
-    if delta.text or delta.entries:
+    if delta.text or delta.entries or delta.written:
         yield "text", delta.text, None
     yield from calls[begins:]
 
@@ -169,7 +176,10 @@ class EventStream(Response):
                 async with connected(receive) as tasks:
                     await self._stream(send, tasks)
                 # Disconnects are not watched any more: servers report the end as a disconnect.
-                await send_to_client(send, stream_piece(self.answer.end(), more=False))
+                *some, last = pieces(self.answer.end())
+                for piece in some:
+                    await send_to_client(send, stream_piece(piece))
+                await send_to_client(send, stream_piece(last, more=False))
         except ClientGone as gone:
             self.account.status, self.account.error = gone.status, gone.code
         except Exception as raised:
@@ -188,7 +198,8 @@ class EventStream(Response):
                 if shown := self.answer.events(index, delta):
                     if not begun.is_set():
                         await self._begin(send, begun, kept)
-                    await send_to_client(send, stream_piece(shown))
+                    for piece in pieces(shown):
+                        await send_to_client(send, stream_piece(piece))
         await self._begin(send, begun, kept)
 
     async def _begin(self, send: Send, begun: asyncio.Event, kept: asyncio.Task[None]) -> None:
@@ -237,8 +248,16 @@ async def json_answer(
     async with connected(receive), together(streams) as deltas:
         async for index, delta in deltas:
             account.count(index, delta)
+            if delta.entries:
+                delta = replace(delta, entries=(), written=answer.write(delta.entries))
             read[index].append(delta)
+            if len(read[index]) == JOINED:
+                read[index] = [_joined(read[index])]
     return json_response(answer.full_answer([_joined(deltas) for deltas in read]))
+
+
+JOINED: Final = 1024
+"""So many deltas of a choice are joined at once, which takes about a millisecond."""
 
 
 def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
@@ -247,10 +266,10 @@ def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
     return TextDelta(
         text="".join(delta.text for delta in deltas),
         tokens=sum(delta.tokens for delta in deltas),
-        entries=tuple(entry for delta in deltas for entry in delta.entries),
         finish=deltas[-1].finish,
         statistics=deltas[-1].statistics,
         parsed=joined(parsed) if parsed else None,
         stop=deltas[-1].stop,
         scores=deltas[0].scores,
+        written=[each for delta in deltas for each in delta.written],
     )

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from gateway.accounts import account_of
 from gateway.doors.chat import ChatRequest, logprobs_of
 from gateway.doors.completions import CompletionRequest
-from gateway.doors.door import Answer, DoorRequest, Heading, Json
+from gateway.doors.door import Answer, DoorRequest, Entries, Heading, Json
 from gateway.doors.generation import parse
 from gateway.doors.request import GenerationRequest
 from gateway.doors.services import Services
@@ -247,6 +247,9 @@ class OllamaAnswer(Answer):
     def failure(self, error: ApiError) -> bytes:
         return msgspec.json.encode(error_body(error)) + b"\n"
 
+    def write(self, entries: Entries) -> Sequence[msgspec.Raw]:
+        return logprobs_of(entries)
+
     def full_answer(self, choices: Sequence[TextDelta]) -> Json:
         (choice,) = choices
         shown = self._shown(choice) or self.shown("", "", ())
@@ -260,11 +263,12 @@ class OllamaAnswer(Answer):
         pieces = delta.parsed.calls if delta.parsed else ()
         thinking = delta.parsed.reasoning if delta.parsed else ""
         calls, rest = self._read_calls(pieces, ended=delta.finish is not None)
-        if not (delta.text or rest or thinking or calls or delta.entries):
+        logprobs = delta.written or logprobs_of(delta.entries)
+        if not (delta.text or rest or thinking or calls or logprobs):
             return {}
         shown = self.shown(delta.text + rest, thinking, calls)
         if self._wants_logprobs:
-            shown["logprobs"] = logprobs_of(delta.entries)
+            shown["logprobs"] = logprobs
         return shown
 
     def _read_calls(

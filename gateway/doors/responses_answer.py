@@ -10,10 +10,10 @@ from typing import Final, Literal
 import msgspec
 
 from gateway.accounts import Ledger
-from gateway.doors.background import LastingAnswer
+from gateway.doors.background import MARK, LastingAnswer
 from gateway.doors.chat import ChatRequest, logprobs_of
 from gateway.doors.completions import extensions_of
-from gateway.doors.door import Heading, parts_of, sent_event
+from gateway.doors.door import Entries, Heading, parts_of, sent_event
 from gateway.doors.responses import ENCRYPTED, ResponsesRequest, sealed
 from gateway.errors import ApiError, InvalidRequest, Overloaded
 from gateway.output.detokenise import Finish, TextDelta
@@ -69,7 +69,7 @@ class Growing:
         """head: fields that only items of this kind have."""
         self.kind = kind
         self.text = ""
-        self._logprobs: list[Json] = []
+        self._logprobs: list[object] = []
         self._place: Json = {"output_index": place}
         self._head: Json = {"type": kind.type, "id": f"{kind.prefix}_{key}_{place}", **head}
         index = {"content_index": 0} if kind.has_part else {}
@@ -97,7 +97,7 @@ class Growing:
         if self.kind.has_part:
             yield "response.content_part.added", {**self._at, "part": self.part()}
 
-    def grow(self, text: str, logprobs: list[Json]) -> Iterator[Event]:
+    def grow(self, text: str, logprobs: Sequence[object]) -> Iterator[Event]:
         self.text += text
         self._logprobs += logprobs
         more = {"logprobs": logprobs} if self.kind is MESSAGE else {}
@@ -142,8 +142,8 @@ class Output:
             if kind != "call" and not (self._open and self._open.kind is _OF_PARTS[kind][0]):
                 yield from self._begin(*_OF_PARTS[kind])
             if self._open is not None:
-                logprobs = logprobs_of(delta.entries) if kind == "text" else []
-                yield from self._open.grow(text, logprobs)
+                logprobs = delta.written or logprobs_of(delta.entries)
+                yield from self._open.grow(text, logprobs if kind == "text" else ())
         if delta.finish is not None:
             yield from self.end("incomplete" if delta.finish == "length" else "completed")
 
@@ -191,15 +191,18 @@ class ResponseAnswer(LastingAnswer):
     def __init__(
         self,
         request: ResponsesRequest,
-        chat: ChatRequest,
+        repeated: bytes,
         called: Mapping[str, Json],
         keep: Keep | None,
         heading: Heading,
     ) -> None:
+        """repeated: see `repeated_of`."""
         self._ledger = heading.ledger
         self._created = heading.created
         self._keep = keep
-        self._response = _beginning(request, chat, heading)
+        self.repeated = repeated
+        self._response = _beginning(request, heading)
+        self._response[_REPEATED[0]] = msgspec.Raw(MARK if request.background else repeated)
         seals = ENCRYPTED in request.include
         self._output = Output(heading.id.removeprefix(PREFIX), called, seals=seals)
         self._finish: Finish | None = None
@@ -218,7 +221,8 @@ class ResponseAnswer(LastingAnswer):
 
     @property
     def state(self) -> bytes:
-        return msgspec.json.encode({**self._response, "output": self._output.so_far()})
+        shown = {"output": self._output.so_far(), _REPEATED[0]: msgspec.Raw(self.repeated)}
+        return msgspec.json.encode({**self._response, **shown})
 
     def waiting(self) -> bytes:
         """Return an event: Codex gives up on a stream without events for five minutes."""
@@ -245,6 +249,9 @@ class ResponseAnswer(LastingAnswer):
         given = {"status": "cancelled", "output": self._output.items}
         self._response = {**self._response, **given}
         return ended + self._encoded([("response.incomplete", {"response": self._response})])
+
+    def write(self, entries: Entries) -> Sequence[msgspec.Raw]:
+        return logprobs_of(entries)
 
     def full_answer(self, choices: Sequence[TextDelta]) -> Json:
         (choice,) = choices
@@ -286,11 +293,25 @@ class ResponseAnswer(LastingAnswer):
         return b"".join(encoded)
 
 
-def _beginning(request: ResponsesRequest, chat: ChatRequest, heading: Heading) -> Json:
-    """Return the response in its state before the first token."""
+def repeated_of(request: ResponsesRequest, chat: ChatRequest) -> bytes:
+    """Return what a response repeats of its request, which may be megabytes, as JSON: the
+    value of the first field of _REPEATED, and all further fields after it."""
     text: Json = {"format": request.text.format}
     if request.text.verbosity is not None:
         text["verbosity"] = request.text.verbosity
+    fields: Json = {
+        **{name: getattr(request, name) for name in _REPEATED},
+        **{name: getattr(chat, name) for name in _ADJUSTED},
+        "reasoning": {"effort": request.reasoning.effort, "summary": request.reasoning.summary},
+        "text": text,
+        "tools": [tool.shown() for tool in request.tools],
+        "tool_choice": request.tool_choice or "auto",
+    }
+    return msgspec.json.encode(fields).removeprefix(b'{"%b":' % _REPEATED[0].encode())[:-1]
+
+
+def _beginning(request: ResponsesRequest, heading: Heading) -> Json:
+    """Return the response's own fields in its state before the first token."""
     return {
         "id": heading.id,
         "object": "response",
@@ -304,12 +325,6 @@ def _beginning(request: ResponsesRequest, chat: ChatRequest, heading: Heading) -
         "usage": None,
         "background": request.background,
         "system_fingerprint": heading.fingerprint,
-        **{name: getattr(request, name) for name in _REPEATED},
-        **{name: getattr(chat, name) for name in _ADJUSTED},
-        "reasoning": {"effort": request.reasoning.effort, "summary": request.reasoning.summary},
-        "text": text,
-        "tools": [tool.shown() for tool in request.tools],
-        "tool_choice": request.tool_choice or "auto",
     }
 
 

@@ -21,7 +21,12 @@ from gateway.doors.background import Dropped, Recording, Replay, Running
 from gateway.doors.door import DoorRequest, EventStream
 from gateway.doors.generation import checked, count_prompt, generate
 from gateway.doors.responses import ITEMS, Item, ResponsesRequest, names_of, offered
-from gateway.doors.responses_answer import PREFIX, ResponseAnswer, place_of
+from gateway.doors.responses_answer import (
+    PREFIX,
+    ResponseAnswer,
+    place_of,
+    repeated_of,
+)
 from gateway.doors.services import ResponseStore, Services, StoredResponse
 from gateway.errors import InvalidRequest, NotFound
 from gateway.http import json_response
@@ -65,7 +70,7 @@ def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
     keep = partial(_keep, store, dumped) if body.store and not body.background else None
     apart = partial(_run, store, dumped, body.stream) if body.background else None
     called = {tool.name: tool.called for tool in tools}
-    answer = partial(ResponseAnswer, body, chat, called, keep)
+    answer = partial(ResponseAnswer, body, repeated_of(body, chat), called, keep)
     ignored = tuple(body.ignored())
     found = DoorRequest(chat, PREFIX, answer, ignored, names_of(tools), apart=apart)
     return replace(found, only_apart=body.background)
@@ -152,7 +157,7 @@ def _run(
     as its request's body while it runs. Raises Overloaded."""
     account, answer = stream.account, cast(ResponseAnswer, stream.answer)  # as `convert` has it
     account.hold(account.held_bytes + len(items))
-    events = Recording() if is_streamed else None
+    events = Recording(repeated=answer.repeated) if is_streamed else None
     store.begin(running := Running(answer, stream, items, events))
     if events is None:
         return json_response(msgspec.Raw(running.response))
@@ -186,7 +191,7 @@ async def retrieve(services: Services, request: Request) -> Response:
         raise InvalidRequest.of("stream", reason)
     number = asked.starting_after + 1
     try:
-        found.events.since(number)
+        found.events.check(number)
     except Dropped as dropped:
         raise InvalidRequest.of("starting_after", dropped) from None
     every_s = services.settings.keep_alive_s

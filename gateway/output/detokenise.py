@@ -73,6 +73,9 @@ class TextDelta(msgspec.Struct, frozen=True):
     scores: Sequence[object] | None = None
     """A door has written them so, if its choices have them in a field of their own."""
 
+    written: Sequence[object] = ()
+    """A door has written the entries so, for an answer that is not streamed."""
+
 
 class Detokeniser:
     """Converts the Deltas of one choice, in order.
