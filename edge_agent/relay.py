@@ -42,7 +42,7 @@ from gateway.accounts import Account, account_of
 from gateway.documents import Route
 from gateway.doors.chat import ChatRequest
 from gateway.doors.generation import checked, parse, read
-from gateway.doors.request import shown_names
+from gateway.doors.request import parameters_of, shown_names
 from gateway.doors.responses_handlers import with_history
 from gateway.doors.services import Services, no_model
 from gateway.errors import (
@@ -54,7 +54,13 @@ from gateway.errors import (
 )
 from gateway.hosting.settings import MAX_CHOICES
 from gateway.ports import Facts
-from gateway.schema import NEUTRAL, RequestModel, check_structure, is_neutral
+from gateway.schema import (
+    NEUTRAL,
+    OPERATORS,
+    RequestModel,
+    check_structure,
+    is_neutral,
+)
 from gateway.tenants import salted
 from gateway.turns import CHARGED_BYTES_PER_TOKEN
 from speculation.messages import SALT, ModelFacts
@@ -417,6 +423,8 @@ class Relay:
         if body.seed is None:
             raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
         _, facts = await services.own(account, body.model)
+        given = await checked(services, request, partial(parameters_of, body, facts))
+        account.ignored = shown_names(given.ignored)
         account.begin_answers(body.n)
         account.serve(facts.model, body.model, "chat")
         return await self._from_verifier(_OPENAI, facts.model, services, request)
@@ -507,6 +515,8 @@ def _fields(body: bytes) -> Json:
         fields: Json = msgspec.json.decode(body, type=dict[str, Any])
     except ValueError as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
+    for name in OPERATORS & fields.keys():
+        del fields[name]
     if "messages" in fields:  # a chat that is not drafted ends with its connection
         fields.pop("background", None)
     return fields

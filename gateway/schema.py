@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Final, NoReturn, TypeVar
 
+import msgspec
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -344,6 +345,25 @@ _LLAMA_SERVER: Final[Mapping[str, tuple[object, ...]]] = {
 
 NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {**_OPENAI, **_VLLM, **_LLAMA_SERVER}
 """Maps each field to the values that change nothing: its servers' defaults."""
+
+
+OPERATORS: Final = frozenset(
+    {"kv_transfer_params", "ec_transfer_params", "priority", "request_id", "session_id"}
+)
+"""These fields of vLLM's API are an operator's: where KV comes from, whose request is first,
+and by which name it is known. No request that is passed on has them."""
+
+
+def without_operators(body: bytes) -> bytes:
+    """Return the JSON object of a body without the fields in OPERATORS; the same bytes if it
+    has none. Raises InvalidRequest for any other body, where another parser may find them."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        raise InvalidRequest("the body is no JSON object", code="invalid_json") from None
+    if OPERATORS.isdisjoint(fields):
+        return body
+    return msgspec.json.encode({n: v for n, v in fields.items() if n not in OPERATORS})
 
 
 def is_neutral(value: object, neutral: tuple[object, ...]) -> bool:

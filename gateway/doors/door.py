@@ -116,6 +116,9 @@ class DoorRequest:
     only_apart: bool = False
     """True if the client needs an answer that outlives its connection."""
 
+    repeats: int = 1
+    """The end of the answer has all log-probabilities this many times."""
+
 
 Convert = Callable[[Body], DoorRequest]
 """Converts a door's request. Raises InvalidRequest with the door's names of fields."""
@@ -256,8 +259,8 @@ async def json_answer(
     return json_response(answer.full_answer([_joined(deltas) for deltas in read]))
 
 
-JOINED: Final = 1024
-"""So many deltas of a choice are joined at once, which takes about a millisecond."""
+JOINED: Final = 256
+"""So many deltas of a choice are joined at once, which takes less than a millisecond."""
 
 
 def _joined(deltas: Sequence[TextDelta]) -> TextDelta:

@@ -25,7 +25,7 @@ from gateway.doors.services import Services
 from gateway.errors import ApiError, InvalidRequest, NotServed, Shape
 from gateway.http import json_response
 from gateway.output.detokenise import TextDelta
-from gateway.output.message import CallPiece, CallStart, whole_calls
+from gateway.output.message import CallPiece, CallStart
 from gateway.ports import Facts
 from gateway.schema import (
     FIRST_ERROR,
@@ -223,7 +223,8 @@ class OllamaAnswer(Answer):
     def __init__(self, wants_logprobs: bool, heading: Heading) -> None:
         self._wants_logprobs = wants_logprobs
         self._heading = heading
-        self._pieces: list[CallPiece] = []  # pieces of calls that are not whole
+        self._call: CallStart | None = None  # the call that is not whole
+        self._arguments: list[str] = []
 
     @classmethod
     @abstractmethod
@@ -276,18 +277,26 @@ class OllamaAnswer(Answer):
     ) -> tuple[list[Json], str]:
         """Return the calls that these pieces complete, and the arguments that are not a JSON
         object, as in an answer that was cut: these are shown as text."""
-        self._pieces += pieces
-        begins = [i for i, piece in enumerate(self._pieces) if isinstance(piece, CallStart)]
-        end = len(self._pieces) if ended else max(begins, default=0)
-        whole, self._pieces = self._pieces[:end], self._pieces[end:]
         calls, rest = list[Json](), ""
-        for start, text in whole_calls(whole):
-            if (arguments := _object(text)) is None:
-                rest += text
-                continue
-            function = {"index": start.index, "name": start.name, "arguments": arguments}
-            calls.append({"id": start.id, "function": function})
+        for piece in pieces:
+            if isinstance(piece, CallStart):
+                rest += self._end_call(calls)
+                self._call = piece
+            else:
+                self._arguments.append(piece.text)
+        if ended:
+            rest += self._end_call(calls)
         return calls, rest
+
+    def _end_call(self, calls: list[Json]) -> str:
+        """Add the open call, if there is one, or return its arguments if they are no object."""
+        call, text = self._call, "".join(self._arguments)
+        self._call, self._arguments = None, []
+        if call is None or (arguments := _object(text)) is None:
+            return text
+        function = {"index": call.index, "name": call.name, "arguments": arguments}
+        calls.append({"id": call.id, "function": function})
+        return ""
 
     def _counted(self, delta: TextDelta) -> Json:
         ledger = self._heading.ledger

@@ -28,6 +28,9 @@ Event = tuple[str, Json]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 PREFIX: Final = "resp_"
+REPEATS: Final = 4
+"""A stream ends with four events that have all log-probabilities."""
+
 _ITEM_ID: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_([0-9]{1,6})")
 
 

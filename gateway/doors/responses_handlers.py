@@ -23,6 +23,7 @@ from gateway.doors.generation import checked, count_prompt, generate
 from gateway.doors.responses import ITEMS, Item, ResponsesRequest, names_of, offered
 from gateway.doors.responses_answer import (
     PREFIX,
+    REPEATS,
     ResponseAnswer,
     place_of,
     repeated_of,
@@ -73,7 +74,7 @@ def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
     answer = partial(ResponseAnswer, body, repeated_of(body, chat), called, keep)
     ignored = tuple(body.ignored())
     found = DoorRequest(chat, PREFIX, answer, ignored, names_of(tools), apart=apart)
-    return replace(found, only_apart=body.background)
+    return replace(found, only_apart=body.background, repeats=REPEATS)
 
 
 def _history(store: ResponseStore, id: str | None, values: Values) -> Sequence[Item]:

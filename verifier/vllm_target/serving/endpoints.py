@@ -61,7 +61,7 @@ from gateway.hosting.settings import check_listening, hosts_of
 from gateway.http import error_response, json_response, read_body
 from gateway.metrics import Shown
 from gateway.middleware import Access, is_open
-from gateway.schema import SMALL_BYTES, check_structure
+from gateway.schema import OPERATORS, SMALL_BYTES, check_structure, without_operators
 from gateway.tenants import TenantMetrics, Tenants
 from gateway.turns import ThreadTurns
 from local_models.blobs import FileHashes
@@ -102,10 +102,12 @@ class Bodies:
     )
 
     async def taken(self, scope: Scope, receive: Receive) -> Receive:
-        """Read a request's body; return a `receive` from which an app reads it again.
+        """Read a request's body; return a `receive` from which an app reads it again, without
+        the fields that are an operator's.
 
-        Raises InvalidRequest for more values than any client sends, Overloaded, or the errors
-        of `read_body`: TooLarge for more text than the context holds.
+        Raises InvalidRequest for more values than any client sends, and for what is no JSON
+        object; Overloaded, or the errors of `read_body`: TooLarge for more text than the
+        context holds.
         """
         if is_open(scope["path"]):  # vLLM reads no body there, and no key is needed
             return receive
@@ -116,13 +118,20 @@ class Bodies:
         body = await read_body(request, limit_bytes)
         if is_json and len(body) > SMALL_BYTES:
             tenant = scope["state"]["account"].tenant
-            await self.counting.run(tenant, partial(check_structure, body))
+            body = await self.counting.run(tenant, partial(_checked, body))
+        elif is_json and body:
+            body = without_operators(body)
         unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
             return unread.pop() if unread else await receive()
 
         return again
+
+
+def _checked(body: bytes) -> bytes:
+    check_structure(body)
+    return without_operators(body)
 
 
 # Finds how vLLM's own server renders a chat, and its default settings. They are packed with the
@@ -195,13 +204,11 @@ REQUESTS: Final = {
     "/v1/responses": ResponsesRequest,
     "/v1/messages": AnthropicMessagesRequest,
 }
-_NO_CLIENTS: Final = frozenset(
-    # An operator's: where KV comes from, whose request is first, and by which name it is known.
-    {"kv_transfer_params", "ec_transfer_params", "priority", "request_id", "session_id"}
+_NO_CLIENTS: Final = OPERATORS.union(
     # These serve other paths than the one to which the request is sent.
-    | {"mm_payload", "return_mm_kwargs", "return_token_offsets"}
+    ("mm_payload", "return_mm_kwargs", "return_token_offsets"),
     # An edge keeps responses itself, and vLLM knows no tenants.
-    | {"background", "previous_response_id"}
+    ("background", "previous_response_id"),
 )
 
 
