@@ -26,11 +26,13 @@ from edge_agent.settings import load as load_edge
 from gateway.doors.generation import MIN_LIMIT_BYTES
 from gateway.drain import Drain
 from gateway.hosting.server import serve, settle
+from gateway.ports import Delta, Job
 from local_models.store import open_store
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
-from speculation.messages import Open
+from speculation.messages import Open, TokenLogprob
 from speculation.wire import Framed
-from tests.gateway.scripted import served
+from tests.gateway.scripted import ScriptedEngine, make_app, served
+from tests.gateway.test_stalls import requests
 from tests.hostile.test_bodies import CHAT
 from tests.hostile.tight_bodies import bodies, chat, following, kept, relayed
 from tests.verifier.conftest import free_port, serving
@@ -209,6 +211,36 @@ async def test_no_body_within_the_bounds_stops_everybody(end: str, model: str) -
     assert not {name: each for name, each in found.items() if each.stall_s > MOST_S}
     assert not {name: each for name, each in found.items() if each.grown_mib > MOST_MIB}
     assert {each.status for each in found.values()} <= {200, 400, 413}
+
+
+class Verbose(ScriptedEngine):
+    """Generates 6,000 tokens, each with the 20 likeliest, whatever it is asked."""
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        score = TokenLogprob(-0.123456789, tuple((token, -token / 7) for token in range(20)))
+        for _ in range(6000):
+            yield Delta((97,), job.top_logprobs and (score,), statistics=self.statistics)
+            await asyncio.sleep(0)
+        yield Delta((), None, "length", self.statistics)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of memory")
+@pytest.mark.usefixtures("settled")
+async def test_no_end_of_a_long_answer_stops_everybody() -> None:
+    found: dict[tuple[str, str], Measured] = {}
+    asked, apart = requests(choices=8, top=20)
+    async with served(make_app(Verbose(context_tokens=1 << 17))) as url, beating() as beat:
+        port = int(url.rsplit(":", 1)[1])
+        settle()
+        for kind, of in (("whole", asked), ("streamed", asked), ("background", apart)):
+            for path, body in of.values():
+                sent = {**body, "stream": kind != "whole"}
+                found[f"{kind}: {path}", path] = await measured(beat, port, path, sent)
+
+    sys.stdout.write(table(found))
+    assert {each.status for each in found.values()} == {200}
+    assert not {name: each for name, each in found.items() if each.stall_s > MOST_S}
 
 
 async def ready(port: int) -> None:
