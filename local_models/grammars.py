@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Final, Self
+from weakref import ref
 
 import msgspec
 import numpy as np
@@ -77,7 +78,6 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # tokens in which the target's own tokenizer writes that text, as a model would write it.
 
 Matcher = LLMatcher
-MatcherTokens = LLTokenizer
 Tokenize = Callable[[str], Sequence[int]]
 """A Tokenize returns the tokens of a text, in which no marker is special."""
 
@@ -125,19 +125,28 @@ def grammar_text(kind: str, value: Value) -> str:
         raise InvalidGrammar(kind, str(error)) from error
 
 
+class MatcherTokens:
+    """The tokens as llguidance needs them.
+
+    llguidance's tokenizer refers to its source through Rust, where Python does not look for
+    cycles. So the source refers to these tokens weakly, and a Grammar keeps them.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, tokenize: Tokenize) -> None:
+        source = TokenizerWrapper(_Source(vocabulary, tokenize, ref(self)))
+        stops = sorted(vocabulary.stop_tokens)
+        self.inner = LLTokenizer(source, eos_token=stops or None, slices=_SLICES)
+
+
 def make_tokenizer(vocabulary: Vocabulary, tokenize: Tokenize) -> MatcherTokens:
     """Return the tokens as llguidance needs them. This takes 0.4 s of processor time for 152k
     tokens, during which no other Python thread runs."""
-    source = _Source(vocabulary, tokenize)
-    stops = sorted(vocabulary.stop_tokens)
-    made = LLTokenizer(TokenizerWrapper(source), eos_token=stops or None, slices=_SLICES)
-    source.greedy = made.greedy_tokenize
-    return made
+    return MatcherTokens(vocabulary, tokenize)
 
 
 def make_matcher(tokens: MatcherTokens, text: str) -> Matcher:
     """Compile a grammar; other threads run meanwhile. Raises InvalidGrammar."""
-    matcher = LLMatcher(tokens, text, log_level=0, limits=_LIMITS)
+    matcher = LLMatcher(tokens.inner, text, log_level=0, limits=_LIMITS)
     if matcher.is_error():
         raise InvalidGrammar("", reason_of(matcher))
     return matcher
@@ -153,13 +162,15 @@ class _Source:
     """Implements the interface of a tokenizer that TokenizerWrapper needs."""
 
     bos_token_id = None
-    greedy: Tokenize
 
-    def __init__(self, vocabulary: Vocabulary, tokenize: Tokenize) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, tokenize: Tokenize, owner: ref[MatcherTokens]
+    ) -> None:
         self.tokens = vocabulary.pieces
         self.special_token_ids = sorted(vocabulary.special)
         self.eos_token_id = min(vocabulary.stop_tokens, default=None)
         self._tokenize = tokenize
+        self._owner = owner
 
     def __call__(self, text: str) -> list[int]:
         """Return tokens with exactly the bytes of a text.
@@ -172,7 +183,9 @@ class _Source:
         marked = self._tokenize(_MARK + text)
         cuts = (marked[cut:] for cut in range(1, len(marked)))
         found = next((tokens for tokens in cuts if self._bytes(tokens) == data), None)
-        return list(self.greedy(text) if found is None else found)
+        if found is None and (owner := self._owner()) is not None:
+            found = owner.inner.greedy_tokenize(text)
+        return list(found or ())
 
     def _bytes(self, tokens: Sequence[int]) -> bytes:
         return b"".join(self.tokens[token] for token in tokens)
@@ -190,6 +203,7 @@ class Grammar:
     """
 
     def __init__(self, tokens: MatcherTokens, text: str) -> None:
+        self._kept = tokens  # its matchers do not keep them
         self._beginning = make_matcher(tokens, text)
         self.is_spent = False
         """True once a limit was reached: the grammar must then be compiled again."""

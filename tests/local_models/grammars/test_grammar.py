@@ -6,8 +6,10 @@ import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from random import Random
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -302,6 +304,19 @@ def test_forced_tokens_have_the_bytes_of_the_text_and_are_the_tokenizers_where_t
     forced = make_matcher(tokens, grammar_text("choice", [text])).compute_ff_tokens()
 
     assert forced == greedy(text)
+
+
+def test_tokens_die_with_the_last_grammar_that_is_made_of_them() -> None:
+    encoder = partial(greedy)
+    grammar = Grammar(make_tokenizer(VOCABULARY, encoder), grammar_text("choice", ["ab"]))
+    grammar.begin().forced()
+    dies = ref(encoder)
+    del encoder
+    assert dies() is not None
+
+    del grammar
+
+    assert dies() is None
 
 
 @pytest.mark.parametrize(
