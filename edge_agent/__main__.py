@@ -27,7 +27,7 @@ from edge_agent.draft import loading
 from edge_agent.draft.loading import MakeDrafter, first_draft
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
-from gateway.drain import Drain
+from gateway.drain import Drain, start
 from gateway.errors import Unavailable
 from gateway.hosting import logs
 from gateway.hosting.limits import max_accepted, max_connections, raise_limit
@@ -76,7 +76,7 @@ class Starting:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        running = asyncio.create_task(self._run())
+        running = start(self._run())
         await send({"type": "lifespan.startup.complete"})
         await receive()
         if self._app is None:

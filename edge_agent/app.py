@@ -35,7 +35,7 @@ from edge_agent.served import Maker, ServedModel, ServedModels
 from edge_agent.settings import DNS, EdgeSettings
 from gateway.accounts import account_of
 from gateway.app import create_app
-from gateway.drain import Drain, kept_going
+from gateway.drain import Drain, kept_going, start
 from gateway.errors import ApiError, Unavailable
 from gateway.hosting.settings import hosts_of
 from gateway.middleware import HEALTH_PATHS, Access
@@ -81,7 +81,7 @@ def build(
         models.start()
         drafts.start()
         tasks = [
-            asyncio.create_task(kept_going(work))
+            start(kept_going(work))
             for work in (partial(metrics.watch_lag, time.monotonic), verifiers.watch)
         ]
         try:

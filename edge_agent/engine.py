@@ -29,7 +29,7 @@ from edge_agent.proposals import (
     Proposals,
 )
 from edge_agent.settings import EdgeSettings
-from gateway.drain import beside
+from gateway.drain import beside, start
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Owner, Statistics, opening
 from gateway.tenants import salted
@@ -405,7 +405,7 @@ async def as_generator(
         items.append(end)
         arrived.set()
 
-    task = asyncio.create_task(run())
+    task = start(run())
     try:
         while True:
             while not items:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Final
 
-import msgspec
+from speculation.untrusted import Malformed, decode_json
 
 EVENTS: Final = "text/event-stream; charset=utf-8"
 
@@ -137,8 +137,8 @@ def _first_counts(events: Iterable[bytes]) -> dict[str, int]:
 def _counts(event: bytes) -> dict[str, int]:
     data = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
     try:
-        said = msgspec.json.decode(b"\n".join(data) or event)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        said = decode_json(b"\n".join(data) or event, object)
+    except Malformed:
         return {}
     if isinstance(said, list):  # llama-server's, one answer for each prompt or choice
         said = said[-1] if said else None
@@ -181,7 +181,7 @@ def _only_counts(event: bytes) -> bool:
     if b'"usage"' not in event or not event.startswith(b"data:"):
         return False
     try:
-        said = msgspec.json.decode(event[5:])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        said = decode_json(event[5:], object)
+    except Malformed:
         return False
     return _field(said, "choices") == [] and isinstance(_field(said, "usage"), dict)

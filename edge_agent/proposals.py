@@ -14,6 +14,7 @@ from typing import Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from edge_agent.settings import EdgeSettings
+from gateway.drain import start
 from gateway.errors import InvalidRequest
 from gateway.ports import Job, Owner
 from gateway.turns import Turns
@@ -214,7 +215,7 @@ class OncePerPrompt(Generic[Made]):
     ) -> Made:
         making = self._making.get(id(prompt))
         if making is None:
-            making = asyncio.create_task(asyncio.to_thread(make, prompt))
+            making = start(asyncio.to_thread(make, prompt))
             self._making[id(prompt)] = making
             making.add_done_callback(lambda _: self._making.pop(id(prompt)))
         return await asyncio.shield(making)

@@ -64,6 +64,7 @@ from gateway.schema import (
 from gateway.tenants import salted
 from gateway.turns import CHARGED_BYTES_PER_TOKEN
 from speculation.messages import SALT, ModelFacts
+from speculation.untrusted import Malformed, decode_json, encode_json
 
 # Looks into a request's body to find out whether it is for a listed model, before a door reads
 # it. Here nothing is refused: an invalid body goes to the door, which reports what is wrong.
@@ -96,11 +97,11 @@ def relayed_request(body: bytes, models: Collection[str]) -> RelayedRequest | No
     """Return what a request for a listed model asks for; None if a door here answers it."""
     try:
         check_structure(body)
-        fields = msgspec.json.decode(body, type=_Fields)
+        fields = decode_json(body, _Fields)
         if (model := fields.model) is None or model not in models:
             return None
         has_media = _has_media(fields.messages) or _has_media(fields.input)
-    except (ApiError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (ApiError, Malformed, RecursionError):  # `_has_media` goes as deep as the body
         return None
     return RelayedRequest(model, fields.n or 1, has_media)
 
@@ -512,8 +513,8 @@ def addressed(body: bytes, model: str | None, identity: str | None = None) -> by
 
 def _fields(body: bytes) -> Json:
     try:
-        fields: Json = msgspec.json.decode(body, type=dict[str, Any])
-    except ValueError as error:  # stricter than `parse`, which takes NaN
+        fields = decode_json(body, Json)
+    except Malformed as error:  # stricter than `parse`, which takes NaN
         raise InvalidRequest(f"the body is no JSON: {error}") from None
     for name in OPERATORS & fields.keys():
         del fields[name]
@@ -531,4 +532,7 @@ def _model(fields: Json) -> str | None:
 
 def _addressed(fields: Json, model: str | None, identity: str | None) -> bytes:
     salt = {} if identity is None else {SALT: salted(identity, fields.get(SALT))}
-    return msgspec.json.encode({**fields, **salt, "model": model})
+    try:
+        return encode_json({**fields, **salt, "model": model})
+    except Malformed as error:
+        raise InvalidRequest(f"the body cannot be passed on: {error}") from None

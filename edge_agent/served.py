@@ -33,7 +33,7 @@ from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, ModelSettings
 from gateway.doors.services import Backend, no_model
-from gateway.drain import kept_going
+from gateway.drain import kept_going, start
 from gateway.errors import ApiError
 from local_models.choosing import HubPolicy
 from local_models.llama_cpp.library import has_llama
@@ -88,14 +88,14 @@ class ServedModel:
             with suppress(ApiError):  # another verifier is in use by now
                 await self.engine.prepare()
 
-        self._introducing = asyncio.create_task(kept_going(work))
+        self._introducing = start(kept_going(work))
 
     def rest(self) -> None:
         """Keep no tokenizer in memory, until the model is introduced again."""
         if self._introducing is not None:
             self._introducing.cancel()
         self.tokenizer.forget()
-        self._introducing = asyncio.create_task(self.engine.close())
+        self._introducing = start(self.engine.close())
 
     async def close(self) -> None:
         """Stop everything that the model has started."""

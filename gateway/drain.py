@@ -16,11 +16,13 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
-from gateway.errors import Draining, Unavailable, first_error
+from gateway.errors import ApiError, Draining, Unavailable, first_error
+
+Result = TypeVar("Result")
 
 # Runs background work: for the life of a service, or of the body of a context manager.
 
@@ -38,6 +40,21 @@ async def kept_going(work: Callable[[], Awaitable[None]]) -> None:
             name = getattr(work, "__qualname__", str(work))
             structlog.get_logger("gateway").exception("background_failed", work=name)
         await asyncio.sleep(AGAIN_S)
+
+
+def start(work: Coroutine[None, None, Result]) -> asyncio.Task[Result]:
+    """Begin a task of a service. An exception that ends it is logged then, whether anybody
+    awaits it or not; an ApiError is for those who do."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_see)
+    return task
+
+
+def _see(task: asyncio.Task[Result]) -> None:
+    if task.cancelled() or isinstance(error := task.exception(), ApiError | None):
+        return
+    log = structlog.get_logger("gateway")
+    log.error("task_failed", work=task.get_coro().__qualname__, exc_info=error)
 
 
 @asynccontextmanager
@@ -168,7 +185,7 @@ async def stopped_by_signals(
         structlog.get_logger("service").info("draining", within_s=drain_timeout_s)
         drain.begin(drain_timeout_s)
 
-    stopping = asyncio.create_task(stop())
+    stopping = start(stop())
     loop.add_signal_handler(signal.SIGTERM, terminate)
     loop.add_signal_handler(at_once, drain.hurry)
     try:

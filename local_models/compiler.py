@@ -17,6 +17,7 @@ from local_models.grammars import Constraint, Grammar, MatcherTokens, make_token
 from local_models.tokenizer import Tokenizer
 from local_models.trial import CPU_S, Attempt, Outcome, Tokens
 from local_models.vocabulary import Vocabulary
+from speculation.untrusted import decode_json
 
 # Runs `trial`, which checks grammars, in another process, and restarts it when it ends.
 
@@ -90,7 +91,7 @@ class Checker:
 async def _ask(worker: Worker, message: msgspec.Struct, limit_s: float) -> Outcome:
     line = msgspec.json.encode(message)
     answer = await asyncio.to_thread(worker.ask, line, limit_s, MAX_LINE_BYTES)
-    return msgspec.json.decode(answer, type=Outcome)
+    return decode_json(answer, Outcome)
 
 
 VERDICTS: Final = 64

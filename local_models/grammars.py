@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from local_models.errors import GrammarFailed, InvalidGrammar
 from local_models.llama_cpp.model import common_prefix
 from local_models.vocabulary import Vocabulary
+from speculation.untrusted import Malformed, decode_json
 
 # A client constrains the text of an answer in exactly one of five ways.
 
@@ -42,8 +43,8 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if len(data) > MAX_BYTES:
             raise InvalidGrammar("", f"larger than {MAX_BYTES} bytes")
         try:
-            found = msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, RecursionError) as error:
+            found = decode_json(data, cls)
+        except Malformed as error:
             raise InvalidGrammar("", str(error)) from None
         if len(found._kinds) != 1:
             raise InvalidGrammar("", f"exactly one of {', '.join(cls.__struct_fields__)}")

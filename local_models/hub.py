@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
@@ -25,6 +24,7 @@ from local_models.catalogue import ModelFile, Wheel
 from local_models.digests import file_name, sha256_name
 from local_models.errors import SourceFailed, WrongHash
 from local_models.gguf import metadata_in
+from speculation.untrusted import decode_json
 
 if TYPE_CHECKING:
     import httpx2
@@ -273,7 +273,7 @@ def _check_names(response: httpx2.Response) -> None:
         names = [response.headers.get(name, "") for name in _NAMING]
         names = [name.removeprefix("W/").strip('"') for name in names if name]
     elif response.is_success and "/api/models/" in response.request.url.path:
-        found = json.loads(response.read())
+        found: Any = decode_json(response.read(), object)
         files = found if isinstance(found, list) else []
         names = [file["lfs"]["oid"] for file in files if file.get("lfs")]
         names += [] if isinstance(found, list) else [found["sha"]]

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 
@@ -27,6 +27,7 @@ from local_models.hugging_face import HuggingFaceEncoder, read_directory
 from local_models.llama_cpp.model import Model
 from local_models.template import Overrun, Renderer, joined
 from local_models.tokenizer import Encoder, Tokenizer
+from speculation.untrusted import decode_msgpack
 
 MAX_BYTES: Final = 64 << 20
 """A tokenizer has at most this many bytes uncompressed; the largest known ones have 35 MB."""
@@ -34,6 +35,12 @@ MAX_BYTES: Final = 64 << 20
 MAX_PACKED_BYTES: Final = 32 << 20
 
 MAX_TEMPLATE_CHARS: Final = 1 << 20
+
+
+Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+MAX_LEVELS: Final = 16
+"""The variables of a template are nested at most this deeply."""
 
 
 class TokenizerFile(msgspec.Struct, frozen=True):
@@ -47,11 +54,11 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     named_tokens: dict[str, str] = {}
     """A chat template knows these tokens as `bos_token`, `eos_token` and so on."""
 
-    eos: int | None = None
+    eos: Id | None = None
     """See Vocabulary. A GGUF file contains this and the next two; they are unset here then."""
 
-    stop_tokens: list[int] = []
-    padding: int = 0
+    stop_tokens: list[Id] = []
+    padding: Id = 0
     """See Vocabulary."""
 
     defaults: dict[str, float] = {}
@@ -84,9 +91,11 @@ class TokenizerFile(msgspec.Struct, frozen=True):
             data = inflater.decompress(packed, MAX_BYTES)
             if not inflater.eof:
                 raise ValueError(f"cut, or more than {MAX_BYTES} bytes")
-            found = msgspec.msgpack.decode(data, type=cls)
+            found = decode_msgpack(data, cls)
             if len(found.template) > MAX_TEMPLATE_CHARS:
                 raise ValueError(f"a template of more than {MAX_TEMPLATE_CHARS} characters")
+            if not _is_json(found.variables):
+                raise ValueError("a variable of the template is no JSON, or nested too deeply")
             if found.kind == "gguf":
                 check_metadata(found.data)
         except (ValueError, zlib.error) as error:
@@ -98,15 +107,17 @@ class TokenizerFile(msgspec.Struct, frozen=True):
         try:
             known = {**self.named_tokens, **self.variables}
             template = Renderer(self.template, known) if self.template else None
-        except (ValueError, OSError) as error:
-            raise CannotOpen(str(error)) from error
-        return Tokenizer(
-            self._encoder(),
-            template,
-            takes_parts=self.takes_parts,
-            hides_unused_tools=self.hides_unused_tools,
-            named_tokens=self.named_tokens,
-        )
+            return Tokenizer(
+                self._encoder(),
+                template,
+                takes_parts=self.takes_parts,
+                hides_unused_tools=self.hides_unused_tools,
+                named_tokens=self.named_tokens,
+            )
+        except CannotOpen:
+            raise
+        except Exception as error:  # it is foreign: what reads it may raise anything
+            raise CannotOpen(f"{type(error).__name__}: {error}") from error
 
     def _encoder(self) -> Encoder:
         if self.kind == "huggingface":
@@ -115,6 +126,20 @@ class TokenizerFile(msgspec.Struct, frozen=True):
             )
         with _file_of(self.data) as path:
             return Model(path, vocabulary_only=True)
+
+
+def _is_json(value: object, levels: int = MAX_LEVELS) -> bool:
+    """Return True for a JSON value that is nested at most `levels` deep."""
+    inner: Sequence[object] = ()
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            return False
+        inner = list(value.values())
+    elif isinstance(value, list):
+        inner = value
+    elif not isinstance(value, str | int | float | bool | None):
+        return False
+    return not inner or (levels > 0 and all(_is_json(each, levels - 1) for each in inner))
 
 
 @contextmanager

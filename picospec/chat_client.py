@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.hosting.settings import is_loopback
 from picospec.configuration import START, visible
+from speculation.untrusted import Malformed, decode_json
 
 CHAT: Final = "/v1/chat/completions"
 DIRECT: Final = "/v1/picospec/direct/chat/completions"
@@ -230,14 +231,14 @@ def _chunk(event: str) -> Chunk:
 
 def _decoded(body: bytes | str, kind: type[_Body]) -> _Body:
     try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+        return decode_json(body, kind)
+    except Malformed as error:
         raise ChatError(f"this is no OpenAI-compatible service: {error}") from error
 
 
 def _reason(response: httpx.Response) -> str:
-    with suppress(msgspec.MsgspecError):
-        if error := msgspec.json.decode(response.content, type=_Chunk).error:
+    with suppress(Malformed):
+        if error := decode_json(response.content, _Chunk).error:
             return _text(error)
     return f"{response.url} answered {response.status_code}"
 

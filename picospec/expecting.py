@@ -26,6 +26,7 @@ from edge_agent.link.verifier import Verifier
 from edge_agent.settings import EdgeSettings
 from local_models.llama_cpp.model import Context, Model, Segment
 from speculation.messages import ModelFacts
+from speculation.untrusted import decode_json
 
 T = TypeVar("T")
 
@@ -231,4 +232,4 @@ class Target:
         ):
             answer = await read_answer(response)
         seconds = self._clock() - began_s
-        return seconds, msgspec.json.decode(answer.content, type=_Completion)
+        return seconds, decode_json(answer.content, _Completion)

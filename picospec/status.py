@@ -14,6 +14,7 @@ from rich.console import Console
 
 from gateway.hosting.settings import is_loopback
 from picospec.configuration import HOST, START, loaded, visible
+from speculation.untrusted import decode_json
 
 TIMEOUT_S: Final = 3.0
 _EVERYWHERE: Final = ("0.0.0.0", "::", "[::]")
@@ -87,7 +88,7 @@ def read(place: Place, status: int, content: bytes) -> Found:
         reason = "runs, and wants a key: PICOSPEC_API_KEYS"
         return Found(place.service, place.url, runs=True, error=reason)
     try:
-        said = json.loads(content)
+        said = decode_json(content, dict[str, Any])
         if status == 503 and said["error"]["code"] == "loading":
             return Found(place.service, place.url, runs=True, state="loading")
         if said["service"] == place.service:

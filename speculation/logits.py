@@ -15,6 +15,7 @@ from msgspec import Meta
 from speculation.distributions import Logits
 from speculation.messages import InvalidSetting, Open, TokenId
 from speculation.noise import Tokens
+from speculation.untrusted import Malformed, decode_json
 
 # The settings in `Sampling.extras` that change logits, decoded and checked.
 
@@ -43,8 +44,8 @@ class LogitSettings(msgspec.Struct, frozen=True, omit_defaults=True):
         if not extras:
             return _NONE
         try:
-            settings = msgspec.json.decode(msgspec.json.encode(extras), type=LogitSettings)
-        except msgspec.MsgspecError as error:
+            settings = decode_json(msgspec.json.encode(extras), LogitSettings)
+        except Malformed as error:
             named = re.search(r"\$\.(\w+)", str(error))
             raise InvalidSetting(named[1] if named else "extras", str(error)) from None
         if settings.min_tokens > request.max_tokens:
@@ -268,8 +269,8 @@ def budget(
 ) -> Callable[[Logits, Sequence[TokenId]], Logits]:
     """Return the Adjust for the budget of a request that has one. Raise InvalidSetting."""
     try:
-        found = msgspec.json.decode(bytes(request.sampling.extras[BUDGET]), type=Budget)
-    except msgspec.MsgspecError as error:
+        found = decode_json(bytes(request.sampling.extras[BUDGET]), Budget)
+    except Malformed as error:
         raise InvalidSetting(BUDGET, str(error)) from None
     if (highest := max(found.closing, found.opening or 0)) >= vocabulary_size:
         raise InvalidSetting(BUDGET, f"{highest} is not a token")

@@ -20,6 +20,7 @@ from speculation.messages import (
     MalformedFrame,
     Message,
 )
+from speculation.untrusted import Malformed, decode_json
 
 # Codecs that write and read single fields, and combinators of codecs.
 #
@@ -200,8 +201,8 @@ def json(kind: type[T]) -> Codec[T]:
 
     def read(reader: Reader) -> T:
         try:
-            return msgspec.json.decode(_read_text(reader), type=kind)
-        except (msgspec.MsgspecError, RecursionError) as error:
+            return decode_json(_read_text(reader), kind)
+        except Malformed as error:
             raise reader.fail(f"{kind.__name__}: {error}") from None
 
     return Codec(lambda value: _write_text(msgspec.json.encode(value).decode()), read)

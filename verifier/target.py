@@ -23,7 +23,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 import structlog
 
-from gateway.drain import Drain
+from gateway.drain import Drain, start
 from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
 from gateway.ports import Tokenizer
 from gateway.turns import Turns
@@ -364,7 +364,7 @@ class Host:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Load the target in the background, unless `load` has; on leaving, stop the target."""
-        self._life = asyncio.create_task(self._load_and_watch())
+        self._life = start(self._load_and_watch())
         try:
             yield
         finally:
@@ -401,7 +401,7 @@ class Host:
 
     async def _lost(self) -> str:
         """Wait until the target is lost, and return the reason."""
-        heart = asyncio.create_task(self._watch_heart())
+        heart = start(self._watch_heart())
         try:
             while self.target.alive and not heart.done():
                 await asyncio.wait([heart], timeout=CHECK_S)

@@ -21,7 +21,7 @@ from edge_agent.draft import loading
 from edge_agent.draft.drafter import CannotDraft, DraftSlot, LoadedDrafter
 from edge_agent.draft.loading import MakeDrafter, TargetTokenizer
 from edge_agent.settings import EdgeSettings
-from gateway.drain import kept_going
+from gateway.drain import kept_going, start
 from local_models.errors import NoRoom
 from local_models.llama_cpp.model import Length, Model, memory_bytes
 from local_models.store import Found, Store
@@ -158,7 +158,7 @@ class Drafts:
     @staticmethod
     def _watch(draft: Draft) -> None:
         if draft.watching is None:
-            draft.watching = asyncio.create_task(kept_going(draft.drafter.watch))
+            draft.watching = start(kept_going(draft.drafter.watch))
 
     async def close(self) -> None:
         """Free everything."""
@@ -228,7 +228,7 @@ class LateDrafter:
     async def wake(self) -> None:
         """Return when the draft model is loaded. Raises CannotDraft."""
         if self._loading is None or self._loading.done():
-            self._loading = asyncio.create_task(self._load())
+            self._loading = start(self._load())
         await asyncio.shield(self._loading)
         if self.draft is None:
             raise CannotDraft("there is no draft model")

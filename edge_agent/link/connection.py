@@ -46,6 +46,7 @@ from gateway.errors import (
 )
 from gateway.hosting.settings import is_loopback
 from speculation.messages import Fault
+from speculation.untrusted import Malformed, decode_json
 
 # Translates errors of the verifier and the network into those that the client gets.
 #
@@ -183,8 +184,8 @@ def reason(error: Exception) -> str:
 
 def _read(answer: Answer) -> _Error:
     try:
-        return msgspec.json.decode(answer.content, type=_Body).error
-    except ValueError:  # also for bytes that are no UTF-8
+        return decode_json(answer.content, _Body).error
+    except Malformed:
         return _Error(f"it answered {answer.status}")
 
 

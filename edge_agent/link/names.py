@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from edge_agent.link.verifier import Verifier
-from gateway.drain import kept_going
+from gateway.drain import kept_going, start
 from gateway.errors import ApiError
 
 LOOK_S: Final = 5.0
@@ -105,7 +105,7 @@ class Name:
                 changed()
             else:
                 joining = kept_going(partial(self._join, address, changed))
-                self._joining[address] = asyncio.create_task(joining)
+                self._joining[address] = start(joining)
         for address in self._joining.keys() - used:
             self._joining.pop(address).cancel()
         self._leave(self._known.keys() - used - {""}, changed)

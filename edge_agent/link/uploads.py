@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Final
 
 from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection, LinkDown
+from gateway.drain import start
 from gateway.errors import ApiError
 from speculation import wire
 from speculation.messages import RUN_CHARACTERS, RemoteProtocolError
@@ -123,7 +124,7 @@ class Upload:
         self._asked_at: float | None = None
         self._ask_at = 0.0
         self._patience: asyncio.Timeout | None = None
-        self.task = asyncio.create_task(self._follow())
+        self.task = start(self._follow())
 
     @property
     def carries(self) -> bool:

@@ -28,6 +28,7 @@ from edge_agent.link.connection import (
 from edge_agent.link.course import Event, KnownVerifier
 from edge_agent.link.uploads import Uploads
 from edge_agent.metrics import EdgeMetrics
+from gateway.drain import start
 from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from local_models.tokenizer_file import MAX_PACKED_BYTES
 from speculation.judges import JUDGES
@@ -42,6 +43,7 @@ from speculation.messages import (
     Version,
     Vocabulary,
 )
+from speculation.untrusted import Malformed, decode_json
 
 FACTS_PATH: Final = "/v1/model-facts"
 
@@ -145,6 +147,7 @@ class Verifier(KnownVerifier):
         self._facts: ModelFacts | None = None
         self._heard_at = 0.0  # when the last answer came, by now_with_sleep
         self._waking: asyncio.Task[None] | None = None
+        self._complaint = ""  # why its facts could not be used, as logged
         self._fetching: asyncio.Task[ModelFacts] | None = None
         self.encoding = asyncio.Lock()
         """Long Opens are encoded one after the other: several threads that compute hold up the
@@ -208,9 +211,26 @@ class Verifier(KnownVerifier):
         if self._facts is not None:
             return self._facts
         if self._fetching is None or self._fetching.done():
-            self._fetching = asyncio.create_task(self._fetch())
-            self._fetching.add_done_callback(_seen)
+            self._fetching = start(self._facts_or_error())
         return await asyncio.shield(self._fetching)
+
+    async def _facts_or_error(self) -> ModelFacts:
+        """Return the facts, fetched anew. Whatever the verifier has sent, its failure is an
+        ApiError: another verifier may serve. Why it cannot be used is logged once."""
+        try:
+            return await self._fetch()
+        except (Unavailable, Overloaded):
+            raise
+        except Exception as error:
+            complaint = str(error)
+            if complaint != self._complaint:
+                log = structlog.get_logger("edge_agent")
+                is_fault = isinstance(error, ApiError)
+                log.warning("verifier", url=self.url, reason=complaint, exc_info=not is_fault)
+                self._complaint = complaint
+            if isinstance(error, ApiError):
+                raise
+            raise EngineFault(f"{self.url} cannot be used as a verifier") from error
 
     async def _fetch(self) -> ModelFacts:
         try:
@@ -273,7 +293,7 @@ class Verifier(KnownVerifier):
         if it does not. `awake` waits for that."""
         is_idle = self._facts is not None and now_with_sleep() > self._heard_at + IDLE_S
         if is_idle and (self._waking is None or self._waking.done()):
-            self._waking = asyncio.create_task(self._wake(self.connection.client))
+            self._waking = start(self._wake(self.connection.client))
 
     async def _wake(self, client: Client | None) -> None:
         try:
@@ -303,8 +323,8 @@ class Verifier(KnownVerifier):
         """Return the verifier's status; an empty one if it gives none."""
         try:
             response = await self._get("/status", CHECK_TIMEOUT_S)
-            return msgspec.json.decode(response.content, type=VerifierStatus)
-        except (ApiError, ValueError):
+            return decode_json(response.content, VerifierStatus)
+        except (ApiError, Malformed):
             return VerifierStatus()
 
     def ask(self, path: str, body: bytes) -> AbstractAsyncContextManager[Response]:
@@ -340,8 +360,8 @@ class Verifier(KnownVerifier):
 
     def _read(self, answer: Answer) -> ModelFacts:
         try:
-            facts = msgspec.json.decode(answer.content, type=ModelFacts)
-        except ValueError as error:  # also for bytes that are no UTF-8
+            facts = decode_json(answer.content, ModelFacts)
+        except Malformed as error:
             if (found := _of_another_version(answer)) is None:
                 reason = f"{self.url} does not look like a verifier: {error}"
                 raise EngineFault(reason) from error
@@ -351,18 +371,12 @@ class Verifier(KnownVerifier):
         return facts
 
 
-def _seen(fetched: asyncio.Task[ModelFacts]) -> None:
-    """Look at an error, for which perhaps nobody waits any more."""
-    if not fetched.cancelled():
-        fetched.exception()
-
-
 def _of_another_version(answer: Answer) -> ModelFacts | None:
     """Return as much of the facts as undrafted answers need, if the verifier speaks another
     version of the protocol, whose facts may have values that are not known here."""
     try:
-        known = msgspec.json.decode(answer.content, type=_KnownFacts)
-    except ValueError:
+        known = decode_json(answer.content, _KnownFacts)
+    except Malformed:
         return None
     if known.protocol == PROTOCOL_VERSION:
         return None
@@ -373,6 +387,6 @@ def _of_another_version(answer: Answer) -> ModelFacts | None:
 def _load(answer: Answer) -> float:
     """Return the verifier's load; 0 if the answer does not have it, as behind some proxies."""
     try:
-        return msgspec.json.decode(answer.content, type=_ReadyBody).load
-    except ValueError:
+        return decode_json(answer.content, _ReadyBody).load
+    except Malformed:
         return 0.0

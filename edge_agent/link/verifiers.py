@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random, uniform
 from typing import Final
 
@@ -24,6 +25,7 @@ from edge_agent.link.prefixes import Prompt, Reading, Speed
 from edge_agent.link.session import Progress, Session
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import NEAR, ONLY, PREFIX, EdgeMetrics
+from gateway.drain import kept_going, start
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.tracing import Span
 from local_models.grammars import NAME
@@ -185,7 +187,7 @@ class Verifiers(KnownVerifiers[Verifier]):
         the names."""
         async with asyncio.TaskGroup() as tasks:
             for name in self._names:
-                tasks.create_task(name.follow(self._changed))
+                tasks.create_task(kept_going(partial(name.follow, self._changed)))
             while self._may_choose:
                 await self._refresh()
                 await asyncio.sleep(PROBE_S * uniform(0.5, 1.5))
@@ -196,7 +198,7 @@ class Verifiers(KnownVerifiers[Verifier]):
         await self.probe()
         for verifier in self.all:
             if verifier.is_ready:
-                with suppress(ApiError):
+                with suppress(ApiError):  # `facts` raises nothing else
                     await verifier.facts()
 
     def _changed(self) -> None:
@@ -213,11 +215,11 @@ class Verifiers(KnownVerifiers[Verifier]):
     async def probe(self) -> None:
         """Ask all verifiers whether they are ready. One probe at a time serves all callers."""
         if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._check_all())
+            self._probing = start(self._check_all())
         await asyncio.wait([self._probing])
 
     async def _check_all(self) -> None:
-        checks = (verifier.check() for verifier in self.all)
+        checks = (start(verifier.check()) for verifier in self.all)
         await asyncio.gather(*checks, return_exceptions=True)  # their states show the failures
 
     async def close(self) -> None:

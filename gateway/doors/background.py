@@ -27,6 +27,7 @@ from gateway.doors.door import (
     stream_piece,
     stream_start,
 )
+from gateway.drain import start
 from gateway.errors import ClientGone, Unavailable
 from gateway.http import connected, pieces, send_to_client
 from gateway.output.stream import together
@@ -262,7 +263,7 @@ class Running:
         """Begin the task. ended: called when it has ended. Raises Draining."""
         self.stream.drain.enter()
         self._record(self.answer.opening())
-        task = self._task = asyncio.create_task(self._run())
+        task = self._task = start(self._run())
         task.add_done_callback(partial(self._end, ended))
         self.stream.account.goes_on = task
 

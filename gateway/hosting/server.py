@@ -36,7 +36,7 @@ from granian.server.embed import Server
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gateway.drain import Drain, stopped_by_signals
+from gateway.drain import Drain, start, stopped_by_signals
 from gateway.hosting import logs
 from gateway.hosting.limits import (
     limit_accept_error_logs,
@@ -418,7 +418,7 @@ async def served_beside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerato
         log_level=LogLevels.error,  # granian warns that it is embedded
         **of_port(settings, connections),
     )
-    serving = asyncio.create_task(server.serve())
+    serving = start(server.serve())
     cut_silent(settings.port, connections, asking)
     try:
         yield

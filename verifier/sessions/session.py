@@ -18,6 +18,7 @@ from typing import Final
 
 import structlog
 
+from gateway.drain import start
 from gateway.metrics import ModelMetrics
 from gateway.tenants import Tenant
 from gateway.tracing import NO_SPAN, Fact, Span
@@ -188,7 +189,7 @@ class Session:
         """The edge may still send this many draft tokens; a Redraw counts as one."""
 
         self._pushing = asyncio.Lock()
-        self.task = asyncio.create_task(self._run())
+        self.task = start(self._run())
 
     def cancel(self, cause: Fault) -> None:
         """End the session if it has not ended. Its KV is free within a pass."""

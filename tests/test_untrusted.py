@@ -1,0 +1,78 @@
+"""What other processes write is decoded in one file, and a service begins its tasks in one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from tests.test_architecture import FILES, ROOT
+
+DECODERS = {
+    *("msgspec.json.decode", "msgspec.msgpack.decode", "json.loads", "json.load"),
+    *("msgspec.convert", "tomllib.load", "tomllib.loads", "ast.literal_eval"),
+    *("pickle.load", "pickle.loads"),
+}
+METHODS = {"raw_decode"}
+"""Pydantic's are none: it limits how deeply JSON nests, and all its errors are a ValueError."""
+
+TRUSTED = {
+    "speculation/untrusted.py": "the decoder",
+    "speculation/wire.py": "bounds of a message, whose fields were read one by one",
+    "gateway/doors/responses_handlers.py": "responses that this process has kept",
+    "gateway/grammars.py": "a model's text; it names what is wrong",
+    "gateway/output/message.py": "a JSON string that an expression has matched",
+    "gateway/output/formats/other_calls.py": "a model's text; it names what is wrong",
+    "gateway/ports.py": "extras of a request that was read",
+    "gateway/tenants.py": "the operator's file",
+    "edge_agent/metering.py": "one object of a text with more; it names what is wrong",
+    "local_models/blobs.py": "a file of this program",
+    "local_models/catalogue.py": "the operator's file, or one of this program",
+    "local_models/dequantise.py": "files that this program has written",
+    "local_models/hugging_face.py": "files of the operator, or what a confined process has tried",
+    "local_models/template.py": "what goes to a confined process, and its answers",
+    "local_models/trial.py": "what a confined process gets",
+    "verifier/__main__.py": "the operator's command",
+    "verifier/vllm_target/crossing.py": "what another process of this service has packed",
+}
+"""Files that decode by other means, and what. The command and the bench decode files, and
+answers of services, of whoever runs them."""
+
+TASKS = {"gateway/drain.py", "verifier/llama_target/target.py"}
+"""Files that begin a task otherwise than by `gateway.drain.start`: it, and one that looks at
+how the task ends."""
+
+SERVICES = [
+    (str(path.relative_to(ROOT)), ast.parse(path.read_text()))
+    for path in FILES
+    if path.relative_to(ROOT).parts[0] not in ("bench", "cli")
+]
+
+
+def names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            yield ast.unparse(node)
+
+
+def decoders(tree: ast.AST) -> set[str]:
+    return {n for n in names(tree) if n in DECODERS or n.rpartition(".")[2] in METHODS}
+
+
+def test_what_others_write_is_decoded_in_one_file() -> None:
+    found = {path for path, tree in SERVICES if decoders(tree)}
+
+    assert found == TRUSTED.keys()
+
+
+def test_a_task_that_nobody_looks_at_is_begun_nowhere() -> None:
+    begin = {"asyncio.create_task", "loop.create_task"}
+    found = {path for path, tree in SERVICES if begin & {*names(tree)}}
+
+    assert found == TASKS
+
+
+@pytest.mark.parametrize("code", ["json.loads(a)", "b(msgspec.json.decode(a, type=C))"])
+def test_a_decoder_is_found(code: str) -> None:
+    assert decoders(ast.parse(code))
