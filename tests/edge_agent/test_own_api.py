@@ -20,6 +20,7 @@ from edge_agent.link import verifier as verifying
 from edge_agent.relay import DIRECT, Json, for_verifier
 from gateway.doors.completions import CompletionRequest
 from gateway.doors.services import ResponseStore, StoredResponse
+from gateway.schema import OPERATORS
 from picospec.link import Link
 from tests.edge_agent.relaying import (
     EMBEDDINGS,
@@ -111,6 +112,35 @@ async def test_what_only_the_verifiers_api_serves_is_answered_there(
     assert api.asked == [{**body, "model": "fake", **more}]
     (line,) = [line for line in logs if line.get("relayed_for") == field]
     assert (line["prompt_tokens"], line["completion_tokens"]) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHATS, {**ASK, "bad_words": ["Ho"]}),
+        (DIRECT, {**ASK, "seed": 1}),
+        (f"{CHATS}/render", ASK),
+    ],
+)
+async def test_no_field_of_an_operator_is_passed_on(path: str, body: dict[str, Any]) -> None:
+    api = OwnApi({**API, f"{CHATS}/render": []}, saying(SAID))
+    async with before(api) as client:
+        answer = await client.post(path, json={**dict.fromkeys(OPERATORS, "a"), **body})
+
+    assert answer.status_code == 200, answer.text
+    assert api.asked == [{**body, "model": "fake"}]
+
+
+@pytest.mark.parametrize("more", [{"use_beam_search": True}, {"chat_template": "{{ x }}"}])
+async def test_the_verifier_alone_gets_no_chat_that_the_edge_would_not_serve(
+    more: dict[str, Any],
+) -> None:
+    api = OwnApi(API, saying(SAID))
+    async with before(api) as client:
+        answer = await client.post(DIRECT, json={**ASK, "seed": 1, **more})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(more)))
+    assert api.asked == []
 
 
 def parts(*kinds: str, field: str = "messages") -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.errors import InvalidRequest
 from gateway.schema import (
     MAX_CONTAINERS,
     MAX_STRINGS,
@@ -19,6 +20,7 @@ from gateway.schema import (
     Structure,
     check_structure,
     count_structure,
+    without_operators,
 )
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
@@ -158,3 +160,25 @@ def test_a_body_of_wrong_values_has_one_error_an_array() -> None:
     assert {
         path for path in found if ".prompt." not in path
     } == set()  # it has a check of its own
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed"),
+    [
+        (b'{"priority":1,"prompt":"a","priority":2}', b'{"prompt":"a"}'),
+        (b'{"\\u0070riority":1,"n":1}', b'{"n":1}'),
+        (b'{"n":1, "x":{"priority":1}}', b'{"n":1, "x":{"priority":1}}'),
+        (b'{"priority":1,"x":NaN}', None),
+        ('{"priority":1}'.encode("utf-16"), None),
+        (b'[{"priority":1}]', None),
+        (b'{"x":%b}' % (b"[" * 10_000), None),
+    ],
+)
+def test_what_is_passed_on_has_no_field_of_an_operator(
+    sent: bytes, passed: bytes | None
+) -> None:
+    if passed is None:
+        with pytest.raises(InvalidRequest):
+            without_operators(sent)
+    else:
+        assert without_operators(sent) == passed

@@ -16,7 +16,9 @@ from prometheus_client import CollectorRegistry
 
 from gateway.accounts import Account, Ledger
 from gateway.drain import Drain
+from gateway.http import RequestBody
 from gateway.metrics import Metrics
+from gateway.schema import SMALL_BYTES
 from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -108,6 +110,19 @@ async def test_a_request_that_our_keys_let_in_gets_vllms_key() -> None:
     assert seen[0]["headers"] == [(b"host", b"h"), (b"authorization", b"Bearer theirs")]
     assert seen[1]["headers"] == ours["headers"]
     assert not any("app" in each for each in seen)
+
+
+@pytest.mark.parametrize("size", [1, SMALL_BYTES])
+async def test_no_field_of_an_operator_reaches_vllm(size: int) -> None:
+    given, text = scope(state={"account": account()}), b"a" * size
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"priority":1,"prompt":"%b"}' % text}
+
+    read = RequestBody(given, receive, 1 << 20).admitted()  # type: ignore[arg-type]
+    again = await of("endpoints").Bodies(1 << 20, takes_media=False).taken(given, read)
+
+    assert (await again())["body"] == b'{"prompt":"%b"}' % text
 
 
 async def test_our_port_passes_on_nothing_that_changes_the_server() -> None:
