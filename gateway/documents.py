@@ -115,12 +115,13 @@ def documents(routes: Sequence[Route]) -> tuple[Route, Route]:
     """Return the routes of both documents, which describe `routes`. They are made at their
     first request, because the schemas take a tenth of a second."""
     document = cache(partial(openapi, routes))
+    page = cache(lambda: _page(document()))
 
     async def answer_openapi(_: Services, __: Request) -> Response:
         return json_response(document())
 
     async def answer_page(_: Services, __: Request) -> Response:
-        return HTMLResponse(_page(document()), headers=_SECURITY)
+        return HTMLResponse(page(), headers=_SECURITY)
 
     return (
         Route("GET", "/openapi.json", "This API, as OpenAPI", answer_openapi),

@@ -6,6 +6,7 @@ client's text, so it has few values; after MAX_MODELS names all further ones sha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -164,6 +165,34 @@ class Shown(Collector):
         for metric in self._registry.collect():
             metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
             yield metric
+
+
+SLOW_S: Final = 0.05
+RARELY: Final = 20
+"""A page of metrics that takes more than SLOW_S of processor time, as with thousands of keys,
+is shown for RARELY times as long: anybody may ask for it, and nothing else runs meanwhile."""
+
+
+class MetricsPage:
+    """Keeps the page of a registry if it takes long to make. clock, computed: return the time
+    and the thread's processor time, in seconds."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        computed: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._clock, self._computed = clock, computed
+        self._page, self._until = b"", 0.0
+
+    def of(self, registry: CollectorRegistry) -> bytes:
+        """Return the metrics, which may be RARELY times as old as they took."""
+        if self._clock() >= self._until:
+            begun = self._computed()
+            self._page = exposition(registry)
+            took_s = self._computed() - begun
+            self._until = self._clock() + (RARELY * took_s if took_s > SLOW_S else 0.0)
+        return self._page
 
 
 def exposition(registry: CollectorRegistry) -> bytes:

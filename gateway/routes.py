@@ -41,7 +41,6 @@ from gateway.doors.responses import ResponsesRequest
 from gateway.doors.services import Listed, Services
 from gateway.errors import OPENAI, ApiError, InvalidRequest, PromptTooLong, Shape
 from gateway.http import json_response
-from gateway.metrics import exposition
 from gateway.ports import Facts, Tokenizer
 from gateway.schema import FIRST_ERROR, Flag, Integer, RequestModel, missing
 from gateway.turns import BoundedTokenizer
@@ -75,7 +74,7 @@ async def status(services: Services, request: Request) -> Response:
             opens = account_of(request).tenant.opens
             about[listed] = [each for each in found if opens(each.get(name, ""))]
     try:
-        facts = await (await services.models.find(None)).engine.facts()
+        _, facts = await services.own(account_of(request), None)
     except ApiError as failed:
         error = failed.message
     state = "draining" if services.drain.begun else "unavailable" if facts is None else "ok"
@@ -95,7 +94,8 @@ async def status(services: Services, request: Request) -> Response:
 
 async def prometheus_metrics(services: Services, _: Request) -> Response:
     """Answer with the app's registry in Prometheus' text format."""
-    return Response(exposition(services.registry), media_type=CONTENT_TYPE_LATEST)
+    page = services.metrics_page.of(services.registry)
+    return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 
 async def list_models(services: Services, request: Request) -> Response:

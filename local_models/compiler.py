@@ -120,15 +120,15 @@ T = TypeVar("T")
 
 class GrammarCompiler:
     """Checks and compiles constraints. Requests of several owners take turns. An owner stands
-    for the requester; None if unknown. Each grammar is checked for each owner, whose answer
-    comes no sooner for what others have asked."""
+    for the requester; None if unknown. Each grammar is checked and compiled for each owner,
+    whose answer comes no sooner for what others have asked."""
 
     def __init__(self, tokenizer: Tokenizer, turn: Turn) -> None:
         self.tokenizer = tokenizer
         self._turn = turn
         self._checker = Checker(tokenizer.vocabulary)
         self._verdicts: dict[_Asked, Outcome] = {}
-        self._compiled: dict[bytes, Grammar] = {}
+        self._compiled: dict[_Asked, Grammar] = {}
 
     def prepare(self) -> None:
         """Make what all grammars need. No other thread runs meanwhile, so a service does this
@@ -147,18 +147,18 @@ class GrammarCompiler:
         """Return the compiled grammar of a constraint. Raises the errors of `check`."""
         if (verdict := self._verdicts.get((owner, asked))) is not None:
             _grammar(verdict)
-            if (grammar := self.compiled(asked)) is not None:
+            if (grammar := self.compiled(asked, owner)) is not None:
                 return grammar
         async with self._turn(owner):
             text = _grammar(await self._verdict(owner, asked))
-            if (grammar := self.compiled(asked)) is None:
+            if (grammar := self.compiled(asked, owner)) is None:
                 grammar = await asyncio.to_thread(lambda: Grammar(self._tokens, text))
-                _keep(self._compiled, asked, grammar, COMPILED)
+                _keep(self._compiled, (owner, asked), grammar, COMPILED)
         return grammar
 
-    def compiled(self, asked: bytes) -> Grammar | None:
+    def compiled(self, asked: bytes, owner: str | None = None) -> Grammar | None:
         """Return the grammar that `compile` made of these bytes, unless it was dropped."""
-        grammar = self._compiled.get(asked)
+        grammar = self._compiled.get((owner, asked))
         return None if grammar is None or grammar.is_spent else grammar
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,12 @@ ModelName = Annotated[str | None, Option("--model", help="Of several, the first 
 
 NO_KEY = "none"
 """Clients that require a key get this one if the edge requires none."""
+
+HIDDEN = "..."
+"""What is printed of a client's file shows this in place of the key."""
+
+_SECRET = re.compile(r"PICOSPEC_\w*(KEYS?|SECRET)")
+"""A client that is started gets no variable with such a name, but for its own key."""
 
 
 def find_edge(url: str, key: str | None, name: str | None = None) -> Edge:
@@ -131,7 +138,8 @@ def _write_part(
         console.print(f"{path} has it already", highlight=False, markup=False)
         return True
     for line, style in _difference(str(path), before, after):
-        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        shown = line if edge.key == NO_KEY else line.replace(edge.key, HIDDEN)
+        console.print(shown, style=style, markup=False, highlight=False, soft_wrap=True)
     has_key = edge.key != NO_KEY and edge.key in ours
     copies.write(client.name, path, after.encode(), has_key=has_key)
     return True
@@ -256,7 +264,8 @@ def run_client(
             for each in how.arguments
         ]
         changed = {name: value(of) for name, of in how.environment.items()}
-        return _run([found, *own, *arguments], {**environ, **changed})
+        kept = {n: text for n, text in environ.items() if not _SECRET.fullmatch(n)}
+        return _run([found, *own, *arguments], {**kept, **changed})
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -58,6 +58,7 @@ class Drafts:
         settings: EdgeSettings,
         store: Store,
         make_drafter: MakeDrafter = loading.make_drafter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -66,6 +67,8 @@ class Drafts:
         self._loaded: OrderedDict[Path, Draft] = OrderedDict()  # the least recently used first
         self._opening = asyncio.Lock()
         self._read_before = 0
+        self._clock = clock
+        self._again_at: dict[Path, float] = {}  # times from which freed ones may free others
 
     @property
     def read_tokens(self) -> int:
@@ -104,7 +107,7 @@ class Drafts:
     async def _load(self, name: str, found: Found) -> Draft:
         model, length = await asyncio.to_thread(self._opened, name, found)
         try:
-            await self._make_room(_size_bytes(found, length))
+            await self._make_room(found.path, _size_bytes(found, length))
             return await asyncio.to_thread(self._begin, found, model, length)
         except BaseException:
             model.close()
@@ -125,14 +128,19 @@ class Drafts:
         self._loaded[found.path] = draft
         return draft
 
-    async def _make_room(self, size_bytes: int) -> None:
-        """Free draft models until there is room for one of this size. Raises NoRoom."""
+    async def _make_room(self, path: Path, size_bytes: int) -> None:
+        """Free draft models until there is room for one of this size. Raises NoRoom, also if it
+        was freed itself a moment ago: two that do not fit together would free each other at
+        each turn of their users."""
         while self._bytes + size_bytes > self._most_bytes:
+            if self._clock() < self._again_at.get(path, 0.0):
+                raise NoRoom(f"it was freed for another less than {AGAIN_S:g} s ago")
             free = (d for d in self._loaded.values() if d.drafter.is_idle and not d.is_pinned)
             if (draft := next(free, None)) is None:
                 left = max(0, self._most_bytes - self._bytes)
                 raise NoRoom(f"it needs {size_bytes >> 20} MiB, and {left >> 20} are left")
             await self._free(draft)
+            self._again_at[draft.found.path] = self._clock() + AGAIN_S
 
     @property
     def _bytes(self) -> int:

@@ -44,6 +44,9 @@ from local_models.vocabulary import Relation, Vocabulary, relate
 RETRY_S: Final = 2.0
 """A verifier that is away when the edge starts is tried again after this many seconds."""
 
+RETRY_MOST_S: Final = 60.0
+"""A tokenizer that cannot be used is tried again after twice as long each time, up to this."""
+
 
 class TargetTokenizer:
     """A gateway.ports.TokenizerSource. draft: the draft model's encoder; None without
@@ -112,18 +115,19 @@ class TargetTokenizer:
     async def introduce(self) -> None:
         """Fetch the tokenizer as soon as the verifier can be reached; log why it cannot be
         used."""
-        reason = ""
+        reason, wait_s = "", RETRY_S
         while True:
             try:
                 await self()
                 return
-            except EngineFault as error:
+            except EngineFault as error:  # the same tokenizer would fail again
+                wait_s = min(2 * wait_s, RETRY_MOST_S)
                 if error.message != reason:
                     reason = error.message
                     structlog.get_logger("edge_agent").warning("tokenizer", reason=reason)
             except ApiError:
-                pass
-            await asyncio.sleep(RETRY_S)
+                wait_s = RETRY_S
+            await asyncio.sleep(wait_s)
 
     async def _open(self, digest: str) -> Tokenizer:
         try:

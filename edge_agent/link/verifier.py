@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
@@ -30,6 +30,7 @@ from edge_agent.link.uploads import Uploads
 from edge_agent.metrics import EdgeMetrics
 from gateway.drain import start
 from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
+from gateway.tenants import identity_of_key
 from local_models.tokenizer_file import MAX_PACKED_BYTES
 from speculation.judges import JUDGES
 from speculation.messages import (
@@ -120,9 +121,9 @@ def no_picospec(url: str) -> Unavailable:
 
 class Verifier(KnownVerifier):
     """Owns the connections to a verifier. Its address is in no metric, because anybody may read
-    these; its label is a hash of it. apart: a connection for requests that may be large; the
-    same one by default. lost: called when a verifier that was ready is lost. learned: called
-    when its facts are known anew. model: the name that the settings expect."""
+    these; its label is a hash of it and a secret. apart: a connection for requests that may be
+    large; the same one by default. lost: called when a verifier that was ready is lost.
+    learned: called when its facts are known anew. model: the name that the settings expect."""
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ class Verifier(KnownVerifier):
         learned: Callable[[], None] = lambda: None,
         model: str = "",
     ) -> None:
-        digest = hashlib.sha256(connection.url.encode()).hexdigest()
+        digest = identity_of_key(connection.url.encode(), os.environ)
         super().__init__(digest[:LABEL_DIGITS], model=model)
         self.url = connection.url
         self.connection = connection
@@ -153,6 +154,7 @@ class Verifier(KnownVerifier):
         """Long Opens are encoded one after the other: several threads that compute hold up the
         event loop by as many turns."""
 
+        self._lost_at = 0.0
         self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
 
     @property
@@ -170,6 +172,8 @@ class Verifier(KnownVerifier):
         super().note(event)
         self._heard_at = now_with_sleep()
         self._ready_gauge.set(self.is_ready)
+        if not self.is_ready:
+            self._lost_at = time.monotonic()
         if was_ready and not self.is_ready:
             self._leave_apart()
             self._lost()
@@ -180,8 +184,10 @@ class Verifier(KnownVerifier):
             self.apart.renew(self.apart.client)
 
     def answered(self, begun: float, event: Event) -> None:
-        """Note an answer to a request that began at `begun`, and its round trip."""
-        self.note(event)
+        """Note an answer to a request that began at `begun`, and its round trip. One that began
+        before the verifier was lost does not say that it is back."""
+        if self.is_ready or begun > self._lost_at:
+            self.note(event)
         self.timed(time.monotonic() - begun)
         self._rtt_gauge.set(self.rtt_s)
 

@@ -204,6 +204,9 @@ class Replay(Response):
 MAX_RUN_S: Final = 7200.0
 """An answer may take this many seconds, as long as a verifier's session by default."""
 
+CHECK_S: Final = 5.0
+"""An answer ends within this many seconds if its key is removed."""
+
 CANCEL_S: Final = 10.0
 """An answer that is cancelled has ended within this many seconds: its engine frees it."""
 
@@ -274,10 +277,14 @@ class Running:
 
     async def _run(self) -> None:
         account, limit = self.stream.account, asyncio.timeout(MAX_RUN_S)
+        check_at = account.clock()
         try:
             streams = together(self.stream.streams)
             async with self.stream.drain.answer(), limit, streams as deltas:
                 async for index, delta in deltas:
+                    if (now := account.clock()) >= check_at:
+                        account.check_key()
+                        check_at = now + CHECK_S
                     account.count(index, delta)
                     if events := self.answer.events(index, delta):
                         await self._packed(self.answer.mark() + events)

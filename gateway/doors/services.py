@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -19,6 +20,7 @@ from gateway.doors.background import Recording, Running
 from gateway.drain import Drain
 from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded
 from gateway.hosting.settings import GatewaySettings
+from gateway.metrics import MetricsPage
 from gateway.output.style import Style, Styles
 from gateway.ports import Engine, Facts, Fallback, Tokenizer, TokenizerSource
 from gateway.schema import RequestModel
@@ -300,6 +302,17 @@ async def _answering(own: Backend, account: Account) -> Backend:
     return Backend(spare.engine, spare.tokenizer, own.name, fallback=spare)
 
 
+@contextmanager
+def _naming_its_own(account: Account, model: str | None) -> Iterator[None]:
+    """Have a NotFound name no models but those that the key opens."""
+    try:
+        yield
+    except NotFound:
+        if not (own := account.tenant.models):
+            raise
+        raise no_model(model or own[0], own) from None
+
+
 async def _opened(backend: Backend, account: Account, model: str | None) -> Facts:
     """Return the facts of a model that a request asks for. Raises NotFound."""
     facts = await backend.facts_of(model)
@@ -343,21 +356,24 @@ class Services:
         default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
     )
     stores: ResponseStores = field(default_factory=ResponseStores)
+    metrics_page: MetricsPage = field(default_factory=MetricsPage)
     about: About | None = None
     relay: Relay | None = None
 
     async def own(self, account: Account, model: str | None) -> tuple[Backend, Facts]:
         """Return who answers for a model, by any of its names, and its facts. model: None, if
         the request names none. Raises NotFound also for one that the key does not open."""
-        backend = await self.models.find(account.tenant.usual_model(model))
-        return backend, await _opened(backend, account, model)
+        with _naming_its_own(account, model):
+            backend = await self.models.find(account.tenant.usual_model(model))
+            return backend, await _opened(backend, account, model)
 
     async def find(self, account: Account, model: str | None) -> tuple[Backend, Facts]:
         """Do as `own`; but a fallback answers for a model whose engine cannot. Raises
         ApiError."""
-        own = await self.models.find(account.tenant.usual_model(model))
-        backend = await _answering(own, account)
-        return backend, await _opened(backend, account, model)
+        with _naming_its_own(account, model):
+            own = await self.models.find(account.tenant.usual_model(model))
+            backend = await _answering(own, account)
+            return backend, await _opened(backend, account, model)
 
     async def all(self, account: Account) -> list[Listed]:
         """Return the models that a key opens and that can be reached, by all their names.

@@ -149,7 +149,8 @@ async def test_the_model_that_was_not_used_for_longest_goes_but_none_that_is_use
     for name in (SMALL, LARGE):
         loading.pull_if_missing(name, store)
     settings = load(None, {}, {"context_tokens": 64, "slots": 1, "draft_memory_bytes": ROOM})
-    drafts = Drafts(settings, store)
+    now = [0.0]
+    drafts = Drafts(settings, store, clock=lambda: now[0])
     parted = list[str]()
 
     first = await drafts.load(SMALL)
@@ -165,6 +166,9 @@ async def test_the_model_that_was_not_used_for_longest_goes_but_none_that_is_use
     second = await drafts.load(LARGE)
     assert model() is None  # its memory is free
     assert (drafts.loaded(SMALL), parted, await drafts.load(LARGE)) == (None, [SMALL], second)
+    with pytest.raises(NoRoom, match="freed for another"):  # or they would take turns
+        await drafts.load(SMALL)
+    now[0] = AGAIN_S
     assert (await drafts.load(SMALL)).size_bytes == size_bytes
     assert drafts.loaded(LARGE) is None
     await drafts.close()

@@ -93,3 +93,21 @@ async def test_why_it_cannot_be_used_is_logged_once(
     assert verifier.sent > 1
     (line,) = logs
     assert "cannot be read" in line["reason"]
+
+
+async def test_one_that_cannot_be_used_is_fetched_ever_more_rarely(
+    file: TokenizerFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = list[float]()
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 7:
+            raise TimeoutError
+
+    monkeypatch.setattr(loading.asyncio, "sleep", sleep)
+    target = TargetTokenizer(TokenizerVerifier(file, b"none"), TokenizerCache(tmp_path), None)
+    with pytest.raises(TimeoutError):
+        await target.introduce()
+
+    assert waits == [4, 8, 16, 32, 60, 60, 60]

@@ -40,6 +40,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.http import error_response
+from gateway.tenants import SALT_SECRET
 from gateway.tracing import NO_SPAN
 from picospec.link import Link
 from speculation import wire
@@ -58,6 +59,32 @@ from tests.edge_agent.processes import Process, seen, until_cancelled
 
 def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:
     return Verifier(Connection(url, key=None, ca_certificate=None), metrics)
+
+
+def test_nobody_can_guess_an_address_from_its_label(
+    metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = set[str]()
+    for secret in ("a", "b"):
+        monkeypatch.setenv(SALT_SECRET, secret)
+        labels |= {verifier_at("http://10.0.0.1:9", metrics).label for _ in range(2)}
+
+    assert len(labels) == 2
+
+
+async def test_an_answer_from_before_a_loss_does_not_say_that_a_verifier_is_back(
+    metrics: EdgeMetrics,
+) -> None:
+    verifier = verifier_at("http://127.0.0.1:9", metrics)
+    begun = time.monotonic()
+    verifier.answered(begun, Event.IS_READY)
+
+    verifier.note(Event.LOST)
+    verifier.answered(begun, Event.IS_READY)
+    assert not verifier.is_ready
+
+    verifier.answered(time.monotonic() + 1, Event.IS_READY)
+    assert verifier.is_ready
 
 
 @pytest.fixture

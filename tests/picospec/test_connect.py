@@ -100,6 +100,7 @@ def test_a_file_is_written_and_then_again_as_it_was(name: str, there: bool, home
     again, _ = put(client, home)
 
     assert done is again is any(part.files for part in client.parts)
+    assert not done or EDGE.key not in shown
     for path, old in before.items():
         assert path.read_bytes() != old
         has_key = EDGE.key in path.read_text()
@@ -211,6 +212,8 @@ def test_a_client_is_launched_with_texts_that_are_gone_afterwards(
     fake.write_text(f"#!/usr/bin/env python3\n{script}")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
+    for secret in ("API_KEYS", "VERIFIER_KEY", "RELAY_KEY", "SALT_SECRET"):
+        monkeypatch.setenv(f"PICOSPEC_{secret}", "a secret of the services")
 
     status = run_client(client, EDGE, ["--theirs"], os.environ)
 
@@ -220,6 +223,7 @@ def test_a_client_is_launched_with_texts_that_are_gone_afterwards(
     found = str([arguments, environ, files])
     assert EDGE.url in found
     assert EDGE.key in found
+    assert "a secret of the services" not in found
     assert EDGE.key not in " ".join(arguments)  # which all users of the machine can list
     assert not any(Path(file).exists() for file in files)
     assert sorted(path.name for path in home.iterdir()) == sorted([fake.name, out.name])

@@ -188,7 +188,8 @@ class LlamaTarget(Target):
         """Run one session to its Finish once a slot is free; closing frees the slot."""
         size, owner = self.facts.vocabulary_size, self.owner_of_prefixes(tenant, request)
         with unservable():
-            adjust = in_turn(self._mask(request), adjustment(request, vocabulary_size=size))
+            mask = self._mask(request, tenant)
+            adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
         make = partial(Slot, session, adjust=adjust, owner=owner)
         slot = self._admit(session, request, make, self.owner_of_answers(tenant, request))
         try:
@@ -252,11 +253,11 @@ class LlamaTarget(Target):
         self._place()
         return slot
 
-    def _mask(self, request: Open) -> Adjust | None:
+    def _mask(self, request: Open, tenant: str | None) -> Adjust | None:
         """Return an Adjust that bars the tokens which the request's grammar does not allow."""
         if (asked := asked_grammar(request)) is None:
             return None
-        if (grammar := self.grammars.compiled(asked)) is None:
+        if (grammar := self.grammars.compiled(asked, tenant)) is None:
             raise CannotCheck("the grammar was not compiled, or long ago")
         return grammar.begin().mask
 

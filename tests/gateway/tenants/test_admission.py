@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
 from structlog.testing import capture_logs
 
 from gateway.errors import EngineFault, Overloaded
 from gateway.http import STRANGERS_BYTES
+from gateway.metrics import MetricsPage
 from gateway.turns import ThreadTurns, Turns
 from tests.gateway.scripted import (
     ANN,
@@ -25,9 +28,11 @@ from tests.gateway.scripted import (
     ScriptedEngine,
     SetClock,
     client_of,
+    keys_toml,
     make_app,
     served,
     table,
+    writes,
 )
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
@@ -344,3 +349,53 @@ async def test_a_thread_keeps_its_place_when_nobody_waits_for_it_any_more() -> N
     goes_on.set()
 
     assert await second == 2
+
+
+async def test_a_key_learns_of_no_model_but_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(table("ann", more='models = ["her own"]'))
+    async with client_of(make_app(ScriptedEngine(), keys_file=file), ANN) as client:
+        found = [await client.get("/status"), await client.get("/v1/models/another")]
+        found += [await ask(client, ANN, model=name) for name in (None, "another")]
+
+    assert not [answer.text for answer in found if MODEL in answer.text]
+    assert "her own" in found[-1].text
+
+
+async def test_a_removed_keys_answer_in_the_background_ends(tmp_path: Path) -> None:
+    file, on = keys_toml(tmp_path / "keys.toml", "ann", "ben"), asyncio.Event()
+    clock, engine = SetClock(), writes("Hi there", pause=on.wait)
+    app = make_app(engine, keys_file=file, clock=clock)
+    body = {"input": "Hi", "background": True}
+    with capture_logs() as logs:
+        async with client_of(app) as client, asyncio.timeout(10):
+            await client.post("/v1/responses", json=body, headers=ANN)
+            while not engine.jobs:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            keys_toml(file, "ben")
+            clock.now += 100.0
+            on.set()
+            while not any("error" in line for line in logs):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+    assert logs[-1]["error"] == "invalid_api_key"
+
+
+async def test_a_page_of_metrics_that_takes_long_is_kept_for_a_while() -> None:
+    clock, took, made = SetClock(), [0.0], list[CollectorRegistry]()
+
+    def computed() -> float:
+        took[0] += 0.3
+        return took[0]
+
+    class Counted(CollectorRegistry):
+        def collect(self) -> Iterator[Metric]:
+            made.append(self)
+            return super().collect()
+
+    page, registry = MetricsPage(clock, computed), Counted()
+    for seconds in (0, 5, 2, 5):
+        clock.now += seconds
+        page.of(registry)
+
+    assert len(made) == 2

@@ -123,6 +123,15 @@ async def test_each_owners_grammar_is_tried_whoever_else_has_asked_for_it(
     assert len(tried) == 3
 
 
+async def test_no_owner_gets_the_grammar_that_was_compiled_for_another(
+    compiler: GrammarCompiler,
+) -> None:
+    ann, eve = [await compiler.compile(GOOD, owner) for owner in ("ann", "eve")]
+
+    assert ann is not eve
+    assert compiler.compiled(GOOD, "ann") is ann
+
+
 async def test_a_grammar_whose_processes_end_is_refused_and_tried_again_later(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
