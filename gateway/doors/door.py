@@ -248,6 +248,7 @@ async def json_answer(
 ) -> Response:
     """Return the answer once all streams have ended. Raises ApiError, such as ClientGone."""
     read: list[list[TextDelta]] = [[] for _ in streams]
+    blocks: list[list[TextDelta]] = [[] for _ in streams]
     async with connected(receive), together(streams) as deltas:
         async for index, delta in deltas:
             account.count(index, delta)
@@ -255,8 +256,10 @@ async def json_answer(
                 delta = replace(delta, entries=(), written=answer.write(delta.entries))
             read[index].append(delta)
             if len(read[index]) == JOINED:
-                read[index] = [_joined(read[index])]
-    return json_response(answer.full_answer([_joined(deltas) for deltas in read]))
+                blocks[index].append(_joined(read[index]))
+                read[index] = []
+    wholes = [_joined([*some, *rest]) for some, rest in zip(blocks, read, strict=True)]
+    return json_response(answer.full_answer(wholes))
 
 
 JOINED: Final = 256

@@ -55,7 +55,7 @@ def requests(choices: int, top: int) -> tuple[Requests, Requests]:
 ASKED, APART = requests(choices=2, top=2)
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
-SHORT, LONG = (JOINED + (JOINED - 1) * joins + 9 for joins in (0, 4))
+SHORT, LONG = JOINED + 9, 5 * JOINED + 9
 """Answers of so many tokens have as many deltas left at the end that are not joined."""
 
 
