@@ -24,7 +24,7 @@ from gateway.accounts import Account, Ledger
 from gateway.doors.request import GenerationRequest
 from gateway.drain import Drain
 from gateway.errors import ApiError, ClientGone
-from gateway.http import connected, json_response, pieces, send_to_client
+from gateway.http import PIECE_BYTES, connected, json_response, pieces, send_to_client
 from gateway.output.detokenise import LogprobEntry, TextDelta
 from gateway.output.message import CallStart, joined
 from gateway.output.stream import ChoiceStream, together
@@ -201,8 +201,11 @@ class EventStream(Response):
                 if shown := self.answer.events(index, delta):
                     if not begun.is_set():
                         await self._begin(send, begun, kept)
-                    for piece in pieces(shown):
-                        await send_to_client(send, stream_piece(piece))
+                    if len(shown) > PIECE_BYTES:
+                        *some, shown = pieces(shown)
+                        for piece in some:
+                            await send_to_client(send, stream_piece(piece))
+                    await send_to_client(send, stream_piece(shown))
         await self._begin(send, begun, kept)
 
     async def _begin(self, send: Send, begun: asyncio.Event, kept: asyncio.Task[None]) -> None:
@@ -254,11 +257,11 @@ async def json_answer(
             account.count(index, delta)
             if delta.entries:
                 delta = replace(delta, entries=(), written=answer.write(delta.entries))
-            read[index].append(delta)
-            if len(read[index]) == JOINED:
-                blocks[index].append(_joined(read[index]))
-                read[index] = []
-    wholes = [_joined([*some, *rest]) for some, rest in zip(blocks, read, strict=True)]
+            (some := read[index]).append(delta)
+            if len(some) == JOINED:
+                blocks[index].append(_joined(some))
+                some.clear()
+    wholes = [_joined([*block, *rest]) for block, rest in zip(blocks, read, strict=True)]
     return json_response(answer.full_answer(wholes))
 
 
