@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.accounts import Account, Clock, Ledger
 from gateway.errors import ClientGone, RateLimited, Shape
+from gateway.hosting.limits import allowed_connections
 from gateway.hosting.settings import GatewaySettings, check_head, check_page
 from gateway.http import MAX_BODY_BYTES, NOSNIFF, RequestBody, error_response
 from gateway.metrics import Metrics
@@ -172,12 +174,20 @@ class Accounts:
                 account.span = self.access.tracing.begin(
                     "request", Headers(scope=scope), method="POST", path=path
                 )
-            await self.app(scope, body.admitted(), send)
+            with self._place(account, scope):
+                await self.app(scope, body.admitted(), send)
         except Exception as raised:
             if account.status:
                 raise
             response = error_response(account.failed(raised), account.shape)
             await body.refuse(response, send, briefly=isinstance(raised, RateLimited))
+
+    def _place(self, account: Account, scope: Scope) -> AbstractContextManager[None]:
+        """Return the context in which a request takes one of its tenant's places. Whatever a
+        tenant holds open, others find connections. Raises RateLimited."""
+        if is_open(scope["path"]):
+            return nullcontext()
+        return account.tenant.running(self.tenants.share(allowed_connections()))
 
     def _admit(self, account: Account, scope: Scope) -> None:
         """Find the tenant of a request, and count the request. Raises ApiError."""

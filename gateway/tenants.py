@@ -8,7 +8,8 @@ import json
 import os
 import secrets
 import tomllib
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -260,6 +261,7 @@ class Tenant:
         them. Rejected requests have no log lines of their own."""
 
         self._answers = 0
+        self._running = 0  # requests, each on a connection or a stream of its own
         self.held_bytes = 0
         """The bodies of the tenant's requests have this many bytes."""
 
@@ -290,6 +292,18 @@ class Tenant:
         self._requests.take(1, now)
         self._requests_metric.inc()
 
+    @contextmanager
+    def running(self, most: int | None) -> Iterator[None]:
+        """Count a request while it runs. most: the tenant may have this many at once; None: any
+        number. Raises RateLimited."""
+        if most is not None and self._running >= most:
+            raise self._limited("connections", most)
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
     def check_room(self, now: float, answers: int = 1) -> None:
         """Raise RateLimited unless this many answers may begin."""
         most = self.limits.sessions
@@ -315,7 +329,8 @@ class Tenant:
 
     def _limited(self, limit: str, most: int | None, wait_s: float = 0.0) -> RateLimited:
         self._metrics.limited.labels(self.name, limit).inc()
-        what = "answers at once" if limit == "sessions" else f"{limit} a minute"
+        at_once = {"sessions": "answers at once", "connections": "requests at once"}
+        what = at_once.get(limit, f"{limit} a minute")
         return RateLimited(f"no more than {most} {what}", retry_after_s=ceil(wait_s) or 1)
 
 
@@ -378,6 +393,9 @@ def salted(identity: str, asked: object = None) -> str:
     return f"{identity} {asked}" if isinstance(asked, str) and asked else identity
 
 
+KEPT_PART: Final = 4
+"""One part of this many of the connections is kept from any single tenant of several."""
+
 PREFIX_BYTES: Final = 8
 """A key is looked up by this many bytes of its digest; then the whole digest is compared."""
 
@@ -427,6 +445,11 @@ class Tenants:
     @property
     def need_key(self) -> bool:
         return self._file is not None or bool(self._digests)
+
+    def share(self, places: int) -> int | None:
+        """Return how many of a service's places one tenant may take at once; None for all,
+        where there is no other tenant."""
+        return None if len(self._by_prefix) < 2 else places - places // KEPT_PART
 
     def of(self, offered: str, now: float) -> Tenant:
         """Return the tenant whose key a request shows. Raises Unauthorized.

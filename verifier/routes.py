@@ -266,6 +266,7 @@ class Routes:
     async def uploads(self, request: Request) -> Response:
         account = account_of(request)
         account.has_unknown_session = False
+        account.tenant.admit(account.clock())
         return Upstream(self.sessions, account, request.state.body, self.host.drain.over)
 
 

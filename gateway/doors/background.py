@@ -28,7 +28,7 @@ from gateway.doors.door import (
     stream_start,
 )
 from gateway.drain import start
-from gateway.errors import ClientGone, Unavailable
+from gateway.errors import ClientGone, Unauthorized, Unavailable
 from gateway.http import connected, pieces, send_to_client
 from gateway.output.stream import together
 
@@ -167,8 +167,8 @@ class Replay(Response):
     recording: Recording
     number: int
     keep_alive_s: float
-    account: Account | None
-    """The account of the request; None if it is the recorded answer's, which goes on."""
+    account: Account
+    """The account of the request, which may be the recorded answer's, and then goes on."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -177,18 +177,20 @@ class Replay(Response):
                 await self._send_events(send)
             await send_to_client(send, stream_piece(b"", more=False))
         except ClientGone as gone:
-            if self.account is not None:
+            if self.account.goes_on is None:
                 self.account.status, self.account.error = gone.status, gone.code
 
     async def _send_events(self, send: Send) -> None:
         number, recording = self.number, self.recording
         while True:
             try:
+                self.account.check_key()
                 events = recording.since(number)
-            except Dropped as dropped:  # the client has read too slowly
-                about = {"code": "events_dropped", "message": str(dropped), "param": None}
-                error = {"type": "error", "sequence_number": number, **about}
-                return await send_to_client(send, stream_piece(sent_event(error, "error")))
+            except (Dropped, Unauthorized) as error:  # it has read too slowly, or lost its key
+                code = "events_dropped" if isinstance(error, Dropped) else error.error_code
+                about = {"code": code, "message": str(error), "param": None}
+                told = {"type": "error", "sequence_number": number, **about}
+                return await send_to_client(send, stream_piece(sent_event(told, "error")))
             number += events.count(_END)
             if events:
                 for piece in recording.shown(events):

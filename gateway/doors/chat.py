@@ -370,7 +370,7 @@ def _run(services: Services, stream: EventStream) -> Response:
     answer = cast(ChatAnswer, stream.answer)  # as `convert` has it
     running = Running(answer, stream, b"[]", events := Recording())
     services.store_of(stream.account).begin(running)
-    return Replay(events, 0, stream.keep_alive_s, account=None)
+    return Replay(events, 0, stream.keep_alive_s, stream.account)
 
 
 class ChatAnswer(ChunkAnswer, LastingAnswer):

@@ -162,7 +162,7 @@ def _run(
     store.begin(running := Running(answer, stream, items, events))
     if events is None:
         return json_response(msgspec.Raw(running.response))
-    return Replay(events, 0, stream.keep_alive_s, account=None)
+    return Replay(events, 0, stream.keep_alive_s, account)
 
 
 class Page(BaseModel):

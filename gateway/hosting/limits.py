@@ -60,6 +60,12 @@ def max_connections(limit: int) -> int:
     return min(MAX_CONNECTIONS, max(limit - RESERVED, limit // 2))
 
 
+def allowed_connections() -> int:
+    """Return how many connections this process is allowed, by its present limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max_connections(MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft)
+
+
 def max_accepted(limit: int) -> int:
     """Return how many connections may be accepted in one go: an eighth of a low limit."""
     return max(1, min(MAX_ACCEPTED, limit // 8))

@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -25,7 +26,7 @@ from gateway import accounts
 from gateway.doors import background, services
 from gateway.doors.background import Dropped, Recording, Replay
 from gateway.drain import Drain
-from gateway.errors import Unavailable
+from gateway.errors import Unauthorized, Unavailable
 from tests.gateway import scripted as openai_sdk
 from tests.gateway.scripted import (
     MODEL,
@@ -316,7 +317,17 @@ async def test_what_was_dropped_is_an_error_that_says_how_to_go_on(
     assert (events[0].sequence_number, events[-1].type) == (kept, "response.completed")
 
 
-async def test_who_reads_too_slowly_is_told_so() -> None:
+def revoked() -> None:
+    raise Unauthorized("no API key, or a wrong one")
+
+
+@pytest.mark.parametrize(
+    ("number", "check_key", "code"),
+    [(0, lambda: None, "events_dropped"), (2, revoked, "invalid_api_key")],
+)
+async def test_who_reads_too_slowly_or_has_lost_the_key_is_told_so(
+    number: int, check_key: Callable[[], None], code: str
+) -> None:
     recording, sent = Recording(1, 1), list[bytes]()
     for _ in range(2):
         recording.add(b"data: {}\n\n")
@@ -324,10 +335,11 @@ async def test_who_reads_too_slowly_is_told_so() -> None:
     async def send(message: Message) -> None:
         sent.append(message.get("body", b""))
 
-    await Replay(recording, 0, 60, None)({}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    account: Any = SimpleNamespace(check_key=check_key, goes_on=None)
+    await Replay(recording, number, 60, account)({}, asyncio.Event().wait, send)  # type: ignore[arg-type]
 
     (error,) = (EVENTS.validate_python(event) for event in events_of(b"".join(sent).decode()))
-    assert (error.type, error.code) == ("error", "events_dropped")
+    assert (error.type, error.code) == ("error", code)
 
 
 @given(st.lists(st.lists(st.binary(max_size=9), max_size=4)), st.data())

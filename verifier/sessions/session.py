@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -19,6 +20,7 @@ from typing import Final
 import structlog
 
 from gateway.drain import start
+from gateway.errors import RateLimited
 from gateway.metrics import ModelMetrics
 from gateway.tenants import Tenant
 from gateway.tracing import NO_SPAN, Fact, Span
@@ -322,12 +324,18 @@ BELIEFS_S: Final = 1.0
 """A status waits so long for what the target has learned, which may take a pass."""
 
 
+MIN_UPLOADS: Final = 4
+"""A tenant whose sessions are limited has as many upload streams as sessions, or these: an edge
+has one for each process of a verifier, and may not know yet that an older one is dead."""
+
+
 class Sessions:
     def __init__(self, host: Host, settings: SessionSettings, metrics: VerifierMetrics) -> None:
         self._host = host
         self._settings = settings
         self._metrics = metrics
         self.running: dict[str, Session] = {}
+        self._uploads: Counter[Tenant] = Counter()
         self.run = secrets.token_urlsafe(6)
         """All session names begin with this. An edge recognises by it that this process was
         only out of reach, and has not restarted."""
@@ -384,6 +392,19 @@ class Sessions:
             self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
             raise session.turned_away
         return session
+
+    @contextmanager
+    def uploading(self, tenant: Tenant) -> Iterator[None]:
+        """Count an upload stream of a tenant while it lasts. Raises RateLimited."""
+        most = tenant.limits.sessions
+        if most is not None and self._uploads[tenant] >= (most := max(most, MIN_UPLOADS)):
+            raise RateLimited(f"no more than {most} upload streams at once")
+        self._uploads[tenant] += 1
+        try:
+            yield
+        finally:
+            self._uploads[tenant] -= 1
+            self._uploads += Counter()  # keeps the positive counts
 
     async def _end_replaced(self, name: str, tenant: Tenant) -> None:
         """End the session that a new one replaces, if it still runs: the connection of its

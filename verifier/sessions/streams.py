@@ -247,6 +247,10 @@ class Upstream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._has_records = Headers(scope=scope).get(RECORDS_HEADER) == RECORDS
         outbox = Outbox(wire.ASK if self._has_records else wire.ACKNOWLEDGED)
+        with self._sessions.uploading(self._account.tenant):
+            await self._answer(outbox, send)
+
+    async def _answer(self, outbox: Outbox, send: Send) -> None:
         try:
             with suppress(_Over, TimeoutError):
                 await send_to_client(send, START)
