@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -87,7 +87,7 @@ class Held:
             lines = [await reader.readline() for reader, _ in self._open]
         return [line[9:12] for line in lines]
 
-    def leave(self) -> None:
+    def close(self) -> None:
         for _, writer in self._open:
             writer.transport.abort()
         self._open.clear()
@@ -114,37 +114,35 @@ async def begun(url: str, path: str) -> str:
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
 async def test_replays_leave_another_key_its_connections(tmp_path: Path, path: str) -> None:
     async with edge(tmp_path, "ann", "ben") as (url, _):
-        held, name = Held(url), await begun(url, path)
-        for _ in range(CONNECTIONS):
-            await held.add("GET", f"{path}/{name}?stream=true", ANN)
+        name = await begun(url, path)
+        with closing(Held(url)) as held:
+            for _ in range(CONNECTIONS):
+                await held.add("GET", f"{path}/{name}?stream=true", ANN)
 
-        assert await is_answered(url, BEN)
-        statuses = await held.statuses()
-        assert statuses.count(b"200") == CONNECTIONS - KEPT
-        held.leave()
+            assert await is_answered(url, BEN)
+            statuses = await held.statuses()
+            assert statuses.count(b"200") == CONNECTIONS - KEPT
 
 
 async def test_no_route_lets_a_key_hold_what_others_need(tmp_path: Path) -> None:
     async with edge(tmp_path, "ann", "ben") as (url, routes):
-        held = Held(url)
-        for route in routes:
-            for method in route.methods or ():
+        for method, path in ((method, r.path) for r in routes for method in r.methods or ()):
+            with closing(Held(url)) as held:
                 for _ in range(CONNECTIONS):
-                    await held.add(method, route.path, ANN)
-                assert await is_answered(url, BEN), (method, route.path)
-                held.leave()
+                    await held.add(method, path, ANN)
+                assert await is_answered(url, BEN), (method, path)
 
     assert len(routes) > 40
 
 
 async def test_a_host_with_one_key_has_no_such_share(tmp_path: Path) -> None:
     async with edge(tmp_path, "ann") as (url, _):
-        held, name = Held(url), await begun(url, "/v1/responses")
-        for _ in range(CONNECTIONS - 1):
-            await held.add("GET", f"/v1/responses/{name}?stream=true", ANN)
+        name = await begun(url, "/v1/responses")
+        with closing(Held(url)) as held:
+            for _ in range(CONNECTIONS - 1):
+                await held.add("GET", f"/v1/responses/{name}?stream=true", ANN)
 
-        assert await held.statuses() == [b"200"] * (CONNECTIONS - 1)
-        held.leave()
+            assert await held.statuses() == [b"200"] * (CONNECTIONS - 1)
 
 
 @asynccontextmanager
@@ -161,7 +159,7 @@ async def uploading(file: Path, streams: int) -> AsyncIterator[tuple[int, int]]:
         yield len(running), status
         for upload in opened:
             upload.leave()
-            await upload.ended()
+        await asyncio.gather(*(upload.ended() for upload in opened))
 
 
 async def test_upload_streams_are_a_few_and_count_as_requests(tmp_path: Path) -> None:
