@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Final
 
 import structlog
@@ -70,10 +71,10 @@ class ServedModel:
         self.aliases = aliases
         self._introducing: asyncio.Task[None] | None = None
 
-    def has(self, name: str) -> bool:
-        """Return True if this is a name of the model or of one of its adapters."""
-        others = (verifier.names for verifier in self.verifiers.all)
-        return name in (self.name, *self.aliases) or any(name in names for names in others)
+    @property
+    def adapters(self) -> set[str]:
+        """The names of its adapters, which its verifiers choose."""
+        return {name for verifier in self.verifiers.all for name in verifier.names}
 
     @property
     def may_answer(self) -> bool:
@@ -136,6 +137,7 @@ class ServedModels:
         self._models: dict[str, ServedModel] = {}
         self._learning: asyncio.Future[list[object]] | None = None
         self._open = list[ServedModel]()  # those with tokenizers, the latest last
+        self._closing = set[asyncio.Task[None]]()
         self._runs = False
         for entry in settings.models:
             self._models[entry.name] = make(entry.name, entry, whole.part())
@@ -147,12 +149,27 @@ class ServedModels:
     def sort(self) -> None:
         """Give each model the verifiers that serve it; make models for new names."""
         verifiers = self._whole.all
-        for name in dict.fromkeys(verifier.model for verifier in verifiers):
+        names = dict.fromkeys(verifier.model for verifier in verifiers)
+        self._forget({*names, *(entry.name for entry in self._settings.models)})
+        for name in names:
             if name and name not in self._models:
                 self._add(name)
         first = self.first.name
         for name, model in self._models.items():
             model.verifiers.use([v for v in verifiers if (v.model or first) == name])
+
+    def _forget(self, names: Collection[str]) -> None:
+        """Forget the models that have none of these names, but for the last one: verifiers
+        that come with ever new names leave room for others."""
+        for name in [name for name in self._models if name and name not in names]:
+            if len(self._models) > 1:
+                model = self._models.pop(name)
+                model.verifiers.use([])
+                if model in self._open:
+                    self._open.remove(model)
+                closing = start(model.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
 
     def _add(self, name: str) -> None:
         log = structlog.get_logger("edge_agent")
@@ -183,10 +200,18 @@ class ServedModels:
 
     def named(self, name: str | None) -> ServedModel | None:
         """Return the model with this name; the first one for None and for a name that stands
-        for any."""
-        if name is None or name in self._settings.model_aliases:
-            return self.first
-        return next((model for model in self.all if model.has(name)), None)
+        for any. A model's own name goes before the aliases of the settings, and these before
+        names of adapters: no verifier takes the requests for another model."""
+        models, first = self.all, self.first
+        if name is None:
+            return first
+        if (own := next((model for model in models if model.name == name), None)) is not None:
+            return own
+        if name in self._settings.model_aliases:
+            return first
+        by_alias = (model for model in models if name in model.aliases)
+        by_adapter = (model for model in models if name in model.adapters)
+        return next(chain(by_alias, by_adapter), None)
 
     def verifiers_of(self, name: str | None) -> Verifiers:
         """Return the verifiers of a model; those of the first one for None."""
@@ -269,7 +294,9 @@ class ServedModels:
         """Stop everything that the models have started."""
         if self._learning is not None:
             self._learning.cancel()
-        await asyncio.gather(*(model.close() for model in self._models.values()))
+        await asyncio.gather(
+            *self._closing, *(model.close() for model in self._models.values())
+        )
 
     def report(self) -> dict[str, object]:
         """Return what /health and /ready say of the verifiers."""

@@ -269,4 +269,6 @@ class LateDrafter:
         """Load no more."""
         if self._loading is not None:
             self._loading.cancel()
+        if self.draft is not None:  # which others may use
+            self.draft.freed.remove(self._part)
         return True

@@ -123,7 +123,8 @@ class Verifier(KnownVerifier):
     """Owns the connections to a verifier. Its address is in no metric, because anybody may read
     these; its label is a hash of it and a secret. apart: a connection for requests that may be
     large; the same one by default. lost: called when a verifier that was ready is lost.
-    learned: called when its facts are known anew. model: the name that the settings expect."""
+    learned: called when its facts are known anew. model: the name that the settings give it:
+    under another one it is not used."""
 
     def __init__(
         self,
@@ -140,6 +141,7 @@ class Verifier(KnownVerifier):
         self.connection = connection
         self.apart = apart or connection
         self.metrics = metrics
+        self._expected = model
         self._lost = lost
         self._learned = learned
         self.sessions = metrics.verifier_sessions.labels(self.label)
@@ -374,6 +376,10 @@ class Verifier(KnownVerifier):
             return found
         if max(facts.stop_tokens, default=0) >= facts.vocabulary_size:
             raise EngineFault(f"{self.url} names a stop token that is no token")
+        if self._expected not in ("", facts.model):
+            raise EngineFault(
+                f"{self.url} serves {facts.model!r}, and the settings name {self._expected!r}"
+            )
         return facts
 
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter
-from edge_agent.link.connection import Connection
+from edge_agent.link.connection import Answer, Connection
 from edge_agent.link.course import Event
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.served import MAX_MODELS, ServedModel, ServedModels
 from edge_agent.settings import EdgeSettings, ModelSettings, load
-from gateway.errors import NotFound, Unavailable
+from gateway.errors import EngineFault, NotFound, Unavailable
 from gateway.ports import Facts
 from speculation.messages import ModelFacts
 from tests.edge_agent.fakes import FACTS
@@ -189,6 +189,44 @@ async def test_models_beyond_the_bound_are_not_served() -> None:
     assert len(await fleet.models.reachable()) == MAX_MODELS
     with pytest.raises(NotFound):
         await fleet.answering(f"m{MAX_MODELS}")
+
+
+async def test_a_models_own_name_goes_before_aliases_and_these_before_adapters() -> None:
+    entries = [{"name": "a", "aliases": ["b", "alias"]}]
+    fleet = Fleet("a", "b", "c", models=entries, verifier_urls=["http://v0"])
+    await fleet.models.reachable()
+    fleet.each[0].names |= {"b", "c", "alias", "adapter"}
+    fleet.each[1].names |= {"alias"}
+
+    asked = ("a", "b", "c", "alias", "adapter", "c-lora")
+    models = [model.name for name in asked if (model := fleet.models.named(name))]
+    assert models == ["a", "b", "c", "a", "a", "c"]
+
+
+async def test_a_verifier_that_takes_ever_new_names_leaves_room_for_others() -> None:
+    fleet = Fleet("a", "b")
+    await fleet.models.reachable()
+    for number in range(2 * MAX_MODELS):
+        fleet.serve(f"m{number}", "b")
+        await fleet.each[0].facts()
+        await fleet.each[1].facts()
+
+    fleet.serve("new", "b")
+    await fleet.each[0].facts()
+    assert await fleet.answering("new") == "new"
+    assert fleet.listed == [("new", [0]), ("b", [1])]
+
+
+async def test_a_verifier_of_the_settings_is_used_under_its_name_alone() -> None:
+    metrics = EdgeMetrics(CollectorRegistry())
+    connection = Connection("http://v0:1", key=None, ca_certificate=None)
+    verifier = Verifier(connection, metrics, model="small")
+    answer = Answer(200, msgspec.json.encode(FACTS))
+    named = Answer(200, msgspec.json.encode(msgspec.structs.replace(FACTS, model="small")))
+
+    assert verifier._read(named).model == "small"
+    with pytest.raises(EngineFault, match="the settings name 'small'"):
+        verifier._read(answer)
 
 
 NAMES = st.sampled_from(["a", "b", "c", None])
