@@ -6,9 +6,7 @@ import asyncio
 import os
 import ssl
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -35,6 +33,7 @@ from gateway.hosting.server import DrainingServer, cut_silent, protocol, settle
 from gateway.hosting.settings import TlsSettings, check_listening, wrong
 from gateway.http import error_response, json_response
 from gateway.middleware import HEALTH_PATHS
+from gateway.turns import in_own_thread
 from local_models.errors import ModelError
 from local_models.store import open_store
 from speculation.drafting import DraftPolicy
@@ -87,28 +86,13 @@ class Starting:
 
     async def _run(self) -> None:
         try:
-            app = await _in_thread(self._make)
+            app = await in_own_thread(self._make, "starting")
             async with app.router.lifespan_context(app):
                 self._app = app
                 await self._left.wait()
         except Exception as error:  # whatever it is, there is nothing to serve
             self.error = error
             self._give_up()
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Await a function in a daemon thread: the end of the process does not wait for it."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        future.set_running_or_notify_cancel()  # nobody can cancel it from now on
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="starting").start()
-    return await asyncio.wrap_future(future)
 
 
 GRACE_S: Final = 5

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,23 @@ from gateway.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailabl
 from gateway.ports import MAX_CHAT_BYTES, NONE, Facts, Json, Tokenizer
 
 T = TypeVar("T")
+
+
+async def in_own_thread(function: Callable[[], T], name: str) -> T:
+    """Await a function that may take minutes, as a download does, in a daemon thread of its
+    own: it holds up neither short work in the loop's shared threads nor the end of the process.
+    The thread goes on if nobody waits any more."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()  # nobody can cancel it from now on
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name=name).start()
+    return await asyncio.wrap_future(future)
 
 
 class Turns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
 from signal import SIGPROF
@@ -33,6 +34,9 @@ ANSWER_TIMEOUT_S: Final = 30.0
 which takes longer on a busy machine."""
 
 
+K = TypeVar("K")
+T = TypeVar("T")
+
 ATTEMPTS: Final = 2
 """A grammar is tried again in another process if the first ends for an unknown reason."""
 
@@ -43,6 +47,7 @@ class Checker:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._worker: Worker | None = None
+        self._thread = ThreadPoolExecutor(1, "grammars")
 
     async def check(self, constraint: Constraint) -> Outcome:
         """Return the grammar in llguidance's form, or the error in it.
@@ -56,7 +61,7 @@ class Checker:
             worker = self._worker or await self._start()
             try:
                 attempt = Attempt(constraint.kind, constraint.value)
-                return await _ask(worker, attempt, ANSWER_TIMEOUT_S)
+                return await self._ask(worker, attempt, ANSWER_TIMEOUT_S)
             except TimeoutError as error:
                 self.close()
                 raise CannotCheck(str(error)) from error
@@ -77,9 +82,9 @@ class Checker:
 
     async def _start(self) -> Worker:
         try:
-            tokens = await asyncio.to_thread(Tokens.of, self._vocabulary)  # reads all of them
+            tokens = await self.in_thread(Tokens.of, self._vocabulary)  # reads all of them
             self._worker = Worker("local_models.trial")
-            await _ask(self._worker, tokens, START_TIMEOUT_S)
+            await self._ask(self._worker, tokens, START_TIMEOUT_S)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError | EOFError):
@@ -87,11 +92,16 @@ class Checker:
             raise
         return self._worker
 
+    async def _ask(self, worker: Worker, message: msgspec.Struct, limit_s: float) -> Outcome:
+        line = msgspec.json.encode(message)
+        answer = await self.in_thread(worker.ask, line, limit_s, MAX_LINE_BYTES)
+        return decode_json(answer, Outcome)
 
-async def _ask(worker: Worker, message: msgspec.Struct, limit_s: float) -> Outcome:
-    line = msgspec.json.encode(message)
-    answer = await asyncio.to_thread(worker.ask, line, limit_s, MAX_LINE_BYTES)
-    return decode_json(answer, Outcome)
+    async def in_thread(self, function: Callable[..., K], *arguments: object) -> K:
+        """Await a function in the one thread for this vocabulary's grammars, which may take
+        seconds: the loop's shared threads read prompts."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
 
 
 VERDICTS: Final = 64
@@ -113,9 +123,6 @@ work is done. Only one turn is taken at a time."""
 
 _Asked = tuple[str | None, bytes]
 """An owner and its constraint."""
-
-K = TypeVar("K")
-T = TypeVar("T")
 
 
 class GrammarCompiler:
@@ -152,7 +159,7 @@ class GrammarCompiler:
         async with self._turn(owner):
             text = _grammar(await self._verdict(owner, asked))
             if (grammar := self.compiled(asked, owner)) is None:
-                grammar = await asyncio.to_thread(lambda: Grammar(self._tokens, text))
+                grammar = await self._checker.in_thread(lambda: Grammar(self._tokens, text))
                 _keep(self._compiled, (owner, asked), grammar, COMPILED)
         return grammar
 

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,6 +23,7 @@ from edge_agent.draft.drafter import CannotDraft, DraftSlot, LoadedDrafter
 from edge_agent.draft.loading import MakeDrafter, TargetTokenizer
 from edge_agent.settings import EdgeSettings
 from gateway.drain import kept_going, start
+from gateway.turns import in_own_thread
 from local_models.errors import NoRoom
 from local_models.llama_cpp.model import Length, Model, memory_bytes
 from local_models.store import Found, Store
@@ -97,7 +99,8 @@ class Drafts:
     async def load(self, name: str) -> Draft:
         """Return a draft model. Fetch it if it is missing, and free others that no answer uses
         if memory is short. Raises models.errors.ModelError, OSError."""
-        await asyncio.to_thread(loading.pull_if_missing, name, self._store)
+        pull = partial(loading.pull_if_missing, name, self._store)
+        await in_own_thread(pull, "pull")
         found = await asyncio.to_thread(self._store.find, name, "draft")
         async with self._opening:
             draft = self._loaded.get(found.path) or await self._load(name, found)
@@ -105,10 +108,10 @@ class Drafts:
         return draft
 
     async def _load(self, name: str, found: Found) -> Draft:
-        model, length = await asyncio.to_thread(self._opened, name, found)
+        model, length = await in_own_thread(partial(self._opened, name, found), "load")
         try:
             await self._make_room(found.path, _size_bytes(found, length))
-            return await asyncio.to_thread(self._begin, found, model, length)
+            return await in_own_thread(partial(self._begin, found, model, length), "load")
         except BaseException:
             model.close()
             raise

@@ -11,6 +11,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from edge_agent.settings import EdgeSettings, ModelSettings
 from gateway.drain import beside, kept_going
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.hosting.limits import compute_threads
+from gateway.turns import in_own_thread
 from local_models.choosing import HubPolicy, choose_draft
 from local_models.errors import CannotOpen
 from local_models.hub import progress_bar
@@ -131,12 +133,14 @@ class TargetTokenizer:
 
     async def _open(self, digest: str) -> Tokenizer:
         try:
-            tokenizer = await asyncio.to_thread(self._cache.find, digest)
+            find = partial(self._cache.find, digest)
+            tokenizer = await in_own_thread(find, "tokenizer")
             if tokenizer is None:
                 if (await self._verifiers.facts()).vocabulary != digest:
                     raise Unavailable("the verifier is another one since the request began")
                 packed = await self._verifiers.tokenizer()
-                tokenizer = await asyncio.to_thread(self._cache.keep, digest, packed)
+                keep = partial(self._cache.keep, digest, packed)
+                tokenizer = await in_own_thread(keep, "tokenizer")
         except (CannotOpen, OSError) as error:
             message = f"the verifier's tokenizer: {error}"
             raise EngineFault(message, code="bad_tokenizer") from error
@@ -244,7 +248,8 @@ async def chosen_draft(
     target: str, vocabulary: Vocabulary, store: Store, policy: HubPolicy
 ) -> str | None:
     """Return the name of a draft model that fits a target, if one does; log why."""
-    choice = await asyncio.to_thread(choose_draft, store, target, vocabulary, policy)
+    choose = partial(choose_draft, store, target, vocabulary, policy)
+    choice = await in_own_thread(choose, "choice")
     more = {"remedy": f'{choice.remedy}, or draft_from_hub = "always"'} if choice.remedy else {}
     structlog.get_logger("edge_agent").info(
         "draft model", target=target, chosen=choice.name or "none", why=choice.why, **more

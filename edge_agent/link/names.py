@@ -20,6 +20,7 @@ import structlog
 from edge_agent.link.verifier import Verifier
 from gateway.drain import kept_going, start
 from gateway.errors import ApiError
+from gateway.turns import in_own_thread
 
 LOOK_S: Final = 5.0
 """A name is asked for its addresses as often as this."""
@@ -39,9 +40,9 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 async def addresses(host: str, port: int) -> Sequence[str]:
     """Return the IP addresses of a host, by the system. Raises OSError."""
-    loop = asyncio.get_running_loop()
+    look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await in_own_thread(look, "name")
     except UnicodeError as error:  # a part of the name is too long
         raise OSError(f"{host} is no name: {error}") from error
     return list(dict.fromkeys(str(place[0]) for *_, place in found))
@@ -61,6 +62,7 @@ class Name:
         self._make = make
         self._resolve = resolve
         self._due = asyncio.Event()
+        self._looking: asyncio.Task[Sequence[str]] | None = None
         self._known = {"": make(self, "")}
         self._joining: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, Verifier] = {}
@@ -79,9 +81,9 @@ class Name:
         try:
             while True:
                 self._due.clear()
-                with suppress(OSError):  # also TimeoutError: what is known stays
+                with suppress(TimeoutError):  # what is known stays
                     async with asyncio.timeout(LOOK_S):
-                        found = await self._resolve(self.host, self._port)
+                        found = await self._look_up()
                     self._found(found, changed)
                 await self._close_left()
                 await asyncio.sleep(LOOK_AGAIN_S)
@@ -92,6 +94,19 @@ class Name:
             joining, self._joining = self._joining.values(), {}
             for task in joining:
                 task.cancel()
+
+    async def _look_up(self) -> Sequence[str]:
+        """Return the name's addresses; none if there is an error. One look-up runs at a time,
+        also while the resolver is silent."""
+
+        async def look_up() -> Sequence[str]:
+            with suppress(OSError):
+                return await self._resolve(self.host, self._port)
+            return ()
+
+        if self._looking is None or self._looking.done():
+            self._looking = start(look_up())
+        return await asyncio.shield(self._looking)
 
     def _found(self, found: Sequence[str], changed: Callable[[], None]) -> None:
         """Begin to use new addresses, and use no more those that are gone."""
@@ -149,4 +164,6 @@ class Name:
         structlog.get_logger("edge_agent.link").info(event, verifier=verifier.url, known=count)
 
     async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         await asyncio.gather(*(v.close() for v in (*self.verifiers, *self._leaving.values())))
