@@ -22,6 +22,7 @@ from edge_agent.draft.loading import (
     AUTO,
     NONE,
     FirstDraft,
+    OpenTokenizers,
     TargetTokenizer,
     chosen_draft,
     pull_if_missing,
@@ -45,8 +46,9 @@ from speculation.drafting import DraftPolicy
 MAX_MODELS: Final = 64
 """An edge serves at most as many models; verifiers of further ones are not used."""
 
-MAX_TOKENIZERS: Final = 8
-"""The tokenizers of as many models are in memory, 50 to 200 MB each; others are read again."""
+MAX_INTRODUCED: Final = 8
+"""The tokenizers of as many models are read at the start; those of others when they are used,
+by whoever may use them."""
 
 
 class ServedModel:
@@ -70,6 +72,7 @@ class ServedModel:
         self.fallback = fallback
         self.aliases = aliases
         self._introducing: asyncio.Task[None] | None = None
+        tokenizer.forgotten = self._rest
 
     @property
     def adapters(self) -> set[str]:
@@ -91,11 +94,10 @@ class ServedModel:
 
         self._introducing = start(kept_going(work))
 
-    def rest(self) -> None:
-        """Keep no tokenizer in memory, until the model is introduced again."""
+    def _rest(self) -> None:
+        """Keep nothing that was made of a tokenizer, which was dropped."""
         if self._introducing is not None:
             self._introducing.cancel()
-        self.tokenizer.forget()
         self._introducing = start(self.engine.close())
 
     async def close(self) -> None:
@@ -136,7 +138,6 @@ class ServedModels:
         self._make = make
         self._models: dict[str, ServedModel] = {}
         self._learning: asyncio.Future[list[object]] | None = None
-        self._open = list[ServedModel]()  # those with tokenizers, the latest last
         self._closing = set[asyncio.Task[None]]()
         self._runs = False
         for entry in settings.models:
@@ -165,8 +166,6 @@ class ServedModels:
             if len(self._models) > 1:
                 model = self._models.pop(name)
                 model.verifiers.use([])
-                if model in self._open:
-                    self._open.remove(model)
                 closing = start(model.close())
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
@@ -179,7 +178,8 @@ class ServedModels:
         elif len(self._models) < MAX_MODELS:
             model = self._models[name] = self._make(name, None, self._whole.part())
             log.info("another model", model=name)
-            self._use(model)
+            if self._runs:
+                model.introduce()
         else:
             log.warning("a model is not served", model=name, most=MAX_MODELS)
 
@@ -226,7 +226,6 @@ class ServedModels:
             if len(models) > 1 and not self._settings.accept_any_model:
                 raise no_model(name or "", [model.name for model in models])
             found = self.first
-        self._use(found)
         return self._backend(found)
 
     async def reachable(self) -> Sequence[Backend]:
@@ -272,23 +271,11 @@ class ServedModels:
             self._learning = asyncio.gather(*map(learn, asked), return_exceptions=True)
         await asyncio.shield(self._learning)
 
-    def _use(self, model: ServedModel) -> None:
-        """Note that a model is used; keep the tokenizers of the latest ones."""
-        if not self._runs or (self._open and self._open[-1] is model):
-            return
-        if model in self._open:
-            self._open.remove(model)
-        else:
-            model.introduce()
-        self._open.append(model)
-        if len(self._open) > MAX_TOKENIZERS:
-            self._open.pop(0).rest()
-
     def start(self) -> None:
         """Begin to do what would hold up first answers."""
         self._runs = True
-        for model in reversed(self.all[:MAX_TOKENIZERS]):
-            self._use(model)
+        for model in reversed(self.all[:MAX_INTRODUCED]):
+            model.introduce()
 
     async def close(self) -> None:
         """Stop everything that the models have started."""
@@ -340,6 +327,7 @@ class Maker:
         self._first = first
         self._policy = policy
         self._cache = TokenizerCache(store.root / "tokenizers")
+        self._open_tokenizers = OpenTokenizers()
 
     def __call__(
         self, name: str, entry: ModelSettings | None, verifiers: Verifiers
@@ -349,7 +337,8 @@ class Maker:
         settings, fallback = self._settings, None
         answers = (entry and entry.fallback) or settings.fallback
         draft = self._draft(name, entry, pinned=answers == "draft")
-        tokenizer = TargetTokenizer(verifiers, self._cache, draft.model if draft else None)
+        encoder = draft.model if draft else None
+        tokenizer = TargetTokenizer(verifiers, self._cache, encoder, self._open_tokenizers)
         drafter = self._drafter(name, entry, draft, tokenizer, verifiers)
         engine = EdgeEngine(
             verifiers, drafter, settings, self._metrics, tokenizer, self._policy

@@ -140,13 +140,17 @@ AWAY: Final = {"state": "away"}
 async def _capabilities(
     services: Services, listed: Listed, request: Request
 ) -> dict[str, object]:
-    """Return the model's capabilities; nothing while its tokenizer is not available."""
-    try:
-        tokenizer = await listed.backend.tokenizer(listed.facts.vocabulary)
-        style = await services.style_of(tokenizer, account_of(request))
-    except ApiError:
-        return {}
-    return {"capabilities": style.capabilities}
+    """Return the model's capabilities; nothing while its tokenizer is not available. A page
+    asks for those of all models every few seconds, whose tokenizers memory may not hold."""
+    digest, styles = listed.facts.vocabulary, services.styles
+    if (found := styles.capabilities.get(digest)) is None:
+        try:
+            tokenizer = await listed.backend.tokenizer(digest)
+            style = await services.style_of(tokenizer, account_of(request))
+        except ApiError:
+            return {}
+        found = styles.remember(digest, style)
+    return {"capabilities": found}
 
 
 async def props(services: Services, request: Request) -> Response:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 import structlog
 from rich.console import Console
@@ -50,20 +52,65 @@ RETRY_MOST_S: Final = 60.0
 """A tokenizer that cannot be used is tried again after twice as long each time, up to this."""
 
 
+MAX_OPEN_BYTES: Final = 1 << 30
+"""The tokenizers in memory together, with what grammars make of them, take about this much."""
+
+TOKEN_BYTES: Final = 400
+"""A token takes about so much memory: its bytes, and its place in two tries."""
+
+
+class OpenTokenizers:
+    """The tokenizers in memory, by digest: those used last, in most_bytes together, and the
+    last one whatever it takes. They are shared by all models."""
+
+    def __init__(self, most_bytes: int = MAX_OPEN_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._open: OrderedDict[str, tuple[Tokenizer, int]] = OrderedDict()
+        self.users: WeakSet[TargetTokenizer] = WeakSet()
+        """They let go of a tokenizer that is dropped."""
+
+    def get(self, digest: str) -> Tokenizer | None:
+        """Return a tokenizer, which counts as used now; None if it is not in memory."""
+        if digest not in self._open:
+            return None
+        self._open.move_to_end(digest)
+        return self._open[digest][0]
+
+    def add(self, digest: str, tokenizer: Tokenizer) -> None:
+        """Keep a tokenizer, and drop those not used for longest."""
+        self._open[digest] = tokenizer, len(tokenizer.vocabulary.pieces) * TOKEN_BYTES
+        while len(self._open) > 1 and self._bytes > self._most_bytes:
+            dropped, _ = self._open.popitem(last=False)
+            for user in [user for user in self.users if user.digest == dropped]:
+                user.forget()
+
+    @property
+    def _bytes(self) -> int:
+        return sum(size for _, size in self._open.values())
+
+
 class TargetTokenizer:
     """A gateway.ports.TokenizerSource. draft: the draft model's encoder; None without
-    one."""
+    one. open_ones: where tokenizers are kept in memory."""
 
     def __init__(
         self,
         verifiers: Verifiers | Verifier,
         cache: TokenizerCache,
         draft: Encoder | None,
+        open_ones: OpenTokenizers | None = None,
     ) -> None:
         self._verifiers = verifiers
         self._cache = cache
+        self._open_ones = open_ones or OpenTokenizers()
+        self._open_ones.users.add(self)
         self.draft = draft
-        self._digest = ""
+        self.digest = ""
+        """Of the tokenizer that was used last, while it is in memory."""
+
+        self.forgotten: Callable[[], None] = lambda: None
+        """Called when that is dropped: nobody may keep it then."""
+
         self._tokenizer: Tokenizer | None = None
         self._opening = asyncio.Lock()
         self.relation: Relation | None = None
@@ -86,7 +133,9 @@ class TargetTokenizer:
 
     def forget(self) -> None:
         """Keep no tokenizer in memory: it is read from its file when it is needed."""
-        self._digest, self._tokenizer = "", None
+        self.digest, self._tokenizer = "", None
+        self.relation = self.translation = None
+        self.forgotten()
 
     def part(self) -> None:
         """Forget the draft model: it was freed."""
@@ -100,11 +149,13 @@ class TargetTokenizer:
         """
         facts = await self._verifiers.facts()
         digest = vocabulary or facts.vocabulary
-        if digest != self._digest:
+        if digest != self.digest:
             async with self._opening:
-                if digest != self._digest:
+                if digest != self.digest:
                     self._tokenizer = await self._open(digest)
-                    self._digest = digest
+                    self.digest = digest
+                    self._open_ones.add(digest, self._tokenizer)
+        self._open_ones.get(digest)
         tokenizer = self._tokenizer
         if tokenizer is None:  # forgotten meanwhile
             raise Unavailable("the tokenizer is in use no more; try again")
@@ -133,8 +184,10 @@ class TargetTokenizer:
 
     async def _open(self, digest: str) -> Tokenizer:
         try:
-            find = partial(self._cache.find, digest)
-            tokenizer = await in_own_thread(find, "tokenizer")
+            tokenizer = self._open_ones.get(digest)
+            if tokenizer is None:
+                find = partial(self._cache.find, digest)
+                tokenizer = await in_own_thread(find, "tokenizer")
             if tokenizer is None:
                 if (await self._verifiers.facts()).vocabulary != digest:
                     raise Unavailable("the verifier is another one since the request began")

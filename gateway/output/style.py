@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
+from weakref import WeakKeyDictionary
 
 from gateway.grammars import Schemas, Tags
 from gateway.output.detokenise import (
@@ -136,20 +137,39 @@ class Style:
         return lambda token: seen.get(token) or piece(token)
 
 
-MAX_STYLES: Final = 8
-"""The styles of as many tokenizers are remembered; each keeps its tokenizer in memory."""
+MAX_CAPABILITIES: Final = 64
+"""The capabilities of models with so many tokenizers are remembered."""
+
+
+_Parts = tuple[
+    Format, Tags | None, Mapping[str, int], tuple[int | None, int | None], tuple[str, ...]
+]
+"""The fields of a Style, without its tokenizer."""
 
 
 class Styles:
-    """Remembers the styles of the tokenizers that were new last; they change with targets."""
+    """Remembers the styles of tokenizers, for as long as anybody else keeps these."""
 
     def __init__(self, name: FormatName | None = None) -> None:
         """name: format of calls, None for the one that the chat template shows."""
         self._name = name
-        self._known: dict[int, Style] = {}  # by id of the tokenizer
+        self.capabilities: dict[str, tuple[str, ...]] = {}
+        """By the digest of a tokenizer, which need not be in memory any more."""
+
+        self._known: WeakKeyDictionary[Tokenizer, _Parts] = WeakKeyDictionary()
 
     def known(self, tokenizer: Tokenizer) -> Style | None:
-        return self._known.get(id(tokenizer))
+        parts = self._known.get(tokenizer)
+        return None if parts is None else Style(tokenizer, *parts)
+
+    def remember(self, digest: str, style: Style) -> tuple[str, ...]:
+        """Return the capabilities of a style, and remember them by its tokenizer's digest, if
+        that is known."""
+        if digest:
+            self.capabilities[digest] = style.capabilities
+        if len(self.capabilities) > MAX_CAPABILITIES:
+            del self.capabilities[next(iter(self.capabilities))]
+        return style.capabilities
 
     def find(self, tokenizer: Tokenizer) -> Style:
         """Return and remember the style. Call this in a thread where a tokenizer may encode."""
@@ -159,11 +179,9 @@ class Styles:
         spelt = [tokenizer.encode(t, begin=False) for t in tags or ()] or [[], []]
         opening, closing = (ids[0] if len(ids) == 1 else None for ids in spelt)
         can = tuple(_capabilities(tokenizer, tags))
-        style = Style(tokenizer, form, tags, special, (opening, closing), can)
-        self._known[id(tokenizer)] = style  # which keeps the tokenizer, and so its id
-        if len(self._known) > MAX_STYLES:
-            del self._known[next(iter(self._known))]
-        return style
+        parts = form, tags, special, (opening, closing), can
+        self._known[tokenizer] = parts
+        return Style(tokenizer, *parts)
 
 
 def choose(template: str) -> FormatName:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from weakref import ref
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,6 @@ from gateway.output.message import Message
 from gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
 from gateway.output.style import (
     FORMATS,
-    MAX_STYLES,
     FormatName,
     OutputParser,
     Style,
@@ -33,7 +33,7 @@ from tests.gateway.scripted import END, ByteTokenizer
 BOS = END + 1
 
 
-@dataclass
+@dataclass(eq=False)
 class MarkedTokenizer(ByteTokenizer):
     """Has special tokens, which are hidden, and a BOS before every prompt."""
 
@@ -120,14 +120,21 @@ def test_the_style_of_a_tokenizer_is_found_once() -> None:
 
     found = styles.find(tokenizer)
 
-    assert styles.known(tokenizer) is found
+    assert styles.known(tokenizer) == found
     assert styles.known(MarkedTokenizer()) is None
     markers = ["</think>", "</tool_call>", "<think>", "<tool_call>"]
     assert sorted(set(tokenizer.encoded)) == [*markers, "<|>"]  # the last by infill
     assert found.capabilities == ("completion", "tools", "thinking", "insert")
-    others = [MarkedTokenizer(template="") for _ in range(MAX_STYLES)]
-    kept = [styles.find(each) for each in others]
-    assert [styles.known(each) for each in (tokenizer, *others)] == [None, *kept]
+
+
+def test_a_style_does_not_keep_its_tokenizer() -> None:
+    styles, tokenizer = Styles(), MarkedTokenizer(template="<think><tool_call>")
+    dies, capabilities = ref(tokenizer), styles.remember("digest", styles.find(tokenizer))
+
+    del tokenizer
+
+    assert dies() is None
+    assert styles.capabilities["digest"] == capabilities
 
 
 def test_the_setting_replaces_what_the_template_tells() -> None:

@@ -143,7 +143,7 @@ async def test_a_grammar_whose_processes_end_is_refused_and_tried_again_later(
         return Worker("local_models.trial")
 
     with monkeypatch.context() as broken:
-        broken.setattr(checker, "_ask", ends)
+        broken.setattr(Checker, "_ask", lambda _, worker, *more: ends(worker, *more))
         broken.setattr(Checker, "_start", start)
         with pytest.raises(InvalidGrammar, match="takes more than"):
             await compiler.check(GOOD)
