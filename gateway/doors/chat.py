@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import Annotated, ClassVar, Final, Literal, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, cast
 
 import msgspec
 from pydantic import Field, ValidationInfo, field_validator
@@ -431,7 +431,7 @@ class ChatAnswer(ChunkAnswer, LastingAnswer):
     def write(self, entries: Entries) -> Sequence[msgspec.Raw]:
         return logprobs_of(entries)
 
-    def _logprobs(self, written: Sequence[object]) -> Json | None:
+    def _logprobs(self, written: Sequence[Any]) -> Json | None:
         return {"content": written, "refusal": None} if self.wants_logprobs else None
 
 
