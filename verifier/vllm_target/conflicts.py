@@ -111,6 +111,8 @@ EXTENSIONS: Final = {
 }
 """Each model runner has its own worker extension."""
 
+_JOINED: Final = "verifier.vllm_target.worker.joined"
+
 _OTHERS: Final = 2
 """A session has this many rows beside those of its draft tokens: one before them, for a
 committed token that vLLM does not know yet, and one after them, for the token that is drawn."""
@@ -119,8 +121,6 @@ RECURRENT_DRAFTS: Final = 3
 """A model with recurrent layers keeps a state for each draft token that a step may have, of
 each request, so a pass judges at most this many unless speculation.max_verify says otherwise.
 A state of Qwen3-Next-80B takes 75 MB: 34 of them would take 2.5 GB of each request."""
-
-_EXTENSIONS: Final = ("", *EXTENSIONS.values())
 
 
 class Conflict(ValueError):
@@ -145,26 +145,40 @@ class Rule:
 
 RULES: Final = (
     Rule("scheduler_cls", lambda v: v not in (None, SCHEDULER), "sessions need their own"),
-    Rule("worker_extension_cls", lambda v: v not in _EXTENSIONS, "it is the judge"),
     Rule("use_fp64_gumbel", bool, "edges draw with noise of 32 bits"),
     Rule("logprobs_mode", lambda v: v.endswith("_logits"), "edges expect log-probabilities"),
     Rule(
         "pipeline_parallel_size", lambda v: v > 1, "a step is planned before the last is over"
     ),
-    Rule("stream_interval", lambda v: v > 1, "an edge needs the result of each step"),
     Rule("watermark_config", lambda v: v is not None, "edges draw without a watermark"),
     Rule(
         "kv_transfer_config",
-        lambda v: v is not None,
-        "a held session would keep the core and its workers busy",
+        lambda v: _of_kv(v, "kv_role", "kv_both") != "kv_both",
+        "a session's engine reads its prompt and generates: only kv_role kv_both does both",
     ),
     Rule(
-        "kv_offloading_size",
-        lambda v: v is not None,
-        "sessions were not tried with KV elsewhere",
+        "kv_transfer_config",
+        lambda v: _of_kv(v, "kv_load_failure_policy", "fail") != "fail",
+        "an edge goes on elsewhere where KV is lost: kv_load_failure_policy must be fail",
     ),
     Rule("enable_elastic_ep", bool, "an engine that joins later has no judge"),
 )
+
+
+def _of_kv(config: Any, name: str, default: str) -> object:
+    """Return a field of a KVTransferConfig, or of a dict from a caller in Python."""
+    if isinstance(config, dict):
+        return config.get(name, default)
+    return getattr(config, name, default)
+
+
+def extension(runner: str, theirs: str) -> str:
+    """Return the name of the class that extends workers: ours, or one that is ours and the
+    operator's. vLLM takes one class, by a name whose last dot is before the class."""
+    ours = EXTENSIONS[runner]
+    if theirs in ("", ours) or theirs.startswith(_JOINED):
+        return theirs or ours
+    return f"{_JOINED}." + f"{ours},{theirs}".replace(".", ":")
 
 
 def check_flags(args: Any, *, rust: bool) -> None:

@@ -203,7 +203,7 @@ def _apply(choice: Choice, args: Any, model: Any, parallel: Any) -> None:
         runner=choice.runner,
         steps_with_others=model.is_moe and parallel.data_parallel_size > 1,
     )
-    extension = conflicts.EXTENSIONS[choice.runner]
+    extension = conflicts.extension(choice.runner, args.worker_extension_cls)
     args.worker_extension_cls = parallel.worker_extension_cls = extension
     args.additional_config = choice.added_to(args.additional_config)
     grammars = args.structured_outputs_config

@@ -18,13 +18,14 @@ pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
 pytest.importorskip("vllm")
 
 import vllm.config.vllm
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.platforms.cpu import CpuPlatform
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
+from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.core import EngineCoreProc
 
 from verifier.target import identity_of
@@ -52,6 +53,7 @@ RECURRENT = {
     "intermediate_size": 128, "num_hidden_layers": 1, "state_size": 16, "conv_kernel": 4,
     "expand": 2, "time_step_rank": 4, "vocab_size": 256, "torch_dtype": "float32",
 }  # fmt: skip
+CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
 Configure = Callable[..., Any]
 
 
@@ -313,13 +315,11 @@ def test_where_vllm_plugins_does_not_name_it_nothing_changes(
     ("flag", "value"),
     [
         ("--scheduler-cls", "their.Scheduler"),
-        ("--worker-extension-cls", "their.Extension"),
         ("--use-fp64-gumbel", True),
         ("--logprobs-mode", "raw_logits"),
-        ("--kv-transfer-config", {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}),
-        ("--kv-offloading-size", 1.0),
+        ("--kv-transfer-config", CONNECTOR | {"kv_role": "kv_producer"}),
+        ("--kv-transfer-config", CONNECTOR | {"kv_load_failure_policy": "recompute"}),
         ("--pipeline-parallel-size", 2),
-        ("--stream-interval", 2),
         ("--watermark-config", {"algorithm": "gumbel"}),
         ("--speculative-config", {"method": "ngram", "num_speculative_tokens": 3}),
     ],
@@ -331,6 +331,37 @@ def test_a_flag_that_conflicts_is_named(
 
     with pytest.raises(conflicts.Conflict, match=flag):
         configured(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("kv_transfer_config", CONNECTOR),
+        ("kv_transfer_config", KVTransferConfig(**CONNECTOR)),
+        ("kv_offloading_size", 1.0),
+        ("stream_interval", 2),
+    ],
+)
+def test_what_operators_use_beside_sessions_is_served(
+    option: str, value: Any, registered: None, configured: Configure
+) -> None:
+    config = configured(**{option: value})
+
+    assert Choice.of(config) is not None
+
+
+def test_an_operators_worker_extension_is_joined_with_ours(
+    registered: None, configured: Configure
+) -> None:
+    theirs, ours = "tests.verifier.vllm_target.operators.Extension", conflicts.EXTENSIONS["v1"]
+
+    name = configured(worker_extension_cls=theirs).parallel_config.worker_extension_cls
+    again = configured(worker_extension_cls=name).parallel_config.worker_extension_cls
+
+    joined = resolve_obj_by_qualname(name)
+    assert joined is resolve_obj_by_qualname(again)  # vLLM compares the classes of two workers
+    assert issubclass(joined, resolve_obj_by_qualname(theirs))
+    assert issubclass(joined, resolve_obj_by_qualname(ours))
 
 
 def test_the_front_end_in_rust_is_refused(

@@ -264,8 +264,9 @@ def test_passes_end_in_the_order_of_their_batches_and_last_from_one_end_to_the_n
     def ended(output: SimpleNamespace, **tokens: list[int]) -> dict[str, Any]:
         places = {name: i for i, name in enumerate(output.num_scheduled_tokens)}
         result = SimpleNamespace(
-            req_id_to_index=places, sampled_token_ids=[*tokens.values()], logprobs=None
-        )
+            req_id_to_index=places, sampled_token_ids=[*tokens.values()], logprobs=None,
+            kv_connector_output=None,
+        )  # fmt: skip
         (batch,) = scheduler.update_from_output(output, result).values()
         sent = [each.kv_transfer_params["picospec"] for each in batch.outputs]
         return {

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Final, Self
 
 import numpy as np
@@ -266,11 +267,14 @@ class PicoScheduler(SessionScheduler):
         if asked is None:  # planned without a session
             return super().update_from_output(scheduler_output, model_runner_output)
         judged: dict[str, Judgement] = getattr(model_runner_output, "picospec_judged", {})
+        loads = model_runner_output.kv_connector_output
+        unloaded = loads.invalid_block_ids if loads else set[int]()
         passed: Passed = {
             request_id: (request, slot)
             for request_id in asked
             if (request := self.requests.get(request_id)) and not request.is_finished()
             if (slot := self._slots.get(request_id))
+            if not unloaded or self._has_kv_beside(unloaded, request_id)
         }
         verdicts = {}
         for request_id, (request, slot) in passed.items():
@@ -309,6 +313,12 @@ class PicoScheduler(SessionScheduler):
         batches = super().update_from_output(scheduler_output, model_runner_output)
         self._attach(batches, passed)
         return batches
+
+    def _has_kv_beside(self, unloaded: set[int], request_id: str) -> bool:
+        """Return True if a request has none of the blocks that a KV connector failed to load.
+        vLLM fails one that has, and what its step generated is void."""
+        blocks = chain(*self.kv_cache_manager.get_block_ids(request_id))
+        return unloaded.isdisjoint(blocks)
 
     def _begun(
         self, plan: PassPlan, verdicts: Mapping[str, Verdict], last_ended_at: float

@@ -102,6 +102,11 @@ class Engine:
         return bool(self.model.has_inner_state)
 
     @property
+    def reads_kv(self) -> bool:
+        """True if a connector brings KV that another request, or another host, computed."""
+        return self._llm.vllm_config.kv_transfer_config is not None
+
+    @property
     def shapes(self) -> Sequence[object]:
         """Return the values beside the weights that shape a text, from vLLM's settings."""
         configured, model = self._llm.vllm_config, self.model

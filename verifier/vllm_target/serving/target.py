@@ -225,8 +225,10 @@ class VllmTarget(Target):
             log = structlog.get_logger("verifier")
             log.warning("recurrent_model", judges=judges, fill="auto, always", see=SEE)
         await self._publish_adapters()
-        wanted = self._self_test
-        if wanted is not None and conflicts.must_self_test(conflicts.version(), wanted):
+        if self._self_test is None:
+            return
+        wanted = self._self_test or engine.reads_kv
+        if conflicts.must_self_test(conflicts.version(), wanted):
             await self_test(self)
 
     async def check(self, request: Open, tenant: str | None = None) -> None:

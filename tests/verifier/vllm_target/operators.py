@@ -1,0 +1,36 @@
+"""What an operator may have given vLLM besides: an extension of its workers, and a KV connector.
+
+vLLM's processes import these by their names.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from vllm.distributed.kv_transfer.kv_connector.v1.example_connector import ExampleConnector
+
+LOST: Final = 3
+"""The KV of prompts that begin with this token is saved, but never loaded."""
+
+
+class Extension:
+    """Extends vLLM's worker."""
+
+    def theirs(self) -> str:
+        return f"{type(self).__name__} of the operator"
+
+
+class Connector(ExampleConnector):
+    """Saves the KV of prompts to files, and loads it; some blocks are reported as not loaded."""
+
+    lost: frozenset[int] = frozenset()
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        super().start_load_kv(forward_context, **kwargs)
+        metadata: Any = self._get_connector_metadata()
+        lost = (r for r in metadata.requests if not r.is_store and r.token_ids[0] == LOST)
+        slots = (slot for request in lost for slot in request.slot_mapping.tolist())
+        self.lost = frozenset(slot // self._block_size for slot in slots)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return set(self.lost)
