@@ -25,6 +25,7 @@ from itertools import pairwise
 from operator import mul
 from pathlib import Path
 from random import Random
+from shutil import which
 from statistics import median
 from time import perf_counter
 from typing import Final
@@ -46,6 +47,7 @@ Judged = tuple[Callable[[], object], bool]
 """A Judged is a call of a judge, to be timed, and True if its outcome is right."""
 
 REPORT: Final = Path("build/gpu-kernels.md")
+VLLMS_NOISE: Final = "vLLM's noise"
 WIDTH: Final = 33
 """A session's pass has this many rows: those of 32 draft tokens, and its own."""
 
@@ -55,10 +57,10 @@ CONTEXT: Final = 1024
 LAYERS: Final = 4
 """This many layers of a model are timed, and the time is scaled to all of them."""
 
-REPEATS: Final = 5
-NEAR: Final = 4.0
-"""Two scores are nearly equal if this many float32 steps are between them."""
+MOST_SESSIONS: Final = 264
+"""Passes of sessions with one row each are timed up to this many sessions."""
 
+REPEATS: Final = 5
 RIGHT: Final = 0.8
 """This share of the draft tokens is right, where shared noise judges."""
 
@@ -69,7 +71,8 @@ CHECKED: Final = 4
 """This many rows or passes of each size are compared with what numpy makes of them."""
 
 MOST_ULP: Final = 16.0
-"""Noise of a right kernel differs from numpy's by fewer float32 steps, of the noise or of 1."""
+"""Noise of a right kernel differs from numpy's by at most so many float32 steps, of the noise
+or of 1. `far` follows from it: it says which scores such noise cannot swap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +124,12 @@ class Kernels:
     device: str
     figures: dict[str, Sequence[Line]] = field(default_factory=dict)
 
-    async def run(self, check: Check) -> None:
-        """Run all parts, whichever fail, and keep their figures after each."""
+    async def run(self, check: Check, only: str = "") -> None:
+        """Run all parts, or only one, whichever fail, and keep their figures after each."""
         parts: dict[str, Callable[[], tuple[bool, str]]] = {
             "host": self.host,
             "noise": self.noise,
+            VLLMS_NOISE: self.vllms_noise,
             "judging by noise": partial(self._by_rows, "judging by noise", self.by_noise),
             "judging by p": partial(self._by_rows, "judging by p", self.by_p),
             "the machine's step": self.machine,
@@ -133,6 +137,8 @@ class Kernels:
             "pass by rows": self.passes,
         }
         for name, part in parts.items():
+            if only not in ("", name):
+                continue
             await check.run(name, self.size.limit_s, partial(_as_work, part))
             if check.out:
                 verdicts = {part.name: part.verdict for part in check.parts}
@@ -140,17 +146,19 @@ class Kernels:
                 check.out.with_suffix(".json").write_text(text)
 
     def host(self) -> tuple[bool, str]:
-        """Describe the host."""
+        """Describe the host. Fails where torch does not find the GPU that its driver has."""
         device = torch.cuda.get_device_name() if self.device == "cuda" else "no GPU"
+        lost = self.device != "cuda" and which("nvidia-smi") is not None
         versions = {name: _version(name) for name in ("torch", "triton", "numpy", "msgspec")}
         line: Line = {"device": device, "cores": os.cpu_count() or 1, **versions}
-        return True, self._table("host", [line])
+        table = self._table("host", [line])
+        return not lost, table + (f"\n\n{misfit()}" if lost else "")
 
     def noise(self) -> tuple[bool, str]:
         """Compare the compiled noise, and what is drawn with it, with noise.py's."""
         from bench.gpu_check import gumbel
 
-        size, ulp, steps, draws = self.size, 0.0, list[float](), 0
+        size, ulp, draws, others, wrong = self.size, 0.0, 0, 0, 0
         tokens = np.arange(size.draws * size.tokens)
         starts = torch.arange(size.draws, device=self.device) * size.tokens
         for seed, at, found in self._noises(tokens):
@@ -158,20 +166,55 @@ class Kernels:
             right = torch.from_numpy(found).to(self.device)
             key = [torch.tensor([each], device=self.device) for each in (seed, at)]
             off = (gumbel.noise(key[0], key[1], 0, len(tokens))[0] - right).abs()
-            ulp = max(ulp, float((off / _ulp(right.abs().clamp(min=1.0))).max()))
+            ulp = max(ulp, float((off / _steps(right)).max()))
 
             rows = [each.expand(size.draws).contiguous() for each in key]
             logits = 2 * torch.randn(size.draws, size.tokens, device=self.device)
             drawn = gumbel.draw(logits, rows[0], rows[1], starts)
-            scores = logits + right.view_as(logits)
-            best, score = scores.max(dim=1).values, scores.gather(1, drawn[:, None])[:, 0]
-            steps += ((best - score) / _ulp(best))[drawn != scores.argmax(dim=1)].tolist()
-        far = sum(gap > NEAR for gap in steps)
+            noises = right.view_as(logits)
+            others += int((drawn != (logits + noises).argmax(dim=1)).sum())
+            wrong += int(far(logits, noises, drawn).sum())
         line: Line = {
-            "draws": draws, "another argmax": len(steps), "of them no near-tie": far,
+            "draws": draws, "another argmax": others, "of them no near-tie": wrong,
             "most ulp of the noise, or of 1": ulp,
         }  # fmt: skip
-        return draws > 0 and far == 0 and ulp <= MOST_ULP, self._table("noise", [line])
+        return draws > 0 and wrong == 0 and ulp <= MOST_ULP, self._table("noise", [line])
+
+    def vllms_noise(self) -> tuple[bool, str]:
+        """Compare what vLLM's own sampler draws with what noise.py's noise draws: from random
+        logits, and from some that leave a token ahead unless the noise of another is too far
+        off. Raises NotRun if vLLM has no Triton."""
+        from vllm.triton_utils import HAS_TRITON
+
+        if not HAS_TRITON:
+            raise NotRun("vLLM has no Triton here.")
+        from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
+
+        def drawn(logits: Tensor, seed: int, at: int) -> Tensor:
+            rows = torch.arange(len(logits), dtype=torch.int32, device=self.device)
+            seeds, places = (torch.full_like(rows, x, dtype=torch.int64) for x in (seed, at))
+            return gumbel_sample(
+                logits, rows, torch.ones_like(rows, dtype=torch.float32), seeds, places,
+                apply_temperature=False, is_drafting=False,
+            )  # fmt: skip
+
+        draws = others = wrong = off = 0
+        for seed, at, found in self._noises(np.arange(self.size.vocabulary)):
+            right = torch.from_numpy(found).to(self.device).expand(REPEATS, -1)
+            logits = 2 * torch.randn_like(right)
+            tokens = drawn(logits, seed, at)
+            draws += len(tokens)
+            others += int((tokens != (logits + right).argmax(dim=1)).sum())
+            wrong += int(far(logits, right, tokens).sum())
+            ahead = torch.randint(len(found), (REPEATS, 1), device=self.device)
+            room = MOST_ULP * _steps(right)
+            level = (-right - room).scatter(1, ahead, (room - right).gather(1, ahead))
+            off += int((drawn(level, seed, at) != ahead[:, 0]).sum())
+        line: Line = {
+            "draws": draws, "another argmax": others, "of them no near-tie": wrong,
+            f"noise off by more than {MOST_ULP:g} ulp": off,
+        }  # fmt: skip
+        return draws > 0 and wrong == off == 0, self._table(VLLMS_NOISE, [line])
 
     def _noises(self, tokens: Tokens) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """Yield seeds (of a uint64's bits), noise indices and the noise that noise.py has."""
@@ -223,9 +266,8 @@ class Kernels:
             right &= sampled[i, : end - start].tolist() == text[start:end].tolist()
         for row in range(0, rows, max(1, rows // CHECKED)):
             added = noise.gumbel(int(seeds[row]), int(at[row]), np.arange(logits.shape[1]))
-            scores = logits[row].cpu().numpy() + added.astype(np.float32)
-            best = scores.max()
-            right &= bool(best - scores[text[row]] <= NEAR * np.spacing(best))
+            noises = torch.from_numpy(added.astype(np.float32)[None])
+            right &= not far(logits[row : row + 1].cpu(), noises, drawn[row : row + 1].cpu())
         return call, right
 
     def by_p(self, rows: int) -> Judged:
@@ -284,17 +326,23 @@ class Kernels:
         return bool(lines), f"{self._table('argmaxes', lines)}\n\n{why}"
 
     def passes(self) -> tuple[bool, str]:
-        """Time passes of random layers by their rows, in a captured CUDA graph and eagerly."""
+        """Time passes of random layers by their rows, in a captured CUDA graph and eagerly. The
+        rows are those of few sessions that have WIDTH each, and of as many sessions as rows,
+        which is what a draft token's row must be compared with."""
         lines, shapes = list[Line](), self.size.shapes
         for shape in shapes:
             model = Model(shape, self.device)
             for rows in self._within(self.size.rows, 1 / len(shapes)):
-                graph_s, eager_s = model.times_s(rows)
-                times: Line = {
-                    "ms in a CUDA graph": 1000 * graph_s,
-                    "ms eagerly": 1000 * eager_s,
-                }
-                lines.append({"shape": shape.name, "rows": rows, **times})
+                alone = {rows} if rows <= MOST_SESSIONS else set[int]()
+                for sessions in sorted({max(1, rows // WIDTH), *alone}):
+                    graph_s, eager_s = model.times_s(rows, sessions)
+                    times: Line = {
+                        "ms in a CUDA graph": 1000 * graph_s,
+                        "ms eagerly": 1000 * eager_s,
+                    }
+                    lines.append(
+                        {"shape": shape.name, "rows": rows, "sessions": sessions, **times}
+                    )
         return bool(lines), self._table("passes", lines)
 
     def _logits(self, rows: int) -> Tensor:
@@ -400,10 +448,10 @@ class Model:
     def _logits(self, x: Tensor) -> Tensor:
         return rms_norm(x, x.shape[1:]) @ self._head.T
 
-    def times_s(self, rows: int) -> tuple[float, float]:
+    def times_s(self, rows: int, sessions: int) -> tuple[float, float]:
         """Return the seconds of a pass of the whole model, in a CUDA graph and eagerly. Each
-        session has WIDTH rows."""
-        x, cache = self.states(rows), self._cache(max(1, rows // WIDTH))
+        session has the same number of rows."""
+        x, cache = self.states(rows), self._cache(sessions)
         parts = (lambda: self._hidden(x, cache)), (lambda: self._logits(x))
         scales = self.shape.layers / LAYERS, 1.0
         eager_s = [seconds(part, self._device) for part in parts]
@@ -414,11 +462,38 @@ class Model:
         return next(both), next(both)
 
 
+def misfit() -> str:
+    """Return why torch runs nothing on this host's GPU."""
+    try:
+        torch.zeros(1, device="cuda")
+    except (AssertionError, RuntimeError) as error:  # the former if torch was built without it
+        return f"torch {torch.__version__}, for CUDA {torch.version.cuda}: {error}"
+    return "torch finds a GPU now, and did not at first."
+
+
 def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
     return graph
+
+
+def far(logits: Tensor, noises: Tensor, drawn: Tensor) -> Tensor:
+    """Return True for each row whose drawn token is further behind the best one than noise that
+    is MOST_ULP off, and the rounding of sums, can explain.
+
+    logits, noises: float32[n, V]. drawn: int64[n].
+    """
+    scores = logits + noises
+    both = torch.stack([scores.argmax(dim=1), drawn], dim=1)
+    off = MOST_ULP * _steps(noises.gather(1, both)) + _ulp(scores.gather(1, both).abs())
+    best, own = scores.gather(1, both).unbind(dim=1)
+    return best - own > off.sum(dim=1)
+
+
+def _steps(noises: Tensor) -> Tensor:
+    """Return a float32 step of each noise, or of 1 if that is larger."""
+    return _ulp(noises.abs().clamp(min=1.0))
 
 
 def _ulp(values: Tensor) -> Tensor:
@@ -449,14 +524,16 @@ def main() -> None:
     """Measure this host's GPU without vLLM."""
     options = ArgumentParser(description=main.__doc__)
     options.add_argument("--out", type=Path, default=REPORT, help="Where the report goes.")
-    out = options.parse_args().out
+    options.add_argument("--only", default="", help="The one part to run.")
+    out, only = (chosen := options.parse_args()).out, chosen.only
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     notes = () if device == "cuda" else ("> **There is no GPU here: this is the small form.**",)
     check = Check(notes, "GPU kernels", out)
     with torch.inference_mode():
-        asyncio.run(Kernels(ON_GPU if device == "cuda" else ON_CPU, device).run(check))
+        kernels = Kernels(ON_GPU if device == "cuda" else ON_CPU, device)
+        asyncio.run(kernels.run(check, only))
     sys.stdout.write(check.finish())
     sys.exit(check.failed)
 

@@ -394,6 +394,26 @@ def test_the_kernels_are_measured_where_there_is_no_gpu_either(tmp_path: Path) -
     figures = json.loads(report.with_suffix(".json").read_text())
     assert figures["noise"][0]["draws"] == 64
     assert [line["rows"] for line in figures["judging by p"]] == [1, 34]
+    passes = [(line["rows"], line["sessions"]) for line in figures["passes"]]
+    assert passes == [(1, 1), (34, 1), (34, 34)]
+    assert figures["parts"]["vLLM's noise"] == "not run"  # vLLM has no Triton on a CPU
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("steps", "is_far"), [(31.0, False), (34.0, True)])
+def test_scores_are_far_apart_if_noise_that_is_accepted_cannot_swap_them(
+    steps: float, is_far: bool
+) -> None:
+    """Noise near 10 that is MOST_ULP = 16 steps off, once up and once down, swaps 32 steps."""
+    torch = pytest.importorskip("torch")
+    from bench.gpu_check.kernels import far
+
+    step = 2.0**-20  # of float32 between 8 and 16
+    noises = torch.tensor([[10.0, 10.0 + steps * step, 0.0]])
+    logits = torch.tensor([[-9.5, -9.5, -1.0]])
+
+    assert far(logits, noises, torch.tensor([0])).tolist() == [is_far]
+    assert far(logits, noises, torch.tensor([1])).tolist() == [False]
 
 
 @pytest.mark.vllm
