@@ -366,6 +366,8 @@ def _ratios(one: Figures | None, other: Figures | None) -> tuple[str, str]:
 TIMEOUT_S: Final = 600.0
 """A plain answer fails after this many seconds without a byte."""
 
+GREEDY: Final = Sampling(temperature=0.0)
+
 Client = Callable[[Source, int], Awaitable[Answered]]
 """A Client asks for an answer to a source with at most this many tokens. Raises AnswerError,
 gateway.errors.ApiError or httpx.TransportError."""
@@ -399,16 +401,16 @@ async def plain(url: str) -> AsyncGenerator[Client]:
 
 @asynccontextmanager
 async def scripted(
-    url: str, drafter: ScriptedDrafter, **extras: object
+    url: str, drafter: ScriptedDrafter, sampling: Sampling = GREEDY, **extras: object
 ) -> AsyncGenerator[Client]:
-    """Yield a client that is a scripted edge. extras: of each request, as in Job."""
+    """Yield a client that is a scripted edge. sampling, extras: of each request, as in Job."""
     metrics = EdgeMetrics(CollectorRegistry())
     settings = EdgeSettings(verifier_url=AnyHttpUrl(url))
     verifiers = open_verifiers(settings, metrics)
     engine = EdgeEngine(verifiers, drafter, settings, metrics, TargetsVocabulary())
 
     async def ask(source: Source, tokens: int) -> Answered:
-        job = Job("capacity", source.prompt, tokens, Sampling(0.0), seed=0, extras=extras)
+        job = Job("capacity", source.prompt, tokens, sampling, seed=0, extras=extras)
         asked_s, arrivals_s = perf_counter(), list[float]()
         text, counted = list[TokenId](), Statistics()
         async with aclosing(engine.generate(job)) as deltas:

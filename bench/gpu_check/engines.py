@@ -20,7 +20,7 @@ from typing import Any, Final
 import httpx
 
 from bench.capacity import ARMS, PLAIN, Load, Row
-from bench.gpu_check.parts import Check
+from bench.gpu_check.parts import Check, NotRun
 from bench.identity import (
     EDGES,
     LIKELIEST,
@@ -60,9 +60,12 @@ AGAIN: Final = ", again"
 
 MIN_RATIO: Final = 0.9
 """This is the least ratio of tokens/s: of requests without sessions, with the plugin and
-without it; and of sessions beside vLLM's own speculation, and this speculation without them."""
+without it; of sessions and requests without one; and of sessions beside vLLM's own speculation,
+and this speculation without them."""
 
 MAX_BUSY: Final = 0.9
+"""Clients that are busy for more of the time are what is measured: no ratio is concluded."""
+
 HEADLINE: Final = (
     "sessions", "engine", "tokens/s", "/ stock", "slowest", "gap p50, p95, ms",
     "stock's text", "clients busy",
@@ -84,13 +87,30 @@ class Loads:
 
     def shares(self, baselines: Mapping[str, str]) -> dict[tuple[str, int], float]:
         """Return, by engine and number of sessions, its share of the tokens/s of its baseline,
-        of which the slower measurement counts."""
+        of which the slower measurement counts; none where the clients were full."""
         return {
-            (name, sessions): max(ratios)
-            for (sessions, name), row in self._sorted()
-            if (stock := baselines.get(name))
-            if (ratios := [*self._ratios(row, stock), *self._ratios(row, stock + AGAIN)])
+            place: max(ratios)
+            for place, (row, stocks) in self._pairs(baselines).items()
+            if not any(map(_is_full, (row, *stocks)))
+            if (ratios := [row.measured.tokens_per_s / s.measured.tokens_per_s for s in stocks])
         }
+
+    def full(self, baselines: Mapping[str, str]) -> list[tuple[str, int]]:
+        """Return the loads whose ratio is not measured, because the clients were full."""
+        pairs = self._pairs(baselines).items()
+        return [place for place, (row, stocks) in pairs if any(map(_is_full, (row, *stocks)))]
+
+    def _pairs(
+        self, baselines: Mapping[str, str]
+    ) -> dict[tuple[str, int], tuple[Row, list[Row]]]:
+        """Return, by engine and number of sessions, its load and those of its baseline."""
+        found = {}
+        for (sessions, name), row in self._sorted():
+            stock = baselines.get(name, "")
+            names = (sessions, stock), (sessions, stock + AGAIN)
+            if stocks := [self.rows[each] for each in names if each in self.rows]:
+                found[name, sessions] = row, stocks
+        return found
 
     def compared(self, baselines: Mapping[str, str]) -> Iterator[str]:
         """Yield paragraphs: each promise, notes on the figures, and all figures."""
@@ -98,6 +118,10 @@ class Loads:
             f"- {name}, {sessions} at once: {share:.2f} of the tokens/s of {baselines[name]}"
             f"{'' if share >= MIN_RATIO else '. **This is too slow.**'}"
             for (name, sessions), share in self.shares(baselines).items()
+        ]
+        lines += [
+            f"- {name}, {sessions} at once: not measured, the clients were full"
+            for name, sessions in self.full(baselines)
         ]
         yield "\n".join([f"{MIN_RATIO:g} is the least for:\n", *lines])
         changes = [
@@ -112,7 +136,7 @@ class Loads:
                 f"**The host was not steady**: measured again, an engine made {made} of its "
                 "own tokens/s. Engines compare badly here; run this where nothing else runs."
             )
-        yield f"Clients that are busy for {MAX_BUSY:g} of the time are what is measured."
+        yield f"Clients that are busy for more than {MAX_BUSY:g} of the time are full."
         yield markdown(HEADLINE, [self._line(name, row) for (_, name), row in self._sorted()])
 
     def _sorted(self) -> list[tuple[tuple[int, str], Row]]:
@@ -131,6 +155,10 @@ class Loads:
             f"{own.scripted_share:.2f}" if row.arm == "picospec" else "",
             f"{row.busy_share:.2f}",
         ]  # fmt: skip
+
+
+def _is_full(row: Row) -> bool:
+    return row.busy_share > MAX_BUSY
 
 
 ENGINE_S: Final = 900.0
@@ -179,7 +207,8 @@ class Engines:
     @property
     def baselines(self) -> dict[str, str]:
         """Return for each name in the report the engine that it must not be slower than."""
-        return {PLUGGED: UNPLUGGED, **{MERGED + kind: STOCK + kind for kind in self.rivals}}
+        merged = {MERGED + kind: STOCK + kind for kind in self.rivals}
+        return {PLUGGED: UNPLUGGED, ALONE: UNPLUGGED, FAST: UNPLUGGED, **merged}
 
     async def check_stock(self) -> None:
         """Measure vLLM without the plugin."""
@@ -203,11 +232,12 @@ class Engines:
     async def check_again(self) -> None:
         """Repeat the baseline of each promise that seemed broken: if something has slowed the
         host down since, it slows down both."""
-        for name, stock in self.baselines.items():
-            shares = self.loads.shares({name: stock})
-            slow = [sessions for (_, sessions), share in shares.items() if share < MIN_RATIO]
+        for stock in dict.fromkeys(self.baselines.values()):
+            names = {name: each for name, each in self.baselines.items() if each == stock}
+            shares = self.loads.shares(names)
+            slow = {sessions for (_, sessions), share in shares.items() if share < MIN_RATIO}
             if slow and not self.loads.has(stock + AGAIN):
-                await self._measure(stock, AGAIN, slow)
+                await self._measure(stock, AGAIN, sorted(slow))
 
     async def _measure(
         self, name: str, again: str = "", sessions: Sequence[int] | None = None
@@ -265,14 +295,20 @@ class Engines:
         self.sources = [traced(trace) for trace in traces]
 
     async def table(self) -> tuple[bool, str]:
-        """Show all loads. Fails if a promise is broken, or if the first was not measured."""
+        """Show all loads. Fails if a promise is broken, or if the first was not measured.
+        Raises NotRun if it cannot be concluded, because the clients were full."""
         conditions = (
             f"{RTT_MS:g} ms away, draft steps of {1000 * STEP_S:g} ms unless others are named, "
             f"at most {self.tokens} tokens, temperature 0."
         )
         shares = self.loads.shares(self.baselines)
-        right = any(name == PLUGGED for name, _ in shares) and min(shares.values()) >= MIN_RATIO
-        return right, "\n\n".join([conditions, *self.loads.compared(self.baselines)])
+        found = "\n\n".join([conditions, *self.loads.compared(self.baselines)])
+        kept = min(shares.values(), default=1.0) >= MIN_RATIO
+        if not any(name == PLUGGED for name, _ in shares):
+            if kept and self.loads.full({PLUGGED: UNPLUGGED}):
+                raise NotRun(found)
+            return False, found
+        return kept, found
 
 
 async def tokenized(http: httpx.AsyncClient, chat: str) -> tuple[TokenId, ...]:
@@ -282,11 +318,11 @@ async def tokenized(http: httpx.AsyncClient, chat: str) -> tuple[TokenId, ...]:
 
 
 async def answered(
-    http: httpx.AsyncClient, prompt: Sequence[TokenId], *, tokens: int
+    http: httpx.AsyncClient, prompt: Sequence[TokenId], *, tokens: int, **settings: object
 ) -> Sequence[TokenId]:
-    """Return vLLM's answer at temperature 0."""
+    """Return vLLM's answer, at temperature 0 unless the settings say otherwise."""
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
-    choice = (await _post(http, "/v1/completions", **body))["choices"][0]
+    choice = (await _post(http, "/v1/completions", **(body | settings)))["choices"][0]
     return list[TokenId](choice["token_ids"])
 
 

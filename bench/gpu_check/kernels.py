@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from bench.gpu_check.parts import Check, NotRun
+from bench.gpu_check.parts import VLLMS_NOISE, Check, NotRun
 from bench.statistics import markdown
 from speculation import noise
 from verifier.vllm_target.worker import by_noise
@@ -47,7 +47,6 @@ Judged = tuple[Callable[[], object], bool]
 """A Judged is a call of a judge, to be timed, and True if its outcome is right."""
 
 REPORT: Final = Path("build/gpu-kernels.md")
-VLLMS_NOISE: Final = "vLLM's noise"
 WIDTH: Final = 33
 """A session's pass has this many rows: those of 32 draft tokens, and its own."""
 

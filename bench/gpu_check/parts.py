@@ -16,6 +16,7 @@ from typing import Final
 from bench.statistics import markdown
 from gateway.errors import first_error
 
+VLLMS_NOISE: Final = "vLLM's noise"
 LAST_LINES: Final = 20
 """The report quotes this many last lines of a failed command's errors."""
 

@@ -1,11 +1,12 @@
 """Checks a GPU host within ten minutes: our verifier first, then what it is compared with.
 
-Four engines run one after another, and each part is reported when it ends:
+Engines run one after another, and each part is reported when it ends:
 
     PicoSpec                   its start, its texts, requests without sessions, sessions
     stock vLLM                 the same requests; and its texts, alone and many at once
     without async scheduling   the same requests
     batch-invariant            texts of sessions and of requests without sessions
+    on two GPUs                the same, if there are two
 
 A session's text may differ from stock vLLM's where two logits are nearly equal, because passes
 of other shapes round differently. Stock vLLM differs from itself likewise when it is loaded:
@@ -19,6 +20,7 @@ import asyncio
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -31,7 +33,7 @@ from typing import Final, TypeVar
 import httpx
 import msgspec
 
-from bench.capacity import ScriptedDrafter, scripted
+from bench.capacity import Client, ScriptedDrafter, scripted
 from bench.gpu_check.engines import (
     ENGINE_S,
     FAST,
@@ -51,7 +53,7 @@ from bench.simulator.source import WRONG, Source
 from bench.statistics import fisher, markdown
 from gateway.hosting.processes import ServiceError
 from picospec.link import HOST
-from speculation.messages import ModelFacts, TokenId
+from speculation.messages import ModelFacts, Sampling, TokenId
 
 PART_S: Final = 120.0
 """Each part but a start must end within this many seconds on a GPU."""
@@ -60,6 +62,24 @@ TOKENS: Final = 32
 """Texts are compared up to this many tokens: the longer they are, the more of them have a
 near-tie, and the less a defect would stand out."""
 
+GREEDY: Final = "temperature 0"
+STEPS: Final = Curve({1: FAST_STEP_S})
+"""A draft step of an edge takes this long."""
+
+NEUTRAL: Final[Mapping[str, float]] = {
+    "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0,
+    "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+}  # fmt: skip
+"""Every request says these, because a model may come with other defaults."""
+
+SETTINGS: Final[Mapping[str, Mapping[str, float]]] = {
+    GREEDY: NEUTRAL,
+    "penalties": NEUTRAL | {"repetition_penalty": 1.1, "presence_penalty": 0.5},
+    "temperature 1": NEUTRAL | {"temperature": 1.0},
+    "top-p": NEUTRAL | {"temperature": 0.8, "top_p": 0.95},
+}
+"""Each prompt is answered with each of these."""
+
 AT_ONCE: Final = 16
 RIGHT: Final = 0.8
 """This share of the edges' draft tokens is right."""
@@ -67,6 +87,8 @@ RIGHT: Final = 0.8
 LEAST_P: Final = 0.05
 """Sessions fail if chance alone would make them differ so often with less probability."""
 
+SWITCHED: Final = "sessions beside a grammar"
+TWO_GPUS: Final = "two GPUs"
 WITHOUT_ASYNC: Final = f"{UNPLUGGED}, no async scheduling"
 INVARIANT: Final = "batch-invariant"
 CONTROL: Final = f"{UNPLUGGED}, {AT_ONCE} at once"
@@ -79,34 +101,54 @@ TELLING: Final = re.compile(
 """The report quotes each match of this in an engine's log, with QUOTED characters around it."""
 
 QUOTED: Final = 70
+GRAPH: Final = re.compile(r"\|\s*(FULL|PIECEWISE|NONE)\s*\|\s*(\d+)\s*\|")
+"""A line of vLLM's table of CUDA graphs (--cudagraph-metrics) has a mode, and its passes."""
+
 CAUSE: Final = re.compile(r"\b\w+(Error|Exception): .*")
 """Errors in the log of an engine that does not start are quoted, too."""
 
 MOST_LINES: Final = 16
 
 Text = Sequence[TokenId]
-Texts = list[Text]
+Texts = Mapping[str, Sequence[Text]]
+"""Texts are the answers to all prompts, by the name of their settings."""
+
 Asked = TypeVar("Asked")
 
 
 def differing(texts: Texts, expected: Texts) -> tuple[int, int]:
     """Return how many of the texts differ from those expected, and how many there are."""
-    pairs = list(zip(texts, expected, strict=True))
-    return sum(list(a[:TOKENS]) != list(b[:TOKENS]) for a, b in pairs), len(pairs)
+    return sum(counts(texts, expected).values()), sum(map(len, expected.values()))
+
+
+def counts(texts: Texts, expected: Texts) -> dict[str, int]:
+    """Return how many of the texts differ from those expected, by their settings."""
+    return {
+        name: sum(
+            list(a[:TOKENS]) != list(b[:TOKENS])
+            for a, b in zip(texts[name], expected[name], strict=True)
+        )
+        for name in expected
+    }
 
 
 def compared(expected: Texts, control: Texts, groups: Mapping[str, Texts]) -> tuple[bool, str]:
     """Compare groups of texts with those expected, and how often they differ with how often
     those of the control group do."""
     own = differing(control, expected)
-    lines, least = [(f"control: {CONTROL}", _of(*own), "")], 1.0
+    first = f"control: {CONTROL}", _of(*own), *_each(control, expected), ""
+    lines, least = [first], 1.0
     for name, texts in groups.items():
         found = differing(texts, expected)
         least = min(least, p := fisher(found, own))
-        lines.append((name, _of(*found), f"{p:.3f}"))
+        lines.append((name, _of(*found), *_each(texts, expected), f"{p:.3f}"))
     why = f"p below {LEAST_P:g} fails: the group differs more often than the control group."
-    head = (f"compared with {UNPLUGGED}, alone", "differ", "p")
+    head = (f"compared with {UNPLUGGED}, alone", "differ", *expected, "p")
     return bool(groups) and least >= LEAST_P, f"{markdown(head, lines)}\n\n{why}"
+
+
+def _each(texts: Texts, expected: Texts) -> list[str]:
+    return [f"{count}" for count in counts(texts, expected).values()]
 
 
 def _of(hits: int, size: int) -> str:
@@ -118,6 +160,16 @@ def quoted_lines(log: Sequence[str]) -> list[str]:
     found = [(match, line) for line in log if (match := TELLING.search(line))]
     parts = (line[max(0, at.start() - QUOTED) : at.end() + QUOTED] for at, line in found)
     return list(islice(dict.fromkeys(parts), MOST_LINES))
+
+
+def graphs(log: Sequence[str]) -> str:
+    """Return how many passes ran in each mode of CUDA graphs, from the tables in a log."""
+    found = Counter[str]()
+    for line in log:
+        for mode, passes in GRAPH.findall(line):
+            found[mode] += int(passes)
+    modes = ", ".join(f"{mode} {passes}" for mode, passes in found.most_common())
+    return f"Passes by mode of CUDA graphs: {modes or 'none were reported'}."
 
 
 def source(prompt: Text, text: Text) -> Source:
@@ -151,17 +203,24 @@ class Quick:
     @property
     def plans(self) -> dict[str, ServicesPlan]:
         """Return the engines, by the names of the parts in which they start."""
-        told = {**self.engines.plan.environment, "VLLM_LOGGING_LEVEL": "INFO"}
-        stock = replace(self.engines.plan, edges={}, rival=Rival(PLAIN), environment=told)
+        logged = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_LOG_STATS_INTERVAL": "1"}
+        told = {**self.engines.plan.environment, **logged}
+        plan = replace(self.engines.plan, edges={}, environment=told)
+        if self.device == "cuda":
+            counting = (*plan.verifier_arguments, "--vllm.cudagraph-metrics", "true")
+            plan = replace(plan, verifier_arguments=counting)
+        stock = replace(plan, rival=Rival(PLAIN))
         more = (*stock.verifier_arguments, PORT, f"{free_port()}")
         ours = replace(stock, rival=None, verifier_arguments=more)
         sync = (*stock.verifier_arguments, "--vllm.async-scheduling", "false")
         invariant = {**told, "VLLM_BATCH_INVARIANT": "1"}
+        both = (*more, "--vllm.tensor-parallel-size", "2")
         return {
             "start-up": ours,
             f"{UNPLUGGED} starts": stock,
             f"{WITHOUT_ASYNC}, starts": replace(stock, verifier_arguments=sync),
             f"{INVARIANT} start-up": replace(ours, environment=invariant),
+            f"{TWO_GPUS} start-up": replace(ours, verifier_arguments=both),
         }
 
     async def run(self) -> None:
@@ -171,6 +230,7 @@ class Quick:
                 "PicoSpec's texts": partial(self._own, ""),
                 PLUGGED: partial(self._plain, PLUGGED),
                 f"{AT_ONCE} sessions": self._sessions,
+                SWITCHED: self._switch,
             },
             {
                 f"{UNPLUGGED}'s texts": self._stocks,
@@ -179,11 +239,15 @@ class Quick:
             },
             {WITHOUT_ASYNC: partial(self._plain, WITHOUT_ASYNC)},
             {INVARIANT: partial(self._own, INVARIANT)},
+            {TWO_GPUS: partial(self._own, TWO_GPUS)},
         )
         if self.check.out:
             self.check.out.with_suffix(".log").unlink(missing_ok=True)
         for (start, plan), own in zip(self.plans.items(), works, strict=True):
-            await self._engine(start, plan, own)
+            if TWO_GPUS in own and (count := await self._gpus()) < 2:
+                self.check.skip(f"This needs two GPUs; here are {count}.", start, *own)
+            else:
+                await self._engine(start, plan, own)
         await self.check.run("all loads", PART_S, self.engines.table)
 
     async def _engine(self, start: str, plan: ServicesPlan, works: Mapping[str, Work]) -> None:
@@ -193,7 +257,7 @@ class Quick:
         self.log.clear()
         async with AsyncExitStack() as running:
             starting = partial(self._start, running, services)
-            if not await self.check.run(start, READY_WITHIN_S + 30.0, starting):
+            if not await self.check.run(start, 2 * READY_WITHIN_S + 30.0, starting):
                 return self.check.skip("Its engine did not start.", *works)
             for name, work in works.items():
                 await self.check.run(name, limit_s, partial(work, services))
@@ -212,14 +276,33 @@ class Quick:
         except ServiceError as error:
             causes = dict.fromkeys(each[0] for line in self.log if (each := CAUSE.search(line)))
             why = fenced("\n".join([*islice(causes, MOST_LINES), "", str(error)]))
-            if "VLLM_BATCH_INVARIANT" in plan.environment and "self-test" not in why:
-                raise NotRun(f"vLLM does not start so here.\n\n{why}") from error
+            if "VLLM_BATCH_INVARIANT" in plan.environment and not await self._stock_starts(
+                plan
+            ):
+                raise NotRun(f"vLLM alone does not start so either.\n\n{why}") from error
             return False, why
         seconds = perf_counter() - began_s
         what = "vLLM" if plan.rival else "The verifier, with its self-test,"
         memory = await self._memory(services)
         quoted = fenced("\n".join([memory, *quoted_lines(self.log)]))
         return True, f"{what} was ready after {seconds:.0f} s.\n\n{quoted}"
+
+    async def _stock_starts(self, plan: ServicesPlan) -> bool:
+        """Return True if vLLM alone starts in the same environment."""
+        self.check.step("vLLM alone starts so")
+        stock = replace(self.plans[f"{UNPLUGGED} starts"], environment=plan.environment)
+        try:
+            async with Services(stock, self._line):
+                return True
+        except ServiceError:
+            return False
+
+    async def _gpus(self) -> int:
+        try:
+            found, listed = await command("nvidia-smi", "--list-gpus")
+        except OSError:
+            return 0
+        return len(listed.splitlines()) if found else 0
 
     async def _memory(self, services: Services) -> str:
         if self.device == "cuda":
@@ -229,30 +312,51 @@ class Quick:
         return f"processes hold {held / 2**20:.0f} MiB"
 
     async def _own(self, name: str, services: Services) -> tuple[bool, str]:
-        """Compare texts of sessions with those of requests without one, in one engine. Only a
-        batch-invariant one must not differ, and is named."""
+        """Compare texts of sessions with those of requests without one, in one engine. In a
+        batch-invariant one none may differ; on two GPUs no more than in the control group."""
         alone = await self._asked(_stock_url(services))
-        asked = list(map(source, self.prompts, alone))
-        self.engines.sources = self.engines.sources or asked
-        sessions = await self._in_sessions(services.verifier_url, asked)
+        self._keep_sources(alone)
+        sessions = await self._in_sessions(services.verifier_url, alone)
         self.texts |= {name + PLUGGED: alone, name + FAST: sessions}
         count, of = differing(sessions, alone)
         found = (
             f"{count} of {of} texts of sessions, {AT_ONCE} at once, differ from those of this "
             f"engine's requests without sessions, one at a time."
         )
-        return not (name and count), found
+        if name != TWO_GPUS:
+            return not (name and count), found
+        if CONTROL not in self.texts:
+            raise NotRun(f"{found} There is no control group.")
+        control = differing(self.texts[CONTROL], self.texts[UNPLUGGED])
+        return fisher((count, of), control) >= LEAST_P, found
 
     async def _stocks(self, services: Services) -> tuple[bool, str]:
         url = services.verifier_url
         alone, loaded = await self._asked(url), await self._asked(url, AT_ONCE)
-        self.engines.sources = self.engines.sources or list(map(source, self.prompts, alone))
+        self._keep_sources(alone)
         self.texts |= {UNPLUGGED: alone, CONTROL: loaded}
-        return True, f"{len(alone)} prompts were answered alone, and {AT_ONCE} at once."
+        answers = f"{len(self.prompts)} prompts were answered with {', '.join(alone)}"
+        return True, f"{answers}; alone, and {AT_ONCE} at once."
+
+    async def _switch(self, services: Services) -> tuple[bool, str]:
+        """Let sessions go on beside a request with a grammar and after it: steps wait for one
+        another while it runs, and overlap again. `identity` compares the texts."""
+        if PLUGGED not in self.texts:
+            raise NotRun("There are no texts to draft.")
+        expected, url = self.texts[PLUGGED], _stock_url(services)
+        http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
+        async with http, asyncio.TaskGroup() as tasks:
+            limits = {"tokens": TOKENS // 4, "structured_outputs": {"regex": "[a-z ]*"}}
+            waiting = tasks.create_task(answered(http, self.prompts[0], **limits))
+            running = tasks.create_task(self._in_sessions(services.verifier_url, expected))
+        self.texts[SWITCHED] = running.result()
+        count, of = differing(running.result(), expected)
+        said = f"{len(waiting.result())} tokens with a grammar were generated beside sessions"
+        return True, f"{said}; {count} of {of} texts differ from those alone."
 
     async def _identity(self, _: Services) -> tuple[bool, str]:
         """Compare our texts with stock vLLM's. Raises NotRun if some are missing."""
-        names: Sequence[str] = (PLUGGED, FAST)
+        names: Sequence[str] = (PLUGGED, FAST, SWITCHED)
         ours = {name: self.texts[name] for name in names if name in self.texts}
         if not ours or CONTROL not in self.texts:
             raise NotRun("There are no texts to compare.")
@@ -262,39 +366,64 @@ class Quick:
         """Measure requests without sessions, in vLLM's own API."""
         if not self.engines.sources:
             await self._stocks(services)
-        return await self.engines.load(
-            _stock_url(services), {"cloud": name}, self.engines.sessions
-        )
+        url, counts = _stock_url(services), self.engines.sessions
+        return await self._loaded(self.engines.load(url, {"cloud": name}, counts))
 
     async def _sessions(self, services: Services) -> tuple[bool, str]:
-        arms = {"picospec": FAST}
-        return await self.engines.load(services.verifier_url, arms, [AT_ONCE], FAST_STEP_S)
+        url, arms = services.verifier_url, {"picospec": FAST}
+        return await self._loaded(self.engines.load(url, arms, [AT_ONCE], FAST_STEP_S))
+
+    async def _loaded(self, load: Awaitable[tuple[bool, str]]) -> tuple[bool, str]:
+        """Return the figures of a load, with the modes of its passes."""
+        first = len(self.log)
+        right, found = await load
+        return right, f"{found}\n\n{graphs(self.log[first:])}"
+
+    def _keep_sources(self, texts: Texts) -> None:
+        """Let the loads ask for the greedy texts, unless there are such texts."""
+        known = self.engines.sources
+        self.engines.sources = known or list(map(source, self.prompts, texts[GREEDY]))
+
+    @property
+    def settings(self) -> dict[str, Mapping[str, float]]:
+        """Return the settings of texts. Without a GPU stock vLLM has other noise (Model Runner
+        V1), so only texts without noise are asked for."""
+        on_gpu = self.device != "cpu"
+        return {k: v for k, v in SETTINGS.items() if on_gpu or v["temperature"] == 0.0}
 
     async def _asked(self, url: str, at_once: int = 1) -> Texts:
-        """Return the answers to all prompts, `at_once` at once."""
+        """Return the answers to all prompts with all settings, `at_once` at once. The greedy
+        ones are as long as those of loads."""
         self.check.step(f"it answers, {at_once} at once")
+        texts = {}
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
             chats = [prompt.prompt for prompt in self.engines.prompts]
             self.prompts = self.prompts or [await tokenized(http, chat) for chat in chats]
-            ask = partial(answered, http, tokens=self.engines.tokens)
-            return await self._crowded(at_once, ask, self.prompts)
+            for name, settings in self.settings.items():
+                tokens = self.engines.tokens if name == GREEDY else TOKENS
+                ask = partial(answered, http, tokens=tokens, **settings)
+                texts[name] = await self._crowded(at_once, ask, self.prompts)
+        return texts
 
-    async def _in_sessions(self, url: str, sources: Sequence[Source]) -> Texts:
+    async def _in_sessions(self, url: str, expected: Texts) -> Texts:
+        """Return the same of sessions, whose edges draft along the texts expected."""
         self.check.step(f"sessions, {AT_ONCE} at once")
         async with httpx.AsyncClient(base_url=url, trust_env=False) as api:
             known = (await api.get("/v1/model-facts")).raise_for_status().content
         size = msgspec.json.decode(known, type=ModelFacts).vocabulary_size
-        drafter = ScriptedDrafter({s.prompt: s for s in sources}, Curve({1: FAST_STEP_S}), size)
-        async with scripted(url, drafter) as ask:
-
-            async def text(asked: Source) -> Text:
-                return (await ask(asked, min(TOKENS, len(asked.tokens)))).text
-
-            return await self._crowded(AT_ONCE, text, sources)
+        texts = {}
+        for name, settings in self.settings.items():
+            asked = list(map(source, self.prompts, expected[name]))
+            drafter = ScriptedDrafter({s.prompt: s for s in asked}, STEPS, size)
+            sampling, extras = in_session(settings)
+            async with scripted(url, drafter, sampling, **extras) as ask:
+                text = partial(_text, ask)
+                texts[name] = await self._crowded(AT_ONCE, text, asked)
+        return texts
 
     async def _crowded(
         self, at_once: int, ask: Callable[[Asked], Awaitable[Text]], asked: Sequence[Asked]
-    ) -> Texts:
+    ) -> list[Text]:
         """Return the texts of what is asked, `at_once` at once, and as many to the end: some
         are asked once more, so that the last ones are not alone."""
         texts, most = list[Text](), max(len(asked), at_once)
@@ -305,6 +434,17 @@ class Quick:
                 running = [tasks.create_task(_awaited(ask(each))) for each in batch]
             texts += [task.result() for task in running]
         return texts[: len(asked)]
+
+
+def in_session(settings: Mapping[str, float]) -> tuple[Sampling, dict[str, float]]:
+    """Return the same settings as an edge has them: a Sampling, and what it calls extras."""
+    own = {name: settings[name] for name in Sampling.__struct_fields__ if name in settings}
+    extras = {k: v for k, v in settings.items() if k not in own and v != NEUTRAL[k]}
+    return Sampling(**own), extras
+
+
+async def _text(ask: Client, asked: Source) -> Text:
+    return (await ask(asked, min(TOKENS, len(asked.tokens)))).text
 
 
 async def _awaited(text: Awaitable[Text]) -> Text:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 from scipy.stats import fisher_exact
 
 from bench.capacity import Figures, Row
@@ -27,6 +28,7 @@ from bench.run.services import Services, ServicesPlan
 from bench.statistics import fisher
 from gateway.hosting.processes import ServiceDied
 from picospec.link import Conditions
+from speculation.messages import Sampling
 from tests.verifier.vllm_target.v2.tiny import make
 
 ANY = ServicesPlan("any", "any", {})
@@ -198,6 +200,35 @@ async def test_the_plugin_may_not_slow_down_requests_without_sessions(
     assert ("not steady" in table) == (again == 55.0)
 
 
+@pytest.mark.parametrize("full", [UNPLUGGED, PLUGGED])
+async def test_no_ratio_is_concluded_from_clients_that_are_full(full: str) -> None:
+    found = engines()
+    found.loads.add(UNPLUGGED, replace(row(16, 100.0), busy_share=0.5))
+    found.loads.add(PLUGGED, replace(row(16, 50.0), busy_share=0.5))
+    assert not (await found.table())[0]
+    busy = replace(found.loads.rows[16, full], busy_share=0.95)
+    found.loads.add(full, busy)
+
+    with pytest.raises(NotRun, match="16 at once: not measured, the clients were full"):
+        await found.table()
+
+    found.loads.add(PLUGGED, row(1, 100.0))
+    found.loads.add(UNPLUGGED, row(1, 100.0))
+    assert (await found.table())[0]
+
+
+@pytest.mark.parametrize(("tokens_per_s", "right"), [(90.0, True), (89.0, False)])
+async def test_sessions_may_not_be_slower_than_requests_without_one(
+    tokens_per_s: float, right: bool
+) -> None:
+    found = engines()
+    for name in (UNPLUGGED, PLUGGED):
+        found.loads.add(name, row(16, 100.0))
+    found.loads.add(quick.FAST, row(16, tokens_per_s))
+
+    assert (await found.table())[0] == right
+
+
 class Started(Engines):
     """Its engines make so many tokens/s, and are not started."""
 
@@ -268,9 +299,9 @@ def test_fishers_probability_is_scipys(
     )
 
 
-def texts(*others: int) -> list[Sequence[int]]:
+def texts(*others: int) -> dict[str, list[Sequence[int]]]:
     """Return twelve texts, of which these are other ones."""
-    return [(i, 7, 7 if i in others else 8) for i in range(12)]
+    return {quick.GREEDY: [(i, 7, 7 if i in others else 8) for i in range(12)]}
 
 
 @pytest.mark.parametrize(
@@ -290,18 +321,21 @@ def test_sessions_may_not_differ_more_often_than_stock_vllm_does_from_itself(
 def test_what_differs_beyond_the_compared_tokens_does_not_count() -> None:
     long = [7] * quick.TOKENS
 
-    assert differing([[*long, 1], [8, *long]], [[*long, 2], long]) == (1, 2)
+    group, expected = {"a": [[*long, 1], [8, *long]]}, {"a": [[*long, 2], long]}
+    assert differing(group, expected) == (1, 2)
     assert not compared(texts(), texts(), {})[0]
 
 
-def test_the_quick_check_starts_four_engines_and_ours_first() -> None:
-    ours, stock, sync, invariant = Quick(engines()).plans.values()
+def test_the_quick_check_starts_its_engines_and_ours_first() -> None:
+    plans = Quick(engines(), "cpu").plans.values()
+    ours, _, sync, invariant, two = plans
 
-    assert [plan.rival is None for plan in (ours, stock, sync, invariant)] == [
-        True, False, False, True,
-    ]  # fmt: skip
+    assert [plan.rival is None for plan in plans] == [True, False, False, True, True]
     assert sync.verifier_arguments == ("--vllm.async-scheduling", "false")
     assert invariant.environment["VLLM_BATCH_INVARIANT"] == "1"
+    assert two.verifier_arguments[-2:] == ("--vllm.tensor-parallel-size", "2")
+    for plan in Quick(engines()).plans.values():
+        assert "--vllm.cudagraph-metrics" in plan.verifier_arguments
     assert quick._stock_url(Services(ours)).endswith(ours.verifier_arguments[-1])
 
 
@@ -314,7 +348,7 @@ class Silent(Quick):
             return True, ""
         raise ServiceDied("verifier", 1, ["out of memory"])
 
-    async def _asked(self, url: str, at_once: int = 1) -> list[Sequence[int]]:
+    async def _asked(self, url: str, at_once: int = 1) -> quick.Texts:
         return texts()
 
 
@@ -333,6 +367,81 @@ async def test_whatever_fails_the_other_parts_of_the_quick_check_are_run(
     assert verdicts[f"{UNPLUGGED} starts"] == "PASS"
     assert verdicts["identity"] == verdict
     assert list(verdicts)[-1] == "all loads"
+
+
+def test_passes_are_counted_by_the_mode_of_their_cuda_graphs() -> None:
+    log = [
+        "INFO 12-02 [cuda_graph.py:118] | Unpadded Tokens | ... | Runtime Mode | Count |",
+        "INFO 12-02 [cuda_graph.py:118] | 16              | ... | FULL         | 120   |",
+        "INFO 12-02 [cuda_graph.py:118] | 80              | ... | PIECEWISE    | 3     |",
+        "INFO 12-02 [cuda_graph.py:118] | 16              | ... | FULL         | 40    |",
+    ]
+
+    assert quick.graphs(log).endswith(": FULL 160, PIECEWISE 3.")
+    assert quick.graphs([]).endswith(": none were reported.")
+
+
+def test_an_edge_and_vllm_are_asked_for_the_same_settings() -> None:
+    penalties, top_p = quick.SETTINGS["penalties"], quick.SETTINGS["top-p"]
+
+    assert quick.in_session(quick.NEUTRAL) == (Sampling(temperature=0.0), {})
+    assert quick.in_session(top_p) == (Sampling(temperature=0.8, top_p=0.95), {})
+    assert quick.in_session(penalties) == (
+        Sampling(temperature=0.0),
+        {"repetition_penalty": 1.1, "presence_penalty": 0.5},
+    )
+    assert list(Quick(engines(), "cpu").settings) == [quick.GREEDY, "penalties"]
+
+
+def test_a_defect_that_shows_with_one_kind_of_settings_is_found() -> None:
+    right = {name: texts()[quick.GREEDY] for name in quick.SETTINGS}
+    group = right | {"penalties": texts(*range(6))[quick.GREEDY]}
+
+    verdict, found = compared(right, right, {"sessions": group})
+
+    assert not verdict
+    assert "| sessions | 6 of 48 | 0 | 6 | 0 | 0 | 0.013 |" in found
+
+
+@pytest.mark.parametrize(("stock_starts", "verdict"), [(True, "FAIL"), (False, "not run")])
+async def test_a_batch_invariant_start_fails_unless_vllm_alone_does_not_start_either(
+    stock_starts: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def starts(services: Services) -> Services:
+        if services.plan.rival is None or not stock_starts:
+            raise ServiceDied("verifier", 1, ["TypeError: warm_up() got an argument"])
+        return services
+
+    async def ends(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Services, "__aenter__", starts)
+    monkeypatch.setattr(Services, "__aexit__", ends)
+    found = Quick(engines(), "cpu")
+    name = f"{quick.INVARIANT} start-up"
+
+    await found._engine(name, found.plans[name], {})
+
+    assert [part.verdict for part in found.check.parts] == [verdict]
+    assert "warm_up() got an argument" in found.check.parts[0].found
+
+
+async def test_a_driver_that_does_not_fit_torch_is_named_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (smi := tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100, 535.1'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(command_line, "TRIAL", "raise SystemExit('the driver is too old')")
+    found = engines()
+
+    await command_line._run("cuda", Serving(found))
+
+    host, *others = found.check.parts
+    assert host.verdict == "FAIL"
+    assert "does not run on this driver" in host.found
+    assert "the driver is too old" in host.found
+    assert {part.verdict for part in others} == {"not run"}
 
 
 async def test_what_vllm_does_not_support_is_not_run() -> None:
@@ -361,9 +470,11 @@ def test_the_quick_check_runs_to_its_end_beside_vllm(tmp_path: Path) -> None:
     subprocess.run(command, env=os.environ | quiet, timeout=1500, check=False)
 
     told = report.read_text()
-    for part in ("start-up", "PicoSpec's texts", "16 sessions", "identity", UNPLUGGED):
+    for part in ("start-up", "PicoSpec's texts", "16 sessions", "identity", UNPLUGGED,
+                 quick.SWITCHED):  # fmt: skip
         assert f"| {part} | PASS |" in told
-    assert "| batch-invariant | not run |" in told  # vLLM has none for CPUs
+    for part in ("batch-invariant", "two GPUs", "vLLM's noise"):  # there are none on CPUs
+        assert f"| {part} | not run |" in told
     assert "| all loads | " in told
 
 

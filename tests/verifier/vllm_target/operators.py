@@ -1,4 +1,4 @@
-"""What an operator may have given vLLM besides: an extension of its workers, and a KV connector.
+"""What an operator may have given vLLM besides: an extension of workers, and a KV connector.
 
 vLLM's processes import these by their names.
 """
@@ -21,7 +21,7 @@ class Extension:
 
 
 class Connector(ExampleConnector):
-    """Saves the KV of prompts to files, and loads it; some blocks are reported as not loaded."""
+    """Saves the KV of prompts to files, and loads it; some is reported as not loaded."""
 
     lost: frozenset[int] = frozenset()
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.gpu_check.kernels import MOST_ULP, ON_CPU, VLLMS_NOISE, Kernels
+from bench.gpu_check.kernels import MOST_ULP, ON_CPU, Kernels
+from bench.gpu_check.parts import VLLMS_NOISE
 from speculation import noise
 from speculation.noise import gumbel
 
