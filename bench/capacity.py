@@ -401,16 +401,22 @@ async def plain(url: str) -> AsyncGenerator[Client]:
 
 @asynccontextmanager
 async def scripted(
-    url: str, drafter: ScriptedDrafter, sampling: Sampling = GREEDY, **extras: object
+    url: str,
+    drafter: ScriptedDrafter,
+    sampling: Sampling = GREEDY,
+    identity: str = "",
+    **extras: object,
 ) -> AsyncGenerator[Client]:
-    """Yield a client that is a scripted edge. sampling, extras: of each request, as in Job."""
+    """Yield a client that is a scripted edge. The others are of each request, as in Job."""
     metrics = EdgeMetrics(CollectorRegistry())
     settings = EdgeSettings(verifier_url=AnyHttpUrl(url))
     verifiers = open_verifiers(settings, metrics)
     engine = EdgeEngine(verifiers, drafter, settings, metrics, TargetsVocabulary())
 
     async def ask(source: Source, tokens: int) -> Answered:
-        job = Job("capacity", source.prompt, tokens, sampling, seed=0, extras=extras)
+        job = Job(
+            "capacity", source.prompt, tokens, sampling, 0, extras=extras, identity=identity
+        )
         asked_s, arrivals_s = perf_counter(), list[float]()
         text, counted = list[TokenId](), Statistics()
         async with aclosing(engine.generate(job)) as deltas:

@@ -6,6 +6,7 @@ Engines run one after another, and each part is reported when it ends:
     stock vLLM                 the same requests; and its texts, alone and many at once
     without async scheduling   the same requests
     batch-invariant            texts of sessions and of requests without sessions
+    two adapters               the same, with both at once
     on two GPUs                the same, if there are two
 
 A session's text may differ from stock vLLM's where two logits are nearly equal, because passes
@@ -17,6 +18,7 @@ engine rounds in one way, so nothing may differ there.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
@@ -27,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, islice, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Final, TypeVar
 
@@ -34,6 +37,7 @@ import httpx
 import msgspec
 
 from bench.capacity import Client, ScriptedDrafter, scripted
+from bench.gpu_check import adapters
 from bench.gpu_check.engines import (
     ENGINE_S,
     FAST,
@@ -89,6 +93,7 @@ LEAST_P: Final = 0.05
 
 SWITCHED: Final = "sessions beside a grammar"
 TWO_GPUS: Final = "two GPUs"
+ADAPTERS: Final = "two adapters"
 WITHOUT_ASYNC: Final = f"{UNPLUGGED}, no async scheduling"
 INVARIANT: Final = "batch-invariant"
 CONTROL: Final = f"{UNPLUGGED}, {AT_ONCE} at once"
@@ -193,6 +198,9 @@ class Quick:
     texts: dict[str, Texts] = field(default_factory=dict)
     """Texts of the prompts are found by the name of what generated them."""
 
+    adapters: Sequence[Path] = ()
+    """The folders of the adapters that one engine serves."""
+
     log: list[str] = field(default_factory=list)
     """The current engine has printed these lines."""
 
@@ -215,11 +223,19 @@ class Quick:
         sync = (*stock.verifier_arguments, "--vllm.async-scheduling", "false")
         invariant = {**told, "VLLM_BATCH_INVARIANT": "1"}
         both = (*more, "--vllm.tensor-parallel-size", "2")
+        modules = [f"{folder.name}={folder}" for folder in self.adapters]
+        # one slot for two; on CPUs vLLM gives the last one to requests without an adapter
+        slots = "1" if self.device == "cuda" else f"{1 + len(modules)}"
+        with_adapters = (
+            *more, "--vllm.enable-lora", "true", "--vllm.max-lora-rank", f"{adapters.RANK}",
+            "--vllm.max-loras", slots, "--vllm.lora-modules", json.dumps(modules),
+        )  # fmt: skip
         return {
             "start-up": ours,
             f"{UNPLUGGED} starts": stock,
             f"{WITHOUT_ASYNC}, starts": replace(stock, verifier_arguments=sync),
             f"{INVARIANT} start-up": replace(ours, environment=invariant),
+            f"{ADAPTERS} start-up": replace(ours, verifier_arguments=with_adapters),
             f"{TWO_GPUS} start-up": replace(ours, verifier_arguments=both),
         }
 
@@ -239,15 +255,17 @@ class Quick:
             },
             {WITHOUT_ASYNC: partial(self._plain, WITHOUT_ASYNC)},
             {INVARIANT: partial(self._own, INVARIANT)},
+            {ADAPTERS: self._with_adapters},
             {TWO_GPUS: partial(self._own, TWO_GPUS)},
         )
         if self.check.out:
             self.check.out.with_suffix(".log").unlink(missing_ok=True)
-        for (start, plan), own in zip(self.plans.items(), works, strict=True):
-            if TWO_GPUS in own and (count := await self._gpus()) < 2:
-                self.check.skip(f"This needs two GPUs; here are {count}.", start, *own)
-            else:
-                await self._engine(start, plan, own)
+        with TemporaryDirectory() as folder:
+            for start, own in zip(self.plans, works, strict=True):
+                if missing := await self._missing(own, Path(folder)):
+                    self.check.skip(missing, start, *own)
+                else:
+                    await self._engine(start, self.plans[start], own)
         await self.check.run("all loads", PART_S, self.engines.table)
 
     async def _engine(self, start: str, plan: ServicesPlan, works: Mapping[str, Work]) -> None:
@@ -297,6 +315,18 @@ class Quick:
         except ServiceError:
             return False
 
+    async def _missing(self, works: Mapping[str, Work], folder: Path) -> str:
+        """Return what this host lacks for some parts; "" if it has all. Write adapters."""
+        if TWO_GPUS in works and (count := await self._gpus()) < 2:
+            return f"This needs two GPUs; here are {count}."
+        if ADAPTERS in works:
+            model = self.engines.plan.target_model
+            try:
+                self.adapters = await asyncio.to_thread(adapters.write, model, folder)
+            except Exception as error:  # of libraries that read any model's configuration
+                return f"No adapter was made for this model: {error}"
+        return ""
+
     async def _gpus(self) -> int:
         try:
             found, listed = await command("nvidia-smi", "--list-gpus")
@@ -325,10 +355,36 @@ class Quick:
         )
         if name != TWO_GPUS:
             return not (name and count), found
+        return self._as_control(count, of), found
+
+    def _as_control(self, count: int, of: int) -> bool:
+        """Return True if no more of the texts differ than in the control group. Raises NotRun
+        without one."""
         if CONTROL not in self.texts:
-            raise NotRun(f"{found} There is no control group.")
+            raise NotRun(f"{_of(count, of)} texts differ, and there is no control group.")
         control = differing(self.texts[CONTROL], self.texts[UNPLUGGED])
-        return fisher((count, of), control) >= LEAST_P, found
+        return fisher((count, of), control) >= LEAST_P
+
+    async def _with_adapters(self, services: Services) -> tuple[bool, str]:
+        """Compare texts of sessions with two adapters at once with those of requests."""
+        url, known = _stock_url(services), await _facts(services.verifier_url)
+        alone = {name: await self._asked(url, model=name) for name in known.adapters}
+        async with asyncio.TaskGroup() as tasks:
+            running = {
+                name: tasks.create_task(
+                    self._in_sessions(services.verifier_url, alone[name], identity)
+                )
+                for name, identity in known.adapters.items()
+            }
+        pairs = [differing(running[name].result(), alone[name]) for name in alone]
+        count, of = (sum(each) for each in zip(*pairs, strict=True))
+        first, second = alone.values()
+        others, _ = differing(first, second)
+        found = (
+            f"{count} of {of} texts of sessions, with both adapters at once, differ from those "
+            f"of requests; {others} differ from one adapter to the other."
+        )
+        return others > 0 and self._as_control(count, of), found
 
     async def _stocks(self, services: Services) -> tuple[bool, str]:
         url = services.verifier_url
@@ -391,7 +447,7 @@ class Quick:
         on_gpu = self.device != "cpu"
         return {k: v for k, v in SETTINGS.items() if on_gpu or v["temperature"] == 0.0}
 
-    async def _asked(self, url: str, at_once: int = 1) -> Texts:
+    async def _asked(self, url: str, at_once: int = 1, **named: str) -> Texts:
         """Return the answers to all prompts with all settings, `at_once` at once. The greedy
         ones are as long as those of loads."""
         self.check.step(f"it answers, {at_once} at once")
@@ -401,22 +457,21 @@ class Quick:
             self.prompts = self.prompts or [await tokenized(http, chat) for chat in chats]
             for name, settings in self.settings.items():
                 tokens = self.engines.tokens if name == GREEDY else TOKENS
-                ask = partial(answered, http, tokens=tokens, **settings)
+                ask = partial(answered, http, tokens=tokens, **settings, **named)
                 texts[name] = await self._crowded(at_once, ask, self.prompts)
         return texts
 
-    async def _in_sessions(self, url: str, expected: Texts) -> Texts:
-        """Return the same of sessions, whose edges draft along the texts expected."""
+    async def _in_sessions(self, url: str, expected: Texts, identity: str = "") -> Texts:
+        """Return the same of sessions, whose edges draft along the texts expected. identity: of
+        an adapter."""
         self.check.step(f"sessions, {AT_ONCE} at once")
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as api:
-            known = (await api.get("/v1/model-facts")).raise_for_status().content
-        size = msgspec.json.decode(known, type=ModelFacts).vocabulary_size
+        size = (await _facts(url)).vocabulary_size
         texts = {}
         for name, settings in self.settings.items():
             asked = list(map(source, self.prompts, expected[name]))
             drafter = ScriptedDrafter({s.prompt: s for s in asked}, STEPS, size)
             sampling, extras = in_session(settings)
-            async with scripted(url, drafter, sampling, **extras) as ask:
+            async with scripted(url, drafter, sampling, identity, **extras) as ask:
                 text = partial(_text, ask)
                 texts[name] = await self._crowded(AT_ONCE, text, asked)
         return texts
@@ -441,6 +496,12 @@ def in_session(settings: Mapping[str, float]) -> tuple[Sampling, dict[str, float
     own = {name: settings[name] for name in Sampling.__struct_fields__ if name in settings}
     extras = {k: v for k, v in settings.items() if k not in own and v != NEUTRAL[k]}
     return Sampling(**own), extras
+
+
+async def _facts(url: str) -> ModelFacts:
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as api:
+        known = (await api.get("/v1/model-facts")).raise_for_status().content
+    return msgspec.json.decode(known, type=ModelFacts)
 
 
 async def _text(ask: Client, asked: Source) -> Text:

@@ -328,9 +328,9 @@ def test_what_differs_beyond_the_compared_tokens_does_not_count() -> None:
 
 def test_the_quick_check_starts_its_engines_and_ours_first() -> None:
     plans = Quick(engines(), "cpu").plans.values()
-    ours, _, sync, invariant, two = plans
+    ours, _, sync, invariant, _, two = plans
 
-    assert [plan.rival is None for plan in plans] == [True, False, False, True, True]
+    assert [plan.rival is None for plan in plans] == [True, False, False, True, True, True]
     assert sync.verifier_arguments == ("--vllm.async-scheduling", "false")
     assert invariant.environment["VLLM_BATCH_INVARIANT"] == "1"
     assert two.verifier_arguments[-2:] == ("--vllm.tensor-parallel-size", "2")
@@ -348,7 +348,7 @@ class Silent(Quick):
             return True, ""
         raise ServiceDied("verifier", 1, ["out of memory"])
 
-    async def _asked(self, url: str, at_once: int = 1) -> quick.Texts:
+    async def _asked(self, url: str, at_once: int = 1, **named: str) -> quick.Texts:
         return texts()
 
 
@@ -471,7 +471,7 @@ def test_the_quick_check_runs_to_its_end_beside_vllm(tmp_path: Path) -> None:
 
     told = report.read_text()
     for part in ("start-up", "PicoSpec's texts", "16 sessions", "identity", UNPLUGGED,
-                 quick.SWITCHED):  # fmt: skip
+                 quick.SWITCHED, quick.ADAPTERS):  # fmt: skip
         assert f"| {part} | PASS |" in told
     for part in ("batch-invariant", "two GPUs", "vLLM's noise"):  # there are none on CPUs
         assert f"| {part} | not run |" in told
