@@ -153,23 +153,21 @@ RULES: Final = (
     Rule("watermark_config", lambda v: v is not None, "edges draw without a watermark"),
     Rule(
         "kv_transfer_config",
-        lambda v: _of_kv(v, "kv_role", "kv_both") != "kv_both",
+        lambda v: _of_kv(v, "kv_role") in ("kv_producer", "kv_consumer"),
         "a session's engine reads its prompt and generates: only kv_role kv_both does both",
     ),
     Rule(
         "kv_transfer_config",
-        lambda v: _of_kv(v, "kv_load_failure_policy", "fail") != "fail",
+        lambda v: _of_kv(v, "kv_load_failure_policy") == "recompute",
         "an edge goes on elsewhere where KV is lost: kv_load_failure_policy must be fail",
     ),
     Rule("enable_elastic_ep", bool, "an engine that joins later has no judge"),
 )
 
 
-def _of_kv(config: Any, name: str, default: str) -> object:
+def _of_kv(config: Any, name: str) -> object:
     """Return a field of a KVTransferConfig, or of a dict from a caller in Python."""
-    if isinstance(config, dict):
-        return config.get(name, default)
-    return getattr(config, name, default)
+    return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
 
 
 def extension(runner: str, theirs: str) -> str:

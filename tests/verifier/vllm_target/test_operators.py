@@ -23,7 +23,7 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.target import TargetFailed
+from verifier.target import Target, TargetFailed
 from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = [
@@ -63,7 +63,7 @@ async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Vllm
 
 def asking(target: VllmTarget, first: int, sampling: Sampling, **fields: Any) -> Open:
     prompt = tuple(first + i for i in range(SAVED + 4))
-    return replace(opening(target, "", sampling, **fields), prompt=prompt)
+    return replace(opening(target, "", sampling, max_tokens=24, **fields), prompt=prompt)
 
 
 async def own(target: VllmTarget, request: Open) -> tuple[list[int], int]:
@@ -124,6 +124,24 @@ async def test_workers_have_the_operators_extension_beside_ours(target: VllmTarg
 
     assert said.endswith("of the operator")
     await workers.collective_rpc("picospec_answer")
+
+
+async def test_beside_a_connector_the_self_test_runs_though_it_is_switched_off(
+    target: VllmTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = []
+
+    async def test(each: Target) -> None:
+        tested.append(each)
+
+    module = "verifier.vllm_target.serving.target"
+    monkeypatch.setattr(f"{module}.self_test", test)
+    other = make(target._engine, self_test=False)
+
+    await other.start()
+    await other.stop()
+
+    assert tested == [other]
 
 
 async def test_a_session_whose_kv_was_not_loaded_commits_nothing_of_it(
