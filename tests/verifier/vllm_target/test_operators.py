@@ -23,7 +23,7 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.target import Target, TargetFailed
+from verifier.target import TargetFailed
 from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = [
@@ -55,7 +55,7 @@ async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Vllm
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # other engines share cores
         async with engine(make_tiny(folder / "tiny"), **options) as running:
-            served = make(running)
+            served = make(running, self_test=None)
             await served.start()
             yield served
             await served.stop()
@@ -127,21 +127,15 @@ async def test_workers_have_the_operators_extension_beside_ours(target: VllmTarg
 
 
 async def test_beside_a_connector_the_self_test_runs_though_it_is_switched_off(
-    target: VllmTarget, monkeypatch: pytest.MonkeyPatch
+    target: VllmTarget,
 ) -> None:
-    tested = []
+    before = (await target.figures())["steps"]
 
-    async def test(each: Target) -> None:
-        tested.append(each)
+    again = make(target._engine, self_test=False)
+    await again.start()
 
-    module = "verifier.vllm_target.serving.target"
-    monkeypatch.setattr(f"{module}.self_test", test)
-    other = make(target._engine, self_test=False)
-
-    await other.start()
-    await other.stop()
-
-    assert tested == [other]
+    assert (await target.figures())["steps"] > before
+    await again.stop()
 
 
 async def test_a_session_whose_kv_was_not_loaded_commits_nothing_of_it(
