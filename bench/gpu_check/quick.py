@@ -294,9 +294,8 @@ class Quick:
         except ServiceError as error:
             causes = dict.fromkeys(each[0] for line in self.log if (each := CAUSE.search(line)))
             why = fenced("\n".join([*islice(causes, MOST_LINES), "", str(error)]))
-            if "VLLM_BATCH_INVARIANT" in plan.environment and not await self._stock_starts(
-                plan
-            ):
+            is_invariant = "VLLM_BATCH_INVARIANT" in plan.environment
+            if is_invariant and not await self._stock_starts(plan):
                 raise NotRun(f"vLLM alone does not start so either.\n\n{why}") from error
             return False, why
         seconds = perf_counter() - began_s
