@@ -35,7 +35,7 @@ def write(model: str, folder: Path) -> Sequence[Path]:
     }  # fmt: skip
     for seed, name in enumerate(NAMES):
         chance = torch.Generator().manual_seed(seed)
-        weights = {}
+        weights = dict[str, torch.Tensor]()
         for layer in range(config.num_hidden_layers):
             for module, count in rows.items():
                 key = f"base_model.model.model.layers.{layer}.self_attn.{module}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, Final
 
 import httpx
@@ -311,6 +312,9 @@ class Engines:
         return kept, found
 
 
+NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
+
+
 async def tokenized(http: httpx.AsyncClient, chat: str) -> tuple[TokenId, ...]:
     """Return the tokens of a prompt, by vLLM's chat template."""
     messages = [{"role": "user", "content": chat}]
@@ -318,11 +322,15 @@ async def tokenized(http: httpx.AsyncClient, chat: str) -> tuple[TokenId, ...]:
 
 
 async def answered(
-    http: httpx.AsyncClient, prompt: Sequence[TokenId], *, tokens: int, **settings: object
+    http: httpx.AsyncClient,
+    prompt: Sequence[TokenId],
+    *,
+    tokens: int,
+    settings: Mapping[str, object] = NOTHING,
 ) -> Sequence[TokenId]:
     """Return vLLM's answer, at temperature 0 unless the settings say otherwise."""
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
-    choice = (await _post(http, "/v1/completions", **(body | settings)))["choices"][0]
+    choice = (await _post(http, "/v1/completions", **body | settings))["choices"][0]
     return list[TokenId](choice["token_ids"])
 
 

@@ -70,7 +70,7 @@ GREEDY: Final = "temperature 0"
 STEPS: Final = Curve({1: FAST_STEP_S})
 """A draft step of an edge takes this long."""
 
-NEUTRAL: Final[Mapping[str, float]] = {
+NEUTRAL: Final[dict[str, float]] = {
     "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0,
     "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
 }  # fmt: skip
@@ -84,6 +84,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, float]]] = {
 }
 """Each prompt is answered with each of these."""
 
+ANY_PROMPT: Final = (1, 2, 3, 4)
 AT_ONCE: Final = 16
 RIGHT: Final = 0.8
 """This share of the edges' draft tokens is right."""
@@ -295,8 +296,8 @@ class Quick:
             causes = dict.fromkeys(each[0] for line in self.log if (each := CAUSE.search(line)))
             why = fenced("\n".join([*islice(causes, MOST_LINES), "", str(error)]))
             is_invariant = "VLLM_BATCH_INVARIANT" in plan.environment
-            if is_invariant and not await self._stock_starts(plan):
-                raise NotRun(f"vLLM alone does not start so either.\n\n{why}") from error
+            if is_invariant and not await self._stock_answers(plan):
+                raise NotRun(f"vLLM alone does not answer so either.\n\n{why}") from error
             return False, why
         seconds = perf_counter() - began_s
         what = "vLLM" if plan.rival else "The verifier, with its self-test,"
@@ -304,15 +305,21 @@ class Quick:
         quoted = fenced("\n".join([memory, *quoted_lines(self.log)]))
         return True, f"{what} was ready after {seconds:.0f} s.\n\n{quoted}"
 
-    async def _stock_starts(self, plan: ServicesPlan) -> bool:
-        """Return True if vLLM alone starts in the same environment."""
+    async def _stock_answers(self, plan: ServicesPlan) -> bool:
+        """Return True if vLLM alone starts in the same environment, and answers. Without that
+        it proves nothing: at its start vLLM may compute nothing."""
         self.check.step("vLLM alone starts so")
         stock = replace(self.plans[f"{UNPLUGGED} starts"], environment=plan.environment)
+        prompt = self.prompts[0] if self.prompts else ANY_PROMPT
         try:
-            async with Services(stock, self._line):
-                return True
-        except ServiceError:
+            async with Services(stock, self._line) as services:
+                url = services.verifier_url
+                http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
+                async with http:
+                    await answered(http, prompt, tokens=1)
+        except (ServiceError, httpx.HTTPError, ExceptionGroup):
             return False
+        return True
 
     async def _missing(self, works: Mapping[str, Work], folder: Path) -> str:
         """Return what this host lacks for some parts; "" if it has all. Write adapters."""
@@ -368,11 +375,10 @@ class Quick:
         """Compare texts of sessions with two adapters at once with those of requests."""
         url, known = _stock_url(services), await _facts(services.verifier_url)
         alone = {name: await self._asked(url, model=name) for name in known.adapters}
+        sessions = partial(self._in_sessions, services.verifier_url, at_once=AT_ONCE // 2)
         async with asyncio.TaskGroup() as tasks:
             running = {
-                name: tasks.create_task(
-                    self._in_sessions(services.verifier_url, alone[name], identity)
-                )
+                name: tasks.create_task(sessions(alone[name], identity))
                 for name, identity in known.adapters.items()
             }
         pairs = [differing(running[name].result(), alone[name]) for name in alone]
@@ -401,8 +407,9 @@ class Quick:
         expected, url = self.texts[PLUGGED], _stock_url(services)
         http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
         async with http, asyncio.TaskGroup() as tasks:
-            limits = {"tokens": TOKENS // 4, "structured_outputs": {"regex": "[a-z ]*"}}
-            waiting = tasks.create_task(answered(http, self.prompts[0], **limits))
+            grammar = {"structured_outputs": {"regex": "[a-z ]*"}}
+            asking = answered(http, self.prompts[0], tokens=TOKENS // 4, settings=grammar)
+            waiting = tasks.create_task(asking)
             running = tasks.create_task(self._in_sessions(services.verifier_url, expected))
         self.texts[SWITCHED] = running.result()
         count, of = differing(running.result(), expected)
@@ -456,14 +463,16 @@ class Quick:
             self.prompts = self.prompts or [await tokenized(http, chat) for chat in chats]
             for name, settings in self.settings.items():
                 tokens = self.engines.tokens if name == GREEDY else TOKENS
-                ask = partial(answered, http, tokens=tokens, **settings, **named)
+                ask = partial(answered, http, tokens=tokens, settings={**settings, **named})
                 texts[name] = await self._crowded(at_once, ask, self.prompts)
         return texts
 
-    async def _in_sessions(self, url: str, expected: Texts, identity: str = "") -> Texts:
+    async def _in_sessions(
+        self, url: str, expected: Texts, identity: str = "", at_once: int = AT_ONCE
+    ) -> Texts:
         """Return the same of sessions, whose edges draft along the texts expected. identity: of
         an adapter."""
-        self.check.step(f"sessions, {AT_ONCE} at once")
+        self.check.step(f"sessions, {at_once} at once")
         size = (await _facts(url)).vocabulary_size
         texts = {}
         for name, settings in self.settings.items():
@@ -472,7 +481,7 @@ class Quick:
             sampling, extras = in_session(settings)
             async with scripted(url, drafter, sampling, identity, **extras) as ask:
                 text = partial(_text, ask)
-                texts[name] = await self._crowded(AT_ONCE, text, asked)
+                texts[name] = await self._crowded(at_once, text, asked)
         return texts
 
     async def _crowded(
@@ -494,7 +503,7 @@ def in_session(settings: Mapping[str, float]) -> tuple[Sampling, dict[str, float
     """Return the same settings as an edge has them: a Sampling, and what it calls extras."""
     own = {name: settings[name] for name in Sampling.__struct_fields__ if name in settings}
     extras = {k: v for k, v in settings.items() if k not in own and v != NEUTRAL[k]}
-    return Sampling(**own), extras
+    return msgspec.convert(own, Sampling), extras
 
 
 async def _facts(url: str) -> ModelFacts:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import httpx
 import pytest
 from msgspec.structs import replace
 from scipy.stats import fisher_exact
@@ -403,9 +404,12 @@ def test_a_defect_that_shows_with_one_kind_of_settings_is_found() -> None:
     assert "| sessions | 6 of 48 | 0 | 6 | 0 | 0 | 0.013 |" in found
 
 
-@pytest.mark.parametrize(("stock_starts", "verdict"), [(True, "FAIL"), (False, "not run")])
-async def test_a_batch_invariant_start_fails_unless_vllm_alone_does_not_start_either(
-    stock_starts: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stock_starts", "stock_answers", "verdict"),
+    [(True, True, "FAIL"), (True, False, "not run"), (False, False, "not run")],
+)
+async def test_a_batch_invariant_start_fails_unless_vllm_alone_does_not_answer_either(
+    stock_starts: bool, stock_answers: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def starts(services: Services) -> Services:
         if services.plan.rival is None or not stock_starts:
@@ -415,6 +419,12 @@ async def test_a_batch_invariant_start_fails_unless_vllm_alone_does_not_start_ei
     async def ends(*_: object) -> None:
         pass
 
+    async def answers(*_: object, **__: object) -> Sequence[int]:
+        if not stock_answers:
+            raise httpx.ConnectError("its core has ended")
+        return [7]
+
+    monkeypatch.setattr(quick, "answered", answers)
     monkeypatch.setattr(Services, "__aenter__", starts)
     monkeypatch.setattr(Services, "__aexit__", ends)
     found = Quick(engines(), "cpu")
