@@ -330,7 +330,7 @@ async def answered(
 ) -> Sequence[TokenId]:
     """Return vLLM's answer, at temperature 0 unless the settings say otherwise."""
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
-    choice = (await _post(http, "/v1/completions", **body | settings))["choices"][0]
+    choice = (await _post(http, "/v1/completions", **{**body, **settings}))["choices"][0]
     return list[TokenId](choice["token_ids"])
 
 

@@ -8,7 +8,8 @@
     core/          in vLLM's core process: a scheduler that begins and ends the sessions' passes
     worker/        in vLLM's worker processes: the judge, where the logits are; v1 hooks it into
                    Model Runner V1, and v2 into V2, with vLLM's own sampler; by_noise and by_p
-                   judge there, also without vLLM; heads is beside V2
+                   judge there, also without vLLM; heads is beside V2; joined adds an
+                   operator's own extension
     patches        the table of all that is replaced in vLLM's objects
     crossing       what travels between them: the plugin's choice, sessions, and a step's orders
 
