@@ -86,13 +86,16 @@ async def noise(out: Path | None) -> tuple[bool, str]:
     Raises NotRun if vLLM has no Triton, OSError."""
     with TemporaryDirectory() as folder:
         report = (out or Path(folder, "report.md")).with_suffix(".noise.md")
+        (kept := report.with_suffix(".json")).unlink(missing_ok=True)
         module = "bench.gpu_check.kernels", "--only", VLLMS_NOISE, "--out", str(report)
         right, found = await command(sys.executable, "-P", "-m", *module)
-        kept = report.with_suffix(".json")
-        verdict = json.loads(kept.read_text())["parts"][VLLMS_NOISE] if kept.exists() else ""
+        if not kept.exists():
+            return False, found
+        verdict = json.loads(kept.read_text())["parts"][VLLMS_NOISE]
+    figures = found.rpartition("\n\n")[2]
     if verdict == "not run":
-        raise NotRun(found.rpartition("\n\n")[2])
-    return right, found
+        raise NotRun(figures)
+    return right, figures
 
 
 def main(
