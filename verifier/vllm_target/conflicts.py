@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from verifier.vllm_target import patches
+from verifier.vllm_target import binding, patches
 
 # Checks whether this vLLM can serve sessions, as far as possible before a model is loaded.
 #
@@ -51,11 +51,22 @@ their own."""
 
 
 def check_installation(runner: Literal["v1", "v2"]) -> None:
-    """Raise Conflict unless the installed vLLM has all names that this runner needs."""
+    """Raise Conflict unless the installed vLLM has all names that this runner needs, and calls
+    all that we replace as ours can be called."""
     ours = patches.names(runner)
     used = {each: [*USED.get(each, ()), *ours.get(each, ())] for each in {**USED, **ours}}
     if missing := list(_missing(used)):
         raise Conflict(f"{described(version())} lacks {', '.join(missing)}")
+    if changed := list(binding.misfits(_folder(), patches.PATCHES)):
+        raise Conflict(
+            f"{described(version())} does not call as we know it: {'; '.join(changed)}"
+        )
+
+
+def _folder() -> Path:
+    """Return the folder of the installed vLLM's source."""
+    spec = find_spec("vllm")
+    return Path(spec.origin if spec and spec.origin else "").parent
 
 
 def version() -> str:

@@ -218,8 +218,8 @@ class SessionScheduler(Scheduler):
             return self.push_batch(*request[3])
         stock(kind, request)
 
-    def _get(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
-        return get_in_time(stock, self._wake_at, *args, **kwargs)
+    def _get(self, stock: Stock, block: bool = True, timeout: float | None = None) -> Any:
+        return get_in_time(stock, self._wake_at, block, timeout)
 
     def push_batch(self, batch: Batch, arrived: float) -> None:
         """Hand messages to their sessions. One that cannot take them, which is our bug, ends:

@@ -97,13 +97,13 @@ class Charging:
     tokens: vLLM's rejection sampler takes the few log-probabilities for whole rows."""
 
     def generate(
-        self, stock: Stock, prompt: Any, params: Any, *args: Any, **kwargs: Any
+        self, stock: Stock, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput]:
         """Return what vLLM generates, and count it while it is read."""
-        if not self.scores_ids and params.logprob_token_ids is not None:
+        if not self.scores_ids and sampling_params.logprob_token_ids is not None:
             return _unscored()
         if (asking := _ASKING.get()) is None:
-            return stock(prompt, params, *args, **kwargs)
+            return stock(prompt, sampling_params, *args, **kwargs)
         owner = asking.account.tenant.identity
         if not self.share_prefixes and isinstance(prompt, dict):
             asked = prompt.get("cache_salt")
@@ -111,7 +111,8 @@ class Charging:
             if asked is not None:  # as for sessions, so a user's prefixes serve both
                 salt = identity_of(owner, msgspec.json.encode(asked))
             prompt = {**prompt, "cache_salt": salt}
-        return self._charged(asking, params, stock(prompt, params, *args, **kwargs))
+        outputs = stock(prompt, sampling_params, *args, **kwargs)
+        return self._charged(asking, sampling_params, outputs)
 
     async def _charged(
         self, asking: _Asking, params: Any, outputs: AsyncGenerator[RequestOutput]

@@ -57,7 +57,7 @@ class Proposals:
 
     def sample_draft(
         self, stock: Stock, hidden: Tensor, places: Tensor, slots: Tensor, temperatures: Tensor,
-        seeds: Tensor, step: Tensor, cache: Tensor | None, number: int = 0, **more: Any,
+        seeds: Tensor, step: Tensor, cache: Tensor | None, spec_step_idx: int = 0, **more: Any,
     ) -> Tensor:  # fmt: skip
         """Draw a head's tokens: those of sessions with the judge's noise, others as vLLM does.
 
@@ -67,13 +67,14 @@ class Proposals:
         if cache is not None:
             places = places - DRAFT_SALT * self.ours[slots]
         elif not (own.use_local_argmax_reduction or own.enable_adaptive_verification):
-            logits = own.compute_draft_logits(hidden, number)
+            logits = own.compute_draft_logits(hidden, spec_step_idx)
             scaled = torch.where(self.ours, temperatures, 0.0)
             drawn: Tensor = gumbel.gumbel_sample(
                 logits, slots, scaled, seeds, places, True, False
             )
             return drawn
-        return stock(hidden, places, slots, temperatures, seeds, step, cache, number, **more)
+        given = hidden, places, slots, temperatures, seeds, step, cache
+        return stock(*given, spec_step_idx, **more)
 
 
 def init_speculator(stock: Stock, config: Any, device: torch.device, states: object) -> Any:
@@ -93,12 +94,13 @@ def request_state(stock: Stock, **given: Any) -> Any:
 
 
 def resolve_graphs(
-    stock: Stock, config: Any, support: Any, backend: Any, rows: int = 1, **others: Any
-) -> Any:
+    stock: Stock, config: Any, support: Any, backend: Any, uniform_decode_query_len: int = 1,
+    **others: Any,
+) -> Any:  # fmt: skip
     """Choose the kinds of CUDA graphs by the rows a request that they will have. vLLM asks with
     the room that it reserves, and for so many rows an attention backend may have no graphs. If
     nothing is proposed, those of one row are the only graphs of decodes."""
-    rows = 1 if _proposes_nothing() else rows
+    rows = 1 if _proposes_nothing() else uniform_decode_query_len
     return stock(config, support, backend, rows, **others)
 
 
@@ -110,14 +112,14 @@ def _proposes_nothing() -> bool:
     return choice is not None and not choice.head
 
 
-def warm_up(stock: Stock, runner: Any, *args: Any) -> None:
+def warm_up(stock: Stock, runner: Any, *args: Any, **more: Any) -> None:
     """Warm up with fewer requests, so that their rows, all of full width, are not more than a
     step may have: KV has its memory already."""
     config = runner.scheduler_config
     runner.scheduler_config = fewer = copy(config)
     fewer.max_num_seqs = min(config.max_num_seqs, max(2, MOST_ROWS // runner.decode_query_len))
     try:
-        stock(runner, *args)
+        stock(runner, *args, **more)
     finally:
         runner.scheduler_config = config
 

@@ -97,18 +97,19 @@ class SamplerHooks:
         return stock(logits, drafts if drafts and any(drafts.num_draft_tokens) else None)
 
     def _draw_last_rows(
-        self, stock: Stock, logits: Tensor, generators: dict[int, Any], *cuts: Tensor | None
-    ) -> Any:
-        """Draw a token for each request. cuts: top-k and top-p of each row, None for none."""
+        self, stock: Stock, logits: Tensor, generators: dict[int, Any], k: Tensor | None,
+        p: Tensor | None,
+    ) -> Any:  # fmt: skip
+        """Draw a token for each request. k, p: top-k and top-p of each row, None for none."""
         self._step.asked = asked = self._asked(generators)
         generators.update(dict.fromkeys(generators, Undrawn()))
         if not asked:
-            return stock(logits, generators, *cuts)
+            return stock(logits, generators, k, p)
         self._step.last_rows = logits
         drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         if theirs := [i for i in range(len(logits)) if i not in asked]:
             at = upload(np.array(theirs), logits.device)
-            rows = [None if cut is None else cut[at] for cut in cuts]
+            rows = [None if cut is None else cut[at] for cut in (k, p)]
             drawn[at] = stock(logits[at], {}, *rows)[0].to(torch.int64)
         if any(request.draft for request in asked.values()):
             return drawn, None

@@ -72,9 +72,6 @@ class Judged(NamedTuple):
         )
 
 
-NUMBER_OF_JUDGED: Final = len(Judged._fields)
-
-
 @dataclass(frozen=True, slots=True)
 class Others:
     """Others are the requests of a step that have no session."""
@@ -204,22 +201,27 @@ class RunnerHooks:
             logits[:, self._tokens :].masked_fill_(ours[rows, None], -torch.inf)
         return stock(logits, rows, slots, slots_np, *args, **kwargs)
 
-    def _gather(self, stock: Stock, *args: Any) -> Any:
+    def _gather(
+        self, stock: Stock, ids: Any, positions: Any, rows: Any, slots: Any, columns: Any,
+        prefill_lengths: Tensor, *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Read draft tokens even in a step that begins inside the prompt, as after a silent
         step. vLLM marks them as absent there, because it never drafts in a prompt."""
-        *others, prefill_lengths = args
-        return stock(*others, torch.zeros_like(prefill_lengths))
+        none = torch.zeros_like(prefill_lengths)
+        return stock(ids, positions, rows, slots, columns, none, *args, **kwargs)
 
     def _judge(
-        self, stock: Stock, logits: Tensor, draft_logits: object, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        given = Judged(*args[:NUMBER_OF_JUDGED])
-        rest, others = args[NUMBER_OF_JUDGED:], self._others()
+        self, stock: Stock, logits: Tensor, draft_logits: object, drafted: Tensor,
+        bounds: Tensor, at: Tensor, slots: Tensor, rows: Tensor, columns: Tensor,
+        temperatures: Tensor, seeds: Tensor, most: int, *args: Any, **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        given = Judged(drafted, bounds, at, slots, rows, columns, temperatures, seeds, most)
+        others = self._others()
 
         def as_stock(logits: Tensor, given: Judged) -> tuple[Tensor, Tensor]:
             """Let vLLM judge. Its head has no more logits than it proposes tokens."""
             narrow = given._replace(most=self._head)
-            sampled, counts = stock(logits, draft_logits, *narrow, *rest, **kwargs)
+            sampled, counts = stock(logits, draft_logits, *narrow, *args, **kwargs)
             return pad(sampled, (0, given.most - self._head)), counts
 
         if others is not None and not self._step.requests:
@@ -230,10 +232,10 @@ class RunnerHooks:
         )  # fmt: skip
         self._judge_by_p(logits, sampled, counts)
         if others is not None and others.places.size:
-            at = upload(others.places, logits.device)
-            rows = upload(others.rows, logits.device)
-            theirs = given.of(at, rows, upload(others.bounds, logits.device))
-            sampled[at], counts[at] = as_stock(logits[rows], theirs)
+            places = upload(others.places, logits.device)
+            their_rows = upload(others.rows, logits.device)
+            theirs = given.of(places, their_rows, upload(others.bounds, logits.device))
+            sampled[places], counts[places] = as_stock(logits[their_rows], theirs)
         return sampled, counts
 
     def _others(self) -> Others | None:
