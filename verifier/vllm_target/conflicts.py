@@ -172,6 +172,7 @@ RULES: Final = (
         lambda v: _of_kv(v, "kv_load_failure_policy") == "recompute",
         "an edge goes on elsewhere where KV is lost: kv_load_failure_policy must be fail",
     ),
+    Rule("enable_batch_sharded_sampling", bool, "a rank would judge its own requests alone"),
     Rule("enable_elastic_ep", bool, "an engine that joins later has no judge"),
 )
 

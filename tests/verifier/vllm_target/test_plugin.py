@@ -320,6 +320,7 @@ def test_where_vllm_plugins_does_not_name_it_nothing_changes(
         ("--kv-transfer-config", CONNECTOR | {"kv_role": "kv_producer"}),
         ("--kv-transfer-config", CONNECTOR | {"kv_load_failure_policy": "recompute"}),
         ("--pipeline-parallel-size", 2),
+        ("--enable-batch-sharded-sampling", True),
         ("--watermark-config", {"algorithm": "gumbel"}),
         ("--speculative-config", {"method": "ngram", "num_speculative_tokens": 3}),
     ],
