@@ -36,6 +36,7 @@ USED: Final[Names] = {
     "vllm.v1.core.sched.output": ("num_spec_tokens_to_schedule",),
     "vllm.v1.core.sched.scheduler": (
         "_free_request", "_preempt_request", "_update_after_schedule", "add_request",
+        "deferred_waiting", "kv_holding_waiting", "lora_config",
         "get_grammar_bitmask", "get_request_counts", "has_requests", "max_num_running_reqs",
         "num_spec_tokens", "schedule", "update_draft_token_ids", "update_from_output",
     ),

@@ -35,7 +35,7 @@ ROWS = [pytest.param(each, id=each.target) for each in PATCHES if each.runner in
 NO_PATCHES = {
     "options of an engine": {
         "additional_config", "async_scheduling", "attention_config", "backend", "lora_config",
-        "max_num_seqs", "model_config", "num_speculative_tokens_per_batch_size",
+        "max_loras", "max_num_seqs", "model_config", "num_speculative_tokens_per_batch_size",
         "parallel_config", "scheduler_cls", "scheduler_config", "shutdown_timeout",
         "speculative_config", "structured_outputs_config", "watermark_config",
         "worker_extension_cls",

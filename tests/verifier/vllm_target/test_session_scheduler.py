@@ -171,6 +171,7 @@ def beside(*places: str, drafting: Sequence[str] = (), waiting: int = 0) -> Any:
     scheduler._machine, scheduler._needing_results, scheduler._is_due = machine, set(), False
     scheduler.engine = SimpleNamespace(batch_queue=deque())
     scheduler.waiting, scheduler.max_num_running_reqs = ["a prompt"] * waiting, 64
+    scheduler.kv_holding_waiting, scheduler.deferred_waiting = [], set()
     scheduler.scheduler_config = SimpleNamespace(max_num_batched_tokens=2048, max_num_seqs=64)
     scheduler.structured_output_manager = SimpleNamespace(validate_tokens=lambda r, t: t)
     return scheduler
@@ -468,7 +469,7 @@ def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
     held, prompt = SimpleNamespace(), SimpleNamespace()
     scheduler: Any = object.__new__(PicoScheduler)
     scheduler.running, scheduler.num_spec_tokens = [held, prompt], 9
-    scheduler.engine, scheduler.planned_ahead = None, 0
+    scheduler.engine, scheduler.planned_ahead, scheduler.lora_config = None, 0, None
     scheduler._offer_drafts = lambda now: [held]
     scheduler._begin = lambda output, now: {}
     scheduler._slots, scheduler.waiting, counts = {"r": 0}, [], []

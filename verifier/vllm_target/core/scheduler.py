@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from itertools import chain
 from typing import Any, Final, Self
 
@@ -42,9 +43,15 @@ from verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, VerifyRequest
 _CAPS: Final = ("max_num_running_reqs", "max_num_active_reqs")
 
 
+def adapters(requests: Iterable[Request]) -> set[int]:
+    """Return vLLM's ids of the LoRA adapters that requests have."""
+    return {each.lora_request.lora_int_id for each in requests if each.lora_request}
+
+
 @contextmanager
 def hidden(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
-    """Hide held requests, and the slots they take, from the scheduler while it plans a step."""
+    """Hide held requests, and the slots and adapters that they take, from the scheduler while
+    it plans a step. vLLM counts the adapters of a step, and hidden ones are in the next."""
     if not held:
         yield
         return
@@ -53,9 +60,13 @@ def hidden(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
     caps = {name: getattr(scheduler, name) for name in _CAPS if hasattr(scheduler, name)}
     for name, value in caps.items():
         setattr(scheduler, name, value - len(held))
+    if loras := scheduler.lora_config:
+        scheduler.lora_config = fewer = copy(loras)  # the workers have the same one
+        fewer.max_loras -= len(adapters(held) - adapters(scheduler.running))
     try:
         yield
     finally:
+        scheduler.lora_config = loras
         for name, value in caps.items():
             setattr(scheduler, name, value)
         left = {id(request) for request in scheduler.running} | out
@@ -153,7 +164,7 @@ class PicoScheduler(SessionScheduler):
         self._held = 0
         output.picospec_requests = self._begin(output, now)
         is_empty = not (output.total_num_scheduled_tokens or self._is_batch_under_way)
-        if held and is_empty and self.waiting and len(self.running) < self.max_num_running_reqs:
+        if held and is_empty and self._admits:
             self._preempt_held(held[-1], now)
         return output
 

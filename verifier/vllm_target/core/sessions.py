@@ -207,9 +207,16 @@ class SessionScheduler(Scheduler):
             if slot and has_read_its_text(request):
                 part = found.under_way if request.num_output_placeholders else found.free
                 part.append((request, slot))
-        admits = bool(self.waiting) and len(self.running) < self.max_num_running_reqs
         sessions = len(found.under_way) + len(found.free)
-        return found._replace(others=len(self.running) - sessions + admits)
+        return found._replace(others=len(self.running) - sessions + self._admits)
+
+    @property
+    def _admits(self) -> bool:
+        """True if a seat is free and a request waits for it, and not for something else: vLLM
+        has deferred those that wait for an adapter's place or for their grammar."""
+        waiting = len(self.waiting) + len(self.kv_holding_waiting)
+        has_seat = len(self.running) < self.max_num_running_reqs
+        return has_seat and waiting > len(self.deferred_waiting)
 
     def _handle(self, stock: Stock, kind: EngineCoreRequestType, request: Any) -> None:
         """Take messages for sessions here: vLLM would read the signature of a method for each

@@ -1,0 +1,123 @@
+"""vLLM's own scheduler plans the steps of sessions here, without workers."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from speculation import wire
+from speculation.logits import LogitSettings
+from speculation.messages import Draft, Fill, Limits, Open, Sampling
+from tests.verifier.vllm_target.test_plugin import GENERATES
+from verifier.vllm_target.crossing import FIELD, Admission, Choice
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+PROMPT = tuple(range(5))
+BLOCKS = 64
+"""Of 16 tokens each."""
+
+
+class Planner:
+    """A scheduler, and the core that has its steps under way."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        import torch
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.kv_cache_interface import (
+            FullAttentionSpec,
+            KVCacheConfig,
+            KVCacheGroupSpec,
+        )
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        from verifier.vllm_target.core.scheduler import PicoScheduler
+
+        (folder / "config.json").write_text(json.dumps(GENERATES))
+        small = {"load_format": "dummy", "max_model_len": 128, "enforce_eager": True}
+        small |= {"skip_tokenizer_init": True, "max_num_seqs": 4, "block_size": 16}
+        room = {"method": "ngram", "num_speculative_tokens": 8}
+        args = EngineArgs(str(folder), speculative_config=room, **small, **options)
+        config = args.create_engine_config()
+        config.additional_config = Choice("v2", 7).added_to({})
+        config.cache_config.num_gpu_blocks = BLOCKS
+        config.scheduler_config.async_scheduling = True
+        spec = FullAttentionSpec(
+            block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32
+        )
+        cache = KVCacheConfig(BLOCKS, [], [KVCacheGroupSpec(["layer"], spec)])
+        manager = StructuredOutputManager(config)
+        self.scheduler = PicoScheduler(config, cache, manager, 16, log_stats=False)
+        self.under_way: deque[Any] = deque()
+        self.scheduler.engine = SimpleNamespace(  # type: ignore[assignment]
+            batch_queue=self.under_way, output_queue=SimpleNamespace(put_nowait=lambda _: None)
+        )
+
+    def add(self, name: str, adapter: int, fill: Fill | None = None) -> None:
+        """Add a request, which is a session if it has a fill."""
+        from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.request import Request
+
+        opened = Open("m", "v", (), Sampling(), 0, 90, (), fill=fill or "auto")
+        admission = Admission(
+            name, opened, len(PROMPT), Limits(max_verify=7), LogitSettings(), 256, True
+        )
+        params = SamplingParams(
+            max_tokens=90, extra_args={FIELD: admission.pack()} if fill else None
+        )
+        lora = LoRARequest(f"{adapter}", adapter, "/") if adapter else None
+        self.scheduler.add_request(Request(name, list(PROMPT), params, None, lora_request=lora))
+
+    def drafted(self, name: str, known: int, *tokens: int) -> None:
+        """Send draft tokens after `known` ones, each of which ended a chain."""
+        self.scheduler.push(name, wire.encode(Draft(known, known, 0, tokens)), 0.0)
+
+    def remove(self, *names: str) -> None:
+        from vllm.v1.request import RequestStatus
+
+        self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+
+    def plan(self) -> set[str]:
+        """Plan a step, and return the requests that it has."""
+        self.under_way.append(output := self.scheduler.schedule())
+        return set(output.num_scheduled_tokens)
+
+    def end(self, token: int = 9) -> None:
+        """End the oldest step, in which each request accepts no draft token."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        names = list((output := self.under_way.popleft()).num_scheduled_tokens)
+        places = {name: i for i, name in enumerate(names)}
+        self.scheduler.update_from_output(
+            output, ModelRunnerOutput(names, places, [[token]] * len(names))
+        )
+
+
+def test_a_request_waits_while_the_adapter_of_a_hidden_session_has_the_last_place(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("vllm")
+    planner = Planner(tmp_path, enable_lora=True, max_loras=1)
+    planner.add("session", adapter=1, fill="never")
+    assert planner.plan() == {"session"}
+    planner.end()
+    planner.drafted("session", 1, 7, 7)
+    assert planner.plan() == {"session"}
+    planner.add("other", adapter=2)
+    planner.add("same", adapter=1)
+
+    without_the_session = planner.plan()  # whose drafts are under way
+
+    planner.end()
+    planner.end()
+    planner.drafted("session", 2, 7, 7)
+    assert planner.plan() == {"session", "same"}
+    assert without_the_session == set()
+    assert planner.scheduler.lora_config.max_loras == 1
+    planner.remove("session", "same")
+    assert planner.plan() == {"other"}
