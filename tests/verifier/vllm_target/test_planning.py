@@ -17,15 +17,12 @@ from tests.verifier.vllm_target.test_plugin import GENERATES
 from verifier.vllm_target.crossing import FIELD, Admission, Choice
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
-PROMPT = tuple(range(5))
-BLOCKS = 64
-"""Of 16 tokens each."""
 
 
 class Planner:
-    """A scheduler, and the core that has its steps under way."""
+    """A scheduler, and the core that has its steps under way. blocks: of 16 tokens each."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, blocks: int = 64, **options: Any) -> None:
         import torch
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.kv_cache_interface import (
@@ -40,16 +37,17 @@ class Planner:
         (folder / "config.json").write_text(json.dumps(GENERATES))
         small = {"load_format": "dummy", "max_model_len": 128, "enforce_eager": True}
         small |= {"skip_tokenizer_init": True, "max_num_seqs": 4, "block_size": 16}
+        small |= {"enable_prefix_caching": False}
         room = {"method": "ngram", "num_speculative_tokens": 8}
         args = EngineArgs(str(folder), speculative_config=room, **small, **options)
         config = args.create_engine_config()
         config.additional_config = Choice("v2", 7).added_to({})
-        config.cache_config.num_gpu_blocks = BLOCKS
+        config.cache_config.num_gpu_blocks = blocks
         config.scheduler_config.async_scheduling = True
         spec = FullAttentionSpec(
             block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32
         )
-        cache = KVCacheConfig(BLOCKS, [], [KVCacheGroupSpec(["layer"], spec)])
+        cache = KVCacheConfig(blocks, [], [KVCacheGroupSpec(["layer"], spec)])
         manager = StructuredOutputManager(config)
         self.scheduler = PicoScheduler(config, cache, manager, 16, log_stats=False)
         self.under_way: deque[Any] = deque()
@@ -57,21 +55,25 @@ class Planner:
             batch_queue=self.under_way, output_queue=SimpleNamespace(put_nowait=lambda _: None)
         )
 
-    def add(self, name: str, adapter: int, fill: Fill | None = None) -> None:
-        """Add a request, which is a session if it has a fill."""
+    def add(
+        self, name: str, adapter: int = 0, fill: Fill | None = None, tokens: int = 5
+    ) -> None:
+        """Add a request of a prompt of `tokens`, which is a session if it has a fill."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
         from vllm.v1.request import Request
 
         opened = Open("m", "v", (), Sampling(), 0, 90, (), fill=fill or "auto")
         admission = Admission(
-            name, opened, len(PROMPT), Limits(max_verify=7), LogitSettings(), 256, True
+            name, opened, tokens, Limits(max_verify=7), LogitSettings(), 256, True
         )
         params = SamplingParams(
             max_tokens=90, extra_args={FIELD: admission.pack()} if fill else None
         )
         lora = LoRARequest(f"{adapter}", adapter, "/") if adapter else None
-        self.scheduler.add_request(Request(name, list(PROMPT), params, None, lora_request=lora))
+        self.scheduler.add_request(
+            Request(name, list(range(tokens)), params, None, lora_request=lora)
+        )
 
     def drafted(self, name: str, known: int, *tokens: int) -> None:
         """Send draft tokens after `known` ones, each of which ended a chain."""
@@ -81,6 +83,12 @@ class Planner:
         from vllm.v1.request import RequestStatus
 
         self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+
+    @property
+    def plans_ahead(self) -> bool:
+        decided = self.scheduler._plans_ahead()
+        self.scheduler._known = None
+        return decided
 
     def plan(self) -> set[str]:
         """Plan a step, and return the requests that it has."""
@@ -120,4 +128,28 @@ def test_a_request_waits_while_the_adapter_of_a_hidden_session_has_the_last_plac
     assert without_the_session == set()
     assert planner.scheduler.lora_config.max_loras == 1
     planner.remove("session", "same")
+    assert planner.plan() == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [({"blocks": 5}, {"tokens": 50}), ({"enable_lora": True, "max_loras": 1}, {"adapter": 2})],
+    ids=["no KV cache", "no adapter's place"],
+)
+def test_a_request_that_cannot_be_admitted_is_tried_once_and_no_more_steps_are_planned_ahead(
+    options: dict[str, Any], other: dict[str, int], tmp_path: Path
+) -> None:
+    pytest.importorskip("vllm")
+    planner = Planner(tmp_path, **options)
+    planner.add("session", adapter=int("adapter" in other), fill="auto")
+    planner.plan()
+    planner.end()
+    planner.drafted("session", 1, 7, 7)
+    planner.add("other", **other)
+
+    tried = planner.plans_ahead, planner.plan(), planner.plans_ahead
+
+    assert tried == (True, {"session"}, False)
+    planner.end()
+    planner.remove("session")
     assert planner.plan() == {"other"}

@@ -163,6 +163,10 @@ class PicoScheduler(SessionScheduler):
             output = super().schedule(*args, **kwargs)
         self._held = 0
         output.picospec_requests = self._begin(output, now)
+        cached, rows = output.scheduled_cached_reqs, output.total_num_scheduled_tokens
+        admitted = output.scheduled_new_reqs or cached.resumed_req_ids
+        has_room = rows < self.max_num_scheduled_tokens
+        self._is_full = self._admits and has_room and not admitted
         is_empty = not (output.total_num_scheduled_tokens or self._is_batch_under_way)
         if held and is_empty and self._admits:
             self._preempt_held(held[-1], now)

@@ -63,6 +63,10 @@ class SessionScheduler(Scheduler):
     _is_due = False
     """True if no session need wait longer, until a message comes or the step is planned."""
 
+    _is_full = False
+    """True if the last step admitted no request that waits, for want of KV cache, and nothing
+    has changed since."""
+
     _has_slept = False
     """True if there was nothing to do since the last step was planned."""
 
@@ -98,6 +102,7 @@ class SessionScheduler(Scheduler):
 
     def add_request(self, request: Request) -> None:
         """Open the session that the request carries, or reject one whose name is taken."""
+        self._is_full = False
         extra = (request.sampling_params and request.sampling_params.extra_args) or {}
         packed = extra.get(FIELD)
         if not isinstance(packed, bytes) or self._slots.get(request.request_id):
@@ -134,6 +139,7 @@ class SessionScheduler(Scheduler):
             self._needing_results.add(request.request_id)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        self._is_full = False
         self._needing_results.discard(request.request_id)
         if slot := self._slots.pop(request.request_id, None):
             self._is_due = False
@@ -143,6 +149,7 @@ class SessionScheduler(Scheduler):
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.preemptions += 1
+        self._is_full = False
         if slot := self._slots.get(request.request_id):
             self._machine.proposed(slot.name, 0)
         super()._preempt_request(request, *args, **kwargs)
@@ -208,7 +215,8 @@ class SessionScheduler(Scheduler):
                 part = found.under_way if request.num_output_placeholders else found.free
                 part.append((request, slot))
         sessions = len(found.under_way) + len(found.free)
-        return found._replace(others=len(self.running) - sessions + self._admits)
+        admits = self._admits and not self._is_full
+        return found._replace(others=len(self.running) - sessions + admits)
 
     @property
     def _admits(self) -> bool:
