@@ -338,6 +338,11 @@ PATCHES: Final = (
         "The n-gram method has the place of a null proposer: each of its runs is a dummy run.",
         _DRAFTS, on="runner.speculator",
     ),
+    Patch(
+        "v2 without a head", f"{_RUNNER}._dummy_run", "worker.v2:RunnerHooks._run_dummy",
+        "An idle rank of experts has one row, or all ranks lose their FULL graphs.",
+        _WIDTH, on="runner", needs=("uniform_decode",),
+    ),
 )  # fmt: skip
 
 

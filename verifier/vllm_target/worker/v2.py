@@ -301,6 +301,11 @@ class RunnerHooks:
     def _propose_nothing(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
         return stock(*args, **{"dummy_run": True, **kwargs})
 
+    def _run_dummy(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+        """Run a dummy step whose requests have one row, as those that the other ranks decode.
+        vLLM means full width, and ranks of different widths have no FULL graph in common."""
+        return stock(*args, **{**kwargs, "uniform_decode": False})
+
     def _return_judgements(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
         output, judged = stock(*args, **kwargs), self._step.judged
         if judged and output is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from triton_interpreted.kernels import gumbel_sample_kernel
 from vllm.triton_utils.dispatcher import KernelOverride
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
@@ -50,6 +53,7 @@ def runner(head: int = 0) -> Any:
         sampler=SimpleNamespace(apply_sampling_params=lambda logits, *args: logits),
         speculator=SimpleNamespace(propose=lambda **given: given),
         prepare_inputs=lambda plan: plan,
+        _dummy_run=lambda rows, **given: (rows, given),
         sample=lambda hidden, batch: hidden,
         sample_tokens=lambda: SimpleNamespace(model_runner_output=SimpleNamespace()),
     )
@@ -195,6 +199,33 @@ def test_each_row_of_logits_has_its_requests_adapter(hooked: Any) -> None:
 
 def test_nothing_is_proposed(hooked: Any) -> None:
     assert hooked.speculator.propose() == {"dummy_run": True}
+
+
+class Idle(SimpleNamespace):
+    """As much of vLLM's runner as a dummy run has before it executes the model."""
+
+    max_num_reqs, max_num_tokens, decode_query_len = 8, 64, 34
+    is_first_pp_rank, is_last_pp_rank, lora_config = True, False, None
+    kv_connector = SimpleNamespace(set_disabled=lambda disabled: None)
+    speculator = SimpleNamespace(num_query_per_req=1, num_extra_query_per_req=0)
+
+    def maybe_dummy_run_with_lora(self, *args: Any, **given: Any) -> Any:
+        return nullcontext()
+
+    def execute_model(self, plan: Any, **given: Any) -> None:
+        self.planned = list(plan.num_scheduled_tokens.values())
+
+
+def test_an_idle_rank_runs_steps_of_one_row_where_vllm_has_full_width(hooked: Any) -> None:
+    stock: Any = inspect.unwrap(GPUModelRunner._dummy_run)
+    idle = Idle()
+    stock(idle, 1, uniform_decode=True)
+    before = idle.planned
+
+    rows, given = hooked._dummy_run(1, uniform_decode=True)
+    stock(idle, rows, **given)
+
+    assert (before, idle.planned) == ([34], [1])
 
 
 # vLLM's own sampler draws the noise that edges share; and so does the kernel in torch.
