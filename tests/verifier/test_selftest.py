@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 import pytest
 
 from speculation.messages import (
@@ -20,15 +21,18 @@ from speculation.messages import (
     ModelFacts,
     Open,
     Pushed,
+    TokenLogprob,
     Totals,
 )
+from speculation.noise import gumbel, noise_index
 from speculation.wire import Framed
 from tests.verifier.fake_target import FACTS
 from verifier.target import Reply, TargetFailed
 from verifier.vllm_target.serving import selftest
-from verifier.vllm_target.serving.selftest import PROMPTS, TOKENS, self_test
+from verifier.vllm_target.serving.selftest import TOKENS, Precision, self_test
 
 MAX_ROWS = 1 + FACTS.limits.max_verify
+PRECISION = Precision(near=0.25)
 
 
 @dataclass
@@ -40,6 +44,9 @@ class Scripted:
     """Draft tokens are judged in sessions after this many."""
 
     stalls: bool = False
+    behind: float = 9.0
+    """Any other token's logit is so much below that of the token that is said."""
+
     facts: ModelFacts = FACTS
     opened: list[Open] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
@@ -58,9 +65,11 @@ class Scripted:
             raise AssertionError("a session in which a pass was timed goes on")
         self.opened.append(request)
         self.drafts = []
-        for position in range(TOKENS):
+        others = tuple((token, -self.behind) for token in range(10))
+        for position in range(len(request.committed), TOKENS):
             token = self.says(request, self.drafts, position)
-            yield Framed(Commit(0, position, (token,)))
+            logprobs = (TokenLogprob(0.0, others),) if request.top_logprobs else None
+            yield Framed(Commit(0, position, (token,), logprobs=logprobs))
             if self.stalls:
                 await asyncio.Event().wait()
         judged = int(bool(self.drafts) and len(self.opened) > self.judges_after)
@@ -87,7 +96,7 @@ def gullible(request: Open, drafts: list[int], position: int) -> int:
 async def test_a_target_that_drafts_do_not_change_passes() -> None:
     target = Scripted(honest)
 
-    await self_test(target)
+    await self_test(target, PRECISION)
 
     assert len(target.opened) == 2 * 3
     assert {request.sampling.temperature for request in target.opened} == {0.0, 1.0}
@@ -99,7 +108,7 @@ async def test_passes_are_timed_by_their_rows_while_they_are_cheap(
 ) -> None:
     target = Scripted(honest, pass_s=lambda rows: 9.0 if rows >= dear_from else 0.01)
 
-    await self_test(target)
+    await self_test(target, PRECISION)
 
     assert target.timed[:3] == [1, 2, 3]
     assert max(target.timed) == largest
@@ -107,35 +116,52 @@ async def test_passes_are_timed_by_their_rows_while_they_are_cheap(
 
 async def test_no_more_draft_tokens_are_sent_than_a_session_may_have_ahead() -> None:
     await self_test(
-        Scripted(honest, facts=msgspec.structs.replace(FACTS, limits=Limits(max_ahead=4)))
+        Scripted(honest, facts=msgspec.structs.replace(FACTS, limits=Limits(max_ahead=4))),
+        PRECISION,
     )
 
 
-async def test_a_near_tie_at_one_prompt_is_no_error() -> None:
-    def tied(request: Open, drafts: list[int], position: int) -> int:
-        flips = bool(drafts) and request.seed == 7 and position == 5
-        return honest(request, drafts, position) + flips
-
-    target = Scripted(tied)
-
-    await self_test(target)
-
-    assert len({request.seed for request in target.opened}) == 2
+def by_rows(request: Open, drafts: list[int], position: int) -> int:
+    """Decides some positions of every prompt otherwise in a pass with draft tokens."""
+    flips = bool(drafts) and request.sampling.temperature == 0.0 and position in (3, 4, 7)
+    return honest(request, drafts, position) + flips
 
 
-async def test_drafts_that_change_every_text_are_an_error() -> None:
-    target = Scripted(gullible)
+async def test_a_target_whose_kernels_change_with_the_rows_passes_if_near_ties_differ() -> None:
+    target = Scripted(by_rows, behind=0.2)
 
+    await self_test(target, PRECISION)
+
+    forced = [len(each.committed) for each in target.opened if each.committed]
+    assert forced == [4, 8, 4, 8], "it goes on with the text without draft tokens"
+
+
+@pytest.mark.parametrize("precision", [PRECISION, Precision(near=0.25, alternatives=0)])
+async def test_one_token_that_was_no_near_tie_is_an_error(precision: Precision) -> None:
+    with pytest.raises(TargetFailed, match="self-test: with right drafts"):
+        await self_test(Scripted(by_rows, behind=0.3), precision)
+
+
+async def test_what_is_drawn_is_compared_with_its_noise() -> None:
+    def gains(request: Open, drafts: list[int], position: int) -> int:
+        """Says the token with less noise, which no near-tie explains, after a draft."""
+        flips = bool(drafts) and request.sampling.temperature > 0.0 and position == 5
+        noise = gumbel(request.seed, noise_index(len(request.prompt), position), np.arange(7))
+        return int(noise.argmin() if flips else noise.argmax())
+
+    with pytest.raises(TargetFailed, match="self-test: with right drafts"):
+        await self_test(Scripted(gains, behind=0.0), PRECISION)
+
+
+async def test_wrong_drafts_that_change_a_text_are_an_error() -> None:
     with pytest.raises(TargetFailed, match="self-test: with wrong drafts"):
-        await self_test(target)
-
-    assert len({request.seed for request in target.opened}) == PROMPTS
+        await self_test(Scripted(gullible), PRECISION)
 
 
 async def test_a_busy_machine_that_judged_no_draft_is_measured_and_tried_again() -> None:
     target = Scripted(honest, judges_after=6)
 
-    await self_test(target)
+    await self_test(target, PRECISION)
 
     assert len(target.opened) == 2 * 2 * 3
     half = len(target.timed) // 2
@@ -144,14 +170,14 @@ async def test_a_busy_machine_that_judged_no_draft_is_measured_and_tried_again()
 
 async def test_drafts_that_nobody_judges_are_an_error() -> None:
     with pytest.raises(TargetFailed, match="no draft was judged"):
-        await self_test(Scripted(honest, judges_after=1000))
+        await self_test(Scripted(honest, judges_after=1000), PRECISION)
 
 
 async def test_a_target_that_falls_silent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "WITHIN_S", 0.05)
 
     with pytest.raises(TargetFailed, match=r"7-0-plain had 1 commits in 0\.05 s"):
-        await self_test(Scripted(honest, stalls=True))
+        await self_test(Scripted(honest, stalls=True), PRECISION)
 
 
 async def test_a_pass_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,4 +188,4 @@ async def test_a_pass_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(target, "push", lost)
 
     with pytest.raises(TargetFailed, match=r"2-rows had 1 commits in 0\.05 s"):
-        await self_test(target)
+        await self_test(target, PRECISION)

@@ -32,6 +32,7 @@ from verifier.vllm_target.core.slot import OutgoingFrame
 from verifier.vllm_target.crossing import FIELD
 from verifier.vllm_target.patches import Stock
 from verifier.vllm_target.serving.ranks import Ranks
+from verifier.vllm_target.serving.selftest import Precision
 
 SHAPELESS: Final = ("model_config", "observability_config", "profiler_config")
 """No text depends on these parts of vLLM's settings, but for OF_MODEL. One contains the model's
@@ -122,6 +123,13 @@ class Engine:
         }
         chosen = {name: _named(getattr(model, name, None)) for name in OF_MODEL}
         return version, digests, str(model.dtype), chosen, envs.VLLM_BATCH_INVARIANT
+
+    @property
+    def precision(self) -> Precision:
+        """Return what the self-test may expect of the model's type, and of vLLM's settings."""
+        most, alternatives = self.model.max_logprobs, Precision().alternatives
+        ulp = 16 * torch.finfo(self.model.dtype).eps  # of a logit from 16 to 32
+        return Precision(2 * ulp, alternatives if most < 0 else min(most, alternatives))
 
     @property
     def alive(self) -> bool:

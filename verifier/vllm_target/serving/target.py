@@ -229,7 +229,7 @@ class VllmTarget(Target):
             return
         wanted = self._self_test or engine.reads_kv
         if conflicts.must_self_test(conflicts.version(), wanted):
-            await self_test(self)
+            await self_test(self, engine.precision)
 
     async def check(self, request: Open, tenant: str | None = None) -> None:
         """See Target.check. A pass that must wait for a draft token is refused as well where
