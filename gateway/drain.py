@@ -54,7 +54,7 @@ def _see(task: asyncio.Task[Result]) -> None:
     if task.cancelled() or isinstance(error := task.exception(), ApiError | None):
         return
     log = structlog.get_logger("gateway")
-    log.error("task_failed", work=task.get_coro().__qualname__, exc_info=error)
+    log.error("task_failed", work=getattr(task.get_coro(), "__qualname__", ""), exc_info=error)
 
 
 @asynccontextmanager

@@ -30,7 +30,7 @@ TRUSTED = {
     "local_models/blobs.py": "a file of this program",
     "local_models/catalogue.py": "the operator's file, or one of this program",
     "local_models/dequantise.py": "files that this program has written",
-    "local_models/hugging_face.py": "files of the operator, or what a confined process has tried",
+    "local_models/hugging_face.py": "files of the operator, or what was tried in confinement",
     "local_models/template.py": "what goes to a confined process, and its answers",
     "local_models/trial.py": "what a confined process gets",
     "verifier/__main__.py": "the operator's command",

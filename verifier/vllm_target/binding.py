@@ -85,7 +85,9 @@ def misfits(vllm: Path, patches: Sequence[Patch]) -> Iterator[str]:
         if not called.search(text := path.read_text("utf-8")):
             continue
         for node in ast.walk(ast.parse(text)):
-            for each in by_name[_names(node.func, 1)] if isinstance(node, ast.Call) else ():
+            if not isinstance(node, ast.Call):
+                continue
+            for each in by_name[_names(node.func, 1)]:
                 if each.refuses(node):
                     place = f"{path.relative_to(vllm)}:{node.lineno}"
                     yield f"{each.target} by {each.by}, called in {place}"
@@ -100,7 +102,7 @@ def _of_patches(vllm: Path, patches: Sequence[Patch]) -> Iterator[Replaced]:
         target = patch.target if patch.name != "forward" else f"{patch.target}_native"
         own = _definition(vllm.parent, target)
         is_method = "." in patch.target.partition(":")[2] and not _is_static(own)
-        passed = patch.form == "around"  # vLLM's own function
+        passed = int(patch.form == "around")  # vLLM's own function
         passed += is_method and not patch.on  # and the instance, which a bound method has
         passed += "." in patch.by.partition(":")[2] or isinstance(definition, ast.ClassDef)
         signature = None if own is None else _signature(own, int(is_method))
