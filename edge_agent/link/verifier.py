@@ -188,7 +188,7 @@ class Verifier(KnownVerifier):
     def answered(self, begun: float, event: Event) -> None:
         """Note an answer to a request that began at `begun`, and its round trip. One that began
         before the verifier was lost does not say that it is back."""
-        if self.is_ready or begun > self._lost_at:
+        if self.is_ready or begun >= self._lost_at:
             self.note(event)
         self.timed(time.monotonic() - begun)
         self._rtt_gauge.set(self.rtt_s)

@@ -190,7 +190,9 @@ def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline() ->
 def test_a_verifier_that_was_restarted_just_now_takes_what_a_draining_one_does_not() -> None:
     world = World(2)
     world.verifiers[0].draining = True
-    world.edge.all[1].note(Event.LOST)  # as it was at the last probe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: 0.0)  # when the world's clock begins
+        world.edge.all[1].note(Event.LOST)  # as it was at the last probe
 
     assert seen(world) == TEXT
 
