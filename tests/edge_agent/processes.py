@@ -74,7 +74,7 @@ def start(name: str = "", port: int | None = None) -> Process:
 
 
 def wait_for(
-    port: int, process: subprocess.Popen[bytes] | None = None, within_s: float = 10
+    port: int, process: subprocess.Popen[bytes] | None = None, within_s: float = 300
 ) -> None:
     """Return once something listens. process: what should, and must not end before."""
     deadline = time.monotonic() + within_s
