@@ -102,6 +102,8 @@ def test_a_step_has_no_more_rows_than_there_is_memory_for(
     limits = SimpleNamespace(max_num_batched_tokens=batched, max_num_seqs=requests)
     scheduler: Any = object.__new__(PicoScheduler)
     scheduler.engine, scheduler.running, scheduler.waiting = None, [], []
+    scheduler.kv_holding_waiting, scheduler.deferred_waiting = [], set()
+    scheduler.max_num_running_reqs = requests
     scheduler.scheduler_config, scheduler._machine = limits, machine
 
     scheduler._offer_drafts(0.0)
