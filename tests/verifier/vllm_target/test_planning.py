@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from speculation.logits import LogitSettings
 from speculation.messages import Draft, Fill, Limits, Open, Sampling
 from tests.verifier.vllm_target.test_plugin import GENERATES
 from verifier.vllm_target.crossing import FIELD, Admission, Choice
+from verifier.vllm_target.patches import stock
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -40,6 +41,8 @@ class Planner:
         small |= {"enable_prefix_caching": False}
         room = {"method": "ngram", "num_speculative_tokens": 8}
         args = EngineArgs(str(folder), speculative_config=room, **small, **options)
+        own = stock(EngineArgs, "create_speculative_config")  # another test may use the plugin
+        args.create_speculative_config = MethodType(own, args)  # type: ignore[method-assign]
         config = args.create_engine_config()
         config.additional_config = Choice("v2", 7).added_to({})
         config.cache_config.num_gpu_blocks = blocks
