@@ -473,10 +473,15 @@ def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
     scheduler._offer_drafts = lambda now: [held]
     scheduler._begin = lambda output, now: {}
     scheduler._slots, scheduler.waiting, counts = {"r": 0}, [], []
+    scheduler.kv_holding_waiting, scheduler.deferred_waiting = [], set()
+    scheduler.max_num_running_reqs, scheduler.max_num_scheduled_tokens = 4, 64
 
     def plan(stock: Any) -> SimpleNamespace:
         counts.append((len(stock.running), stock.get_request_counts()))
-        return SimpleNamespace(total_num_scheduled_tokens=64)
+        read = SimpleNamespace(resumed_req_ids=())
+        return SimpleNamespace(
+            total_num_scheduled_tokens=64, scheduled_cached_reqs=read, scheduled_new_reqs=[]
+        )
 
     monkeypatch.setattr(Stock, "schedule", plan)
     monkeypatch.setattr(Stock, "get_request_counts", lambda stock: (len(stock.running), 0))
