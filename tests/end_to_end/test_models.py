@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -82,8 +83,8 @@ async def client(
         await stack.enter_async_context(app.router.lifespan_context(app))
         client = await stack.enter_async_context(client_of(app))
         client.headers["authorization"] = f"Bearer {keys['both']}"
-        while len((await client.get("/v1/models")).json().get("data", ())) < len(NAMES):
-            pass  # the verifiers do not listen yet
+        while len((await client.get("/v1/models")).json().get("data", ())) < len(NAMES):  # noqa: ASYNC110 - processes
+            await asyncio.sleep(0.02)
         yield client
 
 
