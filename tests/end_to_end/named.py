@@ -11,11 +11,11 @@ from edge_agent.__main__ import app
 _lookup = socket.getaddrinfo
 
 
-def lookup(host: str, *arguments: int) -> list[object]:
+def lookup(host: str, *arguments: int, **more: int) -> list[object]:
     if host != "verifiers":
-        return [*_lookup(host, *arguments)]
+        return [*_lookup(host, *arguments, **more)]
     addresses = Path(os.environ["ADDRESSES"]).read_text().split()
-    return [found for each in addresses for found in _lookup(each, *arguments)]
+    return [found for each in addresses for found in _lookup(each, *arguments, **more)]
 
 
 if __name__ == "__main__":
